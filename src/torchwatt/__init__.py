@@ -1,0 +1,41 @@
+"""torchwatt: where the joules of a PyTorch run go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchwatt.session import Run, profile, scope
+
+__version__ = "0.1.0"
+__all__ = ["Run", "__version__", "profile", "scope"]
+
+# Where each public name lives. Loaded at first use, so that `import torchwatt` costs nothing.
+_HOMES = {"Run": "torchwatt.session", "profile": "torchwatt.session", "scope": "torchwatt.session"}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'torchwatt' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Register `%energy` and `%%energy`; called by `%load_ext torchwatt`."""
+    from torchwatt.notebook.magic import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Remove the magics; called by `%unload_ext torchwatt`."""
+    from torchwatt.notebook.magic import unload
+
+    unload(shell)

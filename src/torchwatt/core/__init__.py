@@ -1,0 +1,1 @@
+"""Immutable values that pass between rooms; standard library and numpy only."""

@@ -1,0 +1,65 @@
+"""Books: every joule of a domain on exactly one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import fsum, isclose
+
+from torchwatt.core.errors import LedgerError
+from torchwatt.core.terms import Domain, Method, Phase, Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one slot used in one domain; intervals are 90 %, None is unknown, never 0."""
+
+    domain: Domain
+    fqn: str
+    phase: Phase
+    energy_self_j: float
+    energy_self_lo_j: float | None
+    energy_self_hi_j: float | None
+    energy_static_j: float | None
+    energy_dynamic_j: float | None
+    time_self_s: float
+    calls: int
+    method: Method
+    provenance: Provenance
+    carried_share: float = 0.0  # part of time_self_s that was carried over from traced windows
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """The entries of one domain; they add up to its meter, or constructing it raises."""
+
+    domain: Domain
+    energy_j: float
+    entries: tuple[Entry, ...]
+    method: Method
+    provenance: Provenance
+    known_s: float  # how long the meter was known
+    window_s: float  # how long the run was
+    energy_u_j: float | None = None
+    static_w: float | None = None
+    cross_check_j: float | None = None
+    sentence: str = ""  # how this domain was known, in one sentence
+
+    def __post_init__(self) -> None:
+        booked_j = fsum(entry.energy_self_j for entry in self.entries)
+        if not isclose(booked_j, self.energy_j, rel_tol=1e-9, abs_tol=1e-9):
+            raise LedgerError(
+                f"{self.domain}: entries add up to {booked_j!r} J, the meter says {self.energy_j!r} J"
+            )
+        if any(entry.domain != self.domain for entry in self.entries):
+            raise LedgerError(f"{self.domain}: holds entries of another domain")
+
+    @property
+    def coverage(self) -> float:
+        """Return the part of the run for which the meter was known."""
+        return min(self.known_s / self.window_s, 1.0) if self.window_s > 0 else 1.0
+
+
+def total_self_j(entries: Iterable[Entry]) -> float:
+    """Add up self energies, independent of their order."""
+    return fsum(entry.energy_self_j for entry in entries)

@@ -1,0 +1,160 @@
+"""Meters and what they said: channels, series of readings, events, a whole recording."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchwatt.core.terms import Domain, Provenance
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+Quantity = Literal["counter", "power", "gauge"]
+Severity = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """A domain, or a whole source, that cannot be metered here, why, and what would help."""
+
+    domain: str
+    reason: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something worth telling: `t_ns` monotonic, `code` stable, `subject` a domain, layer or the run."""
+
+    t_ns: int
+    severity: Severity
+    code: str
+    subject: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One thing that can be read about a domain.
+
+    A counter's raw reading times `scale` is joules since an unknown origin, modulo `modulus` raw units
+    (None: it never wraps). A power's raw times `scale` is watts. A gauge's raw times `scale` is in `unit`.
+    """
+
+    domain: Domain
+    name: str  # "energy", "power", or a gauge: "utilization", "memory", "temperature", "process_cpu", ...
+    quantity: Quantity
+    unit: str  # UCUM: "J", "W", "1", "By", "Cel", "s"
+    scale: float
+    period_ns: int
+    sensor: (
+        str  # AUDIT vocabulary: nvml_energy_counter, nvml_power_instant, nvml_power, rapl, tdp_model, replay
+    )
+    modulus: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Name the channel uniquely within a recording: `gpu:0/energy`."""
+        return f"{self.domain}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """One domain's meter.
+
+    `scope` says whose joules it counts: "device" everyone's on the device, "process" this process's share.
+    `accuracy_rel` is the systematic band (lo, hi) of the sensor as a factor, such as (-0.05, 0.05): common to
+    every joule of the domain, so it is reported once and never per layer.
+    """
+
+    domain: Domain
+    channels: tuple[Channel, ...]
+    provenance: Provenance  # "measured" or "modelled"
+    scope: Literal["device", "process"]
+    model: str
+    vendor: str = ""
+    accuracy_rel: tuple[float, float] | None = None
+    accuracy_source: str = ""
+    shared: bool = False  # other users' joules are known to be inside
+    notes: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()  # uuid, driver, power_limit_w, ...
+
+    def channel(self, quantity: Quantity) -> Channel | None:
+        """Return the first channel of that quantity."""
+        return next((c for c in self.channels if c.quantity == quantity), None)
+
+    def fact(self, name: str) -> str | None:
+        """Return one of the device's facts."""
+        return dict(self.facts).get(name)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Series:
+    """Readings of one channel in time order.
+
+    `t_ns` is the monotonic clock half-way through each read, `raw` the sensor's own unit (integers below
+    2**53 are exact), `late_ns` how long the read took.
+    """
+
+    channel: Channel
+    t_ns: IntArray
+    raw: FloatArray
+    late_ns: IntArray
+
+    def __len__(self) -> int:
+        return len(self.t_ns)
+
+    def between(self, start_ns: int, end_ns: int) -> Series:
+        """Return the readings with `start_ns <= t_ns <= end_ns`."""
+        lo, hi = np.searchsorted(self.t_ns, [start_ns, end_ns + 1])
+        return replace(self, t_ns=self.t_ns[lo:hi], raw=self.raw[lo:hi], late_ns=self.late_ns[lo:hi])
+
+
+def series(channel: Channel, readings: list[tuple[int, float]]) -> Series:
+    """Make a series from (t_ns, raw) pairs; for tests and small recordings."""
+    t = np.array([r[0] for r in readings], dtype=np.int64)
+    return Series(channel, t, np.array([r[1] for r in readings], dtype=np.float64), np.zeros_like(t))
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerStats:
+    """What sampling itself did: who ran it, what it cost, what it missed."""
+
+    mode: Literal["process", "thread", "replay", "none"] = "none"
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    reads: Mapping[str, int] = field(default_factory=dict)  # by channel key
+    missed: Mapping[str, int] = field(default_factory=dict)
+    call_s: Mapping[str, float] = field(default_factory=dict)  # cost of one read, measured at start
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """Everything the sensors said during a session; the value that passes to attribution.
+
+    `anchors` are (monotonic_ns, realtime_ns) pairs, taken at the start, at the end and in between.
+    """
+
+    meters: tuple[Meter, ...]
+    series: tuple[Series, ...]
+    unavailable: tuple[Unavailable, ...] = ()
+    events: tuple[Event, ...] = ()
+    anchors: tuple[tuple[int, int], ...] = ()
+    stats: SamplerStats = field(default_factory=SamplerStats)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def get(self, key: str) -> Series | None:
+        """Return the series of a channel key such as `gpu:0/energy`."""
+        return next((s for s in self.series if s.channel.key == key), None)
+
+    def between(self, start_ns: int, end_ns: int) -> Recording:
+        """Return the readings and events of a window, both ends included."""
+        return replace(
+            self,
+            series=tuple(s.between(start_ns, end_ns) for s in self.series),
+            events=tuple(e for e in self.events if start_ns <= e.t_ns <= end_ns),
+        )

@@ -1,0 +1,89 @@
+"""Everything a run found out: the value that views and files are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import fsum
+from typing import Literal
+
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.factor import Factor, Impact
+from torchwatt.core.ledger import Ledger
+from torchwatt.core.meter import Event, Meter, SamplerStats, Unavailable
+from torchwatt.core.terms import Provenance, weakest
+from torchwatt.core.trace import ModuleInfo
+
+Status = Literal["running", "complete", "partial", "aborted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step: `energy_j` by domain name, as far as that meter was known."""
+
+    index: int
+    start_ns: int
+    end_ns: int
+    energy_j: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A session nested in this one: a part of its joules, never added to them."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    energy_j: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """One finished (or running) session. Times are monotonic; `start_unix_ns` places it in the world."""
+
+    run_id: str
+    name: str
+    status: Status
+    start_ns: int
+    end_ns: int
+    start_unix_ns: int
+    ledgers: tuple[Ledger, ...]
+    curves: tuple[EnergyCurve, ...]
+    meters: tuple[Meter, ...]
+    unavailable: tuple[Unavailable, ...] = ()
+    events: tuple[Event, ...] = ()
+    steps: tuple[Step, ...] = ()
+    windows: tuple[Window, ...] = ()
+    modules: tuple[ModuleInfo, ...] = ()
+    units: Mapping[str, float] = field(default_factory=dict)  # counted by the user: {"image": 1797.0}
+    factors: tuple[Factor, ...] = ()
+    impacts: tuple[Impact, ...] = ()
+    sampler: SamplerStats = field(default_factory=SamplerStats)
+    tracing_cost_s: float | None = None
+    exit_reason: str = ""
+    software: Mapping[str, str] = field(default_factory=dict)  # torchwatt, python, torch, os, ...
+    carbon_hint: str = ""  # how to get grams, where there are none
+
+    @property
+    def duration_s(self) -> float:
+        """Return the wall time of the run."""
+        return (self.end_ns - self.start_ns) / 1e9
+
+    @property
+    def energy_j(self) -> float | None:
+        """Return the joules of all metered domains; None where nothing was metered."""
+        return fsum(ledger.energy_j for ledger in self.ledgers) if self.ledgers else None
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Return the weakest provenance among the domains of the total."""
+        return weakest(*(ledger.provenance for ledger in self.ledgers)) if self.ledgers else None
+
+    @property
+    def carbon_g(self) -> float | None:
+        """Return the run's grams of CO2e, None without a region."""
+        return next((i.value for i in self.impacts if i.subject == "run" and i.criterion == "gwp"), None)
+
+    def meter(self, domain: str) -> Meter | None:
+        """Return the meter of a domain by name."""
+        return next((m for m in self.meters if str(m.domain) == domain), None)

@@ -1,0 +1,55 @@
+"""The vocabulary: domains, phases, reserved names, provenance, methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Phase = Literal["forward", "backward", "optimizer", "data", "transfer", "communication", "other"]
+Method = Literal["counter", "power_integral", "load_model", "fit", "time_share", "replay"]
+Provenance = Literal["measured", "derived", "apportioned", "sourced", "modelled", "declared", "assumed"]
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
+METHODS: tuple[Method, ...] = get_args(Method)
+# From best known to least known; a result is never better known than its inputs.
+PROVENANCES: tuple[Provenance, ...] = get_args(Provenance)
+
+IDLE = "(idle)"  # nothing ran
+UNATTRIBUTED = "(unattributed)"  # work that no module claims
+OUTSIDE = "(outside)"  # before the first and after the last span
+OPTIMIZER = "(optimizer)"
+DATA = "(data)"
+TRANSFER = "(transfer)"
+COMMUNICATION = "(communication)"
+ROOT = "(root)"  # what the model itself does outside its children
+RESERVED = (IDLE, UNATTRIBUTED, OUTSIDE, OPTIMIZER, DATA, TRANSFER, COMMUNICATION)
+
+
+def weakest(*inputs: Provenance) -> Provenance:
+    """Return the least known of several provenances."""
+    return max(inputs, key=PROVENANCES.index)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Domain:
+    """What one meter covers: `gpu:0`, `cpu:0` a package, `dram:0`, `cpu` and `ram` modelled."""
+
+    kind: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.index is None else f"{self.kind}:{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> Domain:
+        """Read back what `str` wrote."""
+        kind, _, index = text.partition(":")
+        return cls(kind, int(index) if index else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What a joule can be booked to: a module (or a reserved name) in a phase."""
+
+    fqn: str
+    phase: Phase

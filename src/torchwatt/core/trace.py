@@ -1,0 +1,90 @@
+"""Who ran when: spans of modules, optimizer, data and scopes, and the steps they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchwatt.core.errors import TraceError
+from torchwatt.core.meter import Event, IntArray
+from torchwatt.core.terms import Phase, Slot
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One interval of work on one thread; the readable form, for tests and small traces."""
+
+    fqn: str
+    phase: Phase
+    start_ns: int
+    end_ns: int
+    thread: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleInfo:
+    """One module as the trace knows it: name, class, size; `aliases` are its other names (shared modules)."""
+
+    fqn: str
+    class_name: str
+    params: int = 0
+    param_bytes: int = 0
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """Spans as columns of equal length, in any order.
+
+    Spans of one thread are nested or apart; the innermost one owns the time. `filled` marks spans that were not
+    traced themselves but carried over from a traced window (stretched to this step's duration). `calls` is how many
+    calls a span stands for: 1, or 0 for a fragment of a call. `carry_rel_sd` maps a slot index to the relative standard deviation of
+    its share between windows, which is the uncertainty of carrying it over.
+    """
+
+    slots: tuple[Slot, ...]
+    slot: IntArray
+    start_ns: IntArray
+    end_ns: IntArray
+    thread: IntArray
+    filled: NDArray[np.bool_]
+    calls: IntArray
+    steps: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns)
+    modules: tuple[ModuleInfo, ...] = ()
+    carry_rel_sd: Mapping[int, float] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+    cost_s: float = 0.0  # what tracing itself cost the user's thread, measured and extrapolated
+    windows: int = 0  # how many backward windows were traced
+
+    def __post_init__(self) -> None:
+        columns = (self.start_ns, self.end_ns, self.thread, self.filled, self.calls)
+        if any(len(column) != len(self.slot) for column in columns):
+            raise TraceError("columns of a trace differ in length")
+        if np.any(self.end_ns < self.start_ns):
+            raise TraceError("a span ends before it starts")
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+
+def trace_from_spans(spans: Sequence[Span], *, steps: Sequence[tuple[int, int]] = ()) -> Trace:
+    """Make a trace from readable spans."""
+    slots = tuple(dict.fromkeys(Slot(s.fqn, s.phase) for s in spans))
+    index = {slot: i for i, slot in enumerate(slots)}
+    n = len(spans)
+    return Trace(
+        slots=slots,
+        slot=np.array([index[Slot(s.fqn, s.phase)] for s in spans], dtype=np.int64),
+        start_ns=np.array([s.start_ns for s in spans], dtype=np.int64),
+        end_ns=np.array([s.end_ns for s in spans], dtype=np.int64),
+        thread=np.array([s.thread for s in spans], dtype=np.int64),
+        filled=np.zeros(n, dtype=np.bool_),
+        calls=np.ones(n, dtype=np.int64),
+        steps=tuple(steps),
+    )
+
+
+EMPTY_TRACE = trace_from_spans(())

@@ -1,0 +1,19 @@
+"""Every unit conversion of the project; exact constants."""
+
+J_PER_KWH = 3.6e6
+NS_PER_S = 1_000_000_000
+
+
+def kwh_from_j(energy_j: float) -> float:
+    """Convert joules to kilowatt-hours."""
+    return energy_j / J_PER_KWH
+
+
+def s_from_ns(duration_ns: float) -> float:
+    """Convert nanoseconds to seconds."""
+    return duration_ns / NS_PER_S
+
+
+def ns_from_s(duration_s: float) -> int:
+    """Convert seconds to whole nanoseconds."""
+    return round(duration_s * NS_PER_S)

@@ -16,8 +16,9 @@ from torchwatt.core.units import NS_PER_S
 class EnergyCurve:
     """Joules since the first point, linear between points, never decreasing.
 
-    `t_ns` is strictly increasing and has at least two points. `u_j` is the standard uncertainty of the difference
-    between any two points that comes from reading the meter (resolution and timing), not from its gain.
+    `t_ns` is strictly increasing and has at least two points. `u_j` is the standard uncertainty of the
+    difference between any two points that comes from reading the meter (resolution and timing), not from
+    its gain.
     """
 
     domain: Domain
@@ -51,7 +52,7 @@ class EnergyCurve:
 
     def at(self, t_ns: IntArray | int) -> FloatArray:
         """Return cumulative joules at instants; flat outside the known range."""
-        return np.interp(np.asarray(t_ns), self.t_ns, self.energy_j)
+        return np.asarray(np.interp(np.asarray(t_ns), self.t_ns, self.energy_j), dtype=np.float64)
 
     def between(self, start_ns: int, end_ns: int) -> float:
         """Return the joules between two instants, as far as they are known."""
@@ -78,4 +79,4 @@ class EnergyCurve:
 
     def power_w(self) -> FloatArray:
         """Return the mean power between neighbouring points."""
-        return np.diff(self.energy_j) / (np.diff(self.t_ns) / NS_PER_S)
+        return np.asarray(np.diff(self.energy_j) / (np.diff(self.t_ns) / NS_PER_S), dtype=np.float64)

@@ -39,10 +39,10 @@ class ModuleInfo:
 class Trace:
     """Spans as columns of equal length, in any order.
 
-    Spans of one thread are nested or apart; the innermost one owns the time. `filled` marks spans that were not
-    traced themselves but carried over from a traced window (stretched to this step's duration). `calls` is how many
-    calls a span stands for: 1, or 0 for a fragment of a call. `carry_rel_sd` maps a slot index to the relative standard deviation of
-    its share between windows, which is the uncertainty of carrying it over.
+    Spans of one thread are nested or apart; the innermost one owns the time. `filled` marks spans that were
+    not traced themselves but carried over from a traced window (stretched to this step's duration). `calls`
+    is how many calls a span stands for: 1, or 0 for a fragment of a call. `carry_rel_sd` maps a slot index to
+    the relative standard deviation of its share between windows: the uncertainty of carrying it over.
     """
 
     slots: tuple[Slot, ...]

@@ -44,13 +44,15 @@ class Ledger:
     static_w: float | None = None
     cross_check_j: float | None = None
     sentence: str = ""  # how this domain was known, in one sentence
+    counter_start_raw: int | None = None  # the counter's own readings at both ends, for re-computation
+    counter_end_raw: int | None = None
+    counter_unit_j: float | None = None
+    counter_wraps: int | None = None
 
     def __post_init__(self) -> None:
         booked_j = fsum(entry.energy_self_j for entry in self.entries)
         if not isclose(booked_j, self.energy_j, rel_tol=1e-9, abs_tol=1e-9):
-            raise LedgerError(
-                f"{self.domain}: entries add up to {booked_j!r} J, the meter says {self.energy_j!r} J"
-            )
+            raise LedgerError(f"{self.domain}: entries add up to {booked_j!r} J, the meter says {self.energy_j!r} J")
         if any(entry.domain != self.domain for entry in self.entries):
             raise LedgerError(f"{self.domain}: holds entries of another domain")
 

@@ -51,9 +51,7 @@ class Channel:
     unit: str  # UCUM: "J", "W", "1", "By", "Cel", "s"
     scale: float
     period_ns: int
-    sensor: (
-        str  # AUDIT vocabulary: nvml_energy_counter, nvml_power_instant, nvml_power, rapl, tdp_model, replay
-    )
+    sensor: str  # AUDIT vocabulary: nvml_energy_counter, nvml_power_instant, nvml_power, rapl, tdp_model, replay
     modulus: int | None = None
 
     @property

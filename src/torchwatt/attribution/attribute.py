@@ -1,0 +1,172 @@
+"""The join: a recording and a trace become one ledger for each domain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from torchwatt.attribution.apportion import Z90
+from torchwatt.attribution.curves import Metered, metered
+from torchwatt.attribution.power import integrate, usable
+from torchwatt.attribution.sentence import how_known
+from torchwatt.attribution.split import Split, split
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.meter import Event, Recording, Unavailable
+from torchwatt.core.terms import UNATTRIBUTED
+from torchwatt.core.trace import Trace
+from torchwatt.core.units import NS_PER_S
+
+PROCESS_CPU = "process/process_cpu"
+# Host spans say when the CPU worked. A GPU runs its kernels later: without a device timeline its joules have no layer.
+HOST_KINDS = frozenset({"cpu", "dram", "ram"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attribution:
+    """Ledgers and curves of the domains that were metered, and what was learnt on the way."""
+
+    ledgers: tuple[Ledger, ...]
+    curves: tuple[EnergyCurve, ...]
+    unavailable: tuple[Unavailable, ...]
+    events: tuple[Event, ...]
+
+
+def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int) -> Attribution:
+    """Book the window's joules of every meter to the slots of the trace.
+
+    Readings before `start_ns` are the quiet baseline and those after `end_ns` let slow counters publish; neither is
+    booked.
+    """
+    ledgers: list[Ledger] = []
+    curves: list[EnergyCurve] = []
+    unavailable: list[Unavailable] = []
+    events: list[Event] = []
+    for meter in recording.meters:
+        found = metered(meter, recording)
+        if isinstance(found, Unavailable):
+            unavailable.append(found)
+            continue
+        events += found.events
+        curve = _window(found, start_ns, end_ns)
+        if curve is None:
+            unavailable.append(Unavailable(str(meter.domain), "no reading inside the run"))
+            continue
+        curves.append(curve)
+        blank = _blank(found, curve, recording, start_ns, end_ns)
+        if meter.domain.kind in HOST_KINDS:
+            ledgers.append(_host_ledger(found, blank, split(curve, trace, recording.get(PROCESS_CPU))))
+        else:
+            ledgers.append(_device_ledger(found, blank, curve))
+            events += _no_device_timeline(found, curve, trace)
+    return Attribution(tuple(ledgers), tuple(curves), tuple(unavailable), tuple(events))
+
+
+def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
+    """Cut the curve to the run.
+
+    A counter that keeps up with its polls is cut at its first and last reading inside the run, so that its joules
+    are the difference of two readings that an auditor can look up; anything else is cut at the run's own ends.
+    """
+    curve = found.curve
+    inside = curve.t_ns[(curve.t_ns >= start_ns) & (curve.t_ns <= end_ns)]
+    if curve.method == "counter" and not found.coarse and len(inside) >= 2:
+        return curve.clip(int(inside[0]), int(inside[-1]))
+    return curve.clip(start_ns, end_ns)
+
+
+def _blank(found: Metered, curve: EnergyCurve, recording: Recording, start_ns: int, end_ns: int) -> Ledger:
+    """Make the ledger's head: everything but its entries."""
+    known_ns = curve.end_ns - curve.start_ns - found.unknown_between(curve.start_ns, curve.end_ns)
+    head = Ledger(
+        domain=found.meter.domain,
+        energy_j=0.0,
+        entries=(),
+        method=curve.method,
+        provenance=curve.provenance,
+        known_s=known_ns / NS_PER_S,
+        window_s=(end_ns - start_ns) / NS_PER_S,
+        energy_u_j=curve.u_j,
+        static_w=_static_w(found, start_ns),
+        cross_check_j=_cross_check_j(curve, recording, found),
+    )
+    return _with_counter(head, recording, found, curve)
+
+
+def _host_ledger(found: Metered, blank: Ledger, host: Split) -> Ledger:
+    ledger = replace(blank, energy_j=host.curve.total_j, entries=host.entries(blank.static_w))
+    return replace(ledger, sentence=how_known(found, ledger, host.fit))
+
+
+def _device_ledger(found: Metered, blank: Ledger, curve: EnergyCurve) -> Ledger:
+    ledger = replace(blank, energy_j=curve.total_j, entries=(_whole(found, curve, blank.static_w),))
+    return replace(ledger, sentence=how_known(found, ledger, None))
+
+
+def _whole(found: Metered, curve: EnergyCurve, static_w: float | None) -> Entry:
+    """Book a domain without a timeline of its own to one row, as measured."""
+    known_s = (curve.end_ns - curve.start_ns) / NS_PER_S
+    static_j = min(static_w * known_s, curve.total_j) if static_w is not None else None
+    half = Z90 * curve.u_j
+    return Entry(
+        curve.domain,
+        UNATTRIBUTED,
+        "other",
+        curve.total_j,
+        max(curve.total_j - half, 0.0),
+        curve.total_j + half,
+        static_j,
+        curve.total_j - static_j if static_j is not None else None,
+        known_s,
+        0,
+        curve.method,
+        found.meter.provenance,
+    )
+
+
+def _no_device_timeline(found: Metered, curve: EnergyCurve, trace: Trace) -> list[Event]:
+    if len(trace) == 0:
+        return []
+    message = (
+        "the device's joules are booked to (unattributed): which layer's kernels ran when is not known from the host's "
+        "spans alone"
+    )
+    return [Event(curve.start_ns, "info", "NO_DEVICE_TIMELINE", str(found.meter.domain), message)]
+
+
+def _static_w(found: Metered, start_ns: int) -> float | None:
+    """Return the mean power of the quiet baseline before the run, if there was one of at least 0.1 s."""
+    curve = found.curve
+    before = curve.clip(curve.start_ns, start_ns) if curve.start_ns < start_ns else None
+    if before is None or found.meter.provenance != "measured" or before.end_ns - before.start_ns < NS_PER_S // 10:
+        return None
+    return before.total_j / ((before.end_ns - before.start_ns) / NS_PER_S)
+
+
+def _with_counter(head: Ledger, recording: Recording, found: Metered, curve: EnergyCurve) -> Ledger:
+    """Add the counter's own readings at both ends, so that the joules can be worked out again by hand."""
+    channel = found.meter.channel("counter")
+    series = recording.get(channel.key) if channel is not None else None
+    inside = series.between(curve.start_ns, curve.end_ns) if series is not None else ()
+    if channel is None or series is None or len(inside) < 2:
+        return head
+    raw = series.between(curve.start_ns, curve.end_ns).raw
+    return replace(
+        head,
+        counter_start_raw=int(raw[0]),
+        counter_end_raw=int(raw[-1]),
+        counter_unit_j=channel.scale,
+        counter_wraps=found.wraps_between(curve.start_ns, curve.end_ns),
+    )
+
+
+def _cross_check_j(curve: EnergyCurve, recording: Recording, found: Metered) -> float | None:
+    """Integrate the power sensor over the same window as the counter."""
+    channel = found.meter.channel("power")
+    series = recording.get(channel.key) if channel is not None else None
+    if curve.cross_check_j is None or series is None:
+        return None
+    t_ns, energy_j, _ = integrate(usable(series))
+    lo, hi = np.interp([curve.start_ns, curve.end_ns], t_ns, energy_j)
+    return float(hi - lo)

@@ -1,0 +1,157 @@
+"""Energy from a cumulative counter: unwrapped, with resets and frozen stretches bridged and said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchwatt.core.meter import Event, FloatArray, IntArray, Series
+from torchwatt.core.units import NS_PER_S
+
+# No package or card draws more: a difference that would need it is a reset, not a wrap.
+PLAUSIBLE_W = 20_000.0
+# A counter that stands still this long while the power sensor shows work is frozen, not slow.
+FROZEN_NS = NS_PER_S
+# A counter that publishes less often than this (NVML: 20-100 ms; RAPL: 1 ms) is read between its publications.
+COARSE_NS = 18_000_000
+COARSE_SHARE = 0.3  # and this part of the readings repeats the one before
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unwrapped:
+    """Cumulative joules at the readings; `bridged_j` is the part that came from integrated power instead."""
+
+    t_ns: IntArray
+    energy_j: FloatArray
+    wrap_ns: tuple[int, ...]
+    coarse: bool
+    bridged_j: float
+    u_j: float
+    events: tuple[Event, ...]
+
+
+def unwrap(series: Series, power_j: tuple[IntArray, FloatArray] | None) -> Unwrapped:
+    """Turn counter readings into cumulative joules.
+
+    A decrease is a wrap if the counter has a modulus and the difference is physically possible; otherwise it
+    is a reset (driver reload, suspend), and the joules of that one interval are taken from the integrated
+    power, or held at the neighbouring power where there is no power sensor. A counter that stands still for a
+    second while the power sensor shows work is frozen and bridged the same way.
+
+    Args:
+        series: At least two readings in time order, polled often enough to wrap at most once in between.
+        power_j: Times and cumulative joules of the same domain's power sensor, if it has one.
+    """
+    t_ns, raw = _strictly_later(series)
+    step = np.diff(raw)
+    dt_s = np.diff(t_ns) / NS_PER_S
+    wrapped = np.zeros(len(step), dtype=np.bool_)
+    if series.channel.modulus is not None:
+        lifted = step + series.channel.modulus
+        wrapped = (step < 0) & (lifted * series.channel.scale <= PLAUSIBLE_W * np.maximum(dt_s, 1e-3))
+        step = np.where(wrapped, lifted, step)
+    reset = step < 0
+    step_j = step * series.channel.scale
+    events = [
+        _event(series, int(t), "COUNTER_WRAP", "info", "the counter wrapped and was unwrapped")
+        for t in t_ns[1:][wrapped]
+    ]
+    bridge_j = _bridge(t_ns, step_j, reset, power_j)
+    events += [
+        _reset_event(series, int(t_ns[i + 1]), float(bridge_j[i]), has_power=power_j is not None)
+        for i in np.flatnonzero(reset)
+    ]
+    step_j = np.where(reset, bridge_j, step_j)
+    frozen, frozen_events = _frozen(series, t_ns, step_j, power_j)
+    step_j = np.where(frozen > 0, step_j + frozen, step_j)
+    energy_j = np.concatenate(([0.0], np.cumsum(step_j)))
+    t_out, e_out, u_j, coarse = _publications(t_ns, energy_j, step_j)
+    bridged_j = float(bridge_j[reset].sum() + frozen.sum())
+    wrap_ns = tuple(int(t) for t in t_ns[1:][wrapped])
+    return Unwrapped(t_out, e_out, wrap_ns, coarse, bridged_j, u_j, (*events, *frozen_events))
+
+
+def _strictly_later(series: Series) -> tuple[IntArray, FloatArray]:
+    keep = np.concatenate(([True], np.diff(series.t_ns) > 0))
+    return series.t_ns[keep], series.raw[keep]
+
+
+def _bridge(
+    t_ns: IntArray, step_j: FloatArray, bad: np.ndarray, power_j: tuple[IntArray, FloatArray] | None
+) -> FloatArray:
+    """Estimate the joules of bad intervals: integrated power, else the mean power of the good ones."""
+    if power_j is not None:
+        return np.asarray(np.diff(np.interp(t_ns, *power_j)), dtype=np.float64)
+    dt_s = np.diff(t_ns) / NS_PER_S
+    good_s = dt_s[~bad].sum()
+    mean_w = step_j[~bad].sum() / good_s if good_s > 0 else 0.0
+    return np.asarray(mean_w * dt_s, dtype=np.float64)
+
+
+def _frozen(
+    series: Series, t_ns: IntArray, step_j: FloatArray, power_j: tuple[IntArray, FloatArray] | None
+) -> tuple[FloatArray, list[Event]]:
+    """Find stretches without a step but with work on the power sensor; return joules to add to each interval."""
+    add_j = np.zeros_like(step_j)
+    events: list[Event] = []
+    if power_j is None:
+        return add_j, events
+    integral = np.interp(t_ns, *power_j)
+    changes = np.flatnonzero(step_j > 0)
+    # Stretch i lies between two changes; the first and the last reach to the ends of the readings.
+    starts = np.concatenate(([0], changes + 1))
+    ends = np.concatenate((changes, [len(step_j)]))
+    typical_ns = np.median(np.diff(t_ns[changes + 1])) if len(changes) > 2 else 0.0
+    for first, last in zip(starts, ends, strict=True):
+        length_ns = t_ns[last] - t_ns[first]
+        missed_j = integral[last] - integral[first]
+        caught_up_j = step_j[last] if last < len(step_j) else 0.0
+        if length_ns < max(FROZEN_NS, 10 * typical_ns) or missed_j - caught_up_j < 0.5 * missed_j:
+            continue
+        add_j[first:last] = np.diff(integral[first : last + 1])
+        message = (
+            f"the counter stood still for {length_ns / NS_PER_S:.2f} s while the power sensor showed "
+            f"{missed_j:.1f} J; that stretch is taken from the integrated power"
+        )
+        events.append(_event(series, int(t_ns[first]), "COUNTER_FROZEN", "warning", message))
+    return add_j, events
+
+
+def _publications(t_ns: IntArray, energy_j: FloatArray, step_j: FloatArray) -> tuple[IntArray, FloatArray, float, bool]:
+    """Keep the publications of a counter that is polled faster than it publishes.
+
+    A changed value was published somewhere between the poll before and this one: half-way is taken. Between
+    publications the curve is a straight line; before the first and after the last it goes on at the mean
+    power of the neighbouring publication interval. The standard uncertainty is that of two ends, each uniform
+    within a publication: E_pub / sqrt(12) * sqrt(2).
+    """
+    changed = step_j > 0
+    # A run's edge is read microseconds after a poll: a few repeated readings alone do not make a counter coarse.
+    apart_ns = float(np.median(np.diff(t_ns[1:][changed]))) if changed.sum() >= 3 else 0.0
+    coarse = apart_ns > COARSE_NS and float((~changed).mean()) > COARSE_SHARE
+    typical_j = float(np.median(step_j[changed])) if changed.any() else 0.0
+    u_j = typical_j / np.sqrt(6.0)
+    if not coarse:
+        return t_ns, energy_j, u_j, False
+    at = np.flatnonzero(changed)
+    t_pub = (t_ns[at] + t_ns[at + 1]) // 2
+    e_pub = energy_j[at + 1]
+    head_w = (e_pub[1] - e_pub[0]) / (t_pub[1] - t_pub[0])
+    tail_w = (e_pub[-1] - e_pub[-2]) / (t_pub[-1] - t_pub[-2])
+    head_j = e_pub[0] - head_w * (t_pub[0] - t_ns[0])
+    tail_j = e_pub[-1] + tail_w * (t_ns[-1] - t_pub[-1])
+    t_all = np.concatenate(([t_ns[0]], t_pub, [t_ns[-1]]))
+    e_all = np.concatenate(([head_j], e_pub, [tail_j]))
+    keep = np.concatenate(([True], np.diff(t_all) > 0))
+    return t_all[keep], e_all[keep] - e_all[0], u_j, True
+
+
+def _event(series: Series, t_ns: int, code: str, severity: str, message: str) -> Event:
+    return Event(t_ns, "info" if severity == "info" else "warning", code, str(series.channel.domain), message)
+
+
+def _reset_event(series: Series, t_ns: int, bridge_j: float, *, has_power: bool) -> Event:
+    how = "the integrated power" if has_power else "the mean power around it"
+    message = f"the counter went backwards; {bridge_j:.3g} J of that interval are taken from {how}"
+    return _event(series, t_ns, "COUNTER_RESET", "warning", message)

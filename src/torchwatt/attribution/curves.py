@@ -1,0 +1,135 @@
+"""From a recording to one energy curve per domain, with the counter checked against the integrated power."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchwatt.attribution.counter import unwrap
+from torchwatt.attribution.power import Integral, integrate, usable
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.meter import Event, Meter, Recording, Series, Unavailable
+from torchwatt.core.terms import Method
+from torchwatt.core.units import NS_PER_S
+
+# ATTRIBUTION guard (d): counter against integrated power, over at least five seconds.
+CROSS_CHECK_REL = 0.05
+CROSS_CHECK_NS = 5 * NS_PER_S
+FROZEN_POWER_NS = 3 * NS_PER_S
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metered:
+    """A domain's curve over everything that was recorded, and what had to be said about it."""
+
+    meter: Meter
+    curve: EnergyCurve
+    events: tuple[Event, ...]
+    coarse: bool = False  # the counter publishes slower than it was polled
+    wrap_ns: tuple[int, ...] = ()
+    silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) without any reading: energy unknown
+
+    def wraps_between(self, start_ns: int, end_ns: int) -> int:
+        """Return how often the counter wrapped in a window."""
+        return sum(start_ns < t <= end_ns for t in self.wrap_ns)
+
+    def unknown_between(self, start_ns: int, end_ns: int) -> int:
+        """Return the nanoseconds of a window for which the energy is unknown."""
+        return sum(max(min(hi, end_ns) - max(lo, start_ns), 0) for lo, hi in self.silent)
+
+
+def metered(meter: Meter, recording: Recording) -> Metered | Unavailable:
+    """Build the curve of one meter: its counter where it has one, else its integrated power."""
+    power = _series(recording, meter, "power")
+    counter = _series(recording, meter, "counter")
+    integral = integrate(power) if power is not None else None
+    if counter is not None:
+        return _from_counter(meter, counter, power, integral)
+    if integral is None or power is None:
+        return Unavailable(str(meter.domain), "the meter was found but gave fewer than two readings")
+    t_ns, energy_j, silent = integral
+    events = [*_gap_events(meter, silent), *_frozen_power(meter, power)]
+    method: Method = "load_model" if meter.provenance == "modelled" else "power_integral"
+    # Two ends, each off by at most half a reading interval at the mean power.
+    u_j = float(np.median(np.diff(energy_j))) / np.sqrt(6.0)
+    curve = EnergyCurve(meter.domain, t_ns, energy_j, method, meter.provenance, u_j)
+    return Metered(meter, curve, tuple(events), silent=silent)
+
+
+def _series(recording: Recording, meter: Meter, quantity: str) -> Series | None:
+    for channel in meter.channels:
+        found = recording.get(channel.key) if channel.quantity == quantity else None
+        if found is None:
+            continue
+        found = usable(found) if quantity == "power" else found
+        keep = np.concatenate(([True], np.diff(found.t_ns) > 0))[: len(found)]
+        found = Series(found.channel, found.t_ns[keep], found.raw[keep], found.late_ns[keep])
+        if len(found) >= 2:
+            return found
+    return None
+
+
+def _from_counter(meter: Meter, counter: Series, power: Series | None, integral: Integral | None) -> Metered:
+    power_j = integral[:2] if integral is not None else None
+    found = unwrap(counter, power_j)
+    # A run that leans on integrated power for more than half of its joules is not known by its counter.
+    leaning = found.bridged_j > 0.5 * max(float(found.energy_j[-1]), 1e-12)
+    cross_j = float(np.diff(np.interp(found.t_ns[[0, -1]], *power_j))[0]) if power_j is not None else None
+    method: Method = "power_integral" if leaning and power_j is not None else "counter"
+    curve = EnergyCurve(
+        meter.domain, found.t_ns, found.energy_j, method, meter.provenance, found.u_j, cross_check_j=cross_j
+    )
+    events = [*found.events, *_cross_check(meter, curve)]
+    if power is not None:
+        events += _frozen_power(meter, power, curve)
+    return Metered(meter, curve, tuple(events), coarse=found.coarse, wrap_ns=found.wrap_ns)
+
+
+def _cross_check(meter: Meter, curve: EnergyCurve) -> list[Event]:
+    other_j = curve.cross_check_j
+    if other_j is None or curve.end_ns - curve.start_ns < CROSS_CHECK_NS:
+        return []
+    off = abs(curve.total_j - other_j) / max(other_j, curve.total_j, 1e-12)
+    if off <= CROSS_CHECK_REL:
+        return []
+    message = (
+        f"the counter says {curve.total_j:.4g} J, the integrated power {other_j:.4g} J ({off:.0%} apart); "
+        "the counter is booked: treat both with care"
+    )
+    return [Event(curve.end_ns, "warning", "CROSS_CHECK", str(meter.domain), message)]
+
+
+def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...]) -> list[Event]:
+    return [
+        Event(
+            lo,
+            "warning",
+            "SAMPLE_GAP",
+            str(meter.domain),
+            f"no power reading for {(hi - lo) / NS_PER_S:.2f} s: the energy of that time is unknown, and not counted",
+        )
+        for lo, hi in silent
+    ]
+
+
+def _frozen_power(meter: Meter, power: Series, curve: EnergyCurve | None = None) -> list[Event]:
+    """Say when a power sensor repeats one value for seconds, unless the counter agrees with it."""
+    if power.channel.sensor in {"tdp_model", "ram_model"}:
+        return []
+    change = np.flatnonzero(np.diff(power.raw) != 0)
+    edges = np.concatenate(([0], change + 1, [len(power) - 1]))
+    longest = int(np.argmax(np.diff(power.t_ns[edges])))
+    first, last = int(edges[longest]), int(edges[longest + 1])
+    start_ns, end_ns = int(power.t_ns[first]), int(power.t_ns[last])
+    if end_ns - start_ns < FROZEN_POWER_NS:
+        return []
+    stuck_w = float(power.raw[first] * power.channel.scale)
+    seconds = (end_ns - start_ns) / NS_PER_S
+    if curve is not None:
+        seen_w = curve.between(start_ns, end_ns) / seconds
+        if abs(seen_w - stuck_w) <= CROSS_CHECK_REL * max(seen_w, stuck_w):
+            return []
+    said = f"the power sensor said {stuck_w:.6g} W without change for {seconds:.1f} s"
+    tail = "; the counter disagrees and is booked" if curve is not None else "; it may be stuck"
+    return [Event(start_ns, "warning", "POWER_FROZEN", str(meter.domain), said + tail)]

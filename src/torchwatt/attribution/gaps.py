@@ -1,0 +1,47 @@
+"""What to call the time that no span claims."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from torchwatt.attribution.timeline import NOBODY, Pieces
+from torchwatt.core.meter import IntArray, Series
+from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Slot
+from torchwatt.core.trace import Trace
+from torchwatt.core.units import NS_PER_S
+
+GAP_SLOTS = (Slot(IDLE, "other"), Slot(UNATTRIBUTED, "other"), Slot(OUTSIDE, "other"))
+
+# Shorter pauses between two kernels of work are part of the work. Twice the sampling period of the process's CPU time.
+IDLE_MIN_NS = 100_000_000
+# Below this use of one CPU the process did nothing.
+IDLE_CPU_SHARE = 0.05
+
+
+def name_gaps(pieces: Pieces, trace: Trace, process_cpu: Series | None) -> Pieces:
+    """Give every gap a slot: the three of GAP_SLOTS come after the trace's own.
+
+    Before the first and after the last span is `(outside)`. In between, a gap of at least 0.1 s in which the process
+    used less than 5 % of one CPU is `(idle)`; every other gap is `(unattributed)` work: Python between the modules.
+    Without the process's CPU time nothing is called idle.
+    """
+    base = len(trace.slots)
+    gap = np.flatnonzero(pieces.slot == NOBODY)
+    slot = pieces.slot.copy()
+    slot[gap] = base + GAP_SLOTS.index(Slot(UNATTRIBUTED, "other"))
+    idle = gap[_is_idle(pieces.start_ns[gap], pieces.end_ns[gap], process_cpu)]
+    slot[idle] = base + GAP_SLOTS.index(Slot(IDLE, "other"))
+    if len(trace):
+        outside = (pieces.end_ns[gap] <= trace.start_ns.min()) | (pieces.start_ns[gap] >= trace.end_ns.max())
+        slot[gap[outside]] = base + GAP_SLOTS.index(Slot(OUTSIDE, "other"))
+    return Pieces(pieces.start_ns, pieces.end_ns, slot, pieces.filled, pieces.weight)
+
+
+def _is_idle(start_ns: IntArray, end_ns: IntArray, process_cpu: Series | None) -> np.ndarray:
+    if process_cpu is None or len(process_cpu) < 2:
+        return np.zeros(len(start_ns), dtype=np.bool_)
+    cpu_s = process_cpu.raw * process_cpu.channel.scale
+    used_s = np.interp(end_ns, process_cpu.t_ns, cpu_s) - np.interp(start_ns, process_cpu.t_ns, cpu_s)
+    length_s = (end_ns - start_ns) / NS_PER_S
+    long_enough = end_ns - start_ns >= IDLE_MIN_NS
+    return np.asarray(long_enough & (used_s < IDLE_CPU_SHARE * length_s), dtype=np.bool_)

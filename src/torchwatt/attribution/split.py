@@ -1,0 +1,115 @@
+"""Split one host domain (CPU package, DRAM, RAM) over the slots of the trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import fsum
+
+import numpy as np
+
+from torchwatt.attribution.apportion import Z90, Booked, apportion
+from torchwatt.attribution.exposure import Exposure, expose
+from torchwatt.attribution.fit import Fit, fit_power
+from torchwatt.attribution.gaps import GAP_SLOTS, name_gaps
+from torchwatt.attribution.lag import LAGS_NS, best_lag_ns
+from torchwatt.attribution.timeline import pieces
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.ledger import Entry
+from torchwatt.core.meter import FloatArray, Series
+from torchwatt.core.terms import IDLE, OUTSIDE, Slot
+from torchwatt.core.trace import Trace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """A curve, the slots that could own its joules, and what each got."""
+
+    curve: EnergyCurve
+    trace: Trace
+    slots: tuple[Slot, ...]
+    exposure: Exposure
+    fit: Fit
+    booked: Booked
+
+    def entries(self, static_w: float | None) -> tuple[Entry, ...]:
+        """Make one entry for every slot that had time or joules."""
+        time_s, energy_j = self.exposure.time_s(), self._exact_j()
+        carried, sd_j, calls = self._carried_share(time_s), self._sd_j(time_s), self._calls()
+        return tuple(
+            self._entry(
+                i,
+                float(energy_j[i]),
+                float(time_s[i]),
+                int(calls[i]),
+                sd_j=float(sd_j[i]) if sd_j is not None else None,
+                static_j=min(static_w * float(time_s[i]), float(energy_j[i])) if static_w is not None else None,
+                carried=float(carried[i]),
+            )
+            for i in np.flatnonzero((time_s > 0) | (energy_j != 0)).tolist()
+        )
+
+    def _entry(
+        self,
+        i: int,
+        own_j: float,
+        time_s: float,
+        calls: int,
+        *,
+        sd_j: float | None,
+        static_j: float | None,
+        carried: float,
+    ) -> Entry:
+        measured = self.curve.provenance == "measured"
+        return Entry(
+            domain=self.curve.domain,
+            fqn=self.slots[i].fqn,
+            phase=self.slots[i].phase,
+            energy_self_j=own_j,
+            energy_self_lo_j=max(own_j - Z90 * sd_j, 0.0) if sd_j is not None else None,
+            energy_self_hi_j=max(min(own_j + Z90 * sd_j, self.curve.total_j), own_j) if sd_j is not None else None,
+            energy_static_j=static_j,
+            energy_dynamic_j=own_j - static_j if static_j is not None else None,
+            time_self_s=time_s,
+            calls=calls,
+            method=self.fit.method if measured else "load_model",
+            provenance="apportioned" if measured else self.curve.provenance,
+            carried_share=carried,
+        )
+
+    def _exact_j(self) -> FloatArray:
+        """Give the last bits that summation rounded away to the largest slot."""
+        energy_j = self.booked.energy_j.copy()
+        energy_j[int(np.argmax(energy_j))] += self.curve.total_j - fsum(energy_j)
+        return energy_j
+
+    def _carried_share(self, time_s: FloatArray) -> FloatArray:
+        carried_s = self.exposure.carried_s()
+        return np.divide(carried_s, time_s, out=np.zeros_like(time_s), where=time_s > 0)
+
+    def _sd_j(self, time_s: FloatArray) -> FloatArray | None:
+        """Add the uncertainty of shares carried over from traced windows to that of the fit."""
+        if self.booked.sd_j is None:
+            return None
+        rel = np.zeros(len(time_s))
+        for slot, sd in self.trace.carry_rel_sd.items():
+            rel[slot] = sd
+        carried_j = self.booked.energy_j * self._carried_share(time_s)
+        return np.asarray(np.hypot(self.booked.sd_j, rel * carried_j), dtype=np.float64)
+
+    def _calls(self) -> np.ndarray:
+        trace, curve = self.trace, self.curve
+        inside = (trace.end_ns > curve.start_ns) & (trace.start_ns < curve.end_ns)
+        return np.bincount(trace.slot[inside], trace.calls[inside], len(self.slots))
+
+
+def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split:
+    """Fit the power of every slot to the curve and book the curve's joules."""
+    slots = (*trace.slots, *GAP_SLOTS)
+    idle = np.array([slot.fqn in {IDLE, OUTSIDE} for slot in slots])
+    # One cut that reaches back far enough for every lag; what lies before the first span is outside.
+    cut = pieces(trace, curve.start_ns - max(LAGS_NS), curve.end_ns)
+    named = name_gaps(cut, trace, process_cpu)
+    lag_ns = best_lag_ns(curve, named, idle) if curve.provenance == "measured" else 0
+    exposure = expose(named, curve.t_ns - lag_ns, curve.energy_j, len(slots))
+    fit = fit_power(exposure, idle)
+    return Split(curve, trace, slots, exposure, fit, apportion(exposure, fit))

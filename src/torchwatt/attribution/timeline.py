@@ -1,0 +1,123 @@
+"""Who owned each instant: nested spans flattened to the innermost one, threads sharing by a stated rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchwatt.core.meter import FloatArray, IntArray
+from torchwatt.core.trace import Trace
+
+NOBODY = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pieces:
+    """Stretches of time, each owned by a slot with a weight; at every instant the weights add up to 1.
+
+    `slot` is an index into the trace's slots, NOBODY for gaps. `filled` marks carried-over ownership.
+    """
+
+    start_ns: IntArray
+    end_ns: IntArray
+    slot: IntArray
+    filled: np.ndarray
+    weight: FloatArray
+
+
+def flatten(start_ns: IntArray, end_ns: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Cut the spans of one thread into stretches owned by the innermost span.
+
+    Spans that are not properly nested (a generator suspended inside a module) are clipped to the span they
+    started in; the rest of theirs is nobody's.
+
+    Returns:
+        Start, end and span index of each stretch, in time order, without gaps inside the outermost spans.
+    """
+    order = np.lexsort((-end_ns, start_ns))
+    order = order[end_ns[order] > start_ns[order]]
+    if len(order) == 0:
+        empty = np.empty(0, dtype=np.int64)
+        return empty, empty, empty
+    start, end = start_ns[order], end_ns[order].copy()
+    parent = _parents(start, end)
+    index = np.arange(len(order))
+    times = np.concatenate((end, start))
+    after = np.concatenate((parent, index))  # who owns the time after each event
+    # At a tie, ends come before starts, and inner spans end before the outer ones that end with them.
+    kind = np.repeat([0, 1], len(order))
+    by_time = np.lexsort((np.concatenate((-index, index)), kind, times))
+    times, after = times[by_time], after[by_time]
+    lo, hi, owner = times[:-1], times[1:], after[:-1]
+    keep = (hi > lo) & (owner != NOBODY)
+    return lo[keep], hi[keep], order[owner[keep]]
+
+
+def _parents(start: IntArray, end: IntArray) -> IntArray:
+    """Find each span's parent and clip its end to the parent's; spans sorted by start, longer first."""
+    depth = np.arange(len(start)) - np.searchsorted(np.sort(end), start, side="right")
+    parent = np.full(len(start), NOBODY, dtype=np.int64)
+    above = np.flatnonzero(depth <= 0)
+    for level in range(1, int(depth.max(initial=0)) + 1):
+        here = np.flatnonzero(depth == level)
+        if len(here) == 0 or len(above) == 0:
+            continue
+        place = np.searchsorted(above, here) - 1
+        known = place >= 0
+        parent[here[known]] = above[place[known]]
+        end[here[known]] = np.minimum(end[here[known]], end[parent[here[known]]])
+        above = here
+    return parent
+
+
+def pieces(trace: Trace, start_ns: int, end_ns: int) -> Pieces:
+    """Cut a window into pieces; threads that work at the same time each own an equal share of it."""
+    parts = []
+    for thread in np.unique(trace.thread):
+        mine = np.flatnonzero(trace.thread == thread)
+        lo, hi, span = flatten(trace.start_ns[mine], trace.end_ns[mine])
+        lo, hi = np.maximum(lo, start_ns), np.minimum(hi, end_ns)
+        keep = hi > lo
+        parts.append((lo[keep], hi[keep], mine[span[keep]]))
+    if not parts:
+        return _gap_only(start_ns, end_ns)
+    lo, hi, span = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if len(parts) > 1:
+        lo, hi, span = _split_at_each_other(lo, hi, span)
+    slot, filled = trace.slot[span], trace.filled[span]
+    cuts = np.unique(np.concatenate((lo, hi, [start_ns, end_ns])))
+    busy = np.bincount(np.searchsorted(cuts, lo), minlength=len(cuts)) if len(parts) > 1 else None
+    weight = 1.0 / busy[np.searchsorted(cuts, lo)] if busy is not None else np.ones(len(lo))
+    gap_lo, gap_hi = _gaps(lo, hi, start_ns, end_ns)
+    return Pieces(
+        np.concatenate((lo, gap_lo)),
+        np.concatenate((hi, gap_hi)),
+        np.concatenate((slot, np.full(len(gap_lo), NOBODY))),
+        np.concatenate((filled, np.zeros(len(gap_lo), dtype=np.bool_))),
+        np.concatenate((weight, np.ones(len(gap_lo)))),
+    )
+
+
+def _gap_only(start_ns: int, end_ns: int) -> Pieces:
+    one = np.ones(1)
+    return Pieces(np.array([start_ns]), np.array([end_ns]), np.array([NOBODY]), np.zeros(1, dtype=np.bool_), one)
+
+
+def _split_at_each_other(lo: IntArray, hi: IntArray, span: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Cut every stretch wherever any other begins or ends, so that equal starts mean equal stretches."""
+    cuts = np.unique(np.concatenate((lo, hi)))
+    first, last = np.searchsorted(cuts, lo), np.searchsorted(cuts, hi)
+    which = np.repeat(np.arange(len(lo)), last - first)
+    place = np.arange(len(which)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
+    begin = first[which] + place
+    return cuts[begin], cuts[begin + 1], span[which]
+
+
+def _gaps(lo: IntArray, hi: IntArray, start_ns: int, end_ns: int) -> tuple[IntArray, IntArray]:
+    """Return the stretches of the window in which nobody works."""
+    order = np.argsort(lo, kind="stable")
+    reach = np.maximum.accumulate(np.concatenate(([start_ns], hi[order])))
+    nxt = np.concatenate((lo[order], [end_ns]))
+    keep = nxt > reach
+    return reach[keep], nxt[keep]

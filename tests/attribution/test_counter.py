@@ -1,0 +1,138 @@
+from math import isclose
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.worlds import MS, counter_channel, meter_of, power_channel, readings, recording_of
+from torchwatt.attribution.counter import unwrap
+from torchwatt.attribution.curves import metered
+from torchwatt.core.meter import Unavailable
+
+steps_uj = st.lists(st.integers(0, 400_000), min_size=1, max_size=40)
+
+
+def polled(raw, *, channel, period_ms=10):
+    return readings(channel, np.arange(len(raw)) * period_ms * MS, raw)
+
+
+@given(steps_uj, st.integers(400_001, 2_000_000), st.integers(0, 2_000_000))
+def test_wrapping_leaves_no_trace(steps, modulus, start):
+    total = np.concatenate(([0], np.cumsum(steps))) + start
+    found = unwrap(polled(total % modulus, channel=counter_channel(modulus=modulus)), None)
+    plain = unwrap(polled(total, channel=counter_channel()), None)
+    assert np.allclose(found.energy_j, plain.energy_j, rtol=0, atol=1e-9)
+    assert found.coarse or isclose(found.energy_j[-1], sum(steps) * 1e-6, abs_tol=1e-9)  # exact but for slow counters
+    assert len(found.wrap_ns) == total[-1] // modulus - total[0] // modulus
+
+
+@given(steps_uj, st.integers(-(10**15), 10**15))
+def test_shifting_the_clock_changes_nothing(steps, shift):
+    raw = np.concatenate(([0], np.cumsum(steps)))
+    one = polled(raw, channel=counter_channel())
+    two = readings(one.channel, one.t_ns + shift, raw)
+    assert unwrap(one, None).energy_j.tolist() == unwrap(two, None).energy_j.tolist()
+
+
+@given(steps_uj, st.integers(1, 40))
+def test_two_halves_add_up_to_the_whole(steps, cut):
+    raw = np.concatenate(([0], np.cumsum(steps)))
+    cut = min(cut, len(raw) - 1)
+    whole = polled(raw, channel=counter_channel())
+    t = whole.t_ns
+
+    def part(lo, hi):
+        return unwrap(readings(whole.channel, t[lo:hi], raw[lo:hi]), None).energy_j[-1] if hi - lo > 1 else 0.0
+
+    assert isclose(part(0, cut + 1) + part(cut, len(raw)), unwrap(whole, None).energy_j[-1], abs_tol=1e-9)
+
+
+def steady_power(seconds, watts=100.0):
+    channel = power_channel()
+    t = np.arange(0, seconds * 1000, 20) * MS
+    return readings(channel, t, np.full(len(t), watts * 1e3) + np.arange(len(t)) % 2)
+
+
+def test_a_reset_is_bridged_by_integrated_power_and_said():
+    raw = np.arange(200) * 1_000_000.0  # 1 J every 10 ms: 100 W
+    raw[100:] -= raw[100]
+    counter = polled(raw, channel=counter_channel())
+    power = steady_power(2.5)
+    meter = meter_of(counter.channel, power.channel)
+    found = metered(meter, recording_of(meter, counter, power))
+    assert isclose(found.curve.total_j, 199.0, rel_tol=1e-3)
+    assert [e.code for e in found.events] == ["COUNTER_RESET"]
+
+
+def test_a_small_step_backwards_without_modulus_is_a_reset_not_a_wrap():
+    raw = np.arange(100) * 1_000_000.0
+    raw[50:] -= 5_000_000
+    found = unwrap(polled(raw, channel=counter_channel()), None)
+    assert isclose(found.energy_j[-1], 99.0, rel_tol=1e-6)
+    assert [e.code for e in found.events] == ["COUNTER_RESET"]
+
+
+def test_a_frozen_counter_is_bridged_and_said():
+    raw = np.arange(800) * 1_000_000.0
+    raw[200:] = raw[200]
+    counter, power = polled(raw, channel=counter_channel()), steady_power(8)
+    meter = meter_of(counter.channel, power.channel)
+    found = metered(meter, recording_of(meter, counter, power))
+    assert isclose(found.curve.total_j, 799.0, rel_tol=1e-2)
+    assert found.curve.method == "power_integral"
+    assert "COUNTER_FROZEN" in {e.code for e in found.events}
+
+
+def test_a_slow_counter_is_not_called_frozen():
+    energy = np.floor(np.arange(1000) / 10) * 10_000_000.0  # publishes every 100 ms, polled every 10
+    counter, power = polled(energy, channel=counter_channel()), steady_power(10)
+    meter = meter_of(counter.channel, power.channel)
+    found = metered(meter, recording_of(meter, counter, power))
+    assert found.coarse
+    assert found.events == ()
+    assert isclose(found.curve.total_j, 999.0, rel_tol=0.01)
+
+
+def test_a_stuck_power_sensor_is_said_when_the_counter_disagrees():
+    raw = np.cumsum(np.tile([1_000_000.0, 3_000_000.0], 300))
+    counter = polled(raw, channel=counter_channel())
+    power = steady_power(6, watts=90)
+    power = readings(power.channel, power.t_ns, np.full(len(power), 90_000.0))
+    meter = meter_of(counter.channel, power.channel)
+    codes = {e.code for e in metered(meter, recording_of(meter, counter, power)).events}
+    assert codes == {"POWER_FROZEN", "CROSS_CHECK"}
+
+
+def test_power_that_goes_silent_is_unknown_not_zero():
+    power = steady_power(10)
+    keep = (power.t_ns < 3e9) | (power.t_ns > 7e9)
+    power = readings(power.channel, power.t_ns[keep], power.raw[keep])
+    meter = meter_of(power.channel)
+    found = metered(meter, recording_of(meter, power))
+    assert isclose(found.curve.total_j, 600.0, rel_tol=0.01)
+    assert found.unknown_between(0, int(10e9)) > 3.9e9
+    assert "SAMPLE_GAP" in {e.code for e in found.events}
+
+
+def test_zero_watts_of_a_gpu_is_a_missing_reading():
+    power = steady_power(5)
+    raw = power.raw.copy()
+    raw[100:110] = 0
+    meter = meter_of(power.channel)
+    found = metered(meter, recording_of(meter, readings(power.channel, power.t_ns, raw)))
+    assert isclose(found.curve.total_j, 498.0, rel_tol=1e-3)
+
+
+def test_flat_stretches_before_a_burst_stay_flat():
+    """Dropping equal readings before a trapezoid makes a ramp of them: 60 % too much, seen in the field."""
+    channel = power_channel()
+    t = np.arange(0, 2000, 20) * MS
+    watts = np.where((t // MS) % 1000 < 900, 100.0, 600.0)
+    meter = meter_of(channel)
+    found = metered(meter, recording_of(meter, readings(channel, t, watts * 1e3)))
+    assert isclose(found.curve.total_j, 2 * (0.9 * 100 + 0.1 * 600), rel_tol=0.06)
+
+
+def test_one_reading_is_unavailable_not_zero():
+    meter = meter_of(counter_channel())
+    assert isinstance(metered(meter, recording_of(meter, polled([5.0], channel=meter.channels[0]))), Unavailable)

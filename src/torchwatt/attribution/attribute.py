@@ -44,6 +44,8 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int) ->
     unavailable: list[Unavailable] = []
     events: list[Event] = []
     for meter in recording.meters:
+        if all(channel.quantity == "gauge" for channel in meter.channels):
+            continue  # tells what happened, meters no energy
         found = metered(meter, recording)
         if isinstance(found, Unavailable):
             unavailable.append(found)

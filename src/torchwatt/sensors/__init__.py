@@ -1,1 +1,53 @@
-"""."""
+"""Meters: what can be read here, a sampler that reads it, and recordings that play it back.
+
+Each name is loaded at first use, because the sampler process imports parts of this package and must stay light.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchwatt.sensors.discovery import discover
+    from torchwatt.sensors.protocol import Discovery, Feed, MeteredSource, Source
+    from torchwatt.sensors.readers import open_reader
+    from torchwatt.sensors.replay import Replay, load_recording, save_recording
+    from torchwatt.sensors.sampler import Sampler
+
+__all__ = [
+    "Discovery",
+    "Feed",
+    "MeteredSource",
+    "Replay",
+    "Sampler",
+    "Source",
+    "discover",
+    "load_recording",
+    "open_reader",
+    "save_recording",
+]
+_HOMES = {
+    "Discovery": "protocol",
+    "Feed": "protocol",
+    "MeteredSource": "protocol",
+    "Replay": "replay",
+    "Sampler": "sampler",
+    "Source": "protocol",
+    "discover": "discovery",
+    "load_recording": "replay",
+    "open_reader": "readers",
+    "save_recording": "replay",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'torchwatt.sensors' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"torchwatt.sensors.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,40 @@
+# Everything runs in .venv, made from requirements-dev.txt; only Python >= 3.11 and make are needed.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEMO := demo-output
+
+.PHONY: setup demo test check unit bench clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements-dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+# The main job on real data: train on scikit-learn's digits, print the layers, write the bundle and the page.
+demo: setup
+	rm -rf $(DEMO)
+	mkdir -p $(DEMO)
+	$(BIN)/torchwatt demo --region FRA --csv $(DEMO)/audit --html $(DEMO)/report.html
+
+test: check unit
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+unit: setup
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python benchmarks/span_cost.py
+	$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf .venv $(DEMO) test-output build dist

@@ -1,0 +1,106 @@
+"""Rows of `device`: every domain that has a ledger, a meter, a curve, or a reason why it has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+
+from torchwatt.audit.schema import Row
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.ledger import Ledger
+from torchwatt.core.meter import Meter
+from torchwatt.core.report import Report
+
+
+def salted(run_id: str, secret: str | None) -> str | None:
+    """Hash an identifier so that it links rows of one run and nothing across runs."""
+    return sha256(f"{run_id}:{secret}".encode()).hexdigest() if secret else None
+
+
+def device_rows(report: Report) -> Iterator[Row]:
+    """Make one row a domain; only those with a ledger count toward the total."""
+    ledgers = {str(ledger.domain): ledger for ledger in report.ledgers}
+    curves = {str(curve.domain): curve for curve in report.curves}
+    meters = {str(meter.domain): meter for meter in report.meters}
+    missing = [item.domain for item in report.unavailable]
+    for domain in dict.fromkeys([*ledgers, *meters, *curves, *missing]):
+        yield {
+            "run_id": report.run_id,
+            "device_id": domain,
+            "kind": domain.partition(":")[0],
+            "counts_toward_total": domain in ledgers,
+            **_meter(meters.get(domain), report.run_id),
+            **_known(ledgers.get(domain), curves.get(domain)),
+            **_unavailable(report, domain),
+        }
+
+
+def _meter(meter: Meter | None, run_id: str) -> Row:
+    if meter is None:
+        return {}
+    lo, hi = meter.accuracy_rel or (None, None)
+    first = meter.channel("counter") or meter.channel("power")
+    return {
+        "vendor": meter.vendor,
+        "model": meter.model,
+        "device_hash": salted(run_id, meter.fact("uuid")),
+        "driver_version": meter.fact("driver"),
+        "power_limit_w": _float(meter.fact("power_limit_w")),
+        "scope": meter.scope,
+        "shared_with_others": meter.shared,
+        "sensor": ";".join(dict.fromkeys(c.sensor for c in meter.channels if c.quantity != "gauge")),
+        "sensor_update_s": first.period_ns / 1e9 if first else None,
+        "sensor_accuracy_lo_rel": lo,
+        "sensor_accuracy_hi_rel": hi,
+        "sensor_accuracy_source": meter.accuracy_source,
+        "notes": ";".join(meter.notes),
+    }
+
+
+def _float(text: str | None) -> float | None:
+    """Read a fact of a driver, which may say `[N/A]`."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def _known(ledger: Ledger | None, curve: EnergyCurve | None) -> Row:
+    """Say how many joules and how they are known; a curve without a ledger is metered but not counted."""
+    if ledger is None:
+        if curve is None:
+            return {}
+        return {
+            "energy_j": curve.total_j,
+            "energy_u_j": curve.u_j,
+            "method": curve.method,
+            "provenance": curve.provenance,
+            **_cross_check(curve.cross_check_j, curve.total_j),
+        }
+    return {
+        "energy_j": ledger.energy_j,
+        "energy_u_j": ledger.energy_u_j,
+        "static_w": ledger.static_w,
+        "coverage_ratio": ledger.coverage,
+        "method": ledger.method,
+        "provenance": ledger.provenance,
+        "how_known": ledger.sentence,
+        **_cross_check(ledger.cross_check_j, ledger.energy_j),
+    }
+
+
+def _cross_check(cross_check_j: float | None, energy_j: float) -> Row:
+    if cross_check_j is None:
+        return {}
+    return {
+        "cross_check_j": cross_check_j,
+        "cross_check_rel_diff": cross_check_j / energy_j - 1 if energy_j > 0 else None,
+    }
+
+
+def _unavailable(report: Report, domain: str) -> Row:
+    items = [item for item in report.unavailable if item.domain == domain]
+    return {
+        "unavailable_reason": "; ".join(dict.fromkeys(item.reason for item in items if item.reason)),
+        "unavailable_fix": "; ".join(dict.fromkeys(item.fix for item in items if item.fix)),
+    }

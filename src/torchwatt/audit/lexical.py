@@ -1,0 +1,117 @@
+"""One cell to text and back, by the column's type; what Python writes is what every reader gets."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from datetime import UTC, datetime, timedelta
+from math import isfinite
+
+from torchwatt.audit.schema import Column, Value
+from torchwatt.core.errors import BundleError
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+# Python's own int() and float() also take "1_000", "INF" and Arabic digits, which other readers do not.
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_INTEGER = re.compile(r"-?[0-9]+")
+_STAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+
+# A spreadsheet runs a cell that starts with one of these as a formula. Names of modules are anybody's text.
+_FORMULA_STARTS = tuple("=+-@＝＋－＠'")
+_ESCAPED = re.compile(r"\\(\\|u[0-9a-f]{4})")
+
+
+def utc(unix_ns: int) -> datetime:
+    """Return an instant with microseconds; integer arithmetic, because a float loses them."""
+    return _EPOCH + timedelta(microseconds=unix_ns // 1000)
+
+
+def to_cell(value: Value, column: Column) -> str:
+    """Write one value.
+
+    Raises:
+        BundleError: A required cell is empty, a number is not finite, or the type is not the column's.
+    """
+    if value is None or value == "":
+        if column.required:
+            raise BundleError(f"{column.name} is required and missing")
+        return ""
+    if column.type == "boolean" and isinstance(value, bool):
+        return "true" if value else "false"
+    if column.type == "timestamp" and isinstance(value, datetime):
+        return value.astimezone(UTC).strftime(_TIME).rjust(27, "0")  # strftime does not pad years below 1000
+    if column.type == "string" and isinstance(value, str):
+        return escape(value)
+    if column.type in {"integer", "number"} and isinstance(value, int | float):
+        return _number(value, column)
+    raise BundleError(f"{column.name}: {value!r} is no {column.type}")
+
+
+def _number(value: float, column: Column) -> str:
+    if not isfinite(value):
+        raise BundleError(f"{column.name}: {value!r} is not a finite number")
+    if column.type == "number":
+        return repr(float(value))  # the shortest text that reads back as the same number
+    if int(value) != value:
+        raise BundleError(f"{column.name}: {value!r} is no integer")
+    return str(int(value))
+
+
+def from_cell(text: str, column: Column) -> Value:
+    """Read one cell; the exact inverse of `to_cell`.
+
+    Raises:
+        BundleError: The text is not what `to_cell` would write for the column's type.
+    """
+    if text == "":
+        if column.required:
+            raise BundleError("is required and empty")
+        return None
+    if column.type == "string":
+        return unescape(text)
+    if column.type == "boolean" and text in {"true", "false"}:
+        return text == "true"
+    if column.type == "timestamp" and _STAMP.fullmatch(text):
+        return _stamp(text)
+    if column.type == "integer" and _INTEGER.fullmatch(text):
+        return int(text)
+    if column.type == "number" and _NUMBER.fullmatch(text) and isfinite(float(text)):
+        return float(text)
+    raise BundleError(f"expected a {column.type}, found {text[:80]!r}")
+
+
+def _stamp(text: str) -> datetime:
+    try:
+        return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+    except ValueError as error:
+        raise BundleError(f"no such time: {text!r}") from error
+
+
+def escape(text: str) -> str:
+    r"""Make text harmless in a spreadsheet and one line long; `unescape` gives it back exactly.
+
+    Text that starts like a formula, or holds control characters, gets a leading `'`. Behind it `\\` is a
+    backslash and `\uXXXX` a control character. All other text, by far the most, is written as it is.
+    """
+    if not text.startswith(_FORMULA_STARTS) and not any(map(_is_control, text)):
+        return text
+    return "'" + "".join(map(_escaped, text))
+
+
+def _is_control(char: str) -> bool:
+    # Cs: half a surrogate pair cannot be written as UTF-8. Zl, Zp: line ends to some readers.
+    return unicodedata.category(char) in {"Cc", "Cs", "Zl", "Zp"}
+
+
+def _escaped(char: str) -> str:
+    if char == "\\":
+        return "\\\\"
+    return f"\\u{ord(char):04x}" if _is_control(char) else char
+
+
+def unescape(text: str) -> str:
+    """Read back what `escape` wrote."""
+    if not text.startswith("'"):
+        return text
+    return _ESCAPED.sub(lambda m: "\\" if m[1] == "\\" else chr(int(m[1][1:], 16)), text[1:])

@@ -1,0 +1,101 @@
+"""Read a bundle back; every complaint names the file, the row and the column."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from torchwatt.audit.lexical import from_cell
+from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Row, Table, Value
+from torchwatt.core.errors import BundleError
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The rows of a bundle by table, cells parsed to the types of the schema; None is missing."""
+
+    directory: Path
+    tables: Mapping[str, tuple[Row, ...]]
+
+    @property
+    def run(self) -> Row:
+        """Return the one row of `run`."""
+        return self.tables["run"][0]
+
+    def __getitem__(self, table: str) -> tuple[Row, ...]:
+        return self.tables[table]
+
+
+def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
+    """Read all tables of a bundle.
+
+    A newer minor version may have more columns at the end of a table; they are left out.
+
+    Raises:
+        BundleError: A file is missing or malformed, or the bundle is of another major version.
+    """
+    folder = Path(directory)
+    tables = {table.name: _read(folder / f"{table.name}.csv", table) for table in TABLES}
+    bundle = Bundle(folder, tables)
+    if len(bundle["run"]) != 1:
+        raise BundleError(f"{folder / 'run.csv'}: expected one row, found {len(bundle['run'])}")
+    found = str(bundle.run["schema_version"])
+    if found.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+        raise BundleError(f"{folder}: schema {found}; this torchwatt reads {SCHEMA_VERSION}")
+    return bundle
+
+
+def _read(path: Path, table: Table) -> tuple[Row, ...]:
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path}: not UTF-8 at byte {error.start}") from error
+    lines = _records(path, text)
+    header = next(lines, [])
+    if tuple(header[: len(table.header)]) != table.header:
+        raise BundleError(f"{path}: {_difference(header, table)}")
+    rows = tuple(_row(f"{path} row {number}", line, header, table) for number, line in enumerate(lines, 1))
+    _refuse_twins(path, table, rows)
+    return rows
+
+
+def _records(path: Path, text: str) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(StringIO(text, newline=""), strict=True)
+    except csv.Error as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def _difference(header: list[str], table: Table) -> str:
+    for index, name in enumerate(table.header):
+        found = header[index] if index < len(header) else None
+        if found != name:
+            return f"column {index + 1} should be {name!r}, found {found!r}"
+    return "header differs"
+
+
+def _row(where: str, line: list[str], header: list[str], table: Table) -> Row:
+    if len(line) != len(header):
+        raise BundleError(f"{where}: {len(line)} cells under {len(header)} columns")
+    row: dict[str, Value] = {}
+    for column, text in zip(table.columns, line, strict=False):
+        try:
+            row[column.name] = from_cell(text, column)
+        except BundleError as error:
+            raise BundleError(f"{where}, column {column.name}: {error}") from error
+    return row
+
+
+def _refuse_twins(path: Path, table: Table, rows: tuple[Row, ...]) -> None:
+    seen: dict[tuple[Value, ...], int] = {}
+    for number, row in enumerate(rows, 1):
+        key = tuple(row[name] for name in table.key)
+        if key in seen:
+            raise BundleError(f"{path} row {number}: the same {', '.join(table.key)} as row {seen[key]}")
+        seen[key] = number

@@ -1,0 +1,146 @@
+"""From what the user typed to one factor, or to an error that says what to type instead."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from difflib import get_close_matches
+
+from torchwatt.carbon.declared import GRID_UNIT, declared_intensity, with_id
+from torchwatt.carbon.iso import ALPHA3_OF_ALPHA2
+from torchwatt.carbon.sources import SOURCES
+from torchwatt.carbon.tables import REGIONAL, Place, source_version, world
+from torchwatt.core.errors import FactorError
+from torchwatt.core.factor import Factor
+
+HOW_TO_GET_GRAMS = (
+    "No carbon: no grid was named. Give region= (such as 'FRA' or 'USA/california') "
+    "or your own number with intensity_g_per_kwh=."
+)
+_FIX = (
+    "Give a country as ISO 3166-1 alpha-3 ('FRA'), a part of one ('USA/california', 'CAN-QC', 'SWE/SE3'), "
+    "or your own number with intensity_g_per_kwh=."
+)
+_CHINA_SUFFIX = re.compile(r"\s+(autonomous region|municipality|province|sheng|shi|zizhiqu)$")
+
+
+def resolve_intensity(region: str | None, *, intensity_g_per_kwh: float | None = None) -> Factor | None:
+    """Return the grid's intensity in gCO2e/kWh with its source; None where nothing was given.
+
+    Args:
+        region: A country (`FRA`, `FR`, `France`) or a part of one (`USA/california`, `USA-CA`). Never
+            looked up from the network and never replaced by a mean of the world.
+        intensity_g_per_kwh: The user's own number; it wins over the tables and is `declared`.
+
+    Raises:
+        FactorError: The region is in no table; names near matches.
+        ConfigError: The declared number is negative or not finite.
+    """
+    if intensity_g_per_kwh is not None:
+        return declared_intensity(intensity_g_per_kwh, region)
+    if region is None:
+        return None
+    return _factor(find(region))
+
+
+def find(region: str) -> Place:
+    """Find the one place that a region names."""
+    countries = world()
+    text = _fold(region)
+    whole = _country(text, countries)
+    if whole is not None:
+        _refuse_ambiguous(text, region)
+        return countries[whole]
+    head, part = _cut(text)
+    code = _country(head, countries)
+    if code is None or not part:
+        raise FactorError(f"no grid factor for region={region!r}{_near(text, countries)} {_FIX}")
+    return _part(code, part, region, countries)
+
+
+def _part(code: str, part: str, region: str, countries: dict[str, Place]) -> Place:
+    if code not in REGIONAL:
+        raise FactorError(
+            f"no grid factor for region={region!r}: the tables have parts of {', '.join(REGIONAL)} only. "
+            f"Use {code!r} for the mean of {countries[code].label}, or intensity_g_per_kwh=."
+        )
+    places = [place for place in REGIONAL[code]() if place.zone.startswith(f"{code}/")]
+    wanted = _CHINA_SUFFIX.sub("", part) if code == "CHN" else part
+    for place in places:
+        if wanted in place.names:
+            return place
+    near = get_close_matches(wanted, [name for place in places for name in place.names], n=3, cutoff=0.6)
+    zones = dict.fromkeys(place.zone for name in near for place in places if name in place.names)
+    known = ", ".join(zones) or ", ".join(place.zone for place in places)
+    raise FactorError(
+        f"no grid factor for region={region!r}: did you mean {known}? "
+        f"{code!r} alone gives the mean of {countries[code].label}."
+    )
+
+
+def _fold(text: str) -> str:
+    """Lower case, without accents and double spaces: `Québec` is `quebec`."""
+    plain = unicodedata.normalize("NFKD", text)
+    return " ".join("".join(c for c in plain if not unicodedata.combining(c)).casefold().split())
+
+
+def _cut(text: str) -> tuple[str, str]:
+    head, _, part = text.partition("/") if "/" in text else text.partition("-")
+    return head.strip(), part.strip().replace("_", " ")
+
+
+def _country(text: str, countries: dict[str, Place]) -> str | None:
+    code = ALPHA3_OF_ALPHA2.get(text.upper(), text.upper())
+    if code in countries:
+        return code
+    return next((c for c, place in countries.items() if text in place.names), None)
+
+
+def _refuse_ambiguous(text: str, region: str) -> None:
+    """Stop where a country's name is also a state's: nobody should get Georgia's other grid."""
+    if len(text) > 3:
+        twins = [p.zone for p in REGIONAL["USA"]() if text in p.names]
+        if twins:
+            country = _country(text, world())
+            raise FactorError(f"region={region!r} is a country ({country}) and a state ({', '.join(twins)}): say which")
+
+
+def _near(text: str, countries: dict[str, Place]) -> str:
+    """Say what the user may have meant, over countries and their parts."""
+    places = list(countries.values())
+    for table in dict.fromkeys(REGIONAL.values()):
+        places.extend(table())
+    by_name = {name: place for place in reversed(places) for name in place.names if len(name) > 2}
+    found = [by_name[name] for name in get_close_matches(text, by_name, n=4, cutoff=0.6)]
+    found += [p for p in countries.values() if _initials(p.label) == text]  # "UK", "DRC"
+    found += [by_name[text]] if text in by_name else []
+    labels = dict.fromkeys(f"{place.zone} ({place.label})" for place in found)
+    return f": did you mean {', '.join(labels)}?" if labels else "."
+
+
+def _initials(label: str) -> str:
+    return "".join(word[0] for word in label.split() if word[0].isupper()).lower()
+
+
+def _factor(place: Place) -> Factor:
+    source = SOURCES[place.table]
+    return with_id(
+        Factor(
+            factor_id="",
+            kind="grid_gwp",
+            value=place.g_per_kwh,
+            unit=GRID_UNIT,
+            provenance="sourced",
+            source_name=source.name,
+            zone=place.zone,
+            data_year=place.year,
+            basis=source.basis,
+            gas=source.gas,
+            perspective=source.perspective,
+            accounting_method="location",
+            source_url=source.url,
+            source_version=source_version(),
+            licence=source.licence,
+            coverage_note="; ".join(note for note in (source.note, place.note) if note),
+        )
+    )

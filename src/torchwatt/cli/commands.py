@@ -1,0 +1,49 @@
+"""One function per command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torchwatt.cli.doctor import doctor
+from torchwatt.cli.script import run_script
+from torchwatt.cli.show import show
+
+
+def _options(asked: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "region": asked.region,
+        "intensity_g_per_kwh": asked.intensity,
+        "pue": asked.pue,
+        "csv": asked.csv,
+        "html": asked.html,
+        "layers": asked.layers,
+    }
+
+
+def _run(asked: argparse.Namespace) -> int:
+    return run_script(asked.script, asked.args, module=asked.module, quiet=asked.quiet, options=_options(asked))
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    return doctor()
+
+
+def _show(asked: argparse.Namespace) -> int:
+    return show(asked.directory, everything=asked.all)
+
+
+def _demo(asked: argparse.Namespace) -> int:
+    from torchwatt.cli.demo import demo
+
+    return demo(epochs=asked.epochs, options=_options(asked), out=sys.stdout)
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "run": _run,
+    "doctor": _doctor,
+    "show": _show,
+    "demo": _demo,
+}

@@ -1,0 +1,108 @@
+"""`torchwatt demo`: real digits, a small CNN, and where its joules went."""
+
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Any
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.session import Run, profile, scope
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+BATCH = 64
+
+
+def demo(*, epochs: int, options: dict[str, Any], out: IO[str]) -> int:
+    """Train, print accuracy and report; exit code 1 if the model did not learn.
+
+    Raises:
+        ConfigError: scikit-learn, which carries the digits, is not installed.
+    """
+    import torch
+
+    torch.manual_seed(0)
+    train, test = digits()
+    model = cnn()
+    with profile(model, name="digits demo", **options) as run:
+        fit(model, train, epochs, run)
+    right = accuracy(model, test)
+    print(run, file=out)
+    print(f"\nTest accuracy on {len(test)} unseen digits: {right:.1%}", file=out)
+    for flag in ("csv", "html"):
+        if options[flag]:
+            print(f"Written: {options[flag]}", file=out)
+    return 0 if right > 0.95 else 1
+
+
+def digits() -> tuple[torch.utils.data.TensorDataset, torch.utils.data.TensorDataset]:
+    """Return scikit-learn's 1,797 bundled 8 x 8 digits (UCI, 1998) as training and test sets.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    import torch
+    from torch.utils.data import TensorDataset
+
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ConfigError("the digits come with scikit-learn: pip install 'torchwatt[demo]'") from error
+    data = load_digits()
+    x = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
+    y = torch.tensor(data.target)
+    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=0.25, random_state=0, stratify=y)
+    return TensorDataset(x_train, y_train), TensorDataset(x_test, y_test)
+
+
+def cnn() -> nn.Module:
+    """Return a small network with layers of very different cost."""
+    from collections import OrderedDict
+
+    from torch import nn
+
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 32, 3, padding=1),
+            relu1=nn.ReLU(inplace=True),
+            conv2=nn.Conv2d(32, 64, 3, padding=1),
+            relu2=nn.ReLU(inplace=True),
+            pool=nn.MaxPool2d(2),
+            conv3=nn.Conv2d(64, 64, 3, padding=1),
+            relu3=nn.ReLU(inplace=True),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(64 * 16, 128),
+            relu4=nn.ReLU(),
+            fc2=nn.Linear(128, 10),
+        )
+    )
+
+
+def fit(model: nn.Module, data: torch.utils.data.TensorDataset, epochs: int, run: Run) -> None:
+    """Train as anybody would; only the loss and the images counted know of torchwatt."""
+    import torch
+    from torch.nn.functional import cross_entropy
+    from torch.utils.data import DataLoader
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    loader = DataLoader(data, batch_size=BATCH, shuffle=True)
+    for _ in range(epochs):
+        for x, y in loader:
+            optimizer.zero_grad()
+            scores = model(x)
+            with scope("loss"):
+                loss = cross_entropy(scores, y)
+            loss.backward()
+            optimizer.step()
+            run.count("image", len(x))
+
+
+def accuracy(model: nn.Module, data: torch.utils.data.TensorDataset) -> float:
+    """Return the share of right answers."""
+    import torch
+
+    x, y = data.tensors
+    with torch.inference_mode():
+        return float((model(x).argmax(1) == y).float().mean())

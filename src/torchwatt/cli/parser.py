@@ -1,0 +1,54 @@
+"""Arguments of the command line, and which function answers them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from torchwatt import __version__
+from torchwatt.core.errors import TorchwattError
+
+USAGE_ERROR = 2
+
+
+def build() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(prog="torchwatt", description="Where the joules of a PyTorch run go.")
+    parser.add_argument("--version", action="version", version=f"torchwatt {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run_ = commands.add_parser("run", help="run an unmodified script under the profiler")
+    _measuring(run_)
+    run_.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in `python -m`")
+    run_.add_argument("-q", "--quiet", action="store_true", help="print no report")
+    run_.add_argument("script", metavar="SCRIPT", help="the script to run")
+    run_.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS", help="its arguments")
+    commands.add_parser("doctor", help="what can be metered here, what cannot, and how to fix it")
+    show = commands.add_parser("show", help="print the report of a bundle of CSV files")
+    show.add_argument("directory", metavar="DIR")
+    show.add_argument("--all", action="store_true", help="every layer")
+    demo = commands.add_parser("demo", help="train a small CNN on real digits and see where its joules went")
+    _measuring(demo)
+    demo.add_argument("--epochs", type=int, default=12)
+    return parser
+
+
+def _measuring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--region", help="where the electricity comes from, such as FRA or USA/california")
+    parser.add_argument("--intensity", type=float, metavar="G_PER_KWH", help="your own gCO2e/kWh")
+    parser.add_argument("--pue", type=float, help="facility energy over IT energy")
+    parser.add_argument("--csv", metavar="DIR", help="write the audit tables into a new folder")
+    parser.add_argument("--html", metavar="FILE", help="write the report as one page")
+    parser.add_argument("--layers", choices=["on", "off"], default="on", help="off: meter only")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse and execute; errors of ours become one line on stderr and exit code 2."""
+    from torchwatt.cli import commands
+
+    asked = build().parse_args(list(argv))
+    try:
+        return commands.COMMANDS[asked.command](asked)
+    except TorchwattError as error:
+        print(f"torchwatt: {error}", file=sys.stderr)
+        return USAGE_ERROR

@@ -1,0 +1,67 @@
+"""Finds everything that can be metered here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from torchwatt.core.meter import Unavailable
+from torchwatt.sensors.modelled import modelled_source, process_source
+from torchwatt.sensors.nameplate import cpu_info
+from torchwatt.sensors.nvml import discover_nvml
+from torchwatt.sensors.perf import discover_perf
+from torchwatt.sensors.protocol import Discovery, merge
+from torchwatt.sensors.rapl import ROOT_VARIABLE, discover_rapl
+
+
+def discover(
+    *,
+    powercap_root: str | os.PathLike[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    nvml: bool = True,
+    rapl: bool = True,
+    perf: bool = True,
+    modelled: bool = True,
+) -> Discovery:
+    """Find all meters; never raises, and holds nothing open afterwards.
+
+    perf is asked only where powercap gave no package. The CPU model stands in only where no package is measured,
+    the RAM model only where no DRAM is.
+
+    Args:
+        powercap_root: Where powercap is; by default TORCHWATT_POWERCAP_ROOT or /sys/class/powercap.
+        environ: Environment to read instead of this process's (CUDA_VISIBLE_DEVICES, TORCHWATT_POWERCAP_ROOT).
+        nvml: Look for NVIDIA GPUs.
+        rapl: Look for powercap zones.
+        perf: Look for perf power events.
+        modelled: Fall back to models of CPU and RAM.
+    """
+    env = os.environ if environ is None else environ
+    found = [discover_nvml(env)] if nvml else []
+    cpu = _cpu(powercap_root or env.get(ROOT_VARIABLE), rapl=rapl, perf=perf)
+    kinds = {meter.domain.kind for meter in cpu.meters}
+    found += [cpu, Discovery((process_source(),))]
+    if modelled:
+        model = modelled_source(cpu="cpu" not in kinds, ram="dram" not in kinds)
+        found.append(Discovery((model,) if model else ()))
+    return merge(found)
+
+
+def _cpu(root: str | os.PathLike[str] | None, *, rapl: bool, perf: bool) -> Discovery:
+    model = cpu_info().model
+    first = discover_rapl(root, model) if rapl else Discovery()
+    if not perf or any(meter.domain.kind == "cpu" for meter in first.meters):
+        return _with_dram(first)
+    second = discover_perf(model=model)
+    if second.sources:
+        return _with_dram(second)
+    return merge([first, second])
+
+
+def _with_dram(found: Discovery) -> Discovery:
+    """Say so where packages are metered but memory is not."""
+    kinds = {meter.domain.kind for meter in found.meters} | {u.domain.split(":")[0] for u in found.unavailable}
+    if not found.sources or "dram" in kinds:
+        return found
+    missing = Unavailable("dram", "this CPU has no DRAM energy counter (AMD and most desktop CPUs have none)")
+    return merge([found, Discovery((), (missing,))])

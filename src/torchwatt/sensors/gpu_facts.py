@@ -1,0 +1,81 @@
+"""What a GPU says about itself, and who else is on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+MIG_NOTE = "MIG slice: the whole GPU is metered"
+# The inode of the first PID namespace (PROC_PID_INIT_INO, linux/proc_ns.h): outside of it NVML's pids are not ours.
+_INITIAL_PID_NS = "pid:[4026531836]"
+
+
+def gpu_facts(nvml: Any, handle: Any, index: int) -> tuple[tuple[str, str], ...]:
+    """Return name, uuid, driver, limits and memory; what a device does not tell is left out."""
+    asked: dict[str, Callable[[], Any]] = {
+        "name": lambda: nvml.nvmlDeviceGetName(handle),
+        "uuid": lambda: nvml.nvmlDeviceGetUUID(handle),
+        "nvml_index": lambda: index,
+        "pci_bus_id": lambda: nvml.nvmlDeviceGetPciInfo(handle).busId,
+        "driver": nvml.nvmlSystemGetDriverVersion,
+        "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
+        "power_limit_default_w": lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) / 1e3,
+        "memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
+    }
+    facts = {"name": "NVIDIA GPU"}
+    for name, ask in asked.items():
+        try:
+            said = ask()
+        except nvml.NVMLError:
+            continue
+        facts[name] = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+    return tuple(facts.items())
+
+
+def sharing(nvml: Any, handle: Any, mig: str | None) -> tuple[bool, tuple[str, ...], str]:
+    """Return whether other users' joules are known to be inside, notes, and a message for an event ("" if none)."""
+    if mig is not None or _mig_enabled(nvml, handle):
+        return True, (MIG_NOTE,), f"{MIG_NOTE}; joules of other slices are inside and cannot be told apart"
+    try:
+        pids = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    except nvml.NVMLError as error:
+        return False, (f"other processes unknown: {error}",), ""
+    count, sure = other_processes(pids, os.getpid())
+    if not count:
+        return False, (), ""
+    if not sure:
+        return False, (), "one process that this container cannot see is on the GPU; it may be this one"
+    who = f"{count} other process{'es' if count > 1 else ''} on the GPU at start"
+    return True, (who,), f"{who}; their joules are inside"
+
+
+def _mig_enabled(nvml: Any, handle: Any) -> bool:
+    try:
+        return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+    except nvml.NVMLError:
+        return False
+
+
+def other_processes(
+    pids: Collection[int], own: int, exists: Callable[[int], bool] | None = None, pid_ns: str | None = None
+) -> tuple[int, bool]:
+    """Return how many of the pids are not ours, and whether that is certain.
+
+    In a container NVML may name pids of the host. Then ours is not among them under its own number, and a
+    single unknown pid may be ourselves.
+    """
+    exists = exists or (lambda pid: Path(f"/proc/{pid}").exists())
+    others = [pid for pid in pids if pid != own]
+    hidden = [pid for pid in others if not exists(pid)]
+    if own in pids or len(hidden) != 1 or len(others) > 1 or (pid_ns or _pid_ns()) == _INITIAL_PID_NS:
+        return len(others), True
+    return 1, False
+
+
+def _pid_ns() -> str:
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""

@@ -1,0 +1,91 @@
+"""CPU and RAM power by models, for machines that meter neither; and the CPU clock of the user's process."""
+
+from __future__ import annotations
+
+import os
+
+from torchwatt.core.meter import Channel, Meter
+from torchwatt.core.terms import Domain
+from torchwatt.sensors.nameplate import CpuInfo, Nameplate, cpu_info, nameplate, table_w
+from torchwatt.sensors.protocol import MeteredSource
+
+POWER_PERIOD_NS = 100_000_000
+CLOCK_PERIOD_NS = 50_000_000
+CPU, RAM, PROCESS = Domain("cpu"), Domain("ram"), Domain("process")
+CPU_ACCURACY = (-0.4, 0.4)
+CPU_SOURCE = "assumed ±40 %: Fischer 2025, arXiv 2509.22092 finds up to 40 % for models of load"
+RAM_ACCURACY = (-0.5, 1.0)
+RAM_SOURCE = "assumed -50/+100 %: no published error; wrong by design for big servers"
+WINDOW_NOTE = "each power reading is the mean over the time since the reading before"
+
+
+def process_source(pid: int | None = None) -> MeteredSource:
+    """Return the gauges that tell an idle machine from a working one; always there.
+
+    `process/process_cpu`: CPU seconds of the process and its children. `process/busy_cpu`: of the whole machine.
+    """
+    channels = tuple(
+        Channel(PROCESS, name, "gauge", "s", 1.0, CLOCK_PERIOD_NS, "proc") for name in ("process_cpu", "busy_cpu")
+    )
+    pid = pid or os.getpid()
+    meter = Meter(PROCESS, channels, "measured", "process", f"process {pid}", facts=(("pid", str(pid)),))
+    return MeteredSource((meter,), {"kind": "process", "pid": pid})
+
+
+def modelled_source(
+    *, cpu: bool = True, ram: bool = True, pid: int | None = None, info: CpuInfo | None = None
+) -> MeteredSource | None:
+    """Return models of this process's share of CPU and RAM power; None if neither is wanted.
+
+    The table of nameplates is looked up here, in the user's process; only its number travels to the sampler.
+    """
+    if not (cpu or ram):
+        return None
+    info = info or cpu_info()
+    plate = nameplate(info, table_w(info.model))
+    meters = ((_cpu_meter(info, plate),) if cpu else ()) + ((_ram_meter(),) if ram else ())
+    spec = {"kind": "modelled", "pid": pid or os.getpid(), "nameplate_w": plate.watts, "cpus": info.threads}
+    return MeteredSource(meters, spec)
+
+
+def _cpu_meter(info: CpuInfo, plate: Nameplate) -> Meter:
+    power = Channel(CPU, "power", "power", "W", 1.0, POWER_PERIOD_NS, "tdp_model")
+    gauges = (
+        Channel(CPU, "utilization", "gauge", "1", 1.0, POWER_PERIOD_NS, "proc"),
+        Channel(CPU, "process_cpu", "gauge", "s", 1.0, POWER_PERIOD_NS, "proc"),
+    )
+    share = "P(load) x this process's CPU time / busy CPU time: all processes add up to P, an idle one gets 0"
+    return Meter(
+        CPU,
+        (power, *gauges),
+        "modelled",
+        "process",
+        info.model,
+        accuracy_rel=CPU_ACCURACY,
+        accuracy_source=CPU_SOURCE,
+        notes=(*plate.notes, share, WINDOW_NOTE),
+        facts=(
+            ("nameplate_w", repr(plate.watts)),
+            ("nameplate_source", plate.source),
+            ("threads", str(info.threads)),
+            ("sockets", str(info.sockets)),
+            ("curve", "Teads 2021: 0.12, 0.32, 0.75, 1.02 of nameplate at 0, 10, 50, 100 % load"),
+        ),
+    )
+
+
+def _ram_meter() -> Meter:
+    return Meter(
+        RAM,
+        (
+            Channel(RAM, "power", "power", "W", 1.0, POWER_PERIOD_NS, "ram_model"),
+            Channel(RAM, "rss", "gauge", "By", 1.0, POWER_PERIOD_NS, "proc"),
+        ),
+        "modelled",
+        "process",
+        "0.375 W per GB resident",
+        accuracy_rel=RAM_ACCURACY,
+        accuracy_source=RAM_SOURCE,
+        notes=("this process's resident memory x 0.375 W/GB; shared pages count in each child",),
+        facts=(("w_per_gb", "0.375"),),
+    )

@@ -1,0 +1,229 @@
+"""Finds NVIDIA GPUs and asks each one what it can tell."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torchwatt.core.errors import SensorError
+from torchwatt.core.meter import Channel, Event, Meter, Unavailable
+from torchwatt.core.terms import Domain
+from torchwatt.core.units import NS_PER_S
+from torchwatt.sensors.gpu_facts import gpu_facts, sharing
+from torchwatt.sensors.protocol import Discovery, MeteredSource, event, read_cost_s
+from torchwatt.sensors.readers.nvml import NvmlReader, load_nvml, nvml_error
+from torchwatt.sensors.visible import Pick, select
+
+ACCURACY = (-0.05, 0.05)
+ACCURACY_SOURCE = (
+    "±5 % typical gain per card, -41 % and +11 % seen: Yang, Adamek, Armour, arXiv 2312.02741 (SC24), "
+    "Overall_Results of 1.1 in our ATTRIBUTION notes; not calibrated here"
+)
+BASE_PERIOD_NS = 20_000_000
+GAUGE_PERIOD_NS = NS_PER_S
+# Energy and power reads may each take 1 % of the time, together 2 %.
+_TIME_SHARE = 0.01
+_PROBE_S = 10.0
+_POWERS = ("nvml_power_instant", "nvml_power_average", "nvml_power")
+_GAUGES = {  # name -> (unit, scale)
+    "utilization": ("1", 0.01),
+    "memory": ("By", 1.0),
+    "temperature": ("Cel", 1.0),
+    "sm_clock": ("MHz", 1.0),
+    "throttle": ("1", 1.0),
+}
+_FIXES = {
+    "SENSOR_MISSING": "install the NVIDIA driver; in a container start it with --gpus all (nvidia-container-toolkit)",
+    "NO_PERMISSION": "give this user read access to /dev/nvidia* (group 'video' or 'render'), or ask the administrator",
+    "NOT_SUPPORTED": "this GPU has no such sensor; a newer driver may know one",
+    "SENSOR_LOST": "the GPU fell off the bus: look at `dmesg | grep -i xid`, reset or reboot",
+}
+_HIDDEN = "CUDA_VISIBLE_DEVICES shows no GPU to this process"
+
+
+def discover_nvml(environ: Mapping[str, str] | None = None, probe_s: float = _PROBE_S) -> Discovery:
+    """Find the GPUs that CUDA would show to this process; never raises, never waits longer than `probe_s`.
+
+    `gpu:<n>` counts as CUDA_VISIBLE_DEVICES does, in NVML's order, which is PCI order; CUDA's own default order
+    is fastest first, so set CUDA_DEVICE_ORDER=PCI_BUS_ID where the models differ, or match by the fact `uuid`.
+    """
+    found: list[Discovery] = []
+    env = dict(os.environ if environ is None else environ)
+    thread = threading.Thread(target=lambda: found.append(_probe(env)), name="torchwatt-nvml", daemon=True)
+    thread.start()
+    thread.join(probe_s)
+    if not found:
+        reason = f"NVML has not answered within {probe_s:g} s"
+        return Discovery((), (Unavailable("gpu", reason, "the driver hangs: look at `dmesg`, then reboot"),))
+    return found[0]
+
+
+def _probe(environ: Mapping[str, str]) -> Discovery:
+    try:
+        nvml = load_nvml()
+    except SensorError as error:
+        return Discovery((), (Unavailable("gpu", str(error), _FIXES.get(error.code, "")),))
+    try:
+        return _Probe(nvml, environ).run()
+    except nvml.NVMLError as error:
+        failure = nvml_error("gpu", "discovery", error)
+        return Discovery((), (Unavailable("gpu", str(failure), _FIXES.get(failure.code, "")),))
+    finally:
+        nvml.nvmlShutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One device that answered: its meter, the reader's half of its spec, and what reads cost."""
+
+    meter: Meter
+    spec: dict[str, list[str]]
+    call_s: dict[str, float]
+
+
+class _Probe:
+    """One look at the devices with the library open."""
+
+    def __init__(self, nvml: Any, environ: Mapping[str, str]) -> None:
+        self._nvml = nvml
+        self._environ = environ
+        self._events: list[Event] = []
+        self._unavailable: list[Unavailable] = []
+
+    def run(self) -> Discovery:
+        picks = self._visible()
+        found = [one for one in (self._device(n, pick) for n, pick in enumerate(picks)) if one is not None]
+        sources = (_source(found),) if found else ()
+        return Discovery(sources, tuple(self._unavailable), tuple(self._events))
+
+    def _visible(self) -> tuple[Pick, ...]:
+        nvml, value = self._nvml, self._environ.get("CUDA_VISIBLE_DEVICES")
+        handles = {i: self._handle(i) for i in range(nvml.nvmlDeviceGetCount())}
+        uuids = [nvml.nvmlDeviceGetUUID(h) if h else f"(lost {i})" for i, h in handles.items()]
+        migs = self._migs(handles) if value and "MIG-" in value else {}
+        selection = select(value, uuids, migs)
+        if selection.stopped:
+            message = f"CUDA_VISIBLE_DEVICES={value}: {selection.stopped}; CUDA shows what comes before it"
+            self._events.append(event("warning", "VISIBLE_DEVICES", "gpu", message))
+        if not selection.picks:
+            reason = f"{_HIDDEN} ({value!r})" if value is not None else "NVML finds no GPU"
+            fix = "unset CUDA_VISIBLE_DEVICES, or name a device of `nvidia-smi -L`" if value is not None else ""
+            self._unavailable.append(Unavailable("gpu", reason, fix))
+        return selection.picks
+
+    def _handle(self, index: int) -> Any:
+        """Return a handle, None for a GPU that is lost; its index still counts."""
+        try:
+            return self._nvml.nvmlDeviceGetHandleByIndex(index)
+        except self._nvml.NVMLError:
+            return None
+
+    def _migs(self, handles: Mapping[int, Any]) -> dict[str, int]:
+        found, nvml = {}, self._nvml
+        for index, handle in ((i, h) for i, h in handles.items() if h is not None):
+            try:
+                for i in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+                    found[nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))] = index
+            except nvml.NVMLError:  # slices are numbered without holes; the first missing one ends them
+                continue
+        return found
+
+    def _device(self, ordinal: int, pick: Pick) -> _Found | None:
+        domain = Domain("gpu", ordinal)
+        try:
+            handle = self._nvml.nvmlDeviceGetHandleByIndex(pick.index)
+            uuid = self._nvml.nvmlDeviceGetUUID(handle)
+            facts = gpu_facts(self._nvml, handle, pick.index)
+        except self._nvml.NVMLError as error:
+            self._give_up(domain, nvml_error(str(domain), "opening it", error))
+            return None
+        tested = self._test(domain, uuid)
+        if not any(c.quantity != "gauge" for c in tested.meter.channels):
+            return None
+        shared, notes = self._sharing(domain, handle, pick)
+        meter = replace(tested.meter, shared=shared, notes=notes, facts=facts, model=dict(facts)["name"])
+        return replace(tested, meter=meter)
+
+    def _give_up(self, domain: Domain, error: SensorError) -> None:
+        self._unavailable.append(Unavailable(str(domain), str(error), _FIXES.get(error.code, "")))
+
+    def _sharing(self, domain: Domain, handle: Any, pick: Pick) -> tuple[bool, tuple[str, ...]]:
+        shared, notes, message = sharing(self._nvml, handle, pick.mig)
+        if message:
+            severity = "warning" if shared else "info"
+            self._events.append(event(severity, "SHARED_DEVICE", str(domain), message))
+        return shared, notes
+
+    def _test(self, domain: Domain, uuid: str) -> _Found:
+        """Read everything once: what a device supports is what it answers, never what its name suggests."""
+        channels: list[Channel] = []
+        spec: dict[str, list[str]] = {}
+        call_s: dict[str, float] = {}
+        errors: list[SensorError] = []
+
+        def offer(channel: Channel, via: str) -> bool:
+            reader = NvmlReader({"channels": {channel.key: [uuid, via]}})
+            try:
+                call_s[channel.key] = read_cost_s(reader, channel.key)
+            except SensorError as error:
+                errors.append(error)
+                if error.code != "ZERO_READING":  # a sleeping sensor may wake up: it stays, and the event says so
+                    return False
+                self._events.append(event("warning", error.code, channel.key, str(error)))
+            finally:
+                reader.close()
+            channels.append(channel)
+            spec[channel.key] = [uuid, via]
+            return True
+
+        offer(_channel(domain, "energy", "nvml_energy_counter"), "nvml_energy_counter")
+        any(offer(_channel(domain, "power", via), via) for via in _POWERS)
+        self._explain(domain, channels, errors)
+        for name in _GAUGES:
+            offer(_gauge(domain, name), name)
+        meter = Meter(domain, tuple(channels), "measured", "device", "", "NVIDIA", ACCURACY, ACCURACY_SOURCE)
+        return _Found(meter, spec, call_s)
+
+    def _explain(self, domain: Domain, channels: list[Channel], errors: list[SensorError]) -> None:
+        if not channels:
+            worst = next((e for e in errors if e.code != "NOT_SUPPORTED"), errors[-1])
+            self._give_up(domain, worst)
+        for error in errors if channels else ():
+            if error.code != "ZERO_READING":
+                self._events.append(event("info", error.code, str(domain), str(error)))
+
+
+def _channel(domain: Domain, name: str, sensor: str) -> Channel:
+    if name == "energy":  # mJ since the driver was loaded
+        return Channel(domain, "energy", "counter", "J", 1e-3, BASE_PERIOD_NS, sensor)
+    return Channel(domain, "power", "power", "W", 1e-3, BASE_PERIOD_NS, sensor)
+
+
+def _gauge(domain: Domain, name: str) -> Channel:
+    unit, scale = _GAUGES[name]
+    return Channel(domain, name, "gauge", unit, scale, GAUGE_PERIOD_NS, f"nvml_{name}")
+
+
+def period_ns(total_call_s: float) -> int:
+    """Return the period at which reads that cost so much together take 1 % of the time; whole ms, 20 at least."""
+    return max(BASE_PERIOD_NS, math.ceil(total_call_s / _TIME_SHARE * 1e3) * 1_000_000)
+
+
+def _source(found: list[_Found]) -> MeteredSource:
+    """Put all GPUs behind one reader: one thread, one wake-up for all, since wake-ups cost more than calls."""
+    call_s = {key: cost for one in found for key, cost in one.call_s.items()}
+    periods = {
+        name: period_ns(sum(cost for key, cost in call_s.items() if key.endswith(f"/{name}")))
+        for name in ("energy", "power")
+    }
+
+    def paced(channel: Channel) -> Channel:
+        return replace(channel, period_ns=periods.get(channel.name, channel.period_ns))
+
+    rates: Callable[[Meter], Meter] = lambda m: replace(m, channels=tuple(paced(c) for c in m.channels))  # noqa: E731
+    spec = {"kind": "nvml", "channels": {key: via for one in found for key, via in one.spec.items()}}
+    return MeteredSource(tuple(rates(one.meter) for one in found), spec, call_s)

@@ -1,0 +1,103 @@
+"""Finds RAPL through perf, where powercap cannot be read but perf may be used."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from torchwatt.core.errors import SensorError
+from torchwatt.core.meter import Channel, Meter, Unavailable
+from torchwatt.core.terms import Domain
+from torchwatt.sensors.protocol import Discovery, MeteredSource, read_cost_s
+from torchwatt.sensors.rapl import DRAM_SOURCE, PACKAGE_ACCURACY, PACKAGE_SOURCE, PERIOD_NS
+from torchwatt.sensors.readers import Reader
+from torchwatt.sensors.readers.perf import PerfReader
+
+DEFAULT_ROOT = "/sys/bus/event_source/devices/power"
+FIX = (
+    "sudo sysctl kernel.perf_event_paranoid=0, or setcap cap_perfmon=ep on the python binary; "
+    "know of the PLATYPUS side channel (CVE-2020-8694)"
+)
+_EVENTS = {"cpu": "energy-pkg", "dram": "energy-ram"}
+
+
+def parse_cpus(text: str) -> list[int]:
+    """Return the CPUs of a kernel CPU list such as `0,18` or `0-3` (Documentation/admin-guide/cputopology)."""
+    cpus: list[int] = []
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        cpus += range(int(first), int(last or first) + 1)
+    return cpus
+
+
+def parse_config(text: str) -> int:
+    """Return the event number of a sysfs event file such as `event=0x02`."""
+    match = re.search(r"event=(0x[0-9a-fA-F]+|\d+)", text)
+    if match is None:
+        raise SensorError(f"perf: no event number in {text!r}", code="NOT_SUPPORTED")
+    return int(match[1], 0)
+
+
+def power_events(root: Path) -> dict[str, tuple[list[int], float]]:
+    """Return the events: domain -> ([PMU type, config, CPU], joules per step); one CPU a socket, from the cpumask.
+
+    Raises:
+        SensorError: If the folder does not look as the kernel makes it (Documentation/ABI/testing/
+            sysfs-bus-event_source-devices-events).
+    """
+    try:
+        pmu_type = int((root / "type").read_text(encoding="ascii"))
+        cpus = parse_cpus((root / "cpumask").read_text(encoding="ascii"))
+        found: dict[str, tuple[list[int], float]] = {}
+        for kind, name in _EVENTS.items():
+            if (root / "events" / name).is_file():
+                config = parse_config((root / "events" / name).read_text(encoding="ascii"))
+                scale = float((root / "events" / f"{name}.scale").read_text(encoding="ascii"))
+                found |= {f"{kind}:{n}": ([pmu_type, config, cpu], scale) for n, cpu in enumerate(cpus)}
+    except (OSError, ValueError) as error:
+        raise SensorError(f"perf: cannot understand {root}: {error}", code="NOT_SUPPORTED") from error
+    return found
+
+
+def discover_perf(root: str | os.PathLike[str] | None = None, model: str = "CPU package") -> Discovery:
+    """Find package and DRAM energy events; never raises."""
+    folder = Path(root or DEFAULT_ROOT)
+    if not folder.is_dir():
+        reason = f"{folder} does not exist: this kernel or machine has no perf power events"
+        return Discovery((), (Unavailable("cpu", reason, "a virtual machine has none; see RAPL"),))
+    try:
+        events = power_events(folder)
+        reader = PerfReader({"events": {f"{domain}/energy": event for domain, (event, _) in events.items()}})
+        return _openable(events, reader, model)
+    except SensorError as error:
+        fix = FIX if error.code == "NO_PERMISSION" else ""
+        return Discovery((), (Unavailable("cpu", str(error), fix),))
+
+
+def _openable(events: Mapping[str, tuple[list[int], float]], reader: Reader, model: str) -> Discovery:
+    try:
+        call_s = {f"{domain}/energy": read_cost_s(reader, f"{domain}/energy") for domain in events}
+    finally:
+        reader.close()
+    meters = tuple(_meter(Domain.parse(domain), scale, model) for domain, (_, scale) in events.items())
+    spec = {"kind": "perf", "events": {f"{domain}/energy": event for domain, (event, _) in events.items()}}
+    # A perf counter starts at 0 when it is opened, so a read in the user's process has another origin: no edges.
+    sources = (MeteredSource(meters, spec, call_s, edges=False),) if meters else ()
+    return Discovery(sources)
+
+
+def _meter(domain: Domain, scale_j: float, model: str) -> Meter:
+    package = domain.kind == "cpu"
+    return Meter(
+        domain,
+        (Channel(domain, "energy", "counter", "J", scale_j, PERIOD_NS, "rapl_perf"),),  # 64 bits: never wraps
+        "measured",
+        "device",
+        model,
+        accuracy_rel=PACKAGE_ACCURACY if package else None,
+        accuracy_source=PACKAGE_SOURCE if package else DRAM_SOURCE,
+        notes=("read through perf; no readings at the very edges of a run",),
+        facts=(("driver", "perf power"),),
+    )

@@ -1,0 +1,189 @@
+"""Finds the CPU packages and DRAM that Linux powercap meters."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchwatt.core.errors import SensorError
+from torchwatt.core.meter import Channel, Meter, Unavailable
+from torchwatt.core.terms import Domain
+from torchwatt.sensors.protocol import Discovery, MeteredSource, read_cost_s
+from torchwatt.sensors.readers.rapl import RaplReader
+
+DEFAULT_ROOT = "/sys/class/powercap"
+ROOT_VARIABLE = "TORCHWATT_POWERCAP_ROOT"
+PERIOD_NS = 10_000_000
+# Khan et al., "RAPL in Action", TOMPECS 3(2), 2018: package power follows a wall meter closely, and short
+# intervals carry more than 5 %. DRAM: Desrochers, Paradis, Weaver, MEMSYS 2016 find a constant offset.
+PACKAGE_ACCURACY = (-0.05, 0.05)
+PACKAGE_SOURCE = "±5 %: Khan et al., RAPL in Action, TOMPECS 3(2) 2018 (per interval at >20 reads/s); not calibrated"
+DRAM_SOURCE = "unknown: constant offset, worst when idle (Desrochers, Paradis, Weaver, MEMSYS 2016)"
+PERMISSION_FIX = (
+    "sudo chmod -R a+r /sys/class/powercap/intel-rapl*/ (until reboot), or for good the udev rule "
+    'SUBSYSTEM=="powercap", ACTION=="add", RUN+="/bin/chmod a+r /sys%p/energy_uj"; '
+    "know that the kernel closed this file against the PLATYPUS side channel (CVE-2020-8694): "
+    "whoever can read it can learn about other users' data"
+)
+ABSENT_FIX = (
+    "virtual machines (EC2 and other clouds) do not pass RAPL on, and Docker >= 24.0.7 masks powercap: run on the "
+    "host or with --security-opt systempaths=unconfined; on bare metal: modprobe intel_rapl_msr"
+)
+_ZONE = re.compile(r"(intel-rapl(?:-mmio)?):(\d+)(?::(\d+))?")
+_PACKAGE = re.compile(r"package-(\d+)(?:-die-(\d+))?")
+# The counters are 32 bits wide (Intel SDM, MSR_PKG_ENERGY_STATUS). The kernel's maximum is (2**32 - 1) units, so
+# the counter repeats after one unit more: 61 uJ more for the usual unit of 2**-14 J.
+_COUNTER_MAX = 2**32 - 1
+# Two looks at one hardware counter differ by what was used between them; codecarbon's find_mirrored_counters
+# allows one joule as well, and gives no meaning to counters that stand at nothing.
+_MIRROR_UJ = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """One powercap zone: where it is, what it is called, which package and driver it belongs to."""
+
+    path: Path
+    name: str
+    driver: str
+    number: int
+    sub: int | None
+
+    @property
+    def file(self) -> Path:
+        """Return the counter's file."""
+        return self.path / "energy_uj"
+
+    @property
+    def package(self) -> str | None:
+        """Return the package number as the name says it, None for other zones."""
+        match = _PACKAGE.fullmatch(self.name)
+        return match[1] if match else None
+
+    def modulus_uj(self) -> int | None:
+        """Return after how many microjoules the counter starts again; None where the kernel does not say."""
+        try:
+            maximum = int((self.path / "max_energy_range_uj").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+        return maximum + max(1, round(maximum / _COUNTER_MAX))
+
+    def read_uj(self) -> int:
+        """Return the counter once; OSError or ValueError if it cannot be read."""
+        return int(self.file.read_bytes())
+
+
+def powercap_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """Return the powercap folder: the argument, else TORCHWATT_POWERCAP_ROOT, else the kernel's."""
+    return Path(root or os.environ.get(ROOT_VARIABLE) or DEFAULT_ROOT)
+
+
+def scan(root: Path) -> list[Zone]:
+    """Return all zones under a powercap folder, nested or linked flat, each once."""
+    found: dict[Path, Zone] = {}
+    todo = [root]
+    for folder in todo:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            match = _ZONE.fullmatch(path.name)
+            real = path.resolve()
+            if match and real not in found and (path / "name").is_file():
+                name = (path / "name").read_text(encoding="utf-8").strip()
+                found[real] = Zone(real, name, match[1], int(match[2]), int(match[3]) if match[3] else None)
+                todo.append(real)
+            elif folder == root and path.name in {"intel-rapl", "intel-rapl-mmio"}:
+                todo.append(real)
+    return sorted(found.values(), key=lambda z: (z.driver, z.number, -1 if z.sub is None else z.sub))
+
+
+def packages(zones: Sequence[Zone], sleep: Callable[[float], None] = time.sleep) -> list[Zone]:
+    """Return one zone a hardware counter of packages: no core, uncore or psys, no counter twice.
+
+    The memory-mapped interface repeats the packages of the register interface. Dies of one package, or two zones
+    of the same name, may all show the same socket-wide counter (codecarbon issue 1274): those that read the same
+    twice, 20 ms apart, are one.
+    """
+    kept: list[Zone] = []
+    for zone in (z for z in zones if z.package is not None and z.sub is None):
+        rivals = [z for z in kept if z.package == zone.package]
+        if any(z.driver != zone.driver for z in rivals):
+            continue
+        if not any(_mirrored(zone, rival, sleep) for rival in rivals):
+            kept.append(zone)
+    return kept
+
+
+def _mirrored(zone: Zone, other: Zone, sleep: Callable[[float], None]) -> bool:
+    try:
+        for _ in range(2):
+            a_uj, b_uj = other.read_uj(), zone.read_uj()
+            if abs(a_uj - b_uj) > _MIRROR_UJ or max(a_uj, b_uj) <= _MIRROR_UJ:
+                return False
+            sleep(0.02)
+    except (OSError, ValueError):
+        return zone.name == other.name
+    return True
+
+
+def _channel(domain: Domain, zone: Zone) -> Channel:
+    return Channel(domain, "energy", "counter", "J", 1e-6, PERIOD_NS, "rapl", zone.modulus_uj())
+
+
+def _meter(domain: Domain, zone: Zone, model: str) -> Meter:
+    package = domain.kind == "cpu"
+    return Meter(
+        domain,
+        (_channel(domain, zone),),
+        "measured",
+        "device",
+        model,
+        accuracy_rel=PACKAGE_ACCURACY if package else None,
+        accuracy_source=PACKAGE_SOURCE if package else DRAM_SOURCE,
+        notes=() if package else ("accuracy unknown: offset differs by machine",),
+        facts=(("zone", zone.name), ("driver", zone.driver), ("path", str(zone.file))),
+    )
+
+
+def discover_rapl(root: str | os.PathLike[str] | None = None, model: str = "CPU package") -> Discovery:
+    """Find packages (`cpu:<n>`) and their DRAM (`dram:<n>`); never raises."""
+    folder = powercap_root(root)
+    zones = scan(folder)
+    found = packages(zones)
+    if not found:
+        reason = f"no RAPL package under {folder}" if folder.is_dir() else f"{folder} does not exist"
+        return Discovery((), (Unavailable("cpu", reason, ABSENT_FIX),))
+    chosen = [(Domain("cpu", n), zone) for n, zone in enumerate(found)]
+    chosen += [(Domain("dram", n), sub) for n, zone in enumerate(found) for sub in _drams(zones, zone)]
+    return _readable(chosen, model)
+
+
+def _drams(zones: Sequence[Zone], package: Zone) -> list[Zone]:
+    same = (z for z in zones if (z.driver, z.number) == (package.driver, package.number))
+    return [z for z in same if z.sub is not None and z.name == "dram"][:1]
+
+
+def _readable(chosen: Sequence[tuple[Domain, Zone]], model: str) -> Discovery:
+    """Try each counter; what cannot be read is said with the reason and the command that helps."""
+    meters, files, call_s, unavailable = [], {}, {}, []
+    for domain, zone in chosen:
+        meter = _meter(domain, zone, model)
+        key = meter.channels[0].key
+        reader = RaplReader({"files": {key: str(zone.file)}})
+        try:
+            call_s[key] = read_cost_s(reader, key)
+        except SensorError as error:
+            unavailable.append(Unavailable(str(domain), str(error), _fix(error)))
+            continue
+        finally:
+            reader.close()
+        meters.append(meter)
+        files[key] = str(zone.file)
+    sources = (MeteredSource(tuple(meters), {"kind": "rapl", "files": files}, call_s),) if meters else ()
+    return Discovery(sources, tuple(unavailable))
+
+
+def _fix(error: SensorError) -> str:
+    return PERMISSION_FIX if error.code == "NO_PERMISSION" else ABSENT_FIX

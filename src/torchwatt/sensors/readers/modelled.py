@@ -1,0 +1,94 @@
+"""Models of CPU and memory power where nothing measures them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+from torchwatt.core.units import NS_PER_S
+from torchwatt.sensors.readers.cputime import Machine
+from torchwatt.sensors.readers.process import family_of
+
+# Share of nameplate power at 0, 10, 50 and 100 % load. Teads engineering, "Building an AWS EC2 Carbon Emissions
+# Dataset", 2021; also used by the Impact Framework, whose docs say that it does not generalise well.
+CURVE = ((0.0, 0.12), (0.1, 0.32), (0.5, 0.75), (1.0, 1.02))
+# 3 W per 8 GB, the figure of CodeCarbon's older versions (ATTRIBUTION.md 3).
+RAM_W_PER_GB = 0.375
+_MIN_INTERVAL_NS = 20_000_000  # /proc/stat counts in steps of 10 ms
+
+
+def machine_power_w(load: float, nameplate_w: float) -> float:
+    """Return the watts of the CPUs at a load of 0 to 1, linear between the points of CURVE."""
+    load = min(max(load, 0.0), 1.0)
+    for (u0, f0), (u1, f1) in pairwise(CURVE):
+        if load <= u1:
+            return nameplate_w * (f0 + (f1 - f0) * (load - u0) / (u1 - u0))
+    return nameplate_w * CURVE[-1][1]
+
+
+def share_w(
+    *, process_s: float, busy_s: float, interval_s: float, cpus: int, nameplate_w: float
+) -> tuple[float, float]:
+    """Return one process's watts and the machine's load over an interval.
+
+    The share is P(load) x process CPU seconds / busy CPU seconds, so that all processes together add up to
+    P(load) and an idle one gets nothing. Busy time comes in 10 ms steps and may lag behind the process's own
+    nanosecond clock; it is never less than the process used.
+    """
+    busy_s = max(busy_s, process_s)
+    load = min(busy_s / (interval_s * cpus), 1.0)
+    share = process_s / busy_s if busy_s > 0 else 0.0
+    return machine_power_w(load, nameplate_w) * share, load
+
+
+class ModelledReader:
+    """Reads modelled watts and what they were computed from.
+
+    Spec: `pid`, `nameplate_w`, `cpus`. Reading `cpu/power` takes a new look and sets the three other CPU values;
+    the power is the mean over the time since the look before.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self._nameplate_w = float(spec["nameplate_w"])
+        self._cpus = int(spec["cpus"])
+        self._clock_ns = clock_ns
+        self._family = family_of(spec)
+        self._machine = Machine()
+        self._last: tuple[int, float, float] | None = None
+        self._load = self._power_w = math.nan
+
+    def read(self, key: str) -> float:
+        """Return W, a load of 0 to 1, CPU seconds, or bytes, by the key."""
+        if key == "cpu/power":
+            return self._look()
+        if key == "cpu/utilization":
+            return self._load
+        if key == "cpu/process_cpu":
+            return self._last[1] if self._last else math.nan
+        rss = self._family.rss_bytes()
+        return rss if key == "ram/rss" else rss / 1e9 * RAM_W_PER_GB
+
+    def _look(self) -> float:
+        now = (self._clock_ns(), self._family.cpu_s(), self._machine.busy_s())
+        if self._last is None:
+            self._last = now
+            return math.nan
+        interval_ns = now[0] - self._last[0]
+        if interval_ns < _MIN_INTERVAL_NS:  # too short for /proc/stat's steps: the next look covers it
+            return math.nan
+        self._power_w, self._load = share_w(
+            process_s=now[1] - self._last[1],
+            busy_s=now[2] - self._last[2],
+            interval_s=interval_ns / NS_PER_S,
+            cpus=self._cpus,
+            nameplate_w=self._nameplate_w,
+        )
+        self._last = now
+        return self._power_w
+
+    def close(self) -> None:
+        """Close /proc/stat."""
+        self._machine.close()

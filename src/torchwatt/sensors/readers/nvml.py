@@ -1,0 +1,123 @@
+"""Reads NVIDIA GPUs through the real `pynvml` (nvidia-ml-py)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torchwatt.core.errors import SensorError
+
+# nvml.h (nvidia-ml-py 13.615): field ids and the scope that excludes a superchip's CPU.
+FIELD_POWER_AVERAGE = 185
+FIELD_POWER_INSTANT = 186
+SCOPE_GPU = 0
+
+# nvmlReturn_t (nvml.h) to our event codes.
+_UNINITIALIZED = 1
+_CODES = {
+    3: "NOT_SUPPORTED",
+    4: "NO_PERMISSION",
+    9: "SENSOR_MISSING",  # driver not loaded
+    12: "SENSOR_MISSING",  # library not found
+    13: "NOT_SUPPORTED",  # function not found: the driver is older than the binding
+    15: "SENSOR_LOST",  # GPU is lost
+    16: "SENSOR_LOST",  # reset required
+    28: "SENSOR_LOST",  # GPU not found
+}
+# Members of nvmlValue_t by nvmlValueType_t (nvml.h).
+_VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
+
+
+def load_nvml() -> Any:
+    """Import pynvml and take one reference on the library; pair it with `nvmlShutdown`.
+
+    Raises:
+        SensorError: If there is no binding, no driver, or no permission.
+    """
+    try:
+        import pynvml
+    except ImportError as error:
+        message = f"gpu: cannot import pynvml ({error}); pip install nvidia-ml-py"
+        raise SensorError(message, code="SENSOR_MISSING") from error
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise nvml_error("gpu", "nvmlInit", error) from error
+    return pynvml
+
+
+def nvml_error(domain: str, what: str, error: Any) -> SensorError:
+    """Translate an NVMLError; its number decides the code."""
+    value = int(getattr(error, "value", 999))
+    return SensorError(f"{domain}: {what}: {error} (NVML {value})", code=_CODES.get(value, "SENSOR_ERROR"))
+
+
+def field_mw(nvml: Any, handle: Any, field: int) -> float:
+    """Return a power field in mW, GPU scope; each field carries its own return code."""
+    value = nvml.nvmlDeviceGetFieldValues(handle, [(field, SCOPE_GPU)])[0]
+    if value.nvmlReturn:
+        raise nvml.NVMLError(value.nvmlReturn)
+    kind = int(value.valueType)
+    return float(getattr(value.value, _VALUE_MEMBERS[kind] if kind < len(_VALUE_MEMBERS) else "uiVal"))
+
+
+def _throttle(nvml: Any, handle: Any) -> float:
+    try:
+        return float(nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+    except (AttributeError, nvml.NVMLError_FunctionNotFound):  # its name before driver 535
+        return float(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+
+
+# What each `via` of a channel calls. The unit of the raw value is NVML's own.
+CALLS: dict[str, Callable[[Any, Any], float]] = {
+    "nvml_energy_counter": lambda n, h: float(n.nvmlDeviceGetTotalEnergyConsumption(h)),  # mJ
+    "nvml_power_instant": lambda n, h: field_mw(n, h, FIELD_POWER_INSTANT),
+    "nvml_power_average": lambda n, h: field_mw(n, h, FIELD_POWER_AVERAGE),
+    "nvml_power": lambda n, h: float(n.nvmlDeviceGetPowerUsage(h)),  # mW
+    "utilization": lambda n, h: float(n.nvmlDeviceGetUtilizationRates(h).gpu),  # %
+    "memory": lambda n, h: float(n.nvmlDeviceGetMemoryInfo(h).used),  # By
+    "temperature": lambda n, h: float(n.nvmlDeviceGetTemperature(h, 0)),  # Cel, sensor 0 is the die
+    "sm_clock": lambda n, h: float(n.nvmlDeviceGetClockInfo(h, 1)),  # MHz, 1 is NVML_CLOCK_SM
+    "throttle": _throttle,  # bit mask
+}
+
+
+class NvmlReader:
+    """Reads channels named in `spec["channels"]`: key -> [uuid of the GPU, name in CALLS]."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self._channels: dict[str, list[str]] = dict(spec["channels"])
+        self._handles: dict[str, Any] = {}
+        self._nvml = load_nvml()
+
+    def read(self, key: str) -> float:
+        """Return a channel's raw value; 0 W is an error, because a GPU that answers draws power."""
+        uuid, via = self._channels[key]
+        try:
+            raw = CALLS[via](self._nvml, self._handle(uuid))
+        except self._nvml.NVMLError as error:
+            self._recover(uuid, error)
+            raise nvml_error(key, via, error) from error
+        if raw == 0 and via.startswith("nvml_power"):
+            raise SensorError(f"{key}: the sensor says 0 W, which is no reading", code="ZERO_READING")
+        return raw
+
+    def _handle(self, uuid: str) -> Any:
+        if uuid not in self._handles:
+            self._handles[uuid] = self._nvml.nvmlDeviceGetHandleByUUID(uuid)
+        return self._handles[uuid]
+
+    def _recover(self, uuid: str, error: Any) -> None:
+        """Forget a handle that may be stale; initialise again if somebody else shut NVML down."""
+        self._handles.pop(uuid, None)
+        if getattr(error, "value", None) == _UNINITIALIZED:
+            with contextlib.suppress(self._nvml.NVMLError):
+                self._nvml.nvmlInit()
+
+    def close(self) -> None:
+        """Give back this reader's own reference, nobody else's."""
+        nvml, self._nvml = self._nvml, None
+        if nvml is not None:
+            with contextlib.suppress(nvml.NVMLError):
+                nvml.nvmlShutdown()

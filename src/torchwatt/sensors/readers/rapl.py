@@ -1,0 +1,30 @@
+"""Reads powercap energy counters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torchwatt.core.errors import SensorError
+from torchwatt.sensors.readers.files import KeptFile
+
+
+class RaplReader:
+    """Reads `energy_uj` files named in `spec["files"]`: key -> path. Raw unit: microjoules."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self._files = {key: KeptFile(path) for key, path in spec["files"].items()}
+
+    def read(self, key: str) -> float:
+        """Return the counter in microjoules, as it stands in the file."""
+        file = self._files[key]
+        text = file.read(32)
+        try:
+            return float(int(text))
+        except ValueError as error:
+            raise SensorError(f"{key}: {file.path} holds {text!r}, not a number") from error
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()

@@ -1,0 +1,290 @@
+"""Samples all meters of a discovery from `start` to `stop`, in a process of its own where that is possible."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torchwatt.core.errors import SensorError
+from torchwatt.core.meter import Channel, Event, Meter, Quantity, Recording, SamplerStats, Unavailable
+from torchwatt.core.units import NS_PER_S
+from torchwatt.sensors import gather
+from torchwatt.sensors.board import CPU_NS, ROUNDS, Board, anonymous_file
+from torchwatt.sensors.edges import EdgeReader, edge_channels, look_at_all
+from torchwatt.sensors.protocol import Discovery, Source
+from torchwatt.sensors.ring import MISSED, READS, Ring
+from torchwatt.sensors.sampler_main import anchor, capacities, make_loops, start_threads
+from torchwatt.sensors.spawn import Child
+
+CAPACITY = 1 << 20  # readings a channel before it is thinned: 5.8 h at 20 ms; untouched memory costs nothing
+GAUGE_CAPACITY = 1 << 17
+ANCHORS = 1 << 14
+FIRST_SAMPLE_S = 2.0
+_OTHERS_S = 0.25  # how long to wait for slow sources once one has answered
+_COARSE_NS = 20_000_000
+_TAIL_NS = 150_000_000
+
+Mode = Literal["process", "thread"]
+
+
+def sampler_config(sources: tuple[Source, ...], capacity: int) -> dict[str, Any]:
+    """Return what the sampler process is told: per source its spec and its channels."""
+
+    def tap(channel: Channel) -> dict[str, Any]:
+        small = min(capacity, GAUGE_CAPACITY) if channel.quantity == "gauge" else capacity
+        return {"key": channel.key, "period_ns": channel.period_ns, "capacity": small}
+
+    listed = [
+        {"spec": dict(s.spec), "taps": [tap(channel) for meter in s.meters for channel in meter.channels]}
+        for s in sources
+    ]
+    return {"sources": listed, "anchors": min(capacity, ANCHORS)}
+
+
+@dataclass(slots=True)
+class _Running:
+    """All that has to end: the process or the threads, the edge readers, the memory."""
+
+    board: Board
+    config: dict[str, Any]
+    edges: list[EdgeReader]
+    pid: int
+    start_ns: int
+    child: Child | None = None
+    threads: list[threading.Thread] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def rings(self) -> dict[str, Ring]:
+        """Return the rings by channel key."""
+        keys = [tap["key"] for source in self.config["sources"] for tap in source["taps"]]
+        return dict(zip(keys, self.board.rings, strict=False))
+
+    def halt(self, timeout_s: float = 1.0) -> None:
+        """End the process and the threads."""
+        self.stop.set()
+        if self.child is not None:
+            self.child.stop()
+        deadline_s = time.monotonic() + timeout_s
+        for thread in self.threads:
+            thread.join(max(deadline_s - time.monotonic(), 0))
+        for edge in self.edges:
+            edge.abandon()
+        for edge in self.edges:
+            edge.close(max(deadline_s - time.monotonic(), 0))
+
+    def close(self) -> None:
+        """Unmap the memory, unless a thread that hangs in a driver may still write to it."""
+        if not any(thread.is_alive() for thread in self.threads):
+            self.board.close()
+
+
+def _abandon(running: _Running) -> None:
+    """End what an unstopped sampler left behind when it was collected; a forked child owns none of it."""
+    if running.pid == os.getpid():
+        with contextlib.suppress(Exception):  # at interpreter shutdown anything may be half gone
+            running.halt(timeout_s=0)
+
+
+class Sampler:
+    """The `Feed` of real meters.
+
+    A separate small process reads the meters into shared memory; this process reads counters at the edges only.
+    Where no process can be started, threads do it here, and the recording says so. In a forked child all
+    methods do nothing.
+    """
+
+    def __init__(self, discovery: Discovery, *, mode: Mode = "process", capacity: int = CAPACITY) -> None:
+        self._discovery = discovery
+        self._sources = tuple(s for s in discovery.sources if any(m.channels for m in s.meters))
+        self._mode: Mode = mode
+        self._capacity = capacity
+        self._lock = threading.RLock()
+        self._running: _Running | None = None
+        self._events: list[Event] = []
+        self._result: Recording | None = None
+        self._pid: int | None = None
+
+    @property
+    def meters(self) -> tuple[Meter, ...]:
+        """Return the meters that are sampled."""
+        return self._discovery.meters
+
+    @property
+    def unavailable(self) -> tuple[Unavailable, ...]:
+        """Return what cannot be metered here."""
+        return self._discovery.unavailable
+
+    @property
+    def sampler_pid(self) -> int | None:
+        """Return the id of the sampler process, None if there is none."""
+        running = self._running
+        return running.child.pid if running is not None and running.child is not None else None
+
+    def start(self) -> None:
+        """Begin to sample and read the counters once; does nothing if it was started before."""
+        if self._forked():
+            return
+        with self._lock:
+            if self._running is not None or self._result is not None:
+                return
+            self._pid = os.getpid()
+            config = sampler_config(self._sources, self._capacity)
+            fd = anonymous_file("torchwatt-board")
+            try:
+                self._running = running = self._open(config, fd)
+                if self._mode == "process":
+                    self._spawn(running, fd)
+            finally:
+                os.close(fd)
+            weakref.finalize(self, _abandon, running).atexit = False
+            ours = (running.child.pid,) if running.child is not None else ()
+            running.edges += [EdgeReader(s, without=ours) for s in self._sources if edge_channels(s)]
+            for edge in running.edges:
+                edge.ask()  # opens the drivers here while the process starts
+            if not self._ready(running):
+                self._fall_back(running)
+            self.mark()
+
+    def _open(self, config: dict[str, Any], fd: int) -> _Running:
+        board = Board.map(fd, len(self._sources), capacities(config))
+        return _Running(board, config, [], os.getpid(), anchor(board))
+
+    def _spawn(self, running: _Running, fd: int) -> None:
+        try:
+            running.child = Child(running.config, fd)
+        except SensorError as error:
+            self._event("warning", error.code, "run", f"sampling in threads of this process: {error}")
+
+    def _ready(self, running: _Running) -> bool:
+        """Wait for a first look at every source, or at some while others are slow."""
+        if running.child is None:
+            return False
+        end_s = time.monotonic() + FIRST_SAMPLE_S
+        while time.monotonic() < end_s and running.child.alive():
+            rounds = running.board.word(ROUNDS)
+            if rounds >= len(self._sources):
+                return True
+            if rounds:
+                end_s = min(end_s, time.monotonic() + _OTHERS_S)
+            time.sleep(0.002)
+        return running.board.word(ROUNDS) > 0 and running.child.alive()
+
+    def _fall_back(self, running: _Running) -> None:
+        """Sample in threads of this process from now on, into the same memory."""
+        child, running.child = running.child, None
+        if child is not None:
+            why = child.why() if not child.alive() else f"no sample within {FIRST_SAMPLE_S:g} s"
+            child.stop(timeout_s=0.2)
+            self._event("warning", "SAMPLER_THREAD", "run", f"sampling in threads of this process: {why}")
+        elif self._mode == "thread":
+            self._event("info", "SAMPLER_THREAD", "run", "sampling in threads of this process, as asked")
+        running.threads = start_threads(make_loops(running.board, running.config, running.stop))
+
+    def mark(self) -> None:
+        """Read all counters now, in this process; a driver that hangs costs a second at most."""
+        if self._forked():
+            return
+        with self._lock:
+            running = self._running
+            if running is None:
+                return
+            for subject, code, message in look_at_all(running.edges):
+                self._event("warning", code, subject, message)
+            self._check(running)
+
+    def _check(self, running: _Running) -> None:
+        """Take over if the sampler process was killed; its readings are still there."""
+        if running.child is not None and not running.child.alive():
+            self._fall_back(running)
+        if running.child is None:
+            anchor(running.board)
+
+    def snapshot(self, since_ns: int = 0) -> Recording:
+        """Return what is known so far, with readings from an instant on only."""
+        if self._forked():
+            return self._nothing()
+        with self._lock:
+            running = self._running
+            if running is None:
+                return self._result or self._nothing()
+            self._check(running)
+            return self._gather(running, since_ns)
+
+    def stop(self) -> Recording:
+        """Take a last look, end everything and return all readings; later calls return the same."""
+        if self._forked():
+            return self._nothing()
+        with self._lock:
+            running = self._running
+            if running is None:
+                return self._result or self._nothing()
+            self.mark()
+            time.sleep(self._tail_ns(running) / NS_PER_S)
+            self._check(running)
+            running.halt()
+            anchor(running.board)
+            self._result = self._gather(running)
+            self._running = None
+            running.close()
+            return self._result
+
+    def _tail_ns(self, running: _Running) -> int:
+        """Return how long to sample on, so that the last publication of coarse sensors is seen: two updates."""
+        now_ns = time.monotonic_ns()
+        recent = self._gather(running, now_ns - 2 * NS_PER_S).series
+        waits = [0]
+        for series in recent:
+            quantity: Quantity = series.channel.quantity
+            if quantity == "counter":
+                update_ns = gather.update_period_ns(series) or 0
+                waits.append(2 * update_ns if update_ns > _COARSE_NS else 0)
+            elif quantity == "power" and series.channel.period_ns > _COARSE_NS:
+                waits.append(series.channel.period_ns * 3 // 2)  # jitter may put the next look that late
+        return min(max(waits), _TAIL_NS)
+
+    def _gather(self, running: _Running, since_ns: int = 0) -> Recording:
+        rings, notes = running.rings(), running.board.notes()
+        edges = {key: list(found) for reader in running.edges for key, found in reader.edges.items()}
+        channels = [channel for meter in self.meters for channel in meter.channels]
+        series = tuple(gather.make_series(c, rings[c.key], edges.get(c.key, ()), since_ns) for c in channels)
+        pairs = gather.anchors(running.board.rings[-1])
+        told = (*self._discovery.events, *self._events, *gather.events(notes))
+        events = (*told, *gather.clock_steps(pairs), *gather.throttling(series))
+        return Recording(
+            self.meters,
+            series,
+            (*self.unavailable, *gather.silent(series, rings, notes)),
+            tuple(sorted(events, key=lambda e: e.t_ns)),
+            pairs,
+            self._stats(running, rings),
+        )
+
+    def _stats(self, running: _Running, rings: dict[str, Ring]) -> SamplerStats:
+        process = running.child is not None
+        return SamplerStats(
+            "process" if process else "thread",
+            (running.board.word(CPU_NS) + running.board.threads_cpu_ns() * (not process)) / NS_PER_S,
+            (time.monotonic_ns() - running.start_ns) / NS_PER_S,
+            {key: ring.word(READS) for key, ring in rings.items()},
+            {key: ring.word(MISSED) for key, ring in rings.items()},
+            {key: cost for source in self._sources for key, cost in source.call_s.items()},
+        )
+
+    def _event(self, severity: Literal["info", "warning"], code: str, subject: str, message: str) -> None:
+        known = next((i for i, e in enumerate(self._events) if (e.subject, e.code) == (subject, code)), None)
+        if known is None:
+            self._events.append(Event(time.monotonic_ns(), severity, code, subject, message))
+        else:
+            self._events[known] = replace(self._events[known], message=f"{message} (more than once)")
+
+    def _nothing(self) -> Recording:
+        return Recording(self.meters, (), self.unavailable)
+
+    def _forked(self) -> bool:
+        """Return whether this is a forked child: asked before the lock, which a dead thread may hold there."""
+        return self._pid not in {None, os.getpid()}

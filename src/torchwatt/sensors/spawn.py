@@ -1,0 +1,87 @@
+"""Starts and ends the sampler process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torchwatt
+from torchwatt.core.errors import SensorError
+from torchwatt.sensors.board import anonymous_file
+from torchwatt.sensors.sampler_main import BOOT
+
+_STDERR_BYTES = 400
+
+
+class Child:
+    """The sampler process, seen from the user's process."""
+
+    def __init__(self, config: Mapping[str, Any], fd: int) -> None:
+        """Start it; `fd` is the board's memory.
+
+        Raises:
+            SensorError: SAMPLER_THREAD, if no process can be started here.
+        """
+        data = json.dumps({**config, "fd": fd, "ppid": os.getpid(), "path": _import_path()}).encode()
+        self._stderr = anonymous_file("torchwatt-stderr")
+        try:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-S", "-E", "-B", "-c", BOOT, str(len(data))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                bufsize=0,  # nothing is left to flush into a pipe that nobody reads any more
+                pass_fds=(fd,),
+                start_new_session=True,  # Ctrl-C in the user's terminal is not meant for it
+            )
+        except (OSError, ValueError, TypeError) as error:  # no executable, no more processes, embedded Python
+            os.close(self._stderr)
+            raise SensorError(f"cannot start the sampler process: {error}", code="SAMPLER_THREAD") from error
+        with contextlib.suppress(OSError):  # it has ended already: `alive` and `why` tell
+            self._send(data)
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        return self._popen.pid
+
+    def alive(self) -> bool:
+        """Return whether it still runs."""
+        return self._popen.poll() is None
+
+    def why(self) -> str:
+        """Return the end of what it wrote to stderr."""
+        size = os.fstat(self._stderr).st_size
+        text = os.pread(self._stderr, _STDERR_BYTES, max(size - _STDERR_BYTES, 0)).decode(errors="replace")
+        return " ".join(text.split()) or f"exit status {self._popen.poll()}"
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """End it: ask, wait, and kill what does not listen. A second call does nothing."""
+        if self._popen.stdin is None or self._popen.stdin.closed:
+            return
+        with contextlib.suppress(OSError):  # it has gone already
+            self._send(b"q")
+        self._popen.stdin.close()
+        try:
+            self._popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        os.close(self._stderr)
+
+    def _send(self, data: bytes) -> None:
+        assert self._popen.stdin is not None  # noqa: S101  Popen made the pipe
+        while data:
+            data = data[self._popen.stdin.write(data) or 0 :]
+
+
+def _import_path() -> list[str]:
+    """Return where the child finds torchwatt and pynvml; the user's path, as the child runs without `site`."""
+    home = str(Path(torchwatt.__file__).parent.parent)
+    return [*dict.fromkeys([home, *(str(Path(entry).resolve()) for entry in sys.path if entry)])]

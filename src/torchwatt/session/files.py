@@ -1,0 +1,37 @@
+"""Files of a report, written only when asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from torchwatt.audit import write_bundle
+from torchwatt.core.errors import BundleError
+from torchwatt.core.report import Report
+from torchwatt.views import to_html_page
+
+
+def write_csv(report: Report, directory: str | os.PathLike[str]) -> Path:
+    """Write the audit tables into a new folder.
+
+    Raises:
+        BundleError: The folder exists and is not empty, or cannot be written.
+    """
+    return write_bundle(report, directory)
+
+
+def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
+    """Write one self-contained page; never over an existing file.
+
+    Raises:
+        BundleError: The file exists or cannot be written.
+    """
+    target = Path(path)
+    try:
+        with target.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(to_html_page(report))
+    except FileExistsError as error:
+        raise BundleError(f"{target} exists already: name another file, or move it") from error
+    except OSError as error:
+        raise BundleError(f"cannot write {target}: {error.strerror}") from error
+    return target

@@ -1,0 +1,108 @@
+"""`profile()` and `scope()`, as users write them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.report import Status
+from torchwatt.sensors import Feed
+from torchwatt.session.options import DEFAULT_BASELINE_S, options
+from torchwatt.session.run import Run
+from torchwatt.session.session import Session
+from torchwatt.tracing import scope
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["profile", "scope"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
+    """Meter a block of code, and say which layer used the joules.
+
+    Use it as a context manager, `with profile() as run:`, or as a decorator, `@profile()`; the decorated function
+    then carries the latest result as `function.run`.
+
+    Args:
+        model: Names its modules as in `state_dict`. Without it, modules are found and named by themselves.
+        region: Where the electricity comes from ("FRA", "USA/california"); without it there are no grams.
+        intensity_g_per_kwh: Your own number for the grid, instead of a region's.
+        pue: Facility energy over IT energy, at least 1; grams only.
+        name: Shown in reports.
+        layers: "on" or "off"; off meters only.
+        overhead_budget: Part of the time that looking into backward passes may cost.
+        baseline_s: Quiet time sampled before the block where a meter exists, to know the static power.
+        csv: A folder that does not exist yet: the audit tables are written there at the end.
+        html: A file that does not exist yet: the report is written there at the end.
+        powercap_root: Where RAPL's powercap tree is; default `TORCHWATT_POWERCAP_ROOT` or the system's.
+        feed: Readings from elsewhere, such as `torchwatt.sensors.Replay`.
+
+    Raises:
+        ConfigError: An argument is impossible.
+        FactorError: The region is in no table.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        *,
+        region: str | None = None,
+        intensity_g_per_kwh: float | None = None,
+        pue: float | None = None,
+        name: str | None = None,
+        layers: str = "on",
+        overhead_budget: float = 0.01,
+        baseline_s: float = DEFAULT_BASELINE_S,
+        csv: str | os.PathLike[str] | None = None,
+        html: str | os.PathLike[str] | None = None,
+        powercap_root: str | os.PathLike[str] | None = None,
+        feed: Feed | None = None,
+    ) -> None:
+        given = dict(locals())
+        del given["self"], given["model"]
+        if callable(model) and not hasattr(model, "named_modules"):
+            raise ConfigError("profile takes a model, or nothing: write @profile() with parentheses to decorate")
+        self._given = given
+        self._model = model
+        self._session: Session | None = None
+
+    def __enter__(self) -> Run:
+        if self._session is not None and self._session.running:
+            raise ConfigError("this profile() is already running: make a new one for a nested block")
+        self._session = Session(options(self._given), self._model)
+        self._session.start()
+        return Run(self._session)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            self._session.stop(*outcome_of(error))
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Profile every call of a function; the latest result is the function's `run`."""
+
+        @functools.wraps(function)
+        def profiled(*args: P.args, **kwargs: P.kwargs) -> R:
+            with profile(self._model, **self._given) as run:
+                profiled.run = run  # type: ignore[attr-defined]
+                return function(*args, **kwargs)
+
+        return profiled
+
+
+def outcome_of(error: BaseException | None) -> tuple[Status, str]:
+    """Return how a block ended: a clean `sys.exit()` is an end like any other."""
+    if error is None:
+        return "complete", ""
+    if isinstance(error, SystemExit) and error.code in {None, 0}:
+        return "complete", "SystemExit"
+    return "aborted", type(error).__name__

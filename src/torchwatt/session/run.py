@@ -1,0 +1,133 @@
+"""What `with profile() as run` hands out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.report import Report
+from torchwatt.session import frames
+from torchwatt.session.files import write_csv, write_html
+from torchwatt.session.session import Session
+from torchwatt.views import MIME, to_html_fragment, to_payload, to_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Run:
+    """The result of a profiled block; while the block runs, what is known so far.
+
+    Energies are joules in the measured boundary, None where nothing could be metered: never 0 for unknown.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def report(self) -> Report:
+        """The immutable value behind everything else."""
+        return self._session.report or self._session.snapshot()
+
+    @property
+    def status(self) -> str:
+        """`running`, `complete`, `partial` (a meter was away) or `aborted` (an exception ended the block)."""
+        return self.report.status
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of all metered domains."""
+        return self.report.energy_j
+
+    @property
+    def carbon_g(self) -> float | None:
+        """Grams of CO2e; None without a region."""
+        return self.report.carbon_g
+
+    @property
+    def duration_s(self) -> float:
+        """Wall time of the block in seconds."""
+        return self.report.duration_s
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """One row per (domain, layer, phase), reserved rows included; self energies add up to `energy_j`."""
+        return frames.layers(self.report)
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """The power curve of each domain."""
+        return frames.samples(self.report)
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """One row per step."""
+        return frames.steps(self.report)
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """One row for each thing worth knowing."""
+        return frames.events(self.report)
+
+    @property
+    def units(self) -> Mapping[str, float]:
+        """What was counted with `count`."""
+        return dict(self._session.units)
+
+    def step(self) -> None:
+        """Mark the end of a step where automatic detection cannot know it; from then on only marks count."""
+        self._session.step()
+
+    def count(self, unit: str, n: float = 1) -> None:
+        """Count units of work done (`run.count("image", 64)`), so that joules per unit can be said.
+
+        Raises:
+            ConfigError: The count is negative or not finite.
+        """
+        if isinstance(n, bool) or not isfinite(n) or n < 0:
+            raise ConfigError(f"count({unit!r}, {n!r}): give a number that is not negative")
+        self._session.units[unit] = self._session.units.get(unit, 0.0) + float(n)
+
+    def energy_per(self, unit: str) -> float | None:
+        """Return joules per counted unit, or per step for `"step"`; None where the energy is unknown.
+
+        Raises:
+            ConfigError: Nothing of that unit was counted.
+        """
+        report = self.report
+        n = float(len(report.steps)) if unit == "step" else self._session.units.get(unit, 0.0)
+        if n <= 0:
+            raise ConfigError(f"no {unit!r} was counted: call run.count({unit!r}, n) inside the block")
+        return None if report.energy_j is None else report.energy_j / n
+
+    def to_csv(self, directory: str | os.PathLike[str]) -> Path:
+        """Write the audit tables into a new folder.
+
+        Raises:
+            BundleError: The folder exists and is not empty, or cannot be written.
+        """
+        return write_csv(self.report, directory)
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write one self-contained page.
+
+        Raises:
+            BundleError: The file exists or cannot be written.
+        """
+        return write_html(self.report, path)
+
+    def __repr__(self) -> str:
+        return to_text(self.report)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        report = self.report
+        bundle: dict[str, Any] = {
+            "text/plain": to_text(report),
+            "text/html": to_html_fragment(report),
+            MIME: to_payload(report),
+        }
+        return {k: v for k, v in bundle.items() if (not include or k in include) and k not in (exclude or ())}

@@ -1,0 +1,185 @@
+"""One session from its first reading to its report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import warnings
+from typing import Any, cast
+
+from torchwatt.core.meter import Event
+from torchwatt.core.report import Report, Status, Window
+from torchwatt.core.trace import EMPTY_TRACE, Trace
+from torchwatt.core.units import NS_PER_S
+from torchwatt.sensors import Feed, Sampler, discover
+from torchwatt.session import active
+from torchwatt.session.options import Options
+from torchwatt.session.settle import Bounds, Outcome, settle, window_of
+from torchwatt.session.software import new_run_id
+from torchwatt.tracing import Tracer
+
+
+class Session:
+    """Owns the feed, the tracer and the clock of one `with profile()` block.
+
+    A session inside another of the same thread reads the outer one's meters: its joules are a window of the
+    outer's, not more of them. In a forked child nothing of a session runs and every method does nothing.
+    """
+
+    def __init__(self, asked: Options, model: Any = None) -> None:
+        self.asked = asked
+        self.run_id = new_run_id()
+        self.thread = threading.get_ident()
+        self.pid = os.getpid()
+        self.report: Report | None = None
+        self.units: dict[str, float] = {}
+        self.windows: list[Window] = []
+        self._events: list[Event] = []
+        self._outer: Session | None = None
+        self._feed: Feed | None = None
+        self._tracer = Tracer(model, overhead_budget=asked.overhead_budget) if asked.layers else None
+        self._start_ns = self._start_unix_ns = 0
+
+    @property
+    def running(self) -> bool:
+        """Return whether the session was started and not yet ended, in this process."""
+        return self._feed is not None and self.report is None and self.pid == os.getpid()
+
+    def start(self) -> None:
+        """Begin to meter and to trace; what was begun is undone if anything of it fails."""
+        self.thread = threading.get_ident()
+        self._outer = cast("Session | None", active.enclosing(self.thread))
+        self._note_concurrent()
+        feed = self._outer.feed if self._outer is not None else self._own_feed()
+        try:
+            if self._outer is None:
+                feed.start()
+                self._rest(feed)
+            if self._tracer is not None:
+                self._tracer.start()
+        except BaseException:
+            self._undo(feed)
+            raise
+        self._feed = feed
+        active.enter(self)
+        # The run begins before its first reading and ends after its last, so that both lie inside.
+        self._start_ns, self._start_unix_ns = time.monotonic_ns(), time.time_ns()
+        feed.mark()
+
+    @property
+    def feed(self) -> Feed:
+        """Return the meters in use; only while running."""
+        if self._feed is None:
+            raise RuntimeError("the session has not begun")
+        return self._feed
+
+    def step(self) -> None:
+        """Mark the end of a step."""
+        if self.running and self._tracer is not None:
+            self._tracer.step()
+
+    def snapshot(self) -> Report:
+        """Settle what is known so far without ending anything."""
+        end_ns = time.monotonic_ns()
+        trace = self._tracer.snapshot() if self._tracer is not None else EMPTY_TRACE
+        return self._settle(end_ns, self.feed.snapshot(), trace, "running", "")
+
+    def stop(self, status: Status, reason: str = "") -> None:
+        """End the session, keep its report, and write the files that were asked for.
+
+        Never raises for a fault of ours: a training of hours must not die in its profiler. Whatever fails ends
+        in a warning, and what was measured is kept.
+        """
+        if not self.running:
+            return
+        feed = self.feed
+        trace = EMPTY_TRACE
+        try:
+            feed.mark()
+            end_ns = time.monotonic_ns()
+            if self._tracer is not None:
+                trace = self._tracer.stop()
+        except Exception as error:
+            end_ns = time.monotonic_ns()
+            self._fault("TRACE_LOST", "the trace was lost", error)
+        finally:
+            active.leave(self)
+            with contextlib.suppress(Exception):
+                if self._tracer is not None:
+                    self._tracer.stop()  # wrappers always come off
+        self._finish(end_ns, trace, status, reason)
+
+    def close(self, reason: str) -> None:
+        """End a session that nobody else ended."""
+        self._events.append(Event(time.monotonic_ns(), "warning", "LEFT_OPEN", "run", reason))
+        self.stop("partial", reason)
+
+    def _finish(self, end_ns: int, trace: Trace, status: Status, reason: str) -> None:
+        # A nested session leaves the meters running; sampling goes on until slow counters have published.
+        recording = self.feed.stop() if self._outer is None else self.feed.snapshot()
+        try:
+            self.report = self._settle(end_ns, recording, trace, status, reason)
+        except Exception as error:
+            self._fault("ATTRIBUTION_LOST", "the layers were lost", error)
+            self.report = self._settle(end_ns, recording, EMPTY_TRACE, "partial", reason)
+        if self._outer is not None:
+            self._outer.windows.append(window_of(self.report))
+        self._write_files(self.report)
+
+    def _settle(self, end_ns: int, recording: Any, trace: Trace, status: Status, reason: str) -> Report:
+        bounds = Bounds(self._start_ns, end_ns, self._start_unix_ns)
+        outcome = Outcome(status, reason, dict(self.units), tuple(self.windows), tuple(self._events))
+        return settle(self.run_id, self.asked, bounds, recording, trace, outcome)
+
+    def _write_files(self, report: Report) -> None:
+        from torchwatt.session.files import write_csv, write_html
+
+        for target, write in ((self.asked.csv, write_csv), (self.asked.html, write_html)):
+            if target is None:
+                continue
+            try:
+                write(report, target)
+            except Exception as error:  # a full disk must not take the user's exception's place
+                warnings.warn(f"torchwatt could not write {target}: {error}", RuntimeWarning, stacklevel=2)
+
+    def _own_feed(self) -> Feed:
+        if self.asked.feed is not None:
+            return self.asked.feed
+        return Sampler(discover(powercap_root=self.asked.powercap_root))
+
+    def _rest(self, feed: Feed) -> None:
+        """Sample a quiet moment, so that static power is known; useless where nothing is measured."""
+        if any(m.provenance == "measured" and any(c.quantity != "gauge" for c in m.channels) for m in feed.meters):
+            time.sleep(self.asked.baseline_s)
+
+    def _undo(self, feed: Feed) -> None:
+        with contextlib.suppress(Exception):
+            if self._tracer is not None:
+                self._tracer.stop()
+        if self._outer is None:
+            with contextlib.suppress(Exception):
+                feed.stop()
+
+    def _note_concurrent(self) -> None:
+        now = time.monotonic_ns()
+        for other in active.others(self.thread):
+            message = "another session ran at the same time; both metered the same devices: do not add them up"
+            event = Event(now, "warning", "CONCURRENT_SESSION", "run", message)
+            self._events.append(event)
+            cast("Session", other).note(event)
+
+    def note(self, event: Event) -> None:
+        """Add an event."""
+        self._events.append(event)
+
+    def _fault(self, code: str, what: str, error: Exception) -> None:
+        message = f"{what}: {type(error).__name__}: {error}"
+        self._events.append(Event(time.monotonic_ns(), "error", code, "run", message))
+        warnings.warn(f"torchwatt: {message}", RuntimeWarning, stacklevel=2)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Return seconds since the start."""
+        return (time.monotonic_ns() - self._start_ns) / NS_PER_S

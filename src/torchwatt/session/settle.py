@@ -1,0 +1,116 @@
+"""From what was recorded to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import fsum
+
+from torchwatt.attribution.attribute import Attribution, attribute
+from torchwatt.carbon import HOW_TO_GET_GRAMS, impacts
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.factor import Impact
+from torchwatt.core.ledger import Ledger
+from torchwatt.core.meter import Event, Recording, Unavailable
+from torchwatt.core.report import Report, Status, Step, Window
+from torchwatt.core.terms import Provenance, weakest
+from torchwatt.core.trace import Trace
+from torchwatt.session.options import Options
+from torchwatt.session.software import software
+
+# A meter that was away for longer makes the run partial.
+FULL_COVERAGE = 0.995
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """When a session ran: monotonic, and where that is in the world."""
+
+    start_ns: int
+    end_ns: int
+    start_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a session ended and what the user said during it."""
+
+    status: Status
+    exit_reason: str = ""
+    units: dict[str, float] = field(default_factory=dict)
+    windows: tuple[Window, ...] = ()
+    events: tuple[Event, ...] = ()
+
+
+def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, trace: Trace, outcome: Outcome) -> Report:
+    """Attribute the recording and put everything that was found out into one value."""
+    found = attribute(recording, trace, bounds.start_ns, bounds.end_ns)
+    factors = tuple(factor for factor in (asked.grid, asked.pue) if factor is not None)
+    report = Report(
+        run_id=run_id,
+        name=asked.name,
+        status=_status(outcome.status, found),
+        start_ns=bounds.start_ns,
+        end_ns=bounds.end_ns,
+        start_unix_ns=bounds.start_unix_ns,
+        ledgers=found.ledgers,
+        curves=found.curves,
+        meters=tuple(m for m in recording.meters if any(c.quantity != "gauge" for c in m.channels)),
+        unavailable=_distinct((*recording.unavailable, *found.unavailable)),
+        events=_in_order((*recording.events, *trace.events, *found.events, *outcome.events)),
+        steps=tuple(_steps(trace.steps, found.curves)),
+        windows=outcome.windows,
+        modules=trace.modules,
+        units=dict(outcome.units),
+        factors=factors if asked.grid is not None else (),
+        sampler=recording.stats,
+        tracing_cost_s=trace.cost_s if asked.layers else None,
+        exit_reason=outcome.exit_reason,
+        software=software(),
+        carbon_hint="" if asked.grid is not None else HOW_TO_GET_GRAMS,
+    )
+    return replace(report, impacts=_impacts(report, asked))
+
+
+def _impacts(report: Report, asked: Options) -> tuple[Impact, ...]:
+    """Price the run and each device; what has no joules has no grams."""
+    subjects: dict[str, tuple[float, Provenance]] = {}
+    if report.energy_j is not None:
+        known = weakest(*(ledger.provenance for ledger in report.ledgers))
+        subjects["run"] = (report.energy_j, known)
+    subjects |= {f"device:{ledger.domain}": (ledger.energy_j, ledger.provenance) for ledger in report.ledgers}
+    return impacts(subjects, asked.grid, asked.pue)
+
+
+def _status(status: Status, found: Attribution) -> Status:
+    away = any(ledger.coverage < FULL_COVERAGE and _long_enough(ledger) for ledger in found.ledgers)
+    return "partial" if status == "complete" and away else status
+
+
+def _long_enough(ledger: Ledger) -> bool:
+    """Ignore the first and last sampling period of a short run: they are said as coverage, not as a loss."""
+    return ledger.window_s - ledger.known_s > 0.5
+
+
+def _steps(spans: Sequence[tuple[int, int]], curves: Sequence[EnergyCurve]) -> Iterable[Step]:
+    for index, (start_ns, end_ns) in enumerate(spans):
+        known = {
+            str(curve.domain): curve.between(start_ns, end_ns)
+            for curve in curves
+            if curve.start_ns < end_ns and curve.end_ns > start_ns
+        }
+        yield Step(index, start_ns, end_ns, known)
+
+
+def window_of(report: Report) -> Window:
+    """Return what an enclosing session keeps of a nested one."""
+    total_j = fsum(ledger.energy_j for ledger in report.ledgers) if report.ledgers else None
+    return Window(report.name, report.start_ns, report.end_ns, total_j)
+
+
+def _distinct(unavailable: Iterable[Unavailable]) -> tuple[Unavailable, ...]:
+    return tuple(dict.fromkeys(unavailable))
+
+
+def _in_order(events: Iterable[Event]) -> tuple[Event, ...]:
+    return tuple(sorted(dict.fromkeys(events), key=lambda e: (e.t_ns, e.code, e.subject, e.message)))

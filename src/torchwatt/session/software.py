@@ -1,0 +1,37 @@
+"""Versions and machine, for the record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import time
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+from torchwatt import __version__
+
+
+def software() -> Mapping[str, str]:
+    """Return what ran: versions of torchwatt, Python, torch and the system."""
+    found = {
+        "torchwatt": __version__,
+        "python": platform.python_version(),
+        "os": platform.system(),
+        "kernel": platform.release(),
+        "host": platform.node(),
+        "cpus": str(os.cpu_count() or ""),
+    }
+    for package in ("torch", "nvidia-ml-py", "codecarbon", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def new_run_id() -> str:
+    """Return a UUIDv7 (RFC 9562, section 5.7): sorted by time, unique without a registry."""
+    value = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | secrets.randbits(12) << 64
+    return str(uuid.UUID(int=value | 0b10 << 62 | secrets.randbits(62)))

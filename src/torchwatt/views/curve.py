@@ -1,0 +1,121 @@
+"""The power curve as a small picture: decimated, with axes, for light and dark pages."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from math import ceil, floor, log10
+
+import numpy as np
+
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.meter import FloatArray
+from torchwatt.core.report import Report
+from torchwatt.views.numbers import format_power
+
+MAX_POINTS = 500
+COLORS = ("#3b8ede", "#ec8626", "#2fa87a", "#a06cd5", "#d9534f", "#8a8f98")
+_GREY = "#8b929b"  # readable on white and on black: a picture does not see the page's theme
+_WIDTH, _HEIGHT = 860, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 26, 34
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Mean power of one domain at the middle of each interval, seconds since the run's start."""
+
+    domain: str
+    t_s: FloatArray
+    power_w: FloatArray
+
+
+def power_line(report: Report, curve: EnergyCurve, max_points: int = MAX_POINTS) -> Line:
+    """Return a domain's power with at most `max_points` points; the least and most of each stretch stay."""
+    middle_ns = curve.t_ns[:-1] + np.diff(curve.t_ns) // 2
+    t_s, power_w = (middle_ns - report.start_ns) / 1e9, curve.power_w()
+    keep = extremes(power_w, max_points)
+    return Line(str(curve.domain), t_s[keep], power_w[keep])
+
+
+def extremes(values: FloatArray, max_points: int) -> list[int]:
+    """Return indices, in order, of the least and the most in each of `max_points / 2` equal stretches."""
+    if len(values) <= max_points:
+        return list(range(len(values)))
+    keep: set[int] = set()
+    for part in np.array_split(np.arange(len(values)), max(max_points // 2, 1)):
+        keep |= {int(part[np.argmin(values[part])]), int(part[np.argmax(values[part])])}
+    return sorted(keep)
+
+
+def ticks(top: float, count: int = 5) -> list[float]:
+    """Return round steps of 1, 2 or 5 from 0 to the first one at or above `top`."""
+    if not top > 0:
+        return [0.0, 1.0]
+    size = 10.0 ** floor(log10(top / count))
+    step = next(m * size for m in (1, 2, 5, 10) if m * size * count >= top * 0.999)
+    return [step * i for i in range(ceil(top / step - 1e-9) + 1)]
+
+
+def to_image(report: Report) -> str:
+    """Return the curves as a `data:` address of an SVG picture; empty where nothing was metered."""
+    lines = [power_line(report, curve) for curve in report.curves]
+    lines = sorted((line for line in lines if len(line.t_s)), key=lambda line: -float(line.power_w.mean()))
+    if not lines or report.duration_s <= 0:
+        return ""
+    return "data:image/svg+xml;base64," + b64encode(_svg(lines, report.duration_s).encode()).decode()
+
+
+def _svg(lines: Sequence[Line], duration_s: float) -> str:
+    y_ticks = ticks(max(float(line.power_w.max()) for line in lines))
+    unit, per = ("min", 60.0) if duration_s >= 600 else ("ms", 1e-3) if duration_s < 1 else ("s", 1.0)
+    x_ticks = [t for t in ticks(duration_s / per, 8) if t <= duration_s / per * 1.001]
+    scale = _Scale(duration_s, y_ticks[-1])
+    parts = [_y_tick(scale, w) for w in y_ticks] + [_x_tick(scale, t, per) for t in x_ticks]
+    parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 4, f"time since start ({unit})", "end"))
+    parts.append(_text(4, 14, "power", "start"))
+    left = _LEFT + 20
+    for index, line in enumerate(lines):
+        color = COLORS[index % len(COLORS)]
+        parts.append(_polyline(scale, line, color))
+        parts.append(f'<rect x="{left}" y="6" width="14" height="4" rx="2" fill="{color}"/>')
+        parts.append(_text(left + 19, 13, line.domain, "start"))
+        left += 40 + 7 * len(line.domain)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
+        f'height="{_HEIGHT}" font-family="system-ui, sans-serif" font-size="12" fill="{_GREY}">{"".join(parts)}</svg>'
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    duration_s: float
+    top_w: float
+
+    def x(self, t_s: float) -> float:
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * t_s / self.duration_s
+
+    def y(self, power_w: float) -> float:
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * power_w / self.top_w
+
+
+def _y_tick(scale: _Scale, power_w: float) -> str:
+    y = scale.y(power_w)
+    rule = f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="{_GREY}" stroke-opacity="0.25"/>'
+    return rule + _text(_LEFT - 6, y + 4, "0 W" if power_w == 0 else format_power(power_w), "end")
+
+
+def _x_tick(scale: _Scale, value: float, per: float) -> str:
+    return _text(scale.x(value * per), _HEIGHT - _BOTTOM + 16, f"{value:g}", "middle")
+
+
+def _polyline(scale: _Scale, line: Line, color: str) -> str:
+    points = " ".join(
+        f"{scale.x(t):.1f},{scale.y(p):.1f}" for t, p in zip(line.t_s.tolist(), line.power_w.tolist(), strict=True)
+    )
+    return f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.6" stroke-linejoin="round"/>'
+
+
+def _text(x: float, y: float, content: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'

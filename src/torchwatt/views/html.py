@@ -1,0 +1,141 @@
+"""A report as HTML that a notebook keeps whole, also one that is not trusted (see `markup`)."""
+
+from __future__ import annotations
+
+from torchwatt.core.meter import Event
+from torchwatt.core.report import Report
+from torchwatt.views import summary
+from torchwatt.views.curve import to_image
+from torchwatt.views.layer_html import layers_block
+from torchwatt.views.markup import RULE, chip, muted, tag, text
+from torchwatt.views.numbers import DASH, format_energy, format_power, format_time, format_wh
+
+_CARD = (
+    f"display:inline-block;vertical-align:top;box-sizing:border-box;border:{RULE};border-radius:8px;"
+    "background:rgba(128,128,128,0.06);padding:10px 14px;margin:0 10px 10px 0;"
+    "width:308px;min-height:92px"
+)
+_MAX_EVENTS = 50
+_MAX_TEXT = 400
+
+
+def to_html_fragment(report: Report) -> str:
+    """Return the report as one `<div>`: no style sheet, no script, nothing fetched, every number as text."""
+    blocks = (_head(report), _domains(report), _curve(report), layers_block(report), _events(report), _foot(report))
+    return tag("div", "".join(blocks), "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
+
+
+def heading(content: str) -> str:
+    """Write the title of a block."""
+    return tag("div", content, "font-size:15px;font-weight:600;margin:14px 0 6px 0")
+
+
+def _head(report: Report) -> str:
+    title = tag("span", text(report.name or "torchwatt run"), "font-size:20px;font-weight:600")
+    words = [report.status, format_time(report.duration_s), report.exit_reason]
+    line = tag("div", f"{title} &nbsp;{muted(text(' · '.join(w for w in words if w)), '13px')}", "margin:4px 0 10px 0")
+    return line + "".join(_figures(report))
+
+
+def _figures(report: Report) -> list[str]:
+    known = report.provenance
+    energy = f"{format_wh(report.energy_j)} · 90 % interval of reading the meters" if known else "nothing was metered"
+    carbon = summary.carbon(report)
+    power = "mean of all counted domains" if known else "nothing was metered"
+    cards = [
+        _figure("energy", summary.energy_text(report), energy, known),
+        _figure("mean power", format_power(summary.mean_power_w(report)), power, known and "derived"),
+        _figure("carbon", carbon.grams, " ".join((carbon.how, *carbon.notes)) if carbon.grams == DASH else carbon.how,
+                None if carbon.grams == DASH else "derived"),
+    ]  # fmt: skip
+    cards += [_figure(rate.label, rate.value, rate.detail, None) for rate in summary.rates(report)]
+    return cards
+
+
+def _figure(label: str, value: str, below: str, known: str | None) -> str:
+    pill = f" &nbsp;{chip(known)}" if known else ""
+    body = tag("div", muted(text(label)) + pill)
+    body += tag("div", text(value), "font-size:22px;font-weight:600;white-space:nowrap;margin:2px 0")
+    return tag("div", body + tag("div", muted(text(below))), _CARD)
+
+
+def _domains(report: Report) -> str:
+    cards = [_domain(item) for item in summary.domains(report)]
+    for gone in report.unavailable:
+        name = tag("span", text(gone.domain), "font-weight:600")
+        body = tag("div", f"{name} &nbsp;{DASH}") + tag("div", muted(text(gone.reason)))
+        body += tag("div", muted(text(f"Fix: {gone.fix}"))) if gone.fix else ""
+        cards.append(tag("div", body, _CARD))
+    return heading("Domains") + "".join(cards) if cards else ""
+
+
+def _domain(item: summary.DomainText) -> str:
+    name = tag("span", text(item.domain), "font-weight:600")
+    body = tag("div", f"{name} &nbsp;{chip(item.provenance)} &nbsp;{muted(text(item.share))}")
+    body += tag("div", text(item.energy), "font-size:18px;font-weight:600;margin:2px 0")
+    body += tag("div", muted(text(item.sentence)))
+    body += tag("div", muted(text(item.meter), "11px"), "margin-top:3px")
+    return tag("div", body, _CARD)
+
+
+def _curve(report: Report) -> str:
+    source = to_image(report)
+    if not source:
+        return ""
+    names = ", ".join(str(curve.domain) for curve in report.curves)
+    image = f'<img src="{source}" alt="{text(f"power over time of {names}")}" width="100%" style="max-width:860px">'
+    return heading("Power") + image
+
+
+def _events(report: Report) -> str:
+    events = sorted(report.events, key=lambda event: (event.t_ns, event.code, event.subject))
+    if not events:
+        return _windows(report)
+    head = tag(
+        "tr", "".join(tag("th", name) for name in ("at", "severity", "code", "subject", "message")), align="left"
+    )
+    rows = "".join(_event(report, event) for event in events[:_MAX_EVENTS])
+    table = tag("table", head + rows, "font-size:12px;margin:4px 0", cellpadding="4")
+    more = tag("div", muted(f"and {len(events) - _MAX_EVENTS} more")) if len(events) > _MAX_EVENTS else ""
+    worrying = len(summary.worrying(report))
+    title = tag("summary", f"Events ({len(events)}, {worrying} to look at)", "font-weight:600;cursor:pointer")
+    opened = " open" if worrying else ""
+    return f'{_windows(report)}<details{opened} style="margin-top:14px">{title}{table}{more}</details>'
+
+
+def _event(report: Report, event: Event) -> str:
+    cells = (summary.when(report, event), event.severity, event.code, event.subject, event.message)
+    return tag("tr", "".join(tag("td", text(cell[:_MAX_TEXT]), "text-align:left") for cell in cells))
+
+
+def _windows(report: Report) -> str:
+    """Write the sessions nested in this one."""
+    if not report.windows:
+        return ""
+    lines = [
+        f"{window.name}: {format_energy(window.energy_j)} in {format_time((window.end_ns - window.start_ns) / 1e9)}"
+        for window in report.windows[:_MAX_EVENTS]
+    ]
+    title = heading(f"Windows {muted('parts of the total, never added to it')}")
+    return title + "".join(tag("div", text(line)) for line in lines)
+
+
+def _foot(report: Report) -> str:
+    carbon = summary.carbon(report)
+    legend = " &nbsp; ".join(
+        f"{chip(word)} {muted(text(meaning), '11px')}" for word, meaning in summary.PROVENANCE_MEANING.items()
+    )
+    lines = [*(carbon.notes if carbon.grams != DASH else ()), f"Measuring: {summary.cost(report)}."]
+    versions = [
+        f"{name} {report.software[name]}" for name in ("torchwatt", "python", "torch", "os") if name in report.software
+    ]
+    lines.append(f"Run {report.run_id}" + (f" · {' · '.join(versions)}" if versions else ""))
+    below = "".join(tag("div", muted(text(line), "11px")) for line in lines)
+    return (
+        tag(
+            "div",
+            f"{muted('How a number is known:', '11px')} {legend}",
+            f"border-top:{RULE};margin-top:16px;padding-top:8px",
+        )
+        + below
+    )

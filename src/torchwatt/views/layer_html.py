@@ -1,0 +1,176 @@
+"""The layers as HTML: the biggest as a table with bars, all of them as a tree that opens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import fsum
+
+from torchwatt.core.ledger import Entry
+from torchwatt.core.report import Report
+from torchwatt.core.terms import ROOT, Phase
+from torchwatt.views.layers import Folded, LayerSum, class_names, fold, layer_sums
+from torchwatt.views.markup import BACKWARD, FORWARD, OTHER, RULE, bar, chip, muted, tag, text
+from torchwatt.views.numbers import DASH, format_energy, format_interval, format_share, format_time
+from torchwatt.views.tree import Node, tree
+
+MAX_LAYERS = 1000
+_TOP_LAYERS = 12
+_MAX_NAME = 120
+_NUMBER = "display:inline-block;width:76px;text-align:right;white-space:nowrap"
+_HEAD = ("layer", "forward", "backward", "other", "self", "", "share", "known")
+_DETAIL = (
+    "domain",
+    "phase",
+    "self",
+    "90 % interval",
+    "static",
+    "time",
+    "calls",
+    "J/call",
+    "method",
+    "known",
+    "carried",
+)
+
+
+def layers_block(report: Report) -> str:
+    """Return the table and the tree; empty where nothing was metered."""
+    run_j = report.energy_j
+    if run_j is None:
+        return ""
+    everything = layer_sums(report)
+    layers = [layer for layer in everything if not layer.reserved]
+    reserved = [layer for layer in everything if layer.reserved]
+    return _title() + _top_table(layers, reserved, run_j) + _whole_tree(report, layers, run_j)
+
+
+def _title() -> str:
+    swatches = " &nbsp; ".join(
+        f"{tag('span', '&nbsp;', f'display:inline-block;width:18px;height:10px;background:{color}')} {muted(name)}"
+        for name, color in (("forward", FORWARD), ("backward", BACKWARD), ("other", OTHER))
+    )
+    title = tag("span", "Layers", "font-size:15px;font-weight:600")
+    return tag("div", f"{title} &nbsp; {swatches}", "margin:16px 0 6px 0")
+
+
+def _top_table(layers: Sequence[LayerSum], reserved: Sequence[LayerSum], run_j: float) -> str:
+    shown, folded = fold(layers, _TOP_LAYERS)
+    whole = max((layer.energy_j for layer in (*shown, *reserved)), default=0.0)
+    head = tag("tr", "".join(tag("th", name, "text-align:left" if i in {0, 7} else "text-align:right")
+                             for i, name in enumerate(_HEAD)))  # fmt: skip
+    rows = [_row(layer, whole, run_j) for layer in shown]
+    if folded is not None:
+        rows.append(_folded_row(folded, run_j))
+    rows += [_row(layer, whole, run_j) for layer in reserved]
+    total_j = fsum(e.energy_self_j for layer in (*layers, *reserved) for e in layer.entries)
+    rows.append(_sum_row(total_j, run_j))
+    style = "width:100%;border-collapse:collapse;font-size:12px;margin:0"
+    return tag("table", head + "".join(rows), style, cellpadding="4")
+
+
+def _row(layer: LayerSum, whole: float, run_j: float) -> str:
+    forward, backward, other = _split({phase: found.energy_j for phase, found in layer.phases.items()})
+    name = text(_short(layer.fqn)) + (f" {muted(text(layer.class_name[:40]), '11px')}" if layer.class_name else "")
+    parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, other or 0.0)]
+    numbers = (None, None, other) if layer.reserved else (forward, backward, other)
+    cells = [tag("td", name, "text-align:left;word-break:break-all" + (";opacity:0.8" if layer.reserved else ""))]
+    cells += [_right(format_energy(value)) for value in (*numbers, layer.energy_j)]
+    cells.append(tag("td", tag("div", "", bar(parts, whole)), "width:24%;min-width:90px"))
+    cells += [_right(format_share(_share(layer.energy_j, run_j))), tag("td", chip(layer.provenance), "text-align:left")]
+    return tag("tr", "".join(cells))
+
+
+def _folded_row(folded: Folded, run_j: float) -> str:
+    name = tag("td", muted(f"other ({folded.layers} layers; all of them in the tree)"), "text-align:left", colspan="4")
+    share = _right(format_share(_share(folded.energy_j, run_j)))
+    return tag("tr", name + _right(format_energy(folded.energy_j)) + tag("td", "") + share + tag("td", ""))
+
+
+def _sum_row(total_j: float, run_j: float) -> str:
+    style = f"border-top:{RULE};font-weight:600"
+    cells = tag("td", "all of the above", f"{style};text-align:left", colspan="4")
+    cells += tag("td", format_energy(total_j), f"{style};text-align:right;white-space:nowrap") + tag("td", "", style)
+    cells += tag("td", format_share(_share(total_j, run_j)), f"{style};text-align:right;white-space:nowrap")
+    return tag("tr", cells + tag("td", "", style))
+
+
+def _right(content: str) -> str:
+    return tag("td", content, "text-align:right;white-space:nowrap")
+
+
+def _split(by_phase: dict[Phase, float]) -> tuple[float | None, float | None, float | None]:
+    """Return forward, backward and the sum of the others; None where a phase was not seen."""
+    others = [energy_j for phase, energy_j in by_phase.items() if phase not in {"forward", "backward"}]
+    return by_phase.get("forward"), by_phase.get("backward"), fsum(others) if others else None
+
+
+def _share(energy_j: float, run_j: float) -> float | None:
+    return energy_j / run_j if run_j > 0 else None
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _MAX_NAME else f"{name[:40]}...{name[-_MAX_NAME + 43 :]}"
+
+
+def _whole_tree(report: Report, layers: Sequence[LayerSum], run_j: float) -> str:
+    if not layers:
+        return ""
+    kept, folded = fold(layers, MAX_LAYERS)
+    nodes = tree(kept, class_names(report))
+    whole = max((node.total_j for node in nodes), default=0.0)
+    rows = "".join(_node(node, whole, run_j, open_=len(nodes) == 1) for node in nodes)
+    if folded is not None:
+        rows += tag("div", f"other ({folded.layers}): {format_energy(folded.energy_j)}", "margin-left:16px")
+    named = ("forward", "backward", "total", "share")
+    head = " ".join(tag("span", name, _NUMBER) for name in named) + tag("span", "", "display:inline-block;width:150px")
+    what = tag("b", "Module tree") + f" {muted('total, children included; open a module for what is its own')}"
+    style = f"margin:18px 0 2px 0;border-bottom:{RULE};padding-bottom:3px"
+    return tag("div", tag("span", muted(head), "float:right") + what, style) + rows
+
+
+def _node(node: Node, whole: float, run_j: float, *, open_: bool = False) -> str:
+    children = "".join(_node(child, whole, run_j, open_=len(node.children) == 1) for child in node.children)
+    line = tag("summary", _node_line(node, whole, run_j), "cursor:pointer;padding:2px 0")
+    inside = tag("div", _details(node) + children, "margin-left:16px")
+    return f"<details{' open' if open_ or node.fqn == ROOT else ''}>{line}{inside}</details>"
+
+
+def _node_line(node: Node, whole: float, run_j: float) -> str:
+    forward, backward, other = _split(dict(node.total_by_phase))
+    numbers = [format_energy(v) for v in (forward, backward, node.total_j)] + [
+        format_share(_share(node.total_j, run_j))
+    ]
+    parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, other or 0.0)]
+    spans = " ".join(tag("span", number, _NUMBER) for number in numbers)
+    block = f"display:inline-block;width:140px;margin-left:10px;vertical-align:middle;{bar(parts, whole)}"
+    name = text(_short(node.name))
+    kind = f" {muted(text(node.layer.class_name[:40]), '11px')}" if node.layer and node.layer.class_name else ""
+    return f"{tag('span', spans + tag('span', '&nbsp;', block), 'float:right')}{name}{kind}"
+
+
+def _details(node: Node) -> str:
+    """Return what is booked to the module itself, one line a domain and phase."""
+    if node.layer is None:
+        return ""
+    head = tag("tr", "".join(tag("th", name) for name in _DETAIL), align="right")
+    rows = "".join(tag("tr", _detail(entry), align="right") for entry in node.layer.entries)
+    style = "font-size:11px;margin:2px 0 6px 0;opacity:0.9;border-collapse:collapse"
+    return tag("table", head + rows, style, cellpadding="3")
+
+
+def _detail(entry: Entry) -> str:
+    per_call_j = entry.energy_self_j / entry.calls if entry.calls else None
+    cells = (
+        str(entry.domain),
+        entry.phase,
+        format_energy(entry.energy_self_j),
+        format_interval(entry.energy_self_lo_j, entry.energy_self_hi_j),
+        format_energy(entry.energy_static_j),
+        format_time(entry.time_self_s),
+        str(entry.calls) if entry.calls else DASH,
+        format_energy(per_call_j),
+        entry.method,
+        entry.provenance,
+        format_share(entry.carried_share),
+    )
+    return "".join(tag("td", text(cell)) for cell in cells)

@@ -1,0 +1,105 @@
+"""What each layer used, over all domains that count; and which of them to show."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
+
+from torchwatt.core.ledger import Entry
+from torchwatt.core.report import Report
+from torchwatt.core.terms import PHASES, RESERVED, Phase, Provenance, weakest
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSum:
+    """One layer in one phase, added up over domains.
+
+    The ends of the interval are added up too: wider than 90 % if the domains err independently, never
+    narrower. None where one of the domains has none.
+    """
+
+    energy_j: float
+    lo_j: float | None
+    hi_j: float | None
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSum:
+    """One layer, or one reserved name, with its entries of all domains."""
+
+    fqn: str
+    class_name: str
+    phases: Mapping[Phase, PhaseSum]
+    entries: tuple[Entry, ...]
+
+    @property
+    def energy_j(self) -> float:
+        """Return self joules over all phases and domains."""
+        return fsum(entry.energy_self_j for entry in self.entries)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Return the weakest of its entries."""
+        return weakest(*(entry.provenance for entry in self.entries))
+
+    @property
+    def reserved(self) -> bool:
+        """Return whether this is no module."""
+        return self.fqn in RESERVED
+
+
+def layer_sums(report: Report) -> tuple[LayerSum, ...]:
+    """Return every name of the books, most joules first."""
+    classes = class_names(report)
+    by_fqn: dict[str, list[Entry]] = defaultdict(list)
+    for ledger in report.ledgers:
+        for entry in ledger.entries:
+            by_fqn[entry.fqn].append(entry)
+    layers = [_layer(fqn, entries, classes.get(fqn, "")) for fqn, entries in by_fqn.items()]
+    return tuple(sorted(layers, key=lambda layer: (-layer.energy_j, layer.fqn)))
+
+
+def class_names(report: Report) -> dict[str, str]:
+    """Return the class of each module by all of its names."""
+    return {name: m.class_name for m in report.modules for name in (m.fqn, *m.aliases)}
+
+
+def _layer(fqn: str, entries: Sequence[Entry], class_name: str) -> LayerSum:
+    by_phase = {phase: [e for e in entries if e.phase == phase] for phase in PHASES}
+    phases = {phase: _phase(found) for phase, found in by_phase.items() if found}
+    return LayerSum(fqn, class_name, phases, tuple(entries))
+
+
+def _phase(entries: Sequence[Entry]) -> PhaseSum:
+    return PhaseSum(
+        energy_j=fsum(entry.energy_self_j for entry in entries),
+        lo_j=_sum_known(entry.energy_self_lo_j for entry in entries),
+        hi_j=_sum_known(entry.energy_self_hi_j for entry in entries),
+        provenance=weakest(*(entry.provenance for entry in entries)),
+    )
+
+
+def _sum_known(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else fsum(value for value in known if value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """Layers that are not shown: how many names, how many of their rows, how many joules."""
+
+    layers: int
+    rows: int
+    energy_j: float
+
+
+def fold(layers: Sequence[LayerSum], shown: int) -> tuple[tuple[LayerSum, ...], Folded | None]:
+    """Keep the first `shown`; the rest is counted, never dropped. One too many is shown rather than folded."""
+    if len(layers) <= shown + 1:
+        return tuple(layers), None
+    rest = layers[shown:]
+    energy_j = fsum(entry.energy_self_j for layer in rest for entry in layer.entries)
+    return tuple(layers[:shown]), Folded(len(rest), sum(len(layer.phases) for layer in rest), energy_j)

@@ -1,0 +1,57 @@
+"""The small HTML that survives: what JupyterLab's sanitiser keeps in a notebook that is not trusted.
+
+It keeps inline styles only, of these properties, and colours only as names, `#hex`, `rgb()` and `rgba()`:
+`currentColor` and `var()` are dropped. So colours here are half transparent, over a page that may be light
+or dark, and text has the colour of the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+
+from torchwatt.core.terms import Phase
+from torchwatt.views.summary import printable
+
+FORWARD, BACKWARD, OTHER = "rgba(47,129,214,0.9)", "rgba(236,134,38,0.9)", "rgba(140,140,140,0.75)"
+TRACK = "rgba(128,128,128,0.14)"
+RULE = "1px solid rgba(128,128,128,0.28)"
+COLOR_OF_PHASE: Mapping[Phase, str] = {"forward": FORWARD, "backward": BACKWARD}
+
+
+def text(value: object) -> str:
+    """Escape anybody's text for a text node or a quoted attribute."""
+    return escape(printable(str(value)), quote=True)
+
+
+def tag(name: str, content: str = "", style: str = "", **attributes: str) -> str:
+    """Write one element around content that is HTML already."""
+    given = {"style": style} | attributes if style else attributes
+    written = "".join(f' {key.rstrip("_")}="{value}"' for key, value in given.items())
+    return f"<{name}{written}>{content}</{name}>"
+
+
+def muted(content: str, size: str = "12px") -> str:
+    """Write small, less important text."""
+    return tag("span", content, f"opacity:0.72;font-size:{size}")
+
+
+def chip(content: str) -> str:
+    """Write one word in a pill: how a number is known."""
+    return tag(
+        "span",
+        text(content),
+        "display:inline-block;padding:0 6px;border:1px solid rgba(128,128,128,0.45);border-radius:8px;"
+        "font-size:11px;white-space:nowrap",
+    )
+
+
+def bar(parts: list[tuple[str, float]], whole: float) -> str:
+    """Return the style of a bar of stacked parts over the whole: a gradient with hard stops."""
+    stops, at = [], 0.0
+    for color, value in parts:
+        start, at = at, at + (100 * value / whole if whole > 0 else 0.0)
+        if at > start:
+            stops += [f"{color} {start:.2f}%", f"{color} {min(at, 100):.2f}%"]
+    stops += [f"{TRACK} {min(at, 100):.2f}%", f"{TRACK} 100%"]
+    return f"height:11px;border-radius:2px;background:linear-gradient(to right, {', '.join(stops)})"

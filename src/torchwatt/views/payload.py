@@ -1,0 +1,158 @@
+"""What the front ends draw: one versioned JSON value, small enough to be saved in a notebook."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from math import isfinite
+from typing import Any
+
+from torchwatt.core.report import Report
+from torchwatt.views import summary
+from torchwatt.views.curve import power_line
+from torchwatt.views.layers import LayerSum, class_names, fold, layer_sums
+from torchwatt.views.tree import Node, tree
+
+MIME = "application/vnd.torchwatt.report.v1+json"
+VERSION = 1
+MAX_BYTES = 200_000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_TEXT = 300
+# (layers, points of each curve, events, domains), tried in turn until the value is small enough.
+_CAPS = ((400, 300, 50, 64), (200, 150, 30, 64), (100, 100, 20, 32), (40, 50, 10, 16), (10, 20, 5, 8), (0, 0, 0, 4))
+
+
+def to_payload(report: Report) -> dict[str, Any]:
+    """Return the report as a JSON value below 200 KB; what does not fit is folded and counted."""
+    value: dict[str, Any] = {}
+    for caps in _CAPS:
+        value = _payload(report, *caps)
+        if len(json.dumps(value, allow_nan=False)) < MAX_BYTES:
+            break
+    return value
+
+
+def _payload(report: Report, layers: int, points: int, events: int, domains: int) -> dict[str, Any]:
+    carbon = summary.carbon(report)
+    return {
+        "schema": "torchwatt.report",
+        "version": VERSION,
+        "run_id": _text(report.run_id),
+        "name": _text(report.name),
+        "status": report.status,
+        "exit_reason": _text(report.exit_reason),
+        "started_at": (_EPOCH + timedelta(microseconds=report.start_unix_ns // 1000)).isoformat(),
+        "duration_s": _number(report.duration_s),
+        "energy": {
+            "value_j": _number(report.energy_j),
+            "half_width_90_j": _number(summary.half_width_j(report)),
+            "provenance": report.provenance,
+            "text": summary.energy_text(report),
+        },
+        "power_w": _number(summary.mean_power_w(report)),
+        "carbon": {"value_g": _number(report.carbon_g), "text": carbon.grams, "how": _text(carbon.how)},
+        "rates": [
+            {"label": _text(rate.label), "value": rate.value, "detail": rate.detail} for rate in summary.rates(report)
+        ],
+        "domains": list(_domains(report))[:domains],
+        "unavailable": [
+            {"domain": _text(gone.domain), "reason": _text(gone.reason), "fix": _text(gone.fix)}
+            for gone in report.unavailable[:domains]
+        ],
+        "curves": [_curve(report, index, points) for index in range(min(len(report.curves), domains))],
+        **_layers(report, layers),
+        "events": [
+            {"t_s": _number((e.t_ns - report.start_ns) / 1e9), "severity": e.severity, "code": _text(e.code),
+             "subject": _text(e.subject), "message": _text(e.message)}
+            for e in sorted(report.events, key=lambda e: (e.t_ns, e.code, e.subject))[:events]
+        ],
+        "event_count": len(report.events),
+        "cost": summary.cost(report),
+        "software": {_text(name): _text(value) for name, value in report.software.items() if name in _SOFTWARE},
+    }  # fmt: skip
+
+
+_SOFTWARE = ("torchwatt", "python", "torch", "os")  # no host name in a notebook that gets shared
+
+
+def _number(value: float | None) -> float | None:
+    """Keep six figures; a number that is none, or missing, is null."""
+    return None if value is None or not isfinite(value) else float(f"{value:.6g}")
+
+
+def _text(value: str) -> str:
+    # A lone surrogate would break the message to the browser.
+    return value[:_MAX_TEXT].encode("utf-8", "replace").decode()
+
+
+def _domains(report: Report) -> Iterator[dict[str, Any]]:
+    ledgers = {str(ledger.domain): ledger for ledger in report.ledgers}
+    for item in summary.domains(report):
+        ledger = ledgers[item.domain]
+        yield {
+            "domain": item.domain,
+            "energy_j": _number(ledger.energy_j),
+            "energy_u_j": _number(ledger.energy_u_j),
+            "share": _number(ledger.energy_j / report.energy_j) if report.energy_j else None,
+            "static_w": _number(ledger.static_w),
+            "coverage": _number(ledger.coverage),
+            "method": ledger.method,
+            "provenance": item.provenance,
+            "meter": _text(item.meter),
+            "sentence": _text(item.sentence),
+            "text": item.energy,
+        }
+
+
+def _curve(report: Report, index: int, points: int) -> dict[str, Any]:
+    line = power_line(report, report.curves[index], points) if points else None
+    return {
+        "domain": str(report.curves[index].domain),
+        "t_s": [_number(t) for t in line.t_s.tolist()] if line else [],
+        "power_w": [_number(p) for p in line.power_w.tolist()] if line else [],
+    }
+
+
+def _layers(report: Report, cap: int) -> dict[str, Any]:
+    everything = layer_sums(report)
+    kept, folded = fold([layer for layer in everything if not layer.reserved], cap)
+    rows: list[dict[str, Any]] = []
+    for node in tree(kept, class_names(report)):
+        _flatten(node, None, rows)
+    return {
+        "layers": rows,
+        "reserved": [_booked(layer) for layer in everything if layer.reserved],
+        "folded": {"layers": folded.layers, "energy_j": _number(folded.energy_j)} if folded else None,
+    }
+
+
+def _flatten(node: Node, parent: int | None, rows: list[dict[str, Any]]) -> None:
+    """Write the tree as rows; `parent` is the index of a row before."""
+    index = len(rows)
+    own = _booked(node.layer) if node.layer else {"self_j": {}, "provenance": None, "calls": 0, "class": ""}
+    total_j = _by_phase(node.total_by_phase)
+    rows.append({**own, "fqn": _text(node.fqn), "name": _text(node.name), "parent": parent, "total_j": total_j})
+    for child in node.children:
+        _flatten(child, index, rows)
+
+
+def _booked(layer: LayerSum) -> dict[str, Any]:
+    return {
+        "fqn": _text(layer.fqn),
+        "class": _text(layer.class_name),
+        "self_j": _by_phase({phase: found.energy_j for phase, found in layer.phases.items()}),
+        "interval_j": {p: [_number(f.lo_j), _number(f.hi_j)] for p, f in layer.phases.items() if f.lo_j is not None},
+        "calls": _most([entry.calls for entry in layer.entries]),
+        "provenance": layer.provenance,
+    }
+
+
+def _by_phase(values: Mapping[Any, float]) -> dict[str, float | None]:
+    return {str(phase): _number(value) for phase, value in values.items()}
+
+
+def _most(counts: Sequence[int]) -> int:
+    # Every domain counts the same calls; adding them up would count a call once a meter.
+    return max(counts, default=0)

@@ -1,0 +1,206 @@
+"""The sentences and numbers that every view of a report shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import fsum, sqrt
+from statistics import median
+
+from torchwatt.core.factor import Factor
+from torchwatt.core.ledger import Ledger
+from torchwatt.core.meter import Event
+from torchwatt.core.report import Report, Step
+from torchwatt.views.numbers import (
+    DASH,
+    format_count,
+    format_energy,
+    format_interval,
+    format_mass,
+    format_plus_minus,
+    format_share,
+    format_time,
+)
+
+K_90 = 1.6449  # half width of a 90 % interval in standard uncertainties (normal)
+NO_CARBON = "No carbon: give region= (such as 'FRA') or intensity_g_per_kwh=."
+
+PROVENANCE_MEANING = {
+    "measured": "a meter's own difference",
+    "derived": "arithmetic on the others",
+    "apportioned": "a share of a measured total",
+    "sourced": "a published number",
+    "modelled": "no meter, a model",
+    "declared": "the user said so",
+    "assumed": "our default",
+}
+
+
+def half_width_j(report: Report) -> float | None:
+    """Return the half width of the total's 90 % interval from reading the meters; None if one has none."""
+    known = [ledger.energy_u_j for ledger in report.ledgers if ledger.energy_u_j is not None]
+    if not known or len(known) < len(report.ledgers):
+        return None
+    return K_90 * sqrt(fsum(u * u for u in known))
+
+
+def energy_text(report: Report) -> str:
+    """Return the total with its interval."""
+    energy_j = report.energy_j
+    if energy_j is None:
+        return DASH
+    if energy_j >= 3.6e6:
+        half = half_width_j(report)
+        return format_plus_minus(energy_j / 3600, None if half is None else half / 3600, "Wh")
+    return format_plus_minus(energy_j, half_width_j(report))
+
+
+def mean_power_w(report: Report) -> float | None:
+    """Return the mean power of the counted domains over the run."""
+    if report.energy_j is None or report.duration_s <= 0:
+        return None
+    return report.energy_j / report.duration_s
+
+
+@dataclass(frozen=True, slots=True)
+class Carbon:
+    """Grams as text, or the sentence that says how to get them."""
+
+    grams: str
+    how: str
+    notes: tuple[str, ...] = ()
+
+
+def carbon(report: Report) -> Carbon:
+    """Return the grams with the factors behind them."""
+    impact = next((i for i in report.impacts if i.subject == "run" and i.criterion == "gwp"), None)
+    if impact is None:
+        return Carbon(DASH, report.carbon_hint or NO_CARBON)
+    used = [factor for factor in report.factors if factor.factor_id in impact.factor_ids]
+    how = [_factor_text(factor) for factor in sorted(used, key=lambda f: f.kind)]
+    how.append(f"{impact.provenance}, weakest input {impact.weakest_input}")
+    notes = tuple(f"{f.zone or f.kind}: {f.coverage_note}" for f in used if f.coverage_note)
+    return Carbon(f"{format_mass(impact.value)} CO2e", " · ".join(how), notes)
+
+
+def _factor_text(factor: Factor) -> str:
+    if factor.kind == "pue":
+        return f"PUE {factor.value:.2f} ({factor.provenance})"
+    year = str(factor.data_year or "")
+    words = (f"{factor.value:.3g} g/kWh", factor.zone, factor.basis.replace("_", " "), year, factor.source_name)
+    return " · ".join(word for word in words if word)
+
+
+@dataclass(frozen=True, slots=True)
+class DomainText:
+    """One domain in words."""
+
+    domain: str
+    energy: str
+    share: str
+    provenance: str
+    meter: str
+    sentence: str
+
+
+def domains(report: Report) -> tuple[DomainText, ...]:
+    """Return the counted domains, most joules first."""
+    ordered = sorted(report.ledgers, key=lambda ledger: (-ledger.energy_j, str(ledger.domain)))
+    return tuple(_domain(report, ledger) for ledger in ordered)
+
+
+def _domain(report: Report, ledger: Ledger) -> DomainText:
+    domain, total_j = str(ledger.domain), report.energy_j or 0.0
+    return DomainText(
+        domain=domain,
+        energy=format_plus_minus(ledger.energy_j, None if ledger.energy_u_j is None else K_90 * ledger.energy_u_j),
+        share=format_share(ledger.energy_j / total_j) if total_j > 0 else DASH,
+        provenance=ledger.provenance,
+        meter=" · ".join(_meter_words(report, ledger)),
+        sentence=ledger.sentence.removeprefix(f"{domain}: "),
+    )
+
+
+def _meter_words(report: Report, ledger: Ledger) -> list[str]:
+    meter = report.meter(str(ledger.domain))
+    words = []
+    if meter is not None:
+        words.append(f"{meter.vendor} {meter.model}".strip() if meter.vendor not in meter.model else meter.model)
+        words.append("whole device" if meter.scope == "device" else "this process's share")
+        if meter.shared:
+            words.append("others' joules inside")
+        if meter.accuracy_rel is not None:
+            lo, hi = meter.accuracy_rel
+            words.append(f"meter band {lo * 100:+.0f}..{hi * 100:+.0f} %")
+    if ledger.static_w is not None:
+        words.append(f"static {ledger.static_w:.3g} W")
+    if ledger.coverage < 0.995:
+        words.append(f"known for {format_share(ledger.coverage)} of the run")
+    if ledger.cross_check_j is not None and ledger.energy_j > 0:
+        words.append(f"other route {(ledger.cross_check_j / ledger.energy_j - 1) * 100:+.1f} %")
+    return [word for word in words if word]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Joules per something: `175 J` per `step`, and what else is known about it."""
+
+    label: str
+    value: str
+    detail: str
+
+
+def rates(report: Report) -> tuple[Rate, ...]:
+    """Return joules per step and per counted unit."""
+    found = [_step_rate(report)] if report.steps else []
+    for unit, count in sorted(report.units.items()):
+        each_j = report.energy_j / count if report.energy_j is not None and count > 0 else None
+        found.append(Rate(f"per {unit}", format_energy(each_j), f"{format_count(count)} counted, total / count"))
+    return tuple(found)
+
+
+def _step_rate(report: Report) -> Rate:
+    known = [joules for step in report.steps if (joules := step_j(report, step)) is not None]
+    seconds = median((step.end_ns - step.start_ns) / 1e9 for step in report.steps)
+    words = [f"{len(report.steps)} steps of {format_time(seconds)}"]
+    if known:
+        words.insert(0, f"median of {format_interval(min(known), max(known))}")
+    if known and len(known) < len(report.steps):
+        words.append(f"{len(report.steps) - len(known)} without a meter")
+    return Rate("per step", format_energy(median(known)) if known else DASH, " · ".join(words))
+
+
+def step_j(report: Report, step: Step) -> float | None:
+    """Return a step's joules over all counted domains, None where one of them was not known."""
+    parts = [step.energy_j.get(str(ledger.domain)) for ledger in report.ledgers]
+    return fsum(p for p in parts if p is not None) if parts and None not in parts else None
+
+
+def cost(report: Report) -> str:
+    """Say what measuring itself cost."""
+    sampler = report.sampler
+    words = ["not sampled"]
+    if sampler.mode != "none":
+        words = [f"sampled by {'' if sampler.mode == 'replay' else 'a '}{sampler.mode}"]
+        words.append(f"{format_time(sampler.cpu_s)} CPU")
+    if missed := sum(sampler.missed.values()):
+        words.append(f"{missed} of {missed + sum(sampler.reads.values())} readings late")
+    if report.tracing_cost_s is not None:
+        share = report.tracing_cost_s / report.duration_s if report.duration_s > 0 else None
+        words.append(f"tracing {format_time(report.tracing_cost_s)} ({format_share(share)} of the run)")
+    return " · ".join(words)
+
+
+def worrying(report: Report) -> tuple[Event, ...]:
+    """Return warnings and errors in time order."""
+    events = (event for event in report.events if event.severity != "info")
+    return tuple(sorted(events, key=lambda event: (event.t_ns, event.code, event.subject)))
+
+
+def when(report: Report, event: Event) -> str:
+    """Return the time of an event since the start."""
+    return format_time(max((event.t_ns - report.start_ns) / 1e9, 0.0))
+
+
+def printable(text: str) -> str:
+    """Make anybody's text one line of visible characters: no escape sequence reaches a terminal."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

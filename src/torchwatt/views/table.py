@@ -1,0 +1,186 @@
+"""A report as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import fsum
+from textwrap import wrap
+
+from torchwatt.core.report import Report
+from torchwatt.core.terms import Phase, Slot
+from torchwatt.views import summary
+from torchwatt.views.layers import Folded, LayerSum, PhaseSum, class_names, fold, layer_sums
+from torchwatt.views.numbers import (
+    DASH,
+    format_energy,
+    format_interval,
+    format_power,
+    format_share,
+    format_time,
+    format_wh,
+)
+from torchwatt.views.tree import totals
+
+_LABEL = 11
+_MAX_EVENTS = 12
+_MAX_TEXT = 300
+_COLUMNS = (("phase", 9), ("self", 9), ("90 % interval", 16), ("total", 9), ("share", 7), ("known", 11))
+_FIXED = sum(width + 2 for _, width in _COLUMNS)
+
+
+def to_text(report: Report, *, max_layers: int = 20, width: int = 100) -> str:
+    """Return a report as a table; ASCII but for `±`, `—`, `·` and the user's own names.
+
+    Args:
+        report: What to show.
+        max_layers: How many layers to list; the rest is one line with its joules.
+        width: Characters a line, 88 or more.
+    """
+    width = max(width, 88)
+    blocks = [_head(report, width), _domains(report, width), _layers(report, max_layers, width), _tail(report, width)]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def _head(report: Report, width: int) -> list[str]:
+    title = ["torchwatt", summary.printable(report.name), report.status, format_time(report.duration_s)]
+    if report.exit_reason:
+        title.append(summary.printable(report.exit_reason))
+    carbon = summary.carbon(report)
+    energy = DASH if report.energy_j is None else f"{summary.energy_text(report)} (90 %) · {format_wh(report.energy_j)}"
+    lines = [_cut(" · ".join(word for word in title if word), width)]
+    lines += _labelled("energy", f"{energy} · {report.provenance or 'nothing was metered'}", width)
+    lines += _labelled("power", f"{format_power(summary.mean_power_w(report))} mean", width)
+    grams = "" if carbon.grams == DASH else f"{carbon.grams} · "
+    lines += _labelled("carbon", grams + carbon.how, width)
+    for note in carbon.notes:
+        lines += _labelled("", note, width)
+    for rate in summary.rates(report):
+        lines += _labelled(rate.label, f"{rate.value} · {rate.detail}", width)
+    return lines
+
+
+def _domains(report: Report, width: int) -> list[str]:
+    lines = []
+    for item in summary.domains(report):
+        numbers = f"{item.energy} · {item.share} · {item.provenance}"
+        lines += _labelled(item.domain, numbers + (f" · {item.meter}" if item.meter else ""), width)
+        lines += _labelled("", item.sentence, width)
+    for gone in report.unavailable:
+        fix = f" ({gone.fix})" if gone.fix else ""
+        lines += _labelled(gone.domain, f"{DASH} · {gone.reason}{fix}", width)
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class _Sheet:
+    """What the lines of the table need to know."""
+
+    total_j: dict[Slot, float]
+    run_j: float
+    name_width: int
+
+
+def _layers(report: Report, max_layers: int, width: int) -> list[str]:
+    if report.energy_j is None:
+        return []
+    everything = layer_sums(report)
+    layers = [layer for layer in everything if not layer.reserved]
+    entries = [entry for ledger in report.ledgers for entry in ledger.entries]
+    sheet = _Sheet(totals(entries, class_names(report)), report.energy_j, width - _FIXED)
+    shown, folded = fold(layers, max(max_layers, 0))
+    over = " + ".join(str(ledger.domain) for ledger in report.ledgers)
+    lines = [f"layers, {over}", _line("layer", [name for name, _ in _COLUMNS], sheet), "-" * width]
+    for layer in shown:
+        lines += _layer(layer, sheet)
+    if folded is not None:
+        lines.append(_folded(folded, sheet))
+    for layer in everything:
+        if layer.reserved:
+            lines += _reserved(layer, sheet)
+    booked_j = fsum(entry.energy_self_j for entry in entries)
+    share = format_share(booked_j / sheet.run_j if sheet.run_j > 0 else None)
+    known = str(report.provenance or DASH)
+    lines += ["-" * width, _line("all of the above", ["", format_energy(booked_j), "", "", share, known], sheet)]
+    return [_ascii(line) for line in lines]
+
+
+def _layer(layer: LayerSum, sheet: _Sheet) -> Iterator[str]:
+    """Write forward and backward even where one of them is unknown: a missing line reads like zero."""
+    phases: list[Phase] = ["forward", "backward"]
+    phases += [phase for phase in layer.phases if phase not in phases]
+    name = summary.printable(layer.fqn)
+    for phase in phases:
+        yield _line(name, _cells(layer, phase, sheet), sheet)
+        name = ""
+
+
+def _reserved(layer: LayerSum, sheet: _Sheet) -> Iterator[str]:
+    for phase in layer.phases:
+        yield _line(layer.fqn, _cells(layer, phase, sheet), sheet)
+
+
+def _cells(layer: LayerSum, phase: Phase, sheet: _Sheet) -> list[str]:
+    found: PhaseSum | None = layer.phases.get(phase)
+    if found is None:
+        total = sheet.total_j.get(Slot(layer.fqn, phase))
+        return [phase, DASH, DASH, format_energy(total), DASH, DASH]
+    return [
+        "" if layer.fqn == f"({phase})" else phase,
+        format_energy(found.energy_j),
+        format_interval(found.lo_j, found.hi_j),
+        DASH if layer.reserved else format_energy(sheet.total_j[Slot(layer.fqn, phase)]),
+        format_share(found.energy_j / sheet.run_j if sheet.run_j > 0 else None),
+        found.provenance,
+    ]
+
+
+def _folded(folded: Folded, sheet: _Sheet) -> str:
+    share = format_share(folded.energy_j / sheet.run_j if sheet.run_j > 0 else None)
+    name = f"... {folded.layers} more ({folded.rows} rows)"
+    return _line(name, ["", format_energy(folded.energy_j), "", "", share, ""], sheet)
+
+
+def _line(name: str, cells: Sequence[str], sheet: _Sheet) -> str:
+    text = _cut(name, sheet.name_width).ljust(sheet.name_width)
+    for cell, (column, width) in zip(cells, _COLUMNS, strict=True):
+        text += "  " + (cell.ljust(width) if column in {"phase", "known"} else cell.rjust(width))
+    return text.rstrip()
+
+
+def _tail(report: Report, width: int) -> list[str]:
+    lines = []
+    for window in report.windows:
+        text = f"{format_energy(window.energy_j)} in {format_time((window.end_ns - window.start_ns) / 1e9)}"
+        lines += _labelled("window", f"{window.name} · {text}, inside the total", width)
+    events = summary.worrying(report)
+    for event in events[:_MAX_EVENTS]:
+        text = _cut(f"{event.code} · {event.subject} · {event.message}", _MAX_TEXT)
+        lines += _labelled(event.severity, f"{text} (at {summary.when(report, event)})", width)
+    if len(events) > _MAX_EVENTS:
+        lines += _labelled("", f"... and {len(events) - _MAX_EVENTS} more warnings", width)
+    quiet = sum(event.severity == "info" for event in report.events)
+    notes = f" · {quiet} note{'s' if quiet > 1 else ''} in the events" if quiet else ""
+    return [*lines, *_labelled("measuring", summary.cost(report) + notes, width)]
+
+
+def _labelled(label: str, text: str, width: int) -> list[str]:
+    """Write a label and its text, wrapped under itself."""
+    if not text:
+        return []
+    label = summary.printable(label)
+    lines = wrap(_ascii(summary.printable(text)), width - _LABEL, break_on_hyphens=False)
+    head = label.ljust(_LABEL) if len(label) < _LABEL else f"{label} "
+    return [(head if i == 0 else " " * _LABEL) + line for i, line in enumerate(lines)]
+
+
+def _ascii(text: str) -> str:
+    return text.replace("µ", "u")
+
+
+def _cut(text: str, width: int) -> str:
+    """Shorten in the middle: the ends of a dotted name tell most."""
+    if len(text) <= width:
+        return text
+    tail = (width - 3) * 2 // 3
+    return text[: width - 3 - tail] + "..." + text[-tail:]

@@ -1,0 +1,56 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchwatt.audit.formula import evaluate
+from torchwatt.audit.schema import TABLES
+from torchwatt.core.errors import BundleError
+
+# Columns may be added at the end and never moved: other people's scripts count them.
+FIRST_COLUMNS = {
+    "run": ("run_id", "schema_version", 37),
+    "device": ("run_id", "device_id", 28),
+    "layer": ("run_id", "device_id", 20),
+    "sample": ("run_id", "device_id", 6),
+    "factor": ("factor_id", "kind", 18),
+    "impact": ("run_id", "subject", 12),
+    "event": ("run_id", "event_index", 8),
+}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_tables_keep_their_columns(table):
+    first, second, count = FIRST_COLUMNS[table.name]
+    assert table.header[:2] == (first, second)
+    assert len(table.header) >= count
+    assert len(set(table.header)) == len(table.header)
+    required = {column.name for column in table.columns if column.required}
+    assert set(table.key) <= required
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_names_end_in_their_unit(table):
+    suffix = {"J": "_j", "s": "_s", "W": "_w", "ns": "_ns"}
+    for column in table.columns:
+        if column.unit in suffix:
+            assert column.name.endswith(suffix[column.unit]), column
+        assert column.description
+
+
+def test_formulas():
+    values = {"energy_j": 7.2e6, "pue": 1.5, "grid_gwp": 50.0}
+    assert evaluate("energy_j/3.6e6*grid_gwp", values) == 100.0
+    assert evaluate("energy_j/3.6e6*pue*grid_gwp", values) == 150.0
+    assert evaluate("-(1 + 2) * 3 - 4 / (8 - 6)", {}) == -11.0
+
+
+@given(st.floats(0, 1e12), st.floats(1, 3), st.floats(0, 2000))
+def test_a_formula_is_pythons_arithmetic(energy_j, pue, grid_gwp):
+    values = {"energy_j": energy_j, "pue": pue, "grid_gwp": grid_gwp}
+    assert evaluate("energy_j/3.6e6*pue*grid_gwp", values) == energy_j / 3.6e6 * pue * grid_gwp
+
+
+@pytest.mark.parametrize("text", ["", "1+", "(1", "1 2", "x", "__import__('os')", "1/0", "2**3", "a.b"])
+def test_anything_else_is_refused(text):
+    with pytest.raises(BundleError, match="formula"):
+        evaluate(text, {})

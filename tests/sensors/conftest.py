@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.support.powercap import FakePowercap
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run_script(code: str, env: dict[str, str] | None = None, timeout_s: float = 40.0) -> dict[str, Any]:
+    """Run Python in its own process and return the JSON of its last line."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def simnvml(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """Return the module that writes scenarios, its library built; skips where there is no simulator."""
+    folder = Path(os.environ.get("TORCHWATT_SIMHW", REPOSITORY.parent / "shared" / "simhw"))
+    if not (folder / "simnvml.py").is_file():
+        pytest.skip(f"no simulated NVML in {folder}; name its folder by TORCHWATT_SIMHW")
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler (cc) to build the simulated NVML")
+    spec = importlib.util.spec_from_file_location("simnvml", folder / "simnvml.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.libdir = module.build(tmp_path_factory.mktemp("simnvml"))
+    return module
+
+
+@pytest.fixture
+def run_sim(simnvml: ModuleType, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return a runner: LD_LIBRARY_PATH must be set before a process starts, and the sampler inherits it."""
+
+    def run(scenario: Any, code: str, **env: str) -> dict[str, Any]:
+        env = {"TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none"), **env}
+        return run_script(code, scenario.env(tmp_path / "scenario", simnvml.libdir, **env))
+
+    return run
+
+
+@pytest.fixture
+def powercap(tmp_path: Path) -> Iterator[FakePowercap]:
+    with FakePowercap(tmp_path / "powercap") as fake:
+        yield fake

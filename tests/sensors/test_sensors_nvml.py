@@ -1,0 +1,201 @@
+"""Through the real pynvml against the simulated library; every case in its own process."""
+
+import pytest
+
+from torchwatt.core.errors import SensorError
+from torchwatt.sensors.nvml import BASE_PERIOD_NS, discover_nvml, period_ns
+
+pytestmark = pytest.mark.simhw
+
+FOUND = """
+import json
+from torchwatt.sensors.nvml import discover_nvml
+found = discover_nvml()
+print(json.dumps({
+    "meters": [[str(m.domain), m.fact("uuid"), m.shared, list(m.notes), m.model] for m in found.meters],
+    "sensors": {c.key: c.sensor for m in found.meters for c in m.channels},
+    "periods": {c.key: c.period_ns for m in found.meters for c in m.channels},
+    "calls": {k: v for s in found.sources for k, v in s.call_s.items()},
+    "facts": [dict(m.facts) for m in found.meters],
+    "unavailable": [[u.domain, u.reason, u.fix] for u in found.unavailable],
+    "events": [[e.code, e.subject, e.message] for e in found.events],
+}))
+"""
+
+
+def uuid(index):
+    return f"GPU-51a00000-0000-4000-8000-{index:012x}"
+
+
+def watts(sim, count=2, arch="hopper", **kw):
+    scenario = sim.Scenario()
+    for i in range(count):
+        scenario.gpu(arch, sim.Trace.const(100.0 * (i + 1)), **kw)
+    return scenario
+
+
+def test_two_devices_with_counter_and_instant_power_and_their_facts(simnvml, run_sim):
+    found = run_sim(watts(simnvml, limit_w=500, default_w=650), FOUND)
+    assert [m[:3] for m in found["meters"]] == [["gpu:0", uuid(0), False], ["gpu:1", uuid(1), False]]
+    for gpu in ("gpu:0", "gpu:1"):
+        assert found["sensors"][f"{gpu}/energy"] == "nvml_energy_counter"
+        assert found["sensors"][f"{gpu}/power"] == "nvml_power_instant"
+        assert found["periods"][f"{gpu}/power"] == 20_000_000
+        assert found["periods"][f"{gpu}/temperature"] == 1_000_000_000
+        assert 0 < found["calls"][f"{gpu}/power"] < 0.01
+    facts = found["facts"][0]
+    assert (facts["power_limit_w"], facts["power_limit_default_w"]) == ("500.0", "650.0")
+    assert facts["memory_bytes"] == str(80 * 2**30)
+    assert facts["driver"]
+
+
+@pytest.mark.parametrize(
+    ("value", "uuids", "unavailable"),
+    [
+        ("1,0", [1, 0], False),
+        (uuid(1), [1], False),
+        ("GPU-51a00000-0000-4000-8000-000000000001", [1], False),
+        ("", [], True),
+        ("0,9", [0], False),
+        ("GPU-51a", [], True),  # both begin so
+    ],
+)
+def test_cuda_visible_devices_is_honoured_in_its_own_order(simnvml, run_sim, value, uuids, unavailable):
+    found = run_sim(watts(simnvml), FOUND, CUDA_VISIBLE_DEVICES=value)
+    assert [m[1] for m in found["meters"]] == [uuid(i) for i in uuids]
+    assert [m[0] for m in found["meters"]] == [f"gpu:{i}" for i in range(len(uuids))]
+    assert bool(found["unavailable"]) is unavailable
+    if unavailable:
+        assert "CUDA_VISIBLE_DEVICES" in found["unavailable"][0][1]
+    stopped = [e for e in found["events"] if e[0] == "VISIBLE_DEVICES"]
+    assert bool(stopped) is (value in {"0,9", "GPU-51a"})
+
+
+def test_a_mig_slice_is_metered_whole_and_called_shared(simnvml, run_sim):
+    scenario = simnvml.Scenario().gpu("hopper", simnvml.Trace.const(50.0))
+    scenario.gpu("hopper", simnvml.Trace.const(300.0), lines=["mig 2"])
+    mig = f"MIG-{uuid(1)[4:]}-01"
+    found = run_sim(scenario, FOUND, CUDA_VISIBLE_DEVICES=mig)
+    assert [m[:4] for m in found["meters"]] == [
+        ["gpu:0", uuid(1), True, ["MIG slice: the whole GPU is metered"]],
+    ]
+    assert "gpu:0/energy" in found["sensors"]
+    assert [e[:2] for e in found["events"]] == [["SHARED_DEVICE", "gpu:0"]]
+
+
+def test_other_processes_make_a_device_shared_and_our_own_does_not(simnvml, run_sim):
+    scenario = simnvml.Scenario()
+    scenario.gpu("hopper", simnvml.Trace.const(50.0), lines=["proc self 2g 80"])
+    scenario.gpu("hopper", simnvml.Trace.const(50.0), lines=["proc self 2g 80", "proc 1 1g 10"])
+    found = run_sim(scenario, FOUND)
+    assert [m[2] for m in found["meters"]] == [False, True]
+    assert [e[:2] for e in found["events"]] == [["SHARED_DEVICE", "gpu:1"]]
+
+
+def test_each_device_is_asked_and_fallbacks_are_labelled(simnvml, run_sim):
+    scenario = simnvml.Scenario()
+    const = simnvml.Trace.const(50.0)
+    scenario.gpu("hopper", const, lines=["energy none"])
+    scenario.gpu("hopper", const, lines=["fault fn=FI:186 code=3"])
+    scenario.gpu("hopper", const, lines=["field_power none"])
+    scenario.gpu("hopper", const, lines=["unsupported nvmlDeviceGetTemperature"])
+    found = run_sim(scenario, FOUND)
+    sensors = found["sensors"]
+    assert "gpu:0/energy" not in sensors
+    assert sensors["gpu:0/power"] == "nvml_power_instant"
+    assert sensors["gpu:1/power"] == "nvml_power_average"
+    assert sensors["gpu:2/power"] == "nvml_power"
+    assert "gpu:3/temperature" not in sensors
+    assert "gpu:3/memory" in sensors
+    assert ["NOT_SUPPORTED", "gpu:0"] in [e[:2] for e in found["events"]]
+
+
+def test_no_permission_is_unavailable_with_a_fix_and_the_other_device_stays(simnvml, run_sim):
+    scenario = simnvml.Scenario().gpu("hopper", simnvml.Trace.const(50.0))
+    denied = ["nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetFieldValues"]
+    scenario.gpu("hopper", simnvml.Trace.const(50.0), lines=[f"fault fn={','.join(denied)} code=4"])
+    found = run_sim(scenario, FOUND)
+    assert [m[0] for m in found["meters"]] == ["gpu:0"]
+    ((domain, reason, fix),) = found["unavailable"]
+    assert domain == "gpu:1"
+    assert "Insufficient Permissions" in reason
+    assert "/dev/nvidia" in fix
+
+
+@pytest.mark.parametrize("code", [4, 9, 999])
+def test_a_driver_that_does_not_start_is_said_not_raised(simnvml, run_sim, code):
+    found = run_sim(watts(simnvml).line(f"init_error {code}"), FOUND)
+    assert found["meters"] == []
+    assert found["unavailable"][0][0] == "gpu"
+    assert f"NVML {code}" in found["unavailable"][0][1]
+
+
+def test_a_lost_gpu_does_not_take_the_others_along(simnvml, run_sim):
+    scenario = simnvml.Scenario().gpu("hopper", simnvml.Trace.const(50.0), lines=["fault fn=* code=15"])
+    scenario.gpu("hopper", simnvml.Trace.const(50.0))
+    found = run_sim(scenario, FOUND)
+    assert [m[1] for m in found["meters"]] == [uuid(1)]
+    assert found["unavailable"][0][0] == "gpu:0"
+    assert "xid" in found["unavailable"][0][2]
+
+
+def test_expensive_calls_slow_the_sampling_down(simnvml, run_sim):
+    found = run_sim(watts(simnvml, 1).line("latency_us 2000"), FOUND)
+    cost_s = found["calls"]["gpu:0/energy"]
+    assert cost_s >= 0.002
+    assert found["periods"]["gpu:0/energy"] >= cost_s / 0.01 * 1e9
+    total = sum(found["calls"][f"gpu:0/{n}"] / found["periods"][f"gpu:0/{n}"] * 1e9 for n in ("energy", "power"))
+    assert total <= 0.02
+
+
+def test_a_driver_that_hangs_is_given_up(simnvml, run_sim):
+    code = (
+        FOUND.replace("discover_nvml()", "discover_nvml(probe_s=0.3)")
+        + "\nimport os, sys; sys.stdout.flush(); os._exit(0)"
+    )
+    found = run_sim(watts(simnvml).line("fault fn=nvmlDeviceGetCount* hang_ms=3000 code=0"), code)
+    assert "has not answered" in found["unavailable"][0][1]
+
+
+def test_shutting_down_is_paired_so_that_another_user_of_nvml_goes_on(simnvml, run_sim):
+    code = (
+        "import pynvml; pynvml.nvmlInit()\n"
+        + FOUND
+        + "assert pynvml.nvmlDeviceGetCount() == 2; pynvml.nvmlShutdown()\n"
+        + "try:\n    pynvml.nvmlDeviceGetCount()\nexcept pynvml.NVMLError_Uninitialized:\n    pass\n"
+        + "else:\n    raise SystemExit('somebody kept a reference')"
+    )
+    assert len(run_sim(watts(simnvml), code)["meters"]) == 2
+
+
+def test_a_reader_survives_that_somebody_else_shuts_nvml_down(simnvml, run_sim):
+    code = """
+import json, pynvml
+from torchwatt.core.errors import SensorError
+from torchwatt.sensors.nvml import discover_nvml
+(source,) = discover_nvml().sources
+channel = source.meters[0].channels[0]
+first = source.read(channel)
+pynvml.nvmlShutdown()
+try:
+    source.read(channel)
+except SensorError as error:
+    code = error.code
+print(json.dumps([first > 0, code, source.read(channel) >= first]))
+"""
+    assert run_sim(watts(simnvml), code) == [True, "SENSOR_ERROR", True]
+
+
+@pytest.mark.parametrize(("cost_s", "expected"), [(0, BASE_PERIOD_NS), (2e-4, BASE_PERIOD_NS), (2.4e-3, 240_000_000)])
+def test_the_period_keeps_reads_under_one_percent(cost_s, expected):
+    assert period_ns(cost_s) == expected
+
+
+def test_without_a_driver_the_reason_and_the_fix_are_given(monkeypatch):
+    def missing():
+        raise SensorError("gpu: nvmlInit: library not found", code="SENSOR_MISSING")
+
+    monkeypatch.setattr("torchwatt.sensors.nvml.load_nvml", missing)
+    (unavailable,) = discover_nvml({}).unavailable
+    assert unavailable.domain == "gpu"
+    assert "nvidia-container-toolkit" in unavailable.fix

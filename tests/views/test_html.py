@@ -1,0 +1,149 @@
+import re
+from base64 import b64decode
+from html.parser import HTMLParser
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.reports import HOSTILE, bare_report, named_report, sample_report
+from tests.views import golden
+from torchwatt.views import to_html_fragment, to_html_page
+
+# What JupyterLab's sanitiser keeps (packages/apputils/src/sanitizer.ts), as far as the fragment uses it.
+TAGS = {"b", "details", "div", "img", "span", "summary", "table", "td", "th", "tr"}
+ATTRIBUTES = {"align", "alt", "cellpadding", "colspan", "open", "src", "style", "width"}
+PROPERTIES = {
+    "background", "border", "border-bottom", "border-collapse", "border-radius", "border-top", "box-sizing", "cursor",
+    "display", "float", "font-size", "font-weight", "height", "line-height", "margin", "margin-left", "margin-top",
+    "max-width", "min-height", "min-width", "opacity", "padding", "padding-bottom", "padding-top", "text-align",
+    "vertical-align", "white-space", "width", "word-break",
+}  # fmt: skip
+VOID = {"img", "meta"}
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would see, and insists on balanced tags."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.styles, self.texts, self.sources = [], set(), set(), [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        for name, value in attrs:
+            self.attributes.add(name)
+            if name == "style":
+                self.styles.append(value)
+            if name == "src":
+                self.sources.append(value)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def read(html):
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+REPORTS = {"sample": sample_report(), "bare": bare_report(), "hostile": named_report(*HOSTILE), "none": named_report()}
+
+
+def test_golden_html():
+    golden.check("report.html", to_html_fragment(sample_report()))
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_only_what_the_sanitiser_keeps(name):
+    reader = read(to_html_fragment(REPORTS[name]))
+    assert reader.tags <= TAGS
+    assert reader.attributes <= ATTRIBUTES
+    for style in reader.styles:
+        assert not re.search(r"currentColor|var\(|url\(|expression", style, re.IGNORECASE)
+        assert {rule.partition(":")[0].strip() for rule in style.split(";") if rule} <= PROPERTIES
+        assert "white;" not in style
+        assert "#fff" not in style
+
+
+@pytest.mark.parametrize("make", [to_html_fragment, to_html_page])
+@pytest.mark.parametrize("name", REPORTS)
+def test_nothing_is_fetched(name, make):
+    html = make(REPORTS[name])
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in read(html).sources)
+    assert not re.search(r"<(script|link|iframe|object|a)\b", html)
+    assert "@import" not in html
+
+
+def test_hostile_names_are_text_and_nothing_else():
+    reader = read(to_html_page(named_report(*HOSTILE)))
+    texts = "".join(reader.texts)
+    assert "<script>alert(1)</script>" in texts
+    assert "&lt;b&gt;" in texts
+    assert "\u202e" not in texts
+    assert not [name for name in reader.attributes if name.startswith("on")]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3, unique=True))
+def test_any_name_gives_balanced_html(names):
+    assert read(to_html_fragment(named_report(*names))).tags <= TAGS
+
+
+def test_the_numbers_of_the_text_are_in_the_html():
+    texts = " ".join(read(to_html_fragment(sample_report())).texts)
+    for number in (
+        "7.40 ± 0.07 kJ",
+        "138 mg CO2e",
+        "308 W",
+        "5.46 ± 0.02 kJ",
+        "175 J",
+        "no dram zone",
+        "SHARED_DEVICE",
+    ):
+        assert number in texts
+
+
+def test_without_meters_there_are_dashes_and_no_zeros():
+    texts = " ".join(read(to_html_fragment(bare_report())).texts)
+    assert "—" in texts
+    assert "nothing was metered" in texts
+    assert "region=" in texts
+    assert not re.search(r"\b0 J|\b0 W", texts)
+
+
+def test_a_thousand_layers_are_shown_and_the_rest_is_folded_with_its_joules():
+    html = to_html_fragment(named_report(*(f"l{i:04}" for i in range(1200))))
+    assert "other (200): 600 J" in html
+    assert html.count("<details") == 1001  # and the events
+
+
+def test_the_picture_is_svg_with_units_and_at_most_500_points_a_line():
+    (source,) = read(to_html_fragment(sample_report())).sources
+    svg = b64decode(source.partition(",")[2]).decode()
+    root = ET.fromstring(svg)  # noqa: S314 our own picture
+    space = "{http://www.w3.org/2000/svg}"
+    labels = [element.text for element in root.iter(f"{space}text")]
+    assert "300 W" in labels
+    assert "time since start (s)" in labels
+    lines = list(root.iter(f"{space}polyline"))
+    assert len(lines) == 3
+    assert all(len(line.get("points").split()) <= 500 for line in lines)
+
+
+def test_a_page_is_one_file_with_a_title_and_a_dark_side():
+    page = to_html_page(sample_report())
+    assert page.startswith("<!doctype html>")
+    assert '<meta charset="utf-8">' in page
+    assert "<title>train tiny GPT · torchwatt</title>" in page
+    assert "prefers-color-scheme: dark" in page
+    assert "<title>&lt;img" in to_html_page(named_report("<img src=x onerror=alert(1)>"))

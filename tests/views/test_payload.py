@@ -1,0 +1,59 @@
+import json
+from math import fsum
+
+import pytest
+
+from tests.support.reports import HOSTILE, bare_report, named_report, sample_report
+from tests.views import golden
+from torchwatt.core.meter import Event
+from torchwatt.views import MIME, to_payload
+from torchwatt.views.payload import MAX_BYTES
+
+
+def test_golden_payload():
+    golden.check("payload.json", json.dumps(to_payload(sample_report()), indent=1, allow_nan=False) + "\n")
+
+
+def test_its_type_says_its_version():
+    value = to_payload(sample_report())
+    assert f"application/vnd.{value['schema']}.v{value['version']}+json" == MIME
+
+
+@pytest.mark.parametrize(
+    "report", [sample_report(), bare_report(), named_report(*HOSTILE)], ids=["full", "bare", "odd"]
+)
+def test_it_is_json_and_comes_back_the_same(report):
+    value = to_payload(report)
+    assert json.loads(json.dumps(value, allow_nan=False)) == value
+
+
+def test_missing_is_null():
+    value = to_payload(bare_report())
+    assert value["energy"] == {"value_j": None, "half_width_90_j": None, "provenance": None, "text": "—"}
+    assert value["carbon"]["value_g"] is None
+    assert "region=" in value["carbon"]["how"]
+    assert value["layers"] == value["curves"] == []
+
+
+def test_the_tree_points_back_and_adds_up():
+    value = to_payload(sample_report())
+    rows = value["layers"]
+    assert all(row["parent"] is None or row["parent"] < index for index, row in enumerate(rows))
+    tops = fsum(fsum(row["total_j"].values()) for row in rows if row["parent"] is None)
+    reserved = fsum(fsum(row["self_j"].values()) for row in value["reserved"])
+    assert tops + reserved == pytest.approx(value["energy"]["value_j"], rel=1e-4)
+
+
+def test_a_huge_report_stays_small_and_says_what_it_folded():
+    names = [f"model.layers.{i}." + "x" * 900 for i in range(3000)]
+    events = tuple(Event(i, "warning", "X" * 900, "y" * 900, "z" * 9000) for i in range(3000))
+    value = to_payload(named_report(*names))
+    assert len(json.dumps(value)) < MAX_BYTES
+    assert value["folded"]["layers"] > 2000
+    shown = fsum(fsum(row["self_j"].values()) for row in value["layers"])
+    assert shown + value["folded"]["energy_j"] == pytest.approx(9000.0)
+    assert len(json.dumps(to_payload(sample_report(events=events)))) < MAX_BYTES
+
+
+def test_no_host_name_leaves_in_a_notebook():
+    assert "node-17" not in json.dumps(to_payload(sample_report()))

@@ -2,6 +2,7 @@
 
 Units are UCUM. Empty is missing, never 0. Joules everywhere but in `impact`; intervals `_lo_`/`_hi_` are 90 %,
 `_u_` is a standard uncertainty (k=1). A key names the columns that make a row unique and give the order of rows.
+A layer may be called `NA`, so pandas reads these files with `keep_default_na=False, na_values=[""]`.
 """
 
 from __future__ import annotations

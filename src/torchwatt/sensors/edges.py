@@ -39,15 +39,10 @@ class Look:
 class EdgeReader:
     """Reads one source's counters in a helper thread, so that a hung driver never holds the user's run."""
 
-    def __init__(
-        self, source: Source, *, without: Sequence[int] = (), clock_ns: Callable[[], int] = time.monotonic_ns
-    ) -> None:
-        """Start the thread; `without` are processes of ours that are no part of the user's."""
+    def __init__(self, source: Source, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self.channels = edge_channels(source)
         self.edges: dict[str, list[Edge]] = {channel.key: [] for channel in self.channels}
-        self._source = MeteredSource(
-            source.meters, {**source.spec, "without": list(without)}
-        )  # an own reader, closed here
+        self._source = MeteredSource(source.meters, source.spec)  # an own reader, closed here
         self._clock_ns = clock_ns
         self._looks: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
         self._pending: Look | None = None

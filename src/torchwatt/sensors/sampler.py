@@ -133,25 +133,29 @@ class Sampler:
             if self._running is not None or self._result is not None:
                 return
             self._pid = os.getpid()
-            config = sampler_config(self._sources, self._capacity)
             fd = anonymous_file("torchwatt-board")
             try:
-                self._running = running = self._open(config, fd)
+                self._running = running = self._open(fd)
                 if self._mode == "process":
                     self._spawn(running, fd)
             finally:
                 os.close(fd)
             weakref.finalize(self, _abandon, running).atexit = False
-            ours = (running.child.pid,) if running.child is not None else ()
-            running.edges += [EdgeReader(s, without=ours) for s in self._sources if edge_channels(s)]
+            running.edges += [EdgeReader(source) for source in self._sources if edge_channels(source)]
             for edge in running.edges:
                 edge.ask()  # opens the drivers here while the process starts
             if not self._ready(running):
                 self._fall_back(running)
             self.mark()
 
-    def _open(self, config: dict[str, Any], fd: int) -> _Running:
-        board = Board.map(fd, len(self._sources), capacities(config))
+    def _open(self, fd: int) -> _Running:
+        """Map the memory; where the address space is limited (ulimit -v), rings a sixteenth as long must do."""
+        config = sampler_config(self._sources, self._capacity)
+        try:
+            board = Board.map(fd, len(self._sources), capacities(config))
+        except OSError:
+            config = sampler_config(self._sources, max(self._capacity // 16, 2))
+            board = Board.map(fd, len(self._sources), capacities(config))
         return _Running(board, config, [], os.getpid(), anchor(board))
 
     def _spawn(self, running: _Running, fd: int) -> None:

@@ -39,7 +39,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         name: Shown in reports.
         layers: "on" or "off"; off meters only.
         overhead_budget: Part of the time that looking into backward passes may cost.
-        baseline_s: Quiet time sampled before the block where a meter exists, to know the static power.
+        baseline_s: Quiet time sampled before the block, to know the static power and to hear every meter once.
         csv: A folder that does not exist yet: the audit tables are written there at the end.
         html: A file that does not exist yet: the report is written there at the end.
         powercap_root: Where RAPL's powercap tree is; default `TORCHWATT_POWERCAP_ROOT` or the system's.

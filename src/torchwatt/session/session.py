@@ -150,8 +150,8 @@ class Session:
         return Sampler(discover(powercap_root=self.asked.powercap_root))
 
     def _rest(self, feed: Feed) -> None:
-        """Sample a quiet moment, so that static power is known; useless where nothing is measured."""
-        if any(m.provenance == "measured" and any(c.quantity != "gauge" for c in m.channels) for m in feed.meters):
+        """Sample a quiet moment: static power is known then, and slow meters have answered once before the run."""
+        if any(channel.quantity != "gauge" for meter in feed.meters for channel in meter.channels):
             time.sleep(self.asked.baseline_s)
 
     def _undo(self, feed: Feed) -> None:

@@ -24,7 +24,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 26, 34
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Mean power of one domain at the middle of each interval, seconds since the run's start."""
+    """Power of one domain over seconds since the run's start, ready to be joined by straight lines."""
 
     domain: str
     t_s: FloatArray
@@ -32,11 +32,16 @@ class Line:
 
 
 def power_line(report: Report, curve: EnergyCurve, max_points: int = MAX_POINTS) -> Line:
-    """Return a domain's power with at most `max_points` points; the least and most of each stretch stay."""
-    middle_ns = curve.t_ns[:-1] + np.diff(curve.t_ns) // 2
-    t_s, power_w = (middle_ns - report.start_ns) / 1e9, curve.power_w()
+    """Return a domain's power with at most `max_points` points.
+
+    A curve knows the mean power of each interval, so it is drawn as steps where there is room for them, and
+    otherwise by the middles of its intervals, of which the least and the most of each stretch stay.
+    """
+    power_w, t_s = curve.power_w(), (curve.t_ns - report.start_ns) / 1e9
+    if 2 * len(power_w) <= max_points:
+        return Line(str(curve.domain), np.repeat(t_s, 2)[1:-1], np.repeat(power_w, 2))
     keep = extremes(power_w, max_points)
-    return Line(str(curve.domain), t_s[keep], power_w[keep])
+    return Line(str(curve.domain), ((t_s[:-1] + t_s[1:]) / 2)[keep], power_w[keep])
 
 
 def extremes(values: FloatArray, max_points: int) -> list[int]:

@@ -13,7 +13,7 @@ from torchwatt.views.numbers import DASH, format_energy, format_power, format_ti
 _CARD = (
     f"display:inline-block;vertical-align:top;box-sizing:border-box;border:{RULE};border-radius:8px;"
     "background:rgba(128,128,128,0.06);padding:10px 14px;margin:0 10px 10px 0;"
-    "width:308px;min-height:92px"
+    "width:300px;min-height:92px"
 )
 _MAX_EVENTS = 50
 _MAX_TEXT = 400
@@ -39,7 +39,9 @@ def _head(report: Report) -> str:
 
 def _figures(report: Report) -> list[str]:
     known = report.provenance
-    energy = f"{format_wh(report.energy_j)} · 90 % interval of reading the meters" if known else "nothing was metered"
+    energy = format_wh(report.energy_j) if known else "nothing was metered"
+    if summary.half_width_j(report) is not None:
+        energy += " · 90 % interval of reading the meters"
     carbon = summary.carbon(report)
     power = "mean of all counted domains" if known else "nothing was metered"
     cards = [
@@ -105,7 +107,9 @@ def _events(report: Report) -> str:
 
 def _event(report: Report, event: Event) -> str:
     cells = (summary.when(report, event), event.severity, event.code, event.subject, event.message)
-    return tag("tr", "".join(tag("td", text(cell[:_MAX_TEXT]), "text-align:left") for cell in cells))
+    styles = ("white-space:nowrap", "white-space:nowrap", "", "word-break:break-all", "word-break:break-all")
+    styled = zip(cells, styles, strict=True)
+    return tag("tr", "".join(tag("td", text(cell[:_MAX_TEXT]), f"text-align:left;{style}") for cell, style in styled))
 
 
 def _windows(report: Report) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import fsum
 
 from torchwatt.core.ledger import Entry
@@ -13,10 +14,11 @@ from torchwatt.views.markup import BACKWARD, FORWARD, OTHER, RULE, bar, chip, mu
 from torchwatt.views.numbers import DASH, format_energy, format_interval, format_share, format_time
 from torchwatt.views.tree import Node, tree
 
-MAX_LAYERS = 1000
+MAX_ROWS = 1000  # of the tree's tables; a notebook is saved with all of them
 _TOP_LAYERS = 12
-_MAX_NAME = 120
-_NUMBER = "display:inline-block;width:76px;text-align:right;white-space:nowrap"
+_MAX_NAME = 64
+_NUMBER = "display:inline-block;width:76px"
+_NUMBERS = "float:right;text-align:right;white-space:nowrap"
 _HEAD = ("layer", "forward", "backward", "other", "self", "", "share", "known")
 _DETAIL = (
     "domain",
@@ -81,7 +83,7 @@ def _row(layer: LayerSum, whole: float, run_j: float) -> str:
 
 
 def _folded_row(folded: Folded, run_j: float) -> str:
-    name = tag("td", muted(f"other ({folded.layers} layers; all of them in the tree)"), "text-align:left", colspan="4")
+    name = tag("td", muted(f"other ({folded.layers} layers; see the tree below)"), "text-align:left", colspan="4")
     share = _right(format_share(_share(folded.energy_j, run_j)))
     return tag("tr", name + _right(format_energy(folded.energy_j)) + tag("td", "") + share + tag("td", ""))
 
@@ -109,13 +111,13 @@ def _share(energy_j: float, run_j: float) -> float | None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _MAX_NAME else f"{name[:40]}...{name[-_MAX_NAME + 43 :]}"
+    return name if len(name) <= _MAX_NAME else f"{name[:20]}...{name[-_MAX_NAME + 23 :]}"
 
 
 def _whole_tree(report: Report, layers: Sequence[LayerSum], run_j: float) -> str:
     if not layers:
         return ""
-    kept, folded = fold(layers, MAX_LAYERS)
+    kept, folded = fold(layers, _fitting(layers))
     nodes = tree(kept, class_names(report))
     whole = max((node.total_j for node in nodes), default=0.0)
     rows = "".join(_node(node, whole, run_j, open_=len(nodes) == 1) for node in nodes)
@@ -125,7 +127,13 @@ def _whole_tree(report: Report, layers: Sequence[LayerSum], run_j: float) -> str
     head = " ".join(tag("span", name, _NUMBER) for name in named) + tag("span", "", "display:inline-block;width:150px")
     what = tag("b", "Module tree") + f" {muted('total, children included; open a module for what is its own')}"
     style = f"margin:18px 0 2px 0;border-bottom:{RULE};padding-bottom:3px"
-    return tag("div", tag("span", muted(head), "float:right") + what, style) + rows
+    return tag("div", tag("span", muted(head), _NUMBERS) + what, style) + rows
+
+
+def _fitting(layers: Sequence[LayerSum]) -> int:
+    """Return how many of the layers have together at most `MAX_ROWS` rows."""
+    rows = accumulate(len(layer.entries) for layer in layers)
+    return sum(count <= MAX_ROWS for count in rows)
 
 
 def _node(node: Node, whole: float, run_j: float, *, open_: bool = False) -> str:
@@ -145,7 +153,7 @@ def _node_line(node: Node, whole: float, run_j: float) -> str:
     block = f"display:inline-block;width:140px;margin-left:10px;vertical-align:middle;{bar(parts, whole)}"
     name = text(_short(node.name))
     kind = f" {muted(text(node.layer.class_name[:40]), '11px')}" if node.layer and node.layer.class_name else ""
-    return f"{tag('span', spans + tag('span', '&nbsp;', block), 'float:right')}{name}{kind}"
+    return f"{tag('span', spans + tag('span', '&nbsp;', block), _NUMBERS)}{name}{kind}"
 
 
 def _details(node: Node) -> str:

@@ -13,7 +13,7 @@ from html import escape
 from torchwatt.core.terms import Phase
 from torchwatt.views.summary import printable
 
-FORWARD, BACKWARD, OTHER = "rgba(47,129,214,0.9)", "rgba(236,134,38,0.9)", "rgba(140,140,140,0.75)"
+FORWARD, BACKWARD, OTHER = "#2f81d6", "#e8842a", "#8c9096"
 TRACK = "rgba(128,128,128,0.14)"
 RULE = "1px solid rgba(128,128,128,0.28)"
 COLOR_OF_PHASE: Mapping[Phase, str] = {"forward": FORWARD, "backward": BACKWARD}

@@ -47,9 +47,12 @@ def _head(report: Report, width: int) -> list[str]:
     if report.exit_reason:
         title.append(summary.printable(report.exit_reason))
     carbon = summary.carbon(report)
-    energy = DASH if report.energy_j is None else f"{summary.energy_text(report)} (90 %) · {format_wh(report.energy_j)}"
+    interval = "" if summary.half_width_j(report) is None else " (90 %)"
+    energy = f"{summary.energy_text(report)}{interval} · {format_wh(report.energy_j)} · {report.provenance}"
+    if report.energy_j is None:
+        energy = f"{DASH} · nothing was metered"
     lines = [_cut(" · ".join(word for word in title if word), width)]
-    lines += _labelled("energy", f"{energy} · {report.provenance or 'nothing was metered'}", width)
+    lines += _labelled("energy", energy, width)
     lines += _labelled("power", f"{format_power(summary.mean_power_w(report))} mean", width)
     grams = "" if carbon.grams == DASH else f"{carbon.grams} · "
     lines += _labelled("carbon", grams + carbon.how, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 from torchwatt.core.errors import SensorError
@@ -38,18 +38,23 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def is_sampler(pid: int) -> bool:
+    """Return whether a process is a sampler of ours, this session's or another's: its cost is told elsewhere."""
+    try:
+        return b"torchwatt.sensors.sampler_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 class Family:
-    """One process and its descendants, less the sampler itself.
+    """One process and its descendants, less torchwatt's samplers.
 
     A child that ends keeps the CPU time that was last seen of it, so the sum never falls. A child that lives
     for less than a second may be missed altogether.
     """
 
-    def __init__(
-        self, pid: int, without: Collection[int] = (), clock_ns: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, pid: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self.pid = pid
-        self._without = frozenset(without)
         self._clock_ns = clock_ns
         self._cpu_s: dict[int, float] = {pid: 0.0}
         self._alive: tuple[int, ...] = (pid,)
@@ -83,7 +88,7 @@ class Family:
         now_ns = self._clock_ns()
         if self._scanned_ns is None or now_ns - self._scanned_ns >= _RESCAN_NS:
             self._scanned_ns = now_ns
-            self._alive = (self.pid, *(p for p in children_of(self.pid) if p not in self._without))
+            self._alive = (self.pid, *(p for p in children_of(self.pid) if not is_sampler(p)))
 
 
 class Machine:

@@ -9,8 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from torchwatt.core.units import NS_PER_S
-from torchwatt.sensors.readers.cputime import Machine
-from torchwatt.sensors.readers.process import family_of
+from torchwatt.sensors.readers.cputime import Family, Machine
 
 # Share of nameplate power at 0, 10, 50 and 100 % load. Teads engineering, "Building an AWS EC2 Carbon Emissions
 # Dataset", 2021; also used by the Impact Framework, whose docs say that it does not generalise well.
@@ -55,7 +54,7 @@ class ModelledReader:
         self._nameplate_w = float(spec["nameplate_w"])
         self._cpus = int(spec["cpus"])
         self._clock_ns = clock_ns
-        self._family = family_of(spec)
+        self._family = Family(int(spec["pid"]))
         self._machine = Machine()
         self._last: tuple[int, float, float] | None = None
         self._load = self._power_w = math.nan

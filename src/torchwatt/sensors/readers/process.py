@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from torchwatt.sensors.readers.cputime import Family, Machine
 
 
-def family_of(spec: Mapping[str, Any]) -> Family:
-    """Return the process `pid` with its children, less the sampler: this process, or one named in `without`."""
-    pid = int(spec["pid"])
-    return Family(pid, without={os.getpid(), *spec.get("without", ())} - {pid})
-
-
 class ProcessReader:
     """Reads `process/process_cpu` and `process/busy_cpu`, both cumulative CPU seconds. Spec: `pid`."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
-        self._family = family_of(spec)
+        self._family = Family(int(spec["pid"]))
         self._machine = Machine()
 
     def read(self, key: str) -> float:

@@ -49,7 +49,11 @@ def run_sim(simnvml: ModuleType, tmp_path: Path) -> Callable[..., dict[str, Any]
     """Return a runner: LD_LIBRARY_PATH must be set before a process starts, and the sampler inherits it."""
 
     def run(scenario: Any, code: str, **env: str) -> dict[str, Any]:
-        env = {"TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none"), **env}
+        env = {
+            "TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none"),
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # simulated GPUs have different names
+            **env,
+        }
         return run_script(code, scenario.env(tmp_path / "scenario", simnvml.libdir, **env))
 
     return run

@@ -5,8 +5,6 @@ import pytest
 from torchwatt.core.errors import SensorError
 from torchwatt.sensors.nvml import BASE_PERIOD_NS, discover_nvml, period_ns
 
-pytestmark = pytest.mark.simhw
-
 FOUND = """
 import json
 from torchwatt.sensors.nvml import discover_nvml
@@ -34,6 +32,7 @@ def watts(sim, count=2, arch="hopper", **kw):
     return scenario
 
 
+@pytest.mark.simhw
 def test_two_devices_with_counter_and_instant_power_and_their_facts(simnvml, run_sim):
     found = run_sim(watts(simnvml, limit_w=500, default_w=650), FOUND)
     assert [m[:3] for m in found["meters"]] == [["gpu:0", uuid(0), False], ["gpu:1", uuid(1), False]]
@@ -49,6 +48,7 @@ def test_two_devices_with_counter_and_instant_power_and_their_facts(simnvml, run
     assert facts["driver"]
 
 
+@pytest.mark.simhw
 @pytest.mark.parametrize(
     ("value", "uuids", "unavailable"),
     [
@@ -71,6 +71,7 @@ def test_cuda_visible_devices_is_honoured_in_its_own_order(simnvml, run_sim, val
     assert bool(stopped) is (value in {"0,9", "GPU-51a"})
 
 
+@pytest.mark.simhw
 def test_a_mig_slice_is_metered_whole_and_called_shared(simnvml, run_sim):
     scenario = simnvml.Scenario().gpu("hopper", simnvml.Trace.const(50.0))
     scenario.gpu("hopper", simnvml.Trace.const(300.0), lines=["mig 2"])
@@ -83,6 +84,7 @@ def test_a_mig_slice_is_metered_whole_and_called_shared(simnvml, run_sim):
     assert [e[:2] for e in found["events"]] == [["SHARED_DEVICE", "gpu:0"]]
 
 
+@pytest.mark.simhw
 def test_other_processes_make_a_device_shared_and_our_own_does_not(simnvml, run_sim):
     scenario = simnvml.Scenario()
     scenario.gpu("hopper", simnvml.Trace.const(50.0), lines=["proc self 2g 80"])
@@ -92,6 +94,7 @@ def test_other_processes_make_a_device_shared_and_our_own_does_not(simnvml, run_
     assert [e[:2] for e in found["events"]] == [["SHARED_DEVICE", "gpu:1"]]
 
 
+@pytest.mark.simhw
 def test_each_device_is_asked_and_fallbacks_are_labelled(simnvml, run_sim):
     scenario = simnvml.Scenario()
     const = simnvml.Trace.const(50.0)
@@ -110,6 +113,7 @@ def test_each_device_is_asked_and_fallbacks_are_labelled(simnvml, run_sim):
     assert ["NOT_SUPPORTED", "gpu:0"] in [e[:2] for e in found["events"]]
 
 
+@pytest.mark.simhw
 def test_no_permission_is_unavailable_with_a_fix_and_the_other_device_stays(simnvml, run_sim):
     scenario = simnvml.Scenario().gpu("hopper", simnvml.Trace.const(50.0))
     denied = ["nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage", "nvmlDeviceGetFieldValues"]
@@ -122,6 +126,7 @@ def test_no_permission_is_unavailable_with_a_fix_and_the_other_device_stays(simn
     assert "/dev/nvidia" in fix
 
 
+@pytest.mark.simhw
 @pytest.mark.parametrize("code", [4, 9, 999])
 def test_a_driver_that_does_not_start_is_said_not_raised(simnvml, run_sim, code):
     found = run_sim(watts(simnvml).line(f"init_error {code}"), FOUND)
@@ -130,6 +135,7 @@ def test_a_driver_that_does_not_start_is_said_not_raised(simnvml, run_sim, code)
     assert f"NVML {code}" in found["unavailable"][0][1]
 
 
+@pytest.mark.simhw
 def test_a_lost_gpu_does_not_take_the_others_along(simnvml, run_sim):
     scenario = simnvml.Scenario().gpu("hopper", simnvml.Trace.const(50.0), lines=["fault fn=* code=15"])
     scenario.gpu("hopper", simnvml.Trace.const(50.0))
@@ -139,6 +145,7 @@ def test_a_lost_gpu_does_not_take_the_others_along(simnvml, run_sim):
     assert "xid" in found["unavailable"][0][2]
 
 
+@pytest.mark.simhw
 def test_expensive_calls_slow_the_sampling_down(simnvml, run_sim):
     found = run_sim(watts(simnvml, 1).line("latency_us 2000"), FOUND)
     cost_s = found["calls"]["gpu:0/energy"]
@@ -148,6 +155,7 @@ def test_expensive_calls_slow_the_sampling_down(simnvml, run_sim):
     assert total <= 0.02
 
 
+@pytest.mark.simhw
 def test_a_driver_that_hangs_is_given_up(simnvml, run_sim):
     code = (
         FOUND.replace("discover_nvml()", "discover_nvml(probe_s=0.3)")
@@ -157,6 +165,7 @@ def test_a_driver_that_hangs_is_given_up(simnvml, run_sim):
     assert "has not answered" in found["unavailable"][0][1]
 
 
+@pytest.mark.simhw
 def test_shutting_down_is_paired_so_that_another_user_of_nvml_goes_on(simnvml, run_sim):
     code = (
         "import pynvml; pynvml.nvmlInit()\n"
@@ -168,6 +177,7 @@ def test_shutting_down_is_paired_so_that_another_user_of_nvml_goes_on(simnvml, r
     assert len(run_sim(watts(simnvml), code)["meters"]) == 2
 
 
+@pytest.mark.simhw
 def test_a_reader_survives_that_somebody_else_shuts_nvml_down(simnvml, run_sim):
     code = """
 import json, pynvml
@@ -199,3 +209,18 @@ def test_without_a_driver_the_reason_and_the_fix_are_given(monkeypatch):
     (unavailable,) = discover_nvml({}).unavailable
     assert unavailable.domain == "gpu"
     assert "nvidia-container-toolkit" in unavailable.fix
+
+
+def test_a_binding_that_breaks_is_told_not_raised(monkeypatch):
+    monkeypatch.setattr("torchwatt.sensors.nvml.load_nvml", object)
+    (unavailable,) = discover_nvml({}).unavailable
+    assert "discovery failed" in unavailable.reason
+
+
+@pytest.mark.simhw
+def test_different_models_are_warned_about_because_cuda_may_count_otherwise(simnvml, run_sim):
+    scenario = simnvml.Scenario().gpu("hopper", simnvml.Trace.const(50.0), name="A")
+    scenario.gpu("hopper", simnvml.Trace.const(50.0), name="B")
+    fastest = run_sim(scenario, FOUND, CUDA_DEVICE_ORDER="FASTEST_FIRST")
+    assert [e[0] for e in fastest["events"]] == ["VISIBLE_DEVICES"]
+    assert run_sim(scenario, FOUND, CUDA_DEVICE_ORDER="PCI_BUS_ID")["events"] == []

@@ -29,7 +29,7 @@ def test_it_is_json_and_comes_back_the_same(report):
 
 def test_missing_is_null():
     value = to_payload(bare_report())
-    assert value["energy"] == {"value_j": None, "half_width_90_j": None, "provenance": None, "text": "—"}
+    assert value["energy"] == {"value_j": None, "bounds_90_j": None, "provenance": None, "text": "—"}
     assert value["carbon"]["value_g"] is None
     assert "region=" in value["carbon"]["how"]
     assert value["layers"] == value["curves"] == []

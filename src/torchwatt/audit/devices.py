@@ -85,6 +85,10 @@ def _known(ledger: Ledger | None, curve: EnergyCurve | None) -> Row:
         "method": ledger.method,
         "provenance": ledger.provenance,
         "how_known": ledger.sentence,
+        "counter_start_raw": ledger.counter_start_raw,
+        "counter_end_raw": ledger.counter_end_raw,
+        "counter_unit_j": ledger.counter_unit_j,
+        "counter_wraps": ledger.counter_wraps,
         **_cross_check(ledger.cross_check_j, ledger.energy_j),
     }
 

@@ -27,7 +27,7 @@ def _run(report: Report) -> Iterator[Row]:
     unit, count = next(iter(sorted(report.units.items())), ("run", 1.0))
     pue = next((f for f in report.factors if f.kind == "pue"), None)
     grid = next((f for f in report.factors if f.kind == "grid_gwp"), None)
-    software = report.software
+    software, bounds = report.software, report.energy_bounds_j
     yield {
         "run_id": report.run_id,
         "schema_version": SCHEMA_VERSION,
@@ -56,6 +56,8 @@ def _run(report: Report) -> Iterator[Row]:
         "python_version": software.get("python"),
         "torch_version": software.get("torch"),
         "host_hash": salted(report.run_id, software.get("host")),
+        "energy_it_lo_j": bounds[0] if bounds is not None else None,
+        "energy_it_hi_j": bounds[1] if bounds is not None else None,
     }
 
 

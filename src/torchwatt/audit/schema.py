@@ -112,6 +112,8 @@ RUN = Table(
         _string("python_version", "Python"),
         _string("torch_version", "PyTorch"),
         _string("host_hash", "SHA-256 of run_id and host name"),
+        _number("energy_it_lo_j", "J", "90 % interval of energy_it_j, the meters' bands included"),
+        _number("energy_it_hi_j", "J", "90 % interval of energy_it_j, the meters' bands included"),
     ),
 )
 
@@ -148,6 +150,10 @@ DEVICE = Table(
         _string("notes", "of the meter, ;-list"),
         _string("unavailable_reason", "why there is no meter, or none from some moment on"),
         _string("unavailable_fix", "what would help"),
+        _integer("counter_start_raw", "", "the counter's first reading in the run, in its own unit"),
+        _integer("counter_end_raw", "", "its last reading in the run"),
+        _number("counter_unit_j", "J", "joules per unit of the counter"),
+        _integer("counter_wraps", "1", "how often it wrapped in between"),
     ),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import fsum
+from math import fsum, sqrt
 from typing import Literal
 
 from torchwatt.core.curve import EnergyCurve
@@ -14,6 +14,7 @@ from torchwatt.core.meter import Event, Meter, SamplerStats, Unavailable
 from torchwatt.core.terms import Provenance, weakest
 from torchwatt.core.trace import ModuleInfo
 
+Z90 = 1.6448536269514722  # half width of a two-sided 90 % interval, in standard deviations
 Status = Literal["running", "complete", "partial", "aborted"]
 
 
@@ -73,6 +74,26 @@ class Report:
     def energy_j(self) -> float | None:
         """Return the joules of all metered domains; None where nothing was metered."""
         return fsum(ledger.energy_j for ledger in self.ledgers) if self.ledgers else None
+
+    @property
+    def energy_bounds_j(self) -> tuple[float, float] | None:
+        """Return the total's 90 % interval: reading errors in quadrature, and the bands of all meters together.
+
+        A meter's band is common to all its joules and meters of one kind err alike, so bands are added, not combined
+        in quadrature. None where a meter states neither band nor reading error.
+        """
+        if not self.ledgers or self.energy_j is None:
+            return None
+        reading = Z90 * sqrt(fsum((ledger.energy_u_j or 0.0) ** 2 for ledger in self.ledgers))
+        low = high = 0.0
+        for ledger in self.ledgers:
+            meter = self.meter(str(ledger.domain))
+            band = meter.accuracy_rel if meter is not None else None
+            if band is None and ledger.energy_u_j is None:
+                return None
+            low += ledger.energy_j * band[0] if band is not None else 0.0
+            high += ledger.energy_j * band[1] if band is not None else 0.0
+        return max(self.energy_j + low - reading, 0.0), self.energy_j + high + reading
 
     @property
     def provenance(self) -> Provenance | None:

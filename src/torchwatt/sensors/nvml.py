@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -53,7 +54,14 @@ def discover_nvml(environ: Mapping[str, str] | None = None, probe_s: float = _PR
     """
     found: list[Discovery] = []
     env = dict(os.environ if environ is None else environ)
-    thread = threading.Thread(target=lambda: found.append(_probe(env)), name="torchwatt-nvml", daemon=True)
+
+    def probe() -> None:
+        try:
+            found.append(_probe(env))
+        except Exception as error:  # a binding of another make: the user's run goes on without GPUs
+            found.append(Discovery((), (Unavailable("gpu", f"NVML discovery failed: {error!r}"),)))
+
+    thread = threading.Thread(target=probe, name="torchwatt-nvml", daemon=True)
     thread.start()
     thread.join(probe_s)
     if not found:
@@ -73,7 +81,8 @@ def _probe(environ: Mapping[str, str]) -> Discovery:
         failure = nvml_error("gpu", "discovery", error)
         return Discovery((), (Unavailable("gpu", str(failure), _FIXES.get(failure.code, "")),))
     finally:
-        nvml.nvmlShutdown()
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,9 @@ class _Probe:
         picks = self._visible()
         found = [one for one in (self._device(n, pick) for n, pick in enumerate(picks)) if one is not None]
         sources = (_source(found),) if found else ()
+        if len({one.meter.model for one in found}) > 1 and self._environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+            message = "GPU models differ: CUDA may number them fastest first, we count in PCI order; match by uuid"
+            self._events.append(event("info", "VISIBLE_DEVICES", "gpu", message))
         return Discovery(sources, tuple(self._unavailable), tuple(self._events))
 
     def _visible(self) -> tuple[Pick, ...]:

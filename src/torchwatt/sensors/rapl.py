@@ -150,7 +150,10 @@ def _meter(domain: Domain, zone: Zone, model: str) -> Meter:
 def discover_rapl(root: str | os.PathLike[str] | None = None, model: str = "CPU package") -> Discovery:
     """Find packages (`cpu:<n>`) and their DRAM (`dram:<n>`); never raises."""
     folder = powercap_root(root)
-    zones = scan(folder)
+    try:
+        zones = scan(folder)
+    except OSError as error:
+        return Discovery((), (Unavailable("cpu", f"cannot look into {folder}: {error}", PERMISSION_FIX),))
     found = packages(zones)
     if not found:
         reason = f"no RAPL package under {folder}" if folder.is_dir() else f"{folder} does not exist"

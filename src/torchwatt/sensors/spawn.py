@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torchwatt
 from torchwatt.core.errors import SensorError
 from torchwatt.sensors.board import anonymous_file
 from torchwatt.sensors.sampler_main import BOOT
@@ -83,5 +82,5 @@ class Child:
 
 def _import_path() -> list[str]:
     """Return where the child finds torchwatt and pynvml; the user's path, as the child runs without `site`."""
-    home = str(Path(torchwatt.__file__).parent.parent)
+    home = str(Path(__file__).resolve().parents[2])
     return [*dict.fromkeys([home, *(str(Path(entry).resolve()) for entry in sys.path if entry)])]

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.report import Status
@@ -50,7 +50,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         FactorError: The region is in no table.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the product's options, each named
         self,
         model: nn.Module | None = None,
         *,

@@ -40,8 +40,8 @@ def _head(report: Report) -> str:
 def _figures(report: Report) -> list[str]:
     known = report.provenance
     energy = format_wh(report.energy_j) if known else "nothing was metered"
-    if summary.half_width_j(report) is not None:
-        energy += " · 90 % interval of reading the meters"
+    if report.energy_bounds_j is not None:
+        energy += " · 90 % interval, the meters' bands included"
     carbon = summary.carbon(report)
     power = "mean of all counted domains" if known else "nothing was metered"
     cards = [

@@ -47,7 +47,7 @@ def _payload(report: Report, layers: int, points: int, events: int, domains: int
         "duration_s": _number(report.duration_s),
         "energy": {
             "value_j": _number(report.energy_j),
-            "half_width_90_j": _number(summary.half_width_j(report)),
+            "bounds_90_j": None if report.energy_bounds_j is None else [_number(x) for x in report.energy_bounds_j],
             "provenance": report.provenance,
             "text": summary.energy_text(report),
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import fsum, sqrt
+from math import fsum
 from statistics import median
 
 from torchwatt.core.factor import Factor
@@ -35,23 +35,16 @@ PROVENANCE_MEANING = {
 }
 
 
-def half_width_j(report: Report) -> float | None:
-    """Return the half width of the total's 90 % interval from reading the meters; None if one has none."""
-    known = [ledger.energy_u_j for ledger in report.ledgers if ledger.energy_u_j is not None]
-    if not known or len(known) < len(report.ledgers):
-        return None
-    return K_90 * sqrt(fsum(u * u for u in known))
-
-
 def energy_text(report: Report) -> str:
-    """Return the total with its interval."""
-    energy_j = report.energy_j
+    """Return the total with its 90 % interval, the meters' own bands included."""
+    energy_j, bounds = report.energy_j, report.energy_bounds_j
     if energy_j is None:
         return DASH
+    if bounds is None:
+        return format_energy(energy_j)
     if energy_j >= 3.6e6:
-        half = half_width_j(report)
-        return format_plus_minus(energy_j / 3600, None if half is None else half / 3600, "Wh")
-    return format_plus_minus(energy_j, half_width_j(report))
+        return f"{format_energy(energy_j)} ({format_interval(bounds[0] / 3600, bounds[1] / 3600, 'Wh')})"
+    return f"{format_energy(energy_j)} ({format_interval(*bounds)})"
 
 
 def mean_power_w(report: Report) -> float | None:

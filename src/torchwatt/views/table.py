@@ -47,8 +47,7 @@ def _head(report: Report, width: int) -> list[str]:
     if report.exit_reason:
         title.append(summary.printable(report.exit_reason))
     carbon = summary.carbon(report)
-    interval = "" if summary.half_width_j(report) is None else " (90 %)"
-    energy = f"{summary.energy_text(report)}{interval} · {format_wh(report.energy_j)} · {report.provenance}"
+    energy = f"{summary.energy_text(report)} · {format_wh(report.energy_j)} · {report.provenance}"
     if report.energy_j is None:
         energy = f"{DASH} · nothing was metered"
     lines = [_cut(" · ".join(word for word in title if word), width)]

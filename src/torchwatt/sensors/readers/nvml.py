@@ -99,6 +99,9 @@ class NvmlReader:
         except self._nvml.NVMLError as error:
             self._recover(uuid, error)
             raise nvml_error(key, via, error) from error
+        except AttributeError as error:
+            message = f"{key}: this pynvml has no {error.name}; pip install -U nvidia-ml-py"
+            raise SensorError(message, code="NOT_SUPPORTED") from error
         if raw == 0 and via.startswith("nvml_power"):
             raise SensorError(f"{key}: the sensor says 0 W, which is no reading", code="ZERO_READING")
         return raw

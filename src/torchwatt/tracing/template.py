@@ -1,0 +1,139 @@
+"""A traced backward call as a template, and its stretching over calls that were not traced. Pure."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchwatt.core.meter import FloatArray, IntArray
+from torchwatt.tracing.ranges import self_times
+
+# One window says nothing about its spread; our own default, marked as assumed in the docs.
+ASSUMED_REL_SD = 0.3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Template:
+    """What ran when within a call, as fractions of its net time (real spans inside it taken out)."""
+
+    first: FloatArray  # start fractions in [0, 1], in order, outer before inner
+    last: FloatArray
+    owner: IntArray  # whose: a key of the registry
+    calls: IntArray
+
+    def shares(self) -> dict[int, float]:
+        """Return the share of net time of each owner, children excluded."""
+        total: dict[int, float] = defaultdict(float)
+        for owner, own in zip(self.owner, self_times(list(self.first), list(self.last)), strict=True):
+            total[int(owner)] += own
+        return dict(total)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One call on the clock: its interval and the top-level real spans inside it, sorted, apart."""
+
+    start_ns: int
+    end_ns: int
+    inner: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def net_ns(self) -> int:
+        """Duration without the real spans inside."""
+        return self.end_ns - self.start_ns - sum(end - start for start, end in self.inner)
+
+    def to_net(self, t_ns: IntArray) -> IntArray:
+        """Map clock times to net time since the start; times inside a real span map to its start."""
+        net = np.clip(t_ns, self.start_ns, self.end_ns) - self.start_ns
+        for start, end in self.inner:
+            net -= np.clip(t_ns - start, 0, end - start)
+        return net
+
+    def from_net(self, net_ns: IntArray, *, late: bool) -> IntArray:
+        """Map net time back to the clock; at a real span: `late` after it, else before it."""
+        clock = net_ns + self.start_ns
+        for start, end in self.inner:
+            clock = clock + np.where(clock >= start if late else clock > start, end - start, 0)
+        return clock
+
+
+def template_of(call: Call, pieces: Sequence[tuple[int, int, int, int]]) -> Template | None:
+    """Make a template from a traced call and its pieces (start_ns, end_ns, owner, calls), sorted."""
+    net = call.net_ns
+    if net <= 0 or not pieces:
+        return None
+    table = np.array(pieces, dtype=np.int64)
+    return Template(call.to_net(table[:, 0]) / net, call.to_net(table[:, 1]) / net, table[:, 2], table[:, 3])
+
+
+def stretch(template: Template, call: Call) -> tuple[IntArray, IntArray]:
+    """Lay a template over a call: linear in net time, so order and total are kept; starts and ends in ns."""
+    net = call.net_ns
+    first, last = (np.floor(f * net + 0.5).astype(np.int64) for f in (template.first, template.last))
+    if not call.inner:
+        return first + call.start_ns, last + call.start_ns
+    start, end = call.from_net(first, late=True), call.from_net(last, late=False)
+    return np.minimum(start, end), end
+
+
+def stretch_many(template: Template, start_ns: IntArray, end_ns: IntArray) -> tuple[IntArray, IntArray]:
+    """Lay a template over many calls with nothing real inside; one row a call."""
+    net = (end_ns - start_ns)[:, None]
+    return (
+        np.floor(template.first[None, :] * net + 0.5).astype(np.int64) + start_ns[:, None],
+        np.floor(template.last[None, :] * net + 0.5).astype(np.int64) + start_ns[:, None],
+    )
+
+
+class Catalogue:
+    """Templates by structure and time."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Hashable, list[tuple[int, Template]]] = defaultdict(list)
+
+    def add(self, keys: Sequence[Hashable], t_ns: int, template: Template) -> None:
+        """File a template under its structure, its coarse structure and under "any"."""
+        for key in (*keys, None):
+            bisect.insort(self._by_key[key], (t_ns, template), key=lambda entry: entry[0])
+
+    def nearest(self, keys: Sequence[Hashable], t_ns: int) -> tuple[Template | None, bool]:
+        """Return the nearest template of the first structure that has one, and whether one matched."""
+        for key in (*keys, None):
+            entries = self._by_key.get(key)
+            if entries:
+                i = bisect.bisect(entries, t_ns, key=lambda entry: entry[0])
+                near = min(entries[max(i - 1, 0) : i + 1], key=lambda entry: abs(entry[0] - t_ns))
+                return near[1], key is not None
+        return None, False
+
+
+def relative_sd(groups: Sequence[Sequence[Mapping[int, float]]]) -> dict[int, float]:
+    """Return the relative SD of each slot's share between windows, pooled over structures.
+
+    Args:
+        groups: For each structure its windows, each a map of slot to share. A slot that a window of the
+            same structure lacks has share 0 there.
+
+    Returns:
+        By slot; `ASSUMED_REL_SD` where no structure has two windows.
+    """
+    squares: dict[int, float] = defaultdict(float)
+    freedom: dict[int, int] = defaultdict(int)
+    values: dict[int, list[float]] = defaultdict(list)
+    for windows in groups:
+        for slot in {slot for window in windows for slot in window}:
+            shares = [window.get(slot, 0.0) for window in windows]
+            mean = math.fsum(shares) / len(shares)
+            squares[slot] += math.fsum((share - mean) ** 2 for share in shares)
+            freedom[slot] += len(shares) - 1
+            values[slot] += shares
+    return {
+        slot: math.sqrt(squares[slot] / freedom[slot]) / mean if freedom[slot] and mean > 0 else ASSUMED_REL_SD
+        for slot, shares in values.items()
+        for mean in (math.fsum(shares) / len(shares),)
+    }

@@ -72,10 +72,17 @@ def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     are the difference of two readings that an auditor can look up; anything else is cut at the run's own ends.
     """
     curve = found.curve
-    inside = curve.t_ns[(curve.t_ns >= start_ns) & (curve.t_ns <= end_ns)]
-    if curve.method == "counter" and not found.coarse and len(inside) >= 2:
-        return curve.clip(int(inside[0]), int(inside[-1]))
-    return curve.clip(start_ns, end_ns)
+    if found.polls is None or curve.method != "counter":
+        return curve.clip(start_ns, end_ns)
+    poll_ns, poll_j = found.polls
+    inside = np.flatnonzero((poll_ns >= start_ns) & (poll_ns <= end_ns))
+    if len(inside) < 2:
+        return curve.clip(start_ns, end_ns)
+    ends = inside[[0, -1]]
+    between = (curve.t_ns > poll_ns[ends[0]]) & (curve.t_ns < poll_ns[ends[1]])
+    energy_j = np.concatenate((poll_j[ends[:1]], curve.energy_j[between], poll_j[ends[1:]]))
+    t_ns = np.concatenate((poll_ns[ends[:1]], curve.t_ns[between], poll_ns[ends[1:]]))
+    return replace(curve, t_ns=t_ns, energy_j=np.clip(energy_j, *poll_j[ends]) - poll_j[ends[0]])
 
 
 def _blank(found: Metered, curve: EnergyCurve, recording: Recording, start_ns: int, end_ns: int) -> Ledger:

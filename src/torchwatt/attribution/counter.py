@@ -13,6 +13,8 @@ from torchwatt.core.units import NS_PER_S
 PLAUSIBLE_W = 20_000.0
 # A counter that stands still this long while the power sensor shows work is frozen, not slow.
 FROZEN_NS = NS_PER_S
+# A counter that repeats itself this often is dated by its publications, not by the polls that saw them.
+REPEAT_SHARE = 0.15
 # A counter that publishes less often than this (NVML: 20-100 ms; RAPL: 1 ms) is read between its publications.
 COARSE_NS = 18_000_000
 COARSE_SHARE = 0.3  # and this part of the readings repeats the one before
@@ -20,10 +22,15 @@ COARSE_SHARE = 0.3  # and this part of the readings repeats the one before
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unwrapped:
-    """Cumulative joules at the readings; `bridged_j` is the part that came from integrated power instead."""
+    """Cumulative joules when the counter published them, and as the polls read them.
+
+    `bridged_j` is the part that came from integrated power instead.
+    """
 
     t_ns: IntArray
     energy_j: FloatArray
+    poll_ns: IntArray
+    poll_j: FloatArray
     wrap_ns: tuple[int, ...]
     coarse: bool
     bridged_j: float
@@ -69,7 +76,7 @@ def unwrap(series: Series, power_j: tuple[IntArray, FloatArray] | None) -> Unwra
     t_out, e_out, u_j, coarse = _publications(t_ns, energy_j, step_j)
     bridged_j = float(bridge_j[reset].sum() + frozen.sum())
     wrap_ns = tuple(int(t) for t in t_ns[1:][wrapped])
-    return Unwrapped(t_out, e_out, wrap_ns, coarse, bridged_j, u_j, (*events, *frozen_events))
+    return Unwrapped(t_out, e_out, t_ns, energy_j, wrap_ns, coarse, bridged_j, u_j, (*events, *frozen_events))
 
 
 def _strictly_later(series: Series) -> tuple[IntArray, FloatArray]:
@@ -133,7 +140,7 @@ def _publications(t_ns: IntArray, energy_j: FloatArray, step_j: FloatArray) -> t
     typical_j = float(np.median(step_j[changed])) if changed.any() else 0.0
     u_j = typical_j / np.sqrt(6.0)
     if not coarse:
-        return t_ns, energy_j, u_j, False
+        return *_at_publication(t_ns, energy_j, changed), u_j, False
     at = np.flatnonzero(changed)
     t_pub = (t_ns[at] + t_ns[at + 1]) // 2
     e_pub = energy_j[at + 1]
@@ -145,6 +152,20 @@ def _publications(t_ns: IntArray, energy_j: FloatArray, step_j: FloatArray) -> t
     e_all = np.concatenate(([head_j], e_pub, [tail_j]))
     keep = np.concatenate(([True], np.diff(t_all) > 0))
     return t_all[keep], e_all[keep] - e_all[0], u_j, True
+
+
+def _at_publication(t_ns: IntArray, energy_j: FloatArray, changed: np.ndarray) -> tuple[IntArray, FloatArray]:
+    """Date the readings of a counter that often repeats itself: half-way back to the poll before.
+
+    The first and the last reading stay where they are, so that the joules between them are theirs exactly.
+    """
+    if len(changed) < 3 or float((~changed).mean()) <= REPEAT_SHARE:
+        return t_ns, energy_j
+    at = np.flatnonzero(changed[:-1])
+    t_out = np.concatenate(([t_ns[0]], (t_ns[at] + t_ns[at + 1]) // 2, [t_ns[-1]]))
+    e_out = np.concatenate(([energy_j[0]], energy_j[at + 1], [energy_j[-1]]))
+    keep = np.concatenate(([True], np.diff(t_out) > 0))
+    return t_out[keep], e_out[keep]
 
 
 def _event(series: Series, t_ns: int, code: str, severity: str, message: str) -> Event:

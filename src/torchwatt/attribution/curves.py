@@ -9,7 +9,7 @@ import numpy as np
 from torchwatt.attribution.counter import unwrap
 from torchwatt.attribution.power import Integral, integrate, usable
 from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.meter import Event, Meter, Recording, Series, Unavailable
+from torchwatt.core.meter import Event, FloatArray, IntArray, Meter, Recording, Series, Unavailable
 from torchwatt.core.terms import Method
 from torchwatt.core.units import NS_PER_S
 
@@ -26,7 +26,7 @@ class Metered:
     meter: Meter
     curve: EnergyCurve
     events: tuple[Event, ...]
-    coarse: bool = False  # the counter publishes slower than it was polled
+    polls: tuple[IntArray, FloatArray] | None = None  # a counter's readings as they were polled, in joules
     wrap_ns: tuple[int, ...] = ()
     silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) without any reading: energy unknown
 
@@ -81,9 +81,11 @@ def _from_counter(meter: Meter, counter: Series, power: Series | None, integral:
         meter.domain, found.t_ns, found.energy_j, method, meter.provenance, found.u_j, cross_check_j=cross_j
     )
     events = [*found.events, *_cross_check(meter, curve)]
+    # A slow counter's last reading is old; cutting a run there would cost it up to one publication.
+    polls = None if found.coarse else (found.poll_ns, found.poll_j)
     if power is not None:
         events += _frozen_power(meter, power, curve)
-    return Metered(meter, curve, tuple(events), coarse=found.coarse, wrap_ns=found.wrap_ns)
+    return Metered(meter, curve, tuple(events), polls=polls, wrap_ns=found.wrap_ns)
 
 
 def _cross_check(meter: Meter, curve: EnergyCurve) -> list[Event]:

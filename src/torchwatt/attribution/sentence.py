@@ -22,7 +22,7 @@ def how_known(found: Metered, ledger: Ledger, fit: Fit | None) -> str:
         parts.append("this process's share")
     band = found.meter.accuracy_rel
     if band is not None:
-        parts.append(f"meter good to {band[0]:+.0%} .. {band[1]:+.0%}")
+        parts.append(f"meter good to {band[0]:+.0%}..{band[1]:+.0%}")
     if ledger.coverage < 0.995:
         parts.append(f"known for {ledger.coverage:.1%} of the run")
     parts.append(_layers(fit))

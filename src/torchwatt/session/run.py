@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from torchwatt.core.errors import ConfigError
@@ -121,7 +122,8 @@ class Run:
         return write_html(self.report, path)
 
     def __repr__(self) -> str:
-        return to_text(self.report)
+        # As wide as the terminal, within what reads well; 100 where there is none.
+        return to_text(self.report, width=min(max(get_terminal_size((100, 24)).columns, 100), 140))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         report = self.report

@@ -114,20 +114,15 @@ def _domain(report: Report, ledger: Ledger) -> DomainText:
 
 
 def _meter_words(report: Report, ledger: Ledger) -> list[str]:
+    """Say what the ledger's sentence does not: scope, band and coverage are in it."""
     meter = report.meter(str(ledger.domain))
     words = []
     if meter is not None:
         words.append(f"{meter.vendor} {meter.model}".strip() if meter.vendor not in meter.model else meter.model)
-        words.append("whole device" if meter.scope == "device" else "this process's share")
         if meter.shared:
             words.append("others' joules inside")
-        if meter.accuracy_rel is not None:
-            lo, hi = meter.accuracy_rel
-            words.append(f"meter band {lo * 100:+.0f}..{hi * 100:+.0f} %")
     if ledger.static_w is not None:
         words.append(f"static {ledger.static_w:.3g} W")
-    if ledger.coverage < 0.995:
-        words.append(f"known for {format_share(ledger.coverage)} of the run")
     if ledger.cross_check_j is not None and ledger.energy_j > 0:
         words.append(f"other route {(ledger.cross_check_j / ledger.energy_j - 1) * 100:+.1f} %")
     return [word for word in words if word]

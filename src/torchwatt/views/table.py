@@ -50,7 +50,7 @@ def _head(report: Report, width: int) -> list[str]:
     energy = f"{summary.energy_text(report)} · {format_wh(report.energy_j)} · {report.provenance}"
     if report.energy_j is None:
         energy = f"{DASH} · nothing was metered"
-    lines = [_cut(" · ".join(word for word in title if word), width)]
+    lines = [_cut_end(" · ".join(word for word in title if word), width)]
     lines += _labelled("energy", energy, width)
     lines += _labelled("power", f"{format_power(summary.mean_power_w(report))} mean", width)
     grams = "" if carbon.grams == DASH else f"{carbon.grams} · "
@@ -69,8 +69,12 @@ def _domains(report: Report, width: int) -> list[str]:
         lines += _labelled(item.domain, numbers + (f" · {item.meter}" if item.meter else ""), width)
         lines += _labelled("", item.sentence, width)
     for gone in report.unavailable:
-        fix = f" ({gone.fix})" if gone.fix else ""
-        lines += _labelled(gone.domain, f"{DASH} · {gone.reason}{fix}", width)
+        # The fix is in the events file, the page and `torchwatt doctor`: a table in a terminal says it once, shortly.
+        lines.append(
+            _cut_end(f"{gone.domain:{_LABEL - 1}} {_ascii(summary.printable(f'{DASH} · {gone.reason}'))}", width)
+        )
+    if report.unavailable and any(gone.fix for gone in report.unavailable):
+        lines += _labelled("", "`torchwatt doctor` says what would help", width)
     return lines
 
 
@@ -81,6 +85,7 @@ class _Sheet:
     total_j: dict[Slot, float]
     run_j: float
     name_width: int
+    backward: bool  # anything ran backward: then a layer without it is worth a line
 
 
 def _layers(report: Report, max_layers: int, width: int) -> list[str]:
@@ -89,12 +94,14 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
     everything = layer_sums(report)
     layers = [layer for layer in everything if not layer.reserved]
     entries = [entry for ledger in report.ledgers for entry in ledger.entries]
-    sheet = _Sheet(totals(entries, class_names(report)), report.energy_j, width - _FIXED)
+    backward = any(entry.phase == "backward" for entry in entries)
+    sheet = _Sheet(totals(entries, class_names(report)), report.energy_j, width - _FIXED, backward)
     shown, folded = fold(layers, max(max_layers, 0))
     over = " + ".join(str(ledger.domain) for ledger in report.ledgers)
     lines = [f"layers, {over}", _line("layer", [name for name, _ in _COLUMNS], sheet), "-" * width]
+    modules = class_names(report)
     for layer in shown:
-        lines += _layer(layer, sheet)
+        lines += _layer(layer, sheet, is_module=not modules or layer.fqn in modules)
     if folded is not None:
         lines.append(_folded(folded, sheet))
     for layer in everything:
@@ -107,9 +114,9 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
     return [_ascii(line) for line in lines]
 
 
-def _layer(layer: LayerSum, sheet: _Sheet) -> Iterator[str]:
-    """Write forward and backward even where one of them is unknown: a missing line reads like zero."""
-    phases: list[Phase] = ["forward", "backward"]
+def _layer(layer: LayerSum, sheet: _Sheet, *, is_module: bool) -> Iterator[str]:
+    """Write a module's forward and backward even where one of them is unknown: a missing line reads like zero."""
+    phases: list[Phase] = (["forward", "backward"] if sheet.backward else ["forward"]) if is_module else []
     phases += [phase for phase in layer.phases if phase not in phases]
     name = summary.printable(layer.fqn)
     for phase in phases:
@@ -157,7 +164,7 @@ def _tail(report: Report, width: int) -> list[str]:
         lines += _labelled("window", f"{window.name} · {text}, inside the total", width)
     events = summary.worrying(report)
     for event in events[:_MAX_EVENTS]:
-        text = _cut(f"{event.code} · {event.subject} · {event.message}", _MAX_TEXT)
+        text = _cut_end(f"{event.code} · {event.subject} · {event.message}", _MAX_TEXT)
         lines += _labelled(event.severity, f"{text} (at {summary.when(report, event)})", width)
     if len(events) > _MAX_EVENTS:
         lines += _labelled("", f"... and {len(events) - _MAX_EVENTS} more warnings", width)
@@ -181,8 +188,9 @@ def _ascii(text: str) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """Shorten in the middle: the ends of a dotted name tell most."""
-    if len(text) <= width:
-        return text
-    tail = (width - 3) * 2 // 3
-    return text[: width - 3 - tail] + "..." + text[-tail:]
+    """Shorten at the front: the end of a dotted name tells layers apart."""
+    return text if len(text) <= width else "..." + text[-(width - 3) :]
+
+
+def _cut_end(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."

@@ -1,0 +1,90 @@
+"""A user's code as IPython itself would run it: same names, same namespace, same lines in tracebacks."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import dataclass
+from itertools import takewhile
+from types import CodeType
+from typing import Any
+
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Compiled code; `tail` is the last expression, whose value is the value of the cell."""
+
+    body: CodeType
+    tail: CodeType | None
+
+    @property
+    def waits(self) -> bool:
+        """Return whether there is an `await` at top level."""
+        return any(c is not None and c.co_flags & inspect.CO_COROUTINE for c in (self.body, self.tail))
+
+    def run(self, global_ns: dict[str, Any], local_ns: Any) -> Any:
+        """Run the code and return the value of its last expression."""
+        __tracebackhide__ = True
+        exec(self.body, global_ns, local_ns)  # noqa: S102  # the user's own code, in the user's own namespace
+        return None if self.tail is None else eval(self.tail, global_ns, local_ns)  # noqa: S307
+
+    async def run_async(self, global_ns: dict[str, Any]) -> Any:
+        """Run code that waits, on the loop that runs now."""
+        __tracebackhide__ = True
+        value = None
+        for code in (self.body, self.tail):
+            if code is None:
+                continue
+            value = eval(code, global_ns)  # noqa: S307
+            if code.co_flags & inspect.CO_COROUTINE:
+                value = await value
+        return value if self.tail is not None else None
+
+
+def cell_code(shell: InteractiveShell, cell: str) -> Code:
+    """Compile the body of a cell.
+
+    The line of the magic itself becomes a comment, so that a traceback names the lines as the user sees them.
+
+    Raises:
+        SyntaxError: The user's text is not Python.
+        UsageError: There is nothing to run.
+    """
+    # IPython drops the empty lines at the top: they are put back, for the same reason.
+    empty = sum(1 for _ in takewhile(str.isspace, cell.splitlines()))
+    return _compile(shell, "# %%energy\n" + "\n" * empty + shell.transform_cell(cell))
+
+
+def statement_code(shell: InteractiveShell, statement: str) -> Code:
+    """Compile what follows `%energy` on its line.
+
+    Raises:
+        SyntaxError: The user's text is not Python.
+    """
+    return _compile(shell, shell.transform_cell(statement))
+
+
+def cell_number(shell: InteractiveShell) -> int:
+    """Return the n of the `In [n]` that runs now; `execution_count` is already the next one."""
+    running = shell.displayhook.exec_result
+    if running is not None and running.execution_count is not None:
+        return int(running.execution_count)
+    return int(shell.execution_count) - 1
+
+
+def _compile(shell: InteractiveShell, source: str) -> Code:
+    name = shell.compile.cache(source, cell_number(shell))
+    tree = shell.transform_ast(shell.compile.ast_parse(source, filename=name))
+    if not tree.body:
+        raise UsageError("nothing to measure: the cell holds no code under %%energy")
+    last = None
+    if isinstance(tree.body[-1], ast.Expr):
+        last = ast.Expression(tree.body.pop().value)
+    # The shell's compiler, not `compile`: it knows the user's `from __future__` and does not inherit ours.
+    with shell.compile.extra_flags(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT):
+        body = shell.compile(tree, name, "exec")
+        tail = None if last is None else shell.compile(last, name, "eval")
+    return Code(body, tail)

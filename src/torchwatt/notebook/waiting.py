@@ -1,0 +1,46 @@
+"""Top-level `await` under `%%energy`.
+
+IPython runs a magic as an ordinary function, which cannot wait. Where the body of a cell needs it, the call of the
+magic is rewritten, after IPython's own transformations, to one that is awaited on the same loop and thread.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from IPython.core.async_helpers import _should_be_async
+from IPython.core.interactiveshell import InteractiveShell
+
+MAGIC = "energy"
+ASYNC_MAGIC = "_energy_async"
+_CALL = f"get_ipython().run_cell_magic({MAGIC!r},"
+
+
+class AwaitHook:
+    """An input transformer: lines of Python in, lines of Python out."""
+
+    has_side_effects = False
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self._shell = shell
+
+    def __call__(self, lines: list[str]) -> list[str]:
+        if not lines or not lines[0].startswith(_CALL) or not self._waits("".join(lines)):
+            return lines
+        return ["await " + lines[0].replace(repr(MAGIC), repr(ASYNC_MAGIC), 1), *lines[1:]]
+
+    def _waits(self, source: str) -> bool:
+        try:
+            body = _body_of(source)
+            return body is not None and _should_be_async(self._shell.transform_cell(body))
+        except SyntaxError:
+            return False  # the magic itself says so, with the user's line
+
+
+def _body_of(source: str) -> str | None:
+    """Return the third argument of the one call, `run_cell_magic(name, line, body)`."""
+    statements: list[Any] = ast.parse(source).body
+    if len(statements) != 1 or not isinstance(statements[0].value, ast.Call):
+        return None
+    return str(ast.literal_eval(statements[0].value.args[2]))

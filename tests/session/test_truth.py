@@ -1,0 +1,121 @@
+"""Known answers: a powercap tree whose power follows the layer that runs."""
+
+import time
+from collections import defaultdict
+from math import fsum, isclose
+
+import pytest
+import torch
+from torch import nn
+
+import torchwatt as tw
+from tests.support.powercap import FakePowercap
+
+STATIC_W, WEAK_W, STRONG_W = 15.0, 10.0, 40.0  # time share books 60 % too much to the weak layer
+CALL_S = 0.024
+
+
+class Work(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.layer = layer
+        layer.burn("forward")
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.layer.burn("backward")
+        return grad * 2, None
+
+
+class Layer(nn.Module):
+    """Draws its own watts while it runs and notes the joules that the tree really counted."""
+
+    def __init__(self, tree, watts):
+        super().__init__()
+        self.tree, self.watts = tree, watts
+        self.truth_j = defaultdict(float)
+
+    def burn(self, phase):
+        begun_ns = time.monotonic_ns()
+        self.tree.set("package-0", STATIC_W + self.watts)
+        while time.monotonic_ns() - begun_ns < CALL_S * 1e9:
+            pass
+        self.tree.set("package-0", STATIC_W)
+        self.truth_j[phase] += self.tree.energy_j("package-0", begun_ns, time.monotonic_ns())
+
+    def forward(self, x):
+        return Work.apply(x, self)
+
+
+@pytest.fixture(params=[0.001, 0.010], ids=["published every 1 ms", "published every 10 ms"])
+def tree(tmp_path, request):
+    # Wraps every 4 J: about once a tenth of a second at full power.
+    zones = {"intel-rapl:0": ("package-0", STATIC_W)}
+    with FakePowercap(tmp_path, zones, range_uj=4_000_000, update_s=request.param) as running:
+        yield running
+
+
+def test_each_layer_gets_its_own_joules_where_time_share_is_60_percent_off(tree, tmp_path):
+    model = nn.Sequential(Layer(tree, WEAK_W), Layer(tree, STRONG_W))
+    x = torch.ones(4, requires_grad=True)
+    with tw.profile(model, powercap_root=tree.root) as run:
+        for _ in range(40):
+            model(x).sum().backward()
+    ledger = next(led for led in run.report.ledgers if str(led.domain) == "cpu:0")
+    rows = {(e.fqn, e.phase): e for e in ledger.entries}
+    for name, layer in (("0", model[0]), ("1", model[1])):
+        for phase in ("forward", "backward"):
+            assert isclose(rows[name, phase].energy_self_j, layer.truth_j[phase], rel_tol=0.10), (name, phase)
+    assert rows["0", "forward"].method == "fit"
+    shared_j = rows["0", "forward"].time_self_s * (STATIC_W + (WEAK_W + STRONG_W) / 2)
+    assert shared_j / model[0].truth_j["forward"] > 1.5  # what time share would have said
+    # The sum is the counter's own difference, through wraps, to the last digit.
+    raw_uj = ledger.counter_end_raw - ledger.counter_start_raw + ledger.counter_wraps * modulus(run)
+    assert ledger.counter_wraps >= 5
+    assert isclose(fsum(e.energy_self_j for e in ledger.entries), raw_uj * 1e-6, rel_tol=1e-12)
+
+
+def modulus(run):
+    return run.report.meter("cpu:0").channel("counter").modulus
+
+
+def test_static_power_is_that_of_the_quiet_moment_before(tree):
+    model = Layer(tree, STRONG_W)
+    with tw.profile(model, powercap_root=tree.root) as run:
+        for _ in range(10):
+            model(torch.ones(1))
+    ledger = next(led for led in run.report.ledgers if str(led.domain) == "cpu:0")
+    assert isclose(ledger.static_w, STATIC_W, rel_tol=0.1)
+    entry = next(e for e in ledger.entries if e.phase == "forward")
+    assert isclose(entry.energy_dynamic_j, entry.time_self_s * STRONG_W, rel_tol=0.1)
+    assert isclose(entry.energy_static_j + entry.energy_dynamic_j, entry.energy_self_j)
+
+
+def test_the_files_add_up(tree, tmp_path):
+    import pandas as pd
+
+    model = nn.Sequential(Layer(tree, WEAK_W), nn.Linear(4, 2))
+    with tw.profile(model, powercap_root=tree.root, intensity_g_per_kwh=100, pue=1.2, csv=tmp_path / "audit") as run:
+        for _ in range(10):
+            model(torch.ones(1, 4, requires_grad=True)).sum().backward()
+            run.count("image", 2)
+    tables = {path.stem: pd.read_csv(path) for path in (tmp_path / "audit").glob("*.csv")}
+    assert set(tables) == {"run", "device", "layer", "sample", "factor", "impact", "event"}
+    counted = tables["device"][tables["device"].counts_toward_total & tables["device"].energy_j.notna()]
+    for _, device in counted.iterrows():
+        of_device = tables["layer"][tables["layer"].device_id == device.device_id]
+        assert isclose(fsum(of_device.energy_self_j), device.energy_j, rel_tol=1e-9)
+        last = tables["sample"][tables["sample"].device_id == device.device_id].energy_j.iloc[-1]
+        assert isclose(last, device.energy_j, rel_tol=1e-9)
+    total_j = tables["run"].energy_it_j[0]
+    assert isclose(fsum(counted.energy_j), total_j, rel_tol=1e-9)
+    grams = tables["impact"].set_index("subject").value["run"]
+    assert isclose(grams, total_j / 3.6e6 * 1.2 * 100, rel_tol=1e-9)
+    for table, column in (("layer", "provenance"), ("factor", "provenance"), ("impact", "provenance")):
+        assert tables[table][column].notna().all()
+    assert counted.provenance.notna().all()
+    device = counted.set_index("device_id").loc["cpu:0"]
+    raw = device.counter_end_raw - device.counter_start_raw + device.counter_wraps * modulus(run)
+    assert isclose(raw * device.counter_unit_j, device.energy_j, rel_tol=1e-9)
+    assert run.energy_per("image") == pytest.approx(total_j / 20)

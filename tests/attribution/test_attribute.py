@@ -154,3 +154,12 @@ def test_the_total_is_the_difference_of_two_readings_that_can_be_looked_up():
     ledger = attribute(recording, world.trace, 3 * MS, world.end_ns - 3 * MS).ledgers[0]
     raw_j = (ledger.counter_end_raw - ledger.counter_start_raw) * ledger.counter_unit_j
     assert raw_j == pytest.approx(ledger.energy_j, rel=1e-12)
+
+
+def test_a_model_of_load_is_never_fitted_to_layers():
+    world = World([55, 25], [25, 25], steps=40, gap_w=15)
+    measured = world.recording()
+    modelled = replace(measured, meters=(replace(measured.meters[0], provenance="modelled"),))
+    ledger = ledger_of(world, modelled)
+    assert {(e.method, e.provenance) for e in ledger.entries} == {("load_model", "modelled")}
+    assert "a model of load knows no layers" in ledger.sentence

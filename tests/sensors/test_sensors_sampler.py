@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.sensors.conftest import run_script
+from tests.conftest import run_script
 from torchwatt.core.errors import SensorError
 from torchwatt.sensors import Sampler
 from torchwatt.sensors.edges import EdgeReader, look_at_all

@@ -71,6 +71,11 @@ def fit_power(exposure: Exposure, idle: np.ndarray) -> Fit:
     return Fit(np.maximum(power_w, floor_w), covariance, "fit", gain, "", float(np.sqrt(sigma2)), evidence)
 
 
+def share_by_time(exposure: Exposure, idle: np.ndarray, reason: str) -> Fit:
+    """Give all busy slots the same power: what is left where readings say nothing about layers."""
+    return _time_share(_two_means(exposure, idle), idle, 0.0, reason)
+
+
 def _two_means(exposure: Exposure, idle: np.ndarray) -> FloatArray:
     """Fit one power for busy slots and one for idle ones by least squares."""
     overall_w = exposure.energy_j.sum() / max(exposure.length_s.sum(), 1e-12)

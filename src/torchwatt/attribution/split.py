@@ -9,7 +9,7 @@ import numpy as np
 
 from torchwatt.attribution.apportion import Z90, Booked, apportion
 from torchwatt.attribution.exposure import Exposure, expose
-from torchwatt.attribution.fit import Fit, fit_power
+from torchwatt.attribution.fit import Fit, fit_power, share_by_time
 from torchwatt.attribution.gaps import GAP_SLOTS, name_gaps
 from torchwatt.attribution.lag import LAGS_NS, best_lag_ns
 from torchwatt.attribution.timeline import pieces
@@ -109,7 +109,11 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
     # One cut that reaches back far enough for every lag; what lies before the first span is outside.
     cut = pieces(trace, curve.start_ns - max(LAGS_NS), curve.end_ns)
     named = name_gaps(cut, trace, process_cpu)
-    lag_ns = best_lag_ns(curve, named, idle) if curve.provenance == "measured" else 0
-    exposure = expose(named, curve.t_ns - lag_ns, curve.energy_j, len(slots))
-    fit = fit_power(exposure, idle)
+    if curve.provenance == "measured":
+        lag_ns = best_lag_ns(curve, named, idle)
+        exposure = expose(named, curve.t_ns - lag_ns, curve.energy_j, len(slots))
+        fit = fit_power(exposure, idle)
+    else:
+        exposure = expose(named, curve.t_ns, curve.energy_j, len(slots))
+        fit = share_by_time(exposure, idle, "a model of load knows no layers")
     return Split(curve, trace, slots, exposure, fit, apportion(exposure, fit))

@@ -51,7 +51,6 @@ class Session:
         """Begin to meter and to trace; what was begun is undone if anything of it fails."""
         self.thread = threading.get_ident()
         self._outer = cast("Session | None", active.enclosing(self.thread))
-        self._note_concurrent()
         feed = self._outer.feed if self._outer is not None else self._own_feed()
         try:
             if self._outer is None:
@@ -64,6 +63,7 @@ class Session:
             raise
         self._feed = feed
         active.enter(self)
+        self._note_concurrent()  # after entering: of two that start together, the second sees the first
         # The run begins before its first reading and ends after its last, so that both lie inside.
         self._start_ns, self._start_unix_ns = time.monotonic_ns(), time.time_ns()
         feed.mark()

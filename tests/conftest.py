@@ -15,7 +15,9 @@ import pytest
 
 from tests.support.powercap import FakePowercap
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Set where a missing simulator or browser is a failure and not a skip: in CI.
+REQUIRE_SIMHW = "TORCHWATT_REQUIRE_SIMHW"
 
 
 def run_script(code: str, env: dict[str, str] | None = None, timeout_s: float = 40.0) -> dict[str, Any]:
@@ -27,14 +29,20 @@ def run_script(code: str, env: dict[str, str] | None = None, timeout_s: float = 
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def _skip(reason: str) -> None:
+    if os.environ.get(REQUIRE_SIMHW):
+        pytest.fail(f"{REQUIRE_SIMHW} is set, but {reason}")
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def simnvml(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """Return the module that writes scenarios, its library built; skips where there is no simulator."""
     folder = Path(os.environ.get("TORCHWATT_SIMHW", REPOSITORY.parent / "shared" / "simhw"))
     if not (folder / "simnvml.py").is_file():
-        pytest.skip(f"no simulated NVML in {folder}; name its folder by TORCHWATT_SIMHW")
+        _skip(f"no simulated NVML in {folder}; name its folder by TORCHWATT_SIMHW")
     if shutil.which("cc") is None:
-        pytest.skip("no C compiler (cc) to build the simulated NVML")
+        _skip("no C compiler (cc) to build the simulated NVML")
     spec = importlib.util.spec_from_file_location("simnvml", folder / "simnvml.py")
     assert spec is not None
     assert spec.loader is not None

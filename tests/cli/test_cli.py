@@ -1,0 +1,105 @@
+"""The command line as a user types it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def torchwatt(*args, cwd=None, env=None):
+    command = [sys.executable, "-m", "torchwatt", *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=env and {**os.environ, **env}, timeout=170
+    )
+
+
+def script(tmp_path, text):
+    path = tmp_path / "train.py"
+    path.write_text(text)
+    return path
+
+
+def test_an_unmodified_script_gets_its_layers_and_keeps_its_output(tmp_path):
+    done = torchwatt(
+        "run", "--csv", tmp_path / "audit", "--html", tmp_path / "r.html", EXAMPLES / "plain_training.py", "--epochs", 2
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["epoch 0", "epoch 1"]
+    for name in ("blocks.0.mlp.0", "criterion", "(optimizer)", "(data)", "backward"):
+        assert name in done.stderr
+    shown = torchwatt("show", tmp_path / "audit", "--all")
+    assert shown.returncode == 0, shown.stderr
+    assert "blocks.1.attention" in shown.stdout
+    page = (tmp_path / "r.html").read_text()
+    assert page.lower().startswith("<!doctype html>")
+    assert "blocks.0.mlp.0" in page
+
+
+def test_arguments_exit_codes_and_name_are_the_scripts_own(tmp_path):
+    path = script(tmp_path, "import sys; print(__name__, sys.argv[1:], sys.path[0]); sys.exit(7)")
+    done = torchwatt("run", "-q", path, "--epochs", "3", "-x")
+    assert done.stdout == f"__main__ ['--epochs', '3', '-x'] {tmp_path}\n"
+    assert done.returncode == 7
+    assert done.stderr == ""
+
+
+def test_an_exception_of_the_script_passes_and_its_report_is_printed(tmp_path):
+    path = script(tmp_path, "import torch\ntorch.nn.Linear(2, 2)(torch.ones(1, 2))\nraise KeyError('mine')")
+    done = torchwatt("run", path)
+    assert done.returncode == 1
+    assert "KeyError: 'mine'" in done.stderr
+    assert "aborted" in done.stderr
+
+
+def test_a_module_runs_with_m(tmp_path):
+    (tmp_path / "tool.py").write_text("import sys; print('tool', sys.argv[1:])")
+    done = torchwatt("run", "-q", "-m", "tool", "a", cwd=tmp_path)
+    assert done.stdout == "tool ['a']\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("run", "no_such.py"), "no such script"),
+        (("show", "no_such_folder"), "no_such_folder"),
+        (("run", "--region", "Atlantis", __file__), "Give a country"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(args, words):
+    done = torchwatt(*args)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_doctor_says_what_is_metered_what_is_not_and_how_to_fix_it(tmp_path):
+    done = torchwatt("doctor", env={"TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none")})
+    assert done.returncode in {0, 1}
+    assert "Metered here:" in done.stdout
+    assert "fix:" in done.stdout
+
+
+def test_the_console_script_is_the_same_program():
+    path = Path(sys.executable).parent / "torchwatt"
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("torchwatt ")
+
+
+def test_the_demo_learns_and_shows_forward_and_backward_of_every_layer(tmp_path):
+    done = torchwatt("demo", "--region", "FRA", "--csv", tmp_path / "audit", "--html", tmp_path / "report.html")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    for name in ("conv1", "conv2", "conv3", "fc1", "fc2", "relu1", "pool", "flatten"):
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"{name} "))
+        assert "forward" in lines[at]
+        assert "backward" in lines[at + 1]
+        assert "J" in lines[at + 1]  # a number, not a dash
+    accuracy = float(
+        lines[next(i for i, x in enumerate(lines) if x.startswith("Test accuracy"))].split()[-1].rstrip("%")
+    )
+    assert accuracy > 95
+    assert (tmp_path / "report.html").stat().st_size > 5_000

@@ -1,0 +1,285 @@
+"""However a block ends, nothing is lost and nothing is left running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import torchwatt as tw
+from tests.conftest import run_script
+from torchwatt.core.errors import ConfigError, FactorError
+
+
+def model():
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 2))
+
+
+def work(net=None, seconds=0.15):
+    net = net or model()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        net(torch.ones(4, 8)).sum().backward()
+
+
+def leftovers():
+    """Return what a session may not leave: threads, children, patches."""
+    children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "torchwatt"], capture_output=True, text=True)
+    return {
+        "threads": sorted(t.name for t in threading.enumerate() if "torchwatt" in t.name.lower()),
+        "children": [line for line in children.stdout.split() if line],
+        "patched": nn.Module.__call__.__module__,
+        "descriptors": len(os.listdir("/proc/self/fd")),
+    }
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    work(seconds=0.01)
+    before = leftovers()
+    yield
+    after = leftovers()
+    assert after["descriptors"] <= before["descriptors"] + 1  # something of torch's own may have opened meanwhile
+    del before["descriptors"], after["descriptors"]
+    assert after == before
+
+
+def test_an_exception_passes_untouched_and_what_was_measured_is_kept():
+    error = ValueError("mine")
+    with pytest.raises(ValueError, match="mine") as caught, tw.profile() as run:
+        work()
+        raise error
+    assert caught.value is error
+    assert (run.status, run.report.exit_reason) == ("aborted", "ValueError")
+    assert run.energy_j is not None
+    assert len(run.layers)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_so_do_interrupts_and_exits(kind):
+    with pytest.raises(kind), tw.profile() as run:
+        work()
+        raise kind
+    assert run.energy_j is not None
+
+
+def test_a_clean_sys_exit_is_a_complete_run():
+    with pytest.raises(SystemExit), tw.profile() as run:
+        work()
+        sys.exit(0)
+    assert run.status in {"complete", "partial"}
+
+
+def test_a_real_interrupt_signal_stops_the_block_and_keeps_the_report():
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), tw.profile() as run:
+        timer.start()
+        work(seconds=20)
+    assert run.report.exit_reason == "KeyboardInterrupt"
+    assert run.energy_j is not None
+
+
+def test_a_nested_session_is_a_window_of_the_outer_one():
+    net = model()
+    with tw.profile(net, name="outer") as outer:
+        work(net)
+        with tw.profile(net, name="inner") as inner:
+            work(net)
+        work(net)
+    window = outer.report.windows[0]
+    assert (window.name, window.energy_j) == ("inner", inner.energy_j)
+    assert 0 < inner.energy_j < outer.energy_j
+    assert inner.report.sampler.mode == outer.report.sampler.mode == "process"
+    assert set(inner.layers.fqn) <= set(outer.layers.fqn)
+
+
+def test_two_threads_may_each_have_a_session_and_are_told_not_to_add():
+    runs = {}
+
+    def one(name):
+        net = nn.Sequential(nn.Linear(8, 8)) if name == "a" else nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        with tw.profile(net, name=name) as run:
+            work(net, seconds=0.5)
+        runs[name] = run
+
+    threads = [threading.Thread(target=one, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert runs["a"].energy_j is not None
+    assert runs["b"].energy_j is not None
+    assert "CONCURRENT_SESSION" in set(runs["a"].events.code) | set(runs["b"].events.code)
+    assert "1" in set(runs["b"].layers.fqn)
+    assert "1" not in set(runs["a"].layers.fqn)
+
+
+def test_dataloader_workers_inherit_nothing_that_runs():
+    data = torch.utils.data.TensorDataset(torch.ones(64, 8))
+    loader = torch.utils.data.DataLoader(data, batch_size=8, num_workers=2, multiprocessing_context="fork")
+    net = model()
+    with tw.profile(net) as run:
+        for (x,) in loader:
+            net(x)
+    assert "(data)" in set(run.layers.fqn)
+    assert run.energy_j is not None
+
+
+def test_a_forked_child_does_nothing_with_its_parents_session():
+    with tw.profile() as run:
+        work()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work(seconds=0.01)
+                patched = nn.Module.__call__.__module__.startswith("torchwatt")
+                run.step()
+                os._exit(3 if patched else 0)
+            finally:
+                os._exit(4)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        work()
+    assert run.energy_j is not None
+
+
+def test_a_session_left_open_is_closed_with_the_program_and_its_files_are_written(tmp_path):
+    code = f"""
+import json, torch, torchwatt as tw
+run = tw.profile(csv={str(tmp_path / "audit")!r}).__enter__()
+model = torch.nn.Linear(8, 8)
+for _ in range(200): model(torch.ones(4, 8))
+print(json.dumps("end of program"))
+"""
+    run_script(code)
+    rows = (tmp_path / "audit" / "run.csv").read_text().splitlines()
+    assert "partial" in rows[1]
+    assert "still open when the program ended" in (tmp_path / "audit" / "event.csv").read_text()
+
+
+def test_a_profiled_program_writes_nothing_to_its_streams():
+    code = """
+import torch, torchwatt as tw
+model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
+with tw.profile(model) as run:
+    for _ in range(300): model(torch.ones(4, 8)).sum().backward()
+print(run.status)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["complete"]
+    assert done.stderr == ""
+
+
+def test_killing_the_sampler_loses_no_run():
+    with tw.profile(layers="off") as run:
+        work(seconds=0.3)
+        os.kill(run._session.feed.sampler_pid, signal.SIGKILL)
+        work(seconds=0.3)
+    assert run.energy_j is not None
+    assert "SAMPLER_THREAD" in set(run.events.code)
+
+
+def test_options_are_checked_before_anything_starts(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    for options, word in (
+        ({"layers": "maybe"}, "layers"),
+        ({"pue": 0.5}, "pue"),
+        ({"overhead_budget": 7}, "overhead_budget"),
+        ({"csv": tmp_path / "full"}, "csv"),
+        ({"intensity_g_per_kwh": -1}, "intensity"),
+    ):
+        with pytest.raises(ConfigError, match=word), tw.profile(**options):
+            pytest.fail("the block must not run")
+    with pytest.raises(FactorError, match="Give a country"), tw.profile(region="Atlantis"):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "full" / "file").read_text() == "mine"
+
+
+def test_profile_is_a_decorator_too():
+    @tw.profile(name="decorated")
+    def train(x, *, y):
+        """Train."""
+        work()
+        return x + y
+
+    assert train(1, y=2) == 3
+    assert train.__doc__ == "Train."
+    assert train.run.report.name == "decorated"
+    assert train.run.energy_j is not None
+
+
+def test_profile_without_parentheses_says_so():
+    with pytest.raises(ConfigError, match="parentheses"):
+
+        @tw.profile
+        def train():
+            pass
+
+
+def test_a_running_block_can_be_looked_at():
+    with tw.profile() as run:
+        work(seconds=0.4)
+        assert run.status == "running"
+        assert run.energy_j is not None
+        assert "running" in repr(run)
+    assert run.status == "complete"
+
+
+def test_explicit_steps_and_units_are_counted():
+    with tw.profile() as run:
+        for _ in range(5):
+            work(seconds=0.05)
+            run.step()
+            run.count("token", 10)
+    assert len(run.steps) == 5
+    assert run.energy_per("token") == pytest.approx(run.energy_j / 50)
+    assert run.energy_per("step") == pytest.approx(run.energy_j / 5)
+    assert 0 < run.steps.energy_j.sum() <= run.energy_j * (1 + 1e-9)
+    with pytest.raises(ConfigError, match="image"):
+        run.energy_per("image")
+
+
+def test_a_fault_of_ours_at_the_end_never_takes_the_users_place(monkeypatch):
+    def broken(self):
+        raise RuntimeError("our own bug")
+
+    with pytest.warns(RuntimeWarning, match="our own bug"), tw.profile() as run:
+        work()
+        monkeypatch.setattr("torchwatt.tracing.Tracer.stop", broken)
+    monkeypatch.undo()
+    run._session._tracer.stop()
+    assert run.energy_j is not None
+    assert "TRACE_LOST" in set(run.events.code)
+
+
+def test_no_region_means_no_grams_and_a_sentence_how_to_get_them():
+    with tw.profile(layers="off") as run:
+        work()
+    assert run.carbon_g is None
+    assert "region=" in repr(run)
+
+
+def test_grams_carry_their_source():
+    with tw.profile(region="FRA", layers="off") as run:
+        work()
+    assert run.carbon_g == pytest.approx(run.energy_j / 3.6e6 * run.report.factors[0].value)
+    assert run.report.factors[0].source_name
+    assert json.dumps(run._repr_mimebundle_()["application/vnd.torchwatt.report.v1+json"])
+
+
+def test_a_recording_can_be_played_through_the_same_path():
+    from torchwatt.sensors import Replay
+
+    with tw.profile(layers="off") as first:
+        work(seconds=0.4)
+    recording = first._session.feed.stop().between(first.report.start_ns, first.report.end_ns)
+    with tw.profile(layers="off", feed=Replay(recording), baseline_s=0) as second:
+        time.sleep(0.4)
+    assert second.report.sampler.mode == "replay"
+    assert second.energy_j == pytest.approx(first.energy_j, rel=0.5)  # its last reading may not be due yet

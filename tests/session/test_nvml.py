@@ -1,0 +1,133 @@
+"""The whole product on simulated GPUs, read through the real pynvml."""
+
+import pytest
+
+pytestmark = pytest.mark.simhw
+
+BURST = {"base": 100.0, "high": 600.0, "on": 0.030, "period": 0.130}
+
+PROFILE = """
+import json, time
+import torchwatt as tw
+with tw.profile(layers="off") as run:
+    time.sleep({seconds})
+report = run.report
+offset = report.start_unix_ns - report.start_ns
+print(json.dumps({{
+    "start_ns": report.start_unix_ns,
+    "end_ns": report.end_ns + offset,
+    "status": report.status,
+    "energy_j": {{str(led.domain): led.energy_j for led in report.ledgers}},
+    "method": {{str(led.domain): led.method for led in report.ledgers}},
+    "known_s": {{str(led.domain): led.known_s for led in report.ledgers}},
+    "span_ns": {{str(c.domain): [c.start_ns + offset, c.end_ns + offset] for c in report.curves}},
+    "codes": sorted({{e.code for e in report.events}}),
+    "unavailable": [[u.domain, u.reason] for u in report.unavailable],
+    "sensors": {{str(m.domain): [c.sensor for c in m.channels if c.quantity != "gauge"] for m in report.meters}},
+}}))
+"""
+
+
+def profiled(run_sim, scenario, seconds, **env):
+    return run_sim(scenario, PROFILE.format(seconds=seconds), **env)
+
+
+def truth_j(scenario, gpu, found):
+    return scenario.truth(gpu, *found["span_ns"][f"gpu:{gpu}"])
+
+
+@pytest.mark.slow
+def test_two_gpus_in_bursts_are_metered_within_one_percent(simnvml, run_sim):
+    trace = simnvml.Trace.bursts(**BURST)
+    scenario = simnvml.Scenario().gpu("hopper", trace, noise_w=2.0).gpu("ga100", trace, noise_w=2.0)
+    found = profiled(run_sim, scenario, 20.0)
+    for gpu in (0, 1):
+        assert found["energy_j"][f"gpu:{gpu}"] == pytest.approx(truth_j(scenario, gpu, found), rel=0.01)
+        assert found["sensors"][f"gpu:{gpu}"] == ["nvml_energy_counter", "nvml_power_instant"]
+        assert found["method"][f"gpu:{gpu}"] == "counter"
+    assert found["status"] == "complete"
+
+
+def test_without_a_counter_power_is_integrated_and_labelled(simnvml, run_sim):
+    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(180), energy="none", noise_w=2.0)
+    found = profiled(run_sim, scenario, 2.0)
+    assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.01)
+    assert (found["method"]["gpu:0"], found["sensors"]["gpu:0"]) == ("power_integral", ["nvml_power_instant"])
+
+
+def test_a_lost_gpu_keeps_what_was_measured_and_says_when_it_ended(simnvml, run_sim):
+    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(250), noise_w=2.0)
+    scenario.line("fault fn=* gpu=0 code=15 from=3.5")
+    found = profiled(run_sim, scenario, 4.0)
+    assert "SENSOR_LOST" in found["codes"]
+    assert found["status"] == "partial"
+    assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.02)
+    assert 0 < found["known_s"]["gpu:0"] < 3.6
+
+
+def test_a_counter_that_goes_backwards_is_bridged(simnvml, run_sim):
+    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(250), lines=["counter_reset 2.5 0"], noise_w=2.0)
+    found = profiled(run_sim, scenario, 3.5)
+    assert "COUNTER_RESET" in found["codes"]
+    assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.02)
+
+
+def test_a_frozen_counter_is_replaced_by_power_from_then_on(simnvml, run_sim):
+    scenario = simnvml.Scenario().gpu("hopper", simnvml.Trace.const(250), lines=["counter_freeze 2 60"], noise_w=2.0)
+    found = profiled(run_sim, scenario, 5.0)
+    assert "COUNTER_FROZEN" in found["codes"]
+    assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.03)
+
+
+def test_a_stuck_power_sensor_is_said_and_the_counter_stands(simnvml, run_sim):
+    trace = simnvml.Trace([(0.0, 0.0, [(0.0, 100.0)]), (1.0, 0.0, [(0.0, 400.0)])])
+    scenario = simnvml.Scenario().gpu("ideal", trace, lines=["power_freeze 0.5 60"], noise_w=2.0)
+    found = profiled(run_sim, scenario, 6.0)
+    assert {"POWER_FROZEN", "CROSS_CHECK"} <= set(found["codes"])
+    assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.02)
+
+
+def test_no_permission_is_unavailable_never_zero(simnvml, run_sim):
+    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(100))
+    scenario.line("fault fn=nvmlDeviceGetTotalEnergyConsumption,nvmlDeviceGetPowerUsage,FI:* gpu=0 code=4")
+    found = profiled(run_sim, scenario, 0.5)
+    assert "gpu:0" not in found["energy_j"]
+    assert any(domain.startswith("gpu") and "ermission" in reason for domain, reason in found["unavailable"])
+
+
+def test_a_driver_that_hangs_for_two_seconds_costs_resolution_not_joules(simnvml, run_sim):
+    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(200), noise_w=2.0)
+    scenario.line(
+        "fault fn=nvmlDeviceGetTotalEnergyConsumption,FI:186 gpu=0 from=2 until=2.1 hang_ms=2000 code=0 count=1"
+    )
+    found = profiled(run_sim, scenario, 5.0)
+    assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.02)
+    assert "SENSOR_HANG" in found["codes"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        ("1", {"gpu:0"}),
+        ("GPU-bbbbbbbb-0000-0000-0000-000000000002", {"gpu:0"}),
+        ("GPU-bbbb", {"gpu:0"}),
+        ("MIG-{mig}", {"gpu:0"}),
+        ("", set()),
+    ],
+    ids=["index", "uuid", "prefix", "mig", "empty"],
+)
+def test_visible_devices_in_all_their_forms(simnvml, run_sim, visible, expected):
+    scenario = simnvml.Scenario()
+    scenario.gpu("ideal", simnvml.Trace.const(100), uuid="GPU-aaaaaaaa-0000-0000-0000-000000000001")
+    scenario.gpu("ideal", simnvml.Trace.const(300), uuid="GPU-bbbbbbbb-0000-0000-0000-000000000002", mig=2)
+    if "{mig}" in visible:
+        code = (
+            "import pynvml as n, json; n.nvmlInit(); h = n.nvmlDeviceGetHandleByIndex(1);"
+            "print(json.dumps(n.nvmlDeviceGetUUID(n.nvmlDeviceGetMigDeviceHandleByIndex(h, 0))))"
+        )
+        visible = run_sim(scenario, code)
+    found = profiled(run_sim, scenario, 0.6, CUDA_VISIBLE_DEVICES=visible)
+    assert {name for name in found["energy_j"] if name.startswith("gpu")} == expected
+    if expected:
+        seconds = found["known_s"]["gpu:0"]
+        assert found["energy_j"]["gpu:0"] == pytest.approx(300 * seconds, rel=0.05)  # the second one, metered whole

@@ -54,6 +54,6 @@ class Block:
 
 def _show(run: Run) -> None:
     try:
-        display(run)
+        display(run)  # type: ignore[no-untyped-call]
     except Exception as error:  # a fault of ours must not take the place of the user's exception
         warnings.warn(f"torchwatt could not show the report: {error}", RuntimeWarning, stacklevel=3)

@@ -10,7 +10,8 @@ from types import CodeType
 from typing import Any
 
 from IPython.core.error import UsageError
-from IPython.core.interactiveshell import InteractiveShell
+
+from torchwatt.notebook.shell import Shell, cell_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Code:
         return value if self.tail is not None else None
 
 
-def cell_code(shell: InteractiveShell, cell: str) -> Code:
+def cell_code(shell: Shell, cell: str) -> Code:
     """Compile the body of a cell.
 
     The line of the magic itself becomes a comment, so that a traceback names the lines as the user sees them.
@@ -54,11 +55,11 @@ def cell_code(shell: InteractiveShell, cell: str) -> Code:
         UsageError: There is nothing to run.
     """
     # IPython drops the empty lines at the top: they are put back, for the same reason.
-    empty = sum(1 for _ in takewhile(str.isspace, cell.splitlines()))
+    empty = sum(1 for _ in takewhile(str.isspace, cell.splitlines(keepends=True)))
     return _compile(shell, "# %%energy\n" + "\n" * empty + shell.transform_cell(cell))
 
 
-def statement_code(shell: InteractiveShell, statement: str) -> Code:
+def statement_code(shell: Shell, statement: str) -> Code:
     """Compile what follows `%energy` on its line.
 
     Raises:
@@ -67,15 +68,7 @@ def statement_code(shell: InteractiveShell, statement: str) -> Code:
     return _compile(shell, shell.transform_cell(statement))
 
 
-def cell_number(shell: InteractiveShell) -> int:
-    """Return the n of the `In [n]` that runs now; `execution_count` is already the next one."""
-    running = shell.displayhook.exec_result
-    if running is not None and running.execution_count is not None:
-        return int(running.execution_count)
-    return int(shell.execution_count) - 1
-
-
-def _compile(shell: InteractiveShell, source: str) -> Code:
+def _compile(shell: Shell, source: str) -> Code:
     name = shell.compile.cache(source, cell_number(shell))
     tree = shell.transform_ast(shell.compile.ast_parse(source, filename=name))
     if not tree.body:

@@ -6,27 +6,27 @@ import re
 from typing import Any
 
 from IPython.core.error import TryNext
-from IPython.core.interactiveshell import InteractiveShell
 
 from torchwatt.notebook.flags import FLAGS
+from torchwatt.notebook.shell import Shell
 
 _HOOK = "complete_command"
 _LINE = re.compile(r"%%?energy\b")
 
 
-def add(shell: InteractiveShell) -> None:
+def add(shell: Shell) -> None:
     """Complete on lines that begin with the magic."""
     shell.set_hook(_HOOK, complete, re_key=_LINE.pattern)
 
 
-def remove(shell: InteractiveShell) -> None:
+def remove(shell: Shell) -> None:
     """Undo `add`; IPython itself has no call for it."""
     dispatch = shell.strdispatchers.get(_HOOK)
     if dispatch is not None:
         dispatch.regexs.pop(_LINE, None)
 
 
-def complete(_shell: InteractiveShell, event: Any) -> list[str]:
+def complete(_shell: Shell, event: Any) -> list[str]:
     """Return the options, or the choices of the one just typed; leave everything else to IPython."""
     before = event.text_until_cursor[: len(event.text_until_cursor) - len(event.symbol)].split()
     flag = FLAGS.get(before[-1]) if before else None

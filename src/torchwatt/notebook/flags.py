@@ -85,7 +85,8 @@ def in_flags(message: str) -> str:
     """Return an error's message on one line, with the flags of the magic for the arguments of `profile()`."""
     for name, flag in FLAGS.items():
         if flag.argument:
-            message = re.sub(rf"\b{flag.argument}=(?=(\S?))", lambda m, n=name: n + (" " if m[1] else ""), message)
+            message = re.sub(rf"\b{flag.argument}=(?=[\w'\"-])", f"{name} ", message)
+            message = re.sub(rf"\b{flag.argument}=", f"{name} {flag.value}", message)
     return " ".join(message.split())
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.displayhook import DisplayHook
 from IPython.core.error import UsageError
-from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import (
     Magics,
     cell_magic,
@@ -19,8 +18,9 @@ from IPython.core.magic import (
 
 from torchwatt.notebook import completing
 from torchwatt.notebook.block import Block
-from torchwatt.notebook.code import Code, cell_code, cell_number, statement_code
+from torchwatt.notebook.code import Code, cell_code, statement_code
 from torchwatt.notebook.flags import Asked, parse
+from torchwatt.notebook.shell import Shell, cell_number
 from torchwatt.notebook.waiting import ASYNC_MAGIC, MAGIC, AwaitHook
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 class EnergyMagics(Magics):
     """The two forms of the magic, and the one that waits, which only `AwaitHook` calls."""
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    shell: Shell
+
+    def __init__(self, shell: Shell) -> None:
         super().__init__(shell)
         self._latest: Run | None = None
 
@@ -62,8 +64,6 @@ class EnergyMagics(Magics):
 
         Quote a value with blanks: --csv "my run". Write -- before a statement that begins with a minus.
 
-        Example
-        -------
         Copy, paste, run::
 
           %%energy -o run --region FRA
@@ -88,7 +88,7 @@ class EnergyMagics(Magics):
             return code.run(self.shell.user_ns, local_ns)
 
     @no_var_expand
-    @cell_magic(ASYNC_MAGIC)
+    @cell_magic(ASYNC_MAGIC)  # type: ignore[arg-type]
     async def energy_async(self, line: str, cell: str) -> Any:
         """Measure a cell that awaits; `%%energy` becomes this one by itself."""
         __tracebackhide__ = True
@@ -97,7 +97,7 @@ class EnergyMagics(Magics):
         with self._block(asked):
             value = await code.run_async(self.shell.user_ns)
         # `output_can_be_silenced` would drop the coroutine before it ran.
-        return None if DisplayHook.semicolon_at_end_of_expression(cell) else value
+        return None if DisplayHook.semicolon_at_end_of_expression(cell) else value  # type: ignore[no-untyped-call]
 
     def _cell_code(self, rest: str, cell: str) -> Code:
         if rest:
@@ -120,7 +120,7 @@ class EnergyMagics(Magics):
         return self._latest
 
 
-def load(shell: InteractiveShell) -> None:
+def load(shell: Shell) -> None:
     """Register the magics, the `await` hook and the completion; a second call replaces the first."""
     unload(shell)
     shell.register_magics(EnergyMagics(shell))
@@ -128,7 +128,7 @@ def load(shell: InteractiveShell) -> None:
     completing.add(shell)
 
 
-def unload(shell: InteractiveShell) -> None:
+def unload(shell: Shell) -> None:
     """Remove everything that `load` added."""
     manager = shell.magics_manager
     for kind, name in (("line", MAGIC), ("cell", MAGIC), ("cell", ASYNC_MAGIC)):

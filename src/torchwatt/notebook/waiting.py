@@ -10,7 +10,8 @@ import ast
 from typing import Any
 
 from IPython.core.async_helpers import _should_be_async
-from IPython.core.interactiveshell import InteractiveShell
+
+from torchwatt.notebook.shell import Shell
 
 MAGIC = "energy"
 ASYNC_MAGIC = "_energy_async"
@@ -22,10 +23,11 @@ class AwaitHook:
 
     has_side_effects = False
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    def __init__(self, shell: Shell) -> None:
         self._shell = shell
 
     def __call__(self, lines: list[str]) -> list[str]:
+        """Return the lines, awaited where they have to be."""
         if not lines or not lines[0].startswith(_CALL) or not self._waits("".join(lines)):
             return lines
         return ["await " + lines[0].replace(repr(MAGIC), repr(ASYNC_MAGIC), 1), *lines[1:]]

@@ -1,8 +1,6 @@
-"""Who ran when: module calls, backward passes, optimizers, data loading, scopes and steps of a torch program."""
+"""Tracing: who ran when. Importing this imports no torch; starting a `Tracer` does."""
 
-from __future__ import annotations
-
-from torchwatt.tracing.scope import scope
+from torchwatt.tracing.scope import Scope, scope
 from torchwatt.tracing.tracer import Tracer
 
-__all__ = ["Tracer", "scope"]
+__all__ = ["Scope", "Tracer", "scope"]

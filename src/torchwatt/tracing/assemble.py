@@ -1,218 +1,159 @@
-"""From logs and windows to a trace."""
+"""From logs to a trace: names, slots, spans, steps."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from torchwatt.core.meter import IntArray
-from torchwatt.core.terms import DATA as DATA_NAME
-from torchwatt.core.terms import OPTIMIZER as OPTIMIZER_NAME
-from torchwatt.core.terms import UNATTRIBUTED, Phase, Slot
-from torchwatt.tracing.fill import Call, Template, fill, make_template
-from torchwatt.tracing.log import BACKWARD, DATA, END, KEY, NOTE, OPTIMIZER, SCOPE, SEQ_HI, SEQ_LO, START, TASK
-from torchwatt.tracing.owners import NOBODY, extend, node_owners
-from torchwatt.tracing.window import Window
+from torchwatt.core.meter import Event, IntArray
+from torchwatt.core.terms import DATA, OPTIMIZER, UNATTRIBUTED, Phase
+from torchwatt.core.trace import Trace
+from torchwatt.core.units import s_from_ns
+from torchwatt.tracing.backward import BackwardBook
+from torchwatt.tracing.columns import Columns
+from torchwatt.tracing.light import fill_forward
+from torchwatt.tracing.log import DATA_KEY, END, FIRST_SCOPE_KEY, KEY, OPTIMIZER_KEY, START, TASK, Backward, Log
+from torchwatt.tracing.naming import Names, resolve
+from torchwatt.tracing.ranges import top_level, uncross
+from torchwatt.tracing.registry import Registry
+from torchwatt.tracing.steps import first_optimizer_ends, steps_between
+from torchwatt.tracing.template import ASSUMED_REL_SD
 
 
-@dataclass(slots=True)
-class Spans:
-    """Spans being collected, with the slots they refer to."""
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """What one tracer may see of the hub; the first log is of the tracer's own thread."""
 
-    slots: dict[Slot, int] = field(default_factory=dict)
-    parts: list[tuple[IntArray, IntArray, IntArray, IntArray, bool, int]] = field(default_factory=list)
-
-    def slot(self, fqn: str, phase: Phase) -> int:
-        """Return a slot's number."""
-        return self.slots.setdefault(Slot(fqn, phase), len(self.slots))
-
-    def add(
-        self, slot: IntArray, start: IntArray, end: IntArray, thread: IntArray, *, filled: bool, calls: int
-    ) -> None:
-        """Add spans of equal kind."""
-        if len(slot):
-            self.parts.append((slot, start, end, thread, filled, calls))
+    logs: tuple[Log, ...]
+    start_ns: int
+    end_ns: int
+    registry: Registry
+    scopes: Mapping[str, int]
+    given: int | None  # key of the model that the user named
+    step_ends: tuple[int, ...]  # the user's own
+    call_cost_ns: float
 
 
-@dataclass(slots=True)
-class Names:
-    """How rows are called: modules by key, scopes by number."""
-
-    modules: dict[int, str]
-    scopes: list[str]
+def assemble(view: View, events: Sequence[Event]) -> Trace:
+    """Put together the trace of a view."""
+    view.registry.refresh()
+    return _Assembly(view).trace(events)
 
 
-class ThreadRows:
-    """One thread's rows, turned into spans."""
+class _Assembly:
+    def __init__(self, view: View) -> None:
+        self.view = view
+        # Calls first: whatever a call refers to in the table is there by then.
+        self.calls = {log: [c for c in list(log.backwards) if self._shows(c)] for log in view.logs}
+        self.tables = {log: log.table() for log in view.logs}
+        self.used = np.unique(np.concatenate([table[:, KEY] for table in self.tables.values()]))
+        self.names: Names = resolve(view.registry.roots, view.registry.facts, self.used, view.given)
+        self.scope_names = {key: name for name, key in view.scopes.items()}
+        self.columns = Columns()
+        self.rows = 0
+        self.windows: list[Backward] = []
+        self.carried: dict[int, float] = {}
 
-    def __init__(self, rows: IntArray, thread: int, names: Names, spans: Spans) -> None:
-        self.rows = rows
-        self.thread = thread
-        self.names = names
-        self.spans = spans
-        self.templates: dict[Hashable, list[Template]] = defaultdict(list)
-        self.empty = 0
+    def _shows(self, call: Backward) -> bool:
+        return call.start_ns >= self.view.start_ns and call.end_ns <= self.view.end_ns
 
-    def build(self, windows: list[Window]) -> None:
-        """Add everything this thread did."""
-        self._modules()
-        self._named_code()
-        self._light_calls()
-        self._backward(windows)
+    def _shown(self, table: IntArray) -> IntArray:
+        return np.flatnonzero((table[:, START] >= self.view.start_ns) & (table[:, END] <= self.view.end_ns))
 
-    def _add(self, slot: IntArray, rows: IntArray, *, calls: int = 1) -> None:
-        threads = np.full(len(rows), self.thread, dtype=np.int64)
-        self.spans.add(slot, rows[:, START], rows[:, END], threads, filled=False, calls=calls)
-
-    def _slots(self, rows: IntArray) -> IntArray:
-        """Return the slot of module and scope rows in their own phase: recomputation is part of backward."""
-        found = np.empty(len(rows), dtype=np.int64)
-        code = rows[:, KEY] * 2 + (rows[:, TASK] >= 0)
-        for value in np.unique(code):
-            key, backward = divmod(int(value), 2)
-            found[code == value] = self.spans.slot(self.names.modules[key], "backward" if backward else "forward")
-        return found
-
-    def _modules(self) -> None:
-        rows = self.rows[self.rows[:, KEY] >= 0]
-        self._add(self._slots(rows), rows)
-
-    def _named_code(self) -> None:
-        rows = self.rows
-        for kind, fqn, phase in ((OPTIMIZER, OPTIMIZER_NAME, "optimizer"), (DATA, DATA_NAME, "data")):
-            mine = rows[rows[:, KEY] == kind]
-            slot = self.spans.slot(fqn, phase) if len(mine) else 0  # type: ignore[arg-type]
-            self._add(np.full(len(mine), slot, dtype=np.int64), mine)
-        scopes = rows[rows[:, KEY] == SCOPE]
-        for number in np.unique(scopes[:, NOTE]).tolist():
-            mine = scopes[scopes[:, NOTE] == number]
-            for backward in (False, True):
-                part = mine[(mine[:, TASK] >= 0) == backward]
-                if len(part):
-                    slot = self.spans.slot(self.names.scopes[number], "backward" if backward else "other")
-                    self._add(np.full(len(part), slot, dtype=np.int64), part)
-
-    # --- calls that were not looked into -----------------------------------------------------------------------
-
-    def _light_calls(self) -> None:
-        """Fill the outermost calls that were only timed from the nearest one of the same module that was traced."""
-        rows = self.rows[(self.rows[:, KEY] >= 0)]
-        light = rows[rows[:, NOTE] == 1]
-        if len(light) == 0:
-            return
-        full = rows[rows[:, NOTE] == 0]
-        wanted = set(np.unique(light[:, KEY]).tolist())
-        templates: dict[Hashable, list[Template]] = defaultdict(list)
-        order = np.argsort(full[:, START], kind="stable")
-        full = full[order]
-        for i in np.flatnonzero(np.isin(full[:, KEY], list(wanted))).tolist():
-            _, start, end, *_ = full[i].tolist()
-            last = int(np.searchsorted(full[:, START], end))
-            inside = full[i + 1 : last]
-            inside = inside[inside[:, END] <= end]
-            template = make_template(start, end, self._slots(inside), inside[:, START], inside[:, END])
-            templates[int(full[i, KEY])].append(template)
-        calls = [Call(int(r[KEY]), int(r[START]), int(r[END]), self.thread) for r in light]
-        self._fill(calls, templates)
-
-    def _fill(self, calls: list[Call], templates: dict[Hashable, list[Template]]) -> None:
-        filled, empty = fill(calls, templates)
-        self.empty += empty
-        self.spans.add(filled.slot, filled.start_ns, filled.end_ns, filled.thread, filled=True, calls=1)
-
-    # --- backward ----------------------------------------------------------------------------------------------
-
-    def _backward(self, windows: list[Window]) -> None:
-        passes = self.rows[(self.rows[:, KEY] == BACKWARD) & (self.rows[:, TASK] < 0)]
-        if len(passes) == 0:
-            return
-        # The pass itself holds what no node claims: the engine's start, callbacks, nodes of unknown origin.
-        rest = self.spans.slot(UNATTRIBUTED, "backward")
-        self._add(np.full(len(passes), rest, dtype=np.int64), passes)
-        by_number = {window.number: window for window in windows}
-        keys = self._structures(passes)
-        calls = []
-        for key, row in zip(keys, passes, strict=True):
-            start, end, number = int(row[START]), int(row[END]), int(row[NOTE])
-            window = by_number.get(number)
-            if window is None:
-                calls.append(Call(key, start, end, self.thread))
-                continue
-            slot, begin, finish = self._nodes(window, start, end)
-            threads = np.full(len(slot), self.thread, dtype=np.int64)
-            self._add_once_per_slot(slot, begin, finish, threads)
-            self.templates[key].append(make_template(start, end, slot, begin, finish))
-        self._fill_backward(calls)
-
-    def _fill_backward(self, calls: list[Call]) -> None:
-        filled, empty = fill(calls, self.templates)
-        self.empty += empty
-        order = np.lexsort((filled.start_ns, filled.slot))
-        part = (filled.slot[order], filled.start_ns[order], filled.end_ns[order], filled.thread[order])
-        starts = np.array(sorted(c.start_ns for c in calls), dtype=np.int64)
-        first = _first_of(part[0], np.searchsorted(starts, part[1], side="right"))
-        for flag in (True, False):
-            mine = first == flag
-            self.spans.add(*(column[mine] for column in part), filled=True, calls=int(flag))
-
-    def _add_once_per_slot(self, slot: IntArray, start: IntArray, end: IntArray, thread: IntArray) -> None:
-        """A layer's several nodes of one pass are one call of its backward."""
-        order = np.argsort(slot, kind="stable")
-        first = _first_of(slot[order], np.zeros(len(slot), dtype=np.int64))
-        for flag in (True, False):
-            mine = order[first == flag]
-            self.spans.add(slot[mine], start[mine], end[mine], thread[mine], filled=False, calls=int(flag))
-
-    def _structures(self, passes: IntArray) -> list[Hashable]:
-        """Say which modules ran forward on this thread between a pass and the one before: passes alike share it."""
-        rows = self.rows
-        light_or_outer = (rows[:, KEY] >= 0) & (rows[:, TASK] < 0)
-        outer = rows[light_or_outer & _outermost(rows, light_or_outer)]
-        outer = outer[np.argsort(outer[:, END], kind="stable")]
-        ends = np.searchsorted(outer[:, END], passes[:, START], side="right")
-        begins = np.concatenate(([0], ends[:-1]))
-        return [tuple(outer[a:b, KEY].tolist()) for a, b in zip(begins, ends, strict=True)]
-
-    def _nodes(self, window: Window, start_ns: int, end_ns: int) -> tuple[IntArray, IntArray, IntArray]:
-        """Return slot, start and end of a window's nodes, engine time included."""
-        known = window.sequence[window.sequence >= 0]
-        if len(known) == 0:
-            none = np.empty(0, dtype=np.int64)
-            return none, none, none
-        rows = self.rows
-        near = (rows[:, SEQ_HI] > known.min()) & (rows[:, SEQ_LO] <= known.max()) & (rows[:, SEQ_HI] > rows[:, SEQ_LO])
-        near &= (rows[:, KEY] >= 0) | (rows[:, KEY] == SCOPE)
-        candidates = rows[near]
-        owner = node_owners(window.sequence, candidates[:, SEQ_LO], candidates[:, SEQ_HI])
-        slot_of = np.array(
-            [self._backward_slot(int(r[KEY]), int(r[NOTE])) for r in candidates]
-            + [self.spans.slot(UNATTRIBUTED, "backward")],
-            dtype=np.int64,
+    def trace(self, events: Sequence[Event]) -> Trace:
+        book = BackwardBook(self.tables)
+        slot_of = {key: self._slot(key, backward=True) for key in sorted(book.owners())}
+        for number, log in enumerate(self.view.logs):
+            self._real(log, number)
+            self._light(log, number)
+            if self.calls[log]:
+                book.write(self.columns, slot_of, log, self.calls[log], number)
+        self.windows = [c for calls in self.calls.values() for c in calls if c.nodes is not None]
+        cost_ns = self.rows * self.view.call_cost_ns + sum(c.cost_ns for c in self.windows)
+        arrays: dict[str, Any] = self.columns.arrays()
+        return Trace(
+            slots=tuple(self.columns.slots),
+            **arrays,
+            steps=self._steps(),
+            modules=self.names.modules,
+            carry_rel_sd=self.carried | book.carry_rel_sd(slot_of),
+            events=(*events, *self._notes(book)),
+            cost_s=s_from_ns(cost_ns),
+            windows=len(self.windows),
         )
-        begin = np.clip(window.start_ns, start_ns, end_ns)
-        finish = extend(begin, np.clip(window.end_ns, begin, end_ns), end_ns)
-        return slot_of[np.where(owner == NOBODY, len(candidates), owner)], begin, finish
 
-    def _backward_slot(self, key: int, note: int) -> int:
-        return self.spans.slot(self.names.scopes[note] if key == SCOPE else self.names.modules[key], "backward")
+    def _slot(self, key: int, *, backward: bool) -> int:
+        if key > 0:
+            return self.columns.index(self.names.of(key), "backward" if backward else "forward")
+        if key <= FIRST_SCOPE_KEY:
+            return self.columns.index(self.scope_names[key], "backward" if backward else "other")
+        reserved: dict[int, tuple[str, Phase]] = {
+            OPTIMIZER_KEY: (OPTIMIZER, "optimizer"),
+            DATA_KEY: (DATA, "data"),
+        }
+        return self.columns.index(*reserved.get(key, (UNATTRIBUTED, "backward" if backward else "forward")))
 
+    def _real(self, log: Log, thread: int) -> None:
+        table = self.tables[log]
+        rows = table[self._shown(table)]
+        self.rows += len(rows)
+        if not len(rows):
+            return
+        kinds, kind = np.unique(rows[:, KEY] * 2 + (rows[:, TASK] >= 0), return_inverse=True)
+        slots = np.array([self._slot(int(k) // 2, backward=bool(k % 2)) for k in kinds], dtype=np.int64)
+        # A wrapper (DDP, torch.compile) and what it wraps share a name: count the call once.
+        repeats = [wrapper for wrapper, inner in self.names.wrapped.items() if inner in self.used]
+        calls = 1 - np.isin(rows[:, KEY], repeats)
+        start, end = rows[:, START].copy(), rows[:, END].copy()
+        self._uncross(start, end, np.flatnonzero(rows[:, KEY] <= FIRST_SCOPE_KEY), self.calls[log])
+        self.columns.add(slots[kind], start, end, thread=thread, filled=False, calls=calls)
 
-def _first_of(slot: IntArray, group: IntArray) -> np.ndarray:
-    """Mark the first of each run of equal (slot, group); sorted by slot, then by group."""
-    if len(slot) == 0:
-        return np.empty(0, dtype=np.bool_)
-    return np.concatenate(([True], (np.diff(slot) != 0) | (np.diff(group) != 0)))
+    @staticmethod
+    def _uncross(start: IntArray, end: IntArray, scopes: IntArray, calls: Sequence[Backward]) -> None:
+        if not len(scopes):
+            return
+        first = np.concatenate((start, np.array([c.start_ns for c in calls], dtype=np.int64)))
+        last = np.concatenate((end, np.array([c.end_ns for c in calls], dtype=np.int64)))
+        starts, ends = np.sort(first), np.sort(last)
+        began = np.searchsorted(starts, end[scopes]) - np.searchsorted(starts, start[scopes], side="right")
+        ended = np.searchsorted(ends, end[scopes]) - np.searchsorted(ends, start[scopes], side="right")
+        suspects = scopes[began != ended]  # as many must begin inside as end there
+        uncross(first, last, suspects)
+        end[suspects] = last[suspects]
 
+    def _light(self, log: Log, thread: int) -> None:
+        table = self.tables[log]
+        for template, start, end in fill_forward(table, self._shown(table)):
+            slot = np.array([self._slot(int(key), backward=False) for key in template.owner], dtype=np.int64)
+            self.carried |= dict.fromkeys(slot.tolist(), ASSUMED_REL_SD)
+            slots, calls = (np.tile(column, len(start)) for column in (slot, template.calls))
+            self.columns.add(slots, start.ravel(), end.ravel(), thread=thread, filled=True, calls=calls)
 
-def _outermost(rows: IntArray, wanted: np.ndarray) -> np.ndarray:
-    """Mark wanted rows that no other wanted row encloses."""
-    index = np.flatnonzero(wanted)
-    order = index[np.lexsort((-rows[index, END], rows[index, START]))]
-    ends = rows[order, END]
-    reach = np.concatenate(([np.iinfo(np.int64).min], np.maximum.accumulate(ends)[:-1])) if len(order) else ends
-    marks = np.zeros(len(rows), dtype=np.bool_)
-    marks[order[rows[order, START] >= reach]] = True
-    return marks
+    def _steps(self) -> tuple[tuple[int, int], ...]:
+        view, log = self.view, self.view.logs[0]
+        table = self.tables[log]
+        table = table[self._shown(table)]
+        ends: Sequence[int] = view.step_ends
+        if not ends:
+            marks = [mark for each in view.logs for mark in list(each.steps)]
+            ends = first_optimizer_ends([m for m in marks if view.start_ns <= m[1] and m[0] <= view.end_ns])
+        if not ends:
+            calls = table[np.isin(table[:, KEY], list(self.names.main)) & (table[:, TASK] < 0)]
+            top = top_level(calls[:, START], calls[:, END])
+            return tuple((int(s), int(e)) for s, e in calls[top][:, [START, END]])
+        starts = [c.start_ns for c in self.calls[log]]
+        return steps_between(ends, np.sort(np.concatenate((table[:, START], starts)).astype(np.int64)), view.start_ns)
+
+    def _notes(self, book: BackwardBook) -> list[Event]:
+        end, total = self.view.end_ns, sum(len(calls) for calls in self.calls.values())
+        notes = []
+        if book.mismatched:
+            text = f"{book.mismatched} of {total} backward calls are filled from a window of another structure"
+            notes.append(Event(end, "info", "TEMPLATE_MISMATCH", "run", text))
+        if book.unfilled:
+            text = f"{book.unfilled} of {total} backward calls have no window: their layers are not known"
+            notes.append(Event(end, "info", "BACKWARD_UNTRACED", "run", text))
+        return notes

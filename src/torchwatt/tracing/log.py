@@ -48,6 +48,7 @@ class Backward:
     last: int
     light: bool
     nodes: Nodes | None = None
+    cost_ns: int = 0  # of the window
     cache: dict[str, Any] = field(default_factory=dict)  # what assembly found out once
 
 
@@ -55,7 +56,8 @@ class Log:
     """Spans of one thread, appended by it alone; other threads may compact and read."""
 
     __slots__ = (
-        "_chunks", "_compacted", "_lock", "backwards", "ident", "inside", "opened", "rows", "steps",
+        "_chunks", "_compacted", "_lock", "backwards", "former", "ident", "inside", "opened", "rows", "steps",
+        "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int) -> None:
@@ -65,9 +67,15 @@ class Log:
         self.steps: list[tuple[int, int, int]] = []  # optimizer steps: end_ns, start_ns, key of the optimizer
         self.opened: dict[int, int] = {}  # optimizer steps that have begun: id -> start_ns
         self.inside = False  # light mode: within an outermost call
+        self.tracers: list[tuple[object, int]] = []  # those that were started on this thread: (tracer, start_ns)
+        self.former: list[tuple[int, int]] = []  # start_ns and end_ns of those that have stopped
         self._chunks: list[IntArray] = []
         self._compacted = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finaliser of the user may run within
+
+    def claimed(self, since_ns: int) -> bool:
+        """Say whether a tracer ran on this thread after a moment: then its spans are that tracer's alone."""
+        return bool(self.tracers) or any(end > since_ns for _, end in self.former)
 
     def total(self) -> int:
         """Return how many rows were ever appended."""
@@ -83,6 +91,13 @@ class Log:
                 self._chunks.append(np.fromiter(flat, np.int64, 6 * n).reshape(n, 6))
                 del self.rows[:n]
                 self._compacted += n
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            for held in (self.rows, self.backwards, self.steps, self._chunks):
+                held.clear()
+            self._compacted = 0
 
     def table(self) -> IntArray:
         """Return all rows so far, one line each, in the order in which they ended."""

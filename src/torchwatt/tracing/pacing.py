@@ -13,8 +13,9 @@ RECENT_CALLS = 16
 class Pacer:
     """Decide which backward calls get a window.
 
-    The first call of a kind never does (it pays torch's lazy initialisation), the next three do, then only
-    while the cumulated cost stays below `budget` times the elapsed time, kinds taking turns.
+    The very first call never does (it pays torch's lazy initialisation), the next three do. A kind that turns
+    up later gets its three while the cost stays below `EARLY_BUDGETS` budgets. After that only while the
+    cumulated cost stays below `budget` times the elapsed time, kinds taking turns.
     """
 
     def __init__(self, budget: float, start_ns: int) -> None:
@@ -34,8 +35,7 @@ class Pacer:
         if self.budget <= 0 or self._seen < 2:
             return False
         spent = self.cost_ns / max(now_ns - self.start_ns, 1) / self.budget
-        total = self._windows.total()
-        if total < EARLY_WINDOWS and self._windows[kind] <= total / 2:
+        if self._windows.total() < EARLY_WINDOWS:
             return True
         if self._calls[kind] > 1 and self._windows[kind] < EARLY_WINDOWS and spent < EARLY_BUDGETS:
             return True

@@ -1,137 +1,199 @@
-"""Which module is which: a number for each one that was called, and its names in every root that holds it."""
+"""Which module is which: small integers for modules, without keeping any module alive."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
+from torch import nn
 
-_WRAPPER_PARTS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-_PARALLEL = frozenset({"DistributedDataParallel", "DataParallel"})
-_OWN_FOLDER = str(Path(__file__).resolve().parent.parent)
-MAX_FRAMES = 200
+from torchwatt.tracing.frames import variable_name
+from torchwatt.tracing.log import UNKNOWN_KEY
+
+# Wrappers that repeat the wrapped module's name; `module` counts only below the data-parallel classes.
+TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+Place = tuple[str, str, nn.Module]
 
 
-@dataclass(slots=True)
-class Known:
-    """What is kept of a module: no reference that keeps it alive."""
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is remembered of a module after its death; parameters are its own, not its children's."""
 
-    key: int
     class_name: str
     params: int
     param_bytes: int
-    is_root: bool = False
-    hint: str = ""  # the variable that held a root when it was first called
-    holds_params: bool = False
-    paths: list[tuple[int, str]] = field(default_factory=list)  # (key of a root, name inside it)
+
+
+@dataclass(slots=True, eq=False)
+class Root:
+    """A module called outside any other, or handed over by the user; `paths` name what is below it."""
+
+    key: int
+    name: str
+    class_name: str
+    heir_of: Root | None = None  # the same variable held another module before, which is gone
+    # (path, key) -> path without wrappers; a path whose module was replaced has several keys
+    paths: dict[tuple[str, int], str] = field(default_factory=dict)
+
+
+def facts_of(module: nn.Module) -> Facts:
+    """Count a module's own parameters; lazy ones count when they have a shape."""
+    count = size = 0
+    for parameter in vars(module).get("_parameters", {}).values():
+        if parameter is not None and not nn.parameter.is_lazy(parameter):
+            count += parameter.numel()
+            size += parameter.numel() * parameter.element_size()
+    return Facts(type(module).__name__, count, size)
+
+
+def walk(module: nn.Module, path: str = "", plain: str = "", above: tuple[int, ...] = ()) -> Iterator[Place]:
+    """Yield path, path without wrappers, and module for everything below a root, aliases included.
+
+    Like `named_modules(remove_duplicate=False)`, for modules that cannot be hashed or hold themselves too.
+    """
+    yield path, plain, module
+    for leaf, child in list(module._modules.items()):
+        if child is None or id(child) in above:
+            continue
+        through = leaf in TRANSPARENT or (leaf == "module" and isinstance(module, PARALLEL))
+        below = plain if through else f"{plain}.{leaf}" if plain else leaf
+        yield from walk(child, f"{path}.{leaf}" if path else leaf, below, (*above, id(module)))
 
 
 class Registry:
-    """Numbers modules as they are first called, and names them from the root that contains them."""
+    """Keys of modules (by identity, with weak references) and the roots found so far."""
 
-    def __init__(self, wrapper_code: CodeType | None = None) -> None:
-        self.keys: dict[int, int] = {}  # id(module) -> key; an entry goes when its module does
-        self.known: list[Known] = []
-        self.wrapper_code = wrapper_code
-        self._refs: list[weakref.ref[Any]] = []
+    def __init__(self) -> None:
+        self.by_id: dict[int, int] = {}
+        self.facts: dict[int, Facts] = {}
+        self.roots: list[Root] = []
+        self.dirty = False  # a module was seen whose place is not known yet
+        self.calls_code: frozenset[CodeType] = frozenset()  # code of our call wrapper: a frame of it means depth > 0
+        self._refs: dict[int, weakref.ref[Any]] = {}
+        self._by_hooks: dict[int, int] = {}  # data-parallel replicas share this dict with their original
+        self._replicas: set[object] = set()
+        self._optimizers: dict[int, str] = {}  # key -> class, in the order in which they stepped
+        self._lock = threading.RLock()
+        self._next = 1
 
-    def add(self, module: nn.Module, *, root: bool = False) -> int:
-        """Return the module's key; the first time, find out whether it is a root and what its variable is called."""
-        key = self.keys.get(id(module))
-        if key is None:
-            key = self._number(module)
-            frame = sys._getframe(1)
-            if not root and not _inside_a_module(frame, self.wrapper_code):
-                root = True
-                self.known[key].hint = _variable(frame, module)
-        if root and not self.known[key].is_root:
-            self._name_children(key, module)
+    def register(self, module: nn.Module) -> int:
+        """Return the key of a module that is called for the first time; a root if nothing encloses it."""
+        try:
+            with self._lock:
+                known = self.by_id.get(id(module))
+                if known is not None:
+                    return known
+                if getattr(module, "_is_replica", False) and (original := self._original(module)):
+                    self._remember(module, original)
+                    return original
+                if self.enclosed(sys._getframe(1)):
+                    self.dirty = True
+                    return self._key(module)
+                return self.add_root(module, variable_name(module, sys._getframe(1))).key
+        except Exception:
+            # The user's forward must not fail because a module resists being looked at.
+            return UNKNOWN_KEY
+
+    def add_root(self, module: nn.Module, name: str | None) -> Root:
+        """Register a root and everything below it."""
+        with self._lock:
+            key = self._key(module)
+            label = name or type(module).__name__
+            root = next((r for r in self.roots if r.key == key), None)
+            if root is None:
+                root = Root(key, label, type(module).__name__)
+                root.heir_of = self._ancestor(root)
+                self.roots.append(root)
+            self._place(root, module)
+            return root
+
+    def refresh(self) -> None:
+        """Look again below every root that is alive: modules built since get their names."""
+        with self._lock:
+            self.dirty = False
+            for root in self.roots:
+                module = self._alive(root.key)
+                if module is not None:
+                    self._place(root, module)
+
+    def optimizer_key(self, optimizer: object) -> int:
+        """Return the key of an optimizer; one made to replace another that is gone inherits its key."""
+        known = self.by_id.get(id(optimizer))
+        if known is not None:
+            return known
+        with self._lock:
+            kind = type(optimizer).__name__
+            gone = [k for k, name in self._optimizers.items() if name == kind and self._alive(k) is None]
+            key = gone[0] if gone else self._new()
+            self._optimizers[key] = kind
+            return self._remember(optimizer, key)
+
+    def _place(self, root: Root, module: nn.Module) -> None:
+        for path, plain, child in walk(module):
+            key = self._key(child)
+            self.facts[key] = facts_of(child)
+            root.paths[path, key] = plain
+
+    def _ancestor(self, root: Root) -> Root | None:
+        for other in reversed(self.roots):
+            same = (other.name, other.class_name) == (root.name, root.class_name)
+            if same and self._alive(other.key) is None:
+                return other
+        return None
+
+    def _alive(self, key: int) -> Any:
+        ref = self._refs.get(key)
+        return None if ref is None else ref()
+
+    def _key(self, module: nn.Module) -> int:
+        known = self.by_id.get(id(module))
+        if known is not None:
+            return known
+        key = self._remember(module, self._new())
+        self.facts[key] = facts_of(module)
+        self._by_hooks[id(vars(module).get("_forward_hooks"))] = key
         return key
 
-    def rename_late_children(self) -> None:
-        """Name modules that were built after their root was first called."""
-        for known, ref in zip(list(self.known), list(self._refs), strict=True):
-            module = ref()
-            if known.is_root and module is not None:
-                self._name_children(known.key, module)
+    def _original(self, replica: nn.Module) -> int | None:
+        return self._by_hooks.get(id(vars(replica).get("_forward_hooks")))
 
-    def _number(self, module: nn.Module) -> int:
-        key, address = len(self.known), id(module)
-        own = list(module.parameters(recurse=False)) if hasattr(module, "parameters") else []
-        self.known.append(
-            Known(
-                key,
-                type(module).__name__,
-                sum(_size(p) for p in own),
-                sum(_size(p) * p.element_size() for p in own),
-                holds_params=any(True for _ in module.parameters()),
-            )
-        )
-        self.keys[address] = key
-        # An address may be used again: the entry goes with its module.
-        self._refs.append(weakref.ref(module, lambda _: self.keys.pop(address, None)))
+    def _new(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def _remember(self, thing: object, key: int) -> int:
+        ident, hooks = id(thing), id(getattr(thing, "__dict__", {}).get("_forward_hooks"))
+        replica = key in self._refs
+
+        def forget(ref: object) -> None:  # the id may be given to another module from now on
+            self.by_id.pop(ident, None)
+            if not replica:
+                self._refs.pop(key, None)
+                self._by_hooks.pop(hooks, None)
+            else:
+                self._replicas.discard(ref)
+
+        ref = weakref.ref(thing, forget)
+        if replica:
+            self._replicas.add(ref)
+        else:
+            self._refs[key] = ref
+        self.by_id[ident] = key
         return key
 
-    def _name_children(self, root: int, module: nn.Module) -> None:
-        self.known[root].is_root = True
-        for name, child in _named(module):
-            key = self.keys.get(id(child))
-            if key is None:
-                key = self._number(child)
-            if (root, name) not in self.known[key].paths:
-                self.known[key].paths.append((root, name))
-
-
-def _size(parameter: Any) -> int:
-    try:
-        return int(parameter.numel())
-    except (RuntimeError, ValueError):  # lazy parameters have no size yet
-        return 0
-
-
-def _named(root: nn.Module) -> list[tuple[str, nn.Module]]:
-    """List all modules with the names that users know: those of `state_dict` without wrappers' parts."""
-    found = []
-    by_name = dict(root.named_modules(remove_duplicate=False))
-    for name, module in by_name.items():
-        parts, path = [], ""
-        for part in name.split(".") if name else ():
-            parent = by_name.get(path)
-            path = f"{path}.{part}" if path else part
-            if part in _WRAPPER_PARTS or (part == "module" and type(parent).__name__ in _PARALLEL):
-                continue
-            parts.append(part)
-        found.append((".".join(parts), module))
-    return found
-
-
-def _inside_a_module(frame: FrameType | None, wrapper_code: CodeType | None) -> bool:
-    """Say whether another module's call encloses this one: our wrapper is on the stack more than once."""
-    seen = 0
-    for _ in range(MAX_FRAMES):
-        if frame is None:
-            break
-        seen += frame.f_code is wrapper_code
-        frame = frame.f_back
-    return seen > 1
-
-
-def _variable(frame: FrameType | None, module: nn.Module) -> str:
-    """Return the name of the variable that holds a module in the nearest frame of the user's."""
-    for _ in range(MAX_FRAMES):
-        if frame is None:
-            break
-        file = frame.f_code.co_filename
-        if not file.startswith(_OWN_FOLDER) and "/torch/" not in file:
-            for names in (frame.f_locals, frame.f_globals):
-                for name, value in list(names.items()):
-                    if value is module and name != "self" and not name.startswith("_"):
-                        return name
-        frame = frame.f_back
-    return ""
+    def enclosed(self, frame: FrameType | None) -> bool:
+        """Say whether another module's call is below this frame of our wrapper."""
+        while frame is not None and frame.f_code in self.calls_code:
+            frame = frame.f_back  # the wrapper's own frames of this very call
+        while frame is not None:
+            if frame.f_code in self.calls_code:
+                return True
+            frame = frame.f_back
+        return False

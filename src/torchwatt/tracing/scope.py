@@ -1,54 +1,83 @@
-"""`tw.scope("loss")`: a name for code that is no module."""
+"""`scope`: the user's own names for stretches of code."""
 
 from __future__ import annotations
 
-import time
-from contextlib import ContextDecorator
+import functools
+import inspect
+import sys
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
-from torchwatt.core.errors import ConfigError
-from torchwatt.core.terms import RESERVED, ROOT
-from torchwatt.tracing.hub import HUB
-from torchwatt.tracing.log import SCOPE
+from torchwatt.tracing.state import ACTIVE
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class scope(ContextDecorator):  # noqa: N801  # reads as a verb, like `contextlib.suppress`
-    """Book the time and the backward nodes of a block, or of a function, to a name.
+def scope(name: str) -> Scope:
+    """Name a stretch of code, as a context manager or a decorator.
 
-    Does nothing outside a profiled run and inside `torch.compile`.
-
-    Raises:
-        ConfigError: The name is empty or one of torchwatt's own, such as `(idle)`.
+    Its time is booked to `name` in phase "other", the backward pass of what it computed to `name` in phase
+    "backward". Without a running session, and inside `torch.compile`, it does nothing.
     """
+    return Scope(name)
+
+
+class Scope:
+    """What `scope` returns; may be entered again, also recursively."""
+
+    __slots__ = ("_open", "name")
 
     def __init__(self, name: str) -> None:
-        if not isinstance(name, str) or not name.strip() or name in {*RESERVED, ROOT}:
-            raise ConfigError(f"scope({name!r}): give a name of your own, such as 'loss'")
         self.name = name
-        self._began: list[tuple[int, int]] = []
-
-    def _recreate_cm(self) -> Self:
-        return type(self)(self.name)  # a decorated function may call itself
+        self._open: list[Any] = []
 
     def __enter__(self) -> Self:
-        if HUB.on:
-            import torch
-
-            if not torch.compiler.is_compiling():
-                self._began.append((torch._C._autograd._get_sequence_nr(), time.monotonic_ns()))
+        if _compiling():
+            return self
+        hub = ACTIVE.hub
+        self._open.append(None if hub is None else hub.scope_begins())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._began:
+        if _compiling():
             return
-        end_ns = time.monotonic_ns()
-        nodes, start_ns = self._began.pop()
-        if HUB.on:
-            import torch
+        begun = self._open.pop() if self._open else None
+        if begun is not None:
+            begun[0].scope_ended(self.name, begun)
 
-            made = torch._C._autograd._get_sequence_nr()
-            task = torch._C._current_graph_task_id()
-            HUB.log().append((SCOPE, start_ns, end_ns, nodes, made, task, HUB.scope_number(self.name)))
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Wrap a function, so that each call of it is a range."""
+        name = self.name
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def run_async(*args: Any, **kwargs: Any) -> Any:
+                with Scope(name):
+                    return await function(*args, **kwargs)
+
+            return cast("Callable[P, R]", run_async)
+
+        if inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def run_generator(*args: Any, **kwargs: Any) -> Any:
+                with Scope(name):
+                    return (yield from function(*args, **kwargs))
+
+            return cast("Callable[P, R]", run_generator)
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            with Scope(name):
+                return function(*args, **kwargs)
+
+        return run
+
+
+def _compiling() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())

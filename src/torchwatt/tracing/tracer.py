@@ -1,149 +1,172 @@
-"""One session's view of what the process traces."""
+"""The tracer: start, step, stop, and a trace in the end."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Hashable
-from typing import Any
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from torchwatt.core.meter import IntArray
-from torchwatt.core.terms import ROOT
+from torchwatt.core.errors import ConfigError, TraceError
+from torchwatt.core.meter import Event
 from torchwatt.core.trace import EMPTY_TRACE, Trace
-from torchwatt.tracing.assemble import Names, Spans, ThreadRows
-from torchwatt.tracing.fill import Template, carry_rel_sd
-from torchwatt.tracing.hub import HUB
-from torchwatt.tracing.log import END, KEY, START, STEP, Log
-from torchwatt.tracing.names import infos, name_modules
-from torchwatt.tracing.pace import Pace
-from torchwatt.tracing.steps import find_steps
 
-# What one module call costs while it is traced (benchmarks/span_cost.py measures it anew); for Trace.cost_s.
-SPAN_NS = 1_500
+if TYPE_CHECKING:
+    from torch import nn
 
-_others: list[tuple[int, Tracer]] = []
+    from torchwatt.tracing.hub import Hub
+    from torchwatt.tracing.log import Log
+    from torchwatt.tracing.pacing import Pacer
+
+DEFAULT_MAX_SPANS = 2_000_000  # about 100 MB
 
 
 class Tracer:
-    """Traces from `start` to `stop` what its own thread does, and threads that no other tracer has.
+    """Record which module ran when, forward and backward, on the thread that starts it.
+
+    Threads without a tracer of their own are included; a nested tracer's spans belong to the outer one too.
 
     Args:
-        model: Names its modules as in `state_dict`; without it roots are found and named by themselves.
-        windows: Look into some backward passes, so that backward is known per layer.
-        overhead_budget: Part of the elapsed time that windows may cost.
+        model: Its children are named as in its `state_dict`. Without it, modules that are called outside any
+            other module become roots, named by the user's variable.
+        windows: Trace some backward calls node by node; without, backward is one `(unattributed)` span a call.
+        overhead_budget: Share of the session's time that windows may cost. The outermost tracer's counts.
+        max_spans: Beyond so many spans only one step in 16, 32, ... is traced. The outermost tracer's counts.
+        clock_ns: A monotonic clock. The outermost tracer's counts.
+
+    Raises:
+        ConfigError: An argument is out of range.
     """
 
-    def __init__(self, model: Any = None, *, windows: bool = True, overhead_budget: float = 0.01) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        *,
+        windows: bool = True,
+        overhead_budget: float = 0.01,
+        max_spans: int = DEFAULT_MAX_SPANS,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        if not 0 <= overhead_budget <= 1:
+            raise ConfigError(f"overhead_budget must be from 0 to 1, not {overhead_budget}")
+        if max_spans < 1:
+            raise ConfigError(f"max_spans must be at least 1, not {max_spans}")
+        self._model = None if model is None else weakref.ref(model)
         self._windows = windows
         self._budget = overhead_budget
-        self._thread = 0
+        self._max_spans = max_spans
+        self._clock_ns = clock_ns
+        self._hub: Hub | None = None
+        self._pacer: Pacer | None = None
+        self._given: int | None = None
+        self._log: Log | None = None
+        self._pid = 0
         self._start_ns = 0
-        self._from: dict[Log, int] = {}
-        self._main: int | None = None
-        self._pace: Pace | None = None
-        self._result: Trace | None = None
-        self._running = False
+        self._step_ends: list[int] = []
+        self._trace: Trace | None = None
+        self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Put the wrappers on, if this is the first tracer."""
-        if self._running or self._result is not None:
-            return
-        HUB.enter()
-        self._running = True
-        self._thread, self._start_ns = threading.get_ident(), time.monotonic_ns()
-        with HUB.lock:
-            own = HUB.log()
-            if all(thread != self._thread for thread, _ in _others):
-                own.depth = 0  # whatever an earlier session left half-way
-            self._from = {log: len(log) for log in HUB.logs}
-            _others.append((self._thread, self))
-        if self._model is not None:
-            self._main = HUB.registry.add(self._model, root=True)
-            self._model = None  # the caller's model is not kept alive
-        self._pace = Pace(self._budget if self._windows else 0.0, self._start_ns)
-        HUB.paces.append((self._thread, self._pace))
+        """Begin to trace, on the calling thread.
+
+        Raises:
+            TraceError: It was started before.
+        """
+        from torchwatt.tracing.hub import acquire
+        from torchwatt.tracing.pacing import Pacer
+
+        if self._hub is not None or self._trace is not None:
+            raise TraceError("a tracer can be started once: make a new one")
+        self._pid = os.getpid()
+        hub = self._hub = acquire(self._clock_ns, self._max_spans)
+        self._clock_ns = hub.clock_ns
+        try:
+            self._log = hub.log()
+            model = None if self._model is None else self._model()
+            if model is not None:
+                self._given = hub.registry.add_root(model, None).key
+            self._start_ns = self._clock_ns()
+            self._log.tracers.append((self, self._start_ns))
+            if self._windows:
+                self._pacer = Pacer(self._budget, self._start_ns)
+                hub.pacers.append(self._pacer)
+        except BaseException:
+            self._leave(hub)
+            raise
 
     def step(self) -> None:
-        """Mark the end of a step; automatic steps no longer count."""
-        if self._running and HUB.on:
-            now_ns = time.monotonic_ns()
-            HUB.log().append((STEP, now_ns, now_ns, 0, 0, -1, -1))
+        """End a step here. From the first call on, only these count; steps found automatically are dropped."""
+        hub = self._hub
+        if hub is None:
+            if self._trace is not None:
+                return  # a loop that outlives its session is no error
+            raise TraceError("step() before start()")
+        self._step_ends.append(self._clock_ns())
+        hub.manual_steps = True
+        hub.step_ended()
 
     def snapshot(self) -> Trace:
-        """Return what is known so far."""
-        return self._result or (self._assemble(time.monotonic_ns()) if self._running and HUB.on else EMPTY_TRACE)
+        """Return the trace up to now, from any thread, without stopping; costs time in proportion to its length."""
+        with self._lock:
+            if self._trace is not None:
+                return self._trace
+            if self._hub is None:
+                raise TraceError("snapshot() before start()")
+            return self._assemble(self._hub)
 
     def stop(self) -> Trace:
-        """Take the wrappers off, if this is the last tracer, and return the trace; later calls return the same."""
-        if self._result is not None or not self._running:
-            return self._result or EMPTY_TRACE
-        self._running = False
-        try:
-            forked = not HUB.on
-            self._result = EMPTY_TRACE if forked else self._assemble(time.monotonic_ns())
-        finally:
-            _others[:] = [(thread, tracer) for thread, tracer in _others if tracer is not self]
-            HUB.paces[:] = [(thread, pace) for thread, pace in HUB.paces if pace is not self._pace]
-            self._from = {}
-            HUB.leave()
-        return self._result
+        """Stop, take every wrapper off, and return the trace; again: return the same trace."""
+        with self._lock:
+            if self._trace is None:
+                hub = self._hub
+                if hub is None:
+                    raise TraceError("stop() before start()")
+                try:
+                    self._trace = self._assemble(hub)
+                finally:
+                    self._leave(hub)
+            return self._trace
 
-    def _assemble(self, end_ns: int) -> Trace:
-        registry = HUB.registry
-        registry.rename_late_children()
-        rows = {log: self._rows(log, end_ns) for log in self._logs()}
-        called = [int(key) for table in rows.values() for key in np.unique(table[:, KEY]) if key >= 0]
-        modules = name_modules(registry.known, called, self._main)
-        main = next((key for key, fqn in modules.items() if fqn == ROOT), None)
-        spans, names = Spans(), Names(modules, list(HUB.scopes))
-        templates: dict[Hashable, list[Template]] = {}
-        empty = 0
-        for log, table in rows.items():
-            part = ThreadRows(table, log.thread, names, spans)
-            part.build(list(HUB.windows))
-            empty += part.empty
-            for key, found in part.templates.items():
-                templates[log.thread, key] = found
-        if empty:
-            HUB.say("info", "BACKWARD_NOT_SPLIT", f"{empty} calls had no traced call of their kind to be split like")
-        own = next((table for log, table in rows.items() if log.thread == self._thread), np.empty((0, 7), np.int64))
-        calls = sum(int((table[:, KEY] >= 0).sum()) for table in rows.values())
-        return _trace(
-            spans,
-            steps=find_steps(own, self._start_ns, main) if len(own) else (),
-            modules=infos(registry.known, modules, self._main if self._main is not None else main),
-            carry_rel_sd=carry_rel_sd(templates, len(spans.slots)),
-            events=tuple(e for e in HUB.events if e.t_ns >= self._start_ns),
-            cost_s=(calls * SPAN_NS + (self._pace.spent_ns if self._pace else 0)) / 1e9,
-            windows=self._pace.windows if self._pace else 0,
+    def _leave(self, hub: Hub) -> None:
+        from torchwatt.tracing.hub import release
+
+        if self._log is not None:
+            self._log.tracers = [entry for entry in self._log.tracers if entry[0] is not self]
+            self._log.former.append((self._start_ns, self._clock_ns()))
+        if self._pacer in hub.pacers:
+            hub.pacers.remove(self._pacer)
+        self._hub = self._log = self._model = None
+        release(hub)
+
+    def _assemble(self, hub: Hub) -> Trace:
+        from torchwatt.tracing.assemble import View, assemble
+
+        if os.getpid() != self._pid:
+            return EMPTY_TRACE  # a forked child: the parent has the trace
+        end = self._clock_ns()
+        events = [event for event in list(hub.events) if event.t_ns >= self._start_ns or event.severity == "warning"]
+        view = View(
+            logs=self._logs(hub),
+            start_ns=self._start_ns,
+            end_ns=end,
+            registry=hub.registry,
+            scopes=dict(hub.scopes),
+            given=self._given,
+            step_ends=tuple(self._step_ends),
+            call_cost_ns=hub.call_cost_ns,
         )
+        try:
+            return assemble(view, events)
+        except Exception as error:
+            # The user's run must not end in our bug: an empty trace that says why.
+            message = f"spans were lost: {type(error).__name__}: {error}"
+            lost = Event(end, "error", "TRACE_FAILED", "run", message)
+            return replace(EMPTY_TRACE, events=(*events, lost))
 
-    def _logs(self) -> list[Log]:
-        """Return the logs of this thread and of threads without a tracer of their own."""
-        with HUB.lock:
-            taken = {thread for thread, tracer in _others if thread != self._thread}
-            return [log for log in HUB.logs if log.thread not in taken]
-
-    def _rows(self, log: Log, end_ns: int) -> IntArray:
-        table = log.since(self._from.get(log, 0))
-        return table[(table[:, START] >= self._start_ns) & (table[:, END] <= end_ns)]
-
-
-def _trace(spans: Spans, **rest: Any) -> Trace:
-    columns = list(zip(*spans.parts, strict=True)) if spans.parts else [()] * 6
-    sizes = [len(part[0]) for part in spans.parts]
-    empty = np.empty(0, dtype=np.int64)
-    slot, start, end, thread = (np.concatenate([empty, *column]) for column in columns[:4])
-    return Trace(
-        slots=tuple(spans.slots),
-        slot=slot,
-        start_ns=start,
-        end_ns=end,
-        thread=thread,
-        filled=np.repeat(np.array(columns[4], dtype=np.bool_), sizes),
-        calls=np.repeat(np.array(columns[5], dtype=np.int64), sizes),
-        **rest,
-    )
+    def _logs(self, hub: Hub) -> tuple[Log, ...]:
+        own = self._log
+        assert own is not None  # noqa: S101 - set by start()
+        return (own, *(log for log in list(hub.logs) if log is not own and not log.claimed(self._start_ns)))

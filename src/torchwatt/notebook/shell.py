@@ -1,0 +1,16 @@
+"""The IPython shell that a magic runs in."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+# An `InteractiveShell`. IPython types it only in part: strict checking stops at its edge.
+Shell: TypeAlias = Any
+
+
+def cell_number(shell: Shell) -> int:
+    """Return the n of the `In [n]` that runs now; `execution_count` is already the next one."""
+    running = shell.displayhook.exec_result
+    if running is not None and running.execution_count is not None:
+        return int(running.execution_count)
+    return int(shell.execution_count) - 1

@@ -1,0 +1,157 @@
+"""Whose backward was it: from autograd nodes to pieces of time with an owner. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from torchwatt.core.meter import IntArray
+from torchwatt.tracing.log import (
+    END,
+    FIRST_SCOPE_KEY,
+    FORWARD_TASK,
+    KEY,
+    LIGHT_TASK,
+    SEQ0,
+    SEQ1,
+    START,
+    TASK,
+    Backward,
+    Nodes,
+)
+from torchwatt.tracing.ranges import NOBODY, extend, innermost, top_level
+
+UNOWNED = 0  # keys of modules are above, all others below
+Piece = tuple[int, int, int, int]  # start_ns, end_ns, key of the owner, calls (1 for a call's first piece)
+
+
+def owners(nodes: Nodes, own: IntArray, others: Sequence[IntArray] = ()) -> tuple[IntArray, IntArray]:
+    """Return for each node the key of its owner, and a number that identifies the owner's call.
+
+    A node belongs to the innermost call (or scope) during which its sequence number was given out, on the
+    thread of its forward pass. A node without a number (AccumulateGrad) belongs to the owner of the node
+    that ended just before it.
+
+    Args:
+        nodes: Sorted by start.
+        own: Log table of the thread that called backward.
+        others: Log tables of other threads, tried for nodes whose forward ran elsewhere.
+    """
+    key = np.full(len(nodes.seq), UNOWNED, dtype=np.int64)
+    call = np.full(len(nodes.seq), NOBODY, dtype=np.int64)
+    base = 0
+    for table, members in _by_thread(nodes, own, others):
+        row = _rows(table, nodes.seq[members])
+        found = row != NOBODY
+        key[members[found]] = table[row[found], KEY]
+        call[members[found]] = row[found] + base
+        base += len(table)
+    by_end = np.argsort(nodes.end_ns, kind="stable")
+    before = np.searchsorted(nodes.end_ns[by_end], nodes.start_ns, side="right") - 1
+    for i in np.flatnonzero(nodes.seq < 0):
+        if before[i] >= 0 and (j := by_end[before[i]]) != i:
+            key[i], call[i] = key[j], call[j]
+    return key, call
+
+
+def _by_thread(nodes: Nodes, own: IntArray, others: Sequence[IntArray]) -> list[tuple[IntArray, IntArray]]:
+    numbered = np.flatnonzero(nodes.seq >= 0)
+    groups = Counter(nodes.forward_thread[numbered].tolist())
+    if len(groups) <= 1:
+        return [(own, numbered)]
+    # On a CPU the caller runs the nodes itself, which tells its id; else it is who did most of the forward.
+    runners = [int(t) for t in np.unique(nodes.thread) if int(t) in groups]
+    caller = runners[0] if len(runners) == 1 else groups.most_common(1)[0][0]
+    result = []
+    for thread in groups:
+        members = numbered[nodes.forward_thread[numbered] == thread]
+        table = own if thread == caller else _best(others, nodes.seq[members])
+        if table is not None:
+            result.append((table, members))
+    return result
+
+
+def _best(tables: Sequence[IntArray], seq: IntArray) -> IntArray | None:
+    return max(tables, key=lambda table: int((_rows(table, seq) != NOBODY).sum()), default=None)
+
+
+def _rows(table: IntArray, seq: IntArray) -> IntArray:
+    if not len(seq):
+        return seq
+    named = (table[:, KEY] > 0) | (table[:, KEY] <= FIRST_SCOPE_KEY)
+    near = np.flatnonzero(named & (table[:, SEQ1] > seq.min()) & (table[:, SEQ0] <= seq.max()))
+    found = innermost(table[near, SEQ0], table[near, SEQ1], seq)
+    return np.where(found == NOBODY, NOBODY, near[found]) if len(near) else found
+
+
+def pieces(
+    start: Sequence[int], end: Sequence[int], key: Sequence[int], call: Sequence[int], limit: int
+) -> list[Piece]:
+    """Turn nodes (sorted, of one thread) into pieces: engine overhead included, neighbours of one call joined."""
+    ends, up = extend(start, end, limit)
+    result: list[list[int]] = []
+    last: dict[int, tuple[int, int]] = {}  # parent -> (index into result, call) of the sibling before
+    seen: set[int] = set()
+    for i, owner in enumerate(key):
+        index, before = last.get(up[i], (NOBODY, NOBODY))
+        if owner == UNOWNED:
+            last.pop(up[i], None)
+        elif index != NOBODY and before == call[i] and result[index][1] == start[i]:
+            result[index][1] = ends[i]
+        elif ends[i] > start[i]:
+            last[up[i]] = len(result), call[i]
+            result.append([start[i], ends[i], owner, int(call[i] not in seen)])
+            seen.add(call[i])
+    return [(s, e, owner, calls) for s, e, owner, calls in result]
+
+
+def join(call: Backward, own: IntArray, others: Sequence[IntArray] = ()) -> list[list[Piece]]:
+    """Return the pieces of a traced backward call, one list a thread.
+
+    The first list is of the thread that did most: the calling thread itself on a CPU, or the device's, for
+    which the calling thread only waits.
+    """
+    nodes = call.nodes
+    if nodes is None or not len(nodes.seq):
+        return []
+    key, number = owners(nodes, own, others)
+    lanes = []
+    for thread, _ in Counter(nodes.thread.tolist()).most_common():
+        m = np.flatnonzero(nodes.thread == thread)
+        start = np.clip(nodes.start_ns[m], call.start_ns, call.end_ns).tolist()
+        end = np.clip(nodes.end_ns[m], call.start_ns, call.end_ns).tolist()
+        lanes.append(pieces(start, end, key[m].tolist(), number[m].tolist(), call.end_ns))
+    return lanes
+
+
+def inner_spans(call: Backward, table: IntArray) -> tuple[tuple[int, int], ...]:
+    """Return the outermost real spans (recomputed modules, hooks) within a backward call."""
+    rows = table[call.first : call.last]
+    if not len(rows):
+        return ()
+    start = np.clip(rows[:, START], call.start_ns, call.end_ns)
+    end = np.clip(rows[:, END], call.start_ns, call.end_ns)
+    return tuple((int(start[i]), int(end[i])) for i in top_level(start, end))
+
+
+def structure(rows: IntArray) -> tuple[bytes | None, bytes | None]:
+    """Fingerprint the forward calls that led to a backward: all of them, and only the outermost.
+
+    Calls that made no autograd node (evaluation in between) do not count. None where there is nothing.
+    """
+    grown = rows[(rows[:, SEQ1] > rows[:, SEQ0]) & (rows[:, KEY] > 0)]
+    traced, light = grown[grown[:, TASK] == FORWARD_TASK], grown[grown[:, TASK] == LIGHT_TASK]
+    outer = np.concatenate((traced[top_level(traced[:, START], traced[:, END])], light))
+    fine = _digest(traced[:, KEY], traced[:, SEQ1] - traced[:, SEQ0]) if len(traced) else None
+    coarse = _digest(outer[:, KEY], outer[:, SEQ1] - outer[:, SEQ0]) if len(outer) else None
+    return fine, coarse
+
+
+def _digest(*columns: IntArray) -> bytes:
+    digest = hashlib.blake2b(digest_size=12)
+    for column in columns:
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.digest()

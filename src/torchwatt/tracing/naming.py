@@ -1,0 +1,110 @@
+"""From keys to names as in `state_dict`. Pure: knows roots and paths, no module."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torchwatt.core.meter import IntArray
+from torchwatt.core.terms import ROOT, UNATTRIBUTED
+from torchwatt.core.trace import ModuleInfo
+from torchwatt.tracing.registry import Facts, Root
+
+
+@dataclass(slots=True)
+class Names:
+    """The names of one session."""
+
+    fqn: dict[int, str] = field(default_factory=dict)
+    aliases: dict[int, list[str]] = field(default_factory=dict)
+    wrapped: dict[int, int] = field(default_factory=dict)  # wrapper -> the module of the same name inside
+    main: frozenset[int] = frozenset()  # keys of the model itself: its outermost calls are inference steps
+    modules: tuple[ModuleInfo, ...] = ()
+
+    def of(self, key: int) -> str:
+        """Return the name of a module's key."""
+        return self.fqn.get(key, UNATTRIBUTED)
+
+
+def resolve(
+    roots: Sequence[Root], facts: Mapping[int, Facts], used: IntArray | Collection[int], given: int | None = None
+) -> Names:
+    """Name every module below a root that was used, and every stray one.
+
+    The main root (the given model, or the only root with parameters) has no prefix. The other roots are
+    named by their variable, else by their class; a second one of the same name gets `#2`.
+    """
+    present = {int(key) for key in used if key > 0}
+    seen = [r for r in roots if r.key == given or any(k in present for _, k in r.paths)]
+    groups = _families(_tops(seen, given), given)
+    main = _main(groups, facts, given)
+    names = Names()
+    taken: set[str] = set()
+    for family in sorted(groups, key=lambda family: family is not main):
+        prefix = "" if family is main else _distinct(family[0].name, taken)
+        for root in family:
+            _name_below(root, prefix, names)
+        taken |= set(names.fqn.values())
+    for key in sorted(present - set(names.fqn)):  # called, but never found below any root
+        if key in facts:
+            names.fqn[key] = facts[key].class_name
+    if main:
+        names.main = frozenset(key for root in main for (_, key), plain in root.paths.items() if not plain)
+    names.modules = _infos(names, facts)
+    return names
+
+
+def _tops(roots: Sequence[Root], given: int | None) -> list[Root]:
+    below = {key for root in roots for path, key in root.paths if path}
+    return [root for root in roots if root.key == given or root.key not in below]
+
+
+def _families(roots: Sequence[Root], given: int | None) -> list[list[Root]]:
+    """Group roots that one variable held one after the other, and the given model with its wrappers."""
+    families: dict[int | None, list[Root]] = {}
+    for root in roots:
+        first = root
+        while first.heir_of is not None:
+            first = first.heir_of
+        wraps_given = given is not None and any(k == given and not plain for (_, k), plain in root.paths.items())
+        families.setdefault(None if wraps_given else id(first), []).append(root)
+    return list(families.values())
+
+
+def _main(families: Sequence[list[Root]], facts: Mapping[int, Facts], given: int | None) -> list[Root] | None:
+    if given is not None:
+        return next(family for family in families if any(root.key == given for root in family))
+    trained = [family for family in families if any(facts[key].params for root in family for _, key in root.paths)]
+    return trained[0] if len(trained) == 1 else None
+
+
+def _distinct(name: str, taken: Collection[str]) -> str:
+    heads = {fqn.partition(".")[0] for fqn in taken} | set(taken)
+    number, result = 1, name
+    while result in heads:
+        number += 1
+        result = f"{name}#{number}"
+    return result
+
+
+def _name_below(root: Root, prefix: str, names: Names) -> None:
+    above: dict[str, tuple[str, int]] = {}  # the module met last under each name
+    for (path, key), plain in root.paths.items():
+        fqn = ".".join(part for part in (prefix, plain) if part) or ROOT
+        outer, outer_key = above.get(plain, (path, key))
+        if outer_key != key and len(path) > len(outer):
+            names.wrapped.setdefault(outer_key, key)
+        above[plain] = path, key
+        first = names.fqn.setdefault(key, fqn)
+        if first != fqn and fqn not in names.aliases.setdefault(key, []):
+            names.aliases[key].append(fqn)
+
+
+def _infos(names: Names, facts: Mapping[int, Facts]) -> tuple[ModuleInfo, ...]:
+    infos: dict[str, ModuleInfo] = {}
+    for key, fqn in names.fqn.items():
+        if key in facts and key not in names.wrapped and fqn not in infos:
+            fact = facts[key]
+            aliases = tuple(names.aliases.get(key, ()))
+            infos[fqn] = ModuleInfo(fqn, fact.class_name, fact.params, fact.param_bytes, aliases)
+    return tuple(infos.values())

@@ -1,0 +1,34 @@
+"""Replacing one attribute of a foreign class or module, and putting it back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+
+class Patch:
+    """One attribute replaced by a wrapper of it.
+
+    If somebody patches on top of ours and is still there when we leave, theirs stays, and with it ours below:
+    every wrapper therefore has to become a plain pass-through when its session is over.
+    """
+
+    def __init__(self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        self.owner = owner
+        self.name = name
+        self._own = name in vars(owner)
+        self.original = getattr(owner, name)
+        self.wrapper = wrap(self.original)
+        functools.update_wrapper(self.wrapper, self.original)
+        setattr(owner, name, self.wrapper)
+
+    def remove(self) -> bool:
+        """Put the original back; False if somebody else's patch is on top and was left alone."""
+        if vars(self.owner).get(self.name) is not self.wrapper:
+            return False
+        if self._own:
+            setattr(self.owner, self.name, self.original)
+        else:
+            delattr(self.owner, self.name)
+        return True

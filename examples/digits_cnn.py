@@ -1,6 +1,6 @@
 """Which layer of a small CNN uses the joules? Real digits, CPU only, half a minute.
 
-    python examples/digits_cnn.py [--epochs N] [--csv DIR] [--html FILE] [--region FRA]
+python examples/digits_cnn.py [--epochs N] [--csv DIR] [--html FILE] [--region FRA]
 """
 
 import argparse

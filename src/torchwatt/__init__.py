@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchwatt.session import Run, profile, scope
+    from torchwatt.session.profile import profile, scope
+    from torchwatt.session.run import Run
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "profile", "scope"]

@@ -94,7 +94,7 @@ def fit(model: nn.Module, data: torch.utils.data.TensorDataset, epochs: int, run
             scores = model(x)
             with scope("loss"):
                 loss = cross_entropy(scores, y)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
             run.count("image", len(x))
 

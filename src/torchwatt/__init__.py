@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torchwatt.core.version import __version__
+
 if TYPE_CHECKING:
     from torchwatt.session.profile import profile, scope
     from torchwatt.session.run import Run
 
-__version__ = "0.1.0"
 __all__ = ["Run", "__version__", "profile", "scope"]
 
 # Where each public name lives. Loaded at first use, so that `import torchwatt` costs nothing.

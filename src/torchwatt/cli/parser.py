@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from torchwatt import __version__
 from torchwatt.core.errors import TorchwattError
+from torchwatt.core.version import __version__
 
 USAGE_ERROR = 2
 

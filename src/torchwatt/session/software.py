@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from torchwatt import __version__
+from torchwatt.core.version import __version__
 
 
 def software() -> Mapping[str, str]:

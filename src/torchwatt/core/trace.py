@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from torchwatt.core.activity import Activity
 from torchwatt.core.errors import TraceError
 from torchwatt.core.meter import Event, IntArray
 from torchwatt.core.terms import Phase, Slot
@@ -58,6 +59,7 @@ class Trace:
     events: tuple[Event, ...] = ()
     cost_s: float = 0.0  # what tracing itself cost the user's thread, measured and extrapolated
     windows: int = 0  # how many backward windows were traced
+    activities: tuple[Activity, ...] = ()  # what devices did, one value a device
 
     def __post_init__(self) -> None:
         columns = (self.start_ns, self.end_ns, self.thread, self.filled, self.calls)

@@ -36,18 +36,29 @@ def _skip(reason: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def simnvml(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """Return the module that writes scenarios, its library built; skips where there is no simulator."""
+def simhw() -> Callable[[str], ModuleType]:
+    """Return a loader of the simulator's modules by name; skips where there is no simulator."""
     folder = Path(os.environ.get("TORCHWATT_SIMHW", REPOSITORY.parent / "shared" / "simhw"))
     if not (folder / "simnvml.py").is_file():
-        _skip(f"no simulated NVML in {folder}; name its folder by TORCHWATT_SIMHW")
+        _skip(f"no simulated hardware in {folder}; name its folder by TORCHWATT_SIMHW")
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def simnvml(simhw: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """Return the module that writes scenarios, its library built; skips where there is no compiler."""
     if shutil.which("cc") is None:
         _skip("no C compiler (cc) to build the simulated NVML")
-    spec = importlib.util.spec_from_file_location("simnvml", folder / "simnvml.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = simhw("simnvml")
     module.libdir = module.build(tmp_path_factory.mktemp("simnvml"))
     return module
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torchwatt as tw
-from tests.support.powercap import FakePowercap
+from tests.support.powercap import FakePowercap, PowerLog
 
 STATIC_W, WEAK_W, STRONG_W = 15.0, 10.0, 40.0  # time share books 60 % too much to the weak layer
 CALL_S = 0.024
@@ -48,11 +48,45 @@ class Layer(nn.Module):
         return Work.apply(x, self)
 
 
-@pytest.fixture(params=[0.001, 0.010], ids=["published every 1 ms", "published every 10 ms"])
+# Wraps every 4 J: about once a tenth of a second at full power.
+RANGE_UJ = 4_000_000
+
+
+class SimulatedTree:
+    """The simulated hardware's own powercap tree, told what to draw."""
+
+    def __init__(self, module, root):
+        self._log = PowerLog(STATIC_W, time.monotonic_ns())
+        self._tree = module.FakePowercap(root, package=self._joules_at, range_uj=RANGE_UJ)
+        self.root = self._tree.root
+
+    def _joules_at(self, since_s):  # seconds of the wall clock since the tree's own beginning
+        if since_s == 0:  # while it is made
+            return 0.0
+        return self._log.energy_j(self._tree.t0 + round(since_s * 1e9) - time.time_ns() + time.monotonic_ns())
+
+    def set(self, _zone, watts):
+        self._log.set(watts, time.monotonic_ns())
+
+    def energy_j(self, _zone, start_ns, end_ns):
+        return self._log.energy_j(end_ns) - self._log.energy_j(start_ns)
+
+    def __enter__(self):
+        self._tree.start()
+        return self
+
+    def __exit__(self, *_):
+        self._tree.stop()
+
+
+@pytest.fixture(params=[0.001, 0.010, None], ids=["published every 1 ms", "every 10 ms", "by the simulated hardware"])
 def tree(tmp_path, request):
-    # Wraps every 4 J: about once a tenth of a second at full power.
-    zones = {"intel-rapl:0": ("package-0", STATIC_W)}
-    with FakePowercap(tmp_path, zones, range_uj=4_000_000, update_s=request.param) as running:
+    if request.param is None:
+        made = SimulatedTree(request.getfixturevalue("simhw")("fakepowercap"), tmp_path)
+    else:
+        zones = {"intel-rapl:0": ("package-0", STATIC_W)}
+        made = FakePowercap(tmp_path, zones, range_uj=RANGE_UJ, update_s=request.param)
+    with made as running:
         yield running
 
 

@@ -14,21 +14,13 @@ from typing import Self
 INTEL_RANGE_UJ = 262_143_328_850  # (2**32 - 1) units of 61.035 uJ, what Intel packages report
 
 
-class FakeZone:
-    """One counter: the integral of the watts that were set, in microjoules, modulo its range."""
+class PowerLog:
+    """Watts that are set while time goes on, and their exact integral."""
 
-    def __init__(self, path: Path, name: str, watts: float, range_uj: int, start_uj: int, t_ns: int) -> None:
-        path.mkdir(parents=True)
-        (path / "name").write_text(f"{name}\n")
-        (path / "max_energy_range_uj").write_text(f"{range_uj}\n")
-        self.name = name
-        self.file = path / "energy_uj"
-        self._modulus = range_uj + 1
-        self._start_uj = start_uj
+    def __init__(self, watts: float, t_ns: int) -> None:
         self._t_ns = [t_ns]
         self._watts = [watts]
         self._joules = [0.0]  # at each change of power
-        self._fd = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o444)
 
     def set(self, watts: float, t_ns: int) -> None:
         """Change the power from an instant on."""
@@ -41,6 +33,21 @@ class FakeZone:
         """Return the true joules from the beginning to a monotonic instant."""
         i = max(bisect.bisect_right(self._t_ns, t_ns) - 1, 0)
         return self._joules[i] + self._watts[i] * (t_ns - self._t_ns[i]) * 1e-9
+
+
+class FakeZone(PowerLog):
+    """One counter: the integral of the watts that were set, in microjoules, modulo its range."""
+
+    def __init__(self, path: Path, name: str, watts: float, range_uj: int, start_uj: int, t_ns: int) -> None:
+        super().__init__(watts, t_ns)
+        path.mkdir(parents=True)
+        (path / "name").write_text(f"{name}\n")
+        (path / "max_energy_range_uj").write_text(f"{range_uj}\n")
+        self.name = name
+        self.file = path / "energy_uj"
+        self._modulus = range_uj + 1
+        self._start_uj = start_uj
+        self._fd = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o444)
 
     def write(self, t_ns: int) -> None:
         """Publish the counter: one write of fixed width, so that no reader sees half a number."""

@@ -1,0 +1,150 @@
+"""`replay`: loop every kind of layer alone and meter it; slow, and as near to the truth as a slow meter gets."""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+from torchwatt.attribution.curves import Metered, metered
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.meter import Meter, Recording
+from torchwatt.core.replay import ReplayedPower
+from torchwatt.core.terms import Phase
+from torchwatt.core.units import NS_PER_S
+from torchwatt.sensors import Feed, Sampler, discover
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from torchwatt.tracing.capture import Work
+
+# Drop the first 1.2 s of a load (Yang, Adamek, Armour, arXiv 2312.02741): a 1 s average has then forgotten the pause.
+SETTLE_S = 1.2
+# Half a second is as good as five: the bias of running alone limits it, not noise (ATTRIBUTION 5, step 8).
+MEASURE_S = 0.5
+COOL_S = 0.2
+QUIET_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long each loop settles, is measured and pauses after, in seconds, and how often all are repeated."""
+
+    settle_s: float = SETTLE_S
+    measure_s: float = MEASURE_S
+    cool_s: float = COOL_S
+    rounds: int = 2
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    work: Work
+    phase: Phase
+    windows: list[tuple[int, int, int]] = field(default_factory=list)  # start_ns, end_ns, loops
+
+
+def replay(
+    model: nn.Module,
+    call: Callable[[], Any],
+    *,
+    timing: Timing = Timing(),
+    seed: int = 0,
+    powercap_root: str | os.PathLike[str] | None = None,
+    feed: Feed | None = None,
+) -> tuple[ReplayedPower, ...]:
+    """Loop each kind of leaf layer of a model, forward and backward apart, and meter its power.
+
+    The layers' inputs are caught while `call` runs once. Copies are looped, in random order, the second round in the
+    reverse order of the first, so that slow heating cancels. The model itself is left as it was. It takes about
+    (number of kinds) x 2 x rounds x 2 s. Hand the result to `profile(model, replays=...)`.
+
+    Raises:
+        ConfigError: No layer was called, or no meter here measures: a model of load knows no truth.
+    """
+    from torchwatt.tracing.capture import capture
+
+    meters = feed or Sampler(discover(powercap_root=powercap_root))
+    if not any(_measures(meter) for meter in meters.meters):
+        raise ConfigError("replay: nothing is measured here, only modelled; `torchwatt doctor` says what would help")
+    jobs = [_Job(work, phase) for work in capture(model, call) for phase in ("forward", "backward")]
+    meters.start()
+    try:
+        quiet = _quiet()
+        _run_all(jobs, timing, random.Random(seed))  # noqa: S311  order, not secrecy
+    finally:
+        recording = meters.stop()
+    return tuple(_results(jobs, quiet, recording))
+
+
+def _measures(meter: Meter) -> bool:
+    return meter.provenance == "measured" and any(c.quantity != "gauge" for c in meter.channels)
+
+
+def _quiet() -> tuple[int, int]:
+    start_ns = time.monotonic_ns()
+    time.sleep(QUIET_S)
+    return start_ns, time.monotonic_ns()
+
+
+def _run_all(jobs: list[_Job], timing: Timing, order: random.Random) -> None:
+    order.shuffle(jobs)
+    for number in range(timing.rounds):
+        for job in jobs if number % 2 == 0 else reversed(jobs):
+            _run(job, timing)
+
+
+def _run(job: _Job, timing: Timing) -> None:
+    once = job.work.loop(job.phase)
+    if once is None:
+        return
+    _loop_for(once, timing.settle_s)
+    start_ns = time.monotonic_ns()
+    loops = _loop_for(once, timing.measure_s)
+    job.windows.append((start_ns, time.monotonic_ns(), loops))
+    time.sleep(timing.cool_s)
+
+
+def _loop_for(once: Callable[[], None], seconds: float) -> int:
+    """Repeat for some time and return how often; devices are waited for, else the queue would grow."""
+    from torchwatt.tracing.capture import wait_for_devices
+
+    end_ns = time.monotonic_ns() + round(seconds * NS_PER_S)
+    loops = 0
+    while time.monotonic_ns() < end_ns:
+        once()
+        loops += 1
+        if loops % 16 == 0:
+            wait_for_devices()
+    wait_for_devices()
+    return loops
+
+
+def _results(jobs: list[_Job], quiet: tuple[int, int], recording: Recording) -> list[ReplayedPower]:
+    found = [metered(meter, recording) for meter in recording.meters if _measures(meter)]
+    curves = [one for one in found if isinstance(one, Metered)]
+    return [_result(job, one, quiet) for one in curves for job in jobs if job.windows]
+
+
+def _result(job: _Job, one: Metered, quiet: tuple[int, int]) -> ReplayedPower:
+    curve = one.curve
+    means_w = [curve.between(a, b) / ((b - a) / NS_PER_S) for a, b, _ in job.windows]
+    seconds = sum(b - a for a, b, _ in job.windows) / NS_PER_S
+    loops = sum(n for _, _, n in job.windows)
+    reading_w = curve.u_j * sqrt(len(means_w)) / seconds
+    between_w = statistics.stdev(means_w) / sqrt(len(means_w)) if len(means_w) > 1 else 0.0
+    return ReplayedPower(
+        domain=curve.domain,
+        slots=job.work.slots(job.phase),
+        power_w=statistics.fmean(means_w),
+        sd_w=sqrt(reading_w**2 + between_w**2),
+        seconds=seconds,
+        loops=loops,
+        call_s=seconds / max(loops, 1),
+        quiet_w=curve.between(*quiet) / ((quiet[1] - quiet[0]) / NS_PER_S),
+    )

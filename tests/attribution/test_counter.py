@@ -136,3 +136,34 @@ def test_flat_stretches_before_a_burst_stay_flat():
 def test_one_reading_is_unavailable_not_zero():
     meter = meter_of(counter_channel())
     assert isinstance(metered(meter, recording_of(meter, polled([5.0], channel=meter.channels[0]))), Unavailable)
+
+
+def test_a_jump_that_no_device_can_draw_is_bridged_and_said():
+    raw = np.arange(200) * 400_000.0  # 40 W
+    raw[100:] += 250e9  # 250 kJ between two polls
+    found = unwrap(polled(raw, channel=counter_channel()), None)
+    assert isclose(found.energy_j[-1], 199 * 0.4, rel_tol=0.01)
+    assert [event.code for event in found.events] == ["COUNTER_JUMP"]
+
+
+def test_a_silence_in_which_the_counter_may_have_gone_round_is_not_known():
+    t_ms = np.concatenate((np.arange(100) * 10, 3000 + np.arange(100) * 10))
+    raw = (t_ms * 40_000.0) % 30e6  # 40 W, round every 0.75 s; nobody looked for two seconds
+    series = readings(counter_channel(modulus=30_000_000), t_ms * MS, raw)
+    meter = meter_of(series.channel)
+    found = metered(meter, recording_of(meter, series))
+    assert found.curve.silent == ((990 * MS, 3000 * MS),)
+    assert "COUNTER_UNSURE" in [event.code for event in found.events]
+    assert np.isnan(found.curve.power_w()).sum() == 1
+    assert not found.curve.knows(500 * MS, 3500 * MS)
+    assert found.curve.knows(100 * MS, 900 * MS)
+
+
+def test_a_silent_power_sensor_leaves_a_hole_and_no_zero():
+    t_ms = np.concatenate((np.arange(50) * 20, 5000 + np.arange(50) * 20))
+    power = readings(power_channel(), t_ms * MS, np.full(100, 100e3) + np.arange(100) % 2)
+    meter = meter_of(power.channel)
+    curve = metered(meter, recording_of(meter, power)).curve
+    assert curve.silent == ((980 * MS, 5000 * MS),)
+    assert np.isnan(curve.power_w()[49])
+    assert curve.clip(2000 * MS, 5500 * MS).silent == ((2000 * MS, 5000 * MS),)

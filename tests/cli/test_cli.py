@@ -55,6 +55,59 @@ def test_an_exception_of_the_script_passes_and_its_report_is_printed(tmp_path):
     assert "aborted" in done.stderr
 
 
+def test_a_script_finds_what_python_would_give_it(tmp_path):
+    path = script(tmp_path, "import sys; print(__file__, sys.argv, sys.modules['__main__'].__file__)")
+    plain = subprocess.run([sys.executable, path.name, "--", "-q"], capture_output=True, text=True, cwd=tmp_path)
+    done = torchwatt("run", "--quiet", path.name, "--", "-q", cwd=tmp_path)
+    assert done.stdout == plain.stdout
+    assert done.stderr == ""
+
+
+def test_what_a_script_pickles_at_exit_is_found(tmp_path):
+    text = "import atexit, pickle\nclass A: pass\natexit.register(lambda: print(pickle.loads(pickle.dumps(A()))))"
+    done = torchwatt("run", "-q", script(tmp_path, text))
+    assert "__main__.A object" in done.stdout, done.stderr
+
+
+def test_threads_of_a_script_belong_to_its_run(tmp_path):
+    text = "import threading, time\nthreading.Thread(target=time.sleep, args=(1.2,)).start()"
+    torchwatt("run", "-q", "--csv", tmp_path / "audit", script(tmp_path, text))
+    run = (tmp_path / "audit" / "run.csv").read_text().splitlines()
+    row = dict(zip(run[0].split(","), run[1].split(","), strict=False))
+    assert float(row["duration_s"]) > 1.1
+
+
+def test_files_are_written_where_they_were_asked_for_even_if_the_script_moves(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    path = script(tmp_path, "import os; os.chdir('elsewhere')")
+    torchwatt("run", "-q", "--csv", "audit", path, cwd=tmp_path)
+    assert (tmp_path / "audit" / "run.csv").is_file()
+
+
+def test_an_error_of_ours_that_the_script_raises_is_the_scripts(tmp_path):
+    path = script(tmp_path, "import torchwatt as tw\nwith tw.profile(region='Atlantis'): pass")
+    done = torchwatt("run", "-q", path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "Atlantis" in done.stderr
+
+
+def test_folders_and_standard_input_run_as_in_python(tmp_path):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__main__.py").write_text("import sys; print('app', __name__, sys.argv[1:])")
+    assert torchwatt("run", "-q", tmp_path / "app", "x").stdout == "app __main__ ['x']\n"
+    command = [sys.executable, "-m", "torchwatt", "run", "-q", "-", "y"]
+    done = subprocess.run(command, input="import sys; print(sys.argv)", capture_output=True, text=True)
+    assert done.stdout == "['-', 'y']\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    torchwatt("run", "-q", "--csv", tmp_path / "audit", script(tmp_path, "pass"))
+    command = f"{sys.executable} -m torchwatt show {tmp_path / 'audit'} | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)  # noqa: S602
+    assert done.stderr == ""
+
+
 def test_a_module_runs_with_m(tmp_path):
     (tmp_path / "tool.py").write_text("import sys; print('tool', sys.argv[1:])")
     done = torchwatt("run", "-q", "-m", "tool", "a", cwd=tmp_path)

@@ -85,6 +85,24 @@ def test_a_mig_slice_is_metered_whole_and_called_shared(simnvml, run_sim):
 
 
 @pytest.mark.simhw
+def test_a_mig_slice_behind_an_empty_place_is_found(simnvml, run_sim):
+    scenario = simnvml.Scenario().line("fault fn=nvmlDeviceGetMigDeviceHandleByIndex code=6 count=1")
+    scenario.gpu("hopper", simnvml.Trace.const(300.0), lines=["mig 2"])
+    found = run_sim(scenario, FOUND, CUDA_VISIBLE_DEVICES=f"MIG-{uuid(0)[4:]}-01")
+    assert [m[1:3] for m in found["meters"]] == [[uuid(0), True]]
+
+
+@pytest.mark.simhw
+def test_a_gpu_that_does_not_tell_its_uuid_hides_no_other(simnvml, run_sim):
+    scenario = simnvml.Scenario().line("fault fn=nvmlDeviceGetUUID gpu=1 code=15")
+    for watts_ in (100.0, 200.0):
+        scenario.gpu("hopper", simnvml.Trace.const(watts_))
+    found = run_sim(scenario, FOUND)
+    assert [m[:2] for m in found["meters"]] == [["gpu:0", uuid(0)]]
+    assert [u[0] for u in found["unavailable"]] == ["gpu:1"]
+
+
+@pytest.mark.simhw
 def test_other_processes_make_a_device_shared_and_our_own_does_not(simnvml, run_sim):
     scenario = simnvml.Scenario()
     scenario.gpu("hopper", simnvml.Trace.const(50.0), lines=["proc self 2g 80"])

@@ -140,3 +140,26 @@ def test_a_counter_that_breaks_raises_and_comes_back(tmp_path, damage, code):
     assert source.read(channel) == 123.0
     source.close()
     source.close()
+
+
+def test_a_package_whose_counter_is_missing_gives_way_to_its_memory_mapped_twin(tmp_path):
+    zones = {"intel-rapl:0": ("package-0", 1), "intel-rapl-mmio:0": ("package-0", 7_000_000)}
+    static_zones(tmp_path, zones)
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    assert [m.fact("driver") for m in discover_rapl(tmp_path).meters] == ["intel-rapl-mmio"]
+
+
+def test_dram_below_the_memory_mapped_twin_is_found(tmp_path):
+    zones = {
+        "intel-rapl:0": ("package-0", 9_000_000),
+        "intel-rapl-mmio:0": ("package-0", 7_000_000),
+        "intel-rapl-mmio:0:0": ("dram", 2_000_000),
+    }
+    static_zones(tmp_path, zones)
+    assert domains(discover_rapl(tmp_path)) == ["cpu:0", "dram:0"]
+
+
+def test_a_name_that_is_no_text_is_no_crash(tmp_path):
+    static_zones(tmp_path, {"intel-rapl:0": ("package-0", 9_000_000), "intel-rapl:1": ("x", 1)})
+    (tmp_path / "intel-rapl:1" / "name").write_bytes(b"\xff\xfe\n")
+    assert domains(discover_rapl(tmp_path)) == ["cpu:0"]

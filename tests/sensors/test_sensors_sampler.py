@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import run_script
+from tests.support.powercap import FakePowercap
 from torchwatt.core.errors import SensorError
-from torchwatt.sensors import Sampler
+from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.edges import EdgeReader, look_at_all
 from torchwatt.sensors.modelled import modelled_source, process_source
 from torchwatt.sensors.protocol import Discovery, MeteredSource, merge
@@ -349,3 +350,17 @@ def test_sources_travel_as_json(found):
         again = MeteredSource(source.meters, json.loads(json.dumps(source.spec)))
         assert again.read(source.meters[0].channels[0]) > 0
         again.close()
+
+
+def test_a_sampler_process_that_dies_is_replaced_at_once(tmp_path):
+    with FakePowercap(tmp_path, {"intel-rapl:0": ("package-0", 40.0)}) as tree:
+        feed = Sampler(discover(powercap_root=tree.root, nvml=False, modelled=False))
+        feed.start()
+        try:
+            os.kill(feed.sampler_pid, signal.SIGKILL)
+            time.sleep(0.6)
+        finally:
+            recording = feed.stop()
+    assert feed.sampler_pid is None
+    assert np.diff(recording.get("cpu:0/energy").t_ns).max() < 300_000_000
+    assert "SAMPLER_THREAD" in {event.code for event in recording.events}

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -296,3 +297,145 @@ def attributed(recording):
     from torchwatt.attribution.curves import metered
 
     return [found.curve for m in recording.meters if m.channel("power") and (found := metered(m, recording))]
+
+
+class Interrupting:
+    """Raises KeyboardInterrupt at the n-th look at the counters."""
+
+    def __init__(self, monkeypatch, at):
+        from torchwatt.sensors import sampler
+
+        self.looks, self.at, self.look = 0, at, sampler.look_at_all
+        monkeypatch.setattr(sampler, "look_at_all", self)
+
+    def __call__(self, *args, **kwargs):
+        self.looks += 1
+        if self.looks == self.at:
+            raise KeyboardInterrupt
+        return self.look(*args, **kwargs)
+
+
+def test_an_interrupt_while_a_session_begins_leaves_nothing_on(monkeypatch):
+    Interrupting(monkeypatch, 2)  # at the run's first edge, after everything has begun
+    with pytest.raises(KeyboardInterrupt), tw.profile():
+        pytest.fail("the block must not run")
+    with tw.profile() as run:
+        work()
+    assert run._session._outer is None
+
+
+def test_an_interrupt_while_a_session_ends_keeps_the_run(monkeypatch):
+    Interrupting(monkeypatch, 3)  # at the run's last edge
+    with pytest.raises(KeyboardInterrupt), tw.profile() as run:
+        work()
+    assert run.status == "complete"
+    assert run.energy_j > 0
+    assert set(run.layers.fqn) >= {"0", "2"}
+
+
+def test_even_if_nothing_can_be_settled_the_users_exception_passes(monkeypatch):
+    from torchwatt.session import session
+
+    settled, calls = session.settle, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) < 3:
+            raise ValueError("ours")
+        return settled(*args)
+
+    monkeypatch.setattr(session, "settle", failing)
+    with pytest.warns(RuntimeWarning, match="joules were lost"), pytest.raises(KeyError), tw.profile() as run:
+        raise KeyError("mine")
+    assert (run.status, run.energy_j) == ("partial", None)
+    assert {"ATTRIBUTION_LOST", "SETTLING_LOST"} <= set(run.events.code)
+
+
+def test_coroutines_and_generators_are_profiled_to_their_end():
+    import asyncio
+
+    @tw.profile(layers="off")
+    async def coroutine():
+        await asyncio.sleep(0.3)
+        return 1
+
+    @tw.profile(layers="off")
+    def generator():
+        time.sleep(0.3)
+        yield 2
+
+    assert asyncio.run(coroutine()) == 1
+    assert list(generator()) == [2]
+    assert coroutine.run.duration_s >= 0.3
+    assert generator.run.duration_s >= 0.3
+    with pytest.raises(ConfigError, match="async generator"):
+
+        @tw.profile()
+        async def both():
+            yield 3
+
+
+def test_tasks_that_take_turns_do_not_nest():
+    import asyncio
+
+    async def profiled(seconds):
+        with tw.profile(layers="off") as run:
+            await asyncio.sleep(seconds)
+        return run
+
+    async def both():
+        return await asyncio.gather(profiled(0.2), profiled(0.5))
+
+    short, long = asyncio.run(both())
+    assert long.status == "complete"
+    assert long.report.ledgers[0].coverage > 0.6
+    assert all("CONCURRENT_SESSION" in run.events.code.tolist() for run in (short, long))
+
+
+def test_counts_of_many_threads_are_all_there():
+    with tw.profile(layers="off") as run:
+        threads = [threading.Thread(target=lambda: [run.count("x") for _ in range(2000)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert run.units == {"x": 8000}
+
+
+@pytest.mark.parametrize("given", [("image", "3"), ("image", None), (3, 1), ("", 1), ("image", float("nan"))])
+def test_a_count_that_is_none_is_named(given):
+    with tw.profile(layers="off", baseline_s=0) as run, pytest.raises(ConfigError, match="count"):
+        run.count(*given)
+
+
+def test_files_that_could_not_be_written_are_refused_before_the_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    for target in ({"csv": tmp_path / "file"}, {"csv": tmp_path / "file" / "x"}, {"html": tmp_path / "file" / "x"}):
+        with pytest.raises(ConfigError, match=r"exists already|could not be written"), tw.profile(**target):
+            pytest.fail("the block must not run")
+    with tw.profile(html=tmp_path / "new" / "report.html", layers="off"):
+        pass
+    assert (tmp_path / "new" / "report.html").is_file()
+
+
+def test_a_step_that_a_meter_did_not_see_to_its_end_has_no_joules():
+    from torchwatt.core.curve import EnergyCurve
+    from torchwatt.core.terms import Domain
+    from torchwatt.session.settle import _steps
+
+    t_ns = np.arange(301) * 10_000_000
+    curve = EnergyCurve(Domain("gpu", 0), t_ns, t_ns * 100e-9, "counter", "measured")
+    steps = list(_steps([(0, 2 * 10**9), (2 * 10**9, 6 * 10**9)], [curve]))
+    assert steps[0].energy_j == {"gpu:0": pytest.approx(200.0)}
+    assert steps[1].energy_j == {}
+
+
+def test_a_meter_without_a_band_leaves_the_total_without_an_interval():
+    from dataclasses import replace
+
+    from tests.support.reports import sample_report
+
+    report = sample_report()
+    assert report.energy_bounds_j is not None
+    unknown = tuple(replace(meter, accuracy_rel=None) for meter in report.meters)
+    assert replace(report, meters=unknown).energy_bounds_j is None

@@ -175,7 +175,7 @@ def _ledger(curve: EnergyCurve) -> Ledger:
         entries=entries,
         method=curve.method,
         provenance=curve.provenance,
-        known_s=DURATION_S if curve.domain != CPU else 23.4,
+        known_s=DURATION_S if curve.domain != CPU else 23.6,
         window_s=DURATION_S,
         energy_u_j={GPU: 12.0, CPU: 6.5, RAM: 40.0}[curve.domain],
         static_w={GPU: 81.0, CPU: 31.0, RAM: None}[curve.domain],
@@ -248,6 +248,8 @@ def _meters() -> tuple[Meter, ...]:
             "device",
             "Xeon Platinum 8480+",
             "Intel",
+            (-0.05, 0.05),
+            "Khan et al. 2018",
             notes=("package domain",),
         ),
         Meter(

@@ -102,7 +102,7 @@ def test_any_name_gives_balanced_html(names):
 def test_the_numbers_of_the_text_are_in_the_html():
     texts = " ".join(read(to_html_fragment(sample_report())).texts)
     for number in (
-        "7.40 kJ (6.95 to 7.86 kJ)",
+        "7.40 kJ (6.86 to 7.94 kJ)",
         "138 mg CO2e",
         "308 W",
         "5.46 ± 0.02 kJ",

@@ -9,8 +9,14 @@ import numpy as np
 from torchwatt.core.meter import Event, FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
-# No package or card draws more: a difference that would need it is a reset, not a wrap.
-PLAUSIBLE_W = 20_000.0
+# No card, package or memory of one socket draws more: a difference that would need it is no energy. The largest on
+# the market in 2026: a GPU board 1.4 kW, a package 0.5 kW; three times that leaves room for what comes.
+PLAUSIBLE_W = {"gpu": 4000.0, "cpu": 1500.0, "dram": 500.0}
+PLAUSIBLE_ELSE_W = 20_000.0
+# A counter may publish the joules of so long a time at once.
+PUBLICATION_S = 0.25
+# A counter that nobody read while it might have gone round, at this multiple of the mean power, tells no joules.
+WRAP_POWER_REL = 2.0
 # A counter that stands still this long while the power sensor shows work is frozen, not slow.
 FROZEN_NS = NS_PER_S
 # A counter that repeats itself this often is dated by its publications, not by the polls that saw them.
@@ -36,15 +42,17 @@ class Unwrapped:
     bridged_j: float
     u_j: float
     events: tuple[Event, ...]
+    silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) in which it may have gone round unseen
 
 
 def unwrap(series: Series, power_j: tuple[IntArray, FloatArray] | None) -> Unwrapped:
     """Turn counter readings into cumulative joules.
 
     A decrease is a wrap if the counter has a modulus and the difference is physically possible; otherwise it
-    is a reset (driver reload, suspend), and the joules of that one interval are taken from the integrated
-    power, or held at the neighbouring power where there is no power sensor. A counter that stands still for a
-    second while the power sensor shows work is frozen and bridged the same way.
+    is a reset (driver reload, suspend). A rise that is not physically possible is a jump. The joules of such an
+    interval are taken from the integrated power, or held at the neighbouring power where there is no power sensor.
+    An interval so long that the counter may have gone round more than once is silent: its joules are not known. A
+    counter that stands still for a second while the power sensor shows work is frozen and bridged the same way.
 
     Args:
         series: At least two readings in time order, polled often enough to wrap at most once in between.
@@ -52,21 +60,21 @@ def unwrap(series: Series, power_j: tuple[IntArray, FloatArray] | None) -> Unwra
     """
     t_ns, raw = _strictly_later(series)
     step = np.diff(raw)
-    dt_s = np.diff(t_ns) / NS_PER_S
+    most_j = _plausible_j(series, t_ns)
     wrapped = np.zeros(len(step), dtype=np.bool_)
     if series.channel.modulus is not None:
         lifted = step + series.channel.modulus
-        wrapped = (step < 0) & (lifted * series.channel.scale <= PLAUSIBLE_W * np.maximum(dt_s, 1e-3))
+        wrapped = (step < 0) & (lifted * series.channel.scale <= most_j)
         step = np.where(wrapped, lifted, step)
-    reset = step < 0
     step_j = step * series.channel.scale
+    reset = (step < 0) | (step_j > most_j)
     events = [
         _event(series, int(t), "COUNTER_WRAP", "info", "the counter wrapped and was unwrapped")
         for t in t_ns[1:][wrapped]
     ]
     bridge_j = _bridge(t_ns, step_j, reset, power_j)
     events += [
-        _reset_event(series, int(t_ns[i + 1]), float(bridge_j[i]), has_power=power_j is not None)
+        _reset_event(series, int(t_ns[i + 1]), float(bridge_j[i]), float(step_j[i]), has_power=power_j is not None)
         for i in np.flatnonzero(reset)
     ]
     step_j = np.where(reset, bridge_j, step_j)
@@ -76,7 +84,38 @@ def unwrap(series: Series, power_j: tuple[IntArray, FloatArray] | None) -> Unwra
     t_out, e_out, u_j, coarse = _publications(t_ns, energy_j, step_j)
     bridged_j = float(bridge_j[reset].sum() + frozen.sum())
     wrap_ns = tuple(int(t) for t in t_ns[1:][wrapped])
-    return Unwrapped(t_out, e_out, t_ns, energy_j, wrap_ns, coarse, bridged_j, u_j, (*events, *frozen_events))
+    silent, silent_events = _unsure(series, t_ns, step_j)
+    events += [*frozen_events, *silent_events]
+    return Unwrapped(t_out, e_out, t_ns, energy_j, wrap_ns, coarse, bridged_j, u_j, tuple(events), silent)
+
+
+def _plausible_j(series: Series, t_ns: IntArray) -> FloatArray:
+    """Return what the domain can have used at most in each interval."""
+    most_w = PLAUSIBLE_W.get(series.channel.domain.kind, PLAUSIBLE_ELSE_W)
+    return np.asarray(most_w * (np.diff(t_ns) / NS_PER_S + PUBLICATION_S), dtype=np.float64)
+
+
+def _unsure(series: Series, t_ns: IntArray, step_j: FloatArray) -> tuple[tuple[tuple[int, int], ...], list[Event]]:
+    """Find intervals without a reading in which the counter may have gone round more than once."""
+    if series.channel.modulus is None:
+        return (), []
+    dt_s = np.diff(t_ns) / NS_PER_S
+    short = dt_s <= 10 * np.median(dt_s)
+    mean_w = float(step_j[short].sum() / dt_s[short].sum())
+    long = ~short & (WRAP_POWER_REL * mean_w * dt_s > series.channel.modulus * series.channel.scale)
+    spans = tuple((int(t_ns[i]), int(t_ns[i + 1])) for i in np.flatnonzero(long))
+    events = [
+        _event(
+            series,
+            hi,
+            "COUNTER_UNSURE",
+            "warning",
+            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, in which the counter may have gone round more than once: "
+            "the energy of that time is not known, and counted too low if it did",
+        )
+        for lo, hi in spans
+    ]
+    return spans, events
 
 
 def _strictly_later(series: Series) -> tuple[IntArray, FloatArray]:
@@ -172,7 +211,8 @@ def _event(series: Series, t_ns: int, code: str, severity: str, message: str) ->
     return Event(t_ns, "info" if severity == "info" else "warning", code, str(series.channel.domain), message)
 
 
-def _reset_event(series: Series, t_ns: int, bridge_j: float, *, has_power: bool) -> Event:
+def _reset_event(series: Series, t_ns: int, bridge_j: float, step_j: float, *, has_power: bool) -> Event:
     how = "the integrated power" if has_power else "the mean power around it"
-    message = f"the counter went backwards; {bridge_j:.3g} J of that interval are taken from {how}"
-    return _event(series, t_ns, "COUNTER_RESET", "warning", message)
+    code, what = ("COUNTER_RESET", "went backwards") if step_j < 0 else ("COUNTER_JUMP", f"jumped by {step_j:.3g} J")
+    message = f"the counter {what}; {bridge_j:.3g} J of that interval are taken from {how}"
+    return _event(series, t_ns, code, "warning", message)

@@ -53,7 +53,7 @@ def metered(meter: Meter, recording: Recording) -> Metered | Unavailable:
     method: Method = "load_model" if meter.provenance == "modelled" else "power_integral"
     # Two ends, each off by at most half a reading interval at the mean power.
     u_j = float(np.median(np.diff(energy_j))) / np.sqrt(6.0)
-    curve = EnergyCurve(meter.domain, t_ns, energy_j, method, meter.provenance, u_j)
+    curve = EnergyCurve(meter.domain, t_ns, energy_j, method, meter.provenance, u_j, silent=silent)
     return Metered(meter, curve, tuple(events), silent=silent)
 
 
@@ -78,14 +78,14 @@ def _from_counter(meter: Meter, counter: Series, power: Series | None, integral:
     cross_j = float(np.diff(np.interp(found.t_ns[[0, -1]], *power_j))[0]) if power_j is not None else None
     method: Method = "power_integral" if leaning and power_j is not None else "counter"
     curve = EnergyCurve(
-        meter.domain, found.t_ns, found.energy_j, method, meter.provenance, found.u_j, cross_check_j=cross_j
+        meter.domain, found.t_ns, found.energy_j, method, meter.provenance, found.u_j, cross_j, found.silent
     )
     events = [*found.events, *_cross_check(meter, curve)]
     # A slow counter's last reading is old; cutting a run there would cost it up to one publication.
     polls = None if found.coarse else (found.poll_ns, found.poll_j)
     if power is not None:
         events += _frozen_power(meter, power, curve)
-    return Metered(meter, curve, tuple(events), polls=polls, wrap_ns=found.wrap_ns)
+    return Metered(meter, curve, tuple(events), polls=polls, wrap_ns=found.wrap_ns, silent=found.silent)
 
 
 def _cross_check(meter: Meter, curve: EnergyCurve) -> list[Event]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from math import fsum, sqrt
+from math import fsum, isnan, sqrt
 
 from torchwatt.audit.devices import device_rows, salted
 from torchwatt.audit.lexical import utc
@@ -130,7 +130,7 @@ def _samples(report: Report) -> Iterator[Row]:
 
 
 def _curve(report: Report, curve: EnergyCurve) -> Iterator[Row]:
-    power_w = [None, *curve.power_w().tolist()]
+    power_w = [None, *(None if isnan(power) else power for power in curve.power_w().tolist())]
     energy_j = (curve.energy_j - curve.energy_j[0]).tolist()
     for t_ns, power, energy in zip(curve.t_ns.tolist(), power_w, energy_j, strict=True):
         yield {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from torchwatt.core.errors import TorchwattError
 from torchwatt.core.version import __version__
 
 USAGE_ERROR = 2
+FLAGS = frozenset({"-m", "-q", "--quiet", "-h", "--help"})  # options of `run` that take no value
 
 
 def build() -> argparse.ArgumentParser:
@@ -22,7 +24,7 @@ def build() -> argparse.ArgumentParser:
     run_.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in `python -m`")
     run_.add_argument("-q", "--quiet", action="store_true", help="print no report")
     run_.add_argument("script", metavar="SCRIPT", help="the script to run")
-    run_.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS", help="its arguments")
+    run_.add_argument("args", nargs="*", metavar="ARGS", help="its arguments, passed on as they are")
     commands.add_parser("doctor", help="what can be metered here, what cannot, and how to fix it")
     show = commands.add_parser("show", help="print the report of a bundle of CSV files")
     show.add_argument("directory", metavar="DIR")
@@ -42,13 +44,34 @@ def _measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", choices=["on", "off"], default="on", help="off: meter only")
 
 
+def _cut(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Split `run [OPTIONS] SCRIPT ARGS` after SCRIPT: what follows is the script's, `--` and all."""
+    if argv[:1] != ["run"]:
+        return argv, []
+    at = 1
+    while at < len(argv) and argv[at].startswith("-") and argv[at] not in {"-", "--"}:
+        at += 1 if argv[at] in FLAGS or "=" in argv[at] else 2
+    at += argv[at : at + 1] == ["--"]
+    return argv[: at + 1], argv[at + 1 :]
+
+
 def run(argv: Sequence[str]) -> int:
     """Parse and execute; errors of ours become one line on stderr and exit code 2."""
     from torchwatt.cli import commands
+    from torchwatt.cli.script import Refused
 
-    asked = build().parse_args(list(argv))
+    parser = build()
+    ours, scripts = _cut(list(argv))
+    asked = parser.parse_args(ours)
+    if asked.command == "run":
+        asked.args = scripts
     try:
         return commands.COMMANDS[asked.command](asked)
-    except TorchwattError as error:
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (TorchwattError, Refused) as error:
+        if asked.command == "run" and not isinstance(error, Refused):
+            raise  # the script's own
         print(f"torchwatt: {error}", file=sys.stderr)
         return USAGE_ERROR

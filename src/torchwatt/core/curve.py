@@ -28,6 +28,7 @@ class EnergyCurve:
     provenance: Provenance
     u_j: float = 0.0
     cross_check_j: float | None = None  # the other route: integrated power beside a counter
+    silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) without a reading: flat, and not known to be
 
     def __post_init__(self) -> None:
         if len(self.t_ns) < 2 or len(self.t_ns) != len(self.energy_j):
@@ -59,6 +60,12 @@ class EnergyCurve:
         lo, hi = self.at(np.array([start_ns, end_ns]))
         return float(hi - lo)
 
+    def knows(self, start_ns: int, end_ns: int) -> bool:
+        """Return whether a window was metered throughout; half a reading interval at the run's own ends is forgiven."""
+        edge_ns = 0 if len(self.t_ns) < 3 else int(np.median(np.diff(self.t_ns)))
+        inside = self.start_ns <= start_ns + edge_ns and end_ns - edge_ns <= self.end_ns
+        return inside and not any(lo < end_ns and hi > start_ns for lo, hi in self.silent)
+
     def clip(self, start_ns: int, end_ns: int) -> EnergyCurve | None:
         """Return the part inside a window, cut exactly at its ends; None where nothing is known."""
         lo, hi = max(start_ns, self.start_ns), min(end_ns, self.end_ns)
@@ -75,8 +82,12 @@ class EnergyCurve:
             self.provenance,
             self.u_j,
             self.cross_check_j,
+            tuple((max(a, lo), min(b, hi)) for a, b in self.silent if a < hi and b > lo),
         )
 
     def power_w(self) -> FloatArray:
-        """Return the mean power between neighbouring points."""
-        return np.asarray(np.diff(self.energy_j) / (np.diff(self.t_ns) / NS_PER_S), dtype=np.float64)
+        """Return the mean power between neighbouring points; NaN where no reading says what it was."""
+        power_w = np.diff(self.energy_j) / (np.diff(self.t_ns) / NS_PER_S)
+        for lo, hi in self.silent:
+            power_w[(self.t_ns[:-1] < hi) & (self.t_ns[1:] > lo)] = np.nan
+        return np.asarray(power_w, dtype=np.float64)

@@ -9,6 +9,10 @@ from math import fsum, isclose
 from torchwatt.core.errors import LedgerError
 from torchwatt.core.terms import Domain, Method, Phase, Provenance
 
+# A meter that was away for longer leaves a hole in the run.
+FULL_COVERAGE = 0.995
+EDGE_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -60,6 +64,11 @@ class Ledger:
     def coverage(self) -> float:
         """Return the part of the run for which the meter was known."""
         return min(self.known_s / self.window_s, 1.0) if self.window_s > 0 else 1.0
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether the meter was there all the time, the first and last sampling period of the run aside."""
+        return self.coverage >= FULL_COVERAGE or self.window_s - self.known_s <= EDGE_S
 
 
 def total_self_j(entries: Iterable[Entry]) -> float:

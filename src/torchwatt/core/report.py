@@ -80,7 +80,7 @@ class Report:
         """Return the total's 90 % interval: reading errors in quadrature, and the bands of all meters together.
 
         A meter's band is common to all its joules and meters of one kind err alike, so bands are added, not combined
-        in quadrature. None where a meter states neither band nor reading error.
+        in quadrature. None where a meter states no band, or was away for a part of the run.
         """
         if not self.ledgers or self.energy_j is None:
             return None
@@ -89,10 +89,10 @@ class Report:
         for ledger in self.ledgers:
             meter = self.meter(str(ledger.domain))
             band = meter.accuracy_rel if meter is not None else None
-            if band is None and ledger.energy_u_j is None:
+            if band is None or not ledger.is_whole:
                 return None
-            low += ledger.energy_j * band[0] if band is not None else 0.0
-            high += ledger.energy_j * band[1] if band is not None else 0.0
+            low += ledger.energy_j * band[0]
+            high += ledger.energy_j * band[1]
         return max(self.energy_j + low - reading, 0.0), self.energy_j + high + reading
 
     @property

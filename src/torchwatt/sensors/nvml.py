@@ -115,7 +115,7 @@ class _Probe:
     def _visible(self) -> tuple[Pick, ...]:
         nvml, value = self._nvml, self._environ.get("CUDA_VISIBLE_DEVICES")
         handles = {i: self._handle(i) for i in range(nvml.nvmlDeviceGetCount())}
-        uuids = [nvml.nvmlDeviceGetUUID(h) if h else f"(lost {i})" for i, h in handles.items()]
+        uuids = [self._uuid(i, handle) for i, handle in handles.items()]
         migs = self._migs(handles) if value and "MIG-" in value else {}
         selection = select(value, uuids, migs)
         if selection.stopped:
@@ -134,15 +134,24 @@ class _Probe:
         except self._nvml.NVMLError:
             return None
 
+    def _uuid(self, index: int, handle: Any) -> str:
+        with contextlib.suppress(self._nvml.NVMLError):
+            if handle is not None:
+                return str(self._nvml.nvmlDeviceGetUUID(handle))
+        return f"(lost {index})"
+
     def _migs(self, handles: Mapping[int, Any]) -> dict[str, int]:
         found, nvml = {}, self._nvml
         for index, handle in ((i, h) for i, h in handles.items() if h is not None):
-            try:
-                for i in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            for i in range(self._most_migs(handle)):
+                with contextlib.suppress(nvml.NVMLError):  # an empty place: slices come and go
                     found[nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))] = index
-            except nvml.NVMLError:  # slices are numbered without holes; the first missing one ends them
-                continue
         return found
+
+    def _most_migs(self, handle: Any) -> int:
+        with contextlib.suppress(self._nvml.NVMLError):
+            return int(self._nvml.nvmlDeviceGetMaxMigDeviceCount(handle))
+        return 0
 
     def _device(self, ordinal: int, pick: Pick) -> _Found | None:
         domain = Domain("gpu", ordinal)

@@ -91,7 +91,7 @@ def scan(root: Path) -> list[Zone]:
             match = _ZONE.fullmatch(path.name)
             real = path.resolve()
             if match and real not in found and (path / "name").is_file():
-                name = (path / "name").read_text(encoding="utf-8").strip()
+                name = (path / "name").read_text(encoding="utf-8", errors="replace").strip()
                 found[real] = Zone(real, name, match[1], int(match[2]), int(match[3]) if match[3] else None)
                 todo.append(real)
             elif folder == root and path.name in {"intel-rapl", "intel-rapl-mmio"}:
@@ -107,7 +107,7 @@ def packages(zones: Sequence[Zone], sleep: Callable[[float], None] = time.sleep)
     twice, 20 ms apart, are one.
     """
     kept: list[Zone] = []
-    for zone in (z for z in zones if z.package is not None and z.sub is None):
+    for zone in (z for z in zones if z.package is not None and z.sub is None and z.file.exists()):
         rivals = [z for z in kept if z.package == zone.package]
         if any(z.driver != zone.driver for z in rivals):
             continue
@@ -164,8 +164,11 @@ def discover_rapl(root: str | os.PathLike[str] | None = None, model: str = "CPU 
 
 
 def _drams(zones: Sequence[Zone], package: Zone) -> list[Zone]:
-    same = (z for z in zones if (z.driver, z.number) == (package.driver, package.number))
-    return [z for z in same if z.sub is not None and z.name == "dram"][:1]
+    """Return the package's DRAM: below its own zone, else below its twin's of the other driver."""
+    twins = [z for z in zones if z.sub is None and z.package == package.package and z.path != package.path]
+    homes = [(z.driver, z.number) for z in (package, *twins)]
+    drams = [z for z in zones if z.sub is not None and z.name == "dram" and (z.driver, z.number) in homes]
+    return sorted(drams, key=lambda z: homes.index((z.driver, z.number)))[:1]
 
 
 def _readable(chosen: Sequence[tuple[Domain, Zone]], model: str) -> Discovery:

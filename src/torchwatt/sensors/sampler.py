@@ -90,6 +90,14 @@ def _abandon(running: _Running) -> None:
             running.halt(timeout_s=0)
 
 
+def _watch(sampler: weakref.ref[Sampler], child: Child) -> None:
+    """Have a sampler process that dies replaced at once: a counter must not wrap unseen."""
+    child.wait()
+    owner = sampler()
+    if owner is not None:
+        owner.take_over(child)
+
+
 class Sampler:
     """The `Feed` of real meters.
 
@@ -163,6 +171,11 @@ class Sampler:
             running.child = Child(running.config, fd)
         except SensorError as error:
             self._event("warning", error.code, "run", f"sampling in threads of this process: {error}")
+            return
+        watch = threading.Thread(
+            target=_watch, args=(weakref.ref(self), running.child), name="torchwatt-watch", daemon=True
+        )
+        watch.start()
 
     def _ready(self, running: _Running) -> bool:
         """Wait for a first look at every source, or at some while others are slow."""
@@ -200,6 +213,14 @@ class Sampler:
             for subject, code, message in look_at_all(running.edges):
                 self._event("warning", code, subject, message)
             self._check(running)
+
+    def take_over(self, child: Child) -> None:
+        """Go on without a sampler process that has ended, if it is still the one in use."""
+        if self._forked():
+            return
+        with self._lock:
+            if self._running is not None and self._running.child is child:
+                self._check(self._running)
 
     def _check(self, running: _Running) -> None:
         """Take over if the sampler process was killed; its readings are still there."""

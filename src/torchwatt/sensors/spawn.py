@@ -54,6 +54,10 @@ class Child:
         """Return whether it still runs."""
         return self._popen.poll() is None
 
+    def wait(self) -> None:
+        """Return when it has ended."""
+        self._popen.wait()
+
     def why(self) -> str:
         """Return the end of what it wrote to stderr."""
         size = os.fstat(self._stderr).st_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -13,6 +14,7 @@ class Closeable(Protocol):
     """What this list needs to know of a session."""
 
     thread: int
+    task: int | None
     pid: int
 
     def close(self, reason: str) -> None: ...  # noqa: D102
@@ -40,18 +42,30 @@ def leave(session: Closeable) -> None:
             atexit.unregister(_close_all)
 
 
-def enclosing(thread: int) -> Closeable | None:
-    """Return the innermost session that this thread is in."""
-    with _lock:
-        _drop_inherited()
-        return next((s for s in reversed(_active) if s.thread == thread), None)
+def current_task() -> int | None:
+    """Return the identity of the asyncio task that runs, None outside of one."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        task = None if asyncio is None else asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return None
+    return None if task is None else id(task)
 
 
-def others(thread: int) -> tuple[Closeable, ...]:
-    """Return the sessions of other threads that run now."""
+def enclosing(thread: int, task: int | None) -> Closeable | None:
+    """Return the innermost session that this thread is in; tasks that take turns in a thread do not nest."""
     with _lock:
         _drop_inherited()
-        return tuple(s for s in _active if s.thread != thread)
+        return next((s for s in reversed(_active) if s.thread == thread and s.task in {None, task}), None)
+
+
+def others(session: Closeable, outer: Closeable | None) -> tuple[Closeable, ...]:
+    """Return the sessions that run beside one: of other threads, or of other tasks of the same."""
+    with _lock:
+        _drop_inherited()
+        if outer is not None:  # it shares the outer one's meters and stands in its report
+            return tuple(s for s in _active if s.thread != session.thread)
+        return tuple(s for s in _active if s is not session)
 
 
 def _drop_inherited() -> None:

@@ -28,6 +28,7 @@ def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8", newline="\n") as file:
             file.write(to_html_page(report))
     except FileExistsError as error:

@@ -69,11 +69,14 @@ def _number(name: str, value: Any, *, low: float, high: float) -> float:
 
 
 def _target(name: str, value: str | os.PathLike[str] | None) -> Path | None:
-    """Refuse before the run what could not be written after it."""
+    """Refuse before the run what could not be written after it; absolute, as the run may change its folder."""
     if value is None:
         return None
-    path = Path(value)
-    full = path.is_dir() and any(path.iterdir()) if name == "csv" else path.exists()
-    if full:
+    path = Path(value).absolute()
+    empty_folder = name == "csv" and path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty_folder:
         raise ConfigError(f"{name}={str(path)!r} exists already; an audit file is made once: name another, or move it")
+    above = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(f"{name}={str(path)!r} could not be written: {above} is no folder that you may write to")
     return path

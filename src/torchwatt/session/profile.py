@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.report import Status
@@ -88,7 +89,31 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
             self._session.stop(*outcome_of(error))
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Profile every call of a function; the latest result is the function's `run`."""
+        """Profile every call of a function; the latest result is the function's `run`.
+
+        Of a coroutine or a generator, everything from its first step to its end.
+        """
+        if inspect.isasyncgenfunction(function):
+            raise ConfigError("profile() cannot decorate an async generator: use `with profile()` where it is consumed")
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def profiled_async(*args: Any, **kwargs: Any) -> Any:
+                with profile(self._model, **self._given) as run:
+                    profiled_async.run = run  # type: ignore[attr-defined]
+                    return await function(*args, **kwargs)
+
+            return cast("Callable[P, R]", profiled_async)
+
+        if inspect.isgeneratorfunction(function):
+
+            @functools.wraps(function)
+            def profiled_generator(*args: Any, **kwargs: Any) -> Any:
+                with profile(self._model, **self._given) as run:
+                    profiled_generator.run = run  # type: ignore[attr-defined]
+                    return (yield from function(*args, **kwargs))
+
+            return cast("Callable[P, R]", profiled_generator)
 
         @functools.wraps(function)
         def profiled(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -89,9 +89,11 @@ class Run:
         Raises:
             ConfigError: The count is negative or not finite.
         """
-        if isinstance(n, bool) or not isfinite(n) or n < 0:
+        if not isinstance(unit, str) or not unit:
+            raise ConfigError(f"count({unit!r}, {n!r}): name the unit, such as 'image'")
+        if isinstance(n, bool) or not isinstance(n, int | float) or not isfinite(n) or n < 0:
             raise ConfigError(f"count({unit!r}, {n!r}): give a number that is not negative")
-        self._session.units[unit] = self._session.units.get(unit, 0.0) + float(n)
+        self._session.count(unit, float(n))
 
     def energy_per(self, unit: str) -> float | None:
         """Return joules per counted unit, or per step for `"step"`; None where the energy is unknown.

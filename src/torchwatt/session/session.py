@@ -9,12 +9,13 @@ import time
 import warnings
 from typing import Any, cast
 
-from torchwatt.core.meter import Event
+from torchwatt.core.meter import Event, Recording
 from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Feed, Sampler, discover
 from torchwatt.session import active
+from torchwatt.session.late import Late
 from torchwatt.session.options import Options
 from torchwatt.session.settle import Bounds, Outcome, settle, window_of
 from torchwatt.session.software import new_run_id
@@ -35,6 +36,8 @@ class Session:
         self.pid = os.getpid()
         self.report: Report | None = None
         self.units: dict[str, float] = {}
+        self.task = active.current_task()
+        self._counting = threading.Lock()
         self.windows: list[Window] = []
         self._events: list[Event] = []
         self._outer: Session | None = None
@@ -49,8 +52,8 @@ class Session:
 
     def start(self) -> None:
         """Begin to meter and to trace; what was begun is undone if anything of it fails."""
-        self.thread = threading.get_ident()
-        self._outer = cast("Session | None", active.enclosing(self.thread))
+        self.thread, self.task = threading.get_ident(), active.current_task()
+        self._outer = cast("Session | None", active.enclosing(self.thread, self.task))
         feed = self._outer.feed if self._outer is not None else self._own_feed()
         try:
             if self._outer is None:
@@ -58,15 +61,17 @@ class Session:
                 self._rest(feed)
             if self._tracer is not None:
                 self._tracer.start()
-        except BaseException:
+            self._feed = feed
+            active.enter(self)
+            self._note_concurrent()  # after entering: of two that start together, the second sees the first
+            # The run begins before its first reading and ends after its last, so that both lie inside.
+            self._start_ns, self._start_unix_ns = time.monotonic_ns(), time.time_ns()
+            feed.mark()
+        except BaseException:  # also an interrupt, until the very end
+            self._feed = None
+            active.leave(self)
             self._undo(feed)
             raise
-        self._feed = feed
-        active.enter(self)
-        self._note_concurrent()  # after entering: of two that start together, the second sees the first
-        # The run begins before its first reading and ends after its last, so that both lie inside.
-        self._start_ns, self._start_unix_ns = time.monotonic_ns(), time.time_ns()
-        feed.mark()
 
     @property
     def feed(self) -> Feed:
@@ -74,6 +79,11 @@ class Session:
         if self._feed is None:
             raise RuntimeError("the session has not begun")
         return self._feed
+
+    def count(self, unit: str, n: float) -> None:
+        """Add to the units of work done; from any thread."""
+        with self._counting:
+            self.units[unit] = self.units.get(unit, 0.0) + n
 
     def step(self) -> None:
         """Mark the end of a step."""
@@ -90,52 +100,76 @@ class Session:
         """End the session, keep its report, and write the files that were asked for.
 
         Never raises for a fault of ours: a training of hours must not die in its profiler. Whatever fails ends
-        in a warning, and what was measured is kept.
+        in a warning, and what was measured is kept. An interrupt that comes meanwhile is raised after that.
         """
         if not self.running:
             return
-        feed = self.feed
-        trace = EMPTY_TRACE
+        late = Late()
+        end_ns = late.run(self._last_look)
+        trace = late.run(self._end_trace)
+        active.leave(self)
+        recording = late.run(self._end_feed)
+        self.report = late.run(lambda: self._best_report(end_ns, recording, trace, status, reason))
+        if self._outer is not None:
+            self._outer.windows.append(window_of(self.report))
+        late.run(lambda: self._write_files(self.report))
+        late.raise_it()
+
+    def _last_look(self) -> int:
         try:
-            feed.mark()
-            end_ns = time.monotonic_ns()
-            if self._tracer is not None:
-                trace = self._tracer.stop()
+            self.feed.mark()
         except Exception as error:
-            end_ns = time.monotonic_ns()
+            self._fault("EDGE_LOST", "the last reading was lost", error)
+        return time.monotonic_ns()
+
+    def _end_trace(self) -> Trace:
+        if self._tracer is None:
+            return EMPTY_TRACE
+        try:
+            return self._tracer.stop()
+        except Exception as error:
             self._fault("TRACE_LOST", "the trace was lost", error)
-        finally:
-            active.leave(self)
             with contextlib.suppress(Exception):
-                if self._tracer is not None:
-                    self._tracer.stop()  # wrappers always come off
-        self._finish(end_ns, trace, status, reason)
+                self._tracer.stop()  # wrappers always come off
+            return EMPTY_TRACE
+
+    def _end_feed(self) -> Recording:
+        """Return all readings; a nested session leaves the meters running."""
+        try:
+            # Sampling goes on until slow counters have published.
+            return self.feed.stop() if self._outer is None else self.feed.snapshot()
+        except Exception as error:
+            self._fault("READINGS_LOST", "the readings were lost", error)
+            return Recording(self.feed.meters, (), self.feed.unavailable)
 
     def close(self, reason: str) -> None:
         """End a session that nobody else ended."""
         self._events.append(Event(time.monotonic_ns(), "warning", "LEFT_OPEN", "run", reason))
         self.stop("partial", reason)
 
-    def _finish(self, end_ns: int, trace: Trace, status: Status, reason: str) -> None:
-        # A nested session leaves the meters running; sampling goes on until slow counters have published.
-        recording = self.feed.stop() if self._outer is None else self.feed.snapshot()
+    def _best_report(self, end_ns: int, recording: Recording, trace: Trace, status: Status, reason: str) -> Report:
+        """Settle everything; failing that the meters alone; failing that say that nothing could be settled."""
         try:
-            self.report = self._settle(end_ns, recording, trace, status, reason)
+            return self._settle(end_ns, recording, trace, status, reason)
         except Exception as error:
             self._fault("ATTRIBUTION_LOST", "the layers were lost", error)
-            self.report = self._settle(end_ns, recording, EMPTY_TRACE, "partial", reason)
-        if self._outer is not None:
-            self._outer.windows.append(window_of(self.report))
-        self._write_files(self.report)
+        try:
+            return self._settle(end_ns, recording, EMPTY_TRACE, "partial", reason)
+        except Exception as error:
+            self._fault("SETTLING_LOST", "the joules were lost", error)
+        nothing = Recording((), (), recording.unavailable, recording.events)
+        return self._settle(end_ns, nothing, EMPTY_TRACE, "partial", reason)
 
-    def _settle(self, end_ns: int, recording: Any, trace: Trace, status: Status, reason: str) -> Report:
+    def _settle(self, end_ns: int, recording: Recording, trace: Trace, status: Status, reason: str) -> Report:
         bounds = Bounds(self._start_ns, end_ns, self._start_unix_ns)
         outcome = Outcome(status, reason, dict(self.units), tuple(self.windows), tuple(self._events))
         return settle(self.run_id, self.asked, bounds, recording, trace, outcome)
 
-    def _write_files(self, report: Report) -> None:
+    def _write_files(self, report: Report | None) -> None:
         from torchwatt.session.files import write_csv, write_html
 
+        if report is None:
+            return
         for target, write in ((self.asked.csv, write_csv), (self.asked.html, write_html)):
             if target is None:
                 continue
@@ -164,7 +198,7 @@ class Session:
 
     def _note_concurrent(self) -> None:
         now = time.monotonic_ns()
-        for other in active.others(self.thread):
+        for other in active.others(self, self._outer):
             message = "another session ran at the same time; both metered the same devices: do not add them up"
             event = Event(now, "warning", "CONCURRENT_SESSION", "run", message)
             self._events.append(event)

@@ -10,16 +10,12 @@ from torchwatt.attribution.attribute import Attribution, attribute
 from torchwatt.carbon import HOW_TO_GET_GRAMS, impacts
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.factor import Impact
-from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Recording, Unavailable
 from torchwatt.core.report import Report, Status, Step, Window
 from torchwatt.core.terms import Provenance, weakest
 from torchwatt.core.trace import Trace
 from torchwatt.session.options import Options
 from torchwatt.session.software import software
-
-# A meter that was away for longer makes the run partial.
-FULL_COVERAGE = 0.995
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +79,14 @@ def _impacts(report: Report, asked: Options) -> tuple[Impact, ...]:
 
 
 def _status(status: Status, found: Attribution) -> Status:
-    away = any(ledger.coverage < FULL_COVERAGE and _long_enough(ledger) for ledger in found.ledgers)
+    away = not all(ledger.is_whole for ledger in found.ledgers)
     return "partial" if status == "complete" and away else status
 
 
-def _long_enough(ledger: Ledger) -> bool:
-    """Ignore the first and last sampling period of a short run: they are said as coverage, not as a loss."""
-    return ledger.window_s - ledger.known_s > 0.5
-
-
 def _steps(spans: Sequence[tuple[int, int]], curves: Sequence[EnergyCurve]) -> Iterable[Step]:
+    """Give each step the joules of the meters that were there for all of it; no part of a step passes for the whole."""
     for index, (start_ns, end_ns) in enumerate(spans):
-        known = {
-            str(curve.domain): curve.between(start_ns, end_ns)
-            for curve in curves
-            if curve.start_ns < end_ns and curve.end_ns > start_ns
-        }
+        known = {str(c.domain): c.between(start_ns, end_ns) for c in curves if c.knows(start_ns, end_ns)}
         yield Step(index, start_ns, end_ns, known)
 
 

@@ -11,7 +11,7 @@ from math import ceil, floor, log10
 import numpy as np
 
 from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.meter import FloatArray
+from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.report import Report
 from torchwatt.views.numbers import format_power
 
@@ -35,7 +35,8 @@ def power_line(report: Report, curve: EnergyCurve, max_points: int = MAX_POINTS)
     """Return a domain's power with at most `max_points` points.
 
     A curve knows the mean power of each interval, so it is drawn as steps where there is room for them, and
-    otherwise by the middles of its intervals, of which the least and the most of each stretch stay.
+    otherwise by the middles of its intervals, of which the least and the most of each stretch stay. Where nothing
+    was read the power is NaN: a gap in the line.
     """
     power_w, t_s = curve.power_w(), (curve.t_ns - report.start_ns) / 1e9
     if 2 * len(power_w) <= max_points:
@@ -50,7 +51,9 @@ def extremes(values: FloatArray, max_points: int) -> list[int]:
         return list(range(len(values)))
     keep: set[int] = set()
     for part in np.array_split(np.arange(len(values)), max(max_points // 2, 1)):
-        keep |= {int(part[np.argmin(values[part])]), int(part[np.argmax(values[part])])}
+        known = part[~np.isnan(values[part])]
+        keep |= {int(known[np.argmin(values[known])]), int(known[np.argmax(values[known])])} if len(known) else set()
+        keep |= set(part[np.isnan(values[part])][:1].tolist())
     return sorted(keep)
 
 
@@ -66,14 +69,15 @@ def ticks(top: float, count: int = 5) -> list[float]:
 def to_image(report: Report) -> str:
     """Return the curves as a `data:` address of an SVG picture; empty where nothing was metered."""
     lines = [power_line(report, curve) for curve in report.curves]
-    lines = sorted((line for line in lines if len(line.t_s)), key=lambda line: -float(line.power_w.mean()))
+    lines = [line for line in lines if len(line.t_s)]
+    lines.sort(key=lambda line: -float(np.nan_to_num(line.power_w).mean()))
     if not lines or report.duration_s <= 0:
         return ""
     return "data:image/svg+xml;base64," + b64encode(_svg(lines, report.duration_s).encode()).decode()
 
 
 def _svg(lines: Sequence[Line], duration_s: float) -> str:
-    y_ticks = ticks(max(float(line.power_w.max()) for line in lines))
+    y_ticks = ticks(max(float(np.nan_to_num(line.power_w).max()) for line in lines))
     unit, per = ("min", 60.0) if duration_s >= 600 else ("ms", 1e-3) if duration_s < 1 else ("s", 1.0)
     x_ticks = [t for t in ticks(duration_s / per, 8) if t <= duration_s / per * 1.001]
     scale = _Scale(duration_s, y_ticks[-1])
@@ -116,9 +120,14 @@ def _x_tick(scale: _Scale, value: float, per: float) -> str:
 
 
 def _polyline(scale: _Scale, line: Line, color: str) -> str:
-    points = " ".join(
-        f"{scale.x(t):.1f},{scale.y(p):.1f}" for t, p in zip(line.t_s.tolist(), line.power_w.tolist(), strict=True)
-    )
+    known = ~np.isnan(line.power_w)
+    stretches = np.split(np.arange(len(known)), np.flatnonzero(np.diff(known.astype(int))) + 1)
+    return "".join(_stretch(scale, line, part, color) for part in stretches if known[part[0]])
+
+
+def _stretch(scale: _Scale, line: Line, part: IntArray, color: str) -> str:
+    pairs = zip(line.t_s[part].tolist(), line.power_w[part].tolist(), strict=True)
+    points = " ".join(f"{scale.x(t):.1f},{scale.y(p):.1f}" for t, p in pairs)
     return f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.6" stroke-linejoin="round"/>'
 
 

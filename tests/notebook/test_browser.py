@@ -1,0 +1,161 @@
+"""The report in a real JupyterLab: as it runs, saved, opened again without a kernel, and in a notebook not trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PICTURES = REPOSITORY / "test-output"
+CHROMIUM = "/usr/bin/chromium"
+REQUIRE = "TORCHWATT_REQUIRE_BROWSER"
+REPORT = ".jp-OutputArea-output.jp-RenderedHTMLCommon:has(img[alt^='power over time'])"
+SCALE = {"n": 1e-9, "µ": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6}
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if not os.access(CHROMIUM, os.X_OK):
+        if os.environ.get(REQUIRE):
+            pytest.fail(f"{REQUIRE} is set, but there is no {CHROMIUM}: apt-get install chromium")
+        pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    from tests.notebook.lab import CHROMIUM_FLAGS
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("notebooks")
+
+
+@pytest.fixture(scope="module")
+def address(chromium, folder, tmp_path_factory):
+    from tests.notebook.lab import server
+
+    with server(folder, tmp_path_factory.mktemp("home")) as base:
+        yield base
+
+
+@pytest.fixture
+def lab(chromium, address):
+    from tests.notebook.lab import Lab
+
+    window = Lab(chromium, address, height=2400)
+    yield window
+    window.close()
+    assert window.asked
+    assert window.elsewhere() == []
+
+
+@pytest.fixture(scope="module")
+def ran(chromium, address, folder):
+    """Run the example, save it, and end its kernel; return what the page showed and what `run.energy_j` was."""
+    from tests.notebook.lab import Lab
+
+    notebook = nbformat.read(REPOSITORY / "examples" / "energy.ipynb", as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell("print(repr(run.energy_j))"))
+    nbformat.write(notebook, folder / "energy.ipynb")
+    window = Lab(chromium, address, height=2400)
+    window.open("energy.ipynb")
+    cells = window.run_all()
+    text = window.page.locator(REPORT).inner_text()
+    window.page.screenshot(path=_picture("lab-light"))
+    window.theme("JupyterLab Dark")
+    window.page.screenshot(path=_picture("lab-dark"))
+    window.theme("JupyterLab Light")
+    window.command("docmanager:save")
+    window.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    window.close()
+    return {"cells": cells, "text": text, "asked": window.asked, "elsewhere": window.elsewhere()}
+
+
+def _picture(name: str) -> Path:
+    PICTURES.mkdir(exist_ok=True)
+    return PICTURES / f"{name}.png"
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+def _bars(lab):
+    """Return how many bars of the report are drawn, by what the browser computed."""
+    script = "all => all.filter(e => getComputedStyle(e).backgroundImage.includes('linear-gradient')).length"
+    return lab.page.locator(f"{REPORT} div, {REPORT} span").evaluate_all(script)
+
+
+def test_run_all_shows_the_report_with_the_total_of_the_run(ran):
+    errors = [o for cell in ran["cells"] for o in cell["outputs"] if o["output_type"] == "error"]
+    assert errors == []
+    energy_j = float("".join(ran["cells"][-1]["outputs"][0]["text"]))
+    shown = re.search(r"([\d.]+) ([nµmkM]?)J", ran["text"])
+    decimals = len(shown[1].partition(".")[2])
+    assert f"{energy_j / SCALE[shown[2]]:.{decimals}f}" == shown[1]
+    for word in ("forward", "backward", "Conv2d", "FRA", "CO2e", "modelled"):
+        assert word in ran["text"]
+
+
+def test_nothing_is_asked_of_another_machine(ran):
+    assert len(ran["asked"]) > 10
+    assert ran["elsewhere"] == []
+
+
+def test_the_saved_report_is_there_without_a_kernel(ran, lab):
+    lab.open("energy.ipynb", kernel=False)
+    report = lab.page.locator(REPORT)
+    report.wait_for()
+    assert _words(report.inner_text()) == _words(ran["text"])
+    assert not lab.has_kernel()
+    assert any(cell["trusted"] for cell in lab.cells())
+
+
+def test_a_notebook_that_is_not_trusted_shows_every_number_bar_and_curve(ran, lab, folder):
+    lab.open("energy.ipynb", kernel=False)
+    lab.page.locator(REPORT).wait_for()
+    bars = _bars(lab)
+    # A notebook is trusted by its content: one changed character makes it somebody else's.
+    saved = json.loads((folder / "energy.ipynb").read_text(encoding="utf-8"))
+    saved["cells"][0]["source"] = ["# Sent by mail"]
+    (folder / "mailed.ipynb").write_text(json.dumps(saved), encoding="utf-8")
+    lab.open("mailed.ipynb", kernel=False)
+    report = lab.page.locator(REPORT).last
+    report.wait_for()
+    assert not any(cell["trusted"] for cell in lab.cells() if cell["outputs"])
+    assert _words(report.inner_text()) == _words(ran["text"])
+    assert bars > 10
+    assert _bars(lab) in {bars, 2 * bars}  # the first notebook may still be in the page
+    lab.page.screenshot(path=_picture("untrusted-light"))
+    lab.theme("JupyterLab Dark")
+    lab.page.screenshot(path=_picture("untrusted-dark"))
+    curve = report.locator("img")
+    assert curve.evaluate("image => image.complete && image.naturalWidth > 100")
+
+
+def test_the_page_that_is_written_to_a_file_opens_by_itself(ran, chromium, folder):
+    target = folder / "page.html"
+    shutil.rmtree(target, ignore_errors=True)
+    from torchwatt.views import to_html_page
+    from tests.support.reports import sample_report
+
+    target.write_text(to_html_page(sample_report()), encoding="utf-8")
+    for scheme in ("light", "dark"):
+        context = chromium.new_context(viewport={"width": 1100, "height": 900}, color_scheme=scheme, offline=True)
+        page = context.new_page()
+        page.goto(target.as_uri())
+        assert "7.40 kJ" in page.locator("body").inner_text()
+        page.screenshot(path=_picture(f"page-{scheme}"), full_page=True)
+        context.close()

@@ -90,7 +90,7 @@ class Lab:
         # A workspace of its own: no tabs of an earlier test come back.
         self.page.goto(f"{base}/lab/workspaces/{uuid4().hex}")
         self.page.wait_for_function("() => window.jupyterapp?.started")
-        self.page.evaluate("() => jupyterapp.restored")
+        self.page.evaluate("() => jupyterapp.restored.then(() => jupyterapp.shell.collapseLeft())")
 
     def close(self) -> None:
         """Close the window."""
@@ -103,11 +103,12 @@ class Lab:
         self.page.wait_for_selector(".jp-Notebook .jp-Cell")
         if kernel:
             self.page.wait_for_function(_READY)
-        self.command("application:toggle-left-area") if self._left_is_open() else None
 
     def command(self, name: str, /, **arguments: Any) -> None:
         """Execute a command of JupyterLab, as its menus do."""
-        self.page.evaluate("([name, args]) => jupyterapp.commands.execute(name, args).then(() => null)", [name, arguments])
+        self.page.evaluate(
+            "([name, args]) => jupyterapp.commands.execute(name, args).then(() => null)", [name, arguments]
+        )
 
     def run_all(self) -> list[dict[str, Any]]:
         """Run all cells and return them once the last one has its output. The status of a kernel is not asked."""
@@ -138,6 +139,3 @@ class Lab:
         """Return what was asked of other machines."""
         local = ("data", "blob", "about")
         return [u for u in self.asked if urlsplit(u).scheme not in local and urlsplit(u).hostname != "127.0.0.1"]
-
-    def _left_is_open(self) -> bool:
-        return bool(self.page.evaluate("() => !jupyterapp.shell.leftCollapsed"))

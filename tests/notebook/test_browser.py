@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from tests.support.reports import sample_report
+from torchwatt.views import to_html_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -51,14 +53,21 @@ def address(chromium, folder, tmp_path_factory):
 
 
 @pytest.fixture
-def lab(chromium, address):
+def open_notebook(chromium, address):
     from tests.notebook.lab import Lab
 
-    window = Lab(chromium, address, height=2400)
-    yield window
-    window.close()
-    assert window.asked
-    assert window.elsewhere() == []
+    windows = []
+
+    def open_(name):
+        windows.append(Lab(chromium, address, height=2400))
+        windows[-1].open(name, kernel=False)
+        windows[-1].page.locator(REPORT).wait_for()
+        return windows[-1]
+
+    yield open_
+    for window in windows:
+        window.close()
+        assert window.elsewhere() == []
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +97,16 @@ def _picture(name: str) -> Path:
     return PICTURES / f"{name}.png"
 
 
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-def _bars(lab):
-    """Return how many bars of the report are drawn, by what the browser computed."""
-    script = "all => all.filter(e => getComputedStyle(e).backgroundImage.includes('linear-gradient')).length"
-    return lab.page.locator(f"{REPORT} div, {REPORT} span").evaluate_all(script)
+def _drawn(lab):
+    """Return of each element of the report its name, its own text, and what the browser computed of its look."""
+    return lab.page.locator(REPORT).evaluate(
+        """report => [...report.querySelectorAll('*')].map(element => {
+            const look = getComputedStyle(element), place = element.getBoundingClientRect();
+            const own = [...element.childNodes].filter(n => n.nodeType === 3).map(n => n.data).join('|');
+            return [element.tagName, own, look.backgroundImage, look.backgroundColor, look.fontSize, look.fontWeight,
+                look.display, look.opacity, look.border, Math.round(place.width), Math.round(place.height)];
+        })"""
+    )
 
 
 def test_run_all_shows_the_report_with_the_total_of_the_run(ran):
@@ -114,42 +125,52 @@ def test_nothing_is_asked_of_another_machine(ran):
     assert ran["elsewhere"] == []
 
 
-def test_the_saved_report_is_there_without_a_kernel(ran, lab):
-    lab.open("energy.ipynb", kernel=False)
-    report = lab.page.locator(REPORT)
-    report.wait_for()
-    assert _words(report.inner_text()) == _words(ran["text"])
+def test_the_saved_report_is_there_without_a_kernel(ran, open_notebook):
+    lab = open_notebook("energy.ipynb")
+    assert lab.page.locator(REPORT).inner_text().split() == ran["text"].split()
     assert not lab.has_kernel()
-    assert any(cell["trusted"] for cell in lab.cells())
+    assert all(cell["trusted"] for cell in lab.cells() if cell["outputs"])
 
 
-def test_a_notebook_that_is_not_trusted_shows_every_number_bar_and_curve(ran, lab, folder):
-    lab.open("energy.ipynb", kernel=False)
-    lab.page.locator(REPORT).wait_for()
-    bars = _bars(lab)
-    # A notebook is trusted by its content: one changed character makes it somebody else's.
+def test_a_notebook_that_is_not_trusted_looks_the_same(ran, open_notebook, folder):
+    # A notebook is trusted by its content: one changed line makes it somebody else's.
     saved = json.loads((folder / "energy.ipynb").read_text(encoding="utf-8"))
     saved["cells"][0]["source"] = ["# Sent by mail"]
     (folder / "mailed.ipynb").write_text(json.dumps(saved), encoding="utf-8")
-    lab.open("mailed.ipynb", kernel=False)
-    report = lab.page.locator(REPORT).last
-    report.wait_for()
-    assert not any(cell["trusted"] for cell in lab.cells() if cell["outputs"])
-    assert _words(report.inner_text()) == _words(ran["text"])
-    assert bars > 10
-    assert _bars(lab) in {bars, 2 * bars}  # the first notebook may still be in the page
-    lab.page.screenshot(path=_picture("untrusted-light"))
-    lab.theme("JupyterLab Dark")
-    lab.page.screenshot(path=_picture("untrusted-dark"))
-    curve = report.locator("img")
+    own, mailed = open_notebook("energy.ipynb"), open_notebook("mailed.ipynb")
+    assert not any(cell["trusted"] for cell in mailed.cells() if cell["outputs"])
+    drawn = _drawn(mailed)
+    assert drawn == _drawn(own)
+    assert sum("linear-gradient" in look[2] for look in drawn) > 10
+    curve = mailed.page.locator(f"{REPORT} img")
     assert curve.evaluate("image => image.complete && image.naturalWidth > 100")
+    mailed.page.screenshot(path=_picture("untrusted-light"))
+    mailed.theme("JupyterLab Dark")
+    mailed.page.screenshot(path=_picture("untrusted-dark"))
 
 
-def test_the_page_that_is_written_to_a_file_opens_by_itself(ran, chromium, folder):
+def test_a_report_of_a_failed_cell_stands_above_its_error(chromium, address, folder):
+    from tests.notebook.lab import Lab
+
+    cells = ["%load_ext torchwatt\nimport time", "%%energy -o run\ntime.sleep(0.3)\n1 / 0", "print('ran')"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # without one, JupyterLab asks
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata={"kernelspec": kernel}
+    )
+    nbformat.write(notebook, folder / "fails.ipynb")
+    window = Lab(chromium, address)
+    window.open("fails.ipynb")
+    ran = window.run_all()
+    window.page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").wait_for()
+    window.page.screenshot(path=_picture("failed-cell"))
+    window.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    window.close()
+    assert [o["output_type"] for o in ran[1]["outputs"]] == ["display_data", "error"]
+    assert ran[2]["outputs"] == []
+
+
+def test_the_page_in_a_file_opens_without_a_network(chromium, folder):
     target = folder / "page.html"
-    shutil.rmtree(target, ignore_errors=True)
-    from torchwatt.views import to_html_page
-    from tests.support.reports import sample_report
 
     target.write_text(to_html_page(sample_report()), encoding="utf-8")
     for scheme in ("light", "dark"):

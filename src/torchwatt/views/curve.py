@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ class _Scale:
 def _y_tick(scale: _Scale, power_w: float) -> str:
     y = scale.y(power_w)
     rule = f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="{_GREY}" stroke-opacity="0.25"/>'
-    return rule + _text(_LEFT - 6, y + 4, "0 W" if power_w == 0 else format_power(power_w), "end")
+    return rule + _text(_LEFT - 6, y + 4, re.sub(r"\.0+ ", " ", format_power(power_w)), "end")
 
 
 def _x_tick(scale: _Scale, value: float, per: float) -> str:

@@ -116,7 +116,7 @@ def test_run_all_shows_the_report_with_the_total_of_the_run(ran):
     shown = re.search(r"([\d.]+) ([nµmkM]?)J", ran["text"])
     decimals = len(shown[1].partition(".")[2])
     assert f"{energy_j / SCALE[shown[2]]:.{decimals}f}" == shown[1]
-    for word in ("forward", "backward", "Conv2d", "FRA", "CO2e", "modelled"):
+    for word in ("forward", "backward", "Conv2d", "per image", "FRA", "CO2e", "modelled"):
         assert word in ran["text"]
 
 

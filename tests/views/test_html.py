@@ -3,12 +3,14 @@ from base64 import b64decode
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.reports import HOSTILE, bare_report, named_report, sample_report
 from tests.views import golden
+from torchwatt.core.curve import EnergyCurve
 from torchwatt.views import to_html_fragment, to_html_page
 
 # What JupyterLab's sanitiser keeps (packages/apputils/src/sanitizer.ts), as far as the fragment uses it.
@@ -103,7 +105,7 @@ def test_the_numbers_of_the_text_are_in_the_html():
     texts = " ".join(read(to_html_fragment(sample_report())).texts)
     for number in (
         "7.40 kJ",
-        "6.95 to 7.86 kJ with 90 %",
+        "6.95 to 7.86 kJ: 90 % interval",
         "138 mg CO2e",
         "308 W",
         "5.46 kJ",
@@ -136,11 +138,36 @@ def test_the_picture_is_svg_with_units_and_at_most_500_points_a_line():
     root = ET.fromstring(svg)  # noqa: S314 our own picture
     space = "{http://www.w3.org/2000/svg}"
     labels = [element.text for element in root.iter(f"{space}text")]
-    assert "300 W" in labels
+    assert [label for label in labels if label.endswith(" W")] == ["0 W", "100 W", "200 W", "300 W", "400 W"]
     assert "time since start (s)" in labels
     lines = list(root.iter(f"{space}polyline"))
     assert len(lines) == 3
     assert all(len(line.get("points").split()) <= 500 for line in lines)
+
+
+def test_the_power_axis_has_one_unit():
+    curve = EnergyCurve(
+        sample_report().curves[0].domain, np.array([0, 10**9]), np.array([0.0, 2.3]), "counter", "measured"
+    )
+    report = bare_report(curves=(curve,), unavailable=())
+    (source,) = read(to_html_fragment(report)).sources
+    svg = b64decode(source.partition(",")[2]).decode()
+    assert re.findall(r">([\d.]+ m?W)<", svg) == ["0 W", "0.5 W", "1 W", "1.5 W", "2 W", "2.5 W"]
+
+
+@pytest.mark.parametrize("report", [sample_report(), named_report("(unattributed)", "fc")])
+def test_the_columns_of_every_row_add_up_to_its_own_joules(report):
+    def joules(cell):
+        value, unit = cell.split()
+        return float(value) * {"J": 1, "kJ": 1000}[unit]
+
+    html = to_html_fragment(report)
+    rows = re.findall(r"<tr>(.*?)</tr>", html[: html.index("Module tree")])
+    cells = [re.findall(r">([\d.]+ k?J|—)</td>", row) for row in rows]
+    full = [row for row in cells if len(row) == 4]
+    assert len(full) >= 2
+    for *parts, whole in full:
+        assert sum(joules(part) for part in parts if part != "—") == pytest.approx(joules(whole), rel=0.01)
 
 
 def test_a_page_is_one_file_with_a_title_and_a_dark_side():

@@ -44,7 +44,7 @@ def _figures(report: Report) -> list[str]:
     known = report.provenance
     energy = format_wh(report.energy_j) if known else "nothing was metered"
     if report.energy_bounds_j is not None:
-        energy = f"{summary.bounds_text(report)} with 90 %, the meters' own bands included · {energy}"
+        energy = f"{energy} · {summary.bounds_text(report)}: 90 % interval, the meters' bands included"
     carbon = summary.carbon(report)
     power = "over the run, all counted domains together" if known else "nothing was metered"
     cards = [

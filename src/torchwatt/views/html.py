@@ -80,17 +80,19 @@ def _domain(item: summary.DomainText) -> str:
 
 
 def _missing(report: Report) -> str:
-    """Write what has no meter, and what would help; a domain that is modelled instead says so."""
+    """Name what has no meter on one line, which opens to why and to what would help."""
     if not report.unavailable:
         return ""
+    shown = {gone.domain: " (modelled instead)" if summary.modelled_instead(report, gone) else f" {DASH}"
+             for gone in report.unavailable}  # fmt: skip
+    names = ", ".join(f"{text(domain)}{muted(known)}" for domain, known in shown.items())
     lines = []
     for gone in report.unavailable:
-        name = tag("span", text(gone.domain), "font-weight:600")
-        instead = " (modelled instead)" if summary.modelled_instead(report, gone) else f" {DASH}"
-        line = f"{name}{instead} &nbsp;{muted(text(gone.reason))}"
-        line += f"<br>{muted(text(f'Fix: {gone.fix}'))}" if gone.fix else ""
-        lines.append(tag("div", line, "margin:0 0 5px 0"))
-    return heading("Without a meter") + "".join(lines)
+        fix = f"<br>{muted(text(f'Fix: {gone.fix}'))}" if gone.fix else ""
+        lines.append(tag("div", f"{tag('b', text(gone.domain))} &nbsp;{muted(text(gone.reason))}{fix}", "margin:5px 0"))
+    title = tag("summary", f"{tag('b', 'Without a meter:')} {names}", "cursor:pointer")
+    opened = "" if report.ledgers else " open"
+    return f'<details{opened} style="margin-top:6px">{title}{tag("div", "".join(lines), "margin-left:16px")}</details>'
 
 
 def _curve(report: Report) -> str:

@@ -134,6 +134,7 @@ class Lab:
         """Change the colours of the page."""
         self.command("apputils:change-theme", theme=name)
         self.page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")  # it covers the page meanwhile
 
     def elsewhere(self) -> list[str]:
         """Return what was asked of other machines."""

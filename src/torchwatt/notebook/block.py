@@ -45,9 +45,11 @@ class Block:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._profile.__exit__(kind, error, trace)
-        # Again: the cell may have used the name for something else.
-        self._keep(self._run)
+        try:
+            self._profile.__exit__(kind, error, trace)
+        finally:
+            # Again: the cell may have used the name for something else.
+            self._keep(self._run)
         if not self._asked.quiet:
             _show(self._run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.displayhook import DisplayHook
@@ -25,6 +26,8 @@ from torchwatt.notebook.waiting import ASYNC_MAGIC, MAGIC, AwaitHook
 
 if TYPE_CHECKING:
     from torchwatt.session import Run
+
+_MAX_NAME = 60  # characters of a statement, in the name of its run
 
 
 @magics_class
@@ -84,7 +87,7 @@ class EnergyMagics(Magics):
             code = self._cell_code(rest, cell)
         if code.waits:
             raise UsageError("await works on the lines under %%energy, when %%energy is the first line of the cell")
-        with self._block(asked):
+        with self._block(asked, rest):
             return code.run(self.shell.user_ns, local_ns)
 
     @no_var_expand
@@ -104,13 +107,16 @@ class EnergyMagics(Magics):
             raise UsageError(f"only options may follow %%energy on its line: put {rest!r} on the next one")
         return cell_code(self.shell, cell)
 
-    def _block(self, asked: Asked) -> Block:
+    def _block(self, asked: Asked, statement: str = "") -> Block:
+        """Return the block of a cell, or of a statement: the two are told apart where one runs inside the other."""
+
         def keep(run: Run) -> None:
             self._latest = run
             if asked.output is not None:
                 self.shell.user_ns[asked.output] = run
 
-        return Block(asked, f"In [{cell_number(self.shell)}]", keep)
+        cell = f"In [{cell_number(self.shell)}]"
+        return Block(asked, f"{cell}: {shorten(statement, _MAX_NAME)}" if statement else cell, keep)
 
     def _again(self, asked: Asked) -> Run:
         if not asked.nothing:

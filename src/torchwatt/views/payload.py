@@ -102,7 +102,7 @@ def _domains(report: Report) -> Iterator[dict[str, Any]]:
             "provenance": item.provenance,
             "meter": _text(item.meter),
             "sentence": _text(item.sentence),
-            "text": item.energy,
+            "text": item.energy_and_bounds,
         }
 
 

@@ -56,6 +56,7 @@ class _Running:
     pid: int
     start_ns: int
     child: Child | None = None
+    watch: threading.Thread | None = None
     threads: list[threading.Thread] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -70,7 +71,8 @@ class _Running:
         if self.child is not None:
             self.child.stop()
         deadline_s = time.monotonic() + timeout_s
-        for thread in self.threads:
+        watching = () if self.watch is None or self.watch is threading.current_thread() else (self.watch,)
+        for thread in (*self.threads, *watching):
             thread.join(max(deadline_s - time.monotonic(), 0))
         for edge in self.edges:
             edge.abandon()
@@ -93,7 +95,7 @@ def _abandon(running: _Running) -> None:
 def _watch(sampler: weakref.ref[Sampler], child: Child) -> None:
     """Have a sampler process that dies replaced at once: a counter must not wrap unseen."""
     child.wait()
-    owner = sampler()
+    owner = None if child.stopping else sampler()
     if owner is not None:
         owner.take_over(child)
 
@@ -172,10 +174,9 @@ class Sampler:
         except SensorError as error:
             self._event("warning", error.code, "run", f"sampling in threads of this process: {error}")
             return
-        watch = threading.Thread(
-            target=_watch, args=(weakref.ref(self), running.child), name="torchwatt-watch", daemon=True
-        )
-        watch.start()
+        watched = weakref.ref(self), running.child
+        running.watch = threading.Thread(target=_watch, args=watched, name="torchwatt-watch", daemon=True)
+        running.watch.start()
 
     def _ready(self, running: _Running) -> bool:
         """Wait for a first look at every source, or at some while others are slow."""

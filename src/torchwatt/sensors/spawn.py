@@ -27,6 +27,7 @@ class Child:
         Raises:
             SensorError: SAMPLER_THREAD, if no process can be started here.
         """
+        self.stopping = False
         data = json.dumps({**config, "fd": fd, "ppid": os.getpid(), "path": _import_path()}).encode()
         self._stderr = anonymous_file("torchwatt-stderr")
         try:
@@ -66,6 +67,7 @@ class Child:
 
     def stop(self, timeout_s: float = 1.0) -> None:
         """End it: ask, wait, and kill what does not listen. A second call does nothing."""
+        self.stopping = True
         if self._popen.stdin is None or self._popen.stdin.closed:
             return
         with contextlib.suppress(OSError):  # it has gone already

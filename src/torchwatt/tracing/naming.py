@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchwatt.core.meter import IntArray
-from torchwatt.core.terms import ROOT, UNATTRIBUTED
+from torchwatt.core.terms import RESERVED, ROOT, UNATTRIBUTED
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.tracing.registry import Facts, Root
 
@@ -87,10 +87,15 @@ def _distinct(name: str, taken: Collection[str]) -> str:
     return result
 
 
+def _unreserved(fqn: str) -> str:
+    """Set a module apart that is called like one of the report's own rows."""
+    return f"{fqn}#module" if fqn in RESERVED or fqn == ROOT else fqn
+
+
 def _name_below(root: Root, prefix: str, names: Names) -> None:
     above: dict[str, tuple[str, int]] = {}  # the module met last under each name
     for (path, key), plain in root.paths.items():
-        fqn = ".".join(part for part in (prefix, plain) if part) or ROOT
+        fqn = _unreserved(".".join(part for part in (prefix, plain) if part)) or ROOT
         outer, outer_key = above.get(plain, (path, key))
         if outer_key != key and len(path) > len(outer):
             names.wrapped.setdefault(outer_key, key)

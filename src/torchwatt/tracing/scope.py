@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.terms import RESERVED, ROOT
 from torchwatt.tracing.state import ACTIVE
 
 P = ParamSpec("P")
@@ -20,7 +22,14 @@ def scope(name: str) -> Scope:
 
     Its time is booked to `name` in phase "other", the backward pass of what it computed to `name` in phase
     "backward". Without a running session, and inside `torch.compile`, it does nothing.
+
+    Raises:
+        ConfigError: The name is empty, or one of the report's own rows.
     """
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"scope({name!r}): give the stretch of code a name")
+    if name in RESERVED or name == ROOT:
+        raise ConfigError(f"scope({name!r}): that is a row of the report's own; take another name")
     return Scope(name)
 
 

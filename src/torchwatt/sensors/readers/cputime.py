@@ -11,8 +11,10 @@ from pathlib import Path
 from torchwatt.core.errors import SensorError
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.readers.files import KeptFile
+from torchwatt.sensors.readers.portable import PortableFamily, PortableMachine
 
 _RESCAN_NS = NS_PER_S  # children are looked for once a second
+_HAS_PROC = Path("/proc/stat").exists()
 _CPUCLOCK_SCHED = 2  # linux/posix-timers.h: the clock of a whole process's scheduled time
 
 
@@ -110,3 +112,13 @@ class Machine:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def family(pid: int) -> Family | PortableFamily:
+    """Return what counts a process's CPU time and memory here."""
+    return Family(pid) if _HAS_PROC else PortableFamily(pid)
+
+
+def machine() -> Machine | PortableMachine:
+    """Return what counts the machine's CPU time here."""
+    return Machine() if _HAS_PROC else PortableMachine()

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from torchwatt.core.units import NS_PER_S
-from torchwatt.sensors.readers.cputime import Family, Machine
+from torchwatt.sensors.readers.cputime import family, machine
 
 # Share of nameplate power at 0, 10, 50 and 100 % load. Teads engineering, "Building an AWS EC2 Carbon Emissions
 # Dataset", 2021; also used by the Impact Framework, whose docs say that it does not generalise well.
@@ -54,8 +54,8 @@ class ModelledReader:
         self._nameplate_w = float(spec["nameplate_w"])
         self._cpus = int(spec["cpus"])
         self._clock_ns = clock_ns
-        self._family = Family(int(spec["pid"]))
-        self._machine = Machine()
+        self._family = family(int(spec["pid"]))
+        self._machine = machine()
         self._last: tuple[int, float, float] | None = None
         self._load = self._power_w = math.nan
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torchwatt.sensors.readers.cputime import Family, Machine
+from torchwatt.sensors.readers.cputime import family, machine
 
 
 class ProcessReader:
     """Reads `process/process_cpu` and `process/busy_cpu`, both cumulative CPU seconds. Spec: `pid`."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
-        self._family = Family(int(spec["pid"]))
-        self._machine = Machine()
+        self._family = family(int(spec["pid"]))
+        self._machine = machine()
 
     def read(self, key: str) -> float:
         """Return one of the two, in seconds."""

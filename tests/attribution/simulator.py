@@ -46,6 +46,7 @@ class Plan:
     warmup_rel: float = 0.03
     overlap: float = 0.0  # share of kernels that a kernel of a side stream accompanies
     quiet_s: float = 4.0  # before the first step
+    tail_s: float = 0.5  # recorded after the run, for slow counters
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Simulated:
     end_ns: int
     truth_j: dict[Slot, float]
     total_j: float
+    idle_w: float
     publications_s: np.ndarray = field(repr=False)
 
     @property
@@ -94,21 +96,24 @@ def simulate(plan: Plan, sensor: Sensor, *, minutes: float, seed: int) -> Simula
         start, end, owner, watts, stream = _side_stream(plan, start, end, which, watts, rng)
     else:
         stream = np.zeros(len(start), dtype=np.int64)
-    total_s = plan.quiet_s + minutes * 60
+    end_s = plan.quiet_s + minutes * 60
+    total_s = end_s + plan.tail_s
     common = _drift(plan, total_s, rng)
     power = _power(plan, start, end, watts, stream, total_s) * common
     energy = np.concatenate(([0.0], np.cumsum(power) * GRID_S))
     truth = _truth(plan, start, end, owner, watts, stream, common)
-    run = (plan.quiet_s, total_s)
+    run = (plan.quiet_s, end_s)
     recording, at = _recording(power, energy, sensor, total_s, rng)
     total_j = float(np.diff(np.interp(run, np.arange(len(energy)) * GRID_S, energy))[0])
     trace = replace(EMPTY_TRACE, activities=(_activity(plan, start, end, owner, stream, marks),))
-    return Simulated(recording, trace, _ns(run[0]), _ns(run[1]), truth, total_j, at)
+    return Simulated(recording, trace, _ns(run[0]), _ns(run[1]), truth, total_j, plan.idle_w, at)
 
 
 def _ns(seconds):
-    return np.round(np.asarray(seconds) * 1e9).astype(np.int64) + ORIGIN_NS if np.ndim(seconds) else (
-        round(seconds * 1e9) + ORIGIN_NS
+    return (
+        np.round(np.asarray(seconds) * 1e9).astype(np.int64) + ORIGIN_NS
+        if np.ndim(seconds)
+        else (round(seconds * 1e9) + ORIGIN_NS)
     )
 
 
@@ -233,8 +238,9 @@ def _recording(power, energy, sensor, total_s, rng):
     series = [Series(power_channel, poll_ns, np.round(held * 1e3), np.zeros_like(poll_ns))]
     if sensor.counter:
         channel = Channel(GPU, "energy", "counter", "J", 1e-3, round(sensor.poll_s * 1e9), "nvml_energy_counter")
-        t = _ns(np.arange(0.0, total_s, 0.1))  # as published, without the polls' clock: the total is not under test
-        mj = np.floor(np.interp((t - ORIGIN_NS) / 1e9, grid, energy) * 1e3)
+        # Published every 100 ms on the kernels' clock: the total is not under test where the polls' clock is off.
+        mj = np.floor(np.interp(np.floor(polls / 0.1) * 0.1, grid, energy) * 1e3)
+        t = _ns(polls)
         series.append(Series(channel, t, mj, np.zeros_like(t)))
     channels = tuple(s.channel for s in series)
     meter = Meter(GPU, channels, "measured", "device", sensor.model, vendor="nvidia")

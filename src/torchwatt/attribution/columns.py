@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class Columns:
     @property
     def count(self) -> int:
         """Return the number of columns, idle not included."""
-        return self.seconds.shape[1]
+        return int(self.seconds.shape[1])
 
 
 def columns_of(activity: Activity, most: int = MAX_COLUMNS) -> Columns:
@@ -47,7 +48,7 @@ def columns_of(activity: Activity, most: int = MAX_COLUMNS) -> Columns:
     pair = activity.slot * max(len(activity.signatures), 1) + signature
     names, of_record = np.unique(pair, return_inverse=True)
     slot_of, signature_of = np.divmod(names, max(len(activity.signatures), 1))
-    merged, pooled = _pool(np.bincount(of_record, long_s, len(names)), signature_of, most)
+    merged, pooled = _pool(_seconds(of_record, long_s, len(names)), signature_of, most)
     of_record = merged[of_record]
     count = int(merged.max(initial=-1)) + 1
     seconds = np.zeros((len(activity.slots), count))
@@ -86,6 +87,10 @@ def equal_share_s(activity: Activity) -> FloatArray:
     return np.asarray(np.bincount(activity.slot, own_s, len(activity.slots)), dtype=np.float64)
 
 
+def _seconds(index: IntArray, long_s: FloatArray, count: int) -> FloatArray:
+    return np.asarray(np.bincount(index, long_s, count), dtype=np.float64)
+
+
 def _pool(time_s: FloatArray, signature: IntArray, most: int) -> tuple[IntArray, int]:
     """Keep the longest columns apart and pool the rest by signature; return new numbers and how many were pooled."""
     if len(time_s) <= most:
@@ -110,7 +115,7 @@ def _kinds(slots: tuple[Slot, ...], slot_of: IntArray, signature_of: IntArray) -
     return _numbers([(slot.phase, tuple(found)) for slot, found in zip(slots, sets, strict=True)])
 
 
-def _numbers(names: list[object] | list[str] | list[tuple[object, ...]]) -> IntArray:
+def _numbers(names: Sequence[Hashable]) -> IntArray:
     """Number distinct names in the order of their first appearance."""
     index = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return np.array([index[name] for name in names], dtype=np.int64)

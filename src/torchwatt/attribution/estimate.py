@@ -15,12 +15,12 @@ from torchwatt.attribution.look import Rows, stack
 from torchwatt.attribution.moments import Moments, moments, nothing
 from torchwatt.attribution.nuisance import reading_weights, slow_gain
 from torchwatt.attribution.posterior import Posterior, effective_columns, posterior
-from torchwatt.attribution.prior import IDLE_FREE_REL, IDLE_QUIET_REL, Prior, Structure, evidence, learn
+from torchwatt.attribution.prior import IDLE_FREE_REL, IDLE_QUIET_REL, Prior, Structure, learn
 from torchwatt.core.meter import FloatArray
 
 CLUSTER_S = 5.0
 FOLDS = 4
-ROUNDS = 3
+ROUNDS = 2
 MIN_ROWS = 40
 # Numbers kept open: rows x columns. 8 million are 64 MB, an hour of a 100 ms sensor with 200 columns.
 OPEN_NUMBERS = 8_000_000
@@ -82,7 +82,7 @@ class Estimator:
 
     def _fold(self) -> None:
         rows = stack(self._open)
-        prior, sums, _ = self._refine(rows)
+        prior, sums = self._refine(rows)
         self._prior, self._folded, self._open = prior, sums, []
 
     def solve(self, pseudo: Moments | None = None) -> Estimate | None:
@@ -93,7 +93,7 @@ class Estimator:
         """
         if self._rows < MIN_ROWS:
             return None
-        prior, sums, _ = self._refine(stack(self._open)) if self._open else (self._prior, self._folded, None)
+        prior, sums = self._refine(stack(self._open)) if self._open else (self._prior, self._folded)
         if prior is None:
             return None
         total = sums.total
@@ -106,23 +106,23 @@ class Estimator:
         reason = "" if gain >= MIN_GAIN or pseudo is not None else "the sensor cannot tell the layers apart"
         return Estimate(found, prior, share_w, gain, self._rows, reason)
 
-    def _refine(self, rows: Rows) -> tuple[Prior, Sums, FloatArray]:
+    def _refine(self, rows: Rows) -> tuple[Prior, Sums]:
         """Alternate between powers, the slow gain and the weights of readings."""
         gain, weight = np.ones(len(rows)), np.ones(len(rows))
         mean_w, idle_sd_w = first_guess(moments(rows.seen, rows.power_w, weight) + self._folded.total, self._idle_w)
-        prior, power_w = self._prior, mean_w
-        for turn in range(ROUNDS):
-            if turn:
-                gain = slow_gain(rows, power_w)
-                residual_w = rows.power_w - gain * (rows.seen @ power_w)
-                weight = reading_weights(rows, residual_w, power_w)
-            folded = self._folded + sums_of(rows, gain, weight, power_w)
-            mean_w = two_powers(folded.total, mean_w, idle_sd_w**2)
-            start_w = prior.size_w if prior is not None else None
-            prior = learn(folded.total, self._shape, mean_w, idle_sd_w, start_w)
-            power_w = posterior(folded.total, prior).power_w
-        assert prior is not None
-        return prior, self._folded + sums_of(rows, gain, weight, power_w), gain
+        sizes_w = self._prior.size_w if self._prior is not None else None
+        total = (self._folded + sums_of(rows, gain, weight, mean_w)).total
+        prior = learn(total, self._shape, mean_w, idle_sd_w, sizes_w)
+        for _ in range(ROUNDS):
+            power_w = posterior(total, prior).power_w
+            gain = slow_gain(rows, power_w)
+            residual_w = rows.power_w - gain * (rows.seen @ power_w)
+            weight = reading_weights(rows, residual_w, power_w)
+            total = (self._folded + sums_of(rows, gain, weight, power_w)).total
+            mean_w = two_powers(total, mean_w, idle_sd_w**2)
+            prior = learn(total, self._shape, mean_w, idle_sd_w, prior.size_w)
+        power_w = posterior(total, prior).power_w
+        return prior, self._folded + sums_of(rows, gain, weight, power_w)
 
 
 def first_guess(total: Moments, idle_w: float | None) -> tuple[FloatArray, float]:
@@ -175,6 +175,3 @@ def _meat(sums: Sums, prior: Prior) -> FloatArray:
 def _scaled(pseudo: Moments, noise2: float) -> Moments:
     """Give pseudo-observations (weights in 1/W^2) the scale of the readings' weights."""
     return Moments(pseudo.gram * noise2, pseudo.pull * noise2, pseudo.square * noise2, pseudo.rows)
-
-
-__all__ = ["Estimate", "Estimator", "evidence"]

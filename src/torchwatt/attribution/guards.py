@@ -13,7 +13,7 @@ from torchwatt.core.meter import FloatArray, IntArray
 
 LOCKED_GAP = 0.5  # share of a step's phases that no reading fell into
 PHASE_BINS = 50
-MIN_GAIN = 0.1  # cross-validated share of the variance that time share leaves and the fit explains
+MIN_GAIN = 0.2  # cross-validated share of the variance that time share leaves and the fit explains
 SHOW_SELF = 0.5  # below this measured share a slot is an estimate
 SHOW_GROUP = 0.8  # and the smallest enclosing module with this share is named
 
@@ -54,7 +54,7 @@ def marks_of(start_s: FloatArray, column: IntArray, steps_s: FloatArray) -> Floa
 
 
 def cross_validated_gain(folds: list[Moments], prior: Prior) -> float:
-    """Return 1 - (squared errors of the fit) / (squared errors of one busy and one idle power), each on unseen folds."""
+    """Return 1 - (squared errors of the fit) / (those of one busy and one idle power), on folds not seen."""
     total = sum(folds[1:], folds[0])
     fit = equal = 0.0
     for fold in folds:
@@ -67,7 +67,7 @@ def cross_validated_gain(folds: list[Moments], prior: Prior) -> float:
 
 
 def two_powers(total: Moments, mean_w: FloatArray, idle_variance: float) -> FloatArray:
-    """Return one power for all busy columns and one for idle, by least squares; `mean_w` is believed as the prior does."""
+    """Return one power for all busy columns and one for idle by least squares; idle is near its `mean_w`."""
     shape = np.zeros((len(mean_w), 2))
     shape[:-1, 0], shape[-1, 1] = 1.0, 1.0
     about = total.about(mean_w)

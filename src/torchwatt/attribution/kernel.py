@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from torchwatt.core.errors import ConfigError
 
@@ -51,28 +52,26 @@ class SensorModel:
     gain: float = 1.0
     offset_w: float = 0.0
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, object]) -> SensorModel:
+    def from_json(cls, values: Mapping[str, Any]) -> SensorModel:
         """Read back what `to_json` wrote.
 
         Raises:
             ConfigError: A field is missing or is not what it should be.
         """
         try:
-            kernel = values["kernel"]
-            if not isinstance(kernel, Mapping):
-                raise TypeError("kernel is not an object")
-            numbers = {name: float(values[name]) for name in ("period_s", "rms_w", "gain", "offset_w")}  # type: ignore[arg-type]
-            return cls(Kernel(**{k: float(v) for k, v in kernel.items()}), source=str(values["source"]), **numbers)
-        except (KeyError, TypeError, ValueError) as error:
+            kernel = Kernel(**{name: float(value) for name, value in values["kernel"].items()})
+            numbers = {name: float(values[name]) for name in ("period_s", "rms_w", "gain", "offset_w")}
+            return cls(kernel, source=str(values["source"]), **numbers)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"not a sensor model: {error}; delete the cached file and calibrate again") from error
 
 
-# Families by name, as `--sensor` knows them; windows of the instantaneous field after arXiv 2312.02741, table of results.
+# Families by name, as `--sensor` knows them; windows of the instantaneous field after arXiv 2312.02741.
 FAMILIES: Mapping[str, Kernel] = {
     "h100": Kernel(0.025),
     "ada": Kernel(0.100),

@@ -75,9 +75,7 @@ def fit_kernel(
     return KernelFit(_lag_if_sure(judge, kept, kept_cost), 0.0, why)
 
 
-def fit_lag(
-    records: Records, seen: Publications, shape: Structure, kernel: Kernel, idle_w: float | None
-) -> Kernel:
+def fit_lag(records: Records, seen: Publications, shape: Structure, kernel: Kernel, idle_w: float | None) -> Kernel:
     """Keep a calibrated kernel and find the lag alone: clocks differ from run to run."""
     judge, _ = _judge(_sample(records, seen, SCREEN_READINGS), shape, kernel, idle_w, None)
     start, _ = _best_lag(judge, kernel)

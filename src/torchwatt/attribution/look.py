@@ -143,7 +143,8 @@ def _filled_share(pieces: _Pieces, edges: int, before: IntArray, after: IntArray
     work = np.concatenate(([0.0], np.cumsum(np.bincount(pieces.interval, long, edges - 1))))
     part = np.concatenate(([0.0], np.cumsum(np.bincount(pieces.interval, long * pieces.filled, edges - 1))))
     seen = work[after] - work[before]
-    return np.divide(part[after] - part[before], seen, out=np.zeros(len(before)), where=seen > 0)
+    share = np.divide(part[after] - part[before], seen, out=np.zeros(len(before)), where=seen > 0)
+    return np.asarray(share, dtype=np.float64)
 
 
 def _with_idle(table: FloatArray, total: float) -> FloatArray:

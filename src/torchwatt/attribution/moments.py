@@ -1,4 +1,4 @@
-"""Sufficient statistics of readings: all that the prior, the fit and its checks need, whatever the length of the run."""
+"""Sufficient statistics of readings: all that prior, fit and checks need, however long the run."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ class Moments:
 def moments(seen: FloatArray, power_w: FloatArray, weight: FloatArray) -> Moments:
     """Make the moments of rows with weights (mean 1 where they are to keep the noise's scale)."""
     weighted = seen * weight[:, None]
-    return Moments(
-        weighted.T @ seen, weighted.T @ power_w, float(power_w @ (weight * power_w)), float(len(power_w))
-    )
+    return Moments(weighted.T @ seen, weighted.T @ power_w, float(power_w @ (weight * power_w)), float(len(power_w)))
 
 
 def nothing(columns: int) -> Moments:

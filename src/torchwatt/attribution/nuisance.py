@@ -1,4 +1,4 @@
-"""What else moves readings besides the columns: a slow common gain, and timing jitter that some readings suffer more."""
+"""What else moves readings: a slow common gain, and timing jitter that some readings suffer more."""
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@ class Posterior:
     robust: FloatArray
 
 
-def posterior(total: Moments, prior: Prior, scores: FloatArray | None = None, timing: FloatArray | None = None) -> Posterior:
+def posterior(
+    total: Moments, prior: Prior, scores: FloatArray | None = None, timing: FloatArray | None = None
+) -> Posterior:
     """Solve for the powers.
 
     p = m + B h with B = L Q (s2 + l)^-1 Q'L'. The covariance is s2 B if the noise is as modelled; robustly it is

@@ -74,7 +74,14 @@ def publications(power: Series) -> Publications | None:
         return _on_grid(origin_ns, t_s, power_w, *grid)
     period_s = float(np.median(np.diff(brackets.middle_s)))
     sd_s = float(np.sqrt(np.mean(brackets.half_s**2) / 3))
-    return Publications(origin_ns, brackets.middle_s, power_w[changed], period_s, locked=False, timing_sd_s=sd_s)
+    return Publications(
+        origin_ns,
+        brackets.middle_s,
+        np.asarray(power_w[changed], dtype=np.float64),
+        period_s,
+        locked=False,
+        timing_sd_s=sd_s,
+    )
 
 
 def lock(brackets: _Brackets) -> tuple[float, float, float] | None:
@@ -164,10 +171,10 @@ def _on_grid(
     """Read the value of every publication from the poll nearest to the middle of its life."""
     first = int(np.ceil((t_s[0] - start_s) / period_s))
     last = int(np.floor((t_s[-1] - start_s) / period_s))
-    at_s = start_s + np.arange(first, last + 1) * period_s
+    at_s = np.asarray(start_s + np.arange(first, last + 1) * period_s, dtype=np.float64)
     wanted = at_s + period_s / 2
     after = np.clip(np.searchsorted(t_s, wanted), 1, len(t_s) - 1)
     nearest = after - (wanted - t_s[after - 1] < t_s[after] - wanted)
     seen = np.abs(t_s[nearest] - wanted) < 0.4 * period_s  # else nobody looked while it was up
-    at_s, value_w = at_s[seen], power_w[nearest[seen]]
+    at_s, value_w = at_s[seen], np.asarray(power_w[nearest[seen]], dtype=np.float64)
     return Publications(origin_ns, at_s, value_w, period_s, locked=True, timing_sd_s=sd_s)

@@ -23,6 +23,7 @@ from torchwatt.core.units import NS_PER_S
 
 MIN_QUIET = 5  # publications before the run that make a quiet reading
 SETTLE_S = 0.05  # of the quiet stretch, left out before the run begins
+KERNEL_COLUMNS = 200  # the kernel is common to all columns: the smallest are pooled while it is sought
 CHUNK = 2000  # readings looked at together: bounds the memory of a long run
 
 
@@ -84,34 +85,43 @@ def fit_device(
         return replace(result, reason="no power sensor, or one that hardly ever changes")
     if columns.count == 0:
         return replace(result, reason="no work on the device")
-    shape = structure((columns.signature, columns.kind, columns.module), rates(known.work, activity, columns))
-    watched = Watched(records_of(activity, columns, seen.origin_ns), seen, parts, shape, idle_w)
+    watched = _watched(activity, columns, seen, parts, idle_w, known)
     kernel, why = nominal(known.families.get(activity.device, family), power.channel.sensor, seen.period_s)
     sensor = known.sensors.get(activity.device)
     replays = replayed(known.replays.get(activity.device, ()), columns)
-    return _solve(result, watched, KernelFit(kernel, 0.0, why), _marks(activity, watched), sensor, replays)
+    marks_s = _marks(activity, watched)
+    result = replace(
+        result, kernel=KernelFit(kernel, 0.0, why), phase_gap=phase_gap(watched.inside(kernel).at_s, marks_s)
+    )
+    coarse = watched
+    if columns.count > KERNEL_COLUMNS:
+        pooled = columns_of(activity, KERNEL_COLUMNS)
+        coarse = _watched(activity, pooled, seen, parts, idle_w, known)
+    return _solve(result, watched, coarse, sensor, replays)
+
+
+def _watched(
+    activity: Activity, columns: Columns, seen: Publications, parts: IntArray, idle_w: float | None, known: Known
+) -> Watched:
+    shape = structure((columns.signature, columns.kind, columns.module), rates(known.work, activity, columns))
+    return Watched(records_of(activity, columns, seen.origin_ns), seen, parts, shape, idle_w)
 
 
 def _solve(
-    result: DeviceFit,
-    watched: Watched,
-    start: KernelFit,
-    marks_s: FloatArray,
-    sensor: SensorModel | None,
-    replays: Moments | None,
+    result: DeviceFit, watched: Watched, coarse: Watched, sensor: SensorModel | None, replays: Moments | None
 ) -> DeviceFit:
     """Ask the guards, then the kernel, then the powers."""
-    inside = watched.inside(start.kernel)
-    gap = phase_gap(inside.at_s, marks_s)
-    result = replace(result, kernel=start, phase_gap=gap)
+    if result.kernel is None:
+        return replace(result, reason="no sensor kernel")
+    inside = coarse.inside(result.kernel.kernel)
     if len(inside) < MIN_ROWS:
         return replace(result, reason=f"only {len(inside)} readings while the work was watched")
-    locked = gap is not None and gap > LOCKED_GAP
-    kernel = start if locked else _kernel(watched, inside, start, sensor)
+    locked = result.phase_gap is not None and result.phase_gap > LOCKED_GAP
+    kernel = result.kernel if locked else _kernel(coarse, inside, result.kernel, sensor)
     estimate = _estimate(watched, kernel.kernel, replays)
     reason = estimate.reason if estimate is not None else "too few readings"
     if locked and replays is None:
-        reason = f"steps run in step with the sensor: {gap:.0%} of a step's phases were never read"
+        reason = f"steps run in step with the sensor: {result.phase_gap:.0%} of a step's phases were never read"
     return replace(result, kernel=kernel, estimate=estimate, reason=reason)
 
 

@@ -63,8 +63,7 @@ def device_books(
     jacobian = _jacobian(fit, watched_s)
     share_j = _by_time(fit, jacobian, watched_j)
     if fit.estimate is not None and not fit.reason:
-        energy_j, covariance = _by_fit(fit.estimate, jacobian, watched_j)
-        sd_j = np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian, optimize=True), 0.0))
+        energy_j, sd_j = _by_fit(fit.estimate, jacobian, watched_j)
     else:
         energy_j, sd_j = share_j, TIME_SHARE_SD_REL * share_j
     measured, measured_in = _measured(fit, jacobian)
@@ -99,7 +98,19 @@ def _by_fit(estimate: Estimate, jacobian: FloatArray, energy_j: float) -> tuple[
     time_s = jacobian.sum(axis=0)
     held = lift_to_idle(hold_to_total(estimate.found, time_s, energy_j, GAIN_SD_REL * energy_j))
     booked_j = jacobian @ held.power_w
-    return booked_j * (energy_j / booked_j.sum()), held.robust
+    # The clusters see what the noise model does not, but they are few: the wider of the two, and Student's t.
+    variance = np.maximum(*(_variance(jacobian, matrix) for matrix in (held.robust, held.model)))
+    sd_j = np.sqrt(np.maximum(variance, 0.0)) * _few(estimate.clusters - 1)
+    return booked_j * (energy_j / booked_j.sum()), sd_j
+
+
+def _variance(jacobian: FloatArray, covariance: FloatArray) -> FloatArray:
+    return np.asarray(np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian, optimize=True), dtype=np.float64)
+
+
+def _few(degrees: int) -> float:
+    """Return how much wider a 90 % interval of Student's t is than the normal's (Cornish and Fisher, 1938)."""
+    return 1.0 + (Z90**2 + 1.0) / (4.0 * max(degrees, 2))
 
 
 def _by_time(fit: DeviceFit, jacobian: FloatArray, energy_j: float) -> FloatArray:

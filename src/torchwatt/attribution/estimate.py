@@ -56,6 +56,7 @@ class Estimate:
     time_share_w: FloatArray
     gain: float  # cross-validated, over time share
     rows: int
+    clusters: int
     reason: str  # why time share must be used; empty where the fit may be
 
 
@@ -104,7 +105,7 @@ class Estimator:
         found = posterior(total, prior, scores, sums.timing * LAG_SD_S)
         share_w = two_powers(sums.total, prior.mean_w, float(prior.covariance[-1, -1]))
         reason = "" if gain >= MIN_GAIN or pseudo is not None else "the sensor cannot tell the layers apart"
-        return Estimate(found, prior, share_w, gain, self._rows, reason)
+        return Estimate(found, prior, share_w, gain, self._rows, sums.clusters, reason)
 
     def _refine(self, rows: Rows) -> tuple[Prior, Sums]:
         """Alternate between powers, the slow gain and the weights of readings."""

@@ -17,18 +17,23 @@ from torchwatt.core.meter import FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Records:
-    """Work of a device in seconds since one origin: when, which column, and whether it was only carried over."""
+    """Work of a device in seconds since one origin: when, which column, and whether it was only carried over.
+
+    `weight` is 1 for work; a meter's samples are records whose weights are their watts.
+    """
 
     start_s: FloatArray
     end_s: FloatArray
     column: IntArray
     filled: np.ndarray
     columns: int
+    weight: FloatArray | None = None
 
     def between(self, start_s: float, end_s: float) -> Records:
         """Return the records that touch a window."""
         keep = (self.end_s > start_s) & (self.start_s < end_s)
-        return Records(self.start_s[keep], self.end_s[keep], self.column[keep], self.filled[keep], self.columns)
+        weight = self.weight[keep] if self.weight is not None else None
+        return Records(self.start_s[keep], self.end_s[keep], self.column[keep], self.filled[keep], self.columns, weight)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +99,7 @@ class _Pieces:
     runs_on: np.ndarray  # it still runs at the interval's end
     filled: np.ndarray
     columns: int
+    weight: FloatArray | None
 
 
 def _cut(records: Records, grid: FloatArray) -> _Pieces:
@@ -112,10 +118,12 @@ def _cut(records: Records, grid: FloatArray) -> _Pieces:
         end >= hi,
         records.filled[which],
         records.columns,
+        records.weight[which] if records.weight is not None else None,
     )
 
 
 def _table(row: IntArray, pieces: _Pieces, values: FloatArray, rows: int) -> FloatArray:
+    values = values * pieces.weight if pieces.weight is not None else values
     flat = np.bincount(row * pieces.columns + pieces.column, values, rows * pieces.columns)
     return np.asarray(flat, dtype=np.float64).reshape(rows, pieces.columns)
 

@@ -67,7 +67,7 @@ def publications(power: Series) -> Publications | None:
     changed = np.flatnonzero(np.diff(power_w) != 0) + 1
     if len(changed) < MIN_CHANGES:
         return None
-    brackets = _Brackets(t_s[changed - 1], t_s[changed])
+    brackets = _Brackets(t_s[changed - 1], t_s[changed] + _resolution_s(power.t_ns))
     origin_ns = int(power.t_ns[0])
     grid = lock(brackets)
     if grid is not None:
@@ -82,6 +82,12 @@ def publications(power: Series) -> Publications | None:
         locked=False,
         timing_sd_s=sd_s,
     )
+
+
+def _resolution_s(t_ns: IntArray) -> float:
+    """Return the resolution of the polls' stamps: a file that is written in milliseconds cuts off what is below."""
+    fits = [unit for unit in (1_000_000, 100_000, 10_000, 1_000) if not np.any((t_ns - t_ns[0]) % unit)]
+    return fits[0] / NS_PER_S if fits else 0.0
 
 
 def lock(brackets: _Brackets) -> tuple[float, float, float] | None:

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torchwatt.attribution.apportion import Z90
 from torchwatt.attribution.curves import Metered, metered
+from torchwatt.attribution.device_ledger import device_ledger
+from torchwatt.attribution.known import NOTHING, Known
 from torchwatt.attribution.power import integrate, usable
 from torchwatt.attribution.sentence import how_known
 from torchwatt.attribution.split import Split, split
 from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Recording, Unavailable
-from torchwatt.core.terms import UNATTRIBUTED
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 
@@ -33,11 +33,11 @@ class Attribution:
     events: tuple[Event, ...]
 
 
-def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int) -> Attribution:
+def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, known: Known = NOTHING) -> Attribution:
     """Book the window's joules of every meter to the slots of the trace.
 
     Readings before `start_ns` are the quiet baseline and those after `end_ns` let slow counters publish; neither is
-    booked.
+    booked. A device is split by its activity in the trace, the host by the trace's spans.
     """
     ledgers: list[Ledger] = []
     curves: list[EnergyCurve] = []
@@ -60,8 +60,9 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int) ->
         if meter.domain.kind in HOST_KINDS:
             ledgers.append(_host_ledger(found, blank, split(curve, trace, recording.get(PROCESS_CPU))))
         else:
-            ledgers.append(_device_ledger(found, blank, curve))
-            events += _no_device_timeline(found, curve, trace)
+            ledger, said = device_ledger(found, blank, curve, recording, trace, known)
+            ledgers.append(ledger)
+            events += said
     return Attribution(tuple(ledgers), tuple(curves), tuple(unavailable), tuple(events))
 
 
@@ -106,42 +107,6 @@ def _blank(found: Metered, curve: EnergyCurve, recording: Recording, start_ns: i
 def _host_ledger(found: Metered, blank: Ledger, host: Split) -> Ledger:
     ledger = replace(blank, energy_j=host.curve.total_j, entries=host.entries(blank.static_w))
     return replace(ledger, sentence=how_known(found, ledger, host.fit))
-
-
-def _device_ledger(found: Metered, blank: Ledger, curve: EnergyCurve) -> Ledger:
-    ledger = replace(blank, energy_j=curve.total_j, entries=(_whole(found, curve, blank.static_w),))
-    return replace(ledger, sentence=how_known(found, ledger, None))
-
-
-def _whole(found: Metered, curve: EnergyCurve, static_w: float | None) -> Entry:
-    """Book a domain without a timeline of its own to one row, as measured."""
-    known_s = (curve.end_ns - curve.start_ns) / NS_PER_S
-    static_j = min(static_w * known_s, curve.total_j) if static_w is not None else None
-    half = Z90 * curve.u_j
-    return Entry(
-        curve.domain,
-        UNATTRIBUTED,
-        "other",
-        curve.total_j,
-        max(curve.total_j - half, 0.0),
-        curve.total_j + half,
-        static_j,
-        curve.total_j - static_j if static_j is not None else None,
-        known_s,
-        0,
-        curve.method,
-        found.meter.provenance,
-    )
-
-
-def _no_device_timeline(found: Metered, curve: EnergyCurve, trace: Trace) -> list[Event]:
-    if len(trace) == 0:
-        return []
-    message = (
-        "the device's joules are booked to (unattributed): which layer's kernels ran when is not known from the host's "
-        "spans alone"
-    )
-    return [Event(curve.start_ns, "info", "NO_DEVICE_TIMELINE", str(found.meter.domain), message)]
 
 
 def _static_w(found: Metered, start_ns: int) -> float | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from torchwatt.attribution.curves import Metered
+from torchwatt.attribution.device_books import DeviceBooks
 from torchwatt.attribution.fit import Fit
+from torchwatt.attribution.guards import SHOW_SELF
 from torchwatt.core.ledger import Ledger
 
 _METER = {
@@ -13,7 +15,7 @@ _METER = {
 }
 
 
-def how_known(found: Metered, ledger: Ledger, fit: Fit | None) -> str:
+def how_known(found: Metered, ledger: Ledger, how: Fit | DeviceBooks | None) -> str:
     """Say how a domain's total and its layers are known, and what the meter's band is."""
     parts = [_METER.get(ledger.method, ledger.method)]
     if found.meter.scope == "device":
@@ -25,7 +27,7 @@ def how_known(found: Metered, ledger: Ledger, fit: Fit | None) -> str:
         parts.append(f"meter good to {band[0]:+.0%}..{band[1]:+.0%}")
     if ledger.coverage < 0.995:
         parts.append(f"known for {ledger.coverage:.1%} of the run")
-    parts.append(_layers(fit))
+    parts += _device(how) if isinstance(how, DeviceBooks) else [_layers(how)]
     return f"{ledger.domain}: " + "; ".join(parts) + "."
 
 
@@ -35,3 +37,44 @@ def _layers(fit: Fit | None) -> str:
     if fit.method == "fit":
         return "layers by power fitted to the readings"
     return f"layers by their share of time ({fit.reason})"
+
+
+def _device(books: DeviceBooks) -> list[str]:
+    """Say which sensor saw the layers, through which kernel, and what fell back."""
+    fit = books.fit
+    parts = [f"layers by their share of busy time ({fit.reason})"]
+    if fit.fitted and fit.estimate is not None:
+        parts = [f"layers by power fitted to {fit.estimate.rows} readings"]
+    parts += [*_sensor(books), *_estimated(books)]
+    if _streams_overlap(books):
+        parts.append("streams that ran together share the static power equally and add their dynamic power")
+    if books.unwatched_s > 0:
+        parts.append(f"{books.unwatched_s:.3g} s of work were not watched: (unattributed)")
+    return parts
+
+
+def _sensor(books: DeviceBooks) -> list[str]:
+    seen, kernel = books.fit.publications, books.fit.kernel
+    if seen is None:
+        return []
+    grid = "locked to the polls" if seen.locked else "not periodic, dated between two polls"
+    parts = [f"published every {seen.period_s * 1e3:.5g} ms ({grid})"]
+    if kernel is not None:
+        age_s = kernel.kernel.lag_s + kernel.kernel.window_s / 2 + kernel.kernel.tau_s
+        parts.append(f"each the mean of a {kernel.kernel}, {age_s * 1e3:.3g} ms old ({kernel.why})")
+    return parts
+
+
+def _estimated(books: DeviceBooks) -> list[str]:
+    if not books.fit.fitted or books.measured is None:
+        return []
+    slots = books.measured[:-1][books.time_s[:-1] > 0]
+    weak = int((slots < SHOW_SELF).sum())
+    if not weak:
+        return ["every slot is measured by more than half"]
+    return [f"{weak} of {len(slots)} slots are estimates: what the readings measured is their enclosing module"]
+
+
+def _streams_overlap(books: DeviceBooks) -> bool:
+    columns = books.fit.columns
+    return float(columns.seconds.sum()) > 1.001 * float(columns.shared_s.sum())

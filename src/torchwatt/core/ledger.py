@@ -31,6 +31,9 @@ class Entry:
     method: Method
     provenance: Provenance
     carried_share: float = 0.0  # part of time_self_s that was carried over from traced windows
+    measured_share: float | None = None  # part of its prior variance that the readings removed: 1 measured, 0 estimated
+    measured_in: str = ""  # where it alone is an estimate: the smallest enclosing module that the readings measured
+    time_share_j: float | None = None  # what time share would have booked, to compare with
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,169 @@
+"""A sensor's kernel from a load that is known: a square wave of work, or power that a second meter saw.
+
+Readings are y_k = gain * x_k + offset + noise with x_k the known signal through the kernel; gain and offset drop out by
+least squares, and window, low-pass and lag are moved until the squares are least. Beside a second meter gain and offset
+are the card's own; for a square wave they are its two levels and say nothing about truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from operator import itemgetter
+
+import numpy as np
+
+from torchwatt.attribution.kernel import MIN_WINDOW_S, Kernel, SensorModel, candidates
+from torchwatt.attribution.look import Records, look
+from torchwatt.attribution.minimise import simplex
+from torchwatt.attribution.publications import Publications, publications
+from torchwatt.core.errors import SensorError
+from torchwatt.core.meter import FloatArray, IntArray, Series
+from torchwatt.core.units import NS_PER_S
+
+LAGS_S = (-0.06, 0.16)
+# How much the polls may have mistaken the length of the whole calibration: one poll of 5 ms.
+STRETCH_S = 0.005
+# A low-pass is kept if it takes this part of the squares away.
+WORTH = 0.05
+MIN_READINGS = 20
+TRIED = 2  # kernels from which the search begins: the squares have more than one valley
+
+
+def calibrate_square_wave(edges_ns: IntArray, power: Series, start: Kernel | None = None) -> SensorModel:
+    """Find the sensor's kernel from a load that was on between edges 0 and 1, 2 and 3, and so on.
+
+    The load's period must not be a multiple of the sensor's, or all readings see the same of it; 20 to 30 s are enough.
+
+    Args:
+        edges_ns: Instants at which the load went on and off, in turn, on the polls' clock.
+        power: Polls of the sensor from before the first edge to after the last.
+        start: The nominal kernel, if there is one.
+
+    Raises:
+        SensorError: The readings follow the load too little to say anything.
+    """
+    seen = _published(power)
+    edges_s = (edges_ns[: len(edges_ns) // 2 * 2] - seen.origin_ns) / NS_PER_S
+    none = np.zeros(len(edges_s) // 2, dtype=np.int64)
+    load = Records(edges_s[0::2], edges_s[1::2], none, none.astype(np.bool_), 1)
+    model = _calibrate(load, seen, start, f"a square wave of {len(none)} pulses")
+    return replace(model, gain=1.0, offset_w=0.0)
+
+
+def calibrate_beside_meter(
+    meter_ns: IntArray, meter_w: FloatArray, power: Series, start: Kernel | None = None
+) -> SensorModel:
+    """Find the sensor's kernel, gain and offset from the samples of a fast meter.
+
+    Args:
+        meter_ns: Instants of the samples; a sample holds until the next.
+        meter_w: Watts, one for each instant.
+        power: Polls of the sensor over the same time.
+        start: The nominal kernel, if there is one.
+
+    Raises:
+        SensorError: The readings follow the meter too little to say anything.
+    """
+    seen = _published(power)
+    samples = signal_records(meter_ns, meter_w, seen.origin_ns)
+    return _calibrate(samples, seen, start, f"a second meter at {len(meter_ns) / _length_s(meter_ns):.0f} Hz")
+
+
+def signal_records(t_ns: IntArray, watts: FloatArray, origin_ns: int) -> Records:
+    """Make records of a sampled signal: its watts are their weights."""
+    t_s = (t_ns - origin_ns) / NS_PER_S
+    none = np.zeros(len(t_s) - 1, dtype=np.int64)
+    return Records(t_s[:-1], t_s[1:], none, none.astype(np.bool_), 1, np.asarray(watts[:-1], dtype=np.float64))
+
+
+def predict(
+    model: SensorModel, t_ns: IntArray, watts: FloatArray, seen: Publications
+) -> tuple[Publications, FloatArray]:
+    """Return the readings that lie inside a signal, and what the model says they should be."""
+    records = signal_records(t_ns, watts, seen.origin_ns)
+    inside = _inside(records, seen, model.kernel)
+    rows = look(records, inside.at_s, inside.power_w, model.kernel)
+    return inside, model.gain * rows.seen[:, 0] + model.offset_w
+
+
+def _published(power: Series) -> Publications:
+    seen = publications(power)
+    if seen is None:
+        raise SensorError(f"{power.channel.key}: the sensor never changed while the load did; calibrate with more load")
+    return seen
+
+
+def _length_s(t_ns: IntArray) -> float:
+    return float(t_ns[-1] - t_ns[0]) / NS_PER_S
+
+
+def _inside(records: Records, seen: Publications, kernel: Kernel) -> Publications:
+    """Keep the readings whose window and memory lie inside the signal."""
+    first = float(records.start_s.min()) if records.weight is not None else -np.inf
+    last = float(records.end_s.max()) if records.weight is not None else np.inf
+    keep = (seen.at_s - kernel.reach_s >= first) & (seen.at_s - kernel.lag_s <= last)
+    return replace(seen, at_s=seen.at_s[keep], power_w=seen.power_w[keep])
+
+
+def _calibrate(records: Records, seen: Publications, start: Kernel | None, source: str) -> SensorModel:
+    widest = Kernel(0.3, 0.03, LAGS_S[1])
+    used = _inside(records, _inside(records, seen, widest), replace(widest, lag_s=LAGS_S[0]))
+    if len(used) < MIN_READINGS:
+        raise SensorError(f"only {len(used)} readings during the load; calibrate for longer")
+
+    def squares(kernel: Kernel, stretch_s: float = 0.0) -> float:
+        return _levels(records, _stretched(used, stretch_s), kernel)[2]
+
+    period_s = min(seen.period_s, 0.3)
+    trials = [kernel for kernel in candidates(start or Kernel(period_s), period_s) if kernel.window_s <= 0.3]
+    best = sorted((_best_lag(squares, kernel) for kernel in trials), key=squares)
+    boxcars = [kernel for kernel in best if kernel.tau_s == 0]
+    plain = min((_refine(squares, kernel, low_pass=False) for kernel in boxcars[:TRIED]), key=itemgetter(2))
+    found = min((_refine(squares, kernel, low_pass=True) for kernel in (*best[:TRIED], plain[0])), key=itemgetter(2))
+    kernel, stretch_s, _ = found if found[2] < (1 - WORTH) * plain[2] else plain
+    gain, offset_w, total = _levels(records, _stretched(used, stretch_s), kernel)
+    if total > 0.5 * float(((used.power_w - used.power_w.mean()) ** 2).sum()):
+        raise SensorError("the readings do not follow the load; is it the right device, and are the clocks the same?")
+    period_s = seen.period_s * (1.0 + stretch_s / float(np.ptp(used.at_s)))
+    return SensorModel(kernel, period_s, float(np.sqrt(total / len(used))), source, gain, offset_w)
+
+
+def _stretched(seen: Publications, stretch_s: float) -> Publications:
+    """Make the readings' clock longer by this over all of them, about their middle: a better period."""
+    about_s = seen.at_s - (seen.at_s[0] + seen.at_s[-1]) / 2
+    return replace(seen, at_s=seen.at_s + about_s * (stretch_s / float(np.ptp(seen.at_s))))
+
+
+def _levels(records: Records, seen: Publications, kernel: Kernel) -> tuple[float, float, float]:
+    """Return gain, offset and what squares they leave."""
+    rows = look(records, seen.at_s, seen.power_w, kernel)
+    x = rows.seen[:, 0]
+    spread = float(((x - x.mean()) ** 2).sum())
+    gain = float((x - x.mean()) @ seen.power_w) / spread if spread > 0 else 0.0
+    offset_w = float(seen.power_w.mean()) - gain * float(x.mean())
+    return gain, offset_w, float(((seen.power_w - gain * x - offset_w) ** 2).sum())
+
+
+Squares = Callable[..., float]
+
+
+def _best_lag(squares: Squares, kernel: Kernel) -> Kernel:
+    step_s = max(kernel.window_s, 2 * kernel.tau_s) / 6
+    lags_s = np.arange(LAGS_S[0], LAGS_S[1], max(step_s, 0.004))
+    return min((replace(kernel, lag_s=float(lag)) for lag in lags_s), key=squares)
+
+
+def _refine(squares: Squares, kernel: Kernel, *, low_pass: bool) -> tuple[Kernel, float, float]:
+    """Move window, lag, the clock's stretch and the low-pass; return kernel, stretch and squares."""
+
+    def at(x: FloatArray) -> tuple[Kernel, float]:
+        window_s = float(np.clip(np.exp(x[0]), MIN_WINDOW_S, 2.0))
+        tau_s = float(min(x[3] ** 2, 0.5)) if low_pass else 0.0
+        return Kernel(window_s, tau_s, float(np.clip(x[1], *LAGS_S))), float(np.clip(x[2], -STRETCH_S, STRETCH_S))
+
+    start = np.array([np.log(kernel.window_s), kernel.lag_s, 0.0, np.sqrt(max(kernel.tau_s, 1e-3))])
+    size = np.array([0.2, 0.003, 0.001, 0.02])
+    n = 4 if low_pass else 3
+    best, cost = simplex(lambda x: squares(*at(x)), start[:n], size[:n], most=250, close=1e-6)
+    return (*at(best), cost)

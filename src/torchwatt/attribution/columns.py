@@ -1,0 +1,121 @@
+"""What the estimator tells apart: one column for each (slot, signature), small ones pooled where there are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchwatt.attribution.look import Records
+from torchwatt.core.activity import Activity
+from torchwatt.core.meter import FloatArray, IntArray
+from torchwatt.core.terms import Slot
+from torchwatt.core.units import NS_PER_S
+
+# The work grows with the cube of the columns; the smallest are pooled by signature beyond this.
+MAX_COLUMNS = 600
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """The columns of one activity and what they belong to.
+
+    `seconds` (S, C) says how long each slot ran in each column, `shared_s` (S,) its equal share of the time in which
+    several streams ran. The groups number the columns that are alike: same signature, same set of signatures in the
+    slot (a layer type), same module.
+    """
+
+    slots: tuple[Slot, ...]
+    of_record: IntArray
+    seconds: FloatArray
+    shared_s: FloatArray
+    signature: IntArray
+    kind: IntArray
+    module: IntArray
+    pooled: int
+
+    @property
+    def count(self) -> int:
+        """Return the number of columns, idle not included."""
+        return int(self.seconds.shape[1])
+
+
+def columns_of(activity: Activity, most: int = MAX_COLUMNS) -> Columns:
+    """Make the columns of an activity."""
+    long_s = (activity.end_ns - activity.start_ns) / NS_PER_S
+    signature = activity.signature if len(activity.signature) else np.zeros(len(activity), dtype=np.int64)
+    pair = activity.slot * max(len(activity.signatures), 1) + signature
+    names, of_record = np.unique(pair, return_inverse=True)
+    slot_of, signature_of = np.divmod(names, max(len(activity.signatures), 1))
+    merged, pooled = _pool(_seconds(of_record, long_s, len(names)), signature_of, most)
+    of_record = merged[of_record]
+    count = int(merged.max(initial=-1)) + 1
+    seconds = np.zeros((len(activity.slots), count))
+    np.add.at(seconds, (activity.slot, of_record), long_s)
+    one = np.zeros(count, dtype=np.int64)  # any of the pairs behind a column: all have its signature
+    one[merged] = np.arange(len(names))
+    kinds = _kinds(activity.slots, slot_of, signature_of)
+    return Columns(
+        activity.slots,
+        np.asarray(of_record, dtype=np.int64),
+        seconds,
+        equal_share_s(activity),
+        np.asarray(signature_of[one] if len(activity.signature) else np.arange(count)),
+        kinds[slot_of[one]],
+        _numbers([slot.fqn for slot in activity.slots])[slot_of[one]],
+        pooled,
+    )
+
+
+def records_of(activity: Activity, columns: Columns, origin_ns: int) -> Records:
+    """Put the records on the estimator's clock."""
+    start_s, end_s = ((t - origin_ns) / NS_PER_S for t in (activity.start_ns, activity.end_ns))
+    return Records(start_s, end_s, columns.of_record, activity.filled, columns.count)
+
+
+def equal_share_s(activity: Activity) -> FloatArray:
+    """Return each slot's seconds of device time, time in which n records run shared equally among them."""
+    edges = np.concatenate((activity.start_ns, activity.end_ns))
+    order = np.argsort(edges, kind="stable")
+    running = np.cumsum(np.repeat([1, -1], len(activity))[order])[:-1]
+    long_s = np.diff(edges[order]) / NS_PER_S
+    shared = np.divide(long_s, running, out=np.zeros_like(long_s), where=running > 0)
+    total = np.empty(len(edges))
+    total[order] = np.concatenate(([0.0], np.cumsum(shared)))
+    own_s = total[len(activity) :] - total[: len(activity)]
+    return np.asarray(np.bincount(activity.slot, own_s, len(activity.slots)), dtype=np.float64)
+
+
+def _seconds(index: IntArray, long_s: FloatArray, count: int) -> FloatArray:
+    return np.asarray(np.bincount(index, long_s, count), dtype=np.float64)
+
+
+def _pool(time_s: FloatArray, signature: IntArray, most: int) -> tuple[IntArray, int]:
+    """Keep the longest columns apart and pool the rest by signature; return new numbers and how many were pooled."""
+    if len(time_s) <= most:
+        return np.arange(len(time_s)), 0
+    by_time = np.argsort(-time_s, kind="stable")
+    apart = np.zeros(len(time_s), dtype=np.bool_)
+    apart[by_time[: most // 2]] = True
+    name = np.where(apart, np.arange(len(time_s)), len(time_s) + signature)
+    rest = np.unique(name[~apart])
+    if len(rest) > most - most // 2:  # too many signatures as well: the smallest are one column
+        by_signature = np.bincount(np.searchsorted(rest, name[~apart]), time_s[~apart])
+        small = rest[np.argsort(-by_signature, kind="stable")[most - most // 2 - 1 :]]
+        name[np.isin(name, small)] = small[0]
+    return np.unique(name, return_inverse=True)[1], int((~apart).sum())
+
+
+def _kinds(slots: tuple[Slot, ...], slot_of: IntArray, signature_of: IntArray) -> IntArray:
+    """Number the layer types: slots of one phase with the same set of signatures."""
+    sets: list[list[int]] = [[] for _ in slots]
+    for slot, signature in zip(slot_of.tolist(), signature_of.tolist(), strict=True):
+        sets[slot].append(signature)
+    return _numbers([(slot.phase, tuple(found)) for slot, found in zip(slots, sets, strict=True)])
+
+
+def _numbers(names: Sequence[Hashable]) -> IntArray:
+    """Number distinct names in the order of their first appearance."""
+    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([index[name] for name in names], dtype=np.int64)

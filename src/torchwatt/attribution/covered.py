@@ -1,0 +1,59 @@
+"""The stretches of a run in which a device was watched: outside them silence is ignorance, not idleness."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from torchwatt.core.activity import Activity
+from torchwatt.core.meter import FloatArray, IntArray
+from torchwatt.core.units import NS_PER_S
+
+
+def stretches(activity: Activity, start_ns: int, end_ns: int) -> IntArray:
+    """Return the covered stretches inside a window: (n, 2) instants, apart and in order."""
+    asked = activity.covered or ((start_ns, end_ns),)
+    found: list[list[int]] = []
+    for lo, hi in sorted((max(a, start_ns), min(b, end_ns)) for a, b in asked):
+        if hi <= lo:
+            continue
+        if found and lo <= found[-1][1]:
+            found[-1][1] = max(found[-1][1], hi)
+        else:
+            found.append([lo, hi])
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def clip(activity: Activity, parts: IntArray) -> Activity:
+    """Cut records at the ends of the stretches; what lies outside is left out."""
+    if len(parts) == 0:
+        empty = np.zeros(0, dtype=np.int64)
+        return _take(activity, empty, empty, empty)
+    first = np.searchsorted(parts[:, 1], activity.start_ns, side="right")
+    last = np.searchsorted(parts[:, 0], activity.end_ns, side="left") - 1
+    count = np.maximum(last - first + 1, 0)
+    which = np.repeat(np.arange(len(count)), count)
+    part = first[which] + np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
+    start_ns = np.maximum(activity.start_ns[which], parts[part, 0])
+    end_ns = np.minimum(activity.end_ns[which], parts[part, 1])
+    return _take(activity, which, start_ns, end_ns)
+
+
+def _take(activity: Activity, which: IntArray, start_ns: IntArray, end_ns: IntArray) -> Activity:
+    return replace(
+        activity,
+        slot=activity.slot[which],
+        start_ns=start_ns,
+        end_ns=end_ns,
+        stream=activity.stream[which],
+        filled=activity.filled[which],
+        signature=activity.signature[which] if len(activity.signature) else activity.signature,
+    )
+
+
+def wholly_inside(parts: IntArray, origin_ns: int, from_s: FloatArray, to_s: FloatArray) -> np.ndarray:
+    """Tell for each interval whether one stretch holds all of it."""
+    edges = (parts - origin_ns) / NS_PER_S
+    place = np.searchsorted(edges[:, 0], from_s, side="right") - 1
+    return np.asarray((place >= 0) & (to_s <= edges[np.maximum(place, 0), 1]), dtype=np.bool_)

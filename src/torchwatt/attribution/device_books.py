@@ -1,0 +1,245 @@
+"""Book a device's joules: to the slots of its columns, quiet time to (idle), unwatched time to (unattributed)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import fsum
+
+import numpy as np
+
+from torchwatt.attribution.apportion import Z90
+from torchwatt.attribution.covered import clip, stretches
+from torchwatt.attribution.device import DeviceFit, fit_device
+from torchwatt.attribution.estimate import Estimate
+from torchwatt.attribution.guards import SHOW_GROUP, SHOW_SELF, measured_share
+from torchwatt.attribution.known import Known
+from torchwatt.attribution.posterior import hold_to_total, lift_to_idle
+from torchwatt.core.activity import Activity
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.ledger import Entry
+from torchwatt.core.meter import FloatArray, Series
+from torchwatt.core.terms import IDLE, RESERVED, ROOT, UNATTRIBUTED, Slot
+from torchwatt.core.units import NS_PER_S
+
+# A sensor's own gain, in which metered total and readings may differ (arXiv 2312.02741: 5 % is typical).
+GAIN_SD_REL = 0.03
+# How far layers' powers spread around the mean that time share gives them: uniform from 120 to 650 W is 0.40.
+TIME_SHARE_SD_REL = 0.40
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceBooks:
+    """Joules of each slot, then of (idle); `unwatched_j` belongs to nobody who is known."""
+
+    curve: EnergyCurve
+    fit: DeviceFit
+    energy_j: FloatArray  # (S + 1,)
+    sd_j: FloatArray
+    share_j: FloatArray  # by time
+    time_s: FloatArray
+    carried: FloatArray  # part of each slot's time that was carried over
+    measured: FloatArray | None
+    measured_in: tuple[str, ...]
+    unwatched_j: float
+    unwatched_s: float
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Return the slots of the rows."""
+        return (*self.fit.columns.slots, Slot(IDLE, "other"))
+
+
+def device_books(
+    curve: EnergyCurve, activity: Activity, power: Series | None, family: str | None, known: Known
+) -> DeviceBooks | None:
+    """Split a device's curve; None where nothing of it was watched."""
+    parts = stretches(activity, curve.start_ns, curve.end_ns)
+    if len(parts) == 0:
+        return None
+    watched = clip(activity, parts)
+    fit = fit_device(watched, parts, power, family, known)
+    watched_j = float(np.diff(curve.at(parts), axis=1).sum())
+    watched_s = float(np.diff(parts, axis=1).sum()) / NS_PER_S
+    jacobian = _jacobian(fit, watched_s)
+    share_j = _by_time(fit, jacobian, watched_j)
+    if fit.estimate is not None and not fit.reason:
+        energy_j, sd_j = _by_fit(fit.estimate, jacobian, watched_j)
+    else:
+        energy_j, sd_j = share_j, TIME_SHARE_SD_REL * share_j
+    measured, measured_in = _measured(fit, jacobian)
+    total_s = (curve.end_ns - curve.start_ns) / NS_PER_S
+    return DeviceBooks(
+        curve,
+        fit,
+        energy_j,
+        sd_j,
+        share_j,
+        np.append(fit.columns.shared_s, max(watched_s - fit.columns.shared_s.sum(), 0.0)),
+        np.append(_carried(watched), 0.0),
+        measured,
+        measured_in,
+        curve.total_j - watched_j,
+        total_s - watched_s,
+    )
+
+
+def _jacobian(fit: DeviceFit, watched_s: float) -> FloatArray:
+    """Return d(energy of a slot) / d(power of a column): own dynamic power, and an equal share of the static one.
+
+    With q = p - p_idle: E_s = sum_j q_j t_sj + p_idle shared_s, and E_idle = p_idle idle_s.
+    """
+    columns = fit.columns
+    rows = np.concatenate((columns.seconds, np.zeros((1, columns.count))))
+    static_s = np.append(columns.shared_s - columns.seconds.sum(axis=1), max(watched_s - columns.shared_s.sum(), 0.0))
+    return np.concatenate((rows, static_s[:, None]), axis=1)
+
+
+def _by_fit(estimate: Estimate, jacobian: FloatArray, energy_j: float) -> tuple[FloatArray, FloatArray]:
+    time_s = jacobian.sum(axis=0)
+    held = lift_to_idle(hold_to_total(estimate.found, time_s, energy_j, GAIN_SD_REL * energy_j))
+    booked_j = jacobian @ held.power_w
+    # The clusters see what the noise model does not, but they are few: the wider of the two, and Student's t.
+    variance = np.maximum(*(_variance(jacobian, matrix) for matrix in (held.robust, held.model)))
+    sd_j = np.sqrt(np.maximum(variance, 0.0)) * _few(estimate.clusters - 1)
+    return booked_j * (energy_j / booked_j.sum()), sd_j
+
+
+def _variance(jacobian: FloatArray, covariance: FloatArray) -> FloatArray:
+    return np.asarray(np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian, optimize=True), dtype=np.float64)
+
+
+def _few(degrees: int) -> float:
+    """Return how much wider a 90 % interval of Student's t is than the normal's (Cornish and Fisher, 1938)."""
+    return 1.0 + (Z90**2 + 1.0) / (4.0 * max(degrees, 2))
+
+
+def _by_time(fit: DeviceFit, jacobian: FloatArray, energy_j: float) -> FloatArray:
+    """Give idle time its quiet power and all busy columns one other; idle power is unknown without a quiet reading."""
+    columns = fit.columns
+    idle_s = float(jacobian[-1, -1])
+    busy_s = columns.shared_s
+    if busy_s.sum() <= 0:
+        return np.append(busy_s, energy_j)
+    mean_w = energy_j / max(busy_s.sum() + idle_s, 1e-12)
+    idle_w = min(fit.idle_w if fit.idle_w is not None else _idle_by_readings(fit, mean_w), mean_w)
+    idle_j = idle_w * idle_s
+    return np.append(busy_s * ((energy_j - idle_j) / busy_s.sum()), idle_j)
+
+
+def _idle_by_readings(fit: DeviceFit, mean_w: float) -> float:
+    """Return idle power as the readings tell it apart from busy; the mean where they do not."""
+    idle_w = float(fit.estimate.time_share_w[-1]) if fit.estimate is not None else mean_w
+    return idle_w if idle_w > 0 else mean_w
+
+
+def _carried(activity: Activity) -> FloatArray:
+    long_s = (activity.end_ns - activity.start_ns) / NS_PER_S
+    all_s = np.bincount(activity.slot, long_s, len(activity.slots))
+    filled_s = np.bincount(activity.slot, long_s * activity.filled, len(activity.slots))
+    return np.divide(filled_s, all_s, out=np.zeros(len(all_s)), where=all_s > 0)
+
+
+def _measured(fit: DeviceFit, jacobian: FloatArray) -> tuple[FloatArray | None, tuple[str, ...]]:
+    """Return each slot's measured share, and the module that is measured where a slot is not."""
+    slots = fit.columns.slots
+    none = ("",) * (len(slots) + 1)
+    if fit.estimate is None:
+        return None, none
+    if not fit.fitted:
+        return np.zeros(len(slots) + 1), none
+    before, after = fit.estimate.prior.covariance, fit.estimate.found.robust
+    own = measured_share(jacobian, before, after)
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, slot in enumerate(slots):
+        for name in _enclosing(slot.fqn):
+            groups.setdefault((name, slot.phase), []).append(i)
+    sums = np.stack([jacobian[rows].sum(axis=0) for rows in groups.values()]) if groups else jacobian[:0]
+    share = dict(zip(groups, measured_share(sums, before, after).tolist(), strict=True))
+    named = [
+        next((n for n in _enclosing(s.fqn) if share[n, s.phase] >= SHOW_GROUP), "") if own[i] < SHOW_SELF else ""
+        for i, s in enumerate(slots)
+    ]
+    return own, (*named, "")
+
+
+def _enclosing(fqn: str) -> list[str]:
+    """Return the modules around a module, the smallest first; all of a model is (root)."""
+    if fqn in RESERVED or fqn == ROOT:
+        return []
+    parts = fqn.split(".")
+    return [*(".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)), ROOT]
+
+
+def entries(books: DeviceBooks, static_w: float | None, calls: dict[Slot, int]) -> tuple[Entry, ...]:
+    """Make one entry for every slot that had time or joules."""
+    rows = {slot: i for i, slot in enumerate(books.slots)}
+    exact_j = _exact(books)
+    made = [
+        _entry(books, i, float(exact_j[i]), static_w, calls.get(slot, 0))
+        for slot, i in rows.items()
+        if books.time_s[i] > 0 or exact_j[i] != 0
+    ]
+    nobody = Slot(UNATTRIBUTED, "other")
+    if books.unwatched_s > 0 and nobody not in rows:
+        made.append(_unwatched(books, float(exact_j[-1]), static_w))
+    return tuple(made)
+
+
+def _exact(books: DeviceBooks) -> FloatArray:
+    """Return joules of slots, (idle) and the unwatched time, the last bits of rounding given to the largest.
+
+    Unwatched joules join (unattributed) work of the device, where it has such a slot: one name, one row.
+    """
+    energy_j = np.append(books.energy_j, books.unwatched_j)
+    nobody = Slot(UNATTRIBUTED, "other")
+    if nobody in books.slots:
+        energy_j[books.slots.index(nobody)] += books.unwatched_j
+        energy_j[-1] = 0.0
+    energy_j[int(np.argmax(energy_j))] += books.curve.total_j - fsum(energy_j)
+    return energy_j
+
+
+def _entry(books: DeviceBooks, i: int, own_j: float, static_w: float | None, calls: int) -> Entry:
+    slot, curve = books.slots[i], books.curve
+    time_s = float(books.time_s[i])
+    joins = slot == Slot(UNATTRIBUTED, "other")
+    half_j = Z90 * float(books.sd_j[i])
+    static_j = min(static_w * time_s, own_j) if static_w is not None else None
+    return Entry(
+        domain=curve.domain,
+        fqn=slot.fqn,
+        phase=slot.phase,
+        energy_self_j=own_j,
+        energy_self_lo_j=max(own_j - half_j, 0.0),
+        energy_self_hi_j=max(min(own_j + half_j, curve.total_j), own_j),
+        energy_static_j=static_j,
+        energy_dynamic_j=own_j - static_j if static_j is not None else None,
+        time_self_s=time_s + (books.unwatched_s if joins else 0.0),
+        calls=calls,
+        method="fit" if books.fit.fitted else "time_share",
+        provenance="apportioned" if curve.provenance == "measured" else curve.provenance,
+        carried_share=float(books.carried[i]),
+        measured_share=float(books.measured[i]) if books.measured is not None else None,
+        measured_in=books.measured_in[i],
+        time_share_j=float(books.share_j[i]) if not joins else None,
+    )
+
+
+def _unwatched(books: DeviceBooks, own_j: float, static_w: float | None) -> Entry:
+    curve = books.curve
+    half_j = Z90 * curve.u_j
+    static_j = min(static_w * books.unwatched_s, own_j) if static_w is not None else None
+    return Entry(
+        curve.domain,
+        UNATTRIBUTED,
+        "other",
+        own_j,
+        max(own_j - half_j, 0.0),
+        own_j + half_j,
+        static_j,
+        own_j - static_j if static_j is not None else None,
+        books.unwatched_s,
+        0,
+        curve.method,
+        curve.provenance,
+    )

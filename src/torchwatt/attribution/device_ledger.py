@@ -1,0 +1,106 @@
+"""One device's ledger: split by its activity where there is one, whole and unattributed where there is none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from torchwatt.attribution.apportion import Z90
+from torchwatt.attribution.curves import Metered
+from torchwatt.attribution.device_books import DeviceBooks, device_books, entries
+from torchwatt.attribution.kernel import family_of
+from torchwatt.attribution.known import Known
+from torchwatt.attribution.power import usable
+from torchwatt.attribution.sentence import how_known
+from torchwatt.core.activity import Activity
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.meter import Event, Recording, Series
+from torchwatt.core.terms import UNATTRIBUTED, Slot
+from torchwatt.core.trace import Trace
+from torchwatt.core.units import NS_PER_S
+
+
+def device_ledger(
+    found: Metered, blank: Ledger, curve: EnergyCurve, recording: Recording, trace: Trace, known: Known
+) -> tuple[Ledger, list[Event]]:
+    """Book a device's joules and say what had to be said."""
+    books = None
+    name = str(found.meter.domain)
+    activity = next((a for a in trace.activities if a.device == name and len(a)), None)
+    if activity is not None:
+        family = family_of(found.meter.model)
+        books = device_books(curve, activity, _power(found, recording), family, known)
+    if books is None or activity is None:
+        ledger = replace(blank, energy_j=curve.total_j, entries=(_whole(found, curve, blank.static_w),))
+        return replace(ledger, sentence=how_known(found, ledger, None)), _no_device_timeline(found, curve, trace)
+    rows = entries(books, blank.static_w, _calls(trace, curve))
+    ledger = replace(blank, energy_j=curve.total_j, entries=rows)
+    return replace(ledger, sentence=how_known(found, ledger, books)), _events(found, curve, activity, books)
+
+
+def _power(found: Metered, recording: Recording) -> Series | None:
+    """Return the polls of the power sensor; of several, the one whose window is shortest."""
+    polls = [recording.get(c.key) for c in found.meter.channels if c.quantity == "power"]
+    there = [usable(series) for series in polls if series is not None]
+    there.sort(key=lambda series: series.channel.sensor != "nvml_power_instant")
+    there = [series for series in there if len(series) >= 2]
+    if not there:
+        return None
+    first = there[0]
+    later = np.concatenate(([True], np.diff(first.t_ns) > 0))
+    return Series(first.channel, first.t_ns[later], first.raw[later], first.late_ns[later])
+
+
+def _calls(trace: Trace, curve: EnergyCurve) -> dict[Slot, int]:
+    """Count the host's calls of each slot inside the curve: kernels are not calls."""
+    inside = (trace.end_ns > curve.start_ns) & (trace.start_ns < curve.end_ns)
+    counts = np.bincount(trace.slot[inside], trace.calls[inside], len(trace.slots))
+    return {slot: int(count) for slot, count in zip(trace.slots, counts, strict=True)}
+
+
+def _events(found: Metered, curve: EnergyCurve, activity: Activity, books: DeviceBooks) -> list[Event]:
+    domain = str(found.meter.domain)
+    events = [Event(curve.start_ns, "info", "ACTIVITY", domain, note) for note in activity.notes]
+    if not books.fit.fitted:
+        fix = ""
+        if "in step with the sensor" in books.fit.reason:
+            fix = "; a random pause of up to 1 ms a step (dither) or a replay of the layers would tell them apart"
+        message = f"layers got their share of busy time: {books.fit.reason}{fix}"
+        events.append(Event(curve.start_ns, "warning", "TIME_SHARE", domain, message))
+    if books.fit.columns.pooled:
+        message = f"{books.fit.columns.pooled} small kinds of work were pooled by signature before the fit"
+        events.append(Event(curve.start_ns, "info", "POOLED", domain, message))
+    return events
+
+
+def _whole(found: Metered, curve: EnergyCurve, static_w: float | None) -> Entry:
+    """Book a domain without a timeline of its own to one row, as measured."""
+    known_s = (curve.end_ns - curve.start_ns) / NS_PER_S
+    static_j = min(static_w * known_s, curve.total_j) if static_w is not None else None
+    half = Z90 * curve.u_j
+    return Entry(
+        curve.domain,
+        UNATTRIBUTED,
+        "other",
+        curve.total_j,
+        max(curve.total_j - half, 0.0),
+        curve.total_j + half,
+        static_j,
+        curve.total_j - static_j if static_j is not None else None,
+        known_s,
+        0,
+        curve.method,
+        found.meter.provenance,
+    )
+
+
+def _no_device_timeline(found: Metered, curve: EnergyCurve, trace: Trace) -> list[Event]:
+    if len(trace) == 0:
+        return []
+    message = (
+        "the device's joules are booked to (unattributed): which layer's kernels ran when is not known from the host's "
+        "spans alone"
+    )
+    return [Event(curve.start_ns, "info", "NO_DEVICE_TIMELINE", str(found.meter.domain), message)]

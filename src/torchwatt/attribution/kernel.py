@@ -1,0 +1,127 @@
+"""What a power sensor does to power before it says a number: a boxcar over a first-order low-pass, seen late.
+
+    y_k = gain * (1/w) * integral from u_k - d - w to u_k - d of (P * e_tau)(t) dt + offset + noise
+
+u_k is the instant of publication, w the window, tau the low-pass time constant, d the lag. The A100's "25 of 100 ms"
+(Yang, Adamek, Armour, arXiv 2312.02741) is the equivalent width of such a low-pass; see docs/attribution.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torchwatt.core.errors import ConfigError
+
+# Shorter windows are not told apart from an instant, and a window of zero has no mean.
+MIN_WINDOW_S = 5e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Window, low-pass and lag of a sensor, in seconds."""
+
+    window_s: float
+    tau_s: float = 0.0
+    lag_s: float = 0.0
+
+    @property
+    def reach_s(self) -> float:
+        """Return how far before the publication power still matters (to 1 part in 3 million)."""
+        return self.lag_s + self.window_s + 15.0 * self.tau_s
+
+    def __str__(self) -> str:
+        parts = [f"{self.window_s * 1e3:.3g} ms window"]
+        if self.tau_s > 0:
+            parts.append(f"{self.tau_s * 1e3:.3g} ms low-pass")
+        return " and ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class SensorModel:
+    """A calibrated sensor; cache it by (GPU UUID, driver, field): none of the three may change.
+
+    `gain` and `offset_w` turn true watts into the sensor's; they are known only beside a second meter.
+    """
+
+    kernel: Kernel
+    period_s: float
+    rms_w: float  # what the model leaves of the readings it was made from
+    source: str  # how it was found, in words
+    gain: float = 1.0
+    offset_w: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SensorModel:
+        """Read back what `to_json` wrote.
+
+        Raises:
+            ConfigError: A field is missing or is not what it should be.
+        """
+        try:
+            kernel = Kernel(**{name: float(value) for name, value in values["kernel"].items()})
+            numbers = {name: float(values[name]) for name in ("period_s", "rms_w", "gain", "offset_w")}
+            return cls(kernel, source=str(values["source"]), **numbers)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"not a sensor model: {error}; delete the cached file and calibrate again") from error
+
+
+# Families by name, as `--sensor` knows them; windows of the instantaneous field after arXiv 2312.02741.
+FAMILIES: Mapping[str, Kernel] = {
+    "h100": Kernel(0.025),
+    "ada": Kernel(0.100),
+    "ampere": Kernel(0.100),
+    "a100": Kernel(0.025),
+    "turing": Kernel(0.100),
+    "volta": Kernel(0.010),
+    "pascal": Kernel(0.010),
+}
+_MODELS = (
+    ("h100", ("H100", "H200", "H800", "GH200")),
+    ("a100", ("A100", "A800", "A30")),
+    ("ada", ("RTX 40", "L40", "L4", "ADA")),
+    ("ampere", ("RTX 30", "RTX A", "A10", "A40", "A16", "A2")),
+    ("volta", ("V100", "TITAN V")),
+    ("turing", ("RTX 20", "GTX 16", "T4", "TITAN RTX", "QUADRO RTX")),
+    ("pascal", ("P100", "P40", "P4", "GTX 10", "TITAN X")),
+)
+# Architectures whose `power.draw` is the instantaneous field; on all others it is a one-second average (NVML docs).
+_INSTANT_DRAW = frozenset({"a100", "volta", "turing", "pascal"})
+ONE_SECOND = Kernel(1.0)
+
+
+def family_of(model: str) -> str | None:
+    """Return the family of a device name such as "NVIDIA A100-PCIE-40GB"."""
+    upper = model.upper()
+    return next((family for family, names in _MODELS if any(name in upper for name in names)), None)
+
+
+def nominal(family: str | None, sensor: str, period_s: float) -> tuple[Kernel, str]:
+    """Return the kernel to believe until the data say otherwise, and where it comes from.
+
+    Args:
+        family: One of FAMILIES, or None.
+        sensor: The channel's sensor: nvml_power_instant, nvml_power_average, nvml_power.
+        period_s: The publication period found in the polls; an unknown sensor is taken to average all of it.
+    """
+    if family is not None and family not in FAMILIES:
+        raise ConfigError(f"no sensor family {family!r}: choose one of {', '.join(FAMILIES)}")
+    if sensor == "nvml_power_average":
+        return ONE_SECOND, "the field is a one-second average"
+    if sensor == "nvml_power" and family is not None and family not in _INSTANT_DRAW:
+        return ONE_SECOND, f"power.draw of {family} is a one-second average"
+    if family is None:
+        return Kernel(period_s), "unknown sensor, taken to average its whole period"
+    return FAMILIES[family], f"nominal for {family}"
+
+
+def candidates(start: Kernel, period_s: float) -> tuple[Kernel, ...]:
+    """Return kernels worth trying: the nominal one, boxcars and low-passes that were seen on real cards."""
+    boxcars = [Kernel(w) for w in (0.010, 0.025, 0.050, 0.100, period_s, 1.0)]
+    low_passes = [Kernel(0.002, tau) for tau in (0.004, 0.008, 0.012, 0.016)]
+    return tuple(dict.fromkeys((replace(start, lag_s=0.0), *boxcars, *low_passes)))

@@ -1,0 +1,175 @@
+"""The sensor's kernel and lag, found from the run itself: the nominal ones unless the readings say otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from torchwatt.attribution.estimate import first_guess
+from torchwatt.attribution.kernel import MIN_WINDOW_S, Kernel, candidates
+from torchwatt.attribution.look import Records, Rows, look, stack
+from torchwatt.attribution.minimise import simplex
+from torchwatt.attribution.moments import moments
+from torchwatt.attribution.prior import Structure, covariance, evidence, learn
+from torchwatt.attribution.publications import Publications
+from torchwatt.core.meter import FloatArray
+
+DECISIVE_NATS = 6.0  # odds of 400 to 1
+# A publication is late by the sensor's own delay, or early and late by an error between two clocks.
+LAGS_S = (-0.030, 0.110)
+MARGIN_S = 0.15
+LAG_BELIEF_S = 0.04
+# Enough to tell kernels apart, and bounded for long runs.
+SCREEN_READINGS, FIT_READINGS, FIT_RECORDS = 300, 1200, 150_000
+STRETCHES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFit:
+    """The kernel to use, what it gained over the nominal one, and why it was chosen."""
+
+    kernel: Kernel
+    gained_nats: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sample:
+    """A few stretches of a run: instants and readings of each, with the records around them."""
+
+    stretches: tuple[tuple[FloatArray, FloatArray, Records], ...]
+
+    def rows(self, kernel: Kernel) -> Rows:
+        return stack([look(records, at_s, power_w, kernel) for at_s, power_w, records in self.stretches])
+
+
+def fit_kernel(
+    records: Records, seen: Publications, shape: Structure, start: Kernel, why: str, idle_w: float | None
+) -> KernelFit:
+    """Choose window, low-pass and lag by the evidence of the columns' powers.
+
+    Args:
+        records: The device's work on the clock of the publications.
+        seen: Publications whose windows lie where the work is known.
+        shape: What is alike among the columns.
+        start: The nominal kernel; it is kept unless another gains more than 6 nats.
+        why: Where the nominal kernel comes from.
+        idle_w: The quiet reading.
+    """
+    few = _sample(records, seen, SCREEN_READINGS)
+    best, sizes_w = start, None
+    # Twice: what is alike is learnt at the best kernel so far, and decides between kernels the second time.
+    for _ in range(2):
+        judge, sizes_w = _judge(few, shape, best, idle_w, sizes_w)
+        scored = [_best_lag(judge, kernel) for kernel in candidates(start, seen.period_s)]
+        best = min(scored, key=lambda pair: pair[1])[0]
+    many = _sample(records, seen, FIT_READINGS)
+    judge, _ = _judge(many, shape, best, idle_w, sizes_w)
+    kept, kept_cost = _refine_lag(judge, scored[0][0])
+    fitted, cost = _refine(judge, best)
+    gained = kept_cost - cost
+    if gained > DECISIVE_NATS:
+        return KernelFit(fitted, gained, f"fitted to the readings ({gained:.0f} nats over {why})")
+    return KernelFit(_lag_if_sure(judge, kept, kept_cost), 0.0, why)
+
+
+def fit_lag(records: Records, seen: Publications, shape: Structure, kernel: Kernel, idle_w: float | None) -> Kernel:
+    """Keep a calibrated kernel and find the lag alone: clocks differ from run to run."""
+    judge, _ = _judge(_sample(records, seen, SCREEN_READINGS), shape, kernel, idle_w, None)
+    start, _ = _best_lag(judge, kernel)
+    judge, _ = _judge(_sample(records, seen, FIT_READINGS), shape, start, idle_w, None)
+    return _lag_if_sure(judge, *_refine_lag(judge, start), known_s=kernel.lag_s)
+
+
+Judge = Callable[[Kernel], float]
+
+
+def _judge(
+    sample: _Sample, shape: Structure, kernel: Kernel, idle_w: float | None, sizes_w: FloatArray | None
+) -> tuple[Judge, FloatArray]:
+    """Return the cost of a kernel in nats, the effects' sizes held at what this one says."""
+    rows = sample.rows(kernel)
+    one = np.ones(len(rows))
+    total = moments(rows.seen, rows.power_w, one)
+    mean_w, idle_sd_w = first_guess(total, idle_w)
+    prior = learn(total, shape, mean_w, idle_sd_w, sizes_w)
+    count = len(mean_w) - 1
+    busy_w = max(float(mean_w[:count].mean()), 1e-6)
+    matrix = covariance(shape, prior.size_w, busy_w, idle_sd_w, count)
+
+    def cost(trial: Kernel) -> float:
+        found = sample.rows(trial)
+        belief = 0.5 * (trial.lag_s / LAG_BELIEF_S) ** 2
+        return belief - evidence(moments(found.seen, found.power_w, one), matrix, mean_w)
+
+    return cost, prior.size_w
+
+
+def _best_lag(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
+    """Try lags a sixth of the kernel's width apart."""
+    width_s = min(max(kernel.window_s, 2 * kernel.tau_s), 0.12)
+    lags_s = np.arange(LAGS_S[0], LAGS_S[1], max(width_s / 6, 0.002))
+    trials = [replace(kernel, lag_s=float(lag)) for lag in (0.0, *lags_s)]
+    costs = [judge(trial) for trial in trials]
+    best = int(np.argmin(costs))
+    return trials[best], costs[best]
+
+
+def _refine_lag(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
+    best, cost = simplex(
+        lambda x: judge(replace(kernel, lag_s=_within_lags(x[0]))), np.array([kernel.lag_s]), np.array([0.002]), most=24
+    )
+    return replace(kernel, lag_s=_within_lags(best[0])), cost
+
+
+def _lag_if_sure(judge: Judge, kernel: Kernel, cost: float, known_s: float = 0.0) -> Kernel:
+    """Keep the lag that was believed unless another is decisively better."""
+    plain = replace(kernel, lag_s=known_s)
+    return kernel if judge(plain) - cost > DECISIVE_NATS / 2 else plain
+
+
+def _refine(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
+    """Move window, low-pass and lag together; logarithm of the window, root of the time constant."""
+
+    def at(x: FloatArray) -> Kernel:
+        return Kernel(float(np.clip(np.exp(x[0]), MIN_WINDOW_S, 2.0)), float(min(x[1] ** 2, 0.5)), _within_lags(x[2]))
+
+    start = np.array([np.log(kernel.window_s), np.sqrt(max(kernel.tau_s, 2.5e-4)), kernel.lag_s])
+    best, cost = simplex(lambda x: judge(at(x)), start, np.array([0.1, 0.015, 0.002]), most=90, close=0.02)
+    fitted = at(best)
+    plain, plain_cost = _refine_boxcar(judge, fitted)
+    return (plain, plain_cost) if plain_cost - cost < 1.0 else (fitted, cost)
+
+
+def _refine_boxcar(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
+    """Ask whether a window alone does as well: a low-pass that nobody needs is left out."""
+    start = np.array([np.log(kernel.window_s + 2 * kernel.tau_s), kernel.lag_s])
+
+    def at(x: FloatArray) -> Kernel:
+        return Kernel(float(np.clip(np.exp(x[0]), MIN_WINDOW_S, 2.0)), 0.0, _within_lags(x[1]))
+
+    best, cost = simplex(lambda x: judge(at(x)), start, np.array([0.1, 0.002]), most=40, close=0.02)
+    return at(best), cost
+
+
+def _within_lags(lag_s: float) -> float:
+    return float(np.clip(lag_s, *LAGS_S))
+
+
+def _sample(records: Records, seen: Publications, most: int) -> _Sample:
+    """Take stretches spread over the run, with few enough readings and records to try many kernels."""
+    density = len(records.start_s) / max(len(seen), 1)
+    most = max(min(most, int(FIT_RECORDS / max(density, 1e-9))), 60)
+    if len(seen) <= most:
+        parts = [slice(0, len(seen))]
+    else:
+        starts = np.linspace(0, len(seen) - most // STRETCHES, STRETCHES).astype(int)
+        parts = [slice(int(a), int(a) + most // STRETCHES) for a in starts]
+    stretches = []
+    for part in parts:
+        at_s = seen.at_s[part]
+        around = records.between(float(at_s[0]) - 2.5, float(at_s[-1]) + MARGIN_S)
+        stretches.append((at_s, seen.power_w[part], around))
+    return _Sample(tuple(stretches))

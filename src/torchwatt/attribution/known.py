@@ -1,0 +1,85 @@
+"""What is known about devices before their readings are looked at: all of it optional."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from torchwatt.attribution.columns import Columns
+from torchwatt.attribution.kernel import SensorModel
+from torchwatt.attribution.moments import Moments, moments
+from torchwatt.core.activity import Activity
+from torchwatt.core.meter import FloatArray
+from torchwatt.core.terms import Slot
+
+# Mean power of a layer in a loop of its own against the same layer in its run: caches and clocks differ.
+CONTEXT_REL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Mean power of a slot that was run in a loop by itself; `sd_rel` is how far its context may matter."""
+
+    slot: Slot
+    power_w: float
+    sd_rel: float = CONTEXT_REL
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """By domain name, such as "gpu:0": calibrated sensors, sensor families, idle watts, replays.
+
+    `work` gives operations and bytes: of one record where the key is a signature, of the whole run where it is a slot.
+    """
+
+    sensors: Mapping[str, SensorModel] = field(default_factory=dict)
+    families: Mapping[str, str] = field(default_factory=dict)
+    idle_w: Mapping[str, float] = field(default_factory=dict)
+    replays: Mapping[str, tuple[Replay, ...]] = field(default_factory=dict)
+    work: Mapping[str | Slot, tuple[float, float]] = field(default_factory=dict)
+
+
+NOTHING = Known()
+
+
+def rates(work: Mapping[str | Slot, tuple[float, float]], activity: Activity, columns: Columns) -> FloatArray | None:
+    """Return (C, 2) operations and bytes per second of each column, as parts of the largest; None where unknown.
+
+    A column without a known rate gets the mean of the others: it then learns nothing from the slope.
+    """
+    if not work:
+        return None
+    total = np.zeros((columns.count, 2))
+    known = np.zeros(columns.count, dtype=np.bool_)
+    time_s = columns.seconds.sum(axis=0)
+    records = np.bincount(columns.of_record, minlength=columns.count)
+    for column in range(columns.count):
+        each = work.get(activity.signatures[columns.signature[column]]) if len(activity.signature) else None
+        if each is not None:
+            total[column], known[column] = np.asarray(each) * records[column], True
+    for slot, in_slot in enumerate(columns.seconds):
+        whole = work.get(columns.slots[slot])
+        mine = (in_slot > 0) & ~known
+        if whole is not None and mine.any():
+            total[mine] = np.asarray(whole) * (in_slot[mine] / in_slot[mine].sum())[:, None]
+            known |= mine
+    if known.sum() < 3:
+        return None
+    rate = total / np.maximum(time_s, 1e-12)[:, None]
+    rate /= np.maximum(rate[known].max(axis=0), 1e-12)
+    rate[~known] = rate[known].mean(axis=0)
+    return np.asarray(rate, dtype=np.float64)
+
+
+def replayed(replays: tuple[Replay, ...], columns: Columns) -> Moments | None:
+    """Turn replays into pseudo-observations of the slots' mean powers, weighted by 1 / sd^2."""
+    rows, power_w, weight = [], [], []
+    for replay in replays:
+        in_slot = columns.seconds[columns.slots.index(replay.slot)] if replay.slot in columns.slots else np.zeros(1)
+        if in_slot.sum() > 0:
+            rows.append(np.append(in_slot / in_slot.sum(), 0.0))
+            power_w.append(replay.power_w)
+            weight.append((replay.sd_rel * replay.power_w) ** -2)
+    return moments(np.array(rows), np.array(power_w), np.array(weight)) if rows else None

@@ -1,0 +1,46 @@
+"""Sufficient statistics of readings: all that prior, fit and checks need, however long the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchwatt.core.meter import FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """G = A'WA, h = A'Wy, y'Wy and the number of readings."""
+
+    gram: FloatArray
+    pull: FloatArray
+    square: float
+    rows: float
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.gram + other.gram, self.pull + other.pull, self.square + other.square, self.rows + other.rows
+        )
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(
+            self.gram - other.gram, self.pull - other.pull, self.square - other.square, self.rows - other.rows
+        )
+
+    def about(self, power_w: FloatArray) -> Moments:
+        """Return the moments of the readings less what these powers explain."""
+        pull = self.pull - self.gram @ power_w
+        square = self.square - float(power_w @ (self.pull + pull))
+        return Moments(self.gram, pull, max(square, 0.0), self.rows)
+
+
+def moments(seen: FloatArray, power_w: FloatArray, weight: FloatArray) -> Moments:
+    """Make the moments of rows with weights (mean 1 where they are to keep the noise's scale)."""
+    weighted = seen * weight[:, None]
+    return Moments(weighted.T @ seen, weighted.T @ power_w, float(power_w @ (weight * power_w)), float(len(power_w)))
+
+
+def nothing(columns: int) -> Moments:
+    """Return the moments of no readings."""
+    return Moments(np.zeros((columns, columns)), np.zeros(columns), 0.0, 0.0)

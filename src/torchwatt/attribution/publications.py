@@ -1,0 +1,186 @@
+"""When a polled power sensor published: a periodic grid locked to the polls that saw its value change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchwatt.core.meter import FloatArray, IntArray, Series
+from torchwatt.core.units import NS_PER_S
+
+# A changed value was published between the poll before and the poll that saw it; fewer changes are no grid.
+MIN_CHANGES = 12
+# A grid that this share of the brackets admits, to within TOLERANCE_S, is the sensor's clock.
+ADMITTED = 0.9
+TOLERANCE_S = 3e-4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Publications:
+    """Readings as the sensor published them, in seconds since `origin_ns`.
+
+    `locked` says whether one period explains the polls; else a reading is dated half-way between two polls.
+    """
+
+    origin_ns: int
+    at_s: FloatArray
+    power_w: FloatArray
+    period_s: float
+    locked: bool
+    timing_sd_s: float
+
+    def __len__(self) -> int:
+        return len(self.at_s)
+
+    def at_ns(self) -> IntArray:
+        """Return the instants on the session's clock."""
+        return np.asarray(np.round(self.at_s * NS_PER_S), dtype=np.int64) + self.origin_ns
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Brackets:
+    """Each change was published in (before_s, seen_s]."""
+
+    before_s: FloatArray
+    seen_s: FloatArray
+
+    @property
+    def middle_s(self) -> FloatArray:
+        return (self.before_s + self.seen_s) / 2
+
+    @property
+    def half_s(self) -> FloatArray:
+        return (self.seen_s - self.before_s) / 2
+
+
+def publications(power: Series) -> Publications | None:
+    """Find the publications behind polls; None where the value hardly ever changes.
+
+    Args:
+        power: Polls in time order, repeated values included.
+    """
+    if len(power) < 2:
+        return None
+    t_s = (power.t_ns - power.t_ns[0]) / NS_PER_S
+    power_w = power.raw * power.channel.scale
+    changed = np.flatnonzero(np.diff(power_w) != 0) + 1
+    if len(changed) < MIN_CHANGES:
+        return None
+    brackets = _Brackets(t_s[changed - 1], t_s[changed] + _resolution_s(power.t_ns))
+    origin_ns = int(power.t_ns[0])
+    grid = lock(brackets)
+    if grid is not None:
+        return _on_grid(origin_ns, t_s, power_w, *grid)
+    period_s = float(np.median(np.diff(brackets.middle_s)))
+    sd_s = float(np.sqrt(np.mean(brackets.half_s**2) / 3))
+    return Publications(
+        origin_ns,
+        brackets.middle_s,
+        np.asarray(power_w[changed], dtype=np.float64),
+        period_s,
+        locked=False,
+        timing_sd_s=sd_s,
+    )
+
+
+def _resolution_s(t_ns: IntArray) -> float:
+    """Return the resolution of the polls' stamps: a file that is written in milliseconds cuts off what is below."""
+    fits = [unit for unit in (1_000_000, 100_000, 10_000, 1_000) if not np.any((t_ns - t_ns[0]) % unit)]
+    return fits[0] / NS_PER_S if fits else 0.0
+
+
+def lock(brackets: _Brackets) -> tuple[float, float, float] | None:
+    """Fit instants a + k T that the brackets admit.
+
+    The fit grows from the first changes to all of them, so that k is never in doubt: while n changes are fitted, the
+    period is known to about bracket / n.
+
+    Returns:
+        a, T and the standard deviation of the instants around the grid, in seconds; None where no grid fits.
+    """
+    apart = np.diff(brackets.middle_s)
+    period_s = float(np.median(apart))
+    if period_s <= 2 * float(np.median(brackets.half_s)):
+        return None  # a change at nearly every poll: the sensor is faster than the polls
+    count = len(brackets.middle_s)
+    start_s, known = float(brackets.middle_s[0]), MIN_CHANGES
+    while True:
+        part = _Brackets(brackets.before_s[:known], brackets.seen_s[:known])
+        start_s, period_s = _grow(part, start_s, period_s)
+        if known == count:
+            break
+        known = min(2 * known, count)
+    k = np.round((brackets.middle_s - start_s) / period_s)
+    miss = _miss(brackets, start_s + k * period_s)
+    admitted = float((np.abs(miss) <= TOLERANCE_S).mean())
+    if admitted < ADMITTED:
+        return None
+    return start_s, period_s, float(np.clip(np.sqrt(np.mean(miss**2)), 1e-5, TOLERANCE_S))
+
+
+def _miss(brackets: _Brackets, at_s: FloatArray) -> FloatArray:
+    """Return how far instants lie outside their brackets (0 inside)."""
+    late = np.maximum(at_s - brackets.seen_s, 0.0)
+    early = np.maximum(brackets.before_s - at_s, 0.0)
+    return np.asarray(late - early, dtype=np.float64)
+
+
+def _grow(brackets: _Brackets, start_s: float, period_s: float, rounds: int = 30) -> tuple[float, float]:
+    """Refine a and T: first a line through the middles, then pushed until the brackets admit it."""
+    for _ in range(rounds):
+        k = np.round((brackets.middle_s - start_s) / period_s)
+        off = brackets.middle_s - (start_s + k * period_s)
+        # A change that was seen late (its value repeated, the poller slept) has a wide bracket and says little.
+        weight = 1.0 / np.maximum(brackets.half_s, 1e-5) ** 2
+        step = _line(k, off, weight)
+        start_s, period_s = start_s + step[0], period_s + step[1]
+        if abs(step[1]) < 1e-12:
+            break
+    return _admit(brackets, start_s, period_s)
+
+
+def _admit(brackets: _Brackets, start_s: float, period_s: float) -> tuple[float, float]:
+    """Move the line to the middle of what the brackets admit: the mean of all lines, weighted by how many admit it.
+
+    The likelihood of a line is flat where brackets admit it, so a few hundred lines around the least-squares one,
+    each scored by its squared misses, give the posterior mean.
+    """
+    k = np.round((brackets.middle_s - start_s) / period_s)
+    mid, span = float((k.max() + k.min()) / 2), max(float(k.max() - k.min()), 1.0)
+    at_mid, slope = start_s + mid * period_s, period_s
+    reach_a = reach_b = float(np.median(brackets.half_s)) / 2
+    for _ in range(6):
+        da, db = (part.ravel() for part in np.meshgrid(np.linspace(-1, 1, 17), np.linspace(-1, 1, 17)))
+        lines = (at_mid + da * reach_a)[:, None] + (slope + 2 * db * reach_b / span)[:, None] * (k - mid)[None, :]
+        badness = np.minimum((_miss(brackets, lines) / 1e-4) ** 2, 100.0).sum(axis=1)
+        weight = np.exp(-(badness - badness.min()) / 2)
+        weight /= weight.sum()
+        best_a, best_b = float(weight @ da), float(weight @ db)
+        at_mid += best_a * reach_a
+        slope += 2 * best_b * reach_b / span
+        reach_a = max(reach_a * max(3 * float(np.sqrt(weight @ (da - best_a) ** 2)), 0.2), 1e-6)
+        reach_b = max(reach_b * max(3 * float(np.sqrt(weight @ (db - best_b) ** 2)), 0.2), 1e-6)
+    return at_mid - mid * slope, slope
+
+
+def _line(k: FloatArray, off: FloatArray, weight: FloatArray) -> tuple[float, float]:
+    mean_k, mean_off = np.average(k, weights=weight), np.average(off, weights=weight)
+    spread = float((weight * (k - mean_k) ** 2).sum())
+    slope = float((weight * (k - mean_k) * (off - mean_off)).sum()) / spread if spread > 0 else 0.0
+    return float(mean_off - slope * mean_k), slope
+
+
+def _on_grid(
+    origin_ns: int, t_s: FloatArray, power_w: FloatArray, start_s: float, period_s: float, sd_s: float
+) -> Publications:
+    """Read the value of every publication from the poll nearest to the middle of its life."""
+    first = int(np.ceil((t_s[0] - start_s) / period_s))
+    last = int(np.floor((t_s[-1] - start_s) / period_s))
+    at_s = np.asarray(start_s + np.arange(first, last + 1) * period_s, dtype=np.float64)
+    wanted = at_s + period_s / 2
+    after = np.clip(np.searchsorted(t_s, wanted), 1, len(t_s) - 1)
+    nearest = after - (wanted - t_s[after - 1] < t_s[after] - wanted)
+    seen = np.abs(t_s[nearest] - wanted) < 0.4 * period_s  # else nobody looked while it was up
+    at_s, value_w = at_s[seen], np.asarray(power_w[nearest[seen]], dtype=np.float64)
+    return Publications(origin_ns, at_s, value_w, period_s, locked=True, timing_sd_s=sd_s)

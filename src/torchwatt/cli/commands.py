@@ -41,9 +41,16 @@ def _demo(asked: argparse.Namespace) -> int:
     return demo(epochs=asked.epochs, options=_options(asked), out=sys.stdout)
 
 
+def _calibrate(asked: argparse.Namespace) -> int:
+    from torchwatt.cli.calibrate import calibrate_device
+
+    return calibrate_device(asked.device, asked.seconds)
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "doctor": _doctor,
+    "calibrate": _calibrate,
     "show": _show,
     "demo": _demo,
 }

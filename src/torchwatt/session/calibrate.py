@@ -1,0 +1,116 @@
+"""`calibrate`: drive one GPU with an uneven square wave and find out what its power sensor does to it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from torchwatt.attribution.calibrate import calibrate_square_wave
+from torchwatt.attribution.kernel import FAMILIES, SensorModel, family_of
+from torchwatt.core.errors import ConfigError, SensorError
+from torchwatt.core.meter import Channel, Meter
+from torchwatt.core.units import NS_PER_S
+from torchwatt.sensors import Sampler, discover
+from torchwatt.sensors.calibrations import calibration_key, calibrations_file, save_calibration
+from torchwatt.sensors.protocol import Discovery, MeteredSource, Source
+
+# 20 to 30 s (ATTRIBUTION 5, step 2). Dwells are drawn at random, so that no publication period can lock to them.
+SECONDS = 25.0
+DWELL_S = (0.06, 0.26)
+POLL_NS = 5_000_000
+
+Burn = Callable[[int], tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """One sensor's model, the key it is kept under, and how many readings made it."""
+
+    meter: Meter
+    channel: Channel
+    key: str
+    model: SensorModel
+    readings: int
+
+
+def calibrate(
+    device: str = "gpu:0",
+    *,
+    seconds: float = SECONDS,
+    burn: Burn | None = None,
+    path: Path | None = None,
+    seed: int = 0,
+    found: Discovery | None = None,
+) -> Calibration:
+    """Calibrate a GPU's power sensor and keep the result in the user's cache.
+
+    Args:
+        device: The domain, as in reports.
+        seconds: How long to drive it.
+        burn: Keeps the device busy for some nanoseconds and returns (start_ns, end_ns); by default products on CUDA.
+        path: The file to keep it in; see `torchwatt.sensors.calibrations`.
+        seed: Of the dwells.
+        found: What can be metered; discovered by default.
+
+    Raises:
+        ConfigError: No such device, or it has no power sensor or no identity, or torch cannot use it.
+        SensorError: The readings do not show a sensor.
+    """
+    source, meter, channel = _power_of(device, found or discover(rapl=False, perf=False, modelled=False))
+    key = calibration_key(meter, channel.sensor)
+    if key is None:
+        raise ConfigError(
+            f"calibrate: {device} tells no uuid or driver version; its calibration could not be found again"
+        )
+    if burn is None:
+        from torchwatt.tracing.burn import cuda_burner
+
+        burn = cuda_burner(meter.domain.index or 0)
+    sampler = Sampler(Discovery((_polled_fast(source, meter, channel),)))
+    sampler.start()
+    try:
+        busy = _square_wave(burn, seconds, random.Random(seed))  # noqa: S311  dwells, not secrecy
+    finally:
+        recording = sampler.stop()
+    series = recording.get(channel.key)
+    if series is None or len(series) == 0:
+        raise SensorError(f"calibrate: {channel.key} gave no reading in {seconds:g} s")
+    family = family_of(meter.model)
+    start = FAMILIES[family] if family is not None else None
+    model = calibrate_square_wave(np.array(busy, dtype=np.int64).ravel(), series, start)
+    save_calibration(path or calibrations_file(), key, model.to_json())
+    return Calibration(meter, channel, key, model, len(series))
+
+
+def _power_of(device: str, found: Discovery) -> tuple[Source, Meter, Channel]:
+    for source in found.sources:
+        for meter in source.meters:
+            channel = meter.channel("power")
+            if str(meter.domain) == device and channel is not None and channel.sensor.startswith("nvml"):
+                return source, meter, channel
+    known = ", ".join(str(meter.domain) for meter in found.meters) or "no device"
+    why = "; ".join(one.reason for one in found.unavailable)
+    raise ConfigError(f"calibrate: no power sensor of {device!r} here (found: {known}{'; ' + why if why else ''})")
+
+
+def _polled_fast(source: Source, meter: Meter, channel: Channel) -> MeteredSource:
+    """Return a source of this one channel, polled every 5 ms, or as often as 1 % of the time allows."""
+    call_s = source.call_s.get(channel.key, 0.0)
+    period_ns = max(POLL_NS, round(100 * call_s * NS_PER_S))
+    one = replace(meter, channels=(replace(channel, period_ns=period_ns),))
+    return MeteredSource((one,), source.spec, source.call_s, edges=False)
+
+
+def _square_wave(burn: Burn, seconds: float, dwell: random.Random) -> list[tuple[int, int]]:
+    """Alternate work and rest; return when there was work."""
+    end_ns = time.monotonic_ns() + round(seconds * NS_PER_S)
+    busy = []
+    while time.monotonic_ns() < end_ns:
+        busy.append(burn(round(dwell.uniform(*DWELL_S) * NS_PER_S)))
+        time.sleep(dwell.uniform(*DWELL_S))
+    return busy

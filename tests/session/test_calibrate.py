@@ -1,0 +1,57 @@
+"""A calibration through the real pynvml: a simulated card whose power follows the load."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.meter import Unavailable
+from torchwatt.sensors.protocol import Discovery
+from torchwatt.session.calibrate import calibrate
+
+CALIBRATE = """
+import importlib.util, json, time
+from torchwatt.session.calibrate import calibrate
+spec = importlib.util.spec_from_file_location("simnvml", {module!r})
+sim = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sim)
+live = sim.LivePower({live!r}, 60.0)
+
+def burn(duration_ns):
+    live.set(310.0)
+    start_ns = time.monotonic_ns()
+    time.sleep(duration_ns / 1e9)
+    live.set(60.0)
+    return start_ns, time.monotonic_ns()
+
+found = calibrate("gpu:0", seconds=20, burn=burn)
+print(json.dumps({{"key": found.key, "model": found.model.to_json(), "readings": found.readings}}))
+"""
+
+
+@pytest.mark.simhw
+@pytest.mark.slow
+@pytest.mark.parametrize(("window_ms", "period_ms"), [(25, 100), (100, 100)])
+def test_the_window_and_the_period_of_a_sensor_are_found_and_kept(simnvml, run_sim, tmp_path, window_ms, period_ms):
+    scenario = simnvml.Scenario()
+    live = str(tmp_path / "live")
+    settings = {"instant_update_ms": period_ms, "instant_window_ms": window_ms, "noise_w": 0.5}
+    scenario.gpu("hopper", lines=[f"live {live}"], **settings)
+    code = CALIBRATE.format(module=simnvml.__file__, live=live)
+    found = run_sim(scenario, code, TORCHWATT_CALIBRATIONS=str(tmp_path))
+    model = found["model"]
+    assert model["period_s"] == pytest.approx(period_ms / 1e3, abs=2e-4)
+    # A low-pass may stand for a part of a boxcar: what counts is the age of the answer, half the window plus tau.
+    age_s = model["kernel"]["window_s"] / 2 + model["kernel"]["tau_s"] + model["kernel"]["lag_s"]
+    assert age_s == pytest.approx(window_ms / 2e3, abs=4e-3)
+    assert model["rms_w"] < 5.0
+    kept = json.loads(Path(tmp_path / "sensors.json").read_text())
+    assert kept["sensors"] == {found["key"]: model}
+    assert found["key"].endswith("/nvml_power_instant")
+
+
+def test_a_device_that_is_not_there_is_named_with_the_reason():
+    found = Discovery((), (Unavailable("gpu", "NVML Shared Library Not Found"),))
+    with pytest.raises(ConfigError, match=r"'gpu:0'.*Shared Library Not Found"):
+        calibrate(found=found)

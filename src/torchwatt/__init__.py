@@ -8,12 +8,20 @@ from torchwatt.core.version import __version__
 
 if TYPE_CHECKING:
     from torchwatt.session.profile import profile, scope
+    from torchwatt.session.replay import replay
     from torchwatt.session.run import Run
+    from torchwatt.tracing.work import work_of
 
-__all__ = ["Run", "__version__", "profile", "scope"]
+__all__ = ["Run", "__version__", "profile", "replay", "scope", "work_of"]
 
 # Where each public name lives. Loaded at first use, so that `import torchwatt` costs nothing.
-_HOMES = {"Run": "torchwatt.session", "profile": "torchwatt.session", "scope": "torchwatt.session"}
+_HOMES = {
+    "Run": "torchwatt.session",
+    "profile": "torchwatt.session",
+    "replay": "torchwatt.session.replay",
+    "scope": "torchwatt.session",
+    "work_of": "torchwatt.tracing.work",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.factor import Factor
+from torchwatt.core.replay import ReplayedPower
+from torchwatt.core.terms import Slot
 from torchwatt.sensors import Feed
 
 DEFAULT_BASELINE_S = 0.2
@@ -30,6 +32,8 @@ class Options:
     html: Path | None = None
     powercap_root: Path | None = None
     feed: Feed | None = None
+    replays: tuple[ReplayedPower, ...] = ()
+    work: Mapping[Slot, tuple[float, float]] = field(default_factory=dict)
 
 
 def options(given: Mapping[str, Any]) -> Options:
@@ -59,6 +63,8 @@ def options(given: Mapping[str, Any]) -> Options:
         html=html,
         powercap_root=None if given["powercap_root"] is None else Path(given["powercap_root"]),
         feed=given["feed"],
+        replays=tuple(given["replays"]),
+        work=dict(given["work"] or {}),
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.replay import ReplayedPower
 from torchwatt.core.report import Status
+from torchwatt.core.terms import Slot
 from torchwatt.sensors import Feed
 from torchwatt.session.options import DEFAULT_BASELINE_S, options
 from torchwatt.session.run import Run
@@ -45,6 +47,8 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         html: A file that does not exist yet: the report is written there at the end.
         powercap_root: Where RAPL's powercap tree is; default `TORCHWATT_POWERCAP_ROOT` or the system's.
         feed: Readings from elsewhere, such as `torchwatt.sensors.Replay`.
+        replays: What `torchwatt.replay` found: layers looped alone, for the estimator to lean on.
+        work: What `torchwatt.work_of` found: operations and bytes of each layer's call, likewise.
 
     Raises:
         ConfigError: An argument is impossible.
@@ -66,6 +70,8 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         html: str | os.PathLike[str] | None = None,
         powercap_root: str | os.PathLike[str] | None = None,
         feed: Feed | None = None,
+        replays: Sequence[ReplayedPower] = (),
+        work: Mapping[Slot, tuple[float, float]] | None = None,
     ) -> None:
         given = dict(locals())
         del given["self"], given["model"]

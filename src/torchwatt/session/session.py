@@ -9,12 +9,14 @@ import time
 import warnings
 from typing import Any, cast
 
+from torchwatt.attribution.kernel import SensorModel
 from torchwatt.core.meter import Event, Recording
 from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Feed, Sampler, discover
 from torchwatt.session import active
+from torchwatt.session.known import calibrated_sensors
 from torchwatt.session.late import Late
 from torchwatt.session.options import Options
 from torchwatt.session.settle import Bounds, Outcome, settle, window_of
@@ -40,6 +42,7 @@ class Session:
         self._counting = threading.Lock()
         self.windows: list[Window] = []
         self._events: list[Event] = []
+        self._sensors: dict[str, SensorModel] = {}
         self._outer: Session | None = None
         self._feed: Feed | None = None
         self._tracer = Tracer(model, overhead_budget=asked.overhead_budget) if asked.layers else None
@@ -61,6 +64,8 @@ class Session:
                 self._rest(feed)
             if self._tracer is not None:
                 self._tracer.start()
+            self._sensors, events = calibrated_sensors(feed.meters)
+            self._events += events
             self._feed = feed
             active.enter(self)
             self._note_concurrent()  # after entering: of two that start together, the second sees the first
@@ -162,7 +167,7 @@ class Session:
 
     def _settle(self, end_ns: int, recording: Recording, trace: Trace, status: Status, reason: str) -> Report:
         bounds = Bounds(self._start_ns, end_ns, self._start_unix_ns)
-        outcome = Outcome(status, reason, dict(self.units), tuple(self.windows), tuple(self._events))
+        outcome = Outcome(status, reason, dict(self.units), tuple(self.windows), tuple(self._events), self._sensors)
         return settle(self.run_id, self.asked, bounds, recording, trace, outcome)
 
     def _write_files(self, report: Report | None) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import fsum
 
 from torchwatt.attribution.attribute import Attribution, attribute
+from torchwatt.attribution.kernel import SensorModel
 from torchwatt.carbon import HOW_TO_GET_GRAMS, impacts
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.factor import Impact
@@ -14,6 +15,7 @@ from torchwatt.core.meter import Event, Recording, Unavailable
 from torchwatt.core.report import Report, Status, Step, Window
 from torchwatt.core.terms import Provenance, weakest
 from torchwatt.core.trace import Trace
+from torchwatt.session.known import known_of
 from torchwatt.session.options import Options
 from torchwatt.session.software import software
 
@@ -36,11 +38,13 @@ class Outcome:
     units: dict[str, float] = field(default_factory=dict)
     windows: tuple[Window, ...] = ()
     events: tuple[Event, ...] = ()
+    sensors: Mapping[str, SensorModel] = field(default_factory=dict)  # calibrated, by domain
 
 
 def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, trace: Trace, outcome: Outcome) -> Report:
     """Attribute the recording and put everything that was found out into one value."""
-    found = attribute(recording, trace, bounds.start_ns, bounds.end_ns)
+    known = known_of(outcome.sensors, asked.replays, asked.work, trace)
+    found = attribute(recording, trace, bounds.start_ns, bounds.end_ns, known)
     factors = tuple(factor for factor in (asked.grid, asked.pue) if factor is not None)
     report = Report(
         run_id=run_id,

@@ -1,0 +1,58 @@
+"""What a session knows of its devices before it looks at their readings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from torchwatt.attribution.kernel import SensorModel
+from torchwatt.attribution.known import CONTEXT_REL, Known, Replay
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.meter import Event, Meter
+from torchwatt.core.replay import ReplayedPower
+from torchwatt.core.terms import Slot
+from torchwatt.core.trace import Trace
+from torchwatt.sensors.calibrations import calibration_key, calibrations_file, load_calibrations
+
+
+def calibrated_sensors(meters: Sequence[Meter]) -> tuple[dict[str, SensorModel], list[Event]]:
+    """Return the calibrations that were kept for GPUs here, by domain; a damaged file is said and left alone."""
+    keyed = [(meter, calibration_key(meter, c.sensor)) for meter in meters if (c := meter.channel("power")) is not None]
+    wanted = {key: str(meter.domain) for meter, key in keyed if key is not None}
+    if not wanted:
+        return {}, []
+    try:
+        kept = load_calibrations(calibrations_file())
+        return {wanted[key]: SensorModel.from_json(kept[key]) for key in wanted if key in kept}, []
+    except ConfigError as error:
+        return {}, [Event(time.monotonic_ns(), "warning", "CALIBRATION_UNREADABLE", "run", str(error))]
+
+
+def known_of(
+    sensors: Mapping[str, SensorModel],
+    replays: Sequence[ReplayedPower],
+    work: Mapping[Slot, tuple[float, float]],
+    trace: Trace,
+) -> Known:
+    """Put together what is known: sensors, looped layers, and each slot's work in the whole run."""
+    looped: dict[str, list[Replay]] = {}
+    idle_w: dict[str, float] = {}
+    for one in replays:
+        # The context (caches, clocks) may matter as much again as what the loop itself left open.
+        sd_rel = float(np.hypot(CONTEXT_REL, one.sd_w / one.power_w)) if one.power_w > 0 else CONTEXT_REL
+        looped.setdefault(str(one.domain), []).extend(Replay(slot, one.power_w, sd_rel) for slot in one.slots)
+        if one.quiet_w is not None:
+            idle_w[str(one.domain)] = one.quiet_w
+    calls = np.bincount(trace.slot, trace.calls, len(trace.slots)) if len(trace) else np.zeros(len(trace.slots))
+    count = dict(zip(trace.slots, calls.tolist(), strict=True))
+    whole: dict[str | Slot, tuple[float, float]] = {
+        slot: (flops * count[slot], moved * count[slot]) for slot, (flops, moved) in work.items() if count.get(slot)
+    }
+    return Known(
+        sensors=dict(sensors),
+        idle_w=idle_w,
+        replays={domain: tuple(found) for domain, found in looped.items()},
+        work=whole,
+    )

@@ -1,0 +1,46 @@
+import pytest
+
+from torchwatt.attribution.kernel import Kernel, SensorModel
+from torchwatt.core.meter import Channel, Meter
+from torchwatt.core.replay import ReplayedPower
+from torchwatt.core.terms import Domain, Slot
+from torchwatt.core.trace import EMPTY_TRACE, Span, trace_from_spans
+from torchwatt.sensors.calibrations import calibration_key, calibrations_file, save_calibration
+from torchwatt.session.known import calibrated_sensors, known_of
+
+GPU = Domain("gpu", 0)
+POWER = Channel(GPU, "power", "power", "W", 1e-3, 20_000_000, "nvml_power_instant")
+METER = Meter(GPU, (POWER,), "measured", "device", "NVIDIA A100", facts=(("uuid", "GPU-1"), ("driver", "550")))
+MODEL = SensorModel(Kernel(0.002, 0.012), 0.101, 1.5, "a square wave of 80 pulses")
+
+
+def test_a_calibration_that_was_kept_is_used_for_its_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHWATT_CALIBRATIONS", str(tmp_path))
+    assert calibrated_sensors([METER]) == ({}, [])
+    save_calibration(calibrations_file(), calibration_key(METER, POWER.sensor), MODEL.to_json())
+    assert calibrated_sensors([METER]) == ({"gpu:0": MODEL}, [])
+
+
+def test_a_damaged_calibration_is_said_and_costs_no_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHWATT_CALIBRATIONS", str(tmp_path))
+    (tmp_path / "sensors.json").write_text("{")
+    sensors, events = calibrated_sensors([METER])
+    assert sensors == {}
+    assert [event.code for event in events] == ["CALIBRATION_UNREADABLE"]
+
+
+def test_work_of_one_call_becomes_work_of_the_run():
+    spans = [Span("a", "forward", i * 10, i * 10 + 5) for i in range(3)]
+    known = known_of(
+        {}, (), {Slot("a", "forward"): (100.0, 8.0), Slot("b", "forward"): (1.0, 1.0)}, trace_from_spans(spans)
+    )
+    assert known.work == {Slot("a", "forward"): (300.0, 24.0)}
+
+
+def test_a_looped_layer_is_known_no_better_than_its_context_allows():
+    slots = (Slot("a", "forward"), Slot("b", "forward"))
+    looped = ReplayedPower(GPU, slots, 200.0, 10.0, 1.0, 50, 0.01, quiet_w=70.0)
+    known = known_of({}, (looped,), {}, EMPTY_TRACE)
+    assert [r.slot for r in known.replays["gpu:0"]] == list(slots)
+    assert known.replays["gpu:0"][0].sd_rel == pytest.approx((0.05**2 + 0.05**2) ** 0.5)
+    assert known.idle_w == {"gpu:0": 70.0}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 import numpy as np
 
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.tracing.traces.events import NO_ARGS, Args, Event
+from torchwatt.tracing.traces.events import EMPTY, NO_ARGS, Args, Event
 from torchwatt.tracing.traces.labels import MODULE_PREFIX, is_own, is_reserved
 from torchwatt.tracing.traces.tables import ANNOTATION, COPY, FILL, KERNEL, MODULE, OWN
 
@@ -27,10 +28,15 @@ RECORDS = {
 ANNOTATIONS = ("user_annotation", "annotation", "UserAnnotation")
 PYTHON = ("python_function",)
 FLOW = "fwdbwd"
+WANTED = frozenset((*OPERATORS, *LAUNCHES, *RECORDS, *ANNOTATIONS, *PYTHON, FLOW))
+
+BATCH = 1 << 13  # events turned into columns at a time: enough that numpy's calls cost little
 
 LATEST_US = 9.0e15  # a time beyond (year 2255) is no time, and would not fit nanoseconds in 64 bits
 
 Block = tuple[IntArray, ...]
+
+_phase, _name, _place = attrgetter("ph"), attrgetter("name"), attrgetter("pid", "tid")
 
 
 class Codes(dict[Any, int]):
@@ -67,39 +73,50 @@ class Gathered:
         self.blocks: dict[str, list[Block]] = {k: [] for k in ("records", "launches", "ops", "ranges", "flows")}
         self.events = 0
         self.timeless = 0  # events whose time makes no sense
+        self._waiting: dict[str, list[Event]] = {}
 
     def add(self, events: Sequence[Event]) -> None:
-        """Take over one block."""
+        """Take over one block; what no rule asks for is dropped at once."""
         self.events += len(events)
-        groups: dict[str, list[Event]] = {}
+        groups: defaultdict[str, list[Event]] = defaultdict(list)
         for event in events:
-            try:
-                groups[event.cat].append(event)
-            except KeyError:
-                groups[event.cat] = [event]
-        for category, members in groups.items():
+            groups[event.cat].append(event)
+        for category in groups.keys() & WANTED:
+            members = groups[category]
+            if category in PYTHON:
+                members = [event for event in members if event.name.startswith(MODULE_PREFIX)]
+            elif category != FLOW and set(map(_phase, members)) != {"X"}:
+                members = [event for event in members if event.ph == "X"]
+            self._waiting.setdefault(category, []).extend(members)
+        if sum(map(len, self._waiting.values())) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Turn waiting events into columns."""
+        for category, members in self._waiting.items():
             if category in RECORDS:
-                self._records([e for e in members if e.ph == "X"], RECORDS[category])
+                self._records(members, RECORDS[category])
             elif category in OPERATORS:
-                self._ops([e for e in members if e.ph == "X"])
+                self._ops(members)
             elif category in LAUNCHES:
-                self._launches([e for e in members if e.ph == "X"])
-            elif category in ANNOTATIONS:
-                self._ranges([e for e in members if e.ph == "X"], ANNOTATION)
-            elif category in PYTHON:
-                self._ranges([e for e in members if e.name.startswith(MODULE_PREFIX)], MODULE)
+                self._launches(members)
             elif category == FLOW:
                 self._flows(members)
+            else:
+                self._ranges(members, MODULE if category in PYTHON else ANNOTATION)
+        self._waiting.clear()
 
     def _records(self, events: list[Event], kind: int) -> None:
         events, start, end = self._timed(events)
         args = _args(events)
-        device = [a.device if a.device >= 0 else _number(e.pid) for a, e in zip(args, events, strict=True)]
-        stream = [a.stream if a.stream != -1 else e.tid for a, e in zip(args, events, strict=True)]
-        shape = ((e.name, bytes(a.grid), bytes(a.block)) for a, e in zip(args, events, strict=True))
-        self.blocks["records"].append((
+        both = list(zip(args, events, strict=True))
+        device = [a.device if a.device >= 0 else _number(e.pid) for a, e in both]
+        stream = [a.stream if a.stream != -1 else e.tid for a, e in both]
+        shape = ((e.name, bytes(a.grid), bytes(a.block)) for a, e in both)
+        self._put(
+            "records",
             np.array([d if isinstance(d, int) else -1 for d in device], dtype=np.int64),
-            self._stream(stream),
+            np.array([s if isinstance(s, int) else _number(s, self.streams) for s in stream], dtype=np.int64),
             start,
             end,
             _ints(args, "correlation"),
@@ -107,44 +124,42 @@ class Gathered:
             np.fromiter(map(self.signatures.__getitem__, shape), np.int64, len(events)),
             np.full(len(events), kind, dtype=np.int64),
             _ints(args, "graph_node"),
-            np.array([bool(a.collective) for a in args], dtype=np.int64),
-        ))  # fmt: skip
+            np.array([a.collective != "" for a in args], dtype=np.int64),
+        )
 
     def _launches(self, events: list[Event]) -> None:
         events, start, end = self._timed(events)
         args = _args(events)
-        kernel = [self.names[_word(a.kernel)] if bytes(a.kernel) else -1 for a in args]
-        self.blocks["launches"].append((
-            self._thread(events), start, end, _ints(args, "correlation"), self._named(events),
+        kernel = [self.names[_word(raw)] if raw is not EMPTY else -1 for raw in map(attrgetter("kernel"), args)]
+        self._put(
+            "launches",
+            self._thread(events),
+            start,
+            end,
+            _ints(args, "correlation"),
+            self._named(events),
             np.array(kernel, dtype=np.int64),
-        ))  # fmt: skip
+        )
 
     def _ops(self, events: list[Event]) -> None:
         events, start, end = self._timed(events)
         args = _args(events)
-        names = self._named(events)
-        thread = self._thread(events)
-        self.blocks["ops"].append((thread, start, end, names, _ints(args, "sequence"), _ints(args, "forward_thread")))
-        # Before torch 1.11 annotations were written as operators; some, such as the optimizer's, are told by name.
-        kept = np.flatnonzero(np.array([is_reserved(e.name) or is_own(e.name) for e in events], dtype=np.bool_))
-        if len(kept):
-            own = np.array([OWN if is_own(events[i].name) else ANNOTATION for i in kept], dtype=np.int64)
-            self.blocks["ranges"].append((thread[kept], start[kept], end[kept], names[kept], own))
+        sequence, forward = _ints(args, "sequence"), _ints(args, "forward_thread")
+        self._put("ops", self._thread(events), start, end, self._named(events), sequence, forward)
 
     def _ranges(self, events: list[Event], kind: int) -> None:
         events, start, end = self._timed(events)
-        kinds = [OWN if kind == ANNOTATION and is_own(e.name) else kind for e in events]
-        self.blocks["ranges"].append((
-            self._thread(events), start, end, self._named(events), np.array(kinds, dtype=np.int64),
-        ))  # fmt: skip
+        kinds = [OWN if kind == ANNOTATION and is_own(event.name) else kind for event in events]
+        self._put("ranges", self._thread(events), start, end, self._named(events), np.array(kinds, dtype=np.int64))
 
     def _flows(self, events: list[Event]) -> None:
         events, start, _ = self._timed(events)
-        keys = [hash(e.id) >> 1 for e in events]
-        arrives = [e.ph == "f" for e in events]
-        self.blocks["flows"].append((
-            self._thread(events), start, np.array(keys, dtype=np.int64), np.array(arrives, dtype=np.int64),
-        ))  # fmt: skip
+        keys = np.array([hash(event.id) >> 1 for event in events], dtype=np.int64)
+        arrives = np.array([event.ph == "f" for event in events], dtype=np.int64)
+        self._put("flows", self._thread(events), start, keys, arrives)
+
+    def _put(self, table: str, *columns: IntArray) -> None:
+        self.blocks[table].append(columns)
 
     def _timed(self, events: list[Event]) -> tuple[list[Event], IntArray, IntArray]:
         """Return the events whose times make sense, with start and end in ns."""
@@ -158,21 +173,32 @@ class Gathered:
         return events, start, start + ns_from_us(dur)
 
     def _thread(self, events: list[Event]) -> IntArray:
-        return np.array([self.threads[e.pid, e.tid] for e in events], dtype=np.int64)
+        return np.fromiter(map(self.threads.__getitem__, map(_place, events)), np.int64, len(events))
 
     def _named(self, events: list[Event]) -> IntArray:
-        get: Callable[[str], int] = self.names.__getitem__
-        return np.fromiter(map(get, map(attrgetter("name"), events)), np.int64, len(events))
-
-    def _stream(self, streams: Iterable[int | str]) -> IntArray:
-        return np.array([s if isinstance(s, int) else _number(s, self.streams) for s in streams], dtype=np.int64)
+        return np.fromiter(map(self.names.__getitem__, map(_name, events)), np.int64, len(events))
 
     def columns(self, table: str, width: int) -> list[IntArray]:
         """Return the finished columns of one table."""
+        self.flush()
         blocks = self.blocks[table]
+        if table == "ranges":
+            blocks = [*blocks, self._named_by_torch()]
         if not blocks:
             return [np.zeros(0, dtype=np.int64) for _ in range(width)]
         return [np.concatenate(column) for column in zip(*blocks, strict=True)]
+
+    def _named_by_torch(self) -> Block:
+        """Return the ranges among the operators.
+
+        Before torch 1.11 annotations were written as operators; those of optimizers, loaders and steps are told by
+        their name, and so are ours.
+        """
+        thread, start, end, name = self.columns("ops", 6)[:4]
+        kind = [OWN if is_own(n) else ANNOTATION if is_reserved(n) else -1 for n in self.names]
+        kinds = np.array([*kind, -1], dtype=np.int64)[name]
+        kept = kinds >= 0
+        return thread[kept], start[kept], end[kept], name[kept], kinds[kept]
 
 
 def ns_from_us(time_us: FloatArray) -> IntArray:

@@ -78,6 +78,7 @@ def _until_broken(blocks: Iterator[list[Event]], found: Found) -> Iterator[list[
 
 
 def _kineto(name: str, found: Found, gathered: Gathered) -> Kineto:
+    gathered.flush()
     base, clock = _clock(found, gathered)
     records, launches, ops, ranges, flows = (
         gathered.columns(table, width)

@@ -30,7 +30,7 @@ PYTHON = ("python_function",)
 FLOW = "fwdbwd"
 WANTED = frozenset((*OPERATORS, *LAUNCHES, *RECORDS, *ANNOTATIONS, *PYTHON, FLOW))
 
-BATCH = 1 << 13  # events turned into columns at a time: enough that numpy's calls cost little
+BATCH = 1 << 11  # events turned into columns at a time: numpy's calls cost little, and they still lie in the cache
 
 LATEST_US = 9.0e15  # a time beyond (year 2255) is no time, and would not fit nanoseconds in 64 bits
 

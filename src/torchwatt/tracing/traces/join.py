@@ -49,7 +49,7 @@ def join(
         offset_ns: Added to the trace's times: from unix time to the clock of the power readings.
     """
     host, links = host_of(trace, live), link(trace)
-    known = captures_of(host, links)
+    known = seen = captures_of(host, links)
     for other in captures:
         known += captures_of(host_of(other))
     assigned = assign(host, links, known)
@@ -68,7 +68,7 @@ def join(
         labels=LABELS[host.claims.labels],
         clock=trace.clock,
         offset_ns=offset_ns,
-        lost=_lost(links, host),
+        lost=max(len(links.unanswered) - sum(len(c.names) for c in seen), 0),
         modules=module_infos(host.claims.paths),
         notes=notes,
     )
@@ -131,12 +131,6 @@ def _steps(trace: Kineto, links: Links, rows: IntArray, offset_ns: int) -> tuple
             last = max(last, int(trace.records.end_ns[mine].max()))
     edges = sorted({*starts, last})
     return tuple((a + offset_ns, b + offset_ns) for a, b in pairwise(edges))
-
-
-def _lost(links: Links, host: Host) -> int:
-    """Count launches of work that left no record and were not captured into a graph."""
-    captured = sum(len(c.names) for c in captures_of(host, links))
-    return max(len(links.unanswered) - captured, 0)
 
 
 def _notes(host: Host, links: Links, assigned: Assigned, parts: Parts) -> Iterator[str]:

@@ -51,6 +51,8 @@ def attribute(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
     for joined in found.joined:
         for line in _lines(joined, times=found.report is None, everything=asked.all):
             print(line, file=out)
+    for event in found.events:
+        print(f"  {event.severity}: {event.message}", file=out)
     if asked.out and found.report is not None:
         print(f"Written: {write_csv(found.report, asked.out)}", file=out)
     return 0

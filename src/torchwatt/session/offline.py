@@ -23,6 +23,10 @@ from torchwatt.tracing.traces import Joined, join, read_sidecar, read_trace
 from torchwatt.tracing.traces.clock import fit_offset
 
 StrPath = str | os.PathLike[str]
+Offset = float | Literal["fit"] | None
+# Readings before a live run are a quiet baseline; what ran before a recorded trace is not known, so that shorter than
+# any baseline is all that is kept: enough to know the power at the trace's start.
+LEAD_NS = 99_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class Files:
     power: StrPath | None = None
     captures: tuple[StrPath, ...] = ()
     sidecar: StrPath | None = None
-    offset: float | Literal["fit"] | None = None
+    offset: Offset = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,9 +49,7 @@ class Offline:
     events: tuple[Event, ...] = field(default=())
 
 
-def attribute(
-    trace: StrPath | Sequence[StrPath], power: StrPath, *, offset: float | Literal["fit"] | None = None
-) -> Report:
+def attribute(trace: StrPath | Sequence[StrPath], power: StrPath, *, offset: Offset = None) -> Report:
     """Say which layers of a recorded run used the joules of a power log.
 
     Args:
@@ -110,7 +112,7 @@ def _report(joined: Sequence[Joined], recording: Recording, files: Files, events
         new_run_id(),
         Options(name=name, layers=False),
         Bounds(start_ns, end_ns, start_ns),
-        recording,
+        recording.between(start_ns - LEAD_NS, max(int(series.t_ns[-1]) for series in recording.series)),
         trace,
         Outcome("complete"),
     )

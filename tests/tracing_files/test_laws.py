@@ -93,9 +93,7 @@ intervals = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 12), st.integer
 
 
 def arrays(rows):
-    lane, start, length = (
-        (np.array(c, dtype=np.int64) for c in zip(*rows, strict=True)) if rows else [np.zeros(0, int)] * 3
-    )
+    lane, start, length = np.array(rows, dtype=np.int64).reshape(-1, 3).T
     return lane, start, start + length
 
 

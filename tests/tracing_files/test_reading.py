@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 
@@ -119,7 +118,7 @@ def test_a_zipped_file_cut_short_keeps_what_can_be_unpacked(tmp_path):
         (b'{"traceEvents": []}', "no complete event"),
         (b"[]", "no complete event"),
         (b'{"traceEvents": [{"ph": "X"', "no complete event"),
-        (b"\x1f\x8b\x08\x00broken", "archive is broken"),
+        (b"\x1f\x8b\x08\x00broken", "is broken"),
         (b"\x89PNG\r\n\x1a\n\x00", 'no list "traceEvents"'),
     ],
 )
@@ -230,7 +229,8 @@ def test_deep_nesting_and_crossing_ranges_are_no_error(tmp_path):
     events = [module(f"D_{i}", i, 1000 - 2 * i) for i in range(300)] + [module("X_0", 500, 1000)]
     events += pair(350, 400, 5, 1) + pair(1200, 1300, 5, 2)
     found = joined(tmp_path, events)
-    assert found.kernel_ns["module-forward"] == 10000
+    # X_0 began inside D_299 and is cut at its end: what a range that outlives its caller owns is not known.
+    assert (found.kernel_ns["module-forward"], found.kernel_ns["outside"]) == (5000, 5000)
 
 
 def test_reading_and_joining_import_no_torch(tmp_path):

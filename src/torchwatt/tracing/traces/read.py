@@ -39,7 +39,7 @@ def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK) -> Kineto:
     found, gathered = Found(), Gathered()
     try:
         with _opened(Path(path)) as stream:
-            for events in _until_broken(events_of(stream, name, found, block), found):
+            for events in _until_broken(events_of(stream, name, found, block), name, found):
                 gathered.add(events)
     except OSError as error:
         raise TraceError(f"cannot read {path}: {error.strerror or error}") from error
@@ -60,7 +60,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             yield stream  # type: ignore[misc]  # reads like any file
 
 
-def _until_broken(blocks: Iterator[list[Event]], found: Found) -> Iterator[list[Event]]:
+def _until_broken(blocks: Iterator[list[Event]], name: str, found: Found) -> Iterator[list[Event]]:
     """Keep what a broken archive gave before it broke."""
     any_yet = False
     while True:
@@ -68,7 +68,7 @@ def _until_broken(blocks: Iterator[list[Event]], found: Found) -> Iterator[list[
             events = next(blocks, None)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             if not any_yet:
-                raise TraceError(f"the archive is broken ({error}): compress or copy the trace again") from error
+                raise TraceError(f"the archive {name} is broken ({error}): compress or copy it again") from error
             found.truncated = True
             return
         if events is None:

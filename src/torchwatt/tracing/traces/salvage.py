@@ -16,7 +16,7 @@ _BORDER = re.compile(r"\}\s*,\s*(?=\{)")
 _NEXT = re.compile(r"[\s,]*")
 # Kineto has written inf and nan as C++ prints them, and Windows paths without escaping; neither is JSON.
 _ODD_NUMBER = re.compile(r"(?<=[:\[,\s])-?(?:nan\(ind\)|inf|nan)(?=\s*[,}\]])")
-_ODD_ESCAPE = re.compile(r'\\(?!["\\/bfnrt]|u[0-9a-fA-F]{4})')
+_ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})?')
 _SCANNER = json.JSONDecoder(strict=False)
 _RAW = {"grid", "block", "kernel"}  # kept as JSON
 _WHOLE_NUMBERS = ("correlation", "Sequence number", "Fwd thread id", "device", "graph node id")
@@ -112,7 +112,7 @@ def _text(value: Any) -> Any:
 def _repaired(text: str) -> str:
     """Replace what is no JSON by something of the same length, so that places stay."""
     text = _ODD_NUMBER.sub(lambda m: "NaN".rjust(len(m.group())), text)
-    return _ODD_ESCAPE.sub("/", text)
+    return _ESCAPE.sub(lambda m: m.group() if len(m.group()) > 1 else "/", text)
 
 
 def _skip(text: str, at: int) -> int:

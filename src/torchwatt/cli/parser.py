@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from torchwatt.cli import attribute
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.version import __version__
 
@@ -32,6 +33,7 @@ def build() -> argparse.ArgumentParser:
     calibrate = commands.add_parser("calibrate", help="find out what a GPU's power sensor does to power, and keep it")
     calibrate.add_argument("--device", default="gpu:0", help="as in reports; default gpu:0")
     calibrate.add_argument("--seconds", type=float, default=25.0, help="how long to drive it; default 25")
+    attribute.add_parser(commands)
     demo = commands.add_parser("demo", help="train a small CNN on real digits and see where its joules went")
     _measuring(demo)
     demo.add_argument("--epochs", type=int, default=12)

@@ -7,8 +7,7 @@ are the card's own; for a square wave they are its two levels and say nothing ab
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
@@ -22,11 +21,13 @@ from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
 LAGS_S = (-0.06, 0.16)
+WIDEST = Kernel(0.3, 0.03, LAGS_S[1])  # that can be found
 # How much the polls may have mistaken the length of the whole calibration: one poll of 5 ms.
 STRETCH_S = 0.005
 # A low-pass is kept if it takes this part of the squares away.
 WORTH = 0.05
 MIN_READINGS = 20
+THIN_S = 0.001
 TRIED = 2  # kernels from which the search begins: the squares have more than one valley
 
 
@@ -78,13 +79,15 @@ def signal_records(t_ns: IntArray, watts: FloatArray, origin_ns: int) -> Records
 
 
 def predict(
-    model: SensorModel, t_ns: IntArray, watts: FloatArray, seen: Publications
-) -> tuple[Publications, FloatArray]:
-    """Return the readings that lie inside a signal, and what the model says they should be."""
-    records = signal_records(t_ns, watts, seen.origin_ns)
-    inside = _inside(records, seen, model.kernel)
+    model: SensorModel, meter_ns: IntArray, meter_w: FloatArray, power: Series
+) -> tuple[FloatArray, FloatArray]:
+    """Return the published readings inside a meter's recording, and what the model says that they should be."""
+    seen = _published(power)
+    records = signal_records(meter_ns, meter_w, seen.origin_ns)
+    timed = _stretched(seen, model.period_s / seen.period_s, _middle_s(seen))
+    inside = _inside(records, timed, model.kernel)
     rows = look(records, inside.at_s, inside.power_w, model.kernel)
-    return inside, model.gain * rows.seen[:, 0] + model.offset_w
+    return inside.power_w, np.asarray(model.gain * rows.seen[:, 0] + model.offset_w, dtype=np.float64)
 
 
 def _published(power: Series) -> Publications:
@@ -107,54 +110,87 @@ def _inside(records: Records, seen: Publications, kernel: Kernel) -> Publication
 
 
 def _calibrate(records: Records, seen: Publications, start: Kernel | None, source: str) -> SensorModel:
-    widest = Kernel(0.3, 0.03, LAGS_S[1])
-    used = _inside(records, _inside(records, seen, widest), replace(widest, lag_s=LAGS_S[0]))
+    """Search with the readings that every kernel may use, then once more with all that the found one may use."""
+    used = _inside(records, _inside(records, seen, WIDEST), replace(WIDEST, lag_s=LAGS_S[0]))
     if len(used) < MIN_READINGS:
         raise SensorError(f"only {len(used)} readings during the load; calibrate for longer")
-
-    def squares(kernel: Kernel, stretch_s: float = 0.0) -> float:
-        return _levels(records, _stretched(used, stretch_s), kernel)[2]
-
-    period_s = min(seen.period_s, 0.3)
-    trials = [kernel for kernel in candidates(start or Kernel(period_s), period_s) if kernel.window_s <= 0.3]
-    best = sorted((_best_lag(squares, kernel) for kernel in trials), key=squares)
-    boxcars = [kernel for kernel in best if kernel.tau_s == 0]
-    plain = min((_refine(squares, kernel, low_pass=False) for kernel in boxcars[:TRIED]), key=itemgetter(2))
-    found = min((_refine(squares, kernel, low_pass=True) for kernel in (*best[:TRIED], plain[0])), key=itemgetter(2))
-    kernel, stretch_s, _ = found if found[2] < (1 - WORTH) * plain[2] else plain
-    gain, offset_w, total = _levels(records, _stretched(used, stretch_s), kernel)
-    if total > 0.5 * float(((used.power_w - used.power_w.mean()) ** 2).sum()):
+    period_s = min(seen.period_s, WIDEST.window_s)
+    trials = [k for k in candidates(start or Kernel(period_s), period_s) if k.window_s <= WIDEST.window_s]
+    fit = _Fit(records, used, _middle_s(seen))
+    kernel, stretch_s = _search(replace(fit, records=_thinned(records)), trials)
+    more = _inside(records, seen, replace(kernel, lag_s=kernel.lag_s + 2 * STRETCH_S))
+    fit = _Fit(records, _inside(records, more, replace(kernel, lag_s=kernel.lag_s - 2 * STRETCH_S)), fit.about_s)
+    kernel, stretch_s, total = _refine(fit, kernel, stretch_s, low_pass=kernel.tau_s > 0)
+    gain, offset_w, _ = fit.levels(kernel, stretch_s)
+    if total > 0.5 * float(((fit.seen.power_w - fit.seen.power_w.mean()) ** 2).sum()):
         raise SensorError("the readings do not follow the load; is it the right device, and are the clocks the same?")
-    period_s = seen.period_s * (1.0 + stretch_s / float(np.ptp(used.at_s)))
-    return SensorModel(kernel, period_s, float(np.sqrt(total / len(used))), source, gain, offset_w)
+    period_s = seen.period_s * (1.0 + stretch_s / fit.length_s)
+    return SensorModel(kernel, period_s, float(np.sqrt(total / len(fit.seen))), source, gain, offset_w)
 
 
-def _stretched(seen: Publications, stretch_s: float) -> Publications:
-    """Make the readings' clock longer by this over all of them, about their middle: a better period."""
-    about_s = seen.at_s - (seen.at_s[0] + seen.at_s[-1]) / 2
-    return replace(seen, at_s=seen.at_s + about_s * (stretch_s / float(np.ptp(seen.at_s))))
+def _thinned(records: Records) -> Records:
+    """Average neighbouring samples of a meter over at least a millisecond: fine enough to search with."""
+    if records.weight is None:
+        return records
+    long_s = records.end_s - records.start_s
+    first = np.arange(0, len(long_s), max(int(THIN_S / np.median(long_s)), 1))
+    total_s = np.add.reduceat(long_s, first)
+    weight = np.add.reduceat(long_s * records.weight, first) / total_s
+    start_s = records.start_s[first]
+    return Records(start_s, start_s + total_s, records.column[first], records.filled[first], 1, weight)
 
 
-def _levels(records: Records, seen: Publications, kernel: Kernel) -> tuple[float, float, float]:
-    """Return gain, offset and what squares they leave."""
-    rows = look(records, seen.at_s, seen.power_w, kernel)
-    x = rows.seen[:, 0]
-    spread = float(((x - x.mean()) ** 2).sum())
-    gain = float((x - x.mean()) @ seen.power_w) / spread if spread > 0 else 0.0
-    offset_w = float(seen.power_w.mean()) - gain * float(x.mean())
-    return gain, offset_w, float(((seen.power_w - gain * x - offset_w) ** 2).sum())
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fit:
+    """A signal and the readings that are to follow it."""
+
+    records: Records
+    seen: Publications
+    about_s: float  # the clock is stretched about this instant
+
+    @property
+    def length_s(self) -> float:
+        return float(np.ptp(self.seen.at_s))
+
+    def levels(self, kernel: Kernel, stretch_s: float = 0.0) -> tuple[float, float, float]:
+        """Return gain, offset and what squares they leave."""
+        timed = _stretched(self.seen, 1.0 + stretch_s / self.length_s, self.about_s)
+        rows = look(self.records, timed.at_s, timed.power_w, kernel)
+        x, y = rows.seen[:, 0], rows.power_w
+        spread = float(((x - x.mean()) ** 2).sum())
+        gain = float((x - x.mean()) @ y) / spread if spread > 0 else 0.0
+        offset_w = float(y.mean()) - gain * float(x.mean())
+        return gain, offset_w, float(((y - gain * x - offset_w) ** 2).sum())
+
+    def squares(self, kernel: Kernel) -> float:
+        return self.levels(kernel)[2]
 
 
-Squares = Callable[..., float]
+def _search(fit: _Fit, trials: list[Kernel]) -> tuple[Kernel, float]:
+    """Return kernel and stretch; a low-pass only where it is worth it."""
+    best = sorted((_best_lag(fit, kernel) for kernel in trials), key=fit.squares)
+    boxcars = [kernel for kernel in best if kernel.tau_s == 0]
+    plain = min((_refine(fit, kernel, low_pass=False) for kernel in boxcars[:TRIED]), key=itemgetter(2))
+    found = min((_refine(fit, kernel, low_pass=True) for kernel in (*best[:TRIED], plain[0])), key=itemgetter(2))
+    return found[:2] if found[2] < (1 - WORTH) * plain[2] else plain[:2]
 
 
-def _best_lag(squares: Squares, kernel: Kernel) -> Kernel:
+def _middle_s(seen: Publications) -> float:
+    return float(seen.at_s[0] + seen.at_s[-1]) / 2
+
+
+def _stretched(seen: Publications, factor: float, about_s: float) -> Publications:
+    """Make the readings' clock run longer by a factor: a better period than the polls alone could tell."""
+    return replace(seen, at_s=about_s + (seen.at_s - about_s) * factor)
+
+
+def _best_lag(fit: _Fit, kernel: Kernel) -> Kernel:
     step_s = max(kernel.window_s, 2 * kernel.tau_s) / 6
     lags_s = np.arange(LAGS_S[0], LAGS_S[1], max(step_s, 0.004))
-    return min((replace(kernel, lag_s=float(lag)) for lag in lags_s), key=squares)
+    return min((replace(kernel, lag_s=float(lag)) for lag in lags_s), key=fit.squares)
 
 
-def _refine(squares: Squares, kernel: Kernel, *, low_pass: bool) -> tuple[Kernel, float, float]:
+def _refine(fit: _Fit, kernel: Kernel, stretch_s: float = 0.0, *, low_pass: bool) -> tuple[Kernel, float, float]:
     """Move window, lag, the clock's stretch and the low-pass; return kernel, stretch and squares."""
 
     def at(x: FloatArray) -> tuple[Kernel, float]:
@@ -162,8 +198,8 @@ def _refine(squares: Squares, kernel: Kernel, *, low_pass: bool) -> tuple[Kernel
         tau_s = float(min(x[3] ** 2, 0.5)) if low_pass else 0.0
         return Kernel(window_s, tau_s, float(np.clip(x[1], *LAGS_S))), float(np.clip(x[2], -STRETCH_S, STRETCH_S))
 
-    start = np.array([np.log(kernel.window_s), kernel.lag_s, 0.0, np.sqrt(max(kernel.tau_s, 1e-3))])
+    start = np.array([np.log(kernel.window_s), kernel.lag_s, stretch_s, np.sqrt(max(kernel.tau_s, 1e-3))])
     size = np.array([0.2, 0.003, 0.001, 0.02])
     n = 4 if low_pass else 3
-    best, cost = simplex(lambda x: squares(*at(x)), start[:n], size[:n], most=250, close=1e-6)
+    best, cost = simplex(lambda x: fit.levels(*at(x))[2], start[:n], size[:n], most=250, close=1e-6)
     return (*at(best), cost)

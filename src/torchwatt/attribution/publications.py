@@ -100,7 +100,9 @@ def lock(brackets: _Brackets) -> tuple[float, float, float] | None:
         a, T and the standard deviation of the instants around the grid, in seconds; None where no grid fits.
     """
     apart = np.diff(brackets.middle_s)
-    period_s = float(np.median(apart))
+    # Some publications repeat the value before: what is apart by about the least is one period.
+    single = apart < 1.5 * np.quantile(apart, 0.1)
+    period_s = float(np.median(apart[single]))
     if period_s <= 2 * float(np.median(brackets.half_s)):
         return None  # a change at nearly every poll: the sensor is faster than the polls
     count = len(brackets.middle_s)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchwatt.tracing.log import Nodes
+from torchwatt.tracing.rows import Nodes
 
 SILENT = 6  # above libkineto's highest level: it writes two USDT lines per window to stderr
 CLOCK_STEP_NS = 50_000  # realtime moved that far against monotonic: times cannot be mapped

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from torchwatt.core.meter import IntArray
+
+Mark = tuple[int, int, int]  # begin_ns, end_ns, how many steps
 
 
 def steps_between(ends_ns: Sequence[int], starts_ns: IntArray, origin_ns: int) -> tuple[tuple[int, int], ...]:
@@ -30,9 +32,7 @@ def steps_between(ends_ns: Sequence[int], starts_ns: IntArray, origin_ns: int) -
     return tuple(steps)
 
 
-def first_optimizer_ends(marks: Sequence[tuple[int, int, int]]) -> list[int]:
-    """Return the ends of the steps of the optimizer that stepped first; marks are (end, start, optimizer)."""
-    if not marks:
-        return []
-    first = min(marks, key=lambda mark: mark[1])[2]
-    return sorted(end for end, _, optimizer in marks if optimizer == first)
+def first_optimizer(marks: Mapping[int, Sequence[Mark]], start_ns: int, end_ns: int) -> list[Mark]:
+    """Return the marks, inside a session, of the optimizer that stepped first there."""
+    inside = {key: [m for m in found if m[1] > start_ns and m[1] <= end_ns] for key, found in marks.items()}
+    return min((found for found in inside.values() if found), key=lambda found: found[0][1], default=[])

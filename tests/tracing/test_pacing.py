@@ -58,10 +58,10 @@ def test_sampling_starts_at_the_limit_and_slows_down():
 
 def test_a_step_begins_with_the_first_span_after_the_last_end():
     starts = np.array([5, 12, 13, 40])
-    assert steps_between([10, 20, 30], starts, 0) == ((5, 10), (12, 20), (20, 30))
+    assert steps_between([(10, 1), (20, 1), (30, 2)], starts, 0) == [(5, 10, 1), (12, 20, 1), (20, 30, 2)]
 
 
 def test_only_the_first_optimizer_ends_steps():
-    assert first_optimizer({2: [(15, 20, 1)], 1: [(8, 10, 1), (28, 30, 1)]}, 0, 40) == [(8, 10, 1), (28, 30, 1)]
-    assert first_optimizer({2: [(15, 20, 1)], 1: [(8, 10, 1)]}, 12, 40) == [(15, 20, 1)]
-    assert first_optimizer({}, 0, 1) == []
+    assert first_optimizer([{2: [(20, 1)], 1: [(10, 1)]}, {1: [(30, 1)]}], 0, 40) == [(10, 1), (30, 1)]
+    assert first_optimizer([{2: [(20, 1)], 1: [(10, 1)]}], 12, 40) == [(20, 1)]
+    assert first_optimizer([], 0, 1) == []

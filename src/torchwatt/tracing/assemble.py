@@ -12,17 +12,18 @@ from torchwatt.core.meter import Event, IntArray
 from torchwatt.core.terms import DATA, OPTIMIZER, UNATTRIBUTED, Phase
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
+from torchwatt.tracing.asleep import StepBook, steps_among
 from torchwatt.tracing.backward import BackwardBook
 from torchwatt.tracing.columns import Columns
 from torchwatt.tracing.filling import Filler
-from torchwatt.tracing.fold import Kinds, Records, join_records, merge, split
+from torchwatt.tracing.fold import Records, join_records, merge, split
 from torchwatt.tracing.light import ForwardBook
 from torchwatt.tracing.log import MAX_RECORDS, Log, Look
 from torchwatt.tracing.naming import Names, resolve
-from torchwatt.tracing.ranges import top_level, uncross
+from torchwatt.tracing.ranges import uncross
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import DATA_KEY, END, FIRST_SCOPE_KEY, KEY, OPTIMIZER_KEY, START, TASK, Backward
-from torchwatt.tracing.steps import Mark, first_optimizer, steps_between
+from torchwatt.tracing.steps import Mark, Step, calls_as_steps, first_optimizer, steps_between
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +65,7 @@ class _Assembly:
         self.scope_names = {key: name for name, key in view.scopes.items()}
         self.columns = Columns()
         self.carried: dict[int, float] = {}
-        self.filled_calls = 0
+        self.filled_calls = self.filled_steps = 0
 
     @staticmethod
     def _keys(look: Look) -> IntArray:
@@ -90,6 +91,7 @@ class _Assembly:
             self._light(log, number, book)
             if self.calls[log]:
                 book.write(self.columns, self._backward_slot, log, self.calls[log], number)
+            self._asleep(log, number)
         carried = book.carry_rel_sd(self._backward_slot)
         arrays: dict[str, Any] = self.columns.arrays()
         steps = self._steps()
@@ -158,9 +160,10 @@ class _Assembly:
         records, kinds = self.records[log], self.looks[log].kinds
         if not len(records):
             return
-        kind_slots = np.array([self._kind_slot(kind) for kind in kinds.of], dtype=np.int64)
-        slot = kind_slots[records.kind]
-        self.columns.add(slot, records.start, records.end, thread=thread, filled=False, calls=records.count)
+        slot = np.array([self._kind_slot(kind) for kind in kinds.of], dtype=np.int64)[records.kind]
+        own = np.setdiff1d(np.arange(len(records)), steps_among(records, kinds))
+        bare = records.take(own)
+        self.columns.add(slot[own], bare.start, bare.end, thread=thread, filled=False, calls=bare.count)
         forward = ForwardBook(self.looks[log].table)
         chosen = list(forward.nearest(records, kinds))
         Filler(self.columns, thread, self._forward_slot).fill_records(records, chosen)
@@ -169,39 +172,41 @@ class _Assembly:
         self.filled_calls += int(records.count[[i for i, _ in chosen]].sum()) if chosen else 0
         self.carried |= forward.carry_rel_sd(self._forward_slot, filled)
 
+    def _asleep(self, log: Log, thread: int) -> None:
+        """Add what fills steps of which only the end was noted: whole traced steps."""
+        records, kinds = self.records[log], self.looks[log].kinds
+        asleep = steps_among(records, kinds)
+        if not len(asleep):
+            return
+        book = StepBook(self.columns.of_thread(thread), self.looks[log].traced)
+        chosen = list(book.nearest(records, kinds))
+        if not chosen:
+            rest, slot = records.take(asleep), self.columns.index(UNATTRIBUTED, "other")
+            self.columns.add(slot, rest.start, rest.end, thread=thread, filled=False, calls=0)
+        Filler(self.columns, thread, int).fill_records(records, chosen)
+        self.filled_steps += int(records.count[asleep].sum())
+        for slot, sd in book.carry_rel_sd().items():
+            self.carried[slot] = max(sd, self.carried.get(slot, 0.0))
+
     def _kind_slot(self, kind: tuple[Any, ...]) -> int:
         if kind[0] == "backward":
             return self.columns.index(UNATTRIBUTED, "backward")
         return self._slot(kind[1], backward=kind[3] >= 0)
 
-    def _steps(self) -> list[Mark]:
+    def _steps(self) -> list[Step]:
         view, log = self.view, self.view.logs[0]
         rows, records = self._kept_rows(log), self.records[log]
-        marks: Sequence[Mark] = [(begin, end, n) for begin, end, n in view.steps if end <= view.end_ns]
-        if not marks:
-            found: dict[int, list[Mark]] = {}
-            for each in self.looks.values():
-                for optimizer, more in each.marks.items():
-                    found[optimizer] = sorted([*found.get(optimizer, []), *more])
-            marks = first_optimizer(found, view.start_ns, view.end_ns)
+        marks = [mark for mark in view.steps if mark[0] <= view.end_ns]
+        marks = marks or first_optimizer([look.marks for look in self.looks.values()], view.start_ns, view.end_ns)
         if marks:
             calls = [c.start_ns for c in self.calls[log]]
-            begins = [begin for begin, *_ in marks]
-            starts = np.sort(np.concatenate((rows[:, START], records.start, calls, begins)).astype(np.int64))
-            between = steps_between([end for _, end, _ in marks], starts, view.start_ns)
-            return [(begin, end, n) for (begin, end), (*_, n) in zip(between, marks, strict=True)]
-        return self._calls_as_steps(rows, records, self.looks[log].kinds)
-
-    def _calls_as_steps(self, rows: IntArray, records: Records, kinds: Kinds) -> list[Mark]:
-        """Take the outermost calls of the model for steps."""
+            starts = np.sort(np.concatenate((rows[:, START], records.start, calls)).astype(np.int64))
+            return steps_between(marks, starts, view.start_ns)
         main = list(self.names.main)
-        calls = rows[np.isin(rows[:, KEY], main) & (rows[:, TASK] < 0)]
-        own = [i for i, kind in enumerate(kinds.of) if kind[0] == "row" and kind[1] in self.names.main]
-        also = records.take(np.flatnonzero(np.isin(records.kind, own)))
-        start, end = np.concatenate((calls[:, START], also.start)), np.concatenate((calls[:, END], also.end))
-        count = np.concatenate((np.ones(len(calls), dtype=np.int64), also.count))
-        top = top_level(start, end)
-        return list(zip(start[top].tolist(), end[top].tolist(), count[top].tolist(), strict=True))
+        calls_of_model = rows[np.isin(rows[:, KEY], main) & (rows[:, TASK] < 0)]
+        kinds = [i for i, kind in enumerate(self.looks[log].kinds.of) if kind[0] == "row" and kind[1] in main]
+        also = records.take(np.flatnonzero(np.isin(records.kind, kinds)))
+        return calls_as_steps(calls_of_model, also)
 
     def _notes(self, book: BackwardBook) -> list[Event]:
         end = self.view.end_ns
@@ -216,6 +221,9 @@ class _Assembly:
         if self.filled_calls:
             text = f"{self.filled_calls} outermost calls were not traced inside: their layers are filled in from others"
             notes.append(Event(end, "info", "CALLS_FILLED", "run", text))
+        if self.filled_steps:
+            text = f"of {self.filled_steps} steps only the end was noted: their layers are filled in from others"
+            notes.append(Event(end, "info", "STEPS_FILLED", "run", text))
         return notes
 
     def records_of_backward(self, log: Log) -> int:

@@ -10,6 +10,8 @@ Account = Literal["fixed", "calls", "windows"]
 HEAD_START_NS = 2_000_000_000  # spent in advance, so that a short run is labelled too: 2 s worth of budget
 EARLY_STEPS = 3  # traced whatever they cost: nothing could be filled from nothing
 WINDOW_SHARE = 0.6  # of what the fixed cost leaves, if there are backward calls; the rest is for traced steps
+SLEEP_SHARE = 0.4  # of the budget: if noting the bounds of steps costs more, only their ends are noted
+MOST_STEPS = 32  # between two decisions, which cost time too
 NARROW_SHARE = 0.25  # of the budget: if passing calls through costs more, the wrapper comes off between traced steps
 
 
@@ -81,3 +83,23 @@ class Budget:
             every: One step in so many is traced.
         """
         return passing_ns > NARROW_SHARE * self.share * step_ns and passing_ns * every > swap_ns
+
+    def must_sleep(self, light_ns: float, step_ns: float) -> bool:
+        """Say whether noting the bounds of a step, at that cost, would take too much of the budget."""
+        return self.share > 0 and light_ns > SLEEP_SHARE * self.share * step_ns
+
+    def steps_until_news(self, cost_ns: float, step_ns: float, now_ns: int, *, traced: bool) -> int:
+        """Return how many steps may go by until another decision could be different.
+
+        Args:
+            cost_ns: What tracing a step costs.
+            step_ns: Length of a step.
+            now_ns: The time.
+            traced: Whether these steps are traced.
+        """
+        room = self.room_ns("calls", now_ns)
+        if traced:
+            steps = room / 8 / max(cost_ns, 1.0) if self.traced_steps > EARLY_STEPS else 1.0
+        else:
+            steps = (cost_ns - room) / 2 / max(self.share * step_ns, 1.0)
+        return round(min(max(steps, 1.0), MOST_STEPS))

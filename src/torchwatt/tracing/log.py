@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -26,7 +27,8 @@ class Look:
     calls: tuple[Backward, ...]
     records: Records  # of steps that are not in the table any more
     kinds: Kinds
-    marks: dict[int, list[tuple[int, int, int]]]  # by optimizer: begin_ns, end_ns, number of steps
+    traced: tuple[int, ...]  # start_ns and end_ns of each traced step
+    marks: dict[int, list[tuple[int, int]]]  # by optimizer: end_ns, number of steps
 
 
 class Log:
@@ -34,8 +36,8 @@ class Log:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_tail", "_units", "backwards",
-        "before", "first_optimizer", "former", "ident", "inside", "kinds", "marks", "mode", "open_scopes", "opened",
-        "rows", "stride", "tracers",
+        "before", "calls_asleep", "ends", "first_optimizer", "former", "ident", "inside", "kinds", "marks", "mode",
+        "open_scopes", "opened", "rows", "since", "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -46,9 +48,15 @@ class Log:
         self.rows: list[Row] = []
         self.backwards: list[Backward] = []
         self.before: Backward | None = None  # the latest backward call whose structure is known
-        self.marks: dict[int, Marks] = {}  # steps, by optimizer
+        self.since = 0  # where the rows after the latest backward call begin
+        self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
+        self.marks: dict[int, Marks] = {}  # earlier ones, by optimizer
         self.opened: dict[int, int] = {}  # optimizer steps that have begun: id -> start_ns
         self.open_scopes: list[int] = []  # when they began
+        self.stepless = True  # no optimizer, backward call or user says where steps end: outermost calls do
+        self.step_end = 0  # of the latest step
+        self.traced = array("q")  # start and end of each traced step
+        self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted
         self.inside = False  # within an outermost call, as far as its class is known to make such calls
         self.tracers: list[tuple[object, int]] = []  # those that were started on this thread: (tracer, start_ns)
         self.former: list[tuple[int, int]] = []  # start_ns and end_ns of those that have stopped
@@ -70,16 +78,6 @@ class Log:
         with self._lock:
             return self._compacted + len(self.rows)
 
-    def since(self) -> int:
-        """Return where the rows after the latest backward call begin."""
-        latest = (self.before, self.backwards[-1] if self.backwards else None)
-        return max((call.last for call in latest if call is not None), default=0)
-
-    def mark(self, optimizer: int, begin_ns: int, end_ns: int) -> None:
-        """Note that an optimizer has stepped."""
-        with self._lock:
-            self.marks.setdefault(optimizer, Marks()).add(begin_ns, end_ns)
-
     def compact(self) -> None:
         """Move the tuples into an array: 48 bytes a row instead of about 300."""
         with self._lock:
@@ -93,9 +91,9 @@ class Log:
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            for held in (self.rows, self.backwards, self._chunks, self.marks):
+            for held in (self.rows, self.backwards, self._chunks, self.marks, self.ends):
                 held.clear()
-            self._records, self.before = no_records(), None
+            self._records, self.before, self.since = no_records(), None, 0
             self._compacted = self._tail = 0
 
     def table(self) -> IntArray:
@@ -115,8 +113,11 @@ class Log:
                 if "keys" not in call.cache:
                     keys_of(table, call, self.before)
                     self.before = call
+            ends, self.ends = self.ends, []
+            for optimizer, end in ends:
+                self.marks.setdefault(optimizer, Marks()).add(end)
             marks = {optimizer: marks.entries() for optimizer, marks in list(self.marks.items())}
-            return Look(table, calls, self._records, self.kinds, marks)
+            return Look(table, calls, self._records, self.kinds, tuple(self.traced), marks)
 
     def fold(self, now_ns: int) -> int:
         """Replace what belongs to steps that were not traced by records, ever coarser ones; outside calls only.
@@ -154,4 +155,5 @@ class Log:
 
         self.backwards[:] = [moved(call) for call in calls]
         self.before = None if self.before is None else moved(self.before)
+        self.since = int(place[self.since])
         self.stride.first_row = int(place[self.stride.first_row])

@@ -1,10 +1,9 @@
-"""What the latest rows of a log say about the step that just ended."""
+"""Which modules were called outside any other in the step that just ended. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torchwatt.tracing.log import Log
 from torchwatt.tracing.rows import FORWARD_TASK, KEY, START, TASK, Row
 
 LOOK_BACK = 5_000  # rows; a step has fewer, or waits for its end elsewhere
@@ -22,12 +21,3 @@ def outermost_keys(rows: Sequence[Row]) -> set[int]:
             keys.add(row[KEY])
             covered = row[START]
     return keys
-
-
-def step_begin(log: Log) -> int:
-    """Return when the first thing was seen of the step that just ended, one that was not traced."""
-    rows = log.rows[-max(log.total() - log.stride.first_row, 1) :]
-    starts = [row[START] for row in rows]
-    if log.stride.backwards and log.backwards:
-        starts.append(log.backwards[-min(log.stride.backwards, len(log.backwards))].start_ns)
-    return min(starts, default=log.stride.start_ns)

@@ -14,12 +14,14 @@ KEY, START, END, SEQ0, SEQ1, TASK = range(6)
 OPTIMIZER_KEY = -1
 DATA_KEY = -2
 UNKNOWN_KEY = -3
+STEP_KEY = -4  # a step of which only the end was noted
 FIRST_SCOPE_KEY = -10  # scopes count down from here; modules count up from 1
 
 FORWARD_TASK = -1  # what torch says outside a backward call
 LIGHT_TASK = -2  # ours: an outermost call of a step whose modules were not traced
 
-FULL, LIGHT, OFF = 0, 1, 2  # what a thread's wrappers do: log all calls, the outermost ones, or nothing
+# What a thread's wrappers do: log all calls, the outermost ones, only where steps end, or nothing.
+FULL, LIGHT, ASLEEP, OFF = 0, 1, 2, 3
 
 COMPACT_ROWS = 20_000  # at the end of a step
 FORCE_ROWS = 100_000  # wherever we are

@@ -89,7 +89,7 @@ class Tracer:
         self._clock_ns = hub.clock_ns
         try:
             self._log = hub.log()
-            self._spent_ns = hub.spent_ns()
+            self._spent_ns = hub.stepping.spent_ns()
             self._start_ns = self._clock_ns()
             self._log.tracers.append((self, self._start_ns))
             self._conductor = Conductor(
@@ -99,12 +99,11 @@ class Tracer:
                 start_ns=self._start_ns,
                 costs=hub.costs,
             )
-            hub.conductors.append(self._conductor)
             model = None if self._model is None else self._model()
             if model is not None:
                 self._given = hub.registry.add_root(model, None).key
                 hub.watch(self._given)
-            hub.begin(self._log)
+            hub.stepping.join(self._conductor, self._log)
         except BaseException:
             self._leave(hub)
             raise
@@ -120,9 +119,10 @@ class Tracer:
 
         if self._marks is None:
             self._marks = Marks()
-        self._marks.add(hub.step_begin(), self._clock_ns())
-        hub.manual_steps = True
-        hub.step_ended()
+        log, end = hub.log(), self._clock_ns()
+        self._marks.add(end)
+        hub.manual_steps, log.stepless = True, False
+        hub.step_ended(log, end)
 
     def snapshot(self) -> Trace:
         """Return the trace up to now, from any thread, without stopping; costs time in proportion to its length."""
@@ -153,7 +153,7 @@ class Tracer:
             self._log.tracers = [entry for entry in self._log.tracers if entry[0] is not self]
             self._log.former.append((self._start_ns, self._clock_ns()))
         if self._conductor is not None:
-            hub.leave(self._conductor)
+            hub.stepping.leave(self._conductor)
         self._hub = self._log = self._model = None
         release(hub)
 
@@ -172,7 +172,7 @@ class Tracer:
             scopes=dict(hub.scopes),
             given=self._given,
             steps=tuple(self._marks.entries()) if self._marks is not None else (),
-            cost_ns=hub.spent_ns() - self._spent_ns,
+            cost_ns=hub.stepping.spent_ns() - self._spent_ns,
         )
         try:
             return assemble(view, events)

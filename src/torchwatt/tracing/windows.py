@@ -11,7 +11,7 @@ from torchwatt.core.meter import Severity
 from torchwatt.tracing import kineto
 from torchwatt.tracing.conductor import Conductor
 from torchwatt.tracing.log import Log
-from torchwatt.tracing.rows import FULL, KEY, LIGHT, LIGHT_TASK, TASK, Backward
+from torchwatt.tracing.rows import FULL, KEY, LIGHT_TASK, TASK, Backward
 from torchwatt.tracing.wrappers import Wrapped
 
 _warm = False  # the recorder's first use in a process takes some milliseconds
@@ -44,7 +44,8 @@ class Windows:
 
     def run(self, conductor: Conductor | None, log: Log, original: Wrapped, args: Any, kwargs: Any) -> Any:
         """Run a backward call and log it."""
-        since, first = log.since(), log.total()
+        since, first = log.since, log.total()
+        log.stride.backwards += 1
         kind = first - since, log.rows[-1][KEY] if log.rows else 0  # a cheap guess; exact structure comes later
         window = self._open(conductor, log, kind)
         start = self._clock_ns()
@@ -52,10 +53,11 @@ class Windows:
             return original(*args, **kwargs)
         finally:
             end = self._clock_ns()
-            call = Backward(start, end, since, first, log.total(), log.mode == LIGHT)
+            call = Backward(start, end, since, first, log.total(), light=False)
             if window is not None:
                 self._close(conductor, window, kind, call)
             log.backwards.append(call)
+            log.since = call.last
 
     def _open(self, conductor: Conductor | None, log: Log, kind: Hashable) -> kineto.Window | None:
         if conductor is None or self._broken or not _forward_is_known(log):

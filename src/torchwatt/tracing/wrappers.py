@@ -14,7 +14,7 @@ import torch
 
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import FULL, LIGHT, LIGHT_TASK, OFF
+from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
 
 Wrapped = Callable[..., Any]
 
@@ -43,7 +43,13 @@ class Host(Protocol):
         """Return this thread's log."""
 
     def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
-        """Run an outermost backward call, possibly in a window."""
+        """Run an outermost backward call of a traced step, possibly in a window."""
+
+    def backward_ended(self, log: Log, *, fresh: bool) -> None:
+        """Take notice of the end of a backward call; `fresh`: the first one after a forward pass."""
+
+    def look_closer(self) -> None:
+        """Something was not seen."""
 
     def overflow(self, log: Log) -> None:
         """Make room: a log has grown too long outside a step's end."""
@@ -79,7 +85,7 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
             except AttributeError:
                 log = new_log()
             if log.mode:
-                if log.inside or log.mode == OFF:
+                if log.inside or log.mode >= ASLEEP:
                     return original(self, *args, **kwargs)
                 return outermost(__call__, log, self, args, kwargs)
             key = key_of(id(self))
@@ -130,7 +136,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
 
 def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
     """Return what a module call outside any other does: in a step that is not traced it is all that is logged."""
-    registry, clock = host.registry, host.clock_ns
+    registry, clock, grad_enabled = host.registry, host.clock_ns, torch.is_grad_enabled
 
     def newcomer(module: Any) -> int:
         key = registry.register(module)
@@ -142,8 +148,9 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
         try:
             if graph_task_id() >= 0:
                 return call(module, *args, **kwargs)
-            host.outermost_begins(log)
-            if log.mode == FULL:
+            if log.stepless or log.mode == ASLEEP or not grad_enabled():
+                host.outermost_begins(log)
+            if log.mode != LIGHT:
                 return call(module, *args, **kwargs)
             key = registry.by_id.get(id(module)) or newcomer(module)
             s0, start = sequence_nr(), clock()
@@ -176,14 +183,39 @@ def _newcomer(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
 
 def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
     """Return the wrapper of `torch.autograd._engine_run_backward`, which every backward pass goes through."""
-    compiling, task = torch.compiler.is_compiling, graph_task_id
+    compiling, task, seq = torch.compiler.is_compiling, graph_task_id, sequence_nr
+    log_of, clock = host.log, host.clock_ns
+
+    def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
+        start = clock()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            last = log.total()
+            log.backwards.append(Backward(start, clock(), since, first, last, light=True))
+            log.since = last
+            log.stride.backwards += 1
 
     def wrap(original: Wrapped) -> Wrapped:
         def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
             # Inside another backward (checkpoint) it belongs to the outer one.
-            if compiling() or host.log().mode == OFF or task() >= 0:
+            if compiling() or task() >= 0:
                 return original(*args, **kwargs)
-            return host.run_backward(original, args, kwargs)
+            log = log_of()
+            if log.mode >= ASLEEP:
+                return original(*args, **kwargs)
+            since, first = log.since, log.total()
+            unseen = first == since and log.mode == LIGHT and seq() > log.stride.seq
+            if unseen:
+                host.look_closer()  # a forward pass went by
+            try:
+                if log.mode == FULL or (first > since and log.rows and log.rows[-1][TASK] != LIGHT_TASK):
+                    return host.run_backward(original, args, kwargs)
+                return bare(log, since, first, original, args, kwargs)
+            finally:
+                log.stride.seq = seq()
+                if log.first_optimizer is None:
+                    host.backward_ended(log, fresh=first > since or unseen)
 
         return _engine_run_backward
 
@@ -199,7 +231,7 @@ def timed(host: Host, key: int) -> Callable[[Wrapped], Wrapped]:
             if compiling():
                 return original(*args, **kwargs)
             log = host.log()
-            if log.mode == OFF or (log.inside and log.mode == LIGHT):  # inside an outermost call it is filled in
+            if log.mode >= ASLEEP or (log.inside and log.mode == LIGHT):  # inside an outermost call it is filled in
                 return original(*args, **kwargs)
             s0, start = sequence_nr(), clock()
             try:

@@ -58,7 +58,7 @@ def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, tr
         meters=tuple(m for m in recording.meters if any(c.quantity != "gauge" for c in m.channels)),
         unavailable=_distinct((*recording.unavailable, *found.unavailable)),
         events=_in_order((*recording.events, *trace.events, *found.events, *outcome.events)),
-        steps=tuple(_steps(trace.steps, found.curves)),
+        steps=tuple(_steps(trace, found.curves)),
         windows=outcome.windows,
         modules=trace.modules,
         units=dict(outcome.units),
@@ -92,14 +92,17 @@ def _long_enough(ledger: Ledger) -> bool:
     return ledger.window_s - ledger.known_s > 0.5
 
 
-def _steps(spans: Sequence[tuple[int, int]], curves: Sequence[EnergyCurve]) -> Iterable[Step]:
-    for index, (start_ns, end_ns) in enumerate(spans):
+def _steps(trace: Trace, curves: Sequence[EnergyCurve]) -> Iterable[Step]:
+    index = 0
+    counts = trace.step_counts or (1,) * len(trace.steps)
+    for (start_ns, end_ns), count in zip(trace.steps, counts, strict=True):
         known = {
             str(curve.domain): curve.between(start_ns, end_ns)
             for curve in curves
             if curve.start_ns < end_ns and curve.end_ns > start_ns
         }
-        yield Step(index, start_ns, end_ns, known)
+        yield Step(index, start_ns, end_ns, known, count)
+        index += count
 
 
 def window_of(report: Report) -> Window:

@@ -16,14 +16,18 @@ from torchwatt.tracing.asleep import StepBook, steps_among
 from torchwatt.tracing.backward import BackwardBook
 from torchwatt.tracing.columns import Columns
 from torchwatt.tracing.filling import Filler
-from torchwatt.tracing.fold import Records, join_records, merge, split
+from torchwatt.tracing.fold import Records, join_records, merge, shifted, split
 from torchwatt.tracing.light import ForwardBook
-from torchwatt.tracing.log import MAX_RECORDS, Log, Look
+from torchwatt.tracing.log import Log, Look
 from torchwatt.tracing.naming import Names, resolve
 from torchwatt.tracing.ranges import uncross
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import DATA_KEY, END, FIRST_SCOPE_KEY, KEY, OPTIMIZER_KEY, START, TASK, Backward
 from torchwatt.tracing.steps import Mark, Step, calls_as_steps, first_optimizer, steps_between
+
+MAX_FILLED = 300_000  # spans, about 15 MB
+LEAST_RECORDS = 1_024
+FEW_UNITS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,10 +77,21 @@ class _Assembly:
 
     def _shown_records(self, look: Look, new: Records) -> Records:
         """Return the records of the view: those folded before, and the log's own, folded as far as memory asks."""
-        records = merge(new, -(-len(new) // MAX_RECORDS))
-        records = join_records((look.records, records))
+        records, g = join_records((look.records, shifted(new, look.runs, look.units))), 1
+        while len(records) > self._most_records(look):
+            g *= 2
+            coarser = merge(records, g)
+            if len(coarser) == len(records) and g > FEW_UNITS:
+                break  # runs of a few units between traced steps: no coarser than this
+            records = coarser
         inside = (records.start >= self.view.start_ns) & (records.end <= self.view.end_ns)
         return records.take(np.flatnonzero(inside))
+
+    @staticmethod
+    def _most_records(look: Look) -> int:
+        """Return how many records can be filled without making a trace too long."""
+        steps = max(len(look.traced) // 2, 1)
+        return max(MAX_FILLED * steps // max(len(look.table), 1), LEAST_RECORDS)
 
     def _shows(self, call: Backward) -> bool:
         return call.start_ns >= self.view.start_ns and call.end_ns <= self.view.end_ns

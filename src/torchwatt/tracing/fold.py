@@ -9,7 +9,7 @@ within the stretch is forgotten.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,11 @@ def no_records() -> Records:
 def join_records(parts: Sequence[Records]) -> Records:
     """Put records of consecutive stretches together."""
     return Records(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Records)))
+
+
+def shifted(records: Records, runs: int, units: int) -> Records:
+    """Number the runs and units of records so that they follow others."""
+    return replace(records, run=records.run + runs, unit=records.unit + units)
 
 
 class Kinds:

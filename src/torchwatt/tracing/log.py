@@ -11,7 +11,7 @@ import numpy as np
 
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.conductor import Stride
-from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, split
+from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, shifted, split
 from torchwatt.tracing.marks import Marks
 from torchwatt.tracing.rows import FULL, Backward, Row
 from torchwatt.tracing.structure import keys_of
@@ -26,6 +26,8 @@ class Look:
     table: IntArray  # rows, in the order in which they ended
     calls: tuple[Backward, ...]
     records: Records  # of steps that are not in the table any more
+    runs: int  # of the records
+    units: int
     kinds: Kinds
     traced: tuple[int, ...]  # start_ns and end_ns of each traced step
     marks: dict[int, list[tuple[int, int]]]  # by optimizer: end_ns, number of steps
@@ -117,7 +119,7 @@ class Log:
             for optimizer, end in ends:
                 self.marks.setdefault(optimizer, Marks()).add(end)
             marks = {optimizer: marks.entries() for optimizer, marks in list(self.marks.items())}
-            return Look(table, calls, self._records, self.kinds, tuple(self.traced), marks)
+            return Look(table, calls, self._records, self._runs, self._units, self.kinds, tuple(self.traced), marks)
 
     def fold(self, now_ns: int) -> int:
         """Replace what belongs to steps that were not traced by records, ever coarser ones; outside calls only.
@@ -129,11 +131,9 @@ class Log:
             look, tail = self.look(), self._tail
             calls = [call for call in look.calls if call.start_ns >= self._folded_ns]
             parts = split(look.table[tail:], calls, self.kinds, since_ns=self._folded_ns, breaks=self.open_scopes)
-            new = parts.records
-            shifted = replace(new, run=new.run + self._runs, unit=new.unit + self._units)
-            self._records = join_records((self._records, shifted))
+            self._records = join_records((self._records, shifted(parts.records, self._runs, self._units)))
             self._runs += parts.runs
-            self._units += len(new)
+            self._units += len(parts.records)
             while len(self._records) > MAX_RECORDS and self._g < 1 << 40:
                 self._g *= 2
                 self._records = merge(self._records, self._g)

@@ -147,9 +147,9 @@ def rates(report: Report) -> tuple[Rate, ...]:
 
 
 def _step_rate(report: Report) -> Rate:
-    known = [joules for step in report.steps if (joules := step_j(report, step)) is not None]
-    seconds = median((step.end_ns - step.start_ns) / 1e9 for step in report.steps)
-    words = [f"{len(report.steps)} steps of {format_time(seconds)}"]
+    known = [joules / s.count for s in report.steps if (joules := step_j(report, s)) is not None]
+    seconds = median((step.end_ns - step.start_ns) / step.count / 1e9 for step in report.steps)
+    words = [f"{report.step_count} steps of {format_time(seconds)}"]
     if known:
         words.insert(0, f"median of {format_interval(min(known), max(known))}")
     if known and len(known) < len(report.steps):

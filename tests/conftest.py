@@ -18,6 +18,7 @@ from tests.support.powercap import FakePowercap
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Set where a missing simulator or browser is a failure and not a skip: in CI.
 REQUIRE_SIMHW = "TORCHWATT_REQUIRE_SIMHW"
+REQUIRE_TRACES = "TORCHWATT_REQUIRE_TRACES"
 
 
 def run_script(code: str, env: dict[str, str] | None = None, timeout_s: float = 40.0) -> dict[str, Any]:
@@ -65,6 +66,18 @@ def run_sim(simnvml: ModuleType, tmp_path: Path) -> Callable[..., dict[str, Any]
         return run_script(code, scenario.env(tmp_path / "scenario", simnvml.libdir, **env))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def traces_dir() -> Path:
+    """Return the folder of real recordings, which are others' data and not part of this repository."""
+    folder = Path(os.environ.get("TORCHWATT_TRACES", REPOSITORY.parent / "shared" / "traces"))
+    if not (folder / "index.json").is_file():
+        reason = f"no recordings in {folder}; name their folder by TORCHWATT_TRACES"
+        if os.environ.get(REQUIRE_TRACES):
+            pytest.fail(f"{REQUIRE_TRACES} is set, but {reason}")
+        pytest.skip(reason)
+    return folder
 
 
 @pytest.fixture

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.version import __version__
 
 if TYPE_CHECKING:
+    from torchwatt.session.offline import attribute
     from torchwatt.session.profile import profile, scope
     from torchwatt.session.run import Run
 
-__all__ = ["Run", "__version__", "profile", "scope"]
+__all__ = ["Run", "__version__", "attribute", "profile", "scope"]
 
 # Where each public name lives. Loaded at first use, so that `import torchwatt` costs nothing.
-_HOMES = {"Run": "torchwatt.session", "profile": "torchwatt.session", "scope": "torchwatt.session"}
+_HOMES = {
+    "Run": "torchwatt.session",
+    "attribute": "torchwatt.session.offline",
+    "profile": "torchwatt.session",
+    "scope": "torchwatt.session",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,1 +1,1 @@
-"""The command line: `torchwatt run | doctor | show | demo`."""
+"""The command line: `torchwatt run | doctor | show | demo | attribute`."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torchwatt.cli.attribute import attribute
 from torchwatt.cli.doctor import doctor
 from torchwatt.cli.script import run_script
 from torchwatt.cli.show import show
@@ -46,4 +47,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "doctor": _doctor,
     "show": _show,
     "demo": _demo,
+    "attribute": attribute,
 }

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from torchwatt.cli import attribute
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.version import __version__
 
@@ -27,6 +28,7 @@ def build() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print the report of a bundle of CSV files")
     show.add_argument("directory", metavar="DIR")
     show.add_argument("--all", action="store_true", help="every layer")
+    attribute.add_parser(commands)
     demo = commands.add_parser("demo", help="train a small CNN on real digits and see where its joules went")
     _measuring(demo)
     demo.add_argument("--epochs", type=int, default=12)

@@ -1,0 +1,203 @@
+"""Attribution of recorded files: saved traces and a power log go the same way as a live run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from torchwatt.core.activity import Activity
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.meter import Event, Recording
+from torchwatt.core.report import Report
+from torchwatt.core.trace import EMPTY_TRACE, Trace
+from torchwatt.core.units import NS_PER_S, ns_from_s
+from torchwatt.sensors.power_log import read_power_log, renamed
+from torchwatt.session.options import Options
+from torchwatt.session.settle import Bounds, Outcome, settle
+from torchwatt.session.software import new_run_id
+from torchwatt.tracing.traces import Joined, join, read_sidecar, read_trace
+from torchwatt.tracing.traces.clock import fit_offset
+
+StrPath = str | os.PathLike[str]
+Offset = float | Literal["fit"] | None
+# Readings before a live run are a quiet baseline; what ran before a recorded trace is not known, so that shorter than
+# any baseline is all that is kept: enough to know the power at the trace's start.
+LEAD_NS = 99_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What an offline run is made from; `offset` is in seconds, added to the traces' times, or to be fitted."""
+
+    traces: tuple[StrPath, ...]
+    power: StrPath | None = None
+    captures: tuple[StrPath, ...] = ()
+    sidecar: StrPath | None = None
+    offset: Offset = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offline:
+    """What was found: joined traces, and a report where there is a power log."""
+
+    joined: tuple[Joined, ...]
+    report: Report | None
+    events: tuple[Event, ...] = field(default=())
+
+
+def attribute(trace: StrPath | Sequence[StrPath], power: StrPath, *, offset: Offset = None) -> Report:
+    """Say which layers of a recorded run used the joules of a power log.
+
+    Args:
+        trace: A trace saved by torch.profiler (.json, .json.gz), or one per rank.
+        power: A CSV of power readings; `torchwatt.sensors.power_log.read_power_log` says which columns.
+        offset: Seconds to add to the trace's times to reach those of the log; "fit" searches for it.
+
+    Raises:
+        TraceError: A trace cannot be read.
+        SensorError: The power log cannot be read.
+        ConfigError: Trace and log do not belong together: other devices, another time.
+    """
+    traces = (trace,) if isinstance(trace, (str, os.PathLike)) else tuple(trace)
+    found = run_offline(Files(traces, power, offset=offset))
+    assert found.report is not None  # noqa: S101  # a power log always gives one
+    return found.report
+
+
+def run_offline(files: Files) -> Offline:
+    """Join the traces and, if there is a power log, book its joules.
+
+    Raises:
+        TraceError: A trace, capture or sidecar cannot be read.
+        SensorError: The power log cannot be read.
+        ConfigError: The files do not belong together.
+    """
+    captures = [read_trace(path) for path in files.captures]
+    sidecar = read_sidecar(files.sidecar) if files.sidecar is not None else None
+    given_ns = ns_from_s(files.offset) if isinstance(files.offset, float | int) else 0
+    joined = tuple(
+        join(read_trace(path), captures=captures, sidecar=sidecar, offset_ns=given_ns) for path in files.traces
+    )
+    _one_device_each(joined)
+    if files.power is None:
+        return Offline(joined, None)
+    recording = _matched(read_power_log(files.power), joined)
+    events: tuple[Event, ...] = ()
+    if files.offset == "fit":
+        joined, events = _fitted(joined, recording)
+    elif files.offset is None and any(one.clock == "unknown" for one in joined):
+        raise ConfigError("the trace does not say what its clock is: give --offset SECONDS, or --offset fit")
+    return Offline(joined, _report(joined, recording, files, events), events)
+
+
+def _report(joined: Sequence[Joined], recording: Recording, files: Files, events: Iterable[Event]) -> Report:
+    activities = tuple(activity for one in joined for activity in one.activities)
+    start_ns, end_ns = _window(activities)
+    _overlap(recording, start_ns, end_ns)
+    notes = [Event(start_ns, "info", "TRACE_NOTE", one.source, note) for one in joined for note in one.notes]
+    trace: Trace = replace(
+        EMPTY_TRACE,
+        steps=max((activity.steps for activity in activities), key=len, default=()),
+        modules=tuple({info.fqn: info for one in joined for info in one.modules}.values()),
+        events=(*notes, *events),
+        activities=activities,
+    )
+    # The clock of recorded files is unix time itself: monotonic and realtime are one.
+    name = " + ".join(Path(path).name for path in files.traces)
+    return settle(
+        new_run_id(),
+        Options(name=name, layers=False),
+        Bounds(start_ns, end_ns, start_ns),
+        recording.between(start_ns - LEAD_NS, max(int(series.t_ns[-1]) for series in recording.series)),
+        trace,
+        Outcome("complete"),
+    )
+
+
+def _window(activities: Sequence[Activity]) -> tuple[int, int]:
+    if not activities:
+        raise ConfigError("the trace holds no device record: profile with ProfilerActivity.CUDA")
+    ends = [edge for activity in activities for edge in activity.covered]
+    return min(start for start, _ in ends), max(end for _, end in ends)
+
+
+def _one_device_each(joined: Sequence[Joined]) -> None:
+    """Keep ranks apart: two traces of one device would book its joules twice."""
+    seen: dict[str, str] = {}
+    for one in joined:
+        for activity in one.activities:
+            if activity.device in seen:
+                raise ConfigError(
+                    f"{seen[activity.device]} and {one.source} both hold records of {activity.device}: "
+                    "attribute them one by one, each with its own power log"
+                )
+            seen[activity.device] = one.source
+
+
+def _matched(recording: Recording, joined: Sequence[Joined]) -> Recording:
+    """Check that the log's devices are the trace's; a log of one device is that of a trace with one device."""
+    devices = sorted({activity.device for one in joined for activity in one.activities})
+    logged = [str(meter.domain) for meter in recording.meters]
+    if len(devices) == 1 and len(logged) == 1:
+        return renamed(recording, int(devices[0].partition(":")[2]))
+    if devices and not set(devices) & set(logged):
+        raise ConfigError(f"the trace holds {', '.join(devices)}, the power log {', '.join(logged)}: name its devices")
+    return recording
+
+
+def _fitted(joined: Sequence[Joined], recording: Recording) -> tuple[tuple[Joined, ...], tuple[Event, ...]]:
+    """Move each trace to where its device's work explains the device's power best."""
+    moved, events = [], []
+    for one in joined:
+        device = max(one.activities, key=len, default=None)
+        power = recording.get(f"{device.device}/power") if device is not None else None
+        if device is None or power is None:
+            raise ConfigError(f"{one.source}: no power readings of its device to fit an offset to; give --offset S")
+        found = fit_offset(device.start_ns, device.end_ns, power.t_ns, power.raw * power.channel.scale)
+        text = (
+            f"offset {found.offset_ns / NS_PER_S:.6f} s was fitted: it explains {found.explained:.0%} of the power's "
+            f"variance, the next best place {found.runner_up:.0%}; the sensor's lag is part of it"
+        )
+        events.append(
+            Event(int(power.t_ns[0]), "warning" if found.ambiguous else "info", "OFFSET_FITTED", one.source, text)
+        )
+        moved.append(_moved(one, found.offset_ns))
+    return tuple(moved), tuple(events)
+
+
+def _moved(one: Joined, offset_ns: int) -> Joined:
+    def later(edges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        return tuple((start + offset_ns, end + offset_ns) for start, end in edges)
+
+    activities = tuple(
+        replace(
+            activity,
+            start_ns=activity.start_ns + offset_ns,
+            end_ns=activity.end_ns + offset_ns,
+            covered=later(activity.covered),
+            steps=later(activity.steps),
+        )
+        for activity in one.activities
+    )
+    return replace(one, activities=activities, offset_ns=one.offset_ns + offset_ns)
+
+
+def _overlap(recording: Recording, start_ns: int, end_ns: int) -> None:
+    first = min(int(series.t_ns[0]) for series in recording.series)
+    last = max(int(series.t_ns[-1]) for series in recording.series)
+    if end_ns <= first or start_ns >= last:
+        raise ConfigError(
+            f"the power log ({_utc(first)} to {_utc(last)}) and the trace ({_utc(start_ns)} to {_utc(end_ns)}) do not "
+            "overlap: give --offset SECONDS to add to the trace's times, or --offset fit"
+        )
+
+
+def _utc(t_ns: int) -> str:
+    try:
+        return datetime.fromtimestamp(t_ns / NS_PER_S, UTC).isoformat(timespec="milliseconds")
+    except (OverflowError, ValueError, OSError):
+        return f"{t_ns} ns"

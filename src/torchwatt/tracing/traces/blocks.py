@@ -1,0 +1,122 @@
+"""Read a trace of any length block by block, cut between events, so that memory stays bounded.
+
+A block is cut where a closing and an opening brace meet. Whether that is a border of two events or lies inside one
+(in a name, in nested arguments) is told by the decoder: a prefix cut anywhere else is not valid JSON. What it refuses
+is read event by event (`salvage`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import IO
+
+import msgspec
+
+from torchwatt.core.errors import TraceError
+from torchwatt.tracing.traces.events import Event, Found, Head, decode_events, decode_tail
+from torchwatt.tracing.traces.salvage import Salvage, head_of
+
+BLOCK = 1 << 18  # bytes decoded at a time: about a thousand events, which fit a core's cache; 8 MiB take twice as long
+HEAD_LIMIT = 1 << 26  # the events must begin within that many bytes
+CUTS = 16  # borders tried in a block before it is read event by event
+
+_BORDER = re.compile(rb"\}\s*,\s*(?=\{)")
+_OPENING = re.compile(rb'"traceEvents"\s*:\s*\[')
+
+
+def events_of(stream: IO[bytes], name: str, found: Found, block: int = BLOCK) -> Iterator[list[Event]]:
+    """Yield the events of a trace, some thousands at a time.
+
+    Raises:
+        TraceError: The file is no trace.
+    """
+    rest, listed = _opening(stream, name, found, block)
+    reader = Salvage(found)
+    while not found.complete:
+        more = stream.read(block)
+        rest += more
+        if not more:
+            yield _last(rest, reader, listed=listed)
+            return
+        cut = _cut(rest)
+        if cut is not None:
+            events, rest = cut
+        else:
+            events, used = reader.read(rest, last=False)
+            rest = rest[used:]
+        yield events
+    _read_tail(stream, rest, found)
+
+
+def _opening(stream: IO[bytes], name: str, found: Found, block: int) -> tuple[bytes, bool]:
+    """Return what follows the bracket that opens the events, and whether the file is a bare list of them."""
+    data = b""
+    while True:
+        more = stream.read(block)
+        data += more
+        start = data.lstrip(b"\xef\xbb\xbf \t\r\n")
+        if not more and not start:
+            raise TraceError(f"{name} is empty: export it again with torch.profiler's export_chrome_trace()")
+        if start.startswith(b"["):
+            return start[1:], True
+        if match := _OPENING.search(data):
+            found.head = head_of(data[: match.start()].rstrip(b", \t\r\n") + b"}") or found.head
+            return data[match.end() :], False
+        if not more or len(data) > HEAD_LIMIT or (start and not start.startswith(b"{")):
+            raise TraceError(
+                f'{name} has no list "traceEvents": give a trace saved by torch.profiler (.json, .json.gz)'
+            )
+
+
+def _cut(data: bytes) -> tuple[list[Event], bytes] | None:
+    """Decode up to the last border of two events; None where there is none that the decoder accepts."""
+    for border in _borders(data):
+        try:
+            return decode_events(b"[" + data[: border.start() + 1] + b"]"), data[border.end() :]
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+    return None
+
+
+def _borders(data: bytes) -> list[re.Match[bytes]]:
+    """Return the last borders, last one first."""
+    reach = 1 << 16
+    while True:
+        found = list(_BORDER.finditer(data, max(len(data) - reach, 0)))
+        if found or reach >= len(data):
+            return found[: -CUTS - 1 : -1]
+        reach *= 8
+
+
+def _last(rest: bytes, reader: Salvage, *, listed: bool) -> list[Event]:
+    """Decode what is left at the end of the file, together with what it says after its events."""
+    found = reader.found
+    try:
+        if listed:
+            events = decode_events(b"[" + rest)
+        else:
+            tail = decode_tail(b'{"traceEvents":[' + rest)
+            events, found.head = tail.events, merged(found.head, tail)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        events, used = reader.read(rest, last=True)
+        found.head = merged(found.head, head_of(b"{" + rest[used:].lstrip(b", \t\r\n")))
+        found.truncated |= not found.complete
+    found.complete |= not found.truncated
+    return events
+
+
+def _read_tail(stream: IO[bytes], rest: bytes, found: Found) -> None:
+    rest += stream.read(HEAD_LIMIT)
+    found.head = merged(found.head, head_of(b"{" + rest.lstrip(b", \t\r\n")))
+
+
+def merged(first: Head, second: Head | None) -> Head:
+    """Join what was said before the events with what was said after them."""
+    if second is None:
+        return first
+    return Head(
+        second.base_ns if second.base_ns is not None else first.base_ns,
+        second.distributed or first.distributed,
+        second.devices or first.devices,
+    )

@@ -1,0 +1,171 @@
+"""Who was at work on a host thread: modules, autograd nodes, optimizer and loader; and around them, named ranges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchwatt.core.meter import IntArray
+from torchwatt.core.terms import Phase, Slot
+from torchwatt.tracing.ranges import NOBODY
+from torchwatt.tracing.traces.labels import (
+    COMPILED,
+    NODE_PREFIX,
+    is_scope,
+    own_slot,
+    reserved_slot,
+    scope_name,
+)
+from torchwatt.tracing.traces.live import NO_LIVE, Live
+from torchwatt.tracing.traces.modules import module_paths
+from torchwatt.tracing.traces.nest import Nest, nest
+from torchwatt.tracing.traces.outcome import CODE
+from torchwatt.tracing.traces.tables import ANNOTATION, MODULE, OWN, Kineto
+
+_NODE = -2  # in `slot`: an autograd node, whose owner is found by its sequence number
+
+
+class Book:
+    """Gives slots their numbers."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[Slot, int] = {}
+
+    def __call__(self, slot: Slot) -> int:
+        """Return a slot's number, a new one if it has none."""
+        return self.numbers.setdefault(slot, len(self.numbers))
+
+    def in_phase(self, numbers: IntArray, phase: Phase) -> IntArray:
+        """Return the slots of the same names in another phase; `NOBODY` stays."""
+        slots = tuple(self.numbers)
+        used = np.unique(numbers[numbers != NOBODY])
+        change = np.full(len(slots) + 1, NOBODY, dtype=np.int64)
+        change[used] = [self(Slot(slots[i].fqn, phase)) for i in used]
+        return change[numbers]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claims:
+    """Intervals that own what is launched inside them, the innermost first; and `scopes`, which own the rest.
+
+    `node` is for each claim the place of its autograd node in `nodes` (rows of the trace's operators), or `NOBODY`.
+    """
+
+    book: Book
+    tree: Nest
+    slot: IntArray
+    outcome: IntArray
+    node: IntArray
+    nodes: IntArray
+    scopes: Nest
+    scope_slot: IntArray
+    paths: dict[int, str]
+    labels: str  # "own", "module", "scope", "none": the best kind of label that the trace has
+    compiled: Nest
+    compiled_name: IntArray
+    _is_node: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+
+    def at(self, thread: IntArray, t_ns: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """Return slot, outcome and autograd node (place in `nodes`) at instants; `NOBODY` where there is none.
+
+        Inside an autograd node there is a node and no slot yet; a module called inside one is recomputed.
+        """
+        place = self.tree.at(thread, t_ns)
+        slot, outcome, node = (np.append(column, NOBODY)[place] for column in (self.slot, self.outcome, self.node))
+        module = (slot >= 0) & (outcome == CODE["module-forward"])
+        inside = module & (self.tree.climb(np.where(module, place, NOBODY), self._is_node) != NOBODY)
+        slot = np.where(inside, self.book.in_phase(np.where(inside, slot, NOBODY), "backward"), slot)
+        outcome = np.where(inside, CODE["recompute"], outcome)
+        return slot, outcome, node
+
+    def scope_at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
+        """Return the slot of the innermost named range."""
+        return np.append(self.scope_slot, NOBODY)[self.scopes.at(thread, t_ns)]
+
+
+def claims_of(trace: Kineto, live: Live = NO_LIVE) -> Claims:
+    """Collect who claims what on the trace's host threads."""
+    book, ranges = Book(), trace.ranges
+    paths = module_paths(trace)
+    slots, outcomes = _named_slots(trace, book, paths)
+    slot, outcome = slots[ranges.name], outcomes[ranges.name]
+    claiming = np.flatnonzero(slot >= 0)
+    nodes = np.flatnonzero(_starts(trace, NODE_PREFIX)[trace.ops.name])
+    live_thread, live_slot = live.on(trace, book)
+    columns = [
+        (ranges.thread[claiming], ranges.start_ns[claiming], ranges.end_ns[claiming]),
+        (trace.ops.thread[nodes], trace.ops.start_ns[nodes], trace.ops.end_ns[nodes]),
+        (live_thread, live.start_ns, live.end_ns),
+    ]
+    thread, start, end = (np.concatenate(column) for column in zip(*columns, strict=True))
+    none = np.full(len(claiming), NOBODY), np.full(len(live_slot), NOBODY)
+    node = np.concatenate((none[0], np.arange(len(nodes)), none[1])).astype(np.int64)
+    forward = np.full(len(live_slot), CODE["module-forward"])
+    scope = np.flatnonzero(_scope_names(trace)[ranges.name] & (ranges.kind == ANNOTATION))
+    compiled = np.flatnonzero(_compiled_names(trace)[ranges.name])
+    return Claims(
+        book=book,
+        tree=nest(thread, start, end),
+        slot=np.concatenate((slot[claiming], np.full(len(nodes), _NODE), live_slot)).astype(np.int64),
+        outcome=np.concatenate((outcome[claiming], np.full(len(nodes), NOBODY), forward)).astype(np.int64),
+        node=node,
+        nodes=nodes,
+        scopes=nest(ranges.thread[scope], ranges.start_ns[scope], ranges.end_ns[scope]),
+        scope_slot=_scope_slots(trace, book, ranges.name[scope]),
+        paths=paths,
+        labels=_best(ranges.kind, live, len(scope)),
+        compiled=nest(ranges.thread[compiled], ranges.start_ns[compiled], ranges.end_ns[compiled]),
+        compiled_name=ranges.name[compiled],
+        _is_node=node != NOBODY,
+    )
+
+
+def _named_slots(trace: Kineto, book: Book, paths: dict[int, str]) -> tuple[IntArray, IntArray]:
+    """Return slot and outcome by name code, `NOBODY` for names that claim nothing."""
+    slots = np.full(len(trace.names) + 1, NOBODY, dtype=np.int64)
+    outcomes = np.full(len(trace.names) + 1, NOBODY, dtype=np.int64)
+    kinds = np.unique(np.stack((trace.ranges.name, trace.ranges.kind), axis=1), axis=0)
+    for code, kind in kinds.tolist():
+        name = trace.names[code]
+        if kind == MODULE:
+            slot: Slot | None = Slot(paths[code], "forward")
+        else:
+            slot = own_slot(name) if kind == OWN else reserved_slot(name)
+        if slot is not None:
+            slots[code], outcomes[code] = book(slot), _outcome(slot, kind)
+    return slots, outcomes
+
+
+def _outcome(slot: Slot, kind: int) -> int:
+    by_phase = {
+        "backward": "module-backward", "optimizer": "optimizer", "data": "data", "transfer": "transfer",
+        "communication": "communication", "other": "scope",
+    }  # fmt: skip
+    return CODE[by_phase.get(slot.phase, "module-forward")] if kind != MODULE else CODE["module-forward"]  # type: ignore[index]
+
+
+def _scope_slots(trace: Kineto, book: Book, name: IntArray) -> IntArray:
+    number = {code: book(Slot(scope_name(trace.names[code]), "other")) for code in np.unique(name).tolist()}
+    return np.array([number[code] for code in name.tolist()], dtype=np.int64)
+
+
+def _scope_names(trace: Kineto) -> NDArray[np.bool_]:
+    return np.array([is_scope(name) for name in trace.names] or [False], dtype=np.bool_)
+
+
+def _compiled_names(trace: Kineto) -> NDArray[np.bool_]:
+    return np.array([COMPILED.match(name) is not None for name in trace.names] or [False], dtype=np.bool_)
+
+
+def _starts(trace: Kineto, prefix: str) -> NDArray[np.bool_]:
+    return np.array([name.startswith(prefix) for name in trace.names] or [False], dtype=np.bool_)
+
+
+def _best(kind: IntArray, live: Live, scopes: int) -> str:
+    if len(live.start_ns) or (kind == OWN).any():
+        return "own"
+    if (kind == MODULE).any():
+        return "module"
+    return "scope" if scopes else "none"

@@ -1,0 +1,154 @@
+"""Who owns the kernels of a replayed CUDA or HIP graph: the calls that were captured, in their order.
+
+A replay is one launch, whatever it runs. While the graph was captured each kernel had a launch of its own, which ran
+nothing, inside the module that asked for it. If capture and replay agree in number and names, the n-th kernel of a
+name is the n-th launch of that name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchwatt.core.meter import IntArray
+from torchwatt.core.terms import Slot
+from torchwatt.tracing.ranges import NOBODY
+from torchwatt.tracing.traces.launch import Links, link, named
+from torchwatt.tracing.traces.nest import by_group
+from torchwatt.tracing.traces.outcome import CODE
+from torchwatt.tracing.traces.resolve import Host
+from torchwatt.tracing.traces.tables import KERNEL, Kineto
+
+_BEGIN, _END = re.compile(r"StreamBeginCapture"), re.compile(r"StreamEndCapture")
+_KERNEL = re.compile(r"Launch\w*Kernel")
+UNNAMED = ""  # CUDA does not say at the launch which kernel it is
+MISSING = 0.01  # part of a graph that a replay may lack
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One captured graph: kernel names in order of capture (`UNNAMED` where not said), and the owner of each."""
+
+    names: tuple[str, ...]
+    slots: tuple[Slot, ...]
+    outcomes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replays:
+    """What was found for records of replays: slot and outcome by record, `NOBODY` where no capture fits."""
+
+    slot: IntArray
+    outcome: IntArray
+    graphs: int  # replays seen
+    mapped: int
+
+
+def captures_of(host: Host, links: Links | None = None) -> tuple[Captured, ...]:
+    """Return the graphs whose capture the trace has seen, in order."""
+    trace = host.trace
+    launches = trace.launches
+    waiting = (links or link(trace)).unanswered
+    waiting = waiting[named(trace, _KERNEL)[launches.name[waiting]]]
+    slot, outcome = host.at(launches.thread[waiting], launches.start_ns[waiting])
+    slots = tuple(host.claims.book.numbers)
+    found = []
+    for begin, end in _windows(trace):
+        mine = np.flatnonzero((launches.start_ns[waiting] >= begin) & (launches.start_ns[waiting] < end))
+        codes = launches.kernel[waiting[mine]].tolist()
+        names = tuple(trace.names[code] if code >= 0 else UNNAMED for code in codes)
+        if names:
+            owner = tuple(slots[i] for i in slot[mine].tolist())
+            found.append(Captured(names, owner, tuple(outcome[mine].tolist())))
+    return tuple(found)
+
+
+def _windows(trace: Kineto) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of each capture; work captured by other threads (backward) lies inside as well."""
+    launches = trace.launches
+    begins = np.sort(launches.start_ns[named(trace, _BEGIN)[launches.name]])
+    ends = np.sort(launches.start_ns[named(trace, _END)[launches.name]])
+    for begin in begins.tolist():
+        after = np.searchsorted(ends, begin)
+        if after < len(ends):
+            yield begin, int(ends[after])
+
+
+def label_replays(host: Host, links: Links, captures: tuple[Captured, ...]) -> Replays:
+    """Label the records of every replay whose capture is known."""
+    records, book = host.trace.records, host.claims.book
+    slot = np.full(len(records), NOBODY, dtype=np.int64)
+    outcome = np.full(len(records), NOBODY, dtype=np.int64)
+    replays = _replays(host.trace, links)
+    names = [tuple(host.trace.names[code] for code in records.name[rows].tolist()) for rows in replays]
+    fits = [tuple(i for i, c in enumerate(captures) if pairing(kernels, c.names) is not None) for kernels in names]
+    turns: Counter[tuple[int, ...]] = Counter()
+    mapped = 0
+    for rows, kernels, fit in zip(replays, names, fits, strict=True):
+        chosen = _choose(fit, captures, turns, fits.count(fit))
+        place = pairing(kernels, chosen.names) if chosen is not None else None
+        if chosen is None or place is None:
+            continue
+        slot[rows] = [book(chosen.slots[i]) if i != NOBODY else NOBODY for i in place]
+        outcome[rows] = [chosen.outcomes[i] if i != NOBODY else NOBODY for i in place]
+        mapped += 1
+    nameless = outcome == CODE["outside"]  # captured outside of every name: what encloses the replay knows more
+    slot[nameless], outcome[nameless] = NOBODY, NOBODY
+    return Replays(slot, outcome, len(replays), mapped)
+
+
+def _replays(trace: Kineto, links: Links) -> list[IntArray]:
+    """Return the kernels of each replay in the order of their nodes, or of time where nodes have no number."""
+    records = trace.records
+    rows = np.flatnonzero(links.graph & (records.kind == KERNEL))
+    numbered = bool((records.node[rows] >= 0).all())
+    rows = rows[np.lexsort((records.start_ns[rows], records.node[rows] if numbered else np.zeros_like(rows)))]
+    groups = [rows[members] for _, members in by_group(links.launch[rows])]
+    return sorted(groups, key=lambda rows: int(trace.launches.start_ns[links.launch[rows[0]]]))
+
+
+def _choose(
+    fit: tuple[int, ...], captures: tuple[Captured, ...], turns: Counter[tuple[int, ...]], replays: int
+) -> Captured | None:
+    """Take the only capture that fits; of several alike (layers that are captured one by one) each in its turn."""
+    if not fit:
+        return None
+    if len({captures[i].slots for i in fit}) > 1 and replays % len(fit):
+        return None  # not a whole number of rounds: whose turn it is cannot be known
+    turns[fit] += 1
+    return captures[fit[(turns[fit] - 1) % len(fit)]]
+
+
+def pairing(names: Sequence[str], captured: Sequence[str]) -> list[int] | None:
+    """Return for each replayed kernel its place in the capture, or None where the two do not agree.
+
+    In order if the names agree in order; name by name where streams changed the order. A few kernels may be missing
+    from a replay in one place (the trace ended): those around the gap that could stand on either side are `NOBODY`'s.
+    """
+    if len(names) == len(captured):
+        if all(b in {UNNAMED, a} for a, b in zip(names, captured, strict=True)):
+            return list(range(len(names)))
+        if sorted(names) != sorted(captured):
+            return None
+        by_name = sorted(range(len(names)), key=names.__getitem__)
+        place = dict(zip(by_name, sorted(range(len(captured)), key=captured.__getitem__), strict=True))
+        return [place[i] for i in range(len(names))]
+    missing = len(captured) - len(names)
+    if UNNAMED in captured or not 0 < missing <= MISSING * len(captured):
+        return None
+    head = _agree(names, captured)
+    tail = _agree(names[::-1], captured[::-1])
+    if head + tail < len(names):
+        return None
+    sure_head, sure_tail = len(names) - tail, len(names) - head
+    middle = len(names) - sure_head - sure_tail
+    return [*range(sure_head), *[NOBODY] * middle, *range(len(captured) - sure_tail, len(captured))]
+
+
+def _agree(a: Sequence[str], b: Sequence[str]) -> int:
+    """Return how many names agree from the start."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,0 +1,93 @@
+"""What names in a trace mean: whose they are, and which phase. Pure text."""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+
+from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, TRANSFER, UNATTRIBUTED, Phase, Slot
+
+MODULE_PREFIX = "nn.Module: "
+OWN_PREFIXES = ("torchwatt::", "tw::")
+STEP_PREFIX = "ProfilerStep#"
+NODE_PREFIX = "autograd::engine::evaluate_function: "
+COMPILED = re.compile(r"## Call CompiledFxGraph (\w+) ##")
+
+ORPHAN = Slot("(orphan)", "other")  # launched before the trace began
+NOBODY = Slot(UNATTRIBUTED, "other")
+TRANSFERS = Slot(TRANSFER, "transfer")
+COLLECTIVES = Slot(COMMUNICATION, "communication")
+
+# torch.optim and torch.utils.data name their own ranges. Zeroing gradients is the optimizer's work.
+_RESERVED: tuple[tuple[str, Slot], ...] = (
+    ("Optimizer.", Slot(OPTIMIZER, "optimizer")),
+    ("enumerate(DataLoader)", Slot(DATA, "data")),
+)
+# NCCL and RCCL (which kept the name), MSCCL, NVSHMEM; vLLM's, SGLang's and AITER's own all-reduce.
+_COLLECTIVE = re.compile(
+    r"^(?:void )?(?:nccl|rccl|msccl|nvshmem)|ncclDev|ncclKernel"
+    r"|cross_device_reduce|allreduce_fusion|all_?reduce_(?:one|two)"
+)
+_HOST_COPY = re.compile(r"HtoD|DtoH|HostToDevice|DeviceToHost|Host -> Device|Device -> Host")
+_NO_SCOPE = ("nccl:", "CUDAGraphNode.", "PyTorch Profiler", "[memory]")
+_BACKWARD = re.compile(r"Backward\d*$|^torch::autograd::")
+_CALL = re.compile(r"_\d+$")
+
+
+def is_reserved(name: str) -> bool:
+    """Say whether torch gives this name to a range whatever it is written as."""
+    return name.startswith(("Optimizer.", "enumerate(DataLoader)", STEP_PREFIX))
+
+
+def reserved_slot(name: str) -> Slot | None:
+    """Return the slot of an optimizer's or data loader's range."""
+    return next((slot for prefix, slot in _RESERVED if name.startswith(prefix)), None)
+
+
+def is_own(name: str) -> bool:
+    """Say whether the name was written for us."""
+    return name.startswith(OWN_PREFIXES)
+
+
+def own_slot(name: str) -> Slot:
+    """Read `torchwatt::<fqn>`, with `::<phase>` where the phase is said."""
+    rest = name.split("::", 1)[1]
+    fqn, _, phase = rest.rpartition("::")
+    if fqn and phase in get_args(Phase):
+        return Slot(fqn, phase)  # type: ignore[arg-type]  # just looked up
+    return Slot(rest, "forward")
+
+
+def is_scope(name: str) -> bool:
+    """Say whether a user's annotation names a stretch of code worth a row: a step is none, nor is one collective."""
+    return not name.startswith((STEP_PREFIX, *_NO_SCOPE)) and COMPILED.match(name) is None
+
+
+def scope_name(name: str) -> str:
+    """Return an annotation without the frame that some libraries put around it."""
+    return name.strip("# ") or name
+
+
+def is_collective(name: str) -> bool:
+    """Say whether a kernel moves data between devices."""
+    return _COLLECTIVE.search(name) is not None
+
+
+def is_host_copy(name: str) -> bool:
+    """Say whether a copy crosses the bus between host and device."""
+    return _HOST_COPY.search(name) is not None
+
+
+def class_name(module: str) -> str:
+    """Return the class of `Conv2d_7`."""
+    return _CALL.sub("", module)
+
+
+def node_name(name: str) -> str:
+    """Return the autograd node of an evaluate_function range."""
+    return name.removeprefix(NODE_PREFIX)
+
+
+def is_backward_op(name: str) -> bool:
+    """Say whether an operator is an autograd node by its name: in old traces nothing else tells."""
+    return _BACKWARD.search(name) is not None

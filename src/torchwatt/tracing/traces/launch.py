@@ -1,0 +1,65 @@
+"""From a device record to the call that launched it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchwatt.core.meter import IntArray
+from torchwatt.tracing.ranges import NOBODY
+from torchwatt.tracing.traces.tables import Kineto
+
+# Runtime and driver calls that put work on a stream, in CUDA's and HIP's spelling.
+_WORK = re.compile(r"^(?:cuda|cu|hip)\w*(?:Launch\w*Kernel|Memcpy|Memset)|^(?:cuda|cu|hip)LaunchKernel")
+_GRAPH = re.compile(r"^(?:cuda|cu|hip)GraphLaunch")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Links:
+    """`launch` is each record's launch, `NOBODY` for orphans; `graph` says whether that replays a graph."""
+
+    launch: IntArray
+    graph: NDArray[np.bool_]
+    unanswered: IntArray  # launches of work without any record, in order of time
+    ambiguous: int  # records whose correlation several launches carry
+
+
+def link(trace: Kineto) -> Links:
+    """Find each record's launch by its correlation id.
+
+    A correlation id that occurs twice (the counter wrapped, traces were merged) means the last launch that began
+    before the record.
+    """
+    records, launches = trace.records, trace.launches
+    order = np.lexsort((launches.start_ns, launches.correlation))
+    known = launches.correlation[order]
+    first = np.searchsorted(known, records.correlation, side="left")
+    after = np.searchsorted(known, records.correlation, side="right")
+    found = (after > first) & (records.correlation >= 0)
+    place = first.copy()
+    several = np.flatnonzero(found & (after - first > 1))
+    for i in several:
+        begun = np.searchsorted(launches.start_ns[order[first[i] : after[i]]], records.start_ns[i], side="right")
+        place[i] = first[i] + max(int(begun) - 1, 0)
+    launch = np.full(len(records), NOBODY, dtype=np.int64)
+    launch[found] = order[place[found]]
+    graph = np.zeros(len(records), dtype=np.bool_)
+    graph[found] = named(trace, _GRAPH)[launches.name[launch[found]]]
+    return Links(launch, graph, _unanswered(trace, launch), len(several))
+
+
+def _unanswered(trace: Kineto, launch: IntArray) -> IntArray:
+    launches = trace.launches
+    answered = np.zeros(len(launches), dtype=np.bool_)
+    answered[launch[launch != NOBODY]] = True
+    work = named(trace, _WORK)[launches.name] & ~answered
+    places = np.flatnonzero(work)
+    return places[np.argsort(launches.start_ns[places], kind="stable")]
+
+
+def named(trace: Kineto, pattern: re.Pattern[str]) -> NDArray[np.bool_]:
+    """Return for each name of the trace whether the pattern finds something in it."""
+    return np.array([pattern.search(name) is not None for name in trace.names] or [False], dtype=np.bool_)

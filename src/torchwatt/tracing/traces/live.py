@@ -1,0 +1,50 @@
+"""Ranges that a live session recorded itself, with the sequence numbers that autograd gave out during each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from torchwatt.core.errors import TraceError
+from torchwatt.core.meter import IntArray
+from torchwatt.core.terms import Slot
+from torchwatt.tracing.ranges import NOBODY
+from torchwatt.tracing.traces.tables import Kineto
+
+if TYPE_CHECKING:
+    from torchwatt.tracing.traces.claims import Book
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Live:
+    """Columns of equal length, in the order in which calls ended (of two equal ranges the first is the inner one).
+
+    `thread` is the operating system's number, times are unix nanoseconds like the trace's, `[seq0, seq1)` are the
+    sequence numbers given out during the call, and `slot` points into `slots`.
+    """
+
+    thread: IntArray
+    start_ns: IntArray
+    end_ns: IntArray
+    seq0: IntArray
+    seq1: IntArray
+    slot: IntArray
+    slots: tuple[Slot, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({len(c) for c in (self.thread, self.start_ns, self.end_ns, self.seq0, self.seq1, self.slot)}) > 1:
+            raise TraceError("columns of recorded ranges differ in length")
+
+    def on(self, trace: Kineto, book: Book) -> tuple[IntArray, IntArray]:
+        """Return each range's thread as the trace numbers it, and its slot as the book does."""
+        codes = {tid: code for code, tid in enumerate(trace.threads)}
+        numbers = np.array([book(slot) for slot in self.slots] or [NOBODY], dtype=np.int64)
+        # A thread that the trace does not know launched nothing: any number that no other thread has will do.
+        thread = [codes.get(tid, -2 - i) for i, tid in enumerate(self.thread.tolist())]
+        return np.array(thread, dtype=np.int64), numbers[self.slot]
+
+
+_NONE = np.zeros(0, dtype=np.int64)
+NO_LIVE = Live(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE)

@@ -1,0 +1,107 @@
+"""Intervals that are nested or apart, thread by thread: who is innermost at an instant, who encloses whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchwatt.core.meter import IntArray
+from torchwatt.tracing.ranges import NOBODY
+from torchwatt.tracing.traces.tables import group_starts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nest:
+    """Intervals by thread. `parent` and what `at` returns are places in the arrays that it was made from."""
+
+    parent: IntArray
+    lanes: dict[int, tuple[IntArray, IntArray, IntArray]]  # thread -> places, starts, clipped ends; by start
+
+    def at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
+        """Return the innermost interval that holds each instant, `NOBODY` where none does.
+
+        An interval holds its start and not its end.
+        """
+        found = np.full(len(t_ns), NOBODY, dtype=np.int64)
+        for lane, asked in by_group(thread):
+            if lane in self.lanes:
+                found[asked] = self._in_lane(*self.lanes[lane], t_ns[asked])
+        return found
+
+    def _in_lane(self, place: IntArray, start: IntArray, end: IntArray, t_ns: IntArray) -> IntArray:
+        end_of = np.zeros(len(self.parent), dtype=np.int64)
+        end_of[place] = end
+        last = np.searchsorted(start, t_ns, side="right") - 1
+        found = np.where(last >= 0, place[np.maximum(last, 0)], NOBODY)
+        open_ = np.flatnonzero(found != NOBODY)
+        while len(open_):  # climbs once for each level that has ended
+            open_ = open_[end_of[found[open_]] <= t_ns[open_]]
+            found[open_] = self.parent[found[open_]]
+            open_ = open_[found[open_] != NOBODY]
+        return found
+
+    def climb(self, place: IntArray, wanted: NDArray[np.bool_]) -> IntArray:
+        """Return for each interval the nearest one among itself and its ancestors that is `wanted`, or `NOBODY`.
+
+        Args:
+            place: Intervals, `NOBODY` allowed.
+            wanted: One boolean for each interval of the nest.
+        """
+        found = place.copy()
+        while True:
+            going = np.flatnonzero(found != NOBODY)
+            going = going[~wanted[found[going]]]
+            if not len(going):
+                return found
+            found[going] = self.parent[found[going]]
+
+    def outermost(self, place: IntArray) -> IntArray:
+        """Return the outermost ancestor of each interval, itself if it has none; `NOBODY` stays."""
+        found = place.copy()
+        while True:
+            up = np.append(self.parent, NOBODY)[found]
+            if not (up != NOBODY).any():
+                return found
+            found = np.where(up != NOBODY, up, found)
+
+
+def nest(thread: IntArray, start_ns: IntArray, end_ns: IntArray) -> Nest:
+    """Find who encloses whom; what crosses another's end is cut there.
+
+    Of two equal intervals the earlier in the arrays is the outer one.
+    """
+    parent = np.full(len(thread), NOBODY, dtype=np.int64)
+    lanes: dict[int, tuple[IntArray, IntArray, IntArray]] = {}
+    for lane, members in by_group(thread):
+        place = members[np.lexsort((-end_ns[members], start_ns[members]))]
+        up, ends = enclosing(start_ns[place].tolist(), end_ns[place].tolist())
+        above = np.array(up, dtype=np.int64)
+        parent[place] = np.where(above == NOBODY, NOBODY, place[above])
+        lanes[lane] = place, start_ns[place], np.array(ends, dtype=np.int64)
+    return Nest(parent, lanes)
+
+
+def enclosing(start: list[int], end: list[int]) -> tuple[list[int], list[int]]:
+    """Return each interval's enclosing one and its end, cut at the encloser's; sorted by start, longer first."""
+    stack: list[int] = []
+    up, ends = [NOBODY] * len(start), list(end)
+    for i, begin in enumerate(start):
+        while stack and ends[stack[-1]] <= begin:
+            stack.pop()
+        if stack:
+            up[i] = stack[-1]
+            ends[i] = min(ends[i], ends[stack[-1]])
+        stack.append(i)
+    return up, ends
+
+
+def by_group(key: IntArray) -> Iterator[tuple[int, IntArray]]:
+    """Yield each distinct key with the places where it stands, in order."""
+    order = np.argsort(key, kind="stable")
+    edges = group_starts(key[order])
+    for lo, hi in pairwise(edges.tolist()):
+        yield int(key[order[lo]]), order[lo:hi]

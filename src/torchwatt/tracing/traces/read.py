@@ -1,0 +1,137 @@
+"""Open a saved trace, plain or gzipped, and return it as columns."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from torchwatt.core.errors import TraceError
+from torchwatt.tracing.traces.blocks import BLOCK, events_of
+from torchwatt.tracing.traces.events import Event, Found
+from torchwatt.tracing.traces.gather import Gathered
+from torchwatt.tracing.traces.tables import Flows, Kineto, Launches, Ops, Ranges, Records
+
+_GZIP = b"\x1f\x8b"
+# Without a base, times are unix microseconds; this is September 2001.
+_UNIX_US = 10**15
+
+
+def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK) -> Kineto:
+    """Read a trace saved by torch.profiler (.json or .json.gz).
+
+    A trace that is cut short or holds events that make no sense gives what it holds, and its notes say so.
+
+    Args:
+        path: The file.
+        block: How many bytes are decoded at a time.
+
+    Raises:
+        TraceError: The file cannot be read, is empty, or is no trace.
+    """
+    name = Path(path).name
+    found, gathered = Found(), Gathered()
+    try:
+        with _opened(Path(path)) as stream:
+            for events in _until_broken(events_of(stream, name, found, block), found):
+                gathered.add(events)
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror or error}") from error
+    if not gathered.events:
+        raise TraceError(f"{name} holds no complete event: export it again, and let the export finish")
+    return _kineto(name, found, gathered)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    with path.open("rb") as plain:
+        zipped = plain.read(2) == _GZIP
+        plain.seek(0)
+        if not zipped:
+            yield plain
+            return
+        with gzip.GzipFile(fileobj=plain) as stream:
+            yield stream  # type: ignore[misc]  # reads like any file
+
+
+def _until_broken(blocks: Iterator[list[Event]], found: Found) -> Iterator[list[Event]]:
+    """Keep what a broken archive gave before it broke."""
+    any_yet = False
+    while True:
+        try:
+            events = next(blocks, None)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            if not any_yet:
+                raise TraceError(f"the archive is broken ({error}): compress or copy the trace again") from error
+            found.truncated = True
+            return
+        if events is None:
+            return
+        any_yet |= bool(events)
+        yield events
+
+
+def _kineto(name: str, found: Found, gathered: Gathered) -> Kineto:
+    gathered.flush()
+    base, clock = _clock(found, gathered)
+    records, launches, ops, ranges, flows = (
+        gathered.columns(table, width)
+        for table, width in (("records", 10), ("launches", 6), ("ops", 6), ("ranges", 5), ("flows", 4))
+    )
+    for times in (records[2], records[3], launches[1], launches[2], ops[1], ops[2], ranges[1], ranges[2], flows[1]):
+        np.add(times, base, out=times)
+    rank = found.head.distributed.get("rank")
+    return Kineto(
+        source=name,
+        names=tuple(gathered.names),
+        signatures=tuple(_signature(*key) for key in gathered.signatures),
+        threads=gathered.threads.system_ids(),
+        records=Records(*records),
+        launches=Launches(*launches),
+        ops=Ops(*ops),
+        ranges=Ranges(*ranges),
+        flows=Flows(*flows),
+        events=gathered.events,
+        clock=clock,
+        rank=rank if isinstance(rank, int) else None,
+        device_names=tuple(_devices(found)),
+        notes=tuple(_notes(name, found, gathered)),
+    )
+
+
+def _devices(found: Found) -> Iterator[tuple[int, str]]:
+    for device in found.head.devices:
+        number = device.get("id")
+        if isinstance(number, int):
+            yield number, str(device.get("name", ""))
+
+
+def _clock(found: Found, gathered: Gathered) -> tuple[int, str]:
+    """Return what to add to the times, and how they are known."""
+    if found.head.base_ns is not None:
+        return found.head.base_ns, "base"
+    starts = [
+        block[at] for table, at in (("ops", 1), ("records", 2), ("launches", 1)) for block in gathered.blocks[table]
+    ]
+    middle = float(np.median(np.concatenate(starts))) if any(len(s) for s in starts) else 0.0
+    return 0, "unix" if middle > _UNIX_US * 1000 else "unknown"
+
+
+def _signature(name: str, grid: bytes, block: bytes) -> str:
+    shape = " ".join(part.decode("utf-8", "replace").replace(" ", "") for part in (grid, block) if part)
+    return f"{name} {shape}" if shape else name
+
+
+def _notes(name: str, found: Found, gathered: Gathered) -> Iterator[str]:
+    if found.truncated:
+        yield f"{name} is cut short: its {gathered.events} complete events are used; let the export finish for the rest"
+    if found.malformed:
+        yield f"{found.malformed} events of {name} make no sense and are left out"
+    if gathered.timeless:
+        yield f"{gathered.timeless} events of {name} have no usable time and are left out"

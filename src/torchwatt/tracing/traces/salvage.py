@@ -1,0 +1,128 @@
+"""Read events one by one where the fast decoder refuses a block: odd numbers, wrong types, a file cut short."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from torchwatt.tracing.traces.events import Event, Found, Head
+
+LONGEST_EVENT = 1 << 20  # an event that is not closed within that many bytes is broken, not cut off
+
+_BORDER = re.compile(r"\}\s*,\s*(?=\{)")
+_NEXT = re.compile(r"[\s,]*")
+# Kineto has written inf and nan as C++ prints them, and Windows paths without escaping; neither is JSON.
+_ODD_NUMBER = re.compile(r"(?<=[:\[,\s])-?(?:nan\(ind\)|inf|nan)(?=\s*[,}\]])")
+_ODD_ESCAPE = re.compile(r'\\(?!["\\/bfnrt]|u[0-9a-fA-F]{4})')
+_SCANNER = json.JSONDecoder(strict=False)
+_RAW = {"grid", "block", "kernel"}  # kept as JSON
+_WHOLE_NUMBERS = ("correlation", "Sequence number", "Fwd thread id", "device", "graph node id")
+
+
+class Salvage:
+    """Reads what it can; counts what it cannot."""
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+
+    def read(self, data: bytes, *, last: bool) -> tuple[list[Event], int]:
+        """Return the complete events at the start of `data` and how many bytes they took.
+
+        Stops at the bracket that closes the list (`found.complete`), or at an event that is not complete. Bytes are
+        read as Latin-1, so that places in the text are places in the file; names are put right afterwards.
+        """
+        text = _repaired(data.decode("latin-1"))
+        events: list[Event] = []
+        at = 0
+        while True:
+            at = _skip(text, at)
+            if at < len(text) and text[at] == "]":
+                self.found.complete = True
+                return events, at + 1
+            try:
+                value, end = _SCANNER.raw_decode(text, at)
+            except (json.JSONDecodeError, RecursionError) as error:
+                border = _BORDER.search(text, at)
+                if border is None or (_cut_off(error, text) and not last):
+                    return events, at
+                self.found.malformed += 1
+                at = border.end()
+                continue
+            self._keep(value, events)
+            at = end
+
+    def _keep(self, value: Any, events: list[Event]) -> None:
+        event = event_of(value)
+        if event is None:
+            self.found.malformed += 1
+        else:
+            events.append(event)
+
+
+def event_of(value: Any) -> Event | None:
+    """Make an event of what the JSON says, as far as its fields make sense; None where they do not."""
+    if not isinstance(value, dict):
+        return None
+    fields = {key: _text(item) for key, item in value.items()}
+    args = fields.get("args")
+    plain = {k: _text(v) for k, v in args.items() if k not in _RAW} if isinstance(args, dict) else None
+    for attempt in (plain, _whole(plain)):
+        try:
+            event = msgspec.convert({**fields, "args": attempt}, Event, strict=False)
+        except (msgspec.ValidationError, OverflowError):
+            continue
+        if isinstance(args, dict) and event.args is not None:
+            for key in _RAW & args.keys():
+                setattr(event.args, key, msgspec.Raw(msgspec.json.encode(_text(args[key]))))
+        return event
+    return None
+
+
+def head_of(data: bytes) -> Head | None:
+    """Read what a trace says about itself; None where that makes no sense."""
+    try:
+        return msgspec.json.decode(data, type=Head, strict=False)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        base = re.search(rb'"baseTimeNanoseconds"\s*:\s*"?(\d{1,19})\b', data)
+        return Head(int(base.group(1))) if base else None
+
+
+def _whole(args: dict[str, Any] | None) -> dict[str, Any]:
+    """Keep of the arguments the numbers that are numbers."""
+    limit = 2**63
+    return {
+        k: v
+        for k, v in (args or {}).items()
+        if k in _WHOLE_NUMBERS and isinstance(v, int) and not isinstance(v, bool) and -limit <= v < limit
+    }
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, str) and not value.isascii():
+        try:
+            return value.encode("latin-1").decode("utf-8", "replace")
+        except UnicodeEncodeError:  # was escaped in the file, and is right already
+            return value
+    return value
+
+
+def _repaired(text: str) -> str:
+    """Replace what is no JSON by something of the same length, so that places stay."""
+    text = _ODD_NUMBER.sub(lambda m: "NaN".rjust(len(m.group())), text)
+    return _ODD_ESCAPE.sub("/", text)
+
+
+def _skip(text: str, at: int) -> int:
+    match = _NEXT.match(text, at)
+    return match.end() if match is not None else at
+
+
+def _cut_off(error: Exception, text: str) -> bool:
+    """Say whether an event fails only because the text ends here."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    ends = error.pos >= len(text) - 8  # a literal such as `false` may be cut in the middle
+    return ends or (error.msg.startswith("Unterminated string") and error.pos >= len(text) - LONGEST_EVENT)

@@ -57,6 +57,8 @@ class Session:
                 feed.start()
                 self._rest(feed)
             if self._tracer is not None:
+                facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
+                self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
                 self._tracer.start()
         except BaseException:
             self._undo(feed)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Event, IntArray
 from torchwatt.core.terms import DATA, OPTIMIZER, UNATTRIBUTED, Phase
 from torchwatt.core.trace import Trace
@@ -15,6 +16,7 @@ from torchwatt.core.units import s_from_ns
 from torchwatt.tracing.asleep import StepBook, steps_among
 from torchwatt.tracing.backward import BackwardBook
 from torchwatt.tracing.columns import Columns
+from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.filling import Filler
 from torchwatt.tracing.fold import Records, join_records, merge, shifted, split
 from torchwatt.tracing.light import ForwardBook
@@ -42,6 +44,8 @@ class View:
     given: int | None  # key of the model that the user named
     steps: tuple[Mark, ...]  # the user's own
     cost_ns: int
+    devices: Watch | None = None
+    is_last: bool = False  # nobody else needs the devices: wait for what they did
 
 
 def assemble(view: View, events: Sequence[Event]) -> Trace:
@@ -110,6 +114,7 @@ class _Assembly:
         carried = book.carry_rel_sd(self._backward_slot)
         arrays: dict[str, Any] = self.columns.arrays()
         steps = self._steps()
+        activities, lost = self._activities(steps)
         return Trace(
             slots=tuple(self.columns.slots),
             **arrays,
@@ -117,7 +122,8 @@ class _Assembly:
             step_counts=tuple(n for *_, n in steps) if any(n > 1 for *_, n in steps) else (),
             modules=self.names.modules,
             carry_rel_sd=self.carried | carried,
-            events=(*events, *self._notes(book)),
+            events=(*events, *self._notes(book), *lost),
+            activities=activities,
             cost_s=s_from_ns(self.view.cost_ns),
             windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
         )
@@ -222,6 +228,17 @@ class _Assembly:
         kinds = [i for i, kind in enumerate(self.looks[log].kinds.of) if kind[0] == "row" and kind[1] in main]
         also = records.take(np.flatnonzero(np.isin(records.kind, kinds)))
         return calls_as_steps(calls_of_model, also)
+
+    def _activities(self, steps: Sequence[Step]) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
+        view = self.view
+        if view.devices is None:
+            return (), ()
+
+        def name_of(key: int) -> str:
+            return self.names.of(key) if key > 0 else self.scope_names.get(key, UNATTRIBUTED)
+
+        bounds = [(begin, end) for begin, end, _ in steps]
+        return view.devices.activities(bounds, name_of, last=view.is_last, now_ns=view.end_ns)
 
     def _notes(self, book: BackwardBook) -> list[Event]:
         end = self.view.end_ns

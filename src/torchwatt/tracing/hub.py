@@ -19,6 +19,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from torchwatt.core.meter import Event, Severity
 from torchwatt.tracing.calibrate import calibrate
+from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.optimizers import optimizer_hooks
 from torchwatt.tracing.patches import Patches
@@ -59,6 +60,7 @@ class Hub:
         self.costs = calibrate(clock_ns)
         self.patches = Patches()
         self.windows = Windows(clock_ns, self.note)
+        self.devices: Watch | None = None
         self.stepping = Stepping(self)
         self.step_ended = self.stepping.step_ended
         self.look_closer = self.stepping.look_closer
@@ -84,6 +86,13 @@ class Hub:
         for log in list(self.logs):
             log.mode = OFF
         self.patches.remove()
+        if self.devices is not None:
+            self.devices.close()
+        self.devices = self.windows.devices = None
+
+    def watch_devices(self, devices: Watch) -> None:
+        """Record devices from now on."""
+        self.devices = self.windows.devices = devices
 
     def forget(self) -> None:
         """Drop what was recorded, even if a wrapper of ours must stay below somebody else's."""

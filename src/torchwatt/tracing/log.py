@@ -39,11 +39,12 @@ class Log:
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_tail", "_units", "backwards",
         "before", "calls_asleep", "ends", "first_optimizer", "former", "ident", "inside", "kinds", "marks", "mode",
-        "open_scopes", "opened", "rows", "since", "step_end", "stepless", "stride", "traced", "tracers",
+        "native", "open_scopes", "opened", "rows", "since", "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
         self.ident = ident
+        self.native = threading.get_native_id()  # what Kineto calls the thread
         self.mode = FULL
         self.stride = Stride(start_ns)
         self.first_optimizer: int | None = None  # its steps are this thread's

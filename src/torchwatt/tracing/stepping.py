@@ -10,6 +10,7 @@ import torch
 
 from torchwatt.core.meter import Severity
 from torchwatt.tracing.conductor import Conductor, Costs
+from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.outermost import outermost_keys
 from torchwatt.tracing.patches import Patches
@@ -30,6 +31,7 @@ class Host(Protocol):
     patches: Patches
     logs: list[Log]
     manual_steps: bool
+    devices: Watch | None
 
     def watch(self, key: int) -> None:
         """Patch the class of a module that is called outside any other."""
@@ -91,8 +93,18 @@ class Stepping:
             log.traced.extend((log.step_end, end_ns))
         log.step_end = end_ns
         stride.steps += 1
+        if self._host.devices is not None:
+            self._devices(self._host.devices, log)
         if stride.steps >= stride.planned:
             self.decide(log)
+
+    def _devices(self, devices: Watch, log: Log) -> None:
+        recorded, conductor = devices.records(log), self.conductor
+        if conductor is not None and log.mode != OFF:
+            devices.step_ended(log, conductor)
+        if recorded or devices.records(log):
+            log.stride.planned = 0
+            log.stride.windowed = True
 
     def backward_ended(self, log: Log, *, fresh: bool) -> None:
         """Take the end of a backward call for the end of a step where no optimizer steps."""
@@ -111,10 +123,12 @@ class Stepping:
             return
         stride = log.stride
         stride.steps += 1
+        log.inside = False
+        if self._host.devices is not None:
+            self._devices(self._host.devices, log)
         if stride.steps >= stride.planned:
-            log.inside = False
             self.decide(log)
-            log.inside = True
+        log.inside = True
 
     def decide(self, log: Log) -> None:
         """Book the steps that are over and decide what the next ones record."""
@@ -129,6 +143,8 @@ class Stepping:
         kept = sum(each.total() for each in list(self._host.logs))
         can_sleep = not log.stepless and log.first_optimizer is not None and torch.is_grad_enabled()
         log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep)
+        if self._host.devices is not None and self._host.devices.records(log):
+            log.mode, log.stride.mode, log.stride.planned = FULL, FULL, 1
         if before == FULL != log.mode:
             for key in outermost_keys(log.rows):
                 self._host.watch(key)

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,7 @@ class Tracer:
         self._budget = overhead_budget
         self._max_spans = max_spans
         self._clock_ns = clock_ns
+        self._device_meters: Mapping[str, str] = {}
         self._hub: Hub | None = None
         self._conductor: Conductor | None = None
         self._spent_ns = 0  # by others, before the start
@@ -72,6 +73,10 @@ class Tracer:
         self._marks: Marks | None = None  # steps that the user marked
         self._trace: Trace | None = None
         self._lock = threading.Lock()
+
+    def know_devices(self, meters: Mapping[str, str]) -> None:
+        """Tell which domain meters which GPU, by UUID ("GPU-..."), before the start; the outermost tracer's counts."""
+        self._device_meters = dict(meters)
 
     def start(self) -> None:
         """Begin to trace, on the calling thread.
@@ -103,10 +108,20 @@ class Tracer:
             if model is not None:
                 self._given = hub.registry.add_root(model, None).key
                 hub.watch(self._given)
+            if self._windows and self._budget > 0 and hub.users == 1:
+                self._watch_devices(hub)
             hub.stepping.join(self._conductor, self._log)
         except BaseException:
             self._leave(hub)
             raise
+
+    def _watch_devices(self, hub: Hub) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            from torchwatt.tracing.devices.watch import Watch
+
+            hub.watch_devices(Watch(self._clock_ns, hub.note, self._device_meters))
 
     def step(self) -> None:
         """End a step here. From the first call on, only these count; steps found automatically are dropped."""
@@ -141,7 +156,7 @@ class Tracer:
                 if hub is None:
                     raise TraceError("stop() before start()")
                 try:
-                    self._trace = self._assemble(hub)
+                    self._trace = self._assemble(hub, last=hub.users == 1)
                 finally:
                     self._leave(hub)
             return self._trace
@@ -157,12 +172,14 @@ class Tracer:
         self._hub = self._log = self._model = None
         release(hub)
 
-    def _assemble(self, hub: Hub) -> Trace:
+    def _assemble(self, hub: Hub, *, last: bool = False) -> Trace:
         from torchwatt.tracing.assemble import View, assemble
 
         if os.getpid() != self._pid:
             return EMPTY_TRACE  # a forked child: the parent has the trace
         end = self._clock_ns()
+        if last and hub.devices is not None:
+            hub.devices.abandon()
         events = [event for event in list(hub.events) if event.t_ns >= self._start_ns or event.severity == "warning"]
         view = View(
             logs=self._logs(hub),
@@ -172,6 +189,8 @@ class Tracer:
             scopes=dict(hub.scopes),
             given=self._given,
             steps=tuple(self._marks.entries()) if self._marks is not None else (),
+            devices=hub.devices,
+            is_last=last,
             cost_ns=hub.stepping.spent_ns() - self._spent_ns,
         )
         try:

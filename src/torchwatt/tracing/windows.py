@@ -10,6 +10,7 @@ import torch
 from torchwatt.core.meter import Severity
 from torchwatt.tracing import kineto
 from torchwatt.tracing.conductor import Conductor
+from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.rows import FULL, KEY, LIGHT_TASK, TASK, Backward
 from torchwatt.tracing.wrappers import Wrapped
@@ -22,6 +23,7 @@ class Windows:
 
     def __init__(self, clock_ns: Callable[[], int], note: Callable[[Severity, str, str], None]) -> None:
         self._clock_ns = clock_ns
+        self.devices: Watch | None = None
         self._note = note
         self._broken = False
 
@@ -61,6 +63,8 @@ class Windows:
 
     def _open(self, conductor: Conductor | None, log: Log, kind: Hashable) -> kineto.Window | None:
         if conductor is None or self._broken or not _forward_is_known(log):
+            return None
+        if self.devices is not None and self.devices.is_on:
             return None
         try:
             if not conductor.wants_window(log.stride, kind, self._clock_ns()):

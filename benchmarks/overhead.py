@@ -1,11 +1,13 @@
-"""What profiling costs a training step, as ratios to the bare step measured beside it.
+"""What profiling costs a step, as ratios to bare steps measured right beside it.
 
-    python benchmarks/overhead.py [--rounds N] [--steps N]
+    python benchmarks/overhead.py [--quick] [--model NAME ...] [--tool NAME ...] [--pairs N] [--steps N]
 
-In every round each tool runs one block of steps, in random order, and so does no tool at all; the mean step of a block
-is divided by the bare block's of the same round. What the machine does besides hits both alike. `wall` is what a user
-waits; `cpu` is the training thread's own CPU time, which a busy machine disturbs less but which leaves out a sampler
-process. Start and stop are timed apart: they are paid once, not per step.
+Everything runs in one process. A tool's block of steps is one session of it, from its first step to its last; its
+neighbour is a block of bare steps, before or after it by turns (ABBA), so that a drift of the machine hits both alike.
+A pair's ratio is that of the mean steps of its two blocks: a tool that stops the program now and then does not look
+free. Printed are the median ratio over the pairs and its 90 % bootstrap interval, of the thread's own CPU time, which a
+busy machine disturbs less but which leaves out other processes, and of wall time. Start and stop are paid once and lie
+outside the blocks: they have a line of their own. `booked` is what the tool itself says that it cost.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import os
 import random
 import statistics
 import time
+from dataclasses import dataclass
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
@@ -23,6 +26,8 @@ import torch
 from torch import nn
 
 import torchwatt as tw
+
+BOOTSTRAPS = 2_000
 
 
 class Block(nn.Module):
@@ -40,7 +45,7 @@ class Block(nn.Module):
 
 def transformer():
     model = nn.Sequential(nn.Embedding(256, 96), *(Block(96) for _ in range(6)), nn.Linear(96, 256))
-    return model, torch.randint(0, 256, (8, 64)), lambda out: out.square().mean()
+    return training(model, torch.randint(0, 256, (8, 64)))
 
 
 def cnn():
@@ -48,25 +53,43 @@ def cnn():
     for out in (24, 48, 64, 64):
         layers += [nn.Conv2d(width, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
         width = out
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4, 10))
-    return model, torch.randn(16, 3, 32, 32), lambda out: out.square().mean()
+    return training(nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4, 10)), torch.randn(16, 3, 32, 32))
+
+
+def inference():
+    model = nn.Sequential(nn.Embedding(256, 96), *(Block(96) for _ in range(12)), nn.Linear(96, 256)).eval()
+    x = torch.randint(0, 256, (8, 64))
+
+    def step():
+        with torch.no_grad():
+            model(x)
+
+    return model, step
+
+
+def training(model, x):
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step():
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    return model, step
 
 
 @contextlib.contextmanager
 def bare(_):
-    yield
+    yield None
 
 
-@contextlib.contextmanager
-def sampling_only(model):
-    with tw.profile(model, layers="off"):
-        yield
+def torchwatt(**options):
+    @contextlib.contextmanager
+    def tool(model):
+        with tw.profile(model, **options) as run:
+            yield run
 
-
-@contextlib.contextmanager
-def layers_on(model):
-    with tw.profile(model):
-        yield
+    return tool
 
 
 @contextlib.contextmanager
@@ -74,10 +97,12 @@ def codecarbon_tracker(_):
     from codecarbon import OfflineEmissionsTracker
 
     logging.getLogger("codecarbon").disabled = True
-    tracker = OfflineEmissionsTracker(country_iso_code="FRA", output_methods=[], log_level="critical")
+    tracker = OfflineEmissionsTracker(
+        country_iso_code="FRA", output_methods=[], log_level="critical", allow_multiple_runs=True
+    )
     tracker.start()
     try:
-        yield
+        yield None
     finally:
         tracker.stop()
 
@@ -85,72 +110,113 @@ def codecarbon_tracker(_):
 @contextlib.contextmanager
 def torch_profiler(_):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
-        yield
+        yield None
 
 
+MODELS = {"transformer": transformer, "cnn": cnn, "inference": inference}
 TOOLS = {
-    "no profiler": bare,
-    "torchwatt, sampling only": sampling_only,
-    "torchwatt, layers on": layers_on,
+    "no profiler (noise)": bare,
+    "sampling only": torchwatt(layers="off"),
+    "layers on": torchwatt(),
+    "layers, budget 0.001": torchwatt(overhead_budget=0.001),
     "codecarbon tracker": codecarbon_tracker,
     "torch.profiler": torch_profiler,
 }
 
 
-def block(tool, model, x, loss, optimizer, steps):
-    """Return the mean step, wall and thread CPU, the time to start and the time to stop, in seconds."""
+@dataclass
+class Timed:
+    cpu_s: float  # of the thread, per step
+    wall_s: float  # per step
+    start_s: float
+    stop_s: float
+    booked: float | None
+
+
+def block(tool, model, step, steps):
+    gc.collect()
     begun = time.perf_counter()
-    with tool(model):
-        started = time.perf_counter()
-        cpu_began = time.thread_time()
+    with tool(model) as run:
+        started, cpu_began = time.perf_counter(), time.thread_time_ns()
         for _ in range(steps):
-            optimizer.zero_grad()
-            loss(model(x)).backward()
-            optimizer.step()
-        # The mean, not the median step: a tool that stops the program now and then must not look free.
-        cpu_s = (time.thread_time() - cpu_began) / steps
-        done = time.perf_counter()
+            step()
+        cpu_ns, done = time.thread_time_ns() - cpu_began, time.perf_counter()
     stopped = time.perf_counter()
-    return (done - started) / steps, cpu_s, started - begun, stopped - done
+    cost_s = run.report.tracing_cost_s if run is not None else None
+    booked = None if cost_s is None else cost_s / (done - started)
+    return Timed(cpu_ns / 1e9 / steps, (done - started) / steps, started - begun, stopped - done, booked)
 
 
-def table(name, make, rounds, steps):
+def interval(ratios):
+    """Return the median and the 90 % bootstrap interval of the median."""
+    medians = sorted(statistics.median(random.choices(ratios, k=len(ratios))) for _ in range(BOOTSTRAPS))
+    return statistics.median(ratios), medians[BOOTSTRAPS // 20], medians[-BOOTSTRAPS // 20]
+
+
+def measure(tool, model, step, pairs, steps, progress):
+    found = []
+    for i in range(pairs):
+        order = (bare, tool) if i % 4 in {0, 3} else (tool, bare)
+        blocks = [block(each, model, step, steps) for each in order]
+        found.append(tuple(blocks if order[0] is bare else reversed(blocks)))
+        if progress:
+            print(f"    pair {i}: bare {found[-1][0].cpu_s * 1e3:.2f} ms, tool {found[-1][1].cpu_s * 1e3:.2f} ms CPU")
+    return found
+
+
+def line(name, found):
+    cells = [f"{name:22}"]
+    for column in ("cpu_s", "wall_s"):
+        middle, low, high = interval([getattr(tool, column) / getattr(plain, column) for plain, tool in found])
+        cells.append(f"{middle:8.4f} [{low:.4f}, {high:.4f}]")
+    booked = [tool.booked for _, tool in found if tool.booked is not None]
+    cells.append(f"{statistics.median(booked):8.4f}" if booked else f"{'':8}")
+    start, stop = (statistics.median(getattr(tool, c) for _, tool in found) * 1e3 for c in ("start_s", "stop_s"))
+    return "  ".join(cells), f"{name:22}  start {start:6.0f} ms, stop {stop:6.0f} ms"
+
+
+def table(name, asked):
     torch.manual_seed(0)
-    model, x, loss = make()
-    optimizer = torch.optim.AdamW(model.parameters())
-    for tool in TOOLS.values():
-        block(tool, model, x, loss, optimizer, 3)
-    found = {tool: [] for tool in TOOLS}
+    model, step = MODELS[name]()
+    chosen = {tool: TOOLS[tool] for tool in asked.tool}
+    for tool in chosen.values():
+        block(tool, model, step, 3)  # first uses load libraries
+    # Tools take turns, so that a quiet minute of the machine is not one tool's alone.
+    found = {tool: [] for tool in chosen}
+    rounds = max(asked.pairs // 4, 1)
     for _ in range(rounds):
-        for tool in random.sample(list(TOOLS), len(TOOLS)):
-            gc.collect()
-            found[tool].append(block(TOOLS[tool], model, x, loss, optimizer, steps))
-    bare_blocks = found["no profiler"]
+        for tool in random.sample(list(chosen), len(chosen)):
+            pairs = asked.pairs // rounds
+            found[tool] += measure(chosen[tool], model, step, pairs, asked.steps, asked.verbose)
+    plain = [pair[0] for pairs in found.values() for pair in pairs]
+    step_ms = statistics.median(each.wall_s for each in plain) * 1e3
     modules = sum(1 for _ in model.modules())
-    step_ms = statistics.median(b[0] for b in bare_blocks) * 1e3
-    print(f"\n{name}: {modules} modules, {step_ms:.1f} ms a step, {rounds} rounds of {steps} steps")
-    print(f"{'':26} {'wall':>7} {'quartiles':>17} {'cpu':>8} {'quartiles':>17} {'start':>8} {'stop':>8}")
-    for tool, blocks in found.items():
-        line = f"{tool:26}"
-        for i in (0, 1):
-            ratios = [b[i] / bare[i] for b, bare in zip(blocks, bare_blocks, strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            line += f" {middle:7.4f} {low:8.4f} {high:8.4f}"
-        start_ms, stop_ms = (statistics.median(b[i] for b in blocks) * 1e3 for i in (2, 3))
-        print(f"{line} {start_ms:5.0f} ms {stop_ms:5.0f} ms", flush=True)
+    print(f"\n{name}: {modules} modules, {step_ms:.1f} ms a bare step, {asked.pairs} pairs of {asked.steps} steps")
+    print(f"{'':22}  {'thread CPU':>8} {'90 %':<18} {'wall':>7} {'90 %':<19} {'booked':>8}")
+    lines = [line(tool, pairs) for tool, pairs in found.items()]
+    for ratios, _ in lines:
+        print(ratios)
+    for _, edges in lines:
+        print(edges, flush=True)
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=40)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2 pairs of 30 steps: to see that it runs")
+    parser.add_argument("--model", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--tool", nargs="+", choices=list(TOOLS), default=list(TOOLS))
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--verbose", action="store_true", help="print every pair")
     asked = parser.parse_args()
+    if asked.quick:
+        asked.pairs, asked.steps = 2, 30
     torch.set_num_threads(asked.threads)
     random.seed(0)
-    print("mean step with a tool / mean step without, paired by round: median and quartiles")
-    table("small transformer", transformer, asked.rounds, asked.steps)
-    table("CNN", cnn, asked.rounds, asked.steps)
+    print("mean step with a tool / mean bare step beside it: median over pairs [90 % bootstrap interval]")
+    for name in asked.model:
+        table(name, asked)
 
 
 if __name__ == "__main__":

@@ -419,13 +419,16 @@ def test_files_that_could_not_be_written_are_refused_before_the_run(tmp_path):
 
 
 def test_a_step_that_a_meter_did_not_see_to_its_end_has_no_joules():
+    from dataclasses import replace
+
     from torchwatt.core.curve import EnergyCurve
     from torchwatt.core.terms import Domain
+    from torchwatt.core.trace import EMPTY_TRACE
     from torchwatt.session.settle import _steps
 
     t_ns = np.arange(301) * 10_000_000
     curve = EnergyCurve(Domain("gpu", 0), t_ns, t_ns * 100e-9, "counter", "measured")
-    steps = list(_steps([(0, 2 * 10**9), (2 * 10**9, 6 * 10**9)], [curve]))
+    steps = list(_steps(replace(EMPTY_TRACE, steps=((0, 2 * 10**9), (2 * 10**9, 6 * 10**9))), [curve]))
     assert steps[0].energy_j == {"gpu:0": pytest.approx(200.0)}
     assert steps[1].energy_j == {}
 

@@ -44,7 +44,7 @@ def _run(report: Report) -> Iterator[Row]:
         "functional_unit_count": count,
         "functional_unit_provenance": "declared" if report.units else "assumed",
         "units_counted": ";".join(f"{name}={value!r}" for name, value in sorted(report.units.items())),
-        "step_count": len(report.steps),
+        "step_count": report.step_count,
         "zone": grid.zone if grid else None,
         "pue": pue.value if pue else None,
         "pue_factor_id": pue.factor_id if pue else None,

@@ -26,6 +26,7 @@ class Step:
     start_ns: int
     end_ns: int
     energy_j: Mapping[str, float]
+    count: int = 1  # in a long run a row stands for several steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ class Report:
     def duration_s(self) -> float:
         """Return the wall time of the run."""
         return (self.end_ns - self.start_ns) / 1e9
+
+    @property
+    def step_count(self) -> int:
+        """Return how many steps were seen; a long run has fewer rows than steps."""
+        return sum(step.count for step in self.steps)
 
     @property
     def energy_j(self) -> float | None:

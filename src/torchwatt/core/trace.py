@@ -54,6 +54,7 @@ class Trace:
     filled: NDArray[np.bool_]
     calls: IntArray
     steps: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns)
+    step_counts: tuple[int, ...] = ()  # how many steps each of `steps` stands for, in a long run; empty: one each
     modules: tuple[ModuleInfo, ...] = ()
     carry_rel_sd: Mapping[int, float] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
@@ -67,6 +68,8 @@ class Trace:
             raise TraceError("columns of a trace differ in length")
         if np.any(self.end_ns < self.start_ns):
             raise TraceError("a span ends before it starts")
+        if len(self.step_counts) not in {0, len(self.steps)}:
+            raise TraceError("step counts are for all steps or for none")
 
     def __len__(self) -> int:
         return len(self.slot)

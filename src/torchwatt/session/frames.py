@@ -42,13 +42,14 @@ def samples(report: Report) -> pd.DataFrame:
 
 
 def steps(report: Report) -> pd.DataFrame:
-    """Return one row per step: when, how long, and joules in all and per domain (missing where unknown)."""
+    """Return one row per step, in a long run per `steps` of them: when, how long, joules (missing where unknown)."""
     import pandas as pd
 
     domains = [str(ledger.domain) for ledger in report.ledgers]
     rows = [
         {
             "step": step.index,
+            "steps": step.count,
             "start_s": (step.start_ns - report.start_ns) / NS_PER_S,
             "duration_s": (step.end_ns - step.start_ns) / NS_PER_S,
             "energy_j": sum(step.energy_j.values()) if len(step.energy_j) == len(domains) > 0 else None,
@@ -56,7 +57,7 @@ def steps(report: Report) -> pd.DataFrame:
         }
         for step in report.steps
     ]
-    columns = ["step", "start_s", "duration_s", "energy_j", *(f"energy_{name}_j" for name in domains)]
+    columns = ["step", "steps", "start_s", "duration_s", "energy_j", *(f"energy_{name}_j" for name in domains)]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -102,7 +102,7 @@ class Run:
             ConfigError: Nothing of that unit was counted.
         """
         report = self.report
-        n = float(len(report.steps)) if unit == "step" else self._session.units.get(unit, 0.0)
+        n = float(report.step_count) if unit == "step" else self._session.units.get(unit, 0.0)
         if n <= 0:
             raise ConfigError(f"no {unit!r} was counted: call run.count({unit!r}, n) inside the block")
         return None if report.energy_j is None else report.energy_j / n

@@ -63,6 +63,8 @@ class Session:
                 feed.start()
                 self._rest(feed)
             if self._tracer is not None:
+                facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
+                self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
                 self._tracer.start()
             self._sensors, events = calibrated_sensors(feed.meters)
             self._events += events

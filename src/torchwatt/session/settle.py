@@ -58,7 +58,7 @@ def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, tr
         meters=tuple(m for m in recording.meters if any(c.quantity != "gauge" for c in m.channels)),
         unavailable=_distinct((*recording.unavailable, *found.unavailable)),
         events=_in_order((*recording.events, *trace.events, *found.events, *outcome.events)),
-        steps=tuple(_steps(trace.steps, found.curves)),
+        steps=tuple(_steps(trace, found.curves)),
         windows=outcome.windows,
         modules=trace.modules,
         units=dict(outcome.units),
@@ -87,11 +87,14 @@ def _status(status: Status, found: Attribution) -> Status:
     return "partial" if status == "complete" and away else status
 
 
-def _steps(spans: Sequence[tuple[int, int]], curves: Sequence[EnergyCurve]) -> Iterable[Step]:
+def _steps(trace: Trace, curves: Sequence[EnergyCurve]) -> Iterable[Step]:
     """Give each step the joules of the meters that were there for all of it; no part of a step passes for the whole."""
-    for index, (start_ns, end_ns) in enumerate(spans):
+    index = 0
+    counts = trace.step_counts or (1,) * len(trace.steps)
+    for (start_ns, end_ns), count in zip(trace.steps, counts, strict=True):
         known = {str(c.domain): c.between(start_ns, end_ns) for c in curves if c.knows(start_ns, end_ns)}
-        yield Step(index, start_ns, end_ns, known)
+        yield Step(index, start_ns, end_ns, known, count)
+        index += count
 
 
 def window_of(report: Report) -> Window:

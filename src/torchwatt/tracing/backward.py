@@ -1,69 +1,89 @@
-"""The backward spans of a trace: traced calls joined, the others filled from templates."""
+"""The backward spans of a trace: recorded calls joined, the others filled from templates."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import UNATTRIBUTED
 from torchwatt.tracing.columns import Columns
-from torchwatt.tracing.join import Piece, inner_spans, join, structure
-from torchwatt.tracing.log import Backward, Log
-from torchwatt.tracing.template import Call, Catalogue, Template, relative_sd, stretch, stretch_many, template_of
+from torchwatt.tracing.filling import Filler
+from torchwatt.tracing.fold import Kinds, Records
+from torchwatt.tracing.join import inner_spans, join
+from torchwatt.tracing.log import Log, Look
+from torchwatt.tracing.ranges import top_level
+from torchwatt.tracing.rows import END, KEY, START, Backward
+from torchwatt.tracing.template import Call, Catalogue, Template, relative_sd, stretch, template_of
 
-AGAIN = "++++++++"  # the ninth backward without a new forward counts as the eighth
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A recorded call as a template for others.
+
+    `net` leaves out what ran inside and has spans of its own (recomputed modules); `whole` has recomputed modules
+    too, for calls of which nothing else is known.
+    """
+
+    net: Template
+    whole: Template
 
 
 class BackwardBook:
-    """All backward calls of some threads: structures, templates, and spans made of them."""
+    """All backward calls of some threads: templates, and spans made of them."""
 
-    def __init__(self, tables: Mapping[Log, IntArray]) -> None:
-        self._tables = tables
-        self._catalogue = Catalogue()
-        self._templates: dict[Hashable, list[Template]] = defaultdict(list)
+    def __init__(self, looks: Mapping[Log, Look]) -> None:
+        self._tables = {log: look.table for log, look in looks.items()}
+        self._catalogue: Catalogue[Model] = Catalogue()
+        self._models: dict[Hashable, list[Model]] = defaultdict(list)
+        self._lanes: list[IntArray] = []
         self.mismatched = 0
         self.unfilled = 0
-        for log in tables:
-            self._study(log)
+        for log, look in looks.items():
+            for call in look.calls:
+                self._study(log, call)
 
-    def _study(self, log: Log) -> None:
-        before: Backward | None = None
-        for call in list(log.backwards):
-            if "keys" not in call.cache:
-                call.cache["keys"] = self._keys(log, call, before)
-            template = self._template(log, call)
-            if template is not None:
-                self._catalogue.add(call.cache["keys"], call.start_ns, template)
-                self._templates[call.cache["keys"][:1]].append(template)
-            before = call
-
-    def _keys(self, log: Log, call: Backward, before: Backward | None) -> tuple[str, ...]:
-        since = before.last if before else 0
-        fine, coarse = structure(self._tables[log][since : call.first])
-        if coarse is None and before is not None:
-            # Another backward through the same forward (two losses, retain_graph) is a kind of its own.
-            return tuple(key if key.endswith(AGAIN) else key + "+" for key in before.cache["keys"])
-        return ((f"fine {fine.hex()}",) if fine else ()) + ((f"coarse {coarse.hex()}",) if coarse else ())
-
-    def _template(self, log: Log, call: Backward) -> Template | None:
+    def _study(self, log: Log, call: Backward) -> None:
         if call.nodes is None:
-            return None
-        if "template" not in call.cache:
-            lanes = self.pieces(log, call)
-            call.cache["template"] = template_of(self._on_clock(log, call), lanes[0]) if lanes else None
-        template: Template | None = call.cache["template"]
-        return template
+            return
+        self._lanes += self.pieces(log, call)
+        if "model" not in call.cache:
+            call.cache["model"] = self._model(log, call)
+        model: Model | None = call.cache["model"]
+        if model is not None:
+            keys = call.cache["keys"]
+            self._catalogue.add(keys, call.start_ns, model)
+            self._models[keys[:1]].append(model)
 
-    def pieces(self, log: Log, call: Backward) -> list[list[Piece]]:
-        """Return the pieces of a traced call, one list a thread."""
+    def _model(self, log: Log, call: Backward) -> Model | None:
+        lanes = self.pieces(log, call)
+        if not lanes or not len(lanes[0]):
+            return None
+        net = template_of(self._on_clock(log, call), lanes[0])
+        rows = self._tables[log][call.first : call.last]
+        modules, reserved = rows[rows[:, KEY] > 0], rows[rows[:, KEY] <= 0]
+        if not len(modules):
+            return None if net is None else Model(net, net)
+        again = np.column_stack((modules[:, START], modules[:, END], modules[:, KEY], np.ones(len(modules), np.int64)))
+        again[:, :2] = np.clip(again[:, :2], call.start_ns, call.end_ns)
+        both = np.concatenate((lanes[0], again))
+        both = both[np.lexsort((-both[:, 1], both[:, 0]))]
+        top = reserved[top_level(reserved[:, START], reserved[:, END])]
+        inner = tuple((int(s), int(e)) for s, e in np.clip(top[:, [START, END]], call.start_ns, call.end_ns))
+        whole = template_of(Call(call.start_ns, call.end_ns, inner), both)
+        return None if net is None or whole is None else Model(net, whole)
+
+    def pieces(self, log: Log, call: Backward) -> list[IntArray]:
+        """Return the pieces of a recorded call (start_ns, end_ns, owner, calls), one table a thread."""
         if "lanes" not in call.cache:
             others = [table for other, table in self._tables.items() if other is not log]
-            call.cache["lanes"] = join(call, self._tables[log], others)
-        lanes: list[list[Piece]] = call.cache["lanes"]
-        return lanes
+            lanes = join(call, self._tables[log], others)
+            call.cache["lanes"] = [np.array(lane, dtype=np.int64).reshape(-1, 4) for lane in lanes]
+        found: list[IntArray] = call.cache["lanes"]
+        return found
 
     def _on_clock(self, log: Log, call: Backward) -> Call:
         if "clock" not in call.cache:
@@ -73,64 +93,47 @@ class BackwardBook:
         return clock
 
     def write(
-        self, columns: Columns, slot_of: Mapping[int, int], log: Log, calls: Sequence[Backward], thread: int
+        self, columns: Columns, slot_of: Callable[[int], int], log: Log, calls: Sequence[Backward], thread: int
     ) -> None:
-        """Add the spans of some calls of a log; `slot_of` maps an owner's key to its backward slot."""
-        whole = columns.index(UNATTRIBUTED, "backward")
+        """Add the spans of some calls of traced steps; `slot_of` maps an owner's key to its backward slot."""
         start = np.array([call.start_ns for call in calls], dtype=np.int64)
         end = np.array([call.end_ns for call in calls], dtype=np.int64)
-        columns.add(whole, start, end, thread=thread, filled=False, calls=1)
-        alike: dict[int, tuple[Template, list[int]]] = {}
-        for i, call in enumerate(calls):
+        columns.add(columns.index(UNATTRIBUTED, "backward"), start, end, thread=thread, filled=False, calls=1)
+        filler, one = Filler(columns, thread, slot_of), np.ones(1, dtype=np.int64)
+        for call in calls:
             if call.nodes is not None:
-                for lane, found in enumerate(self.pieces(log, call)):
-                    _add_pieces(columns, slot_of, found, thread if lane == 0 else 1000 * (thread + 1) + lane)
-                continue
-            template, matched = self._catalogue.nearest(call.cache["keys"], call.start_ns)
-            if template is None:
-                self.unfilled += 1
-                continue
-            self.mismatched += not matched
-            clock = self._on_clock(log, call)
-            if clock.inner:
-                first, last = stretch(template, clock)
-                _add_filled(columns, slot_of, template, first[None], last[None], thread)
-            else:
-                alike.setdefault(id(template), (template, []))[1].append(i)
-        for template, members in alike.values():
-            first, last = stretch_many(template, start[members], end[members])
-            _add_filled(columns, slot_of, template, first, last, thread)
+                for lane, table in enumerate(self.pieces(log, call)):
+                    slot = np.array([slot_of(key) for key in table[:, 2].tolist()], dtype=np.int64)
+                    where = thread if lane == 0 else 1000 * (thread + 1) + lane
+                    columns.add(slot, table[:, 0], table[:, 1], thread=where, filled=False, calls=table[:, 3])
+            elif (model := self._nearest(call.cache["keys"], call.start_ns, 1)) is not None:
+                first, last = stretch(model.net, self._on_clock(log, call))
+                filler.fill(model.net, first[None], last[None], one)
 
-    def carry_rel_sd(self, slot_of: Mapping[int, int]) -> dict[int, float]:
+    def nearest(self, records: Records, kinds: Kinds) -> Iterator[tuple[int, Template]]:
+        """Yield the backward calls among the records, each with the template that fills it."""
+        for i, (kind, start) in enumerate(zip(records.kind.tolist(), records.start.tolist(), strict=True)):
+            what = kinds.of[kind]
+            if what[0] == "backward":
+                model = self._nearest(what[1:], start, int(records.count[i]))
+                if model is not None:
+                    yield i, model.whole
+
+    def _nearest(self, keys: Sequence[Hashable], t_ns: int, count: int) -> Model | None:
+        model, matched = self._catalogue.nearest(keys, t_ns)
+        self.unfilled += count * (model is None)
+        self.mismatched += count * (model is not None and not matched)
+        return model
+
+    def carry_rel_sd(self, slot_of: Callable[[int], int]) -> dict[int, float]:
         """Return the relative SD of each backward slot's share between windows."""
         groups = []
-        for templates in self._templates.values():
+        for models in self._models.values():
             windows = []
-            for template in templates:
+            for model in models:
                 window: dict[int, float] = defaultdict(float)
-                for key, share in template.shares().items():
-                    window[slot_of[key]] += share
+                for key, share in model.whole.shares().items():
+                    window[slot_of(key)] += share
                 windows.append(window)
             groups.append(windows)
         return relative_sd(groups)
-
-    def owners(self) -> set[int]:
-        """Return every key that owns backward time."""
-        own = {int(key) for ts in self._templates.values() for t in ts for key in np.unique(t.owner)}
-        lanes = (lane for log in self._tables for c in log.backwards for lane in c.cache.get("lanes", ()))
-        return own | {piece[2] for lane in lanes for piece in lane}
-
-
-def _add_pieces(columns: Columns, slot_of: Mapping[int, int], found: Sequence[Piece], thread: int) -> None:
-    if found:
-        table = np.array(found, dtype=np.int64)
-        slot = np.array([slot_of[key] for key in table[:, 2].tolist()], dtype=np.int64)
-        columns.add(slot, table[:, 0], table[:, 1], thread=thread, filled=False, calls=table[:, 3])
-
-
-def _add_filled(
-    columns: Columns, slot_of: Mapping[int, int], template: Template, first: IntArray, last: IntArray, thread: int
-) -> None:
-    slot = np.array([slot_of[key] for key in template.owner.tolist()], dtype=np.int64)
-    slot, calls = (np.tile(column, len(first)) for column in (slot, template.calls))
-    columns.add(slot, first.ravel(), last.ravel(), thread=thread, filled=True, calls=calls)

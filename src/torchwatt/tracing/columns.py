@@ -31,6 +31,11 @@ class Columns:
         )
         self._blocks.append((slot_, start_, end_, thread_, filled_, calls_))
 
+    def of_thread(self, thread: int) -> IntArray:
+        """Return the spans of a thread added so far: slot, start_ns, end_ns, calls, one line each."""
+        parts = [np.column_stack((b[0], b[1], b[2], b[5])) for b in self._blocks if len(b[3]) and b[3][0] == thread]
+        return np.concatenate(parts) if parts else np.empty((0, 4), dtype=np.int64)
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the columns as `Trace` wants them."""
         names = ("slot", "start_ns", "end_ns", "thread", "filled", "calls")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,80 +18,81 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from torchwatt.core.meter import Event, Severity
-from torchwatt.tracing import kineto
-from torchwatt.tracing.log import COMPACT_ROWS, DATA_KEY, FIRST_SCOPE_KEY, FORCE_ROWS, OPTIMIZER_KEY, Backward, Log
-from torchwatt.tracing.pacing import Pacer
-from torchwatt.tracing.patch import Patch
+from torchwatt.tracing.calibrate import calibrate
+from torchwatt.tracing.devices.watch import Watch
+from torchwatt.tracing.log import Log
+from torchwatt.tracing.optimizers import optimizer_hooks
+from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.sampling import Sampling
+from torchwatt.tracing.rows import DATA_KEY, FIRST_SCOPE_KEY, FORCE_ROWS, FULL, LIGHT, OFF
 from torchwatt.tracing.state import ACTIVE
+from torchwatt.tracing.stepping import Stepping
+from torchwatt.tracing.windows import Windows
 from torchwatt.tracing.wrappers import (
-    FULL,
-    LIGHT,
-    OFF,
-    Mode,
     Wrapped,
     backward_call,
-    calibrate,
+    class_call,
     graph_task_id,
     module_call,
     sequence_nr,
     timed,
 )
 
-COLD_FACTOR = 2.0  # a call in a training step against one in the calibration loop (TRACING.md, 2.1)
+NOT_LOGGED = -1
 
 _guard = threading.RLock()
 
 
 class Hub:
-    """Patches, logs and windows of the running tracers."""
+    """Patches and logs of the running tracers, and what their threads record at the moment."""
 
     def __init__(self, clock_ns: Callable[[], int], max_spans: int) -> None:
         self.clock_ns = clock_ns
-        self.mode = Mode()
         self.local = threading.local()
         self.registry = Registry()
         self.logs: list[Log] = []
         self.scopes: dict[str, int] = {}
         self.events: list[Event] = []
-        self.pacers: list[Pacer] = []
-        self.sampling = Sampling(max_spans)
         self.force_rows = min(FORCE_ROWS, max_spans)
         self.users = 0
         self.manual_steps = False
-        self._first_optimizer: int | None = None
-        self._broken = False
-        self._patches: list[Patch] = []
-        self._handles: list[Any] = []
-        self.call_cost_ns = COLD_FACTOR * calibrate(module_call, clock_ns)
+        self.off = False
+        self.costs = calibrate(clock_ns)
+        self.patches = Patches()
+        self.windows = Windows(clock_ns, self.note)
+        self.devices: Watch | None = None
+        self.stepping = Stepping(self)
+        self.step_ended = self.stepping.step_ended
+        self.look_closer = self.stepping.look_closer
 
     def install(self) -> None:
         """Put every wrapper in place, or none."""
-        problem = kineto.missing()
-        if problem:
-            self._broken = True
-            self.note("warning", "TRACE_UNSUPPORTED", f"torch {torch.__version__} lacks {problem}: no backward layers")
+        self.windows.warm_up()
         try:
-            self._patch(torch.nn.Module, "__call__", module_call(self))
+            self.patches.add_module(module_call(self))
             self._patch(torch.autograd, "_engine_run_backward", backward_call(self))
             self._patch(_BaseDataLoaderIter, "__next__", timed(self, DATA_KEY))
             self._patch(DataLoader, "__iter__", timed(self, DATA_KEY))
-            self._handles.append(register_optimizer_step_pre_hook(self._optimizer_begins))
-            self._handles.append(register_optimizer_step_post_hook(self._optimizer_ended))
+            begins, ended = optimizer_hooks(self)
+            self.patches.keep(register_optimizer_step_pre_hook(begins))
+            self.patches.keep(register_optimizer_step_post_hook(ended))
         except BaseException:
             self.remove()
             raise
 
     def remove(self) -> None:
         """Take everything off again; what others put on top of ours stays and finds ours inert."""
-        self.mode.value = OFF
-        for handle in self._handles:
-            handle.remove()
-        for patch in reversed(self._patches):
-            patch.remove()
-        self._handles.clear()
-        self._patches.clear()
+        self.off = True
+        for log in list(self.logs):
+            log.mode = OFF
+        self.patches.remove()
+        if self.devices is not None:
+            self.devices.close()
+        self.devices = self.windows.devices = None
+
+    def watch_devices(self, devices: Watch) -> None:
+        """Record devices from now on."""
+        self.devices = self.windows.devices = devices
 
     def forget(self) -> None:
         """Drop what was recorded, even if a wrapper of ours must stay below somebody else's."""
@@ -101,10 +102,20 @@ class Hub:
 
     def log(self) -> Log:
         """Return this thread's log; a new thread gets a new one even if its ident was used before."""
-        log: Log | None = getattr(self.local, "log", None)
-        if log is None:
-            log = self.local.log = Log(threading.get_ident())
-            self.logs.append(log)
+        try:
+            known: Log = self.local.log
+        except AttributeError:
+            return self._new_log()
+        return known
+
+    def _new_log(self) -> Log:
+        log = self.local.log = Log(threading.get_ident(), self.clock_ns())
+        if self.off:
+            log.mode = OFF
+            return log
+        if self.logs and self.logs[0].mode != FULL:  # a helper of the first thread does as that does
+            log.mode = log.stride.mode = LIGHT
+        self.logs.append(log)
         return log
 
     def scope_key(self, name: str) -> int:
@@ -114,110 +125,22 @@ class Hub:
 
     def scope_begins(self) -> tuple[Hub, Log, int, int, int]:
         """Open a range of the user; to be handed to `scope_ended`."""
-        return self, self.log(), sequence_nr(), graph_task_id(), self.clock_ns()
+        log, start = self.log(), self.clock_ns()
+        if log.mode != FULL and log.inside:
+            start = NOT_LOGGED  # what is inside an outermost call is filled in
+        else:
+            log.open_scopes.append(start)
+        return self, log, sequence_nr(), graph_task_id(), start
 
     def scope_ended(self, name: str, begun: tuple[Hub, Log, int, int, int]) -> None:
         """Log a range of the user on the thread where it began."""
         _, log, seq, task, start = begun
-        if self.mode.value != OFF:
+        if start != NOT_LOGGED and log.mode != OFF and start in log.open_scopes:
+            log.open_scopes.remove(start)
             last = sequence_nr() if log is self.log() else seq
             log.rows.append((self.scope_key(name), start, self.clock_ns(), seq, last, task))
             if len(log.rows) > self.force_rows:
                 self.overflow(log)
-
-    def note(self, severity: Severity, code: str, message: str) -> None:
-        """Record an event, each code once."""
-        if all(event.code != code for event in self.events):
-            self.events.append(Event(self.clock_ns(), severity, code, "run", message))
-
-    def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
-        """Run an outermost backward call and log it; some of them node by node."""
-        log = self.log()
-        first = log.total()
-        if self.registry.dirty:
-            self.registry.refresh()
-        kind = _kind(log, first)
-        window = self._open_window(kind)
-        start = self.clock_ns()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            end = self.clock_ns()
-            call = Backward(start, end, first, log.total(), self.mode.value == LIGHT)
-            if window is not None:
-                self._close_window(window, kind, call)
-            log.backwards.append(call)
-
-    def _open_window(self, kind: Hashable) -> kineto.Window | None:
-        pacer = self.pacers[0] if self.pacers else None
-        if pacer is None or self._broken or self.mode.value != FULL:
-            return None
-        try:
-            if not pacer.wants(kind, self.clock_ns()):
-                return None
-            if kineto.user_is_profiling():
-                self.note("info", "PROFILER_BUSY", "another profiler was running: its backward calls have no window")
-                return None
-            window = kineto.Window(self.clock_ns)
-            return window if window.open() else None
-        except Exception as error:
-            self._give_up(error)
-            return None
-
-    def _close_window(self, window: kineto.Window, kind: Hashable, call: Backward) -> None:
-        try:
-            call.nodes = window.close()
-            call.cost_ns = window.cost_ns
-            if self.pacers:
-                self.pacers[0].paid(kind, window.cost_ns)
-            if call.nodes is None:
-                self.note("info", "CLOCK_STEPPED", "the wall clock was set during a window: window dropped")
-        except Exception as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        # A private interface of torch misbehaves: the user's backward goes on, without windows.
-        self._broken = True
-        self.note("warning", "WINDOW_FAILED", f"backward windows stopped: {type(error).__name__}: {error}")
-
-    def _optimizer_begins(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        key = self.registry.optimizer_key(optimizer)
-        if self._first_optimizer is None:
-            self._first_optimizer = key
-        self.log().opened[key] = self.clock_ns()
-
-    def _optimizer_ended(self, optimizer: Any, _args: Any, _kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        log, key, seq = self.log(), self.registry.optimizer_key(optimizer), sequence_nr()
-        start, end = log.opened.pop(key, None), self.clock_ns()
-        if start is not None:
-            log.rows.append((OPTIMIZER_KEY, start, end, seq, seq, graph_task_id()))
-            log.steps.append((end, start, key))
-        if key == self._first_optimizer and not self.manual_steps:
-            self.step_ended()
-
-    def step_ended(self) -> None:
-        """Do what can wait until the end of a step: compact the log, find late modules, sample."""
-        log = self.log()
-        if len(log.rows) > COMPACT_ROWS:
-            log.compact()
-        if self.registry.dirty:
-            self.registry.refresh()
-        self._pace()
-
-    def root_begins(self) -> bool:
-        """Say, in light mode, whether to trace this outermost call in full: without steps, each counts as one."""
-        if self._first_optimizer is None and not self.manual_steps:
-            self._pace()
-        return self.mode.value == FULL
-
-    def root_done(self) -> None:
-        """Go back to light mode after such a call."""
-        if self.mode.value == FULL:
-            self.mode.value = LIGHT
 
     def overflow(self, log: Log) -> None:
         """Compact a log that no step end has compacted, if possible between outermost calls."""
@@ -225,27 +148,45 @@ class Hub:
         if outside or len(log.rows) > 2 * self.force_rows:
             log.compact()
         if outside:
-            self._pace()
+            self.stepping.decide(log)
 
-    def _pace(self) -> None:
-        if self.mode.value == OFF:
-            return
-        light = self.sampling.after_step(sum(log.total() for log in list(self.logs)))
-        if light:
-            self.note("info", "SPANS_SAMPLED", self.sampling.message)
-        self.mode.value = LIGHT if light else FULL
+    def outermost_begins(self, log: Log) -> None:
+        """Take a call outside any other for a step where nothing else marks steps, or gradients are off."""
+        self.stepping.outermost_begins(log)
+
+    def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
+        """Run an outermost backward call of a traced step, possibly in a window."""
+        log = self.log()
+        if self.registry.dirty:
+            self.registry.refresh()
+        return self.windows.run(self.stepping.conductor, log, original, args, kwargs)
+
+    def backward_ended(self, log: Log, *, fresh: bool) -> None:
+        """Take the end of a backward call for the end of a step where no optimizer steps."""
+        self.stepping.backward_ended(log, fresh=fresh)
+
+    def is_new_outermost(self, key: int) -> bool:
+        """Say whether a module that was just registered is a root, and watch its class if so."""
+        root = any(root.key == key for root in self.registry.roots)
+        if root:
+            self.watch(key)
+            self.look_closer()
+        return root
+
+    def watch(self, key: int) -> None:
+        """Patch the class of a module that is called outside any other."""
+        kind = self.registry.class_of(key)
+        if kind is not None:
+            self.patches.watch(kind, lambda owner: class_call(self, owner))
+
+    def note(self, severity: Severity, code: str, message: str) -> None:
+        """Record an event, each code once."""
+        if all(event.code != code for event in self.events):
+            self.events.append(Event(self.clock_ns(), severity, code, "run", message))
 
     def _patch(self, owner: Any, name: str, wrap: Callable[[Wrapped], Wrapped]) -> None:
-        if hasattr(owner, name):
-            self._patches.append(Patch(owner, name, wrap))
-        else:
+        if not self.patches.add(owner, name, wrap):
             self.note("warning", "TRACE_UNSUPPORTED", f"torch {torch.__version__} lacks {name}")
-
-
-def _kind(log: Log, first: int) -> Hashable:
-    """Tell apart, cheaply, backward calls of different models or losses; exact structure comes later."""
-    before = log.backwards[-1].last if log.backwards else 0
-    return first - before, log.rows[-1][0] if log.rows else 0
 
 
 def acquire(clock_ns: Callable[[], int], max_spans: int) -> Hub:

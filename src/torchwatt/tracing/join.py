@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from torchwatt.core.meter import IntArray
-from torchwatt.tracing.log import (
-    END,
-    FIRST_SCOPE_KEY,
-    FORWARD_TASK,
-    KEY,
-    LIGHT_TASK,
-    SEQ0,
-    SEQ1,
-    START,
-    TASK,
-    Backward,
-    Nodes,
-)
 from torchwatt.tracing.ranges import NOBODY, extend, innermost, top_level
+from torchwatt.tracing.rows import END, FIRST_SCOPE_KEY, KEY, SEQ0, SEQ1, START, Backward, Nodes
 
 UNOWNED = 0  # keys of modules are above, all others below
 Piece = tuple[int, int, int, int]  # start_ns, end_ns, key of the owner, calls (1 for a call's first piece)
@@ -135,23 +122,3 @@ def inner_spans(call: Backward, table: IntArray) -> tuple[tuple[int, int], ...]:
     start = np.clip(rows[:, START], call.start_ns, call.end_ns)
     end = np.clip(rows[:, END], call.start_ns, call.end_ns)
     return tuple((int(start[i]), int(end[i])) for i in top_level(start, end))
-
-
-def structure(rows: IntArray) -> tuple[bytes | None, bytes | None]:
-    """Fingerprint the forward calls that led to a backward: all of them, and only the outermost.
-
-    Calls that made no autograd node (evaluation in between) do not count. None where there is nothing.
-    """
-    grown = rows[(rows[:, SEQ1] > rows[:, SEQ0]) & (rows[:, KEY] > 0)]
-    traced, light = grown[grown[:, TASK] == FORWARD_TASK], grown[grown[:, TASK] == LIGHT_TASK]
-    outer = np.concatenate((traced[top_level(traced[:, START], traced[:, END])], light))
-    fine = _digest(traced[:, KEY], traced[:, SEQ1] - traced[:, SEQ0]) if len(traced) else None
-    coarse = _digest(outer[:, KEY], outer[:, SEQ1] - outer[:, SEQ0]) if len(outer) else None
-    return fine, coarse
-
-
-def _digest(*columns: IntArray) -> bytes:
-    digest = hashlib.blake2b(digest_size=12)
-    for column in columns:
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.digest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchwatt.tracing.log import Nodes
+from torchwatt.tracing.rows import Nodes
 
 SILENT = 6  # above libkineto's highest level: it writes two USDT lines per window to stderr
 CLOCK_STEP_NS = 50_000  # realtime moved that far against monotonic: times cannot be mapped
@@ -124,7 +125,7 @@ def _nodes(rows: list[tuple[int, int, int, int, int]], offset_ns: int) -> Nodes:
 def quiet() -> Iterator[None]:
     """Raise libkineto's log level for a moment; the environment and file descriptors stay untouched."""
     level = _severity()
-    if level is None:
+    if level is None or "KINETO_LOG_LEVEL" in os.environ:  # the user has chosen a level
         yield
         return
     before = level.value

@@ -1,76 +1,75 @@
-"""The log of one thread: what the wrappers append, and its compact form."""
+"""The log of one thread: what the wrappers append, its compact form, and what of it was folded."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from array import array
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
 from torchwatt.core.meter import IntArray
+from torchwatt.tracing.conductor import Stride
+from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, shifted, split
+from torchwatt.tracing.marks import Marks
+from torchwatt.tracing.rows import FULL, Backward, Row
+from torchwatt.tracing.structure import keys_of
 
-# key, start_ns, end_ns, first and next autograd sequence number, autograd graph task
-Row = tuple[int, int, int, int, int, int]
-KEY, START, END, SEQ0, SEQ1, TASK = range(6)
-
-OPTIMIZER_KEY = -1
-DATA_KEY = -2
-UNKNOWN_KEY = -3
-FIRST_SCOPE_KEY = -10  # scopes count down from here; modules count up from 1
-
-FORWARD_TASK = -1  # what torch says outside a backward call
-LIGHT_TASK = -2  # ours: an outermost call of a step whose modules were not traced
-
-COMPACT_ROWS = 20_000  # at the end of a step
-FORCE_ROWS = 100_000  # wherever we are
+MAX_RECORDS = 16_384
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Nodes:
-    """The autograd nodes of one backward call, one entry each, on our clock."""
+class Look:
+    """A consistent copy of a log."""
 
-    start_ns: IntArray
-    end_ns: IntArray
-    seq: IntArray  # -1: AccumulateGrad
-    forward_thread: IntArray  # torch's small ids, not the operating system's
-    thread: IntArray
-
-
-@dataclass(slots=True, eq=False)
-class Backward:
-    """One outermost backward call and the positions in the log at its start and end."""
-
-    start_ns: int
-    end_ns: int
-    first: int
-    last: int
-    light: bool
-    nodes: Nodes | None = None
-    cost_ns: int = 0  # of the window
-    cache: dict[str, Any] = field(default_factory=dict)  # what assembly found out once
+    table: IntArray  # rows, in the order in which they ended
+    calls: tuple[Backward, ...]
+    records: Records  # of steps that are not in the table any more
+    runs: int  # of the records
+    units: int
+    kinds: Kinds
+    traced: tuple[int, ...]  # start_ns and end_ns of each traced step
+    marks: dict[int, list[tuple[int, int]]]  # by optimizer: end_ns, number of steps
 
 
 class Log:
     """Spans of one thread, appended by it alone; other threads may compact and read."""
 
     __slots__ = (
-        "_chunks", "_compacted", "_lock", "backwards", "former", "ident", "inside", "opened", "rows", "steps",
-        "tracers",
+        "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_tail", "_units", "backwards",
+        "before", "calls_asleep", "ends", "first_optimizer", "former", "ident", "inside", "kinds", "marks", "mode",
+        "native", "open_scopes", "opened", "rows", "since", "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
-    def __init__(self, ident: int) -> None:
+    def __init__(self, ident: int, start_ns: int = 0) -> None:
         self.ident = ident
+        self.native = threading.get_native_id()  # what Kineto calls the thread
+        self.mode = FULL
+        self.stride = Stride(start_ns)
+        self.first_optimizer: int | None = None  # its steps are this thread's
         self.rows: list[Row] = []
         self.backwards: list[Backward] = []
-        self.steps: list[tuple[int, int, int]] = []  # optimizer steps: end_ns, start_ns, key of the optimizer
+        self.before: Backward | None = None  # the latest backward call whose structure is known
+        self.since = 0  # where the rows after the latest backward call begin
+        self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
+        self.marks: dict[int, Marks] = {}  # earlier ones, by optimizer
         self.opened: dict[int, int] = {}  # optimizer steps that have begun: id -> start_ns
-        self.inside = False  # light mode: within an outermost call
+        self.open_scopes: list[int] = []  # when they began
+        self.stepless = True  # no optimizer, backward call or user says where steps end: outermost calls do
+        self.step_end = 0  # of the latest step
+        self.traced = array("q")  # start and end of each traced step
+        self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted
+        self.inside = False  # within an outermost call, as far as its class is known to make such calls
         self.tracers: list[tuple[object, int]] = []  # those that were started on this thread: (tracer, start_ns)
         self.former: list[tuple[int, int]] = []  # start_ns and end_ns of those that have stopped
+        self.kinds = Kinds()
         self._chunks: list[IntArray] = []
         self._compacted = 0
+        self._records = no_records()
+        self._g = 1
+        self._runs = self._units = self._tail = 0
+        self._folded_ns = 0
         self._lock = threading.RLock()  # a finaliser of the user may run within
 
     def claimed(self, since_ns: int) -> bool:
@@ -78,7 +77,7 @@ class Log:
         return bool(self.tracers) or any(end > since_ns for _, end in self.former)
 
     def total(self) -> int:
-        """Return how many rows were ever appended."""
+        """Return how many rows there are."""
         with self._lock:
             return self._compacted + len(self.rows)
 
@@ -95,9 +94,10 @@ class Log:
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            for held in (self.rows, self.backwards, self.steps, self._chunks):
+            for held in (self.rows, self.backwards, self._chunks, self.marks, self.ends):
                 held.clear()
-            self._compacted = 0
+            self._records, self.before, self.since = no_records(), None, 0
+            self._compacted = self._tail = 0
 
     def table(self) -> IntArray:
         """Return all rows so far, one line each, in the order in which they ended."""
@@ -106,3 +106,55 @@ class Log:
             if len(self._chunks) > 1:
                 self._chunks = [np.concatenate(self._chunks)]
             return self._chunks[0] if self._chunks else np.empty((0, 6), dtype=np.int64)
+
+    def look(self) -> Look:
+        """Return a copy that later appends and folds leave alone."""
+        with self._lock:
+            calls = tuple(self.backwards)  # first: whatever a call refers to in the table is there by then
+            table = self.table()
+            for call in calls:
+                if "keys" not in call.cache:
+                    keys_of(table, call, self.before)
+                    self.before = call
+            ends, self.ends = self.ends, []
+            for optimizer, end in ends:
+                self.marks.setdefault(optimizer, Marks()).add(end)
+            marks = {optimizer: marks.entries() for optimizer, marks in list(self.marks.items())}
+            return Look(table, calls, self._records, self._runs, self._units, self.kinds, tuple(self.traced), marks)
+
+    def fold(self, now_ns: int) -> int:
+        """Replace what belongs to steps that were not traced by records, ever coarser ones; outside calls only.
+
+        Returns:
+            How many steps' worth of neighbours a record stands for by now: 1 if each is still itself.
+        """
+        with self._lock:
+            look, tail = self.look(), self._tail
+            calls = [call for call in look.calls if call.start_ns >= self._folded_ns]
+            parts = split(look.table[tail:], calls, self.kinds, since_ns=self._folded_ns, breaks=self.open_scopes)
+            self._records = join_records((self._records, shifted(parts.records, self._runs, self._units)))
+            self._runs += parts.runs
+            self._units += len(parts.records)
+            while len(self._records) > MAX_RECORDS and self._g < 1 << 40:
+                self._g *= 2
+                self._records = merge(self._records, self._g)
+            older = look.calls[: len(look.calls) - len(calls)]
+            self._drop(look.table, np.concatenate((np.arange(tail), parts.kept + tail)), (*older, *parts.calls))
+            self._folded_ns = now_ns
+            return self._g
+
+    def _drop(self, table: IntArray, kept: IntArray, calls: tuple[Backward, ...]) -> None:
+        mask = np.zeros(len(table) + 1, dtype=np.int64)
+        mask[kept + 1] = 1
+        place = np.cumsum(mask)  # old position -> new position
+        self._chunks = [table[kept]]
+        self._compacted = self._tail = len(kept)
+
+        def moved(call: Backward) -> Backward:
+            since, first, last = (int(place[i]) for i in (call.since, call.first, call.last))
+            return replace(call, since=since, first=first, last=last)
+
+        self.backwards[:] = [moved(call) for call in calls]
+        self.before = None if self.before is None else moved(self.before)
+        self.since = int(place[self.since])
+        self.stride.first_row = int(place[self.stride.first_row])

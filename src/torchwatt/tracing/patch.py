@@ -18,10 +18,27 @@ class Patch:
         self.owner = owner
         self.name = name
         self._own = name in vars(owner)
+        self._wrap = wrap
+        self.on = False
         self.original = getattr(owner, name)
-        self.wrapper = wrap(self.original)
-        functools.update_wrapper(self.wrapper, self.original)
-        setattr(owner, name, self.wrapper)
+        self.wrapper = self._wrapped()
+        self.put()
+
+    def _wrapped(self) -> Callable[..., Any]:
+        wrapper = self._wrap(self.original)
+        functools.update_wrapper(wrapper, self.original)
+        return wrapper
+
+    def put(self) -> None:
+        """Put the wrapper in place, over whatever is there by now; nothing if it is in place."""
+        if self.on:
+            return
+        below = getattr(self.owner, self.name)
+        if below is not self.original:
+            self.original = below
+            self.wrapper = self._wrapped()
+        setattr(self.owner, self.name, self.wrapper)
+        self.on = True
 
     def remove(self) -> bool:
         """Put the original back; False if somebody else's patch is on top and was left alone."""
@@ -31,4 +48,5 @@ class Patch:
             setattr(self.owner, self.name, self.original)
         else:
             delattr(self.owner, self.name)
+        self.on = False
         return True

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from torchwatt.tracing.frames import variable_name
-from torchwatt.tracing.log import UNKNOWN_KEY
+from torchwatt.tracing.rows import UNKNOWN_KEY
 
 # Wrappers that repeat the wrapped module's name; `module` counts only below the data-parallel classes.
 TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -134,6 +134,11 @@ class Registry:
             key = gone[0] if gone else self._new()
             self._optimizers[key] = kind
             return self._remember(optimizer, key)
+
+    def class_of(self, key: int) -> type | None:
+        """Return the class of a module or optimizer that is alive."""
+        thing = self._alive(key)
+        return None if thing is None else type(thing)
 
     def _place(self, root: Root, module: nn.Module) -> None:
         for path, plain, child in walk(module):

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from torchwatt.core.meter import IntArray
+from torchwatt.tracing.fold import Records
+from torchwatt.tracing.ranges import top_level
+from torchwatt.tracing.rows import END, START
+
+Mark = tuple[int, int]  # end_ns, and how many steps end there
+Step = tuple[int, int, int]  # start_ns, end_ns, how many
 
 
-def steps_between(ends_ns: Sequence[int], starts_ns: IntArray, origin_ns: int) -> tuple[tuple[int, int], ...]:
-    """Return (start_ns, end_ns) of each step.
+def steps_between(marks: Sequence[Mark], starts_ns: IntArray, origin_ns: int) -> list[Step]:
+    """Return each step.
 
     A step begins with the first span that starts after the previous step's end (time in between, such as
     printing, belongs to no step), or at that end if nothing was seen.
 
     Args:
-        ends_ns: Where steps end, sorted.
+        marks: Where steps end, sorted.
         starts_ns: Starts of all spans of the thread, sorted.
         origin_ns: Start of the session.
     """
     steps = []
     previous = origin_ns
-    for end in ends_ns:
+    for end, count in marks:
         i = int(np.searchsorted(starts_ns, previous))
         begin = int(starts_ns[i]) if i < len(starts_ns) else previous
-        steps.append((begin if begin < end else previous, end))
+        steps.append((begin if begin < end else previous, end, count))
         previous = end
-    return tuple(steps)
+    return steps
 
 
-def first_optimizer_ends(marks: Sequence[tuple[int, int, int]]) -> list[int]:
-    """Return the ends of the steps of the optimizer that stepped first; marks are (end, start, optimizer)."""
-    if not marks:
-        return []
-    first = min(marks, key=lambda mark: mark[1])[2]
-    return sorted(end for end, _, optimizer in marks if optimizer == first)
+def first_optimizer(threads: Sequence[Mapping[int, Sequence[Mark]]], start_ns: int, end_ns: int) -> list[Mark]:
+    """Return the marks, inside a session, of the optimizer that stepped first there; one map a thread."""
+    inside: dict[int, list[Mark]] = {}
+    for thread in threads:
+        for optimizer, marks in thread.items():
+            found = [mark for mark in marks if start_ns < mark[0] <= end_ns]
+            inside[optimizer] = sorted([*inside.get(optimizer, []), *found])
+    return min((found for found in inside.values() if found), default=[])
+
+
+def calls_as_steps(rows: IntArray, records: Records) -> list[Step]:
+    """Take the outermost of some calls, logged and folded ones, for steps."""
+    start, end = np.concatenate((rows[:, START], records.start)), np.concatenate((rows[:, END], records.end))
+    count = np.concatenate((np.ones(len(rows), dtype=np.int64), records.count))
+    top = top_level(start, end)
+    return list(zip(start[top].tolist(), end[top].tolist(), count[top].tolist(), strict=True))

@@ -7,11 +7,14 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.ranges import self_times
+
+T = TypeVar("T")
 
 # One window says nothing about its spread; our own default, marked as assumed in the docs.
 ASSUMED_REL_SD = 0.3
@@ -62,12 +65,12 @@ class Call:
         return clock
 
 
-def template_of(call: Call, pieces: Sequence[tuple[int, int, int, int]]) -> Template | None:
+def template_of(call: Call, pieces: Sequence[tuple[int, int, int, int]] | IntArray) -> Template | None:
     """Make a template from a traced call and its pieces (start_ns, end_ns, owner, calls), sorted."""
     net = call.net_ns
-    if net <= 0 or not pieces:
+    table = np.asarray(pieces, dtype=np.int64)
+    if net <= 0 or not len(table):
         return None
-    table = np.array(pieces, dtype=np.int64)
     return Template(call.to_net(table[:, 0]) / net, call.to_net(table[:, 1]) / net, table[:, 2], table[:, 3])
 
 
@@ -90,20 +93,26 @@ def stretch_many(template: Template, start_ns: IntArray, end_ns: IntArray) -> tu
     )
 
 
-class Catalogue:
-    """Templates by structure and time."""
+class Catalogue(Generic[T]):
+    """Templates, or what they can be made of, by structure and time."""
 
     def __init__(self) -> None:
-        self._by_key: dict[Hashable, list[tuple[int, Template]]] = defaultdict(list)
+        self._by_key: dict[Hashable, list[tuple[int, T]]] = defaultdict(list)
 
-    def add(self, keys: Sequence[Hashable], t_ns: int, template: Template) -> None:
-        """File a template under its structure, its coarse structure and under "any"."""
+    def add(self, keys: Sequence[Hashable], t_ns: int, template: T) -> None:
+        """File a template under its structures and under "any"."""
         for key in (*keys, None):
             bisect.insort(self._by_key[key], (t_ns, template), key=lambda entry: entry[0])
 
-    def nearest(self, keys: Sequence[Hashable], t_ns: int) -> tuple[Template | None, bool]:
-        """Return the nearest template of the first structure that has one, and whether one matched."""
-        for key in (*keys, None):
+    def nearest(self, keys: Sequence[Hashable], t_ns: int, *, strict: bool = False) -> tuple[T | None, bool]:
+        """Return the nearest template of the first structure that has one, and whether one matched.
+
+        Args:
+            keys: Structures, the best first.
+            t_ns: Nearest to this time.
+            strict: Return None where no structure matches, rather than the nearest of any.
+        """
+        for key in keys if strict else (*keys, None):
             entries = self._by_key.get(key)
             if entries:
                 i = bisect.bisect(entries, t_ns, key=lambda entry: entry[0])

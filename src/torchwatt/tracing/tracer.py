@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,12 @@ from torchwatt.core.trace import EMPTY_TRACE, Trace
 if TYPE_CHECKING:
     from torch import nn
 
+    from torchwatt.tracing.conductor import Conductor
     from torchwatt.tracing.hub import Hub
     from torchwatt.tracing.log import Log
-    from torchwatt.tracing.pacing import Pacer
+    from torchwatt.tracing.marks import Marks
 
-DEFAULT_MAX_SPANS = 2_000_000  # about 100 MB
+DEFAULT_MAX_SPANS = 200_000  # about 10 MB
 
 
 class Tracer:
@@ -33,7 +34,9 @@ class Tracer:
         model: Its children are named as in its `state_dict`. Without it, modules that are called outside any
             other module become roots, named by the user's variable.
         windows: Trace some backward calls node by node; without, backward is one `(unattributed)` span a call.
-        overhead_budget: Share of the session's time that windows may cost. The outermost tracer's counts.
+        overhead_budget: Share of the session's time that tracing may cost the user's threads. Where tracing
+            every call costs more, only some steps are traced; what the others did is filled in from them. With 0
+            no module is traced below the outermost. The outermost tracer's counts.
         max_spans: Beyond so many spans only one step in 16, 32, ... is traced. The outermost tracer's counts.
         clock_ns: A monotonic clock. The outermost tracer's counts.
 
@@ -59,15 +62,21 @@ class Tracer:
         self._budget = overhead_budget
         self._max_spans = max_spans
         self._clock_ns = clock_ns
+        self._device_meters: Mapping[str, str] = {}
         self._hub: Hub | None = None
-        self._pacer: Pacer | None = None
+        self._conductor: Conductor | None = None
+        self._spent_ns = 0  # by others, before the start
         self._given: int | None = None
         self._log: Log | None = None
         self._pid = 0
         self._start_ns = 0
-        self._step_ends: list[int] = []
+        self._marks: Marks | None = None  # steps that the user marked
         self._trace: Trace | None = None
         self._lock = threading.Lock()
+
+    def know_devices(self, meters: Mapping[str, str]) -> None:
+        """Tell which domain meters which GPU, by UUID ("GPU-..."), before the start; the outermost tracer's counts."""
+        self._device_meters = dict(meters)
 
     def start(self) -> None:
         """Begin to trace, on the calling thread.
@@ -75,8 +84,8 @@ class Tracer:
         Raises:
             TraceError: It was started before.
         """
+        from torchwatt.tracing.conductor import Conductor
         from torchwatt.tracing.hub import acquire
-        from torchwatt.tracing.pacing import Pacer
 
         if self._hub is not None or self._trace is not None:
             raise TraceError("a tracer can be started once: make a new one")
@@ -85,17 +94,34 @@ class Tracer:
         self._clock_ns = hub.clock_ns
         try:
             self._log = hub.log()
+            self._spent_ns = hub.stepping.spent_ns()
+            self._start_ns = self._clock_ns()
+            self._log.tracers.append((self, self._start_ns))
+            self._conductor = Conductor(
+                self._budget,
+                windows=self._windows,
+                max_spans=self._max_spans,
+                start_ns=self._start_ns,
+                costs=hub.costs,
+            )
             model = None if self._model is None else self._model()
             if model is not None:
                 self._given = hub.registry.add_root(model, None).key
-            self._start_ns = self._clock_ns()
-            self._log.tracers.append((self, self._start_ns))
-            if self._windows:
-                self._pacer = Pacer(self._budget, self._start_ns)
-                hub.pacers.append(self._pacer)
+                hub.watch(self._given)
+            if self._windows and self._budget > 0 and hub.users == 1:
+                self._watch_devices(hub)
+            hub.stepping.join(self._conductor, self._log)
         except BaseException:
             self._leave(hub)
             raise
+
+    def _watch_devices(self, hub: Hub) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            from torchwatt.tracing.devices.watch import Watch
+
+            hub.watch_devices(Watch(self._clock_ns, hub.note, self._device_meters))
 
     def step(self) -> None:
         """End a step here. From the first call on, only these count; steps found automatically are dropped."""
@@ -104,9 +130,14 @@ class Tracer:
             if self._trace is not None:
                 return  # a loop that outlives its session is no error
             raise TraceError("step() before start()")
-        self._step_ends.append(self._clock_ns())
-        hub.manual_steps = True
-        hub.step_ended()
+        from torchwatt.tracing.marks import Marks
+
+        if self._marks is None:
+            self._marks = Marks()
+        log, end = hub.log(), self._clock_ns()
+        self._marks.add(end)
+        hub.manual_steps, log.stepless = True, False
+        hub.step_ended(log, end)
 
     def snapshot(self) -> Trace:
         """Return the trace up to now, from any thread, without stopping; costs time in proportion to its length."""
@@ -125,7 +156,7 @@ class Tracer:
                 if hub is None:
                     raise TraceError("stop() before start()")
                 try:
-                    self._trace = self._assemble(hub)
+                    self._trace = self._assemble(hub, last=hub.users == 1)
                 finally:
                     self._leave(hub)
             return self._trace
@@ -136,17 +167,19 @@ class Tracer:
         if self._log is not None:
             self._log.tracers = [entry for entry in self._log.tracers if entry[0] is not self]
             self._log.former.append((self._start_ns, self._clock_ns()))
-        if self._pacer in hub.pacers:
-            hub.pacers.remove(self._pacer)
+        if self._conductor is not None:
+            hub.stepping.leave(self._conductor)
         self._hub = self._log = self._model = None
         release(hub)
 
-    def _assemble(self, hub: Hub) -> Trace:
+    def _assemble(self, hub: Hub, *, last: bool = False) -> Trace:
         from torchwatt.tracing.assemble import View, assemble
 
         if os.getpid() != self._pid:
             return EMPTY_TRACE  # a forked child: the parent has the trace
         end = self._clock_ns()
+        if last and hub.devices is not None:
+            hub.devices.abandon()
         events = [event for event in list(hub.events) if event.t_ns >= self._start_ns or event.severity == "warning"]
         view = View(
             logs=self._logs(hub),
@@ -155,8 +188,10 @@ class Tracer:
             registry=hub.registry,
             scopes=dict(hub.scopes),
             given=self._given,
-            step_ends=tuple(self._step_ends),
-            call_cost_ns=hub.call_cost_ns,
+            steps=tuple(self._marks.entries()) if self._marks is not None else (),
+            devices=hub.devices,
+            is_last=last,
+            cost_ns=hub.stepping.spent_ns() - self._spent_ns,
         )
         try:
             return assemble(view, events)

@@ -12,10 +12,9 @@ from typing import Any, Protocol
 
 import torch
 
-from torchwatt.tracing.log import LIGHT_TASK, UNKNOWN_KEY, Log
+from torchwatt.tracing.log import Log
 from torchwatt.tracing.registry import Registry
-
-FULL, LIGHT, OFF = 0, 1, 2
+from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
 
 Wrapped = Callable[..., Any]
 
@@ -32,19 +31,9 @@ sequence_nr: Callable[[], int] = getattr(torch._C._autograd, "_get_sequence_nr",
 graph_task_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", _outside)
 
 
-class Mode:
-    """What the wrappers do at the moment: trace all calls, the outermost ones, or nothing."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = FULL
-
-
 class Host(Protocol):
     """What the wrappers need of the hub."""
 
-    mode: Mode
     local: threading.local
     registry: Registry
     clock_ns: Callable[[], int]
@@ -54,40 +43,54 @@ class Host(Protocol):
         """Return this thread's log."""
 
     def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
-        """Run an outermost backward call, possibly in a window."""
+        """Run an outermost backward call of a traced step, possibly in a window."""
+
+    def backward_ended(self, log: Log, *, fresh: bool) -> None:
+        """Take notice of the end of a backward call; `fresh`: the first one after a forward pass."""
+
+    def look_closer(self) -> None:
+        """Something was not seen."""
 
     def overflow(self, log: Log) -> None:
         """Make room: a log has grown too long outside a step's end."""
 
-    def root_begins(self) -> bool:
-        """Say, in light mode, whether this outermost call is to be traced in full, and switch over."""
+    def outermost_begins(self, log: Log) -> None:
+        """Take notice of a call outside any other: where there are no steps, each such call is one."""
 
-    def root_done(self) -> None:
-        """Switch back."""
+    def is_new_outermost(self, key: int) -> bool:
+        """Say whether a module that was just registered is called outside any other, and watch its class if so."""
 
 
 def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
     """Return the wrapper of `nn.Module.__call__`: one tuple a call, also when the call raises."""
-    compiling, mode, local, new_log = torch.compiler.is_compiling, host.mode, host.local, host.log
+    compiling, local, new_log = torch.compiler.is_compiling, host.local, host.log
     clock, seq, task = host.clock_ns, sequence_nr, graph_task_id
-    key_of, register = host.registry.by_id.get, host.registry.register
+    key_of = host.registry.by_id.get
     overflow, force_rows = host.overflow, host.force_rows
+    outermost, newcomer = _outermost(host), _newcomer(host)
 
     def wrap(original: Wrapped) -> Wrapped:
-        outermost = _outermost(host, original)
+        def logged(log: Log, key: int, module: Any, args: Any, kwargs: Any) -> Any:
+            s0, start = seq(), clock()
+            try:
+                return original(module, *args, **kwargs)
+            finally:
+                log.rows.append((key, start, clock(), s0, seq(), task()))
 
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
             if compiling():
                 return original(self, *args, **kwargs)
-            if mode.value:
-                return outermost(__call__, self, args, kwargs)
             try:
                 log = local.log
             except AttributeError:
                 log = new_log()
+            if log.mode:
+                if log.inside or log.mode >= ASLEEP:
+                    return original(self, *args, **kwargs)
+                return outermost(__call__, log, self, args, kwargs)
             key = key_of(id(self))
             if key is None:
-                key = register(self)
+                return newcomer(logged, log, self, args, kwargs)
             rows, graph = log.rows, task()
             s0, start = seq(), clock()
             try:
@@ -97,47 +100,122 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
                 if len(rows) > force_rows:
                     overflow(log)
 
-        host.registry.calls_code = frozenset((__call__.__code__, outermost.__code__))
+        host.registry.calls_code |= {f.__code__ for f in (__call__, logged, outermost, newcomer)}
         return __call__
 
     return wrap
 
 
-def _outermost(host: Host, original: Wrapped) -> Wrapped:
-    """Return what a module call does in light mode."""
-    registry, mode, clock = host.registry, host.mode, host.clock_ns
+def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
+    """Return the wrapper of one class's `__call__`, for a class whose instances are called outside any other module.
 
-    def outermost(full: Wrapped, module: Any, args: Any, kwargs: Any) -> Any:
-        log = host.log()
-        if mode.value == OFF or log.inside or graph_task_id() >= 0:
-            return original(module, *args, **kwargs)
-        if host.root_begins():  # traced in full after all
-            try:
-                return full(module, *args, **kwargs)
-            finally:
-                host.root_done()
-        key = registry.by_id.get(id(module)) or registry.register(module)
+    It knows where such calls begin and end in every mode, and is what is left between traced steps when the
+    wrapper of `nn.Module` is off. It looks up what is below at each call, since that comes and goes.
+    """
+    compiling, outermost = torch.compiler.is_compiling, _outermost(host)
+    own = "__call__" in vars(owner)
+
+    def wrap(original: Wrapped) -> Wrapped:
+        def below(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return super(owner, self).__call__(*args, **kwargs)
+
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+            if compiling():
+                return original(self, *args, **kwargs)
+            log = host.log()
+            plain = original if own else below
+            if log.inside or log.mode == OFF:
+                return plain(self, *args, **kwargs)
+            return outermost(plain, log, self, args, kwargs)
+
+        host.registry.calls_code |= {f.__code__ for f in (__call__, below, outermost)}
+        return __call__
+
+    return wrap
+
+
+def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
+    """Return what a module call outside any other does: in a step that is not traced it is all that is logged."""
+    registry, clock, grad_enabled = host.registry, host.clock_ns, torch.is_grad_enabled
+
+    def newcomer(module: Any) -> int:
+        key = registry.register(module)
+        host.is_new_outermost(key)
+        return key
+
+    def outermost(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
         log.inside = True
-        s0, start = sequence_nr(), clock()
         try:
-            return original(module, *args, **kwargs)
+            if graph_task_id() >= 0:
+                return call(module, *args, **kwargs)
+            if log.stepless or log.mode == ASLEEP or not grad_enabled():
+                host.outermost_begins(log)
+            if log.mode != LIGHT:
+                return call(module, *args, **kwargs)
+            key = registry.by_id.get(id(module)) or newcomer(module)
+            s0, start = sequence_nr(), clock()
+            try:
+                return call(module, *args, **kwargs)
+            finally:
+                log.rows.append((key, start, clock(), s0, sequence_nr(), LIGHT_TASK))
         finally:
-            log.rows.append((key, start, clock(), s0, sequence_nr(), LIGHT_TASK))
             log.inside = False
 
     return outermost
 
 
+def _newcomer(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
+    """Return what the first call of a module does in a traced step."""
+    registry = host.registry
+
+    def newcomer(logged: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
+        key = registry.register(module)
+        if log.inside or not host.is_new_outermost(key):
+            return logged(log, key, module, args, kwargs)
+        log.inside = True
+        try:
+            return logged(log, key, module, args, kwargs)
+        finally:
+            log.inside = False
+
+    return newcomer
+
+
 def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
-    """Return the wrapper of the function behind `backward()` and `autograd.grad()`."""
-    compiling, mode, task = torch.compiler.is_compiling, host.mode, graph_task_id
+    """Return the wrapper of `torch.autograd._engine_run_backward`, which every backward pass goes through."""
+    compiling, task, seq = torch.compiler.is_compiling, graph_task_id, sequence_nr
+    log_of, clock = host.log, host.clock_ns
+
+    def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
+        start = clock()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            last = log.total()
+            log.backwards.append(Backward(start, clock(), since, first, last, light=True))
+            log.since = last
+            log.stride.backwards += 1
 
     def wrap(original: Wrapped) -> Wrapped:
         def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
             # Inside another backward (checkpoint) it belongs to the outer one.
-            if compiling() or mode.value == OFF or task() >= 0:
+            if compiling() or task() >= 0:
                 return original(*args, **kwargs)
-            return host.run_backward(original, args, kwargs)
+            log = log_of()
+            if log.mode >= ASLEEP:
+                return original(*args, **kwargs)
+            since, first = log.since, log.total()
+            unseen = first == since and log.mode == LIGHT and seq() > log.stride.seq
+            if unseen:
+                host.look_closer()  # a forward pass went by
+            try:
+                if log.mode == FULL or (first > since and log.rows and log.rows[-1][TASK] != LIGHT_TASK):
+                    return host.run_backward(original, args, kwargs)
+                return bare(log, since, first, original, args, kwargs)
+            finally:
+                log.stride.seq = seq()
+                if log.first_optimizer is None:
+                    host.backward_ended(log, fresh=first > since or unseen)
 
         return _engine_run_backward
 
@@ -146,13 +224,16 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
 
 def timed(host: Host, key: int) -> Callable[[Wrapped], Wrapped]:
     """Return a wrapper that books each call to a reserved key."""
-    compiling, mode, clock = torch.compiler.is_compiling, host.mode, host.clock_ns
+    compiling, clock = torch.compiler.is_compiling, host.clock_ns
 
     def wrap(original: Wrapped) -> Wrapped:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if compiling() or mode.value == OFF:
+            if compiling():
                 return original(*args, **kwargs)
-            log, s0, start = host.log(), sequence_nr(), clock()
+            log = host.log()
+            if log.mode >= ASLEEP or (log.inside and log.mode == LIGHT):  # inside an outermost call it is filled in
+                return original(*args, **kwargs)
+            s0, start = sequence_nr(), clock()
             try:
                 return original(*args, **kwargs)
             finally:
@@ -161,44 +242,3 @@ def timed(host: Host, key: int) -> Callable[[Wrapped], Wrapped]:
         return call
 
     return wrap
-
-
-class NoModule:
-    """Stands in for a module in the calibration."""
-
-
-def calibrate(make: Callable[[Any], Callable[[Wrapped], Wrapped]], clock_ns: Callable[[], int]) -> float:
-    """Measure what the module wrapper costs per call, in ns; takes under 2 ms.
-
-    A hot loop is kinder than a training step, where the wrapper finds cold caches; TRACING.md measured 2 to
-    2.5 us there against 0.6 to 1.0 us here, so the caller doubles it.
-    """
-
-    class Bench:
-        mode, local, registry, force_rows = Mode(), threading.local(), Registry(), 10**6
-        overflow = root_begins = root_done = run_backward = staticmethod(lambda *_: None)
-
-        def __init__(self) -> None:
-            self.clock_ns = clock_ns
-            self._log = Log(0)
-
-        def log(self) -> Log:
-            self.local.log = self._log
-            return self._log
-
-    def nothing(_self: Any) -> None:
-        pass
-
-    module, bench = NoModule(), Bench()
-    bench.registry.by_id[id(module)] = UNKNOWN_KEY
-    wrapped = make(bench)(nothing)
-    return max(min(_loop(wrapped, module) - _loop(nothing, module) for _ in range(3)), 0.0)
-
-
-def _loop(function: Wrapped, module: Any, n: int = 200) -> float:
-    import time
-
-    start = time.perf_counter_ns()
-    for _ in range(n):
-        function(module)
-    return (time.perf_counter_ns() - start) / n

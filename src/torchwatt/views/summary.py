@@ -166,10 +166,10 @@ def rates(report: Report) -> tuple[Rate, ...]:
 
 
 def _step_rate(report: Report) -> Rate:
-    known = [joules for step in report.steps if (joules := step_j(report, step)) is not None]
-    seconds = median((step.end_ns - step.start_ns) / 1e9 for step in report.steps)
-    one = len(report.steps) == 1
-    words = [f"{len(report.steps)} {'step' if one else 'steps'} of {format_time(seconds)}"]
+    known = [joules / s.count for s in report.steps if (joules := step_j(report, s)) is not None]
+    seconds = median((step.end_ns - step.start_ns) / step.count / 1e9 for step in report.steps)
+    one = report.step_count == 1
+    words = [f"{report.step_count} {'step' if one else 'steps'} of {format_time(seconds)}"]
     if known and not one:
         words.insert(0, f"median; from {format_interval(min(known), max(known))}")
     if known and len(known) < len(report.steps):

@@ -1,0 +1,105 @@
+"""What tracing may cost, what it has cost, and what follows for the next step. Pure: times are arguments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+Account = Literal["fixed", "calls", "windows"]
+
+HEAD_START_NS = 2_000_000_000  # spent in advance, so that a short run is labelled too: 2 s worth of budget
+EARLY_STEPS = 3  # traced whatever they cost: nothing could be filled from nothing
+WINDOW_SHARE = 0.6  # of what the fixed cost leaves, if there are backward calls; the rest is for traced steps
+SLEEP_SHARE = 0.4  # of the budget: if noting the bounds of steps costs more, only their ends are noted
+MOST_STEPS = 32  # between two decisions, which cost time too
+NARROW_SHARE = 0.25  # of the budget: if passing calls through costs more, the wrapper comes off between traced steps
+
+
+class Budget:
+    """Keep the cost of tracing under a share of the elapsed time.
+
+    `fixed` is paid in every step whatever is decided (outermost calls, backward calls, optimizer hooks, the
+    decision itself), `calls` by steps in which every module call is logged, `windows` by recorded backward calls.
+    A step or a window is granted only if its predicted cost fits into what is left of `share` times the time
+    elapsed, with `HEAD_START_NS` of it given in advance.
+
+    Args:
+        share: Of the elapsed time, from 0 to 1.
+        start_ns: When the time begins to count.
+    """
+
+    def __init__(self, share: float, start_ns: int) -> None:
+        self.share = share
+        self.start_ns = start_ns
+        self.spent_ns: Counter[Account] = Counter()
+        self.traced_steps = 0
+        self.steps = 0
+        self.has_windows = False  # a backward call was seen, and windows are possible
+        self.curious = False  # something new was seen that only a traced step can name
+
+    def allowance_ns(self, now_ns: int) -> float:
+        """Return what may have been spent up to now."""
+        return self.share * (max(now_ns - self.start_ns, 0) + HEAD_START_NS)
+
+    @property
+    def total_ns(self) -> int:
+        """What was spent."""
+        return self.spent_ns.total()
+
+    def pay(self, account: Account, cost_ns: float) -> None:
+        """Book a cost."""
+        self.spent_ns[account] += round(cost_ns)
+
+    def room_ns(self, account: Account, now_ns: int) -> float:
+        """Return what an account may still spend: its part of what the fixed cost leaves, and never more than all."""
+        allowance = self.allowance_ns(now_ns)
+        part = WINDOW_SHARE if account == "windows" else 1 - WINDOW_SHARE if self.has_windows else 1.0
+        own = part * (allowance - self.spent_ns["fixed"]) - self.spent_ns[account]
+        return min(own, allowance - self.total_ns)
+
+    def grants_step(self, cost_ns: float, now_ns: int) -> bool:
+        """Say whether the next step is traced in full, at a predicted cost; to be asked once a step."""
+        self.steps += 1
+        if self.share <= 0:
+            return False
+        curious, self.curious = self.curious, False
+        left = self.allowance_ns(now_ns) - self.total_ns
+        granted = (
+            self.traced_steps < EARLY_STEPS
+            or cost_ns <= self.room_ns("calls", now_ns)
+            or (curious and cost_ns <= left)  # what is new goes first
+        )
+        self.curious = curious and not granted
+        self.traced_steps += granted
+        return granted
+
+    def narrows(self, passing_ns: float, swap_ns: float, step_ns: float, every: float) -> bool:
+        """Say whether the wrapper should come off between traced steps.
+
+        Args:
+            passing_ns: What calls that are let through cost in a step that is not traced.
+            swap_ns: What taking the wrapper off and putting it on again costs.
+            step_ns: Length of a step.
+            every: One step in so many is traced.
+        """
+        return passing_ns > NARROW_SHARE * self.share * step_ns and passing_ns * every > swap_ns
+
+    def must_sleep(self, light_ns: float, step_ns: float) -> bool:
+        """Say whether noting the bounds of a step, at that cost, would take too much of the budget."""
+        return self.share > 0 and light_ns > SLEEP_SHARE * self.share * step_ns
+
+    def steps_until_news(self, cost_ns: float, step_ns: float, now_ns: int, *, traced: bool) -> int:
+        """Return how many steps may go by until another decision could be different.
+
+        Args:
+            cost_ns: What tracing a step costs.
+            step_ns: Length of a step.
+            now_ns: The time.
+            traced: Whether these steps are traced.
+        """
+        room = self.room_ns("calls", now_ns)
+        if traced:
+            steps = room / 8 / max(cost_ns, 1.0) if self.traced_steps > EARLY_STEPS else 1.0
+        else:
+            steps = (cost_ns - room) / 2 / max(self.share * step_ns, 1.0)
+        return round(min(max(steps, 1.0), MOST_STEPS))

@@ -1,0 +1,152 @@
+"""What each step records: everything, or only its bounds. Pure: clock and counts are arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from torchwatt.tracing.budget import Budget
+from torchwatt.tracing.limit import Limit
+from torchwatt.tracing.observed import Observed
+from torchwatt.tracing.pacing import Pacer
+from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
+
+# What one of these takes, in logged module calls (benchmarks/span_cost.py); the decision itself is timed by itself.
+LIGHT_ROW_CALLS = 4.0  # an outermost call, an optimizer step, a batch of data
+BACKWARD_CALLS = 8.0
+HOOK_CALLS = 4.0  # the end of a step
+ASLEEP_CALLS = 8.0  # a step of which only the end is noted
+CHECK_EVERY = 8  # traced steps between two looks at what tracing is seen to cost
+
+
+@dataclass(slots=True)
+class Costs:
+    """What tracing costs on this machine, in ns: calibrated at the start, raised by what is observed."""
+
+    call_ns: float  # logging one module call
+    passing_ns: float  # letting one pass through the wrapper in a step that is not traced
+    swap_ns: float = 400_000.0  # taking the wrapper off and putting it on; measured when it happens
+    factor: float = 1.0  # observed over calibrated, never below 1
+
+
+@dataclass(slots=True)
+class Stride:
+    """The steps that a thread takes between two decisions, and what its steps were like."""
+
+    start_ns: int
+    mode: int = FULL
+    first_row: int = 0
+    steps: int = 0  # ended since the decision
+    planned: int = 1  # so many until the next one
+    windowed: bool = False
+    seq: int = 0  # autograd's number after the latest backward call
+    backwards: int = 0
+    light_steps: int = 0  # not traced, since the log was folded
+    calls: int = 0  # logged in a traced step
+    step_ns: float = 0.0  # moving average
+    observed: Observed = field(default_factory=Observed)
+
+
+class Conductor:
+    """Keeps the books of one session's tracing and decides what the next steps record.
+
+    Args:
+        share: Of the time, for everything that tracing does on the user's threads.
+        windows: Whether backward calls may be recorded.
+        max_spans: Beyond so many spans steps are traced ever more rarely, for the sake of memory.
+        start_ns: Start of the session.
+        costs: As calibrated.
+    """
+
+    def __init__(self, share: float, *, windows: bool, max_spans: int, start_ns: int, costs: Costs) -> None:
+        self.budget = Budget(share, start_ns)
+        self.costs = costs
+        self.limit = Limit(max_spans)
+        self.limited = False
+        self.narrow = False  # the wrapper should be off between traced steps
+        self.can_narrow = True
+        self.pacer = Pacer(start_ns) if windows else None
+        self._checked = 0
+
+    def decide(self, stride: Stride, now_ns: int, rows: int, spans: int, *, can_sleep: bool) -> int:
+        """Book the steps since the last decision and return the mode of the next ones.
+
+        Args:
+            stride: Of the thread whose steps they are; brought up to date.
+            now_ns: The time.
+            rows: How many rows the thread has logged.
+            spans: How many rows all threads keep.
+            can_sleep: Whether the thread would notice the end of its steps in its sleep.
+        """
+        n = max(stride.steps, 1)
+        new, length = (rows - stride.first_row) / n, (now_ns - stride.start_ns) / n
+        self._pay(stride, new, n)
+        if not stride.windowed:
+            stride.observed.add(round(length), traced=stride.mode == FULL)
+        stride.step_ns += (length - stride.step_ns) * (0.1 if stride.step_ns else 1.0)
+        if stride.mode == FULL:
+            stride.calls = round(new)
+            self._check(stride)
+        else:
+            stride.light_steps += n
+        cost_ns = self._traced_ns(stride)
+        traced = self.budget.grants_step(cost_ns, now_ns)
+        if traced and not self.limit.allows(spans):
+            traced, self.limited = False, True
+        light_ns = self._light_ns(stride)
+        self._narrow(stride, cost_ns)
+        asleep = can_sleep and self.budget.must_sleep(light_ns, stride.step_ns)
+        stride.start_ns, stride.first_row = now_ns, rows
+        stride.mode = FULL if traced else ASLEEP if asleep else LIGHT
+        stride.windowed, stride.backwards, stride.steps = False, 0, 0
+        stride.planned = self.budget.steps_until_news(cost_ns, stride.step_ns, now_ns, traced=traced)
+        if traced:
+            stride.planned = max(min(stride.planned, (self.limit.max_spans - spans) // max(stride.calls, 1)), 1)
+        return stride.mode
+
+    def wants_window(self, stride: Stride, kind: Hashable, now_ns: int) -> bool:
+        """Say whether a backward call is to be recorded; to be asked once for each."""
+        self.budget.has_windows = self.pacer is not None
+        if self.pacer is None or self.budget.share <= 0:
+            return False
+        wanted = self.pacer.wants(kind, now_ns, self.budget.room_ns("windows", now_ns))
+        stride.windowed |= wanted
+        return wanted
+
+    def window_taken(self, kind: Hashable, cost_ns: int, now_ns: int) -> None:
+        """Book a window."""
+        self.budget.pay("windows", cost_ns)
+        if self.pacer is not None:
+            self.pacer.paid(kind, cost_ns, now_ns)
+
+    def _pay(self, stride: Stride, rows: float, n: int) -> None:
+        call_ns = self.costs.call_ns
+        if stride.mode == FULL:
+            fixed = HOOK_CALLS * call_ns + stride.backwards / n * BACKWARD_CALLS * call_ns
+            self.budget.pay("calls", n * rows * call_ns * self.costs.factor)
+        elif stride.mode == LIGHT:
+            fixed = self._light_ns(stride, rows, stride.backwards / n)
+        else:
+            fixed = ASLEEP_CALLS * call_ns
+        self.budget.pay("fixed", n * fixed)
+
+    def _light_ns(self, stride: Stride, rows: float = 2.0, backwards: float = 1.0) -> float:
+        own = (HOOK_CALLS + rows * LIGHT_ROW_CALLS + backwards * BACKWARD_CALLS) * self.costs.call_ns
+        return own + (0.0 if self.narrow else stride.calls * self.costs.passing_ns)
+
+    def _traced_ns(self, stride: Stride) -> float:
+        return stride.calls * self.costs.call_ns * self.costs.factor + self.narrow * self.costs.swap_ns
+
+    def _check(self, stride: Stride) -> None:
+        """Believe the clock where it shows more than the calibration; never less, since less may be luck."""
+        self._checked += 1
+        if self._checked % CHECK_EVERY == 0 and stride.calls:
+            seen = stride.observed.excess_ns() / (stride.calls * self.costs.call_ns)
+            self.costs.factor = max(seen, 1.0)
+
+    def _narrow(self, stride: Stride, cost_ns: float) -> None:
+        income_ns = max(self.budget.share * stride.step_ns, 1.0)
+        passing_ns = stride.calls * self.costs.passing_ns
+        every = max(cost_ns / income_ns, 1.0)
+        narrow = self.budget.narrows(passing_ns, self.costs.swap_ns, stride.step_ns, every)
+        self.narrow = self.can_narrow and narrow

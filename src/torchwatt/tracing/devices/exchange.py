@@ -1,0 +1,91 @@
+"""What passes between a session and its worker: arrays and JSON in one file, never pickled objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchwatt.core.activity import Activity
+from torchwatt.core.errors import TraceError
+from torchwatt.core.terms import PHASES, Slot
+from torchwatt.tracing.traces.live import Live
+
+_LIVE = ("thread", "start_ns", "end_ns", "seq0", "seq1", "slot")
+_WORDS = ("device", "signatures", "covered", "notes")
+_RECORDS = ("slot", "start_ns", "end_ns", "stream", "signature")
+
+
+def write_ranges(path: Path, ranges: Live) -> None:
+    """Write the ranges that a session recorded."""
+    _write(path, {name: getattr(ranges, name) for name in _LIVE}, {"slots": _plain(ranges.slots)})
+
+
+def read_ranges(path: Path) -> Live:
+    """Read them back."""
+    arrays, words = _read(path)
+    columns = {name: arrays[name] for name in _LIVE}
+    return Live(**columns, slots=_slots(words["slots"]))
+
+
+def write_activities(path: Path, activities: Sequence[Activity]) -> None:
+    """Write what a window showed, one activity a device."""
+    arrays = {f"{i}_{name}": getattr(a, name) for i, a in enumerate(activities) for name in _RECORDS}
+    words = [{name: getattr(a, name) for name in _WORDS} | {"slots": _plain(a.slots)} for a in activities]
+    _write(path, arrays, {"activities": words})
+
+
+def read_activities(path: Path) -> tuple[Activity, ...]:
+    """Read them back.
+
+    Raises:
+        TraceError: The worker wrote why it failed, or nothing that can be read.
+    """
+    try:
+        arrays, words = _read(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise TraceError(f"{path.name}: the window's result cannot be read: {error}") from error
+    if "error" in words:
+        raise TraceError(str(words["error"]))
+    found = []
+    for i, one in enumerate(words["activities"]):
+        slot, start_ns, end_ns, stream, signature = (arrays[f"{i}_{name}"] for name in _RECORDS)
+        filled = np.zeros(len(slot), dtype=np.bool_)
+        covered = tuple((int(a), int(b)) for a, b in one["covered"])
+        signatures, notes = tuple(one["signatures"]), tuple(one["notes"])
+        columns = (slot, start_ns, end_ns, stream, filled)
+        found.append(
+            Activity(one["device"], _slots(one["slots"]), *columns, signatures, signature, covered, notes=notes)
+        )
+    return tuple(found)
+
+
+def write_error(path: Path, message: str) -> None:
+    """Write why there is no result."""
+    _write(path, {}, {"error": message})
+
+
+def _write(path: Path, arrays: dict[str, Any], words: dict[str, Any]) -> None:
+    text = np.frombuffer(json.dumps(words).encode(), dtype=np.uint8)
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez(file, _words=text, **arrays)
+    part.replace(path)  # whoever looks finds all of it or nothing
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    words: dict[str, Any] = json.loads(arrays.pop("_words").tobytes())
+    return arrays, words
+
+
+def _plain(slots: Sequence[Slot]) -> list[list[str]]:
+    return [[slot.fqn, slot.phase] for slot in slots]
+
+
+def _slots(plain: Sequence[Sequence[str]]) -> tuple[Slot, ...]:
+    return tuple(Slot(fqn, phase) for fqn, word in plain for phase in PHASES if phase == word)

@@ -1,0 +1,83 @@
+"""torch.profiler around whole steps: opened and closed on the training thread, exported, handed to a worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchwatt.tracing.kineto import CLOCK_STEP_NS, quiet
+
+RECORDED_EVENT_NS = 1_100  # TRACING.md, 2.1
+
+
+class Recorder:
+    """One window: `prepare` a step early, `start` and `stop` at ends of steps.
+
+    Args:
+        clock_ns: The session's clock.
+        synchronize: Waits for all devices, so that no kernel lies across the window's edges.
+        activities: What to record.
+    """
+
+    def __init__(self, clock_ns: Callable[[], int], synchronize: Callable[[], None], activities: Any) -> None:
+        self._clock_ns = clock_ns
+        self._synchronize = synchronize
+        experimental = torch._C._profiler._ExperimentalConfig
+        try:
+            config = experimental(trace_only=True)
+        except TypeError:  # before torch 2.13
+            config = experimental()
+        self._profiler = torch.profiler.profile(activities=activities, experimental_config=config)
+        self._offset_ns = 0
+        self.cost_ns = 0
+        self.start_ns = self.end_ns = 0
+
+    def prepare(self) -> None:
+        """Warm up: what follows attaches to the devices already."""
+        began = self._clock_ns()
+        with quiet():
+            self._profiler.prepare_trace()
+        self.cost_ns += self._clock_ns() - began
+
+    def start(self) -> None:
+        """Begin to record."""
+        began = self._clock_ns()
+        self._synchronize()
+        with quiet():
+            self._profiler.start_trace()
+        self._offset_ns = self._anchor()
+        self.start_ns = self._clock_ns()
+        self.cost_ns += self.start_ns - began
+
+    def stop(self) -> None:
+        """Stop recording; what was recorded stays until `export`."""
+        began = self._clock_ns()
+        self._synchronize()
+        self.end_ns = self._clock_ns()
+        with quiet():
+            self._profiler.stop_trace()
+        self.cost_ns += self._clock_ns() - began
+
+    def export(self, path: Path) -> int | None:
+        """Write the trace; returns what maps its times to the session's clock, None if the wall clock was set."""
+        began, offset = self._clock_ns(), self._anchor()
+        with quiet():
+            self._profiler.export_chrome_trace(str(path))
+        events = path.stat().st_size // 250  # bytes an event (TRACING.md, 2.4)
+        self.cost_ns += self._clock_ns() - began + events * RECORDED_EVENT_NS
+        return (offset + self._offset_ns) // 2 if abs(offset - self._offset_ns) < CLOCK_STEP_NS else None
+
+    def unix_ns(self, t_ns: Any) -> Any:
+        """Map the session's clock to that of the trace."""
+        return t_ns - self._offset_ns
+
+    def _anchor(self) -> int:
+        looks = []
+        for _ in range(3):
+            before, real, after = self._clock_ns(), time.time_ns(), self._clock_ns()
+            looks.append((after - before, (before + after) // 2 - real))
+        return min(looks)[1]

@@ -1,0 +1,204 @@
+"""When devices are recorded: windows of whole steps, as often as the budget allows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from torchwatt.core.activity import Activity
+from torchwatt.core.meter import Event, Severity
+from torchwatt.core.terms import DATA, OPTIMIZER, Slot
+from torchwatt.tracing import kineto
+from torchwatt.tracing.conductor import Conductor
+from torchwatt.tracing.devices.jobs import Jobs
+from torchwatt.tracing.devices.names import device_names
+from torchwatt.tracing.devices.recorder import Recorder
+from torchwatt.tracing.devices.spread import Interval, spread
+from torchwatt.tracing.log import Log
+from torchwatt.tracing.pacing import Pacer
+from torchwatt.tracing.rows import DATA_KEY, END, FIRST_SCOPE_KEY, KEY, OPTIMIZER_KEY, SEQ0, SEQ1, START
+from torchwatt.tracing.traces.live import Live
+
+KIND = "device window"
+SHORT_STEP_NS = 30_000_000  # shorter steps are recorded several at a time
+SHORT_STEPS = 3
+KEY_MARK = "#"  # before the key of a module whose name is not known yet
+
+Note = Callable[[Severity, str, str], None]
+
+
+class Watch:
+    """Records devices on one thread, in windows at ends of steps: idle, prepared, recording, idle.
+
+    Args:
+        clock_ns: The session's clock.
+        note: Takes events.
+        meters: Domain of each device's meter by UUID.
+        forced: For tests on machines without a device: record the CPU in the same way.
+        edit: For tests: may change the exported file before it is handed over.
+    """
+
+    def __init__(
+        self,
+        clock_ns: Callable[[], int],
+        note: Note,
+        meters: Mapping[str, str],
+        *,
+        forced: bool = False,
+        edit: Callable[[Path], None] | None = None,
+    ) -> None:
+        self._clock_ns, self._note, self._edit = clock_ns, note, edit
+        activity = torch.profiler.ProfilerActivity
+        self._activities = [activity.CPU] if forced else [activity.CPU, activity.CUDA]
+        self._synchronize: Callable[[], None] = (lambda: None) if forced else torch.cuda.synchronize
+        self._names = {} if forced else device_names(torch.cuda, meters)
+        self._jobs = Jobs()
+        self._pacer = Pacer(clock_ns())
+        self._recorder: Recorder | None = None
+        self._log: Log | None = None  # whose steps are recorded
+        self._left = 0
+        self._most_steps = 1
+        self.recording = False
+        self._broken = False
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a window is prepared or open: no other may open meanwhile."""
+        return self._recorder is not None
+
+    def records(self, log: Log) -> bool:
+        """Say whether the step that a thread begins is recorded, so that its modules must be logged."""
+        return self.recording and log is self._log
+
+    def step_ended(self, log: Log, conductor: Conductor) -> None:
+        """Go on: to be called at the end of every step of a thread, before the next one is decided on."""
+        if self._broken or (self._log is not None and log is not self._log):
+            return
+        try:
+            if self.recording:
+                self._left -= 1
+                if self._left <= 0:
+                    self._close(log, conductor)
+            elif self._recorder is not None:
+                self._open(log)
+            elif self._is_due(conductor):
+                self._prepare(log)
+        except Exception as error:
+            self._give_up(error)
+
+    def _is_due(self, conductor: Conductor) -> bool:
+        now = self._clock_ns()
+        conductor.budget.has_windows = True
+        if conductor.budget.share <= 0 or self._jobs.busy:
+            return False
+        return self._pacer.wants(KIND, now, conductor.budget.room_ns("windows", now))
+
+    def _prepare(self, log: Log) -> None:
+        if kineto.user_is_profiling():
+            self._note("info", "PROFILER_BUSY", "another profiler was running: devices were not recorded meanwhile")
+            return
+        self._recorder = Recorder(self._clock_ns, self._synchronize, self._activities)
+        self._recorder.prepare()
+        self._log = log
+
+    def _open(self, log: Log) -> None:
+        recorder = self._recorder
+        assert recorder is not None  # noqa: S101 - the caller looked
+        if kineto.user_is_profiling():
+            self._note("info", "PROFILER_BUSY", "another profiler was running: devices were not recorded meanwhile")
+            self._recorder = self._log = None
+            return
+        recorder.start()
+        self.recording = True
+        self._left = SHORT_STEPS if log.stride.step_ns < SHORT_STEP_NS else 1
+        self._most_steps = max(self._most_steps, self._left)
+
+    def _close(self, log: Log, conductor: Conductor) -> None:
+        recorder = self._recorder
+        assert recorder is not None  # noqa: S101 - recording
+        self.recording, self._recorder, self._log = False, None, None
+        recorder.stop()
+        path = self._jobs.next_trace()
+        offset_ns = recorder.export(path)
+        if self._edit is not None:
+            self._edit(path)
+        if offset_ns is None:
+            path.unlink(missing_ok=True)
+            self._note("info", "CLOCK_STEPPED", "the wall clock was set during a window: window dropped")
+        else:
+            self._jobs.hand_over(_ranges(log, recorder), offset_ns, (recorder.start_ns, recorder.end_ns))
+        conductor.budget.pay("windows", recorder.cost_ns)
+        self._pacer.paid(KIND, recorder.cost_ns, self._clock_ns())
+
+    def _give_up(self, error: Exception) -> None:
+        # A private interface of torch misbehaves: the user's steps go on, without windows.
+        self._broken, self.recording = True, False
+        with contextlib.suppress(Exception):
+            if self._recorder is not None and torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
+                self._recorder.stop()
+        self._recorder = self._log = None
+        self._note("warning", "WINDOW_FAILED", f"device windows stopped: {type(error).__name__}: {error}")
+
+    def abandon(self) -> None:
+        """Stop a window that is open; from the thread that opened it."""
+        if self.recording and self._recorder is not None:
+            self.recording = False
+            with contextlib.suppress(Exception):
+                self._recorder.stop()
+        self._recorder = self._log = None
+
+    def activities(
+        self, steps: Sequence[Interval], name_of: Callable[[int], str], *, last: bool, now_ns: int
+    ) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
+        """Return what each device did, as far as it is known by now; at the `last` time, wait for the worker."""
+        self._jobs.finish() if last else self._jobs.look()
+        by_device: dict[str, list[Activity]] = {}
+        for window in self._jobs.windows:
+            for activity in window:
+                by_device.setdefault(activity.device, []).append(activity)
+
+        def rename(fqn: str) -> str:
+            return name_of(int(fqn[1:])) if fqn.startswith(KEY_MARK) and fqn[1:].lstrip("-").isdigit() else fqn
+
+        found = [spread(windows, steps, rename, self._most_steps) for _, windows in sorted(by_device.items())]
+        named = tuple(replace(activity, device=self._names.get(activity.device, activity.device)) for activity in found)
+        events = tuple(Event(now_ns, "warning", "WINDOW_LOST", "run", text) for text in self._jobs.failures)
+        return named, events
+
+    def close(self) -> None:
+        """Leave nothing behind: no process, no file."""
+        self.abandon()
+        self._jobs.close()
+
+
+def _ranges(log: Log, recorder: Recorder) -> Live:
+    """Return the thread's rows since the window opened, for the joiner; modules are named later, by their key."""
+    table = log.table()
+    rows = table[int(np.searchsorted(table[:, END], recorder.start_ns)) :]
+    rows = rows[rows[:, START] >= recorder.start_ns]
+    kept = rows[
+        (rows[:, KEY] > 0) | np.isin(rows[:, KEY], (OPTIMIZER_KEY, DATA_KEY)) | (rows[:, KEY] <= FIRST_SCOPE_KEY)
+    ]
+    keys, slot = np.unique(kept[:, KEY], return_inverse=True)
+    return Live(
+        thread=np.full(len(kept), log.native, dtype=np.int64),
+        start_ns=recorder.unix_ns(kept[:, START]),
+        end_ns=recorder.unix_ns(kept[:, END]),
+        seq0=kept[:, SEQ0],
+        seq1=kept[:, SEQ1],
+        slot=slot.astype(np.int64),
+        slots=tuple(_slot(int(key)) for key in keys),
+    )
+
+
+def _slot(key: int) -> Slot:
+    if key == OPTIMIZER_KEY:
+        return Slot(OPTIMIZER, "optimizer")
+    if key == DATA_KEY:
+        return Slot(DATA, "data")
+    return Slot(f"{KEY_MARK}{key}", "forward" if key > 0 else "other")

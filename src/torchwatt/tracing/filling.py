@@ -1,0 +1,55 @@
+"""Laying templates over calls that were not traced, many at once where nothing real lies inside. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from torchwatt.core.meter import IntArray
+from torchwatt.tracing.columns import Columns
+from torchwatt.tracing.fold import Records
+from torchwatt.tracing.ranges import top_level
+from torchwatt.tracing.template import Call, Template, stretch, stretch_many
+
+
+class Filler:
+    """Adds filled spans of one thread to the columns."""
+
+    def __init__(self, columns: Columns, thread: int, slot_of: Callable[[int], int]) -> None:
+        self._columns = columns
+        self._thread = thread
+        self._slot_of = slot_of
+
+    def fill(self, template: Template, first: IntArray, last: IntArray, count: IntArray) -> None:
+        """Add a template laid over calls, one row each; `count` says how many calls a row stands for."""
+        slot = np.array([self._slot_of(int(key)) for key in template.owner], dtype=np.int64)
+        slots = np.tile(slot, len(first))
+        calls = (template.calls[None, :] * count[:, None]).ravel()
+        self._columns.add(slots, first.ravel(), last.ravel(), thread=self._thread, filled=True, calls=calls)
+
+    def fill_records(self, records: Records, chosen: Iterable[tuple[int, Template]]) -> None:
+        """Lay templates over records; what other records lie inside one keep their time."""
+        alike: dict[int, tuple[Template, list[int]]] = {}
+        for i, template in chosen:
+            inner = inner_of(records, i)
+            if inner:
+                call = Call(int(records.start[i]), int(records.end[i]), inner)
+                first, last = stretch(template, call)
+                self.fill(template, first[None], last[None], records.count[i : i + 1])
+            else:
+                alike.setdefault(id(template), (template, []))[1].append(i)
+        for template, members in alike.values():
+            first, last = stretch_many(template, records.start[members], records.end[members])
+            self.fill(template, first, last, records.count[members])
+
+
+def inner_of(records: Records, i: int) -> tuple[tuple[int, int], ...]:
+    """Return the outermost records inside a record; they follow it."""
+    end = records.end[i]
+    last = i + 1
+    while last < len(records) and records.start[last] < end:
+        last += 1
+    inside = np.arange(i + 1, last)
+    top = inside[top_level(records.start[inside], records.end[inside])]
+    return tuple((int(records.start[j]), int(records.end[j])) for j in top)

@@ -1,0 +1,191 @@
+"""Steps that were not traced, kept small: their outermost spans, added up over stretches of time. Pure.
+
+A record is one span of such a step (an outermost call, a backward call, an optimizer step, a scope). Records between
+two traced steps form a run. Of each run, `merge` puts `g` neighbours together: per kind one span with their exact
+total time and count, laid one after the other from where the first began. No time is lost or made; only where it lay
+within the stretch is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchwatt.core.meter import IntArray
+from torchwatt.tracing.ranges import self_times
+from torchwatt.tracing.rows import (
+    DATA_KEY,
+    END,
+    FIRST_SCOPE_KEY,
+    KEY,
+    LIGHT_TASK,
+    OPTIMIZER_KEY,
+    SEQ0,
+    SEQ1,
+    START,
+    TASK,
+    Backward,
+)  # fmt: skip
+
+MAX_KINDS = 64  # beyond, calls of one module are one kind whatever graph they made
+ANY_GRAPH = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Records:
+    """Columns, sorted by start, outer before inner; `kind` is a number of `Kinds`."""
+
+    kind: IntArray
+    start: IntArray
+    end: IntArray
+    count: IntArray
+    run: IntArray
+    unit: IntArray  # number of the outermost record that a record is or lies in
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    def take(self, index: IntArray) -> Records:
+        """Return some of the records."""
+        return Records(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+def no_records() -> Records:
+    """Return an empty set of records."""
+    return Records(*(np.zeros(0, dtype=np.int64) for _ in fields(Records)))
+
+
+def join_records(parts: Sequence[Records]) -> Records:
+    """Put records of consecutive stretches together."""
+    return Records(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Records)))
+
+
+def shifted(records: Records, runs: int, units: int) -> Records:
+    """Number the runs and units of records so that they follow others."""
+    return replace(records, run=records.run + runs, unit=records.unit + units)
+
+
+class Kinds:
+    """Numbers for what records are: ("row", key, graph size, task) or ("backward", structure...)."""
+
+    def __init__(self) -> None:
+        self.of: list[tuple[Hashable, ...]] = []
+        self._number: dict[tuple[Hashable, ...], int] = {}
+
+    def number(self, kind: tuple[Hashable, ...]) -> int:
+        """Return the number of a kind; of a coarser one if there are too many."""
+        known = self._number.get(kind)
+        if known is None:
+            if len(self.of) >= MAX_KINDS:
+                kind = ("row", kind[1], ANY_GRAPH, kind[3]) if kind[0] == "row" else ("backward",)
+            known = self._number.setdefault(kind, len(self.of))
+            if known == len(self.of):
+                self.of.append(kind)
+        return known
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """What a stretch of a log consists of: traced rows and calls as they are, and the records of the rest."""
+
+    kept: IntArray  # indices of rows
+    calls: tuple[Backward, ...]
+    records: Records
+    runs: int  # how many runs ended
+
+
+def split(
+    table: IntArray, calls: Sequence[Backward], kinds: Kinds, *, since_ns: int = 0, breaks: Sequence[int] = ()
+) -> Parts:
+    """Tell the traced part of a stretch from the rest.
+
+    Args:
+        table: Log table of one thread.
+        calls: Its backward calls; light ones must have their structure in `cache["keys"]`.
+        kinds: Gets the kinds that occur.
+        since_ns: What began earlier is kept: what lay inside it may be folded already.
+        breaks: Times at which scopes began that are still open.
+    """
+    rows = np.isin(table[:, KEY], (OPTIMIZER_KEY, DATA_KEY)) | (table[:, KEY] <= FIRST_SCOPE_KEY)
+    rows |= table[:, TASK] == LIGHT_TASK
+    rows &= table[:, START] >= since_ns
+    light = np.array(
+        [call.light and call.nodes is None and call.start_ns >= since_ns for call in calls], dtype=np.bool_
+    )
+    first = np.array([call.start_ns for call in calls], dtype=np.int64)
+    last = np.array([call.end_ns for call in calls], dtype=np.int64)
+    starts = np.sort(np.concatenate((table[~rows, START], first[~light])))
+    rows &= ~_holds(table[:, START], table[:, END], starts)
+    light &= ~_holds(first, last, starts)
+    edges = np.sort(np.concatenate((
+        table[~rows, START], table[~rows, END], first[~light], last[~light], np.array(breaks, dtype=np.int64)
+    )))  # fmt: skip
+    mine, backward = np.flatnonzero(rows), np.flatnonzero(light)
+    kind = _row_kinds(table[mine], kinds) + [
+        kinds.number(("backward", *calls[i].cache["keys"])) for i in backward.tolist()
+    ]
+    start = np.concatenate((table[mine, START], first[backward]))
+    end = np.concatenate((table[mine, END], last[backward]))
+    order = np.lexsort((-end, start))
+    start, end = start[order], end[order]
+    records = Records(
+        np.array(kind, dtype=np.int64)[order],
+        start,
+        end,
+        np.ones(len(start), dtype=np.int64),
+        np.searchsorted(edges, start, side="right"),
+        _units(start, end),
+    )
+    return Parts(
+        np.flatnonzero(~rows), tuple(c for c, own in zip(calls, light, strict=True) if not own), records, len(edges)
+    )
+
+
+def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_]:
+    """Say of each interval whether anything that is kept begins inside it (not where it begins itself)."""
+    inside: NDArray[np.bool_] = np.searchsorted(starts, end) > np.searchsorted(starts, start)
+    return inside
+
+
+def _row_kinds(rows: IntArray, kinds: Kinds) -> list[int]:
+    size = rows[:, SEQ1] - rows[:, SEQ0]
+    task = np.minimum(rows[:, TASK], 0)
+    return [
+        kinds.number(("row", *kind)) for kind in zip(rows[:, KEY].tolist(), size.tolist(), task.tolist(), strict=True)
+    ]
+
+
+def _units(start: IntArray, end: IntArray) -> IntArray:
+    if not len(start):
+        return start
+    before = np.maximum.accumulate(end)
+    top: IntArray = np.cumsum(np.concatenate(([True], start[1:] >= before[:-1])))
+    return top - 1
+
+
+def merge(records: Records, g: int) -> Records:
+    """Add up records over `g` neighbouring units of a run, kind by kind; with `g` of 1 nothing changes."""
+    if g <= 1 or not len(records):
+        return records
+    own = np.array(self_times(records.start.tolist(), records.end.tolist()), dtype=np.int64)
+    group = _numbered(records.run, records.unit // g)
+    code = group * (int(records.kind.max()) + 1) + records.kind
+    _, first, where = np.unique(code, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))  # in order of first appearance
+    total = np.bincount(rank[where], own).astype(np.int64)
+    count = np.bincount(rank[where], records.count).astype(np.int64)
+    first = np.sort(first)
+    begins = np.flatnonzero(np.diff(group[first], prepend=-1))  # the first record of each group
+    before = np.cumsum(total) - total
+    offset = before - np.repeat(before[begins], np.diff(np.append(begins, len(first))))
+    start = np.repeat(records.start[first[begins]], np.diff(np.append(begins, len(first)))) + offset
+    return Records(records.kind[first], start, start + total, count, records.run[first], records.unit[first] // g * g)
+
+
+def _numbered(run: IntArray, unit: IntArray) -> IntArray:
+    change: NDArray[np.bool_] = (np.diff(run, prepend=run[:1]) != 0) | (np.diff(unit, prepend=unit[:1]) != 0)
+    number: IntArray = np.cumsum(change)
+    return number

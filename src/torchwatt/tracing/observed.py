@@ -1,0 +1,43 @@
+"""Does tracing cost what we think? Traced against untraced durations of the same work. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from math import hypot
+from statistics import median
+
+KEPT = 32
+ENOUGH = 6  # durations of each kind before a comparison is worth anything
+MAD_TO_SD = 1.4826  # of a normal distribution
+MEDIAN_TO_MEAN = 1.2533  # the standard error of a median over that of a mean: sqrt(pi / 2)
+Z95 = 1.645  # one-sided
+
+
+class Observed:
+    """Recent durations with and without tracing; `excess_ns` is what is surely lost, not what may be noise."""
+
+    def __init__(self) -> None:
+        self._plain: deque[int] = deque(maxlen=KEPT)
+        self._traced: deque[int] = deque(maxlen=KEPT)
+
+    def add(self, duration_ns: int, *, traced: bool) -> None:
+        """Note how long one piece of work took."""
+        (self._traced if traced else self._plain).append(duration_ns)
+
+    def excess_ns(self) -> float:
+        """Return the lower 95 % bound of traced minus plain, of medians; 0 while too little was seen."""
+        if min(len(self._plain), len(self._traced)) < ENOUGH:
+            return 0.0
+        plain, plain_se = _median(self._plain)
+        traced, traced_se = _median(self._traced)
+        return max(traced - plain - Z95 * hypot(plain_se, traced_se), 0.0)
+
+    def plain_ns(self) -> float:
+        """Return the median duration without tracing, with it where there is none; 0 if nothing was seen."""
+        return float(median(self._plain or self._traced or (0,)))
+
+
+def _median(values: deque[int]) -> tuple[float, float]:
+    middle = median(values)
+    spread = MAD_TO_SD * median(abs(value - middle) for value in values)
+    return float(middle), float(MEDIAN_TO_MEAN * spread / len(values) ** 0.5)

@@ -1,0 +1,72 @@
+"""The hooks around every optimizer step: where a step of the user's loop ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from torchwatt.tracing.log import Log
+from torchwatt.tracing.registry import Registry
+from torchwatt.tracing.rows import ASLEEP, FULL, OFF, OPTIMIZER_KEY
+from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
+
+Hook = Callable[[Any, Any, Any], None]
+
+
+class Host(Protocol):
+    """What the hooks need of the hub."""
+
+    registry: Registry
+    clock_ns: Callable[[], int]
+    manual_steps: bool
+
+    def log(self) -> Log:
+        """Return this thread's log."""
+
+    def look_closer(self) -> None:
+        """Something new begins."""
+
+    def step_ended(self, log: Log, end_ns: int) -> None:
+        """A step of this thread is over."""
+
+
+def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks that share their lookups
+    """Return what runs before and after each step of any optimizer.
+
+    Each line counts: after a step's matrix products the caches are cold, and Python runs ten times slower.
+    """
+    compiling, clock, seq, task = torch.compiler.is_compiling, host.clock_ns, sequence_nr, graph_task_id
+    key_of, log_of = host.registry.by_id.get, host.log
+
+    def newcomer(optimizer: Any) -> int:
+        host.look_closer()
+        return host.registry.optimizer_key(optimizer)
+
+    def begins(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+        if compiling():
+            return
+        log = log_of()
+        if log.mode >= ASLEEP:
+            return
+        key = key_of(id(optimizer)) or newcomer(optimizer)
+        if log.first_optimizer is None:
+            log.first_optimizer, log.stepless = key, False
+        log.opened[key] = clock()
+
+    def ended(optimizer: Any, _args: Any, _kwargs: Any) -> None:
+        if compiling() or (log := log_of()).mode == OFF:
+            return
+        end = clock()
+        key = key_of(id(optimizer)) or newcomer(optimizer)
+        if log.mode != ASLEEP:
+            start, graph = log.opened.pop(key, None), task()
+            if start is not None and (log.mode == FULL or not log.inside):
+                number = seq()
+                log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph))
+        log.ends.append((key, end))
+        if key == log.first_optimizer and not host.manual_steps:
+            host.step_ended(log, end)
+
+    return begins, ended

@@ -1,0 +1,103 @@
+"""Everything that is patched in torch while a session runs, put on and taken off together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from torchwatt.tracing.patch import Patch
+from torchwatt.tracing.wrappers import Wrapped
+
+MAX_CLASSES = 64
+# Since Python 3.13 a class whose attributes changed a thousand times is never cached again: stop long before.
+MAX_SWAPS = 400 if sys.version_info >= (3, 13) else 1_000_000
+# Modules of torch that keep `nn.Module.__call__` as they found it when they were imported, possibly in a session.
+KEEPERS = (
+    ("torch._dynamo.utils", "unpatched_nn_module_call"),
+    ("torch._dynamo.variables.nn_module", "unpatched_nn_module_call"),
+    ("torch.fx._symbolic_trace", "_orig_module_call"),
+)
+
+_swaps = 0  # of this process
+
+
+class Patches:
+    """The wrappers in place: some always, `nn.Module.__call__` now and then, and classes that were seen outermost."""
+
+    def __init__(self) -> None:
+        self._fixed: list[Patch] = []
+        self._module: Patch | None = None
+        self._classes: dict[type, Patch | None] = {}
+        self._handles: list[Any] = []
+
+    def add(self, owner: Any, name: str, wrap: Callable[[Wrapped], Wrapped]) -> bool:
+        """Patch an attribute for the whole session; False if there is none of that name."""
+        if not hasattr(owner, name):
+            return False
+        self._fixed.append(Patch(owner, name, wrap))
+        return True
+
+    def keep(self, handle: Any) -> None:
+        """Remember the handle of a hook."""
+        self._handles.append(handle)
+
+    def add_module(self, wrap: Callable[[Wrapped], Wrapped]) -> None:
+        """Patch `nn.Module.__call__`."""
+        self._module = Patch(nn.Module, "__call__", wrap)
+
+    @property
+    def module_is_on(self) -> bool:
+        """Whether `nn.Module.__call__` is patched."""
+        return self._module is not None and self._module.on
+
+    def put_module(self) -> None:
+        """Put the wrapper of all modules in place."""
+        if self._module is not None:
+            self._module.put()
+
+    def take_module(self) -> bool:
+        """Take it off; False if somebody else's is on top, or it was moved too often."""
+        global _swaps  # noqa: PLW0603 - what is limited is the class's, and the class is the process's
+        if self._module is None or _swaps >= MAX_SWAPS or not self._module.remove():
+            return False
+        _swaps += 1
+        return True
+
+    def watch(self, owner: type, wrap: Callable[[type], Callable[[Wrapped], Wrapped]]) -> None:
+        """Patch the `__call__` of one class, once; a class that resists is left alone."""
+        if owner in self._classes or len(self._classes) >= MAX_CLASSES or not issubclass(owner, nn.Module):
+            return
+        try:
+            self._classes[owner] = Patch(owner, "__call__", wrap(owner))
+        except (AttributeError, TypeError):
+            self._classes[owner] = None
+
+    def watched(self, owners: Iterable[type]) -> bool:
+        """Say whether all of these classes are patched."""
+        return all(self._classes.get(owner) is not None for owner in owners)
+
+    def remove(self) -> None:
+        """Take everything off; what others put on top of ours stays and finds ours inert."""
+        for handle in self._handles:
+            handle.remove()
+        module = [self._module] if self._module else []
+        classes = [patch for patch in self._classes.values() if patch is not None]
+        for patch in (*reversed(classes), *module, *reversed(self._fixed)):
+            patch.remove()
+        if self._module is not None:
+            _restore(self._module)
+        self._handles.clear()
+        self._fixed.clear()
+        self._classes.clear()
+        self._module = None
+
+
+def _restore(patch: Patch) -> None:
+    """Give the original back to who took our wrapper for it."""
+    for name, attribute in KEEPERS:
+        keeper = sys.modules.get(name)
+        if keeper is not None and getattr(keeper, attribute, None) is patch.wrapper:
+            setattr(keeper, attribute, patch.original)

@@ -1,0 +1,53 @@
+"""The rows of a log, and what else is kept of a thread's work. Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchwatt.core.meter import IntArray
+
+# key, start_ns, end_ns, first and next autograd sequence number, autograd graph task
+Row = tuple[int, int, int, int, int, int]
+KEY, START, END, SEQ0, SEQ1, TASK = range(6)
+
+OPTIMIZER_KEY = -1
+DATA_KEY = -2
+UNKNOWN_KEY = -3
+STEP_KEY = -4  # a step of which only the end was noted
+FIRST_SCOPE_KEY = -10  # scopes count down from here; modules count up from 1
+
+FORWARD_TASK = -1  # what torch says outside a backward call
+LIGHT_TASK = -2  # ours: an outermost call of a step whose modules were not traced
+
+# What a thread's wrappers do: log all calls, the outermost ones, only where steps end, or nothing.
+FULL, LIGHT, ASLEEP, OFF = 0, 1, 2, 3
+
+COMPACT_ROWS = 20_000  # at the end of a step
+FORCE_ROWS = 100_000  # wherever we are
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nodes:
+    """The autograd nodes of one backward call, one entry each, on our clock."""
+
+    start_ns: IntArray
+    end_ns: IntArray
+    seq: IntArray  # -1: AccumulateGrad
+    forward_thread: IntArray  # torch's small ids, not the operating system's
+    thread: IntArray
+
+
+@dataclass(slots=True, eq=False)
+class Backward:
+    """One outermost backward call and its place in the log: rows before it since the last one, and rows inside."""
+
+    start_ns: int
+    end_ns: int
+    since: int
+    first: int
+    last: int
+    light: bool  # of a step that was not traced
+    nodes: Nodes | None = None
+    cost_ns: int = 0  # of the window
+    cache: dict[str, Any] = field(default_factory=dict)  # what assembly found out once

@@ -1,0 +1,178 @@
+"""Where steps end, and what follows: decide on the next ones, put wrappers on or take them off, fold logs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from torchwatt.core.meter import Severity
+from torchwatt.tracing.conductor import Conductor, Costs
+from torchwatt.tracing.devices.watch import Watch
+from torchwatt.tracing.log import Log
+from torchwatt.tracing.outermost import outermost_keys
+from torchwatt.tracing.patches import Patches
+from torchwatt.tracing.registry import Registry
+from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FULL, LIGHT, LIGHT_TASK, OFF, STEP_KEY
+from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
+
+FOLD_STEPS = 2_048  # not traced, between two folds
+MOST_CALLS_ASLEEP = 64  # outermost calls without the end of a step: the loop is another by now
+
+
+class Host(Protocol):
+    """What this needs of the hub."""
+
+    clock_ns: Callable[[], int]
+    costs: Costs
+    registry: Registry
+    patches: Patches
+    logs: list[Log]
+    manual_steps: bool
+    devices: Watch | None
+
+    def watch(self, key: int) -> None:
+        """Patch the class of a module that is called outside any other."""
+
+    def note(self, severity: Severity, code: str, message: str) -> None:
+        """Record an event, each code once."""
+
+
+class Stepping:
+    """Decides for all threads; `conductors` has one of each running tracer, and the outermost one's counts."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.conductors: list[Conductor] = []
+        self._spent_ns = 0  # by tracers that have left
+        self._tracing: set[Log] = set()  # threads that trace the step they are in
+        self._arranging = threading.Lock()
+
+    @property
+    def conductor(self) -> Conductor | None:
+        """Whose budget counts."""
+        return self.conductors[0] if self.conductors else None
+
+    def join(self, conductor: Conductor, log: Log) -> None:
+        """Take a tracer's books, and decide what comes next on its thread."""
+        self.conductors.append(conductor)
+        if len(self.conductors) > 1:
+            self.look_closer()
+            self.decide(log)
+        elif conductor.budget.share <= 0:
+            log.mode = log.stride.mode = LIGHT
+
+    def leave(self, conductor: Conductor) -> None:
+        """Take a tracer's books away."""
+        if conductor in self.conductors:
+            self._spent_ns += conductor.budget.total_ns
+            self.conductors.remove(conductor)
+
+    def spent_ns(self) -> int:
+        """Return what tracing has cost since the hub began, all threads together."""
+        booked = self._spent_ns + sum(conductor.budget.total_ns for conductor in self.conductors)
+        open_rows = sum(log.total() - log.stride.first_row for log in list(self._host.logs))
+        return booked + round(open_rows * self._host.costs.call_ns)
+
+    def look_closer(self) -> None:
+        """Something new begins: trace the next step, if there is room."""
+        if self.conductor is not None:
+            self.conductor.budget.curious = True
+            for log in list(self._host.logs):
+                log.stride.planned = 0
+
+    def step_ended(self, log: Log, end_ns: int) -> None:
+        """Note the end of a step; now and then decide on the next ones."""
+        stride = log.stride
+        if log.mode == ASLEEP:
+            log.rows.append((STEP_KEY, log.step_end, end_ns, 0, 0, LIGHT_TASK))
+            log.calls_asleep = 0
+        elif log.mode == FULL and log.step_end:  # the first one began who knows when
+            log.traced.extend((log.step_end, end_ns))
+        log.step_end = end_ns
+        stride.steps += 1
+        if self._host.devices is not None:
+            self._devices(self._host.devices, log)
+        if stride.steps >= stride.planned:
+            self.decide(log)
+
+    def _devices(self, devices: Watch, log: Log) -> None:
+        recorded, conductor = devices.records(log), self.conductor
+        if conductor is not None and log.mode != OFF:
+            devices.step_ended(log, conductor)
+        if recorded or devices.records(log):
+            log.stride.planned = 0
+            log.stride.windowed = True
+
+    def backward_ended(self, log: Log, *, fresh: bool) -> None:
+        """Take the end of a backward call for the end of a step where no optimizer steps."""
+        log.stepless = False
+        if fresh and log.first_optimizer is None and not self._host.manual_steps:
+            self.step_ended(log, self._host.clock_ns())
+
+    def outermost_begins(self, log: Log) -> None:
+        """Take a call outside any other for a step where nothing else marks steps, or gradients are off."""
+        if log.mode == ASLEEP:
+            log.calls_asleep += 1
+            if log.calls_asleep <= MOST_CALLS_ASLEEP and torch.is_grad_enabled():
+                return
+            log.stride.planned = 0  # the loop that it slept in is over
+        elif not log.stepless and torch.is_grad_enabled():
+            return
+        stride = log.stride
+        stride.steps += 1
+        log.inside = False
+        if self._host.devices is not None:
+            self._devices(self._host.devices, log)
+        if stride.steps >= stride.planned:
+            self.decide(log)
+        log.inside = True
+
+    def decide(self, log: Log) -> None:
+        """Book the steps that are over and decide what the next ones record."""
+        conductor = self.conductor
+        if conductor is None or log.mode == OFF or log.inside:
+            return
+        began, before = self._host.clock_ns(), log.mode
+        if self._host.registry.dirty:
+            self._host.registry.refresh()
+        if len(log.rows) > COMPACT_ROWS:
+            log.compact()
+        kept = sum(each.total() for each in list(self._host.logs))
+        can_sleep = not log.stepless and log.first_optimizer is not None and torch.is_grad_enabled()
+        log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep)
+        if self._host.devices is not None and self._host.devices.records(log):
+            log.mode, log.stride.mode, log.stride.planned = FULL, FULL, 1
+        if before == FULL != log.mode:
+            for key in outermost_keys(log.rows):
+                self._host.watch(key)
+        if before == ASLEEP != log.mode:
+            log.stride.seq = sequence_nr()
+        if conductor.limited:
+            self._host.note("info", "SPANS_SAMPLED", conductor.limit.message)
+        self._arrange(log, conductor)
+        if log.stride.light_steps >= FOLD_STEPS and graph_task_id() < 0:
+            self._fold(log)
+        conductor.budget.pay("fixed", self._host.clock_ns() - began)
+
+    def _fold(self, log: Log) -> None:
+        log.stride.light_steps = 0
+        if log.fold(self._host.clock_ns()) > 1:
+            text = "of steps that were not traced only sums over neighbouring steps are kept"
+            self._host.note("info", "STEPS_FOLDED", text)
+
+    def _arrange(self, log: Log, conductor: Conductor) -> None:
+        """Have the wrapper of all modules in place if and only if somebody needs it."""
+        (self._tracing.add if log.mode == FULL else self._tracing.discard)(log)
+        wanted = bool(self._tracing) or not (conductor.narrow or log.mode == ASLEEP)
+        if wanted == self._host.patches.module_is_on or not (wanted or conductor.can_narrow):
+            return
+        with self._arranging:
+            began = self._host.clock_ns()
+            if wanted:
+                self._host.patches.put_module()
+            elif not self._host.patches.take_module():
+                conductor.can_narrow = False
+            conductor.costs.swap_ns = 2.0 * (self._host.clock_ns() - began)

@@ -1,0 +1,65 @@
+"""What kind of forward pass led to a backward call: calls of one kind fill each other. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from torchwatt.core.meter import IntArray
+from torchwatt.tracing.ranges import top_level
+from torchwatt.tracing.rows import END, FORWARD_TASK, KEY, LIGHT_TASK, SEQ0, SEQ1, START, TASK, Backward
+
+AGAIN = 8  # the ninth backward without a new forward counts as the eighth
+FEW_ROWS = 8
+
+Key = tuple[object, ...]
+
+
+def keys_of(table: IntArray, call: Backward, before: Backward | None) -> tuple[Key, ...]:
+    """Return a call's structures, the finest first; remembered in its cache."""
+    known: tuple[Key, ...] | None = call.cache.get("keys")
+    if known is None:
+        fine, coarse = structure(table[call.since : call.first])
+        if coarse is None and before is not None:
+            # Another backward through the same forward (two losses, retain_graph) is a kind of its own.
+            known = tuple((*key[:-1], min(_times(key) + 1, AGAIN)) for key in before.cache.get("keys", ()))
+        else:
+            known = (() if fine is None else (("fine", fine, 0),)) + (
+                () if coarse is None else (("coarse", coarse, 0),)
+            )
+        call.cache["keys"] = known
+    return known
+
+
+def _times(key: Key) -> int:
+    times = key[-1]
+    return times if isinstance(times, int) else 0
+
+
+def structure(rows: IntArray) -> tuple[bytes | None, tuple[tuple[int, int], ...] | None]:
+    """Describe the forward calls that led to a backward: all of them as a digest, and the outermost in words.
+
+    Each is told by its key and how many numbers autograd gave out during it. Calls that made no autograd node
+    (evaluation in between) do not count. None where there is nothing.
+    """
+    if len(rows) <= FEW_ROWS and not (rows[:, TASK] == FORWARD_TASK).any():
+        outer = tuple((row[KEY], row[SEQ1] - row[SEQ0]) for row in rows.tolist() if _grown(row))
+        return None, outer or None
+    grown = rows[(rows[:, SEQ1] > rows[:, SEQ0]) & (rows[:, KEY] > 0)]
+    traced, light = grown[grown[:, TASK] == FORWARD_TASK], grown[grown[:, TASK] == LIGHT_TASK]
+    top = np.concatenate((traced[top_level(traced[:, START], traced[:, END])], light))
+    size = top[:, SEQ1] - top[:, SEQ0]
+    fine = _digest(traced[:, KEY], traced[:, SEQ1] - traced[:, SEQ0]) if len(traced) else None
+    return fine, tuple(zip(top[:, KEY].tolist(), size.tolist(), strict=True)) or None
+
+
+def _grown(row: list[int]) -> bool:
+    return row[SEQ1] > row[SEQ0] and row[KEY] > 0 and row[TASK] == LIGHT_TASK
+
+
+def _digest(*columns: IntArray) -> bytes:
+    digest = hashlib.blake2b(digest_size=12)
+    for column in columns:
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.digest()

@@ -1,0 +1,100 @@
+"""Backward calls on a thread: logged always, recorded node by node in windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+from torchwatt.core.meter import Severity
+from torchwatt.tracing import kineto
+from torchwatt.tracing.conductor import Conductor
+from torchwatt.tracing.devices.watch import Watch
+from torchwatt.tracing.log import Log
+from torchwatt.tracing.rows import FULL, KEY, LIGHT_TASK, TASK, Backward
+from torchwatt.tracing.wrappers import Wrapped
+
+_warm = False  # the recorder's first use in a process takes some milliseconds
+
+
+class Windows:
+    """Opens and closes windows around backward calls."""
+
+    def __init__(self, clock_ns: Callable[[], int], note: Callable[[Severity, str, str], None]) -> None:
+        self._clock_ns = clock_ns
+        self.devices: Watch | None = None
+        self._note = note
+        self._broken = False
+
+    def warm_up(self) -> None:
+        """Use the recorder once before the first step has to pay for that."""
+        global _warm  # noqa: PLW0603 - it is libkineto that is warm, and it is the process's
+        problem = kineto.missing()
+        if problem:
+            self._broken = True
+            text = f"torch {torch.__version__} lacks {problem}: no backward layers"
+            self._note("warning", "TRACE_UNSUPPORTED", text)
+        elif not _warm and not kineto.user_is_profiling():
+            window = kineto.Window(self._clock_ns)
+            try:
+                if window.open():
+                    window.close()
+                    _warm = True
+            except Exception as error:
+                self._give_up(error)
+
+    def run(self, conductor: Conductor | None, log: Log, original: Wrapped, args: Any, kwargs: Any) -> Any:
+        """Run a backward call and log it."""
+        since, first = log.since, log.total()
+        log.stride.backwards += 1
+        kind = first - since, log.rows[-1][KEY] if log.rows else 0  # a cheap guess; exact structure comes later
+        window = self._open(conductor, log, kind)
+        start = self._clock_ns()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            end = self._clock_ns()
+            call = Backward(start, end, since, first, log.total(), light=False)
+            if window is not None:
+                self._close(conductor, window, kind, call)
+            log.backwards.append(call)
+            log.since = call.last
+
+    def _open(self, conductor: Conductor | None, log: Log, kind: Hashable) -> kineto.Window | None:
+        if conductor is None or self._broken or not _forward_is_known(log):
+            return None
+        if self.devices is not None and self.devices.is_on:
+            return None
+        try:
+            if not conductor.wants_window(log.stride, kind, self._clock_ns()):
+                return None
+            if kineto.user_is_profiling():
+                self._note("info", "PROFILER_BUSY", "another profiler was running: its backward calls have no window")
+                return None
+            window = kineto.Window(self._clock_ns)
+            return window if window.open() else None
+        except Exception as error:
+            self._give_up(error)
+            return None
+
+    def _close(self, conductor: Conductor | None, window: kineto.Window, kind: Hashable, call: Backward) -> None:
+        try:
+            call.nodes = window.close()
+            call.cost_ns = window.cost_ns
+            if conductor is not None:
+                conductor.window_taken(kind, window.cost_ns, call.end_ns)
+            if call.nodes is None:
+                self._note("info", "CLOCK_STEPPED", "the wall clock was set during a window: window dropped")
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        # A private interface of torch misbehaves: the user's backward goes on, without windows.
+        self._broken = True
+        self._note("warning", "WINDOW_FAILED", f"backward windows stopped: {type(error).__name__}: {error}")
+
+
+def _forward_is_known(log: Log) -> bool:
+    """Say whether the latest call was logged module by module: else nodes could not find their owners."""
+    return log.rows[-1][TASK] != LIGHT_TASK if log.rows else log.mode == FULL

@@ -1,0 +1,237 @@
+"""Device windows: the whole way on the CPU, with kernels put into the recorded files."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tracing.nets import Net, codes, traced, train
+from torchwatt.core.activity import Activity
+from torchwatt.core.errors import TraceError
+from torchwatt.core.terms import Slot
+from torchwatt.tracing.devices.exchange import (
+    read_activities,
+    read_ranges,
+    write_activities,
+    write_error,
+    write_ranges,
+)
+from torchwatt.tracing.devices.names import device_names
+from torchwatt.tracing.devices.spread import spread
+from torchwatt.tracing.devices.watch import Watch
+from torchwatt.tracing.traces.live import Live
+
+LAUNCHED = {"aten::addmm", "aten::mm", "aten::clamp_min_", "aten::mean"}
+
+
+def with_kernels(path):
+    """Put a launch into, and a kernel behind, every recorded operator of some names."""
+    trace = json.loads(path.read_text())
+    added, number = [], 0
+    for event in trace["traceEvents"]:
+        if event.get("cat") == "cpu_op" and event["name"] in LAUNCHED:
+            number += 1
+            launch = {k: event[k] for k in ("pid", "tid")} | {"ph": "X", "cat": "cuda_runtime", "dur": 0.1}
+            launch |= {
+                "name": "cudaLaunchKernel",
+                "ts": event["ts"] + event["dur"] / 2,
+                "args": {"correlation": number},
+            }
+            kernel = {"ph": "X", "cat": "kernel", "name": event["name"], "pid": 0, "tid": 7}
+            kernel |= {"ts": event["ts"] + event["dur"], "dur": event["dur"]}
+            kernel["args"] = {"device": 0, "stream": 7, "correlation": number, "grid": [1, 1, 1], "block": [32, 1, 1]}
+            added += [launch, kernel]
+    trace["traceEvents"] += added
+    path.write_text(json.dumps(trace))
+
+
+def watched(run, edit=with_kernels):
+    hub = run.tracer._hub
+    watch = Watch(hub.clock_ns, hub.note, {}, forced=True, edit=edit)
+    hub.watch_devices(watch)
+    return watch
+
+
+def names_of(activity, phase):
+    return {slot.fqn for slot in activity.slots if slot.phase == phase}
+
+
+def test_kernels_of_windows_reach_their_layers_and_the_other_steps_are_filled():
+    net = Net()
+    with traced(net) as run:
+        watch = watched(run)
+        train(net, 40)
+        folder = watch._jobs.folder
+    (activity,) = run.trace.activities
+    assert activity.device == "gpu:0"
+    layers = {"blocks.0.fc1", "blocks.0.act", "blocks.1.fc2", "head"}
+    assert layers <= names_of(activity, "forward")
+    assert {"blocks.0.fc1", "blocks.1.fc2", "head"} <= names_of(activity, "backward")
+    assert not any(slot.fqn.startswith("#") for slot in activity.slots)
+    assert activity.filled.any()
+    assert not activity.filled.all()
+    assert len(activity.steps) == 40
+    # Every step is either seen or filled: nothing of the loop is silence that means ignorance.
+    for start, end in activity.steps:
+        assert any(a <= end and start <= b for a, b in activity.covered)
+    assert not folder.exists()
+    assert not torch.autograd._profiler_enabled()
+
+
+def test_a_window_on_a_machine_without_kernels_leaves_no_activity():
+    net = Net()
+    with traced(net) as run:
+        watched(run, edit=None)
+        train(net, 20)
+    assert run.trace.activities == ()
+    assert "WINDOW_LOST" not in codes(run.trace)
+
+
+def test_inference_is_recorded_between_outermost_calls():
+    net = Net()
+    with traced(net) as run:
+        watched(run)
+        with torch.no_grad():
+            for _ in range(30):
+                net(torch.randn(8, 16))
+    (activity,) = run.trace.activities
+    assert {"blocks.0.fc1", "head"} <= names_of(activity, "forward")
+    assert names_of(activity, "backward") == set()
+
+
+def test_a_file_that_cannot_be_read_is_a_lost_window_and_not_a_lost_run():
+    net = Net()
+    with traced(net) as run:
+        watched(run, edit=lambda path: path.write_text("not a trace"))
+        train(net, 20)
+    assert run.trace.activities == ()
+    assert "WINDOW_LOST" in codes(run.trace)
+
+
+def test_the_user_s_profiler_is_never_stolen_by_a_device_window():
+    net = Net()
+    with traced(net) as run:
+        watch = watched(run)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof:
+            train(net, 12)
+        assert watch._jobs._count == 0
+    assert sum("aten::addmm" in e.key for e in prof.key_averages()) >= 1
+    assert "PROFILER_BUSY" in codes(run.trace)
+
+
+def test_a_session_that_ends_in_a_window_leaves_the_recorder_off_and_no_file():
+    net = Net()
+    with traced(net) as run:
+        watch = watched(run)
+        folder = watch._jobs.folder
+        for _ in range(50):
+            train(net, 1)
+            if watch.recording:
+                break
+        assert watch.recording
+    assert not torch.autograd._profiler_enabled()
+    assert not folder.exists()
+
+
+def test_no_budget_means_no_device_window():
+    net = Net()
+    with traced(net, overhead_budget=0) as run:
+        watch = watched(run)
+        train(net, 20)
+        assert watch._jobs._count == 0
+
+
+def activity(records, covered, fqn="a"):
+    table = np.array(records, dtype=np.int64).reshape(-1, 2)
+    n = len(table)
+    zeros = np.zeros(n, dtype=np.int64)
+    slots = (Slot(fqn, "forward"),)
+    return Activity("gpu:0", slots, zeros, table[:, 0], table[:, 1], zeros, zeros > 0, ("k",), zeros, (covered,))
+
+
+def test_an_unseen_step_is_the_nearest_window_stretched():
+    window = activity([(110, 120), (130, 150)], (100, 200))
+    found = spread([window], [(0, 50), (100, 190), (300, 500)], str.upper)
+    rows = sorted(zip(found.start_ns.tolist(), found.end_ns.tolist(), found.filled.tolist(), strict=True))
+    assert rows == [
+        (5, 10, True),
+        (15, 25, True),
+        (110, 120, False),
+        (130, 150, False),
+        (320, 340, True),
+        (360, 400, True),
+    ]
+    assert found.slots == (Slot("A", "forward"),)
+    assert found.covered == ((0, 50), (100, 200), (300, 500))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)).map(sorted), max_size=6),
+    st.lists(st.integers(1, 50), min_size=1, max_size=30),
+    st.integers(1, 5),
+)
+def test_filled_records_stay_inside_their_steps_and_keep_their_share(records, lengths, least):
+    window = activity([(a + 1000, b + 1000) for a, b in records], (1000, 1100))
+    steps, t = [], 2000
+    for length in lengths:
+        steps.append((t, t + length))
+        t += length
+    found = spread([window], steps, str, least)
+    filled = found.filled
+    assert np.all(found.start_ns[filled] >= 2000)
+    assert np.all(found.end_ns[filled] <= t)
+    busy = sum(b - a for a, b in records) / 100 * sum(lengths)
+    copies = -(-len(lengths) // least)
+    total = int((found.end_ns - found.start_ns)[filled].sum())
+    assert abs(total - busy) <= len(records) * copies  # one ns of rounding a record
+
+
+def test_what_passes_to_the_worker_and_back_is_the_same(tmp_path):
+    columns = [np.arange(3) + i for i in range(5)]
+    ranges = Live(*columns, np.array([0, 1, 0]), slots=(Slot("#1", "forward"), Slot("x", "other")))
+    write_ranges(tmp_path / "a", ranges)
+    back = read_ranges(tmp_path / "a")
+    assert back.slots == ranges.slots
+    assert np.array_equal(back.seq1, ranges.seq1)
+    one = activity([(1, 2), (3, 4)], (0, 9))
+    write_activities(tmp_path / "b", [one])
+    (again,) = read_activities(tmp_path / "b")
+    assert (again.device, again.slots, again.covered, again.signatures) == ("gpu:0", one.slots, ((0, 9),), ("k",))
+    assert np.array_equal(again.end_ns, one.end_ns)
+    write_error(tmp_path / "c", "why")
+    with pytest.raises(TraceError, match="why"):
+        read_activities(tmp_path / "c")
+    with pytest.raises(TraceError, match="cannot be read"):
+        read_activities(tmp_path / "none")
+
+
+def test_devices_are_known_by_their_uuid_whatever_their_number():
+    cuda = SimpleNamespace(
+        device_count=lambda: 3,
+        get_device_properties=lambda i: SimpleNamespace(uuid=["bb-2", "aa-1", "cc-3"][i]),
+    )
+    assert device_names(cuda, {"GPU-AA-1": "gpu:0", "GPU-bb-2": "gpu:1"}) == {
+        "gpu:0": "gpu:1",
+        "gpu:1": "gpu:0",
+        "gpu:2": "gpu:2 (no meter)",
+    }
+
+
+def test_the_cost_of_windows_is_booked_and_stays_in_the_budget():
+    net = Net(depth=4)
+    with traced(net) as run:
+        watched(run)
+        conductor = run.tracer._hub.stepping.conductor
+        began = time.monotonic()
+        train(net, 150)
+        elapsed = time.monotonic() - began
+        spent = conductor.budget.spent_ns["windows"]
+    assert spent > 0
+    first = 0.05  # s: the first window is taken whatever it costs
+    assert spent / 1e9 <= 0.01 * (elapsed + 2.0) + first

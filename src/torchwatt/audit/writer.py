@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 
+from torchwatt.audit.describe import csvw_json, datapackage_json
 from torchwatt.audit.rows import rows_by_table
 from torchwatt.audit.samples import SampleFormat, sample_file
 from torchwatt.audit.schema import TABLES
@@ -51,6 +52,8 @@ def bundle_files(report: Report, samples: SampleFormat = "auto") -> dict[str, by
     files = {f"{table.name}.csv": table_bytes(table, rows[table.name]) for table in TABLES if table.format == "csv"}
     name, content = sample_file(report, samples)
     files[name] = content
+    files["datapackage.json"] = datapackage_json(report.run_id, files)
+    files["csvw-metadata.json"] = csvw_json()
     files[MANIFEST] = manifest(files)
     return files
 

@@ -25,7 +25,7 @@ def _table(table: Table) -> dict[str, Any]:
         "columns": [_column(column) for column in table.columns],
         "primaryKey": list(table.key),
     }
-    # Its validator (csvw 4.1) takes an empty cell for a broken key, so optional ones are left to Frictionless and verify.
+    # Its validator (csvw 4.1) takes an empty cell for a broken key: optional ones are left to Frictionless and verify.
     keys = [_foreign_key(column) for column in table.columns if column.refers and (column.required or column.many)]
     return {
         "url": f"{table.name}.csv",

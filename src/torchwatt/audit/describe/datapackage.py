@@ -14,33 +14,33 @@ LARGEST = 1.7976931348623157e308  # stops INF and 1e400, which Frictionless take
 _TYPES = {"timestamp": "datetime"}
 
 
-def datapackage_json(run_id: str, files: Mapping[str, bytes]) -> bytes:
-    """Describe the files of one bundle, with their sizes and hashes."""
+def datapackage_json(run_id: str, files: Mapping[str, tuple[int, str]]) -> bytes:
+    """Describe the tables of one bundle; `files` holds the size and the SHA-256 of each."""
     package = {
         "name": f"torchwatt-{sha256(run_id.encode()).hexdigest()[:12]}",  # a name may hold no capitals or blanks
         "title": "Energy and carbon of one run, by torchwatt",
         "version": SCHEMA_VERSION,
         "run_id": run_id,
-        "resources": [_resource(table, name, files[name]) for table, name in _present(files)],
+        "resources": [_resource(table, name, *files[name]) for table, name in _present(files)],
     }
     return (json.dumps(package, indent=1, ensure_ascii=True) + "\n").encode()
 
 
-def _present(files: Mapping[str, bytes]) -> Iterator[tuple[Table, str]]:
+def _present(files: Mapping[str, tuple[int, str]]) -> Iterator[tuple[Table, str]]:
     for table in TABLES:
         for name in (f"{table.name}.csv", f"{table.name}.csv.gz", f"{table.name}.parquet"):
             if name in files:
                 yield table, name
 
 
-def _resource(table: Table, name: str, content: bytes) -> dict[str, Any]:
+def _resource(table: Table, name: str, size: int, digest: str) -> dict[str, Any]:
     common = {
         "name": table.name,
         "title": table.description,
         "path": name,
         "scheme": "file",
-        "bytes": len(content),
-        "hash": f"sha256:{sha256(content).hexdigest()}",
+        "bytes": size,
+        "hash": f"sha256:{digest}",
     }
     if name.endswith(".parquet"):
         # As a table, Frictionless checks the bytes of what it has unpacked; as a file, those on the disk.

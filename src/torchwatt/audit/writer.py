@@ -1,46 +1,99 @@
-"""Write a bundle: a folder of CSV files that appears whole or not at all, and is made once."""
+"""Write a bundle: a folder that appears whole or not at all, and is made once."""
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
-from io import StringIO
-from itertools import pairwise
 from pathlib import Path
 from secrets import token_hex
 
-from torchwatt.audit.lexical import to_cell
+from torchwatt.audit import chain
+from torchwatt.audit.describe import csvw_json, datapackage_json
 from torchwatt.audit.rows import rows_by_table
-from torchwatt.audit.schema import TABLES, Row, Table, Value
+from torchwatt.audit.samples import SampleFormat, sample_file
+from torchwatt.audit.schema import TABLES
+from torchwatt.audit.seal import MANIFEST, NO_SEAL, STATEMENT, Seal, digests, manifest, sign, statement
+from torchwatt.audit.table import table_bytes
 from torchwatt.core.errors import BundleError
 from torchwatt.core.report import Report
 
-MANIFEST = "MANIFEST.sha256"
 
-
-def write_bundle(report: Report, directory: str | os.PathLike[str]) -> Path:
+def write_bundle(
+    report: Report,
+    directory: str | os.PathLike[str],
+    *,
+    samples: SampleFormat = "auto",
+    overwrite: bool = False,
+    seal: Seal = NO_SEAL,
+) -> Path:
     """Write the report as a bundle and return the folder.
 
     The files are written to a hidden folder beside it, flushed to the disk and renamed, so a crash leaves
     no half bundle under the name. `MANIFEST.sha256` can be checked with `sha256sum -c`.
+
+    Args:
+        report: What to write. The same report gives the same bytes.
+        directory: The folder to make.
+        samples: `parquet`, `csv.gz`, or `auto`: Parquet where pyarrow is installed.
+        overwrite: Replace an older bundle of that name; anything but a bundle is never replaced.
+        seal: A chain to add the bundle to, a key to sign it with.
 
     Raises:
         BundleError: The folder exists and is not empty, cannot be written, or the report holds a number
             that is not finite.
     """
     target = Path(directory).absolute()
-    _refuse_existing(target)
-    files = {f"{table.name}.csv": table_bytes(table, rows) for table, rows in _tables(report)}
-    files[MANIFEST] = _manifest(files)
+    _refuse_existing(target, overwrite=overwrite)
+    return write_files(table_files(report, samples), target, run_id=report.run_id, overwrite=overwrite, seal=seal)
+
+
+def table_files(report: Report, samples: SampleFormat = "auto") -> dict[str, bytes]:
+    """Return the tables of a bundle by file name."""
+    rows = rows_by_table(report)
+    files = {f"{table.name}.csv": table_bytes(table, rows[table.name]) for table in TABLES if table.format == "csv"}
+    name, content = sample_file(report, samples)
+    return files | {name: content}
+
+
+def write_files(
+    tables: Mapping[str, bytes],
+    directory: str | os.PathLike[str],
+    *,
+    run_id: str,
+    overwrite: bool = False,
+    seal: Seal = NO_SEAL,
+) -> Path:
+    """Write tables with their descriptions, manifest and statement; see `write_bundle`."""
+    target = Path(directory).absolute()
+    _refuse_existing(target, overwrite=overwrite)
+    files = dict(tables)
+    sizes = {name: (len(tables[name]), digest) for name, digest in digests(tables).items()}
+    files["datapackage.json"] = datapackage_json(run_id, sizes)
+    files["csvw-metadata.json"] = csvw_json()
+    listed = digests(files)
+    files[MANIFEST] = manifest(listed)
+    if seal.chain is None:
+        return _write_folder(target, files | {STATEMENT: statement(listed, run_id, None)}, seal.key)
+    with chain.locked(seal.chain) as ledger:
+        link = chain.next_link(seal.chain, run_id, target.name, sha256(files[MANIFEST]).hexdigest())
+        _write_folder(target, files | {STATEMENT: statement(listed, run_id, link)}, seal.key)
+        chain.append(ledger, link)
+    return target
+
+
+def _write_folder(target: Path, files: Mapping[str, bytes], key: Path | None) -> Path:
     hidden = target.with_name(f".{target.name}.{token_hex(4)}.part")
     try:
         hidden.mkdir(parents=True)
         for name, content in files.items():
             _write(hidden / name, content)
-        hidden.rename(target)
+        if key is not None:
+            sign(hidden / STATEMENT, key)
+        with _moved_away(target):
+            hidden.rename(target)
     except OSError as error:
         raise BundleError(f"cannot write the bundle {target}: {error.strerror or error}") from error
     finally:
@@ -48,64 +101,30 @@ def write_bundle(report: Report, directory: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _refuse_existing(target: Path) -> None:
+def _refuse_existing(target: Path, *, overwrite: bool) -> None:
     if target.is_dir() and not any(target.iterdir()):
         return
-    if target.exists():
+    if target.exists() and not (overwrite and (target / MANIFEST).is_file()):
+        hint = "only a bundle can be replaced" if overwrite else "a bundle is made once"
         raise BundleError(
-            f"{target} exists and is not an empty folder; a bundle is made once: "
-            "give another folder, or move this one away"
+            f"{target} exists and is not an empty folder; {hint}: give another folder, or move this one away"
         )
 
 
-def _tables(report: Report) -> Iterable[tuple[Table, list[Row]]]:
-    rows = rows_by_table(report)
-    return ((table, rows[table.name]) for table in TABLES)
-
-
-def table_bytes(table: Table, rows: Iterable[Row]) -> bytes:
-    """Return one CSV file: RFC 4180 but with LF, UTF-8 without BOM, rows in the order of the key.
-
-    Raises:
-        BundleError: A value does not fit its column, or two rows have the same key.
-    """
-    buffer = StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n", strict=True)
-    writer.writerow(table.header)
-    ordered = sorted(rows, key=lambda row: _key(table, row))
-    _refuse_twins(table, ordered)
-    writer.writerows(_cells(table, row) for row in ordered)
-    return buffer.getvalue().encode()
-
-
-def _key(table: Table, row: Row) -> tuple[tuple[float, str], ...]:
-    return tuple(_sortable(row.get(name)) for name in table.key)
-
-
-def _sortable(value: Value) -> tuple[float, str]:
-    return (value, "") if isinstance(value, int | float) else (0, str(value))
-
-
-def _refuse_twins(table: Table, ordered: list[Row]) -> None:
-    keys = [tuple(row.get(name) for name in table.key) for row in ordered]
-    for before, after in pairwise(keys):
-        if before == after:
-            raise BundleError(f"{table.name}: two rows for {dict(zip(table.key, after, strict=True))}")
-
-
-def _cells(table: Table, row: Row) -> list[str]:
-    cells = []
-    for column in table.columns:
-        try:
-            cells.append(to_cell(row.get(column.name), column))
-        except BundleError as error:
-            raise BundleError(f"{table.name} {_key(table, row)}: {error}") from error
-    return cells
-
-
-def _manifest(files: dict[str, bytes]) -> bytes:
-    lines = (f"{sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items()))
-    return "".join(lines).encode()
+@contextmanager
+def _moved_away(target: Path) -> Iterator[None]:
+    """Keep an old bundle aside until the new one is in its place."""
+    if not (target / MANIFEST).is_file():
+        yield
+        return
+    aside = target.with_name(f".{target.name}.{token_hex(4)}.old")
+    target.rename(aside)
+    try:
+        yield
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside)
 
 
 def _write(path: Path, content: bytes) -> None:

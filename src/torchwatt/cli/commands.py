@@ -12,6 +12,8 @@ from torchwatt.cli.doctor import doctor
 from torchwatt.cli.script import run_script
 from torchwatt.cli.show import show
 
+FINDINGS = 1  # the exit code of a bundle that does not hold; 2 is no bundle, or a wrong use
+
 
 def _options(asked: argparse.Namespace) -> dict[str, Any]:
     return {
@@ -36,6 +38,14 @@ def _show(asked: argparse.Namespace) -> int:
     return show(asked.directory, everything=asked.all)
 
 
+def _verify(asked: argparse.Namespace) -> int:
+    from torchwatt.audit import verify
+
+    found = verify(asked.directory, chain=asked.chain, runs=asked.runs, allowed_signers=asked.allowed_signers)
+    print(found)
+    return 0 if found.ok else FINDINGS
+
+
 def _demo(asked: argparse.Namespace) -> int:
     from torchwatt.cli.demo import demo
 
@@ -53,6 +63,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "doctor": _doctor,
     "calibrate": _calibrate,
     "show": _show,
+    "verify": _verify,
     "demo": _demo,
     "attribute": attribute,
 }

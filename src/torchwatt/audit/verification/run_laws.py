@@ -10,6 +10,7 @@ from torchwatt.audit.schema import Row, Value
 from torchwatt.audit.verification.derived import same
 from torchwatt.audit.verification.facts import Facts, number, text
 from torchwatt.audit.verification.finding import Findings
+from torchwatt.core.ledger import EDGE_S, FULL_COVERAGE
 from torchwatt.core.terms import PROVENANCES
 
 Z90 = 1.6448536269514722  # half width of a two-sided 90 % interval, in standard deviations
@@ -48,7 +49,7 @@ def _energies(facts: Facts) -> Iterator[Expected]:
     us = [number(row, "energy_u_j") for row in counted]
     known = [u for u in us if u is not None]
     yield "energy_it_u_j", sqrt(fsum(u * u for u in known)) if counted and len(known) == len(us) else None, 0.0
-    lo_j, hi_j = _interval(counted, total_j)
+    lo_j, hi_j = _interval(counted, total_j, number(facts.run, "duration_s") or 0.0)
     yield "energy_it_lo_j", lo_j, total_j or 0.0
     yield "energy_it_hi_j", hi_j, 0.0
     order = [list[str](PROVENANCES).index(text(row, "provenance")) for row in counted if row["provenance"]]
@@ -65,19 +66,24 @@ def _energies(facts: Facts) -> Iterator[Expected]:
     yield "measurement_level", _level(counted), 0.0
 
 
-def _interval(counted: list[Row], total_j: float | None) -> tuple[float | None, float | None]:
-    """Reading errors in quadrature; bands are common to all joules of a meter, so they are added."""
+def _interval(counted: list[Row], total_j: float | None, run_s: float) -> tuple[float | None, float | None]:
+    """Reading errors in quadrature; bands are common to all joules of a meter, so they are added.
+
+    None where a meter states no band, or was away for a part of the run.
+    """
     if total_j is None:
         return None, None
     lows, highs, us = [], [], []
     for row in counted:
         energy_j, u_j = number(row, "energy_j") or 0.0, number(row, "energy_u_j")
         lo, hi = number(row, "sensor_accuracy_lo_rel"), number(row, "sensor_accuracy_hi_rel")
-        if u_j is None and (lo is None or hi is None):
+        missing = 1.0 - (number(row, "coverage_ratio") or 0.0)
+        whole = missing <= 1.0 - FULL_COVERAGE or missing * run_s <= EDGE_S
+        if lo is None or hi is None or not whole:
             return None, None
         us.append(u_j or 0.0)
-        lows.append(energy_j * (lo or 0.0))
-        highs.append(energy_j * (hi or 0.0))
+        lows.append(energy_j * lo)
+        highs.append(energy_j * hi)
     reading_j = Z90 * sqrt(fsum(u * u for u in us))
     return max(total_j + fsum(lows) - reading_j, 0.0), total_j + fsum(highs) + reading_j
 

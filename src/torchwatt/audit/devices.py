@@ -31,6 +31,7 @@ def device_rows(report: Report) -> Iterator[Row]:
             "counts_toward_total": domain in ledgers,
             **_meter(meters.get(domain), report.run_id),
             **_known(ledgers.get(domain), curves.get(domain)),
+            **_counter(ledgers.get(domain), meters.get(domain)),
             **_unavailable(report, domain),
         }
 
@@ -85,11 +86,26 @@ def _known(ledger: Ledger | None, curve: EnergyCurve | None) -> Row:
         "method": ledger.method,
         "provenance": ledger.provenance,
         "how_known": ledger.sentence,
+        **_cross_check(ledger.cross_check_j, ledger.energy_j),
+    }
+
+
+def _counter(ledger: Ledger | None, meter: Meter | None) -> Row:
+    """Give the two readings of the counter, and how far they explain the joules."""
+    channel = meter.channel("counter") if meter is not None else None
+    if ledger is None or ledger.counter_start_raw is None or ledger.counter_end_raw is None:
+        return {}
+    wraps, modulus = ledger.counter_wraps or 0, (channel.modulus if channel is not None else None) or 0
+    unit_j = ledger.counter_unit_j or 0.0
+    difference_j = (ledger.counter_end_raw - ledger.counter_start_raw + wraps * modulus) * unit_j
+    return {
         "counter_start_raw": ledger.counter_start_raw,
         "counter_end_raw": ledger.counter_end_raw,
-        "counter_unit_j": ledger.counter_unit_j,
-        "counter_wraps": ledger.counter_wraps,
-        **_cross_check(ledger.cross_check_j, ledger.energy_j),
+        "counter_unit_j": unit_j,
+        "counter_wraps": wraps,
+        "counter_modulus_raw": modulus,
+        "counter_difference_j": difference_j,
+        "counter_gap_j": ledger.energy_j - difference_j,
     }
 
 

@@ -1,4 +1,4 @@
-"""Read a bundle back; every complaint names the file, the row and the column."""
+"""Read the CSV tables of a bundle back; every complaint names the file, the row and the column."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchwatt.core.errors import BundleError
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The rows of a bundle by table, cells parsed to the types of the schema; None is missing."""
+    """The rows of the CSV tables by name, cells parsed to the types of the schema; None is missing."""
 
     directory: Path
     tables: Mapping[str, tuple[Row, ...]]
@@ -31,7 +31,7 @@ class Bundle:
 
 
 def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
-    """Read all tables of a bundle.
+    """Read the CSV tables of a bundle; for the samples see `read_samples`.
 
     A newer minor version may have more columns at the end of a table; they are left out.
 
@@ -39,7 +39,7 @@ def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
         BundleError: A file is missing or malformed, or the bundle is of another major version.
     """
     folder = Path(directory)
-    tables = {table.name: _read(folder / f"{table.name}.csv", table) for table in TABLES}
+    tables = {table.name: _read(folder / f"{table.name}.csv", table) for table in TABLES if table.format == "csv"}
     bundle = Bundle(folder, tables)
     if len(bundle["run"]) != 1:
         raise BundleError(f"{folder / 'run.csv'}: expected one row, found {len(bundle['run'])}")

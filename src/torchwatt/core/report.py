@@ -64,6 +64,8 @@ class Report:
     exit_reason: str = ""
     software: Mapping[str, str] = field(default_factory=dict)  # torchwatt, python, torch, os, ...
     carbon_hint: str = ""  # how to get grams, where there are none
+    # What only the user can know, by column of the audit table `run`: {"organisation": "ACME", "persona": "provider"}.
+    declared: Mapping[str, str | float | bool] = field(default_factory=dict)
 
     @property
     def duration_s(self) -> float:

@@ -1,0 +1,107 @@
+"""`window`, `layer`, `hourly`, `sample`: the joules of the domains, cut four ways."""
+
+from __future__ import annotations
+
+from torchwatt.audit.schema.model import (
+    DEVICE_ID,
+    RUN_ID,
+    Table,
+    boolean,
+    integer,
+    method,
+    number,
+    provenance,
+    string,
+    timestamp,
+)
+from torchwatt.core.terms import PHASES
+
+WINDOW_KINDS = (
+    "load", "compile", "warmup", "idle", "steady_state", "step", "epoch", "prefill", "decode", "cell", "nested",
+    "other",
+)  # fmt: skip
+
+WINDOW = Table(
+    "window",
+    ("run_id", "window_id"),
+    "parts of the run, by time: steps and nested sessions; their joules are inside the run's and never added to them",
+    (
+        RUN_ID,
+        integer("window_id", "1", "0, 1, 2, ...", required=True, minimum=0),
+        string("name", "what the user called it, or the step's number"),
+        string("kind", "what it was", required=True, values=WINDOW_KINDS),
+        integer("t_start_ns", "ns", "since the start of the run, monotonic", required=True),
+        integer("t_end_ns", "ns", "since the start of the run, monotonic", required=True),
+        number("energy_j", "J", "of all counting domains; empty: one of them was not known then", minimum=0),
+        number("energy_u_j", "J", "standard uncertainty of reading the meters", minimum=0),
+        provenance("provenance", "the weakest of the domains"),
+        number("units", "1", "functional units inside", minimum=0),
+        integer("parent_window_id", "1", "the window around it", minimum=0),
+        string("cell_id", "of the notebook"),
+    ),
+)
+
+LAYER = Table(
+    "layer",
+    ("run_id", "device_id", "fqn", "phase"),
+    "every joule of every counting domain once: layers by phase, and the reserved rows",
+    (
+        RUN_ID,
+        DEVICE_ID,
+        string("fqn", "module name as in state_dict, or (idle), (unattributed), ...", required=True),
+        string("phase", "what it did", required=True, values=PHASES),
+        boolean("reserved", "true: not a module", required=True),
+        string("module_class", "class of the module"),
+        integer("params", "1", "parameters of the module itself", minimum=0),
+        integer("param_bytes", "By", "their size", minimum=0),
+        integer("calls", "1", "how often it ran", required=True, minimum=0),
+        number("time_self_s", "s", "time without children", required=True, minimum=0),
+        number("energy_self_j", "J", "without children; adds up to device.energy_j", required=True),
+        number("energy_self_lo_j", "J", "90 % interval"),
+        number("energy_self_hi_j", "J", "90 % interval"),
+        number("energy_static_j", "J", "the static part of energy_self_j"),
+        number("energy_dynamic_j", "J", "the rest of energy_self_j", derived="energy_self_j-energy_static_j"),
+        number("energy_share", "1", "of device.energy_j", derived="energy_self_j/device_energy_j"),
+        number("energy_per_call_j", "J", "of one call", derived="energy_self_j/calls"),
+        method("how the part of the domain was found", required=True),
+        provenance("provenance", "how it is known", required=True),
+        number(
+            "carried_share", "1", "part of time_self_s carried over from traced windows", required=True,
+            minimum=0, maximum=1,
+        ),
+        string("module_parent", "fqn of the module around it"),
+        integer("rank", "1", "process of a distributed job", minimum=0),
+        number("flops", "{FLOP}", "operations of all calls", minimum=0),
+        number("bytes_moved", "By", "memory traffic of all calls", minimum=0),
+        string("dtype", "last seen"),
+    ),
+)  # fmt: skip
+
+HOURLY = Table(
+    "hourly",
+    ("run_id", "hour_utc", "device_id"),
+    "the joules of every counting domain by hour of the world's clock, for factors that change by the hour",
+    (
+        RUN_ID,
+        timestamp("hour_utc", "start of the hour", required=True),
+        DEVICE_ID,
+        number("energy_j", "J", "in this hour; adds up to device.energy_j", required=True, minimum=0),
+        number("energy_u_j", "J", "standard uncertainty of reading the meter", minimum=0),
+        provenance("provenance", "how it is known", required=True),
+    ),
+)
+
+SAMPLE = Table(
+    "sample",
+    ("run_id", "device_id", "t_ns"),
+    "the energy curve of each domain; power is the mean since the point before",
+    (
+        RUN_ID,
+        DEVICE_ID,
+        integer("t_ns", "ns", "since the start of the run, monotonic", required=True),
+        number("power_w", "W", "mean since the previous point; empty on the first", minimum=0),
+        number("energy_j", "J", "since the first point of the domain", required=True, minimum=0),
+        provenance("provenance", "how it is known", required=True),
+    ),
+    format="parquet",
+)

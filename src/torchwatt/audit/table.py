@@ -1,0 +1,59 @@
+"""Rows to the bytes of one CSV file, in the order of the key."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from datetime import datetime
+from io import StringIO
+from itertools import pairwise
+
+from torchwatt.audit.lexical import to_cell
+from torchwatt.audit.schema import Row, Table, Value
+from torchwatt.core.errors import BundleError
+
+Key = tuple[tuple[float, str], ...]
+
+
+def table_bytes(table: Table, rows: Iterable[Row]) -> bytes:
+    """Return one CSV file: RFC 4180 but with LF, UTF-8 without BOM, rows in the order of the key.
+
+    Raises:
+        BundleError: A value does not fit its column, two rows have the same key, or a row has an unknown column.
+    """
+    buffer = StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n", strict=True)
+    writer.writerow(table.header)
+    ordered = sorted(rows, key=lambda row: key_of(table, row))
+    _refuse_twins(table, ordered)
+    writer.writerows(_cells(table, row) for row in ordered)
+    return buffer.getvalue().encode()
+
+
+def key_of(table: Table, row: Row) -> Key:
+    """Return what rows are sorted by: numbers as numbers, text by code point as it is, not as it is escaped."""
+    return tuple(sortable(row.get(name)) for name in table.key)
+
+
+def sortable(value: Value) -> tuple[float, str]:
+    """Return one part of a key."""
+    if isinstance(value, datetime):
+        return value.timestamp(), ""
+    return (value, "") if isinstance(value, int | float) else (0, str(value))
+
+
+def _refuse_twins(table: Table, ordered: list[Row]) -> None:
+    keys = [tuple(row.get(name) for name in table.key) for row in ordered]
+    for before, after in pairwise(keys):
+        if before == after:
+            raise BundleError(f"{table.name}: two rows for {dict(zip(table.key, after, strict=True))}")
+
+
+def _cells(table: Table, row: Row) -> list[str]:
+    cells = []
+    for column in table.columns:
+        try:
+            cells.append(to_cell(row.get(column.name), column))
+        except BundleError as error:
+            raise BundleError(f"{table.name} {key_of(table, row)}: {error}") from error
+    return cells

@@ -37,7 +37,7 @@ def _one(subject: str, kind: str, devices: Sequence[Embodied], duration_s: float
     factors = tuple(dict.fromkeys(factor for group in counted for factor in group))
     names = _names(factors)
     criterion, unit, scale = _CRITERIA[kind]
-    terms = [(n, *(names[factor] for factor in group)) for group, n in counted.items()]
+    terms = [(n, names[total], names[share], names[life]) for (total, share, life), n in counted.items()]
 
     def compute(at: Mapping[str, float]) -> float:
         parts = (n * at[total] * at[share] / at[life] for n, total, share, life in terms)

@@ -48,8 +48,8 @@ def _one(device: str, found: Mapping[str, Factor]) -> Embodied:
     missing = [kind for kind in ("lifetime", "share") if kind not in found]
     if not totals or missing:
         raise FactorError(
-            f"{device}: embodied emissions need a total ({', '.join(_KINDS)}), a lifetime in years and the share of the "
-            f"device that was reserved; missing: {', '.join(missing) or 'the total'}"
+            f"{device}: embodied emissions need a total ({', '.join(_KINDS)}), a lifetime in years and the share of "
+            f"the device that was reserved; missing: {', '.join(missing) or 'the total'}"
         )
     return Embodied(device, found["lifetime"], found["share"], totals)
 

@@ -139,10 +139,12 @@ def utc_time(text: str) -> datetime:
 
 def _check_range(where: str, factor: Factor) -> None:
     least = 1.0 if factor.kind == "pue" else 0.0
-    if factor.value < least or (factor.kind in {"lifetime"} and factor.value == 0):
+    if factor.value < least or (factor.kind == "lifetime" and 0 in {factor.value, factor.lo}):
         raise FactorError(f"{where}: {factor.kind} {factor.value!r} is not possible")
     if factor.kind == "share" and factor.value > 1:
         raise FactorError(f"{where}: a share is at most 1, found {factor.value!r}")
+    if factor.lo is not None and factor.lo < least:
+        raise FactorError(f"{where}: lo {factor.lo!r} is not possible for {factor.kind}")
     if (factor.lo is None) != (factor.hi is None):
         raise FactorError(f"{where}: give both lo and hi, or neither")
     if factor.lo is not None and factor.hi is not None and not factor.lo <= factor.value <= factor.hi:

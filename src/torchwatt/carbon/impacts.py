@@ -1,4 +1,4 @@
-"""Grams, and what else a kilowatt-hour costs: the formula written beside the number, and nothing where a part is unknown."""
+"""Grams, and what else a kilowatt-hour costs, with the formula written beside the number."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from math import fsum
 from torchwatt.carbon.arithmetic import Quantity, combine
 from torchwatt.carbon.usage import Subject
 from torchwatt.core.factor import Factor, Impact
+from torchwatt.core.hours import hour_start
 from torchwatt.core.terms import Provenance, weakest
 from torchwatt.core.units import J_PER_KWH
 
@@ -47,8 +48,6 @@ def weighted(factors: tuple[Factor, ...], subject: Subject) -> Quantity:
     if len(factors) == 1:
         return quantity(factors[0])
     by_start = {factor.valid_from: factor for factor in factors}
-    from torchwatt.core.hours import hour_start
-
     pairs = [(joules, by_start[hour_start(hour)]) for hour, joules in subject.hourly_j.items()]
     total_j = fsum(joules for joules, _ in pairs)
     if total_j <= 0:
@@ -96,7 +95,8 @@ def water_impact(subject: Subject, grid: Factor | None, site: Site) -> Impact | 
         own = at.get("wue", 0.0)
         return at["energy_j"] / J_PER_KWH * (own + at.get("pue", 1.0) * at.get("grid_wue", 0.0))
 
-    return _impact(subject, ("wcf", "L", "location"), f"energy_j/3.6e6*({'+'.join(terms)})", litres, inputs, tuple(parts))
+    text = f"energy_j/3.6e6*({'+'.join(terms)})"
+    return _impact(subject, ("wcf", "L", "location"), text, litres, inputs, tuple(parts))
 
 
 def _times(*names: str) -> Compute:
@@ -111,7 +111,7 @@ def _times(*names: str) -> Compute:
     return product
 
 
-def _impact(  # noqa: PLR0913, PLR0917  # one row of the table
+def _impact(  # one row of the table
     subject: Subject,
     what: tuple[str, str, str],
     formula: str,

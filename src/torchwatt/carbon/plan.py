@@ -1,4 +1,4 @@
-"""From what the user gave to the numbers that will be applied: user, facility, hourly file, yearly table, in this order.
+"""From what the user gave to the numbers that will be applied, in the order user, facility, hourly file, yearly table.
 
 Nothing is looked up on a network and nothing stands in for a place that was not named.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from os import PathLike
 from pathlib import Path
 
 from torchwatt.carbon.declared import Ranged, declared_intensity, declared_market, resolve_pue
@@ -24,7 +25,7 @@ from torchwatt.core.factor import Factor
 
 MARKET_KINDS = ("contract_gwp", "residual_mix")
 OTHER_KINDS = ("grid_adpe", "grid_pe", "grid_wue")
-Paths = str | Path | Sequence[str | Path]
+Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def plan(asked: Asked, at: datetime, extra: Iterable[Grid] = ()) -> Plan:
 def _files(paths: Paths | None) -> tuple[list[Line], list[Grid]]:
     lines: list[Line] = []
     histories: list[Grid] = []
-    for path in [] if paths is None else [paths] if isinstance(paths, str | Path) else paths:
+    for path in [] if paths is None else [paths] if isinstance(paths, str | PathLike) else paths:
         text = _text(Path(path))
         if is_history(text.partition("\n")[0]):
             histories.append(read_history(Path(path), text))
@@ -119,7 +120,8 @@ def _by_kind(factors: Iterable[Factor]) -> dict[str, Factor]:
     for factor in factors:
         kind = "market" if _is_market(factor) else factor.kind
         if kind in found:
-            raise FactorError(f"factors=: two numbers for {kind} ({found[kind].value!r} and {factor.value!r}): keep one")
+            both = f"{found[kind].value!r} and {factor.value!r}"
+            raise FactorError(f"factors=: two numbers for {kind} ({both}): keep one")
         found[kind] = factor
     return found
 

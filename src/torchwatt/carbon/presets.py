@@ -66,7 +66,9 @@ def facility(name: str, at: datetime) -> tuple[Factor, ...]:
             "give current numbers by pue= and factors="
         )
     found = [
-        _factor("grid_gwp", GRID_UNIT, site.mix_g_per_kwh, site, "the operator's number for the country; it names Ember"),
+        _factor(
+            "grid_gwp", GRID_UNIT, site.mix_g_per_kwh, site, "of the country, as the operator uses it; it names Ember"
+        ),
         _factor("pue", "1", site.pue, site, "yearly PUE of the site; this hall and hour may differ"),
     ]
     if site.wue_l_per_kwh is not None:

@@ -13,6 +13,7 @@ from torchwatt.carbon.plan import Plan
 from torchwatt.carbon.second import PE_FLAG
 from torchwatt.carbon.usage import Note, Subject, Usage
 from torchwatt.core.factor import Factor, Impact, identified
+from torchwatt.core.hours import hour_of
 
 _DEVICE = "device:"
 
@@ -71,8 +72,6 @@ def _of(grid: tuple[Factor, ...], subject: Subject) -> tuple[Factor, ...]:
     """Keep the hours in which the subject has joules to weigh them with."""
     if len(grid) == 1:
         return grid
-    from torchwatt.core.hours import hour_of
-
     return tuple(f for f in grid if f.valid_from is not None and hour_of(f.valid_from) in subject.hourly_j)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from math import isclose
 
 from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.ledger import Ledger
 from torchwatt.core.report import Report
 from torchwatt.core.terms import Provenance
 from torchwatt.core.units import NS_PER_S
@@ -42,17 +43,20 @@ def hour_of(instant: datetime) -> int:
 
 
 def hour_energies(report: Report) -> tuple[HourEnergy, ...]:
-    """Cut the curve of every counted domain at the hours of UTC."""
-    counted = {str(ledger.domain) for ledger in report.ledgers}
-    curves = [curve for curve in report.curves if str(curve.domain) in counted]
-    return tuple(item for curve in curves for item in _hours(curve, report.start_unix_ns - report.start_ns))
+    """Cut every counted domain at the hours of UTC; a domain whose curve is not its ledger's is left out."""
+    curves = {str(curve.domain): curve for curve in report.curves}
+    return tuple(item for x in report.ledgers for item in _hours(report, x, curves.get(str(x.domain))))
 
 
-def _hours(curve: EnergyCurve, unix_minus_monotonic_ns: int) -> Iterator[HourEnergy]:
+def _hours(report: Report, ledger: Ledger, curve: EnergyCurve | None) -> Iterator[HourEnergy]:
     """Take differences of the cumulative curve, so that the hours add up to it whatever the cuts."""
-    first = (curve.start_ns + unix_minus_monotonic_ns) // NS_PER_HOUR
-    last = (curve.end_ns + unix_minus_monotonic_ns - 1) // NS_PER_HOUR
-    inner = [hour * NS_PER_HOUR - unix_minus_monotonic_ns for hour in range(first + 1, last + 1)]
-    cuts = [curve.start_ns, *inner, curve.end_ns]
-    for hour, (start_ns, end_ns) in enumerate(pairwise(cuts), first):
-        yield HourEnergy(hour, str(curve.domain), curve.between(start_ns, end_ns), curve.provenance)
+    name, offset_ns = str(ledger.domain), report.start_unix_ns - report.start_ns
+    if report.start_unix_ns // NS_PER_HOUR == (report.end_ns + offset_ns) // NS_PER_HOUR:
+        yield HourEnergy(report.start_unix_ns // NS_PER_HOUR, name, ledger.energy_j, ledger.provenance)
+        return
+    if curve is None or not isclose(curve.total_j, ledger.energy_j, rel_tol=1e-9, abs_tol=1e-9):
+        return
+    last = (curve.end_ns + offset_ns - 1) // NS_PER_HOUR
+    for hour in range((curve.start_ns + offset_ns) // NS_PER_HOUR, last + 1):
+        start_ns = hour * NS_PER_HOUR - offset_ns
+        yield HourEnergy(hour, name, curve.between(start_ns, start_ns + NS_PER_HOUR), ledger.provenance)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from torchwatt.carbon import Asked, Plan, plan
 from torchwatt.core.errors import ConfigError
-from torchwatt.core.factor import Factor
 from torchwatt.sensors import Feed
 
 DEFAULT_BASELINE_S = 0.2
@@ -18,11 +19,10 @@ DEFAULT_BASELINE_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Checked options of one session; `grid` and `pue` are resolved factors."""
+    """Checked options of one session; `carbon` holds resolved factors."""
 
     name: str = "run"
-    grid: Factor | None = None
-    pue: Factor | None = None
+    carbon: Plan = field(default_factory=Plan)
     layers: bool = True
     overhead_budget: float = 0.01
     baseline_s: float = DEFAULT_BASELINE_S
@@ -37,11 +37,8 @@ def options(given: Mapping[str, Any]) -> Options:
 
     Raises:
         ConfigError: An option is impossible; the message names it and the fix.
-        FactorError: The region is in no table.
+        FactorError: The region or the facility is in no table, or a file of factors cannot be read.
     """
-    # codecarbon's tables take a second to load: only when a place is named.
-    from torchwatt.carbon import resolve_intensity, resolve_pue
-
     layers = given["layers"]
     if layers not in {"on", "off"}:
         raise ConfigError(f"layers={layers!r}: give 'on' or 'off'")
@@ -50,8 +47,7 @@ def options(given: Mapping[str, Any]) -> Options:
     csv, html = _target("csv", given["csv"]), _target("html", given["html"])
     return Options(
         name=str(given["name"] or "run"),
-        grid=resolve_intensity(given["region"], intensity_g_per_kwh=given["intensity_g_per_kwh"]),
-        pue=resolve_pue(given["pue"]),
+        carbon=plan(carbon_asked(given), datetime.now(UTC)),
         layers=layers == "on",
         overhead_budget=budget,
         baseline_s=baseline_s,
@@ -60,6 +56,11 @@ def options(given: Mapping[str, Any]) -> Options:
         powercap_root=None if given["powercap_root"] is None else Path(given["powercap_root"]),
         feed=given["feed"],
     )
+
+
+def carbon_asked(given: Mapping[str, Any]) -> Asked:
+    """Return what concerns grams; options that were not given are None."""
+    return Asked(**{item.name: given.get(item.name) for item in fields(Asked)})
 
 
 def _number(name: str, value: Any, *, low: float, high: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -35,7 +35,10 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         model: Names its modules as in `state_dict`. Without it, modules are found and named by themselves.
         region: Where the electricity comes from ("FRA", "USA/california"); without it there are no grams.
         intensity_g_per_kwh: Your own number for the grid, instead of a region's.
-        pue: Facility energy over IT energy, at least 1; grams only.
+        market: gCO2e/kWh of your electricity contract, for a market-based total beside the location-based one.
+        facility: A site with published PUE, water and grid mix, such as "scaleway/fr-par-2".
+        pue: Facility energy over IT energy, at least 1, or (value, lo, hi); grams only.
+        factors: Your own file of factors, or an Electricity Maps history file, or several.
         name: Shown in reports.
         layers: "on" or "off"; off meters only.
         overhead_budget: Part of the time that looking into backward passes may cost.
@@ -56,7 +59,10 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         *,
         region: str | None = None,
         intensity_g_per_kwh: float | None = None,
-        pue: float | None = None,
+        market: float | None = None,
+        facility: str | None = None,
+        pue: float | tuple[float, float, float] | None = None,
+        factors: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         name: str | None = None,
         layers: str = "on",
         overhead_budget: float = 0.01,

@@ -34,7 +34,7 @@ def server():
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.server.asked.append((urlsplit(self.path), dict(self.headers)))
+            self.server.asked.append((urlsplit(self.path), {k.lower(): v for k, v in self.headers.items()}))
             body = (
                 self.server.answer if isinstance(self.server.answer, bytes) else json.dumps(self.server.answer).encode()
             )

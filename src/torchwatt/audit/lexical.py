@@ -11,14 +11,17 @@ from torchwatt.audit.schema import Column, Value
 from torchwatt.core.errors import BundleError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 # Python's own int() and float() also take "1_000", "INF" and Arabic digits, which other readers do not.
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"-?[0-9]+")
-_STAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+TIME_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z"
+_STAMP = re.compile(TIME_PATTERN)
 
 # A spreadsheet runs a cell that starts with one of these as a formula. Names of modules are anybody's text.
 _FORMULA_STARTS = tuple("=+-@＝＋－＠'")
+# What `escape` makes of any text, for the validators of others.
+SAFE_TEXT = r"^[^=+\-@\t\r\n＝＋－＠][^\r\n]*$"
 _ESCAPED = re.compile(r"\\(\\|u[0-9a-f]{4})")
 
 
@@ -40,7 +43,7 @@ def to_cell(value: Value, column: Column) -> str:
     if column.type == "boolean" and isinstance(value, bool):
         return "true" if value else "false"
     if column.type == "timestamp" and isinstance(value, datetime):
-        return value.astimezone(UTC).strftime(_TIME).rjust(27, "0")  # strftime does not pad years below 1000
+        return value.astimezone(UTC).strftime(TIME_FORMAT).rjust(27, "0")  # strftime does not pad years below 1000
     if column.type == "string" and isinstance(value, str):
         return escape(value)
     if column.type in {"integer", "number"} and isinstance(value, int | float):
@@ -83,7 +86,7 @@ def from_cell(text: str, column: Column) -> Value:
 
 def _stamp(text: str) -> datetime:
     try:
-        return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+        return datetime.strptime(text, TIME_FORMAT).replace(tzinfo=UTC)
     except ValueError as error:
         raise BundleError(f"no such time: {text!r}") from error
 

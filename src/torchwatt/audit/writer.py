@@ -4,40 +4,96 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 
+from torchwatt.audit import chain
+from torchwatt.audit.describe import csvw_json, datapackage_json
 from torchwatt.audit.rows import rows_by_table
 from torchwatt.audit.samples import SampleFormat, sample_file
 from torchwatt.audit.schema import TABLES
+from torchwatt.audit.seal import MANIFEST, NO_SEAL, STATEMENT, Seal, digests, manifest, sign, statement
 from torchwatt.audit.table import table_bytes
 from torchwatt.core.errors import BundleError
 from torchwatt.core.report import Report
 
-MANIFEST = "MANIFEST.sha256"
 
-
-def write_bundle(report: Report, directory: str | os.PathLike[str], *, samples: SampleFormat = "auto") -> Path:
+def write_bundle(
+    report: Report,
+    directory: str | os.PathLike[str],
+    *,
+    samples: SampleFormat = "auto",
+    overwrite: bool = False,
+    seal: Seal = NO_SEAL,
+) -> Path:
     """Write the report as a bundle and return the folder.
 
     The files are written to a hidden folder beside it, flushed to the disk and renamed, so a crash leaves
     no half bundle under the name. `MANIFEST.sha256` can be checked with `sha256sum -c`.
+
+    Args:
+        report: What to write. The same report gives the same bytes.
+        directory: The folder to make.
+        samples: `parquet`, `csv.gz`, or `auto`: Parquet where pyarrow is installed.
+        overwrite: Replace an older bundle of that name; anything but a bundle is never replaced.
+        seal: A chain to add the bundle to, a key to sign it with.
 
     Raises:
         BundleError: The folder exists and is not empty, cannot be written, or the report holds a number
             that is not finite.
     """
     target = Path(directory).absolute()
-    _refuse_existing(target)
-    files = bundle_files(report, samples)
+    _refuse_existing(target, overwrite=overwrite)
+    return write_files(table_files(report, samples), target, run_id=report.run_id, overwrite=overwrite, seal=seal)
+
+
+def table_files(report: Report, samples: SampleFormat = "auto") -> dict[str, bytes]:
+    """Return the tables of a bundle by file name."""
+    rows = rows_by_table(report)
+    files = {f"{table.name}.csv": table_bytes(table, rows[table.name]) for table in TABLES if table.format == "csv"}
+    name, content = sample_file(report, samples)
+    return files | {name: content}
+
+
+def write_files(
+    tables: Mapping[str, bytes],
+    directory: str | os.PathLike[str],
+    *,
+    run_id: str,
+    overwrite: bool = False,
+    seal: Seal = NO_SEAL,
+) -> Path:
+    """Write tables with their descriptions, manifest and statement; see `write_bundle`."""
+    target = Path(directory).absolute()
+    _refuse_existing(target, overwrite=overwrite)
+    files = dict(tables)
+    sizes = {name: (len(tables[name]), digest) for name, digest in digests(tables).items()}
+    files["datapackage.json"] = datapackage_json(run_id, sizes)
+    files["csvw-metadata.json"] = csvw_json()
+    listed = digests(files)
+    files[MANIFEST] = manifest(listed)
+    if seal.chain is None:
+        return _write_folder(target, files | {STATEMENT: statement(listed, run_id, None)}, seal.key)
+    with chain.locked(seal.chain) as ledger:
+        link = chain.next_link(seal.chain, run_id, target.name, sha256(files[MANIFEST]).hexdigest())
+        _write_folder(target, files | {STATEMENT: statement(listed, run_id, link)}, seal.key)
+        chain.append(ledger, link)
+    return target
+
+
+def _write_folder(target: Path, files: Mapping[str, bytes], key: Path | None) -> Path:
     hidden = target.with_name(f".{target.name}.{token_hex(4)}.part")
     try:
         hidden.mkdir(parents=True)
         for name, content in files.items():
             _write(hidden / name, content)
-        hidden.rename(target)
+        if key is not None:
+            sign(hidden / STATEMENT, key)
+        with _moved_away(target):
+            hidden.rename(target)
     except OSError as error:
         raise BundleError(f"cannot write the bundle {target}: {error.strerror or error}") from error
     finally:
@@ -45,30 +101,30 @@ def write_bundle(report: Report, directory: str | os.PathLike[str], *, samples: 
     return target
 
 
-def bundle_files(report: Report, samples: SampleFormat = "auto") -> dict[str, bytes]:
-    """Return the files of a bundle by name."""
-    rows = rows_by_table(report)
-    files = {f"{table.name}.csv": table_bytes(table, rows[table.name]) for table in TABLES if table.format == "csv"}
-    name, content = sample_file(report, samples)
-    files[name] = content
-    files[MANIFEST] = manifest(files)
-    return files
-
-
-def _refuse_existing(target: Path) -> None:
+def _refuse_existing(target: Path, *, overwrite: bool) -> None:
     if target.is_dir() and not any(target.iterdir()):
         return
-    if target.exists():
+    if target.exists() and not (overwrite and (target / MANIFEST).is_file()):
+        hint = "only a bundle can be replaced" if overwrite else "a bundle is made once"
         raise BundleError(
-            f"{target} exists and is not an empty folder; a bundle is made once: "
-            "give another folder, or move this one away"
+            f"{target} exists and is not an empty folder; {hint}: give another folder, or move this one away"
         )
 
 
-def manifest(files: Mapping[str, bytes]) -> bytes:
-    """Return the lines that `sha256sum -c` reads."""
-    lines = (f"{sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items()))
-    return "".join(lines).encode()
+@contextmanager
+def _moved_away(target: Path) -> Iterator[None]:
+    """Keep an old bundle aside until the new one is in its place."""
+    if not (target / MANIFEST).is_file():
+        yield
+        return
+    aside = target.with_name(f".{target.name}.{token_hex(4)}.old")
+    target.rename(aside)
+    try:
+        yield
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside)
 
 
 def _write(path: Path, content: bytes) -> None:

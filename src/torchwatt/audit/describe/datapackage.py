@@ -1,0 +1,104 @@
+"""`datapackage.json`: the bundle for Frictionless (Data Package, Table Schema)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from typing import Any
+
+from torchwatt.audit.lexical import SAFE_TEXT, TIME_FORMAT
+from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Column, Table
+
+LARGEST = 1.7976931348623157e308  # stops INF and 1e400, which Frictionless takes for numbers (5.21)
+_TYPES = {"timestamp": "datetime"}
+
+
+def datapackage_json(run_id: str, files: Mapping[str, tuple[int, str]]) -> bytes:
+    """Describe the tables of one bundle; `files` holds the size and the SHA-256 of each."""
+    package = {
+        "name": f"torchwatt-{sha256(run_id.encode()).hexdigest()[:12]}",  # a name may hold no capitals or blanks
+        "title": "Energy and carbon of one run, by torchwatt",
+        "version": SCHEMA_VERSION,
+        "run_id": run_id,
+        "resources": [_resource(table, name, *files[name]) for table, name in _present(files)],
+    }
+    return (json.dumps(package, indent=1, ensure_ascii=True) + "\n").encode()
+
+
+def _present(files: Mapping[str, tuple[int, str]]) -> Iterator[tuple[Table, str]]:
+    for table in TABLES:
+        for name in (f"{table.name}.csv", f"{table.name}.csv.gz", f"{table.name}.parquet"):
+            if name in files:
+                yield table, name
+
+
+def _resource(table: Table, name: str, size: int, digest: str) -> dict[str, Any]:
+    common = {
+        "name": table.name,
+        "title": table.description,
+        "path": name,
+        "scheme": "file",
+        "bytes": size,
+        "hash": f"sha256:{digest}",
+    }
+    if name.endswith(".parquet"):
+        # As a table, Frictionless checks the bytes of what it has unpacked; as a file, those on the disk.
+        return common | {"type": "file", "format": "parquet", "mediatype": "application/vnd.apache.parquet"}
+    packed = {"compression": "gz"} if name.endswith(".gz") else {}
+    dialect = {"csv": {"delimiter": ",", "lineTerminator": "\n", "quoteChar": '"', "doubleQuote": True}}
+    return common | packed | {
+        "type": "table",
+        "format": "csv",
+        "mediatype": "text/csv",
+        "encoding": "utf-8",
+        "dialect": dialect,
+        "schema": _schema(table),
+    }  # fmt: skip
+
+
+def _schema(table: Table) -> dict[str, Any]:
+    keys = [_foreign_key(table, column) for column in table.columns if column.refers and not column.many]
+    found: dict[str, Any] = {
+        "fields": [_field(column) for column in table.columns],
+        "missingValues": [""],
+        "primaryKey": list(table.key),
+    }
+    return found | ({"foreignKeys": keys} if keys else {})
+
+
+def _foreign_key(table: Table, column: Column) -> dict[str, Any]:
+    other, _, field = column.refers.partition(".")
+    resource = "" if other == table.name else other
+    return {"fields": [column.name], "reference": {"resource": resource, "fields": [field]}}
+
+
+def _field(column: Column) -> dict[str, Any]:
+    field: dict[str, Any] = {
+        "name": column.name,
+        "type": _TYPES.get(column.type, column.type),
+        "description": column.description,
+    }
+    if column.unit:
+        field["unit"] = column.unit
+    if column.derived:
+        field["derived"] = column.derived
+    if column.type == "timestamp":
+        field["format"] = TIME_FORMAT  # `default` takes a time without a zone
+    if column.type == "boolean":
+        field |= {"trueValues": ["true"], "falseValues": ["false"]}
+    return field | {"constraints": _constraints(column)}
+
+
+def _constraints(column: Column) -> dict[str, Any]:
+    found: dict[str, Any] = {"required": True} if column.required else {}
+    if column.type == "string" and column.values and not column.many:
+        return found | {"enum": list(column.values)}
+    if column.type == "string":
+        return found | {"pattern": SAFE_TEXT}
+    if column.type == "number":
+        return found | {
+            "minimum": -LARGEST if column.minimum is None else column.minimum,
+            "maximum": LARGEST if column.maximum is None else column.maximum,
+        }
+    return found | ({"minimum": column.minimum} if column.minimum is not None else {})

@@ -1,0 +1,96 @@
+"""What closes a bundle: the manifest, an in-toto statement about it, and a signature if there is a key.
+
+A seal says who closed these files and that nothing was altered since. It does not say that a sensor told the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from torchwatt.audit.chain import Link
+from torchwatt.audit.schema import SCHEMA_VERSION
+from torchwatt.core.errors import BundleError
+from torchwatt.core.version import __version__
+
+MANIFEST = "MANIFEST.sha256"
+STATEMENT = "statement.json"
+SIGNATURE = "statement.json.sig"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://github.com/torchwatt/torchwatt/blob/main/docs/audit.md#statement-v1"
+NAMESPACE = "torchwatt-bundle"  # of the signature, so that one made for something else does not count
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """What is wanted beyond the manifest and the statement: a line in a chain, a signature with an SSH key."""
+
+    chain: Path | None = None
+    key: Path | None = None
+
+
+NO_SEAL = Seal()
+
+
+def digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the SHA-256 of each file, in hexadecimal."""
+    return {name: sha256(content).hexdigest() for name, content in files.items()}
+
+
+def manifest(sha256_of: Mapping[str, str]) -> bytes:
+    """Return the lines that `sha256sum -c` reads."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sha256_of.items())).encode()
+
+
+def statement(sha256_of: Mapping[str, str], run_id: str, link: Link | None) -> bytes:
+    """Return an in-toto Statement v1 about the manifest and every file in it; without a clock, so always the same."""
+    manifest_sha256 = sha256(manifest(sha256_of)).hexdigest()
+    everything = dict(sha256_of) | {MANIFEST: manifest_sha256}
+    found = {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(everything.items())],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "schema_version": SCHEMA_VERSION,
+            "tool": f"torchwatt {__version__}",
+            "run_id": run_id,
+            "manifest_sha256": manifest_sha256,
+            "chain_index": link.index if link else None,
+            "prev_chain_sha256": link.prev_chain_sha256 if link else None,
+            "chain_sha256": link.chain_sha256 if link else None,
+        },
+    }
+    return (json.dumps(found, indent=1, ensure_ascii=True) + "\n").encode()
+
+
+def sign(path: Path, key: Path) -> None:
+    """Sign a file with `ssh-keygen -Y`; the signature lies beside it as `<file>.sig`.
+
+    Raises:
+        BundleError: There is no ssh-keygen, or it cannot use the key.
+    """
+    ssh_keygen("sign", "-f", str(key), "-n", NAMESPACE, str(path))
+
+
+def ssh_keygen(action: str, *arguments: str, stdin: bytes = b"") -> str:
+    """Run `ssh-keygen -Y` and return what it said; it never asks anybody for anything.
+
+    Raises:
+        BundleError: It is not installed, or it failed; the message is its own.
+    """
+    env = {**os.environ, "SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            ["ssh-keygen", "-Y", action, *arguments], input=stdin, capture_output=True, env=env, check=False
+        )
+    except FileNotFoundError as error:
+        raise BundleError("signatures need ssh-keygen (OpenSSH 8.0 or newer): install openssh-client") from error
+    said = (done.stdout + done.stderr).decode(errors="replace").strip()
+    if done.returncode != 0:
+        raise BundleError(f"ssh-keygen -Y {action}: {said or f'exit code {done.returncode}'}")
+    return said

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.carbon.worlds import found, planned, usage
-from torchwatt.carbon import price
+from torchwatt.carbon import Subject, price
 from torchwatt.core.errors import FactorError
 
 KWH_J = 3.6e6
@@ -73,7 +73,7 @@ def test_devices_with_the_same_figures_are_counted_and_others_numbered():
     pairs += [("cpu", factor("embodied_gwp", 25.0)), ("cpu", life), ("cpu", factor("share", 0.5))]
     known = embodied(pairs)
     devices = [for_device(known, name) for name in ("gpu:0", "gpu:1", "cpu:0")]
-    (impact,) = embodied_impacts("run", devices, float(YEAR_S))
+    (impact,) = embodied_impacts(Subject("run", 1.0, "measured"), devices, float(YEAR_S))
     assert impact.value == pytest.approx((2 * 164 + 0.5 * 25) * 1000 / 4)
     by_id = {f.factor_id: f for _, f in pairs}
     values = {"duration_s": float(YEAR_S)}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from torchwatt.carbon.arithmetic import Quantity, combine
 from torchwatt.carbon.embodied import S_PER_YEAR, Embodied
 from torchwatt.carbon.impacts import GRAMS, quantity
+from torchwatt.carbon.usage import Subject
 from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.terms import weakest
 
@@ -19,7 +20,7 @@ _CRITERIA: Mapping[str, tuple[str, str, float]] = {
 }
 
 
-def embodied_impacts(subject: str, devices: Sequence[Embodied], duration_s: float) -> list[Impact]:
+def embodied_impacts(subject: Subject, devices: Sequence[Embodied], duration_s: float) -> list[Impact]:
     """Return the share of the devices' making that a run of this length used up, one row a criterion.
 
     Devices with the same figures are one term with a count; different ones get numbered names (`lifetime_2`), counted
@@ -32,7 +33,7 @@ def embodied_impacts(subject: str, devices: Sequence[Embodied], duration_s: floa
     ]
 
 
-def _one(subject: str, kind: str, devices: Sequence[Embodied], duration_s: float) -> Impact:
+def _one(subject: Subject, kind: str, devices: Sequence[Embodied], duration_s: float) -> Impact:
     counted = Counter((device.totals[kind], device.share, device.lifetime) for device in devices)
     factors = tuple(dict.fromkeys(factor for group in counted for factor in group))
     names = _names(factors)
@@ -47,7 +48,7 @@ def _one(subject: str, kind: str, devices: Sequence[Embodied], duration_s: float
     found = combine(compute, inputs | {name: quantity(factor) for factor, name in names.items()})
     text = "+".join(f"{n}*{total}*{share}/{life}" for n, total, share, life in terms)
     return Impact(
-        subject=subject,
+        subject=subject.name,
         criterion=criterion,
         phase="embodied",
         value=found.value,
@@ -55,7 +56,7 @@ def _one(subject: str, kind: str, devices: Sequence[Embodied], duration_s: float
         formula=f"duration_s/{S_PER_YEAR}*{scale:g}*({text})",
         factor_ids=tuple(factor.factor_id for factor in factors),
         provenance="derived",
-        weakest_input=weakest("measured", *(factor.provenance for factor in factors)),
+        weakest_input=weakest(subject.provenance, *(factor.provenance for factor in factors)),
         lo=found.lo,
         hi=found.hi,
         accounting_method="na",

@@ -113,9 +113,10 @@ def _made(usage: Usage, plan: Plan, notes: list[Note]) -> Iterator[Impact]:
         notes.append(Note("warning", "EMBODIED_PARTIAL", text))
     if not known:
         return
-    for device_id, figures in known.items():
-        yield from embodied_impacts(f"{_DEVICE}{device_id}", [figures], usage.duration_s)
-    yield from embodied_impacts("run", list(known.values()), usage.duration_s)
+    for subject in usage.subjects:
+        figures = known.get(subject.name.removeprefix(_DEVICE))
+        used = list(known.values()) if subject.name == "run" else [figures] if figures is not None else []
+        yield from embodied_impacts(subject, used, usage.duration_s)
 
 
 def _totals(usage: Usage, impacts: Sequence[Impact]) -> Iterator[Impact]:

@@ -11,7 +11,6 @@ from typing import cast
 from torchwatt.carbon import HOW_TO_GET_GRAMS, Note, Plan, Priced, Subject, Usage, price
 from torchwatt.core.errors import FactorError
 from torchwatt.core.hours import NS_PER_HOUR, HourEnergy, hour_energies
-from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Severity
 from torchwatt.core.report import Z90, Report
 from torchwatt.core.terms import weakest
@@ -75,17 +74,18 @@ def _subjects(report: Report, cut: tuple[HourEnergy, ...]) -> Iterator[Subject]:
         yield Subject("run", report.energy_j, known, lo_j, hi_j, hourly_j)
     for ledger in report.ledgers:
         name = str(ledger.domain)
-        lo_j, hi_j = _bounds_j(report, ledger)
+        meter = report.meter(name)
+        band = meter.accuracy_rel if meter is not None else None
+        lo_j, hi_j = interval_j(ledger.energy_j, band, ledger.energy_u_j)
         yield Subject(f"device:{name}", ledger.energy_j, ledger.provenance, lo_j, hi_j, by_device[name])
 
 
-def _bounds_j(report: Report, ledger: Ledger) -> tuple[float, float] | tuple[None, None]:
-    """Return a domain's 90 % interval: its meter's band and the errors of reading it."""
-    meter = report.meter(str(ledger.domain))
-    band = meter.accuracy_rel if meter is not None else None
-    if band is None and ledger.energy_u_j is None:
+def interval_j(
+    energy_j: float, band: tuple[float, float] | None, u_j: float | None
+) -> tuple[float, float] | tuple[None, None]:
+    """Return a domain's 90 % interval: its meter's band and the errors of reading it; None where neither is known."""
+    if band is None and u_j is None:
         return None, None
     low, high = band or (0.0, 0.0)
-    reading = Z90 * (ledger.energy_u_j or 0.0)
-    energy_j = ledger.energy_j
-    return max(energy_j * (1 + low) - reading, 0.0), energy_j * (1 + high) + reading
+    reading_j = Z90 * (u_j or 0.0)
+    return max(energy_j * (1 + low) - reading_j, 0.0), energy_j * (1 + high) + reading_j

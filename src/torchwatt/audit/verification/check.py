@@ -1,0 +1,225 @@
+"""`verify`: read a bundle as a stranger would, and compute every number again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from torchwatt.audit.schema import SCHEMA_VERSION, TABLE_BY_NAME, Row, Value
+from torchwatt.audit.verification.cells import Piece, pieces
+from torchwatt.audit.verification.derived import Derived
+from torchwatt.audit.verification.energy_laws import HourLaws, LayerLaws, WindowLaws
+from torchwatt.audit.verification.facts import Facts, Sum, number, rows_of, text
+from torchwatt.audit.verification.files import check_descriptions, check_manifest, check_statement, sample_name
+from torchwatt.audit.verification.finding import Findings, Verification
+from torchwatt.audit.verification.impact_laws import ImpactLaws
+from torchwatt.audit.verification.keys import Keys
+from torchwatt.audit.verification.run_laws import check_run
+from torchwatt.audit.verification.sample_laws import SampleLaws, sample_pieces
+from torchwatt.audit.verification.seals import check_chain, check_signature
+from torchwatt.core.errors import BundleError
+
+Path_ = str | os.PathLike[str]
+
+
+class Laws(Protocol):
+    """Something that looks at the pieces of one table."""
+
+    def look(self, piece: Piece) -> None: ...  # noqa: D102
+
+
+def verify(
+    directory: Path_, *, chain: Path_ | None = None, runs: Path_ | None = None, allowed_signers: Path_ | None = None
+) -> Verification:
+    """Check a bundle: hashes, cells, keys, sums, every derived cell and impact, chain and signature.
+
+    It needs the standard library only; the contents of Parquet samples are read where pyarrow is installed. Tables are
+    read in pieces, so that the memory it takes does not grow with the rows of `layer` and `sample`.
+
+    Args:
+        directory: The bundle.
+        chain: The project's chain, to check that this run is in it and none was removed.
+        runs: The folder that should hold every bundle of the chain.
+        allowed_signers: OpenSSH's file of allowed signers, to check who signed.
+
+    Raises:
+        BundleError: There is no bundle in the folder, or it is of another major version.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is no folder")
+    check = _Check(folder)
+    check.tables()
+    said = check_statement(folder, text(check.facts.run, "run_id"), check.hashes, check.findings)
+    check_chain(
+        None if chain is None else Path(chain), said, check.hashes["MANIFEST.sha256"],
+        None if runs is None else Path(runs), check.findings,
+    )  # fmt: skip
+    check_signature(folder, None if allowed_signers is None else Path(allowed_signers), check.findings)
+    found = check.findings
+    return Verification(str(folder), tuple(found.kept), found.count, tuple(found.notes), check.rows)
+
+
+class _Check:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.findings = Findings()
+        self.facts = Facts()
+        self.rows: dict[str, int] = {}
+        self.known: dict[str, frozenset[Value]] = {}
+        self.newer = False
+        self.hashes = check_manifest(folder, self.findings)
+
+    def tables(self) -> None:
+        """Read the tables, small ones first: the large ones refer to them."""
+        facts, findings = self.facts, self.findings
+        self._run()
+        for table, column in (("device", "device_id"), ("factor", "factor_id")):
+            rows = {text(cells, column): (row, cells) for row, cells in self._all(table)}
+            if table not in facts.broken:
+                self.known[f"{table}.{column}"] = frozenset(rows)
+            if table == "device":
+                facts.devices = {name: cells for name, (_, cells) in rows.items()}
+                facts.device_rows = {name: row for name, (row, _) in rows.items()}
+            else:
+                facts.factors = {name: cells for name, (_, cells) in rows.items()}
+        self._devices()
+        self._late_references()
+        facts.impacts = list(self._all("impact"))
+        subjects = [text(cells, "subject") for _, cells in facts.impacts]
+        facts.fqn_j = {name.removeprefix("layer:"): Sum() for name in subjects if name.startswith("layer:")}
+        layers, hours = LayerLaws("layer.csv", facts, findings), HourLaws("hourly.csv", facts, findings)
+        for table, laws in (
+            ("window", WindowLaws("window.csv", facts, findings)), ("layer", layers), ("hourly", hours),
+            ("event", _Events(facts, findings)),
+        ):  # fmt: skip
+            self._stream(table, laws)
+        self._samples()
+        layers.finish()
+        hours.finish()
+        check_run(facts, "run.csv", findings)
+        ImpactLaws("impact.csv", facts, findings).finish()
+        check_descriptions(self.folder, text(facts.run, "run_id"), self.hashes, findings, newer=self.newer)
+
+    def _run(self) -> None:
+        rows = list(self._all("run"))
+        self.facts.run = rows[0][1] if rows else {}
+        if "run" not in self.facts.broken:
+            self.known["run.run_id"] = frozenset(cells["run_id"] for _, cells in rows)
+            if len(rows) != 1:
+                self.findings.add("KEY", "run.csv", "one row", expected=1, found=len(rows))
+        major, minor = _version(self.facts.run)
+        ours = [int(part) for part in SCHEMA_VERSION.split(".")]
+        if rows and major != ours[0]:
+            raise BundleError(f"{self.folder}: schema {major}.{minor}; this torchwatt checks {SCHEMA_VERSION}")
+        self.newer = minor > ours[1]
+        self._derived("run", rows)
+
+    def _derived(self, table: str, rows: list[tuple[int, Row]]) -> None:
+        names = TABLE_BY_NAME[table].header
+        columns = {name: [cells[name] for _, cells in rows] for name in names}
+        Derived(TABLE_BY_NAME[table], f"{table}.csv", self.findings).look(Piece([n for n, _ in rows], columns, set()))
+
+    def _devices(self) -> None:
+        self._derived("device", [(self.facts.device_rows[name], cells) for name, cells in self.facts.devices.items()])
+        for name, cells in self.facts.counted.items():
+            for column in ("energy_j", "method", "provenance"):
+                if cells[column] is None:
+                    self.findings.add(
+                        "LAW", "device.csv", "is empty and counts toward the total",
+                        row=self.facts.device_rows[name], column=column,
+                    )  # fmt: skip
+
+    def _late_references(self) -> None:
+        """Check what `run` and `device` refer to, which comes after them."""
+        for table, rows in (
+            ("run", [(1, self.facts.run)] if self.facts.run else []),
+            ("device", [(self.facts.device_rows[name], cells) for name, cells in self.facts.devices.items()]),
+        ):
+            columns = {name: [cells[name] for _, cells in rows] for name in TABLE_BY_NAME[table].header}
+            known = {name: values for name, values in self.known.items() if name != "run.run_id"}
+            keys = Keys(TABLE_BY_NAME[table], f"{table}.csv", known, self.findings)
+            keys.references(Piece([row for row, _ in rows], columns, set()))
+
+    def _all(self, table: str) -> Iterator[tuple[int, Row]]:
+        for piece in self._pieces(table):
+            yield from rows_of(piece)
+
+    def _stream(self, table: str, laws: Laws) -> None:
+        for piece in self._pieces(table):
+            laws.look(piece)
+
+    def _pieces(self, table: str) -> Iterator[Piece]:
+        file = f"{table}.csv"
+        path = self.folder / file
+        if not path.is_file():
+            self.facts.broken.add(table)
+            return iter(())
+        return self._watched(table, file, pieces(path, TABLE_BY_NAME[table], self.findings, self.newer))
+
+    def _watched(self, table: str, file: str, found: Iterator[Piece]) -> Iterator[Piece]:
+        """Pass pieces on with their keys checked, and remember whether all could be read."""
+        before = self._unreadable()
+        keys = Keys(TABLE_BY_NAME[table], file, self.known, self.findings)
+        self.rows[file] = 0
+        for piece in found:
+            if self._unreadable() > before:
+                self.facts.broken.add(table)
+            self.rows[file] += len(piece.rows)
+            keys.look(piece)
+            yield piece
+        if self._unreadable() > before:
+            self.facts.broken.add(table)
+
+    def _unreadable(self) -> int:
+        return self.findings.unreadable
+
+    def _samples(self) -> None:
+        name = sample_name(self.folder, self.findings)
+        if name is None:
+            return
+        laws = SampleLaws(name, self.facts, self.findings)
+        looked = False
+        for piece in self._watched("sample", name, sample_pieces(self.folder / name, self.findings, newer=self.newer)):
+            laws.look(piece)
+            looked = True
+        if looked:
+            laws.finish()
+        elif not self.rows[name]:
+            del self.rows[name]
+
+
+def _version(run: Row) -> tuple[int, int]:
+    parts = text(run, "schema_version").split(".")
+    return (int(parts[0]), int(parts[1])) if len(parts) == 3 and all(map(str.isdecimal, parts)) else (1, 0)
+
+
+class _Events:
+    """Events are numbered, and dated by both clocks."""
+
+    def __init__(self, facts: Facts, findings: Findings) -> None:
+        self.facts = facts
+        self.findings = findings
+        self.next = 0
+
+    def look(self, piece: Piece) -> None:
+        begun = self.facts.run.get("started_at")
+        for row, cells in rows_of(piece):
+            if cells["event_index"] != self.next:
+                self.findings.add(
+                    "KEY", "event.csv", "a row is missing", row=row, column="event_index", expected=self.next,
+                    found=cells["event_index"],
+                )  # fmt: skip
+            self.next = int(number(cells, "event_index") or 0) + 1
+            t_ns, t = number(cells, "t_ns"), cells["t"]
+            if not isinstance(begun, datetime) or not isinstance(t, datetime) or t_ns is None:
+                continue
+            expected = begun + timedelta(microseconds=t_ns / 1e3)
+            if abs(t - expected) > timedelta(microseconds=2):
+                self.findings.add(
+                    "DERIVED", "event.csv", "is not run.started_at and t_ns", row=row, column="t",
+                    expected=expected, found=t,
+                )  # fmt: skip

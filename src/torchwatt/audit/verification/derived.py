@@ -1,0 +1,63 @@
+"""Cells that are computed from their row are computed again, as the schema says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isclose, isfinite
+
+from torchwatt.audit.formula import Formula, names, parse
+from torchwatt.audit.schema import Table, Value
+from torchwatt.audit.verification.cells import Piece
+from torchwatt.audit.verification.finding import Findings
+
+# The same operations on the same digits give the same digits; this leaves room for another program's order of them.
+REL = 1e-12
+
+
+def same(expected: float, found: float, *, rel: float = REL, scale: float = 0.0) -> bool:
+    """Compare two numbers; `scale` is the size of what was subtracted to get them, if anything was."""
+    return isclose(expected, found, rel_tol=rel, abs_tol=rel * abs(scale))
+
+
+class Derived:
+    """Checks the derived columns of one table."""
+
+    def __init__(self, table: Table, file: str, findings: Findings) -> None:
+        self.file = file
+        self.findings = findings
+        self.columns = [(c.name, c.derived, names(c.derived), parse(c.derived)) for c in table.columns if c.derived]
+
+    def look(self, piece: Piece, extra: Mapping[str, list[float | None]] | None = None) -> None:
+        """Check one piece; `extra` are columns of other tables, row by row."""
+        for column, text, wanted, formula in self.columns:
+            inputs = [extra[name] if extra and name in extra else piece.numbers(name) for name in wanted]
+            cells = piece.numbers(column)
+            for row, cell, values in zip(piece.rows, cells, zip(*inputs, strict=True), strict=True):
+                if cell is None and None in values:
+                    continue
+                expected = _value(formula, wanted, values)
+                if _agree(expected, cell, values) or row in piece.bad:
+                    continue
+                self.findings.add(
+                    "DERIVED", self.file, f"is not {text}", row=row, column=column,
+                    expected="nothing" if expected is None else expected, found=cell,
+                )  # fmt: skip
+
+
+def _value(formula: Formula, wanted: tuple[str, ...], values: tuple[Value, ...]) -> float | None:
+    """Evaluate; None where an input is missing, or where it cannot be said (a division by 0)."""
+    if None in values:
+        return None
+    try:
+        value = formula(dict(zip(wanted, values, strict=True)))  # type: ignore[arg-type]  # no None in it
+    except (ZeroDivisionError, OverflowError):
+        return None
+    return value if isfinite(value) else None
+
+
+def _agree(expected: float | None, found: float | None, values: tuple[Value, ...]) -> bool:
+    if expected is None or found is None:
+        return expected is found
+    if expected == found:
+        return True
+    return same(expected, found, scale=max(abs(v) for v in values if isinstance(v, int | float)))

@@ -1,0 +1,169 @@
+"""Conservation: layers add up to their device, hours too, and the devices that count to the run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime
+from typing import cast
+
+from torchwatt.audit.schema import TABLE_BY_NAME
+from torchwatt.audit.verification.cells import Piece
+from torchwatt.audit.verification.derived import Derived, same
+from torchwatt.audit.verification.facts import Facts, WindowFact, number, rows_of, text
+from torchwatt.audit.verification.finding import Findings
+from torchwatt.core.terms import PROVENANCES, RESERVED, UNATTRIBUTED
+
+BOOKS_REL = 1e-9  # how exactly a ledger promises to balance (core.ledger)
+
+
+class LayerLaws:
+    """Looks at `layer` as it passes by."""
+
+    def __init__(self, file: str, facts: Facts, findings: Findings) -> None:
+        self.file = file
+        self.facts = facts
+        self.findings = findings
+        self.derived = Derived(TABLE_BY_NAME["layer"], file, findings)
+        self.device_j = {name: number(row, "energy_j") for name, row in facts.devices.items()}
+        self.known = {name: text(row, "provenance") for name, row in facts.devices.items()}
+
+    def look(self, piece: Piece) -> None:
+        """Add one piece to the sums and check its rows."""
+        devices = cast("list[str]", piece.columns["device_id"])
+        self.derived.look(piece, {"device_energy_j": [self.device_j.get(name) for name in devices]})
+        self._add(piece, devices)
+        self._intervals(piece)
+        self._known(piece, devices)
+        names = cast("list[str]", piece.columns["fqn"])
+        for row, name, reserved in zip(piece.rows, names, piece.columns["reserved"], strict=True):
+            if reserved != (name in RESERVED) and row not in piece.bad:
+                self.findings.add(
+                    "LAW", self.file, "reserved names are " + ", ".join(RESERVED), row=row, column="reserved",
+                    expected=str(name in RESERVED).lower(), found=str(reserved).lower(),
+                )  # fmt: skip
+
+    def _add(self, piece: Piece, devices: list[str]) -> None:
+        by_device: dict[str, list[float]] = defaultdict(list)
+        by_name: dict[str, list[float]] = defaultdict(list)
+        wanted, unclaimed = self.facts.fqn_j, []
+        names = cast("list[str]", piece.columns["fqn"])
+        for device, name, joules in zip(devices, names, piece.numbers("energy_self_j"), strict=True):
+            if joules is None:
+                continue
+            by_device[device].append(joules)
+            if name == UNATTRIBUTED:
+                unclaimed.append(joules)
+            if name in wanted:
+                by_name[name].append(joules)
+        for device, values in by_device.items():
+            self.facts.layer_j[device].add(values)
+        for name, values in by_name.items():
+            wanted[name].add(values)
+        if unclaimed:
+            self.facts.unattributed_j.add(unclaimed)
+
+    def _intervals(self, piece: Piece) -> None:
+        cells = [piece.numbers(f"energy_self_{end}j") for end in ("lo_", "", "hi_")]
+        for row, lo, value, hi in zip(piece.rows, *cells, strict=True):
+            if value is None or row in piece.bad:
+                continue
+            if (lo is not None and lo > value) or (hi is not None and hi < value):
+                self.findings.add(
+                    "LAW", self.file, "lies outside its own interval", row=row, column="energy_self_j",
+                    expected=f"{lo!r} to {hi!r}", found=value,
+                )  # fmt: skip
+
+    def _known(self, piece: Piece, devices: list[str]) -> None:
+        told = cast("list[str]", piece.columns["provenance"])
+        pairs = set(zip(devices, told, strict=True))
+        better = {pair for pair in pairs if _better(pair[1], self.known.get(pair[0], ""))}
+        for row, pair in zip(piece.rows, zip(devices, told, strict=True), strict=True):
+            if pair in better:
+                self.findings.add(
+                    "KNOWN", self.file, f"better known than {pair[0]} itself", row=row, column="provenance",
+                    expected=f"{self.known[pair[0]]} or weaker", found=pair[1],
+                )  # fmt: skip
+
+    def finish(self) -> None:
+        """Compare the sums with the devices."""
+        if "layer" in self.facts.broken or "device" in self.facts.broken:
+            return
+        for name, row in self.facts.devices.items():
+            if row["counts_toward_total"]:
+                _add_up(self.facts, self.findings, self.file, "energy_self_j", name, self.facts.layer_j[name].value)
+            elif name in self.facts.layer_j:
+                self.findings.add("SUM", self.file, f"has rows of {name}, which does not count", column="device_id")
+
+
+def _better(told: str, than: str) -> bool:
+    return told in PROVENANCES and than in PROVENANCES and PROVENANCES.index(told) < PROVENANCES.index(than)
+
+
+def _add_up(facts: Facts, findings: Findings, file: str, column: str, device: str, found_j: float) -> None:
+    energy_j = number(facts.devices[device], "energy_j")
+    if energy_j is None or same(energy_j, found_j, rel=BOOKS_REL):
+        return
+    place = f"device.csv row {facts.device_rows[device]} column energy_j"
+    findings.add(
+        "SUM", file, f"rows of {device} do not add up to {place}", column=column, expected=energy_j, found=found_j
+    )  # fmt: skip
+
+
+class HourLaws:
+    """Looks at `hourly` as it passes by."""
+
+    def __init__(self, file: str, facts: Facts, findings: Findings) -> None:
+        self.file = file
+        self.facts = facts
+        self.findings = findings
+
+    def look(self, piece: Piece) -> None:
+        """Keep the hours' joules."""
+        for row, cells in rows_of(piece):
+            hour, joules = cells["hour_utc"], number(cells, "energy_j")
+            if not isinstance(hour, datetime) or joules is None:
+                continue
+            if (hour.minute, hour.second, hour.microsecond) != (0, 0, 0):
+                self.findings.add("LAW", self.file, "is no full hour", row=row, column="hour_utc", found=hour)
+            self.facts.hourly_j[text(cells, "device_id")][hour] = joules
+
+    def finish(self) -> None:
+        """Compare the sums with the devices."""
+        if self.facts.broken & {"hourly", "device"}:
+            return
+        for name in self.facts.counted:
+            if name in self.facts.hourly_j:
+                found_j = sum(self.facts.hourly_j[name].values())
+                _add_up(self.facts, self.findings, self.file, "energy_j", name, found_j)
+            else:
+                self.findings.notes.append(f"{self.file} has no hours of {name}: it cannot be repriced by the hour")
+
+
+class WindowLaws:
+    """Looks at `window` as it passes by."""
+
+    def __init__(self, file: str, facts: Facts, findings: Findings) -> None:
+        self.file = file
+        self.facts = facts
+        self.findings = findings
+
+    def look(self, piece: Piece) -> None:
+        """Keep the windows, and check that none is more than the run."""
+        total_j = number(self.facts.run, "energy_it_j")
+        end_ns = self.facts.duration_s() * 1e9 + 1e6
+        for row, cells in rows_of(piece):
+            start, end, joules = (number(cells, name) for name in ("t_start_ns", "t_end_ns", "energy_j"))
+            if start is None or end is None:
+                continue
+            if not 0 <= start <= end <= end_ns:
+                self.findings.add(
+                    "LAW", self.file, "does not lie in the run", row=row, column="t_start_ns",
+                    expected=f"0 to {end_ns:.0f}", found=f"{start:.0f} to {end:.0f}",
+                )  # fmt: skip
+            if joules is not None and (total_j is None or joules > total_j * (1 + BOOKS_REL)):
+                self.findings.add(
+                    "SUM", self.file, "more joules than the run", row=row, column="energy_j",
+                    expected=f"at most {total_j!r}", found=joules,
+                )  # fmt: skip
+            index = int(number(cells, "window_id") or 0)
+            self.facts.windows[index] = WindowFact(row, text(cells, "kind"), int(start), int(end), joules)

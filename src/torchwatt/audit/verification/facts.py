@@ -1,0 +1,87 @@
+"""What is remembered of a bundle while its large tables pass by."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from math import fsum
+
+from torchwatt.audit.schema import Row
+from torchwatt.audit.verification.cells import Piece
+
+
+@dataclass(slots=True)
+class Sum:
+    """A sum over pieces; each piece is added exactly, so a million rows cost no digits."""
+
+    parts: list[float] = field(default_factory=list)
+
+    def add(self, values: list[float]) -> None:
+        """Add the numbers of one piece."""
+        self.parts.append(fsum(values))
+        if len(self.parts) > 4096:
+            self.parts = [fsum(self.parts)]
+
+    @property
+    def value(self) -> float:
+        """Return the sum so far."""
+        return fsum(self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowFact:
+    """One row of `window`, as far as the samples can say it again."""
+
+    row: int
+    kind: str
+    start_ns: int
+    end_ns: int
+    energy_j: float | None
+
+
+@dataclass(slots=True)
+class Facts:
+    """Small tables whole, large ones as sums; `broken` are tables of which something could not be read."""
+
+    run: Row = field(default_factory=dict)
+    devices: dict[str, Row] = field(default_factory=dict)
+    device_rows: dict[str, int] = field(default_factory=dict)
+    factors: dict[str, Row] = field(default_factory=dict)
+    impacts: list[tuple[int, Row]] = field(default_factory=list)
+    windows: dict[int, WindowFact] = field(default_factory=dict)
+    layer_j: dict[str, Sum] = field(default_factory=lambda: defaultdict(Sum))  # by device
+    unattributed_j: Sum = field(default_factory=Sum)
+    fqn_j: dict[str, Sum] = field(default_factory=dict)  # only of layers that an impact names
+    hourly_j: dict[str, dict[datetime, float]] = field(default_factory=lambda: defaultdict(dict))
+    broken: set[str] = field(default_factory=set)
+
+    @property
+    def counted(self) -> dict[str, Row]:
+        """Return the devices inside the total."""
+        return {name: row for name, row in self.devices.items() if row["counts_toward_total"]}
+
+    def duration_s(self) -> float:
+        """Return the run's wall time; 0 where it could not be read."""
+        return number(self.run, "duration_s") or 0.0
+
+
+def rows_of(piece: Piece) -> Iterator[tuple[int, Row]]:
+    """Yield the rows of a piece that have no wrong cell, as (number, row)."""
+    names = list(piece.columns)
+    for row, values in zip(piece.rows, zip(*piece.columns.values(), strict=True), strict=True):
+        if row not in piece.bad:
+            yield row, dict(zip(names, values, strict=True))
+
+
+def number(row: Row, name: str) -> float | None:
+    """Return a cell that is a number."""
+    value = row.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def text(row: Row, name: str) -> str:
+    """Return a cell that is text; "" where it is missing."""
+    value = row.get(name)
+    return value if isinstance(value, str) else ""

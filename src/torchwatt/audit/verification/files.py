@@ -1,0 +1,131 @@
+"""The files themselves: what the manifest lists, what describes them, what is stated about them."""
+
+from __future__ import annotations
+
+import json
+import re
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from torchwatt.audit.describe import csvw_json, datapackage_json
+from torchwatt.audit.schema import TABLES
+from torchwatt.audit.seal import MANIFEST, PREDICATE_TYPE, SIGNATURE, STATEMENT, STATEMENT_TYPE
+from torchwatt.audit.verification.finding import Findings
+from torchwatt.core.errors import BundleError
+
+_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.][A-Za-z0-9_.-]*)")
+_BLOCK = 1 << 20
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, read in blocks."""
+    found = sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found.update(block)
+    return found.hexdigest()
+
+
+def check_manifest(folder: Path, findings: Findings) -> dict[str, str]:
+    """Compare every file with the manifest, and return the hashes that the files really have.
+
+    Raises:
+        BundleError: There is no manifest: the folder is no bundle.
+    """
+    found = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    if MANIFEST not in found:
+        raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle of torchwatt, or was written by 0.0")
+    listed: dict[str, str] = {}
+    for number, line in enumerate((folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        match = _LINE.fullmatch(line)
+        if match is None or match[2] in listed:
+            findings.add(
+                "FORM", MANIFEST, "no line that sha256sum reads, or a file twice", row=number,
+                expected="<sha256>  <file>", found=line,
+            )  # fmt: skip
+            continue
+        listed[match[2]] = match[1]
+        if match[2] not in found:
+            findings.add("FILE", match[2], f"is in {MANIFEST} line {number} and not in the folder", expected=match[1])
+        elif found[match[2]] != match[1]:
+            findings.add(
+                "HASH", match[2], f"differs from {MANIFEST} line {number}", expected=match[1], found=found[match[2]]
+            )
+    needed = {f"{table.name}.csv" for table in TABLES if table.format == "csv"}
+    needed |= {"datapackage.json", "csvw-metadata.json"}
+    for name in sorted(needed - listed.keys()):
+        findings.add("FILE", name, f"is not in {MANIFEST}", expected="a line")
+    for name in sorted(found.keys() - listed.keys() - needed - {MANIFEST, STATEMENT, SIGNATURE}):
+        findings.notes.append(f"{name} is not in {MANIFEST} and was not looked at")
+    return found
+
+
+def sample_name(folder: Path, findings: Findings) -> str | None:
+    """Return the file of samples."""
+    names = [name for name in ("sample.parquet", "sample.csv.gz") if (folder / name).is_file()]
+    if len(names) != 1:
+        findings.add(
+            "FILE", names[0] if names else "sample.parquet", "one file of samples", expected="one",
+            found=" and ".join(names),
+        )  # fmt: skip
+    return names[0] if names else None
+
+
+def check_descriptions(folder: Path, run_id: str, found: dict[str, str], findings: Findings, *, newer: bool) -> None:
+    """Make the descriptions again and compare; those of a newer version are not known here."""
+    if newer:
+        findings.notes.append("datapackage.json and csvw-metadata.json are of a newer version and were not compared")
+        return
+    tables = {
+        name for table in TABLES for name in (f"{table.name}.csv", f"{table.name}.csv.gz", f"{table.name}.parquet")
+    }
+    facts = {name: ((folder / name).stat().st_size, found[name]) for name in sorted(tables & found.keys())}
+    expected = {"datapackage.json": datapackage_json(run_id, facts), "csvw-metadata.json": csvw_json()}
+    for name, content in expected.items():
+        if name in found and (folder / name).read_bytes() != content:
+            _differ(folder / name, content, findings)
+
+
+def _differ(path: Path, content: bytes, findings: Findings) -> None:
+    lines = zip(content.decode().splitlines(), path.read_text(errors="replace").splitlines(), strict=False)
+    number, want, have = next(((n, a, b) for n, (a, b) in enumerate(lines, 1) if a != b), (0, "", ""))
+    findings.add(
+        "DESCRIPTION", path.name, f"does not describe these files: differs in line {number}",
+        expected=want.strip(), found=have.strip(),
+    )  # fmt: skip
+
+
+def check_statement(folder: Path, run_id: str, found: dict[str, str], findings: Findings) -> dict[str, Any]:
+    """Check that the statement is about these files, and return what it says."""
+    if STATEMENT not in found:
+        findings.add("FILE", STATEMENT, "is missing")
+        return {}
+    try:
+        told = json.loads((folder / STATEMENT).read_bytes())
+        subjects = {item["name"]: item["digest"]["sha256"] for item in told["subject"]}
+        said: dict[str, Any] = dict(told["predicate"])
+        kinds = (told["_type"], told["predicateType"])
+    except (ValueError, KeyError, TypeError) as error:
+        findings.add("FORM", STATEMENT, f"is no in-toto statement: {error!r}")
+        return {}
+    if kinds != (STATEMENT_TYPE, PREDICATE_TYPE):
+        findings.add(
+            "DESCRIPTION",
+            STATEMENT,
+            "another kind of statement",
+            expected=(STATEMENT_TYPE, PREDICATE_TYPE),
+            found=kinds,
+        )
+    for name in sorted((found.keys() | subjects.keys()) - {STATEMENT, SIGNATURE}):
+        if name in subjects and subjects[name] != found.get(name):
+            findings.add(
+                "HASH", name, f"differs from {STATEMENT}", expected=subjects[name], found=found.get(name, "no file")
+            )
+    listed = {match[2] for match in _LINE.finditer((folder / MANIFEST).read_text(errors="replace"))} | {MANIFEST}
+    for name in sorted(listed - subjects.keys()):
+        findings.add("DESCRIPTION", STATEMENT, f"says nothing about {name}")
+    for name, expected in (("run_id", run_id), ("manifest_sha256", found[MANIFEST])):
+        if said.get(name) != expected:
+            findings.add("DESCRIPTION", STATEMENT, f"{name} is another", expected=expected, found=said.get(name))
+    return said

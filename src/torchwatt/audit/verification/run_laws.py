@@ -1,0 +1,130 @@
+"""The run's own row, computed again from the other tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from math import fsum, sqrt
+
+from torchwatt.audit.schema import Row, Value
+from torchwatt.audit.verification.derived import same
+from torchwatt.audit.verification.facts import Facts, number, text
+from torchwatt.audit.verification.finding import Findings
+from torchwatt.core.terms import PROVENANCES
+
+Z90 = 1.6448536269514722  # half width of a two-sided 90 % interval, in standard deviations
+PART_OF_KIND = {"gpu": "accelerator", "cpu": "cpu", "dram": "dram", "ram": "dram"}
+Expected = tuple[str, Value, float]  # column, value, size of what was subtracted to get it
+
+
+def check_run(facts: Facts, file: str, findings: Findings) -> None:
+    """Compare every cell of the run that the other tables can say."""
+    if not facts.run or facts.broken & {"run", "device"}:
+        return
+    expected = [*_energies(facts), *_place(facts), *_units(facts)]
+    if "layer" not in facts.broken:
+        expected += _layers(facts)
+    for column, value, scale in expected:
+        found = facts.run[column]
+        if not _agree(value, found, scale):
+            findings.add(
+                "DERIVED", file, "is not what the other tables say", row=1, column=column,
+                expected="nothing" if value is None else value, found=found,
+            )  # fmt: skip
+    _times(facts, file, findings)
+
+
+def _agree(expected: Value, found: Value, scale: float) -> bool:
+    if isinstance(expected, int | float) and isinstance(found, int | float):
+        return same(float(expected), float(found), scale=scale)
+    return expected == found
+
+
+def _energies(facts: Facts) -> Iterator[Expected]:
+    counted = list(facts.counted.values())
+    energies_j = [number(row, "energy_j") or 0.0 for row in counted]
+    total_j = fsum(energies_j) if counted else None
+    yield "energy_it_j", total_j, 0.0
+    us = [number(row, "energy_u_j") for row in counted]
+    known = [u for u in us if u is not None]
+    yield "energy_it_u_j", sqrt(fsum(u * u for u in known)) if counted and len(known) == len(us) else None, 0.0
+    lo_j, hi_j = _interval(counted, total_j)
+    yield "energy_it_lo_j", lo_j, total_j or 0.0
+    yield "energy_it_hi_j", hi_j, 0.0
+    order = [list[str](PROVENANCES).index(text(row, "provenance")) for row in counted if row["provenance"]]
+    yield "energy_it_provenance", PROVENANCES[max(order)] if order else None, 0.0
+    for part in ("accelerator", "cpu", "dram", "other"):
+        parts_j = [
+            joules for row, joules in zip(counted, energies_j, strict=True)
+            if PART_OF_KIND.get(text(row, "kind"), "other") == part
+        ]  # fmt: skip
+        yield f"energy_{part}_j", fsum(parts_j) if parts_j else None, 0.0
+    coverages = [share for row in counted if (share := number(row, "coverage_ratio")) is not None]
+    yield "coverage_ratio", min(coverages, default=None), 0.0
+    yield "boundary", ";".join(sorted(facts.counted)) or None, 0.0
+    yield "measurement_level", _level(counted), 0.0
+
+
+def _interval(counted: list[Row], total_j: float | None) -> tuple[float | None, float | None]:
+    """Reading errors in quadrature; bands are common to all joules of a meter, so they are added."""
+    if total_j is None:
+        return None, None
+    lows, highs, us = [], [], []
+    for row in counted:
+        energy_j, u_j = number(row, "energy_j") or 0.0, number(row, "energy_u_j")
+        lo, hi = number(row, "sensor_accuracy_lo_rel"), number(row, "sensor_accuracy_hi_rel")
+        if u_j is None and (lo is None or hi is None):
+            return None, None
+        us.append(u_j or 0.0)
+        lows.append(energy_j * (lo or 0.0))
+        highs.append(energy_j * (hi or 0.0))
+    reading_j = Z90 * sqrt(fsum(u * u for u in us))
+    return max(total_j + fsum(lows) - reading_j, 0.0), total_j + fsum(highs) + reading_j
+
+
+def _level(counted: list[Row]) -> str | None:
+    if not counted:
+        return None
+    if any(row["provenance"] != "measured" for row in counted):
+        return "M0"
+    return "M2" if {"cpu", "dram"} <= {row["kind"] for row in counted} else "M1"
+
+
+def _layers(facts: Facts) -> Iterator[Expected]:
+    total_j = number(facts.run, "energy_it_j")
+    booked_j = fsum(part for layer_sum in facts.layer_j.values() for part in layer_sum.parts)
+    yield "energy_unattributed_j", facts.unattributed_j.value if facts.counted else None, 0.0
+    yield "closure_residual_j", None if total_j is None else total_j - booked_j, total_j or 0.0
+
+
+def _place(facts: Facts) -> Iterator[Expected]:
+    factor = facts.factors.get(text(facts.run, "pue_factor_id"))
+    if factor is not None:
+        yield "pue", factor["value"], 0.0
+    zones = {row["zone"] for row in facts.factors.values()}
+    if facts.run["zone"] is not None and facts.run["zone"] not in zones:
+        yield "zone", next(iter(sorted(str(zone) for zone in zones if zone)), None), 0.0
+
+
+def _units(facts: Facts) -> Iterator[Expected]:
+    unit, count = text(facts.run, "functional_unit"), number(facts.run, "functional_unit_count")
+    counted = text(facts.run, "units_counted")
+    if not counted:
+        yield "functional_unit_count", 1.0, 0.0
+    elif f";{unit}={count!r};" not in f";{counted};":
+        yield "units_counted", f"{unit}={count!r}", 0.0
+    if "window" not in facts.broken:
+        steps = sum(window.kind == "step" for window in facts.windows.values())
+        yield "step_count", steps, 0.0
+
+
+def _times(facts: Facts, file: str, findings: Findings) -> None:
+    begun, ended = facts.run["started_at"], facts.run["ended_at"]
+    if not isinstance(begun, datetime) or not isinstance(ended, datetime):
+        return
+    seconds = (ended - begun) / timedelta(seconds=1)
+    if abs(seconds - facts.duration_s()) > 2e-6:  # both times are cut to microseconds
+        findings.add(
+            "DERIVED", file, "is not started_at and duration_s", row=1, column="ended_at",
+            expected=begun + timedelta(seconds=facts.duration_s()), found=ended,
+        )  # fmt: skip

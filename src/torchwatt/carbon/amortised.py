@@ -46,7 +46,7 @@ def _one(subject: Subject, kind: str, devices: Sequence[Embodied], duration_s: f
 
     inputs = {"duration_s": Quantity(duration_s, duration_s, duration_s)}
     found = combine(compute, inputs | {name: quantity(factor) for factor, name in names.items()})
-    text = "+".join(f"{n}*{total}*{share}/{life}" for n, total, share, life in terms)
+    text = "+".join(f"{f'{n}*' if n > 1 else ''}{total}*{share}/{life}" for n, total, share, life in terms)
     return Impact(
         subject=subject.name,
         criterion=criterion,

@@ -157,7 +157,7 @@ def added(usage: Impact, made: Impact) -> Impact:
         lo=found.lo,
         hi=found.hi,
         accounting_method=usage.accounting_method,
-        dominant_uncertainty=found.dominant,
+        dominant_uncertainty=_within(found.dominant, usage, made),
     )
 
 
@@ -193,5 +193,11 @@ def sci(usage: Impact, made: Impact, units: float, unit: str, known: Provenance)
         lo=total.lo,
         hi=total.hi,
         accounting_method="location",
-        dominant_uncertainty=total.dominant,
+        dominant_uncertainty=whole.dominant_uncertainty,
     )
+
+
+def _within(dominant: str, usage: Impact, made: Impact) -> str:
+    """Name the input of a sum's larger part, or those parts' inputs that state no range."""
+    unstated = [part.dominant_uncertainty for part in (usage, made) if part.lo is None]
+    return "; ".join(unstated) or (usage if dominant == "usage" else made).dominant_uncertainty

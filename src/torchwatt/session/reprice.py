@@ -119,8 +119,8 @@ def _subjects(bundle: Bundle) -> Iterator[Subject]:
         if joules_ is not None:
             lo, hi = number(row, "sensor_accuracy_lo_rel"), number(row, "sensor_accuracy_hi_rel")
             band = (lo, hi) if lo is not None and hi is not None else None
-            bounds_j = interval_j(joules_, band, number(row, "energy_u_j"))
-            yield Subject(f"device:{name}", joules_, _known(text(row, "provenance")), *bounds_j, by_device[name])
+            lo_j, hi_j = interval_j(joules_, band, number(row, "energy_u_j"))
+            yield Subject(f"device:{name}", joules_, _known(text(row, "provenance")), lo_j, hi_j, by_device[name])
 
 
 def _known(told: str) -> Provenance:

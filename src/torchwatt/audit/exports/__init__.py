@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torchwatt.audit.exports.ai_act import ai_act_markdown
 from torchwatt.audit.exports.boamps import boamps_json
+from torchwatt.audit.exports.cells import AS_RUN, of_scenario
 from torchwatt.audit.exports.codecarbon import emissions_csv
 from torchwatt.audit.exports.huggingface import card_yaml
 from torchwatt.audit.exports.parquet import parquet_files
@@ -49,6 +50,7 @@ def export(
     to: str,
     out: str | os.PathLike[str] | None = None,
     declared: Mapping[str, str] | None = None,
+    scenario: str = AS_RUN,
 ) -> Path:
     """Write bundles in another format and return where.
 
@@ -59,6 +61,8 @@ def export(
         declared: What only the user knows, by column of `run` (`organisation`, `task_family`, ...), where the bundle
             does not say it; the bundle stays as it is.
 
+        scenario: Whose grams: `as_run`, or one that `reprice` added, such as `repriced:2026`.
+
     Raises:
         BundleError: The format is unknown, a bundle cannot be read, something is missing, or the target exists.
     """
@@ -67,7 +71,9 @@ def export(
         raise BundleError(f"no format {to!r}: there are {', '.join(FORMATS)}")
     if len(directories) != 1 and not wanted.several:
         raise BundleError(f"{to} is about one run; {len(directories)} bundles were given")
-    bundles = [_with(read_bundle(directory), declared or {}) for directory in directories]
+    read = [_with(read_bundle(directory), declared or {}) for directory in directories]
+    # Parquet holds the tables as they are, all scenarios.
+    bundles = read if wanted.make is None else [of_scenario(bundle, scenario) for bundle in read]
     target = Path(out) if out is not None else Path(wanted.file)
     if wanted.make is None:
         return _write_all(target, parquet_files(bundles))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torchwatt.audit.exports.cells import counted, number, text, when
+from torchwatt.audit.exports.cells import counted, number, pue_of, text, when
 from torchwatt.audit.exports.markdown import DASH, between, figure, plain, table
 from torchwatt.audit.reader import Bundle
 
@@ -53,8 +53,8 @@ def _lines(bundle: Bundle) -> Iterator[str]:
     yield f"**Missing information.** {'; '.join(missing) if missing else 'none'}."
     yield ""
     yield (
-        "One run only: the form asks for the whole training, earlier and failed runs included. Inference is asked for as "
-        "FLOP of a named benchmark, not as energy."
+        "One run only: the form asks for the whole training, earlier and failed runs included. Inference is asked for "
+        "as FLOP of a named benchmark, not as energy."
     )
 
 
@@ -68,7 +68,7 @@ def _method(bundle: Bundle) -> str:
     coverage = number(run, "coverage_ratio")
     seen = "" if coverage is None else f" Meters covered {coverage:.1%} of the run."
     left = text(run, "boundary_excluded").replace(";", ", ") or "nothing that was found"
-    pue = number(run, "pue")
+    pue = pue_of(bundle)
     building = f"PUE {pue:g} is not in the energy above." if pue else "No PUE was given: cooling is not in it."
     return (
         f"Energy was taken by torchwatt {text(run, 'tool_version')} from the meters of the machine itself: "

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torchwatt.audit.exports.cells import counted, factors_of, impact, kwh, number, of_kind, text, when
+from torchwatt.audit.exports.cells import counted, intensity_g_per_kwh, kwh, number, text, when
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
 from torchwatt.core.errors import BundleError
@@ -146,9 +146,7 @@ def _components(bundle: Bundle) -> Iterator[dict[str, Any]]:
 
 def _environment(bundle: Bundle) -> dict[str, Any]:
     country, _, place = text(bundle.run, "zone").partition("/")
-    grid = of_kind(factors_of(bundle, impact(bundle, "gwp")), "grid_gwp")
-    value = None if grid is None else number(grid, "value")
-    return {"country": country, "location": place, "powerSourceCarbonIntensity": value}
+    return {"country": country, "location": place, "powerSourceCarbonIntensity": intensity_g_per_kwh(bundle)}
 
 
 def _quality(run: Row) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 from torchwatt.audit.reader import Bundle
@@ -75,3 +76,33 @@ def counted(bundle: Bundle, *kinds: str) -> list[Row]:
     """Return the devices inside the total, of these kinds or all."""
     rows = (row for row in bundle["device"] if row["counts_toward_total"])
     return [row for row in rows if not kinds or row["kind"] in kinds]
+
+
+def pue_of(bundle: Bundle) -> float | None:
+    """Return the PUE that the grams were made with, else the one that was declared; None where there is none."""
+    used = of_kind(factors_of(bundle, impact(bundle, "gwp")), "pue")
+    return number(bundle.run, "pue") if used is None else number(used, "value")
+
+
+def intensity_g_per_kwh(bundle: Bundle) -> float | None:
+    """Return the grid's intensity as it was applied: over many hours, their mean by energy."""
+    grams, energy_kwh = impact(bundle, "gwp"), kwh(bundle.run, "energy_it_j")
+    if grams is None or not energy_kwh:
+        return None
+    used = of_kind(factors_of(bundle, grams), "pue")
+    return (number(grams, "value") or 0.0) / energy_kwh / ((number(used, "value") or 1.0) if used is not None else 1.0)
+
+
+def of_scenario(bundle: Bundle, scenario: str) -> Bundle:
+    """Return the bundle as if one scenario had been the run's own, for exporters that tell one.
+
+    Raises:
+        BundleError: There are no impacts of that scenario.
+    """
+    if scenario == AS_RUN:
+        return bundle
+    rows = tuple({**row, "scenario": AS_RUN} for row in bundle["impact"] if row["scenario"] == scenario)
+    if not rows:
+        known = sorted({text(row, "scenario") for row in bundle["impact"]})
+        raise BundleError(f"no impacts of scenario {scenario!r}; there are {', '.join(known) or 'none'}")
+    return replace(bundle, tables={**bundle.tables, "impact": rows})

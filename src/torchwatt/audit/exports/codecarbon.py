@@ -11,7 +11,7 @@ import csv
 from collections.abc import Sequence
 from io import StringIO
 
-from torchwatt.audit.exports.cells import counted, impact, kwh, number, text, when
+from torchwatt.audit.exports.cells import counted, impact, kwh, number, pue_of, text, when
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
 
@@ -49,7 +49,7 @@ def _row(bundle: Bundle) -> dict[str, str | float | int | None]:
         "duration": duration_s,
         "emissions": kilograms,
         "emissions_rate": None if kilograms is None or duration_s <= 0 else kilograms / duration_s,
-        **_energies(run, duration_s),
+        **_energies(run, duration_s, pue_of(bundle)),
         "water_consumed": None if water is None else number(water, "value"),
         "country_iso_code": zone if len(zone) == 3 else None,
         "region": part or None,
@@ -59,13 +59,13 @@ def _row(bundle: Bundle) -> dict[str, str | float | int | None]:
         "python_version": text(run, "python_version"),
         "codecarbon_version": f"torchwatt {text(run, 'tool_version')}".strip(),
         **_hardware(bundle),
-        "pue": number(run, "pue"),
+        "pue": pue_of(bundle),
     }
 
 
-def _energies(run: Row, duration_s: float) -> dict[str, float | None]:
+def _energies(run: Row, duration_s: float, known_pue: float | None) -> dict[str, float | None]:
     """Return kWh and mean W of the parts, and of all, behind the building's meter where a PUE is known."""
-    pue = number(run, "pue") or 1.0
+    pue = known_pue or 1.0
     found: dict[str, float | None] = {}
     for part, column in _PARTS.items():
         energy = kwh(run, column)

@@ -8,7 +8,17 @@ from io import BytesIO
 from math import fsum
 from typing import Any
 
-from torchwatt.audit.exports.cells import counted, factors_of, impact, number, of_kind, text, when
+from torchwatt.audit.exports.cells import (
+    counted,
+    factors_of,
+    impact,
+    intensity_g_per_kwh,
+    number,
+    of_kind,
+    pue_of,
+    text,
+    when,
+)
 from torchwatt.audit.exports.totals import Counted, total
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
@@ -77,8 +87,9 @@ def _row(bundle: Bundle) -> list[Any]:
         number(run, "functional_unit_count"),
         _scaled(location, "value", G_PER_T),
         _scaled(market, "value", G_PER_T),
-        *(None if grid is None else grid[name] for name in ("value", "source_name", "data_year", "basis")),
-        number(run, "pue"),
+        intensity_g_per_kwh(bundle),
+        *(None if grid is None else grid[name] for name in ("source_name", "data_year", "basis")),
+        pue_of(bundle),
         "" if location is None else text(location, "weakest_input"),
         "" if location is None else text(location, "dominant_uncertainty"),
     ]

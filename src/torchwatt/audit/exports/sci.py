@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torchwatt.audit.exports.cells import counted, factors_of, impact, kwh, number, text, when
+from torchwatt.audit.exports.cells import counted, factors_of, impact, kwh, number, pue_of, text, when
 from torchwatt.audit.exports.markdown import DASH, between, figure, plain, table
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
@@ -32,7 +32,8 @@ def _lines(bundle: Bundle) -> Iterator[str]:
             number(score, "lo"), number(score, "hi")
         )
         yield ""
-        yield f"Mostly from: {plain(text(score, 'dominant_uncertainty'))}. Weakest input: {text(score, 'weakest_input')}."
+        dominant, weakest = (plain(text(score, name)) for name in ("dominant_uncertainty", "weakest_input"))
+        yield f"Mostly from: {dominant}. Weakest input: {weakest}."
     yield ""
     yield from _terms(bundle)
     yield ""
@@ -56,7 +57,7 @@ def _why(bundle: Bundle) -> str:
 def _terms(bundle: Bundle) -> Iterator[str]:
     run, usage = bundle.run, impact(bundle, "gwp")
     made = impact(bundle, "gwp", phase="embodied", method="na")
-    pue = number(run, "pue")
+    pue = pue_of(bundle)
     energy = kwh(run, "energy_it_j")
     rows = [
         ("E", "energy inside the boundary, kWh", figure(energy), _method(text(run, "energy_it_provenance"))),

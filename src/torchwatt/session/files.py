@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from torchwatt.audit import write_bundle
+from torchwatt.audit.store import Store
 from torchwatt.core.errors import BundleError
 from torchwatt.core.report import Report
 from torchwatt.views import to_html_page
@@ -18,6 +19,16 @@ def write_csv(report: Report, directory: str | os.PathLike[str]) -> Path:
         BundleError: The folder exists and is not empty, or cannot be written.
     """
     return write_bundle(report, directory)
+
+
+def keep_run(report: Report, store: str | os.PathLike[str] | None, project: str) -> Path:
+    """Keep a run in a store, by default the user's.
+
+    Raises:
+        BundleError: The run is kept already, or cannot be written.
+        ConfigError: The project's name is no name.
+    """
+    return Store(store).keep(report, project)
 
 
 def write_html(report: Report, path: str | os.PathLike[str]) -> Path:

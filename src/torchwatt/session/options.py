@@ -10,6 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from torchwatt.audit.store import PROJECT, project_name
 from torchwatt.carbon import Asked, Plan, plan
 from torchwatt.core.errors import ConfigError
 from torchwatt.sensors import Feed
@@ -28,6 +29,8 @@ class Options:
     baseline_s: float = DEFAULT_BASELINE_S
     csv: Path | None = None
     html: Path | None = None
+    keep: Path | None = None
+    project: str = PROJECT
     powercap_root: Path | None = None
     feed: Feed | None = None
 
@@ -53,6 +56,8 @@ def options(given: Mapping[str, Any]) -> Options:
         baseline_s=baseline_s,
         csv=csv,
         html=html,
+        keep=None if given.get("keep") is None else Path(given["keep"]),
+        project=_project(given),
         powercap_root=None if given["powercap_root"] is None else Path(given["powercap_root"]),
         feed=given["feed"],
     )
@@ -67,6 +72,14 @@ def _number(name: str, value: Any, *, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or not low <= value <= high:
         raise ConfigError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
     return float(value)
+
+
+def _project(given: Mapping[str, Any]) -> str:
+    if given.get("project") is None:
+        return PROJECT
+    if given.get("keep") is None:
+        raise ConfigError("project= says under which name a run is kept: give keep= as well")
+    return project_name(str(given["project"]))
 
 
 def _target(name: str, value: str | os.PathLike[str] | None) -> Path | None:

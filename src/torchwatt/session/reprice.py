@@ -84,6 +84,11 @@ def reprice(
     return Repriced(write_repriced(bundle, priced.factors, priced.impacts, where, seal), label, priced)
 
 
+def hours_of_bundle(directory: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Return the hours of UTC in which a bundle has energy."""
+    return usage_of_bundle(read_bundle(directory)).hours
+
+
 def usage_of_bundle(bundle: Bundle) -> Usage:
     """Read back what can be priced: joules of the run and of each counted device, by hour where there are hours."""
     run = bundle.run

@@ -88,7 +88,9 @@ def _with(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:
             raise BundleError(f"{name!r} cannot be declared; it may be one of {', '.join(DECLARED)}, zone")
         if bundle.run[name] is not None:
             raise BundleError(f"{name} is {bundle.run[name]!r} in the bundle and cannot be declared again")
-        more[name] = from_cell(text, TABLE_BY_NAME["run"].column(name))
+        column = TABLE_BY_NAME["run"].column(name)
+        # A cell of text is escaped; what a user types is not.
+        more[name] = text if column.type == "string" else from_cell(text, column)
     return replace(bundle, tables={**bundle.tables, "run": ({**bundle.run, **more},)})
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import torchwatt as tw
 from tests.support.powercap import FakePowercap, PowerLog
+from torchwatt.audit import verify
 
 STATIC_W, WEAK_W, STRONG_W = 15.0, 10.0, 40.0  # time share books 60 % too much to the weak layer
 CALL_S = 0.024
@@ -135,7 +136,8 @@ def test_the_files_add_up(tree, tmp_path):
             model(torch.ones(1, 4, requires_grad=True)).sum().backward()
             run.count("image", 2)
     tables = {path.stem: pd.read_csv(path) for path in (tmp_path / "audit").glob("*.csv")}
-    assert set(tables) == {"run", "device", "layer", "sample", "factor", "impact", "event"}
+    assert set(tables) == {"run", "device", "window", "layer", "hourly", "factor", "impact", "event"}
+    tables["sample"] = pd.read_parquet(tmp_path / "audit" / "sample.parquet")
     counted = tables["device"][tables["device"].counts_toward_total & tables["device"].energy_j.notna()]
     for _, device in counted.iterrows():
         of_device = tables["layer"][tables["layer"].device_id == device.device_id]
@@ -153,3 +155,5 @@ def test_the_files_add_up(tree, tmp_path):
     raw = device.counter_end_raw - device.counter_start_raw + device.counter_wraps * modulus(run)
     assert isclose(raw * device.counter_unit_j, device.energy_j, rel_tol=1e-9)
     assert run.energy_per("image") == pytest.approx(total_j / 20)
+    found = verify(tmp_path / "audit")
+    assert found.ok, found

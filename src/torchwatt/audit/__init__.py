@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchwatt.audit.reader import Bundle, read_bundle
+    from torchwatt.audit.samples import SampleFormat
     from torchwatt.audit.schema import SCHEMA_VERSION, TABLES
     from torchwatt.audit.seal import Seal
     from torchwatt.audit.verification import Finding, Verification, verify
@@ -18,6 +19,7 @@ _HOMES = {
     "Bundle": "reader",
     "Finding": "verification",
     "SCHEMA_VERSION": "schema",
+    "SampleFormat": "samples",
     "Seal": "seal",
     "TABLES": "schema",
     "Verification": "verification",
@@ -31,6 +33,7 @@ __all__ = [
     "TABLES",
     "Bundle",
     "Finding",
+    "SampleFormat",
     "Seal",
     "Verification",
     "read_bundle",

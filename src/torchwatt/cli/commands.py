@@ -18,6 +18,8 @@ from torchwatt.cli.script import run_script
 from torchwatt.cli.show import show
 from torchwatt.core.errors import ConfigError
 
+FINDINGS = 1  # the exit code of a bundle that does not hold; 2 is no bundle, or a wrong use
+
 
 def _options(asked: argparse.Namespace) -> dict[str, Any]:
     return {
@@ -74,6 +76,14 @@ def _reprice(asked: argparse.Namespace) -> int:
     return run_reprice(asked, Asked(**_carbon(asked)))
 
 
+def _verify(asked: argparse.Namespace) -> int:
+    from torchwatt.audit import verify
+
+    found = verify(asked.directory, chain=asked.chain, runs=asked.runs, allowed_signers=asked.allowed_signers)
+    print(found)
+    return 0 if found.ok else FINDINGS
+
+
 def _demo(asked: argparse.Namespace) -> int:
     from torchwatt.cli.demo import demo
 
@@ -84,6 +94,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "doctor": _doctor,
     "show": _show,
+    "verify": _verify,
     "demo": _demo,
     "reprice": _reprice,
     "export": _export,

@@ -5,20 +5,34 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from torchwatt.audit import write_bundle
+from torchwatt.audit import SampleFormat, Seal, write_bundle
 from torchwatt.audit.store import Store
 from torchwatt.core.errors import BundleError
 from torchwatt.core.report import Report
 from torchwatt.views import to_html_page
 
+# A project's chain and key are named once and hold for every way to write a bundle: notebook, command line, Python.
+CHAIN = "TORCHWATT_CHAIN"
+KEY = "TORCHWATT_SIGN_KEY"
 
-def write_csv(report: Report, directory: str | os.PathLike[str]) -> Path:
-    """Write the audit tables into a new folder.
 
-    Raises:
-        BundleError: The folder exists and is not empty, or cannot be written.
-    """
-    return write_bundle(report, directory)
+def write_csv(
+    report: Report,
+    directory: str | os.PathLike[str],
+    *,
+    samples: SampleFormat = "auto",
+    overwrite: bool = False,
+    chain: str | os.PathLike[str] | None = None,
+    sign_key: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write the audit tables into a new folder; see `Run.to_csv`."""
+    seal = Seal(_path(chain, CHAIN), _path(sign_key, KEY))
+    return write_bundle(report, directory, samples=samples, overwrite=overwrite, seal=seal)
+
+
+def _path(given: str | os.PathLike[str] | None, variable: str) -> Path | None:
+    found = given or os.environ.get(variable)
+    return Path(found) if found else None
 
 
 def keep_run(report: Report, store: str | os.PathLike[str] | None, project: str) -> Path:

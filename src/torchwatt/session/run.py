@@ -19,6 +19,8 @@ from torchwatt.views import MIME, to_html_fragment, to_payload, to_text
 if TYPE_CHECKING:
     import pandas as pd
 
+    from torchwatt.audit import SampleFormat
+
 
 class Run:
     """The result of a profiled block; while the block runs, what is known so far.
@@ -105,13 +107,30 @@ class Run:
             raise ConfigError(f"no {unit!r} was counted: call run.count({unit!r}, n) inside the block")
         return None if report.energy_j is None else report.energy_j / n
 
-    def to_csv(self, directory: str | os.PathLike[str]) -> Path:
-        """Write the audit tables into a new folder.
+    def to_csv(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        samples: SampleFormat = "auto",
+        overwrite: bool = False,
+        chain: str | os.PathLike[str] | None = None,
+        sign_key: str | os.PathLike[str] | None = None,
+    ) -> Path:
+        """Write the audit tables into a new folder, which `torchwatt verify` can check.
+
+        Args:
+            directory: The folder to make.
+            samples: The power curve as `parquet` or `csv.gz`; `auto` is Parquet where pyarrow is installed.
+            overwrite: Replace an older bundle of that name; anything else is never replaced.
+            chain: A file to which one line a bundle is added, so that a removed run shows; else `TORCHWATT_CHAIN`.
+            sign_key: An SSH key to sign with; else `TORCHWATT_SIGN_KEY`.
 
         Raises:
-            BundleError: The folder exists and is not empty, or cannot be written.
+            BundleError: The folder exists and is not empty, cannot be written, or the key cannot be used.
         """
-        return write_csv(self.report, directory)
+        return write_csv(
+            self.report, directory, samples=samples, overwrite=overwrite, chain=chain, sign_key=sign_key
+        )  # fmt: skip
 
     def keep(self, store: str | os.PathLike[str] | None = None, *, project: str = "default") -> Path:
         """Keep the run in a local store, where `torchwatt runs` and `torchwatt show` find it; return its folder.

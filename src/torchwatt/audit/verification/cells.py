@@ -45,8 +45,8 @@ def pieces(path: Path, table: Table, findings: Findings, newer: bool = False) ->
     number = 0
     read = _Reader(path, table, findings)
     try:
-        with _opened(path) as file:
-            lines = csv.reader(read.lines(TextIOWrapper(file, encoding="utf-8", newline="")), strict=True)
+        with _opened(path) as file, TextIOWrapper(file, encoding="utf-8", newline="") as text:
+            lines = csv.reader(read.lines(text), strict=True)
             header = next(lines, [])
             if not read.header(header, newer=newer):
                 return

@@ -11,7 +11,7 @@ from typing import Protocol
 from torchwatt.audit.schema import SCHEMA_VERSION, TABLE_BY_NAME, Row, Value
 from torchwatt.audit.verification.cells import Piece, pieces
 from torchwatt.audit.verification.derived import Derived
-from torchwatt.audit.verification.energy_laws import HourLaws, LayerLaws, WindowLaws
+from torchwatt.audit.verification.energy_laws import HourLaws, LayerLaws, WindowLaws, best_known
 from torchwatt.audit.verification.facts import Facts, Sum, number, rows_of, text
 from torchwatt.audit.verification.files import check_descriptions, check_manifest, check_statement, sample_name
 from torchwatt.audit.verification.finding import Findings, Verification
@@ -125,6 +125,14 @@ class _Check:
 
     def _devices(self) -> None:
         self._derived("device", [(self.facts.device_rows[name], cells) for name, cells in self.facts.devices.items()])
+        for name, cells in self.facts.devices.items():
+            best = best_known(text(cells, "method"), text(cells, "provenance"))
+            if best is not None:
+                self.findings.add(
+                    "KNOWN", "device.csv", f"better known than {cells['method']} can be",
+                    row=self.facts.device_rows[name], column="provenance", expected=f"{best} or weaker",
+                    found=cells["provenance"],
+                )  # fmt: skip
         for name, cells in self.facts.counted.items():
             for column in ("energy_j", "method", "provenance"):
                 if cells[column] is None:
@@ -203,17 +211,18 @@ class _Events:
     def __init__(self, facts: Facts, findings: Findings) -> None:
         self.facts = facts
         self.findings = findings
-        self.next = 0
+        self.last = (0, -1)  # row, event_index
 
     def look(self, piece: Piece) -> None:
         begun = self.facts.run.get("started_at")
         for row, cells in rows_of(piece):
-            if cells["event_index"] != self.next:
+            index, expected_index = int(number(cells, "event_index") or 0), self.last[1] + row - self.last[0]
+            if index != expected_index:
                 self.findings.add(
-                    "KEY", "event.csv", "a row is missing", row=row, column="event_index", expected=self.next,
-                    found=cells["event_index"],
+                    "KEY", "event.csv", "a row is missing", row=row, column="event_index", expected=expected_index,
+                    found=index,
                 )  # fmt: skip
-            self.next = int(number(cells, "event_index") or 0) + 1
+            self.last = (row, index)
             t_ns, t = number(cells, "t_ns"), cells["t"]
             if not isinstance(begun, datetime) or not isinstance(t, datetime) or t_ns is None:
                 continue

@@ -36,7 +36,7 @@ class Derived:
                 if cell is None and None in values:
                     continue
                 expected = _value(formula, wanted, values)
-                if _agree(expected, cell, values) or row in piece.bad:
+                if _agree(expected, cell, values if "-" in text else ()) or row in piece.bad:
                     continue
                 self.findings.add(
                     "DERIVED", self.file, f"is not {text}", row=row, column=column,
@@ -55,9 +55,10 @@ def _value(formula: Formula, wanted: tuple[str, ...], values: tuple[Value, ...])
     return value if isfinite(value) else None
 
 
-def _agree(expected: float | None, found: float | None, values: tuple[Value, ...]) -> bool:
+def _agree(expected: float | None, found: float | None, subtracted: tuple[Value, ...]) -> bool:
     if expected is None or found is None:
         return expected is found
     if expected == found:
         return True
-    return same(expected, found, scale=max(abs(v) for v in values if isinstance(v, int | float)))
+    # A difference has the error of what it is made of; integers have none.
+    return same(expected, found, scale=max((abs(v) for v in subtracted if isinstance(v, float)), default=0.0))

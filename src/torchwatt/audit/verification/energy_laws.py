@@ -13,6 +13,8 @@ from torchwatt.audit.verification.facts import Facts, WindowFact, number, rows_o
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.terms import PROVENANCES, RESERVED, UNATTRIBUTED
 
+# A share of a meter is not measured, whatever the meter is.
+BEST_OF_METHOD = {"fit": "apportioned", "time_share": "apportioned", "load_model": "modelled"}
 BOOKS_REL = 1e-9  # how exactly a ledger promises to balance (core.ledger)
 
 
@@ -74,15 +76,20 @@ class LayerLaws:
                 )  # fmt: skip
 
     def _known(self, piece: Piece, devices: list[str]) -> None:
-        told = cast("list[str]", piece.columns["provenance"])
-        pairs = set(zip(devices, told, strict=True))
-        better = {pair for pair in pairs if _better(pair[1], self.known.get(pair[0], ""))}
-        for row, pair in zip(piece.rows, zip(devices, told, strict=True), strict=True):
-            if pair in better:
+        told, methods = (cast("list[str]", piece.columns[name]) for name in ("provenance", "method"))
+        found = list(zip(devices, methods, told, strict=True))
+        limits = {key: limit for key in set(found) if (limit := self._limit(*key)) is not None}
+        for row, key in zip(piece.rows, found, strict=True) if limits else ():
+            if key in limits and row not in piece.bad:
                 self.findings.add(
-                    "KNOWN", self.file, f"better known than {pair[0]} itself", row=row, column="provenance",
-                    expected=f"{self.known[pair[0]]} or weaker", found=pair[1],
+                    "KNOWN", self.file, f"better known than {key[1]} on {key[0]} can be", row=row, column="provenance",
+                    expected=f"{limits[key]} or weaker", found=key[2],
                 )  # fmt: skip
+
+    def _limit(self, device: str, method: str, told: str) -> str | None:
+        """Return the best that a row may say, if it says better."""
+        limit = self.known.get(device, "")
+        return limit if _better(told, limit) else best_known(method, told)
 
     def finish(self) -> None:
         """Compare the sums with the devices."""
@@ -93,6 +100,12 @@ class LayerLaws:
                 _add_up(self.facts, self.findings, self.file, "energy_self_j", name, self.facts.layer_j[name].value)
             elif name in self.facts.layer_j:
                 self.findings.add("SUM", self.file, f"has rows of {name}, which does not count", column="device_id")
+
+
+def best_known(method: str, told: str) -> str | None:
+    """Return the best that a number of this method can be, if it is said to be better."""
+    limit = BEST_OF_METHOD.get(method, "")
+    return limit if _better(told, limit) else None
 
 
 def _better(told: str, than: str) -> bool:

@@ -1,8 +1,10 @@
 """Sockets are opened where the user asked for it, and nowhere else."""
 
+import ast
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -109,3 +111,30 @@ def test_what_cannot_be_asked_is_not_asked(server):
     with pytest.raises(FactorError, match="http"):
         fetch(server, url="file:///etc")
     assert server.asked == []
+
+
+NETWORK = {"socket", "ssl", "http", "urllib.request", "requests", "httpx", "aiohttp", "urllib3", "ftplib", "smtplib"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_one_module_of_all_can_open_a_connection_and_none_imports_it_by_itself():
+    import torchwatt
+
+    root = Path(torchwatt.__file__).parent
+    able, users = set(), set()
+    for path in root.rglob("*.py"):
+        names = set(imports(path))
+        if any(name == one or name.startswith(f"{one}.") for name in names for one in NETWORK):
+            able.add(path.relative_to(root).as_posix())
+        if "torchwatt.carbon.electricity_maps_api" in names:
+            users.add(path.relative_to(root).as_posix())
+    assert able == {"carbon/electricity_maps_api.py"}
+    assert users == {"cli/reprice.py"}

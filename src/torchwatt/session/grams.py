@@ -33,13 +33,17 @@ def with_grams(report: Report, plan: Plan) -> Report:
         events=(*report.events, *told),
         declared={**facility, **report.declared},
     )
-    return replace(priced_report, carbon_hint=_hint(priced_report, priced))
+    return replace(priced_report, carbon_hint="" if _told(priced_report, plan, priced) else _hint(priced))
 
 
-def _hint(report: Report, priced: Priced) -> str:
-    """Say how to get grams where there are none though there are joules."""
-    if report.carbon_g is not None:
-        return ""
+def _told(report: Report, plan: Plan, priced: Priced) -> bool:
+    """Return whether there is nothing to say: there are grams, or a grid was named and there are no joules."""
+    failed = any(note.severity == "error" for note in priced.notes)
+    return report.carbon_g is not None or (bool(plan.location) and not failed)
+
+
+def _hint(priced: Priced) -> str:
+    """Say how to get grams."""
     failed = [note.message for note in priced.notes if note.severity == "error"]
     return failed[0] if failed else HOW_TO_GET_GRAMS
 

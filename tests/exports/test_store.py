@@ -57,6 +57,32 @@ def test_the_index_is_made_again_from_the_bundles(store):
     assert [run.project for run in before] == ["a", "b", "b"]
 
 
+def test_a_run_that_came_or_went_without_the_store_is_seen(store):
+    import shutil
+
+    first, second = (store.keep(report(n)) for n in (1, 2))
+    shutil.copytree(first, store.root / "other" / first.name)
+    shutil.rmtree(second)
+    assert {(run.project, run.folder) for run in store.runs()} == {("default", first.name), ("other", first.name)}
+
+
+def test_a_copy_of_a_run_is_not_counted_twice(store):
+    import shutil
+
+    folder = store.keep(report(1))
+    shutil.copytree(folder, folder.with_name("zz-copy"))
+    with pytest.warns(UserWarning, match="zz-copy"):
+        assert [run.folder for run in store.runs()] == [folder.name]
+
+
+def test_a_damaged_bundle_is_named_and_hides_no_other(store):
+    first, second = (store.keep(report(n)) for n in (1, 2))
+    (first / "run.csv").write_text("run_id\n")
+    (store.root / "index.sqlite").unlink()
+    with pytest.warns(UserWarning, match=first.name):
+        assert [run.run_id for run in store.runs()] == [second.name]
+
+
 def test_sums_are_by_project_and_month_and_a_rate_is_sum_over_sum(store):
     month_ns = 31 * 24 * 3_600_000_000_000
     base = sample_report().start_unix_ns

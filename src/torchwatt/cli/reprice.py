@@ -38,7 +38,7 @@ def run_reprice(asked: Namespace, carbon: Asked) -> int:
         print(f"{note.severity}: {note.code}: {note.message}", file=sys.stderr)
     for impact in done.priced.impacts:
         if impact.subject == "run" and impact.criterion == "gwp":
-            print(f"{impact.accounting_method} {impact.phase}: {format_mass(impact.value)}CO2e = {impact.formula}")
+            print(f"{impact.accounting_method} {impact.phase}: {format_mass(impact.value)} CO2e = {impact.formula}")
     print(f"{done.scenario} in {done.directory}")
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -76,18 +77,15 @@ class Store:
         return self._added(target, project)
 
     def runs(self, project: str | None = None, month: str | None = None) -> tuple[StoredRun, ...]:
-        """Return the kept runs by time; the index is made again where it is missing or damaged."""
+        """Return the kept runs by time; the index is made again where it does not say what lies in the folder."""
         found = read_index(self.root / INDEX)
-        if found is None:
+        there = {(folder.parent.name, folder.name) for folder in self._folders()}
+        if found is None or {(run.project, run.folder) for run in found} != there:
             found = self.rebuild()
         return tuple(run for run in found if project in {None, run.project} and month in {None, run.month})
 
     def rebuild(self) -> tuple[StoredRun, ...]:
-        """Make the index again from the bundles, and return what is in it.
-
-        Raises:
-            BundleError: A bundle cannot be read.
-        """
+        """Make the index again from the bundles, and return what is in it; warns of a bundle that cannot be read."""
         if not self.root.is_dir():
             return ()
         found = tuple(sorted(self._bundles(), key=lambda run: (run.started_at, run.run_id)))
@@ -110,11 +108,23 @@ class Store:
             )
         return self.root / near[0].project / near[0].folder
 
+    def _folders(self) -> Iterator[Path]:
+        found = (manifest.parent for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")))
+        return (folder for folder in found if not folder.name.startswith("."))
+
     def _bundles(self) -> Iterator[StoredRun]:
-        for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            folder = manifest.parent
-            if not folder.name.startswith("."):
-                yield stored(read_bundle(folder), folder.parent.name)
+        seen: dict[tuple[str, str], Path] = {}
+        for folder in self._folders():
+            try:
+                run = stored(read_bundle(folder), folder.parent.name)
+            except BundleError as error:
+                warnings.warn(f"torchwatt leaves out a kept run that it cannot read: {error}", stacklevel=2)
+                continue
+            first = seen.setdefault((run.project, run.run_id), folder)
+            if first == folder:
+                yield run
+            else:
+                warnings.warn(f"torchwatt counts {first} and not its copy {folder}", stacklevel=2)
 
     def _new(self, project: str, run_id: str) -> Path:
         target = self.root / project_name(project) / run_id

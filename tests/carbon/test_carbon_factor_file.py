@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from tests.carbon.worlds import found, planned, usage
@@ -124,3 +126,11 @@ def test_an_unknown_column_and_a_missing_file_are_refused(write, tmp_path):
         planned(factors=write("kind,value,unit,source_name,colour\n"))
     with pytest.raises(FactorError, match="cannot read"):
         planned(factors=tmp_path / "none.csv")
+
+
+def test_the_example_of_the_documentation_works(write):
+    page = (Path(__file__).parents[2] / "docs" / "carbon.md").read_text(encoding="utf-8")
+    example = page.split("```csv\n")[1].split("```")[0]
+    priced = price(usage(KWH_J), planned(factors=write(example)))
+    assert {impact.criterion for impact in priced.impacts} == {"gwp", "sci"}
+    assert found(priced, "run", "gwp", "total", "market").value > found(priced, "run", "gwp", "total", "location").value

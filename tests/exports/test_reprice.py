@@ -151,3 +151,36 @@ def test_an_export_can_tell_either_year(bundle, next_year, tmp_path):
     for scenario, g_per_kwh in (("as_run", 50.0), ("repriced:2026", 45.0)):
         out = export([folder], "boamps", tmp_path / scenario, declared, scenario)
         assert json.loads(out.read_text())["environment"]["powerSourceCarbonIntensity"] == pytest.approx(g_per_kwh)
+
+
+def test_verify_computes_every_kind_of_impact_again(bundle, tmp_path):
+    path = tmp_path / "all.csv"
+    head = "kind,value,unit,source_name,device,temporal_resolution,valid_from,valid_to,accounting_method\n"
+    path.write_text(
+        head
+        + "grid_gwp,20,g{CO2e}/kW.h,TSO,,hour,2026-11-24T06:00:00Z,2026-11-24T07:00:00Z,location\n"
+        + "grid_gwp,35,g{CO2e}/kW.h,TSO,,hour,2026-11-24T07:00:00Z,2026-11-24T08:00:00Z,location\n"
+        + "contract_gwp,7,g{CO2e}/kW.h,PPA,,,,,market\n"
+        + "grid_adpe,5e-8,kg{Sbeq}/kW.h,LCA,,,,,\ngrid_pe,9.3,MJ/kW.h,LCA,,,,,\ngrid_wue,3.6,L/kW.h,LCA,,,,,\n"
+        + "pue,1.3,1,site,,,,,\nwue,0.2,L/kW.h,site,,,,,\n"
+        + "embodied_gwp,164,kg{CO2e},maker,gpu,,,,\nembodied_pe,3000,MJ,maker,gpu,,,,\n"
+        + "lifetime,4,a,policy,gpu,,,,\nshare,1,1,whole,gpu,,,,\n"
+        + "embodied_gwp,25,kg{CO2e},maker of CPUs,cpu,,,,\nlifetime,6,a,policy,cpu,,,,\nshare,1,1,whole,cpu,,,,\n"
+    )
+    done = reprice(bundle, Asked(factors=path), scenario="all")
+    found = verify(done.directory)
+    assert found.ok, str(found)
+    rows = [row for row in read_bundle(done.directory)["impact"] if row["scenario"] == "repriced:all"]
+    assert {row["criterion"] for row in rows} == {"gwp", "adpe", "pe", "wcf", "sci"}
+    assert {row["phase"] for row in rows} == {"usage", "embodied", "total"}
+    (made,) = [row for row in rows if (row["subject"], row["criterion"], row["phase"]) == ("run", "gwp", "embodied")]
+    assert made["value"] == pytest.approx(24 / 31_557_600 * 1000 * (164 / 4 + 25 / 6))
+    assert "embodied_gwp_2*share/lifetime_2" in made["formula"]
+
+
+def test_a_formula_that_lies_after_repricing_is_found(bundle, next_year):
+    done = reprice(bundle, Asked(factors=next_year), scenario="2026").directory
+    path = done / "impact.csv"
+    path.write_text(path.read_text().replace("energy_j/3.6e6*pue*grid_gwp", "energy_j/3.7e6*pue*grid_gwp"))
+    codes = {finding.code for finding in verify(done).findings}
+    assert {"FORMULA", "HASH"} <= codes

@@ -114,6 +114,8 @@ def test_a_device_without_figures_is_named(write):
         ("embodied_gwp,4,kg{CO2e},TSO,,,,,", "column device"),
         ("pue,1.1,1,TSO,,,,,\npue,1.2,1,TSO,,,,,", "two numbers"),
         ("pue,1.1", "cells"),
+        ("contract_gwp,5,g{CO2e}/kW.h,PPA,,,location,,", "cannot be 'location'"),
+        ("pue,1.1,1,site,,,market,,", "cannot be 'market'"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_place_and_reason(write, row, complaint):

@@ -1,6 +1,5 @@
 """From `profile()` to grams, to files, to the store; and not one socket on the way."""
 
-import os
 import socket
 
 import pytest
@@ -128,8 +127,11 @@ def test_keep_writes_at_the_end_and_nothing_without_it(metered, tmp_path, monkey
     run = profiled(metered, keep=tmp_path / "store", project="llm", name="small")
     assert Store(tmp_path / "store").find("small").name == run.report.run_id
     assert not (tmp_path / "unused").exists()
+    profiled(metered, keep=False)
+    assert not (tmp_path / "unused").exists()
     assert not (tmp_path / "store" / "default").exists()
-    assert "unused" in os.environ["TORCHWATT_STORE"]
+    own = profiled(metered, keep=True)
+    assert (tmp_path / "unused" / "default" / own.report.run_id).is_dir()
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_parquet_has_the_rows_and_types_of_every_table(bundle, tmp_path):
     for name, rows in found.tables.items():
         table = pq.read_table(folder / f"{name}.parquet")
         assert table.to_pylist() == [dict(row) for row in rows], name
+    assert (folder / "sample.parquet").read_bytes() == (bundle / "sample.parquet").read_bytes()
     layer = pq.read_schema(folder / "layer.parquet")
     assert layer.field("energy_self_j").metadata[b"unit"] == b"J"
     assert not layer.field("energy_self_j").nullable

@@ -89,9 +89,21 @@ def _factor(where: str, cells: Mapping[str, str], digest: str) -> Factor:
         raise FactorError(f"{where}: {kind} must be in {UNITS[kind]}, found {cells['unit']!r}")
     values: dict[str, Any] = {"source_sha256": digest, "provenance": _provenance(where, cells)}
     values |= {name: _value(where, name, text) for name, text in cells.items() if name != _DEVICE}
+    values["accounting_method"] = _method(where, kind, cells.get("accounting_method", ""))
     factor = Factor(**{"factor_id": "", **values})
     _check_range(where, factor)
     return identified(factor)
+
+
+def _method(where: str, kind: str, given: str) -> str:
+    """Return location or market: contracts and residual mixes are market-based, a grid is what the row says."""
+    if kind in {"contract_gwp", "residual_mix"}:
+        usual: tuple[str, ...] = ("market",)
+    else:
+        usual = ("location", "market") if kind == "grid_gwp" else ("location",) if kind.startswith("grid_") else ("",)
+    if given and given not in usual:
+        raise FactorError(f"{where}: {kind} cannot be {given!r} by accounting_method; leave it empty")
+    return given or usual[0]
 
 
 def _provenance(where: str, cells: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ _PAGE = "https://github.com/scaleway/docs-content/blob/{}/pages/environmental-fo
 _NAME = "calculation-values-reference.mdx"
 _EARLIER, _LATER = "09c886594fba05c572e1129273dc201eeb10fd1b", "6b0e320cc1ab857f8e69af89392701943e684d76"
 _VALIDATED = datetime(2025, 6, 9, tzinfo=UTC)
+_RETRIEVED = datetime(2026, 11, 24, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ def _factor(kind: str, unit: str, versions: tuple[float, float], site: Site, not
             lo=None if same else min(versions),
             hi=None if same else max(versions),
             coverage_note=note + spread,
+            retrieved_at=_RETRIEVED,
             zone_system="iso3166-1",
             temporal_resolution="year",
         )

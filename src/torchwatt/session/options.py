@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from torchwatt.audit.store import PROJECT, project_name
+from torchwatt.audit.store import PROJECT, default_store, project_name
 from torchwatt.carbon import Asked, Plan, plan
 from torchwatt.core.errors import ConfigError
 from torchwatt.sensors import Feed
@@ -56,7 +56,7 @@ def options(given: Mapping[str, Any]) -> Options:
         baseline_s=baseline_s,
         csv=csv,
         html=html,
-        keep=None if given.get("keep") is None else Path(given["keep"]),
+        keep=_store(given.get("keep")),
         project=_project(given),
         powercap_root=None if given["powercap_root"] is None else Path(given["powercap_root"]),
         feed=given["feed"],
@@ -74,10 +74,17 @@ def _number(name: str, value: Any, *, low: float, high: float) -> float:
     return float(value)
 
 
+def _store(keep: str | os.PathLike[str] | bool | None) -> Path | None:
+    """Return where to keep the run; True is the user's own store."""
+    if keep is None or isinstance(keep, bool):
+        return default_store() if keep else None
+    return Path(keep)
+
+
 def _project(given: Mapping[str, Any]) -> str:
     if given.get("project") is None:
         return PROJECT
-    if given.get("keep") is None:
+    if _store(given.get("keep")) is None:
         raise ConfigError("project= says under which name a run is kept: give keep= as well")
     return project_name(str(given["project"]))
 

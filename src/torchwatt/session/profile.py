@@ -45,7 +45,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         baseline_s: Quiet time sampled before the block, to know the static power and to hear every meter once.
         csv: A folder that does not exist yet: the audit tables are written there at the end.
         html: A file that does not exist yet: the report is written there at the end.
-        keep: A store (a folder): the run is kept there at the end; see `torchwatt runs`.
+        keep: A store (a folder), or True for your own: the run is kept there at the end; see `torchwatt runs`.
         project: Under which project it is kept; default "default".
         powercap_root: Where RAPL's powercap tree is; default `TORCHWATT_POWERCAP_ROOT` or the system's.
         feed: Readings from elsewhere, such as `torchwatt.sensors.Replay`.
@@ -71,7 +71,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         baseline_s: float = DEFAULT_BASELINE_S,
         csv: str | os.PathLike[str] | None = None,
         html: str | os.PathLike[str] | None = None,
-        keep: str | os.PathLike[str] | None = None,
+        keep: str | os.PathLike[str] | bool | None = None,
         project: str | None = None,
         powercap_root: str | os.PathLike[str] | None = None,
         feed: Feed | None = None,

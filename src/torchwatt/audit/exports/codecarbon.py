@@ -11,7 +11,17 @@ import csv
 from collections.abc import Sequence
 from io import StringIO
 
-from torchwatt.audit.exports.cells import counted, impact, kwh, number, pue_of, text, when
+from torchwatt.audit.exports.cells import (
+    counted,
+    factors_of,
+    impact,
+    kwh,
+    number,
+    of_kind,
+    pue_of,
+    text,
+    when,
+)
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
 
@@ -40,6 +50,7 @@ def _row(bundle: Bundle) -> dict[str, str | float | int | None]:
     grams, duration_s = impact(bundle, "gwp"), number(run, "duration_s") or 0.0
     kilograms = None if grams is None else (number(grams, "value") or 0.0) / 1000
     water = impact(bundle, "wcf")
+    site_water = of_kind(factors_of(bundle, water), "wue")
     zone, _, part = text(run, "zone").partition("/")
     return {
         "timestamp": f"{when(run, 'ended_at'):%Y-%m-%dT%H:%M:%S}",  # UTC; CodeCarbon writes local time without a zone
@@ -60,6 +71,7 @@ def _row(bundle: Bundle) -> dict[str, str | float | int | None]:
         "codecarbon_version": f"torchwatt {text(run, 'tool_version')}".strip(),
         **_hardware(bundle),
         "pue": pue_of(bundle),
+        "wue": None if site_water is None else number(site_water, "value"),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def parquet_files(bundles: Sequence[Bundle]) -> dict[str, bytes]:
-    """Return one file a table; the samples are in it already where the bundle has them as Parquet.
+    """Return one file a table, all runs in it, and each bundle's file of samples as it is.
 
     Raises:
         BundleError: pyarrow is not installed.
@@ -30,7 +30,16 @@ def parquet_files(bundles: Sequence[Bundle]) -> dict[str, bytes]:
             buffer = BytesIO()
             pq.write_table(_arrow(table, bundles), buffer, compression="zstd")
             files[f"{table.name}.parquet"] = buffer.getvalue()
-    return files
+    return files | dict(_samples(bundles))
+
+
+def _samples(bundles: Sequence[Bundle]) -> Iterator[tuple[str, bytes]]:
+    for bundle in bundles:
+        run_id = "" if len(bundles) == 1 else f"-{bundle.run['run_id']}"
+        for suffix in ("parquet", "csv.gz"):
+            path = bundle.directory / f"sample.{suffix}"
+            if path.is_file():
+                yield f"sample{run_id}.{suffix}", path.read_bytes()
 
 
 def _arrow(table: Table, bundles: Sequence[Bundle]) -> pa.Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from io import BytesIO
 from math import fsum
 from typing import Any
@@ -43,8 +42,6 @@ def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
     except ImportError as error:
         raise BundleError("XLSX needs openpyxl: pip install 'torchwatt[xlsx]'") from error
     book = Workbook()
-    # Without a clock: the same bundles, the same workbook.
-    book.properties.created = book.properties.modified = datetime(2000, 1, 1, tzinfo=UTC).replace(tzinfo=None)
     runs = book.active
     runs.title = "runs"
     runs.append(HEADER)

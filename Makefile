@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := demo-output
 
-.PHONY: setup demo test check unit bench clean
+.PHONY: setup demo test check unit bench docs clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,11 @@ unit: setup
 bench: setup
 	$(BIN)/python benchmarks/span_cost.py
 	$(BIN)/python benchmarks/overhead.py
+	PYTHONPATH=. $(BIN)/python benchmarks/audit_speed.py
+
+# The pages that are made from the code: the schema, and the walk through a real bundle.
+docs: setup
+	PYTHONPATH=. $(BIN)/python docs/make.py
 
 clean:
 	rm -rf .venv $(DEMO) test-output build dist

@@ -4,6 +4,8 @@ import json
 from math import nan
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support.bundles import cell, drop, records, rich_report, row_where, samples, sealed, tables_of, written
 from torchwatt.audit import verify, write_bundle
@@ -343,6 +345,32 @@ def test_a_defect_is_found_although_every_hash_is_right(tmp_path, tables, name):
 def matches(finding, code, file, row, column, reason):
     where = (finding.code, finding.file, finding.column) == (code, file, column)
     return where and row in {None, finding.row} and reason in finding.reason
+
+
+# Computed again somewhere. Layers' intervals and nested windows are not: they are the fit's and the sensor's word.
+JOULES = {
+    "run.csv": "energy_it_j energy_it_u_j energy_it_lo_j energy_it_hi_j energy_accelerator_j energy_cpu_j "
+    "energy_dram_j energy_unattributed_j energy_facility_j",
+    "device.csv": "energy_j energy_u_j cross_check_j counter_difference_j counter_unit_j",
+    "layer.csv": "energy_self_j energy_static_j energy_dynamic_j energy_share energy_per_call_j",
+    "hourly.csv": "energy_j",
+    "impact.csv": "value per_unit_value",
+    "factor.csv": "value",
+}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), factor=st.sampled_from([1 + 1e-6, 1 - 1e-6, 1.5, -1.0]))
+def test_no_joule_and_no_gram_changes_unseen(tmp_path_factory, tables, data, factor):
+    file = data.draw(st.sampled_from(sorted(JOULES)))
+    column = data.draw(st.sampled_from(JOULES[file].split()))
+    rows = records(tables[file])
+    at = rows[0].index(column)
+    row = data.draw(st.sampled_from([n for n, cells in enumerate(rows) if n and cells[at] not in {"", "0.0"}]))
+    spoilt = dict(tables)
+    cell(spoilt, file, row, column, times(factor))
+    found = verify(sealed(spoilt, tmp_path_factory.mktemp("one") / "audit"))
+    assert not found.ok, (file, row, column, rows[row][at])
 
 
 # Defects of files that were not sealed again

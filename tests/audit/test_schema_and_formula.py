@@ -1,10 +1,17 @@
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.audit.formula import evaluate
-from torchwatt.audit.schema import TABLES
+from torchwatt.audit.describe import csvw_json, datapackage_json, schema_markdown
+from torchwatt.audit.formula import evaluate, names
+from torchwatt.audit.samples import arrow_schema
+from torchwatt.audit.schema import TABLE_BY_NAME, TABLES
 from torchwatt.core.errors import BundleError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # Columns may be added at the end and never moved: other people's scripts count them.
 FIRST_COLUMNS = {
@@ -59,3 +66,41 @@ ENDLESS = ("(" * 10_000 + "1", "-" * 10_000 + "1", "1" + "+1" * 10_000)
 def test_anything_else_is_refused(text):
     with pytest.raises(BundleError, match="formula"):
         evaluate(text, {})
+
+
+def test_the_page_about_the_schema_is_the_schema():
+    page = (ROOT / "docs" / "schema.md").read_text(encoding="utf-8")
+    assert page == schema_markdown(), "make docs"
+
+
+def test_every_description_has_every_column():
+    package = json.loads(datapackage_json("x", {f"{table.name}.csv": (0, "") for table in TABLES}))
+    csvw = {table["url"]: table for table in json.loads(csvw_json())["tables"]}
+    page = schema_markdown()
+    for table, resource in zip(TABLES, package["resources"], strict=True):
+        assert [field["name"] for field in resource["schema"]["fields"]] == list(table.header)
+        assert resource["schema"]["primaryKey"] == list(table.key)
+        if table.format == "csv":
+            columns = csvw[f"{table.name}.csv"]["tableSchema"]["columns"]
+            assert [column["name"] for column in columns] == list(table.header)
+        assert all(f"| `{name}` |" in page for name in table.header)
+
+
+def test_references_and_formulas_of_the_schema_name_columns_that_exist():
+    for table in TABLES:
+        for column in table.columns:
+            if column.refers:
+                other, _, name = column.refers.partition(".")
+                assert name in TABLE_BY_NAME[other].key
+            for name in names(column.derived):
+                assert name in table.header or name == "device_energy_j", column
+
+
+def test_parquet_has_the_types_and_units_of_the_schema():
+    fields = {field.name: field for field in arrow_schema()}
+    assert list(fields) == list(TABLE_BY_NAME["sample"].header)
+    assert str(fields["t_ns"].type) == "int64"
+    assert str(fields["energy_j"].type) == "double"
+    assert fields["energy_j"].metadata[b"unit"] == b"J"
+    assert not fields["energy_j"].nullable
+    assert fields["power_w"].nullable

@@ -44,7 +44,7 @@ def sample_file(report: Report, wanted: SampleFormat = "auto") -> tuple[str, byt
         else:
             return "sample.parquet", _parquet(_table(report))
     # mtime=0: the same samples, the same bytes.
-    return "sample.csv.gz", gzip.compress(table_bytes(SAMPLE, _rows(report)), mtime=0)
+    return "sample.csv.gz", gzip.compress(table_bytes(SAMPLE, _rows(report)), compresslevel=6, mtime=0)
 
 
 def _ordered(report: Report) -> list[EnergyCurve]:

@@ -1,0 +1,140 @@
+"""Make the pages that are made from the code: `make docs`. A test compares them with what is committed."""
+
+from __future__ import annotations
+
+import csv
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tests.support.worlds import World
+
+from torchwatt.audit import Seal, verify, write_bundle
+from torchwatt.audit.describe import schema_markdown
+from torchwatt.carbon import resolve_intensity, resolve_pue
+from torchwatt.core.report import Report
+from torchwatt.session.options import Options
+from torchwatt.session.settle import Bounds, Outcome, settle
+
+DOCS = Path(__file__).resolve().parent
+BEGIN, END = "<!-- made by docs/make.py -->", "<!-- end of what docs/make.py made -->"
+COUNTER = ("start_raw", "end_raw", "wraps", "modulus_raw", "unit_j", "difference_j", "gap_j")
+RUN_ID = "0193f2c1-7a55-7c11-9d2e-3f1a5b6c7d8e"
+MODULUS = 16_000_000  # microjoules: the recorded counter wraps every 16 J
+
+
+def report() -> Report:
+    """Replay a recorded counter (three layers, 300 steps, 24 s) through the same code that a live run takes."""
+    world = World([30.0, 55.0, 12.0], [20.0, 35.0, 20.0], steps=300, seed=3)
+    recording = world.recording(period_ms=10.0, modulus=MODULUS, start_uj=4_242_424)
+    bounds = Bounds(0, world.end_ns, 1_795_500_000_000_000_000)
+    asked = Options(name="replayed", grid=resolve_intensity("FRA"), pue=resolve_pue(1.2), baseline_s=0.0)
+    return settle(RUN_ID, asked, bounds, recording, world.trace, Outcome("complete", units={"image": 9600.0}))
+
+
+def walk(folder: Path) -> str:
+    """Write the walk from a gram to a counter's reading, every number read from the files of a bundle."""
+    bundle = write_bundle(report(), folder / "audit", seal=Seal(chain=folder / "chain.jsonl"))
+    impact = row(bundle, "impact", subject="run")
+    factors = [row(bundle, "factor", factor_id=name) for name in impact["factor_ids"].split(";")]
+    run, device = row(bundle, "run"), row(bundle, "device", device_id="cpu:0")
+    layer = row(bundle, "layer", fqn="layer1", phase="forward")
+    number = {factor["kind"]: factor["value"] for factor in factors}
+    grams = float(run["energy_it_j"]) / 3.6e6 * float(number["pue"]) * float(number["grid_gwp"])
+    joules = sum(float(r["energy_self_j"]) for r in rows(bundle, "layer") if r["device_id"] == "cpu:0")
+    raw = [int(device[f"counter_{name}"]) for name in ("end_raw", "start_raw", "wraps", "modulus_raw")]
+    counted = raw[0] - raw[1] + raw[2] * raw[3]
+    told = str(verify(bundle, chain=folder / "chain.jsonl", runs=folder)).replace(str(folder) + "/", "")
+    sample = last_sample(bundle)
+    counter = shown(device, "sensor", *(f"counter_{name}" for name in COUNTER))
+    grid = next(factor for factor in factors if factor["kind"] == "grid_gwp")
+    return f"""
+**1. The gram.** Open `impact.csv`, the row with `subject` = `run`:
+
+{shown(impact, "value", "unit", "formula", "factor_ids", "provenance", "weakest_input")}
+
+**2. The factors.** Open `factor.csv` at the two `factor_ids`:
+
+{shown(grid, "factor_id", "value", "unit", "zone", "data_year", "basis", "perspective", "source_name", "provenance")}
+
+{shown(row(bundle, "factor", kind="pue"), "factor_id", "value", "unit", "source_name", "provenance")}
+
+**3. The joules.** Open `run.csv`:
+
+{shown(run, "energy_it_j", "energy_it_provenance", "boundary", "boundary_excluded")}
+
+By hand: {run["energy_it_j"]} / 3.6e6 × {number["pue"]} × {number["grid_gwp"]} = {grams!r} g, the `value` of step 1.
+
+**4. The meters.** `boundary` names the domains inside the total. Open `device.csv`, the row `cpu:0`:
+
+{shown(device, "counts_toward_total", "energy_j", "energy_u_j", "method", "provenance", "coverage_ratio")}
+
+One domain counts, so its `energy_j` is the run's.
+
+**5. The counter.** The same row holds the two readings between which the run lies, in the counter's own unit:
+
+{counter}
+
+By hand: {raw[0]} − {raw[1]} + {raw[2]} × {raw[3]} = {counted} units, × {device["counter_unit_j"]} J =
+{counted * float(device["counter_unit_j"])!r} J. The meter's file said {raw[1]} at the start and {raw[0]} at the end;
+`counter_gap_j` is what `energy_j` holds beyond these two readings.
+
+**6. The curve.** The last row of `cpu:0` in `sample.parquet`: `t_ns` {sample[0]}, `energy_j` {sample[1]!r}. These
+are the same joules, and between any two rows `power_w` is their slope.
+
+**7. Who used them.** The rows of `layer.csv` with `device_id` = `cpu:0` add up to {joules!r} J. One of them:
+
+{shown(layer, "fqn", "phase", "calls", "energy_self_j", "energy_self_lo_j", "energy_self_hi_j", "method", "provenance")}
+
+**8. All of it at once.** `torchwatt verify audit --chain chain.jsonl --runs .`:
+
+```text
+{told}
+```
+"""
+
+
+def rows(bundle: Path, table: str) -> list[dict[str, str]]:
+    """Read a table as anybody would."""
+    with (bundle / f"{table}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def row(bundle: Path, table: str, **wanted: str) -> dict[str, str]:
+    """Return the first row with these cells."""
+    return next(r for r in rows(bundle, table) if wanted.items() <= r.items())
+
+
+def shown(cells: dict[str, str], *names: str) -> str:
+    """Show some cells of a row, one a line."""
+    width = max(map(len, names))
+    return "\n".join(["```text", *(f"{name:{width}}  {cells[name] or '(empty)'}" for name in names), "```"])
+
+
+def last_sample(bundle: Path) -> tuple[int, float]:
+    """Return the last point of the curve of `cpu:0`."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(bundle / "sample.parquet").to_pydict()
+    index = int(np.flatnonzero(np.array(table["device_id"]) == "cpu:0")[-1])
+    return table["t_ns"][index], table["energy_j"][index]
+
+
+def audit_markdown(page: str) -> str:
+    """Put the walk into the page."""
+    with tempfile.TemporaryDirectory() as name:
+        made = walk(Path(name))
+    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{BEGIN}\n{made}\n{END}", page)
+
+
+def main() -> None:
+    """Write the pages."""
+    (DOCS / "schema.md").write_text(schema_markdown(), encoding="utf-8", newline="\n")
+    page = DOCS / "audit.md"
+    page.write_text(audit_markdown(page.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()

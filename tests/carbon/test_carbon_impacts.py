@@ -1,58 +1,103 @@
+from math import hypot
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.carbon import impacts, resolve_intensity, resolve_pue
+from tests.carbon.worlds import found, planned, usage
+from torchwatt.audit.formula import evaluate
+from torchwatt.carbon import price
+from torchwatt.carbon.arithmetic import Quantity, combine
 from torchwatt.core.errors import FactorError
 from torchwatt.core.terms import PROVENANCES
 
-GRID = resolve_intensity(None, intensity_g_per_kwh=50)
-PUE = resolve_pue(1.2)
+GRID = planned(intensity_g_per_kwh=50)
+BOTH = planned(intensity_g_per_kwh=50, market=12, pue=(1.2, 1.1, 1.4))
 joules = st.floats(0, 1e15)
 
 
 def test_one_kilowatt_hour_is_the_intensity():
-    (impact,) = impacts({"run": (3.6e6, "measured")}, GRID, None)
+    priced = price(usage(3.6e6), GRID)
+    impact = found(priced, "run", "gwp", "usage", "location")
     assert impact.value == 50.0
     assert impact.formula == "energy_j/3.6e6*grid_gwp"
-    assert impact.factor_ids == (GRID.factor_id,)
-    assert (impact.criterion, impact.phase, impact.unit) == ("gwp", "usage", "g{CO2e}")
+    assert impact.factor_ids == tuple(factor.factor_id for factor in priced.factors)
+    assert impact.unit == "g{CO2e}"
+    assert impact.scenario == "as_run"
 
 
-def test_pue_multiplies_once():
-    (impact,) = impacts({"run": (3.6e6, "measured")}, GRID, PUE)
-    assert impact.value == pytest.approx(60.0)
-    assert impact.formula == "energy_j/3.6e6*pue*grid_gwp"
-    assert set(impact.factor_ids) == {GRID.factor_id, PUE.factor_id}
+def test_location_and_market_stand_side_by_side_and_pue_multiplies_each_once():
+    priced = price(usage(3.6e6), BOTH)
+    assert found(priced, "run", "gwp", "usage", "location").value == pytest.approx(60.0)
+    assert found(priced, "run", "gwp", "usage", "market").value == pytest.approx(14.4)
+    assert found(priced, "run", "gwp", "usage", "market").formula == "energy_j/3.6e6*pue*contract_gwp"
+
+
+def test_without_a_contract_there_is_no_market_total():
+    assert {i.accounting_method for i in price(usage(3.6e6), GRID).impacts} == {"location"}
 
 
 @given(joules, joules)
 def test_parts_add_up_to_the_whole(a, b):
-    parts = impacts({"device:gpu:0": (a, "measured"), "device:cpu:0": (b, "measured")}, GRID, PUE)
-    (whole,) = impacts({"run": (a + b, "measured")}, GRID, PUE)
-    assert sum(part.value for part in parts) == pytest.approx(whole.value, rel=1e-12)
+    parts = [found(price(usage(part), BOTH), "run", "gwp", "usage", "location").value for part in (a, b)]
+    whole = found(price(usage(a + b), BOTH), "run", "gwp", "usage", "location").value
+    assert sum(parts) == pytest.approx(whole, rel=1e-12)
+
+
+@given(joules)
+def test_the_text_of_every_formula_gives_the_number_beside_it(energy_j):
+    run = usage(energy_j)
+    priced = price(run, BOTH)
+    values = {factor.kind: factor.value for factor in priced.factors} | {"energy_j": run.subjects[0].energy_j}
+    for impact in priced.impacts:
+        assert evaluate(impact.formula, values) == impact.value
 
 
 @given(st.sampled_from(PROVENANCES))
 def test_grams_are_never_better_known_than_their_inputs(provenance):
-    (impact,) = impacts({"run": (1.0, provenance)}, GRID, PUE)
+    impact = found(price(usage(1.0, provenance=provenance), GRID), "run", "gwp", "usage", "location")
     assert impact.provenance == "derived"
     worst = max(PROVENANCES.index(provenance), PROVENANCES.index("declared"))
     assert PROVENANCES.index(impact.weakest_input) == worst
 
 
-def test_no_grid_no_grams():
-    assert impacts({"run": (1.0, "measured")}, None, PUE) == ()
-
-
-def test_a_swapped_factor_is_refused():
-    with pytest.raises(FactorError, match="grid_gwp"):
-        impacts({"run": (1.0, "measured")}, PUE, None)
-    with pytest.raises(FactorError, match="pue"):
-        impacts({"run": (1.0, "measured")}, GRID, GRID)
+def test_nothing_named_nothing_computed():
+    priced = price(usage(1.0), planned(pue=1.2))
+    assert priced.impacts == ()
+    assert priced.factors == ()
 
 
 @pytest.mark.parametrize("energy_j", [-1.0, float("nan"), float("inf")])
 def test_an_impossible_energy_is_refused(energy_j):
-    with pytest.raises(FactorError, match="run"):
-        impacts({"run": (energy_j, "measured")}, GRID, None)
+    with pytest.raises(FactorError, match="energy_j"):
+        price(usage(energy_j), GRID)
+
+
+def test_an_interval_adds_its_terms_in_quadrature_and_names_the_largest():
+    result = combine(
+        lambda at: at["energy_j"] * at["pue"],
+        {"energy_j": Quantity(100.0, 90.0, 110.0), "pue": Quantity(1.2, 1.1, 1.4)},
+    )
+    assert result.lo == pytest.approx(120 - hypot(12, 10))
+    assert result.hi == pytest.approx(120 + hypot(12, 20))
+    assert result.dominant == "pue"
+
+
+def test_a_term_without_a_stated_range_leaves_no_interval_and_is_named():
+    impact = found(price(usage(3.6e6), BOTH), "run", "gwp", "usage", "location")
+    assert (impact.lo, impact.hi) == (None, None)
+    assert impact.dominant_uncertainty == "not stated for grid_gwp"
+
+
+@given(st.floats(1, 1e9), st.floats(0, 0.9), st.floats(0, 0.9))
+def test_a_wider_input_never_gives_a_narrower_result(value, a, b):
+    narrow, wide = sorted((a, b))
+    low, high = (
+        combine(
+            lambda at: at["x"] * at["y"],
+            {"x": Quantity(value, value * (1 - r), value * (1 + r)), "y": Quantity(2, 1, 3)},
+        )
+        for r in (narrow, wide)
+    )
+    assert high.hi - high.lo >= low.hi - low.lo
+    assert low.lo <= low.value <= low.hi

@@ -2,7 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.carbon import HOW_TO_GET_GRAMS, resolve_intensity, resolve_pue
+from torchwatt.carbon import HOW_TO_GET_GRAMS
+from torchwatt.carbon.declared import resolve_pue
+from torchwatt.carbon.resolve import resolve_intensity
 from torchwatt.core.errors import ConfigError, FactorError
 
 

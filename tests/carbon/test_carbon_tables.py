@@ -66,7 +66,7 @@ def test_the_room_opens_codecarbon_at_first_use_and_starts_nothing():
     code = (
         "import sys, threading, torchwatt.carbon as c\n"
         "assert 'codecarbon' not in sys.modules and 'pandas' not in sys.modules\n"
-        "c.resolve_intensity('FRA')\n"
+        "from torchwatt.carbon.resolve import resolve_intensity; resolve_intensity('FRA')\n"
         "assert 'codecarbon.input' in sys.modules\n"
         "assert threading.active_count() == 1\n"
     )

@@ -156,3 +156,16 @@ def test_the_demo_learns_and_shows_forward_and_backward_of_every_layer(tmp_path)
     )
     assert accuracy > 95
     assert (tmp_path / "report.html").stat().st_size > 5_000
+
+
+def test_the_words_before_the_script_are_ours_and_those_after_it_the_scripts():
+    from torchwatt.cli.parser import FLAGS, _cut, build
+
+    run = next(a for a in build()._actions if a.dest == "command").choices["run"]
+    assert {name for a in run._actions if a.nargs == 0 for name in a.option_strings} == FLAGS
+    assert _cut(["run", "--region", "FRA", "-q", "a.py", "--", "-q"]) == (
+        ["run", "--region", "FRA", "-q", "a.py"],
+        ["--", "-q"],
+    )
+    assert _cut(["run", "--csv=d", "--", "-odd.py", "x"]) == (["run", "--csv=d", "--", "-odd.py"], ["x"])
+    assert _cut(["show", "d"]) == (["show", "d"], [])

@@ -39,7 +39,7 @@ def rich_report() -> Report:
     kwh = total_j / 3.6e6
     impact = Impact(
         "run", "gwp", "usage", kwh * 8.0, "g{CO2e}", "energy_j/3.6e6*grid_gwp", (contract.factor_id,), "derived",
-        "declared", kwh * 7.0, kwh * 9.0,
+        "declared", kwh * 7.0, kwh * 9.0, "market",
     )  # fmt: skip
     hour_ns = report.start_unix_ns // HOUR_NS * HOUR_NS + HOUR_NS
     return replace(

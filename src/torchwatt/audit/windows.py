@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import fsum, isclose
+from math import fsum
 
-from torchwatt.audit.lexical import utc
 from torchwatt.audit.schema import Row
-from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.ledger import Ledger
+from torchwatt.core.hours import hour_energies
 from torchwatt.core.report import Report
 from torchwatt.core.terms import Provenance, weakest
-
-HOUR_NS = 3_600_000_000_000
 
 
 def window_rows(report: Report) -> Iterator[Row]:
@@ -44,27 +40,11 @@ def _all_j(energy_j: Mapping[str, float], domains: list[str]) -> float | None:
 
 def hourly_rows(report: Report) -> Iterator[Row]:
     """Make one row a counting domain and hour of UTC."""
-    curves = {str(curve.domain): curve for curve in report.curves}
-    for ledger in report.ledgers:
-        for hour_ns, energy_j in _hours(report, ledger, curves.get(str(ledger.domain))):
-            yield {
-                "run_id": report.run_id,
-                "hour_utc": utc(hour_ns),
-                "device_id": str(ledger.domain),
-                "energy_j": energy_j,
-                "provenance": ledger.provenance,
-            }
-
-
-def _hours(report: Report, ledger: Ledger, curve: EnergyCurve | None) -> Iterator[tuple[int, float]]:
-    """Cut a domain's joules at full hours of unix time; none where no curve says when they were used."""
-    offset_ns = report.start_unix_ns - report.start_ns
-    if report.start_unix_ns // HOUR_NS == (report.end_ns + offset_ns) // HOUR_NS:
-        yield report.start_unix_ns // HOUR_NS * HOUR_NS, ledger.energy_j
-        return
-    if curve is None or not isclose(curve.total_j, ledger.energy_j, rel_tol=1e-9, abs_tol=1e-9):
-        return
-    hour_ns = (curve.start_ns + offset_ns) // HOUR_NS * HOUR_NS
-    while hour_ns < curve.end_ns + offset_ns:
-        yield hour_ns, curve.between(hour_ns - offset_ns, hour_ns + HOUR_NS - offset_ns)
-        hour_ns += HOUR_NS
+    for item in hour_energies(report):
+        yield {
+            "run_id": report.run_id,
+            "hour_utc": item.hour_utc,
+            "device_id": item.device_id,
+            "energy_j": item.energy_j,
+            "provenance": item.provenance,
+        }

@@ -1,9 +1,10 @@
-"""Carbon factors with source and year, and the grams computed from them; never a guessed place."""
+"""Carbon factors with source and year, and the impacts computed from them; never a guessed place."""
 
 from __future__ import annotations
 
-from torchwatt.carbon.declared import resolve_pue
-from torchwatt.carbon.impacts import impacts
-from torchwatt.carbon.resolve import HOW_TO_GET_GRAMS, resolve_intensity
+from torchwatt.carbon.plan import Asked, Plan, plan
+from torchwatt.carbon.price import Priced, price
+from torchwatt.carbon.resolve import HOW_TO_GET_GRAMS
+from torchwatt.carbon.usage import Note, Subject, Usage
 
-__all__ = ["HOW_TO_GET_GRAMS", "impacts", "resolve_intensity", "resolve_pue"]
+__all__ = ["HOW_TO_GET_GRAMS", "Asked", "Note", "Plan", "Priced", "Subject", "Usage", "plan", "price"]

@@ -1,23 +1,16 @@
-"""Numbers that the user declares: their own grid intensity, the PUE of their building."""
+"""Numbers that the user declares: their own grid intensity, their contract, the PUE of their building."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
-from hashlib import sha256
+from collections.abc import Sequence
 from math import isfinite
 
 from torchwatt.core.errors import ConfigError
-from torchwatt.core.factor import Factor
+from torchwatt.core.factor import Factor, identified
 
 GRID_UNIT = "g{CO2e}/kW.h"
-
-
-def with_id(factor: Factor) -> Factor:
-    """Name a factor by its content: the same number from the same source has the same id everywhere."""
-    content = asdict(factor) | {"factor_id": ""}
-    digest = sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return replace(factor, factor_id=f"{factor.kind}-{digest[:12]}")
+BY_USER = "declared by the user"
+Ranged = float | Sequence[float]  # a number, or (value, lo, hi)
 
 
 def declared_intensity(intensity_g_per_kwh: float, region: str | None) -> Factor:
@@ -26,40 +19,83 @@ def declared_intensity(intensity_g_per_kwh: float, region: str | None) -> Factor
     Raises:
         ConfigError: The number is negative or not finite.
     """
-    if not isfinite(intensity_g_per_kwh) or intensity_g_per_kwh < 0:
-        raise ConfigError(f"intensity_g_per_kwh={intensity_g_per_kwh!r}: expected gCO2e/kWh, 0 or more, such as 56")
-    factor = Factor(
-        factor_id="",
-        kind="grid_gwp",
-        value=float(intensity_g_per_kwh),
-        unit=GRID_UNIT,
-        provenance="declared",
-        source_name="declared by the user",
-        zone=(region or "").strip(),
-        gas="CO2e",
-        coverage_note="basis not stated: comparable with other runs only if theirs is the same",
+    return identified(
+        Factor(
+            factor_id="",
+            kind="grid_gwp",
+            value=_grams("intensity_g_per_kwh", intensity_g_per_kwh),
+            unit=GRID_UNIT,
+            provenance="declared",
+            source_name=BY_USER,
+            zone=(region or "").strip(),
+            gas="CO2e",
+            accounting_method="location",
+            coverage_note="basis not stated: comparable with other runs only if theirs is the same",
+        )
     )
-    return with_id(factor)
 
 
-def resolve_pue(pue: float | None) -> Factor | None:
+def declared_market(market_g_per_kwh: float) -> Factor:
+    """Return the factor of the user's contract, gCO2e/kWh, for the market-based total.
+
+    Raises:
+        ConfigError: The number is negative or not finite.
+    """
+    return identified(
+        Factor(
+            factor_id="",
+            kind="contract_gwp",
+            value=_grams("market", market_g_per_kwh),
+            unit=GRID_UNIT,
+            provenance="declared",
+            source_name=BY_USER,
+            gas="CO2e",
+            perspective="contract",
+            accounting_method="market",
+            coverage_note="instrument not stated: an auditor will ask for the contract or certificate",
+        )
+    )
+
+
+def _grams(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
+        raise ConfigError(f"{name}={value!r}: expected gCO2e/kWh, 0 or more, such as 56")
+    return float(value)
+
+
+def resolve_pue(pue: Ranged | None) -> Factor | None:
     """Return the declared power usage effectiveness (facility energy over IT energy), None if not given.
+
+    Args:
+        pue: The yearly number of the site, or `(value, lo, hi)` where its range is known.
 
     Raises:
         ConfigError: Below 1, or not finite: a building cannot use less than what is inside.
     """
     if pue is None:
         return None
-    if not isfinite(pue) or pue < 1:
+    value, lo, hi = _ranged(pue)
+    if not isfinite(value) or value < 1 or (lo is not None and lo < 1):
         raise ConfigError(f"pue={pue!r}: facility energy over IT energy is at least 1; leave it out if unknown")
-    return with_id(
+    return identified(
         Factor(
             factor_id="",
             kind="pue",
-            value=float(pue),
+            value=value,
             unit="1",
             provenance="declared",
-            source_name="declared by the user",
+            source_name=BY_USER,
+            lo=lo,
+            hi=hi,
             coverage_note="yearly PUE of a whole site; this hall and hour may differ",
         )
     )
+
+
+def _ranged(given: Ranged) -> tuple[float, float | None, float | None]:
+    if isinstance(given, int | float):
+        return float(given), None, None
+    numbers = [float(number) for number in given]
+    if len(numbers) != 3 or not all(map(isfinite, numbers)) or not numbers[1] <= numbers[0] <= numbers[2]:
+        raise ConfigError(f"pue={given!r}: give a number, or (value, lo, hi) with lo <= value <= hi")
+    return numbers[0], numbers[1], numbers[2]

@@ -6,12 +6,12 @@ import re
 import unicodedata
 from difflib import get_close_matches
 
-from torchwatt.carbon.declared import GRID_UNIT, declared_intensity, with_id
+from torchwatt.carbon.declared import GRID_UNIT, declared_intensity
 from torchwatt.carbon.iso import ALPHA3_OF_ALPHA2
 from torchwatt.carbon.sources import SOURCES
 from torchwatt.carbon.tables import REGIONAL, Place, source_version, world
 from torchwatt.core.errors import FactorError
-from torchwatt.core.factor import Factor
+from torchwatt.core.factor import Factor, identified
 
 HOW_TO_GET_GRAMS = (
     "No carbon: no grid was named. Give region= (such as 'FRA' or 'USA/california') "
@@ -124,7 +124,7 @@ def _initials(label: str) -> str:
 
 def _factor(place: Place) -> Factor:
     source = SOURCES[place.table]
-    return with_id(
+    return identified(
         Factor(
             factor_id="",
             kind="grid_gwp",

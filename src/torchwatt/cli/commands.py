@@ -5,25 +5,45 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from torchwatt.audit.store import Store, default_store
+from torchwatt.carbon import Asked
 from torchwatt.cli.attribute import attribute
 from torchwatt.cli.doctor import doctor
+from torchwatt.cli.export import export_bundles
+from torchwatt.cli.reprice import run_reprice
+from torchwatt.cli.runs import runs
 from torchwatt.cli.script import run_script
 from torchwatt.cli.show import show
+from torchwatt.core.errors import ConfigError
 
 FINDINGS = 1  # the exit code of a bundle that does not hold; 2 is no bundle, or a wrong use
 
 
 def _options(asked: argparse.Namespace) -> dict[str, Any]:
     return {
-        "region": asked.region,
-        "intensity_g_per_kwh": asked.intensity,
-        "pue": asked.pue,
+        **_carbon(asked),
+        **_keeping(asked),
         "csv": asked.csv,
         "html": asked.html,
         "layers": asked.layers,
     }
+
+
+def _carbon(asked: argparse.Namespace) -> dict[str, Any]:
+    names = ("region", "market", "facility", "pue", "factors")
+    return {name: getattr(asked, name) for name in names} | {"intensity_g_per_kwh": asked.intensity}
+
+
+def _keeping(asked: argparse.Namespace) -> dict[str, Any]:
+    """Return where to keep the run; a store or a project without --keep is a forgotten --keep."""
+    if not asked.keep:
+        if asked.store or asked.project:
+            raise ConfigError("--store and --project say where to keep a run: add --keep")
+        return {}
+    return {"keep": asked.store or default_store(), "project": asked.project}
 
 
 def _run(asked: argparse.Namespace) -> int:
@@ -35,7 +55,26 @@ def _doctor(_: argparse.Namespace) -> int:
 
 
 def _show(asked: argparse.Namespace) -> int:
-    return show(asked.directory, everything=asked.all)
+    return show(_bundle(asked), everything=asked.all)
+
+
+def _bundle(asked: argparse.Namespace) -> str:
+    """Return the folder that was named, else the kept run of that name."""
+    if Path(asked.directory).is_dir():
+        return str(asked.directory)
+    return str(Store(asked.store).find(asked.directory, asked.project))
+
+
+def _runs(asked: argparse.Namespace) -> int:
+    return runs(Store(asked.store), project=asked.project, month=asked.month, rebuild=asked.rebuild)
+
+
+def _export(asked: argparse.Namespace) -> int:
+    return export_bundles(asked.directories, asked.to, asked.out, asked.pairs, asked.scenario)
+
+
+def _reprice(asked: argparse.Namespace) -> int:
+    return run_reprice(asked, Asked(**_carbon(asked)))
 
 
 def _verify(asked: argparse.Namespace) -> int:
@@ -66,4 +105,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "verify": _verify,
     "demo": _demo,
     "attribute": attribute,
+    "reprice": _reprice,
+    "export": _export,
+    "runs": _runs,
 }

@@ -12,7 +12,8 @@ from torchwatt.core.errors import TorchwattError
 from torchwatt.core.version import __version__
 
 USAGE_ERROR = 2
-FLAGS = frozenset({"-m", "-q", "--quiet", "-h", "--help"})  # options of `run` that take no value
+FLAGS = frozenset({"-m", "-q", "--quiet", "-h", "--help", "--keep"})  # options of `run` that take no value
+TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
 
 
 def build() -> argparse.ArgumentParser:
@@ -27,8 +28,9 @@ def build() -> argparse.ArgumentParser:
     run_.add_argument("script", metavar="SCRIPT", help="the script to run")
     run_.add_argument("args", nargs="*", metavar="ARGS", help="its arguments, passed on as they are")
     commands.add_parser("doctor", help="what can be metered here, what cannot, and how to fix it")
-    show = commands.add_parser("show", help="print the report of a bundle of CSV files")
-    show.add_argument("directory", metavar="DIR")
+    show = commands.add_parser("show", help="print the report of a bundle, or of a run that was kept")
+    show.add_argument("directory", metavar="DIR|RUN", help="a bundle, or a kept run by its id or name")
+    _in_store(show)
     show.add_argument("--all", action="store_true", help="every layer")
     calibrate = commands.add_parser("calibrate", help="find out what a GPU's power sensor does to power, and keep it")
     calibrate.add_argument("--device", default="gpu:0", help="as in reports; default gpu:0")
@@ -42,13 +44,61 @@ def build() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train a small CNN on real digits and see where its joules went")
     _measuring(demo)
     demo.add_argument("--epochs", type=int, default=12)
+    _on_bundles(commands)
     return parser
 
 
-def _measuring(parser: argparse.ArgumentParser) -> None:
+def _on_bundles(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands that read finished bundles."""
+    again = commands.add_parser("reprice", help="new grams for old joules: a copy of a bundle with more impacts")
+    again.add_argument("directory", metavar="DIR", help="the bundle; it stays as it is")
+    again.add_argument("--scenario", help="what to call the new impacts; default: the file's name or today's date")
+    again.add_argument("--to", metavar="NEWDIR", help="the new bundle; default: DIR.SCENARIO")
+    again.add_argument("--chain", metavar="FILE", help="add the new bundle to this chain")
+    again.add_argument(
+        "--electricity-maps",
+        metavar="ZONE",
+        help=f"NETWORK: ask Electricity Maps for the hours of the run in this zone; the token is read from {TOKEN}",
+    )
+    again.add_argument("--electricity-maps-url", metavar="URL", help="another address of that API")
+    _carbon(again)
+    out = commands.add_parser("export", help="write a bundle in another tool's format")
+    out.add_argument("directories", metavar="DIR", nargs="+")
+    out.add_argument("--to", required=True, metavar="FORMAT", help="codecarbon, boamps, huggingface, sci, ai-act, ...")
+    out.add_argument("--out", metavar="PATH", help="the new file; default: the format's usual name, here")
+    out.add_argument("--scenario", default="as_run", help="whose grams: as_run, or repriced:NAME")
+    out.add_argument(
+        "--set", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help="declare what no meter knows"
+    )
+    kept = commands.add_parser("runs", help="runs that were kept, and their sums by project and month")
+    _in_store(kept)
+    kept.add_argument("--month", metavar="YYYY-MM", help="only this month (UTC)")
+    kept.add_argument("--rebuild", action="store_true", help="make the index again from the bundles")
+
+
+def _in_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store", metavar="DIR", help="where runs are kept; default TORCHWATT_STORE, or your data folder"
+    )
+    parser.add_argument("--project", help="only this project")
+
+
+def _carbon(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--region", help="where the electricity comes from, such as FRA or USA/california")
     parser.add_argument("--intensity", type=float, metavar="G_PER_KWH", help="your own gCO2e/kWh")
+    parser.add_argument("--market", type=float, metavar="G_PER_KWH", help="gCO2e/kWh of your electricity contract")
+    parser.add_argument("--facility", metavar="SITE", help="a site that publishes its PUE, such as scaleway/fr-par-2")
     parser.add_argument("--pue", type=float, help="facility energy over IT energy")
+    parser.add_argument(
+        "--factors", action="append", metavar="FILE", help="your factors, or an Electricity Maps history file"
+    )
+
+
+def _measuring(parser: argparse.ArgumentParser) -> None:
+    _carbon(parser)
+    parser.add_argument("--keep", action="store_true", help="keep the run in the store; see `torchwatt runs`")
+    parser.add_argument("--store", metavar="DIR", help="where to keep it; default TORCHWATT_STORE, or your data folder")
+    parser.add_argument("--project", help="under which project; default: default")
     parser.add_argument("--csv", metavar="DIR", help="write the audit tables into a new folder")
     parser.add_argument("--html", metavar="FILE", help="write the report as one page")
     parser.add_argument("--layers", choices=["on", "off"], default="on", help="off: meter only")

@@ -33,13 +33,21 @@ def _lines(bundle: Bundle, *, everything: bool) -> Iterator[str]:
     yield f"energy {format_energy(_number(run['energy_it_j']))} ({run['energy_it_provenance'] or 'unknown'})"
     for impact in bundle["impact"]:
         if impact["subject"] == "run":
-            yield f"carbon {format_mass(_number(impact['value']))}CO2e = {impact['formula']}"
+            yield _impact(impact)
     yield ""
     for device in bundle["device"]:
         energy = format_energy(_number(device["energy_j"]))
         yield f"{device['device_id']!s:10} {energy:>10}  {device['provenance'] or DASH}  {device['model'] or ''}"
     yield ""
     yield from _layers(bundle["layer"], everything=everything)
+
+
+def _impact(row: Row) -> str:
+    """Say what an impact is of, by which method and in which scenario: two of them are never one sum."""
+    value = _number(row["value"])
+    amount = f"{format_mass(value)} CO2e" if row["criterion"] == "gwp" else f"{value:.3g} {row['unit']}"
+    kind = f"{row['criterion']} {row['phase']}, {row['accounting_method']}, {row['scenario']}"
+    return f"{amount} ({kind}) = {row['formula']}"
 
 
 def _layers(rows: Iterable[Row], *, everything: bool) -> Iterator[str]:

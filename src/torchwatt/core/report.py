@@ -110,8 +110,10 @@ class Report:
 
     @property
     def carbon_g(self) -> float | None:
-        """Return the run's grams of CO2e, None without a region."""
-        return next((i.value for i in self.impacts if i.subject == "run" and i.criterion == "gwp"), None)
+        """Return the run's location-based grams of CO2e while it ran, None without a region."""
+        wanted = ("run", "gwp", "usage", "location")
+        found = (i for i in self.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == wanted)
+        return next((i.value for i in found), None)
 
     def meter(self, domain: str) -> Meter | None:
         """Return the meter of a domain by name."""

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from torchwatt.audit import SampleFormat, Seal, write_bundle
+from torchwatt.audit.store import Store
 from torchwatt.core.errors import BundleError
 from torchwatt.core.report import Report
 from torchwatt.views import to_html_page
@@ -32,6 +33,16 @@ def write_csv(
 def _path(given: str | os.PathLike[str] | None, variable: str) -> Path | None:
     found = given or os.environ.get(variable)
     return Path(found) if found else None
+
+
+def keep_run(report: Report, store: str | os.PathLike[str] | None, project: str) -> Path:
+    """Keep a run in a store, by default the user's.
+
+    Raises:
+        BundleError: The run is kept already, or cannot be written.
+        ConfigError: The project's name is no name.
+    """
+    return Store(store).keep(report, project)
 
 
 def write_html(report: Report, path: str | os.PathLike[str]) -> Path:

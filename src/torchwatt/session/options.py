@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from torchwatt.audit.store import PROJECT, default_store, project_name
+from torchwatt.carbon import Asked, Plan, plan
 from torchwatt.core.errors import ConfigError
-from torchwatt.core.factor import Factor
 from torchwatt.core.replay import ReplayedPower
 from torchwatt.core.terms import Slot
 from torchwatt.sensors import Feed
@@ -20,16 +22,17 @@ DEFAULT_BASELINE_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Checked options of one session; `grid` and `pue` are resolved factors."""
+    """Checked options of one session; `carbon` holds resolved factors."""
 
     name: str = "run"
-    grid: Factor | None = None
-    pue: Factor | None = None
+    carbon: Plan = field(default_factory=Plan)
     layers: bool = True
     overhead_budget: float = 0.01
     baseline_s: float = DEFAULT_BASELINE_S
     csv: Path | None = None
     html: Path | None = None
+    keep: Path | None = None
+    project: str = PROJECT
     powercap_root: Path | None = None
     feed: Feed | None = None
     replays: tuple[ReplayedPower, ...] = ()
@@ -41,11 +44,8 @@ def options(given: Mapping[str, Any]) -> Options:
 
     Raises:
         ConfigError: An option is impossible; the message names it and the fix.
-        FactorError: The region is in no table.
+        FactorError: The region or the facility is in no table, or a file of factors cannot be read.
     """
-    # codecarbon's tables take a second to load: only when a place is named.
-    from torchwatt.carbon import resolve_intensity, resolve_pue
-
     layers = given["layers"]
     if layers not in {"on", "off"}:
         raise ConfigError(f"layers={layers!r}: give 'on' or 'off'")
@@ -54,13 +54,14 @@ def options(given: Mapping[str, Any]) -> Options:
     csv, html = _target("csv", given["csv"]), _target("html", given["html"])
     return Options(
         name=str(given["name"] or "run"),
-        grid=resolve_intensity(given["region"], intensity_g_per_kwh=given["intensity_g_per_kwh"]),
-        pue=resolve_pue(given["pue"]),
+        carbon=plan(carbon_asked(given), datetime.now(UTC)),
         layers=layers == "on",
         overhead_budget=budget,
         baseline_s=baseline_s,
         csv=csv,
         html=html,
+        keep=_store(given.get("keep")),
+        project=_project(given),
         powercap_root=None if given["powercap_root"] is None else Path(given["powercap_root"]),
         feed=given["feed"],
         replays=tuple(given["replays"]),
@@ -68,10 +69,30 @@ def options(given: Mapping[str, Any]) -> Options:
     )
 
 
+def carbon_asked(given: Mapping[str, Any]) -> Asked:
+    """Return what concerns grams; options that were not given are None."""
+    return Asked(**{item.name: given.get(item.name) for item in fields(Asked)})
+
+
 def _number(name: str, value: Any, *, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or not low <= value <= high:
         raise ConfigError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
     return float(value)
+
+
+def _store(keep: str | os.PathLike[str] | bool | None) -> Path | None:
+    """Return where to keep the run; True is the user's own store."""
+    if keep is None or isinstance(keep, bool):
+        return default_store() if keep else None
+    return Path(keep).absolute()
+
+
+def _project(given: Mapping[str, Any]) -> str:
+    if given.get("project") is None:
+        return PROJECT
+    if _store(given.get("keep")) is None:
+        raise ConfigError("project= says under which name a run is kept: give keep= as well")
+    return project_name(str(given["project"]))
 
 
 def _target(name: str, value: str | os.PathLike[str] | None) -> Path | None:

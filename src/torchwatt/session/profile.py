@@ -38,13 +38,18 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         model: Names its modules as in `state_dict`. Without it, modules are found and named by themselves.
         region: Where the electricity comes from ("FRA", "USA/california"); without it there are no grams.
         intensity_g_per_kwh: Your own number for the grid, instead of a region's.
-        pue: Facility energy over IT energy, at least 1; grams only.
+        market: gCO2e/kWh of your electricity contract, for a market-based total beside the location-based one.
+        facility: A site with published PUE, water and grid mix, such as "scaleway/fr-par-2".
+        pue: Facility energy over IT energy, at least 1, or (value, lo, hi); grams only.
+        factors: Your own file of factors, or an Electricity Maps history file, or several.
         name: Shown in reports.
         layers: "on" or "off"; off meters only.
         overhead_budget: Part of the time that looking into backward passes may cost.
         baseline_s: Quiet time sampled before the block, to know the static power and to hear every meter once.
         csv: A folder that does not exist yet: the audit tables are written there at the end.
         html: A file that does not exist yet: the report is written there at the end.
+        keep: A store (a folder), or True for your own: the run is kept there at the end; see `torchwatt runs`.
+        project: Under which project it is kept; default "default".
         powercap_root: Where RAPL's powercap tree is; default `TORCHWATT_POWERCAP_ROOT` or the system's.
         feed: Readings from elsewhere, such as `torchwatt.sensors.Replay`.
         replays: What `torchwatt.replay` found: layers looped alone, for the estimator to lean on.
@@ -61,13 +66,18 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         *,
         region: str | None = None,
         intensity_g_per_kwh: float | None = None,
-        pue: float | None = None,
+        market: float | None = None,
+        facility: str | None = None,
+        pue: float | tuple[float, float, float] | None = None,
+        factors: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         name: str | None = None,
         layers: str = "on",
         overhead_budget: float = 0.01,
         baseline_s: float = DEFAULT_BASELINE_S,
         csv: str | os.PathLike[str] | None = None,
         html: str | os.PathLike[str] | None = None,
+        keep: str | os.PathLike[str] | bool | None = None,
+        project: str | None = None,
         powercap_root: str | os.PathLike[str] | None = None,
         feed: Feed | None = None,
         replays: Sequence[ReplayedPower] = (),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.report import Report
 from torchwatt.session import frames
-from torchwatt.session.files import write_csv, write_html
+from torchwatt.session.files import keep_run, write_csv, write_html
 from torchwatt.session.session import Session
 from torchwatt.views import MIME, to_html_fragment, to_payload, to_text
 
@@ -133,6 +133,21 @@ class Run:
         return write_csv(
             self.report, directory, samples=samples, overwrite=overwrite, chain=chain, sign_key=sign_key
         )  # fmt: skip
+
+    def keep(self, store: str | os.PathLike[str] | None = None, *, project: str = "default") -> Path:
+        """Keep the run in a local store, where `torchwatt runs` and `torchwatt show` find it; return its folder.
+
+        Args:
+            store: A folder; default is `TORCHWATT_STORE`, or `torchwatt/runs` in your data folder.
+            project: Runs are added up by project and month.
+
+        Raises:
+            BundleError: The run is kept already, or cannot be written.
+            ConfigError: The project's name is no name, or the run still runs.
+        """
+        if self.report.status == "running":
+            raise ConfigError("the run still runs: keep it after its block")
+        return keep_run(self.report, store, project)
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Write one self-contained page.

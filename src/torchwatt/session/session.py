@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import warnings
+from functools import partial
 from typing import Any, cast
 
 from torchwatt.attribution.kernel import SensorModel
@@ -173,11 +174,13 @@ class Session:
         return settle(self.run_id, self.asked, bounds, recording, trace, outcome)
 
     def _write_files(self, report: Report | None) -> None:
-        from torchwatt.session.files import write_csv, write_html
+        from torchwatt.session.files import keep_run, write_csv, write_html
 
         if report is None:
             return
-        for target, write in ((self.asked.csv, write_csv), (self.asked.html, write_html)):
+        keep = partial(keep_run, project=self.asked.project)
+        writers = ((self.asked.csv, write_csv), (self.asked.html, write_html), (self.asked.keep, keep))
+        for target, write in writers:
             if target is None:
                 continue
             try:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import fsum
 
 from torchwatt.attribution.attribute import Attribution, attribute
 from torchwatt.attribution.kernel import SensorModel
-from torchwatt.carbon import HOW_TO_GET_GRAMS, impacts
 from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.factor import Impact
 from torchwatt.core.meter import Event, Recording, Unavailable
 from torchwatt.core.report import Report, Status, Step, Window
-from torchwatt.core.terms import Provenance, weakest
 from torchwatt.core.trace import Trace
+from torchwatt.session.grams import with_grams
 from torchwatt.session.known import known_of
 from torchwatt.session.options import Options
 from torchwatt.session.software import software
@@ -45,7 +43,6 @@ def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, tr
     """Attribute the recording and put everything that was found out into one value."""
     known = known_of(outcome.sensors, asked.replays, asked.work, trace)
     found = attribute(recording, trace, bounds.start_ns, bounds.end_ns, known)
-    factors = tuple(factor for factor in (asked.grid, asked.pue) if factor is not None)
     report = Report(
         run_id=run_id,
         name=asked.name,
@@ -62,24 +59,12 @@ def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, tr
         windows=outcome.windows,
         modules=trace.modules,
         units=dict(outcome.units),
-        factors=factors if asked.grid is not None else (),
         sampler=recording.stats,
         tracing_cost_s=trace.cost_s if asked.layers else None,
         exit_reason=outcome.exit_reason,
         software=software(),
-        carbon_hint="" if asked.grid is not None else HOW_TO_GET_GRAMS,
     )
-    return replace(report, impacts=_impacts(report, asked))
-
-
-def _impacts(report: Report, asked: Options) -> tuple[Impact, ...]:
-    """Price the run and each device; what has no joules has no grams."""
-    subjects: dict[str, tuple[float, Provenance]] = {}
-    if report.energy_j is not None:
-        known = weakest(*(ledger.provenance for ledger in report.ledgers))
-        subjects["run"] = (report.energy_j, known)
-    subjects |= {f"device:{ledger.domain}": (ledger.energy_j, ledger.provenance) for ledger in report.ledgers}
-    return impacts(subjects, asked.grid, asked.pue)
+    return with_grams(report, asked.carbon)
 
 
 def _status(status: Status, found: Attribution) -> Status:

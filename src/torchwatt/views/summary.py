@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import fsum
 from statistics import median
 
-from torchwatt.core.factor import Factor
+from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Unavailable
 from torchwatt.core.report import Report, Step
@@ -69,14 +70,53 @@ class Carbon:
 
 def carbon(report: Report) -> Carbon:
     """Return the grams with the factors behind them."""
-    impact = next((i for i in report.impacts if i.subject == "run" and i.criterion == "gwp"), None)
+    impact = _of_run(report, "usage", "location")
+    beside = _beside(report)
     if impact is None:
-        return Carbon(DASH, report.carbon_hint or NO_CARBON)
+        return Carbon(DASH, report.carbon_hint or NO_CARBON, beside)
     used = [factor for factor in report.factors if factor.factor_id in impact.factor_ids]
-    how = [_factor_text(factor) for factor in sorted(used, key=lambda f: f.kind)]
+    how = _factor_texts(used)
+    if impact.lo is not None and impact.hi is not None:
+        how.append(f"{format_mass(impact.lo)} to {format_mass(impact.hi)}, mostly from {impact.dominant_uncertainty}")
     how.append(f"{impact.provenance}, weakest input {impact.weakest_input}")
-    notes = tuple(f"{f.zone or f.kind}: {f.coverage_note}" for f in used if f.coverage_note)
-    return Carbon(f"{format_mass(impact.value)} CO2e", " · ".join(how), notes)
+    said = dict.fromkeys(f"{f.zone or f.kind}: {f.coverage_note}" for f in used if f.coverage_note)
+    return Carbon(f"{format_mass(impact.value)} CO2e", " · ".join(how), (*said, *beside))
+
+
+def _of_run(report: Report, phase: str, method: str) -> Impact | None:
+    wanted = ("run", "gwp", phase, method)
+    found = (i for i in report.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == wanted)
+    return next(found, None)
+
+
+def _beside(report: Report) -> tuple[str, ...]:
+    """Return what stands beside the location-based grams and is never added to them unseen."""
+    market = _of_run(report, "usage", "market")
+    made, total = _of_run(report, "embodied", "na"), _of_run(report, "total", "location")
+    score = next((i for i in report.impacts if i.criterion == "sci"), None)
+    lines = []
+    if market is not None:
+        used = [factor for factor in report.factors if factor.factor_id in market.factor_ids]
+        lines.append(f"market-based: {format_mass(market.value)} CO2e ({' · '.join(_factor_texts(used))})")
+    if made is not None:
+        whole = f"; with it {format_mass(total.value)}" if total is not None else ""
+        lines.append(f"the hardware's share (embodied): {format_mass(made.value)} CO2e{whole}")
+    if score is not None:
+        lines.append(f"SCI: {format_mass(score.value)} CO2e per {score.unit.partition('/')[2].strip('{}')}")
+    return tuple(lines)
+
+
+def _factor_texts(used: Sequence[Factor]) -> list[str]:
+    """Return each factor in words; the hours of one grid in one."""
+    hours = [factor for factor in used if factor.temporal_resolution == "hour"]
+    others = [factor for factor in used if factor.temporal_resolution != "hour"]
+    texts = [_factor_text(factor) for factor in sorted(others, key=lambda f: f.kind)]
+    if hours:
+        values = [factor.value for factor in hours]
+        estimated = sum(bool(factor.is_estimated) for factor in hours)
+        span = f"{min(values):.3g} to {max(values):.3g} g/kWh · {hours[0].zone} · {len(hours)} hours"
+        texts.insert(0, f"{span}, {estimated} estimated · {hours[0].source_name}")
+    return texts
 
 
 def _factor_text(factor: Factor) -> str:

@@ -1,0 +1,115 @@
+"""Other tools' files, made from a bundle and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torchwatt.audit.exports.ai_act import ai_act_markdown
+from torchwatt.audit.exports.boamps import boamps_json
+from torchwatt.audit.exports.cells import AS_RUN, of_scenario
+from torchwatt.audit.exports.codecarbon import emissions_csv
+from torchwatt.audit.exports.huggingface import card_yaml
+from torchwatt.audit.exports.parquet import parquet_files
+from torchwatt.audit.exports.rollup import rollup_xlsx
+from torchwatt.audit.exports.sci import sci_markdown
+from torchwatt.audit.lexical import from_cell
+from torchwatt.audit.reader import Bundle, read_bundle
+from torchwatt.audit.schema import DECLARED, TABLE_BY_NAME
+from torchwatt.core.errors import BundleError
+
+__all__ = ["FORMATS", "Format", "export"]
+
+Make = Callable[[Sequence[Bundle]], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One format: the file that it makes, and whether it takes several runs. Parquet makes a folder (`make` None)."""
+
+    file: str
+    make: Make | None
+    several: bool = False
+
+
+FORMATS: Mapping[str, Format] = {
+    "codecarbon": Format("emissions.csv", emissions_csv, several=True),
+    "boamps": Format("boamps.json", boamps_json),
+    "huggingface": Format("co2_eq_emissions.yaml", card_yaml),
+    "sci": Format("sci.md", sci_markdown),
+    "ai-act": Format("ai_act.md", ai_act_markdown),
+    "xlsx": Format("rollup.xlsx", rollup_xlsx, several=True),
+    "parquet": Format("parquet", None, several=True),
+}
+
+
+def export(
+    directories: Sequence[str | os.PathLike[str]],
+    to: str,
+    out: str | os.PathLike[str] | None = None,
+    declared: Mapping[str, str] | None = None,
+    scenario: str = AS_RUN,
+) -> Path:
+    """Write bundles in another format and return where.
+
+    Args:
+        directories: The bundles; most formats take one.
+        to: A name in `FORMATS`.
+        out: The new file (or folder, for parquet); default is the format's usual name, here.
+        declared: What only the user knows, by column of `run` (`organisation`, `task_family`, ...), where the bundle
+            does not say it; the bundle stays as it is.
+
+        scenario: Whose grams: `as_run`, or one that `reprice` added, such as `repriced:2026`.
+
+    Raises:
+        BundleError: The format is unknown, a bundle cannot be read, something is missing, or the target exists.
+    """
+    wanted = FORMATS.get(to)
+    if wanted is None:
+        raise BundleError(f"no format {to!r}: there are {', '.join(FORMATS)}")
+    if len(directories) != 1 and not wanted.several:
+        raise BundleError(f"{to} is about one run; {len(directories)} bundles were given")
+    read = [_with(read_bundle(directory), declared or {}) for directory in directories]
+    # Parquet holds the tables as they are, all scenarios.
+    bundles = read if wanted.make is None else [of_scenario(bundle, scenario) for bundle in read]
+    target = Path(out) if out is not None else Path(wanted.file)
+    if wanted.make is None:
+        return _write_all(target, parquet_files(bundles))
+    return _write(target, wanted.make(bundles))
+
+
+def _with(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:
+    """Add declarations to the row of the run, read as its columns are; what the bundle says itself stays."""
+    more = {}
+    for name, text in declared.items():
+        if name not in (*DECLARED, "zone"):
+            raise BundleError(f"{name!r} cannot be declared; it may be one of {', '.join(DECLARED)}, zone")
+        if bundle.run[name] is not None:
+            raise BundleError(f"{name} is {bundle.run[name]!r} in the bundle and cannot be declared again")
+        column = TABLE_BY_NAME["run"].column(name)
+        # A cell of text is escaped; what a user types is not.
+        more[name] = text if column.type == "string" else from_cell(text, column)
+    return replace(bundle, tables={**bundle.tables, "run": ({**bundle.run, **more},)})
+
+
+def _write(target: Path, content: bytes) -> Path:
+    try:
+        with target.open("xb") as file:
+            file.write(content)
+    except FileExistsError as error:
+        raise BundleError(f"{target} exists already: name another file with --out, or move it") from error
+    except OSError as error:
+        raise BundleError(f"cannot write {target}: {error.strerror}") from error
+    return target
+
+
+def _write_all(target: Path, files: Mapping[str, bytes]) -> Path:
+    try:
+        target.mkdir(parents=True)
+    except FileExistsError as error:
+        raise BundleError(f"{target} exists already: name another folder with --out, or move it") from error
+    for name, content in files.items():
+        _write(target / name, content)
+    return target

@@ -1,0 +1,166 @@
+"""A BoAmps report (Boavizta's schema for sharing measures of AI tasks), from what was measured and what was declared.
+
+Required by its JSON Schema: header.reportDatetime, publisher.confidentialityLevel, task.taskStage, taskFamily,
+algorithms, dataset (dataUsage and dataType), measures (measurementMethod, powerConsumption in kWh), infrastructure
+(infraType, components), environment.country. What only the user can know is asked for, never invented.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torchwatt.audit.exports.cells import counted, intensity_g_per_kwh, kwh, number, text, when
+from torchwatt.audit.reader import Bundle
+from torchwatt.audit.schema import Row
+from torchwatt.core.errors import BundleError
+
+FORMAT_VERSION = "0.1"
+SPECIFICATION = "https://github.com/Boavizta/BoAmps/tree/main/model"
+# What a report cannot do without and no meter knows.
+ASKED: Mapping[str, str] = {
+    "confidentiality": "public, internal, confidential or secret",
+    "lifecycle_stage": "such as training, finetuning or inference",
+    "task_family": "such as textGeneration",
+    "quantity_unit": "what went in: tabular, audio, boolean, image, video, object, text, token, word or other",
+    "infra_type": "publicCloud, privateCloud, onPremise or other",
+}
+_DATA = ("tabular", "audio", "boolean", "image", "video", "object", "text", "token", "word", "other")
+# Percentage error that the words stand for, by the schema's description.
+_QUALITY = ((0.10, "high"), (0.25, "medium"), (0.50, "low"))
+
+
+def boamps_json(bundles: Sequence[Bundle]) -> bytes:
+    """Return the report of one run.
+
+    Raises:
+        BundleError: There is no metered energy, or a declaration is missing; names all of them.
+    """
+    (bundle,) = bundles
+    energy_kwh = kwh(bundle.run, "energy_it_j")
+    if energy_kwh is None:
+        raise BundleError("a BoAmps report needs metered energy, and nothing could be metered in this run")
+    _ask(bundle)
+    report = _pruned(
+        {
+            "header": _header(bundle),
+            "task": _task(bundle),
+            "measures": [_measure(bundle, energy_kwh)],
+            "system": {"os": text(bundle.run, "os") or "unknown", "distributionVersion": text(bundle.run, "kernel")},
+            "software": {"language": "python", "version": text(bundle.run, "python_version")},
+            "infrastructure": _infrastructure(bundle),
+            "environment": _environment(bundle),
+            "quality": _quality(bundle.run),
+        }
+    )
+    return (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _ask(bundle: Bundle) -> None:
+    missing = [f"{name} ({what})" for name, what in ASKED.items() if not text(bundle.run, name)]
+    missing += [] if text(bundle.run, "zone") else ["zone (the country)"]
+    if missing:
+        raise BundleError(f"BoAmps asks for what no meter knows; declare by --set NAME=VALUE: {'; '.join(missing)}")
+    if text(bundle.run, "quantity_unit") not in _DATA:
+        raise BundleError(f"quantity_unit={text(bundle.run, 'quantity_unit')!r}: BoAmps knows {', '.join(_DATA)}")
+
+
+def _header(bundle: Bundle) -> dict[str, Any]:
+    run = bundle.run
+    return {
+        "formatVersion": FORMAT_VERSION,
+        "formatVersionSpecificationUri": SPECIFICATION,
+        "reportId": text(run, "run_id"),
+        "reportDatetime": _time(run, "ended_at"),
+        "reportStatus": "final" if text(run, "status") == "complete" else "draft",
+        "publisher": {
+            "name": text(run, "organisation"),
+            "projectName": text(run, "name"),
+            "confidentialityLevel": text(run, "confidentiality"),
+        },
+    }
+
+
+def _time(run: Row, name: str) -> str:
+    return f"{when(run, name):%Y-%m-%d %H:%M:%S}"
+
+
+def _task(bundle: Bundle) -> dict[str, Any]:
+    run = bundle.run
+    parameters = number(run, "params_total")
+    stage = text(run, "lifecycle_stage")
+    quantities = {"input": number(run, "input_quantity"), "output": number(run, "output_quantity")}
+    sides = [side for side, quantity in quantities.items() if quantity is not None] or ["input"]
+    return {
+        "taskStage": stage,
+        "taskFamily": text(run, "task_family"),
+        "nbRequest": number(run, "functional_unit_count") if text(run, "functional_unit") == "request" else None,
+        "algorithms": [
+            {
+                "algorithmName": text(run, "architecture"),
+                "foundationModelName": text(run, "model_id"),
+                "framework": "pytorch",
+                "frameworkVersion": text(run, "torch_version"),
+                "parametersNumber": None if parameters is None else parameters / 1e9,
+                "quantization": text(run, "quantization") or text(run, "dtype"),
+            }
+        ],
+        "dataset": [
+            {"dataUsage": side, "dataType": text(run, "quantity_unit"), "dataQuantity": quantities[side]}
+            for side in sides
+        ],
+    }
+
+
+def _measure(bundle: Bundle, energy_kwh: float) -> dict[str, Any]:
+    run = bundle.run
+    sensors = {kind: text(rows[0], "sensor") for kind in ("cpu", "gpu") if (rows := counted(bundle, kind))}
+    return {
+        "measurementMethod": "torchwatt",
+        "version": text(run, "tool_version"),
+        "cpuTrackingMode": sensors.get("cpu"),
+        "gpuTrackingMode": sensors.get("gpu"),
+        "powerConsumption": energy_kwh,
+        "measurementDuration": number(run, "duration_s"),
+        "measurementDateTime": _time(run, "started_at"),
+    }
+
+
+def _infrastructure(bundle: Bundle) -> dict[str, Any]:
+    run = bundle.run
+    return {
+        "infraType": text(run, "infra_type"),
+        "cloudProvider": text(run, "cloud_provider"),
+        "cloudInstance": text(run, "instance_type"),
+        "components": list(_components(bundle)),
+    }
+
+
+def _components(bundle: Bundle) -> Iterator[dict[str, Any]]:
+    same = Counter((text(row, "kind"), text(row, "model"), text(row, "vendor")) for row in counted(bundle))
+    for (kind, model, vendor), n in sorted(same.items()):
+        yield {"componentType": kind, "componentName": model, "manufacturer": vendor, "nbComponent": n}
+
+
+def _environment(bundle: Bundle) -> dict[str, Any]:
+    country, _, place = text(bundle.run, "zone").partition("/")
+    return {"country": country, "location": place, "powerSourceCarbonIntensity": intensity_g_per_kwh(bundle)}
+
+
+def _quality(run: Row) -> str | None:
+    """Derive the word from the 90 % interval of the energy; no interval, no word."""
+    total, lo, hi = (number(run, name) for name in ("energy_it_j", "energy_it_lo_j", "energy_it_hi_j"))
+    if not total or lo is None or hi is None:
+        return None
+    error = max(total - lo, hi - total) / total
+    return next((word for bound, word in _QUALITY if error <= bound), None)
+
+
+def _pruned(value: Any) -> Any:
+    """Leave out what is missing: an empty text would claim to be an answer."""
+    if isinstance(value, dict):
+        kept = {name: _pruned(item) for name, item in value.items()}
+        return {name: item for name, item in kept.items() if item not in (None, "", {})}
+    return [_pruned(item) for item in value] if isinstance(value, list) else value

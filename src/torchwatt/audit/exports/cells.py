@@ -1,0 +1,108 @@
+"""Cells of a bundle's rows as the types that exporters need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime
+
+from torchwatt.audit.reader import Bundle
+from torchwatt.audit.schema import Row
+from torchwatt.core.errors import BundleError
+from torchwatt.core.units import J_PER_KWH
+
+AS_RUN = "as_run"
+
+
+def text(row: Row, name: str) -> str:
+    """Return a cell of text, empty where it is missing."""
+    value = row.get(name)
+    return "" if value is None else str(value)
+
+
+def number(row: Row, name: str) -> float | None:
+    """Return a cell of numbers; None is missing, never 0."""
+    value = row.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def when(row: Row, name: str) -> datetime:
+    """Return a cell of time.
+
+    Raises:
+        BundleError: It is missing.
+    """
+    value = row.get(name)
+    if not isinstance(value, datetime):
+        raise BundleError(f"{name} is missing")
+    return value
+
+
+def kwh(row: Row, name: str) -> float | None:
+    """Return a cell of joules in kilowatt-hours."""
+    joules = number(row, name)
+    return None if joules is None else joules / J_PER_KWH
+
+
+def impact(  # the key of the table, with its usual values
+    bundle: Bundle,
+    criterion: str,
+    *,
+    phase: str = "usage",
+    method: str = "location",
+    subject: str = "run",
+    scenario: str = AS_RUN,
+) -> Row | None:
+    """Return one row of `impact`, None where nobody computed it."""
+    wanted = (subject, criterion, phase, method, scenario)
+    keys = ("subject", "criterion", "phase", "accounting_method", "scenario")
+    return next((row for row in bundle["impact"] if tuple(row[key] for key in keys) == wanted), None)
+
+
+def factors_of(bundle: Bundle, row: Row | None) -> tuple[Row, ...]:
+    """Return the factors that an impact was made with, in its order."""
+    if row is None:
+        return ()
+    by_id = {factor["factor_id"]: factor for factor in bundle["factor"]}
+    return tuple(by_id[name] for name in text(row, "factor_ids").split(";") if name in by_id)
+
+
+def of_kind(factors: Iterable[Row], kind: str) -> Row | None:
+    """Return the first factor of a kind."""
+    return next((factor for factor in factors if factor["kind"] == kind), None)
+
+
+def counted(bundle: Bundle, *kinds: str) -> list[Row]:
+    """Return the devices inside the total, of these kinds or all."""
+    rows = (row for row in bundle["device"] if row["counts_toward_total"])
+    return [row for row in rows if not kinds or row["kind"] in kinds]
+
+
+def pue_of(bundle: Bundle) -> float | None:
+    """Return the PUE that the grams were made with, else the one that was declared; None where there is none."""
+    used = of_kind(factors_of(bundle, impact(bundle, "gwp")), "pue")
+    return number(bundle.run, "pue") if used is None else number(used, "value")
+
+
+def intensity_g_per_kwh(bundle: Bundle) -> float | None:
+    """Return the grid's intensity as it was applied: over many hours, their mean by energy."""
+    grams, energy_kwh = impact(bundle, "gwp"), kwh(bundle.run, "energy_it_j")
+    if grams is None or not energy_kwh:
+        return None
+    used = of_kind(factors_of(bundle, grams), "pue")
+    return (number(grams, "value") or 0.0) / energy_kwh / ((number(used, "value") or 1.0) if used is not None else 1.0)
+
+
+def of_scenario(bundle: Bundle, scenario: str) -> Bundle:
+    """Return the bundle as if one scenario had been the run's own, for exporters that tell one.
+
+    Raises:
+        BundleError: There are no impacts of that scenario.
+    """
+    if scenario == AS_RUN:
+        return bundle
+    rows = tuple({**row, "scenario": AS_RUN} for row in bundle["impact"] if row["scenario"] == scenario)
+    if not rows:
+        known = sorted({text(row, "scenario") for row in bundle["impact"]})
+        raise BundleError(f"no impacts of scenario {scenario!r}; there are {', '.join(known) or 'none'}")
+    return replace(bundle, tables={**bundle.tables, "impact": rows})

@@ -1,0 +1,109 @@
+"""CodeCarbon's `emissions.csv`: the 38 columns of its versions 3.3.x, so that its users can put our rows beside theirs.
+
+Its units: s, kWh, kg, W, L. Its convention: PUE is multiplied into every energy and power. Its gaps, which no cell can
+fill: no intensity with source and year, no interval, nothing that says measured or modelled. What it would guess and
+nobody measured (utilisation, coordinates, RAM size) stays empty here.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from io import StringIO
+
+from torchwatt.audit.exports.cells import (
+    counted,
+    factors_of,
+    impact,
+    kwh,
+    number,
+    of_kind,
+    pue_of,
+    text,
+    when,
+)
+from torchwatt.audit.reader import Bundle
+from torchwatt.audit.schema import Row
+
+COLUMNS = (
+    "timestamp", "project_name", "run_id", "experiment_id", "duration", "emissions", "emissions_rate", "cpu_power",
+    "gpu_power", "ram_power", "cpu_energy", "gpu_energy", "ram_energy", "energy_consumed", "water_consumed",
+    "country_name", "country_iso_code", "region", "cloud_provider", "cloud_region", "os", "python_version",
+    "codecarbon_version", "cpu_count", "cpu_model", "gpu_count", "gpu_model", "longitude", "latitude",
+    "ram_total_size", "tracking_mode", "cpu_utilization_percent", "gpu_utilization_percent",
+    "ram_utilization_percent", "ram_used_gb", "on_cloud", "pue", "wue",
+)  # fmt: skip
+_PARTS = {"cpu": "energy_cpu_j", "gpu": "energy_accelerator_j", "ram": "energy_dram_j"}
+
+
+def emissions_csv(bundles: Sequence[Bundle]) -> bytes:
+    """Return the file, one row a run."""
+    buffer = StringIO(newline="")
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n", restval="", extrasaction="raise")
+    writer.writeheader()
+    writer.writerows({name: "" if cell is None else cell for name, cell in _row(bundle).items()} for bundle in bundles)
+    return buffer.getvalue().encode()
+
+
+def _row(bundle: Bundle) -> dict[str, str | float | int | None]:
+    run = bundle.run
+    grams, duration_s = impact(bundle, "gwp"), number(run, "duration_s") or 0.0
+    kilograms = None if grams is None else (number(grams, "value") or 0.0) / 1000
+    water = impact(bundle, "wcf")
+    site_water = of_kind(factors_of(bundle, water), "wue")
+    zone, _, part = text(run, "zone").partition("/")
+    return {
+        "timestamp": f"{when(run, 'ended_at'):%Y-%m-%dT%H:%M:%S}",  # UTC; CodeCarbon writes local time without a zone
+        "project_name": _safe(text(run, "name")),
+        "run_id": text(run, "run_id"),
+        "experiment_id": _safe(text(run, "parent_run_id")),
+        "duration": duration_s,
+        "emissions": kilograms,
+        "emissions_rate": None if kilograms is None or duration_s <= 0 else kilograms / duration_s,
+        **_energies(run, duration_s, pue_of(bundle)),
+        "water_consumed": None if water is None else number(water, "value"),
+        "country_iso_code": zone if len(zone) == 3 else None,
+        "region": part or None,
+        "cloud_provider": _safe(text(run, "cloud_provider")),
+        "cloud_region": _safe(text(run, "cloud_region")),
+        "os": text(run, "os"),
+        "python_version": text(run, "python_version"),
+        "codecarbon_version": f"torchwatt {text(run, 'tool_version')}".strip(),
+        **_hardware(bundle),
+        "pue": pue_of(bundle),
+        "wue": None if site_water is None else number(site_water, "value"),
+    }
+
+
+def _energies(run: Row, duration_s: float, known_pue: float | None) -> dict[str, float | None]:
+    """Return kWh and mean W of the parts, and of all, behind the building's meter where a PUE is known."""
+    pue = known_pue or 1.0
+    found: dict[str, float | None] = {}
+    for part, column in _PARTS.items():
+        energy = kwh(run, column)
+        found[f"{part}_energy"] = None if energy is None else energy * pue
+        joules = number(run, column)
+        found[f"{part}_power"] = None if joules is None or duration_s <= 0 else joules / duration_s * pue
+    total = kwh(run, "energy_it_j")
+    return found | {"energy_consumed": None if total is None else total * pue}
+
+
+def _hardware(bundle: Bundle) -> dict[str, str | int | None]:
+    gpus, cpus = counted(bundle, "gpu"), counted(bundle, "cpu")
+    models = sorted({text(row, "model") for row in gpus})
+    named = [f"{sum(text(row, 'model') == model for row in gpus)} x {model}" for model in models]
+    scopes = {text(row, "scope") for row in counted(bundle)}
+    cloud = text(bundle.run, "infra_type")
+    return {
+        "cpu_model": _safe(text(cpus[0], "model")) if cpus else None,
+        "gpu_count": len(gpus) or None,
+        "gpu_model": _safe(", ".join(named)),
+        "tracking_mode": "process" if scopes == {"process"} else "machine",
+        "on_cloud": None if not cloud else "Y" if cloud.endswith("Cloud") else "N",
+    }
+
+
+def _safe(value: str) -> str:
+    """Make anybody's text one line that no spreadsheet runs as a formula."""
+    plain = " ".join(value.split())
+    return f"'{plain}" if plain.startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) else plain

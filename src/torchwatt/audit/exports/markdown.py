@@ -1,0 +1,31 @@
+"""Words and tables that the Markdown reports share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+DASH = "—"
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
+
+
+def plain(text: str) -> str:
+    """Make anybody's text one line that Markdown shows as it is."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split())) or DASH
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """Return a number with so many significant figures and no exponent; a dash where it is unknown."""
+    return DASH if value is None else format(Decimal(f"{value:.{digits}g}"), "f")
+
+
+def between(lo: float | None, hi: float | None) -> str:
+    """Return an interval; a dash where it is unknown."""
+    return DASH if lo is None or hi is None else f"{figure(lo)} to {figure(hi)}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; cells are already plain."""
+    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(' --- ' for _ in header)}|"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]

@@ -1,0 +1,131 @@
+"""A workbook for those who report: one row a run, typed cells, so that no locale turns 1.5 into the first of May."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from math import fsum
+from typing import Any
+
+from torchwatt.audit.exports.cells import (
+    counted,
+    factors_of,
+    impact,
+    intensity_g_per_kwh,
+    number,
+    of_kind,
+    pue_of,
+    text,
+    when,
+)
+from torchwatt.audit.exports.totals import Counted, total
+from torchwatt.audit.reader import Bundle
+from torchwatt.audit.schema import Row
+from torchwatt.core.errors import BundleError
+
+J_PER_MWH, G_PER_T = 3.6e9, 1e6
+HEADER = (
+    "entity", "run", "run_id", "from (UTC)", "to (UTC)", "boundary", "energy MWh", "energy lo MWh", "energy hi MWh",
+    "measured share", "unit", "units", "location t CO2e", "market t CO2e", "factor g/kWh", "factor source",
+    "factor year", "factor basis", "PUE", "weakest input", "dominant uncertainty",
+)  # fmt: skip
+
+
+def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
+    """Return the workbook: a sheet of runs with their sum, and a sheet of the factors behind it.
+
+    Raises:
+        BundleError: openpyxl is not installed.
+    """
+    try:
+        from openpyxl import Workbook
+    except ImportError as error:
+        raise BundleError("XLSX needs openpyxl: pip install 'torchwatt[xlsx]'") from error
+    book = Workbook()
+    runs = book.active
+    runs.title = "runs"
+    runs.append(HEADER)
+    for bundle in bundles:
+        _append(runs, _row(bundle))
+    _append(runs, _sum(bundles))
+    factors = book.create_sheet("factors")
+    names = ("factor_id", "kind", "value", "unit", "lo", "hi", "basis", "accounting_method", "zone", "data_year",
+             "source_name", "source_url", "licence", "provenance", "coverage_note")  # fmt: skip
+    factors.append(names)
+    seen = {row["factor_id"]: row for bundle in bundles for row in bundle["factor"]}
+    for row in seen.values():
+        _append(factors, [row[name] for name in names])
+    buffer = BytesIO()
+    book.save(buffer)
+    return buffer.getvalue()
+
+
+def _append(sheet: Any, cells: Sequence[Any]) -> None:
+    """Add a row in which text stays text: what starts with = is no formula."""
+    sheet.append([None if cell == "" else cell for cell in cells])
+    for cell in sheet[sheet.max_row]:
+        if isinstance(cell.value, str):
+            cell.data_type = "s"
+
+
+def _row(bundle: Bundle) -> list[Any]:
+    run, location, market = bundle.run, impact(bundle, "gwp"), impact(bundle, "gwp", method="market")
+    grid = of_kind(factors_of(bundle, location), "grid_gwp")
+    return [
+        text(run, "organisation"),
+        text(run, "name"),
+        text(run, "run_id"),
+        when(run, "started_at").replace(tzinfo=None),
+        when(run, "ended_at").replace(tzinfo=None),
+        text(run, "boundary"),
+        *(_scaled(run, name, J_PER_MWH) for name in ("energy_it_j", "energy_it_lo_j", "energy_it_hi_j")),
+        _measured_share(bundle),
+        text(run, "functional_unit"),
+        number(run, "functional_unit_count"),
+        _scaled(location, "value", G_PER_T),
+        _scaled(market, "value", G_PER_T),
+        intensity_g_per_kwh(bundle),
+        *(None if grid is None else grid[name] for name in ("source_name", "data_year", "basis")),
+        pue_of(bundle),
+        "" if location is None else text(location, "weakest_input"),
+        "" if location is None else text(location, "dominant_uncertainty"),
+    ]
+
+
+def _scaled(row: Row | None, name: str, divisor: float) -> float | None:
+    value = None if row is None else number(row, name)
+    return None if value is None else value / divisor
+
+
+def _measured_share(bundle: Bundle) -> float | None:
+    parts = [(number(row, "energy_j") or 0.0, row["provenance"] == "measured") for row in counted(bundle)]
+    whole = fsum(joules for joules, _ in parts)
+    return fsum(joules for joules, measured in parts if measured) / whole if whole > 0 else None
+
+
+def counted_run(bundle: Bundle) -> Counted:
+    """Return what a run adds to sums."""
+    run, location = bundle.run, impact(bundle, "gwp")
+    grid = of_kind(factors_of(bundle, location), "grid_gwp")
+    return Counted(
+        run_id=text(run, "run_id"),
+        boundary=text(run, "boundary"),
+        energy_j=number(run, "energy_it_j"),
+        unit=text(run, "functional_unit"),
+        units=number(run, "functional_unit_count") or 0.0,
+        location_g=None if location is None else number(location, "value"),
+        market_g=None if (market := impact(bundle, "gwp", method="market")) is None else number(market, "value"),
+        basis="" if grid is None else text(grid, "basis"),
+    )
+
+
+def _sum(bundles: Sequence[Bundle]) -> list[Any]:
+    found = total(counted_run(bundle) for bundle in bundles)
+    cells: dict[str, Any] = dict.fromkeys(HEADER)
+    cells["entity"] = "sum"
+    cells["run"] = "; ".join(f"not added: {why}" for why in found.refused) or f"{found.runs} runs"
+    cells["energy MWh"] = None if found.energy_j is None else found.energy_j / J_PER_MWH
+    cells["unit"], cells["units"] = found.unit, found.units
+    cells["location t CO2e"] = None if found.location_g is None else found.location_g / G_PER_T
+    cells["market t CO2e"] = None if found.market_g is None else found.market_g / G_PER_T
+    return list(cells.values())

@@ -1,0 +1,67 @@
+"""Write a bundle again with more impacts: the measurement's files as they are, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+from torchwatt.audit.reader import Bundle
+from torchwatt.audit.rows import factor_rows, impact_rows
+from torchwatt.audit.schema import TABLE_BY_NAME, Row
+from torchwatt.audit.seal import MANIFEST, Seal
+from torchwatt.audit.table import table_bytes
+from torchwatt.audit.writer import write_files
+from torchwatt.core.errors import BundleError
+from torchwatt.core.factor import Factor, Impact
+
+ORIGINAL_MANIFEST = "original.MANIFEST.sha256"
+_REWRITTEN = frozenset({"factor.csv", "impact.csv"})
+_DESCRIPTIONS = frozenset({"datapackage.json", "csvw-metadata.json"})
+
+
+def write_repriced(
+    bundle: Bundle, factors: Sequence[Factor], impacts: Sequence[Impact], target: Path, seal: Seal
+) -> Path:
+    """Write the new bundle; see `torchwatt.session.reprice.reprice`.
+
+    Raises:
+        BundleError: The old bundle differs from its manifest, or the new one cannot be written.
+    """
+    files = _measured(bundle.directory)
+    run_id = str(bundle.run["run_id"])
+    units = bundle.run["functional_unit_count"]
+    known = {row["factor_id"] for row in bundle["factor"]}
+    more = [row for row in factor_rows(tuple(factors)) if row["factor_id"] not in known]
+    added = impact_rows(run_id, tuple(impacts), tuple(factors), float(units) if isinstance(units, int | float) else 0.0)
+    files["factor.csv"] = _table("factor", [*bundle["factor"], *more])
+    files["impact.csv"] = _table("impact", [*bundle["impact"], *added])
+    return write_files(files, target, run_id=run_id, seal=seal)
+
+
+def _table(name: str, rows: Sequence[Row]) -> bytes:
+    return table_bytes(TABLE_BY_NAME[name], rows)
+
+
+def _measured(folder: Path) -> dict[str, bytes]:
+    """Return the files that stay, each compared with the manifest first: nothing altered is sealed anew."""
+    try:
+        original = (folder / MANIFEST).read_bytes()
+        files = {ORIGINAL_MANIFEST: original}
+        for line in original.decode().splitlines():
+            digest, _, name = line.partition("  ")
+            content = (folder / name).read_bytes()
+            if sha256(content).hexdigest() != digest:
+                raise BundleError(f"{folder / name} differs from {MANIFEST}: see `torchwatt verify {folder}`")
+            if name not in _REWRITTEN | _DESCRIPTIONS:
+                # Of a bundle that was repriced before, the first manifest stays the original one.
+                files[name] = content
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{folder}: cannot read what its manifest lists: {error}") from error
+    return files
+
+
+def first_manifest(folder: Path) -> bytes:
+    """Return the manifest of the bundle that was measured, before any repricing."""
+    original = folder / ORIGINAL_MANIFEST
+    return (original if original.is_file() else folder / MANIFEST).read_bytes()

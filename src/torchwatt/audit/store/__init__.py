@@ -1,0 +1,9 @@
+"""A local history of runs: a folder of bundles, with an index that can be made again from them."""
+
+from __future__ import annotations
+
+from torchwatt.audit.store.folder import PROJECT, Store, default_store, project_name
+from torchwatt.audit.store.index import StoredRun
+from torchwatt.audit.store.sums import Group, sums
+
+__all__ = ["PROJECT", "Group", "Store", "StoredRun", "default_store", "project_name", "sums"]

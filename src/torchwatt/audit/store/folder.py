@@ -1,0 +1,142 @@
+"""The store on the disk: `<store>/<project>/<run_id>/` are bundles, `<project>/chain.jsonl` their chain."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from secrets import token_hex
+
+from torchwatt.audit.reader import read_bundle
+from torchwatt.audit.seal import MANIFEST, Seal
+from torchwatt.audit.store.index import StoredRun, add_to_index, read_index, stored, write_index
+from torchwatt.audit.writer import write_bundle
+from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.core.report import Report
+
+INDEX = "index.sqlite"
+CHAIN = "chain.jsonl"
+PROJECT = "default"
+_PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def default_store() -> Path:
+    """Return where runs are kept: `TORCHWATT_STORE`, or the user's data folder (XDG)."""
+    named = os.environ.get("TORCHWATT_STORE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "torchwatt" / "runs"
+
+
+def project_name(project: str) -> str:
+    """Return the name of a project, which is a folder's name.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not _PROJECT.fullmatch(project):
+        raise ConfigError(f"project={project!r}: give a name of letters, digits, '.', '_' and '-'")
+    return project
+
+
+class Store:
+    """Runs that a user keeps. Nothing is written before something is kept."""
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self.root = Path(root) if root is not None else default_store()
+
+    def keep(self, report: Report, project: str = PROJECT) -> Path:
+        """Write a run into the store, as the next link of its project's chain.
+
+        Raises:
+            BundleError: The run is kept already, or it cannot be written.
+            ConfigError: The project's name is no name.
+        """
+        target = self._new(project, report.run_id)
+        write_bundle(report, target, seal=Seal(chain=target.parent / CHAIN))
+        return self._added(target, project)
+
+    def add(self, directory: str | os.PathLike[str], project: str = PROJECT) -> Path:
+        """Copy a bundle into the store, byte for byte.
+
+        Raises:
+            BundleError: It is no bundle, the run is kept already, or it cannot be written.
+        """
+        bundle = read_bundle(directory)
+        target = self._new(project, str(bundle.run["run_id"]))
+        hidden = target.with_name(f".{target.name}.{token_hex(4)}.part")
+        try:
+            shutil.copytree(bundle.directory, hidden)
+            hidden.rename(target)
+        except OSError as error:
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise BundleError(f"cannot write {target}: {error}") from error
+        return self._added(target, project)
+
+    def runs(self, project: str | None = None, month: str | None = None) -> tuple[StoredRun, ...]:
+        """Return the kept runs by time; the index is made again where it does not say what lies in the folder."""
+        found = read_index(self.root / INDEX)
+        there = {(folder.parent.name, folder.name) for folder in self._folders()}
+        if found is None or {(run.project, run.folder) for run in found} != there:
+            found = self.rebuild()
+        return tuple(run for run in found if project in {None, run.project} and month in {None, run.month})
+
+    def rebuild(self) -> tuple[StoredRun, ...]:
+        """Make the index again from the bundles, and return what is in it; warns of a bundle that cannot be read."""
+        if not self.root.is_dir():
+            return ()
+        found = tuple(sorted(self._bundles(), key=lambda run: (run.started_at, run.run_id)))
+        write_index(self.root / INDEX, found)
+        return found
+
+    def find(self, wanted: str, project: str | None = None) -> Path:
+        """Return the folder of one run by its id, the beginning or the end of its id, or its name.
+
+        Raises:
+            BundleError: There is none, or several.
+        """
+        runs = self.runs(project)
+        exact = [run for run in runs if wanted in {run.run_id, run.name}]
+        near = exact or [run for run in runs if run.run_id.startswith(wanted) or run.run_id.endswith(wanted)]
+        if len(near) != 1:
+            shown = ", ".join(f"{run.run_id} ({run.name})" for run in near[-5:])
+            raise BundleError(
+                f"no run {wanted!r} in {self.root}" if not near else f"{wanted!r} is several runs: {shown}"
+            )
+        return self.root / near[0].project / near[0].folder
+
+    def _folders(self) -> Iterator[Path]:
+        found = (manifest.parent for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")))
+        return (folder for folder in found if not folder.name.startswith("."))
+
+    def _bundles(self) -> Iterator[StoredRun]:
+        seen: dict[tuple[str, str], Path] = {}
+        for folder in self._folders():
+            try:
+                run = stored(read_bundle(folder), folder.parent.name)
+            except BundleError as error:
+                warnings.warn(f"torchwatt leaves out a kept run that it cannot read: {error}", stacklevel=2)
+                continue
+            first = seen.setdefault((run.project, run.run_id), folder)
+            if first == folder:
+                yield run
+            else:
+                warnings.warn(f"torchwatt counts {first} and not its copy {folder}", stacklevel=2)
+
+    def _new(self, project: str, run_id: str) -> Path:
+        target = self.root / project_name(project) / run_id
+        if target.exists():
+            raise BundleError(f"run {run_id} is kept already in {target}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def _added(self, target: Path, project: str) -> Path:
+        index = self.root / INDEX
+        if read_index(index) is None:
+            self.rebuild()
+        else:
+            add_to_index(index, stored(read_bundle(target), project))
+        return target

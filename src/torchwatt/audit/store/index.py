@@ -1,0 +1,120 @@
+"""The index of a store: SQLite, one row a bundle, worth nothing that the bundles do not say themselves."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from torchwatt.audit.exports.cells import number, text, when
+from torchwatt.audit.exports.rollup import counted_run
+from torchwatt.audit.exports.totals import Counted
+from torchwatt.audit.reader import Bundle
+from torchwatt.core.errors import BundleError
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """What the index knows of a run; times are UTC as text, None is unknown."""
+
+    run_id: str
+    project: str
+    folder: str  # inside the project's folder
+    name: str
+    status: str
+    started_at: str
+    duration_s: float | None
+    boundary: str
+    energy_j: float | None
+    provenance: str
+    unit: str
+    units: float
+    location_g: float | None
+    market_g: float | None
+    basis: str
+
+    @property
+    def month(self) -> str:
+        """Return the month in which the run began, such as 2026-11."""
+        return self.started_at[:7]
+
+    @property
+    def counted(self) -> Counted:
+        """Return what the run adds to sums."""
+        return Counted(
+            self.run_id, self.boundary, self.energy_j, self.unit, self.units, self.location_g, self.market_g, self.basis
+        )
+
+
+_COLUMNS = tuple(field.name for field in fields(StoredRun))
+
+
+def stored(bundle: Bundle, project: str) -> StoredRun:
+    """Return the row of a bundle."""
+    run, adds = bundle.run, counted_run(bundle)
+    return StoredRun(
+        run_id=adds.run_id,
+        project=project,
+        folder=bundle.directory.name,
+        name=text(run, "name"),
+        status=text(run, "status"),
+        started_at=f"{when(run, 'started_at'):%Y-%m-%dT%H:%M:%SZ}",
+        duration_s=number(run, "duration_s"),
+        boundary=adds.boundary,
+        energy_j=adds.energy_j,
+        provenance=text(run, "energy_it_provenance"),
+        unit=adds.unit,
+        units=adds.units,
+        location_g=adds.location_g,
+        market_g=adds.market_g,
+        basis=adds.basis,
+    )
+
+
+def write_index(path: Path, runs: Iterable[StoredRun]) -> None:
+    """Make the index anew; it appears whole or not at all."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    with _open(fresh) as database:
+        database.execute(f"CREATE TABLE run ({', '.join(_COLUMNS)}, PRIMARY KEY (project, run_id))")
+        database.execute(f"PRAGMA user_version = {VERSION}")
+        _insert(database, runs)
+    fresh.replace(path)
+
+
+def add_to_index(path: Path, run: StoredRun) -> None:
+    """Add one run."""
+    with _open(path) as database:
+        _insert(database, [run])
+
+
+def read_index(path: Path) -> tuple[StoredRun, ...] | None:
+    """Return the runs by time; None where the index is missing, damaged or of another version."""
+    if not path.is_file():
+        return None
+    try:
+        with _open(path) as database:
+            if database.execute("PRAGMA user_version").fetchone() != (VERSION,):
+                return None
+            rows = database.execute("SELECT * FROM run ORDER BY started_at, run_id").fetchall()
+        return tuple(StoredRun(*row) for row in rows)
+    except (sqlite3.DatabaseError, TypeError):
+        return None
+
+
+def _insert(database: sqlite3.Connection, runs: Iterable[StoredRun]) -> None:
+    marks = ", ".join("?" * len(_COLUMNS))
+    database.executemany(f"INSERT INTO run VALUES ({marks})", [astuple(run) for run in runs])  # noqa: S608  # only marks
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        with closing(sqlite3.connect(path)) as database, database:
+            yield database
+    except sqlite3.OperationalError as error:
+        raise BundleError(f"cannot use the index {path}: {error}") from error

@@ -1,0 +1,97 @@
+"""Electricity Maps' API, for those who ask for it: the one module of torchwatt that opens a connection.
+
+Nothing calls it by itself. A token, a zone and an explicit argument are needed, and what comes back carries the zone,
+the hour and whether it was estimated. `GET {url}/v3/carbon-intensity/past-range` with the header `auth-token`; the
+place is never taken from the caller's address (`shouldUseFallbackCallerLookup=false`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import Request, urlopen
+
+from torchwatt.carbon.electricity_maps import HOUR, NAME, HourlyIntensity, as_factor
+from torchwatt.carbon.factor_file import utc_time
+from torchwatt.carbon.grids import Grid, hourly
+from torchwatt.core.errors import FactorError
+from torchwatt.core.hours import hour_start
+
+API = "https://api.electricitymaps.com"
+TIMEOUT_S = 20.0
+MAX_HOURS = 240  # of one request at hourly granularity
+
+
+def fetch_hours(hours: Iterable[int], *, zone: str, token: str, at: datetime, url: str = API) -> Grid:
+    """Ask for the intensity of some hours of one zone.
+
+    Args:
+        hours: Hours since 1970 (UTC).
+        zone: As Electricity Maps names it, such as `FR`.
+        token: The user's own.
+        at: When this is asked, for the record.
+        url: Where the API is.
+
+    Raises:
+        FactorError: No token or zone, more than ten days, no answer, or an answer that is not understood.
+    """
+    wanted = sorted(hours)
+    if not zone or not token or not wanted:
+        raise FactorError("Electricity Maps needs a zone (such as FR), a token, and a run with energy by hour")
+    if wanted[-1] - wanted[0] >= MAX_HOURS:
+        raise FactorError(f"{NAME} answers at most {MAX_HOURS} hours at once: use a history file with factors=")
+    if urlsplit(url).scheme not in {"https", "http"}:
+        raise FactorError(f"{url!r}: give an http(s) address")
+    asked = {
+        "zone": zone,
+        "start": f"{hour_start(wanted[0]):%Y-%m-%dT%H:00:00Z}",
+        "end": f"{hour_start(wanted[-1]) + HOUR:%Y-%m-%dT%H:00:00Z}",
+        "temporalGranularity": "hourly",
+        "emissionFactorType": "lifecycle",
+        "shouldUseFallbackCallerLookup": "false",
+    }
+    answer = _get(f"{url}/v3/carbon-intensity/past-range?{urlencode(asked)}", token)
+    found = [_hour(row, zone) for row in _rows(answer)]
+    version = f"API v3, past-range, {NAME}'s answer of {at:%Y-%m-%d}"
+    kept = [item for item in found if item is not None]
+    return hourly(f"{NAME} {zone} (API)", (as_factor(item, version, retrieved_at=at) for item in kept))
+
+
+def _get(url: str, token: str) -> Any:
+    request = Request(url, headers={"auth-token": token, "accept": "application/json"})  # noqa: S310  # scheme checked
+    try:
+        with urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            return json.load(answer)
+    except (URLError, OSError, ValueError) as error:
+        # The address holds no token; the header does, and is not shown.
+        raise FactorError(f"{NAME} gave no answer: {error}") from error
+
+
+def _rows(answer: Any) -> list[Mapping[str, Any]]:
+    rows = answer.get("data") if isinstance(answer, Mapping) else None
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise FactorError(f"{NAME}: expected a list 'data' in the answer")
+    return rows
+
+
+def _hour(row: Mapping[str, Any], zone: str) -> HourlyIntensity | None:
+    """Read one hour; None where the zone had no number then."""
+    value = row.get("carbonIntensity")
+    if value is None:
+        return None
+    try:
+        start = utc_time(str(row["datetime"]))
+        grams = float(value)
+    except (KeyError, ValueError, TypeError) as error:
+        raise FactorError(f"{NAME}: cannot read {dict(row)!r}") from error
+    if row.get("zone", zone) != zone:
+        raise FactorError(f"{NAME}: asked for {zone}, was answered {row['zone']!r}")
+    basis = {"lifecycle": "lifecycle", "direct": "direct"}.get(str(row.get("emissionFactorType", "")), "unknown")
+    estimated = row.get("isEstimated")
+    method = str(row.get("estimationMethod") or "")
+    known = estimated if isinstance(estimated, bool) else None
+    return HourlyIntensity(zone, start.astimezone(UTC), grams, basis, known, method)

@@ -1,0 +1,60 @@
+"""What making the hardware cost, shared out over its life (SCI's M, ISO/IEC 21031).
+
+M = TE * (TiR / EL) * (RR / ToR): embodied total, times reserved time over expected life, times the share of the device
+that was reserved. All three are the user's or a source's; none has a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torchwatt.core.errors import FactorError
+from torchwatt.core.factor import Factor
+
+S_PER_YEAR = 31_557_600  # UCUM's "a", the Julian year of 365.25 days
+_KINDS = ("embodied_gwp", "embodied_adpe", "embodied_pe")
+
+
+@dataclass(frozen=True, slots=True)
+class Embodied:
+    """One kind of device (`gpu`) or one device (`gpu:0`): totals by kind of factor, life in years, share 0..1."""
+
+    device: str
+    lifetime: Factor
+    share: Factor
+    totals: Mapping[str, Factor] = field(default_factory=dict)
+
+
+def embodied(lines: Iterable[tuple[str, Factor]]) -> tuple[Embodied, ...]:
+    """Group (device, factor) pairs by device.
+
+    Raises:
+        FactorError: A total has no lifetime or no share, or one thing is given twice.
+    """
+    by_device: dict[str, dict[str, Factor]] = {}
+    for device, factor in lines:
+        if factor.kind not in {*_KINDS, "lifetime", "share"}:
+            continue
+        if not device:
+            raise FactorError(f"{factor.kind}: the column device must say what it is about, such as gpu or gpu:0")
+        if by_device.setdefault(device, {}).setdefault(factor.kind, factor) is not factor:
+            raise FactorError(f"{device}: {factor.kind} is given twice")
+    return tuple(_one(device, found) for device, found in sorted(by_device.items()))
+
+
+def _one(device: str, found: Mapping[str, Factor]) -> Embodied:
+    totals = {kind: found[kind] for kind in _KINDS if kind in found}
+    missing = [kind for kind in ("lifetime", "share") if kind not in found]
+    if not totals or missing:
+        raise FactorError(
+            f"{device}: embodied emissions need a total ({', '.join(_KINDS)}), a lifetime in years and the share of "
+            f"the device that was reserved; missing: {', '.join(missing) or 'the total'}"
+        )
+    return Embodied(device, found["lifetime"], found["share"], totals)
+
+
+def for_device(known: Iterable[Embodied], device_id: str) -> Embodied | None:
+    """Return what is known about a device: its own figures before those of its kind."""
+    by_name = {item.device: item for item in known}
+    return by_name.get(device_id) or by_name.get(device_id.partition(":")[0])

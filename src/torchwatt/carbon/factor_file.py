@@ -1,0 +1,163 @@
+"""A user's own file of factors: CSV with the columns of a bundle's `factor.csv`, as many of them as are known."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from hashlib import sha256
+from io import StringIO
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from torchwatt.core.errors import FactorError
+from torchwatt.core.factor import Factor, identified
+from torchwatt.core.terms import PROVENANCES
+
+# What may stand in a formula, and the unit that the arithmetic expects.
+UNITS: Mapping[str, str] = {
+    "grid_gwp": "g{CO2e}/kW.h",
+    "contract_gwp": "g{CO2e}/kW.h",
+    "residual_mix": "g{CO2e}/kW.h",
+    "grid_adpe": "kg{Sbeq}/kW.h",
+    "grid_pe": "MJ/kW.h",
+    "grid_wue": "L/kW.h",
+    "pue": "1",
+    "wue": "L/kW.h",
+    "embodied_gwp": "kg{CO2e}",
+    "embodied_adpe": "kg{Sbeq}",
+    "embodied_pe": "MJ",
+    "lifetime": "a",
+    "share": "1",
+}
+_REQUIRED = ("kind", "value", "unit", "source_name")
+_NUMBERS = frozenset({"value", "lo", "hi", "u"})
+_TIMES = frozenset({"valid_from", "valid_to", "retrieved_at"})
+_DEVICE = "device"  # the one column that no bundle has: what an embodied number is about, such as gpu or gpu:0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One factor of a file, and the device that it is about (empty: none in particular)."""
+
+    factor: Factor
+    device: str = ""
+
+
+def read_factors(path: Path, text: str) -> tuple[Line, ...]:
+    """Read a file of factors.
+
+    Required columns: kind, value, unit, source_name. `provenance` is `sourced` where a source_url is given and
+    `declared` where not. The SHA-256 of the file goes into each factor.
+
+    Raises:
+        FactorError: A column or a value is missing or impossible; names the row and the column.
+    """
+    rows = csv.DictReader(StringIO(text, newline=""), strict=True)
+    known = {field.name for field in fields(Factor)} | {_DEVICE}
+    header = rows.fieldnames or []
+    if missing := [name for name in _REQUIRED if name not in header]:
+        raise FactorError(f"{path}: no column {', '.join(missing)}; a file of factors needs {', '.join(_REQUIRED)}")
+    if strange := [name for name in header if name not in known]:
+        raise FactorError(f"{path}: unknown column {strange[0]!r}; known are {', '.join(sorted(known))}")
+    digest = sha256(text.encode()).hexdigest()
+    try:
+        return tuple(_lines(path, rows, digest))
+    except csv.Error as error:
+        raise FactorError(f"{path}: {error}") from error
+
+
+def _lines(path: Path, rows: csv.DictReader[str], digest: str) -> Iterator[Line]:
+    for number, row in enumerate(rows, 1):
+        where = f"{path} row {number}"
+        if None in row or None in row.values():
+            raise FactorError(f"{where}: not as many cells as columns")
+        cells = {name: text for name, text in row.items() if text and name != "factor_id"}
+        yield Line(_factor(where, cells, digest), cells.get(_DEVICE, ""))
+
+
+def _factor(where: str, cells: Mapping[str, str], digest: str) -> Factor:
+    if missing := [name for name in _REQUIRED if name not in cells]:
+        raise FactorError(f"{where}: {', '.join(missing)} is empty")
+    kind = cells["kind"]
+    if kind not in UNITS:
+        raise FactorError(f"{where}: unknown kind {kind!r}; known are {', '.join(UNITS)}")
+    if cells["unit"] != UNITS[kind]:
+        # A kilogram read as a gram is the most common public error: never convert silently.
+        raise FactorError(f"{where}: {kind} must be in {UNITS[kind]}, found {cells['unit']!r}")
+    values: dict[str, Any] = {"source_sha256": digest, "provenance": _provenance(where, cells)}
+    values |= {name: _value(where, name, text) for name, text in cells.items() if name != _DEVICE}
+    values["accounting_method"] = _method(where, kind, cells.get("accounting_method", ""))
+    factor = Factor(**{"factor_id": "", **values})
+    _check_range(where, factor)
+    return identified(factor)
+
+
+def _method(where: str, kind: str, given: str) -> str:
+    """Return location or market: contracts and residual mixes are market-based, a grid is what the row says."""
+    if kind in {"contract_gwp", "residual_mix"}:
+        usual: tuple[str, ...] = ("market",)
+    else:
+        usual = ("location", "market") if kind == "grid_gwp" else ("location",) if kind.startswith("grid_") else ("",)
+    if given and given not in usual:
+        raise FactorError(f"{where}: {kind} cannot be {given!r} by accounting_method; leave it empty")
+    return given or usual[0]
+
+
+def _provenance(where: str, cells: Mapping[str, str]) -> str:
+    given = cells.get("provenance") or ("sourced" if cells.get("source_url") else "declared")
+    if given not in PROVENANCES:
+        raise FactorError(f"{where}: provenance {given!r}; one of {', '.join(PROVENANCES)}")
+    return given
+
+
+def _value(where: str, name: str, text: str) -> Any:
+    try:
+        if name in _NUMBERS:
+            return _number(text)
+        if name == "data_year":
+            return int(text)
+        if name in _TIMES:
+            return utc_time(text)
+    except ValueError as error:
+        raise FactorError(f"{where}, column {name}: {error}") from error
+    if name == "is_estimated":
+        if text not in {"true", "false"}:
+            raise FactorError(f"{where}, column is_estimated: true or false, found {text!r}")
+        return text == "true"
+    return text
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not isfinite(value) or "_" in text:
+        raise ValueError(f"{text!r} is not a finite number")
+    return value
+
+
+def utc_time(text: str) -> datetime:
+    """Read an RFC 3339 time in UTC.
+
+    Raises:
+        ValueError: It is no time, or says no zone.
+    """
+    instant = datetime.fromisoformat(text)
+    if instant.tzinfo is None:
+        raise ValueError(f"{text!r} says no time zone; write 2026-01-01T00:00:00Z")
+    return instant.astimezone(UTC)
+
+
+def _check_range(where: str, factor: Factor) -> None:
+    least = 1.0 if factor.kind == "pue" else 0.0
+    if factor.value < least or (factor.kind == "lifetime" and 0 in {factor.value, factor.lo}):
+        raise FactorError(f"{where}: {factor.kind} {factor.value!r} is not possible")
+    if factor.kind == "share" and factor.value > 1:
+        raise FactorError(f"{where}: a share is at most 1, found {factor.value!r}")
+    if factor.lo is not None and factor.lo < least:
+        raise FactorError(f"{where}: lo {factor.lo!r} is not possible for {factor.kind}")
+    if (factor.lo is None) != (factor.hi is None):
+        raise FactorError(f"{where}: give both lo and hi, or neither")
+    if factor.lo is not None and factor.hi is not None and not factor.lo <= factor.value <= factor.hi:
+        raise FactorError(f"{where}: {factor.value!r} is not between lo {factor.lo!r} and hi {factor.hi!r}")

@@ -1,0 +1,186 @@
+"""From what the user gave to the numbers that will be applied, in the order user, facility, hourly file, yearly table.
+
+Nothing is looked up on a network and nothing stands in for a place that was not named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from os import PathLike
+from pathlib import Path
+
+from torchwatt.carbon.declared import Ranged, declared_intensity, declared_market, resolve_pue
+from torchwatt.carbon.electricity_maps import is_history, merged, read_history
+from torchwatt.carbon.embodied import Embodied, embodied
+from torchwatt.carbon.factor_file import Line, read_factors
+from torchwatt.carbon.grids import Grid, fixed, hourly
+from torchwatt.carbon.iso import ALPHA3_OF_ALPHA2
+from torchwatt.carbon.presets import facility
+from torchwatt.carbon.resolve import resolve_intensity
+from torchwatt.carbon.second import other_criteria, with_second_opinion
+from torchwatt.core.errors import ConfigError, FactorError
+from torchwatt.core.factor import Factor
+
+MARKET_KINDS = ("contract_gwp", "residual_mix")
+OTHER_KINDS = ("grid_adpe", "grid_pe", "grid_wue")
+Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which numbers to apply; `location` and `market` hold candidates, best first."""
+
+    location: tuple[Grid, ...] = ()
+    market: tuple[Grid, ...] = ()
+    pue: Factor | None = None
+    wue: Factor | None = None
+    other: Mapping[str, Factor] = field(default_factory=dict)  # by kind: grid_adpe, grid_pe, grid_wue
+    embodied: tuple[Embodied, ...] = ()
+    facility: str = ""
+
+    @property
+    def nothing(self) -> bool:
+        """Return whether there is nothing to apply."""
+        return not (self.location or self.market or self.other or self.embodied or self.wue)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a caller may say about carbon; every field as `profile()` names it."""
+
+    region: str | None = None
+    intensity_g_per_kwh: float | None = None
+    market: float | None = None
+    facility: str | None = None
+    pue: Ranged | None = None
+    factors: Paths | None = None
+
+
+def plan(asked: Asked, at: datetime, extra: Iterable[Grid] = ()) -> Plan:
+    """Resolve everything that was given.
+
+    Args:
+        asked: What the user said.
+        at: When the run was, because a preset grows stale.
+        extra: Hourly grids that the caller fetched itself.
+
+    Raises:
+        ConfigError: A declared number is impossible, or two things contradict each other.
+        FactorError: A name is in no table, or a file cannot be read.
+    """
+    lines, histories = _files(asked.factors)
+    preset = {f.kind: f for f in facility(asked.facility, at)} if asked.facility is not None else {}
+    given = _by_kind(line.factor for line in lines if line.factor.temporal_resolution != "hour" and not line.device)
+    by_hour = [line.factor for line in lines if line.factor.temporal_resolution == "hour"]
+    if by_hour:
+        histories += [hourly("the hours of factors=", [f for f in by_hour if not _is_market(f)])]
+    histories = [grid for grid in (*histories, *extra) if grid.by_hour]
+    table = _table(asked)
+    _refuse_other_places(asked, table, preset, histories)
+    return Plan(
+        location=tuple(_location(asked, given, preset, histories, table)),
+        market=tuple(_market(asked, given, by_hour)),
+        pue=resolve_pue(asked.pue) or given.get("pue") or preset.get("pue"),
+        wue=given.get("wue") or preset.get("wue"),
+        other=_other(given, preset, table),
+        embodied=embodied((line.device, line.factor) for line in lines),
+        facility=asked.facility or "",
+    )
+
+
+def _files(paths: Paths | None) -> tuple[list[Line], list[Grid]]:
+    lines: list[Line] = []
+    histories: list[Grid] = []
+    for path in [] if paths is None else [paths] if isinstance(paths, str | PathLike) else paths:
+        text = _text(Path(path))
+        if is_history(text.partition("\n")[0]):
+            histories.append(read_history(Path(path), text))
+        else:
+            lines += read_factors(Path(path), text)
+    if len(histories) > 1:
+        histories = [merged(", ".join(grid.label for grid in histories), tuple(histories))]
+    return lines, histories
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FactorError(f"factors={str(path)!r}: cannot read it: {error}") from error
+
+
+def _is_market(factor: Factor) -> bool:
+    return factor.kind in MARKET_KINDS or factor.accounting_method == "market"
+
+
+def _by_kind(factors: Iterable[Factor]) -> dict[str, Factor]:
+    found: dict[str, Factor] = {}
+    for factor in factors:
+        kind = "market" if _is_market(factor) else factor.kind
+        if kind in found:
+            both = f"{found[kind].value!r} and {factor.value!r}"
+            raise FactorError(f"factors=: two numbers for {kind} ({both}): keep one")
+        found[kind] = factor
+    return found
+
+
+def _table(asked: Asked) -> Factor | None:
+    """Look the region up; not where the user's own number makes it a mere label."""
+    if asked.region is None or asked.intensity_g_per_kwh is not None:
+        return None
+    found = resolve_intensity(asked.region)
+    return None if found is None else with_second_opinion(found)
+
+
+def _location(
+    asked: Asked,
+    given: Mapping[str, Factor],
+    preset: Mapping[str, Factor],
+    histories: Sequence[Grid],
+    table: Factor | None,
+) -> Iterable[Grid]:
+    if asked.intensity_g_per_kwh is not None:
+        yield fixed("user", declared_intensity(asked.intensity_g_per_kwh, asked.region))
+    if "grid_gwp" in given:
+        yield fixed("user", given["grid_gwp"])
+    if "grid_gwp" in preset:
+        yield fixed("facility", preset["grid_gwp"])
+    yield from histories
+    if table is not None:
+        yield fixed("yearly table", table)
+
+
+def _market(asked: Asked, given: Mapping[str, Factor], by_hour: Sequence[Factor]) -> Iterable[Grid]:
+    """Return the contract's numbers: the user's only, never a default."""
+    if asked.market is not None:
+        yield fixed("user", declared_market(asked.market))
+    if "market" in given:
+        yield fixed("user", given["market"])
+    if hours := [factor for factor in by_hour if _is_market(factor)]:
+        yield hourly("the hours of factors= (market)", hours)
+
+
+def _other(given: Mapping[str, Factor], preset: Mapping[str, Factor], table: Factor | None) -> dict[str, Factor]:
+    zone = table.zone if table is not None else preset["pue"].zone if preset else ""
+    published = {factor.kind: factor for factor in other_criteria(zone)} if zone else {}
+    return published | {kind: given[kind] for kind in OTHER_KINDS if kind in given}
+
+
+def _refuse_other_places(
+    asked: Asked, table: Factor | None, preset: Mapping[str, Factor], histories: Sequence[Grid]
+) -> None:
+    """Stop where two answers to "which grid" name two countries."""
+    places = {}
+    if table is not None:
+        places[f"region={asked.region!r}"] = table.zone[:3]
+    if preset:
+        places[f"facility={asked.facility!r}"] = preset["pue"].zone
+    for grid in histories:
+        zone = next(iter(grid.by_hour.values())).zone
+        if country := ALPHA3_OF_ALPHA2.get(zone[:2].upper()):
+            places[grid.label] = country
+    if len(set(places.values())) > 1:
+        said = "; ".join(f"{name} is in {country}" for name, country in places.items())
+        raise ConfigError(f"these are different grids: {said}. Keep the one that fed the run")

@@ -1,0 +1,149 @@
+"""A plan applied to a run: all impacts, the factors that made them, and what the reader must know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torchwatt.carbon.amortised import embodied_impacts
+from torchwatt.carbon.embodied import for_device
+from torchwatt.carbon.grids import Grid
+from torchwatt.carbon.impacts import Site, added, sci, usage_impact, water_impact
+from torchwatt.carbon.plan import Plan
+from torchwatt.carbon.second import PE_FLAG
+from torchwatt.carbon.usage import Note, Subject, Usage
+from torchwatt.core.factor import Factor, Impact, identified
+from torchwatt.core.hours import hour_of
+
+_DEVICE = "device:"
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """Impacts with the factors that their formulas use."""
+
+    factors: tuple[Factor, ...] = ()
+    impacts: tuple[Impact, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The candidate that covers the run, after those that do not."""
+
+    grid: Grid
+    fallback_from: str = ""
+
+    def factors(self, hours: Sequence[int]) -> tuple[Factor, ...]:
+        found = self.grid.factors(hours)
+        if not self.fallback_from:
+            return found
+        return tuple(identified(replace(factor, fallback_from=self.fallback_from)) for factor in found)
+
+
+def price(usage: Usage, plan: Plan, *, scenario: str = "as_run") -> Priced:
+    """Compute every impact that the plan has numbers for; what has no joules has no impact.
+
+    Location- and market-based totals stand side by side and are never added. Embodied impacts, totals and the SCI score
+    exist only where the hardware's figures were given.
+    """
+    notes: list[Note] = []
+    location = _choose(plan.location, usage, notes)
+    market = _choose(plan.market, usage, notes)
+    site = Site(plan.pue, plan.wue)
+    impacts: list[Impact] = []
+    used: list[Factor] = []
+    for chosen, method in ((location, "location"), (market, "market")):
+        if chosen is not None:
+            grid = chosen.factors(usage.hours)
+            used += grid
+            impacts += [usage_impact(s, _of(grid, s), site, method) for s in usage.subjects]
+    impacts += _others(usage, plan, site)
+    impacts += _made(usage, plan, notes)
+    impacts += _totals(usage, impacts)
+    _flag(plan, notes)
+    everything = (*used, *_fixed(plan))
+    needed = {name for impact in impacts for name in impact.factor_ids}
+    kept = tuple(factor for factor in dict.fromkeys(everything) if factor.factor_id in needed)
+    return Priced(kept, tuple(_finished(impact, usage, scenario) for impact in impacts), tuple(notes))
+
+
+def _of(grid: tuple[Factor, ...], subject: Subject) -> tuple[Factor, ...]:
+    """Keep the hours in which the subject has joules to weigh them with."""
+    if len(grid) == 1:
+        return grid
+    return tuple(f for f in grid if f.valid_from is not None and hour_of(f.valid_from) in subject.hourly_j)
+
+
+def _choose(candidates: tuple[Grid, ...], usage: Usage, notes: list[Note]) -> _Chosen | None:
+    skipped: list[str] = []
+    for grid in candidates:
+        gaps = grid.missing(usage.hours)
+        if grid.by_hour and not all(subject.hourly_j for subject in usage.subjects):
+            skipped.append(f"{grid.label} (the run has no energy by hour)")
+        elif gaps:
+            skipped.append(f"{grid.label} ({len(gaps)} of {len(usage.hours)} hours missing)")
+        else:
+            if skipped:
+                why = f"used {grid.label} ({grid.level}) instead of {'; '.join(skipped)}"
+                notes.append(Note("warning", "FACTOR_FALLBACK", why))
+            return _Chosen(grid, "; ".join(skipped))
+    if skipped:
+        notes.append(Note("error", "FACTOR_MISSING", f"no grams: {'; '.join(skipped)}, and nothing else was given"))
+    return None
+
+
+def _others(usage: Usage, plan: Plan, site: Site) -> Iterator[Impact]:
+    for subject in usage.subjects:
+        for kind in ("grid_adpe", "grid_pe"):
+            if kind in plan.other:
+                yield usage_impact(subject, (plan.other[kind],), site, "location")
+        water = water_impact(subject, plan.other.get("grid_wue"), site)
+        if water is not None:
+            yield water
+
+
+def _made(usage: Usage, plan: Plan, notes: list[Note]) -> Iterator[Impact]:
+    if not plan.embodied:
+        return
+    ids = [subject.name.removeprefix(_DEVICE) for subject in usage.subjects if subject.name.startswith(_DEVICE)]
+    known = {device_id: found for device_id in ids if (found := for_device(plan.embodied, device_id)) is not None}
+    if unknown := [device_id for device_id in ids if device_id not in known]:
+        text = f"no embodied figures for {', '.join(unknown)}: embodied and total leave them out"
+        notes.append(Note("warning", "EMBODIED_PARTIAL", text))
+    if not known:
+        return
+    for subject in usage.subjects:
+        figures = known.get(subject.name.removeprefix(_DEVICE))
+        used = list(known.values()) if subject.name == "run" else [figures] if figures is not None else []
+        yield from embodied_impacts(subject, used, usage.duration_s)
+
+
+def _totals(usage: Usage, impacts: Sequence[Impact]) -> Iterator[Impact]:
+    made = {(i.subject, i.criterion): i for i in impacts if i.phase == "embodied"}
+    for impact in [i for i in impacts if i.phase == "usage"]:
+        other = made.get((impact.subject, impact.criterion))
+        if other is None:
+            continue
+        yield added(impact, other)
+        is_score = (impact.subject, impact.criterion, impact.accounting_method) == ("run", "gwp", "location")
+        if is_score and usage.units > 0:
+            yield sci(impact, other, usage.units, usage.unit, usage.unit_provenance)
+
+
+def _flag(plan: Plan, notes: list[Note]) -> None:
+    primary = plan.other.get("grid_pe")
+    if primary is not None and PE_FLAG in primary.coverage_note:
+        text = f"{primary.zone}: {primary.value:.3g} MJ/kWh of primary energy is below the 3.6 of the kWh itself"
+        notes.append(Note("warning", "PE_BELOW_3_6", text))
+
+
+def _fixed(plan: Plan) -> Iterator[Factor]:
+    yield from (factor for factor in (plan.pue, plan.wue, *plan.other.values()) if factor is not None)
+    for item in plan.embodied:
+        yield from (*item.totals.values(), item.share, item.lifetime)
+
+
+def _finished(impact: Impact, usage: Usage, scenario: str) -> Impact:
+    per_unit = impact.subject == "run" and impact.criterion != "sci" and usage.units > 0
+    return replace(impact, scenario=scenario, per_unit_value=impact.value / usage.units if per_unit else None)

@@ -1,0 +1,27 @@
+"""`torchwatt export DIR --to FORMAT`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torchwatt.audit.exports import export
+from torchwatt.core.errors import ConfigError
+
+
+def export_bundles(
+    directories: Sequence[str], to: str, out: str | None, pairs: Sequence[str], scenario: str
+) -> int:  # fmt: skip
+    """Write the file and say where it is.
+
+    Raises:
+        BundleError: A bundle cannot be read, something is missing, or the target exists.
+        ConfigError: A --set is no NAME=VALUE.
+    """
+    declared = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not value:
+            raise ConfigError(f"--set {pair}: give NAME=VALUE, such as organisation=ACME")
+        declared[name] = value
+    print(export(directories, to, out, declared, scenario))
+    return 0

@@ -1,0 +1,61 @@
+"""`torchwatt reprice DIR --factors F`: new grams for old joules."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from torchwatt.audit import Seal
+from torchwatt.carbon import Asked
+from torchwatt.carbon.grids import Grid
+from torchwatt.cli.parser import TOKEN
+from torchwatt.core.errors import ConfigError
+from torchwatt.session.reprice import hours_of_bundle, reprice
+from torchwatt.views import format_mass
+
+
+def run_reprice(asked: Namespace, carbon: Asked) -> int:
+    """Write the new bundle; print where it is and what changed.
+
+    Raises:
+        BundleError: The bundle cannot be read or the new one cannot be written.
+        ConfigError: Nothing to apply was given.
+        FactorError: The factors cannot be used.
+    """
+    scenario = asked.scenario or _name(asked.factors)
+    done = reprice(
+        asked.directory,
+        carbon,
+        scenario=scenario,
+        target=asked.to,
+        extra=_fetched(asked),
+        seal=Seal(chain=Path(asked.chain) if asked.chain else None),
+    )
+    for note in done.notes:
+        print(f"{note.severity}: {note.code}: {note.message}", file=sys.stderr)
+    for impact in done.priced.impacts:
+        if impact.subject == "run" and impact.criterion == "gwp":
+            print(f"{impact.accounting_method} {impact.phase}: {format_mass(impact.value)} CO2e = {impact.formula}")
+    print(f"{done.scenario} in {done.directory}")
+    return 0
+
+
+def _name(paths: list[str] | None) -> str:
+    return Path(paths[0]).stem if paths else f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+def _fetched(asked: Namespace) -> list[Grid]:
+    """Ask the network, only where a zone was given for it."""
+    if asked.electricity_maps is None:
+        return []
+    from torchwatt.carbon.electricity_maps_api import API, fetch_hours
+
+    token = os.environ.get(TOKEN, "")
+    if not token:
+        raise ConfigError(f"--electricity-maps needs your own token in the environment variable {TOKEN}")
+    hours = hours_of_bundle(asked.directory)
+    url = asked.electricity_maps_url or API
+    return [fetch_hours(hours, zone=asked.electricity_maps, token=token, at=datetime.now(UTC), url=url)]

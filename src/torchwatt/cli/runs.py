@@ -1,0 +1,58 @@
+"""`torchwatt runs`: what was kept, and what it adds up to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from torchwatt.audit.store import Group, Store, StoredRun, sums
+from torchwatt.views import DASH, format_energy, format_mass, format_time
+
+
+def runs(store: Store, *, project: str | None, month: str | None, rebuild: bool, out: IO[str] | None = None) -> int:
+    """Print the kept runs and their sums by project and month.
+
+    Raises:
+        BundleError: The store cannot be read.
+    """
+    if rebuild:
+        store.rebuild()
+    found = store.runs(project, month)
+    for line in _lines(store, found):
+        print(line, file=out or sys.stdout)
+    return 0
+
+
+def _lines(store: Store, found: Sequence[StoredRun]) -> Iterator[str]:
+    if not found:
+        yield f"no runs in {store.root}; keep one with --keep, or run.keep()"
+        return
+    yield f"{'run':36}  {'project':14} {'began (UTC)':17} {'time':>9} {'energy':>10} {'CO2e':>10}  known       name"
+    for run in found:
+        grams = DASH if run.location_g is None else format_mass(run.location_g)
+        yield (
+            f"{run.run_id:36}  {run.project:14.14} {run.started_at[:16].replace('T', ' '):17} "
+            f"{format_time(run.duration_s):>9} {format_energy(run.energy_j):>10} {grams:>10}  "
+            f"{run.provenance or DASH:11} {_printable(run.name)}"
+        )
+    yield ""
+    for group in sums(found):
+        yield from _group(group)
+
+
+def _group(group: Group) -> Iterator[str]:
+    total = group.total
+    words = [f"{total.runs} runs", f"energy {format_energy(total.energy_j)}"]
+    if total.j_per_unit is not None and total.unit != "run":
+        words.append(f"{format_energy(total.j_per_unit)} per {total.unit} (sum over sum)")
+    for method, grams in (("location", total.location_g), ("market", total.market_g)):
+        if grams is not None:
+            words.append(f"{format_mass(grams)} CO2e {method}-based")
+    yield f"{group.project} {group.month}: {', '.join(words)}"
+    for why in total.refused:
+        yield f"    not added: {_printable(why)}"
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text)

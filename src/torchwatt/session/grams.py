@@ -1,0 +1,95 @@
+"""From a report's joules to its impacts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from math import fsum
+from typing import cast
+
+from torchwatt.carbon import HOW_TO_GET_GRAMS, Note, Plan, Priced, Subject, Usage, price
+from torchwatt.core.errors import FactorError
+from torchwatt.core.hours import NS_PER_HOUR, HourEnergy, hour_energies
+from torchwatt.core.meter import Event, Severity
+from torchwatt.core.report import Z90, Report
+from torchwatt.core.terms import weakest
+
+
+def with_grams(report: Report, plan: Plan) -> Report:
+    """Return the report with its impacts; a number that cannot be applied ends in an event, never in a lost run."""
+    try:
+        priced = price(usage_of(report), plan)
+    except FactorError as error:
+        priced = Priced(notes=(Note("error", "FACTOR_UNUSABLE", str(error)),))
+    told = tuple(
+        Event(report.end_ns, cast("Severity", note.severity), note.code, "run", note.message) for note in priced.notes
+    )
+    facility = {"facility_preset": plan.facility} if plan.facility else {}
+    priced_report = replace(
+        report,
+        factors=priced.factors,
+        impacts=priced.impacts,
+        events=(*report.events, *told),
+        declared={**facility, **report.declared},
+    )
+    return replace(priced_report, carbon_hint="" if _told(priced_report, plan, priced) else _hint(priced))
+
+
+def _told(report: Report, plan: Plan, priced: Priced) -> bool:
+    """Return whether there is nothing to say: there are grams, or a grid was named and there are no joules."""
+    failed = any(note.severity == "error" for note in priced.notes)
+    return report.carbon_g is not None or (bool(plan.location) and not failed)
+
+
+def _hint(priced: Priced) -> str:
+    """Say how to get grams."""
+    failed = [note.message for note in priced.notes if note.severity == "error"]
+    return failed[0] if failed else HOW_TO_GET_GRAMS
+
+
+def usage_of(report: Report) -> Usage:
+    """Return the joules of the run and of each counted domain, with their intervals and hours."""
+    offset_ns = report.start_unix_ns - report.start_ns
+    cut = hour_energies(report)
+    touched = range(report.start_unix_ns // NS_PER_HOUR, (report.end_ns + offset_ns) // NS_PER_HOUR + 1)
+    unit, units = next(iter(sorted(report.units.items())), ("run", 1.0))
+    return Usage(
+        subjects=tuple(_subjects(report, cut)),
+        duration_s=report.duration_s,
+        hours=tuple(sorted({item.hour for item in cut}) or touched),
+        unit=unit,
+        units=units,
+        unit_provenance="declared" if report.units else "assumed",
+    )
+
+
+def _subjects(report: Report, cut: tuple[HourEnergy, ...]) -> Iterator[Subject]:
+    by_device: dict[str, dict[int, float]] = defaultdict(dict)
+    whole: dict[int, list[float]] = defaultdict(list)
+    for item in cut:
+        by_device[item.device_id][item.hour] = item.energy_j
+        whole[item.hour].append(item.energy_j)
+    if report.energy_j is not None:
+        lo_j, hi_j = report.energy_bounds_j or (None, None)
+        complete = len(by_device) == len(report.ledgers)
+        hourly_j = {hour: fsum(parts) for hour, parts in whole.items()} if complete else {}
+        known = weakest(*(ledger.provenance for ledger in report.ledgers))
+        yield Subject("run", report.energy_j, known, lo_j, hi_j, hourly_j)
+    for ledger in report.ledgers:
+        name = str(ledger.domain)
+        meter = report.meter(name)
+        band = meter.accuracy_rel if meter is not None else None
+        lo_j, hi_j = interval_j(ledger.energy_j, band, ledger.energy_u_j)
+        yield Subject(f"device:{name}", ledger.energy_j, ledger.provenance, lo_j, hi_j, by_device[name])
+
+
+def interval_j(
+    energy_j: float, band: tuple[float, float] | None, u_j: float | None
+) -> tuple[float, float] | tuple[None, None]:
+    """Return a domain's 90 % interval: its meter's band and the errors of reading it; None where neither is known."""
+    if band is None and u_j is None:
+        return None, None
+    low, high = band or (0.0, 0.0)
+    reading_j = Z90 * (u_j or 0.0)
+    return max(energy_j * (1 + low) - reading_j, 0.0), energy_j * (1 + high) + reading_j

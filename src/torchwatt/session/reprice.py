@@ -1,0 +1,132 @@
+"""New grams for old joules: a bundle's measurement, priced again and written beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from math import fsum
+from pathlib import Path
+from typing import cast
+
+from torchwatt.audit import Bundle, read_bundle
+from torchwatt.audit.exports.cells import number, text, when
+from torchwatt.audit.reprice import write_repriced
+from torchwatt.audit.seal import NO_SEAL, Seal
+from torchwatt.carbon import Asked, Note, Priced, Subject, Usage, plan, price
+from torchwatt.carbon.grids import Grid
+from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.core.hours import hour_of
+from torchwatt.core.terms import Provenance
+from torchwatt.session.grams import interval_j
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Repriced:
+    """Where the new bundle is and what it says."""
+
+    directory: Path
+    scenario: str
+    priced: Priced
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """Return what the reader of the new grams must know."""
+        return self.priced.notes
+
+
+def reprice(
+    directory: str | os.PathLike[str],
+    asked: Asked,
+    *,
+    scenario: str,
+    target: str | os.PathLike[str] | None = None,
+    extra: Sequence[Grid] = (),
+    seal: Seal = NO_SEAL,
+) -> Repriced:
+    """Write a bundle with the same measurement and one more scenario of impacts.
+
+    Nothing of the old bundle is touched, and in the new one every file of the measurement has the bytes that it had:
+    only `factor.csv` and `impact.csv` grow. Both scenarios, the old and the new, are in it. The old manifest is kept as
+    a file of the new bundle, so that `sha256sum -c` shows which files are the same.
+
+    Args:
+        directory: The bundle.
+        asked: The factors to apply, as `profile()` names them.
+        scenario: Such as `2026`; the rows are called `repriced:2026`.
+        target: The new folder; default is `<directory>.<scenario>`.
+        extra: Hourly grids that the caller fetched.
+        seal: A chain for the new bundle, a key to sign it with.
+
+    Raises:
+        BundleError: The bundle cannot be read, has that scenario already, or the new one cannot be written.
+        ConfigError: Nothing to apply was given, or the scenario's name is no name.
+        FactorError: The factors do not cover the run.
+    """
+    if not _NAME.fullmatch(scenario):
+        raise ConfigError(f"scenario={scenario!r}: give a name such as 2026 (letters, digits, . _ -)")
+    label = f"repriced:{scenario}"
+    bundle = read_bundle(directory)
+    if any(row["scenario"] == label for row in bundle["impact"]):
+        raise BundleError(f"{directory} has impacts called {label} already: give another --scenario")
+    applied = plan(asked, cast("datetime", bundle.run["started_at"]), extra)
+    if applied.nothing:
+        raise ConfigError("nothing to price with: give factors=, region=, intensity_g_per_kwh=, market= or facility=")
+    priced = price(usage_of_bundle(bundle), applied, scenario=label)
+    if not priced.impacts:
+        raise BundleError("; ".join(note.message for note in priced.notes) or "the run has no metered joules to price")
+    where = Path(target) if target is not None else Path(f"{os.fspath(directory).rstrip(os.sep)}.{scenario}")
+    return Repriced(write_repriced(bundle, priced.factors, priced.impacts, where, seal), label, priced)
+
+
+def hours_of_bundle(directory: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Return the hours of UTC in which a bundle has energy."""
+    return usage_of_bundle(read_bundle(directory)).hours
+
+
+def usage_of_bundle(bundle: Bundle) -> Usage:
+    """Read back what can be priced: joules of the run and of each counted device, by hour where there are hours."""
+    run = bundle.run
+    subjects = tuple(_subjects(bundle))
+    hours = sorted({hour for subject in subjects for hour in subject.hourly_j})
+    start, end = hour_of(when(run, "started_at")), hour_of(when(run, "ended_at"))
+    return Usage(
+        subjects=subjects,
+        duration_s=number(run, "duration_s") or 0.0,
+        hours=tuple(hours or range(start, end + 1)),
+        unit=text(run, "functional_unit"),
+        units=number(run, "functional_unit_count") or 0.0,
+        unit_provenance=cast("Provenance", text(run, "functional_unit_provenance") or "assumed"),
+    )
+
+
+def _subjects(bundle: Bundle) -> Iterator[Subject]:
+    counted = {text(row, "device_id"): row for row in bundle["device"] if row["counts_toward_total"]}
+    by_device: dict[str, dict[int, float]] = defaultdict(dict)
+    whole: dict[int, list[float]] = defaultdict(list)
+    for row in bundle["hourly"]:
+        hour, joules = hour_of(when(row, "hour_utc")), number(row, "energy_j") or 0.0
+        by_device[text(row, "device_id")][hour] = joules
+        whole[hour].append(joules)
+    run = bundle.run
+    energy_j = number(run, "energy_it_j")
+    if energy_j is not None:
+        hourly_j = {hour: fsum(parts) for hour, parts in whole.items()} if set(by_device) == set(counted) else {}
+        lo_j, hi_j = number(run, "energy_it_lo_j"), number(run, "energy_it_hi_j")
+        yield Subject("run", energy_j, _known(text(run, "energy_it_provenance")), lo_j, hi_j, hourly_j)
+    for name, row in counted.items():
+        joules_ = number(row, "energy_j")
+        if joules_ is not None:
+            lo, hi = number(row, "sensor_accuracy_lo_rel"), number(row, "sensor_accuracy_hi_rel")
+            band = (lo, hi) if lo is not None and hi is not None else None
+            lo_j, hi_j = interval_j(joules_, band, number(row, "energy_u_j"))
+            yield Subject(f"device:{name}", joules_, _known(text(row, "provenance")), lo_j, hi_j, by_device[name])
+
+
+def _known(told: str) -> Provenance:
+    return cast("Provenance", told or "assumed")

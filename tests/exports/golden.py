@@ -1,0 +1,14 @@
+"""Compare with a file beside the tests; TORCHWATT_GOLDEN=1 writes it anew."""
+
+import os
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def check(name, found):
+    path = FOLDER / name
+    if os.environ.get("TORCHWATT_GOLDEN"):
+        FOLDER.mkdir(exist_ok=True)
+        path.write_text(found, encoding="utf-8", newline="\n")
+    assert found == path.read_text(encoding="utf-8"), f"{name} differs; TORCHWATT_GOLDEN=1 writes it anew"

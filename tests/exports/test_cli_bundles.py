@@ -1,0 +1,122 @@
+"""The commands over finished bundles, as a user types them."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from torchwatt.audit import verify
+
+
+def torchwatt(*args, **env):
+    command = [sys.executable, "-m", "torchwatt", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
+
+
+def token(value):
+    return {"ELECTRICITYMAPS_TOKEN": value}
+
+
+def test_reprice_then_export_then_verify(bundle, factors, tmp_path):
+    done = torchwatt("reprice", bundle, "--factors", factors, "--pue", 1.5, "--scenario", "2026")
+    assert done.returncode == 0, done.stderr
+    assert "energy_j/3.6e6*pue*grid_gwp" in done.stdout
+    new = bundle.with_name("bundle.2026")
+    assert verify(new).ok
+    out = tmp_path / "e.csv"
+    done = torchwatt("export", new, "--to", "codecarbon", "--out", out, "--scenario", "repriced:2026")
+    assert done.returncode == 0, done.stderr
+    with out.open(newline="") as file:
+        assert next(csv.DictReader(file))["pue"] == "1.5"
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(bundle, joules_only):
+    for args, said in (
+        (("reprice", bundle), "nothing to price with"),
+        (("export", bundle, "--to", "pdf"), "no format 'pdf'"),
+        (("export", joules_only, "--to", "huggingface"), "reprice"),
+        (("export", bundle, "--to", "sci", "--set", "organisation"), "NAME=VALUE"),
+        (("show", "no-such-run", "--store", bundle.with_name("none")), "no run 'no-such-run'"),
+        (("reprice", bundle, "--electricity-maps", "FR"), "ELECTRICITYMAPS_TOKEN"),
+    ):
+        done = torchwatt(*args, **token(""))
+        assert done.returncode == 2, done
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_kept_runs_are_listed_added_up_and_shown(tmp_path):
+    script, store = tmp_path / "train.py", tmp_path / "store"
+    script.write_text("import torch\ntorch.nn.Linear(4, 4)(torch.ones(2, 4))\n")
+    for _ in range(2):
+        done = torchwatt("run", "-q", "--keep", "--store", store, "--project", "toy", "--intensity", 50, script)
+        assert done.returncode == 0, done.stderr
+    listed = torchwatt("runs", "--store", store)
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.count("train.py") == 2
+    assert "toy 20" in listed.stdout
+    run_id = listed.stdout.splitlines()[1].split()[0]
+    shown = torchwatt("show", run_id, "--store", store)
+    assert shown.returncode == 0, shown.stderr
+    assert run_id in shown.stdout
+    assert torchwatt("runs", "--store", store, "--rebuild").stdout == listed.stdout
+    assert "no runs in" in torchwatt("runs", "--store", tmp_path / "empty").stdout
+
+
+def test_without_keep_there_is_no_store(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("pass\n")
+    done = torchwatt("run", "-q", script, TORCHWATT_STORE=str(tmp_path / "store"))
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "store").exists()
+    assert "add --keep" in torchwatt("run", "-q", "--store", tmp_path / "store", script).stderr
+
+
+@pytest.fixture
+def api():
+    """Answer 24 g/kWh for any hour that is asked for, on the loopback."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.tokens.append(self.headers["auth-token"])
+            row = {"zone": "FR", "carbonIntensity": 24, "datetime": "2026-11-24T06:00:00Z", "isEstimated": False,
+                   "emissionFactorType": "lifecycle"}  # fmt: skip
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"zone": "FR", "data": [row]}).encode())
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.tokens = []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_electricity_maps_is_asked_only_where_the_command_says_so(bundle, factors, api):
+    url = f"http://127.0.0.1:{api.server_port}"
+    quiet = torchwatt("reprice", bundle, "--factors", factors, "--scenario", "a", **token("t"))
+    assert quiet.returncode == 0, quiet.stderr
+    assert api.tokens == []
+    asked = ("--electricity-maps", "FR", "--electricity-maps-url", url)
+    done = torchwatt("reprice", bundle, *asked, "--scenario", "b", **token("s3cret"))
+    assert done.returncode == 0, done.stderr
+    assert api.tokens == ["s3cret"]
+    new = bundle.with_name("bundle.b")
+    assert verify(new).ok
+    assert not any("s3cret" in path.read_text(errors="replace") for path in new.iterdir())
+    with (new / "factor.csv").open(newline="") as file:
+        (row,) = [row for row in csv.DictReader(file) if row["temporal_resolution"] == "hour"]
+    assert (row["zone"], row["value"], row["is_estimated"], row["valid_from"]) == (
+        "FR", "24.0", "false", "2026-11-24T06:00:00.000000Z",
+    )  # fmt: skip

@@ -12,6 +12,7 @@ export class LiveState {
   beats = 0;
   private readonly t_s: number[] = [];
   private readonly power = new Map<string, (number | null)[]>();
+  private steps: { readonly count: number; readonly each: string } | null = null;
   private layers: NonNullable<Beat['layers']> | null = null;
 
   constructor(private readonly begin: Begin) {
@@ -24,6 +25,7 @@ export class LiveState {
     this.latest = beat;
     this.beats += 1;
     this.layers = beat.layers ?? this.layers;
+    this.steps = beat.steps === undefined ? this.steps : { count: beat.steps, each: beat.per_step ?? '' };
     const last = this.t_s[this.t_s.length - 1] ?? Number.NEGATIVE_INFINITY;
     beat.points.t_s.forEach((t, index) => {
       if (t > last) {
@@ -75,12 +77,8 @@ export class LiveState {
       }
     ];
     if (begin.traces) {
-      const each = latest?.steps ? `${formatEnergy(latest.per_step_j)} a step` : 'no step was seen yet';
-      figures.push({
-        label: 'steps',
-        value: latest?.steps == null ? DASH : String(latest.steps),
-        detail: each
-      });
+      const each = this.steps?.count ? `${this.steps.each} a step` : 'none was seen yet';
+      figures.push({ label: 'steps', value: this.steps ? String(this.steps.count) : DASH, detail: each });
     }
     if (begin.domains.length > 1) {
       for (const { domain, provenance, meter } of begin.domains) {

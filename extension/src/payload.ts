@@ -22,8 +22,9 @@ export interface LayerRow extends Booked {
   readonly name: string;
   readonly parent: number | null;
   readonly total_j: ByPhase;
-  /** Part of `total_j` that is static power, for the phases where that is known. */
+  /** The part of `total_j` that is known to be static power; `static_whole` says whether all of it is known. */
   readonly static_j?: ByPhase;
+  readonly static_whole?: boolean;
 }
 
 export interface Layers {
@@ -110,8 +111,6 @@ export interface Beat {
   readonly t_s: number;
   readonly energy_j: Joules;
   readonly carbon_g: number | null;
-  readonly steps: number | null;
-  readonly per_step_j: Joules;
   readonly power_w: Readonly<Record<string, number | null>>;
   readonly domains_j: Readonly<Record<string, Joules>>;
   /** The last seconds of the line again; what is known already is skipped. */
@@ -119,7 +118,9 @@ export interface Beat {
     readonly t_s: readonly number[];
     readonly power_w: Readonly<Record<string, readonly (number | null)[]>>;
   };
-  /** The layers as of an instant, at most once a second. */
+  /** Steps, joules a step and layers as of an instant, at most once a second. */
+  readonly steps?: number;
+  readonly per_step?: string;
   readonly layers?: Layers & { readonly as_of_s: number };
 }
 

@@ -114,8 +114,13 @@ export class PowerLine {
       height: HEIGHT,
       scales: { x: { time: false }, y: { range: (_plot, _low, high) => [0, high > 0 ? high * 1.08 : 1] } },
       axes: [
-        { ...axis, values: (_, ticks) => ticks.map(t => `${t} s`) },
-        { ...axis, size: 62, values: (_, ticks) => ticks.map(w => (w === 0 ? '0 W' : formatPower(w))) }
+        { ...axis, size: 28, values: (_, ticks) => ticks.map(t => `${t} s`) },
+        {
+          ...axis,
+          size: 62,
+          space: 26,
+          values: (_, ticks) => ticks.map(w => (w === 0 ? '0 W' : formatPower(w)))
+        }
       ],
       series: [
         { label: 't', value: (_: uPlot, t: number | null) => (t === null ? '—' : `${t.toFixed(2)} s`) },

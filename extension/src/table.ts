@@ -18,7 +18,11 @@ const COLUMNS: readonly Column[] = [
   { key: 'forward', title: 'forward', hint: 'with everything inside it' },
   { key: 'backward', title: 'backward', hint: 'with everything inside it' },
   { key: 'other', title: 'other', hint: 'neither forward nor backward' },
-  { key: 'static', title: 'static', hint: 'part of the total that the device draws when nothing runs' },
+  {
+    key: 'static',
+    title: 'static',
+    hint: 'the part of the total that the device draws when nothing runs; ≥ where not every domain says'
+  },
   { key: 'self', title: 'self', hint: 'without what is inside it, with its 90 % interval' },
   { key: 'calls', title: 'calls', hint: 'forward calls' }
 ];
@@ -278,7 +282,10 @@ function paint(row: HTMLElement, branch: Branch, largest: number, runJ: number):
     } else if (key === 'self') {
       paintSelf(cell, branch);
     } else {
-      say(cell, key in branch.phases || key === 'total' || value !== null ? formatEnergy(value) : '');
+      const least = key === 'static' && value !== null && !branch.staticWhole ? '≥ ' : '';
+      const applies =
+        key in branch.phases || key === 'total' || (key === 'static' && branch.kind === 'layer');
+      say(cell, applies || value !== null ? least + formatEnergy(value) : '');
       set(cell, {
         title: key === 'total' && runJ > 0 ? `${formatShare(branch.totalJ / runJ)} of the run` : null
       });

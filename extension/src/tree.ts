@@ -20,7 +20,9 @@ export interface Branch {
   readonly phases: ByPhase;
   /** `totalJ` cut into what to draw; static is taken out of its phases where it is known. */
   readonly parts: Parts;
+  /** What is known to be static; a lower bound unless `staticWhole`. */
   readonly staticJ: Joules;
+  readonly staticWhole: boolean;
   readonly calls: number | null;
   readonly provenance: string | null;
   readonly children: readonly Branch[];
@@ -51,7 +53,8 @@ function branch(row: LayerRow, children: readonly Branch[]): Branch {
     totalJ: total(row.total_j),
     phases: row.total_j,
     parts: parts(row.total_j, row.static_j ?? {}),
-    staticJ: staticOf(row.total_j, row.static_j ?? {}),
+    staticJ: staticOf(row.static_j ?? {}),
+    staticWhole: row.static_whole ?? false,
     children
   };
 }
@@ -66,6 +69,7 @@ function reserved(row: Booked): Branch {
     phases: row.self_j,
     parts: parts(row.self_j, {}),
     staticJ: null,
+    staticWhole: false,
     children: []
   };
 }
@@ -84,6 +88,7 @@ function folded(layers: number, energyJ: Joules): Branch {
     phases: { other: energyJ },
     parts: { forward: 0, backward: 0, other: totalJ, static: 0 },
     staticJ: null,
+    staticWhole: false,
     calls: null,
     provenance: null,
     children: []
@@ -122,9 +127,9 @@ function parts(phases: ByPhase, still: ByPhase): Parts {
   return found;
 }
 
-function staticOf(phases: ByPhase, still: ByPhase): Joules {
-  const names = Object.keys(phases);
-  return names.length ? sumKnown(names.map(phase => still[phase])) : null;
+function staticOf(still: ByPhase): Joules {
+  const values = Object.values(still);
+  return values.length ? sumKnown(values) : null;
 }
 
 export type SortKey = 'name' | 'total' | 'forward' | 'backward' | 'other' | 'static' | 'self' | 'calls';

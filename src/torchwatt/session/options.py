@@ -42,9 +42,9 @@ def options(given: Mapping[str, Any]) -> Options:
     # codecarbon's tables take a second to load: only when a place is named.
     from torchwatt.carbon import resolve_intensity, resolve_pue
 
-    layers = given["layers"]
-    if layers not in {"on", "off"}:
-        raise ConfigError(f"layers={layers!r}: give 'on' or 'off'")
+    for switch in ("layers", "live"):
+        if given[switch] not in {"on", "off"}:
+            raise ConfigError(f"{switch}={given[switch]!r}: give 'on' or 'off'")
     budget = _number("overhead_budget", given["overhead_budget"], low=0.0, high=1.0)
     baseline_s = _number("baseline_s", given["baseline_s"], low=0.0, high=60.0)
     csv, html = _target("csv", given["csv"]), _target("html", given["html"])
@@ -52,7 +52,7 @@ def options(given: Mapping[str, Any]) -> Options:
         name=str(given["name"] or "run"),
         grid=resolve_intensity(given["region"], intensity_g_per_kwh=given["intensity_g_per_kwh"]),
         pue=resolve_pue(given["pue"]),
-        layers=layers == "on",
+        layers=given["layers"] == "on",
         overhead_budget=budget,
         baseline_s=baseline_s,
         csv=csv,

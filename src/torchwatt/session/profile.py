@@ -14,6 +14,7 @@ from torchwatt.sensors import Feed
 from torchwatt.session.options import DEFAULT_BASELINE_S, options
 from torchwatt.session.run import Run
 from torchwatt.session.session import Session
+from torchwatt.session.watch import watcher
 from torchwatt.tracing import scope
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         baseline_s: Quiet time sampled before the block, to know the static power and to hear every meter once.
         csv: A folder that does not exist yet: the audit tables are written there at the end.
         html: A file that does not exist yet: the report is written there at the end.
+        live: "on" shows the run in a notebook while it runs, and its report at the end; "off" shows nothing.
         powercap_root: Where RAPL's powercap tree is; default `TORCHWATT_POWERCAP_ROOT` or the system's.
         feed: Readings from elsewhere, such as `torchwatt.sensors.Replay`.
 
@@ -63,6 +65,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         baseline_s: float = DEFAULT_BASELINE_S,
         csv: str | os.PathLike[str] | None = None,
         html: str | os.PathLike[str] | None = None,
+        live: str = "on",
         powercap_root: str | os.PathLike[str] | None = None,
         feed: Feed | None = None,
     ) -> None:
@@ -73,26 +76,32 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         self._given = given
         self._model = model
         self._session: Session | None = None
+        self._watcher = watcher("off")
 
     def __enter__(self) -> Run:
         if self._session is not None and self._session.running:
             raise ConfigError("this profile() is already running: make a new one for a nested block")
         self._session = Session(options(self._given), self._model)
+        self._watcher = watcher(self._given["live"])
         self._session.start()
-        return Run(self._session)
+        run = Run(self._session)
+        self._watcher.begin(run)
+        return run
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._session is not None:
+            self._watcher.pause()
             self._session.stop(*outcome_of(error))
+            self._watcher.end()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Profile every call of a function; the latest result is the function's `run`."""
 
         @functools.wraps(function)
         def profiled(*args: P.args, **kwargs: P.kwargs) -> R:
-            with profile(self._model, **self._given) as run:
+            with profile(self._model, **{**self._given, "live": "off"}) as run:
                 profiled.run = run  # type: ignore[attr-defined]
                 return function(*args, **kwargs)
 

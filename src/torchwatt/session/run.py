@@ -9,10 +9,12 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
+from torchwatt.carbon import HOW_TO_GET_GRAMS
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.report import Report
 from torchwatt.session import frames
 from torchwatt.session.files import write_csv, write_html
+from torchwatt.session.pulse import Pulse
 from torchwatt.session.session import Session
 from torchwatt.views import MIME, to_html_fragment, to_payload, to_text
 
@@ -78,6 +80,36 @@ class Run:
     def units(self) -> Mapping[str, float]:
         """What was counted with `count`."""
         return dict(self._session.units)
+
+    @property
+    def run_id(self) -> str:
+        """Name the run uniquely."""
+        return self._session.run_id
+
+    @property
+    def name(self) -> str:
+        """The name shown in reports."""
+        return self._session.asked.name
+
+    @property
+    def nested(self) -> bool:
+        """Whether this run is a window of another one, whose joules contain its own."""
+        return self._session.nested
+
+    @property
+    def traces(self) -> bool:
+        """Whether layers are traced."""
+        return self._session.asked.layers
+
+    @property
+    def carbon_how(self) -> str:
+        """What the grams rest on, or how to get them."""
+        grid = self._session.asked.grid
+        return HOW_TO_GET_GRAMS if grid is None else f"{grid.value:.3g} g/kWh · {grid.zone} · {grid.source_name}"
+
+    def pulse(self) -> Pulse:
+        """Return a cheap look at the meters while the run runs."""
+        return Pulse(self._session)
 
     def step(self) -> None:
         """Mark the end of a step where automatic detection cannot know it; from then on only marks count."""

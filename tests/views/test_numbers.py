@@ -11,7 +11,6 @@ from torchwatt.views.numbers import (
     format_energy,
     format_interval,
     format_mass,
-    format_plus_minus,
     format_power,
     format_share,
     format_time,
@@ -55,10 +54,6 @@ def test_intervals_share_a_unit():
     assert format_interval(1200, 1260) == "1.20 to 1.26 kJ"
     assert format_interval(0.9e3, 1.1e3) == "0.90 to 1.10 kJ"
     assert format_interval(None, 1.0) == DASH
-    assert format_plus_minus(1840, 20) == "1.84 ± 0.02 kJ"
-    assert format_plus_minus(1840, 0.2) == "1.8400 ± 0.0002 kJ"
-    assert format_plus_minus(1840, None) == "1.84 kJ"
-    assert format_plus_minus(None, 20) == DASH
 
 
 @pytest.mark.parametrize("value", [None, nan, inf, -inf])

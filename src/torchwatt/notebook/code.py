@@ -11,7 +11,7 @@ from typing import Any
 
 from IPython.core.error import UsageError
 
-from torchwatt.notebook.shell import Shell, cell_number
+from torchwatt.notebook.shell import Shell, cell_number, coming_cell_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,27 @@ def cell_code(shell: Shell, cell: str) -> Code:
         SyntaxError: The user's text is not Python.
         UsageError: There is nothing to run.
     """
-    # IPython drops the empty lines at the top: they are put back, for the same reason.
+    return _compile(shell, _python_of(shell, cell))
+
+
+def cell_waits(shell: Shell, cell: str) -> bool:
+    """Return whether the body of a cell that is about to run has an `await` at top level.
+
+    Raises:
+        SyntaxError: The user's text is not Python. IPython shows one that is raised before the cell runs as the
+            user's line alone, and one that is raised by a magic below the frames of IPython and of the magic.
+    """
+    source = _python_of(shell, cell)
+    name = shell.compile.cache(source, coming_cell_number(shell))
+    with shell.compile.extra_flags(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT):
+        code: CodeType = shell.compile(source, name, "exec")
+    return bool(code.co_flags & inspect.CO_COROUTINE)
+
+
+def _python_of(shell: Shell, cell: str) -> str:
+    # IPython drops the empty lines at the top: they are put back, so that the lines keep their numbers.
     empty = sum(1 for _ in takewhile(str.isspace, cell.splitlines(keepends=True)))
-    return _compile(shell, "# %%energy\n" + "\n" * empty + shell.transform_cell(cell))
+    return "# %%energy\n" + "\n" * empty + str(shell.transform_cell(cell))
 
 
 def statement_code(shell: Shell, statement: str) -> Code:

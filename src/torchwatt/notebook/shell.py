@@ -14,3 +14,8 @@ def cell_number(shell: Shell) -> int:
     if running is not None and running.execution_count is not None:
         return int(running.execution_count)
     return int(shell.execution_count) - 1
+
+
+def coming_cell_number(shell: Shell) -> int:
+    """Return the same while a cell is prepared: where none runs, `execution_count` is the one to come."""
+    return cell_number(shell) if shell.displayhook.exec_result is not None else int(shell.execution_count)

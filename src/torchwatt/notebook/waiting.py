@@ -9,8 +9,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from IPython.core.async_helpers import _should_be_async
-
+from torchwatt.notebook.code import cell_waits
 from torchwatt.notebook.shell import Shell
 
 MAGIC = "energy"
@@ -27,17 +26,17 @@ class AwaitHook:
         self._shell = shell
 
     def __call__(self, lines: list[str]) -> list[str]:
-        """Return the lines, awaited where they have to be."""
-        if not lines or not lines[0].startswith(_CALL) or not self._waits("".join(lines)):
+        """Return the lines, awaited where they have to be.
+
+        Raises:
+            SyntaxError: The body of the cell is not Python.
+        """
+        if not lines or not lines[0].startswith(_CALL):
+            return lines
+        body = _body_of("".join(lines))
+        if body is None or not cell_waits(self._shell, body):
             return lines
         return ["await " + lines[0].replace(repr(MAGIC), repr(ASYNC_MAGIC), 1), *lines[1:]]
-
-    def _waits(self, source: str) -> bool:
-        try:
-            body = _body_of(source)
-            return body is not None and _should_be_async(self._shell.transform_cell(body))
-        except SyntaxError:
-            return False  # the magic itself says so, with the user's line
 
 
 def _body_of(source: str) -> str | None:

@@ -13,12 +13,12 @@ import numpy as np
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import FloatArray
 from torchwatt.core.report import Report
-from torchwatt.views.numbers import format_power
 
 MAX_POINTS = 500
 COLORS = ("#3b8ede", "#ec8626", "#2fa87a", "#a06cd5", "#d9534f", "#8a8f98")
 _GREY = "#8b929b"  # readable on white and on black: a picture does not see the page's theme
 _WIDTH, _HEIGHT = 860, 240
+_UNITS = ((1e6, "MW"), (1e3, "kW"), (1.0, "W"), (1e-3, "mW"))
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 26, 34
 
 
@@ -77,7 +77,8 @@ def _svg(lines: Sequence[Line], duration_s: float) -> str:
     unit, per = ("min", 60.0) if duration_s >= 600 else ("ms", 1e-3) if duration_s < 1 else ("s", 1.0)
     x_ticks = [t for t in ticks(duration_s / per, 8) if t <= duration_s / per * 1.001]
     scale = _Scale(duration_s, y_ticks[-1])
-    parts = [_y_tick(scale, w) for w in y_ticks] + [_x_tick(scale, t, per) for t in x_ticks]
+    parts = [_y_tick(scale, w, label) for w, label in zip(y_ticks, _power_labels(y_ticks), strict=True)]
+    parts += [_x_tick(scale, t, per) for t in x_ticks]
     parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 4, f"time since start ({unit})", "end"))
     parts.append(_text(4, 14, "power", "start"))
     left = _LEFT + 20
@@ -105,10 +106,16 @@ class _Scale:
         return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * power_w / self.top_w
 
 
-def _y_tick(scale: _Scale, power_w: float) -> str:
+def _y_tick(scale: _Scale, power_w: float, label: str) -> str:
     y = scale.y(power_w)
     rule = f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="{_GREY}" stroke-opacity="0.25"/>'
-    return rule + _text(_LEFT - 6, y + 4, "0 W" if power_w == 0 else format_power(power_w), "end")
+    return rule + _text(_LEFT - 6, y + 4, label, "end")
+
+
+def _power_labels(ticks_w: Sequence[float]) -> list[str]:
+    """Write all ticks of an axis in the unit that fits the last of them."""
+    size, unit = next(((s, u) for s, u in _UNITS if ticks_w[-1] >= s), _UNITS[-1])
+    return [f"{tick_w / size:.4g} {unit}" for tick_w in ticks_w]
 
 
 def _x_tick(scale: _Scale, value: float, per: float) -> str:

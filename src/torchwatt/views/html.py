@@ -11,17 +11,18 @@ from torchwatt.views.markup import RULE, chip, muted, tag, text
 from torchwatt.views.numbers import DASH, format_energy, format_power, format_time, format_wh
 
 _CARD = (
-    f"display:inline-block;vertical-align:top;box-sizing:border-box;border:{RULE};border-radius:8px;"
-    "background:rgba(128,128,128,0.06);padding:10px 14px;margin:0 10px 10px 0;"
-    "width:300px;min-height:92px"
+    f"box-sizing:border-box;border:{RULE};border-radius:8px;background:rgba(128,128,128,0.06);padding:10px 14px;"
+    "margin:0 10px 10px 0;flex:1 1 210px;max-width:480px"
 )
+_CARDS = "display:flex;flex-wrap:wrap"
 _MAX_EVENTS = 50
 _MAX_TEXT = 400
 
 
 def to_html_fragment(report: Report) -> str:
     """Return the report as one `<div>`: no style sheet, no script, nothing fetched, every number as text."""
-    blocks = (_head(report), _domains(report), _curve(report), layers_block(report), _events(report), _foot(report))
+    blocks = (_head(report), _domains(report), _missing(report), _curve(report), layers_block(report),
+              _events(report), _foot(report))  # fmt: skip
     return tag("div", "".join(blocks), "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
 
 
@@ -32,20 +33,22 @@ def heading(content: str) -> str:
 
 def _head(report: Report) -> str:
     title = tag("span", text(report.name or "torchwatt run"), "font-size:20px;font-weight:600")
-    words = [report.status, format_time(report.duration_s), report.exit_reason]
-    line = tag("div", f"{title} &nbsp;{muted(text(' · '.join(w for w in words if w)), '13px')}", "margin:4px 0 10px 0")
-    return line + "".join(_figures(report))
+    words = [format_time(report.duration_s), report.exit_reason]
+    status = muted(text(report.status), "13px") if report.status == "complete" else tag("b", chip(report.status))
+    rest = muted(text(" · ".join(w for w in words if w)), "13px")
+    line = tag("div", f"{title} &nbsp;{status} {muted('·', '13px')} {rest}", "margin:4px 0 10px 0")
+    return line + tag("div", "".join(_figures(report)), _CARDS)
 
 
 def _figures(report: Report) -> list[str]:
     known = report.provenance
     energy = format_wh(report.energy_j) if known else "nothing was metered"
     if report.energy_bounds_j is not None:
-        energy += " · 90 % interval, the meters' bands included"
+        energy = f"{energy} · {summary.bounds_text(report)}: 90 % interval, the meters' bands included"
     carbon = summary.carbon(report)
-    power = "mean of all counted domains" if known else "nothing was metered"
+    power = "over the run, all counted domains together" if known else "nothing was metered"
     cards = [
-        _figure("energy", summary.energy_text(report), energy, known),
+        _figure("energy", format_energy(report.energy_j), energy, known),
         _figure("mean power", format_power(summary.mean_power_w(report)), power, known and "derived"),
         _figure("carbon", carbon.grams, " ".join((carbon.how, *carbon.notes)) if carbon.grams == DASH else carbon.how,
                 None if carbon.grams == DASH else "derived"),
@@ -63,21 +66,33 @@ def _figure(label: str, value: str, below: str, known: str | None) -> str:
 
 def _domains(report: Report) -> str:
     cards = [_domain(item) for item in summary.domains(report)]
-    for gone in report.unavailable:
-        name = tag("span", text(gone.domain), "font-weight:600")
-        body = tag("div", f"{name} &nbsp;{DASH}") + tag("div", muted(text(gone.reason)))
-        body += tag("div", muted(text(f"Fix: {gone.fix}"))) if gone.fix else ""
-        cards.append(tag("div", body, _CARD))
-    return heading("Domains") + "".join(cards) if cards else ""
+    return heading("Domains") + tag("div", "".join(cards), _CARDS) if cards else ""
 
 
 def _domain(item: summary.DomainText) -> str:
     name = tag("span", text(item.domain), "font-weight:600")
     body = tag("div", f"{name} &nbsp;{chip(item.provenance)} &nbsp;{muted(text(item.share))}")
-    body += tag("div", text(item.energy), "font-size:18px;font-weight:600;margin:2px 0")
+    bounds = f" &nbsp;{muted(text(item.bounds))}" if item.bounds else ""
+    body += tag("div", tag("span", text(item.energy), "font-size:18px;font-weight:600") + bounds, "margin:2px 0")
     body += tag("div", muted(text(item.sentence)))
     body += tag("div", muted(text(item.meter), "11px"), "margin-top:3px")
     return tag("div", body, _CARD)
+
+
+def _missing(report: Report) -> str:
+    """Name what has no meter on one line, which opens to why and to what would help."""
+    if not report.unavailable:
+        return ""
+    shown = {gone.domain: " (modelled instead)" if summary.modelled_instead(report, gone) else f" {DASH}"
+             for gone in report.unavailable}  # fmt: skip
+    names = ", ".join(f"{text(domain)}{muted(known)}" for domain, known in shown.items())
+    lines = []
+    for gone in report.unavailable:
+        fix = f"<br>{muted(text(f'Fix: {gone.fix}'))}" if gone.fix else ""
+        lines.append(tag("div", f"{tag('b', text(gone.domain))} &nbsp;{muted(text(gone.reason))}{fix}", "margin:5px 0"))
+    title = tag("summary", f"{tag('b', 'Without a meter:')} {names}", "cursor:pointer")
+    opened = "" if report.ledgers else " open"
+    return f'<details{opened} style="margin-top:6px">{title}{tag("div", "".join(lines), "margin-left:16px")}</details>'
 
 
 def _curve(report: Report) -> str:
@@ -85,7 +100,7 @@ def _curve(report: Report) -> str:
     if not source:
         return ""
     names = ", ".join(str(curve.domain) for curve in report.curves)
-    image = f'<img src="{source}" alt="{text(f"power over time of {names}")}" width="100%" style="max-width:860px">'
+    image = f'<img src="{source}" alt="{text(f"power over time of {names}")}" width="100%" style="max-width:980px">'
     return heading("Power") + image
 
 

@@ -74,9 +74,8 @@ def _row(layer: LayerSum, whole: float, run_j: float) -> str:
     forward, backward, other = _split({phase: found.energy_j for phase, found in layer.phases.items()})
     name = text(_short(layer.fqn)) + (f" {muted(text(layer.class_name[:40]), '11px')}" if layer.class_name else "")
     parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, other or 0.0)]
-    numbers = (None, None, other) if layer.reserved else (forward, backward, other)
     cells = [tag("td", name, "text-align:left;word-break:break-all" + (";opacity:0.8" if layer.reserved else ""))]
-    cells += [_right(format_energy(value)) for value in (*numbers, layer.energy_j)]
+    cells += [_right(format_energy(value)) for value in (forward, backward, other, layer.energy_j)]
     cells.append(tag("td", tag("div", "", bar(parts, whole)), "width:24%;min-width:90px"))
     cells += [_right(format_share(_share(layer.energy_j, run_j))), tag("td", chip(layer.provenance), "text-align:left")]
     return tag("tr", "".join(cells))

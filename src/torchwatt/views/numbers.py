@@ -68,19 +68,6 @@ def format_interval(lo: float | None, hi: float | None, unit: str = "J") -> str:
     return f"{ends} {_PREFIXES[power]}{unit}"
 
 
-def format_plus_minus(value: float | None, half_width: float | None, unit: str = "J") -> str:
-    """Return a value with the half width of its interval in one unit: `1.84 ± 0.02 kJ`."""
-    if value is None or half_width is None or not isfinite(half_width):
-        return _si(value, unit)
-    power = _power(value)
-    scaled, half = value / 10.0**power, half_width / 10.0**power
-    decimals = _decimals(scaled)
-    # As many digits as the value has, and more where the uncertainty would otherwise read as 0.
-    if 0 < half < 10.0**-decimals:
-        decimals = min(-floor(log10(half)), 9)
-    return f"{scaled:.{decimals}f} ± {half:.{decimals}f} {_PREFIXES[power]}{unit}"
-
-
 def _si(value: float | None, unit: str) -> str:
     if value is None or not isfinite(value):
         return DASH

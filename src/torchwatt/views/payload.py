@@ -105,7 +105,7 @@ def _domains(report: Report) -> Iterator[dict[str, Any]]:
             "provenance": item.provenance,
             "meter": text(item.meter),
             "sentence": text(item.sentence),
-            "text": item.energy,
+            "text": item.energy_and_bounds,
         }
 
 

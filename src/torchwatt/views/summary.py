@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum
 from statistics import median
 
 from torchwatt.core.factor import Factor
 from torchwatt.core.ledger import Ledger
-from torchwatt.core.meter import Event
+from torchwatt.core.meter import Event, Unavailable
 from torchwatt.core.report import Report, Step
+from torchwatt.core.units import J_PER_KWH
 from torchwatt.views.numbers import (
     DASH,
     format_count,
     format_energy,
     format_interval,
     format_mass,
-    format_plus_minus,
     format_share,
     format_time,
 )
 
-K_90 = 1.6449  # half width of a 90 % interval in standard uncertainties (normal)
 NO_CARBON = "No carbon: give region= (such as 'FRA') or intensity_g_per_kwh=."
 
 PROVENANCE_MEANING = {
@@ -37,14 +36,19 @@ PROVENANCE_MEANING = {
 
 def energy_text(report: Report) -> str:
     """Return the total with its 90 % interval, the meters' own bands included."""
+    bounds = bounds_text(report)
+    return f"{format_energy(report.energy_j)} ({bounds})" if bounds else format_energy(report.energy_j)
+
+
+def bounds_text(report: Report) -> str:
+    """Return the 90 % interval of the total, the meters' own bands included; empty where there is none."""
     energy_j, bounds = report.energy_j, report.energy_bounds_j
-    if energy_j is None:
-        return DASH
-    if bounds is None:
-        return format_energy(energy_j)
-    if energy_j >= 3.6e6:
-        return f"{format_energy(energy_j)} ({format_interval(bounds[0] / 3600, bounds[1] / 3600, 'Wh')})"
-    return f"{format_energy(energy_j)} ({format_interval(*bounds)})"
+    if energy_j is None or bounds is None:
+        return ""
+    if energy_j >= J_PER_KWH:
+        wh_per_j = 1000 / J_PER_KWH
+        return format_interval(bounds[0] * wh_per_j, bounds[1] * wh_per_j, "Wh")
+    return format_interval(*bounds)
 
 
 def mean_power_w(report: Report) -> float | None:
@@ -89,10 +93,16 @@ class DomainText:
 
     domain: str
     energy: str
+    bounds: str  # 90 %, the meter's own band included; empty where neither is known
     share: str
     provenance: str
     meter: str
     sentence: str
+
+    @property
+    def energy_and_bounds(self) -> str:
+        """Return both on one line."""
+        return f"{self.energy} ({self.bounds})" if self.bounds else self.energy
 
 
 def domains(report: Report) -> tuple[DomainText, ...]:
@@ -105,12 +115,21 @@ def _domain(report: Report, ledger: Ledger) -> DomainText:
     domain, total_j = str(ledger.domain), report.energy_j or 0.0
     return DomainText(
         domain=domain,
-        energy=format_plus_minus(ledger.energy_j, None if ledger.energy_u_j is None else K_90 * ledger.energy_u_j),
+        energy=format_energy(ledger.energy_j),
+        # As the total is bounded: an interval of the reading error alone would deny the meter's own band.
+        bounds=bounds_text(replace(report, ledgers=(ledger,))),
         share=format_share(ledger.energy_j / total_j) if total_j > 0 else DASH,
         provenance=ledger.provenance,
         meter=" · ".join(_meter_words(report, ledger)),
         sentence=ledger.sentence.removeprefix(f"{domain}: "),
     )
+
+
+def modelled_instead(report: Report, gone: Unavailable) -> bool:
+    """Return whether what has no meter is in the total all the same, by a model."""
+    kind = gone.domain.partition(":")[0]
+    return any(str(ledger.domain).partition(":")[0] == kind and ledger.provenance == "modelled"
+               for ledger in report.ledgers)  # fmt: skip
 
 
 def _meter_words(report: Report, ledger: Ledger) -> list[str]:
@@ -150,9 +169,10 @@ def step_rate(report: Report) -> Rate:
     """Return joules per step: the median of the steps whose joules are known."""
     known = [joules for step in report.steps if (joules := step_j(report, step)) is not None]
     seconds = median((step.end_ns - step.start_ns) / 1e9 for step in report.steps)
-    words = [f"{len(report.steps)} steps of {format_time(seconds)}"]
-    if known:
-        words.insert(0, f"median of {format_interval(min(known), max(known))}")
+    one = len(report.steps) == 1
+    words = [f"{len(report.steps)} {'step' if one else 'steps'} of {format_time(seconds)}"]
+    if known and not one:
+        words.insert(0, f"median; from {format_interval(min(known), max(known))}")
     if known and len(known) < len(report.steps):
         words.append(f"{len(report.steps) - len(known)} without a meter")
     return Rate("per step", format_energy(median(known)) if known else DASH, " · ".join(words))

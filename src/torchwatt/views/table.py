@@ -65,14 +65,14 @@ def _head(report: Report, width: int) -> list[str]:
 def _domains(report: Report, width: int) -> list[str]:
     lines = []
     for item in summary.domains(report):
-        numbers = f"{item.energy} · {item.share} · {item.provenance}"
+        numbers = f"{item.energy_and_bounds} · {item.share} · {item.provenance}"
         lines += _labelled(item.domain, numbers + (f" · {item.meter}" if item.meter else ""), width)
         lines += _labelled("", item.sentence, width)
     for gone in report.unavailable:
         # The fix is in the events file, the page and `torchwatt doctor`: a table in a terminal says it once, shortly.
-        lines.append(
-            _cut_end(f"{gone.domain:{_LABEL - 1}} {_ascii(summary.printable(f'{DASH} · {gone.reason}'))}", width)
-        )
+        known = "no meter, modelled instead" if summary.modelled_instead(report, gone) else DASH
+        reason = _ascii(summary.printable(f"{known} · {gone.reason}"))
+        lines.append(_cut_end(f"{gone.domain:{_LABEL - 1}} {reason}", width))
     if report.unavailable and any(gone.fix for gone in report.unavailable):
         lines += _labelled("", "`torchwatt doctor` says what would help", width)
     return lines

@@ -1,0 +1,142 @@
+"""A real JupyterLab on this machine, and a real browser that looks at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+from uuid import uuid4
+
+from playwright.sync_api import Browser, Page
+
+from tests.notebook.places import places
+
+PATIENCE_S = 150  # of a busy machine with two cores
+_QUIET = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+# What a browser does by itself stays off: only what the page asks for may be seen.
+CHROMIUM_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+_READY = """() => { const w = jupyterapp.shell.currentWidget; const s = w?.sessionContext;
+    return w?.context?.isReady && s?.isReady && s?.session?.kernel?.status === 'idle' }"""
+_CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.map(
+    cell => ({trusted: cell.model.trusted, outputs: cell.model.outputs ? cell.model.outputs.toJSON() : []}))"""
+
+
+@contextmanager
+def server(notebooks: Path, home: Path) -> Iterator[str]:
+    """Run JupyterLab over a folder; its address, reachable from this machine only."""
+    env = {**os.environ, **places(home)}
+    settings = Path(env["JUPYTER_CONFIG_DIR"]) / "labconfig"
+    settings.mkdir()
+    (settings / "page_config.json").write_text(json.dumps(_QUIET), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+        "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
+        f"--ServerApp.root_dir={notebooks}", "--LabApp.expose_app_in_browser=True",
+        "--LabApp.extension_manager=readonly",
+    ]  # fmt: skip
+    log = home / "server.log"
+    with log.open("wb") as out, subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
+        try:
+            base = f"http://127.0.0.1:{port}"
+            _wait_for(base, process, log)
+            yield base
+        finally:
+            process.terminate()  # ends its kernels, too
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_for(base: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urlopen(f"{base}/api/status", timeout=5) as answer:  # noqa: S310  # our own server
+                if answer.status == 200:
+                    return
+        except (URLError, OSError):
+            time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-3000:]}")
+
+
+class Lab:
+    """One browser window on JupyterLab, which keeps the addresses of everything it asked for."""
+
+    def __init__(self, browser: Browser, base: str, *, height: int = 900) -> None:
+        self._base = base
+        self._context = browser.new_context(viewport={"width": 1280, "height": height})
+        self._context.set_default_timeout(PATIENCE_S * 1000)
+        self.asked: list[str] = []
+        self.page: Page = self._context.new_page()
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("websocket", lambda socket: self.asked.append(socket.url))
+        # A workspace of its own: no tabs of an earlier test come back.
+        self.page.goto(f"{base}/lab/workspaces/{uuid4().hex}")
+        self.page.wait_for_function("() => window.jupyterapp?.started")
+        self.page.evaluate("() => jupyterapp.restored.then(() => jupyterapp.shell.collapseLeft())")
+
+    def close(self) -> None:
+        """Close the window."""
+        self._context.close()
+
+    def open(self, name: str, *, kernel: bool = True) -> None:
+        """Open a notebook, with a kernel or with none."""
+        wanted = {} if kernel else {"kernelPreference": {"shouldStart": False, "canStart": False}}
+        self.command("docmanager:open", path=name, factory="Notebook", **wanted)
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
+        if kernel:
+            self.page.wait_for_function(_READY)
+
+    def command(self, name: str, /, **arguments: Any) -> None:
+        """Execute a command of JupyterLab, as its menus do."""
+        self.page.evaluate(
+            "([name, args]) => jupyterapp.commands.execute(name, args).then(() => null)", [name, arguments]
+        )
+
+    def run_all(self) -> list[dict[str, Any]]:
+        """Run all cells and return them once the last one has its output. The status of a kernel is not asked."""
+        self.page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            cells = self.cells()
+            if cells[-1]["outputs"] or any(o["output_type"] == "error" for c in cells for o in c["outputs"]):
+                return cells
+            self.page.wait_for_timeout(200)
+        raise TimeoutError("the last cell has no output")
+
+    def cells(self) -> list[dict[str, Any]]:
+        """Return for each cell of the notebook whether it is trusted, and its outputs."""
+        found: list[dict[str, Any]] = self.page.evaluate(_CELLS)
+        return found
+
+    def has_kernel(self) -> bool:
+        """Return whether the notebook has a kernel."""
+        return bool(self.page.evaluate("() => !!jupyterapp.shell.currentWidget.sessionContext.session?.kernel"))
+
+    def theme(self, name: str) -> None:
+        """Change the colours of the page."""
+        self.command("apputils:change-theme", theme=name)
+        self.page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")  # it covers the page meanwhile
+
+    def elsewhere(self) -> list[str]:
+        """Return what was asked of other machines."""
+        local = ("data", "blob", "about")
+        return [u for u in self.asked if urlsplit(u).scheme not in local and urlsplit(u).hostname != "127.0.0.1"]

@@ -6,6 +6,8 @@ import contextlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from IPython.display import display
+
 from torchwatt.notebook.beats import Beats
 from torchwatt.notebook.comm import channel
 from torchwatt.notebook.history import record_of
@@ -49,8 +51,6 @@ class View:
             return
         with contextlib.suppress(Exception):
             if self._live:
-                from IPython.display import display
-
                 from torchwatt.notebook.widget import Placeholder
 
                 self._handle = display(Placeholder(), display_id=True)  # type: ignore[no-untyped-call]
@@ -84,8 +84,6 @@ class View:
         if self._handle is not None and not self._cleared:
             self._handle.update(run)
             return
-        from IPython.display import display
-
         display(run)  # type: ignore[no-untyped-call]
 
     def _see(self, message: dict[str, Any]) -> dict[str, Any]:

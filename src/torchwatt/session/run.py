@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# With the payload and the text, a report adds less than 200 KB to a notebook, whatever ran.
+MAX_HTML_BYTES = 90_000
+
+
 class Run:
     """The result of a profiled block; while the block runs, what is known so far.
 
@@ -161,7 +165,7 @@ class Run:
         report = self.report
         bundle: dict[str, Any] = {
             "text/plain": to_text(report),
-            "text/html": to_html_fragment(report),
+            "text/html": to_html_fragment(report, max_bytes=MAX_HTML_BYTES),
             MIME: to_payload(report),
         }
         return {k: v for k, v in bundle.items() if (not include or k in include) and k not in (exclude or ())}

@@ -55,14 +55,17 @@ class Attached {
       this.listen(comm);
       this.take(message.content.data);
     });
+    // The comm's id is known, so that the messages of a kernel that is busy now are heard at once.
+    const comm = kernel.hasComm(TARGET) ? null : kernel.createComm(TARGET, TARGET);
+    if (!comm) {
+      return;
+    }
+    this.listen(comm);
     kernel.info
       .then(() => kernel.requestCommInfo({ target_name: TARGET }))
       .then(reply => {
-        const comms = reply.content.status === 'ok' ? Object.keys(reply.content.comms) : [];
-        for (const id of comms.filter(one => !kernel.hasComm(one))) {
-          const comm = kernel.createComm(TARGET, id);
-          this.listen(comm);
-          comm.send({ kind: 'hello', version: VERSION });
+        if (reply.content.status === 'ok' && TARGET in reply.content.comms && !comm.isDisposed) {
+          comm.send({ kind: 'hello', version: VERSION }); // answered with all runs
         }
       })
       .catch(() => undefined); // a kernel that ends meanwhile has no runs

@@ -28,7 +28,8 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
     }
   };
   const gone = (): void => {
-    if (model.comm_live === false) {
+    // Told when the comm closes; anywidget's model does not say more.
+    if (model.comm_live !== true) {
       view.lost(DEFAULT_GONE);
     }
   };

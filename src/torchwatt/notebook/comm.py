@@ -33,7 +33,8 @@ class Channel:
             if self._comm is None:
                 from comm import create_comm
 
-                self._comm = create_comm(target_name=TARGET, data=_message([record]))
+                # A fixed id: a page that is loaded again while the kernel is busy cannot ask for it.
+                self._comm = create_comm(target_name=TARGET, comm_id=TARGET, data=_message([record]))
                 # Sent by a page that was loaded again; answered as soon as the kernel is free.
                 self._comm.on_msg(lambda _message: self._all())
             else:

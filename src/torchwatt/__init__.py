@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from torchwatt.core.version import __version__
@@ -32,7 +33,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'torchwatt' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(home), name)
+    found = getattr(import_module(home), name)
+    if name == "profile" and "IPython" in sys.modules:
+        from torchwatt.notebook.live import install
+
+        install()
+    return found
 
 
 def __dir__() -> list[str]:

@@ -22,7 +22,8 @@ from playwright.sync_api import Browser, Page
 from tests.notebook.places import places
 
 PATIENCE_S = 150  # of a busy machine with two cores
-_QUIET = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+_NEWS = "@jupyterlab/apputils-extension:announcements"
+LABEXTENSION = Path(__file__).resolve().parents[2] / "src" / "torchwatt" / "labextension"
 # What a browser does by itself stays off: only what the page asks for may be seen.
 CHROMIUM_FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -35,17 +36,26 @@ _CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.map(
 
 
 @contextmanager
-def server(notebooks: Path, home: Path) -> Iterator[str]:
-    """Run JupyterLab over a folder; its address, reachable from this machine only."""
+def server(notebooks: Path, home: Path, *, extension: bool = False, module: str = "jupyterlab") -> Iterator[str]:
+    """Run JupyterLab over a folder, with our extension as built in this checkout or without; yield its address."""
     env = {**os.environ, **places(home)}
+    disabled = {_NEWS: True}
+    if extension:
+        # Found before one that is installed.
+        found = home / "labextensions"
+        found.mkdir()
+        (found / "torchwatt").symlink_to(LABEXTENSION)
+        env["JUPYTER_PATH"] = str(home)
+    else:
+        disabled["torchwatt"] = True
     settings = Path(env["JUPYTER_CONFIG_DIR"]) / "labconfig"
     settings.mkdir()
-    (settings / "page_config.json").write_text(json.dumps(_QUIET), encoding="utf-8")
+    (settings / "page_config.json").write_text(json.dumps({"disabledExtensions": disabled}), encoding="utf-8")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+    command = [  # of JupyterLab and of Notebook 7: both are applications of one server
+        sys.executable, "-m", module, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
         "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
         f"--ServerApp.root_dir={notebooks}", "--LabApp.expose_app_in_browser=True",
         "--LabApp.extension_manager=readonly",

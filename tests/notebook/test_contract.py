@@ -86,7 +86,7 @@ def test_a_fault_in_showing_the_report_does_not_take_the_place_of_the_users_erro
     def fail(_run):
         raise RuntimeError("no screen")
 
-    monkeypatch.setattr("torchwatt.notebook.block.display", fail)
+    monkeypatch.setattr("torchwatt.notebook.live.display", fail)
     with pytest.warns(RuntimeWarning, match="no screen"):
         result = shell.run_cell("%%energy -o broken\n1 / 0")
     assert isinstance(result.error_in_exec, ZeroDivisionError)

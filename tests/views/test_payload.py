@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from math import fsum
 
 import pytest
@@ -6,7 +7,8 @@ import pytest
 from tests.support.reports import HOSTILE, bare_report, named_report, sample_report
 from tests.views import golden
 from torchwatt.core.meter import Event
-from torchwatt.views import MIME, to_payload
+from torchwatt.session.run import MAX_HTML_BYTES
+from torchwatt.views import MIME, to_html_fragment, to_payload, to_text
 from torchwatt.views.payload import MAX_BYTES
 
 
@@ -57,3 +59,14 @@ def test_a_huge_report_stays_small_and_says_what_it_folded():
 
 def test_no_host_name_leaves_in_a_notebook():
     assert "node-17" not in json.dumps(to_payload(sample_report()))
+
+
+@pytest.mark.parametrize("length", [1, 900])
+def test_a_report_adds_less_than_200_kb_to_a_notebook_and_loses_no_joule(length):
+    names = [f"model.layers.{i}.{kind}{'x' * length}" for i in range(300) for kind in ("q", "k", "v", "o", "up")]
+    events = tuple(Event(i, "warning", "X" * 900, "y" * 900, "z" * 9000) for i in range(3000))
+    report = replace(named_report(*names), events=events)
+    html = to_html_fragment(report, max_bytes=MAX_HTML_BYTES)
+    texts = (to_text(report), html, json.dumps(to_payload(report)))
+    assert sum(len(part.encode()) for part in texts) < 200_000
+    assert "other (" in html

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
-from IPython.display import display
 
 from torchwatt.core.errors import ConfigError, FactorError
 from torchwatt.notebook.flags import Asked, in_flags
+from torchwatt.notebook.live import View
 
 if TYPE_CHECKING:
     from torchwatt.session import Run
@@ -29,9 +28,11 @@ class Block:
     def __init__(self, asked: Asked, name: str, keep: Callable[[Run], None]) -> None:
         self._asked = asked
         self._keep = keep
-        self._arguments: dict[str, Any] = {"name": name, **asked.profile}
+        self._arguments: dict[str, Any] = {"name": name, "live": "off", **asked.profile}
 
     def __enter__(self) -> None:
+        # Ours, and not `profile()`'s own, which every `with` block has: this one knows the options of the magic.
+        self._view = View(live=self._asked.live, quiet=self._asked.quiet)
         from torchwatt.session import profile  # imports torch: not before something is measured
 
         try:
@@ -41,21 +42,15 @@ class Block:
             raise UsageError(in_flags(str(error))) from error
         # Kept from the start, so that the cell itself can call `run.step()` and `run.count()`.
         self._keep(self._run)
+        self._view.begin(self._run)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._view.pause()
         try:
             self._profile.__exit__(kind, error, trace)
         finally:
             # Again: the cell may have used the name for something else.
             self._keep(self._run)
-        if not self._asked.quiet:
-            _show(self._run)
-
-
-def _show(run: Run) -> None:
-    try:
-        display(run)  # type: ignore[no-untyped-call]
-    except Exception as error:  # a fault of ours must not take the place of the user's exception
-        warnings.warn(f"torchwatt could not show the report: {error}", RuntimeWarning, stacklevel=3)
+        self._view.end()

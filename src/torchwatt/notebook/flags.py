@@ -29,6 +29,7 @@ FLAGS: Mapping[str, Flag] = {
     "--intensity": Flag("intensity_g_per_kwh", "GRAMS"),
     "--pue": Flag("pue", "X"),
     "--csv": Flag("csv", "DIR"),
+    "--no-live": Flag(""),
     "--html": Flag("html", "FILE"),
     "--layers": Flag("layers", "on|off", ("on", "off")),
     "--name": Flag("name", "NAME"),
@@ -46,6 +47,7 @@ class Asked:
 
     output: str | None = None
     quiet: bool = False
+    live: bool = True
     profile: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -131,7 +133,7 @@ def _asked(given: Mapping[str, str]) -> Asked:
     profile = {
         flag.argument: _typed(name, given[name]) for name, flag in FLAGS.items() if flag.argument and name in given
     }
-    return Asked(output, "-q" in given or "--quiet" in given, profile)
+    return Asked(output, "-q" in given or "--quiet" in given, "--no-live" not in given, profile)
 
 
 def _typed(name: str, value: str) -> str | float:

@@ -18,15 +18,19 @@ from IPython.core.magic import (
 )
 
 from torchwatt.notebook import completing
+from torchwatt.notebook.auto import Auto
 from torchwatt.notebook.block import Block
 from torchwatt.notebook.code import Code, cell_code, statement_code
+from torchwatt.notebook.comm import channel
 from torchwatt.notebook.flags import Asked, parse
+from torchwatt.notebook.history import History
 from torchwatt.notebook.shell import Shell, cell_number
 from torchwatt.notebook.waiting import ASYNC_MAGIC, MAGIC, AwaitHook
 
 if TYPE_CHECKING:
     from torchwatt.session import Run
 
+WORDS = ("on", "off", "history")
 _MAX_NAME = 60  # characters of a statement, in the name of its run
 
 
@@ -39,6 +43,7 @@ class EnergyMagics(Magics):
     def __init__(self, shell: Shell) -> None:
         super().__init__(shell)
         self._latest: Run | None = None
+        self.auto = Auto(shell, self._block_named)
 
     @no_var_expand
     @needs_local_scope
@@ -52,11 +57,14 @@ class EnergyMagics(Magics):
           %%energy [options]           first line of a cell; its value stays the cell's value
           %energy [options] statement  one line; gives the statement's value
           %energy                      the latest run again
+          %energy [options] on         measure every cell from now on, until %energy off
+          %energy history              the runs of this notebook
 
         Options::
 
           -o NAME          keep the result under this name, also after an exception or an interrupt
           -q, --quiet      show no report
+          --no-live        show the report at the end only, nothing while the cell runs
           --region REGION  where the electricity comes from: FRA, USA/california, CAN-QC
           --intensity G    your own number for the grid, in gCO2e/kWh
           --pue X          facility energy over IT energy, at least 1 (grams only)
@@ -82,6 +90,8 @@ class EnergyMagics(Magics):
         if cell is None:
             if not rest:
                 return self._again(asked)
+            if rest.strip() in WORDS:
+                return self._word(rest.strip(), asked)
             code = statement_code(self.shell, rest)
         else:
             code = self._cell_code(rest, cell)
@@ -109,14 +119,24 @@ class EnergyMagics(Magics):
 
     def _block(self, asked: Asked, statement: str = "") -> Block:
         """Return the block of a cell, or of a statement: the two are told apart where one runs inside the other."""
+        cell = f"In [{cell_number(self.shell)}]"
+        return self._block_named(asked, f"{cell}: {shorten(statement, _MAX_NAME)}" if statement else cell)
 
+    def _block_named(self, asked: Asked, name: str) -> Block:
         def keep(run: Run) -> None:
             self._latest = run
             if asked.output is not None:
                 self.shell.user_ns[asked.output] = run
 
-        cell = f"In [{cell_number(self.shell)}]"
-        return Block(asked, f"{cell}: {shorten(statement, _MAX_NAME)}" if statement else cell, keep)
+        return Block(asked, name, keep)
+
+    def _word(self, word: str, asked: Asked) -> History | None:
+        if word != "on" and not asked.nothing:
+            raise UsageError(f"%energy {word} takes no options")
+        if word == "history":
+            return channel().history
+        self.auto.on(asked) if word == "on" else self.auto.off()
+        return None
 
     def _again(self, asked: Asked) -> Run:
         if not asked.nothing:
@@ -137,6 +157,10 @@ def load(shell: Shell) -> None:
 def unload(shell: Shell) -> None:
     """Remove everything that `load` added."""
     manager = shell.magics_manager
+    loaded = manager.registry.get(EnergyMagics.__name__)
+    if isinstance(loaded, EnergyMagics):
+        loaded.auto.off()
+    channel().close()
     for kind, name in (("line", MAGIC), ("cell", MAGIC), ("cell", ASYNC_MAGIC)):
         manager.magics[kind].pop(name, None)
     manager.registry.pop(EnergyMagics.__name__, None)

@@ -13,7 +13,8 @@ from torchwatt.core.errors import FactorError
 from torchwatt.core.hours import NS_PER_HOUR, HourEnergy, hour_energies
 from torchwatt.core.meter import Event, Severity
 from torchwatt.core.report import Z90, Report
-from torchwatt.core.terms import weakest
+from torchwatt.core.terms import Provenance, weakest
+from torchwatt.core.units import NS_PER_S
 
 
 def with_grams(report: Report, plan: Plan) -> Report:
@@ -34,6 +35,18 @@ def with_grams(report: Report, plan: Plan) -> Report:
         declared={**facility, **report.declared},
     )
     return replace(priced_report, carbon_hint="" if _told(priced_report, plan, priced) else _hint(priced))
+
+
+def grams_so_far(energy_j: float, known: Provenance, plan: Plan, start_unix_ns: int, now_unix_ns: int) -> float | None:
+    """Return the location-based grams of a running session's joules; None where the plan has no number for them."""
+    hours = tuple(range(start_unix_ns // NS_PER_HOUR, now_unix_ns // NS_PER_HOUR + 1))
+    subject = Subject("run", energy_j, known)
+    try:
+        priced = price(Usage((subject,), (now_unix_ns - start_unix_ns) / NS_PER_S, hours), replace(plan, embodied=()))
+    except FactorError:
+        return None
+    wanted = ("gwp", "usage", "location")
+    return next((i.value for i in priced.impacts if (i.criterion, i.phase, i.accounting_method) == wanted), None)
 
 
 def _told(report: Report, plan: Plan, priced: Priced) -> bool:
@@ -87,9 +100,9 @@ def _subjects(report: Report, cut: tuple[HourEnergy, ...]) -> Iterator[Subject]:
 def interval_j(
     energy_j: float, band: tuple[float, float] | None, u_j: float | None
 ) -> tuple[float, float] | tuple[None, None]:
-    """Return a domain's 90 % interval: its meter's band and the errors of reading it; None where neither is known."""
-    if band is None and u_j is None:
+    """Return a domain's 90 % interval: its meter's band and the errors of reading it; None where no band is known."""
+    if band is None:
         return None, None
-    low, high = band or (0.0, 0.0)
+    low, high = band
     reading_j = Z90 * (u_j or 0.0)
     return max(energy_j * (1 + low) - reading_j, 0.0), energy_j * (1 + high) + reading_j

@@ -46,16 +46,16 @@ def options(given: Mapping[str, Any]) -> Options:
         ConfigError: An option is impossible; the message names it and the fix.
         FactorError: The region or the facility is in no table, or a file of factors cannot be read.
     """
-    layers = given["layers"]
-    if layers not in {"on", "off"}:
-        raise ConfigError(f"layers={layers!r}: give 'on' or 'off'")
+    for switch in ("layers", "live"):
+        if given[switch] not in ("on", "off"):
+            raise ConfigError(f"{switch}={given[switch]!r}: give 'on' or 'off'")
     budget = _number("overhead_budget", given["overhead_budget"], low=0.0, high=1.0)
     baseline_s = _number("baseline_s", given["baseline_s"], low=0.0, high=60.0)
     csv, html = _target("csv", given["csv"]), _target("html", given["html"])
     return Options(
         name=str(given["name"] or "run"),
         carbon=plan(carbon_asked(given), datetime.now(UTC)),
-        layers=layers == "on",
+        layers=given["layers"] == "on",
         overhead_budget=budget,
         baseline_s=baseline_s,
         csv=csv,

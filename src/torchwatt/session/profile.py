@@ -17,6 +17,7 @@ from torchwatt.sensors import Feed
 from torchwatt.session.options import DEFAULT_BASELINE_S, options
 from torchwatt.session.run import Run
 from torchwatt.session.session import Session
+from torchwatt.session.watch import watcher
 from torchwatt.tracing import scope
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         html: A file that does not exist yet: the report is written there at the end.
         keep: A store (a folder), or True for your own: the run is kept there at the end; see `torchwatt runs`.
         project: Under which project it is kept; default "default".
+        live: "on" shows the run in a notebook while it runs, and its report at the end; "off" shows nothing.
         powercap_root: Where RAPL's powercap tree is; default `TORCHWATT_POWERCAP_ROOT` or the system's.
         feed: Readings from elsewhere, such as `torchwatt.sensors.Replay`.
         replays: What `torchwatt.replay` found: layers looped alone, for the estimator to lean on.
@@ -78,6 +80,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         html: str | os.PathLike[str] | None = None,
         keep: str | os.PathLike[str] | bool | None = None,
         project: str | None = None,
+        live: str = "on",
         powercap_root: str | os.PathLike[str] | None = None,
         feed: Feed | None = None,
         replays: Sequence[ReplayedPower] = (),
@@ -90,19 +93,29 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         self._given = given
         self._model = model
         self._session: Session | None = None
+        self._watcher = watcher("off")
 
     def __enter__(self) -> Run:
         if self._session is not None and self._session.running:
             raise ConfigError("this profile() is already running: make a new one for a nested block")
         self._session = Session(options(self._given), self._model)
+        self._watcher = watcher(self._given["live"])
         self._session.start()
-        return Run(self._session)
+        run = Run(self._session)
+        try:
+            self._watcher.begin(run)
+        except BaseException as error:  # an interrupt: nothing may go on that nobody will end
+            self._session.stop(*outcome_of(error))
+            raise
+        return run
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._session is not None:
+            self._watcher.pause()
             self._session.stop(*outcome_of(error))
+            self._watcher.end()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Profile every call of a function; the latest result is the function's `run`.
@@ -133,7 +146,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
 
         @functools.wraps(function)
         def profiled(*args: P.args, **kwargs: P.kwargs) -> R:
-            with profile(self._model, **self._given) as run:
+            with profile(self._model, **{**self._given, "live": "off"}) as run:
                 profiled.run = run  # type: ignore[attr-defined]
                 return function(*args, **kwargs)
 

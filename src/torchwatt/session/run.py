@@ -9,10 +9,12 @@ from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
+from torchwatt.carbon import HOW_TO_GET_GRAMS
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.report import Report
 from torchwatt.session import frames
 from torchwatt.session.files import keep_run, write_csv, write_html
+from torchwatt.session.pulse import Pulse
 from torchwatt.session.session import Session
 from torchwatt.views import MIME, to_html_fragment, to_payload, to_text
 
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from torchwatt.audit import SampleFormat
+
+
+# With the payload and the text, a report adds less than 200 KB to a notebook, whatever ran.
+MAX_HTML_BYTES = 90_000
 
 
 class Run:
@@ -80,6 +86,39 @@ class Run:
     def units(self) -> Mapping[str, float]:
         """What was counted with `count`."""
         return dict(self._session.units)
+
+    @property
+    def run_id(self) -> str:
+        """Name the run uniquely."""
+        return self._session.run_id
+
+    @property
+    def name(self) -> str:
+        """The name shown in reports."""
+        return self._session.asked.name
+
+    @property
+    def nested(self) -> bool:
+        """Whether this run is a window of another one, whose joules contain its own."""
+        return self._session.nested
+
+    @property
+    def traces(self) -> bool:
+        """Whether layers are traced."""
+        return self._session.asked.layers
+
+    @property
+    def carbon_how(self) -> str:
+        """What the grams rest on, or how to get them."""
+        location = self._session.asked.carbon.location
+        if not location:
+            return HOW_TO_GET_GRAMS
+        always = location[0].always
+        return location[0].label if always is None else f"{always.value:.3g} g/kWh · {location[0].label}"
+
+    def pulse(self) -> Pulse:
+        """Return a cheap look at the meters while the run runs."""
+        return Pulse(self._session)
 
     def step(self) -> None:
         """Mark the end of a step where automatic detection cannot know it; from then on only marks count."""
@@ -165,7 +204,7 @@ class Run:
         report = self.report
         bundle: dict[str, Any] = {
             "text/plain": to_text(report),
-            "text/html": to_html_fragment(report),
+            "text/html": to_html_fragment(report, max_bytes=MAX_HTML_BYTES),
             MIME: to_payload(report),
         }
         return {k: v for k, v in bundle.items() if (not include or k in include) and k not in (exclude or ())}

@@ -82,6 +82,16 @@ class Session:
             raise
 
     @property
+    def nested(self) -> bool:
+        """Return whether this is a window of another session."""
+        return self._outer is not None
+
+    @property
+    def start_ns(self) -> int:
+        """Return when the run began, monotonic."""
+        return self._start_ns
+
+    @property
     def feed(self) -> Feed:
         """Return the meters in use; only while running."""
         if self._feed is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torchwatt.views.html import to_html_fragment
+from torchwatt.views.live import Point, beat_payload, begin_payload, live_layers
 from torchwatt.views.numbers import (
     DASH,
     format_energy,
@@ -20,12 +21,16 @@ __all__ = [
     "DASH",
     "LAYER_COLUMNS",
     "MIME",
+    "Point",
+    "beat_payload",
+    "begin_payload",
     "format_energy",
     "format_interval",
     "format_mass",
     "format_power",
     "format_time",
     "layer_rows",
+    "live_layers",
     "to_html_fragment",
     "to_html_page",
     "to_payload",

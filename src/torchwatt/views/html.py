@@ -6,7 +6,7 @@ from torchwatt.core.meter import Event
 from torchwatt.core.report import Report
 from torchwatt.views import summary
 from torchwatt.views.curve import to_image
-from torchwatt.views.layer_html import layers_block
+from torchwatt.views.layer_html import MAX_ROWS, layers_block
 from torchwatt.views.markup import RULE, chip, muted, tag, text
 from torchwatt.views.numbers import DASH, format_energy, format_power, format_time, format_wh
 
@@ -15,15 +15,27 @@ _CARD = (
     "margin:0 10px 10px 0;flex:1 1 210px;max-width:480px"
 )
 _CARDS = "display:flex;flex-wrap:wrap"
+_CAPS = (MAX_ROWS, 400, 150, 60, 20, 0)  # rows of the module tree, tried in turn
 _MAX_EVENTS = 50
 _MAX_TEXT = 400
 
 
-def to_html_fragment(report: Report) -> str:
-    """Return the report as one `<div>`: no style sheet, no script, nothing fetched, every number as text."""
-    blocks = (_head(report), _domains(report), _missing(report), _curve(report), layers_block(report),
-              _events(report), _foot(report))  # fmt: skip
-    return tag("div", "".join(blocks), "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
+def to_html_fragment(report: Report, max_bytes: int | None = None) -> str:
+    """Return the report as one `<div>`: no style sheet, no script, nothing fetched, every number as text.
+
+    Args:
+        report: What to show.
+        max_bytes: Fold layers until it is smaller; what is folded is counted, with its joules.
+    """
+    above = _head(report) + _domains(report) + _missing(report) + _curve(report)
+    below = _events(report) + _foot(report)
+    found = ""
+    for max_rows in _CAPS:
+        blocks = above + layers_block(report, max_rows) + below
+        found = tag("div", blocks, "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
+        if max_bytes is None or len(found.encode()) < max_bytes:
+            break
+    return found
 
 
 def heading(content: str) -> str:

@@ -14,7 +14,7 @@ from torchwatt.views.markup import BACKWARD, FORWARD, OTHER, RULE, bar, chip, mu
 from torchwatt.views.numbers import DASH, format_energy, format_interval, format_share, format_time
 from torchwatt.views.tree import Node, tree
 
-MAX_ROWS = 1000  # of the tree's tables; a notebook is saved with all of them
+MAX_ROWS = 1000  # of the tree's tables
 _TOP_LAYERS = 12
 _MAX_NAME = 64
 _NUMBER = "display:inline-block;width:76px"
@@ -35,7 +35,7 @@ _DETAIL = (
 )
 
 
-def layers_block(report: Report) -> str:
+def layers_block(report: Report, max_rows: int = MAX_ROWS) -> str:
     """Return the table and the tree; empty where nothing was metered."""
     run_j = report.energy_j
     if run_j is None:
@@ -43,7 +43,7 @@ def layers_block(report: Report) -> str:
     everything = layer_sums(report)
     layers = [layer for layer in everything if not layer.reserved]
     reserved = [layer for layer in everything if layer.reserved]
-    return _title() + _top_table(layers, reserved, run_j) + _whole_tree(report, layers, run_j)
+    return _title() + _top_table(layers, reserved, run_j) + _whole_tree(report, layers, run_j, max_rows)
 
 
 def _title() -> str:
@@ -113,10 +113,10 @@ def _short(name: str) -> str:
     return name if len(name) <= _MAX_NAME else f"{name[:20]}...{name[-_MAX_NAME + 23 :]}"
 
 
-def _whole_tree(report: Report, layers: Sequence[LayerSum], run_j: float) -> str:
+def _whole_tree(report: Report, layers: Sequence[LayerSum], run_j: float, max_rows: int) -> str:
     if not layers:
         return ""
-    kept, folded = fold(layers, _fitting(layers))
+    kept, folded = fold(layers, _fitting(layers, max_rows))
     nodes = tree(kept, class_names(report))
     whole = max((node.total_j for node in nodes), default=0.0)
     rows = "".join(_node(node, whole, run_j, open_=len(nodes) == 1) for node in nodes)
@@ -129,10 +129,10 @@ def _whole_tree(report: Report, layers: Sequence[LayerSum], run_j: float) -> str
     return tag("div", tag("span", muted(head), _NUMBERS) + what, style) + rows
 
 
-def _fitting(layers: Sequence[LayerSum]) -> int:
-    """Return how many of the layers have together at most `MAX_ROWS` rows."""
+def _fitting(layers: Sequence[LayerSum], max_rows: int) -> int:
+    """Return how many of the layers have together at most so many rows."""
     rows = accumulate(len(layer.entries) for layer in layers)
-    return sum(count <= MAX_ROWS for count in rows)
+    return sum(count <= max_rows for count in rows)
 
 
 def _node(node: Node, whole: float, run_j: float, *, open_: bool = False) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from math import isfinite
+from math import fsum, isfinite
 from typing import Any
 
 from torchwatt.core.report import Report
+from torchwatt.core.terms import Phase
 from torchwatt.views import summary
 from torchwatt.views.curve import power_line
 from torchwatt.views.layers import LayerSum, class_names, fold, layer_sums
@@ -16,16 +18,24 @@ from torchwatt.views.tree import Node, tree
 
 MIME = "application/vnd.torchwatt.report.v1+json"
 VERSION = 1
-MAX_BYTES = 200_000
+MAX_BYTES = 95_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TEXT = 300
 # (layers, points of each curve, events, domains), tried in turn until the value is small enough.
-_CAPS = ((400, 300, 50, 64), (200, 150, 30, 64), (100, 100, 20, 32), (40, 50, 10, 16), (10, 20, 5, 8), (0, 0, 0, 4))
+_CAPS = (
+    (400, 300, 50, 64),
+    (280, 200, 40, 64),
+    (200, 150, 30, 64),
+    (100, 100, 20, 32),
+    (40, 50, 10, 16),
+    (10, 20, 5, 8),
+    (0, 0, 0, 4),
+)
 
 
 def to_payload(report: Report) -> dict[str, Any]:
-    """Return the report as a JSON value below 200 KB; what does not fit is folded and counted."""
+    """Return the report as a JSON value below 95 KB; what does not fit is folded and counted."""
     value: dict[str, Any] = {}
     for caps in _CAPS:
         value = _payload(report, *caps)
@@ -39,50 +49,51 @@ def _payload(report: Report, layers: int, points: int, events: int, domains: int
     return {
         "schema": "torchwatt.report",
         "version": VERSION,
-        "run_id": _text(report.run_id),
-        "name": _text(report.name),
+        "run_id": text(report.run_id),
+        "name": text(report.name),
         "status": report.status,
-        "exit_reason": _text(report.exit_reason),
+        "exit_reason": text(report.exit_reason),
         "started_at": (_EPOCH + timedelta(microseconds=report.start_unix_ns // 1000)).isoformat(),
-        "duration_s": _number(report.duration_s),
+        "duration_s": number(report.duration_s),
         "energy": {
-            "value_j": _number(report.energy_j),
-            "bounds_90_j": None if report.energy_bounds_j is None else [_number(x) for x in report.energy_bounds_j],
+            "value_j": number(report.energy_j),
+            "bounds_90_j": None if report.energy_bounds_j is None else [number(x) for x in report.energy_bounds_j],
             "provenance": report.provenance,
             "text": summary.energy_text(report),
         },
-        "power_w": _number(summary.mean_power_w(report)),
-        "carbon": {"value_g": _number(report.carbon_g), "text": carbon.grams, "how": _text(carbon.how)},
+        "power_w": number(summary.mean_power_w(report)),
+        "carbon": {"value_g": number(report.carbon_g), "text": carbon.grams, "how": text(carbon.how)},
         "rates": [
-            {"label": _text(rate.label), "value": rate.value, "detail": rate.detail} for rate in summary.rates(report)
+            {"label": text(rate.label), "value": rate.value, "detail": rate.detail} for rate in summary.rates(report)
         ],
         "domains": list(_domains(report))[:domains],
         "unavailable": [
-            {"domain": _text(gone.domain), "reason": _text(gone.reason), "fix": _text(gone.fix)}
+            {"domain": text(gone.domain), "reason": text(gone.reason), "fix": text(gone.fix)}
             for gone in report.unavailable[:domains]
         ],
         "curves": [_curve(report, index, points) for index in range(min(len(report.curves), domains))],
-        **_layers(report, layers),
+        **layers_payload(report, layers),
         "events": [
-            {"t_s": _number((e.t_ns - report.start_ns) / 1e9), "severity": e.severity, "code": _text(e.code),
-             "subject": _text(e.subject), "message": _text(e.message)}
+            {"t_s": number((e.t_ns - report.start_ns) / 1e9), "severity": e.severity, "code": text(e.code),
+             "subject": text(e.subject), "message": text(e.message)}
             for e in sorted(report.events, key=lambda e: (e.t_ns, e.code, e.subject))[:events]
         ],
         "event_count": len(report.events),
         "cost": summary.cost(report),
-        "software": {_text(name): _text(value) for name, value in report.software.items() if name in _SOFTWARE},
+        "software": {text(name): text(value) for name, value in report.software.items() if name in _SOFTWARE},
     }  # fmt: skip
 
 
 _SOFTWARE = ("torchwatt", "python", "torch", "os")  # no host name in a notebook that gets shared
 
 
-def _number(value: float | None) -> float | None:
+def number(value: float | None) -> float | None:
     """Keep six figures; a number that is none, or missing, is null."""
     return None if value is None or not isfinite(value) else float(f"{value:.6g}")
 
 
-def _text(value: str) -> str:
+def text(value: str) -> str:
+    """Keep a text short, and sendable."""
     # A lone surrogate would break the message to the browser.
     return value[:_MAX_TEXT].encode("utf-8", "replace").decode()
 
@@ -93,15 +104,15 @@ def _domains(report: Report) -> Iterator[dict[str, Any]]:
         ledger = ledgers[item.domain]
         yield {
             "domain": item.domain,
-            "energy_j": _number(ledger.energy_j),
-            "energy_u_j": _number(ledger.energy_u_j),
-            "share": _number(ledger.energy_j / report.energy_j) if report.energy_j else None,
-            "static_w": _number(ledger.static_w),
-            "coverage": _number(ledger.coverage),
+            "energy_j": number(ledger.energy_j),
+            "energy_u_j": number(ledger.energy_u_j),
+            "share": number(ledger.energy_j / report.energy_j) if report.energy_j else None,
+            "static_w": number(ledger.static_w),
+            "coverage": number(ledger.coverage),
             "method": ledger.method,
             "provenance": item.provenance,
-            "meter": _text(item.meter),
-            "sentence": _text(item.sentence),
+            "meter": text(item.meter),
+            "sentence": text(item.sentence),
             "text": item.energy_and_bounds,
         }
 
@@ -110,12 +121,13 @@ def _curve(report: Report, index: int, points: int) -> dict[str, Any]:
     line = power_line(report, report.curves[index], points) if points else None
     return {
         "domain": str(report.curves[index].domain),
-        "t_s": [_number(t) for t in line.t_s.tolist()] if line else [],
-        "power_w": [_number(p) for p in line.power_w.tolist()] if line else [],
+        "t_s": [number(t) for t in line.t_s.tolist()] if line else [],
+        "power_w": [number(p) for p in line.power_w.tolist()] if line else [],
     }
 
 
-def _layers(report: Report, cap: int) -> dict[str, Any]:
+def layers_payload(report: Report, cap: int) -> dict[str, Any]:
+    """Return the tree of the `cap` biggest layers, the reserved names, and what was folded."""
     everything = layer_sums(report)
     kept, folded = fold([layer for layer in everything if not layer.reserved], cap)
     rows: list[dict[str, Any]] = []
@@ -124,33 +136,45 @@ def _layers(report: Report, cap: int) -> dict[str, Any]:
     return {
         "layers": rows,
         "reserved": [_booked(layer) for layer in everything if layer.reserved],
-        "folded": {"layers": folded.layers, "energy_j": _number(folded.energy_j)} if folded else None,
+        "folded": {"layers": folded.layers, "energy_j": number(folded.energy_j)} if folded else None,
     }
 
 
-def _flatten(node: Node, parent: int | None, rows: list[dict[str, Any]]) -> None:
-    """Write the tree as rows; `parent` is the index of a row before."""
+def _flatten(node: Node, parent: int | None, rows: list[dict[str, Any]]) -> dict[Phase, list[float | None]]:
+    """Write the tree as rows; `parent` is the index of a row before. Returns all static parts by phase.
+
+    `static_j` is the part of the total that is known to be static; `static_whole` says whether all of it is known.
+    """
     index = len(rows)
     own = _booked(node.layer) if node.layer else {"self_j": {}, "provenance": None, "calls": 0, "class": ""}
     total_j = _by_phase(node.total_by_phase)
-    rows.append({**own, "fqn": _text(node.fqn), "name": _text(node.name), "parent": parent, "total_j": total_j})
+    row = {**own, "fqn": text(node.fqn), "name": text(node.name), "parent": parent, "total_j": total_j}
+    rows.append(row)
+    parts: dict[Phase, list[float | None]] = defaultdict(list)
+    for entry in node.layer.entries if node.layer else ():
+        parts[entry.phase].append(entry.energy_static_j)
     for child in node.children:
-        _flatten(child, index, rows)
+        for phase, values in _flatten(child, index, rows).items():
+            parts[phase] += values
+    known = {phase: [value for value in values if value is not None] for phase, values in parts.items()}
+    row["static_j"] = _by_phase({phase: fsum(values) for phase, values in known.items() if values})
+    row["static_whole"] = all(len(known[phase]) == len(values) for phase, values in parts.items())
+    return parts
 
 
 def _booked(layer: LayerSum) -> dict[str, Any]:
     return {
-        "fqn": _text(layer.fqn),
-        "class": _text(layer.class_name),
+        "fqn": text(layer.fqn),
+        "class": text(layer.class_name),
         "self_j": _by_phase({phase: found.energy_j for phase, found in layer.phases.items()}),
-        "interval_j": {p: [_number(f.lo_j), _number(f.hi_j)] for p, f in layer.phases.items() if f.lo_j is not None},
+        "interval_j": {p: [number(f.lo_j), number(f.hi_j)] for p, f in layer.phases.items() if f.lo_j is not None},
         "calls": _most([entry.calls for entry in layer.entries]),
         "provenance": layer.provenance,
     }
 
 
-def _by_phase(values: Mapping[Any, float]) -> dict[str, float | None]:
-    return {str(phase): _number(value) for phase, value in values.items()}
+def _by_phase(values: Mapping[Phase, float]) -> dict[str, float | None]:
+    return {str(phase): number(value) for phase, value in values.items()}
 
 
 def _most(counts: Sequence[int]) -> int:

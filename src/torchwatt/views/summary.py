@@ -198,14 +198,15 @@ class Rate:
 
 def rates(report: Report) -> tuple[Rate, ...]:
     """Return joules per step and per counted unit."""
-    found = [_step_rate(report)] if report.steps else []
+    found = [step_rate(report)] if report.steps else []
     for unit, count in sorted(report.units.items()):
         each_j = report.energy_j / count if report.energy_j is not None and count > 0 else None
         found.append(Rate(f"per {unit}", format_energy(each_j), f"{format_count(count)} counted, total / count"))
     return tuple(found)
 
 
-def _step_rate(report: Report) -> Rate:
+def step_rate(report: Report) -> Rate:
+    """Return joules per step: the median of the steps whose joules are known."""
     known = [joules / s.count for s in report.steps if (joules := step_j(report, s)) is not None]
     seconds = median((step.end_ns - step.start_ns) / step.count / 1e9 for step in report.steps)
     one = report.step_count == 1

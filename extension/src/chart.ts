@@ -1,0 +1,295 @@
+/**
+ * The views of torchwatt without any Jupyter: a report that is finished, and a run while it runs.
+ *
+ * They draw what Python sent and fetch nothing.
+ */
+
+import { layersCsv } from './csv';
+import { h, say } from './dom';
+import { type Figure, Figures } from './figures';
+import { Icicle } from './icicle';
+import { LiveState } from './live';
+import { DASH, formatEnergy, formatPower, formatTime } from './numbers';
+import type { Beat, Begin, Gone, Layers, Payload } from './payload';
+import { joined, PowerLine } from './power';
+import { LayerTable } from './table';
+import { branches } from './tree';
+
+/** Icicle and table side by side; what is picked in one is shown in the other. */
+export class LayersView {
+  readonly node = h('div', { class: 'tw-split' });
+  private readonly icicle = new Icicle(key => this.table.reveal(key));
+  private readonly table = new LayerTable(key => this.icicle.mark(key));
+
+  constructor() {
+    this.node.append(this.icicle.node, this.table.node);
+  }
+
+  show(layers: Layers, runJ: number): void {
+    const tops = branches(layers);
+    this.icicle.show(tops, runJ);
+    this.table.show(tops, runJ);
+  }
+
+  resize(): void {
+    this.icicle.resize(this.icicle.node.clientWidth);
+  }
+}
+
+abstract class View {
+  readonly node = h('section', { class: 'tw-root' });
+  protected readonly power = new PowerLine();
+  protected readonly layers = new LayersView();
+  protected readonly figures = new Figures();
+  private readonly size = new ResizeObserver(() => requestAnimationFrame(() => this.resize()));
+
+  constructor() {
+    this.size.observe(this.node);
+  }
+
+  dispose(): void {
+    this.size.disconnect();
+    this.power.dispose();
+    this.node.remove();
+  }
+
+  private resize(): void {
+    if (this.node.isConnected && this.node.clientWidth > 0) {
+      this.power.resize(this.power.node.clientWidth);
+      this.layers.resize();
+    }
+  }
+}
+
+/** A finished report. */
+export class ReportView extends View {
+  constructor(private readonly payload: Payload) {
+    super();
+    this.node.append(this.head(), this.figures.node);
+    this.figures.show(reportFigures(payload));
+    this.add(domains(payload));
+    if (payload.curves.some(curve => curve.t_s.length > 0)) {
+      this.node.append(h('h4', {}, 'Power'), this.power.node);
+      this.power.show(joined(payload.curves));
+    }
+    if (payload.layers.length + payload.reserved.length > 0) {
+      this.node.append(h('h4', {}, 'Layers'), this.layers.node);
+      this.layers.show(payload, payload.energy.value_j ?? 0);
+      this.add(foldedNote(payload));
+    }
+    this.add(events(payload));
+    this.add(foot(payload));
+  }
+
+  private head(): HTMLElement {
+    const { name, status, exit_reason, duration_s } = this.payload;
+    const words = [status, formatTime(duration_s), exit_reason].filter(Boolean).join(' · ');
+    const csv = h(
+      'button',
+      { class: 'tw-button', type: 'button', title: 'save the layers as a file' },
+      'Export CSV'
+    );
+    csv.addEventListener('click', () => save(`${name || 'torchwatt'}-layers.csv`, layersCsv(this.payload)));
+    return h(
+      'header',
+      { class: 'tw-head' },
+      h('h3', {}, name || 'torchwatt run'),
+      h('span', { class: `tw-status tw-status-${status}` }, words),
+      csv
+    );
+  }
+
+  private add(node: HTMLElement | null): void {
+    if (node) {
+      this.node.append(node);
+    }
+  }
+}
+
+/** A run while it runs. It needs nothing from the kernel. */
+export class LiveView extends View {
+  private readonly state: LiveState;
+  private readonly status = h(
+    'span',
+    { class: 'tw-status tw-status-running', 'aria-live': 'polite' },
+    'measuring'
+  );
+  private readonly asOf = h('span', { class: 'tw-note' });
+  private waiting = false;
+
+  constructor(begin: Begin) {
+    super();
+    this.state = new LiveState(begin);
+    this.node.classList.add('tw-live');
+    this.node.append(
+      h('header', { class: 'tw-head' }, h('h3', {}, begin.name || 'torchwatt run'), this.status),
+      this.figures.node,
+      this.power.node,
+      h('h4', {}, 'Layers ', this.asOf),
+      this.layers.node
+    );
+    const gone = unavailable(begin.unavailable);
+    if (gone) {
+      this.node.append(gone);
+    }
+    if (!begin.traces) {
+      say(this.asOf, 'not traced: layers="off"');
+    }
+    this.figures.show(this.state.figures());
+  }
+
+  /** Take a message; however many come, the browser draws once a frame. */
+  take(beat: Beat): void {
+    this.state.take(beat);
+    if (!this.waiting) {
+      this.waiting = true;
+      requestAnimationFrame(() => {
+        this.waiting = false;
+        this.draw();
+      });
+    }
+  }
+
+  /** Say that nothing more will come. */
+  lost(reason: string): void {
+    this.status.className = 'tw-status tw-status-aborted';
+    say(this.status, reason);
+  }
+
+  private draw(): void {
+    if (!this.node.isConnected) {
+      return;
+    }
+    this.node.dataset.beats = String(this.state.beats);
+    this.figures.show(this.state.figures());
+    this.power.show(this.state.columns());
+    const layers = this.state.freshLayers();
+    if (layers) {
+      this.layers.show(layers, this.state.latest?.energy_j ?? 0);
+      say(this.asOf, `as of ${formatTime(layers.as_of_s)}`);
+    }
+  }
+}
+
+function reportFigures(payload: Payload): readonly Figure[] {
+  const { energy, carbon } = payload;
+  const interval = energy.bounds_90_j ? "90 % interval, the meters' bands included" : '';
+  return [
+    {
+      label: 'energy',
+      value: energy.text,
+      detail: energy.provenance ? interval : 'nothing was metered',
+      known: energy.provenance
+    },
+    {
+      label: 'mean power',
+      value: formatPower(payload.power_w),
+      detail: 'of all counted domains',
+      known: energy.provenance && 'derived'
+    },
+    {
+      label: 'carbon',
+      value: carbon.text,
+      detail: carbon.how,
+      known: carbon.value_g === null ? null : 'derived'
+    },
+    ...payload.rates.map(rate => ({ label: rate.label, value: rate.value, detail: rate.detail }))
+  ];
+}
+
+function domains(payload: Payload): HTMLElement | null {
+  if (payload.domains.length + payload.unavailable.length === 0) {
+    return null;
+  }
+  const cards = payload.domains.map(one =>
+    h(
+      'div',
+      { class: 'tw-domain' },
+      h(
+        'div',
+        {},
+        h('b', {}, one.domain),
+        ' ',
+        h('span', { class: 'tw-chip' }, one.provenance),
+        ' ',
+        one.share === null ? '' : `${(one.share * 100).toFixed(1)} %`
+      ),
+      h('div', { class: 'tw-domain-value' }, one.text),
+      h('div', { class: 'tw-note' }, one.sentence),
+      h('div', { class: 'tw-note' }, one.meter)
+    )
+  );
+  const gone = unavailable(payload.unavailable);
+  return h('div', {}, h('h4', {}, 'Domains'), h('div', { class: 'tw-domains' }, ...cards), gone);
+}
+
+function unavailable(list: readonly Gone[]): HTMLElement | null {
+  const lines = list.map(one =>
+    h(
+      'div',
+      { class: 'tw-note' },
+      h('b', {}, one.domain),
+      ` ${DASH} ${one.reason}`,
+      one.fix ? h('span', {}, ' Fix: ', h('code', {}, one.fix)) : null
+    )
+  );
+  return lines.length ? h('div', { class: 'tw-gone' }, ...lines) : null;
+}
+
+function foldedNote({ folded }: Payload): HTMLElement | null {
+  return (
+    folded &&
+    h(
+      'div',
+      { class: 'tw-note' },
+      `other (${folded.layers}): the smallest ${folded.layers} layers, together ` +
+        `${formatEnergy(folded.energy_j)}; run.layers and the CSV of the kernel have all of them.`
+    )
+  );
+}
+
+function events(payload: Payload): HTMLElement | null {
+  if (payload.event_count === 0) {
+    return null;
+  }
+  const worrying = payload.events.filter(event => event.severity !== 'info').length;
+  const rows = payload.events.map(event =>
+    h(
+      'tr',
+      {},
+      ...[
+        formatTime(event.t_s === null ? null : Math.max(event.t_s, 0)),
+        event.severity,
+        event.code,
+        event.subject,
+        event.message
+      ].map(text => h('td', {}, text))
+    )
+  );
+  const more = payload.event_count - payload.events.length;
+  return h(
+    'details',
+    { class: 'tw-events', open: worrying > 0 },
+    h('summary', {}, `Events (${payload.event_count}, ${worrying} to look at)`),
+    h('table', {}, ...rows),
+    more > 0 ? h('div', { class: 'tw-note' }, `and ${more} more`) : null
+  );
+}
+
+function foot(payload: Payload): HTMLElement {
+  const versions = Object.entries(payload.software).map(([name, version]) => `${name} ${version}`);
+  return h(
+    'footer',
+    { class: 'tw-foot' },
+    h('div', {}, `Measuring: ${payload.cost}.`),
+    h('div', {}, [`Run ${payload.run_id}`, ...versions].join(' · '))
+  );
+}
+
+/** Let the browser save a text under a name. */
+export function save(name: string, text: string): void {
+  const address = URL.createObjectURL(new Blob([text], { type: 'text/csv;charset=utf-8' }));
+  const link = h('a', { href: address, download: name.replace(/[^\w.-]+/g, '_') });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(address), 1000);
+}

@@ -1,0 +1,105 @@
+/** What a live view knows: the latest beat, the last minute of the line, and whether the layers are new. */
+
+import type { Figure } from './figures';
+import { DASH, formatEnergy, formatMass, formatPower, formatTime, sumKnown } from './numbers';
+import type { Beat, Begin } from './payload';
+import type { Columns } from './power';
+
+const WINDOW_S = 60;
+
+export class LiveState {
+  latest: Beat | null = null;
+  beats = 0;
+  private readonly t_s: number[] = [];
+  private readonly power = new Map<string, (number | null)[]>();
+  private steps: { readonly count: number; readonly each: string } | null = null;
+  private layers: NonNullable<Beat['layers']> | null = null;
+
+  constructor(private readonly begin: Begin) {
+    for (const { domain } of begin.domains) {
+      this.power.set(domain, []);
+    }
+  }
+
+  take(beat: Beat): void {
+    this.latest = beat;
+    this.beats += 1;
+    this.layers = beat.layers ?? this.layers;
+    this.steps = beat.steps === undefined ? this.steps : { count: beat.steps, each: beat.per_step ?? '' };
+    const last = this.t_s[this.t_s.length - 1] ?? Number.NEGATIVE_INFINITY;
+    beat.points.t_s.forEach((t, index) => {
+      if (t > last) {
+        this.t_s.push(t);
+        for (const [domain, values] of this.power) {
+          values.push(beat.points.power_w[domain]?.[index] ?? null);
+        }
+      }
+    });
+    const old = this.t_s.findIndex(t => t >= beat.t_s - WINDOW_S);
+    if (old > 0) {
+      this.t_s.splice(0, old);
+      for (const values of this.power.values()) {
+        values.splice(0, old);
+      }
+    }
+  }
+
+  columns(): Columns {
+    return { t_s: this.t_s, power_w: Object.fromEntries(this.power) };
+  }
+
+  /** Return layers that were not drawn yet. */
+  freshLayers(): NonNullable<Beat['layers']> | null {
+    const found = this.layers;
+    this.layers = null;
+    return found;
+  }
+
+  figures(): readonly Figure[] {
+    const { latest, begin } = this;
+    const known = weakest(begin.domains.map(one => one.provenance));
+    const watts = begin.domains.length
+      ? sumKnown(begin.domains.map(one => latest?.power_w[one.domain]))
+      : null;
+    const figures: Figure[] = [
+      { label: 'power now', value: formatPower(watts), detail: 'of all counted domains', known },
+      {
+        label: 'energy so far',
+        value: formatEnergy(latest?.energy_j),
+        detail: formatTime(latest?.t_s ?? 0),
+        known
+      },
+      {
+        label: 'carbon so far',
+        value: latest?.carbon_g == null ? DASH : `${formatMass(latest.carbon_g)} CO2e`,
+        detail: begin.carbon_how,
+        known: latest?.carbon_g == null ? null : 'derived'
+      }
+    ];
+    if (begin.traces) {
+      const each = this.steps?.count ? `${this.steps.each} a step` : 'none was seen yet';
+      figures.push({ label: 'steps', value: this.steps ? String(this.steps.count) : DASH, detail: each });
+    }
+    if (begin.domains.length > 1) {
+      for (const { domain, provenance, meter } of begin.domains) {
+        const detail = [formatEnergy(latest?.domains_j[domain]), meter].filter(Boolean).join(' · ');
+        figures.push({
+          label: domain,
+          value: formatPower(latest?.power_w[domain]),
+          detail,
+          known: provenance
+        });
+      }
+    }
+    return figures;
+  }
+}
+
+// From best known to least known, as in `core/terms.py`.
+const PROVENANCES = ['measured', 'derived', 'apportioned', 'sourced', 'modelled', 'declared', 'assumed'];
+
+function weakest(list: readonly string[]): string | null {
+  return list.length
+    ? list.reduce((a, b) => (PROVENANCES.indexOf(a) >= PROVENANCES.indexOf(b) ? a : b))
+    : null;
+}

@@ -1,0 +1,132 @@
+/** What Python sends: the report (`views/payload.py`) and, while a cell runs, the live messages (`views/live.py`). */
+
+export const MIME = 'application/vnd.torchwatt.report.v1+json';
+export const HISTORY_MIME = 'application/vnd.torchwatt.history.v1+json';
+export const VERSION = 1;
+
+export type Joules = number | null;
+export type ByPhase = Readonly<Record<string, Joules>>;
+
+/** What is booked to one name. A missing key or null is unknown, never 0. */
+export interface Booked {
+  readonly fqn: string;
+  readonly class: string;
+  readonly self_j: ByPhase;
+  readonly interval_j?: Readonly<Record<string, readonly [Joules, Joules]>>;
+  readonly calls: number;
+  readonly provenance: string | null;
+}
+
+/** One module of the tree; `parent` is the index of a row before. */
+export interface LayerRow extends Booked {
+  readonly name: string;
+  readonly parent: number | null;
+  readonly total_j: ByPhase;
+  /** The part of `total_j` that is known to be static power; `static_whole` says whether all of it is known. */
+  readonly static_j?: ByPhase;
+  readonly static_whole?: boolean;
+}
+
+export interface Layers {
+  readonly layers: readonly LayerRow[];
+  readonly reserved: readonly Booked[];
+  readonly folded: { readonly layers: number; readonly energy_j: Joules } | null;
+}
+
+export interface DomainInfo {
+  readonly domain: string;
+  readonly energy_j: Joules;
+  readonly share: number | null;
+  readonly provenance: string;
+  readonly meter: string;
+  readonly sentence: string;
+  readonly text: string;
+}
+
+export interface Gone {
+  readonly domain: string;
+  readonly reason: string;
+  readonly fix: string;
+}
+
+export interface Curve {
+  readonly domain: string;
+  readonly t_s: readonly Joules[];
+  readonly power_w: readonly Joules[];
+}
+
+export interface EventInfo {
+  readonly t_s: number | null;
+  readonly severity: string;
+  readonly code: string;
+  readonly subject: string;
+  readonly message: string;
+}
+
+export interface Payload extends Layers {
+  readonly schema: 'torchwatt.report';
+  readonly version: number;
+  readonly run_id: string;
+  readonly name: string;
+  readonly status: string;
+  readonly exit_reason: string;
+  readonly started_at: string;
+  readonly duration_s: number | null;
+  readonly energy: {
+    readonly value_j: Joules;
+    readonly bounds_90_j: readonly [Joules, Joules] | null;
+    readonly provenance: string | null;
+    readonly text: string;
+  };
+  readonly power_w: number | null;
+  readonly carbon: { readonly value_g: number | null; readonly text: string; readonly how: string };
+  readonly rates: readonly { readonly label: string; readonly value: string; readonly detail: string }[];
+  readonly domains: readonly DomainInfo[];
+  readonly unavailable: readonly Gone[];
+  readonly curves: readonly Curve[];
+  readonly events: readonly EventInfo[];
+  readonly event_count: number;
+  readonly cost: string;
+  readonly software: Readonly<Record<string, string>>;
+}
+
+/** What is known when a run begins. */
+export interface Begin {
+  readonly schema: 'torchwatt.live';
+  readonly version: number;
+  readonly run_id: string;
+  readonly name: string;
+  readonly domains: readonly {
+    readonly domain: string;
+    readonly provenance: string;
+    readonly meter: string;
+  }[];
+  readonly unavailable: readonly Gone[];
+  readonly carbon_how: string;
+  readonly traces: boolean;
+}
+
+/** One beat of a running cell. Everything but `points` is absolute, so that a lost message costs nothing. */
+export interface Beat {
+  readonly t_s: number;
+  readonly energy_j: Joules;
+  readonly carbon_g: number | null;
+  readonly power_w: Readonly<Record<string, number | null>>;
+  readonly domains_j: Readonly<Record<string, Joules>>;
+  /** The last seconds of the line again; what is known already is skipped. */
+  readonly points: {
+    readonly t_s: readonly number[];
+    readonly power_w: Readonly<Record<string, readonly (number | null)[]>>;
+  };
+  /** Steps, joules a step and layers as of an instant, at most once a second. */
+  readonly steps?: number;
+  readonly per_step?: string;
+  readonly layers?: Layers & { readonly as_of_s: number };
+}
+
+/** Return a report of a version that this code can draw, else null. */
+export function asPayload(value: unknown): Payload | null {
+  const found = value as Partial<Payload> | null;
+  const ours = typeof found === 'object' && found !== null && found.schema === 'torchwatt.report';
+  return ours && found.version === VERSION && Array.isArray(found.layers) ? (found as Payload) : null;
+}

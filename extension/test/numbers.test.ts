@@ -1,0 +1,62 @@
+import { describe, expect, test } from 'vitest';
+import {
+  formatEnergy,
+  formatInterval,
+  formatMass,
+  formatPower,
+  formatShare,
+  formatTime,
+  sumKnown
+} from '../src/numbers';
+import { golden } from './fixture';
+
+describe('numbers are written as Python writes them', () => {
+  test.each([
+    [null, '—'],
+    [Number.NaN, '—'],
+    [0, '0 J'],
+    [999.9, '1.00 kJ'],
+    [999.4, '999 J'],
+    [0.000001234, '1.23 µJ'],
+    [12.34, '12.3 J'],
+    [0.125, '125 mJ'],
+    [2.675, '2.67 J'],
+    [-5.5, '-5.50 J'],
+    [3.6e6, '1.00 kWh'],
+    [4.44e7, '12.3 kWh'],
+    [1.125, '1.12 J'],
+    [1.375, '1.38 J'],
+    [0.5, '500 mJ'],
+    [999500, '1.00 MJ']
+  ])('%s joules are %s', (value, text) => expect(formatEnergy(value)).toBe(text));
+
+  test('the golden total reads the same here and there', () => {
+    const { energy } = golden();
+    const [lo, hi] = energy.bounds_90_j ?? [null, null];
+    expect(`${formatEnergy(energy.value_j)} (${formatInterval(lo, hi)})`).toBe(energy.text);
+  });
+
+  test('the golden grams read the same here and there', () => {
+    const { carbon } = golden();
+    expect(`${formatMass(carbon.value_g)} CO2e`).toBe(carbon.text);
+  });
+
+  test('times, powers and shares fit their unit', () => {
+    expect([formatTime(59.96), formatTime(600), formatTime(7200), formatTime(null)]).toEqual([
+      '60.0 s',
+      '10.0 min',
+      '2.00 h',
+      '—'
+    ]);
+    expect([formatPower(1200), formatShare(0.1234), formatShare(undefined)]).toEqual([
+      '1.20 kW',
+      '12.3 %',
+      '—'
+    ]);
+  });
+
+  test('a sum with an unknown part is unknown', () => {
+    expect(sumKnown([1, null, 2])).toBeNull();
+    expect(sumKnown([1, 2])).toBe(3);
+  });
+});

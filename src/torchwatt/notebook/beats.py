@@ -1,0 +1,123 @@
+"""The thread that looks at a running session four times a second and tells the browser."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from math import fsum
+from typing import TYPE_CHECKING, Any
+
+from torchwatt.notebook.comm import channel
+from torchwatt.notebook.history import Record
+from torchwatt.notebook.pace import Pace
+from torchwatt.views import beat_payload, begin_payload, live_layers
+
+if TYPE_CHECKING:
+    from torchwatt.notebook.widget import LiveWidget
+    from torchwatt.session import Run
+
+PERIOD_S = 0.25
+FIRST_S = 0.3  # a shorter cell goes straight to its report
+STATUS_S = 1.0
+RECENT, WHOLE = 12, 240  # points of the line: 3 s with each beat, a minute now and then
+MAX_FAILURES = 5
+
+
+class Beats:
+    """Draws nothing itself: reads what the meters said, at a bounded cost, and sends small messages.
+
+    Sampling goes on in a process of its own whatever happens here.
+    """
+
+    def __init__(self, run: Run, handle: Any, cell_id: str | None) -> None:
+        self._run = run
+        self._handle = handle
+        self._cell_id = cell_id
+        self._widget: LiveWidget | None = None
+        self._stop = threading.Event()
+        self._pace = Pace()
+        self._count = 0
+        self._status_s = 0.0
+        self.failures: list[str] = []
+        self._pulse = run.pulse()
+        # ipykernel finds the cell of a message in a context variable, which a new thread does not inherit.
+        target = contextvars.copy_context().run
+        self._thread = threading.Thread(target=target, args=(self._loop,), daemon=True, name="torchwatt-live")
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; one that hangs in a send is left behind."""
+        self._stop.set()
+        self._thread.join(2.0)
+
+    def close(self) -> None:
+        """Close the widget."""
+        self.stop()
+        if self._widget is not None:
+            self._widget.end()
+
+    def _loop(self) -> None:
+        due_s = time.monotonic() + FIRST_S
+        while not self._stop.wait(max(due_s - time.monotonic(), 0.0)):
+            try:
+                self._beat()
+            except Exception as error:
+                # A kernel that shuts down, a run that has just ended: the report says what was measured.
+                self.failures.append(f"{type(error).__name__}: {error}")
+                if len(self.failures) >= MAX_FAILURES:
+                    return
+            # Late beats are left out, not made up for.
+            due_s = max(due_s + PERIOD_S, time.monotonic())
+
+    def _beat(self) -> None:
+        recording = self._pulse.beat()
+        now_s = time.monotonic()
+        if now_s - self._status_s >= STATUS_S:
+            self._status_s = now_s
+            channel().tell(self._record())
+        if self._handle is None:
+            return
+        if self._widget is None:
+            self._open(recording)
+        points = list(self._pulse.points)[-(WHOLE if self._count % 40 == 0 else RECENT) :]
+        message = beat_payload(points, self._pulse.energy_j, points[-1].power_w, self._pulse.carbon_g())
+        self._count += 1
+        t_s = points[-1].t_s
+        if not self._run.traces or not self._pace.due(t_s):
+            self._send(message)
+            return
+        before_s = time.thread_time()
+        self._send(message | live_layers(self._run.report))
+        self._pace.paid(t_s, time.thread_time() - before_s)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._widget is not None and not self._stop.is_set():
+            self._widget.send({"kind": "beat", **message})
+
+    def _open(self, recording: Any) -> None:
+        from torchwatt.notebook.widget import LiveWidget
+
+        run = self._run
+        begin = begin_payload(
+            run.run_id, run.name, recording.meters, recording.unavailable, run.carbon_how, traces=run.traces
+        )
+        self._widget = LiveWidget(begin)
+        self._handle.update(self._widget)
+
+    def _record(self) -> Record:
+        watts = list(self._pulse.points[-1].power_w.values())
+        joules = self._pulse.energy_j
+        return Record(
+            run_id=self._run.run_id,
+            name=self._run.name,
+            cell_id=self._cell_id,
+            status="running",
+            t_s=self._pulse.points[-1].t_s,
+            energy_j=fsum(joules.values()) if joules else None,
+            carbon_g=self._pulse.carbon_g(),
+            power_w=fsum(w for w in watts if w is not None) if watts and None not in watts else None,
+        )

@@ -1,0 +1,40 @@
+"""Where a run is shown: in a kernel with a browser, in a terminal, or nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any, Literal
+
+Place = Literal["kernel", "terminal", "nowhere"]
+SWITCH = "TORCHWATT_LIVE"  # "off" keeps notebooks to the final report
+
+
+def shell() -> Any:
+    """Return the running IPython shell, None outside of IPython; imports nothing."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
+
+
+def place() -> Place:
+    """Return where this process shows things."""
+    kind = type(shell()).__name__
+    if kind == "ZMQInteractiveShell":
+        return "kernel"
+    return "terminal" if kind == "TerminalInteractiveShell" else "nowhere"
+
+
+def wants_live(ip: Any) -> bool:
+    """Return whether a live view can be shown: in a kernel, where outputs are not captured."""
+    if os.environ.get(SWITCH, "").lower() in {"off", "0", "no"} or type(ip).__name__ != "ZMQInteractiveShell":
+        return False
+    return "Capturing" not in type(ip.display_pub).__name__
+
+
+def cell_id(ip: Any) -> str | None:
+    """Return the id of the cell that runs, as JupyterLab tells it."""
+    with contextlib.suppress(Exception):
+        found = ip.get_parent().get("metadata", {}).get("cellId")
+        return str(found) if found else None
+    return None

@@ -1,0 +1,56 @@
+"""The live view in the browser: a widget that gets messages and keeps nothing that grows."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import traitlets
+from anywidget import AnyWidget
+
+from torchwatt.core.errors import ConfigError
+
+_STATIC = Path(__file__).parent / "static"
+_NOTHING = "export default {}"
+_MEASURING = "torchwatt is measuring; the report follows when the cell ends."
+
+
+@cache
+def _built(name: str) -> str:
+    path = _STATIC / name
+    if not path.is_file():
+        raise ConfigError(f"the front end was not built: {path} is missing; run `make front`, or install a wheel")
+    return path.read_text(encoding="utf-8")
+
+
+class LiveWidget(AnyWidget):
+    """One live view; `begin` is what `views.begin_payload` made."""
+
+    _esm = traitlets.Unicode().tag(sync=True)
+    _css = traitlets.Unicode().tag(sync=True)
+    begin = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, begin: dict[str, Any]) -> None:
+        super().__init__(_esm=_built("widget.js"), _css=_built("widget.css"), begin=begin)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """Add what a front end without widgets shows until the report is there."""
+        found = super()._repr_mimebundle_(**kwargs)
+        if found is None:
+            return None
+        data, metadata = found
+        return {**data, "text/plain": _MEASURING, "text/html": f"<p>{_MEASURING}</p>"}, metadata
+
+    def end(self) -> None:
+        """Close; what a runner such as nbclient keeps of a closed widget is small."""
+        with self.hold_sync():
+            self._esm, self._css, self.begin = _NOTHING, "", {}
+        self.close()
+
+
+class Placeholder:
+    """What stands where the live view and then the report will be."""
+
+    def __repr__(self) -> str:
+        return _MEASURING

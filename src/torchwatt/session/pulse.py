@@ -1,0 +1,78 @@
+"""What the meters of a running session say now, at a cost that does not grow with the run."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from math import fsum
+
+from torchwatt.attribution.curves import metered
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.meter import Meter, Recording, Unavailable
+from torchwatt.core.terms import weakest
+from torchwatt.core.units import NS_PER_S
+from torchwatt.session.grams import grams_so_far
+from torchwatt.session.session import Session
+from torchwatt.views import Point
+
+LOOK_BACK_NS = 3 * NS_PER_S  # what is read again each time: slow meters answer once a second
+LONGEST_NS = 60 * NS_PER_S  # after a stall, no more than that
+STALE_NS = 3 * NS_PER_S  # older watts are not "now"
+
+
+class Pulse:
+    """Joules so far and watts now, by domain; call `beat` from one thread, a few times a second.
+
+    Joules are added up beat by beat from the last readings, so the final report, which sees all readings at once, may
+    differ in the last digits.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._known_ns: dict[str, int] = {}
+        self._watts: dict[str, float] = {}
+        self.energy_j: dict[str, float] = {}
+        self.points: deque[Point] = deque(maxlen=240)
+
+    def beat(self) -> Recording:
+        """Read what is new and add a point to the line."""
+        now_ns, start_ns = time.monotonic_ns(), self._session.start_ns
+        oldest = min(self._known_ns.values(), default=start_ns)
+        since_ns = max(min(now_ns - LOOK_BACK_NS, oldest), now_ns - LONGEST_NS) - NS_PER_S // 2
+        recording = self._session.feed.snapshot(since_ns)
+        for meter in recording.meters:
+            if any(channel.quantity != "gauge" for channel in meter.channels):
+                self._add(meter, recording, start_ns)
+        self.points.append(Point((now_ns - start_ns) / NS_PER_S, self.power_w(now_ns)))
+        return recording
+
+    def power_w(self, now_ns: int) -> dict[str, float | None]:
+        """Return the latest watts of each domain; None where no meter answered lately."""
+        fresh = {domain: now_ns - known_ns < STALE_NS for domain, known_ns in self._known_ns.items()}
+        domains = [str(m.domain) for m in self._session.feed.meters if any(c.quantity != "gauge" for c in m.channels)]
+        return {domain: self._watts.get(domain) if fresh.get(domain) else None for domain in domains}
+
+    def carbon_g(self) -> float | None:
+        """Return the grams of the joules so far; None without a region, or without joules."""
+        plan = self._session.asked.carbon
+        if not plan.location or not self.energy_j:
+            return None
+        known = weakest(*(meter.provenance for meter in self._session.feed.meters))
+        now_ns = time.time_ns()
+        start_ns = now_ns - (time.monotonic_ns() - self._session.start_ns)
+        return grams_so_far(fsum(self.energy_j.values()), known, plan, start_ns, now_ns)
+
+    def _add(self, meter: Meter, recording: Recording, start_ns: int) -> None:
+        domain, found = str(meter.domain), metered(meter, recording)
+        if isinstance(found, Unavailable):
+            return
+        curve: EnergyCurve = found.curve
+        known_ns = self._known_ns.get(domain, start_ns)
+        if curve.end_ns <= known_ns:
+            return
+        joules = curve.between(known_ns, curve.end_ns)
+        self.energy_j[domain] = self.energy_j.get(domain, 0.0) + joules
+        # Where the meter was silent the joules are unknown, and so is their mean.
+        seconds = (curve.end_ns - max(known_ns, curve.start_ns)) / NS_PER_S
+        self._watts[domain] = joules / seconds
+        self._known_ns[domain] = curve.end_ns

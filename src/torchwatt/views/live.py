@@ -1,0 +1,80 @@
+"""What the live view draws: one value when a run begins, one message a beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchwatt.core.meter import Meter, Unavailable
+from torchwatt.core.report import Report
+from torchwatt.views.payload import layers_payload, number, text
+from torchwatt.views.summary import step_rate
+
+SCHEMA, VERSION = "torchwatt.live", 1
+MAX_LAYERS = 150  # of a message; the rest is folded, with its joules
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of the line: mean watts since the point before by domain, None where no meter answered."""
+
+    t_s: float
+    power_w: Mapping[str, float | None]
+
+
+def begin_payload(
+    run_id: str,
+    name: str,
+    meters: Sequence[Meter],
+    unavailable: Sequence[Unavailable],
+    carbon_how: str,
+    *,
+    traces: bool,
+) -> dict[str, Any]:
+    """Return what is known when a run begins."""
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "run_id": text(run_id),
+        "name": text(name),
+        "domains": [
+            {"domain": str(m.domain), "provenance": m.provenance, "meter": text(m.model)} for m in _energetic(meters)
+        ],
+        "unavailable": [
+            {"domain": text(gone.domain), "reason": text(gone.reason), "fix": text(gone.fix)} for gone in unavailable
+        ],
+        "carbon_how": text(carbon_how),
+        "traces": traces,
+    }
+
+
+def beat_payload(
+    points: Sequence[Point], domains_j: Mapping[str, float], power_w: Mapping[str, float | None], carbon_g: float | None
+) -> dict[str, Any]:
+    """Return one beat without layers; `points` are the last ones of the line, the newest last."""
+    return {
+        "t_s": number(points[-1].t_s) if points else 0.0,
+        "energy_j": number(sum(domains_j.values())) if domains_j else None,
+        "carbon_g": number(carbon_g),
+        "power_w": {domain: number(watts) for domain, watts in power_w.items()},
+        "domains_j": {domain: number(joules) for domain, joules in domains_j.items()},
+        "points": {
+            "t_s": [round(point.t_s, 3) for point in points],
+            "power_w": {domain: [number(point.power_w.get(domain)) for point in points] for domain in power_w},
+        },
+    }
+
+
+def live_layers(report: Report) -> dict[str, Any]:
+    """Return steps and layers as of a snapshot."""
+    rate = step_rate(report) if report.steps else None
+    return {
+        "steps": len(report.steps),
+        "per_step": "" if rate is None else rate.value,
+        "layers": {"as_of_s": number(report.duration_s), **layers_payload(report, MAX_LAYERS)},
+    }
+
+
+def _energetic(meters: Sequence[Meter]) -> list[Meter]:
+    return [m for m in meters if any(channel.quantity != "gauge" for channel in m.channels)]

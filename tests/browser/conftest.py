@@ -1,0 +1,100 @@
+"""JupyterLab with our extension in Chromium; a notebook of a few cells that trains for some seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from tests.notebook.lab import LABEXTENSION, Lab, server
+
+REQUIRE = "TORCHWATT_REQUIRE_BROWSER"
+CHROMIUM = Path("/usr/bin/chromium")
+PICTURES = Path(__file__).resolve().parents[2] / "test-output"
+
+MODEL = """import json, time, torch
+from torch import nn
+torch.set_num_threads(1)
+block = lambda: nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+model = nn.Sequential(*[block() for _ in range(5)], nn.Linear(256, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+def train(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        optimizer.zero_grad()
+        model(torch.randn(64, 256)).square().mean().backward()
+        optimizer.step()"""
+SETUP = f"%load_ext torchwatt\n{MODEL}"
+
+
+def _missing(reason: str) -> None:
+    if os.environ.get(REQUIRE):
+        pytest.fail(f"{REQUIRE} is set, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    if not os.access(CHROMIUM, os.X_OK):
+        _missing(f"there is no {CHROMIUM}: apt-get install chromium")
+    if not (LABEXTENSION / "package.json").is_file():
+        _missing("the JupyterLab extension is not built: make front")
+    from playwright.sync_api import sync_playwright
+
+    from tests.notebook.lab import CHROMIUM_FLAGS
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("notebooks")
+
+
+@pytest.fixture(scope="session")
+def address(chromium: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with server(folder, tmp_path_factory.mktemp("home"), extension=True) as base:
+        yield base
+
+
+@pytest.fixture
+def lab(chromium: Any, address: str) -> Iterator[Lab]:
+    """Return a window, of which no request and no error may leave the page."""
+    window = Lab(chromium, address, height=1500)
+    faults: list[str] = []
+    window.page.on("pageerror", lambda error: faults.append(str(error)))
+    yield window
+    window.close()
+    assert window.asked
+    assert window.elsewhere() == []
+    assert faults == []
+
+
+@pytest.fixture
+def notebook(folder: Path, request: pytest.FixtureRequest) -> Callable[..., str]:
+    """Return a maker of notebooks, named after the test."""
+
+    def make(*sources: str) -> str:
+        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+        made.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        name = f"{request.node.name[:60]}.ipynb"
+        nbformat.write(made, folder / name)
+        return name
+
+    return make
+
+
+def picture(lab: Lab, name: str) -> None:
+    """Keep what the page shows, to be looked at, in both themes."""
+    PICTURES.mkdir(exist_ok=True)
+    for theme, suffix in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
+        lab.theme(theme)
+        lab.page.wait_for_timeout(300)  # the plot is drawn again in the new colours
+        lab.page.screenshot(path=PICTURES / f"{name}-{suffix}.png")

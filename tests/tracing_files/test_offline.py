@@ -35,6 +35,23 @@ def power(folder, *, shift_ns=0, device=0, end_ms=1000):
     return path
 
 
+def bursts(folder, *, shift_ns=0):
+    """A trace of bursts at odd distances, and the power that they drew."""
+    rng = np.random.default_rng(5)
+    edges = np.cumsum(rng.integers(10, 120, 40)) * MS
+    start, end = edges[::2], edges[1::2]
+    events = [module("A_0", 0, int(edges[-1] // 1000))]
+    for i, (a, b) in enumerate(zip(start, end, strict=True)):
+        events += pair(int(a // 1000) - 1, int(a // 1000), int((b - a) // 1000), i + 1)
+    t = np.arange(-2000, int(edges[-1] // MS) + 2000, 5) * MS
+    at = np.searchsorted(start, t, side="right") - 1
+    watts = 100 + 150 * ((at >= 0) & (t < end[np.maximum(at, 0)]))
+    rows = [f"{BASE_NS + int(a) + shift_ns},{w}" for a, w in zip(t, watts, strict=True)]
+    path = folder / "bursts.csv"
+    path.write_text("t_ns,power_w\n" + "\n".join(rows) + "\n")
+    return save(folder, events, "bursts.json"), path
+
+
 def test_the_books_balance_and_the_window_is_the_traces(tmp_path):
     report = torchwatt.attribute(trace(tmp_path), power(tmp_path))
     (ledger,) = report.ledgers
@@ -46,12 +63,12 @@ def test_the_books_balance_and_the_window_is_the_traces(tmp_path):
 
 
 def test_a_given_and_a_fitted_offset_lead_to_the_same_joules(tmp_path):
-    whole = torchwatt.attribute(trace(tmp_path), power(tmp_path)).energy_j
-    moved = power(tmp_path, shift_ns=3_600 * 10**9)
-    assert torchwatt.attribute(trace(tmp_path), moved, offset=3600.0).energy_j == pytest.approx(whole, rel=1e-9)
-    found = run_offline(Files((trace(tmp_path),), moved, offset="fit"))
-    assert found.joined[0].offset_ns == pytest.approx(3_600 * 10**9, abs=15 * MS)
-    assert found.report.energy_j == pytest.approx(whole, rel=0.05)
+    whole = torchwatt.attribute(*bursts(tmp_path)).energy_j
+    path, moved = bursts(tmp_path, shift_ns=3_600 * 10**9)
+    assert torchwatt.attribute(path, moved, offset=3600.0).energy_j == pytest.approx(whole, rel=1e-9)
+    found = run_offline(Files((path,), moved, offset="fit"))
+    assert found.joined[0].offset_ns == pytest.approx(3_600 * 10**9, abs=5 * MS)
+    assert found.report.energy_j == pytest.approx(whole, rel=0.02)
     assert [event.code for event in found.events] == ["OFFSET_FITTED"]
 
 
@@ -61,11 +78,17 @@ def test_a_log_of_another_time_is_refused_with_both_times(tmp_path):
 
 
 def test_a_trace_that_does_not_know_its_clock_needs_an_offset(tmp_path):
-    path = trace(tmp_path)
+    path, log = bursts(tmp_path)
     path.write_text(path.read_text().replace("baseTimeNanoseconds", "other"))
     with pytest.raises(ConfigError, match="clock"):
-        torchwatt.attribute(path, power(tmp_path))
-    assert torchwatt.attribute(path, power(tmp_path), offset="fit").energy_j > 50
+        torchwatt.attribute(path, log)
+    assert torchwatt.attribute(path, log, offset="fit").energy_j > 50
+
+
+def test_an_offset_that_cannot_be_told_is_refused(tmp_path):
+    """Work that is uniform over the whole trace fits anywhere under constant power."""
+    with pytest.raises(ConfigError, match="no offset can be told"):
+        torchwatt.attribute(trace(tmp_path), power(tmp_path), offset="fit")
 
 
 def test_one_log_of_one_device_is_that_of_the_traces_one_device(tmp_path):

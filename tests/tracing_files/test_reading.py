@@ -240,9 +240,7 @@ def test_reading_and_joining_import_no_torch(tmp_path):
         "import sys; from torchwatt.tracing.traces import read_trace, join\n"
         f"join(read_trace({str(path)!r})); print('torch' in sys.modules)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 

@@ -158,13 +158,16 @@ def _fitted(joined: Sequence[Joined], recording: Recording) -> tuple[tuple[Joine
         if device is None or power is None:
             raise ConfigError(f"{one.source}: no power readings of its device to fit an offset to; give --offset S")
         found = fit_offset(device.start_ns, device.end_ns, power.t_ns, power.raw * power.channel.scale)
+        if found.ambiguous:
+            raise ConfigError(
+                f"{one.source}: no offset can be told: the best explains {found.explained:.0%} of the variance, "
+                f"another {found.runner_up:.0%}; give --offset SECONDS"
+            )
         text = (
             f"offset {found.offset_ns / NS_PER_S:.6f} s was fitted: it explains {found.explained:.0%} of the power's "
             f"variance, the next best place {found.runner_up:.0%}; the sensor's lag is part of it"
         )
-        events.append(
-            Event(int(power.t_ns[0]), "warning" if found.ambiguous else "info", "OFFSET_FITTED", one.source, text)
-        )
+        events.append(Event(int(power.t_ns[0]), "info", "OFFSET_FITTED", one.source, text))
         moved.append(_moved(one, found.offset_ns))
     return tuple(moved), tuple(events)
 

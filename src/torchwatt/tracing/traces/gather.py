@@ -32,6 +32,7 @@ WANTED = frozenset((*OPERATORS, *LAUNCHES, *RECORDS, *ANNOTATIONS, *PYTHON, FLOW
 
 BATCH = 1 << 11  # events turned into columns at a time: numpy's calls cost little, and they still lie in the cache
 
+MAX_DEVICE = 2**16
 LATEST_US = 9.0e15  # a time beyond (year 2255) is no time, and would not fit nanoseconds in 64 bits
 
 Block = tuple[IntArray, ...]
@@ -110,13 +111,13 @@ class Gathered:
         events, start, end = self._timed(events)
         args = _args(events)
         both = list(zip(args, events, strict=True))
-        device = [a.device if a.device >= 0 else _number(e.pid) for a, e in both]
+        device = [a.device if 0 <= a.device <= MAX_DEVICE else _number(e.pid) for a, e in both]
         stream = [a.stream if a.stream != -1 else e.tid for a, e in both]
         shape = ((e.name, bytes(a.grid), bytes(a.block)) for a, e in both)
         self._put(
             "records",
             np.array([d if isinstance(d, int) else -1 for d in device], dtype=np.int64),
-            np.array([s if isinstance(s, int) else _number(s, self.streams) for s in stream], dtype=np.int64),
+            np.array([_number(s, self.streams) for s in stream], dtype=np.int64),
             start,
             end,
             _ints(args, "correlation"),

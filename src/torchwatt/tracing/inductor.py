@@ -1,0 +1,166 @@
+"""Record, while torch.compile works, which modules each generated kernel stands for.
+
+Two sources meet here. A custom pass reads the stack of modules of every node of the graph, which tells the blocks of a
+loop apart (source lines cannot). Inductor's own provenance says which nodes went into which kernel. Neither runs when
+a compiled graph comes from the cache, so what was learnt is kept in a file under the graph's key, which the trace has
+as `## Call CompiledFxGraph <key> ##`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._inductor import config
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.terms import ROOT, UNATTRIBUTED
+from torchwatt.tracing.traces.sidecar import FORMAT
+
+Owner = tuple[str, str]  # fqn, phase
+Rows = list[tuple[str, str, float]]
+
+
+class NodeOwners(CustomGraphPass):
+    """Notes who owns each node of a graph before its kernels are made; changes nothing."""
+
+    def __init__(self) -> None:
+        self.owners: dict[str, Owner] = {}
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        """Read one graph; node names are unique within it."""
+        self.owners = {node.name: owner for node in graph.nodes if (owner := owner_of(node.meta)) is not None}
+
+    def uuid(self) -> Any:
+        """Identify the pass for the cache: it changes no graph, so graphs compiled with it are good without it."""
+        return hashlib.sha256(FORMAT.encode()).digest()
+
+
+def owner_of(meta: Mapping[str, Any]) -> Owner | None:
+    """Return the innermost module of a node and its phase; None where neither stack is known."""
+    for key, phase in (("nn_module_stack", "forward"), ("fwd_nn_module_stack", "backward")):
+        stack = meta.get(key)
+        if stack:
+            path, _ = list(stack.values())[-1]
+            return module_name(str(path)), phase
+    return None
+
+
+def module_name(path: str) -> str:
+    """Turn the traced path `L['self']._modules['blocks']._modules['0'].fc` into `blocks.0.fc`."""
+    for opening in ("._modules['", "['"):
+        path = path.replace(opening, ".")
+    parts = [part for part in path.replace("']", "").replace("[", ".").replace("]", "").split(".") if part]
+    while parts and parts[0] in {"L", "self", "G", "_orig_mod", "module"}:
+        parts = parts[1:]
+    return ".".join(parts) or ROOT
+
+
+class Recorder:
+    """What was compiled while it was on: kernels and their modules by graph key."""
+
+    def __init__(self) -> None:
+        self.graphs: dict[str, dict[str, Rows]] = {}
+        self._pass = NodeOwners()
+        self._unnamed: list[tuple[Any, dict[str, Rows]]] = []  # Inductor gives a graph its key after compiling it
+
+    def note(self, compiled: Any, kernels: Mapping[str, Sequence[str]]) -> None:
+        """Keep what one compiled graph's kernels stand for."""
+        self.settle()
+        if found := shares(kernels, self._pass.owners):
+            self._unnamed.append((compiled, found))
+
+    def settle(self) -> None:
+        """File what was noted under the keys that graphs have by now; without a key no trace can refer to a graph."""
+        for compiled, found in self._unnamed:
+            if key := getattr(compiled, "_fx_graph_cache_key", None):
+                self.graphs[str(key)] = found
+        self._unnamed.clear()
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the sidecar; adds to what an earlier run left there, since cached graphs are not compiled again.
+
+        Raises:
+            ConfigError: The file is there and is no sidecar.
+        """
+        self.settle()
+        target = Path(path)
+        before = _graphs_in(target) if target.exists() else {}
+        text = json.dumps({"format": FORMAT, "graphs": {**before, **self.graphs}}, sort_keys=True)
+        part = target.with_name(target.name + ".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(target)
+        return target
+
+
+def _graphs_in(target: Path) -> dict[str, Any]:
+    try:
+        file = json.loads(target.read_text(encoding="utf-8"))
+        graphs = file["graphs"] if file["format"] == FORMAT else None
+    except (ValueError, KeyError, TypeError):
+        graphs = None
+    if not isinstance(graphs, dict):
+        raise ConfigError(f"{target} exists and is no sidecar of torchwatt: name another file")
+    return graphs
+
+
+def shares(kernels: Mapping[str, Sequence[str]], owners: Mapping[str, Owner]) -> dict[str, Rows]:
+    """Weigh the modules of each kernel by how many of its nodes are theirs.
+
+    Nodes without a module weigh too, as (unattributed): leaving them out would give their part away. A kernel that is
+    called several times in a graph is one row of the trace by name, so its calls are added.
+    """
+    counts: defaultdict[str, Counter[Owner]] = defaultdict(Counter)
+    for handle, nodes in kernels.items():
+        phases = Counter(owners[node][1] for node in nodes if node in owners)
+        phase = phases.most_common(1)[0][0] if phases else "other"
+        counts[handle.rpartition(":")[0] or handle].update(owners.get(node, (UNATTRIBUTED, phase)) for node in nodes)
+    return {
+        kernel: [(fqn, phase, float(n)) for (fqn, phase), n in sorted(found.items())]
+        for kernel, found in counts.items()
+        if any(fqn != UNATTRIBUTED for fqn, _ in found)
+    }
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[Recorder]:
+    """Record every graph that is compiled inside the block.
+
+    Graphs that come from a cache are not compiled and not recorded: keep the file of the run that compiled them. The
+    pass is part of a graph's key, so the run that is traced must record as well, into the same file.
+
+    Raises:
+        ConfigError: This torch has no provenance, or another post-grad pass is in use.
+    """
+    from torch._inductor import compile_fx, debug
+
+    if not hasattr(config.trace, "provenance_tracking_level"):
+        raise ConfigError(f"torch {torch.__version__} keeps no provenance of compiled kernels: 2.9 or later does")
+    if config.post_grad_custom_post_pass is not None:
+        raise ConfigError("another custom pass is set in torch._inductor.config.post_grad_custom_post_pass: unset it")
+    recorder = Recorder()
+    module: Any = compile_fx  # its functions are looked up by name at each call
+    original = module.fx_codegen_and_compile
+
+    def compile_and_note(*args: Any, **kwargs: Any) -> Any:
+        recorder._pass.owners = {}
+        compiled = original(*args, **kwargs)
+        # The same is attached to the compiled graph as text, but empty for backward graphs (torch 2.13).
+        recorder.note(compiled, dict(debug._inductor_triton_kernel_to_post_grad_node_info))
+        return compiled
+
+    module.fx_codegen_and_compile = compile_and_note
+    try:
+        with config.patch({"trace.provenance_tracking_level": 1, "post_grad_custom_post_pass": recorder._pass}):
+            yield recorder
+    finally:
+        module.fx_codegen_and_compile = original
+        recorder.settle()

@@ -1,0 +1,97 @@
+"""Power logs in the spellings that people have."""
+
+import numpy as np
+import pytest
+
+from torchwatt.core.errors import SensorError
+from torchwatt.sensors.power_log import read_power_log
+
+NS = 1_700_000_000_250_000_000
+
+
+def log(folder, text):
+    path = folder / "p.csv"
+    path.write_text(text)
+    return read_power_log(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "times"),
+    [
+        ("t_ns", ("1700000000250000000", "1700000001250000000")),
+        ("t_unix_s", ("1700000000.25", "1700000001.250")),
+        ("timestamp", ("1700000000.25", "1700000001.25")),
+        ("timestamp", ("1700000000250", "1700000001250")),
+        ("time", ("1700000000250000", "1700000001250000")),
+        ("t", ("1700000000250000000", "1700000001250000000")),
+        ("timestamp", ("2023/11/14 22:13:20.250", "2023/11/14 22:13:21.250")),
+        ("timestamp", ("2023-11-14T22:13:20.250Z", "2023-11-14T23:13:21.250+01:00")),
+    ],
+)
+def test_times_are_read_to_the_nanosecond(tmp_path, header, times):
+    recording = log(tmp_path, f"{header},power_w\n{times[0]},100\n{times[1]},50.5\n")
+    (series,) = recording.series
+    assert series.t_ns.tolist() == [NS, NS + 10**9]
+    assert (series.raw * series.channel.scale).tolist() == [100.0, 50.5]
+
+
+def test_stamps_without_a_zone_are_said_to_be_assumed(tmp_path):
+    text = "timestamp, power.draw [W]\n2023/11/14 22:13:20.250, 56.1 W\n2023/11/14 22:13:20.350, 57.1 W\n"
+    assert [event.code for event in log(tmp_path, text).events] == ["CLOCK_ASSUMED"]
+    assert log(tmp_path, "t_ns,power_w\n1,5\n2,6\n").events == ()
+
+
+def test_nvidia_smis_columns_are_understood_and_the_instant_is_preferred(tmp_path):
+    text = (
+        "timestamp, index, pstate, power.draw [W], power.draw.instant [W]\n"
+        "2023/11/14 22:13:20.250, 1, P0, 56.12 W, 60.00 W\n"
+        "2023/11/14 22:13:20.250, 0, P0, [N/A], [N/A]\n"
+        "2023/11/14 22:13:20.350, 1, P0, 56.12 W, 61.00 W\n"
+    )
+    recording = log(tmp_path, text)
+    assert [str(meter.domain) for meter in recording.meters] == ["gpu:1"]
+    assert recording.series[0].raw.tolist() == [60.0, 61.0]
+    assert recording.series[0].channel.sensor == "nvml_power_instant"
+
+
+def test_a_counter_becomes_the_meters_counter(tmp_path):
+    recording = log(tmp_path, "t_ns,device,power_w,energy_mj\n0,0,10,5000\n1000000000,0,10,15000\n")
+    counter = recording.get("gpu:0/energy")
+    assert (counter.raw * counter.channel.scale).tolist() == [5.0, 15.0]
+
+
+def test_lines_in_any_order_devices_apart_and_cut_lines_left_out(tmp_path):
+    text = "power_w,device,t_ns\n3,1,20\n1,0,10\n2,0,5\n4,1,30\nx,0,12\n9"
+    recording = log(tmp_path, text)
+    assert {s.channel.key: s.raw.tolist() for s in recording.series} == {
+        "gpu:0/power": [2.0, 1.0],
+        "gpu:1/power": [3.0, 4.0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no column of time"),
+        ("a,b\n1,2\n", "its columns are: a, b"),
+        ("t_ns,volts\n1,2\n", "no column of power"),
+        ("t_ns,power_w\n1,2\n", "fewer than two readings"),
+        ("t_ns,power_w\nx,y\nz,w\n", "fewer than two readings"),
+    ],
+)
+def test_what_is_no_power_log_gives_one_error_that_names_it(tmp_path, text, words):
+    with pytest.raises(SensorError, match=words) as error:
+        log(tmp_path, text)
+    assert "p.csv" in str(error.value)
+
+
+def test_real_logs_of_nvidia_smi_are_read(traces_dir, tmp_path):
+    import gzip
+
+    for packed in sorted((traces_dir / "power" / "gpu_power_benchmark").glob("*_nvidia_smi.csv.gz")):
+        path = tmp_path / packed.stem
+        path.write_bytes(gzip.decompress(packed.read_bytes()))
+        (series,) = read_power_log(path).series
+        assert len(series) > 100
+        assert (np.diff(series.t_ns) >= 0).all()
+        assert 20 < float(np.median(series.raw)) < 500

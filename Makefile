@@ -35,6 +35,7 @@ unit: setup
 bench: setup
 	$(BIN)/python benchmarks/span_cost.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/attribution_truth.py --minutes 23
 
 clean:
 	rm -rf .venv $(DEMO) test-output build dist

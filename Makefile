@@ -40,6 +40,7 @@ bench: setup
 # The pages that are made from the code: the schema, and the walk through a real bundle.
 docs: setup
 	PYTHONPATH=. $(BIN)/python docs/make.py
+	$(BIN)/python benchmarks/attribution_truth.py --minutes 23
 
 clean:
 	rm -rf .venv $(DEMO) test-output build dist

@@ -13,8 +13,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.attribution.cases import CASES
+from tests.attribution.cases import A100, CASES, distinct
 from tests.attribution.scoring import score
+from tests.attribution.simulator import simulate
 
 HEAD = f"{'case':<5} {'what':<42}     ew  worst  goal  top10  goal  time share  cover  z rms fit    s"
 
@@ -34,11 +35,21 @@ def line(case, scores, seconds):
     )
 
 
+def long_run(minutes):
+    """Time one long run: 23 minutes of 240 layers are 2.4 million records."""
+    simulated = simulate(distinct(0, layers=120), A100, minutes=minutes, seed=0)
+    begun = time.perf_counter()
+    found = score(simulated)
+    spent, count = time.perf_counter() - begun, len(simulated.activity)
+    print(f"{count} records in {spent:.1f} s; ew {found.ew:.3f} (time share {found.time_share:.3f})")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--cases", default=",".join(case.name for case in CASES))
+    parser.add_argument("--minutes", type=float, default=0.0, help="also time a run of this length with 240 layers")
     options = parser.parse_args()
     print(HEAD)
     inside = []
@@ -58,6 +69,8 @@ def main():
             print(f"      books do not balance: {worst}")
         if max(s.total_rel for s in scores) > 1e-3:
             print(f"      metered against truth: {max(s.total_rel for s in scores):.4f}")
+    if options.minutes:
+        long_run(options.minutes)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"90 % intervals hold {np.mean(inside):.3f} over {len(inside)} fits; peak memory {peak_mb:.0f} MB")
 

@@ -1,33 +1,39 @@
-"""The watts of each slot from readings that see many slots at once.
+"""The watts of each slot of the host, from a counter whose intervals see many slots at once.
 
-Model, for reading interval k of length h_k with E_k joules and T_kj seconds of slot j:
+The same estimator as a device's, in joules: for interval k with E_k joules and T_kj seconds of slot j,
 
-    E_k = sum_j p_j T_kj + e_k,   e_k ~ N(0, sigma^2),   p_j ~ N(m_j, tau^2)
+    E_k = sum_j p_j T_kj + e_k,   e_k ~ N(0, sigma^2),   p ~ N(m, K)
 
-m_j is the mean power of busy slots, or of idle ones. tau and sigma come from the marginal likelihood, which needs
-only the sufficient statistics G = T'T, h = T'r, r'r (empirical Bayes; Bishop, Pattern Recognition and Machine
-Learning, 2006, section 3.5). tau = 0 is the hypothesis that all busy slots draw the same power: unless the data
-favour another value by a clear margin, the result says so and time share is used.
+so the design matrix is T, the window is the interval, and there is no low-pass. K and sigma come from the marginal
+likelihood (see `prior`). No spread between slots is the hypothesis that all busy ones draw the same power: unless the
+data favour another by a clear margin, the result says so and time share is used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from torchwatt.attribution.estimate import first_guess
 from torchwatt.attribution.exposure import Exposure
-from torchwatt.core.meter import FloatArray
+from torchwatt.attribution.moments import Moments, moments, nothing
+from torchwatt.attribution.posterior import Posterior, posterior
+from torchwatt.attribution.prior import Structure, covariance, evidence, learn
+from torchwatt.core.meter import FloatArray, IntArray
 
 # Log marginal likelihood that the fit must gain over "all busy slots equal" (natural units; 6 is odds of 400).
 MIN_GAIN_NATS = 6.0
 MIN_ROWS = 20
-MAX_SLOTS = 1500
+MAX_SLOTS = 1000
 # Relative spread between layers that time share ignores; its typical error (ATTRIBUTION, section 6.1).
 ASSUMED_SPREAD_REL = 0.30
 # A slot never gets less than this part of the mean power: a meter does not go below idle.
 FLOOR_REL = 0.05
+CLUSTERS = 16  # stretches of the run whose errors are taken to be independent, for the sandwich
+NO_SPREAD = 1e-4
+ALONE = Structure(())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +46,6 @@ class Fit:
     gain_nats: float
     reason: str
     noise_j: float = 0.0  # sigma: standard deviation of one interval's joules around the model
-    evidence_nats: float = 0.0  # log marginal likelihood, up to a constant that only the readings set
 
 
 def fit_power(exposure: Exposure, idle: np.ndarray) -> Fit:
@@ -50,77 +55,97 @@ def fit_power(exposure: Exposure, idle: np.ndarray) -> Fit:
         exposure: The readings of one domain.
         idle: One flag per slot: nothing runs there, so its power has a mean of its own.
     """
-    mean_w = _two_means(exposure, idle)
+    flat_w = np.full(exposure.columns, exposure.energy_j.sum() / max(exposure.length_s.sum(), 1e-12))
     if exposure.columns > MAX_SLOTS:
-        return Fit(mean_w, None, "time_share", 0.0, f"more than {MAX_SLOTS} slots")
+        return Fit(flat_w, None, "time_share", 0.0, f"more than {MAX_SLOTS} slots")
+    place = _columns(idle)
+    total = _total(exposure, place)
+    mean_w, idle_sd_w = _means(total)
     if exposure.rows < MIN_ROWS:
-        return _time_share(mean_w, idle, 0.0, f"only {exposure.rows} readings")
-    gram, pull, residual = _statistics(exposure, mean_w)
-    values, vectors = np.linalg.eigh(gram)
-    values = np.maximum(values, 0.0)
-    z2 = (vectors.T @ pull) ** 2
-    rho, evidence, gain = _best_ratio(values, z2, residual, exposure.rows)
+        return _time_share(mean_w[place], idle, 0.0, f"only {exposure.rows} readings")
+    prior = learn(total, ALONE, mean_w, idle_sd_w)
+    equal = _spread(NO_SPREAD * float(mean_w.mean()), mean_w, idle_sd_w)
+    gain = prior.evidence_nats - evidence(total, equal, mean_w)
     if gain < MIN_GAIN_NATS:
-        plain = _time_share(mean_w, idle, gain, "the readings cannot tell the layers apart")
-        return replace(plain, evidence_nats=evidence - gain)
-    shrink = rho / (1.0 + rho * values)
-    sigma2 = _quadratic(values, z2, residual, rho) / exposure.rows
-    power_w = mean_w + (vectors * shrink) @ (vectors.T @ pull)
-    covariance = sigma2 * (vectors * shrink) @ vectors.T * _shared_readings(exposure, power_w)
-    floor_w = FLOOR_REL * float(np.average(mean_w, weights=exposure.time_s() + 1e-12))
-    return Fit(np.maximum(power_w, floor_w), covariance, "fit", gain, "", float(np.sqrt(sigma2)), evidence)
+        return _time_share(mean_w[place], idle, gain, "the readings cannot tell the layers apart")
+    found = posterior(total, prior)
+    found = posterior(total, prior, _scores(exposure, place, found.power_w))
+    floor_w = FLOOR_REL * float(np.average(mean_w[place], weights=exposure.time_s() + 1e-12))
+    power_w = np.maximum(found.power_w[place], floor_w)
+    spread = _wider(found) * _shared_readings(exposure, power_w)
+    return Fit(power_w, spread[np.ix_(place, place)], "fit", gain, "", prior.noise_w)
+
+
+def spread_w(exposure: Exposure, idle: np.ndarray) -> float:
+    """Return how far the slots' powers seem to spread."""
+    total = _total(exposure, _columns(idle))
+    return float(learn(total, ALONE, *_means(total)).size_w[0])
+
+
+def plausibility(exposure: Exposure, idle: np.ndarray, size_w: float) -> float:
+    """Return the log marginal likelihood of the readings for powers that spread by this much."""
+    total = _total(exposure, _columns(idle))
+    mean_w, idle_sd_w = _means(total)
+    return evidence(total, _spread(size_w, mean_w, idle_sd_w), mean_w)
+
+
+def _spread(size_w: float, mean_w: FloatArray, idle_sd_w: float) -> FloatArray:
+    return covariance(ALONE, np.array([size_w]), float(mean_w[0]), idle_sd_w, len(mean_w) - 1)
 
 
 def share_by_time(exposure: Exposure, idle: np.ndarray, reason: str) -> Fit:
     """Give all busy slots the same power: what is left where readings say nothing about layers."""
-    return _time_share(_two_means(exposure, idle), idle, 0.0, reason)
+    place = _columns(idle)
+    return _time_share(_means(_total(exposure, place))[0][place], idle, 0.0, reason)
 
 
-def _two_means(exposure: Exposure, idle: np.ndarray) -> FloatArray:
-    """Fit one power for busy slots and one for idle ones by least squares."""
-    overall_w = exposure.energy_j.sum() / max(exposure.length_s.sum(), 1e-12)
-    both = np.full(exposure.columns, overall_w)
-    time_s = exposure.time_s()
-    if time_s[idle].sum() <= 0 or time_s[~idle].sum() <= 0:
-        return both
-    design = np.stack([exposure.mix((~idle).astype(float)), exposure.mix(idle.astype(float))], axis=1)
-    (busy_w, idle_w), _, rank, _ = np.linalg.lstsq(design, exposure.energy_j, rcond=None)
-    if rank < 2 or busy_w <= 0 or idle_w < 0:
-        return both
-    return np.asarray(np.where(idle, idle_w, busy_w), dtype=np.float64)
+def _columns(idle: np.ndarray) -> IntArray:
+    """Return each slot's column: busy ones their own, idle ones together in the last."""
+    place = np.cumsum(~idle) - 1
+    place[idle] = int((~idle).sum())
+    return np.asarray(place, dtype=np.int64)
 
 
-def _statistics(exposure: Exposure, mean_w: FloatArray) -> tuple[FloatArray, FloatArray, float]:
-    gram = np.zeros((exposure.columns, exposure.columns))
-    pull = np.zeros(exposure.columns)
-    rest = exposure.energy_j - exposure.mix(mean_w)
+def _means(total: Moments) -> tuple[FloatArray, float]:
+    """Return one power for busy columns and one for idle; the same for both where that makes no sense."""
+    mean_w, idle_sd_w = first_guess(total, None)
+    if mean_w[0] > 0 and mean_w[-1] >= 0:
+        return mean_w, idle_sd_w
+    flat_w = float(total.pull.sum()) / max(float(total.gram.sum()), 1e-12)
+    return np.full(len(mean_w), max(flat_w, 0.0)), idle_sd_w
+
+
+def _total(exposure: Exposure, place: IntArray) -> Moments:
+    total = nothing(int(place.max(initial=0)) + 1)
     for rows, dense in exposure.blocks():
-        gram += dense.T @ dense
-        pull += dense.T @ rest[rows]
-    return gram, pull, float(rest @ rest)
+        seen = _gathered(dense, place)
+        total += moments(seen, exposure.energy_j[rows], np.ones(len(seen)))
+    return total
 
 
-def _quadratic(values: FloatArray, z2: FloatArray, residual: float, rho: float) -> float:
-    """Return r' (I + rho T T')^-1 r, from the eigenvalues of T'T."""
-    return max(residual - float((rho * z2 / (1.0 + rho * values)).sum()), 1e-30)
+def _gathered(dense: FloatArray, place: IntArray) -> FloatArray:
+    seen = np.zeros((len(dense), int(place.max(initial=0)) + 1))
+    np.add.at(seen.T, place, dense.T)
+    return seen
 
 
-def _best_ratio(values: FloatArray, z2: FloatArray, residual: float, rows: int) -> tuple[float, float, float]:
-    """Maximise the marginal likelihood over rho = tau^2 / sigma^2, sigma profiled out.
+def _scores(exposure: Exposure, place: IntArray, power_w: FloatArray) -> FloatArray:
+    """Return the sum over stretches of the run of s s', s = T'(E - Tp): errors that neighbours share show in it."""
+    count = len(power_w)
+    stretch = np.arange(exposure.rows) * CLUSTERS // exposure.rows
+    each = np.zeros((CLUSTERS, count))
+    for rows, dense in exposure.blocks():
+        seen = _gathered(dense, place)
+        rest_j = exposure.energy_j[rows] - seen @ power_w
+        np.add.at(each, stretch[rows], seen * rest_j[:, None])
+    return np.asarray(each.T @ each * (CLUSTERS / (CLUSTERS - 1)), dtype=np.float64)
 
-    Returns:
-        rho, its evidence, and what that gains over rho = 0.
-    """
 
-    def evidence(rho: float) -> float:
-        spread = float(np.log1p(rho * values).sum())
-        return -0.5 * (rows * float(np.log(_quadratic(values, z2, residual, rho) / rows)) + spread)
-
-    top = max(float(values.max(initial=0.0)), 1e-12)
-    grid = np.logspace(-4, 10, 57) / top
-    scores = [evidence(rho) for rho in grid]
-    best = int(np.argmax(scores))
-    return float(grid[best]), scores[best], scores[best] - evidence(0.0)
+def _wider(found: Posterior) -> FloatArray:
+    """Widen the modelled covariance, column by column, to what the stretches of the run show."""
+    ratio = np.diag(found.robust) / np.maximum(np.diag(found.model), 1e-30)
+    widen = np.sqrt(np.maximum(ratio, 1.0))
+    return np.asarray(found.model * np.outer(widen, widen), dtype=np.float64)
 
 
 def _shared_readings(exposure: Exposure, power_w: FloatArray) -> float:

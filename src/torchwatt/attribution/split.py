@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum
 
 import numpy as np
@@ -11,13 +11,15 @@ from torchwatt.attribution.apportion import Z90, Booked, apportion
 from torchwatt.attribution.exposure import Exposure, expose
 from torchwatt.attribution.fit import Fit, fit_power, share_by_time
 from torchwatt.attribution.gaps import GAP_SLOTS, name_gaps
-from torchwatt.attribution.lag import LAGS_NS, best_lag_ns
-from torchwatt.attribution.timeline import pieces
+from torchwatt.attribution.lag import LAGS_NS, Lag, best_lag
+from torchwatt.attribution.timeline import Pieces, pieces
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Entry
 from torchwatt.core.meter import FloatArray, Series
 from torchwatt.core.terms import IDLE, OUTSIDE, Slot
 from torchwatt.core.trace import Trace
+
+TRIAL_NS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,13 +109,29 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
     slots = (*trace.slots, *GAP_SLOTS)
     idle = np.array([slot.fqn in {IDLE, OUTSIDE} for slot in slots])
     # One cut that reaches back far enough for every lag; what lies before the first span is outside.
-    cut = pieces(trace, curve.start_ns - max(LAGS_NS), curve.end_ns)
+    cut = pieces(trace, curve.start_ns - max(LAGS_NS) - 2 * TRIAL_NS, curve.end_ns)
     named = name_gaps(cut, trace, process_cpu)
     if curve.provenance == "measured":
-        lag_ns = best_lag_ns(curve, named, idle)
-        exposure = expose(named, curve.t_ns - lag_ns, curve.energy_j, len(slots))
-        fit = fit_power(exposure, idle)
+        lag = best_lag(curve, named, idle)
+        exposure, fit, booked = _booked(curve, named, idle, lag.ns)
+        if fit.method == "fit":
+            booked = _with_lag(booked, _booked(curve, named, idle, lag.ns + TRIAL_NS)[2], lag)
     else:
         exposure = expose(named, curve.t_ns, curve.energy_j, len(slots))
         fit = share_by_time(exposure, idle, "a model of load knows no layers")
-    return Split(curve, trace, slots, exposure, fit, apportion(exposure, fit))
+        booked = apportion(exposure, fit)
+    return Split(curve, trace, slots, exposure, fit, booked)
+
+
+def _booked(curve: EnergyCurve, named: Pieces, idle: np.ndarray, lag_ns: int) -> tuple[Exposure, Fit, Booked]:
+    exposure = expose(named, curve.t_ns - lag_ns, curve.energy_j, len(idle))
+    fit = fit_power(exposure, idle)
+    return exposure, fit, apportion(exposure, fit)
+
+
+def _with_lag(booked: Booked, later: Booked, lag: Lag) -> Booked:
+    """Add what a wrong lag would do to every slot at once: the change of its joules for one more millisecond."""
+    if booked.sd_j is None:
+        return booked
+    moved_j = (later.energy_j - booked.energy_j) * (lag.sd_ns / TRIAL_NS)
+    return replace(booked, sd_j=np.asarray(np.hypot(booked.sd_j, moved_j), dtype=np.float64))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torchwatt.tracing.marks import Marks
 
 DEFAULT_MAX_SPANS = 200_000  # about 10 MB
+TOLERATED = 1.2  # of the budget, before it is said that it was too small
 
 
 class Tracer:
@@ -181,6 +182,7 @@ class Tracer:
         if last and hub.devices is not None:
             hub.devices.abandon()
         events = [event for event in list(hub.events) if event.t_ns >= self._start_ns or event.severity == "warning"]
+        events += self._overspent(end)
         view = View(
             logs=self._logs(hub),
             start_ns=self._start_ns,
@@ -200,6 +202,21 @@ class Tracer:
             message = f"spans were lost: {type(error).__name__}: {error}"
             lost = Event(end, "error", "TRACE_FAILED", "run", message)
             return replace(EMPTY_TRACE, events=(*events, lost))
+
+    def _overspent(self, end_ns: int) -> list[Event]:
+        """Say so where tracing cost more than it may: steps so short that noting their ends is too dear."""
+        books = self._conductor
+        if (
+            books is None
+            or books.budget.share <= 0
+            or books.budget.total_ns <= TOLERATED * books.budget.allowance_ns(end_ns)
+        ):
+            return []
+        cost, most = books.budget.total_ns / 1e9, books.budget.allowance_ns(end_ns) / 1e9
+        text = (
+            f"tracing cost {cost:.3g} s where the budget allows {most:.3g} s: steps are short; trace with layers='off'"
+        )
+        return [Event(end_ns, "info", "BUDGET_EXCEEDED", "run", text)]
 
     def _logs(self, hub: Hub) -> tuple[Log, ...]:
         own = self._log

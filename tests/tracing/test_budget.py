@@ -1,0 +1,158 @@
+"""The controller by its laws: what tracing costs stays under the budget, whatever the steps are like."""
+
+import random
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from torchwatt.tracing.budget import EARLY_STEPS, HEAD_START_NS, MOST_STEPS, Budget
+from torchwatt.tracing.conductor import Conductor, Costs, Stride
+from torchwatt.tracing.observed import ENOUGH, Observed
+from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
+
+MS = 1_000_000
+
+
+class Loop:
+    """A loop of steps under a conductor, with a fake clock; `real` is what a logged call really costs, in ns."""
+
+    def __init__(self, share, step_ns, calls, *, windows=True, real=2_000, window_ns=3 * MS, max_spans=10**9):
+        self.now, self.rows, self.step_ns, self.calls, self.real, self.window_ns = 0, 0, step_ns, calls, real, window_ns
+        costs = Costs(call_ns=2_000, passing_ns=500)
+        self.conductor = Conductor(share, windows=windows, max_spans=max_spans, start_ns=0, costs=costs)
+        self.stride = Stride(0)
+        self.spent = 0.0  # what tracing really cost, but for the decisions
+        self.modes = []
+        self.windows = 0
+
+    def step(self):
+        stride, mode = self.stride, self.stride.mode
+        self.modes.append(mode)
+        self.now += self.step_ns
+        stride.backwards += mode != ASLEEP
+        if mode == FULL:
+            self.now += round(self.calls * self.real)
+            self.rows += self.calls
+            self.spent += self.calls * self.real
+            if self.conductor.wants_window(stride, "a", self.now):
+                self.conductor.window_taken("a", self.window_ns, self.now)
+                self.now += self.window_ns
+                self.spent += self.window_ns
+                self.windows += 1
+        elif mode == LIGHT:
+            self.rows += 2
+        stride.steps += 1
+        if stride.steps >= stride.planned:
+            self.conductor.decide(stride, self.now, self.rows, self.rows, can_sleep=True)
+
+    def run(self, steps):
+        for _ in range(steps):
+            self.step()
+        return self
+
+    @property
+    def traced_share(self):
+        return sum(mode == FULL for mode in self.modes) / len(self.modes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    share=st.sampled_from([1e-4, 0.001, 0.005, 0.01, 0.05, 0.3]),
+    step_ns=st.integers(MS // 10, 200 * MS),
+    calls=st.integers(1, 3_000),
+    window_ns=st.integers(MS // 2, 20 * MS),
+)
+def test_what_is_spent_never_passes_the_allowance_but_for_the_first_steps(share, step_ns, calls, window_ns):
+    loop = Loop(share, step_ns, calls, window_ns=window_ns)
+    budget = loop.conductor.budget
+    for _ in range(400):
+        loop.step()
+        fixed = budget.spent_ns["fixed"]  # cannot be refused
+        early = (EARLY_STEPS + 1) * calls * 2_000 + window_ns
+        chunk = MOST_STEPS * calls * 2_000 / 8  # granted together, at most an eighth of the room
+        assert budget.total_ns <= budget.allowance_ns(loop.now) + fixed + early + chunk
+
+
+@given(share=st.sampled_from([0.001, 0.01]), call_ms=st.integers(5, 50), calls=st.integers(2, 20))
+@settings(max_examples=20, deadline=None)
+def test_long_slow_layers_are_always_traced_in_full(share, call_ms, calls):
+    assume(share * call_ms * calls > 0.06)  # the hooks of a step alone cost about 30 us
+    loop = Loop(share, call_ms * calls * MS, calls, windows=False).run(200)
+    assert set(loop.modes) == {FULL}
+
+
+def test_a_short_run_is_traced_in_full_and_windowed_within_the_head_start():
+    loop = Loop(0.01, 5 * MS, 100).run(30)
+    assert loop.traced_share == 1.0
+    assert 2 <= loop.windows <= 6
+    assert loop.spent <= 0.01 * (loop.now + HEAD_START_NS)
+
+
+def test_many_small_calls_are_traced_in_a_part_of_the_steps():
+    loop = Loop(0.01, 5 * MS, 200).run(4_000)
+    assert 0.02 < loop.traced_share < 0.9
+    assert {LIGHT, ASLEEP} & set(loop.modes)
+    assert loop.conductor.budget.total_ns <= 0.01 * (loop.now + HEAD_START_NS) * 1.05
+
+
+def test_where_even_the_bounds_of_steps_are_too_dear_the_thread_sleeps_between_traced_steps():
+    loop = Loop(0.001, 20 * MS, 100).run(5_000)
+    assert ASLEEP in loop.modes
+    late = loop.modes[1_000:]
+    assert late.count(FULL) >= 20  # it wakes up now and then
+    assert loop.spent <= 0.001 * (loop.now + HEAD_START_NS) + 3 * MS + 4 * 100 * 2_000
+
+
+def test_no_budget_traces_nothing_after_the_first_decision():
+    loop = Loop(0.0, 5 * MS, 100).run(50)
+    assert set(loop.modes[1:]) == {LIGHT}
+    assert loop.windows == 0
+
+
+def test_something_new_goes_before_what_is_known():
+    budget = Budget(0.01, 0)
+    budget.has_windows, budget.traced_steps = True, EARLY_STEPS
+    budget.pay("calls", 0.4 * budget.allowance_ns(0))
+    assert not budget.grants_step(MS, 0)
+    budget.curious = True
+    assert budget.grants_step(MS, 0)
+    assert not budget.curious
+
+
+def test_a_wrapper_that_costs_more_than_it_was_calibrated_to_is_found_out():
+    """Four times the calibrated cost: the books follow what is seen, and fewer steps are traced."""
+    honest, dear = Loop(0.01, 4 * MS, 300, windows=False), Loop(0.01, 4 * MS, 300, windows=False, real=8_000)
+    honest.run(6_000)
+    dear.run(6_000)
+    assert dear.conductor.costs.factor == pytest.approx(4.0, rel=0.1)
+    assert honest.conductor.costs.factor <= 1.05
+    assert dear.traced_share < 0.5 * honest.traced_share
+    assert dear.spent <= 0.0125 * (dear.now + HEAD_START_NS)
+
+
+@given(st.lists(st.integers(1_000, 2_000), min_size=ENOUGH, max_size=40), st.integers(0, 500), st.randoms())
+def test_noise_alone_is_no_excess(durations, gap, rng):
+    observed = Observed()
+    for duration in durations:
+        observed.add(duration, traced=True)
+        observed.add(duration, traced=False)
+    assert observed.excess_ns() == 0.0
+    assert Observed().excess_ns() == 0.0
+
+
+def test_a_clear_excess_is_found_to_within_its_noise():
+    rng, observed = random.Random(0), Observed()
+    for _ in range(32):
+        observed.add(round(rng.gauss(10_000, 100)), traced=False)
+        observed.add(round(rng.gauss(11_000, 100)), traced=True)
+    assert 900 < observed.excess_ns() <= 1_020
+    assert 9_900 < observed.plain_ns() < 10_100
+
+
+@given(st.integers(1, 10**9), st.integers(0, 10**9), st.integers(1, 10**9))
+def test_a_decision_never_lasts_longer_than_it_may(cost, now, step):
+    assume(step > 0)
+    budget = Budget(0.01, 0)
+    for traced in (True, False):
+        assert 1 <= budget.steps_until_news(cost, step, now, traced=traced) <= MOST_STEPS

@@ -36,11 +36,11 @@ bench: setup
 	$(BIN)/python benchmarks/span_cost.py
 	$(BIN)/python benchmarks/overhead.py
 	PYTHONPATH=. $(BIN)/python benchmarks/audit_speed.py
+	$(BIN)/python benchmarks/attribution_truth.py --minutes 23
 
 # The pages that are made from the code: the schema, and the walk through a real bundle.
 docs: setup
 	PYTHONPATH=. $(BIN)/python docs/make.py
-	$(BIN)/python benchmarks/attribution_truth.py --minutes 23
 
 clean:
 	rm -rf .venv $(DEMO) test-output build dist

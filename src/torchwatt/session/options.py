@@ -35,6 +35,7 @@ class Options:
     project: str = PROJECT
     powercap_root: Path | None = None
     feed: Feed | None = None
+    dither_s: float = 0.0
     replays: tuple[ReplayedPower, ...] = ()
     work: Mapping[Slot, tuple[float, float]] = field(default_factory=dict)
 
@@ -64,6 +65,7 @@ def options(given: Mapping[str, Any]) -> Options:
         project=_project(given),
         powercap_root=None if given["powercap_root"] is None else Path(given["powercap_root"]),
         feed=given["feed"],
+        dither_s=_number("dither_s", given["dither_s"], low=0.0, high=0.1),
         replays=tuple(given["replays"]),
         work=dict(given["work"] or {}),
     )

@@ -54,6 +54,8 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         live: "on" shows the run in a notebook while it runs, and its report at the end; "off" shows nothing.
         powercap_root: Where RAPL's powercap tree is; default `TORCHWATT_POWERCAP_ROOT` or the system's.
         feed: Readings from elsewhere, such as `torchwatt.sensors.Replay`.
+        dither_s: Sleep for a random moment of at most so many seconds after each step: for steps that keep time with
+            the sensor (the report says so). 0.001 is enough. Never done unless asked.
         replays: What `torchwatt.replay` found: layers looped alone, for the estimator to lean on.
         work: What `torchwatt.work_of` found: operations and bytes of each layer's call, likewise.
 
@@ -83,6 +85,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         live: str = "on",
         powercap_root: str | os.PathLike[str] | None = None,
         feed: Feed | None = None,
+        dither_s: float = 0.0,
         replays: Sequence[ReplayedPower] = (),
         work: Mapping[Slot, tuple[float, float]] | None = None,
     ) -> None:

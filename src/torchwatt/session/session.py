@@ -23,6 +23,7 @@ from torchwatt.session.options import Options
 from torchwatt.session.settle import Bounds, Outcome, settle, window_of
 from torchwatt.session.software import new_run_id
 from torchwatt.tracing import Tracer
+from torchwatt.tracing.dither import Dither
 
 
 class Session:
@@ -43,6 +44,7 @@ class Session:
         self._counting = threading.Lock()
         self.windows: list[Window] = []
         self._events: list[Event] = []
+        self._dither = Dither(asked.dither_s) if asked.dither_s > 0 else None
         self._sensors: dict[str, SensorModel] = {}
         self._outer: Session | None = None
         self._feed: Feed | None = None
@@ -67,6 +69,8 @@ class Session:
                 facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
                 self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
                 self._tracer.start()
+            if self._dither is not None:
+                self._dither.start()
             self._sensors, events = calibrated_sensors(feed.meters)
             self._events += events
             self._feed = feed
@@ -107,6 +111,8 @@ class Session:
         """Mark the end of a step."""
         if self.running and self._tracer is not None:
             self._tracer.step()
+        if self.running and self._dither is not None:
+            self._dither.shake()
 
     def snapshot(self) -> Report:
         """Settle what is known so far without ending anything."""
@@ -123,6 +129,7 @@ class Session:
         if not self.running:
             return
         late = Late()
+        late.run(self._end_dither)
         end_ns = late.run(self._last_look)
         trace = late.run(self._end_trace)
         active.leave(self)
@@ -132,6 +139,11 @@ class Session:
             self._outer.windows.append(window_of(self.report))
         late.run(lambda: self._write_files(self.report))
         late.raise_it()
+
+    def _end_dither(self) -> None:
+        if self._dither is not None:
+            self._dither.stop()
+            self._events.append(Event(time.monotonic_ns(), "info", "DITHERED", "run", self._dither.told()))
 
     def _last_look(self) -> int:
         try:
@@ -210,6 +222,8 @@ class Session:
 
     def _undo(self, feed: Feed) -> None:
         with contextlib.suppress(Exception):
+            if self._dither is not None:
+                self._dither.stop()
             if self._tracer is not None:
                 self._tracer.stop()
         if self._outer is None:

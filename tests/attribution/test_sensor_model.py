@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.attribution.simulator import GPU, ORIGIN_NS, Plan, Sensor, Work, simulate
@@ -91,6 +91,7 @@ def test_the_slope_of_a_row_is_its_derivative():
 @settings(max_examples=15, deadline=None)
 @given(st.floats(0.0195, 0.13), st.floats(0.002, 0.008), st.integers(0, 1000))
 def test_the_grid_is_locked_to_a_tenth_of_a_millisecond(period_s, poll_s, seed):
+    assume(period_s > 3 * poll_s)  # sensors that are polled more rarely are not always locked, and then say so
     rng = np.random.default_rng(seed)
     at_s = 0.05 + np.arange(300) * period_s
     shaken_s = at_s + 5e-5 * rng.standard_normal(300)

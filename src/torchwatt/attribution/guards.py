@@ -13,7 +13,7 @@ from torchwatt.core.meter import FloatArray, IntArray
 
 LOCKED_GAP = 0.5  # share of a step's phases that no reading fell into
 PHASE_BINS = 50
-MIN_GAIN = 0.2  # cross-validated share of the variance that time share leaves and the fit explains
+MIN_GAIN = 0.3  # cross-validated share of the variance that time share leaves and the fit explains
 SHOW_SELF = 0.5  # below this measured share a slot is an estimate
 SHOW_GROUP = 0.8  # and the smallest enclosing module with this share is named
 

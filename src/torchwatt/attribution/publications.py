@@ -106,7 +106,8 @@ def lock(brackets: _Brackets) -> tuple[float, float, float] | None:
     if period_s <= 2 * float(np.median(brackets.half_s)):
         return None  # a change at nearly every poll: the sensor is faster than the polls
     count = len(brackets.middle_s)
-    start_s, known = float(brackets.middle_s[0]), MIN_CHANGES
+    known = MIN_CHANGES
+    start_s, period_s = _first(_Brackets(brackets.before_s[:known], brackets.seen_s[:known]), period_s)
     while True:
         part = _Brackets(brackets.before_s[:known], brackets.seen_s[:known])
         start_s, period_s = _grow(part, start_s, period_s)
@@ -119,6 +120,19 @@ def lock(brackets: _Brackets) -> tuple[float, float, float] | None:
     if admitted < ADMITTED:
         return None
     return start_s, period_s, float(np.clip(np.sqrt(np.mean(miss**2)), 1e-5, TOLERANCE_S))
+
+
+def _first(brackets: _Brackets, about_s: float) -> tuple[float, float]:
+    """Find the line that the first brackets admit best, among periods within 15 % of what changes are apart."""
+    found: list[tuple[float, float, float]] = []
+    for period_s in about_s * np.linspace(0.85, 1.15, 241):
+        k = np.round((brackets.middle_s - brackets.middle_s[0]) / period_s)
+        late, early = brackets.seen_s - k * period_s, brackets.before_s - k * period_s
+        start_s = float(late.min() + early.max()) / 2  # the middle of what all brackets admit, or nearest to it
+        found.append((float((_miss(brackets, start_s + k * period_s) ** 2).sum()), start_s, float(period_s)))
+    least = min(found)[0]
+    admitted = [(start_s, period_s) for miss, start_s, period_s in found if miss <= least + 1e-12]
+    return admitted[len(admitted) // 2]
 
 
 def _miss(brackets: _Brackets, at_s: FloatArray) -> FloatArray:

@@ -281,6 +281,21 @@ def test_a_fused_kernel_is_cut_in_proportion_to_the_sidecars_weights(tmp_path):
     assert any("1 compiled kernels have no provenance" in text for text in found.notes)
 
 
+def test_a_kernel_written_once_and_called_for_each_layer_is_told_apart_by_its_calls(tmp_path):
+    name = "triton_poi_fused_gelu_0"
+    rows = {f"{name}#{i}": normalised([(f"{i}.act", "forward", 1.0)]) for i in range(2)}
+    rows[name] = normalised([("0.act", "forward", 1.0), ("1.act", "forward", 1.0)])
+    sidecar = Sidecar({"fabc": rows})
+    call = [note("## Call CompiledFxGraph fabc ##", 0, 50)]
+    twice = [*call, *pair(1, 10, 10, 1, name=name), *pair(2, 30, 6, 2, name=name)]
+    assert owned(joined(tmp_path, twice, sidecar=sidecar)) == {("0.act", "forward"): 10000, ("1.act", "forward"): 6000}
+    thrice = [*twice, *pair(3, 60, 4, 3, name=name)]  # not the calls that were compiled: shared alike
+    assert owned(joined(tmp_path, thrice, sidecar=sidecar)) == {
+        ("0.act", "forward"): 10000,
+        ("1.act", "forward"): 10000,
+    }
+
+
 def test_another_graphs_kernel_of_the_same_name_is_not_taken(tmp_path):
     sidecar = Sidecar({"fother": {"triton_poi_fused_add_gelu_0": normalised([("net.fc", "forward", 1.0)])}})
     assert owned(joined(tmp_path, compiled(), sidecar=sidecar)) == {("Opt_0", "forward"): 15000}

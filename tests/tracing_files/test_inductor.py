@@ -76,6 +76,7 @@ def test_a_pass_that_somebody_else_set_is_not_replaced():
         ("L['self'].blocks[0].mlp", "blocks.0.mlp"),
         ("L['self']._modules['_orig_mod'].fc", "fc"),
         ("L['self']", "(root)"),
+        ("L['fn']._modules['0'].fc1", "0.fc1"),
         ("layers.3.attn", "layers.3.attn"),
     ],
 )
@@ -85,8 +86,16 @@ def test_traced_paths_become_names_as_in_state_dict(path, name):
 
 def test_nodes_weigh_alike_and_those_without_a_module_keep_their_part():
     owners = {"a": ("fc", "forward"), "b": ("fc", "forward"), "c": ("act", "forward")}
-    assert shares({"k:1": ["a", "b", "c", "x"], "other:2": ["x"]}, owners) == {
-        "k": [("(unattributed)", "forward", 1.0), ("act", "forward", 1.0), ("fc", "forward", 2.0)]
+    rows = [("(unattributed)", "forward", 1.0), ("act", "forward", 1.0), ("fc", "forward", 2.0)]
+    assert shares({"k:1": ["a", "b", "c", "x"], "other:2": ["x"]}, owners) == {"k": rows, "k#0": rows}
+
+
+def test_one_kernel_called_for_two_layers_is_told_apart_call_by_call():
+    owners = {"a": ("0.act", "forward"), "b": ("1.act", "forward")}
+    assert shares({"k:10": ["b"], "k:9": ["a"]}, owners) == {
+        "k": [("0.act", "forward", 1.0), ("1.act", "forward", 1.0)],
+        "k#0": [("0.act", "forward", 1.0)],
+        "k#1": [("1.act", "forward", 1.0)],
     }
 
 

@@ -38,6 +38,9 @@ class NodeOwners(CustomGraphPass):
     def __call__(self, graph: torch.fx.Graph) -> None:
         """Read one graph; node names are unique within it."""
         self.owners = {node.name: owner for node in graph.nodes if (owner := owner_of(node.meta)) is not None}
+        if any(phase == "backward" for _, phase in self.owners.values()):
+            # Forward nodes in a backward graph are computed again there: backward, like any recomputation.
+            self.owners = {name: (fqn, "backward") for name, (fqn, _) in self.owners.items()}
 
     def uuid(self) -> Any:
         """Identify the pass for the cache: it changes no graph, so graphs compiled with it are good without it."""
@@ -59,7 +62,7 @@ def module_name(path: str) -> str:
     for opening in ("._modules['", "['"):
         path = path.replace(opening, ".")
     parts = [part for part in path.replace("']", "").replace("[", ".").replace("]", "").split(".") if part]
-    while parts and parts[0] in {"L", "self", "G", "_orig_mod", "module"}:
+    while parts and parts[0] in {"L", "G", "self", "fn", "_orig_mod", "module"}:
         parts = parts[1:]
     return ".".join(parts) or ROOT
 
@@ -115,19 +118,29 @@ def _graphs_in(target: Path) -> dict[str, Any]:
 def shares(kernels: Mapping[str, Sequence[str]], owners: Mapping[str, Owner]) -> dict[str, Rows]:
     """Weigh the modules of each kernel by how many of its nodes are theirs.
 
-    Nodes without a module weigh too, as (unattributed): leaving them out would give their part away. A kernel that is
-    called several times in a graph is one row of the trace by name, so its calls are added.
+    Nodes without a module weigh too, as (unattributed): leaving them out would give their part away. Inductor writes
+    one kernel for equal layers and calls it for each: `kernel#n` is its n-th call, `kernel` all calls together.
     """
     counts: defaultdict[str, Counter[Owner]] = defaultdict(Counter)
-    for handle, nodes in kernels.items():
+    calls: Counter[str] = Counter()
+    for handle, nodes in sorted(kernels.items(), key=lambda item: _number(item[0])):
         phases = Counter(owners[node][1] for node in nodes if node in owners)
         phase = phases.most_common(1)[0][0] if phases else "other"
-        counts[handle.rpartition(":")[0] or handle].update(owners.get(node, (UNATTRIBUTED, phase)) for node in nodes)
+        name = handle.rpartition(":")[0] or handle
+        for key in (name, f"{name}#{calls[name]}"):
+            counts[key].update(owners.get(node, (UNATTRIBUTED, phase)) for node in nodes)
+        calls[name] += 1
     return {
         kernel: [(fqn, phase, float(n)) for (fqn, phase), n in sorted(found.items())]
         for kernel, found in counts.items()
         if any(fqn != UNATTRIBUTED for fqn, _ in found)
     }
+
+
+def _number(handle: str) -> int:
+    """Return the number of a call, as in `triton_poi_fused_add_0:12`: calls are numbered as they run."""
+    digits = handle.rpartition(":")[2]
+    return int(digits) if digits.isdecimal() else 0
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ CLAIMED = tuple(CODE[o] for o in ("module-forward", "module-backward", "recomput
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assigned:
-    """Slot and outcome of each record; `compiled` is the name code of the compiled graph that launched it."""
+    """Slot and outcome of each record; `compiled` is the call of a compiled graph that launched it."""
 
     slot: IntArray
     outcome: IntArray

@@ -67,8 +67,8 @@ class Host:
                     slot[part], outcome[part] = self.claims.book(Slot(name, phase)), CODE["op"]
 
     def compiled_at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
-        """Return the name code of the compiled graph that runs at instants, `NOBODY` outside of any."""
-        return np.append(self.claims.compiled_name, NOBODY)[self.claims.compiled.at(thread, t_ns)]
+        """Return the call of a compiled graph (place in `claims.compiled_name`) at instants, `NOBODY` outside."""
+        return self.claims.compiled.at(thread, t_ns)
 
 
 def host_of(trace: Kineto, live: Live = NO_LIVE) -> Host:

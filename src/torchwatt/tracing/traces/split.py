@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torchwatt.core.meter import IntArray
 from torchwatt.tracing.ranges import NOBODY
 from torchwatt.tracing.traces.assign import Assigned
 from torchwatt.tracing.traces.labels import COMPILED
+from torchwatt.tracing.traces.nest import by_group
 from torchwatt.tracing.traces.outcome import CODE
 from torchwatt.tracing.traces.resolve import Host
 from torchwatt.tracing.traces.sidecar import ANY_GRAPH, Shares, Sidecar
@@ -42,12 +44,13 @@ def split(host: Host, assigned: Assigned, sidecar: Sidecar) -> Parts:
     blocks = []
     candidates = np.flatnonzero((records.kind == KERNEL) & ~own) if sidecar.graphs else np.zeros(0, dtype=np.int64)
     pairs = np.stack((assigned.compiled[candidates], records.name[candidates]), axis=1)
-    for pair in np.unique(pairs, axis=0).tolist():
-        shares = sidecar.shares(_graph(trace.names, pair[0]), trace.names[pair[1]])
-        if shares:
-            rows = candidates[(pairs == pair).all(axis=1)]
-            shared[rows] = True
-            blocks.append(_cut(host, rows, shares))
+    distinct, which = np.unique(pairs, axis=0, return_inverse=True)
+    for number, members in by_group(which.reshape(-1)):
+        call, name = distinct[number].tolist()
+        rows = candidates[members]
+        for part, shares in _calls(rows, records.start_ns, _graph(host, call), trace.names[name], sidecar):
+            shared[part] = True
+            blocks.append(_cut(host, part, shares))
     whole = np.flatnonzero(~shared)
     blocks.append(
         (whole, assigned.slot[whole], assigned.outcome[whole], records.start_ns[whole], records.end_ns[whole])
@@ -56,8 +59,27 @@ def split(host: Host, assigned: Assigned, sidecar: Sidecar) -> Parts:
     return Parts(row, slot, outcome, start, end, shared, triton)
 
 
-def _graph(names: tuple[str, ...], code: int) -> str:
-    match = COMPILED.match(names[code]) if code != NOBODY else None
+def _calls(
+    rows: IntArray, start_ns: IntArray, graph: str, kernel: str, sidecar: Sidecar
+) -> Iterator[tuple[IntArray, Shares]]:
+    """Yield the records of one kernel in one call of a graph with their shares: call by call where these are known.
+
+    If the trace has another number of calls than the compiler wrote, whose is which is not known: all share alike.
+    """
+    by_call = [shares for i in range(len(rows)) if (shares := sidecar.shares(graph, f"{kernel}#{i}"))]
+    further = sidecar.shares(graph, f"{kernel}#{len(rows)}")
+    together = sidecar.shares(graph, kernel)
+    if len(by_call) == len(rows) and not further:
+        ordered = rows[np.argsort(start_ns[rows], kind="stable")]
+        for row, shares in zip(ordered, by_call, strict=True):
+            yield np.array([row]), shares
+    elif together:
+        yield rows, together
+
+
+def _graph(host: Host, call: int) -> str:
+    code = int(host.claims.compiled_name[call]) if call != NOBODY else NOBODY
+    match = COMPILED.match(host.trace.names[code]) if code != NOBODY else None
     return match.group(1) if match is not None else ANY_GRAPH
 
 

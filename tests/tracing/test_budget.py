@@ -156,3 +156,12 @@ def test_a_decision_never_lasts_longer_than_it_may(cost, now, step):
     budget = Budget(0.01, 0)
     for traced in (True, False):
         assert 1 <= budget.steps_until_news(cost, step, now, traced=traced) <= MOST_STEPS
+
+
+def test_a_window_that_slows_its_call_down_more_than_it_says_is_found_out():
+    rng, conductor = random.Random(0), Loop(0.01, MS, 1).conductor
+    for _ in range(20):
+        conductor.backward_took("a", round(rng.gauss(5 * MS, MS / 50)), recorded=False)
+        conductor.backward_took("a", round(rng.gauss(6 * MS, MS / 50)), recorded=True)
+    assert 0.9 * MS < conductor.slowdown_ns("a") <= 1.02 * MS
+    assert conductor.slowdown_ns("b") == 0.0

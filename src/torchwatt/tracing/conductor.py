@@ -16,6 +16,7 @@ LIGHT_ROW_CALLS = 4.0  # an outermost call, an optimizer step, a batch of data
 BACKWARD_CALLS = 8.0
 HOOK_CALLS = 4.0  # the end of a step
 ASLEEP_CALLS = 8.0  # a step of which only the end is noted
+MOST_KINDS = 32  # of backward calls whose lengths are compared
 CHECK_EVERY = 8  # traced steps between two looks at what tracing is seen to cost
 
 
@@ -67,6 +68,7 @@ class Conductor:
         self.can_narrow = True
         self.pacer = Pacer(start_ns) if windows else None
         self._checked = 0
+        self._backwards: dict[Hashable, Observed] = {}
 
     def decide(self, stride: Stride, now_ns: int, rows: int, spans: int, *, can_sleep: bool) -> int:
         """Book the steps since the last decision and return the mode of the next ones.
@@ -112,6 +114,17 @@ class Conductor:
         wanted = self.pacer.wants(kind, now_ns, self.budget.room_ns("windows", now_ns))
         stride.windowed |= wanted
         return wanted
+
+    def backward_took(self, kind: Hashable, length_ns: int, *, recorded: bool) -> None:
+        """Note how long a backward call took, in a window or not."""
+        if kind not in self._backwards and len(self._backwards) >= MOST_KINDS:
+            self._backwards.clear()
+        self._backwards.setdefault(kind, Observed()).add(length_ns, traced=recorded)
+
+    def slowdown_ns(self, kind: Hashable) -> float:
+        """Return by how much windows surely slow such calls down; 0 while too little was seen."""
+        seen = self._backwards.get(kind)
+        return seen.excess_ns() if seen is not None else 0.0
 
     def window_taken(self, kind: Hashable, cost_ns: int, now_ns: int) -> None:
         """Book a window."""

@@ -58,6 +58,7 @@ class Window:
         self._began = 0
         self._offset = 0
         self.cost_ns = 0
+        self.recording_ns = 0  # the part of it that lies inside the call
 
     def open(self) -> bool:
         """Start recording on this thread; False if another thread is recording."""
@@ -101,7 +102,8 @@ class Window:
         nodes = None
         if abs(offset - self._offset) < CLOCK_STEP_NS:
             nodes = _nodes(rows, (offset + self._offset) // 2)
-        self.cost_ns += self._clock_ns() - began + NODE_COST_NS * len(rows)
+        self.recording_ns = NODE_COST_NS * len(rows)
+        self.cost_ns += self._clock_ns() - began + self.recording_ns
         return nodes
 
     def _anchor(self) -> int:

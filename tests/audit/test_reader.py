@@ -20,8 +20,8 @@ def spoil(path, old, new):
     ("file", "old", "new", "said"),
     [
         ("layer.csv", b"energy_self_j", b"energy_j", r"layer\.csv.*'energy_self_j', found 'energy_j'"),
-        ("layer.csv", b",time_share,", b",time_share,extra,", r"layer\.csv row 1: 26 cells under 25 columns"),
-        ("layer.csv", b"time_share", b"", r"layer\.csv row 1, column method: is required"),
+        ("layer.csv", b",time_share,", b",time_share,extra,", r"layer\.csv row 1: 29 cells under 28 columns"),
+        ("layer.csv", b",time_share,", b",,", r"layer\.csv row 1, column method: is required"),
         ("device.csv", b"1713.1114000000005", b"1,5", r"device\.csv row 1"),
         ("device.csv", b"1713.1114000000005", b"NaN", r"device\.csv row 1, column energy_j: expected a number"),
         ("device.csv", b"true", b"yes", r"device\.csv row 1, column counts_toward_total"),

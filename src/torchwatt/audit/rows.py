@@ -52,6 +52,9 @@ def _layer(run_id: str, ledger: Ledger, entry: Entry, modules: Mapping[str, Modu
         "method": entry.method,
         "provenance": entry.provenance,
         "carried_share": entry.carried_share,
+        "measured_share": entry.measured_share,
+        "measured_in": entry.measured_in,
+        "time_share_j": entry.time_share_j,
     }
 
 

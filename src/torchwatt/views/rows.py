@@ -28,6 +28,9 @@ LAYER_COLUMNS = (
     "method",
     "provenance",
     "carried_share",
+    "measured_share",
+    "measured_in",
+    "time_share_j",
 )
 
 
@@ -63,4 +66,7 @@ def _row(ledger: Ledger, entry: Entry, total_j: float, module_class: str | None)
         "method": entry.method,
         "provenance": entry.provenance,
         "carried_share": entry.carried_share,
+        "measured_share": entry.measured_share,
+        "measured_in": entry.measured_in or None,
+        "time_share_j": entry.time_share_j,
     }

@@ -74,6 +74,11 @@ LAYER = Table(
         number("flops", "{FLOP}", "operations of all calls", minimum=0),
         number("bytes_moved", "By", "memory traffic of all calls", minimum=0),
         string("dtype", "last seen"),
+        number(
+            "measured_share", "1", "how much of it the readings decided; the rest is prior", minimum=0, maximum=1
+        ),
+        string("measured_in", "where the row alone is an estimate: the smallest module around it that was measured"),
+        number("time_share_j", "J", "what its share of time would have booked, to compare with", minimum=0),
     ),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from torchwatt.core.terms import UNATTRIBUTED, Phase, Slot
 from torchwatt.tracing.ranges import NOBODY
 from torchwatt.tracing.traces.autograd import Owners, owners
 from torchwatt.tracing.traces.claims import Claims, claims_of
-from torchwatt.tracing.traces.labels import NODE_PREFIX, is_backward_op, is_reserved
+from torchwatt.tracing.traces.labels import NODE_PREFIX, is_backward_op, is_reserved, scope_name
 from torchwatt.tracing.traces.live import NO_LIVE, Live
 from torchwatt.tracing.traces.nest import Nest, nest
 from torchwatt.tracing.traces.outcome import CODE
@@ -30,8 +30,8 @@ class Host:
     def at(self, thread: IntArray, t_ns: IntArray) -> tuple[IntArray, IntArray]:
         """Return slot and outcome of what is launched at instants.
 
-        Innermost module, autograd node, optimizer or loader; else the innermost named range; else, in a trace that
-        names no module, the operator; else nobody.
+        Innermost module, autograd node, optimizer or loader; else the innermost named range; else the
+        compiled graph; else, in a trace that names no module, the operator; else nobody.
         """
         claims, book = self.claims, self.claims.book
         slot, outcome, node = claims.at(thread, t_ns)
@@ -44,11 +44,23 @@ class Host:
         around = np.where(backward, book.in_phase(np.where(backward, around, NOBODY), "backward"), around)
         outcome = np.where((slot < 0) & there, CODE["scope"], outcome)
         slot = np.where(slot < 0, around, slot)
+        self._by_compiled_graph(thread, t_ns, node, slot, outcome)
         if self.ops is not None:
             self._by_operator(thread, t_ns, node, slot, outcome)
         nobody = slot < 0
         unclaimed = np.where(inside, book(Slot(UNATTRIBUTED, "backward")), book(Slot(UNATTRIBUTED, "other")))
         return np.where(nobody, unclaimed, slot), np.where(nobody, CODE["outside"], outcome)
+
+    def _by_compiled_graph(
+        self, thread: IntArray, t_ns: IntArray, node: IntArray, slot: IntArray, outcome: IntArray
+    ) -> None:
+        """Name what nobody else does by the call of a compiled graph around it: torch writes that range itself."""
+        call = self.compiled_at(thread, t_ns)
+        open_ = np.flatnonzero((slot < 0) & (call != NOBODY))
+        for i in open_.tolist():
+            phase: Phase = "backward" if node[i] != NOBODY else "other"
+            name = scope_name(self.trace.names[int(self.claims.compiled_name[call[i]])])
+            slot[i], outcome[i] = self.claims.book(Slot(name, phase)), CODE["scope"]
 
     def _by_operator(self, thread: IntArray, t_ns: IntArray, node: IntArray, slot: IntArray, outcome: IntArray) -> None:
         """Name by the forward operator of the autograd node, or by the outermost operator at work."""

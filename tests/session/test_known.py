@@ -1,6 +1,7 @@
 import pytest
 
 from torchwatt.attribution.kernel import Kernel, SensorModel
+from torchwatt.attribution.known import NOTHING
 from torchwatt.core.meter import Channel, Meter
 from torchwatt.core.replay import ReplayedPower
 from torchwatt.core.terms import Domain, Slot
@@ -32,7 +33,7 @@ def test_a_damaged_calibration_is_said_and_costs_no_run(tmp_path, monkeypatch):
 def test_work_of_one_call_becomes_work_of_the_run():
     spans = [Span("a", "forward", i * 10, i * 10 + 5) for i in range(3)]
     known = known_of(
-        {}, (), {Slot("a", "forward"): (100.0, 8.0), Slot("b", "forward"): (1.0, 1.0)}, trace_from_spans(spans)
+        NOTHING, (), {Slot("a", "forward"): (100.0, 8.0), Slot("b", "forward"): (1.0, 1.0)}, trace_from_spans(spans)
     )
     assert known.work == {Slot("a", "forward"): (300.0, 24.0)}
 
@@ -40,7 +41,7 @@ def test_work_of_one_call_becomes_work_of_the_run():
 def test_a_looped_layer_is_known_no_better_than_its_context_allows():
     slots = (Slot("a", "forward"), Slot("b", "forward"))
     looped = ReplayedPower(GPU, slots, 200.0, 10.0, 1.0, 50, 0.01, quiet_w=70.0)
-    known = known_of({}, (looped,), {}, EMPTY_TRACE)
+    known = known_of(NOTHING, (looped,), {}, EMPTY_TRACE)
     assert [r.slot for r in known.replays["gpu:0"]] == list(slots)
     assert known.replays["gpu:0"][0].sd_rel == pytest.approx((0.05**2 + 0.05**2) ** 0.5)
     assert known.idle_w == {"gpu:0": 70.0}

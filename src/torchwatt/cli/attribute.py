@@ -22,6 +22,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--trace", action="append", required=True, metavar="FILE", help="torch.profiler's, one a rank")
     parser.add_argument("--power", metavar="CSV", help="power readings; without them there are times and no joules")
     parser.add_argument("--offset", metavar="S", help="seconds to add to the trace's times; `fit` searches for them")
+    parser.add_argument("--sensor", default="auto", metavar="FAMILY", help="a100, h100, ada, volta, ...; default auto")
+    parser.add_argument("--idle", metavar="CSV", help="power readings of the device at rest")
     parser.add_argument("--capture", action="append", default=[], metavar="FILE", help="trace of captured graphs")
     parser.add_argument("--sidecar", metavar="FILE", help="what the compiler fused, from torchwatt.tracing.inductor")
     parser.add_argument("--out", metavar="DIR", help="write the audit tables into a new folder")
@@ -43,7 +45,15 @@ def attribute(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
     out = out or sys.stdout
     if asked.out and not asked.power:
         raise ConfigError("--out writes joules: give --power CSV as well")
-    files = Files(tuple(asked.trace), asked.power, tuple(asked.capture), asked.sidecar, _offset(asked.offset))
+    files = Files(
+        tuple(asked.trace),
+        asked.power,
+        tuple(asked.capture),
+        asked.sidecar,
+        _offset(asked.offset),
+        asked.sensor,
+        asked.idle,
+    )
     found = run_offline(files)
     if found.report is not None:
         print(to_text(found.report), file=out)

@@ -22,7 +22,8 @@ DATA = "(data)"
 TRANSFER = "(transfer)"
 COMMUNICATION = "(communication)"
 ROOT = "(root)"  # what the model itself does outside its children
-RESERVED = (IDLE, UNATTRIBUTED, OUTSIDE, OPTIMIZER, DATA, TRANSFER, COMMUNICATION)
+ORPHAN = "(orphan)"  # device work that was launched before the trace began
+RESERVED = (IDLE, UNATTRIBUTED, OUTSIDE, ORPHAN, OPTIMIZER, DATA, TRANSFER, COMMUNICATION)
 
 
 def weakest(*inputs: Provenance) -> Provenance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,14 +32,14 @@ def calibrated_sensors(meters: Sequence[Meter]) -> tuple[dict[str, SensorModel],
 
 
 def known_of(
-    sensors: Mapping[str, SensorModel],
+    known: Known,
     replays: Sequence[ReplayedPower],
     work: Mapping[Slot, tuple[float, float]],
     trace: Trace,
 ) -> Known:
-    """Put together what is known: sensors, looped layers, and each slot's work in the whole run."""
+    """Add to what is known of the devices: looped layers, and each slot's work in the whole run."""
     looped: dict[str, list[Replay]] = {}
-    idle_w: dict[str, float] = {}
+    idle_w = dict(known.idle_w)
     for one in replays:
         # The context (caches, clocks) may matter as much again as what the loop itself left open.
         sd_rel = float(np.hypot(CONTEXT_REL, one.sd_w / one.power_w)) if one.power_w > 0 else CONTEXT_REL
@@ -50,8 +51,8 @@ def known_of(
     whole: dict[str | Slot, tuple[float, float]] = {
         slot: (flops * count[slot], moved * count[slot]) for slot, (flops, moved) in work.items() if count.get(slot)
     }
-    return Known(
-        sensors=dict(sensors),
+    return replace(
+        known,
         idle_w=idle_w,
         replays={domain: tuple(found) for domain, found in looped.items()},
         work=whole,

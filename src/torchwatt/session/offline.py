@@ -9,6 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from torchwatt.attribution.kernel import FAMILIES
+from torchwatt.attribution.known import Known
 from torchwatt.core.activity import Activity
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Event, Recording
@@ -31,13 +35,19 @@ LEAD_NS = 99_000_000
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What an offline run is made from; `offset` is in seconds, added to the traces' times, or to be fitted."""
+    """What an offline run is made from.
+
+    `offset` is in seconds, added to the traces' times, or to be fitted. `sensor` is the family of the GPU's power
+    sensor (a100, h100, ...), which "auto" leaves to the readings. `idle` is a power log of the same devices at rest.
+    """
 
     traces: tuple[StrPath, ...]
     power: StrPath | None = None
     captures: tuple[StrPath, ...] = ()
     sidecar: StrPath | None = None
     offset: Offset = None
+    sensor: str = "auto"
+    idle: StrPath | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,13 +59,23 @@ class Offline:
     events: tuple[Event, ...] = field(default=())
 
 
-def attribute(trace: StrPath | Sequence[StrPath], power: StrPath, *, offset: Offset = None) -> Report:
+def attribute(
+    trace: StrPath | Sequence[StrPath],
+    power: StrPath,
+    *,
+    offset: Offset = None,
+    sensor: str = "auto",
+    idle: StrPath | None = None,
+) -> Report:
     """Say which layers of a recorded run used the joules of a power log.
 
     Args:
         trace: A trace saved by torch.profiler (.json, .json.gz), or one per rank.
         power: A CSV of power readings; `torchwatt.sensors.power_log.read_power_log` says which columns.
         offset: Seconds to add to the trace's times to reach those of the log; "fit" searches for it.
+        sensor: Family of the power sensor: "a100", "h100", "ada", "ampere", "volta", "turing", "pascal"; "auto" lets
+            the readings decide.
+        idle: A power log of the device at rest with its context loaded: its static power.
 
     Raises:
         TraceError: A trace cannot be read.
@@ -63,7 +83,7 @@ def attribute(trace: StrPath | Sequence[StrPath], power: StrPath, *, offset: Off
         ConfigError: Trace and log do not belong together: other devices, another time.
     """
     traces = (trace,) if isinstance(trace, (str, os.PathLike)) else tuple(trace)
-    found = run_offline(Files(traces, power, offset=offset))
+    found = run_offline(Files(traces, power, offset=offset, sensor=sensor, idle=idle))
     assert found.report is not None  # noqa: S101  # a power log always gives one
     return found.report
 
@@ -114,8 +134,24 @@ def _report(joined: Sequence[Joined], recording: Recording, files: Files, events
         Bounds(start_ns, end_ns, start_ns),
         recording.between(start_ns - LEAD_NS, max(int(series.t_ns[-1]) for series in recording.series)),
         trace,
-        Outcome("complete"),
+        Outcome("complete", known=_known(files, [str(meter.domain) for meter in recording.meters])),
     )
+
+
+def _known(files: Files, domains: Sequence[str]) -> Known:
+    """Return what the caller said about the devices: their sensors, and their power at rest."""
+    if files.sensor != "auto" and files.sensor not in FAMILIES:
+        raise ConfigError(f"no sensor family {files.sensor!r}: give auto or one of {', '.join(FAMILIES)}")
+    families = {} if files.sensor == "auto" else dict.fromkeys(domains, files.sensor)
+    idle_w: dict[str, float] = {}
+    if files.idle is not None:
+        rest = read_power_log(files.idle)
+        if len(rest.meters) == len(domains) == 1:
+            rest = renamed(rest, int(domains[0].partition(":")[2]))
+        for series in rest.series:
+            if series.channel.quantity == "power":
+                idle_w[str(series.channel.domain)] = float(np.mean(series.raw)) * series.channel.scale
+    return Known(families=families, idle_w=idle_w)
 
 
 def _window(activities: Sequence[Activity]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, cast
 
 from torchwatt.attribution.kernel import SensorModel
+from torchwatt.attribution.known import Known
 from torchwatt.core.meter import Event, Recording
 from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
@@ -192,7 +193,9 @@ class Session:
 
     def _settle(self, end_ns: int, recording: Recording, trace: Trace, status: Status, reason: str) -> Report:
         bounds = Bounds(self._start_ns, end_ns, self._start_unix_ns)
-        outcome = Outcome(status, reason, dict(self.units), tuple(self.windows), tuple(self._events), self._sensors)
+        outcome = Outcome(
+            status, reason, dict(self.units), tuple(self.windows), tuple(self._events), Known(sensors=self._sensors)
+        )
         return settle(self.run_id, self.asked, bounds, recording, trace, outcome)
 
     def _write_files(self, report: Report | None) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 
 from torchwatt.attribution.attribute import Attribution, attribute
-from torchwatt.attribution.kernel import SensorModel
+from torchwatt.attribution.known import NOTHING, Known
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import Event, Recording, Unavailable
 from torchwatt.core.report import Report, Status, Step, Window
@@ -36,12 +36,12 @@ class Outcome:
     units: dict[str, float] = field(default_factory=dict)
     windows: tuple[Window, ...] = ()
     events: tuple[Event, ...] = ()
-    sensors: Mapping[str, SensorModel] = field(default_factory=dict)  # calibrated, by domain
+    known: Known = NOTHING  # of the devices, before their readings are looked at
 
 
 def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, trace: Trace, outcome: Outcome) -> Report:
     """Attribute the recording and put everything that was found out into one value."""
-    known = known_of(outcome.sensors, asked.replays, asked.work, trace)
+    known = known_of(outcome.known, asked.replays, asked.work, trace)
     found = attribute(recording, trace, bounds.start_ns, bounds.end_ns, known)
     report = Report(
         run_id=run_id,

@@ -6,6 +6,7 @@ import re
 from typing import get_args
 
 from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, TRANSFER, UNATTRIBUTED, Phase, Slot
+from torchwatt.core.terms import ORPHAN as ORPHANS
 
 MODULE_PREFIX = "nn.Module: "
 OWN_PREFIXES = ("torchwatt::", "tw::")
@@ -13,7 +14,7 @@ STEP_PREFIX = "ProfilerStep#"
 NODE_PREFIX = "autograd::engine::evaluate_function: "
 COMPILED = re.compile(r"## Call CompiledFxGraph (\w+) ##")
 
-ORPHAN = Slot("(orphan)", "other")  # launched before the trace began
+ORPHAN = Slot(ORPHANS, "other")  # launched before the trace began
 NOBODY = Slot(UNATTRIBUTED, "other")
 TRANSFERS = Slot(TRANSFER, "transfer")
 COLLECTIVES = Slot(COMMUNICATION, "communication")

@@ -169,3 +169,36 @@ def test_the_words_before_the_script_are_ours_and_those_after_it_the_scripts():
     )
     assert _cut(["run", "--csv=d", "--", "-odd.py", "x"]) == (["run", "--csv=d", "--", "-odd.py"], ["x"])
     assert _cut(["show", "d"]) == (["show", "d"], [])
+
+
+def test_verify_says_ok_or_where_it_is_not_and_exits_with_it(tmp_path):
+    from tests.support.bundles import rich_report
+    from torchwatt.audit import write_bundle
+
+    bundle = write_bundle(rich_report(), tmp_path / "audit")
+    good = torchwatt("verify", bundle)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert good.stdout.endswith(f"OK: {bundle}\n")
+    (bundle / "layer.csv").write_bytes((bundle / "layer.csv").read_bytes().replace(b"forward", b"forwards", 1))
+    bad = torchwatt("verify", bundle)
+    assert bad.returncode == 1
+    assert (
+        "CELL layer.csv row 6 column phase: is no word of this column; expected one of forward, backward" in bad.stdout
+    )
+    none = torchwatt("verify", tmp_path)
+    assert none.returncode == 2
+    assert "no bundle" in none.stderr
+
+
+def test_a_projects_chain_and_key_are_taken_from_the_environment(tmp_path):
+    path = script(tmp_path, "import torch\ntorch.nn.Linear(2, 2)(torch.ones(1, 2))")
+    chain = tmp_path / "runs" / "chain.jsonl"
+    for name in ("a", "b"):
+        done = torchwatt("run", "-q", "--csv", tmp_path / "runs" / name, path, env={"TORCHWATT_CHAIN": str(chain)})
+        assert done.returncode == 0, done.stderr
+    good = torchwatt("verify", tmp_path / "runs" / "b", "--chain", chain, "--runs", tmp_path / "runs")
+    assert good.returncode == 0, good.stdout
+    (tmp_path / "runs" / "a").rename(tmp_path / "hidden")
+    bad = torchwatt("verify", tmp_path / "runs" / "b", "--chain", chain, "--runs", tmp_path / "runs")
+    assert bad.returncode == 1
+    assert "CHAIN chain.jsonl row 1 column bundle" in bad.stdout

@@ -35,6 +35,7 @@ class Seal:
 
 
 NO_SEAL = Seal()
+TOOL = f"torchwatt {__version__}"
 
 
 def digests(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -47,7 +48,7 @@ def manifest(sha256_of: Mapping[str, str]) -> bytes:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sha256_of.items())).encode()
 
 
-def statement(sha256_of: Mapping[str, str], run_id: str, link: Link | None) -> bytes:
+def statement(sha256_of: Mapping[str, str], run_id: str, link: Link | None, tool: str = TOOL) -> bytes:
     """Return an in-toto Statement v1 about the manifest and every file in it; without a clock, so always the same."""
     manifest_sha256 = sha256(manifest(sha256_of)).hexdigest()
     everything = dict(sha256_of) | {MANIFEST: manifest_sha256}
@@ -57,7 +58,7 @@ def statement(sha256_of: Mapping[str, str], run_id: str, link: Link | None) -> b
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "schema_version": SCHEMA_VERSION,
-            "tool": f"torchwatt {__version__}",
+            "tool": tool,
             "run_id": run_id,
             "manifest_sha256": manifest_sha256,
             "chain_index": link.index if link else None,

@@ -17,7 +17,6 @@ from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
 
 ROWS = 4096
-LONGEST_CELL = 1 << 20
 Wrong = tuple[str, str]  # expected, reason
 
 

@@ -53,7 +53,8 @@ def verify(
         raise BundleError(f"{folder} is no folder")
     check = _Check(folder)
     check.tables()
-    said = check_statement(folder, text(check.facts.run, "run_id"), check.hashes, check.findings)
+    run_id = text(check.facts.run, "run_id")
+    said = check_statement(folder, run_id, check.hashes, check.findings, newer=check.newer)
     check_chain(
         None if chain is None else Path(chain), said, check.hashes["MANIFEST.sha256"],
         None if runs is None else Path(runs), check.findings,

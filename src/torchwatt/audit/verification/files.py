@@ -6,11 +6,12 @@ import json
 import re
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from torchwatt.audit.chain import Link
 from torchwatt.audit.describe import csvw_json, datapackage_json
 from torchwatt.audit.schema import TABLES
-from torchwatt.audit.seal import MANIFEST, PREDICATE_TYPE, SIGNATURE, STATEMENT, STATEMENT_TYPE
+from torchwatt.audit.seal import MANIFEST, SIGNATURE, STATEMENT, statement
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
 
@@ -96,36 +97,44 @@ def _differ(path: Path, content: bytes, findings: Findings) -> None:
     )  # fmt: skip
 
 
-def check_statement(folder: Path, run_id: str, found: dict[str, str], findings: Findings) -> dict[str, Any]:
+def check_statement(
+    folder: Path, run_id: str, found: dict[str, str], findings: Findings, *, newer: bool
+) -> dict[str, Any]:
     """Check that the statement is about these files, and return what it says."""
     if STATEMENT not in found:
         findings.add("FILE", STATEMENT, "is missing")
         return {}
+    content = (folder / STATEMENT).read_bytes()
     try:
-        told = json.loads((folder / STATEMENT).read_bytes())
+        told = json.loads(content)
         subjects = {item["name"]: item["digest"]["sha256"] for item in told["subject"]}
         said: dict[str, Any] = dict(told["predicate"])
-        kinds = (told["_type"], told["predicateType"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         findings.add("FORM", STATEMENT, f"is no in-toto statement: {error!r}")
         return {}
-    if kinds != (STATEMENT_TYPE, PREDICATE_TYPE):
-        findings.add(
-            "DESCRIPTION",
-            STATEMENT,
-            "another kind of statement",
-            expected=(STATEMENT_TYPE, PREDICATE_TYPE),
-            found=kinds,
-        )
-    for name in sorted((found.keys() | subjects.keys()) - {STATEMENT, SIGNATURE}):
-        if name in subjects and subjects[name] != found.get(name):
+    before = findings.count
+    for name in sorted(subjects, key=str):
+        if subjects[name] != found.get(name):
             findings.add(
                 "HASH", name, f"differs from {STATEMENT}", expected=subjects[name], found=found.get(name, "no file")
             )
-    listed = {match[2] for match in _LINE.finditer((folder / MANIFEST).read_text(errors="replace"))} | {MANIFEST}
-    for name in sorted(listed - subjects.keys()):
-        findings.add("DESCRIPTION", STATEMENT, f"says nothing about {name}")
     for name, expected in (("run_id", run_id), ("manifest_sha256", found[MANIFEST])):
         if said.get(name) != expected:
             findings.add("DESCRIPTION", STATEMENT, f"{name} is another", expected=expected, found=said.get(name))
+    if findings.count == before and not newer:
+        _restate(folder, run_id, found, said, findings)
     return said
+
+
+def _restate(folder: Path, run_id: str, found: dict[str, str], said: dict[str, Any], findings: Findings) -> None:
+    """Write the statement again, with the tool and the place in the chain that it names, and compare the bytes."""
+    text = (folder / MANIFEST).read_text(encoding="utf-8", errors="replace")
+    listed = {match[2]: found.get(match[2], match[1]) for line in text.splitlines() if (match := _LINE.fullmatch(line))}
+    link = None
+    if said.get("chain_sha256") is not None:
+        numbers = (said.get(name) for name in ("chain_index", "prev_chain_sha256", "chain_sha256"))
+        index, prev_chain_sha256, chain_sha256 = numbers
+        link = Link(cast("int", index), run_id, "", found[MANIFEST], str(prev_chain_sha256), str(chain_sha256))
+    content = statement(listed, run_id, link, tool=str(said.get("tool")))
+    if (folder / STATEMENT).read_bytes() != content:
+        _differ(folder / STATEMENT, content, findings)

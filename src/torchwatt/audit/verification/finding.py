@@ -44,16 +44,19 @@ class Finding:
         place = self.file
         place += f" row {self.row}" if self.row is not None else ""
         place += f" column {self.column}" if self.column else ""
-        said = f"{self.code} {place}: {self.reason}"
+        said = f"{self.code} {place}: {printable(self.reason)}"
         if self.expected or self.found:
             said += f"; expected {_shown(self.expected)}, found {_shown(self.found)}"
         return said
 
 
 def _shown(text: str) -> str:
-    # Cells are anybody's text: no control character reaches a terminal.
-    safe = "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text[:LONGEST])
-    return (safe or "nothing") + ("…" if len(text) > LONGEST else "")
+    return (printable(text[:LONGEST]) or "nothing") + ("…" if len(text) > LONGEST else "")
+
+
+def printable(text: str) -> str:
+    """Write out what is not printable: cells are anybody's text, and no control character may reach a terminal."""
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
 @dataclass(slots=True)
@@ -101,7 +104,7 @@ class Verification:
         yield from (f"  {finding}" for finding in self.findings)
         if self.count > len(self.findings):
             yield f"  and {self.count - len(self.findings)} more findings"
-        yield from (f"  note: {note}" for note in self.notes)
+        yield from (f"  note: {printable(note)}" for note in self.notes)
         kinds = Counter(finding.code for finding in self.findings)
         told = ", ".join(f"{n} {code}" for code, n in kinds.items())
         yield f"OK: {self.directory}" if self.ok else f"NOT OK: {self.count} findings ({told})"

@@ -10,7 +10,7 @@ from IPython.core.error import UsageError
 
 from torchwatt.notebook.block import Block
 from torchwatt.notebook.flags import Asked
-from torchwatt.notebook.shell import Shell
+from torchwatt.notebook.shell import Shell, cell_number
 
 # A cell that says itself what is measured is left alone.
 _OWN = re.compile(r"\s*%%?energy\b")
@@ -24,6 +24,7 @@ class Auto:
         self._block = block
         self._asked: Asked | None = None
         self._open: Block | None = None
+        self._ahead = 0
 
     def on(self, asked: Asked) -> None:
         """Begin with the next cell; again: with other options."""
@@ -34,6 +35,8 @@ class Auto:
             self._shell.events.register("pre_run_cell", self._before)
             self._shell.events.register("post_run_cell", self._after)
         self._asked = asked
+        # Depending on IPython's version, the count that a cell sees is its own or the next one.
+        self._ahead = int(self._shell.execution_count) - cell_number(self._shell)
 
     def off(self) -> None:
         """Stop; the cell that says so is not measured to its end."""
@@ -47,7 +50,7 @@ class Auto:
     def _before(self, info: Any) -> None:
         if self._asked is None or self._open is not None or not info.raw_cell.strip() or _OWN.match(info.raw_cell):
             return
-        block = self._block(self._asked, f"In [{self._shell.execution_count}]")
+        block = self._block(self._asked, f"In [{self._shell.execution_count - self._ahead}]")
         block.__enter__()
         self._open = block
 

@@ -101,6 +101,19 @@ def test_a_nested_session_is_a_window_of_the_outer_one():
     assert set(inner.layers.fqn) <= set(outer.layers.fqn)
 
 
+def test_a_nested_session_is_read_from_the_outer_ones_curves():
+    from torchwatt.core.curve import EnergyCurve
+    from torchwatt.core.report import Window
+    from torchwatt.core.terms import Domain
+    from torchwatt.session.settle import _seen_whole
+
+    t_ns = np.arange(101) * 10_000_000
+    curve = EnergyCurve(Domain("gpu", 0), t_ns, t_ns * 100e-9, "counter", "measured")
+    early = Window("inner", 200_000_000, 500_000_000, 45.0)  # what it knew when it ended
+    assert _seen_whole(early, [curve]).energy_j == pytest.approx(30.0)
+    assert _seen_whole(early, []).energy_j == 45.0
+
+
 def test_two_threads_may_each_have_a_session_and_are_told_not_to_add():
     runs = {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import fsum
 
 from torchwatt.attribution.attribute import Attribution, attribute
@@ -56,7 +56,7 @@ def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, tr
         unavailable=_distinct((*recording.unavailable, *found.unavailable)),
         events=_in_order((*recording.events, *trace.events, *found.events, *outcome.events)),
         steps=tuple(_steps(trace, found.curves)),
-        windows=outcome.windows,
+        windows=tuple(_seen_whole(window, found.curves) for window in outcome.windows),
         modules=trace.modules,
         units=dict(outcome.units),
         sampler=recording.stats,
@@ -80,6 +80,12 @@ def _steps(trace: Trace, curves: Sequence[EnergyCurve]) -> Iterable[Step]:
         known = {str(c.domain): c.between(start_ns, end_ns) for c in curves if c.knows(start_ns, end_ns)}
         yield Step(index, start_ns, end_ns, known, count)
         index += count
+
+
+def _seen_whole(window: Window, curves: Sequence[EnergyCurve]) -> Window:
+    """Read a nested session's joules from the outer one's curves: slow counters publish after it has ended."""
+    known = [c.between(window.start_ns, window.end_ns) for c in curves if c.knows(window.start_ns, window.end_ns)]
+    return replace(window, energy_j=fsum(known) if curves and len(known) == len(curves) else window.energy_j)
 
 
 def window_of(report: Report) -> Window:

@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEMO := demo-output
+OLD_KERNEL := tests/notebook/requirements-old-kernel.txt
 PURE := $(addprefix tests/,attribution audit carbon core exports tracing_files views)
 # The front end's own tools, with the node that the requirements bring.
 FRONT := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" $(CURDIR)/$(BIN)/jlpm
@@ -11,9 +12,10 @@ FRONT := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" $(CURDIR)/$(BIN)/jlpm
 
 setup: $(STAMP)
 
-$(STAMP): requirements-dev.txt pyproject.toml
+$(STAMP): requirements-dev.txt pyproject.toml $(OLD_KERNEL)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/old-kernel --requirement $(OLD_KERNEL)
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
@@ -45,6 +47,9 @@ bench: setup
 	$(BIN)/python benchmarks/span_cost.py
 	$(BIN)/python benchmarks/overhead.py
 	PYTHONPATH=. $(BIN)/python benchmarks/audit_speed.py
+	PYTHONPATH=. $(BIN)/python benchmarks/live_view.py
+	$(BIN)/python benchmarks/join_speed.py
+	$(BIN)/python benchmarks/interleaved.py
 	$(BIN)/python benchmarks/attribution_truth.py --minutes 23
 
 # The pages that are made from the code: the schema, and the walk through a real bundle.

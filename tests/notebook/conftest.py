@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.notebook.kernel import Kernel
 from tests.notebook.places import places
 
@@ -18,9 +20,20 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def _one_kernel(_own_places: None) -> Iterator[Kernel]:
-    with Kernel() as kernel:
+OLD_KERNEL = REPOSITORY / ".venv" / "old-kernel"
+
+
+@pytest.fixture(scope="session", params=["newest ipykernel", "oldest ipykernel"])
+def _one_kernel(_own_places: None, request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    oldest = request.param.startswith("oldest")
+    if oldest and not (OLD_KERNEL / "ipykernel").is_dir():
+        reason = f"no old ipykernel in {OLD_KERNEL}: `make setup` installs it"
+        if os.environ.get("TORCHWATT_REQUIRE_BROWSER"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with Kernel(OLD_KERNEL if oldest else None) as kernel:
+        version = kernel.value("__import__('ipykernel').__version__")
+        assert version.startswith("6.29." if oldest else "7.")
         kernel.run(
             "%load_ext torchwatt", "import asyncio, torch\nmodel = torch.nn.Linear(8, 8)\nones = torch.ones(2, 8)"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import threading
 import time
@@ -20,12 +21,17 @@ _TIMEOUT_S = 120
 
 
 class Kernel:
-    """One kernel for many small notebooks."""
+    """One kernel for many small notebooks; `folder` holds the packages that it finds before all others."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
 
     def __enter__(self) -> Self:
         self._client = self._client_for()
         self._client.create_kernel_manager()
-        self._client.start_new_kernel()
+        before = [str(self._folder)] if self._folder is not None else []
+        path = os.pathsep.join([*before, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self._client.start_new_kernel(env={**os.environ, "PYTHONPATH": path})
         self._client.start_new_kernel_client()
         return self
 

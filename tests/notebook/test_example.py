@@ -29,7 +29,8 @@ def test_it_runs_and_every_cell_shows_what_it_promises(notebook):
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     assert time.monotonic() - began < 100  # 20 s where nothing else runs
     code = {cell.source.splitlines()[0]: cell for cell in notebook.cells if cell.cell_type == "code"}
-    (report,) = [shown for cell in code.values() for shown in reports(cell)]
+    report, smaller = [shown for cell in code.values() for shown in reports(cell)]
+    assert "conv2" in smaller["text/plain"]
     for name in ("conv1", "head", "backward", "(optimizer)", "per image", "FRA"):
         assert name in report["text/plain"]
     assert "<script" not in report["text/html"]
@@ -37,4 +38,6 @@ def test_it_runs_and_every_cell_shows_what_it_promises(notebook):
     assert float(re.search(r"([\d.]+)% of the digits", value(measured))[1]) > 95
     said = [value(cell) for first, cell in code.items() if first.startswith("print(")]
     assert [float(text.split()[0]) > 0 for text in said] == [True, True]
+    compared = value(code["import pandas as pd"])
+    assert {"32 channels", "8 channels", "head", "(optimizer)"} <= set(re.split(r"\s{2,}|\n", compared))
     assert "run.csv" in value(code["import tempfile"])

@@ -101,7 +101,7 @@ def test_a_measured_line_inside_a_measured_cell_is_a_window_and_not_more_joules(
         " float(outer.layers.energy_self_j.sum()))"
     )
     assert "time.sleep(0.3)" in name
-    assert windows == [(name, inner_j)]
+    assert windows == [(name, pytest.approx(inner_j, rel=0.05))]
     assert 0 < inner_j < outer_j
     assert booked_j == pytest.approx(outer_j, rel=1e-9)
     # Bare, the magic shows the outer run: the one that ended last.
@@ -163,11 +163,11 @@ def test_mistakes_are_one_clean_line_and_stop_run_all(kernel):
         "%energy -q await asyncio.sleep(0)": "await works on the lines under",
     }.items():
         bad, later = kernel.run_all(cell, "ran.append(2)")
-        (output,) = bad.outputs
-        assert (output.output_type, output.name) == ("stream", "stderr"), cell
-        assert output.text.startswith("UsageError: "), cell
-        assert said in output.text, cell
-        assert output.text.count("\n") == 1, cell
+        assert {(o.output_type, o.name) for o in bad.outputs} == {("stream", "stderr")}, cell
+        text = "".join(o.text for o in bad.outputs)  # a busy kernel may send a line in two pieces
+        assert text.startswith("UsageError: "), cell
+        assert said in text, cell
+        assert text.count("\n") == 1, cell
         assert later.execution_count is None, cell
     assert kernel.value("ran") == []
 

@@ -103,6 +103,9 @@ class Feed(Protocol):
     def mark(self) -> None:
         """Read all counters now, in the calling process; the readings get merged into the recording."""
 
+    def linger(self) -> None:
+        """Return when slow meters have answered once more: a run that ends now is then known to its end."""
+
     def snapshot(self, since_ns: int = 0) -> Recording:
         """Return what is known so far, from an instant on; from any thread."""
 

@@ -176,6 +176,9 @@ class Replay:
     def mark(self) -> None:
         """Do nothing: a recording has no readings but its own."""
 
+    def linger(self) -> None:
+        """Do nothing: what was recorded is there when its time comes."""
+
     def snapshot(self, since_ns: int = 0) -> Recording:
         """Return the readings that would be known by now."""
         if self._result is not None:

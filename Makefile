@@ -19,9 +19,9 @@ $(PACKAGES): requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
-# The build backend and node are among the requirements: nothing more is fetched for them.
+# The build backend is among the requirements and the front end is built: an editable install would build it again.
 $(STAMP): $(PACKAGES) $(FRONT) pyproject.toml
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	HATCH_JUPYTER_BUILDER_SKIP_NPM=1 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 front: $(FRONT)

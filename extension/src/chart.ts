@@ -128,7 +128,7 @@ export class LiveView extends View {
       h('h4', {}, 'Layers ', this.asOf),
       this.layers.node
     );
-    const gone = unavailable(begin.unavailable);
+    const gone = unavailable(begin.unavailable, begin.domains.length === 0);
     if (gone) {
       this.node.append(gone);
     }
@@ -219,21 +219,24 @@ function domains(payload: Payload): HTMLElement | null {
       h('div', { class: 'tw-note' }, one.meter)
     )
   );
-  const gone = unavailable(payload.unavailable);
+  const gone = unavailable(payload.unavailable, payload.domains.length === 0);
   return h('div', {}, h('h4', {}, 'Domains'), h('div', { class: 'tw-domains' }, ...cards), gone);
 }
 
-function unavailable(list: readonly Gone[]): HTMLElement | null {
+/** Name what has no meter on one line, which opens to why and to what would help. */
+function unavailable(list: readonly Gone[], open = false): HTMLElement | null {
   const lines = list.map(one =>
     h(
       'div',
       { class: 'tw-note' },
       h('b', {}, one.domain),
       ` ${DASH} ${one.reason}`,
-      one.fix ? h('span', {}, ' Fix: ', h('code', {}, one.fix)) : null
+      one.fix ? h('div', {}, `Fix: ${one.fix}`) : null
     )
   );
-  return lines.length ? h('div', { class: 'tw-gone' }, ...lines) : null;
+  const names = [...new Set(list.map(one => one.domain))].join(', ');
+  const title = h('summary', {}, h('b', {}, 'Without a meter: '), names);
+  return lines.length ? h('details', { class: 'tw-gone', open }, title, ...lines) : null;
 }
 
 function foldedNote({ folded }: Payload): HTMLElement | null {

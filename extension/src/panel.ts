@@ -133,8 +133,10 @@ class EnergyPanel extends Widget {
   }
 
   private detailOf(items: readonly Item[]): void {
-    const [a, b] = this.picked.map(id => items.find(item => item.id === id)?.report ?? null);
-    const what = this.picked.join(' ');
+    // In the notebook's order, not in that of the clicks: B is the later one.
+    const shown = items.filter(item => this.picked.includes(item.id));
+    const [a, b] = shown.map(item => item.report);
+    const what = shown.map(item => item.id).join(' ');
     if (what === this.drawn) {
       return;
     }

@@ -71,12 +71,12 @@ class Beats:
                 if len(self.failures) >= MAX_FAILURES:
                     return
             # Late beats are left out, not made up for.
-            due_s = max(due_s + PERIOD_S, time.monotonic())
+            due_s = max(due_s + (STATUS_S if self._handle is None else PERIOD_S), time.monotonic())
 
     def _beat(self) -> None:
         recording = self._pulse.beat()
         now_s = time.monotonic()
-        if now_s - self._status_s >= STATUS_S:
+        if self._handle is None or now_s - self._status_s >= STATUS_S:
             self._status_s = now_s
             channel().tell(self._record())
         if self._handle is None:

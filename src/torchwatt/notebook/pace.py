@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-SHARE = 0.003  # of one CPU
-CREDIT_S = 0.04  # so that a short run sees its layers, too
+SHARE = 0.002  # of one CPU
+CREDIT_S = 0.03  # so that a short run sees its layers, too
 SHORTEST_S = 1.0
 LONGEST_S = 0.5  # the interpreter is held for about as long: more would be felt
 

@@ -11,6 +11,7 @@ from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import Meter, Recording, Unavailable
 from torchwatt.core.terms import weakest
 from torchwatt.core.units import NS_PER_S
+from torchwatt.sensors import Sampler
 from torchwatt.session.grams import grams_so_far
 from torchwatt.session.session import Session
 from torchwatt.views import Point
@@ -39,7 +40,8 @@ class Pulse:
         now_ns, start_ns = time.monotonic_ns(), self._session.start_ns
         oldest = min(self._known_ns.values(), default=start_ns)
         since_ns = max(min(now_ns - LOOK_BACK_NS, oldest), now_ns - LONGEST_NS) - NS_PER_S // 2
-        recording = self._session.feed.snapshot(since_ns)
+        feed = self._session.feed
+        recording = feed.peek(since_ns) if isinstance(feed, Sampler) else feed.snapshot(since_ns)
         for meter in recording.meters:
             if any(channel.quantity != "gauge" for channel in meter.channels):
                 self._add(meter, recording, start_ns)

@@ -1,0 +1,102 @@
+"""The parts of the live view, each by itself."""
+
+import json
+from math import fsum
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchwatt.notebook.history import MAX_RUNS, MIME, History, Record
+from torchwatt.notebook.pace import CREDIT_S, LONGEST_S, SHARE, SHORTEST_S, Pace
+from torchwatt.views import Point, beat_payload
+
+
+def record(number, **more):
+    return Record(f"id{number}", f"run <{number}>", more.pop("cell_id", "abc"), "complete", 1.5, 2.5, None, **more)
+
+
+@given(st.lists(st.floats(0.0001, LONGEST_S), min_size=1, max_size=60))
+def test_work_that_grows_never_takes_more_than_its_share(costs):
+    pace, spent = Pace(), 0.0
+    tick = 0
+    for cost in costs:
+        while not pace.due(tick / 4) and tick < 20_000:
+            tick += 1
+        if tick >= 20_000:
+            break
+        pace.paid(tick / 4, cost)
+        before, spent = spent, spent + cost
+        # The next cost is not known beforehand: the share holds for what was spent before.
+        assert before <= CREDIT_S + SHARE * tick / 4 + 1e-9
+
+
+def test_nothing_is_done_twice_within_a_second_or_after_it_was_felt():
+    pace = Pace()
+    pace.paid(1.0, 0.001)
+    assert not pace.due(1.0 + SHORTEST_S / 2)
+    assert pace.due(1.0 + SHORTEST_S)
+    pace.paid(10.0, LONGEST_S * 1.1)
+    assert not pace.due(1e9)
+
+
+def test_the_history_keeps_the_latest_runs_and_says_a_run_once():
+    history = History()
+    for number in range(MAX_RUNS + 7):
+        history.put(record(number))
+        history.put(record(number))
+    assert len(history) == MAX_RUNS
+    assert next(iter(history)).run_id == "id7"
+
+
+def test_the_history_is_text_html_and_a_payload_and_unknown_grams_are_a_dash():
+    history = History()
+    history.put(record(1))
+    bundle = history._repr_mimebundle_()
+    assert "run <1>  2.50 J  —" in bundle["text/plain"]
+    assert 'href="#cell-id=abc"' in bundle["text/html"]
+    assert "<1>" not in bundle["text/html"]
+    assert json.loads(json.dumps(bundle[MIME]))["runs"][0]["carbon_g"] is None
+
+
+def test_an_empty_history_says_so():
+    assert repr(History()) == "nothing was measured yet"
+
+
+def test_a_beat_adds_domains_up_and_keeps_the_unknown_unknown():
+    points = [Point(0.25, {"cpu": 1.0, "gpu": None}), Point(0.5, {"cpu": 2.0, "gpu": 3.0})]
+    beat = beat_payload(points, {"cpu": 1.0, "gpu": 2.0}, {"cpu": 2.0, "gpu": None}, None)
+    assert beat["energy_j"] == pytest.approx(fsum([1.0, 2.0]))
+    assert beat["power_w"] == {"cpu": 2.0, "gpu": None}
+    assert beat["points"] == {"t_s": [0.25, 0.5], "power_w": {"cpu": [1.0, 2.0], "gpu": [None, 3.0]}}
+    assert beat["carbon_g"] is None
+    assert beat_payload([], {}, {}, None)["energy_j"] is None
+
+
+def test_joules_of_a_pulse_are_those_of_the_counter(powercap):
+    import time
+
+    import torchwatt as tw
+
+    with tw.profile(layers="off", live="off", powercap_root=powercap.root) as run:
+        pulse = run.pulse()
+        start_ns = time.monotonic_ns()
+        for _ in range(8):
+            time.sleep(0.1)
+            pulse.beat()
+        end_ns = time.monotonic_ns()
+    for domain, name in (("cpu:0", "package-0"), ("dram:0", "dram")):
+        truth_j = powercap.energy_j(name, start_ns, end_ns)
+        assert pulse.energy_j[domain] == pytest.approx(truth_j, rel=0.1)
+        assert pulse.points[-1].power_w[domain] == pytest.approx(truth_j / ((end_ns - start_ns) / 1e9), rel=0.1)
+
+
+def test_what_a_runner_keeps_of_a_closed_widget_is_small():
+    from torchwatt.notebook import widget
+
+    if not (widget._STATIC / "widget.js").is_file():
+        pytest.fail("the front end is not built: make front")
+    live = widget.LiveWidget({"schema": "torchwatt.live"})
+    assert len(live._esm) > 50_000
+    live.end()
+    assert len(live._esm) + len(live._css) < 100

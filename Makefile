@@ -61,7 +61,7 @@ front-check: $(NODE_MODULES)
 
 # Tests that measure nothing run side by side; those with clocks, meters and browsers one after the other.
 unit: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PURE)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PURE)
 	$(BIN)/python -m pytest $(addprefix --ignore=,$(PURE))
 
 bench: setup

@@ -18,10 +18,20 @@ BY_NAME = {case.name: case for case in CASES}
 SEED = 11  # not one of the benchmark's
 
 
+class Scores(dict):
+    """The twelve cases with one seed each, run when a test first asks for one."""
+
+    def __missing__(self, name):
+        self[name] = score(BY_NAME[name].run(SEED))
+        return self[name]
+
+    def all(self):
+        return {case.name: self[case.name] for case in CASES}
+
+
 @pytest.fixture(scope="module")
 def scores():
-    """Return all twelve cases with one seed each."""
-    return {case.name: score(case.run(SEED)) for case in CASES}
+    return Scores()
 
 
 @pytest.mark.slow
@@ -36,9 +46,10 @@ def test_layers_are_known_as_well_as_promised(scores, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_ninety_percent_intervals_hold_nine_times_in_ten(scores):
     """Twelve fits of some 70 classes: layers of one fit err together, so a sample of twelve is known to about 0.04."""
-    assert 0.82 <= np.mean([found.inside for found in scores.values()]) <= 0.98
+    assert 0.82 <= np.mean([found.inside for found in scores.all().values()]) <= 0.98
 
 
 @pytest.mark.slow

@@ -37,7 +37,8 @@ def _missing(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
+# For this folder only: as long as the driver runs, so does its event loop, which others must not find.
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Any]:
     if not os.access(CHROMIUM, os.X_OK):
         _missing(f"there is no {CHROMIUM}: apt-get install chromium")
@@ -53,12 +54,12 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("notebooks")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def address(chromium: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with server(folder, tmp_path_factory.mktemp("home"), extension=True) as base:
         yield base

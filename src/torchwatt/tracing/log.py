@@ -17,6 +17,7 @@ from torchwatt.tracing.rows import FULL, Backward, Row
 from torchwatt.tracing.structure import keys_of
 
 MAX_RECORDS = 16_384
+COARSEST = 1 << 40
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +82,11 @@ class Log:
         with self._lock:
             return self._compacted + len(self.rows)
 
+    def kept(self) -> int:
+        """Return how many rows and records there are: what memory has to hold."""
+        with self._lock:
+            return self.total() + len(self._records)
+
     def compact(self) -> None:
         """Move the tuples into an array: 48 bytes a row instead of about 300."""
         with self._lock:
@@ -135,9 +141,11 @@ class Log:
             self._records = join_records((self._records, shifted(parts.records, self._runs, self._units)))
             self._runs += parts.runs
             self._units += len(parts.records)
-            while len(self._records) > MAX_RECORDS and self._g < 1 << 40:
-                self._g *= 2
+            while len(self._records) > MAX_RECORDS:
+                self._g = min(2 * self._g, COARSEST)
                 self._records = merge(self._records, self._g)
+                if self._g == COARSEST:  # traced steps stand between them: the limit of spans makes those rarer
+                    break
             older = look.calls[: len(look.calls) - len(calls)]
             self._drop(look.table, np.concatenate((np.arange(tail), parts.kept + tail)), (*older, *parts.calls))
             self._folded_ns = now_ns

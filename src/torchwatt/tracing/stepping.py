@@ -140,7 +140,7 @@ class Stepping:
             self._host.registry.refresh()
         if len(log.rows) > COMPACT_ROWS:
             log.compact()
-        kept = sum(each.total() for each in list(self._host.logs))
+        kept = sum(each.kept() for each in list(self._host.logs))
         can_sleep = not log.stepless and log.first_optimizer is not None and torch.is_grad_enabled()
         log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep)
         if self._host.devices is not None and self._host.devices.records(log):

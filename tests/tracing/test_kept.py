@@ -1,0 +1,18 @@
+import numpy as np
+
+from torchwatt.tracing.fold import Records
+from torchwatt.tracing.limit import Limit
+from torchwatt.tracing.log import Log
+
+
+def records(n):
+    column = np.arange(n, dtype=np.int64)
+    return Records(column * 0, column, column + 1, column * 0 + 1, column, column)  # each in a run of its own
+
+
+def test_records_that_cannot_be_put_together_count_as_what_is_kept():
+    log = Log(0)
+    log._records = records(500)
+    assert log.kept() == log.total() + 500
+    limit = Limit(max_spans=400)
+    assert not all(limit.allows(log.kept()) for _ in range(20))  # so that fewer steps are traced, and fewer are made

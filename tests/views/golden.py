@@ -1,14 +1,9 @@
-"""Compare with a file beside the tests; TORCHWATT_GOLDEN=1 writes it anew."""
+"""The golden files of this folder."""
 
-import os
+from functools import partial
 from pathlib import Path
 
+from tests.support import golden
+
 FOLDER = Path(__file__).parent / "golden"
-
-
-def check(name, found):
-    path = FOLDER / name
-    if os.environ.get("TORCHWATT_GOLDEN"):
-        FOLDER.mkdir(exist_ok=True)
-        path.write_text(found, encoding="utf-8", newline="\n")
-    assert found == path.read_text(encoding="utf-8"), f"{name} differs; TORCHWATT_GOLDEN=1 writes it anew"
+check = partial(golden.check, FOLDER)

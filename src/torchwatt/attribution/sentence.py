@@ -6,7 +6,7 @@ from torchwatt.attribution.curves import Metered
 from torchwatt.attribution.device_books import DeviceBooks
 from torchwatt.attribution.fit import Fit
 from torchwatt.attribution.guards import SHOW_SELF
-from torchwatt.core.ledger import Ledger
+from torchwatt.core.ledger import FULL_COVERAGE, Ledger
 
 _METER = {
     "counter": "measured by the meter's own energy counter",
@@ -25,7 +25,7 @@ def how_known(found: Metered, ledger: Ledger, how: Fit | DeviceBooks | None) -> 
     band = found.meter.accuracy_rel
     if band is not None:
         parts.append(f"meter good to {band[0]:+.0%}..{band[1]:+.0%}")
-    if ledger.coverage < 0.995:
+    if ledger.coverage < FULL_COVERAGE:
         parts.append(f"known for {ledger.coverage:.1%} of the run")
     parts += _device(how) if isinstance(how, DeviceBooks) else [_layers(how)]
     return f"{ledger.domain}: " + "; ".join(parts) + "."

@@ -1,6 +1,7 @@
 """From `profile()` to grams, to files, to the store; and not one socket on the way."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from torch import nn
 
 import torchwatt as tw
 from tests.support.powercap import FakePowercap
+from tests.support.reports import GPU, sample_report
 from torchwatt.audit import read_bundle, verify
 from torchwatt.audit.exports import FORMATS, export
 from torchwatt.audit.store import Store
 from torchwatt.carbon import Asked
 from torchwatt.core.errors import ConfigError, FactorError
+from torchwatt.session.grams import usage_of
 from torchwatt.session.reprice import reprice
 
 FACTORS = (
@@ -83,6 +86,14 @@ def test_the_whole_way_opens_no_socket(no_sockets, metered, tmp_path):
     store = Store(tmp_path / "store")
     run.keep(store.root, project="p")
     assert [kept.run_id for kept in store.runs()] == [run.report.run_id]
+
+
+def test_a_meter_that_was_away_gives_grams_without_an_interval():
+    whole = sample_report()
+    holed = replace(whole, ledgers=(replace(whole.ledgers[0], known_s=whole.duration_s / 2), *whole.ledgers[1:]))
+    bounds = [{s.name: s.lo_j for s in usage_of(report).subjects}[f"device:{GPU}"] for report in (whole, holed)]
+    assert bounds[0] is not None
+    assert bounds[1] is None
 
 
 def test_the_report_tells_both_methods_and_the_hardwares_share(metered, tmp_path):

@@ -71,7 +71,12 @@ class Ledger:
     @property
     def is_whole(self) -> bool:
         """Return whether the meter was there all the time, the first and last sampling period of the run aside."""
-        return self.coverage >= FULL_COVERAGE or self.window_s - self.known_s <= EDGE_S
+        return covers_all(self.coverage, self.window_s)
+
+
+def covers_all(coverage: float, window_s: float) -> bool:
+    """Return whether a meter known for this part of a run leaves no hole in it; else its joules have no interval."""
+    return coverage >= FULL_COVERAGE or (1.0 - coverage) * window_s <= EDGE_S
 
 
 def total_self_j(entries: Iterable[Entry]) -> float:

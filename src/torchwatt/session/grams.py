@@ -92,7 +92,7 @@ def _subjects(report: Report, cut: tuple[HourEnergy, ...]) -> Iterator[Subject]:
     for ledger in report.ledgers:
         name = str(ledger.domain)
         meter = report.meter(name)
-        band = meter.accuracy_rel if meter is not None else None
+        band = meter.accuracy_rel if meter is not None and ledger.is_whole else None
         lo_j, hi_j = interval_j(ledger.energy_j, band, ledger.energy_u_j)
         yield Subject(f"device:{name}", ledger.energy_j, ledger.provenance, lo_j, hi_j, by_device[name])
 
@@ -100,7 +100,7 @@ def _subjects(report: Report, cut: tuple[HourEnergy, ...]) -> Iterator[Subject]:
 def interval_j(
     energy_j: float, band: tuple[float, float] | None, u_j: float | None
 ) -> tuple[float, float] | tuple[None, None]:
-    """Return a domain's 90 % interval: its meter's band and the errors of reading it; None where no band is known."""
+    """Return a domain's 90 % interval: its meter's band and the errors of reading it; None where no band holds."""
     if band is None:
         return None, None
     low, high = band

@@ -20,6 +20,7 @@ from torchwatt.carbon import Asked, Note, Priced, Subject, Usage, plan, price
 from torchwatt.carbon.grids import Grid
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.hours import hour_of
+from torchwatt.core.ledger import covers_all
 from torchwatt.core.terms import Provenance
 from torchwatt.session.grams import interval_j
 
@@ -123,7 +124,8 @@ def _subjects(bundle: Bundle) -> Iterator[Subject]:
         joules_ = number(row, "energy_j")
         if joules_ is not None:
             lo, hi = number(row, "sensor_accuracy_lo_rel"), number(row, "sensor_accuracy_hi_rel")
-            band = (lo, hi) if lo is not None and hi is not None else None
+            whole = covers_all(number(row, "coverage_ratio") or 0.0, number(run, "duration_s") or 0.0)
+            band = (lo, hi) if lo is not None and hi is not None and whole else None
             lo_j, hi_j = interval_j(joules_, band, number(row, "energy_u_j"))
             yield Subject(f"device:{name}", joules_, _known(text(row, "provenance")), lo_j, hi_j, by_device[name])
 

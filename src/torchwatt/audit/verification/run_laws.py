@@ -10,7 +10,7 @@ from torchwatt.audit.schema import Row, Value
 from torchwatt.audit.verification.derived import same
 from torchwatt.audit.verification.facts import Facts, number, text
 from torchwatt.audit.verification.finding import Findings
-from torchwatt.core.ledger import EDGE_S, FULL_COVERAGE
+from torchwatt.core.ledger import covers_all
 from torchwatt.core.terms import PROVENANCES
 
 Z90 = 1.6448536269514722  # half width of a two-sided 90 % interval, in standard deviations
@@ -77,9 +77,7 @@ def _interval(counted: list[Row], total_j: float | None, run_s: float) -> tuple[
     for row in counted:
         energy_j, u_j = number(row, "energy_j") or 0.0, number(row, "energy_u_j")
         lo, hi = number(row, "sensor_accuracy_lo_rel"), number(row, "sensor_accuracy_hi_rel")
-        missing = 1.0 - (number(row, "coverage_ratio") or 0.0)
-        whole = missing <= 1.0 - FULL_COVERAGE or missing * run_s <= EDGE_S
-        if lo is None or hi is None or not whole:
+        if lo is None or hi is None or not covers_all(number(row, "coverage_ratio") or 0.0, run_s):
             return None, None
         us.append(u_j or 0.0)
         lows.append(energy_j * lo)

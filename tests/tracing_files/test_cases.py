@@ -296,6 +296,27 @@ def test_a_kernel_written_once_and_called_for_each_layer_is_told_apart_by_its_ca
     }
 
 
+def called(n):
+    """A compiled graph that calls aten::mm n times, one of them with an operator inside, and aten::copy_ between."""
+    events = [module("Opt_0", 0, 100), note("## Call CompiledFxGraph fabc ##", 1, 50)]
+    for i in range(n):
+        at = 2 + 10 * i
+        events += [op("aten::mm", at, 5), *pair(at + 1, 100 + 20 * i, 4 + i, 2 * i, name="gemm")]
+        events += [op("aten::copy_", at + 6, 2), *pair(at + 7, 110 + 20 * i, 1, 2 * i + 1, name="copy")]
+    return [*events, op("aten::mm", 2 + 1, 3)]  # nested in the first: no call of the graph's own
+
+
+def test_operators_that_a_compiled_graph_calls_are_told_apart_by_their_order(tmp_path):
+    rows = {f"extern_kernels.mm#{i}": normalised([(f"{i}.fc", "forward", 1.0)]) for i in range(3)}
+    sidecar = Sidecar({"fabc": rows})
+    expected = {(f"{i}.fc", "forward"): 4000 + 1000 * i for i in range(3)}
+    found = joined(tmp_path, called(3), sidecar=sidecar)
+    assert owned(found) == {**expected, ("Opt_0", "forward"): 3000}
+    for other in (2, 4):  # not the calls that were compiled: whose is which cannot be known
+        alone = owned(joined(tmp_path, called(other), sidecar=sidecar))
+        assert set(alone) == {("Opt_0", "forward")}
+
+
 def test_another_graphs_kernel_of_the_same_name_is_not_taken(tmp_path):
     sidecar = Sidecar({"fother": {"triton_poi_fused_add_gelu_0": normalised([("net.fc", "forward", 1.0)])}})
     assert owned(joined(tmp_path, compiled(), sidecar=sidecar)) == {("Opt_0", "forward"): 15000}

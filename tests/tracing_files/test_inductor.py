@@ -36,6 +36,7 @@ def test_the_compiler_tells_blocks_of_a_loop_apart_forward_and_backward(tmp_path
     for block in ("0", "1"):
         assert Slot(f"{block}.act", "forward") in slots
         assert Slot(f"{block}.act", "backward") in slots
+        assert Slot(f"{block}.fc1", "forward") in slots  # an operator that the graph calls as it is
     assert len(sidecar.graphs) == 2  # one graph forward, one backward
     weights = [sum(w for _, w in rows) for kernels in sidecar.graphs.values() for rows in kernels.values()]
     assert weights == pytest.approx([1.0] * len(weights))

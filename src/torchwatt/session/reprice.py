@@ -124,8 +124,8 @@ def _subjects(bundle: Bundle) -> Iterator[Subject]:
         joules_ = number(row, "energy_j")
         if joules_ is not None:
             lo, hi = number(row, "sensor_accuracy_lo_rel"), number(row, "sensor_accuracy_hi_rel")
-            whole = covers_all(number(row, "coverage_ratio") or 0.0, number(run, "duration_s") or 0.0)
-            band = (lo, hi) if lo is not None and hi is not None and whole else None
+            all_the_time = covers_all(number(row, "coverage_ratio") or 0.0, number(run, "duration_s") or 0.0)
+            band = (lo, hi) if lo is not None and hi is not None and all_the_time else None
             lo_j, hi_j = interval_j(joules_, band, number(row, "energy_u_j"))
             yield Subject(f"device:{name}", joules_, _known(text(row, "provenance")), lo_j, hi_j, by_device[name])
 

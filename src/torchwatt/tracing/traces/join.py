@@ -53,7 +53,7 @@ def join(
     for other in captures:
         known += captures_of(host_of(other))
     assigned = assign(host, links, known)
-    parts = split(host, assigned, sidecar or Sidecar())
+    parts = split(host, links, assigned, sidecar or Sidecar())
     activities = tuple(_activities(host, links, parts, offset_ns, notes := tuple(_notes(host, links, assigned, parts))))
     length = parts.end_ns - parts.start_ns
     kernel = trace.records.kind[parts.row] == KERNEL

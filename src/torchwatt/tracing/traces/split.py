@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.ranges import NOBODY
 from torchwatt.tracing.traces.assign import Assigned
+from torchwatt.tracing.traces.extern import extern_calls
 from torchwatt.tracing.traces.labels import COMPILED
+from torchwatt.tracing.traces.launch import Links
 from torchwatt.tracing.traces.nest import by_group
 from torchwatt.tracing.traces.outcome import CODE
 from torchwatt.tracing.traces.resolve import Host
@@ -32,7 +34,7 @@ class Parts:
     triton: NDArray[np.bool_]  # by record: a compiled kernel, whether or not provenance knows it
 
 
-def split(host: Host, assigned: Assigned, sidecar: Sidecar) -> Parts:
+def split(host: Host, links: Links, assigned: Assigned, sidecar: Sidecar) -> Parts:
     """Give compiled kernels to the modules that the compiler fused into them, as far as a sidecar says."""
     trace = host.trace
     records = trace.records
@@ -43,20 +45,41 @@ def split(host: Host, assigned: Assigned, sidecar: Sidecar) -> Parts:
     own = np.isin(assigned.outcome, [CODE["orphan"], CODE["communication"]])
     blocks = []
     candidates = np.flatnonzero((records.kind == KERNEL) & ~own) if sidecar.graphs else np.zeros(0, dtype=np.int64)
-    pairs = np.stack((assigned.compiled[candidates], records.name[candidates]), axis=1)
-    distinct, which = np.unique(pairs, axis=0, return_inverse=True)
-    for number, members in by_group(which.reshape(-1)):
-        call, name = distinct[number].tolist()
-        rows = candidates[members]
-        for part, shares in _calls(rows, records.start_ns, _graph(host, call), trace.names[name], sidecar):
-            shared[part] = True
-            blocks.append(_cut(host, part, shares))
+    for part, shares in (
+        *_fused(host, assigned, sidecar, candidates),
+        *_extern(host, links, assigned, sidecar, candidates[~triton[candidates]]),
+    ):
+        part = part[~shared[part]]  # noqa: PLW2901  # known by its name already
+        shared[part] = True
+        blocks.append(_cut(host, part, shares))
     whole = np.flatnonzero(~shared)
     blocks.append(
         (whole, assigned.slot[whole], assigned.outcome[whole], records.start_ns[whole], records.end_ns[whole])
     )
     row, slot, outcome, start, end = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return Parts(row, slot, outcome, start, end, shared, triton)
+
+
+def _fused(host: Host, assigned: Assigned, sidecar: Sidecar, rows: IntArray) -> Iterator[tuple[IntArray, Shares]]:
+    """Yield kernels that the compiler wrote itself: their names are their provenance."""
+    records = host.trace.records
+    pairs = np.stack((assigned.compiled[rows], records.name[rows]), axis=1)
+    distinct, which = np.unique(pairs, axis=0, return_inverse=True)
+    for number, members in by_group(which.reshape(-1)):
+        call, name = distinct[number].tolist()
+        yield from _calls(rows[members], records.start_ns, _graph(host, call), host.trace.names[name], sidecar)
+
+
+def _extern(
+    host: Host, links: Links, assigned: Assigned, sidecar: Sidecar, rows: IntArray
+) -> Iterator[tuple[IntArray, Shares]]:
+    """Yield kernels of operators that compiled graphs call as they are."""
+    rows = rows[(assigned.compiled[rows] != NOBODY) & ~links.graph[rows]]
+    if not len(rows):
+        return
+    compiled = assigned.compiled[rows]
+    graphs = {call: _graph(host, call) for call in np.unique(compiled).tolist()}
+    yield from extern_calls(host, sidecar, rows, links.launch[rows], compiled, graphs)
 
 
 def _calls(

@@ -18,7 +18,7 @@ def run(*args, cwd=None):
 
 def test_the_digits_cnn_learns_and_names_a_module_that_is_called_twice_once(tmp_path):
     out = run(
-        ROOT / "examples" / "digits_cnn.py", "--epochs", "2", "--csv", tmp_path / "audit", "--html", tmp_path / "r.html"
+        ROOT / "examples" / "digits_cnn.py", "--epochs", "6", "--csv", tmp_path / "audit", "--html", tmp_path / "r.html"
     )
     assert len(re.findall(r"^relu ", out, re.MULTILINE)) == 1
     assert re.search(r"^\(data\)", out, re.MULTILINE)

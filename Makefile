@@ -8,9 +8,10 @@ FRONT := src/torchwatt/labextension/package.json
 FRONT_SOURCES := $(wildcard extension/src/*.ts extension/style/* extension/schema/*.json extension/*.json extension/yarn.lock)
 NODE_MODULES := extension/node_modules/.yarn-state.yml
 JLPM := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/jlpm
+SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
+ALONE := $(BIN)/python -m pytest -m alone
 DEMO := demo-output
 OLD_KERNEL := tests/notebook/requirements-old-kernel.txt
-PURE := $(addprefix tests/,attribution audit carbon core exports tracing_files views)
 
 .PHONY: setup demo test check front front-check unit bench docs clean
 
@@ -59,10 +60,13 @@ front-check: $(NODE_MODULES)
 	$(JLPM) check
 	$(JLPM) test
 
-# Tests that measure nothing run side by side; those with clocks, meters and browsers one after the other.
+# Side by side all tests but those marked `alone`, which measure time, watts or cadence and run one after the other.
+# Both groups run even where the first fails.
 unit: setup
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PURE)
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(PURE))
+	@failed=0; \
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(SIDE_BY_SIDE) || failed=1; \
+	$(ALONE) || failed=1; \
+	exit $$failed
 
 bench: setup
 	$(BIN)/python benchmarks/span_cost.py

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.powercap import FakePowercap
 
@@ -19,6 +20,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Set where a missing simulator or browser is a failure and not a skip: in CI.
 REQUIRE_SIMHW = "TORCHWATT_REQUIRE_SIMHW"
 REQUIRE_TRACES = "TORCHWATT_REQUIRE_TRACES"
+# How long an example takes to make says how busy the machine is, and nothing about the code.
+settings.register_profile("torchwatt", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("torchwatt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: two workers then end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def run_script(code: str, env: dict[str, str] | None = None, timeout_s: float = 40.0) -> dict[str, Any]:

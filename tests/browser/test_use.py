@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from tests.browser.conftest import MODEL, SETUP, picture
+from tests.browser.conftest import MODEL, SETUP, picture, write
+from tests.notebook.lab import Lab
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -21,12 +22,27 @@ def run_all(lab, name, reports=1):
     lab.page.wait_for_function("n => document.querySelectorAll('.tw-badge').length === n", arg=reports)
 
 
+@pytest.fixture(scope="module")
+def reported(chromium, address, folder):
+    """Run one profiled cell, save it, end its kernel; return the name of the notebook."""
+    cells = (SETUP, "%%energy -o run\ntrain(1)", "print(run.energy_j)")
+    write(folder / "reported.ipynb", *cells)
+    lab = Lab(chromium, address)
+    run_all(lab, "reported.ipynb")
+    lab.page.wait_for_function("() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs.length > 0")
+    lab.command("docmanager:save")
+    lab.clear()
+    lab.close()
+    return "reported.ipynb"
+
+
 def keys(lab):
     return lab.page.locator(ROWS).evaluate_all("all => all.map(one => one.dataset.key)")
 
 
-def test_the_table_sorts_opens_and_searches_by_mouse_and_keyboard(lab, notebook):
-    run_all(lab, notebook(SETUP, "%%energy -o run\ntrain(1)"))
+def test_the_table_sorts_opens_and_searches_by_mouse_and_keyboard(lab, reported):
+    lab.open(reported, kernel=False)
+    lab.page.locator(ROWS).first.wait_for()
     page = lab.page
     page.get_by_role("button", name="collapse all").click()
     few = keys(lab)
@@ -46,11 +62,11 @@ def test_the_table_sorts_opens_and_searches_by_mouse_and_keyboard(lab, notebook)
     page.keyboard.press("ArrowDown")
     assert page.evaluate("() => document.activeElement.dataset.key") == "0.0"
     # The notebook did not take the keys for its own: no cell was added, cut or run.
-    assert len(lab.cells()) == 2
+    assert len(lab.cells()) == 3
 
 
-def test_the_icicle_is_walked_and_looked_into_by_keyboard(lab, notebook):
-    run_all(lab, notebook(SETUP, "%%energy -o run\ntrain(1)"))
+def test_the_icicle_is_walked_and_looked_into_by_keyboard(lab, reported):
+    lab.open(reported, kernel=False)
     page = lab.page
     page.locator(".tw-icicle-map [data-key='(root)']").focus()
     page.keyboard.press("ArrowDown")
@@ -112,8 +128,9 @@ def test_the_palette_offers_the_commands(lab, notebook):
     assert offered.filter(has_text="Export energy CSV").count() == 1
 
 
-def test_the_csv_adds_up_to_the_run(lab, notebook):
-    run_all(lab, notebook(SETUP, "%%energy -o run\ntrain(0.8)", "print(run.energy_j)"))
+def test_the_csv_adds_up_to_the_run(lab, reported):
+    lab.open(reported, kernel=False)
+    lab.page.wait_for_selector(REPORT)
     with lab.page.expect_download() as download:
         lab.command("torchwatt:export-csv")
     with download.value.path().open(encoding="utf-8", newline="") as file:

@@ -142,6 +142,7 @@ def test_the_console_script_is_the_same_program():
     assert done.stdout.startswith("torchwatt ")
 
 
+@pytest.mark.slow
 def test_the_demo_learns_and_shows_forward_and_backward_of_every_layer(tmp_path):
     done = torchwatt("demo", "--region", "FRA", "--csv", tmp_path / "audit", "--html", tmp_path / "report.html")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -106,6 +106,13 @@ class Lab:
         """Close the window."""
         self._context.close()
 
+    def clear(self) -> None:
+        """End all kernels, and close all that is open without asking what to do with changes."""
+        self.page.evaluate("""async () => {
+            for (const one of [...jupyterapp.shell.widgets('main')]) one.dispose();
+            jupyterapp.shell.collapseRight();
+            await jupyterapp.serviceManager.sessions.shutdownAll(); }""")
+
     def open(self, name: str, *, kernel: bool = True) -> None:
         """Open a notebook, with a kernel or with none."""
         wanted = {} if kernel else {"kernelPreference": {"shouldStart": False, "canStart": False}}

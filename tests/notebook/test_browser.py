@@ -53,22 +53,21 @@ def address(chromium, folder, tmp_path_factory):
         yield base
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def open_notebook(chromium, address):
     from tests.notebook.lab import Lab
 
-    windows = []
+    window = Lab(chromium, address, height=2400)
 
     def open_(name):
-        windows.append(Lab(chromium, address, height=2400))
-        windows[-1].open(name, kernel=False)
-        windows[-1].page.locator(REPORT).wait_for()
-        return windows[-1]
+        window.clear()
+        window.open(name, kernel=False)
+        window.page.locator(REPORT).wait_for()
+        return window
 
     yield open_
-    for window in windows:
-        window.close()
-        assert window.elsewhere() == []
+    window.close()
+    assert window.elsewhere() == []
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +76,8 @@ def ran(chromium, address, folder):
     from tests.notebook.lab import Lab
 
     notebook = nbformat.read(REPOSITORY / "examples" / "energy.ipynb", as_version=4)
+    for cell in notebook.cells:  # learned to the end in another test: here it is about what is seen
+        cell.source = cell.source.replace("range(12)", "range(3)")
     notebook.cells.append(nbformat.v4.new_code_cell("print(repr(run.energy_j))"))
     nbformat.write(notebook, folder / "energy.ipynb")
     window = Lab(chromium, address, height=2400)
@@ -138,10 +139,11 @@ def test_a_notebook_that_is_not_trusted_looks_the_same(ran, open_notebook, folde
     saved = json.loads((folder / "energy.ipynb").read_text(encoding="utf-8"))
     saved["cells"][0]["source"] = ["# Sent by mail"]
     (folder / "mailed.ipynb").write_text(json.dumps(saved), encoding="utf-8")
-    own, mailed = open_notebook("energy.ipynb"), open_notebook("mailed.ipynb")
+    own = _drawn(open_notebook("energy.ipynb"))
+    mailed = open_notebook("mailed.ipynb")
     assert not any(cell["trusted"] for cell in mailed.cells() if cell["outputs"])
     drawn = _drawn(mailed)
-    assert drawn == _drawn(own)
+    assert drawn == own
     assert sum("linear-gradient" in look[2] for look in drawn) > 10
     curve = mailed.page.locator(REPORT).locator("img")
     assert curve.evaluate("image => image.complete && image.naturalWidth > 100")

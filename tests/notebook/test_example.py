@@ -24,6 +24,7 @@ def test_it_is_kept_without_outputs(notebook):
     assert set(notebook.metadata.language_info) == {"name"}
 
 
+@pytest.mark.slow
 def test_it_runs_and_every_cell_shows_what_it_promises(notebook):
     began = time.monotonic()
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()

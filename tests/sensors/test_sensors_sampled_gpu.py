@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-pytestmark = pytest.mark.simhw
+pytestmark = [pytest.mark.simhw, pytest.mark.alone]  # counts readings and gaps in real time
 
 RUN = """
 import json, sys, time

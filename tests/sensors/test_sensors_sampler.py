@@ -21,6 +21,8 @@ from torchwatt.sensors.protocol import Discovery, MeteredSource, merge
 from torchwatt.sensors.rapl import discover_rapl
 from torchwatt.sensors.readers.cputime import children_of, process_cpu_s
 
+pytestmark = pytest.mark.alone  # counts readings, gaps and joules in real time
+
 ENERGY = "cpu:0/energy"
 
 

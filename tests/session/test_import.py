@@ -4,6 +4,8 @@ import statistics
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import run_script
 
 FORBIDDEN = ("torch", "pandas", "numpy", "IPython", "ipywidgets", "anywidget", "codecarbon", "pynvml", "psutil")
@@ -36,6 +38,7 @@ print(json.dumps({
     assert [path for path in found["opened"] if not path.startswith("/proc")] == []
 
 
+@pytest.mark.alone  # milliseconds
 def test_import_takes_under_60_ms_more_than_bare_python():
     """Pairs, in turn, and the median of the differences: what the machine does besides hits both alike."""
 
@@ -57,8 +60,6 @@ def test_the_public_names_are_complete():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    import pytest
-
     import torchwatt
 
     with pytest.raises(AttributeError, match="nothing_like_this"):

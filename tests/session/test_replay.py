@@ -15,6 +15,7 @@ from torchwatt.tracing.capture import capture
 QUICK = Timing(settle_s=0.1, measure_s=0.3, cool_s=0.05, rounds=2)
 
 
+@pytest.mark.alone  # joules within ten percent
 def test_a_looped_layer_shows_its_own_power_forward_and_backward(tmp_path):
     with FakePowercap(tmp_path, {"intel-rapl:0": ("package-0", STATIC_W)}) as tree:
         model = nn.Sequential(Layer(tree, WEAK_W), Layer(tree, STRONG_W))

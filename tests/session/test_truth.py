@@ -12,6 +12,8 @@ import torchwatt as tw
 from tests.support.powercap import FakePowercap, PowerLog
 from torchwatt.audit import verify
 
+pytestmark = pytest.mark.alone  # joules within ten percent of a tree whose power follows the code
+
 STATIC_W, WEAK_W, STRONG_W = 15.0, 10.0, 40.0  # time share books 60 % too much to the weak layer
 CALL_S = 0.024
 

@@ -223,6 +223,7 @@ def test_devices_are_known_by_their_uuid_whatever_their_number():
     }
 
 
+@pytest.mark.alone  # a share of the time
 def test_the_cost_of_windows_is_booked_and_stays_in_the_budget():
     net = Net(depth=4)
     with traced(net) as run:

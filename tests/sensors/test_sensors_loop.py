@@ -220,3 +220,15 @@ def test_stop_ends_the_wait(monkeypatch):
     stop.set()
     thread.join(5)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("publish_ms", "period_ms"), [(1, 20), (25, 10)])
+def test_a_counter_with_news_at_every_look_is_looked_at_half_as_often(monkeypatch, publish_ms, period_ms):
+    world = World(monkeypatch, lambda w, key: float(w.now_ns // (publish_ms * MS)))
+    for tap in world.loop._taps:
+        tap.calm_ns = 20 * MS
+    assert world.run() == []
+    ring = world.board.rings[0]
+    assert ring.word(PERIOD_NS) == period_ms * MS
+    assert ring.word(READS) == pytest.approx(END_NS / (period_ms * MS), rel=0.15)
+    assert ring.word(MISSED) == 0

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from torchwatt.core.errors import SensorError
 from torchwatt.sensors.modelled import modelled_source, process_source
 from torchwatt.sensors.nameplate import CpuInfo, cpu_info, nameplate, normal, table_w
-from torchwatt.sensors.readers.cputime import Family, Machine, children_of, process_cpu_s
+from torchwatt.sensors.readers import open_reader
+from torchwatt.sensors.readers.cputime import Births, Family, Machine, children_of, process_cpu_s
+from torchwatt.sensors.readers.host import HostReader
 from torchwatt.sensors.readers.modelled import ModelledReader, machine_power_w, share_w
+from torchwatt.sensors.sampler import sampler_config
 
 
 @pytest.mark.parametrize(("load", "share"), [(0, 0.12), (0.05, 0.22), (0.1, 0.32), (0.5, 0.75), (1, 1.02), (3, 1.02)])
@@ -147,3 +150,63 @@ def test_the_process_source_reads_in_this_process():
     assert source.read(cpu) > 0
     assert source.read(busy) > 0
     source.close()
+
+
+def test_children_are_looked_for_only_where_something_was_born(tmp_path, monkeypatch):
+    scans, now = [], [0]
+    monkeypatch.setattr("torchwatt.sensors.readers.cputime.children_of", lambda pid: scans.append(now[0]) or [])
+    family = Family(os.getpid(), clock_ns=lambda: now[0])
+    (tmp_path / "loadavg").write_text("0.1 0.2 0.3 1/200 4711\n")
+    family._births = Births(str(tmp_path / "loadavg"))
+    for now[0] in range(0, 12_000_000_000, 100_000_000):
+        if now[0] == 3_500_000_000:
+            (tmp_path / "loadavg").write_text("0.1 0.2 0.3 1/200 4712\n")
+        family.cpu_s()
+    assert scans == [0, 4_000_000_000]
+    now[0] = 14_000_000_000
+    family.cpu_s()
+    assert scans[2:] == [now[0]]  # once in ten seconds whatever the kernel says
+    family.close()
+
+
+def test_a_search_through_hundreds_of_threads_is_made_less_often(monkeypatch):
+    scans, now = [], [0]
+
+    def slow(pid):
+        scans.append(now[0])
+        now[0] += 3_000_000
+        return []
+
+    monkeypatch.setattr("torchwatt.sensors.readers.cputime.children_of", slow)
+    family = Family(os.getpid(), clock_ns=lambda: now[0])
+    monkeypatch.setattr(family._births, "any", lambda: True)
+    while now[0] < 30_000_000_000:
+        now[0] += 100_000_000
+        family.cpu_s()
+    assert 8 <= len(scans) <= 11
+    family.close()
+
+
+def test_the_clock_and_the_model_share_one_look_at_proc(monkeypatch):
+    reads = []
+    monkeypatch.setattr(Machine, "busy_s", lambda self: reads.append(1) or 5.0 + len(reads))
+    process, model = process_source(), modelled_source(info=CpuInfo("Strange", 1, 4, virtual=False))
+    assert model is not None
+    config = sampler_config((process, model), 16)
+    (host,) = config["sources"]
+    assert [tap["key"] for tap in host["taps"]] == [
+        c.key for s in (process, model) for m in s.meters for c in m.channels
+    ]
+    reader = open_reader(host["spec"])
+    assert isinstance(reader, HostReader)
+    now = [0]
+    reader._process._machine._clock_ns = reader._modelled._clock_ns = lambda: now[0]
+    assert math.isnan(reader.read("cpu/power"))
+    assert reader.read("process/busy_cpu") == 6.0
+    now[0] += 100_000_000
+    assert reader.read("cpu/power") > 0
+    assert reader.read("process/busy_cpu") == 7.0
+    assert reader.read("ram/power") == pytest.approx(reader.read("ram/rss") / 1e9 * 0.375)
+    reader.close()
+    other = modelled_source(pid=os.getppid(), info=CpuInfo("Strange", 1, 4, virtual=False))
+    assert len(sampler_config((process, other), 16)["sources"]) == 2  # another process's model

@@ -12,8 +12,10 @@ from torchwatt.core.units import NS_PER_S
 
 GAP_SLOTS = (Slot(IDLE, "other"), Slot(UNATTRIBUTED, "other"), Slot(OUTSIDE, "other"))
 
-# Shorter pauses between two kernels of work are part of the work. Twice the sampling period of the process's CPU time.
+# Shorter pauses between two kernels of work are part of the work.
 IDLE_MIN_NS = 100_000_000
+# A shorter pause has no whole interval between two looks at the process's CPU time.
+IDLE_MIN_PERIODS = 2
 # Below this use of one CPU the process did nothing.
 IDLE_CPU_SHARE = 0.05
 
@@ -21,9 +23,9 @@ IDLE_CPU_SHARE = 0.05
 def name_gaps(pieces: Pieces, trace: Trace, process_cpu: Series | None) -> Pieces:
     """Give every gap a slot: the three of GAP_SLOTS come after the trace's own.
 
-    Before the first and after the last span is `(outside)`. In between, a gap of at least 0.1 s in which the process
-    used less than 5 % of one CPU is `(idle)`; every other gap is `(unattributed)` work: Python between the modules.
-    Without the process's CPU time nothing is called idle.
+    Before the first and after the last span is `(outside)`. In between, a gap of at least 0.1 s, and of two looks at
+    the process's CPU time, in which it used less than 5 % of one CPU is `(idle)`; every other gap is `(unattributed)`
+    work: Python between the modules. Without the process's CPU time nothing is called idle.
     """
     base = len(trace.slots)
     gap = np.flatnonzero(pieces.slot == NOBODY)
@@ -43,5 +45,6 @@ def _is_idle(start_ns: IntArray, end_ns: IntArray, process_cpu: Series | None) -
     cpu_s = process_cpu.raw * process_cpu.channel.scale
     used_s = np.interp(end_ns, process_cpu.t_ns, cpu_s) - np.interp(start_ns, process_cpu.t_ns, cpu_s)
     length_s = (end_ns - start_ns) / NS_PER_S
-    long_enough = end_ns - start_ns >= IDLE_MIN_NS
+    least_ns = max(IDLE_MIN_NS, IDLE_MIN_PERIODS * process_cpu.channel.period_ns)
+    long_enough = end_ns - start_ns >= least_ns
     return np.asarray(long_enough & (used_s < IDLE_CPU_SHARE * length_s), dtype=np.bool_)

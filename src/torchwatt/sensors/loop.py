@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from torchwatt.core.errors import SensorError
 from torchwatt.core.units import NS_PER_S
@@ -22,17 +21,49 @@ JITTER = 0.4
 RETRY_NS = NS_PER_S
 LONG_READ_NS = NS_PER_S // 2
 GAP_PERIODS = 10
+CALM_LOOKS = 100
+CALM_SAME = 0.1
 GAP_MIN_NS = NS_PER_S // 4
 # These are readings that say nothing, not failures: the sensor is polled on at its own rate.
 _PASSING = frozenset({"ZERO_READING"})
 
 
-@dataclass(frozen=True, slots=True)
+class Stop(Protocol):
+    """What ends a loop: a threading.Event, or what costs less to wait for."""
+
+    def is_set(self) -> bool: ...  # noqa: D102
+    def wait(self, timeout: float) -> bool: ...  # noqa: D102
+
+
+@dataclass(slots=True)
 class Tap:
-    """One channel as the loop sees it."""
+    """One channel as the loop sees it.
+
+    `calm_ns` is a longer period that is enough for a counter which has news at every look; 0 if there is none.
+    """
 
     key: str
     ring: Ring
+    calm_ns: int = 0
+    _looks: int = 0
+    _same: int = 0
+    _last: float = math.nan
+
+    def calms_down(self, raw: float) -> bool:
+        """Count a look at a channel that may be slowed; return whether it has been now.
+
+        A counter that often repeats itself publishes about as seldom as it is read: its instants are found by looking
+        more often than it publishes, so it stays as it is.
+        """
+        self._looks += 1
+        self._same += raw == self._last
+        self._last = raw
+        if self._looks < CALM_LOOKS:
+            return False
+        if slows := self._same <= CALM_SAME * self._looks:
+            self.ring.put(PERIOD_NS, max(self.calm_ns, self.ring.word(PERIOD_NS)))
+        self.calm_ns = 0
+        return slows
 
 
 class Schedule:
@@ -66,7 +97,7 @@ class SourceLoop:
         spec: Mapping[str, Any],
         taps: Sequence[Tap],
         *,
-        stop: threading.Event,
+        stop: Stop,
         random: Random | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -74,12 +105,14 @@ class SourceLoop:
         self._index = index
         self._spec = spec
         self._taps = tuple(taps)
-        self._stop = stop
+        self.stop = stop
         self._random = (random or Random()).random  # noqa: S311  jitter needs no secrecy
         self._clock_ns = clock_ns
         self._reader: Reader | None = None
         self._retry_ns: dict[str, int] = {}
         self._schedules: dict[int, Schedule] = {}
+        self._groups: dict[int, tuple[Tap, ...]] = {}
+        self._cpu_told_ns = 0
 
     def run(self) -> None:
         """Sample until stopped; then let go of the meter."""
@@ -88,7 +121,7 @@ class SourceLoop:
             for period_ns, schedule in self._schedules.items():
                 self._tick(period_ns, schedule)
             self._board.round_done()
-            while not self._stop.is_set():
+            while not self.stop.is_set():
                 self._wait_and_tick()
         finally:
             self._board.busy(self._index, 0)
@@ -98,38 +131,46 @@ class SourceLoop:
     def _group(self) -> None:
         """Give every period in use its schedule; channels of one period are read in one wake-up."""
         now_ns = self._clock_ns()
-        periods = {tap.ring.word(PERIOD_NS) for tap in self._taps}
+        periods = [tap.ring.word(PERIOD_NS) for tap in self._taps]
         known = self._schedules
-        self._schedules = {p: known.get(p) or Schedule(p, now_ns, self._random) for p in sorted(periods)}
+        self._schedules = {p: known.get(p) or Schedule(p, now_ns, self._random) for p in sorted(set(periods))}
+        self._groups = {
+            period: tuple(tap for tap, own in zip(self._taps, periods, strict=True) if own == period)
+            for period in self._schedules
+        }
 
     def _wait_and_tick(self) -> None:
         period_ns, schedule = min(self._schedules.items(), key=lambda item: item[1].due_ns)
-        wait_ns = schedule.due_ns - self._clock_ns()
-        if wait_ns > 0 and self._stop.wait(wait_ns / NS_PER_S):
+        now_ns = self._clock_ns()
+        wait_ns = schedule.due_ns - now_ns
+        if wait_ns > 0 and self.stop.wait(wait_ns / NS_PER_S):
             return
         self._tick(period_ns, schedule)
-        self._board.thread_cpu(self._index, time.thread_time_ns())
+        if now_ns - self._cpu_told_ns > NS_PER_S:
+            self._cpu_told_ns = now_ns
+            self._board.thread_cpu(self._index, time.thread_time_ns())
 
     def _tick(self, period_ns: int, schedule: Schedule) -> None:
-        taps = [tap for tap in self._taps if tap.ring.word(PERIOD_NS) == period_ns]
+        taps = self._groups[period_ns]
         due_ns = schedule.due_ns
-        thinned = False
-        for tap in taps:
-            thinned |= self._read(tap)
+        changed = False
         now_ns = self._clock_ns()
+        for tap in taps:
+            changed |= self._read(tap, now_ns)
+            now_ns = self._clock_ns()
+        self._board.busy(self._index, 0)  # last, so that a process that ends waits for whole records
         missed = schedule.advance(now_ns)
         if missed:
             for tap in taps:
                 tap.ring.put(MISSED, tap.ring.word(MISSED) + missed)
             if now_ns - due_ns > max(GAP_PERIODS * period_ns, GAP_MIN_NS):
                 self._gap(taps, now_ns, now_ns - due_ns)
-        if thinned:
+        if changed:
             self._group()
 
-    def _read(self, tap: Tap) -> bool:
-        """Look once and store it; return whether the ring was thinned."""
-        before_ns = self._clock_ns()
-        if self._retry_ns.get(tap.key, 0) > before_ns:
+    def _read(self, tap: Tap, before_ns: int) -> bool:
+        """Look once and store it; return whether the channel has another period now."""
+        if self._retry_ns and self._retry_ns.get(tap.key, 0) > before_ns:
             return False
         self._board.busy(self._index, before_ns)
         try:
@@ -140,8 +181,6 @@ class SourceLoop:
         except Exception as error:  # whatever it was, the other channels and the user's run go on
             self._failed(tap, error)
             return False
-        finally:
-            self._board.busy(self._index, 0)
         after_ns = self._clock_ns()
         if tap.ring.word(FAILING_NS):
             self._recovered(tap, after_ns)
@@ -155,7 +194,7 @@ class SourceLoop:
             period_ms = tap.ring.word(PERIOD_NS) / 1e6
             message = f"the ring was full: every other reading kept, period now {period_ms:g} ms"
             self._note(after_ns, "info", "SAMPLER_THINNED", tap, message)
-        return thinned
+        return thinned or (tap.calm_ns > 0 and tap.calms_down(raw))
 
     def _failed(self, tap: Tap, error: Exception) -> None:
         now_ns = self._clock_ns()
@@ -170,6 +209,7 @@ class SourceLoop:
     def _recovered(self, tap: Tap, now_ns: int) -> None:
         lost_s = (now_ns - tap.ring.word(FAILING_NS)) / NS_PER_S
         tap.ring.put(FAILING_NS, 0)
+        self._retry_ns.pop(tap.key, None)
         self._note(now_ns, "info", "SENSOR_BACK", tap, f"it answers again after {lost_s:.3g} s")
 
     def _gap(self, taps: Sequence[Tap], now_ns: int, gap_ns: int) -> None:

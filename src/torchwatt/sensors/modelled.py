@@ -10,7 +10,8 @@ from torchwatt.sensors.nameplate import CpuInfo, Nameplate, cpu_info, nameplate,
 from torchwatt.sensors.protocol import MeteredSource
 
 POWER_PERIOD_NS = 100_000_000
-CLOCK_PERIOD_NS = 50_000_000
+CLOCK_PERIOD_NS = 100_000_000  # as the models': one wake-up reads both, and clocks lose nothing in between
+GAUGE_PERIOD_NS = 1_000_000_000
 CPU, RAM, PROCESS = Domain("cpu"), Domain("ram"), Domain("process")
 CPU_ACCURACY = (-0.4, 0.4)
 CPU_SOURCE = "assumed ±40 %: Fischer 2025, arXiv 2509.22092 finds up to 40 % for models of load"
@@ -24,8 +25,9 @@ def process_source(pid: int | None = None) -> MeteredSource:
 
     `process/process_cpu`: CPU seconds of the process and its children. `process/busy_cpu`: of the whole machine.
     """
-    channels = tuple(
-        Channel(PROCESS, name, "gauge", "s", 1.0, CLOCK_PERIOD_NS, "proc") for name in ("process_cpu", "busy_cpu")
+    channels = (
+        Channel(PROCESS, "process_cpu", "gauge", "s", 1.0, CLOCK_PERIOD_NS, "proc"),
+        Channel(PROCESS, "busy_cpu", "gauge", "s", 1.0, GAUGE_PERIOD_NS, "proc"),
     )
     pid = pid or os.getpid()
     meter = Meter(PROCESS, channels, "measured", "process", f"process {pid}", facts=(("pid", str(pid)),))
@@ -51,8 +53,8 @@ def modelled_source(
 def _cpu_meter(info: CpuInfo, plate: Nameplate) -> Meter:
     power = Channel(CPU, "power", "power", "W", 1.0, POWER_PERIOD_NS, "tdp_model")
     gauges = (
-        Channel(CPU, "utilization", "gauge", "1", 1.0, POWER_PERIOD_NS, "proc"),
-        Channel(CPU, "process_cpu", "gauge", "s", 1.0, POWER_PERIOD_NS, "proc"),
+        Channel(CPU, "utilization", "gauge", "1", 1.0, GAUGE_PERIOD_NS, "proc"),
+        Channel(CPU, "process_cpu", "gauge", "s", 1.0, GAUGE_PERIOD_NS, "proc"),
     )
     share = "P(load) x this process's CPU time / busy CPU time: all processes add up to P, an idle one gets 0"
     return Meter(
@@ -79,7 +81,7 @@ def _ram_meter() -> Meter:
         RAM,
         (
             Channel(RAM, "power", "power", "W", 1.0, POWER_PERIOD_NS, "ram_model"),
-            Channel(RAM, "rss", "gauge", "By", 1.0, POWER_PERIOD_NS, "proc"),
+            Channel(RAM, "rss", "gauge", "By", 1.0, GAUGE_PERIOD_NS, "proc"),
         ),
         "modelled",
         "process",

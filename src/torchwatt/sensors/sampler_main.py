@@ -1,4 +1,4 @@
-"""The sampler process: loops in threads, watched by the main thread. Numpy-free.
+"""The sampler process: drivers' loops in threads; the main thread looks into /proc and after the others. Numpy-free.
 
 Started as `python -S -c BOOT SIZE` with SIZE bytes of JSON on stdin; it ends when a byte or the end of stdin comes, or
 when its parent is another than it was.
@@ -6,6 +6,7 @@ when its parent is another than it was.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.board import CPU_NS, STARTED_NS, Board
-from torchwatt.sensors.loop import LONG_READ_NS, SourceLoop, Tap
+from torchwatt.sensors.loop import LONG_READ_NS, SourceLoop, Stop, Tap
 from torchwatt.sensors.ring import PERIOD_NS
 
 # Runs before anything can be imported: -S keeps start-up short, the user's path comes after the standard library.
@@ -35,7 +36,10 @@ from torchwatt.sensors.sampler_main import main
 main(config)
 """
 ANCHOR_NS = 2 * NS_PER_S
-POLL_S = 0.25
+LOOK_NS = NS_PER_S // 2  # how often the main thread looks after the others
+_GC_OBJECTS = 50_000  # a loop makes no cycles; what errors leave behind is collected now and then
+_ENDING_S = 0.2
+_HOST = "host"  # files in /proc: no driver that could hang
 
 
 def capacities(config: Mapping[str, Any]) -> list[int]:
@@ -52,16 +56,37 @@ def anchor(board: Board, clock_ns: Callable[[], int] = time.monotonic_ns) -> int
     return t_ns
 
 
-def make_loops(board: Board, config: Mapping[str, Any], stop: threading.Event) -> list[SourceLoop]:
-    """Return one loop a source, its channels' periods set."""
+class Nap:
+    """What driver threads wait for: a plain sleep costs half of an Event's, and the process ends without them."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def set(self) -> None:
+        """Have loops end when they wake up."""
+        self._told = True
+
+    def is_set(self) -> bool:
+        """Return whether loops are to end."""
+        return self._told
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep, and return whether to end."""
+        time.sleep(timeout)
+        return self._told
+
+
+def make_loops(board: Board, config: Mapping[str, Any], stop: Stop, host_stop: Stop | None = None) -> list[SourceLoop]:
+    """Return one loop a source, its channels' periods set; the loop that reads /proc may have a stop of its own."""
     loops, rings = [], iter(board.rings)
     for index, source in enumerate(config["sources"]):
         taps = []
         for tap in source["taps"]:
             ring = next(rings)
             ring.put(PERIOD_NS, ring.word(PERIOD_NS) or tap["period_ns"])
-            taps.append(Tap(tap["key"], ring))
-        loops.append(SourceLoop(board, index, source["spec"], taps, stop=stop))
+            taps.append(Tap(tap["key"], ring, tap.get("calm_ns", 0)))
+        ends = host_stop if host_stop is not None and source["spec"]["kind"] == _HOST else stop
+        loops.append(SourceLoop(board, index, source["spec"], taps, stop=ends))
     return loops
 
 
@@ -95,33 +120,62 @@ class Housekeeper:
                 self._board.note(now_ns, "warning", "SENSOR_HANG", name, message)
 
 
-def _until_told(ppid: int, look: Callable[[], None]) -> None:
-    """Return when the parent says stop, closes the pipe, or is gone."""
-    while os.getppid() == ppid:
-        look()
-        if select.select([0], [], [], POLL_S)[0]:
-            return
+class Parent:
+    """Waits for the parent: it says stop, closes the pipe, or is gone. Looks after the others meanwhile."""
+
+    def __init__(self, ppid: int, look: Callable[[], None]) -> None:
+        self._ppid = ppid
+        self._look = look
+        self._look_ns = 0
+        self._told = False
+        self._poll = select.poll()
+        self._poll.register(0, select.POLLIN)
+
+    def is_set(self) -> bool:
+        """Return whether to end."""
+        return self._told
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep for so many seconds or until it is time to end; return whether it is."""
+        self._told = self._told or bool(self._poll.poll(timeout * 1e3))
+        now_ns = time.monotonic_ns()
+        if now_ns >= self._look_ns:
+            self._look_ns = now_ns + LOOK_NS
+            self._look()
+            self._told = self._told or os.getppid() != self._ppid
+        return self._told
 
 
 def main(config: Mapping[str, Any]) -> None:
     """Sample until told to stop; never returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the user's program
+    gc.set_threshold(_GC_OBJECTS)
     board = Board.map(config["fd"], len(config["sources"]), capacities(config))
     os.close(config["fd"])
     board.put(STARTED_NS, time.monotonic_ns())
-    stop = threading.Event()
-    threads = start_threads(make_loops(board, config, stop))
     housekeeper = Housekeeper(board, config)
 
     def look() -> None:
         housekeeper.look()
         board.put(CPU_NS, time.process_time_ns())
 
-    _until_told(config["ppid"], look)
+    stop, parent = Nap(), Parent(config["ppid"], look)
+    loops = make_loops(board, config, stop, parent)
+    start_threads([loop for loop in loops if loop.stop is stop])
+    for loop in loops:
+        if loop.stop is parent:
+            loop.run()
+    while not parent.wait(LOOK_NS / NS_PER_S):
+        pass
     stop.set()
-    deadline_s = time.monotonic() + 0.2
-    for thread in threads:
-        thread.join(max(deadline_s - time.monotonic(), 0))
+    _let_finish(board, range(len(loops)))
     anchor(board)
     board.put(CPU_NS, time.process_time_ns())
-    os._exit(0)  # a thread that hangs in a driver must not keep the process
+    os._exit(0)  # a thread that hangs in a driver must not keep the process, nor one that sleeps
+
+
+def _let_finish(board: Board, sources: Sequence[int]) -> None:
+    """Wait for reads under way to be recorded; what wakes up later finds that it is to end."""
+    deadline_s = time.monotonic() + _ENDING_S
+    while any(board.busy_since(source) for source in sources) and time.monotonic() < deadline_s:
+        time.sleep(0.001)

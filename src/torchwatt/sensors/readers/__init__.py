@@ -17,6 +17,7 @@ _HOMES = {
     "rapl": ("torchwatt.sensors.readers.rapl", "RaplReader"),
     "perf": ("torchwatt.sensors.readers.perf", "PerfReader"),
     "process": ("torchwatt.sensors.readers.process", "ProcessReader"),
+    "host": ("torchwatt.sensors.readers.host", "HostReader"),
     "modelled": ("torchwatt.sensors.readers.modelled", "ModelledReader"),
 }
 

@@ -7,15 +7,33 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from torchwatt.core.errors import SensorError
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.readers.files import KeptFile
 from torchwatt.sensors.readers.portable import PortableFamily, PortableMachine
 
-_RESCAN_NS = NS_PER_S  # children are looked for once a second
+_RESCAN_NS = NS_PER_S  # children are looked for once a second at most
+_RESCAN_ANYWAY_NS = 10 * NS_PER_S  # and this often if no process seems to be new
+_RESCAN_COSTS = 1000  # a search that takes 2 ms, of a process with hundreds of threads, is made every 2 s
 _HAS_PROC = Path("/proc/stat").exists()
 _CPUCLOCK_SCHED = 2  # linux/posix-timers.h: the clock of a whole process's scheduled time
+
+
+class Kin(Protocol):
+    """What counts the CPU time and memory of a process and its descendants."""
+
+    def cpu_s(self) -> float: ...  # noqa: D102
+    def rss_bytes(self) -> float: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
+class Work(Protocol):
+    """What counts the machine's CPU time."""
+
+    def busy_s(self) -> float: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
 
 
 def process_cpu_s(pid: int) -> float:
@@ -48,6 +66,27 @@ def is_sampler(pid: int) -> bool:
         return False
 
 
+class Births:
+    """Whether any process or thread was born on this machine: the last word of /proc/loadavg is the newest id."""
+
+    def __init__(self, path: str = "/proc/loadavg") -> None:
+        self._file = KeptFile(path)
+        self._newest = b""
+
+    def any(self) -> bool:
+        """Return whether the newest id is another than at the last call; True where nobody can tell."""
+        try:
+            newest = self._file.read().rsplit(None, 1)[-1]
+        except (SensorError, IndexError):
+            return True
+        changed, self._newest = newest != self._newest, newest
+        return changed
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class Family:
     """One process and its descendants, less torchwatt's samplers.
 
@@ -59,8 +98,11 @@ class Family:
         self.pid = pid
         self._clock_ns = clock_ns
         self._cpu_s: dict[int, float] = {pid: 0.0}
-        self._alive: tuple[int, ...] = (pid,)
-        self._scanned_ns: int | None = None
+        self._memory = {pid: KeptFile(f"/proc/{pid}/statm")}
+        self._page_bytes = os.sysconf("SC_PAGE_SIZE")
+        self._births = Births()
+        self._look_ns: int | None = None  # when children are looked for next
+        self._anyway_ns = 0
 
     def cpu_s(self) -> float:
         """Return cumulative CPU seconds.
@@ -69,7 +111,7 @@ class Family:
             SensorError: SENSOR_LOST when the process itself is gone.
         """
         self._scan()
-        for pid in self._alive:
+        for pid in self._memory:
             try:
                 self._cpu_s[pid] = process_cpu_s(pid)
             except OSError as error:
@@ -81,16 +123,31 @@ class Family:
         """Return the resident bytes of all living members; shared pages count in each."""
         self._scan()
         pages = 0
-        for pid in self._alive:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                pages += int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
-        return float(pages * os.sysconf("SC_PAGE_SIZE"))
+        for file in self._memory.values():
+            with contextlib.suppress(SensorError, ValueError, IndexError):
+                pages += int(file.read().split(None, 2)[1])
+        return float(pages * self._page_bytes)
+
+    def close(self) -> None:
+        """Close what is kept open."""
+        self._births.close()
+        for file in self._memory.values():
+            file.close()
 
     def _scan(self) -> None:
         now_ns = self._clock_ns()
-        if self._scanned_ns is None or now_ns - self._scanned_ns >= _RESCAN_NS:
-            self._scanned_ns = now_ns
-            self._alive = (self.pid, *(p for p in children_of(self.pid) if not is_sampler(p)))
+        if self._look_ns is not None and now_ns < self._look_ns:
+            return
+        self._look_ns = now_ns + _RESCAN_NS
+        if not self._births.any() and now_ns < self._anyway_ns:
+            return
+        alive = (self.pid, *(p for p in children_of(self.pid) if not is_sampler(p)))
+        for pid in self._memory.keys() - set(alive):
+            self._memory.pop(pid).close()
+        self._memory = {pid: self._memory.get(pid) or KeptFile(f"/proc/{pid}/statm") for pid in alive}
+        took_ns = self._clock_ns() - now_ns
+        self._look_ns = now_ns + max(_RESCAN_NS, _RESCAN_COSTS * took_ns)
+        self._anyway_ns = now_ns + _RESCAN_ANYWAY_NS
 
 
 class Machine:
@@ -105,20 +162,19 @@ class Machine:
 
         Guest time is inside user already.
         """
-        fields = self._file.read(512).split(b"\n", 1)[0].split()
-        user, nice, system, _idle, _iowait, irq, softirq = (int(word) for word in fields[1:8])
-        return (user + nice + system + irq + softirq) * self._tick_s
+        _cpu, user, nice, system, _idle, _iowait, irq, softirq, _rest = self._file.read(256).split(None, 8)
+        return (int(user) + int(nice) + int(system) + int(irq) + int(softirq)) * self._tick_s
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def family(pid: int) -> Family | PortableFamily:
+def family(pid: int) -> Kin:
     """Return what counts a process's CPU time and memory here."""
     return Family(pid) if _HAS_PROC else PortableFamily(pid)
 
 
-def machine() -> Machine | PortableMachine:
+def machine() -> Work:
     """Return what counts the machine's CPU time here."""
     return Machine() if _HAS_PROC else PortableMachine()

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from torchwatt.core.units import NS_PER_S
-from torchwatt.sensors.readers.cputime import family, machine
+from torchwatt.sensors.readers.cputime import Kin, Work, family, machine
 
 # Share of nameplate power at 0, 10, 50 and 100 % load. Teads engineering, "Building an AWS EC2 Carbon Emissions
 # Dataset", 2021; also used by the Impact Framework, whose docs say that it does not generalise well.
@@ -46,18 +46,25 @@ def share_w(
 class ModelledReader:
     """Reads modelled watts and what they were computed from.
 
-    Spec: `pid`, `nameplate_w`, `cpus`. Reading `cpu/power` takes a new look and sets the three other CPU values;
-    the power is the mean over the time since the look before.
+    Spec: `pid`, `nameplate_w`, `cpus`. Reading `cpu/power` takes a new look and sets the two other CPU values;
+    the power is the mean over the time since the look before. Reading `ram/power` sets `ram/rss`.
     """
 
-    def __init__(self, spec: Mapping[str, Any], clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        *,
+        kin: Kin | None = None,
+        work: Work | None = None,
+    ) -> None:
         self._nameplate_w = float(spec["nameplate_w"])
         self._cpus = int(spec["cpus"])
         self._clock_ns = clock_ns
-        self._family = family(int(spec["pid"]))
-        self._machine = machine()
+        self._family = kin or family(int(spec["pid"]))
+        self._machine = work or machine()
         self._last: tuple[int, float, float] | None = None
-        self._load = self._power_w = math.nan
+        self._load = self._power_w = self._rss = math.nan
 
     def read(self, key: str) -> float:
         """Return W, a load of 0 to 1, CPU seconds, or bytes, by the key."""
@@ -67,8 +74,9 @@ class ModelledReader:
             return self._load
         if key == "cpu/process_cpu":
             return self._last[1] if self._last else math.nan
-        rss = self._family.rss_bytes()
-        return rss if key == "ram/rss" else rss / 1e9 * RAM_W_PER_GB
+        if key == "ram/power" or math.isnan(self._rss):
+            self._rss = self._family.rss_bytes()
+        return self._rss if key == "ram/rss" else self._rss / 1e9 * RAM_W_PER_GB
 
     def _look(self) -> float:
         now = (self._clock_ns(), self._family.cpu_s(), self._machine.busy_s())
@@ -89,5 +97,6 @@ class ModelledReader:
         return self._power_w
 
     def close(self) -> None:
-        """Close /proc/stat."""
+        """Close what is kept open in /proc."""
+        self._family.close()
         self._machine.close()

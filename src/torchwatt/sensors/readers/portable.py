@@ -51,6 +51,9 @@ class PortableFamily:
                 total += member.memory_info().rss
         return float(total)
 
+    def close(self) -> None:
+        """Do nothing: nothing is kept open."""
+
     def _scan(self) -> None:
         now_ns = self._clock_ns()
         if self._scanned_ns is None or now_ns - self._scanned_ns >= _RESCAN_NS:

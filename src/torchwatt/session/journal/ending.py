@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torchwatt.core.meter import Event, Recording, Severity
+from torchwatt.core.meter import Event, Recording, Series, Severity
 from torchwatt.core.report import Status, Window
 from torchwatt.core.units import NS_PER_S
 from torchwatt.session.journal.read import Found
@@ -53,18 +53,21 @@ def lives(found: Found) -> bool:
 
 def last_reading_ns(recording: Recording) -> int:
     """Return when a counter or a power was read for the last time, 0 if never."""
-    read = (s.t_ns[-1] for s in recording.series if s.channel.quantity != "gauge" and len(s))
-    return int(max(read, default=0))
+    return max((int(s.t_ns[-1]) for s in metering(recording)), default=0)
+
+
+def metering(recording: Recording) -> list[Series]:
+    """Return the series of counters and powers that have a reading."""
+    return [s for s in recording.series if s.channel.quantity != "gauge" and len(s)]
 
 
 def _start_ns(found: Found, recording: Recording) -> int:
     """Return when the run began; if that was not written, it had not begun, or the file that says so is lost."""
     if found.begin is not None:
         return found.begin.start_ns
-    read = [
-        int(s.t_ns[0 if found.lost_work else -1]) for s in recording.series if s.channel.quantity != "gauge" and len(s)
-    ]
-    return (min(read) if found.lost_work else max(read)) if read else found.head.mono_ns
+    if not found.lost_work:
+        return last_reading_ns(recording) or found.head.mono_ns
+    return min((int(s.t_ns[0]) for s in metering(recording)), default=found.head.mono_ns)
 
 
 def _start_unix_ns(found: Found, start_ns: int) -> int:

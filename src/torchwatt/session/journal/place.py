@@ -32,8 +32,7 @@ class Place:
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
             fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC))
-            if os.listdir(fds[0]):
-                raise ConfigError(f"journal={str(path)!r} is there already and not empty: name another folder")
+            _refuse_full(path)
             fds += [create(WORK, fds[0]), create(READINGS, fds[0])]
             os.fsync(fds[0])
         except OSError as error:
@@ -64,6 +63,11 @@ class Place:
         """Let go of the files and remove them."""
         remove(self.path)
         self.close()
+
+
+def _refuse_full(path: Path) -> None:
+    if any(path.iterdir()):
+        raise ConfigError(f"journal={str(path)!r} is there already and not empty: name another folder")
 
 
 def remove(path: Path) -> None:

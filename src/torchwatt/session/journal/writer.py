@@ -29,6 +29,7 @@ STATE_EVERY = 4  # writes
 TRACE_SHARE = 0.002
 TRACE_GRANT_S = 0.02  # once, so that short runs have layers as well
 FIRST_TRACE_S = 0.5
+LAST_NS = 3 * NS_PER_S  # before its end, what is written of a run once more
 
 
 class Watched(Protocol):
@@ -49,7 +50,10 @@ class Watched(Protocol):
 
 
 class Journal:
-    """Writes from `begin` to `ended`. No method raises for a fault of the disk: it is said once, and the run goes on."""
+    """Writes from `begin` to `ended`.
+
+    No method raises for a fault of the disk: it is said once, and the run goes on.
+    """
 
     def __init__(self, place: Place, head: Head, *, kept: bool) -> None:
         self._place = place
@@ -98,9 +102,7 @@ class Journal:
         """The block has ended: write all that its report will be made from."""
         self._halt()
         with self._lock, contextlib.suppress(Exception):
-            self._readings(
-                recording, self._own if not self._sampler_writes else readings.New(stop.end_ns - 3 * NS_PER_S)
-            )
+            self._readings(recording, self._own if not self._sampler_writes else readings.New(stop.end_ns - LAST_NS))
             self._put_trace(trace, stop.end_ns)
             self._file.add(Kind.STOP, to_json(stop))
             self._file.sync()

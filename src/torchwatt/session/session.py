@@ -29,6 +29,7 @@ from torchwatt.session.software import new_run_id
 from torchwatt.tracing import Tracer
 from torchwatt.tracing.dither import Dither
 
+MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
 
 
@@ -271,8 +272,8 @@ class Session:
             cast("Session", other).note(event)
 
     def trace(self) -> Trace | None:
-        """Return who ran so far, from any thread; None where nobody is traced."""
-        return self._tracer.snapshot() if self._tracer is not None else None
+        """Return who ran so far, from any thread, in short; None where nobody is traced."""
+        return self._tracer.snapshot(MOST_FILLED) if self._tracer is not None else None
 
     def state(self, recording: Recording) -> State:
         """Return what is known so far beside readings and spans."""

@@ -34,13 +34,18 @@ def ending(found: Found, recording: Recording) -> Ending:
         if not found.ended:
             status, reason = "partial", "killed while its report was made"
     elif lives(found):
-        end_ns, status, reason = max(last_ns, found.beat_ns or 0), "running", f"process {found.head.owner.pid} runs it"
+        end_ns, status, reason = _seen_ns(found, last_ns), "running", f"process {found.head.owner.pid} runs it"
     else:
-        end_ns = found.gone_ns if found.gone_ns is not None else max(last_ns, found.beat_ns or 0)
-        status, reason = "partial", "killed: recovered from its journal"
+        end_ns, status, reason = _seen_ns(found, last_ns), "partial", "killed: recovered from its journal"
     end_ns = max(end_ns, start_ns)
     bounds = Bounds(start_ns, end_ns, _start_unix_ns(found, start_ns))
     return Ending(bounds, status, reason, tuple(_events(found, bounds, last_ns)))
+
+
+def _seen_ns(found: Found, last_ns: int) -> int:
+    """Return when there was a sign of the run for the last time."""
+    spans_ns = int(found.trace.end_ns.max()) if found.trace is not None and len(found.trace) else 0
+    return max(last_ns, found.beat_ns or 0, found.gone_ns or 0, spans_ns, *(w.end_ns for w in found.state.windows))
 
 
 def lives(found: Found) -> bool:

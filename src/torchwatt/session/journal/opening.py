@@ -12,6 +12,7 @@ from torchwatt.core.meter import Event
 from torchwatt.sensors import Feed
 from torchwatt.session.journal.owner import this_process
 from torchwatt.session.journal.place import Place, in_store
+from torchwatt.session.journal.stored import prune
 from torchwatt.session.journal.told import Head
 from torchwatt.session.journal.writer import Journal
 from torchwatt.session.options import Options
@@ -32,6 +33,8 @@ def open_journal(
         return None
     kept = asked.journal is not True
     path = asked.journal if not isinstance(asked.journal, bool) else in_store(asked.keep or default_store(), run_id)
+    if not kept:
+        prune(path.parent.parent)
     try:
         place = Place(path)
     except ConfigError as error:

@@ -60,7 +60,7 @@ def read_journal(path: str | os.PathLike[str]) -> Found:
     if not folder.is_dir():
         raise BundleError(f"{folder} is no journal: a journal is a folder with {WORK} and {READINGS}")
     paths = {name: folder / name for name in (WORK, READINGS)}
-    files = {name: _content(path) for name, path in paths.items()}
+    files = {name: content(path) for name, path in paths.items()}
     if all(data is None for data in files.values()):
         raise BundleError(f"{folder} is no journal: it holds neither {WORK} nor {READINGS}")
     frames = {name: list(decode(data)) for name, data in files.items() if data is not None}
@@ -74,8 +74,12 @@ def read_journal(path: str | os.PathLike[str]) -> Found:
     return found
 
 
-def _content(path: Path) -> bytes | None:
-    """Return what is in a file, None where there is none; links are not followed."""
+def content(path: Path, most_bytes: int | None = None) -> bytes | None:
+    """Return what is in a file, or its beginning, None where there is none; links are not followed.
+
+    Raises:
+        BundleError: It cannot be read, or is larger than any of ours.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -83,10 +87,10 @@ def _content(path: Path) -> bytes | None:
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
     with os.fdopen(fd, "rb") as file:
-        if os.fstat(fd).st_size > MOST_FILE_BYTES:
+        if most_bytes is None and os.fstat(fd).st_size > MOST_FILE_BYTES:
             raise BundleError(f"{path} is larger than any journal of ours")
         try:
-            return file.read(MOST_FILE_BYTES)
+            return file.read(most_bytes or MOST_FILE_BYTES)
         except OSError as error:
             raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
 

@@ -25,9 +25,9 @@ from torchwatt.session.journal.spans import pack_trace
 from torchwatt.session.journal.told import Begin, Head, State, Stop, to_json
 
 STATE_EVERY = 4  # writes
-# Of the time, for putting the spans together: what a kill costs is then a part in 500 of the run's layers.
-TRACE_SHARE = 0.002
-TRACE_GRANT_S = 0.02  # once, so that short runs have layers as well
+# Of the time, for putting the spans together; one takes 20 to 60 ms, so that a kill costs the layers of 10 to 20 s.
+TRACE_SHARE = 0.003
+TRACE_GRANT_S = 0.1  # once, so that short runs have layers as well
 FIRST_TRACE_S = 0.5
 LAST_NS = 3 * NS_PER_S  # before its end, what is written of a run once more
 

@@ -35,15 +35,16 @@ def wiggle(tree, stop):
         tree.set("package-0", watts)
 
 
-def work(first, runs):
+def work(first, runs, longest_s, keep):
     """Kill some runs and print a line of JSON for each."""
     torch.set_num_threads(1)
     stop = threading.Event()
-    with tempfile.TemporaryDirectory() as folder, FakePowercap(Path(folder) / "powercap") as tree:
+    with tempfile.TemporaryDirectory() as temporary, FakePowercap(Path(temporary) / "powercap") as tree:
+        folder = Path(keep or temporary)
         thread = threading.Thread(target=wiggle, args=(tree, stop), daemon=True)
         thread.start()
         for seed in range(first, first + runs):
-            print(json.dumps(asdict(kill_one(tree, Path(folder), seed))), flush=True)
+            print(json.dumps(asdict(kill_one(tree, folder, seed, longest_s=longest_s))), flush=True)
         stop.set()
         thread.join()
 
@@ -76,16 +77,19 @@ def main():
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--longest", type=float, default=3.0, metavar="S", help="after so long the kill at the latest")
+    parser.add_argument("--keep", metavar="DIR", help="leave journals and bundles there")
     parser.add_argument("--work", action="store_true", help="be one of the jobs")
     asked = parser.parse_args()
     if asked.work:
-        work(asked.seed, asked.runs)
+        work(asked.seed, asked.runs, asked.longest, asked.keep)
         return
     share = -(-asked.runs // asked.jobs)
     jobs = []
     for first in range(0, asked.runs, share):
         command = [sys.executable, __file__, "--work", f"--seed={asked.seed + first}"]
-        command += [f"--runs={min(share, asked.runs - first)}"]
+        command += [f"--runs={min(share, asked.runs - first)}", f"--longest={asked.longest}"]
+        command += [f"--keep={asked.keep}"] if asked.keep else []
         jobs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     results = []
     for job in jobs:

@@ -152,14 +152,15 @@ class Session:
         trace = late.run(self._end_trace)
         active.leave(self)
         recording = late.run(self._end_feed)
-        if self._journal is not None:
-            self._journal.stopped(recording, trace, Stop(end_ns, status, reason))
+        if (journal := self._journal) is not None:
+            late.run(lambda: journal.stopped(recording, trace, Stop(end_ns, status, reason)))
         self.report = late.run(lambda: self._best_report(end_ns, recording, trace, status, reason))
         if self._outer is not None:
             self._outer.windows.append(window_of(self.report))
         written = late.run(lambda: self._write_files(self.report))
-        if self._journal is not None:
-            self._journal.ended(whole=written and not any(event.code in LOSSES for event in self._events))
+        if journal is not None:
+            whole = written and not any(event.code in LOSSES for event in self._events)
+            late.run(lambda: journal.ended(whole=whole))
         late.raise_it()
 
     def _end_dither(self) -> None:

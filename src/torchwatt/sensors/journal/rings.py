@@ -87,16 +87,22 @@ class RingJournal:
 
     def _run(self) -> None:
         while not self._stop.wait(WRITE_S) and not self._file.fault:
-            self._writes += 1
-            self.write()
-            if self._writes % NOTES_EVERY == 0:
-                self._note()
-            if self._writes % WRITES_A_SYNC == 0:
-                self._file.sync()
-            if self._file.size > self._most_bytes:
-                self._thin()
+            try:
+                self._turn()
+            except Exception as error:  # sampling goes on
+                self._file.fault = f"{type(error).__name__}: {error}"
         if self._file.fault:
             self._board.note(time.monotonic_ns(), "warning", STOPPED, "run", stopped_message(self._file.fault))
+
+    def _turn(self) -> None:
+        self._writes += 1
+        self.write()
+        if self._writes % NOTES_EVERY == 0:
+            self._note()
+        if self._writes % WRITES_A_SYNC == 0:
+            self._file.sync()
+        if self._file.size > self._most_bytes:
+            self._thin()
 
     def _note(self) -> None:
         self._file.add(Kind.NOTES, json.dumps(noted(self._board, self._rings)).encode())

@@ -36,10 +36,15 @@ def ending(found: Found, recording: Recording) -> Ending:
     elif lives(found):
         end_ns, status, reason = _seen_ns(found, last_ns), "running", f"process {found.head.owner.pid} runs it"
     else:
-        end_ns, status, reason = _seen_ns(found, last_ns), "partial", "killed: recovered from its journal"
+        end_ns, status, reason = _seen_ns(found, last_ns), "partial", f"{_why(found)}: recovered from its journal"
     end_ns = max(end_ns, start_ns)
     bounds = Bounds(start_ns, end_ns, _start_unix_ns(found, start_ns))
     return Ending(bounds, status, reason, tuple(_events(found, bounds, last_ns)))
+
+
+def _why(found: Found) -> str:
+    """Say what is known of why a journal ends: only a sampler that goes on sees that its owner does not."""
+    return "killed" if found.gone_ns is not None else "killed, or its disk was full"
 
 
 def _seen_ns(found: Found, last_ns: int) -> int:
@@ -96,9 +101,8 @@ def _events(found: Found, bounds: Bounds, last_ns: int) -> Iterator[Event]:
         return
     if found.begin is None and not found.lost_work:
         yield event("warning", "NOT_BEGUN", "the process was killed before the run began: nothing of it was metered")
-    yield event(
-        "warning", "RECOVERED", f"the process was killed; made from its journal: {_lost(found, bounds, last_ns)}"
-    )
+    message = f"the process was {_why(found)}; made from its journal: {_lost(found, bounds, last_ns)}"
+    yield event("warning", "RECOVERED", message)
 
 
 def _lost(found: Found, bounds: Bounds, last_ns: int) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +20,17 @@ from torchwatt.core.meter import Event, Recording
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Feed, Sampler
-from torchwatt.sensors.journal.rings import INSTANT, RECORD_BYTES, STOPPED, WRITE_S, WRITES_A_SYNC, stopped_message
+from torchwatt.sensors.journal.rings import (
+    INSTANT,
+    READINGS,
+    RECORD_BYTES,
+    STOPPED,
+    WRITE_S,
+    WRITES_A_SYNC,
+    stopped_message,
+)
 from torchwatt.session.journal import readings
-from torchwatt.session.journal.place import MOST_READINGS_BYTES, MOST_WORK_BYTES, Place
+from torchwatt.session.journal.place import MOST_READINGS_BYTES, MOST_WORK_BYTES, WORK, Place
 from torchwatt.session.journal.spans import pack_trace
 from torchwatt.session.journal.told import Begin, Head, State, Stop, to_json
 
@@ -29,6 +39,7 @@ STATE_EVERY = 4  # writes
 TRACE_SHARE = 0.003
 TRACE_GRANT_S = 0.1  # once, so that short runs have layers as well
 FIRST_TRACE_S = 0.5
+BASELINE_NS = 61 * NS_PER_S  # before its beginning, what is written of a run: the longest baseline
 LAST_NS = 3 * NS_PER_S  # before its end, what is written of a run once more
 
 
@@ -68,9 +79,8 @@ class Journal:
         self._trace_due_s = 0.0
         self._trace_cost_s = 0.0
         self._writes = 0
-        self._stop = threading.Event()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
         self._warned = False
         self._file.add(Kind.HEAD, self._head)
         place.readings.add(Kind.HEAD, self._head)
@@ -93,6 +103,7 @@ class Journal:
         self._begin = to_json(Begin(session.start_ns, start_unix_ns))
         self._file.add(Kind.BEGIN, self._begin)
         self._trace_due_s = time.monotonic() + FIRST_TRACE_S
+        self._own = readings.New(session.start_ns - BASELINE_NS)
         # The first look at the counters was taken here, not in the sampler's process.
         self._readings(session.feed.snapshot(session.start_ns - NS_PER_S), readings.New())
         self._thread = threading.Thread(target=self._run, args=(session,), name="torchwatt-journal", daemon=True)
@@ -100,19 +111,25 @@ class Journal:
 
     def stopped(self, recording: Recording, trace: Trace, stop: Stop) -> None:
         """The block has ended: write all that its report will be made from."""
-        self._halt()
-        with self._lock, contextlib.suppress(Exception):
-            self._readings(recording, self._own if not self._sampler_writes else readings.New(stop.end_ns - LAST_NS))
+
+        def write() -> None:
+            self._readings(recording, readings.New(stop.end_ns - LAST_NS) if self._sampler_writes else self._own)
             self._put_trace(trace, stop.end_ns)
             self._file.add(Kind.STOP, to_json(stop))
             self._file.sync()
 
+        self._ask(write)
+
     def ended(self, *, whole: bool) -> None:
         """The report is made and written: the journal is complete, and removed where nobody asked for it."""
-        self._halt()
-        if whole:
+
+        def write() -> None:
             self._file.add(Kind.END, b"")
             self._file.sync()
+
+        if whole and self._kept:
+            self._ask(write)
+        self._halt()
         if whole and not self._kept:
             self._place.remove()
         else:
@@ -129,22 +146,42 @@ class Journal:
             return None
         return Event(time.monotonic_ns(), "warning", STOPPED, "run", stopped_message(self._file.fault))
 
+    def _ask(self, job: Callable[[], None], timeout_s: float = 2.0) -> None:
+        """Have something written by the thread, and wait for it, but not for a disk that hangs."""
+        if self._thread is None or not self._thread.is_alive():
+            return
+        done = threading.Event()
+
+        def and_tell() -> None:
+            try:
+                job()
+            finally:
+                done.set()
+
+        self._jobs.put(and_tell)
+        done.wait(timeout_s)
+
     def _halt(self) -> None:
-        self._stop.set()
+        self._jobs.put(None)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(2.0)
 
     def _run(self, session: Watched) -> None:
         """Write until stopped; whatever fails here must not reach the user's run."""
-        while not self._stop.wait(WRITE_S) and session.pid == os.getpid():
+        while session.pid == os.getpid():
             try:
-                with self._lock:
-                    self._write(session)
+                job = self._jobs.get(timeout=WRITE_S)
+            except queue.Empty:
+                job = partial(self._write, session)
+            if job is None:
+                return
+            try:
+                job()
             except Exception as error:
                 self._file.fault = self._file.fault or f"{type(error).__name__}: {error}"
             if self._file.fault:
-                self._warn()
+                self._warn(stopped_message(self._file.fault))
                 return
 
     def _write(self, session: Watched) -> None:
@@ -158,12 +195,13 @@ class Journal:
                 self._readings(recording, self._own)
             if full:
                 self._put_state(session.state(recording))
+                self._warn(next((e.message for e in recording.events if e.code == STOPPED), ""))
         if time.monotonic() >= self._trace_due_s:
             self._look_at_spans(session)
         if self._writes % WRITES_A_SYNC == 0:
             self._file.sync()
         if self._file.size > MOST_WORK_BYTES + (0 if self._sampler_writes else MOST_READINGS_BYTES):
-            self._file.replace(self._shorter(session), self._place.folder, "work.journal")
+            self._file.replace(self._shorter(session), self._place.folder, WORK)
 
     def _take_over(self, session: Watched) -> None:
         """Write the readings here where no sampler process does, or does any more."""
@@ -172,7 +210,7 @@ class Journal:
             self._sampler_writes = False
             age_ns = 0
             with contextlib.suppress(OSError):  # when it wrote for the last time
-                age_ns = time.time_ns() - os.fstat(self._place.readings_fd).st_mtime_ns
+                age_ns = time.time_ns() - os.stat(READINGS, dir_fd=self._place.folder).st_mtime_ns
             self._own = readings.New(time.monotonic_ns() - max(age_ns, 0) - 5 * NS_PER_S)
 
     def _readings(self, recording: Recording, new: readings.New) -> None:
@@ -221,8 +259,9 @@ class Journal:
         if self._trace:
             yield Kind.TRACE, self._trace
 
-    def _warn(self) -> None:
-        if not self._warned and self._file.fault != "closed":
+    def _warn(self, message: str) -> None:
+        """Warn once, whichever of the two files ended first."""
+        if message and not self._warned:
             self._warned = True
             with contextlib.suppress(Warning):  # warnings may be errors in the user's program
-                warnings.warn(f"torchwatt: {stopped_message(self._file.fault)}", RuntimeWarning, stacklevel=2)
+                warnings.warn(f"torchwatt: {message}", RuntimeWarning, stacklevel=2)

@@ -10,17 +10,19 @@ from torchwatt.core.version import __version__
 if TYPE_CHECKING:
     from torchwatt.session.offline import attribute
     from torchwatt.session.profile import profile, scope
+    from torchwatt.session.recover import recover
     from torchwatt.session.replay import replay
     from torchwatt.session.run import Run
     from torchwatt.tracing.work import work_of
 
-__all__ = ["Run", "__version__", "attribute", "profile", "replay", "scope", "work_of"]
+__all__ = ["Run", "__version__", "attribute", "profile", "recover", "replay", "scope", "work_of"]
 
 # Where each public name lives. Loaded at first use, so that `import torchwatt` costs nothing.
 _HOMES = {
     "Run": "torchwatt.session",
     "attribute": "torchwatt.session.offline",
     "profile": "torchwatt.session",
+    "recover": "torchwatt.session.recover",
     "replay": "torchwatt.session.replay",
     "scope": "torchwatt.session",
     "work_of": "torchwatt.tracing.work",

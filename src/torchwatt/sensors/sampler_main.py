@@ -13,12 +13,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.board import CPU_NS, STARTED_NS, Board
 from torchwatt.sensors.loop import LONG_READ_NS, SourceLoop, Stop, Tap
 from torchwatt.sensors.ring import PERIOD_NS
+
+if TYPE_CHECKING:
+    from torchwatt.sensors.journal.rings import RingJournal
 
 # Runs before anything can be imported: -S keeps start-up short, the user's path comes after the standard library.
 # Exactly argv[1] bytes are read, so that a stop byte that follows at once stays in the pipe for `select`.
@@ -120,6 +123,15 @@ class Housekeeper:
                 self._board.note(now_ns, "warning", "SENSOR_HANG", name, message)
 
 
+def _journal(board: Board, config: Mapping[str, Any]) -> RingJournal:
+    from torchwatt.sensors.journal.append import AppendFile
+    from torchwatt.sensors.journal.rings import RingJournal
+
+    fd, folder, most_bytes = config["journal"]
+    keys = [tap["key"] for source in config["sources"] for tap in source["taps"]]
+    return RingJournal(board, keys, AppendFile(fd, os.fstat(fd).st_size), folder, most_bytes)
+
+
 class Parent:
     """Waits for the parent: it says stop, closes the pipe, or is gone. Looks after the others meanwhile."""
 
@@ -128,6 +140,7 @@ class Parent:
         self._look = look
         self._look_ns = 0
         self._told = False
+        self.said_so = False  # a word of the parent, not its end
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
 
@@ -137,7 +150,8 @@ class Parent:
 
     def wait(self, timeout: float) -> bool:
         """Sleep for so many seconds or until it is time to end; return whether it is."""
-        self._told = self._told or bool(self._poll.poll(timeout * 1e3))
+        if not self._told and self._poll.poll(timeout * 1e3):
+            self._told, self.said_so = True, os.read(0, 1) != b""
         now_ns = time.monotonic_ns()
         if now_ns >= self._look_ns:
             self._look_ns = now_ns + LOOK_NS
@@ -154,6 +168,7 @@ def main(config: Mapping[str, Any]) -> None:
     os.close(config["fd"])
     board.put(STARTED_NS, time.monotonic_ns())
     housekeeper = Housekeeper(board, config)
+    journal = _journal(board, config) if config.get("journal") else None
 
     def look() -> None:
         housekeeper.look()
@@ -171,6 +186,8 @@ def main(config: Mapping[str, Any]) -> None:
     _let_finish(board, range(len(loops)))
     anchor(board)
     board.put(CPU_NS, time.process_time_ns())
+    if journal is not None:
+        journal.finish(gone=not parent.said_so)
     os._exit(0)  # a thread that hangs in a driver must not keep the process, nor one that sleeps
 
 

@@ -32,6 +32,7 @@ class Options:
     csv: Path | None = None
     html: Path | None = None
     keep: Path | None = None
+    journal: Path | bool = False  # True: in the store, removed at the end
     project: str = PROJECT
     powercap_root: Path | None = None
     feed: Feed | None = None
@@ -62,6 +63,7 @@ def options(given: Mapping[str, Any]) -> Options:
         csv=csv,
         html=html,
         keep=_store(given.get("keep")),
+        journal=_journal(given.get("journal")),
         project=_project(given),
         powercap_root=None if given["powercap_root"] is None else Path(given["powercap_root"]),
         feed=given["feed"],
@@ -87,6 +89,10 @@ def _store(keep: str | os.PathLike[str] | bool | None) -> Path | None:
     if keep is None or isinstance(keep, bool):
         return default_store() if keep else None
     return Path(keep).absolute()
+
+
+def _journal(journal: str | os.PathLike[str] | bool | None) -> Path | bool:
+    return bool(journal) if journal is None or isinstance(journal, bool) else Path(journal).absolute()
 
 
 def _project(given: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from torchwatt.cli import attribute
+from torchwatt.cli import attribute, fleet
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.version import __version__
 
@@ -45,6 +45,7 @@ def build() -> argparse.ArgumentParser:
     _measuring(demo)
     demo.add_argument("--epochs", type=int, default=12)
     _on_bundles(commands)
+    fleet.add_parser(commands)
     return parser
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from tests.support.fleet import PROJECTS, run_id
@@ -39,10 +40,7 @@ def timed(what, do):
 
 def make(folder, bundles, jobs):
     edges = [bundles * i // jobs for i in range(jobs + 1)]
-    parts = [
-        subprocess.Popen([sys.executable, "-c", MAKE, folder, str(lo), str(hi)])
-        for lo, hi in zip(edges, edges[1:], strict=False)
-    ]
+    parts = [subprocess.Popen([sys.executable, "-c", MAKE, folder, str(lo), str(hi)]) for lo, hi in pairwise(edges)]
     assert [part.wait() for part in parts] == [0] * jobs
 
 

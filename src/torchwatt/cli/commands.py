@@ -48,7 +48,9 @@ def _keeping(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(asked: argparse.Namespace) -> int:
-    return run_script(asked.script, asked.args, module=asked.module, quiet=asked.quiet, options=_options(asked))
+    return run_script(
+        asked.script, asked.args, module=asked.module, quiet=asked.quiet, options=_options(asked), metrics=asked.metrics
+    )
 
 
 def _doctor(_: argparse.Namespace) -> int:

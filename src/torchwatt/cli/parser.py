@@ -25,6 +25,13 @@ def build() -> argparse.ArgumentParser:
     _measuring(run_)
     run_.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in `python -m`")
     run_.add_argument("-q", "--quiet", action="store_true", help="print no report")
+    run_.add_argument(
+        "--metrics",
+        action="append",
+        default=[],
+        metavar="WHERE",
+        help="live metrics: prometheus:PORT (this machine only), prometheus:ADDRESS:PORT, textfile:FILE.prom, otel",
+    )
     run_.add_argument("script", metavar="SCRIPT", help="the script to run")
     run_.add_argument("args", nargs="*", metavar="ARGS", help="its arguments, passed on as they are")
     commands.add_parser("doctor", help="what can be metered here, what cannot, and how to fix it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -31,8 +31,12 @@ _OFFLINE: dict[str, str | bool | int | float | list[str]] = {
 }
 
 
-def connect(lake: Lake) -> duckdb.DuckDBPyConnection:
+def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
     """Return a connection of DuckDB with the lake's tables (`lake_run`, ...) and the views of the package.
+
+    Args:
+        lake: Where the runs are.
+        views: Only these, and what they are made of: DuckDB lists the files anew for each. Default is all.
 
     Raises:
         BundleError: There is no such lake, it is empty, or a part of it is damaged.
@@ -45,11 +49,14 @@ def connect(lake: Lake) -> duckdb.DuckDBPyConnection:
     if not lake.exists():
         raise BundleError(f"{lake.name} is no lake: make one with `torchwatt fleet ingest {lake.name} RUNS`")
     connection = duckdb.connect(config=_OFFLINE)
+    wanted = _with_sources(views or (*ROLLUPS.values(), *(f"lake_{table}" for table in TABLES)))
     for table in TABLES:
-        _add_table(connection, lake, table)
+        if f"lake_{table}" in wanted:
+            _add_table(connection, lake, table)
     try:
-        for name in ("facts", "rollups"):
-            connection.execute(sql_file(name))
+        for name, statement in _VIEWS.items():
+            if name in wanted:
+                connection.execute(statement)
     except duckdb.Error as error:
         raise BundleError(f"{lake.name} cannot be read: {error}") from error
     return connection
@@ -74,7 +81,7 @@ def rollup(lake: Lake, by: str, project: str | None = None, month: str | None = 
         raise ConfigError("a roll-up by project is over all months: give --by month")
     asked = {name: value for name, value in (("project", project), ("month", month)) if value is not None}
     where = " AND ".join(f"{name} = ?" for name in asked) or "true"
-    with connect(lake) as connection:
+    with connect(lake, ROLLUPS[by]) as connection:
         import duckdb
 
         try:
@@ -91,11 +98,26 @@ def sql_file(name: str) -> str:
 
 
 def statements(text: str) -> Iterator[tuple[str, str]]:
-    """Return the statements of a file, each with the name in its comment (`-- NAME: why`) or of its view."""
+    """Return the statements of a file, each with the name in its comment (`-- NAME: why`) or of what it makes."""
     for statement in text.split(";\n"):
-        named = re.search(r"^-- ([A-Z]+): |VIEW lake_(\w+)", statement, re.MULTILINE)
+        named = re.search(r"^-- ([A-Z]+): |^CREATE OR REPLACE (?:VIEW|MACRO) (\w+)", statement, re.MULTILINE)
         if named:
             yield named[1] or named[2], statement
+
+
+_VIEWS = dict(statements(sql_file("facts"))) | dict(statements(sql_file("rollups")))
+
+
+def _with_sources(views: Iterable[str]) -> set[str]:
+    """Return views and all that they are made of."""
+    found: set[str] = set()
+    waiting = list(views)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += re.findall(r"\b(?:lake_\w+|v_\w+|run_rollup)", _VIEWS.get(name, ""))
+    return found
 
 
 def script(lake: Lake) -> str:
@@ -107,7 +129,7 @@ def script(lake: Lake) -> str:
     if not isinstance(lake.files, LocalFiles):
         raise ConfigError("the script is for a lake in a folder; see docs/fleet.md for object stores")
     place = str(lake.files.root).replace("'", "''")
-    tables = [text for name, text in statements(sql_file("lake")) if lake.files.parts(name)]
+    tables = [text for name, text in statements(sql_file("lake")) if lake.files.parts(name.removeprefix("lake_"))]
     return "\n".join(
         [f"SET VARIABLE lake = '{place}';", *(f"{text};" for text in tables), sql_file("facts"), sql_file("rollups")]
     )
@@ -120,7 +142,7 @@ def _add_table(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str) ->
     try:
         if isinstance(lake.files, LocalFiles):
             connection.execute("SET VARIABLE lake = ?", [_globbed(str(lake.files.root))])
-            connection.execute(dict(statements(sql_file("lake")))[table])
+            connection.execute(dict(statements(sql_file("lake")))[f"lake_{table}"])
             return
         if isinstance(lake.files, StoredFiles) and lake.files.parts(table):
             connection.register(f"lake_{table}", _dataset(lake.files, table))

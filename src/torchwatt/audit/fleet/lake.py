@@ -113,8 +113,9 @@ class StoredFiles:
         from pyarrow.fs import FileSelector
 
         selector = FileSelector(f"{self.root}/{table}", recursive=True, allow_not_found=True)
-        cut = len(self.root) + 1
-        names = (info.path[cut:] for info in self.system.get_file_info(selector) if info.path.endswith(SUFFIX))
+        cut = len(self.root.strip("/")) + 1
+        paths = (info.path.strip("/") for info in self.system.get_file_info(selector))
+        names = (path[cut:] for path in paths if path.endswith(SUFFIX))
         return sorted(name for name in names if name.count("/") == 3)
 
     def empty(self) -> bool:
@@ -187,6 +188,8 @@ def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None) -
             system, path = FileSystem.from_uri(name)
         except (ArrowException, OSError, ValueError) as error:
             raise ConfigError(f"lake {name}: {error}") from error
+        if not path.strip("/"):
+            raise ConfigError(f"lake {name}: name a bucket or a folder")
         if system.type_name == "local":
             return Lake(name, LocalFiles(Path(path)))
         return Lake(name, StoredFiles(system, path.rstrip("/")))

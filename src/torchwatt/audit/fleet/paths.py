@@ -17,11 +17,11 @@ def encoded(name: str) -> str:
     """Write any text as one part of a path, as Hive does: percent-encoded, decoded again by every engine.
 
     Raises:
-        ConfigError: It is empty, or too long for a file's name.
+        ConfigError: It is empty, too long for a file's name, or the one name that engines read as "no value".
     """
+    if name == _HIVE_NULL:
+        raise ConfigError(f"{name}: engines read this name as no name at all: give another")
     text = quote(name, safe="", errors="surrogatepass")
-    if name == _HIVE_NULL:  # engines read that name as "no value"
-        text = text.replace("_", "%5F", 1)
     if not 0 < len(text) <= LONGEST:
         raise ConfigError(f"{name[:40]!r}: a name in the lake has 1 to {LONGEST} characters, percent-encoded")
     return text

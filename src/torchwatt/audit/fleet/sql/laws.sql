@@ -38,6 +38,7 @@ FROM lake_device AS device
 LEFT JOIN (
     SELECT run_id, project, device_id, fsum(energy_self_j) AS joules FROM lake_layer GROUP BY ALL
 ) AS have ON have.run_id = device.run_id AND have.project = device.project AND have.device_id = device.device_id
+JOIN lake_run AS run ON run.run_id = device.run_id AND run.project = device.project
 WHERE device.counts_toward_total
     AND (have.joules IS NULL OR abs(device.energy_j - have.joules) > 1e-9 * device.energy_j + 1e-9);
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.version import __version__
 
 if TYPE_CHECKING:
+    from torchwatt import metrics
     from torchwatt.session.offline import attribute
     from torchwatt.session.profile import profile, scope
     from torchwatt.session.recover import recover
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
     from torchwatt.session.run import Run
     from torchwatt.tracing.work import work_of
 
-__all__ = ["Run", "__version__", "attribute", "profile", "recover", "replay", "scope", "work_of"]
+__all__ = ["Run", "__version__", "attribute", "metrics", "profile", "recover", "replay", "scope", "work_of"]
 
 # Where each public name lives. Loaded at first use, so that `import torchwatt` costs nothing.
 _HOMES = {
     "Run": "torchwatt.session",
     "attribute": "torchwatt.session.offline",
+    "metrics": "torchwatt",
     "profile": "torchwatt.session",
     "recover": "torchwatt.session.recover",
     "replay": "torchwatt.session.replay",
@@ -35,7 +37,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'torchwatt' has no attribute {name!r}")
     from importlib import import_module
 
-    found = getattr(import_module(home), name)
+    found = import_module("torchwatt.metrics") if name == "metrics" else getattr(import_module(home), name)
     if name == "profile" and "IPython" in sys.modules:
         from torchwatt.notebook.live import install
 

@@ -13,6 +13,7 @@ from torchwatt.carbon import Asked
 from torchwatt.cli.attribute import attribute
 from torchwatt.cli.doctor import doctor
 from torchwatt.cli.export import export_bundles
+from torchwatt.cli.fleet import fleet
 from torchwatt.cli.recover import recover
 from torchwatt.cli.reprice import run_reprice
 from torchwatt.cli.runs import runs
@@ -49,7 +50,9 @@ def _keeping(asked: argparse.Namespace) -> dict[str, Any]:
 
 def _run(asked: argparse.Namespace) -> int:
     options = {**_options(asked), "journal": asked.journal or not asked.no_journal}
-    return run_script(asked.script, asked.args, module=asked.module, quiet=asked.quiet, options=options)
+    return run_script(
+        asked.script, asked.args, module=asked.module, quiet=asked.quiet, options=options, metrics=asked.metrics
+    )
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -111,4 +114,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "reprice": _reprice,
     "export": _export,
     "runs": _runs,
+    "fleet": fleet,
 }

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from torchwatt.cli import attribute, recover
+from torchwatt.cli import attribute, fleet, recover
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.version import __version__
 
@@ -28,6 +28,13 @@ def build() -> argparse.ArgumentParser:
     run_.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in `python -m`")
     run_.add_argument("-q", "--quiet", action="store_true", help="print no report")
     recover.add_journal(run_)
+    run_.add_argument(
+        "--metrics",
+        action="append",
+        default=[],
+        metavar="WHERE",
+        help="live metrics: prometheus:PORT (this machine only), prometheus:ADDRESS:PORT, textfile:FILE.prom, otel",
+    )
     run_.add_argument("script", metavar="SCRIPT", help="the script to run")
     run_.add_argument("args", nargs="*", metavar="ARGS", help="its arguments, passed on as they are")
     commands.add_parser("doctor", help="what can be metered here, what cannot, and how to fix it")
@@ -49,6 +56,7 @@ def build() -> argparse.ArgumentParser:
     _measuring(demo)
     demo.add_argument("--epochs", type=int, default=12)
     _on_bundles(commands)
+    fleet.add_parser(commands)
     return parser
 
 

@@ -15,10 +15,19 @@ from types import ModuleType
 from typing import Any
 
 from torchwatt.core.errors import ConfigError, TorchwattError
+from torchwatt.metrics import named
 from torchwatt.session import profile
 
 
-def run_script(script: str, args: Sequence[str], *, module: bool, quiet: bool, options: dict[str, Any]) -> int:
+def run_script(
+    script: str,
+    args: Sequence[str],
+    *,
+    module: bool,
+    quiet: bool,
+    options: dict[str, Any],
+    metrics: Sequence[str] = (),
+) -> int:
     """Run a script as `python SCRIPT ARGS` would, and print the report to stderr.
 
     The script's own exit code and its own exception are what the caller gets: both pass through untouched, after
@@ -33,6 +42,8 @@ def run_script(script: str, args: Sequence[str], *, module: bool, quiet: bool, o
             stack.enter_context(_as_main(script, args, module=module))
             try:
                 execute = _module(script) if module else _script(script)
+                for where in metrics:
+                    stack.enter_context(named(where))
                 run = stack.enter_context(profile(name=Path(script).name, **options))
             except TorchwattError as error:
                 raise Refused(str(error)) from error

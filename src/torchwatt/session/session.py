@@ -17,7 +17,7 @@ from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Feed, Sampler, discover
-from torchwatt.session import active
+from torchwatt.session import active, listeners
 from torchwatt.session.journal.opening import open_journal
 from torchwatt.session.journal.told import State, Stop
 from torchwatt.session.journal.writer import Journal
@@ -86,12 +86,14 @@ class Session:
                 self._dither.start()
             self._feed = feed
             active.enter(self)
+            self._note_nested()
             self._note_concurrent()  # after entering: of two that start together, the second sees the first
             # The run begins before its first reading and ends after its last, so that both lie inside.
             self._start_ns, self._start_unix_ns = time.monotonic_ns(), time.time_ns()
             feed.mark()
             if self._journal is not None:
                 self._journal.begin(self, self._start_unix_ns)
+            listeners.began(self)
         except BaseException:  # also an interrupt, until the very end
             self._feed = None
             active.leave(self)
@@ -157,6 +159,7 @@ class Session:
         self.report = late.run(lambda: self._best_report(end_ns, recording, trace, status, reason))
         if self._outer is not None:
             self._outer.windows.append(window_of(self.report))
+        late.run(lambda: listeners.ended(self, recording))
         written = late.run(lambda: self._write_files(self.report))
         if journal is not None:
             whole = written and not any(event.code in LOSSES for event in self._events)
@@ -263,6 +266,11 @@ class Session:
                 feed.stop()
         if self._journal is not None:
             self._journal.discard()
+
+    def _note_nested(self) -> None:
+        if self._outer is not None:
+            message = f"inside run {self._outer.run_id}, whose joules contain these: do not add them up"
+            self._events.append(Event(time.monotonic_ns(), "info", "NESTED_SESSION", "run", message))
 
     def _note_concurrent(self) -> None:
         now = time.monotonic_ns()

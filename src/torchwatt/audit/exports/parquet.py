@@ -45,13 +45,14 @@ def _samples(bundles: Sequence[Bundle]) -> Iterator[tuple[str, bytes]]:
 def _arrow(table: Table, bundles: Sequence[Bundle]) -> pa.Table:
     import pyarrow as pa
 
-    fields = [_field(column) for column in table.columns]
+    fields = [arrow_field(column) for column in table.columns]
     schema = pa.schema(fields, metadata={"schema_version": SCHEMA_VERSION, "description": table.description})
     rows = [row for bundle in bundles for row in bundle[table.name]]
     return pa.Table.from_pydict({name: [row[name] for row in rows] for name in table.header}, schema=schema)
 
 
-def _field(column: Column) -> pa.Field:
+def arrow_field(column: Column) -> pa.Field:
+    """Return the type, unit and description of a column."""
     import pyarrow as pa
 
     types = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}

@@ -1,0 +1,107 @@
+"""The lake's own columns: what common sums ask of a run's other tables, copied to where the sum is made.
+
+Nothing in them is new: `fleet verify` computes them again from the tables that they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import fsum
+
+from torchwatt.audit.exports.cells import counted, factors_of, impact, number, text
+from torchwatt.audit.reader import Bundle
+from torchwatt.audit.schema import TABLE_BY_NAME, Column, Row, Value
+from torchwatt.audit.schema.model import boolean, string
+from torchwatt.audit.schema.model import number as numeric
+from torchwatt.core.terms import ROOT
+
+# Sessions that say of themselves that their joules are inside another's, or the same devices' as another's.
+OVERLAPPING = frozenset({"CONCURRENT_SESSION", "NESTED_SESSION"})
+
+LAKE_COLUMNS: Mapping[str, tuple[Column, ...]] = {
+    "run": (
+        string("lake_model", "model_id, else architecture, else the class of the root module"),
+        string(
+            "lake_boundary",
+            "kinds of domains inside the total, `+`-list; `:process` this process's share only, `*` some of the kind "
+            "could not be metered: only equal boundaries are added",
+        ),
+        boolean("lake_overlaps", "true: another session metered the same devices at the same time", required=True),
+        numeric("lake_measured_j", "J", "measured part of energy_it_j", minimum=0),
+        numeric("lake_modelled_j", "J", "modelled part of energy_it_j", minimum=0),
+        numeric("lake_location_g", "g{CO2e}", "of impact: gwp, usage, location, as_run"),
+        string("lake_location_basis", "basis of its grid factors: only equal ones are added"),
+        numeric("lake_market_g", "g{CO2e}", "of impact: gwp, usage, market, as_run"),
+        string("lake_market_basis", "basis of its grid factors"),
+        string("lake_rows", "rows of the run's other tables, table=count", many=True, required=True),
+        string("lake_manifest_sha256", "of the bundle's MANIFEST.sha256", required=True),
+    ),
+    "layer": (boolean("lake_counts", "true: the device counts toward the run's total", required=True),),
+    "impact": (string("lake_basis", "basis of the grid factors that it was made with"),),
+}
+TABLES: tuple[str, ...] = ("device", "window", "layer", "hourly", "factor", "impact", "event", "run")  # run is last
+
+
+def columns_of(table: str) -> tuple[Column, ...]:
+    """Return the columns of a table in the lake."""
+    return TABLE_BY_NAME[table].columns + LAKE_COLUMNS.get(table, ())
+
+
+def lake_rows(bundle: Bundle, manifest_sha256: str) -> dict[str, tuple[Row, ...]]:
+    """Return the rows of a bundle by table, with the lake's columns."""
+    counts = {text(row, "device_id"): row["counts_toward_total"] is True for row in bundle["device"]}
+    rows = {name: bundle[name] for name in TABLES}
+    rows["layer"] = tuple({**row, "lake_counts": counts.get(text(row, "device_id"), False)} for row in bundle["layer"])
+    rows["impact"] = tuple({**row, "lake_basis": _basis(bundle, row)} for row in bundle["impact"])
+    sizes = ";".join(f"{name}={len(found)}" for name, found in rows.items() if name != "run" and found)
+    rows["run"] = ({**bundle.run, **_of_run(bundle), "lake_rows": sizes, "lake_manifest_sha256": manifest_sha256},)
+    return rows
+
+
+def _of_run(bundle: Bundle) -> dict[str, Value]:
+    found: dict[str, Value] = {
+        "lake_model": _model(bundle),
+        "lake_boundary": boundary(bundle["device"]) or None,
+        "lake_overlaps": any(row["code"] in OVERLAPPING for row in bundle["event"]),
+        "lake_measured_j": _known_as(bundle, "measured"),
+        "lake_modelled_j": _known_as(bundle, "modelled"),
+    }
+    for method in ("location", "market"):
+        grams = impact(bundle, "gwp", method=method)
+        found[f"lake_{method}_g"] = None if grams is None else number(grams, "value")
+        found[f"lake_{method}_basis"] = None if grams is None else _basis(bundle, grams)
+    return found
+
+
+def _model(bundle: Bundle) -> str | None:
+    told = text(bundle.run, "model_id") or text(bundle.run, "architecture")
+    roots = (text(row, "module_class") for row in bundle["layer"] if row["fqn"] == ROOT)
+    return told or next((name for name in roots if name), None)
+
+
+def boundary(devices: Iterable[Row]) -> str:
+    """Name a boundary by its kinds of domains, so that machines of different size have the same one."""
+    rows = list(devices)
+    missing = {text(row, "kind") for row in rows if row["unavailable_reason"] and not row["counts_toward_total"]}
+    inside = [row for row in rows if row["counts_toward_total"]]
+    names = {
+        text(row, "kind") + (":process" if row["scope"] == "process" else "") + "*" * (row["kind"] in missing)
+        for row in inside
+    }
+    return "+".join(sorted(names))
+
+
+def _known_as(bundle: Bundle, provenance: str) -> float | None:
+    """Add up the counted joules that are known in one way; None where a counted device has none."""
+    rows = counted(bundle)
+    joules = [number(row, "energy_j") for row in rows if row["provenance"] == provenance]
+    known = [value for value in joules if value is not None]
+    return fsum(known) if rows and len(known) == len(joules) else None
+
+
+def _basis(bundle: Bundle, row: Row) -> str | None:
+    found = {text(factor, "basis") for factor in factors_of(bundle, row) if text(factor, "kind") in _GRIDS}
+    return "+".join(sorted(found)) or None
+
+
+_GRIDS = ("grid_gwp", "residual_mix", "contract_gwp")

@@ -1,0 +1,182 @@
+"""DuckDB over a lake: it reads the files, and the SQL is in files that anybody can open."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from torchwatt.audit.fleet.arrow import arrow_schema
+from torchwatt.audit.fleet.columns import TABLES
+from torchwatt.audit.fleet.lake import Lake, LocalFiles, StoredFiles
+from torchwatt.core.errors import BundleError, ConfigError
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+ROLLUPS = {
+    "project": "v_project",
+    "month": "v_month",
+    "model": "v_model",
+    "layer": "v_layer_month",
+    "device": "v_device_month",
+    "scope2": "v_scope2_month",
+}
+# Nothing is fetched, also no extension: an address of an object store is read through pyarrow.
+_OFFLINE: dict[str, str | bool | int | float | list[str]] = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+}
+
+
+def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
+    """Return a connection of DuckDB with the lake's tables (`lake_run`, ...) and the views of the package.
+
+    Args:
+        lake: Where the runs are.
+        views: Only these, and what they are made of: DuckDB lists the files anew for each. Default is all.
+
+    Raises:
+        BundleError: There is no such lake, it is empty, or a part of it is damaged.
+        ConfigError: DuckDB is not installed.
+    """
+    try:
+        import duckdb
+    except ImportError as error:
+        raise ConfigError("roll-ups need DuckDB: pip install 'torchwatt[fleet]'") from error
+    if not lake.exists():
+        raise BundleError(f"{lake.name} is no lake: make one with `torchwatt fleet ingest {lake.name} RUNS`")
+    connection = duckdb.connect(config=_OFFLINE)
+    wanted = _with_sources(views or (*ROLLUPS.values(), *(f"lake_{table}" for table in TABLES)))
+    for table in TABLES:
+        if f"lake_{table}" in wanted:
+            _add_table(connection, lake, table)
+    try:
+        for name, statement in _VIEWS.items():
+            if name in wanted:
+                connection.execute(statement)
+    except duckdb.Error as error:
+        raise BundleError(f"{lake.name} cannot be read: {error}") from error
+    return connection
+
+
+def rollup(lake: Lake, by: str, project: str | None = None, month: str | None = None) -> pa.Table:
+    """Return sums; see `ROLLUPS` for what they can be by.
+
+    Args:
+        lake: Where the runs are.
+        by: project, month, model, layer, device or scope2.
+        project: Only this one.
+        month: Only this one, such as 2026-11 (the month in which a run began, UTC).
+
+    Raises:
+        BundleError: There is no such lake, or a part of it is damaged.
+        ConfigError: There is no such roll-up, or DuckDB is not installed.
+    """
+    if by not in ROLLUPS:
+        raise ConfigError(f"no roll-up by {by!r}: there are {', '.join(ROLLUPS)}")
+    if month is not None and by == "project":
+        raise ConfigError("a roll-up by project is over all months: give --by month")
+    asked = {name: value for name, value in (("project", project), ("month", month)) if value is not None}
+    where = " AND ".join(f"{name} = ?" for name in asked) or "true"
+    with connect(lake, ROLLUPS[by]) as connection:
+        import duckdb
+
+        try:
+            # The view's name is ours; what the user typed is bound.
+            query = f"SELECT * FROM {ROLLUPS[by]} WHERE {where}"  # noqa: S608
+            return connection.sql(query, params=list(asked.values())).to_arrow_table()
+        except duckdb.Error as error:
+            raise BundleError(f"{lake.name} cannot be read: {error}; see `torchwatt fleet verify`") from error
+
+
+def sql_file(name: str) -> str:
+    """Return one of the package's SQL files."""
+    return (files("torchwatt.audit.fleet") / "sql" / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def statements(text: str) -> Iterator[tuple[str, str]]:
+    """Return the statements of a file, each with the name in its comment (`-- NAME: why`) or of what it makes."""
+    for statement in text.split(";\n"):
+        named = re.search(r"^-- ([A-Z]+): |^CREATE OR REPLACE (?:VIEW|MACRO) (\w+)", statement, re.MULTILINE)
+        if named:
+            yield named[1] or named[2], statement
+
+
+_VIEWS = dict(statements(sql_file("facts"))) | dict(statements(sql_file("rollups")))
+
+
+def _with_sources(views: Iterable[str]) -> set[str]:
+    """Return views and all that they are made of."""
+    found: set[str] = set()
+    waiting = list(views)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += re.findall(r"\b(?:lake_\w+|v_\w+|run_rollup)", _VIEWS.get(name, ""))
+    return found
+
+
+def script(lake: Lake) -> str:
+    """Return the SQL that makes the views in any DuckDB, for a lake in a folder.
+
+    Raises:
+        ConfigError: The lake is in an object store: there DuckDB needs its httpfs and your secrets.
+    """
+    if not isinstance(lake.files, LocalFiles):
+        raise ConfigError("the script is for a lake in a folder; see docs/fleet.md for object stores")
+    place = str(lake.files.root).replace("'", "''")
+    tables = [text for name, text in statements(sql_file("lake")) if lake.files.parts(name.removeprefix("lake_"))]
+    return "\n".join(
+        [f"SET VARIABLE lake = '{place}';", *(f"{text};" for text in tables), sql_file("facts"), sql_file("rollups")]
+    )
+
+
+def _add_table(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str) -> None:
+    """Make `lake_<table>`: from the files, or empty where no run has such rows."""
+    import duckdb
+
+    try:
+        if isinstance(lake.files, LocalFiles):
+            connection.execute("SET VARIABLE lake = ?", [_globbed(str(lake.files.root))])
+            connection.execute(dict(statements(sql_file("lake")))[f"lake_{table}"])
+            return
+        if isinstance(lake.files, StoredFiles) and lake.files.parts(table):
+            connection.register(f"lake_{table}", _dataset(lake.files, table))
+            return
+    except duckdb.IOException as error:
+        if "No files found" not in str(error):
+            raise BundleError(f"{lake.name} cannot be read: {error}; see `torchwatt fleet verify`") from error
+    except duckdb.Error as error:
+        raise BundleError(f"{lake.name} cannot be read: {error}; see `torchwatt fleet verify`") from error
+    if table == "run":
+        raise BundleError(f"{lake.name} holds no runs")
+    connection.register(f"lake_{table}", _with_partitions(table).empty_table())
+
+
+def _globbed(path: str) -> str:
+    """Write a folder so that a pattern means it and nothing else."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+def _with_partitions(table: str) -> pa.Schema:
+    import pyarrow as pa
+
+    return arrow_schema(table).append(pa.field("project", pa.string())).append(pa.field("date", pa.date32()))
+
+
+def _dataset(stored: StoredFiles, table: str) -> pa.dataset.Dataset:
+    import pyarrow as pa
+    from pyarrow import dataset
+
+    keys = pa.schema([("project", pa.string()), ("date", pa.date32())])
+    return dataset.dataset(
+        f"{stored.root}/{table}",
+        filesystem=stored.system,
+        format="parquet",
+        schema=_with_partitions(table),
+        partitioning=dataset.partitioning(keys, flavor="hive"),
+    )

@@ -1,0 +1,116 @@
+"""Many bundles into the lake: once each, by several processes, and again without harm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from torchwatt.audit.fleet.lake import Lake, LocalFiles
+from torchwatt.audit.fleet.one import Found, How, Outcome, add_one
+from torchwatt.audit.fleet.workers import add_many
+from torchwatt.audit.seal import MANIFEST
+from torchwatt.core.errors import ConfigError
+
+DEFAULT_PROJECT = "default"
+WORTH_WORKERS = 150  # bundles; below, a process takes longer to start than it saves
+DEEPEST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What became of the bundles."""
+
+    outcomes: tuple[Outcome, ...]
+
+    def count(self, *states: str) -> int:
+        """Return how many ended so."""
+        return sum(outcome.state in states for outcome in self.outcomes)
+
+    @property
+    def refused(self) -> tuple[Outcome, ...]:
+        """Return the bundles that are not in the lake, each with its reason."""
+        return tuple(outcome for outcome in self.outcomes if outcome.state == "refused")
+
+
+def ingest(
+    lake: Lake,
+    places: Sequence[str | os.PathLike[str]],
+    *,
+    project: str | None = None,
+    samples: bool = False,
+    replace: bool = False,
+    jobs: int | None = None,
+) -> Ingested:
+    """Add every bundle below some folders to a lake; a run that is in it is left as it is.
+
+    A bundle whose tables differ from its manifest, that cannot be read, or whose run was still running is refused and
+    named; all others go on. Several processes and machines may add to one lake at the same time.
+
+    Args:
+        lake: Where to; made where there is nothing.
+        places: Stores (`<store>/<project>/<run>`), folders of bundles, or bundles.
+        project: For all of them; by default the store's, else `default`.
+        samples: Also copy the power curves, which are most of the bytes.
+        replace: A run that is there with other content is replaced, such as by a repriced bundle.
+        jobs: Processes; default is one a CPU, at most 8.
+
+    Raises:
+        BundleError: The place holds something else, or cannot be written.
+        ConfigError: A place is no folder, or pyarrow is not installed.
+    """
+    _need_pyarrow()
+    how = How(replace=replace, samples=samples)
+    found = list(chain.from_iterable(bundles_below(Path(place), project) for place in places))
+    lake.make()
+    wanted = min(jobs or min(_cpus(), 8), len(found))
+    if jobs is None and len(found) < WORTH_WORKERS:
+        wanted = 1
+    if wanted > 1 and isinstance(lake.files, LocalFiles):
+        return Ingested(add_many(lake.files.root, found, how, wanted))
+    there = lake.runs()
+    return Ingested(tuple(add_one(lake, one, there, how) for one in found))
+
+
+def bundles_below(place: Path, project: str | None = None) -> Iterator[Found]:
+    """Find bundles: a folder's name is the project of the bundles in it, that of the folder asked for is not.
+
+    Raises:
+        ConfigError: It is no folder.
+    """
+    if not place.is_dir():
+        raise ConfigError(f"{place} is no folder: give a store, a folder of bundles, or a bundle")
+    for folder in _walk(place, DEEPEST):
+        inner = place not in {folder, folder.parent}
+        yield Found(str(folder), project or (folder.parent.name if inner else DEFAULT_PROJECT))
+
+
+def _walk(folder: Path, deeper: int) -> Iterator[Path]:
+    """Yield the folders with a manifest, hidden ones and links to folders left out, in order of name."""
+    if (folder / MANIFEST).is_file():
+        yield folder
+        return
+    if deeper:
+        with os.scandir(folder) as entries:
+            names = sorted(e.path for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+        yield from chain.from_iterable(_walk(Path(name), deeper - 1) for name in names)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _need_pyarrow() -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401  # is it there?
+    except ImportError as error:
+        raise ConfigError("a lake needs pyarrow: pip install 'torchwatt[fleet]'") from error
+
+
+def summary(found: Iterable[Outcome]) -> str:
+    """Say in one line what became of the bundles."""
+    outcomes = Ingested(tuple(found))
+    words = [f"{outcomes.count(state)} {state}" for state in ("added", "replaced", "present", "refused")]
+    return ", ".join(word for word in words if not word.startswith("0 ")) or "no bundles"

@@ -1,0 +1,25 @@
+"""The process behind `workers`: lines of bundles in, lines of outcomes out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from torchwatt.audit.fleet.lake import Lake, LocalFiles
+from torchwatt.audit.fleet.one import Found, How, add_one
+
+
+def work(root: Path, how: How) -> None:
+    """Add what standard input names, until it ends."""
+    lake = Lake(str(root), LocalFiles(root))
+    there = lake.runs()
+    for line in sys.stdin:
+        outcomes = [add_one(lake, Found(**one), there, how) for one in json.loads(line)]
+        sys.stdout.write(json.dumps([asdict(outcome) for outcome in outcomes]) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), How(**json.loads(sys.argv[2])))

@@ -1,0 +1,70 @@
+"""Processes that add bundles side by side.
+
+`subprocess` and not `multiprocessing`: a notebook's or a script's `__main__` is not run again, and nothing is forked
+from a process with threads. Work goes out and answers come back as lines of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from torchwatt.audit.fleet.one import Found, How, Outcome
+from torchwatt.core.errors import BundleError
+
+CHUNK = 32
+
+
+def add_many(root: Path, found: Sequence[Found], how: How, jobs: int) -> tuple[Outcome, ...]:
+    """Add bundles with several processes and return the outcomes in the order of the bundles.
+
+    Raises:
+        BundleError: A process ended before its work.
+    """
+    chunks = [found[at : at + CHUNK] for at in range(0, len(found), CHUNK)]
+    done: dict[int, list[Outcome]] = {}
+    waiting, lock = list(enumerate(chunks))[::-1], threading.Lock()
+    with ThreadPoolExecutor(jobs) as pool:
+        for feeder in [pool.submit(_feed, root, how, waiting, lock, done) for _ in range(jobs)]:
+            feeder.result()
+    return tuple(outcome for index in sorted(done) for outcome in done[index])
+
+
+def _feed(
+    root: Path,
+    how: How,
+    waiting: list[tuple[int, Sequence[Found]]],
+    lock: threading.Lock,
+    done: dict[int, list[Outcome]],
+) -> None:
+    """Keep one process busy until nothing waits."""
+    # One thread a process: the processes are the parallelism.
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ARROW_IO_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    command = [sys.executable, "-m", "torchwatt.audit.fleet.worker", str(root), json.dumps(asdict(how))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdin is not None  # noqa: S101  # pipes were asked for
+        assert process.stdout is not None  # noqa: S101
+        while True:
+            with lock:
+                if not waiting:
+                    break
+                index, chunk = waiting.pop()
+            process.stdin.write(json.dumps([asdict(one) for one in chunk]) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            if not answer:
+                raise BundleError("a process that adds bundles has ended before its work: see its words on stderr")
+            done[index] = [Outcome(**one) for one in json.loads(answer)]
+        process.stdin.close()

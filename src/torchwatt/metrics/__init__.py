@@ -1,0 +1,32 @@
+"""Live metrics of this process's runs, off unless asked for: OpenTelemetry, Prometheus, or a file for node_exporter.
+
+    with tw.metrics.prometheus(port=9464), tw.profile(model):
+        train(model)
+
+Each begins when it is called and ends with its block or its `close()`; many runs may begin and end meanwhile. Counters
+only grow, over all runs of the process; what is unknown is absent, never 0. Loaded at first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchwatt.metrics.endpoint import prometheus
+    from torchwatt.metrics.meter import otel
+    from torchwatt.metrics.named import named
+    from torchwatt.metrics.textfile import textfile
+
+_HOMES = {"named": "named", "otel": "meter", "prometheus": "endpoint", "textfile": "textfile"}
+__all__ = ["named", "otel", "prometheus", "textfile"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = found  # `textfile` is a module's name as well: importing it must not take the function's place
+    return found

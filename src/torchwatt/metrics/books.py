@@ -1,0 +1,217 @@
+"""Joules of this process so far, by device: one account over all its sessions, which only ever grows.
+
+Each device has one clock, up to which its joules are booked. So a session that nests in another or runs beside it, and
+meters the same device, adds nothing for a time that is booked already.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import fsum
+
+from torchwatt.attribution.curves import metered
+from torchwatt.core.meter import Meter, Recording, Unavailable
+from torchwatt.core.report import Report
+from torchwatt.core.terms import Provenance, weakest
+from torchwatt.core.units import NS_PER_S
+from torchwatt.metrics.account import Account
+from torchwatt.metrics.layers import LayerBooks, LayerKey
+from torchwatt.metrics.peek import LOOK_BACK_NS, is_live, peek
+from torchwatt.session import listeners
+from torchwatt.session.grams import grams_so_far
+from torchwatt.session.session import Session
+
+STALE_NS = 3 * NS_PER_S  # older watts are not "now"
+MOST_RUNS = 100  # names of runs that get a series of their own; a name with a time in it must not fill a database
+MORE = "(more)"
+HOST_KINDS = frozenset({"psys", "host", "psu"})  # meters of the whole machine: they contain the devices
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RunKey:
+    """Under whose name joules are booked; sessions of one name share an account."""
+
+    run: str
+    project: str
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DeviceKey:
+    """One meter of a run."""
+
+    run: RunKey
+    device: str
+    kind: str
+    model: str
+    provenance: Provenance
+
+    @property
+    def whole_machine(self) -> bool:
+        """Return whether it contains the other devices, so that it must not be added to them."""
+        return self.kind in HOST_KINDS
+
+
+@dataclass(slots=True)
+class Look:
+    """What is known now; what is not known has no entry, never 0."""
+
+    energy_j: dict[DeviceKey, float]
+    power_w: dict[DeviceKey, float]
+    location_g: dict[RunKey, float]
+    unpriced_j: dict[RunKey, float]  # joules for which there was no factor: they are not in location_g
+    layers_j: dict[LayerKey, float]
+    sessions: int
+
+
+@dataclass(slots=True)
+class _Watched:
+    session: Session
+    key: RunKey
+    since_ns: int
+    alone: bool  # seen from its beginning, and no other session metered beside it
+    booked_j: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    booked_g: float = 0.0
+    watts: dict[DeviceKey, tuple[int, float]] = field(default_factory=dict)
+
+
+class Books:
+    """The account; `open` begins it, `close` ends it, `look` reads the meters of the running sessions and returns it.
+
+    Args:
+        layers: How many layers' names get a series of their own; 0 keeps no layers. They are booked when a run ends.
+    """
+
+    def __init__(self, layers: int = 0) -> None:
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._watched: list[_Watched] = []
+        self._known_ns: dict[str, int] = {}
+        self._energy_j: Account[DeviceKey] = Account()
+        self._location_g: Account[RunKey] = Account()
+        self._unpriced_j: Account[RunKey] = Account()
+        self._names: set[str] = set()
+        self._layers = LayerBooks(layers)
+
+    def open(self) -> None:
+        """Begin to see sessions; of one that runs already, what is metered from now on."""
+        now_ns = time.monotonic_ns()
+        for session in listeners.attach(self):
+            self._watch(session, now_ns, alone=False)
+
+    def close(self) -> None:
+        """See no more sessions; the account stays."""
+        listeners.detach(self)
+        with self._lock:
+            self._watched.clear()
+
+    def began(self, session: Session) -> None:
+        """See a session; one inside another is in the other's joules."""
+        self._watch(session, session.start_ns, alone=True)
+
+    def ended(self, session: Session, recording: Recording) -> None:
+        """Book what is left of a session."""
+        with self._lock:
+            found = next((one for one in self._watched if one.session is session), None)
+            if found is None:
+                return
+            report = session.report
+            end_ns = report.end_ns if report is not None else time.monotonic_ns()
+            oldest_ns = min((self._known_ns.get(str(m.domain), 0) for m in recording.meters), default=0)
+            since_ns = max(oldest_ns, found.since_ns) - LOOK_BACK_NS
+            self._book(found, recording.between(since_ns, time.monotonic_ns()), end_ns)
+            self._watched.remove(found)
+            if report is not None and found.alone:
+                self._settle(found, report)
+                self._layers.add(found.key.run, found.key.project, report.ledgers)
+
+    def look(self) -> Look:
+        """Read what is new of the running sessions and return everything; in a forked child nothing runs."""
+        with self._lock:
+            now_ns = time.monotonic_ns()
+            watched = [one for one in self._watched if one.session.running] if os.getpid() == self._pid else []
+            for one in watched:
+                clocks = [max(self._known_ns.get(str(m.domain), 0), one.since_ns) for m in one.session.feed.meters]
+                recording = peek(one.session.feed, min([now_ns - LOOK_BACK_NS, *clocks]) - LOOK_BACK_NS)
+                self._book(one, recording, now_ns)
+            watts: dict[DeviceKey, float] = {}
+            for one in watched:  # the older session's, where two meter a device
+                fresh = ((key, w) for key, (t_ns, w) in one.watts.items() if now_ns - t_ns < STALE_NS)
+                taken = {key.device for key in watts}
+                watts |= {key: w for key, w in fresh if key.device not in taken}
+            return Look(
+                self._energy_j.sums(),
+                watts,
+                self._location_g.sums(),
+                self._unpriced_j.sums(),
+                self._layers.known(),
+                len(watched),
+            )
+
+    def _watch(self, session: Session, since_ns: int, *, alone: bool) -> None:
+        if session.nested or not is_live(session.feed):
+            return
+        with self._lock:
+            for other in self._watched:
+                other.alone = False
+            name = session.asked.name
+            if name not in self._names and len(self._names) >= MOST_RUNS:
+                name = MORE
+            self._names.add(name)
+            alone = alone and not self._watched
+            self._watched.append(_Watched(session, RunKey(name, session.asked.project), since_ns, alone))
+
+    def _book(self, one: _Watched, recording: Recording, end_ns: int) -> None:
+        """Book each device from its clock on."""
+        fresh: list[tuple[float, Provenance, int, int]] = []
+        for meter in recording.meters:
+            found = metered(meter, recording) if any(c.quantity != "gauge" for c in meter.channels) else None
+            if found is None or isinstance(found, Unavailable):
+                continue
+            device = str(meter.domain)
+            from_ns, to_ns = max(self._known_ns.get(device, 0), one.since_ns), min(found.curve.end_ns, end_ns)
+            if to_ns <= from_ns:
+                continue
+            joules = found.curve.between(from_ns, to_ns)
+            key = _key(one.key, meter)
+            one.booked_j[device] += joules
+            self._energy_j.add(key, joules)
+            self._known_ns[device] = to_ns
+            # Where the meter was silent the joules are unknown, and so is their mean.
+            seconds = (to_ns - max(from_ns, found.curve.start_ns)) / NS_PER_S
+            if seconds > 0:
+                one.watts[key] = (to_ns, joules / seconds)
+            if not key.whole_machine:
+                fresh.append((joules, meter.provenance, from_ns, to_ns))
+        self._price(one, fresh)
+
+    def _settle(self, one: _Watched, report: Report) -> None:
+        """Bring a run's account to its report, which saw all readings at once."""
+        true_j = {str(ledger.domain): ledger.energy_j for ledger in report.ledgers}
+        for key in [key for key in self._energy_j.sums() if key.run == one.key and key.device in true_j]:
+            self._energy_j.add(key, true_j[key.device] - one.booked_j[key.device])
+        if report.carbon_g is not None:
+            self._location_g.add(one.key, report.carbon_g - one.booked_g)
+
+    def _price(self, one: _Watched, fresh: Iterable[tuple[float, Provenance, int, int]]) -> None:
+        parts = list(fresh)
+        if not parts:
+            return
+        joules, plan = fsum(part[0] for part in parts), one.session.asked.carbon
+        offset_ns = time.time_ns() - time.monotonic_ns()
+        span = min(part[2] for part in parts) + offset_ns, max(part[3] for part in parts) + offset_ns
+        known = weakest(*(part[1] for part in parts))
+        grams = grams_so_far(joules, known, plan, *span) if plan.location else None
+        if grams is None:
+            self._unpriced_j.add(one.key, joules)
+            return
+        one.booked_g += grams
+        self._location_g.add(one.key, grams)
+
+
+def _key(run: RunKey, meter: Meter) -> DeviceKey:
+    return DeviceKey(run, str(meter.domain), meter.domain.kind, meter.model, meter.provenance)

@@ -1,0 +1,77 @@
+"""The account as Prometheus families: one collector, in a registry of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torchwatt.metrics.books import Books, DeviceKey, Look, RunKey
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+RUN = ("run", "project")
+DEVICE = (*RUN, "device", "device_model", "provenance")
+LAYER = (*RUN, "device", "layer", "phase", "provenance")
+
+
+class Collector:
+    """Asks the books whenever somebody scrapes."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what is known; a family without a known number has no samples."""
+        return families(self._books.look())
+
+
+def families(look: Look) -> Iterator[Metric]:
+    """Turn a look into metrics; names end in their unit, counters in `_total`."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    sessions = GaugeMetricFamily("torchwatt_sessions", "Runs that are metered now, nested ones not counted")
+    sessions.add_metric((), look.sessions)
+    yield sessions
+    energy = CounterMetricFamily(
+        "torchwatt_device_energy_joules", "Energy of a device, since the process began", labels=DEVICE
+    )
+    host = CounterMetricFamily(
+        "torchwatt_host_energy_joules", "Energy of the whole machine: contains the devices", labels=DEVICE
+    )
+    for key, joules in look.energy_j.items():
+        (host if key.whole_machine else energy).add_metric(_device(key), joules)
+    power = GaugeMetricFamily(
+        "torchwatt_device_power_watts", "Power of a device, mean since the look before", labels=DEVICE
+    )
+    for key, watts in look.power_w.items():
+        if not key.whole_machine:
+            power.add_metric(_device(key), watts)
+    grams = CounterMetricFamily("torchwatt_gwp_grams", "CO2e in use, location-based", labels=RUN)
+    for run, value in look.location_g.items():
+        grams.add_metric(_run(run), value)
+    unpriced = CounterMetricFamily("torchwatt_unpriced_energy_joules", "Energy without a carbon factor", labels=RUN)
+    for run, value in look.unpriced_j.items():
+        unpriced.add_metric(_run(run), value)
+    layers = CounterMetricFamily("torchwatt_layer_energy_joules", "Energy by layer, of runs that ended", labels=LAYER)
+    for row, joules in look.layers_j.items():
+        layers.add_metric((row.run, row.project, row.device, row.layer, row.phase, row.provenance), joules)
+    yield from (family for family in (energy, host, power, grams, unpriced, layers) if family.samples)
+
+
+def registry_of(books: Books) -> CollectorRegistry:
+    """Return a registry with nothing else in it."""
+    from prometheus_client import CollectorRegistry
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Collector(books))
+    return registry
+
+
+def _run(run: RunKey) -> tuple[str, str]:
+    return run.run, run.project
+
+
+def _device(key: DeviceKey) -> tuple[str, ...]:
+    return (*_run(key.run), key.device, key.model, key.provenance)

@@ -1,0 +1,142 @@
+"""An OpenTelemetry meter, after the hardware conventions: `hw.energy`, `hw.power`, `hw.host.energy`.
+
+https://opentelemetry.io/docs/specs/semconv/hardware/ (status: development). Grams have no convention: they are in our
+own namespace. Energy is a monotonic counter, so that a back end may sum it and take its rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.version import __version__
+from torchwatt.metrics.books import DeviceKey, Look, RunKey
+from torchwatt.metrics.exporter import Exporter
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+
+# The conventions' names of kinds; a kind without one keeps its own.
+HW_TYPE = {"gpu": "gpu", "cpu": "cpu", "dram": "memory", "ram": "memory"}
+
+
+class OTel(Exporter):
+    """Instruments of one provider, observed whenever it collects."""
+
+    def __init__(self, provider: MeterProvider, layers: int) -> None:
+        super().__init__(layers)
+        meter = provider.get_meter("torchwatt", __version__)
+        self._observe(meter.create_observable_counter, "hw.energy", "J", "energy of a component", _energy)
+        self._observe(meter.create_observable_gauge, "hw.power", "W", "power of a component", _power)
+        self._observe(
+            meter.create_observable_counter,
+            "hw.host.energy",
+            "J",
+            "energy of the whole machine: contains hw.energy",
+            _host,
+        )
+        self._observe(meter.create_observable_counter, "torchwatt.gwp", "g{CO2e}", "location-based, in use", _grams)
+        self._observe(
+            meter.create_observable_counter,
+            "torchwatt.unpriced.energy",
+            "J",
+            "energy without a carbon factor",
+            _unpriced,
+        )
+        if layers:
+            self._observe(
+                meter.create_observable_counter,
+                "torchwatt.layer.energy",
+                "J",
+                "energy by layer, of runs that ended",
+                _layers,
+            )
+        self.books.open()
+
+    def _observe(self, make: Any, name: str, unit: str, description: str, read: Any) -> None:
+        from opentelemetry.metrics import Observation
+
+        def callback(options: CallbackOptions) -> Iterable[Observation]:
+            del options
+            # An instrument cannot be taken back: a closed exporter says what it knew, and its counters stand still.
+            return [Observation(value, attributes) for value, attributes in read(self.books.look())]
+
+        make(name, callbacks=[callback], unit=unit, description=description)
+
+
+def otel(provider: MeterProvider | Literal["global"], *, layers: int = 0) -> OTel:
+    """Report the runs of this process to an OpenTelemetry provider, until closed.
+
+    Args:
+        provider: Yours; `"global"` takes the process's own, which is never touched unless asked.
+        layers: How many layers get a series of their own (reserved ones come on top); the rest is one series.
+
+    Raises:
+        ConfigError: It is no provider, `layers` is impossible, or OpenTelemetry is not installed.
+    """
+    try:
+        from opentelemetry import metrics
+    except ImportError as error:
+        raise ConfigError("OpenTelemetry is missing: pip install 'torchwatt[otel]'") from error
+    if provider == "global":
+        provider = metrics.get_meter_provider()
+    if not isinstance(provider, metrics.MeterProvider):
+        raise ConfigError(f"otel({provider!r}): give a MeterProvider, or 'global' for the process's own")
+    return OTel(provider, layers)
+
+
+Seen = Iterator[tuple[float, Mapping[str, str]]]
+
+
+def _energy(look: Look) -> Seen:
+    return ((j, _device(key)) for key, j in look.energy_j.items() if not key.whole_machine)
+
+
+def _host(look: Look) -> Seen:
+    return (
+        (j, _of_run(key.run) | {"torchwatt.provenance": key.provenance})
+        for key, j in look.energy_j.items()
+        if key.whole_machine
+    )
+
+
+def _power(look: Look) -> Seen:
+    return ((w, _device(key)) for key, w in look.power_w.items() if not key.whole_machine)
+
+
+def _grams(look: Look) -> Seen:
+    more = {"torchwatt.accounting_method": "location", "torchwatt.provenance": "derived"}
+    return ((g, _of_run(key) | more) for key, g in look.location_g.items())
+
+
+def _unpriced(look: Look) -> Seen:
+    return ((j, _of_run(key)) for key, j in look.unpriced_j.items())
+
+
+def _layers(look: Look) -> Seen:
+    for key, joules in look.layers_j.items():
+        yield (
+            joules,
+            {
+                **_of_run(RunKey(key.run, key.project)),
+                "hw.id": key.device,
+                "torchwatt.layer": key.layer,
+                "torchwatt.phase": key.phase,
+                "torchwatt.provenance": key.provenance,
+            },
+        )
+
+
+def _of_run(run: RunKey) -> dict[str, str]:
+    return {"torchwatt.run": run.run, "torchwatt.project": run.project}
+
+
+def _device(key: DeviceKey) -> Mapping[str, str]:
+    return {
+        **_of_run(key.run),
+        "hw.id": key.device,
+        "hw.type": HW_TYPE.get(key.kind, key.kind),
+        "hw.name": key.model,
+        "torchwatt.provenance": key.provenance,
+    }

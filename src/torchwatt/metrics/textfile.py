@@ -1,0 +1,86 @@
+"""A file for node_exporter's textfile collector: where jobs come and go, nobody has to know their ports."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from pathlib import Path
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.metrics.endpoint import MISSING
+from torchwatt.metrics.exporter import Exporter
+from torchwatt.metrics.families import registry_of
+
+EVERY_S = 15.0  # Prometheus scrapes node_exporter about as often
+
+
+class Textfile(Exporter):
+    """Writes from a thread; each write is a new file that takes the old one's place at once."""
+
+    def __init__(self, path: Path, every_s: float, layers: int) -> None:
+        super().__init__(layers)
+        self.path = path
+        self._registry = registry_of(self.books)
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._failed = False
+        self.books.open()
+        try:
+            self.write()
+        except OSError as error:
+            self.books.close()
+            raise ConfigError(f"textfile({str(path)!r}): {error.strerror}") from error
+        self._thread = threading.Thread(target=self._loop, name="torchwatt-textfile", daemon=True)
+        self._thread.start()
+
+    def write(self) -> None:
+        """Write the file now.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        from prometheus_client import write_to_textfile
+
+        write_to_textfile(str(self.path), self._registry)
+
+    def _loop(self) -> None:
+        while not self._stop.wait(self._every_s):
+            self._try()
+
+    def _try(self) -> None:
+        try:
+            self.write()
+            self._failed = False
+        except OSError as error:  # a full disk must not end the user's run; once is said, and the next may work
+            if not self._failed:
+                warnings.warn(f"torchwatt could not write {self.path}: {error}", RuntimeWarning, stacklevel=2)
+            self._failed = True
+
+    def _end(self) -> None:
+        self._stop.set()
+        self._thread.join(2.0)
+        self._try()  # the last numbers stay, without the power of a run that has ended
+
+
+def textfile(path: str | os.PathLike[str], *, every_s: float = EVERY_S, layers: int = 0) -> Textfile:
+    """Keep a file of this process's runs up to date for node_exporter, until closed.
+
+    Args:
+        path: Ends in `.prom`, in the folder of `--collector.textfile.directory`; one file a process.
+        every_s: How often it is written.
+        layers: How many layers get a series of their own (reserved ones come on top); the rest is one series.
+
+    Raises:
+        ConfigError: The path or the period is impossible, or prometheus_client is not installed.
+    """
+    try:
+        import prometheus_client  # noqa: F401  # is it there?
+    except ImportError as error:
+        raise ConfigError(MISSING) from error
+    target = Path(path).absolute()
+    if target.suffix != ".prom":
+        raise ConfigError(f"textfile({str(path)!r}): node_exporter reads files that end in .prom")
+    if not 0 < every_s < float("inf"):
+        raise ConfigError(f"every_s={every_s!r}: give a number of seconds")
+    return Textfile(target, every_s, layers)

@@ -7,7 +7,8 @@ from math import isfinite
 
 from torchwatt.core.errors import ConfigError
 
-LONGEST_WAIT_S = 0.25
+LONGEST_WAIT_S = 0.5
+FIRST_WAIT_S = 0.02  # until the rate is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Budget:
 
 
 class Pace:
-    """When to look at the meters: four times a second, and ever more often as the end of a budget comes near.
+    """When to look at the meters: twice a second, and ever more often as the end of a budget comes near.
 
     The wait is half of the time that the rest would last at the rate of late: a step that crosses the budget is
     found when it ends, unless power rises more than twofold between two looks.
@@ -64,6 +65,6 @@ class Pace:
 
     def looked(self, now_s: float, used: float) -> None:
         """Note a look and decide on the next one."""
-        rate = (used - self._used) / max(now_s - self._at_s, 1e-9) if self._at_s else 0.0
-        wait_s = LONGEST_WAIT_S if rate <= 0 else min(max(1 - used, 0.0) / rate / 2, LONGEST_WAIT_S)
+        rate = (used - self._used) / max(now_s - self._at_s, 1e-9) if self._used > 0 else 0.0
+        wait_s = FIRST_WAIT_S if rate <= 0 else min(max(1 - used, 0.0) / rate / 2, LONGEST_WAIT_S)
         self._at_s, self._used, self._next_s = now_s, used, now_s + wait_s

@@ -6,7 +6,7 @@ import threading
 from collections.abc import MutableMapping
 from typing import Any
 
-from torchwatt.integrations.carried import carried_from
+from torchwatt.integrations.carried import Carried, carried_from
 from torchwatt.integrations.codecarbon import EXPLAINED, runs_beside
 from torchwatt.integrations.metering import Metering
 from torchwatt.integrations.needed import needed
@@ -33,6 +33,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
     _thread = 0
     _guarded = True  # an exception in training will be seen
     _epoch_metrics: dict[str, float] | None = None
+    _carried: Carried | None = None  # what the trainer's state carries
 
     @property
     def run(self) -> Run | None:
@@ -70,7 +71,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         self._guarded = not self._attach()
         self._thread = threading.get_ident()
         earlier = carried_from(_kept(state))
-        self._epoch_metrics = None
+        self._epoch_metrics = self._carried = None
         training = self._begin(model, processes=args.world_size, earlier=earlier, resumed=state.global_step > 0)
         if self._trainer is not None and runs_beside(self._trainer.callback_handler.callbacks):
             training.note("CODECARBON_BESIDE", EXPLAINED)
@@ -137,7 +138,9 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         training = self._training
         if training is None:
             return None
-        state.stateful_callbacks[KEPT] = {"args": {}, "attributes": training.used.to_json()}
+        if training.used is not self._carried:
+            self._carried = training.used
+            state.stateful_callbacks[KEPT] = {"args": {}, "attributes": training.used.to_json()}
         if training.over:
             control.should_training_stop = True
         return control

@@ -23,7 +23,7 @@ FOLDER = "torchwatt"  # of the artifacts
 
 
 def log_to_mlflow(
-    run: Run, run_id: str | None = None, *, bundle: str | os.PathLike[str] | None = None, client: Any = None
+    run: Run | Report, run_id: str | None = None, *, bundle: str | os.PathLike[str] | None = None, client: Any = None
 ) -> str:
     """Log a finished run to MLflow and return the id of the MLflow run.
 
@@ -33,7 +33,7 @@ def log_to_mlflow(
     manifest. The bundle is the artifact folder `torchwatt`, which `torchwatt verify` can check.
 
     Args:
-        run: A run that has ended.
+        run: A run that has ended, or its report.
         run_id: An MLflow run; by default the active one.
         bundle: A bundle of this run that was written already; by default one is made.
         client: An `mlflow.MlflowClient`; by default one of the current tracking URI.
@@ -44,11 +44,11 @@ def log_to_mlflow(
         MissingPackageError: MLflow is not installed.
     """
     mlflow = needed("mlflow", "mlflow")
-    if run.status == "running":
+    report = run if isinstance(run, Report) else run.report
+    if report.status == "running":
         raise ConfigError("the run still runs: log it after its block")
     target = run_id or _active(mlflow)
     client = client or mlflow.MlflowClient()
-    report = run.report
     with tempfile.TemporaryDirectory(prefix="torchwatt-") as folder:
         made = write_bundle(report, Path(folder) / "bundle") if bundle is None else Path(bundle)
         try:

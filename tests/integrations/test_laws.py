@@ -5,7 +5,7 @@ import sys
 from math import fsum, isclose
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchwatt.core.errors import ConfigError
@@ -16,19 +16,21 @@ from torchwatt.integrations.live import Live
 joules = st.floats(0, 1e9)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.floats(0.001, 0.3), st.floats(1, 1000), st.floats(1, 1e4))
 def test_at_a_steady_power_the_step_that_crosses_a_budget_is_seen_when_it_ends(step_s, power_w, budget_j):
     budget, pace = Budget(energy_j=budget_j), Pace()
-    step_s = max(step_s, budget_j / power_w / 5000)
+    step_s = max(step_s, budget_j / power_w / 500)
     now_s = 1000.0  # what a monotonic clock may say
-    for step in range(1, 6000):
+    for step in range(1, 600):
         used_j = power_w * step_s * step
         looks = pace.is_due(now_s + step_s * step)
         if used_j >= budget_j:
             assert looks
-            break
+            return
         if looks:
             pace.looked(now_s + step_s * step, budget.used(used_j, None))
+    raise AssertionError("the budget was never crossed")
 
 
 def test_far_from_the_end_it_looks_twice_a_second_at_most():
@@ -37,7 +39,7 @@ def test_far_from_the_end_it_looks_twice_a_second_at_most():
         if pace.is_due(5.0 + step / 100):
             pace.looked(5.0 + step / 100, step / 1e9)
             looks += 1
-    assert looks <= 10 / LONGEST_WAIT_S + 5
+    assert looks <= 10 / LONGEST_WAIT_S + 20
 
 
 @given(joules | st.none(), joules | st.none())

@@ -8,7 +8,6 @@ from math import isfinite
 from torchwatt.core.errors import ConfigError
 
 LONGEST_WAIT_S = 0.5
-FIRST_WAIT_S = 0.02  # until the rate is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +47,11 @@ class Pace:
     """When to look at the meters: twice a second, and ever more often as the end of a budget comes near.
 
     The wait is half of the time that the rest would last at the rate of late: a step that crosses the budget is
-    found when it ends, unless power rises more than twofold between two looks.
+    found when it ends, unless power rises more than twofold between two looks. Until there is a rate, waits grow.
     """
 
     def __init__(self) -> None:
+        self._first_s: float | None = None
         self._at_s = self._next_s = self._used = 0.0
 
     @property
@@ -65,6 +65,9 @@ class Pace:
 
     def looked(self, now_s: float, used: float) -> None:
         """Note a look and decide on the next one."""
-        rate = (used - self._used) / max(now_s - self._at_s, 1e-9) if self._used > 0 else 0.0
-        wait_s = FIRST_WAIT_S if rate <= 0 else min(max(1 - used, 0.0) / rate / 2, LONGEST_WAIT_S)
-        self._at_s, self._used, self._next_s = now_s, used, now_s + wait_s
+        if self._first_s is None:
+            self._first_s, wait_s = now_s, 0.0
+        else:
+            rate = (used - self._used) / max(now_s - self._at_s, 1e-9)
+            wait_s = max(1 - used, 0.0) / rate / 2 if rate > 0 else (now_s - self._first_s) / 10
+        self._at_s, self._used, self._next_s = now_s, used, now_s + min(wait_s, LONGEST_WAIT_S)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.version import __version__
 
 if TYPE_CHECKING:
+    from torchwatt.integrations.mlflow import log_to_mlflow
     from torchwatt import metrics
     from torchwatt.session.offline import attribute
     from torchwatt.session.profile import profile, scope
@@ -16,12 +17,24 @@ if TYPE_CHECKING:
     from torchwatt.session.run import Run
     from torchwatt.tracing.work import work_of
 
-__all__ = ["Run", "__version__", "attribute", "metrics", "profile", "recover", "replay", "scope", "work_of"]
+__all__ = [
+    "Run",
+    "__version__",
+    "attribute",
+    "log_to_mlflow",
+    "metrics",
+    "profile",
+    "recover",
+    "replay",
+    "scope",
+    "work_of",
+]
 
 # Where each public name lives. Loaded at first use, so that `import torchwatt` costs nothing.
 _HOMES = {
     "Run": "torchwatt.session",
     "attribute": "torchwatt.session.offline",
+    "log_to_mlflow": "torchwatt.integrations.mlflow",
     "metrics": "torchwatt",
     "profile": "torchwatt.session",
     "recover": "torchwatt.session.recover",

@@ -12,10 +12,13 @@ from torchwatt.core.terms import Provenance, weakest
 
 
 def window_rows(report: Report) -> Iterator[Row]:
-    """Make one row a nested session and one a step, in time order; their joules are inside the run's."""
+    """Make one row a step and one a window (a nested session, an epoch, ...), in time order.
+
+    Their joules are inside the run's.
+    """
     # A window's joules lie between readings, so they are derived, at best.
     known: Provenance | None = weakest("derived", report.provenance) if report.provenance else None
-    found = [(w.start_ns, w.end_ns, "nested", w.name, w.energy_j) for w in report.windows]
+    found = [(w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j) for w in report.windows]
     domains = [str(ledger.domain) for ledger in report.ledgers]
     found += [(s.start_ns, s.end_ns, "step", str(s.index), _all_j(s.energy_j, domains)) for s in report.steps]
     ordered = sorted(found, key=lambda w: (w[0], -w[1], w[2], w[3]))

@@ -31,12 +31,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A session nested in this one: a part of its joules, never added to them."""
+    """A nested session, or an epoch, evaluation or checkpoint: a part of the run's joules, never added to them."""
 
     name: str
     start_ns: int
     end_ns: int
     energy_j: float | None
+    kind: Literal["nested", "epoch", "evaluation", "checkpoint"] = "nested"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

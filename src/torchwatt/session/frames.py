@@ -8,6 +8,7 @@ import numpy as np
 
 from torchwatt.core.report import Report
 from torchwatt.core.units import NS_PER_S
+from torchwatt.session.epochs import COLUMNS, epoch_rows
 from torchwatt.views import LAYER_COLUMNS, layer_rows
 
 if TYPE_CHECKING:
@@ -59,6 +60,13 @@ def steps(report: Report) -> pd.DataFrame:
     ]
     columns = ["step", "steps", "start_s", "duration_s", "energy_j", *(f"energy_{name}_j" for name in domains)]
     return pd.DataFrame(rows, columns=columns)
+
+
+def epochs(report: Report) -> pd.DataFrame:
+    """Return one row per epoch of a training that told of its epochs, and one for what lay outside of them."""
+    import pandas as pd
+
+    return pd.DataFrame(epoch_rows(report), columns=list(COLUMNS))
 
 
 def events(report: Report) -> pd.DataFrame:

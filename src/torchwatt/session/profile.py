@@ -119,9 +119,13 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end(*outcome_of(error))
+
+    def end(self, status: Status = "complete", reason: str = "") -> None:
+        """End what `__enter__` began, and say why; for loops of others, which call back and know no `with`."""
         if self._session is not None:
             self._watcher.pause()
-            self._session.stop(*outcome_of(error))
+            self._session.stop(status, reason)
             self._watcher.end()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:

@@ -78,6 +78,11 @@ class Run:
         return frames.steps(self.report)
 
     @property
+    def epochs(self) -> pd.DataFrame:
+        """One row per epoch and one for the rest, of a training that an integration metered; they add up."""
+        return frames.epochs(self.report)
+
+    @property
     def events(self) -> pd.DataFrame:
         """One row for each thing worth knowing."""
         return frames.events(self.report)
@@ -123,6 +128,10 @@ class Run:
     def step(self) -> None:
         """Mark the end of a step where automatic detection cannot know it; from then on only marks count."""
         self._session.step()
+
+    def resume(self) -> None:
+        """Say that what ran since the last step, an evaluation or a checkpoint, is no part of the next step."""
+        self._session.resume()
 
     def count(self, unit: str, n: float = 1) -> None:
         """Count units of work done (`run.count("image", 64)`), so that joules per unit can be said.

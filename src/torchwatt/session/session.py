@@ -7,8 +7,11 @@ import os
 import threading
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
+
+import numpy as np
 
 from torchwatt.attribution.kernel import SensorModel
 from torchwatt.attribution.known import Known
@@ -28,6 +31,10 @@ from torchwatt.session.settle import Bounds, Outcome, settle, window_of
 from torchwatt.session.software import new_run_id
 from torchwatt.tracing import Tracer
 from torchwatt.tracing.dither import Dither
+from torchwatt.tracing.marks import Marks
+from torchwatt.tracing.steps import steps_between
+
+NO_STARTS = np.zeros(0, dtype=np.int64)
 
 MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
@@ -57,6 +64,7 @@ class Session:
         self._feed: Feed | None = None
         self._journal: Journal | None = None
         self._tracer = Tracer(model, overhead_budget=asked.overhead_budget) if asked.layers else None
+        self._marks = Marks()  # steps that the user marks, where no tracer takes them
         self._start_ns = self._start_unix_ns = 0
 
     @property
@@ -131,13 +139,22 @@ class Session:
         """Mark the end of a step."""
         if self.running and self._tracer is not None:
             self._tracer.step()
+        elif self.running:
+            self._marks.add(time.monotonic_ns())
         if self.running and self._dither is not None:
             self._dither.shake()
+
+    def resume(self) -> None:
+        """Say that what ran since the last step is no part of the next one."""
+        if self.running and self._tracer is not None:
+            self._tracer.resume()
+        elif self.running:
+            self._marks.resume(time.monotonic_ns())
 
     def snapshot(self) -> Report:
         """Settle what is known so far without ending anything."""
         end_ns = time.monotonic_ns()
-        trace = self._tracer.snapshot() if self._tracer is not None else EMPTY_TRACE
+        trace = self._tracer.snapshot() if self._tracer is not None else self._marked()
         return self._settle(end_ns, self.feed.snapshot(), trace, "running", "")
 
     def stop(self, status: Status, reason: str = "") -> None:
@@ -180,7 +197,7 @@ class Session:
 
     def _end_trace(self) -> Trace:
         if self._tracer is None:
-            return EMPTY_TRACE
+            return self._marked()
         try:
             return self._tracer.stop()
         except Exception as error:
@@ -188,6 +205,13 @@ class Session:
             with contextlib.suppress(Exception):
                 self._tracer.stop()  # wrappers always come off
             return EMPTY_TRACE
+
+    def _marked(self) -> Trace:
+        """Return a trace of nothing but the user's own steps."""
+        steps = steps_between(self._marks.entries(), NO_STARTS, self._start_ns, self._marks.resumed())
+        counts = tuple(n for *_, n in steps)
+        bounds = tuple((begin, end) for begin, end, _ in steps)
+        return replace(EMPTY_TRACE, steps=bounds, step_counts=counts if any(n > 1 for n in counts) else ())
 
     def _end_feed(self) -> Recording:
         """Return all readings; a nested session leaves the meters running."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class View:
     devices: Watch | None = None
     most_filled: int = MAX_FILLED  # about so many spans that were not traced themselves
     is_last: bool = False  # nobody else needs the devices: wait for what they did
+    resumed: Mapping[int, int] = field(default_factory=dict)  # end of a step: when it began, where a pause was before
 
 
 def assemble(view: View, events: Sequence[Event]) -> Trace:
@@ -222,7 +223,7 @@ class _Assembly:
         if marks:
             calls = [c.start_ns for c in self.calls[log]]
             starts = np.sort(np.concatenate((rows[:, START], records.start, calls)).astype(np.int64))
-            return steps_between(marks, starts, view.start_ns)
+            return steps_between(marks, starts, view.start_ns, view.resumed)
         main = list(self.names.main)
         calls_of_model = rows[np.isin(rows[:, KEY], main) & (rows[:, TASK] < 0)]
         kinds = [i for i, kind in enumerate(self.looks[log].kinds.of) if kind[0] == "row" and kind[1] in main]

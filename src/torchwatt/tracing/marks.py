@@ -3,34 +3,72 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 
 MAX_MARKS = 20_000
+Columns = tuple["array[int]", "array[int]", "array[int]"]
 
 
 class Marks:
-    """Ends of consecutive steps; beyond `MAX_MARKS` neighbours are put together."""
+    """Ends of consecutive steps; beyond `MAX_MARKS` neighbours are put together.
+
+    Steps between which something else ran stay apart: a row of several steps is nothing but these steps.
+    """
 
     def __init__(self, most: int = MAX_MARKS) -> None:
         self._most = most + most % 2  # even: nothing is left over when neighbours are put together
-        self._ends = array("q")
-        self.every = 1  # steps that an entry stands for; the last may stand for less
+        self._entries = array("q"), array("q"), array("q")  # ends, counts, when they began where a pause was before
+        self._begin_ns = 0
+        self.every = 1  # steps that an entry stands for; the last one, and those before a pause, may stand for less
         self.steps = 0
+
+    def resume(self, t_ns: int) -> None:
+        """Note that what ran until now, since the last step, was no part of a step."""
+        self._begin_ns = t_ns
 
     def add(self, end_ns: int) -> None:
         """Note a step."""
-        if self.steps % self.every == 0:
-            if len(self._ends) >= self._most:
-                self._ends = self._ends[1::2]
-                self.every *= 2
-            self._ends.append(end_ns)
+        while len(self._entries[0]) >= self._most and self._is_new():
+            self._put_together()
+        if self._is_new():
+            _append(self._entries, end_ns, 1, self._begin_ns)
         else:
-            self._ends[-1] = end_ns
+            _extend(self._entries, end_ns, 1)
+        self._begin_ns = 0
         self.steps += 1
+
+    def _is_new(self) -> bool:
+        counts = self._entries[1]
+        return not counts or counts[-1] >= self.every or self._begin_ns > 0
+
+    def _put_together(self) -> None:
+        self.every *= 2
+        fewer: Columns = array("q"), array("q"), array("q")
+        for end_ns, count, begin_ns in zip(*self._entries, strict=True):
+            if fewer[0] and not begin_ns and fewer[1][-1] + count <= self.every:
+                _extend(fewer, end_ns, count)
+            else:
+                _append(fewer, end_ns, count, begin_ns)
+        self._entries = fewer
+        if self.every > self.steps:  # only pauses hold the entries apart by now
+            self._most *= 2
 
     def entries(self) -> list[tuple[int, int]]:
         """Return (end_ns, steps) of each entry."""
-        ends = list(self._ends)
-        counts = [self.every] * len(ends)
-        if counts:
-            counts[-1] = self.steps - self.every * (len(counts) - 1)
-        return list(zip(ends, counts, strict=True))
+        ends, counts, _ = self._entries
+        return list(zip(ends, counts, strict=False))  # another thread may be adding one
+
+    def resumed(self) -> Mapping[int, int]:
+        """Return when the steps began again, by the end of the entry that came next."""
+        ends, _, begins = self._entries
+        return {end: begin for end, begin in zip(ends, begins, strict=False) if begin}
+
+
+def _append(entries: Columns, end_ns: int, count: int, begin_ns: int) -> None:
+    for column, value in zip(entries, (end_ns, count, begin_ns), strict=True):
+        column.append(value)
+
+
+def _extend(entries: Columns, end_ns: int, count: int) -> None:
+    entries[0][-1] = end_ns
+    entries[1][-1] += count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -13,9 +14,12 @@ from torchwatt.tracing.rows import END, START
 
 Mark = tuple[int, int]  # end_ns, and how many steps end there
 Step = tuple[int, int, int]  # start_ns, end_ns, how many
+NEVER: Mapping[int, int] = MappingProxyType({})
 
 
-def steps_between(marks: Sequence[Mark], starts_ns: IntArray, origin_ns: int) -> list[Step]:
+def steps_between(
+    marks: Sequence[Mark], starts_ns: IntArray, origin_ns: int, resumed: Mapping[int, int] = NEVER
+) -> list[Step]:
     """Return each step.
 
     A step begins with the first span that starts after the previous step's end (time in between, such as
@@ -25,11 +29,14 @@ def steps_between(marks: Sequence[Mark], starts_ns: IntArray, origin_ns: int) ->
         marks: Where steps end, sorted.
         starts_ns: Starts of all spans of the thread, sorted.
         origin_ns: Start of the session.
+        resumed: By the end of a step: an instant before which nothing belongs to it (an evaluation ran, say).
     """
     if not marks:
         return []
     ends, counts = np.array(marks, dtype=np.int64).T
     previous = np.concatenate(([origin_ns], ends[:-1]))
+    if resumed:
+        previous = np.maximum(previous, [resumed.get(end, 0) for end, _ in marks])
     following = np.append(starts_ns, np.iinfo(np.int64).max)[np.searchsorted(starts_ns, previous)]
     begins = np.where(following < ends, following, previous)
     return list(zip(begins.tolist(), ends.tolist(), counts.tolist(), strict=True))

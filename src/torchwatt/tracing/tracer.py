@@ -124,6 +124,18 @@ class Tracer:
 
             hub.watch_devices(Watch(self._clock_ns, hub.note, self._device_meters))
 
+    def resume(self) -> None:
+        """Say that what ran since the last step, an evaluation or a checkpoint, is no part of the next one."""
+        if self._hub is not None:
+            self._own_marks().resume(self._clock_ns())
+
+    def _own_marks(self) -> Marks:
+        from torchwatt.tracing.marks import Marks
+
+        if self._marks is None:
+            self._marks = Marks()
+        return self._marks
+
     def step(self) -> None:
         """End a step here. From the first call on, only these count; steps found automatically are dropped."""
         hub = self._hub
@@ -131,12 +143,8 @@ class Tracer:
             if self._trace is not None:
                 return  # a loop that outlives its session is no error
             raise TraceError("step() before start()")
-        from torchwatt.tracing.marks import Marks
-
-        if self._marks is None:
-            self._marks = Marks()
         log, end = hub.log(), self._clock_ns()
-        self._marks.add(end)
+        self._own_marks().add(end)
         hub.manual_steps, log.stepless = True, False
         hub.step_ended(log, end)
 
@@ -195,6 +203,7 @@ class Tracer:
             scopes=dict(hub.scopes),
             given=self._given,
             steps=tuple(self._marks.entries()) if self._marks is not None else (),
+            resumed=self._marks.resumed() if self._marks is not None else {},
             devices=hub.devices,
             most_filled=most_filled or MAX_FILLED,
             is_last=last,

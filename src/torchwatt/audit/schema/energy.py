@@ -17,8 +17,8 @@ from torchwatt.audit.schema.model import (
 from torchwatt.core.terms import PHASES
 
 WINDOW_KINDS = (
-    "load", "compile", "warmup", "idle", "steady_state", "step", "epoch", "prefill", "decode", "cell", "nested",
-    "other",
+    "load", "compile", "warmup", "idle", "steady_state", "step", "epoch", "evaluation", "checkpoint", "prefill",
+    "decode", "cell", "nested", "other",
 )  # fmt: skip
 
 WINDOW = Table(

@@ -1,0 +1,43 @@
+"""What earlier runs of one training used: carried from checkpoint to checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """Joules, grams and runs up to a checkpoint; None is unknown."""
+
+    energy_j: float | None = None
+    carbon_g: float | None = None
+    run_ids: tuple[str, ...] = ()
+
+    def plus(self, energy_j: float | None, carbon_g: float | None, run_id: str) -> Carried:
+        """Return the sums with another run; unknown if a part of one is."""
+        if not self.run_ids:
+            return Carried(energy_j, carbon_g, (run_id,))
+        return Carried(_sum(self.energy_j, energy_j), _sum(self.carbon_g, carbon_g), (*self.run_ids, run_id))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {**asdict(self), "run_ids": list(self.run_ids)}
+
+
+def _sum(before: float | None, now: float | None) -> float | None:
+    return None if before is None or now is None else before + now
+
+
+NOTHING = Carried()
+
+
+def carried_from(kept: Mapping[str, Any] | None) -> Carried:
+    """Return what a checkpoint says; nothing where it says nothing that makes sense."""
+    if not kept:
+        return NOTHING
+    ids = kept.get("run_ids")
+    numbers = [kept.get(name) for name in ("energy_j", "carbon_g")]
+    energy_j, carbon_g = (float(x) if isinstance(x, int | float) and x >= 0 else None for x in numbers)
+    return Carried(energy_j, carbon_g, tuple(str(one) for one in ids) if isinstance(ids, list | tuple) else ())

@@ -1,0 +1,156 @@
+"""A callback for Lightning's `Trainer`: energy per step, epoch and layer, and an end by budget."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+from torchwatt.integrations.carried import NOTHING, Carried, carried_from
+from torchwatt.integrations.metering import Metering
+from torchwatt.integrations.needed import needed
+from torchwatt.session.profile import outcome_of
+
+# One framework under two names, with two classes of callbacks. The user has imported one of them, or will.
+NAMES = ("lightning.pytorch", "pytorch_lightning")
+
+
+def _bases() -> tuple[Any, ...]:
+    loaded = [name for name in NAMES if name in sys.modules]
+    installed = [name for name in NAMES if find_spec(name.partition(".")[0]) is not None]
+    return tuple(needed(name, "lightning").Callback for name in loaded or installed[:1] or NAMES[:1])
+
+
+class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
+    """Meters `Trainer.fit()`, its sanity check and its validations apart.
+
+    `energy = EnergyCallback(region="FRA", energy_budget_j=500_000)`, then `Trainer(callbacks=[energy]).fit(model)`,
+    and `energy.run` is the run, as `with torchwatt.profile(model) as run` makes it.
+
+    It logs, to the Trainer's loggers and `callback_metrics`: `energy/step_j` (mean of the steps since it was logged
+    last, every `log_every_n_steps`), `energy/epoch_j` (the steps of an epoch), `energy/evaluation_j` and
+    `energy/checkpoint_j` (since they were logged last), `energy/total_j`, and `carbon/total_g` where a grid is known.
+    What is not known is not logged. A step is one of the optimizer; several optimizers in one batch are one step.
+    """
+
+    _earlier: Carried = NOTHING
+    _optimizer_steps = 0
+    _resumed = False
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to meter."""
+        self._begin(pl_module, processes=trainer.world_size, earlier=self._earlier, resumed=self._resumed)
+        self._earlier, self._resumed = NOTHING, False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Note that steps begin, and log what the sanity check used."""
+        self._optimizer_steps = trainer.global_step
+        if self._training is not None:
+            self._log(trainer, self._training.metrics(step=False))
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Note the beginning of an epoch."""
+        if self._training is not None:
+            self._training.epoch_began(trainer.current_epoch)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        """Note that steps go on after a pause."""
+        if self._training is not None:
+            self._training.pause_ended()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        """Note a step of the optimizer, if this batch ended one; ask for an end once the budget is used up."""
+        training = self._training
+        if training is None or trainer.global_step == self._optimizer_steps:
+            return
+        self._optimizer_steps = trainer.global_step
+        logs = _writes_a_row(trainer)
+        training.step_ended(pause_follows=logs)
+        if logs:
+            self._log(trainer, training.metrics())
+        self._decide(trainer)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Note that an evaluation begins."""
+        if self._training is not None:
+            self._training.pause_began("evaluation")
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Note that it is over."""
+        if self._training is not None:
+            self._training.pause_ended()
+            self._decide(trainer)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        """Note that a checkpoint is written; it is over when anything else begins."""
+        if self._training is not None:
+            self._training.pause_began("checkpoint")
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log what the epoch's steps used."""
+        training = self._training
+        if training is not None:
+            self._log(trainer, training.epoch_metrics() | training.metrics(step=False))
+            self._decide(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log what the last checkpoint used."""
+        if self._training is not None:
+            self._training.pause_ended()
+            self._log(trainer, self._training.metrics(step=False))
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """End the run."""
+        self._end()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """End the run; the exception passes through."""
+        self._end(*outcome_of(exception))
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """End what nothing else ended."""
+        if stage == "fit":
+            self._end("aborted", "left without an end")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was used until now, for the checkpoint."""
+        training = self._training
+        if training is None:
+            return {}
+        training.pause_began("checkpoint")
+        return training.used.to_json()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what a checkpoint says was used."""
+        self._earlier = carried_from(state_dict)
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        """Note that this fit goes on from a checkpoint."""
+        self._resumed = True
+
+    def _log(self, trainer: Any, found: dict[str, float]) -> None:
+        """Write a row as Lightning's own LearningRateMonitor does.
+
+        `self.log_dict` would write the latest value again in each later row of the epoch, known or not by then, and
+        round it to 32 bits.
+        """
+        if not found or not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=max(trainer.fit_loop.epoch_loop._batches_that_stepped, 0))
+        as_tensor = needed("torch", "lightning").tensor
+        trainer.callback_metrics.update({name: as_tensor(value) for name, value in found.items()})
+
+    def _decide(self, trainer: Any) -> None:
+        if self._training is not None and self._training.over:
+            trainer.should_stop = True
+
+
+def _writes_a_row(trainer: Any) -> bool:
+    """Return whether Lightning writes metrics of this batch; where it does not say, go by the optimizer's steps."""
+    connector = getattr(trainer, "_logger_connector", None)
+    said = getattr(connector, "should_update_logs", None)
+    if said is not None:
+        return bool(said)
+    every = trainer.log_every_n_steps
+    return bool(every) and trainer.global_step % every == 0

@@ -1,0 +1,75 @@
+"""What the callbacks of all frameworks share: options checked early, one training at a time, its run kept."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.report import Status
+from torchwatt.integrations.budget import Budget
+from torchwatt.integrations.carried import NOTHING, Carried
+from torchwatt.integrations.training import Training
+from torchwatt.session.options import options
+from torchwatt.session.profile import profile
+from torchwatt.session.run import Run
+
+_log = logging.getLogger("torchwatt")
+
+
+class Metering:
+    """Holds the training that runs and the run of the latest one.
+
+    Args:
+        energy_budget_j: End training after the step that makes its joules this many; no limit by default.
+        carbon_budget_g: The same for location-based grams of CO2e; needs a region or an intensity.
+        profiling: Options of `torchwatt.profile`, such as `region=`, `layers="off"`, `csv=`.
+
+    Raises:
+        ConfigError: An option is impossible, or a carbon budget has no grid to count grams by.
+        FactorError: The region is in no table.
+    """
+
+    def __init__(
+        self, *, energy_budget_j: float | None = None, carbon_budget_g: float | None = None, **profiling: Any
+    ) -> None:
+        self._budget = Budget(energy_budget_j, carbon_budget_g)
+        asked = options(profile(**profiling)._given)  # what cannot be must not come out after hours of loading data
+        if carbon_budget_g is not None and not asked.carbon.location:
+            raise ConfigError(
+                f"carbon_budget_g={carbon_budget_g!r}: grams need a grid; give region= (such as 'FRA') or "
+                "intensity_g_per_kwh="
+            )
+        self._profiling = profiling
+        self._training: Training | None = None
+        self._run: Run | None = None
+
+    @property
+    def run(self) -> Run | None:
+        """The run of the training that runs, or ran last; None before the first."""
+        return self._run
+
+    def _begin(self, model: Any, *, processes: int = 1, earlier: Carried = NOTHING, resumed: bool = False) -> Training:
+        """Begin to meter; a training that was left without an end is ended first.
+
+        Raises:
+            ConfigError: There is a budget, and more than one process.
+        """
+        if self._budget and processes > 1:
+            raise ConfigError(
+                f"a budget works in one process, and this is one of {processes}: if each ended by its own meter, the "
+                "others would wait for it forever"
+            )
+        self._end("aborted", "another training began")
+        self._training = training = Training(model, self._profiling, self._budget, earlier)
+        self._run = training.run
+        if resumed and not earlier.run_ids:
+            _log.warning(
+                "torchwatt: the checkpoint says nothing of earlier joules: energy/total_j and budgets count from here"
+            )
+        return training
+
+    def _end(self, status: Status = "complete", reason: str = "") -> None:
+        training, self._training = self._training, None
+        if training is not None:
+            training.end(status, reason)

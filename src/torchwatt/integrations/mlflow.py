@@ -1,0 +1,127 @@
+"""A run's totals, how they are known, and its bundle, in MLflow."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torchwatt.audit import write_bundle
+from torchwatt.audit.run_row import functional_unit, measurement_level
+from torchwatt.audit.seal import MANIFEST
+from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.core.report import Report
+from torchwatt.core.units import kwh_from_j
+from torchwatt.integrations.needed import needed
+from torchwatt.session.run import Run
+
+FOLDER = "torchwatt"  # of the artifacts
+
+
+def log_to_mlflow(
+    run: Run | Report, run_id: str | None = None, *, bundle: str | os.PathLike[str] | None = None, client: Any = None
+) -> str:
+    """Log a finished run to MLflow and return the id of the MLflow run.
+
+    Metrics are `energy/total_j` with its 90 % interval, `energy/it_kwh`, `energy/<domain>_j`, joules a step and a
+    counted unit, `carbon/gwp_location_g` and `carbon/gwp_market_g`; what is unknown is not among them. Tags say how
+    they are known: provenance, measurement level, boundary, region, status, version, and the SHA-256 of the bundle's
+    manifest. The bundle is the artifact folder `torchwatt`, which `torchwatt verify` can check.
+
+    Args:
+        run: A run that has ended, or its report.
+        run_id: An MLflow run; by default the active one.
+        bundle: A bundle of this run that was written already; by default one is made.
+        client: An `mlflow.MlflowClient`; by default one of the current tracking URI.
+
+    Raises:
+        ConfigError: The run still runs, or there is no MLflow run to log to.
+        BundleError: `bundle` is no bundle.
+        MissingPackageError: MLflow is not installed.
+    """
+    mlflow = needed("mlflow", "mlflow")
+    report = run if isinstance(run, Report) else run.report
+    if report.status == "running":
+        raise ConfigError("the run still runs: log it after its block")
+    target = run_id or _active(mlflow)
+    client = client or mlflow.MlflowClient()
+    with tempfile.TemporaryDirectory(prefix="torchwatt-") as folder:
+        made = write_bundle(report, Path(folder) / "bundle") if bundle is None else Path(bundle)
+        try:
+            digest = hashlib.sha256((made / MANIFEST).read_bytes()).hexdigest()
+        except OSError as error:
+            raise BundleError(f"{made} is no bundle: {error.strerror} ({MANIFEST})") from error
+        entities = needed("mlflow.entities", "mlflow")
+        now_ms = time.time_ns() // 1_000_000
+        client.log_batch(
+            target,
+            metrics=[entities.Metric(name, value, now_ms, 0) for name, value in metrics_of(report).items()],
+            tags=[entities.RunTag(name, value) for name, value in tags_of(report, digest).items()],
+        )
+        client.log_artifacts(target, str(made), artifact_path=FOLDER)
+    return target
+
+
+log = log_to_mlflow
+
+
+def metrics_of(report: Report) -> Mapping[str, float]:
+    """Return what is known of a report, by MLflow's name."""
+    total_j, bounds, (unit, units) = report.energy_j, report.energy_bounds_j, functional_unit(report)
+    found: dict[str, float | None] = {
+        "energy/total_j": total_j,
+        "energy/total_lo_j": bounds[0] if bounds is not None else None,
+        "energy/total_hi_j": bounds[1] if bounds is not None else None,
+        "energy/it_kwh": None if total_j is None else kwh_from_j(total_j),
+        "energy/duration_s": report.duration_s,
+        "carbon/gwp_location_g": report.carbon_g,
+        "carbon/gwp_market_g": _market_g(report),
+    }
+    found |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.ledgers}
+    if total_j is not None and report.units and units > 0:
+        found[f"energy/j_per_{_safe(unit)}"] = total_j / units
+    if total_j is not None and report.step_count:
+        found["energy/j_per_step"] = total_j / report.step_count
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def tags_of(report: Report, manifest_sha256: str) -> Mapping[str, str]:
+    """Return how a report is known, by MLflow's name; what there is nothing to say of is left out."""
+    located = (f for f in report.factors if f.kind == "grid_gwp" and f.accounting_method != "market")
+    grid = next(located, None)
+    found = {
+        "torchwatt.version": report.software.get("torchwatt", ""),
+        "torchwatt.run_id": report.run_id,
+        "torchwatt.status": report.status,
+        "torchwatt.exit_reason": report.exit_reason,
+        "torchwatt.provenance": report.provenance or "",
+        "torchwatt.measurement_level": measurement_level((x.domain.kind, x.provenance) for x in report.ledgers) or "",
+        "torchwatt.boundary": ";".join(sorted(str(ledger.domain) for ledger in report.ledgers)),
+        "torchwatt.boundary_excluded": ";".join(sorted({gone.domain for gone in report.unavailable})),
+        "torchwatt.region": (grid.zone or "") if grid is not None else "",
+        "torchwatt.grid_source": f"{grid.source_name} {grid.data_year or ''}".strip() if grid is not None else "",
+        "torchwatt.bundle_sha256": manifest_sha256,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _market_g(report: Report) -> float | None:
+    wanted = ("run", "gwp", "usage", "market")
+    found = (i for i in report.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == wanted)
+    return next((impact.value for impact in found), None)
+
+
+def _safe(unit: str) -> str:
+    """Return a unit's name as MLflow takes it."""
+    return "".join(c if c.isalnum() or c in "_-. " else "_" for c in unit)
+
+
+def _active(mlflow: Any) -> str:
+    active = mlflow.active_run()
+    if active is None:
+        raise ConfigError("no MLflow run is active: log inside `with mlflow.start_run():`, or give run_id=")
+    return str(active.info.run_id)

@@ -1,0 +1,152 @@
+"""A callback for transformers' `Trainer`: energy per step, epoch and layer, and an end by budget."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import MutableMapping
+from typing import Any
+
+from torchwatt.integrations.carried import Carried, carried_from
+from torchwatt.integrations.codecarbon import EXPLAINED, runs_beside
+from torchwatt.integrations.metering import Metering
+from torchwatt.integrations.needed import needed
+from torchwatt.integrations.trainer_hooks import attach, caller, is_training
+from torchwatt.session.profile import outcome_of
+from torchwatt.session.run import Run
+
+_callbacks: Any = needed("transformers.trainer_callback", "trainer")
+KEPT = "torchwatt"  # under which name a checkpoint's trainer_state.json carries the joules
+
+
+class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc]
+    """Meters `Trainer.train()`; give it in `callbacks=`, so that it also sees how training ends.
+
+    `energy = EnergyCallback(region="FRA", energy_budget_j=500_000)`, then `Trainer(..., callbacks=[energy]).train()`,
+    and `energy.run` is the run, as `with torchwatt.profile(model) as run` makes it.
+
+    It logs, in the Trainer's own rows: `energy/step_j` (mean of the steps since the last row), `energy/epoch_j` (the
+    steps of an epoch), `energy/evaluation_j` and `energy/checkpoint_j` (since the last row), `energy/total_j`, and
+    `carbon/total_g` where a grid is known. What is not known is not logged. A step is one of the optimizer.
+    """
+
+    _trainer: Any = None
+    _thread = 0
+    _guarded = True  # an exception in training will be seen
+    _epoch_metrics: dict[str, float] | None = None
+    _carried: Carried | None = None  # what the trainer's state carries
+
+    @property
+    def run(self) -> Run | None:
+        """The run of the training that runs, or ran last; None before the first."""
+        training = self._training
+        if training is not None and not self._guarded and not is_training(self._trainer, self._thread):
+            training.note("LEFT_OPEN", "training ended without a word: the joules until now are in this run")
+            self._end("aborted", "training ended without a word")
+        return self._run
+
+    def failed(self, error: BaseException) -> None:
+        """End the run when an exception passes through `train`."""
+        self._end(*outcome_of(error))
+
+    def add_metrics(self, logs: MutableMapping[str, Any]) -> None:
+        """Put what is known into a row of the Trainer's log."""
+        training, state = self._training, None if self._trainer is None else self._trainer.state
+        if training is None or state is None:
+            return
+        if training.pausing == "evaluation":
+            training.pause_ended()
+        elif "train_runtime" in logs:  # the last row
+            training.look("rest")
+        found = training.metrics() | (self._epoch_metrics or {})
+        self._epoch_metrics = None
+        if state.is_world_process_zero:
+            logs.update(found)
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the trainer."""
+        self._attach()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Begin to meter."""
+        self._guarded = not self._attach()
+        self._thread = threading.get_ident()
+        earlier = carried_from(_kept(state))
+        self._epoch_metrics = self._carried = None
+        training = self._begin(model, processes=args.world_size, earlier=earlier, resumed=state.global_step > 0)
+        if self._trainer is not None and runs_beside(self._trainer.callback_handler.callbacks):
+            training.note("CODECARBON_BESIDE", EXPLAINED)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note the beginning of an epoch."""
+        if self._training is not None:
+            self._log_epoch(control)
+            self._training.epoch_began(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Note a step of the optimizer; ask for an end once the budget is used up."""
+        training = self._training
+        if training is None:
+            return None
+        training.step_ended(pause_follows=control.should_log or control.should_evaluate or control.should_save)
+        return self._decided(state, control)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note that an evaluation runs; it began when the last thing ended."""
+        if self._training is not None:
+            self._training.goes_on("evaluation")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Note the end of an evaluation, where no row was logged for it."""
+        if self._training is None:
+            return None
+        self._training.pause_ended()
+        return self._decided(state, control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Note the end of a checkpoint."""
+        if self._training is None:
+            return None
+        self._training.paused("checkpoint")
+        return self._decided(state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Read what the epoch's steps used; it goes into the next row."""
+        if self._training is None:
+            return None
+        self._epoch_metrics = self._training.epoch_metrics()
+        return self._decided(state, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the run."""
+        self._log_epoch(control)
+        self._end()
+
+    def _attach(self) -> bool:
+        trainer_class = needed("transformers.trainer", "trainer").Trainer
+        self._trainer = caller(trainer_class) or self._trainer
+        return self._trainer is not None and attach(self._trainer, self)
+
+    def _log_epoch(self, control: Any) -> None:
+        """Log an epoch's joules in a row of their own, where no other row came after it."""
+        if self._epoch_metrics and self._trainer is not None:
+            should_log = control.should_log  # which logging resets
+            self._trainer.log({})
+            control.should_log = should_log
+
+    def _decided(self, state: Any, control: Any) -> Any:
+        """Keep for a checkpoint what was used, and return whether to go on."""
+        training = self._training
+        if training is None:
+            return None
+        if training.used is not self._carried:
+            self._carried = training.used
+            state.stateful_callbacks[KEPT] = {"args": {}, "attributes": training.used.to_json()}
+        if training.over:
+            control.should_training_stop = True
+        return control
+
+
+def _kept(state: Any) -> dict[str, Any] | None:
+    kept = (getattr(state, "stateful_callbacks", None) or {}).get(KEPT)
+    attributes = kept.get("attributes") if isinstance(kept, dict) else None
+    return attributes if isinstance(attributes, dict) else None

@@ -1,0 +1,177 @@
+"""One metered training, whoever drives its loop: steps, epochs, and what is neither."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from torchwatt.core.meter import Event
+from torchwatt.core.report import Status, Window
+from torchwatt.core.units import NS_PER_S
+from torchwatt.integrations.budget import Budget, Pace
+from torchwatt.integrations.carried import NOTHING, Carried
+from torchwatt.integrations.live import Live, Part
+from torchwatt.session.profile import profile
+
+_log = logging.getLogger("torchwatt")
+
+
+class Training:
+    """Begins when it is made. A step is one step of the optimizer, with the data that it needed.
+
+    Args:
+        model: Names its layers.
+        given: Options of `profile`.
+        budget: When to ask for an end.
+        earlier: What runs before this one used, where it goes on from their checkpoint.
+    """
+
+    def __init__(self, model: Any, given: Mapping[str, Any], budget: Budget, earlier: Carried = NOTHING) -> None:
+        self.budget = budget
+        self.earlier = earlier
+        self.used = earlier  # by this run and those before it, as of the last look
+        self.over = ""  # why training is to end early, once it is
+        self.steps = 0
+        self._profile = profile(model, **given)
+        self.run = self._profile.__enter__()
+        self._session = self.run._session
+        self._live = Live(self.run.pulse())
+        self._pace = Pace()
+        self._last_ns = time.monotonic_ns()  # the end of what ended last
+        self._trained = 0  # steps since the last look
+        self._steps_to_log = 0
+        self._epoch: tuple[int, int] | None = None
+        self._pause: tuple[Part, int] | None = None
+        self._count: dict[str, int] = {}
+        if budget and not any(c.quantity != "gauge" for meter in self._session.feed.meters for c in meter.channels):
+            self.note("BUDGET_UNMETERED", "nothing is metered here: the budget will not end training")
+
+    @property
+    def pausing(self) -> Part | None:
+        """Return what runs now instead of steps."""
+        return self._pause[0] if self._pause is not None else None
+
+    def step_ended(self, *, pause_follows: bool = False) -> None:
+        """Note the end of a step of the optimizer."""
+        self.pause_ended()
+        self._session.step()
+        self.steps += 1
+        self._trained += 1
+        self._steps_to_log += 1
+        self._last_ns = time.monotonic_ns()
+        if pause_follows:
+            self.look("train")
+        elif self.budget and not self.over and self._pace.is_due(self._last_ns / NS_PER_S):
+            self._spend()
+
+    def look(self, part: Part) -> None:
+        """Read all meters: `part` has just ended, and anything before it that nobody announced."""
+        unannounced: tuple[Part, ...] = ("train",) if self._trained and part != "train" else ()
+        self._live.look(part, *unannounced)
+        self._trained = 0
+        self._check()
+
+    def epoch_began(self, number: int) -> None:
+        """Note the beginning of an epoch, which is the end of the one before."""
+        self.pause_ended()
+        self.look("rest")
+        self._close_epoch()
+        self._epoch = (number, time.monotonic_ns())
+
+    def pause_began(self, part: Part) -> None:
+        """Note that steps pause, for an evaluation or a checkpoint; another pause ends by that."""
+        if self.pausing == part:
+            return
+        self.pause_ended()
+        self.look("rest" if self._epoch is None else "train")
+        self._pause = (part, time.monotonic_ns())
+
+    def goes_on(self, part: Part) -> None:
+        """Note that a pause is under way whose beginning nobody told: it began when the last thing ended."""
+        if self.pausing != part:
+            self.pause_ended()
+            self._pause = (part, self._last_ns)
+
+    def paused(self, part: Part) -> None:
+        """Note the end of such a pause."""
+        self.goes_on(part)
+        self.pause_ended()
+
+    def pause_ended(self) -> None:
+        """Note that steps go on, if they paused."""
+        if self._pause is None:
+            return
+        (part, start_ns), self._pause = self._pause, None
+        self.look(part)
+        self._last_ns = time.monotonic_ns()
+        self._add_window(part, self._count.get(part, 0), start_ns, self._last_ns)
+        self._count[part] = self._count.get(part, 0) + 1
+        self._session.resume()
+
+    def metrics(self, *, step: bool = True) -> dict[str, float]:
+        """Return what is known and was not returned before; what is unknown is not among it."""
+        found: dict[str, float | None] = {}
+        if step and self._steps_to_log:
+            step_j = self._live.take("step")
+            found["energy/step_j"] = None if step_j is None else step_j / self._steps_to_log
+            self._steps_to_log = 0
+        for part in ("evaluation", "checkpoint"):
+            found[f"energy/{part}_j"] = self._live.take(part)
+        if self._live.is_whole:
+            found |= {"energy/total_j": self.used.energy_j, "carbon/total_g": self.used.carbon_g}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return the joules of the epoch's steps, when it ends."""
+        self.pause_ended()
+        self.look("train")
+        self._last_ns = time.monotonic_ns()
+        epoch_j = self._live.take("epoch")
+        return {} if epoch_j is None else {"energy/epoch_j": epoch_j}
+
+    def end(self, status: Status = "complete", reason: str = "") -> None:
+        """End the session; its report is kept by the run."""
+        if not self._session.running:
+            return
+        if self._pause is not None:
+            part, start_ns = self._pause
+            self._add_window(part, self._count.get(part, 0), start_ns, time.monotonic_ns())
+        self._close_epoch()
+        self._profile.end(status, reason or self.over)
+
+    def note(self, code: str, message: str) -> None:
+        """Log a sentence and keep it in the report."""
+        self._session.note(Event(time.monotonic_ns(), "warning", code, "run", message))
+        _log.warning(message)
+
+    def _close_epoch(self) -> None:
+        if self._epoch is not None:
+            number, start_ns = self._epoch
+            self._add_window("epoch", number, start_ns, time.monotonic_ns())
+            self._epoch = None
+
+    def _add_window(self, kind: Any, number: int, start_ns: int, end_ns: int) -> None:
+        # Its joules are read from the curves when the run is settled, which sees more readings than there are by now.
+        self._session.windows.append(Window(f"{kind} {number}", start_ns, end_ns, None, kind))
+
+    def _spend(self) -> None:
+        """Look whether the budget is used up; close to its end by fresh readings."""
+        if self._pace.near:
+            self.look("train")
+        else:
+            self._live.glance()
+            self._check()
+
+    def _check(self) -> None:
+        self.used = self.earlier.plus(self._live.energy_j, self._live.carbon_g, self.run.run_id)
+        if not self.budget or self.over:
+            return
+        # A meter that is silent only makes this less than it is.
+        energy_j, carbon_g = self.used.energy_j, self.used.carbon_g
+        part = self.budget.used(energy_j, carbon_g)
+        self._pace.looked(time.monotonic_ns() / NS_PER_S, part)
+        if part >= 1:
+            self.over = f"{self.budget.told(energy_j, carbon_g)} after {self.steps} steps of this run"
+            self.note("BUDGET_REACHED", f"{self.over}: training ends early")

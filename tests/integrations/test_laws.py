@@ -1,0 +1,148 @@
+"""Budgets, paces, sums and carried joules, without any framework."""
+
+import subprocess
+import sys
+from math import fsum, isclose
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.integrations.budget import LONGEST_WAIT_S, Budget, Pace
+from torchwatt.integrations.carried import NOTHING, Carried, carried_from
+from torchwatt.integrations.live import Live
+
+joules = st.floats(0, 1e9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(0.001, 0.3), st.floats(1, 1000), st.floats(1, 1e4))
+def test_at_a_steady_power_the_step_that_crosses_a_budget_is_seen_when_it_ends(step_s, power_w, budget_j):
+    budget, pace = Budget(energy_j=budget_j), Pace()
+    step_s = max(step_s, budget_j / power_w / 500)
+    now_s = 1000.0  # what a monotonic clock may say
+    for step in range(1, 600):
+        used_j = power_w * step_s * step
+        looks = pace.is_due(now_s + step_s * step)
+        if used_j >= budget_j:
+            assert looks
+            return
+        if looks:
+            pace.looked(now_s + step_s * step, budget.used(used_j, None))
+    raise AssertionError("the budget was never crossed")
+
+
+def test_far_from_the_end_it_looks_twice_a_second_at_most():
+    pace, looks = Pace(), 0
+    for step in range(1, 1001):
+        if pace.is_due(5.0 + step / 100):
+            pace.looked(5.0 + step / 100, step / 1e9)
+            looks += 1
+    assert looks <= 10 / LONGEST_WAIT_S + 20
+
+
+@given(joules | st.none(), joules | st.none())
+def test_what_is_unknown_uses_up_no_budget(energy_j, carbon_g):
+    assert Budget().used(energy_j, carbon_g) == 0
+    assert Budget(energy_j=5.0).used(None, carbon_g) == 0
+    used = Budget(energy_j=5.0, carbon_g=7.0).used(energy_j, carbon_g)
+    assert used == max((energy_j or 0) / 5.0, (carbon_g or 0) / 7.0)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "5", True])
+def test_a_budget_is_a_positive_number(value):
+    with pytest.raises(ConfigError, match="energy_budget_j="):
+        Budget(energy_j=value)
+    with pytest.raises(ConfigError, match="carbon_budget_g="):
+        Budget(carbon_g=value)
+
+
+@given(st.lists(joules | st.none(), min_size=1, max_size=5))
+def test_carried_joules_add_up_and_an_unknown_part_makes_the_sum_unknown(parts):
+    carried = NOTHING
+    for number, part in enumerate(parts):
+        carried = carried_from(carried.plus(part, None, str(number)).to_json())
+    assert carried.run_ids == tuple(str(i) for i in range(len(parts)))
+    if None in parts:
+        assert carried.energy_j is None
+    else:
+        assert isclose(carried.energy_j, fsum(parts), rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("kept", [None, {}, {"energy_j": "many"}, {"energy_j": -1.0, "run_ids": 5}])
+def test_a_checkpoint_without_sense_carries_nothing(kept):
+    assert carried_from(kept) == Carried()
+
+
+class Meters:
+    """A pulse whose joules and answers are set by a test."""
+
+    def __init__(self):
+        self.energy_j, self.answers = {"cpu:0": 0.0}, True
+
+    def beat(self, *, fresh=False):
+        self.fresh = fresh
+
+    def power_w(self, _now_ns):
+        return {"cpu:0": 1.0 if self.answers else None}
+
+    def carbon_g(self):
+        return None
+
+
+@given(st.lists(st.tuples(st.sampled_from(["train", "evaluation", "checkpoint", "rest"]), st.floats(0, 100))))
+def test_no_joule_is_in_two_parts(parts):
+    meters = Meters()
+    live = Live(meters)
+    for part, used_j in parts:
+        meters.energy_j["cpu:0"] += used_j
+        live.look(part)
+    sums = {name: live.take(name) for name in ("step", "epoch", "evaluation", "checkpoint", "rest")}
+    assert sums["step"] == sums["epoch"]
+    kept = [sums[name] for name in ("step", "evaluation", "checkpoint", "rest") if sums[name] is not None]
+    assert isclose(fsum(kept), meters.energy_j["cpu:0"], abs_tol=1e-6)
+    assert {name: live.take(name) for name in sums} == dict.fromkeys(sums)  # each joule once
+
+
+def test_joules_that_a_silent_meter_leaves_between_two_parts_are_in_neither():
+    meters = Meters()
+    live = Live(meters)
+    meters.energy_j["cpu:0"], meters.answers = 5.0, False
+    live.look("train")
+    assert live.take("step") is None
+    meters.energy_j["cpu:0"], meters.answers = 9.0, True
+    live.look("evaluation")
+    assert live.take("evaluation") is None
+    assert live.take("step") is None
+    meters.energy_j["cpu:0"] = 11.0
+    live.look("train")
+    assert live.take("step") == 2.0
+
+
+def test_importing_the_package_loads_no_framework_and_a_missing_one_is_named():
+    code = """
+import sys
+import torchwatt.integrations
+assert not {"torch", "transformers", "lightning", "mlflow"} & set(sys.modules)
+for name in ("transformers", "lightning", "pytorch_lightning", "mlflow"):
+    sys.modules[name] = None
+import importlib
+from torchwatt.core.errors import TorchwattError
+for name in ("trainer", "lightning"):
+    try:
+        importlib.import_module(f"torchwatt.integrations.{name}")
+    except TorchwattError as error:
+        assert isinstance(error, ImportError)
+        print(error)
+from torchwatt.integrations.mlflow import log
+try:
+    log(None)
+except TorchwattError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.rpartition("pip install ")[2] for line in lines] == [
+        "'torchwatt[trainer]'", "'torchwatt[lightning]'", "'torchwatt[mlflow]'",
+    ]  # fmt: skip

@@ -1,0 +1,188 @@
+"""The callback in Lightning's own Trainer, on a machine whose joules are known."""
+
+import csv
+import logging
+import sys
+import warnings
+from math import fsum, isclose
+
+import pytest
+import torch
+from torch import nn
+
+from tests.integrations.world import Busy, parts_j, truth_j
+from torchwatt.core.errors import ConfigError
+
+pl = pytest.importorskip("lightning.pytorch", reason="the callback is for Lightning's Trainer")
+
+from torchwatt.integrations.lightning import EnergyCallback  # noqa: E402
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+pytestmark = pytest.mark.filterwarnings("ignore:::lightning")
+DATA = torch.utils.data.TensorDataset(torch.randn(32, 8), torch.randint(0, 2, (32,)))
+
+
+def loader():
+    return torch.utils.data.DataLoader(DATA, batch_size=4)
+
+
+class Model(pl.LightningModule):
+    def __init__(self, world, seconds=0.015):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        self.busy = Busy(world, seconds)
+
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self.busy(self.net(batch[0])), batch[1])
+
+    def validation_step(self, batch, _):
+        self.log("val", nn.functional.cross_entropy(self.busy(self.net(batch[0])), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def callback(world, **given):
+    return EnergyCallback(powercap_root=world.root, **{"intensity_g_per_kwh": 100, **given})
+
+
+def fit(folder, energy, model, *, ckpt=None, validates=True, **given):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    from lightning.pytorch.loggers import CSVLogger
+
+    used = pl.Trainer(
+        default_root_dir=folder,
+        callbacks=[energy],
+        **{"logger": CSVLogger(folder), "max_epochs": 2, "log_every_n_steps": 2, **quiet, **given},
+    )
+    used.validates = validates
+    try:
+        used.fit(model, loader(), loader() if validates else None, ckpt_path=ckpt)
+    finally:
+        energy.trainer_for_test = used
+    return used
+
+
+def rows(folder):
+    with next(folder.rglob("metrics.csv")).open() as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def trained(world, tmp_path_factory):
+    """Two epochs of four steps of two batches each, a sanity check, a validation and a checkpoint after each epoch."""
+    folder = tmp_path_factory.mktemp("fitted")
+    energy = callback(world)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        used = fit(folder, energy, Model(world), accumulate_grad_batches=2, num_sanity_val_steps=1)
+    return energy, used, folder
+
+
+def test_epochs_and_what_lies_outside_add_up_to_the_report_to_the_digit(trained):
+    run = trained[0].run
+    assert run.status == "complete"
+    assert isclose(fsum(run.epochs.energy_j), run.energy_j, rel_tol=1e-12)
+    assert isclose(parts_j(run), run.energy_j, rel_tol=1e-12)
+    assert run.epochs.epoch.tolist() == ["0", "1", "(outside)"]
+    assert run.epochs.steps.tolist() == [4, 4, 0]
+
+
+def test_every_part_is_what_the_machine_really_used(trained, world):
+    run = trained[0].run
+    kinds = [w.kind for w in run.report.windows]
+    assert sorted(kinds) == ["checkpoint"] * 2 + ["epoch"] * 2 + ["evaluation"] * 3  # one is the sanity check
+    for window in run.report.windows:
+        true_j = truth_j(world, window.start_ns, window.end_ns)
+        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=0.1), window
+    assert isclose(run.energy_j, truth_j(world, run.report.start_ns, run.report.end_ns), rel_tol=0.02)
+
+
+def test_a_step_is_one_of_the_optimizer_and_holds_no_validation(trained, world):
+    energy, used, _ = trained
+    run = energy.run
+    assert used.global_step == run.report.step_count == 8
+    pauses = [w for w in run.report.windows if w.kind != "epoch"]
+    for step in run.report.steps:
+        assert not any(step.start_ns < (w.start_ns + w.end_ns) / 2 < step.end_ns for w in pauses)
+        true_j = truth_j(world, step.start_ns, step.end_ns)
+        assert isclose(sum(step.energy_j.values()), true_j, rel_tol=0.1, abs_tol=0.15)
+
+
+def test_layers_carry_the_names_of_the_module(trained):
+    assert {"net.0", "net.2", "busy"} <= set(trained[0].run.layers.fqn)
+
+
+def test_lightnings_loggers_get_joules_with_units_each_once(trained):
+    energy, used, folder = trained
+    found = rows(folder)
+    assert sum("energy/epoch_j" in row for row in found) == 2
+    assert sum("energy/evaluation_j" in row for row in found) == 3
+    assert sum("energy/checkpoint_j" in row for row in found) == 2
+    assert sum("energy/step_j" in row for row in found) >= 3
+    assert min(v for row in found for k, v in row.items() if k.startswith(("energy/", "carbon/"))) > 0
+    totals = [row["energy/total_j"] for row in found if "energy/total_j" in row]
+    assert totals == sorted(totals)
+    assert isclose(totals[-1], energy.run.energy_j, rel_tol=0.1)
+    assert isclose(float(used.callback_metrics["energy/total_j"]), totals[-1], rel_tol=1e-5)
+    last = next(row for row in reversed(found) if "carbon/total_g" in row)
+    assert isclose(last["carbon/total_g"], last["energy/total_j"] / 3.6e6 * 100, rel_tol=1e-9)
+
+
+def test_a_budget_ends_training_with_the_step_that_crosses_it(world, tmp_path):
+    energy = callback(world, layers="off", energy_budget_j=12.0)
+    used = fit(tmp_path, energy, Model(world, 0.05), max_epochs=50, validates=False, logger=False)
+    report = energy.run.report
+    until = [truth_j(world, report.start_ns, step.end_ns) for step in report.steps]
+    crossing = next(i for i, joules in enumerate(until) if joules >= 12.0)
+    assert crossing < 20
+    assert len(until) - 1 - crossing <= 1, until
+    assert used.global_step == len(until)
+    assert report.status == "complete"
+    assert "energy budget of 12 J used up" in report.exit_reason
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
+def test_an_exception_in_a_step_passes_and_the_report_is_there(world, tmp_path, error):
+    import signal
+
+    energy, model = callback(world, layers="off"), Model(world)
+    model.busy.fails_at = {4: error}
+    before = signal.getsignal(signal.SIGINT)
+    expected = SystemExit if isinstance(error, KeyboardInterrupt) else ValueError  # Lightning exits on an interrupt
+    try:
+        with pytest.raises(expected):
+            fit(tmp_path, energy, model, validates=False, logger=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (energy.run.status, energy.run.report.exit_reason) == ("aborted", type(error).__name__)
+    assert energy.run.report.step_count == 3
+    assert energy.run.energy_j > 0
+
+
+def test_a_resumed_training_goes_on_from_the_joules_in_the_checkpoint(world, tmp_path):
+    first = callback(world, layers="off")
+    used = fit(tmp_path, first, Model(world), max_epochs=1, validates=False)
+    kept = next(tmp_path.rglob("*.ckpt"))
+    states = torch.load(kept, weights_only=False)["callbacks"]
+    carried = next(state for name, state in states.items() if "EnergyCallback" in name)
+    assert carried["run_ids"] == [first.run.run_id]
+    assert 0 < carried["energy_j"] <= first.run.energy_j
+    second = callback(world, layers="off")
+    used = fit(tmp_path / "more", second, Model(world), max_epochs=2, validates=False, ckpt=kept)
+    assert used.global_step == 16
+    assert second.run.report.step_count == 8
+    totals = [row["energy/total_j"] for row in rows(tmp_path / "more") if "energy/total_j" in row]
+    assert isclose(totals[-1] - carried["energy_j"], second.run.energy_j, rel_tol=0.1)
+    assert isclose(fsum(second.run.epochs.energy_j), second.run.energy_j, rel_tol=1e-12)
+
+
+def test_it_is_a_callback_of_the_name_that_was_imported():
+    assert issubclass(EnergyCallback, pl.Callback)
+    if "pytorch_lightning" not in sys.modules:
+        assert [kind.__module__ for kind in EnergyCallback.__bases__][1:] == [pl.Callback.__module__]
+
+
+def test_a_budget_is_refused_where_ranks_would_wait_for_each_other():
+    with pytest.raises(ConfigError, match="one process"):
+        EnergyCallback(energy_budget_j=1.0)._begin(None, processes=4)

@@ -1,0 +1,45 @@
+"""A machine whose watts follow what a training does, and the truth about it."""
+
+from __future__ import annotations
+
+import time
+from math import fsum
+
+import torch
+from torch import nn
+
+from tests.support.powercap import FakePowercap
+
+STATIC_W, TRAIN_W, EVALUATE_W, DRAM_W = 20.0, 100.0, 60.0, 5.0
+ZONES = {"intel-rapl:0": ("package-0", STATIC_W), "intel-rapl:0:0": ("dram", DRAM_W)}
+
+
+class Busy(nn.Module):
+    """Keeps the machine busy for a while in each forward pass, at other watts when it evaluates."""
+
+    def __init__(self, world: FakePowercap, seconds: float) -> None:
+        super().__init__()
+        self.world, self.seconds = world, seconds
+        self.forwards = 0
+        self.fails_at: dict[int, BaseException] = {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.forwards += 1
+        if self.training and self.forwards in self.fails_at:
+            raise self.fails_at[self.forwards]
+        self.world.set("package-0", TRAIN_W if self.training else EVALUATE_W)
+        time.sleep(self.seconds)
+        self.world.set("package-0", STATIC_W)
+        return x
+
+
+def truth_j(world: FakePowercap, start_ns: int, end_ns: int) -> float:
+    """Return the true joules of everything that is metered."""
+    return fsum(world.energy_j(name, start_ns, end_ns) for name in ("package-0", "dram"))
+
+
+def parts_j(run):
+    """Return the joules of the run as its windows and epochs have them, every part once."""
+    table = run.epochs
+    return fsum([*table.train_j, *table.evaluation_j, *table.checkpoint_j])

@@ -136,8 +136,8 @@ def stamps(folder: Path) -> Iterator[Seen]:
 @fault(
     GROUP,
     "a counter that says 2^64-1 mJ, once or from then on",
-    sees="`COUNTER_JUMP`, `COUNTER_RESET`",
-    keeps="the whole run: these intervals come from the integrated power",
+    sees="`COUNTER_JUMP`, with how many readings were left out or what was bridged",
+    keeps="the whole run: by the readings around it, or from the integrated power",
 )
 def absurd_counter(folder: Path) -> Iterator[Seen]:
     once = ["counter_add 3 18446744070000000000", "counter_add 3.05 -18446744070000000000"]

@@ -21,9 +21,9 @@ class Seen:
     codes: frozenset[str]
 
     @classmethod
-    def of(cls, report: Report, *, idle_may_be_0: bool = False) -> Seen:
+    def of(cls, report: Report, *, idle_may_be_0: bool = False, files: bool = True) -> Seen:
         """Look at a report as a user would, and at everything for a silent zero."""
-        no_silent_zero(report, idle_may_be_0=idle_may_be_0)
+        no_silent_zero(report, idle_may_be_0=idle_may_be_0, files=files)
         missing = {"unavailable"} if report.unavailable else set()
         return cls(frozenset({report.status, *missing, *(event.code for event in report.events)}))
 

@@ -26,21 +26,24 @@ _SAYS = re.compile(r"^(energy|power|static).*_(j|w)$|_per_call_j$")
 _MAY_BE_0 = {"energy_u_j", "energy_self_lo_j", "energy_static_j", "energy_dynamic_j"}
 
 
-def zeros(report: Report, *, idle_may_be_0: bool = False) -> list[str]:
+def zeros(report: Report, *, idle_may_be_0: bool = False, files: bool = True) -> list[str]:
     """Return every place where a report, its frames, files or views show a joule or a watt that is nothing.
 
     `idle_may_be_0` is for models of a process that sleeps: such a model does say 0 W, and says that it is a model.
+    Without `files` only the values are looked at, from which frames, files and views are made.
     """
     modelled = {str(m.domain) for m in report.meters if m.provenance == "modelled"} if idle_may_be_0 else set()
-    places = [*_in_values(report, modelled), *_in_frames(report, modelled), *_in_files(report, modelled)]
-    if not modelled:
+    places = [*_in_values(report, modelled)]
+    if files:
+        places += [*_in_frames(report, modelled), *_in_files(report, modelled)]
+    if files and not modelled:
         places += _in_views(report)
     return [*places, *_unsaid(report)]
 
 
-def no_silent_zero(report: Report, *, idle_may_be_0: bool = False) -> None:
+def no_silent_zero(report: Report, *, idle_may_be_0: bool = False, files: bool = True) -> None:
     """Fail where a report shows nothing for something, or keeps quiet about what is missing."""
-    found = zeros(report, idle_may_be_0=idle_may_be_0)
+    found = zeros(report, idle_may_be_0=idle_may_be_0, files=files)
     assert not found, "\n".join(found[:20])
 
 

@@ -131,10 +131,11 @@ def still(
     # Stretch i lies between two changes; the first and the last reach to the ends of the readings.
     starts, ends = np.concatenate(([0], changes + 1)), np.concatenate((changes, [len(step_j)]))
     typical_ns = np.median(np.diff(t_ns[changes + 1])) if len(changes) > 2 else 0.0
-    for first, last in zip(starts.tolist(), ends.tolist(), strict=True):
+    long = t_ns[ends] - t_ns[starts] >= max(FROZEN_NS, 10 * typical_ns)
+    for first, last in zip(starts[long].tolist(), ends[long].tolist(), strict=True):
         length_ns = int(t_ns[last] - t_ns[first])
         known = bool(by_power[first:last].all())
-        if length_ns < max(FROZEN_NS if known else GAP_NS, 10 * typical_ns):
+        if not known and length_ns < GAP_NS:
             continue
         missed_j = integral[last] - integral[first] if known else moving_w * length_ns / NS_PER_S
         caught_up_j = step_j[last] if last < len(step_j) else 0.0

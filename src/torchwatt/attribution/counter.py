@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchwatt.attribution import broken
-from torchwatt.attribution.power import BoolArray, Integral, knows
+from torchwatt.attribution.power import BoolArray, Integral, knows, later
 from torchwatt.core.meter import Event, FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
@@ -84,8 +84,8 @@ def unwrap(series: Series, power: Integral | None) -> Unwrapped:
 
 def _meant(series: Series) -> tuple[IntArray, FloatArray, list[Event]]:
     """Leave out what is not later than the reading before, and excursions."""
-    later = np.concatenate(([True], np.diff(series.t_ns) > 0))
-    t_ns, raw = series.t_ns[later], series.raw[later]
+    forward = later(series.t_ns)
+    t_ns, raw = series.t_ns[forward], series.raw[forward]
     keep = broken.meant(series.channel, t_ns, raw)
     return t_ns[keep], raw[keep], broken.left_out(series.channel, t_ns, raw, keep)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchwatt.attribution.counter import unwrap
-from torchwatt.attribution.power import Integral, absurd, integrate, knows, usable
+from torchwatt.attribution.power import Integral, absurd, integrate, knows, later, usable
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import Event, FloatArray, IntArray, Meter, Recording, Series, Unavailable
 from torchwatt.core.terms import Method
@@ -64,7 +64,7 @@ def _series(recording: Recording, meter: Meter, quantity: str) -> Series | None:
         if found is None:
             continue
         found = usable(found) if quantity == "power" else _finite(found)
-        keep = np.concatenate(([True], np.diff(found.t_ns) > 0))[: len(found)]
+        keep = later(found.t_ns)
         found = Series(found.channel, found.t_ns[keep], found.raw[keep], found.late_ns[keep])
         if len(found) >= 2:
             return found

@@ -11,7 +11,7 @@ from torchwatt.attribution.curves import Metered
 from torchwatt.attribution.device_books import DeviceBooks, device_books, entries
 from torchwatt.attribution.kernel import family_of
 from torchwatt.attribution.known import Known
-from torchwatt.attribution.power import usable
+from torchwatt.attribution.power import later, usable
 from torchwatt.attribution.sentence import how_known
 from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
@@ -49,8 +49,8 @@ def _power(found: Metered, recording: Recording) -> Series | None:
     if not there:
         return None
     first = there[0]
-    later = np.concatenate(([True], np.diff(first.t_ns) > 0))
-    return Series(first.channel, first.t_ns[later], first.raw[later], first.late_ns[later])
+    keep = later(first.t_ns)
+    return Series(first.channel, first.t_ns[keep], first.raw[keep], first.late_ns[keep])
 
 
 def _calls(trace: Trace, curve: EnergyCurve) -> dict[Slot, int]:

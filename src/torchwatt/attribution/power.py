@@ -42,6 +42,12 @@ def absurd(series: Series) -> BoolArray:
     return np.asarray(~np.isfinite(power_w) | (power_w < 0) | (power_w > most_w), dtype=np.bool_)
 
 
+def later(t_ns: IntArray) -> BoolArray:
+    """Tell which stamps are later than all before them: a clock that stands still or goes back dates nothing."""
+    first = np.ones(min(len(t_ns), 1), dtype=np.bool_)
+    return np.concatenate((first, t_ns[1:] > np.maximum.accumulate(t_ns)[:-1]))
+
+
 def integrate(series: Series) -> Integral:
     """Integrate power readings to cumulative joules.
 

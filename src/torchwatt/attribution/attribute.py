@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torchwatt.attribution.curves import Metered, metered
+from torchwatt.attribution.curves import Metered, integral_between, metered
 from torchwatt.attribution.device_ledger import device_ledger
 from torchwatt.attribution.known import NOTHING, Known
 from torchwatt.attribution.power import integrate, usable
 from torchwatt.attribution.sentence import how_known
 from torchwatt.attribution.split import Split, split
 from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.errors import SensorError
 from torchwatt.core.ledger import Ledger
-from torchwatt.core.meter import Event, Recording, Unavailable
+from torchwatt.core.meter import Event, Meter, Recording, Unavailable
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 
@@ -46,14 +47,14 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
     for meter in recording.meters:
         if all(channel.quantity == "gauge" for channel in meter.channels):
             continue  # tells what happened, meters no energy
-        found = metered(meter, recording)
+        found = _metered(meter, recording)
         if isinstance(found, Unavailable):
             unavailable.append(found)
             continue
         events += found.events
         curve = _window(found, start_ns, end_ns)
-        if curve is None:
-            unavailable.append(Unavailable(str(meter.domain), "no reading inside the run"))
+        if curve is None or _says_nothing(found, curve):
+            unavailable.append(Unavailable(str(meter.domain), _why_nothing(curve)))
             continue
         curves.append(curve)
         blank = _blank(found, curve, recording, start_ns, end_ns)
@@ -64,6 +65,26 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
             ledgers.append(ledger)
             events += said
     return Attribution(tuple(ledgers), tuple(curves), tuple(unavailable), tuple(events))
+
+
+def _metered(meter: Meter, recording: Recording) -> Metered | Unavailable:
+    """Build a meter's curve; readings that make none take no other meter along."""
+    try:
+        return metered(meter, recording)
+    except SensorError as error:
+        return Unavailable(str(meter.domain), f"its readings make no curve: {error}")
+
+
+def _says_nothing(found: Metered, curve: EnergyCurve) -> bool:
+    """Tell whether a curve without a joule means that nothing is known: what is metered draws power all the time."""
+    return curve.total_j <= 0 and found.meter.provenance == "measured"
+
+
+def _why_nothing(curve: EnergyCurve | None) -> str:
+    if curve is None or curve.silent:
+        return "no reading inside the run"
+    seconds = (curve.end_ns - curve.start_ns) / NS_PER_S
+    return f"the meter did not move in {seconds:.3g} s: it is frozen, or too slow for so short a run"
 
 
 def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
@@ -141,6 +162,5 @@ def _cross_check_j(curve: EnergyCurve, recording: Recording, found: Metered) -> 
     series = recording.get(channel.key) if channel is not None else None
     if curve.cross_check_j is None or series is None:
         return None
-    t_ns, energy_j, _ = integrate(usable(series))
-    lo, hi = np.interp([curve.start_ns, curve.end_ns], t_ns, energy_j)
-    return float(hi - lo)
+    there = usable(series)
+    return integral_between(integrate(there), curve.start_ns, curve.end_ns) if len(there) > 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,14 @@ def stretches(activity: Activity, start_ns: int, end_ns: int) -> IntArray:
             found[-1][1] = max(found[-1][1], hi)
         else:
             found.append([lo, hi])
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def without(parts: IntArray, silent: Sequence[tuple[int, int]]) -> IntArray:
+    """Cut silences out of the stretches: what ran there used joules that nobody knows."""
+    found = [(int(lo), int(hi)) for lo, hi in parts]
+    for a, b in silent:
+        found = [(lo, hi) for p, q in found for lo, hi in ((p, min(q, a)), (max(p, b), q)) if hi > lo]
     return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 

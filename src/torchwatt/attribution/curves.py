@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from torchwatt.attribution.counter import unwrap
-from torchwatt.attribution.power import Integral, integrate, usable
+from torchwatt.attribution.power import Integral, absurd, integrate, knows, later, usable
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import Event, FloatArray, IntArray, Meter, Recording, Series, Unavailable
 from torchwatt.core.terms import Method
@@ -45,11 +45,12 @@ def metered(meter: Meter, recording: Recording) -> Metered | Unavailable:
     counter = _series(recording, meter, "counter")
     integral = integrate(power) if power is not None else None
     if counter is not None:
-        return _from_counter(meter, counter, power, integral)
+        made = _from_counter(meter, counter, power, integral)
+        return replace(made, events=(*made.events, *_absurd_events(meter, recording)))
     if integral is None or power is None:
         return Unavailable(str(meter.domain), "the meter was found but gave fewer than two readings")
     t_ns, energy_j, silent = integral
-    events = [*_gap_events(meter, silent), *_frozen_power(meter, power)]
+    events = [*_gap_events(meter, silent), *_frozen_power(meter, power), *_absurd_events(meter, recording)]
     method: Method = "load_model" if meter.provenance == "modelled" else "power_integral"
     # Two ends, each off by at most half a reading interval at the mean power.
     u_j = float(np.median(np.diff(energy_j))) / np.sqrt(6.0)
@@ -62,21 +63,25 @@ def _series(recording: Recording, meter: Meter, quantity: str) -> Series | None:
         found = recording.get(channel.key) if channel.quantity == quantity else None
         if found is None:
             continue
-        found = usable(found) if quantity == "power" else found
-        keep = np.concatenate(([True], np.diff(found.t_ns) > 0))[: len(found)]
+        found = usable(found) if quantity == "power" else _finite(found)
+        keep = later(found.t_ns)
         found = Series(found.channel, found.t_ns[keep], found.raw[keep], found.late_ns[keep])
         if len(found) >= 2:
             return found
     return None
 
 
+def _finite(series: Series) -> Series:
+    keep = np.isfinite(series.raw)
+    return Series(series.channel, series.t_ns[keep], series.raw[keep], series.late_ns[keep])
+
+
 def _from_counter(meter: Meter, counter: Series, power: Series | None, integral: Integral | None) -> Metered:
-    power_j = integral[:2] if integral is not None else None
-    found = unwrap(counter, power_j)
+    found = unwrap(counter, integral)
     # A run that leans on integrated power for more than half of its joules is not known by its counter.
     leaning = found.bridged_j > 0.5 * max(float(found.energy_j[-1]), 1e-12)
-    cross_j = float(np.diff(np.interp(found.t_ns[[0, -1]], *power_j))[0]) if power_j is not None else None
-    method: Method = "power_integral" if leaning and power_j is not None else "counter"
+    cross_j = integral_between(integral, int(found.t_ns[0]), int(found.t_ns[-1])) if integral is not None else None
+    method: Method = "power_integral" if leaning and integral is not None else "counter"
     curve = EnergyCurve(
         meter.domain, found.t_ns, found.energy_j, method, meter.provenance, found.u_j, cross_j, found.silent
     )
@@ -86,6 +91,13 @@ def _from_counter(meter: Meter, counter: Series, power: Series | None, integral:
     if power is not None:
         events += _frozen_power(meter, power, curve)
     return Metered(meter, curve, tuple(events), polls=polls, wrap_ns=found.wrap_ns, silent=found.silent)
+
+
+def integral_between(integral: Integral, start_ns: int, end_ns: int) -> float | None:
+    """Return the integrated joules of a window; None where power was not read throughout: half of them is no check."""
+    if not knows(integral, start_ns, end_ns):
+        return None
+    return float(np.diff(np.interp([start_ns, end_ns], *integral[:2]))[0])
 
 
 def _cross_check(meter: Meter, curve: EnergyCurve) -> list[Event]:
@@ -115,14 +127,26 @@ def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...]) -> list[Event
     ]
 
 
+def _absurd_events(meter: Meter, recording: Recording) -> list[Event]:
+    """Say which readings were left out because no device can draw that."""
+    events = []
+    for one in (recording.get(c.key) for c in meter.channels if c.quantity == "power"):
+        bad = np.flatnonzero(absurd(one)) if one is not None else np.zeros(0, dtype=np.int64)
+        if one is not None and len(bad):
+            worst_w = float(one.raw[bad[0]] * one.channel.scale)
+            message = f"{one.channel.key}: {len(bad)} of {len(one)} readings are no power, the first {worst_w:.6g} W: left out"
+            events.append(Event(int(one.t_ns[bad[0]]), "warning", "POWER_ABSURD", str(meter.domain), message))
+    return events
+
+
 def _frozen_power(meter: Meter, power: Series, curve: EnergyCurve | None = None) -> list[Event]:
     """Say when a power sensor repeats one value for seconds, unless the counter agrees with it."""
     if power.channel.sensor in {"tdp_model", "ram_model"}:
         return []
     change = np.flatnonzero(np.diff(power.raw) != 0)
-    edges = np.concatenate(([0], change + 1, [len(power) - 1]))
-    longest = int(np.argmax(np.diff(power.t_ns[edges])))
-    first, last = int(edges[longest]), int(edges[longest + 1])
+    firsts, lasts = np.concatenate(([0], change + 1)), np.concatenate((change, [len(power) - 1]))
+    longest = int(np.argmax(power.t_ns[lasts] - power.t_ns[firsts]))
+    first, last = int(firsts[longest]), int(lasts[longest])
     start_ns, end_ns = int(power.t_ns[first]), int(power.t_ns[last])
     if end_ns - start_ns < FROZEN_POWER_NS:
         return []

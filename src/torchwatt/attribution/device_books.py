@@ -8,7 +8,7 @@ from math import fsum
 import numpy as np
 
 from torchwatt.attribution.apportion import Z90
-from torchwatt.attribution.covered import clip, stretches
+from torchwatt.attribution.covered import clip, stretches, without
 from torchwatt.attribution.device import DeviceFit, fit_device
 from torchwatt.attribution.estimate import Estimate
 from torchwatt.attribution.guards import SHOW_GROUP, SHOW_SELF, measured_share
@@ -53,7 +53,8 @@ def device_books(
     curve: EnergyCurve, activity: Activity, power: Series | None, family: str | None, known: Known
 ) -> DeviceBooks | None:
     """Split a device's curve; None where nothing of it was watched."""
-    parts = stretches(activity, curve.start_ns, curve.end_ns)
+    unheard = curve.unheard_ns()
+    parts = without(stretches(activity, curve.start_ns, curve.end_ns), unheard)
     if len(parts) == 0:
         return None
     watched = clip(activity, parts)
@@ -67,7 +68,7 @@ def device_books(
     else:
         energy_j, sd_j = share_j, TIME_SHARE_SD_REL * share_j
     measured, measured_in = _measured(fit, jacobian)
-    total_s = (curve.end_ns - curve.start_ns) / NS_PER_S
+    total_s = (curve.end_ns - curve.start_ns - sum(hi - lo for lo, hi in unheard)) / NS_PER_S
     return DeviceBooks(
         curve,
         fit,
@@ -79,7 +80,7 @@ def device_books(
         measured,
         measured_in,
         curve.total_j - watched_j,
-        total_s - watched_s,
+        max(total_s - watched_s, 0.0),
     )
 
 

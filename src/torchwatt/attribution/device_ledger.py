@@ -11,7 +11,7 @@ from torchwatt.attribution.curves import Metered
 from torchwatt.attribution.device_books import DeviceBooks, device_books, entries
 from torchwatt.attribution.kernel import family_of
 from torchwatt.attribution.known import Known
-from torchwatt.attribution.power import usable
+from torchwatt.attribution.power import later, usable
 from torchwatt.attribution.sentence import how_known
 from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
@@ -49,8 +49,8 @@ def _power(found: Metered, recording: Recording) -> Series | None:
     if not there:
         return None
     first = there[0]
-    later = np.concatenate(([True], np.diff(first.t_ns) > 0))
-    return Series(first.channel, first.t_ns[later], first.raw[later], first.late_ns[later])
+    keep = later(first.t_ns)
+    return Series(first.channel, first.t_ns[keep], first.raw[keep], first.late_ns[keep])
 
 
 def _calls(trace: Trace, curve: EnergyCurve) -> dict[Slot, int]:
@@ -77,7 +77,7 @@ def _events(found: Metered, curve: EnergyCurve, activity: Activity, books: Devic
 
 def _whole(found: Metered, curve: EnergyCurve, static_w: float | None) -> Entry:
     """Book a domain without a timeline of its own to one row, as measured."""
-    known_s = (curve.end_ns - curve.start_ns) / NS_PER_S
+    known_s = (curve.end_ns - curve.start_ns - sum(hi - lo for lo, hi in curve.unheard_ns())) / NS_PER_S
     static_j = min(static_w * known_s, curve.total_j) if static_w is not None else None
     half = Z90 * curve.u_j
     return Entry(

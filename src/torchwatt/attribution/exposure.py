@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from torchwatt.attribution.power import BoolArray
 from torchwatt.attribution.timeline import Pieces
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.units import NS_PER_S
@@ -64,7 +65,9 @@ def _sums(index: IntArray, values: FloatArray, length: int) -> FloatArray:
     return np.asarray(np.bincount(index, values, length), dtype=np.float64)
 
 
-def expose(pieces: Pieces, t_ns: IntArray, energy_j: FloatArray, columns: int) -> Exposure:
+def expose(
+    pieces: Pieces, t_ns: IntArray, energy_j: FloatArray, columns: int, unheard: BoolArray | None = None
+) -> Exposure:
     """Overlap pieces with reading intervals.
 
     Args:
@@ -72,6 +75,7 @@ def expose(pieces: Pieces, t_ns: IntArray, energy_j: FloatArray, columns: int) -
         t_ns: Strictly increasing instants of n + 1 readings.
         energy_j: Cumulative joules at these instants.
         columns: The number of slots.
+        unheard: Of the n intervals, those whose joules nobody knows: they are left out, or 0 J would pass for 0 W.
     """
     first = np.searchsorted(t_ns, pieces.start_ns, side="right") - 1
     last = np.searchsorted(t_ns, pieces.end_ns, side="left") - 1
@@ -81,7 +85,7 @@ def expose(pieces: Pieces, t_ns: IntArray, energy_j: FloatArray, columns: int) -
     row = first[which] + np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
     overlap_ns = np.minimum(pieces.end_ns[which], t_ns[row + 1]) - np.maximum(pieces.start_ns[which], t_ns[row])
     seconds = np.maximum(overlap_ns, 0) / NS_PER_S * pieces.weight[which]
-    return Exposure(
+    found = Exposure(
         row,
         pieces.slot[which],
         seconds,
@@ -89,4 +93,19 @@ def expose(pieces: Pieces, t_ns: IntArray, energy_j: FloatArray, columns: int) -
         np.diff(energy_j),
         np.diff(t_ns) / NS_PER_S,
         columns,
+    )
+    return found if unheard is None or not unheard.any() else _heard(found, ~unheard)
+
+
+def _heard(exposure: Exposure, rows: BoolArray) -> Exposure:
+    """Keep some of the intervals."""
+    inside = rows[exposure.row]
+    return Exposure(
+        (np.cumsum(rows) - 1)[exposure.row[inside]],
+        exposure.column[inside],
+        exposure.seconds[inside],
+        exposure.filled_s[inside],
+        exposure.energy_j[rows],
+        exposure.length_s[rows],
+        exposure.columns,
     )

@@ -43,11 +43,15 @@ def best_lag(curve: EnergyCurve, pieces: Pieces, idle: np.ndarray) -> Lag:
     t_ns, energy_j = curve.t_ns[: MAX_READINGS + 1], curve.energy_j[: MAX_READINGS + 1]
     if len(t_ns) <= MIN_ROWS or len(idle) > MAX_SLOTS:
         return Lag(0, 0.0)
-    size_w = spread_w(expose(pieces, t_ns, energy_j, len(idle)), idle)
+    unheard = curve.unheard()[:MAX_READINGS]
+    size_w = spread_w(expose(pieces, t_ns, energy_j, len(idle), unheard), idle)
 
     def nats(lags_ns: IntArray) -> np.ndarray:
         return np.array(
-            [plausibility(expose(pieces, t_ns - lag, energy_j, len(idle)), idle, size_w) for lag in lags_ns.tolist()]
+            [
+                plausibility(expose(pieces, t_ns - lag, energy_j, len(idle), unheard), idle, size_w)
+                for lag in lags_ns.tolist()
+            ]
         )
 
     coarse = nats(np.array(LAGS_NS))

@@ -117,14 +117,14 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
         if fit.method == "fit":
             booked = _with_lag(booked, _booked(curve, named, idle, lag.ns + TRIAL_NS)[2], lag)
     else:
-        exposure = expose(named, curve.t_ns, curve.energy_j, len(slots))
+        exposure = expose(named, curve.t_ns, curve.energy_j, len(slots), curve.unheard())
         fit = share_by_time(exposure, idle, "a model of load knows no layers")
         booked = apportion(exposure, fit)
     return Split(curve, trace, slots, exposure, fit, booked)
 
 
 def _booked(curve: EnergyCurve, named: Pieces, idle: np.ndarray, lag_ns: int) -> tuple[Exposure, Fit, Booked]:
-    exposure = expose(named, curve.t_ns - lag_ns, curve.energy_j, len(idle))
+    exposure = expose(named, curve.t_ns - lag_ns, curve.energy_j, len(idle), curve.unheard())
     fit = fit_power(exposure, idle)
     return exposure, fit, apportion(exposure, fit)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import FloatArray, IntArray
@@ -86,6 +87,18 @@ class EnergyCurve:
             self.cross_check_j,
             tuple((max(a, lo), min(b, hi)) for a, b in self.silent if a < hi and b > lo),
         )
+
+    def unheard(self) -> NDArray[np.bool_]:
+        """Tell which intervals lie in a silence and book nothing: their joules are not known."""
+        silent = np.zeros(len(self.t_ns) - 1, dtype=np.bool_)
+        for lo, hi in self.silent:
+            silent |= (self.t_ns[:-1] < hi) & (self.t_ns[1:] > lo)
+        return np.asarray(silent & (np.diff(self.energy_j) == 0), dtype=np.bool_)
+
+    def unheard_ns(self) -> tuple[tuple[int, int], ...]:
+        """Return the stretches of `unheard`, apart and in order."""
+        edge = np.flatnonzero(np.diff(np.concatenate(([False], self.unheard(), [False])).astype(np.int8)))
+        return tuple((int(self.t_ns[a]), int(self.t_ns[b])) for a, b in edge.reshape(-1, 2))
 
     def power_w(self) -> FloatArray:
         """Return the mean power between neighbouring points; NaN where no reading says what it was."""

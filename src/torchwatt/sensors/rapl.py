@@ -70,6 +70,8 @@ class Zone:
             maximum = int((self.path / "max_energy_range_uj").read_text(encoding="ascii"))
         except (OSError, ValueError):
             return None
+        if maximum <= 0:  # a range of nothing is none
+            return None
         return maximum + max(1, round(maximum / _COUNTER_MAX))
 
     def read_uj(self) -> int:

@@ -60,7 +60,7 @@ def report_of(  # noqa: PLR0917  the parts of a report
     report = Report(
         run_id=run_id,
         name=asked.name,
-        status=_status(outcome.status, found),
+        status=_status(outcome.status, found, recording),
         start_ns=bounds.start_ns,
         end_ns=bounds.end_ns,
         start_unix_ns=bounds.start_unix_ns,
@@ -81,8 +81,11 @@ def report_of(  # noqa: PLR0917  the parts of a report
     return with_grams(report, asked.carbon)
 
 
-def _status(status: Status, found: Attribution) -> Status:
-    away = not all(ledger.is_whole for ledger in found.ledgers)
+def _status(status: Status, found: Attribution, recording: Recording) -> Status:
+    """Call a run partial in which a meter that was found at its start was away for a part of it, or for all of it."""
+    meters = {str(meter.domain) for meter in recording.meters if meter.provenance == "measured"}
+    gone = {item.domain for item in (*recording.unavailable, *found.unavailable)}
+    away = not all(ledger.is_whole for ledger in found.ledgers) or bool(meters & gone)
     return "partial" if status == "complete" and away else status
 
 

@@ -112,11 +112,15 @@ class NvmlReader:
         return self._handles[uuid]
 
     def _recover(self, uuid: str, error: Any) -> None:
-        """Forget a handle that may be stale; initialise again if somebody else shut NVML down."""
+        """Forget a handle that may be stale; initialise again if somebody else shut NVML down.
+
+        Our own reference is given back first: where it was still held, a second one would never be.
+        """
         self._handles.pop(uuid, None)
         if getattr(error, "value", None) == _UNINITIALIZED:
-            with contextlib.suppress(self._nvml.NVMLError):
-                self._nvml.nvmlInit()
+            for call in (self._nvml.nvmlShutdown, self._nvml.nvmlInit):
+                with contextlib.suppress(self._nvml.NVMLError):
+                    call()
 
     def close(self) -> None:
         """Give back this reader's own reference, nobody else's."""

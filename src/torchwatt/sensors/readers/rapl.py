@@ -19,10 +19,9 @@ class RaplReader:
         """Return the counter in microjoules, as it stands in the file."""
         file = self._files[key]
         text = file.read(32)
-        try:
-            return float(int(text))
-        except ValueError as error:
-            raise SensorError(f"{key}: {file.path} holds {text!r}, not a number") from error
+        if not text.strip().isdigit():  # `int` would take a sign, underscores, and other scripts' digits
+            raise SensorError(f"{key}: {file.path} holds {text!r}, not a number of microjoules")
+        return float(int(text))
 
     def close(self) -> None:
         """Close the files."""

@@ -1,0 +1,158 @@
+"""What a broken counter leaves: readings it cannot have meant, stretches it stood still, joules that nobody knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchwatt.attribution.power import GAP_NS, BoolArray, Integral
+from torchwatt.core.meter import Channel, Event, FloatArray, IntArray
+from torchwatt.core.units import NS_PER_S
+
+# No card, package or memory of one socket draws more: a difference that would need it is no energy. The largest on
+# the market in 2026: a GPU board 1.4 kW, a package 0.5 kW; three times that leaves room for what comes.
+PLAUSIBLE_W = {"gpu": 4000.0, "cpu": 1500.0, "dram": 500.0}
+PLAUSIBLE_ELSE_W = 20_000.0
+# A counter may publish the joules of so long a time at once.
+PUBLICATION_S = 0.25
+# A counter that stands still this long while the power sensor shows work is frozen, not slow.
+FROZEN_NS = NS_PER_S
+Spans = tuple[tuple[int, int], ...]
+
+
+def plausible_j(channel: Channel, t_ns: IntArray) -> FloatArray:
+    """Return what the domain can have used at most in each interval."""
+    most_w = PLAUSIBLE_W.get(channel.domain.kind, PLAUSIBLE_ELSE_W)
+    return np.asarray(most_w * (np.diff(t_ns) / NS_PER_S + PUBLICATION_S), dtype=np.float64)
+
+
+def steps(channel: Channel, t_ns: IntArray, raw: FloatArray) -> tuple[FloatArray, BoolArray, BoolArray]:
+    """Return the raw steps, those that wrapped, and those that are no energy: backwards, or more than can be used."""
+    step, most_j = np.diff(raw), plausible_j(channel, t_ns)
+    wrapped = np.zeros(len(step), dtype=np.bool_)
+    if channel.modulus is not None:
+        lifted = step + channel.modulus
+        wrapped = (step < 0) & (lifted >= 0) & (lifted * channel.scale <= most_j)
+        step = np.where(wrapped, lifted, step)
+    return step, wrapped, np.asarray((step < 0) | (step * channel.scale > most_j), dtype=np.bool_)
+
+
+def meant(channel: Channel, t_ns: IntArray, raw: FloatArray) -> BoolArray:
+    """Tell which readings to keep: an excursion from which the counter comes back to where it was says nothing.
+
+    From a step that is no energy to the next such step that leads back to what the reading before the first allows.
+    """
+    keep = np.ones(len(raw), dtype=np.bool_)
+    bad = np.flatnonzero(steps(channel, t_ns, raw)[2])
+    i = 0
+    while i + 1 < len(bad):
+        first, last = bad[i], bad[i + 1] + 1  # readings on both sides of the excursion
+        back = steps(channel, t_ns[[first, last]], raw[[first, last]])[2]
+        if not back[0] and not np.array_equal(raw[[first]], raw[[last]]):
+            keep[first + 1 : last] = False
+            i += 2
+        else:
+            i += 1
+    return keep
+
+
+def left_out(channel: Channel, t_ns: IntArray, raw: FloatArray, keep: BoolArray) -> list[Event]:
+    """Say which readings were left out."""
+    out = np.flatnonzero(~keep)
+    if not len(out):
+        return []
+    first = float(raw[out[0]] * channel.scale)
+    message = f"{len(out)} of {len(raw)} readings are none, the first {first:.4g} J: left out, the counter came back"
+    return [event(channel, int(t_ns[out[0]]), "COUNTER_JUMP", message)]
+
+
+def bridge(
+    t_ns: IntArray, step_j: FloatArray, bad: BoolArray, power: Integral | None, by_power: BoolArray
+) -> FloatArray:
+    """Estimate the joules of bad intervals: integrated power, else the mean power of the good ones.
+
+    Over more than two seconds without a reading of power nobody holds a power: nothing is booked, see `lost`.
+    """
+    dt_s = np.diff(t_ns) / NS_PER_S
+    good_s = dt_s[~bad].sum()
+    held_j = (step_j[~bad].sum() / good_s if good_s > 0 else 0.0) * dt_s
+    found_j = held_j if power is None else np.where(by_power, np.diff(np.interp(t_ns, *power[:2])), held_j)
+    return np.asarray(np.where(lost(t_ns, bad, by_power), 0.0, found_j), dtype=np.float64)
+
+
+def lost(t_ns: IntArray, bad: BoolArray, by_power: BoolArray) -> BoolArray:
+    """Tell which bad intervals are too long to be bridged without a reading of power."""
+    return np.asarray(bad & ~by_power & (np.diff(t_ns) > GAP_NS), dtype=np.bool_)
+
+
+def lost_events(channel: Channel, spans: Spans) -> list[Event]:
+    """Say whose joules are not known."""
+    return [
+        event(
+            channel,
+            hi,
+            "COUNTER_LOST",
+            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, after which the counter had started again: the joules of that "
+            "time are unknown, and not counted",
+        )
+        for lo, hi in spans
+    ]
+
+
+def bridge_event(channel: Channel, t_ns: int, bridge_j: float, step_j: float, *, by_power: bool) -> Event:
+    """Say that a counter went backwards or jumped, and where the joules of that interval come from."""
+    how = "the integrated power" if by_power else "the mean power around it"
+    code, what = ("COUNTER_RESET", "went backwards") if step_j < 0 else ("COUNTER_JUMP", f"jumped by {step_j:.3g} J")
+    return event(channel, t_ns, code, f"the counter {what}; {bridge_j:.3g} J of that interval are taken from {how}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Still:
+    """Stretches in which a counter stood still: joules to add, spans of unknown joules, polls that say nothing."""
+
+    add_j: FloatArray
+    silent: Spans
+    keep: BoolArray  # of the readings: one that repeats a stuck value dates nothing
+    events: tuple[Event, ...]
+
+
+def still(
+    channel: Channel, t_ns: IntArray, step_j: FloatArray, moved: BoolArray, power: Integral | None, by_power: BoolArray
+) -> Still:
+    """Find stretches without a step but with work on the power sensor, or with nothing to say what was used."""
+    add_j, keep = np.zeros_like(step_j), np.ones(len(t_ns), dtype=np.bool_)
+    silent: list[tuple[int, int]] = []
+    events: list[Event] = []
+    integral = np.interp(t_ns, *power[:2]) if power is not None else np.zeros(len(t_ns))
+    changes = np.flatnonzero(moved)
+    moving_s = np.diff(t_ns)[step_j > 0].sum() / NS_PER_S
+    moving_w = step_j.sum() / moving_s if moving_s > 0 else 0.0
+    # Stretch i lies between two changes; the first and the last reach to the ends of the readings.
+    starts, ends = np.concatenate(([0], changes + 1)), np.concatenate((changes, [len(step_j)]))
+    typical_ns = np.median(np.diff(t_ns[changes + 1])) if len(changes) > 2 else 0.0
+    long = t_ns[ends] - t_ns[starts] >= max(FROZEN_NS, 10 * typical_ns)
+    for first, last in zip(starts[long].tolist(), ends[long].tolist(), strict=True):
+        length_ns = int(t_ns[last] - t_ns[first])
+        known = bool(by_power[first:last].all())
+        if not known and length_ns < GAP_NS:
+            continue
+        missed_j = integral[last] - integral[first] if known else moving_w * length_ns / NS_PER_S
+        caught_up_j = step_j[last] if last < len(step_j) else 0.0
+        if missed_j - caught_up_j < 0.5 * missed_j:
+            keep[first + 1 : last + 1] = False
+            told = "and then made up for it: when within that time its joules were used is not known"
+        elif known:
+            add_j[first:last] = np.diff(integral[first : last + 1])
+            told = f"while the power sensor showed {missed_j:.1f} J; that stretch is taken from the integrated power"
+        else:
+            silent.append((int(t_ns[first]), int(t_ns[last])))
+            told = "and no power was read: the joules of that time are unknown, and not counted"
+        message = f"the counter stood still for {length_ns / NS_PER_S:.2f} s {told}"
+        events.append(event(channel, int(t_ns[first]), "COUNTER_FROZEN", message))
+    return Still(add_j, tuple(silent), keep, tuple(events))
+
+
+def event(channel: Channel, t_ns: int, code: str, message: str) -> Event:
+    """Return a warning about the counter's domain."""
+    return Event(t_ns, "warning", code, str(channel.domain), message)

@@ -1,0 +1,213 @@
+"""Faults of what GPUs say: counters that jump, stand still or start again, powers that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.faults.nvml import GROUP, WATTS, both, energy_j, gpus, holds
+from tests.faults.registry import Seen, fault, proved
+
+SESSION = "tests/session/test_nvml.py::"
+SAMPLED = "tests/sensors/test_sensors_sampled_gpu.py::"
+NO_COUNTER = "energy none"
+
+
+@fault(
+    GROUP,
+    "a counter that goes backwards, or starts again at 0 (driver reload)",
+    sees="`COUNTER_RESET`, with the joules that were bridged",
+    keeps="the whole run: the interval comes from the integrated power",
+    proofs=[SESSION + "test_a_counter_that_goes_backwards_is_bridged"],
+)
+def backwards(folder: Path) -> Iterator[Seen]:
+    for line in ("counter_add 3 -500000", "counter_reset 3 0", "counter_reset 3 1"):
+        yield both(gpus(folder, first=[line]))
+
+
+@fault(
+    GROUP,
+    "a counter that wraps at a place that the driver does not tell",
+    sees="`COUNTER_RESET`",
+    keeps="the whole run",
+)
+def wraps(folder: Path) -> Iterator[Seen]:
+    yield both(gpus(folder, first=["energy0_mj 0", "counter_wrap_mj 400000"], seconds=6))
+
+
+@fault(
+    GROUP,
+    "a driver reload: all calls fail for five seconds, then the counter starts again",
+    sees="`partial`; `SENSOR_LOST`, `SENSOR_BACK`, `COUNTER_LOST`: the joules of that time are unknown",
+    keeps="the joules before and after, and the time that they cover",
+)
+def reloaded(folder: Path) -> Iterator[Seen]:
+    report = gpus(folder, ["fault fn=* gpu=0 code=15 from=3 until=8"], ["counter_reset 5 0"], seconds=10)
+    ledger = report.ledgers[0]
+    assert 4.5 < ledger.known_s < 5.5
+    assert report.steps == ()
+    yield both(report)
+
+
+@fault(
+    GROUP,
+    "the same on a GPU without a counter",
+    sees="`partial`; `SENSOR_LOST`, `SENSOR_BACK`, `SAMPLE_GAP`",
+    keeps="the joules before and after; a layer that ran in between only has no row, a step none",
+)
+def power_lost(folder: Path) -> Iterator[Seen]:
+    parts = [("before", 0.0, 1.5), ("between", 3.0, 4.5), ("after", 8.0, 9.0)]
+    lines = ["fault fn=* gpu=0 code=16 from=3 until=8"]
+    report = gpus(folder, lines, [NO_COUNTER], seconds=10, parts=parts)
+    assert 4.5 < report.ledgers[0].known_s < 5.5
+    between = report.steps[1].energy_j
+    assert set(between) == {"gpu:1"}
+    yield both(report)
+
+
+@fault(
+    GROUP,
+    "a GPU that is away for the whole run, and there before and after",
+    sees="`unavailable`: no reading inside the run; `SENSOR_LOST`, `SENSOR_BACK`",
+    keeps="the other meters; of this one nothing, and no 0",
+)
+def away_for_all(folder: Path) -> Iterator[Seen]:
+    for first in ([NO_COUNTER], ["counter_reset 4 0"]):
+        report = gpus(folder, ["fault fn=* gpu=0 code=15 from=0.5 until=8.5"], first, seconds=7.4)
+        assert energy_j(report, "gpu:0") is None, report.ledgers[0]
+        yield both(report)
+
+
+@fault(
+    GROUP,
+    "a frozen counter beside a power sensor",
+    sees="`COUNTER_FROZEN`",
+    keeps="the whole run: the stretch comes from the integrated power",
+    proofs=[SESSION + "test_a_frozen_counter_is_replaced_by_power_from_then_on"],
+)
+def frozen_counter(folder: Path) -> Iterator[Seen]:
+    yield both(gpus(folder, first=["counter_freeze 2 60"], seconds=6))
+    yield both(gpus(folder, first=["counter_freeze 2 5"], seconds=7))
+    yield both(gpus(folder, first=["counter_freeze -10 60"], seconds=6))
+
+
+@fault(
+    GROUP,
+    "a frozen counter, and no power sensor",
+    sees="`partial` or `unavailable`; `COUNTER_FROZEN`: the joules of that time are unknown",
+    keeps="the joules up to then",
+)
+def frozen_alone(folder: Path) -> Iterator[Seen]:
+    lines = ["fault fn=FI:*,nvmlDeviceGetPowerUsage gpu=0 code=3"]
+    report = gpus(folder, lines, ["counter_freeze 3 60"], seconds=6)
+    assert 1.8 < report.ledgers[0].known_s < 2.2
+    yield both(report)
+    report = gpus(folder, lines, ["counter_freeze -10 60"], seconds=6)
+    assert energy_j(report, "gpu:0") is None
+    yield both(report)
+
+
+@fault(
+    GROUP,
+    "a power sensor that repeats one value",
+    sees="`POWER_FROZEN`, and `CROSS_CHECK` where a counter disagrees",
+    keeps="the counter's joules; without a counter the joules, with the warning",
+    proofs=[SESSION + "test_a_stuck_power_sensor_is_said_and_the_counter_stands"],
+)
+def frozen_power(folder: Path) -> Iterator[Seen]:
+    first = ["power_freeze 1 60", "phase 1.2", "seg 0 800"]
+    report = gpus(folder, first=first, seconds=7)
+    holds(report, "gpu:0", 800.0, rel=0.05)
+    yield Seen.of(report)
+    report = gpus(folder, first=[NO_COUNTER, *first], seconds=7)
+    yield Seen.of(report)
+
+
+@fault(
+    GROUP,
+    "stamps of the driver that stand still",
+    sees="nothing: readings carry our own clock, and the driver's stamps are not used",
+    keeps="the whole run",
+)
+def stamps(folder: Path) -> Iterator[Seen]:
+    yield both(gpus(folder, first=["fv_timestamp tick", "instant_update_ms 60000", "noise_w 0"]))
+
+
+@fault(
+    GROUP,
+    "a counter that says 2^64-1 mJ, once or from then on",
+    sees="`COUNTER_JUMP`, with how many readings were left out or what was bridged",
+    keeps="the whole run: by the readings around it, or from the integrated power",
+)
+def absurd_counter(folder: Path) -> Iterator[Seen]:
+    once = ["counter_add 3 18446744070000000000", "counter_add 3.05 -18446744070000000000"]
+    for first in (once, once[:1]):
+        yield both(gpus(folder, first=first))
+
+
+@fault(
+    GROUP,
+    "a power of 2^32-1 mW, or a negative one, for a moment or from then on; no counter",
+    sees="`POWER_ABSURD` with the value and how many; `partial` where it stays",
+    keeps="the joules of all readings that can be",
+)
+def absurd_power(folder: Path) -> Iterator[Seen]:
+    for watts in (4294967.295, -1.0, 1e9):
+        for until in (3.1, 60):
+            first = [NO_COUNTER, f"power_force 3 {until} {watts}"]
+            report = gpus(folder, first=first, seconds=6)
+            assert (report.ledgers[0].known_s > 5) == (until < 60)
+            yield both(report)
+
+
+@fault(
+    GROUP,
+    "0 W from a GPU that works, for a moment, for a while, from the start; no counter",
+    sees="`ZERO_READING`; `SAMPLE_GAP` and `partial` where it lasts, `unavailable` where it never ends",
+    keeps="the joules of the rest",
+    proofs=[SAMPLED + "test_zero_watts_are_missing_not_zero"],
+)
+def zero_power(folder: Path) -> Iterator[Seen]:
+    for start, until in ((3, 3.2), (3, 6), (-10, 60)):
+        yield both(gpus(folder, first=[NO_COUNTER, f"power_force {start} {until} 0"], seconds=6))
+
+
+@fault(
+    GROUP,
+    "a GPU that appears after the run has begun",
+    sees="`unavailable`, with the error at the start: devices are looked for once, at the start",
+    keeps="the GPUs that were there",
+)
+def late(folder: Path) -> Iterator[Seen]:
+    yield both(gpus(folder, ["fault fn=nvmlDeviceGetHandleByIndex* every=2 code=28 until=2"]))
+
+
+@fault(
+    GROUP,
+    "a GPU that vanishes, handle and all",
+    sees="`partial`; `SENSOR_LOST`, `unavailable` from then on",
+    keeps="the joules up to then",
+    proofs=[
+        SESSION + "test_a_lost_gpu_keeps_what_was_measured_and_says_when_it_ended",
+        SAMPLED + "test_a_gpu_that_stays_lost_is_unavailable_from_then",
+    ],
+)
+def vanished(folder: Path) -> Iterator[Seen]:
+    for code in (15, 16, 28):
+        yield both(gpus(folder, [f"fault fn=* gpu=0 code={code} from=3"]))
+        # A bus that hangs up answers nothing at all, not even how many devices there are.
+        yield Seen.of(gpus(folder, [f"fault fn=* code={code} from=3"]))
+
+
+proved(
+    GROUP,
+    "a driver call that hangs: at discovery, in a read, at the run's edge, for ever",
+    sees="`SENSOR_HANG` or EDGE_READ_TIMEOUT; at discovery `unavailable` after ten seconds",
+    keeps="all other meters without a gap; the counter's joules across the hang",
+    by=[
+        SESSION + "test_a_driver_that_hangs_for_two_seconds_costs_resolution_not_joules",
+        SAMPLED + "test_a_driver_that_hangs_stops_its_own_channels_only",
+        SAMPLED + "test_an_edge_in_a_hung_driver_is_given_up_and_the_run_ends",
+        "tests/sensors/test_sensors_nvml.py::test_a_driver_that_hangs_is_given_up",
+    ],
+)

@@ -1,0 +1,207 @@
+"""Faults of GPUs and their driver, injected into the simulated NVML that the real pynvml loads.
+
+Runs in a process of its own, in which the simulator is the library that pynvml finds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pynvml
+
+from tests.faults.registry import Seen, fault, proved
+from tests.faults.virtual import START_NS, UNIX_NS, Bench, layers
+from torchwatt.core.report import Report
+from torchwatt.core.units import NS_PER_S
+from torchwatt.sensors.nvml import discover_nvml
+
+GROUP = "GPUs and their driver"
+WATTS = (250.0, 400.0)
+CODES = sorted(value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_"))
+COUNTER, INSTANT, FIELDS, POWER = "nvmlDeviceGetTotalEnergyConsumption", "FI:186", "FI:*", "nvmlDeviceGetPowerUsage"
+GAUGES = (
+    "nvmlDeviceGetUtilizationRates,nvmlDeviceGetMemoryInfo,nvmlDeviceGetTemperature,nvmlDeviceGetClockInfo,"
+    "nvmlDeviceGetCurrentClocksEventReasons"
+)
+SECONDS = 4.0
+# Of all codes the values are looked at; of these, which end in different words, also every file and view.
+SHOWN = {1, 3, 4, 15, 999}
+
+
+def _scenario(folder: Path, lines: Sequence[str] = (), first: Sequence[str] = (), *, arch: str = "ideal") -> None:
+    """Write two GPUs; `lines` are of the whole library, `first` of the first GPU, which is the one that fails."""
+    text = [f"epoch {UNIX_NS}", f"clock file {folder / 'clock'}", *lines]
+    for index, watts in enumerate(WATTS):
+        text += [f"gpu {arch}", "name NVIDIA SimGPU", "noise_w 2", "phase 0", f"seg 0 {watts}", *(first if index == 0 else ())]
+    path = folder / "scenario"
+    path.write_text("\n".join(text) + "\n")
+    os.environ["SIMNVML_SCENARIO"] = str(path)
+
+
+def _clock(folder: Path) -> Callable[[float], None]:
+    path = folder / "clock"
+    path.write_bytes(UNIX_NS.to_bytes(8, "little"))
+    fd = os.open(path, os.O_RDWR)
+
+    def at(seconds: float) -> None:
+        os.pwrite(fd, (UNIX_NS + round(seconds * NS_PER_S)).to_bytes(8, "little"), 0)
+
+    return at
+
+
+def gpus(
+    folder: Path,
+    lines: Sequence[str] = (),
+    first: Sequence[str] = (),
+    *,
+    later: Sequence[str] | None = None,
+    seconds: float = SECONDS,
+    arch: str = "ideal",
+    parts: Sequence[tuple[str, float, float]] = (),
+) -> Report:
+    """Meter two GPUs of 250 and 400 W for some virtual seconds; `later` replaces the faults after discovery."""
+    clock = _clock(folder)
+    _scenario(folder, lines, first, arch=arch)
+    found = discover_nvml({})
+    bench = Bench(found, seconds, (clock,))
+    if later is not None:
+        bench.before = partial(_scenario, folder, later, first, arch=arch)
+    report = bench.report(*([layers(bench.start_ns, parts)] if parts else []))
+    assert _closed(), "a reference on NVML was not given back"
+    return report
+
+
+def _closed() -> bool:
+    try:
+        pynvml.nvmlDeviceGetCount()
+    except pynvml.NVMLError_Uninitialized:
+        return True
+    return False
+
+
+def energy_j(report: Report, domain: str) -> float | None:
+    """Return a domain's joules, None where it has none."""
+    return next((led.energy_j for led in report.ledgers if str(led.domain) == domain), None)
+
+
+def holds(report: Report, domain: str, watts: float, rel: float = 0.02) -> None:
+    """Check that a domain's joules are those of the time for which it was known, or that it has none and says why."""
+    ledger = next((led for led in report.ledgers if str(led.domain) == domain), None)
+    if ledger is None:
+        assert any(item.domain in {domain, "gpu"} and item.reason for item in report.unavailable), domain
+        return
+    truth_j = watts * ledger.known_s
+    assert abs(ledger.energy_j - truth_j) <= rel * truth_j + watts * 0.03, (domain, ledger.energy_j, truth_j)
+
+
+def both(report: Report, code: int = 999) -> Seen:
+    """Check both: the one that failed and the one beside it, which stays whole."""
+    holds(report, "gpu:0", WATTS[0])
+    other = energy_j(report, "gpu:1")
+    assert other is not None, report.unavailable
+    holds(report, "gpu:1", WATTS[1])
+    assert all(led.is_whole for led in report.ledgers if str(led.domain) == "gpu:1")
+    return Seen.of(report, files=code in SHOWN)
+
+
+@fault(
+    GROUP,
+    "each of NVML's error codes at `nvmlInit`",
+    sees="`unavailable` with NVML's own words and the fix; every other meter as ever",
+    keeps="the run, and all other meters",
+    proofs=["tests/sensors/test_sensors_nvml.py::test_a_driver_that_does_not_start_is_said_not_raised"],
+)
+def at_init(folder: Path) -> Iterator[Seen]:
+    for code in CODES:
+        report = gpus(folder, [f"init_error {code}"], seconds=0.5)
+        assert report.ledgers == ()
+        (gone,) = report.unavailable
+        assert gone.domain == "gpu"
+        assert f"NVML {code}" in gone.reason
+        yield Seen.of(report, files=code in SHOWN)
+
+
+@fault(
+    GROUP,
+    "each error code when the sampler opens NVML, although discovery could",
+    sees="`unavailable` and an event with the code",
+    keeps="the run, and all other meters",
+)
+def at_second_init(folder: Path) -> Iterator[Seen]:
+    for code in CODES:
+        report = gpus(folder, later=[f"init_error {code}"], seconds=2)
+        assert report.ledgers == ()
+        assert {item.domain for item in report.unavailable} == {"gpu:0", "gpu:1"}
+        assert any(f"NVML {code}" in event.message for event in report.events), report.events
+        yield Seen.of(report, files=code in SHOWN)
+
+
+@fault(
+    GROUP,
+    "each error code at the number of devices, at a device's handle, name and UUID",
+    sees="`unavailable` for that GPU, with the code; its neighbour as ever",
+    keeps="the neighbour, whole",
+)
+def at_handles(folder: Path) -> Iterator[Seen]:
+    for code in CODES:
+        report = gpus(folder, [f"fault fn=nvmlDeviceGetCount* code={code}"], seconds=0.5)
+        assert report.ledgers == ()
+        yield Seen.of(report, files=code in SHOWN)
+        assert gpus(folder, [f"fault fn=nvmlDeviceGetHandleByUUID code={code}"], seconds=0.5).ledgers == ()
+        for call in ("nvmlDeviceGetHandleByIndex* every=2", "nvmlDeviceGetUUID gpu=0", "nvmlDeviceGetName gpu=0"):
+            yield both(gpus(folder, [f"fault fn={call} code={code}"], seconds=0.5), code)
+
+
+@fault(
+    GROUP,
+    "each error code at each read, from the start",
+    sees="the next best sensor, named, or `unavailable` with the code",
+    keeps="the joules from whatever still answers; the neighbour, whole",
+)
+def at_reads(folder: Path) -> Iterator[Seen]:
+    for code in CODES:
+        for calls in (COUNTER, INSTANT, FIELDS, f"{COUNTER},{FIELDS},{POWER}", GAUGES):
+            report = gpus(folder, [f"fault fn={calls} gpu=0 code={code}"], seconds=1)
+            if calls == COUNTER:
+                assert report.ledgers[0].method == "power_integral"
+            if POWER in calls:
+                assert energy_j(report, "gpu:0") is None
+            yield both(report, code)
+
+
+@fault(
+    GROUP,
+    "each error code at each read, from the middle of the run on",
+    sees="`partial`; the code's event (`SENSOR_LOST`, `NO_PERMISSION`, `SENSOR_ERROR`, …), `unavailable` from then on",
+    keeps="the joules up to then, with the time that they cover",
+)
+def from_the_middle(folder: Path) -> Iterator[Seen]:
+    for code in CODES:
+        for calls in ("*", COUNTER, INSTANT):
+            report = gpus(folder, [f"fault fn={calls} gpu=0 code={code} from=3"])
+            assert any(event.subject == "gpu:0" for event in report.events), (code, calls)
+            assert "CROSS_CHECK" not in {e.code for e in report.events}
+            ledger = report.ledgers[0]
+            if calls == "*":
+                assert report.status == "partial"
+                assert 1.9 < ledger.known_s < 2.1
+                assert "lost during the run" in next(u.reason for u in report.unavailable if u.domain == "gpu:0")
+            yield both(report, code)
+
+
+@fault(
+    GROUP,
+    "each error code at every read for two seconds, then all is well",
+    sees="the code's event and `SENSOR_BACK`",
+    keeps="the counter's joules of the whole run: it counted on",
+)
+def for_a_while(folder: Path) -> Iterator[Seen]:
+    for code in CODES:
+        report = gpus(folder, [f"fault fn=* gpu=0 code={code} from=2.5 until=4.5"], seconds=6)
+        assert "CROSS_CHECK" not in {e.code for e in report.events}
+        assert report.ledgers[0].is_whole
+        yield both(report, code)

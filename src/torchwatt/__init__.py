@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.version import __version__
 
 if TYPE_CHECKING:
-    from torchwatt.integrations.mlflow import log_to_mlflow
     from torchwatt import metrics
+    from torchwatt.integrations.mlflow import log_to_mlflow
     from torchwatt.session.offline import attribute
     from torchwatt.session.profile import profile, scope
     from torchwatt.session.recover import recover

@@ -64,9 +64,7 @@ def unwrap(series: Series, power: Integral | None) -> Unwrapped:
     wrap_ns = tuple(int(t) for t in t_ns[1:][wrapped])
     events += _wrap_events(series, wrap_ns)
     events += [
-        broken.bridge_event(
-            channel, int(t_ns[i + 1]), float(bridge_j[i]), float(step_j[i]), by_power=bool(by_power[i])
-        )
+        broken.bridge_event(channel, int(t_ns[i + 1]), float(bridge_j[i]), float(step_j[i]), by_power=bool(by_power[i]))
         for i in np.flatnonzero(bad & ~lost)
     ]
     step_j = np.where(bad, bridge_j, step_j)

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.version import __version__
 
 if TYPE_CHECKING:
+    from torchwatt.session.jobs.merged import merge
     from torchwatt.session.offline import attribute
     from torchwatt.session.profile import profile, scope
     from torchwatt.session.replay import replay
     from torchwatt.session.run import Run
     from torchwatt.tracing.work import work_of
 
-__all__ = ["Run", "__version__", "attribute", "profile", "replay", "scope", "work_of"]
+__all__ = ["Run", "__version__", "attribute", "merge", "profile", "replay", "scope", "work_of"]
 
 # Where each public name lives. Loaded at first use, so that `import torchwatt` costs nothing.
 _HOMES = {
     "Run": "torchwatt.session",
     "attribute": "torchwatt.session.offline",
+    "merge": "torchwatt.session.jobs.merged",
     "profile": "torchwatt.session",
     "replay": "torchwatt.session.replay",
     "scope": "torchwatt.session",

@@ -13,6 +13,7 @@ from torchwatt.carbon import Asked
 from torchwatt.cli.attribute import attribute
 from torchwatt.cli.doctor import doctor
 from torchwatt.cli.export import export_bundles
+from torchwatt.cli.merge import run_merge
 from torchwatt.cli.reprice import run_reprice
 from torchwatt.cli.runs import runs
 from torchwatt.cli.script import run_script
@@ -108,4 +109,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "reprice": _reprice,
     "export": _export,
     "runs": _runs,
+    "merge": lambda asked: run_merge(asked, _carbon(asked)),
 }

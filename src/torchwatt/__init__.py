@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from torchwatt.session.jobs.merged import merge
     from torchwatt.session.offline import attribute
     from torchwatt.session.profile import profile, scope
+    from torchwatt.session.recover import recover
     from torchwatt.session.replay import replay
     from torchwatt.session.run import Run
     from torchwatt.tracing.work import work_of
 
-__all__ = ["Run", "__version__", "attribute", "merge", "profile", "replay", "scope", "work_of"]
+__all__ = ["Run", "__version__", "attribute", "merge", "profile", "recover", "replay", "scope", "work_of"]
 
 # Where each public name lives. Loaded at first use, so that `import torchwatt` costs nothing.
 _HOMES = {
@@ -23,6 +24,7 @@ _HOMES = {
     "attribute": "torchwatt.session.offline",
     "merge": "torchwatt.session.jobs.merged",
     "profile": "torchwatt.session",
+    "recover": "torchwatt.session.recover",
     "replay": "torchwatt.session.replay",
     "scope": "torchwatt.session",
     "work_of": "torchwatt.tracing.work",

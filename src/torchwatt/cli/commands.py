@@ -14,6 +14,7 @@ from torchwatt.cli.attribute import attribute
 from torchwatt.cli.doctor import doctor
 from torchwatt.cli.export import export_bundles
 from torchwatt.cli.merge import run_merge
+from torchwatt.cli.recover import recover
 from torchwatt.cli.reprice import run_reprice
 from torchwatt.cli.runs import runs
 from torchwatt.cli.script import run_script
@@ -48,7 +49,8 @@ def _keeping(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(asked: argparse.Namespace) -> int:
-    return run_script(asked.script, asked.args, module=asked.module, quiet=asked.quiet, options=_options(asked))
+    options = {**_options(asked), "journal": asked.journal or not asked.no_journal}
+    return run_script(asked.script, asked.args, module=asked.module, quiet=asked.quiet, options=options)
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -106,6 +108,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "verify": _verify,
     "demo": _demo,
     "attribute": attribute,
+    "recover": recover,
     "reprice": _reprice,
     "export": _export,
     "runs": _runs,

@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from torchwatt.cli import attribute, merge
+from torchwatt.cli import attribute, merge, recover
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.version import __version__
 
 USAGE_ERROR = 2
-FLAGS = frozenset({"-m", "-q", "--quiet", "-h", "--help", "--keep"})  # options of `run` that take no value
+FLAGS = frozenset(
+    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal"}
+)  # options of `run` that take no value
 TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
 
 
@@ -25,6 +27,7 @@ def build() -> argparse.ArgumentParser:
     _measuring(run_)
     run_.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in `python -m`")
     run_.add_argument("-q", "--quiet", action="store_true", help="print no report")
+    recover.add_journal(run_)
     run_.add_argument("script", metavar="SCRIPT", help="the script to run")
     run_.add_argument("args", nargs="*", metavar="ARGS", help="its arguments, passed on as they are")
     commands.add_parser("doctor", help="what can be metered here, what cannot, and how to fix it")
@@ -37,6 +40,7 @@ def build() -> argparse.ArgumentParser:
     calibrate.add_argument("--seconds", type=float, default=25.0, help="how long to drive it; default 25")
     attribute.add_parser(commands)
     _carbon(merge.add_parser(commands))
+    recover.add_parser(commands)
     verify = commands.add_parser("verify", help="check a bundle: compute every number of it again")
     verify.add_argument("directory", metavar="DIR")
     verify.add_argument("--chain", metavar="FILE", help="the project's chain: is this run in it, was none removed?")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from torchwatt.audit.store import Group, Store, StoredRun, sums
+from torchwatt.cli.recover import not_recovered
 from torchwatt.views import DASH, format_energy, format_mass, format_time
 
 
@@ -20,6 +21,8 @@ def runs(store: Store, *, project: str | None, month: str | None, rebuild: bool,
         store.rebuild()
     found = store.runs(project, month)
     for line in _lines(store, found):
+        print(line, file=out or sys.stdout)
+    for line in not_recovered(store, {run.run_id for run in store.runs()}):
         print(line, file=out or sys.stdout)
     return 0
 

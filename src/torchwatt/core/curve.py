@@ -62,6 +62,8 @@ class EnergyCurve:
 
     def knows(self, start_ns: int, end_ns: int) -> bool:
         """Return whether a window was metered throughout; half a reading interval at the run's own ends is forgiven."""
+        if start_ns >= self.end_ns or end_ns <= self.start_ns:
+            return False  # all of it lies in what is forgiven: nothing of it was seen
         edge_ns = 0 if len(self.t_ns) < 3 else int(np.median(np.diff(self.t_ns)))
         inside = self.start_ns <= start_ns + edge_ns and end_ns - edge_ns <= self.end_ns
         return inside and not any(lo < end_ns and hi > start_ns for lo, hi in self.silent)

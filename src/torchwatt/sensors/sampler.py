@@ -118,6 +118,7 @@ class Sampler:
         self._events: list[Event] = []
         self._result: Recording | None = None
         self._pid: int | None = None
+        self.journal: tuple[int, ...] = ()  # file, folder and most bytes: the sampler process appends readings there
 
     @property
     def meters(self) -> tuple[Meter, ...]:
@@ -170,7 +171,7 @@ class Sampler:
 
     def _spawn(self, running: _Running, fd: int) -> None:
         try:
-            running.child = Child(running.config, fd)
+            running.child = Child({**running.config, "journal": self.journal}, fd)
         except SensorError as error:
             self._event("warning", error.code, "run", f"sampling in threads of this process: {error}")
             return

@@ -12,12 +12,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.board import CPU_NS, STARTED_NS, Board
 from torchwatt.sensors.loop import LONG_READ_NS, SourceLoop, Tap
 from torchwatt.sensors.ring import PERIOD_NS
+
+if TYPE_CHECKING:
+    from torchwatt.sensors.journal.rings import RingJournal
 
 # Runs before anything can be imported: -S keeps start-up short, the user's path comes after the standard library.
 # Exactly argv[1] bytes are read, so that a stop byte that follows at once stays in the pipe for `select`.
@@ -95,12 +98,22 @@ class Housekeeper:
                 self._board.note(now_ns, "warning", "SENSOR_HANG", name, message)
 
 
-def _until_told(ppid: int, look: Callable[[], None]) -> None:
-    """Return when the parent says stop, closes the pipe, or is gone."""
+def _journal(board: Board, config: Mapping[str, Any]) -> RingJournal:
+    from torchwatt.sensors.journal.append import AppendFile
+    from torchwatt.sensors.journal.rings import RingJournal
+
+    fd, folder, most_bytes = config["journal"]
+    keys = [tap["key"] for source in config["sources"] for tap in source["taps"]]
+    return RingJournal(board, keys, AppendFile(fd, os.fstat(fd).st_size), folder, most_bytes)
+
+
+def _until_told(ppid: int, look: Callable[[], None]) -> bool:
+    """Return when the parent says stop, closes the pipe, or is gone; whether it said so."""
     while os.getppid() == ppid:
         look()
         if select.select([0], [], [], POLL_S)[0]:
-            return
+            return os.read(0, 1) != b""
+    return False
 
 
 def main(config: Mapping[str, Any]) -> None:
@@ -112,16 +125,19 @@ def main(config: Mapping[str, Any]) -> None:
     stop = threading.Event()
     threads = start_threads(make_loops(board, config, stop))
     housekeeper = Housekeeper(board, config)
+    journal = _journal(board, config) if config.get("journal") else None
 
     def look() -> None:
         housekeeper.look()
         board.put(CPU_NS, time.process_time_ns())
 
-    _until_told(config["ppid"], look)
+    told = _until_told(config["ppid"], look)
     stop.set()
     deadline_s = time.monotonic() + 0.2
     for thread in threads:
         thread.join(max(deadline_s - time.monotonic(), 0))
     anchor(board)
     board.put(CPU_NS, time.process_time_ns())
+    if journal is not None:
+        journal.finish(gone=not told)
     os._exit(0)  # a thread that hangs in a driver must not keep the process

@@ -37,7 +37,7 @@ class Child:
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
                 bufsize=0,  # nothing is left to flush into a pipe that nobody reads any more
-                pass_fds=(fd,),
+                pass_fds=(fd, *config.get("journal", ())[:2]),
                 start_new_session=True,  # Ctrl-C in the user's terminal is not meant for it
             )
         except (OSError, ValueError, TypeError) as error:  # no executable, no more processes, embedded Python

@@ -17,6 +17,9 @@ class Closeable(Protocol):
     task: int | None
     pid: int
 
+    @property
+    def outer(self) -> Closeable | None: ...  # noqa: D102
+
     def close(self, reason: str) -> None: ...  # noqa: D102
 
 
@@ -66,6 +69,12 @@ def others(session: Closeable, outer: Closeable | None) -> tuple[Closeable, ...]
         if outer is not None:  # it shares the outer one's meters and stands in its report
             return tuple(s for s in _active if s.thread != session.thread)
         return tuple(s for s in _active if s is not session)
+
+
+def inside(session: Closeable) -> list[Closeable]:
+    """Return the sessions that run inside one, as windows of it."""
+    with _lock:
+        return [s for s in _active if s.outer is session]
 
 
 def _drop_inherited() -> None:

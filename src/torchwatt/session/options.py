@@ -34,6 +34,7 @@ class Options:
     csv: Path | None = None
     html: Path | None = None
     keep: Path | None = None
+    journal: Path | bool = False  # True: in the store, removed at the end
     project: str = PROJECT
     powercap_root: Path | None = None
     feed: Feed | None = None
@@ -71,6 +72,7 @@ def options(given: Mapping[str, Any]) -> Options:
         csv=csv,
         html=html,
         keep=_store(given.get("keep")),
+        journal=_journal(given.get("journal")),
         project=_project(given),
         powercap_root=None if given["powercap_root"] is None else Path(given["powercap_root"]),
         feed=given["feed"],
@@ -104,6 +106,10 @@ def _job(given: str | os.PathLike[str] | None) -> Path | None:
     """Return where ranks leave their bundles; the environment names it once for all ranks of a job."""
     found = given or os.environ.get(JOB_VARIABLE)
     return Path(found).absolute() if found else None
+
+
+def _journal(journal: str | os.PathLike[str] | bool | None) -> Path | bool:
+    return bool(journal) if journal is None or isinstance(journal, bool) else Path(journal).absolute()
 
 
 def _project(given: Mapping[str, Any]) -> str:

@@ -51,6 +51,9 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         html: A file that does not exist yet: the report is written there at the end.
         keep: A store (a folder), or True for your own: the run is kept there at the end; see `torchwatt runs`.
         project: Under which project it is kept; default "default".
+        journal: A folder that does not exist yet: readings and layers are written there while the run runs, so that
+            `torchwatt.recover` makes a report of it even if the process is killed. True: in the store, until the run
+            has ended by itself.
         live: "on" shows the run in a notebook while it runs, and its report at the end; "off" shows nothing.
         powercap_root: Where RAPL's powercap tree is; default `TORCHWATT_POWERCAP_ROOT` or the system's.
         feed: Readings from elsewhere, such as `torchwatt.sensors.Replay`.
@@ -85,6 +88,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         html: str | os.PathLike[str] | None = None,
         keep: str | os.PathLike[str] | bool | None = None,
         project: str | None = None,
+        journal: str | os.PathLike[str] | bool | None = None,
         live: str = "on",
         powercap_root: str | os.PathLike[str] | None = None,
         feed: Feed | None = None,

@@ -19,6 +19,9 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Feed, Sampler, discover
 from torchwatt.session import active
 from torchwatt.session.jobs.member import Member, member_of
+from torchwatt.session.journal.opening import open_journal
+from torchwatt.session.journal.told import State, Stop
+from torchwatt.session.journal.writer import Journal
 from torchwatt.session.known import calibrated_sensors
 from torchwatt.session.late import Late
 from torchwatt.session.options import Options
@@ -26,6 +29,9 @@ from torchwatt.session.settle import Bounds, Outcome, settle, window_of
 from torchwatt.session.software import new_run_id
 from torchwatt.tracing import Tracer
 from torchwatt.tracing.dither import Dither
+
+MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
+LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
 
 
 class Session:
@@ -50,6 +56,7 @@ class Session:
         self._sensors: dict[str, SensorModel] = {}
         self._outer: Session | None = None
         self._feed: Feed | None = None
+        self._journal: Journal | None = None
         self._tracer = Tracer(model, overhead_budget=asked.overhead_budget) if asked.layers else None
         self._start_ns = self._start_unix_ns = 0
         self._model = model
@@ -72,7 +79,15 @@ class Session:
         self._model = None
         feed = self._outer.feed if self._outer is not None else self._own_feed()
         try:
+            self._sensors, events = calibrated_sensors(feed.meters)
+            self._events += events
+            if self._member is not None:
+                self._member.begin(feed.meters)
+                self.asked = self._member.journalled(self.asked)
+            self._journal = open_journal(self.asked, self.run_id, feed, self._sensors, self._events)
             if self._outer is None:
+                if self._journal is not None:
+                    self._journal.lend(feed)
                 feed.start()
                 self._rest(feed)
             if self._tracer is not None:
@@ -81,21 +96,24 @@ class Session:
                 self._tracer.start()
             if self._dither is not None:
                 self._dither.start()
-            self._sensors, events = calibrated_sensors(feed.meters)
-            self._events += events
             self._feed = feed
             active.enter(self)
             self._note_concurrent()  # after entering: of two that start together, the second sees the first
             # The run begins before its first reading and ends after its last, so that both lie inside.
-            if self._member is not None:
-                self._member.begin(feed.meters, time.monotonic_ns(), time.time_ns())
             self._start_ns, self._start_unix_ns = time.monotonic_ns(), time.time_ns()
             feed.mark()
+            if self._journal is not None:
+                self._journal.begin(self, self._start_unix_ns)
         except BaseException:  # also an interrupt, until the very end
             self._feed = None
             active.leave(self)
             self._undo(feed)
             raise
+
+    @property
+    def outer(self) -> Session | None:
+        """Return the session that this is a window of."""
+        return self._outer
 
     @property
     def nested(self) -> bool:
@@ -146,11 +164,17 @@ class Session:
         trace = late.run(self._end_trace)
         active.leave(self)
         recording = late.run(self._end_feed)
+        if self._journal is not None:
+            self._journal.stopped(recording, trace, Stop(end_ns, status, reason))
         self.report = late.run(lambda: self._best_report(end_ns, recording, trace, status, reason))
         if self._outer is not None:
             self._outer.windows.append(window_of(self.report))
         late.run(lambda: self._end_job(self.report, recording, trace))
-        late.run(lambda: self._write_files(self._of_record()))
+        written = late.run(lambda: self._write_files(self._of_record()))
+        if self._journal is not None:
+            self._journal.ended(whole=written and not any(event.code in LOSSES for event in self._events))
+        if self._member is not None:
+            late.run(self._member.tidy)
         late.raise_it()
 
     def _end_dither(self) -> None:
@@ -208,10 +232,16 @@ class Session:
 
     def _settle(self, end_ns: int, recording: Recording, trace: Trace, status: Status, reason: str) -> Report:
         bounds = Bounds(self._start_ns, end_ns, self._start_unix_ns)
+        stopped = self._journal.event(recording.events) if self._journal is not None else None
         outcome = Outcome(
-            status, reason, dict(self.units), tuple(self.windows), tuple(self._events), Known(sensors=self._sensors),
-            self._member.owned.apart if self._member is not None else (),
-        )  # fmt: skip
+            status,
+            reason,
+            dict(self.units),
+            tuple(self.windows),
+            (*self._events, stopped) if stopped is not None else tuple(self._events),
+            Known(sensors=self._sensors),
+            apart=self._member.owned.apart if self._member is not None else (),
+        )
         return settle(self.run_id, self.asked, bounds, recording, trace, outcome)
 
     def _end_job(self, report: Report | None, recording: Recording, trace: Trace) -> None:
@@ -229,11 +259,13 @@ class Session:
             return self.report
         return (self.job_report or self.report) if self._member.leads_files else None
 
-    def _write_files(self, report: Report | None) -> None:
+    def _write_files(self, report: Report | None) -> bool:
+        """Write what was asked for; whether all of it was."""
         from torchwatt.session.files import keep_run, write_csv, write_html
 
         if report is None:
-            return
+            return False
+        whole = True
         keep = partial(keep_run, project=self.asked.project)
         writers = ((self.asked.csv, write_csv), (self.asked.html, write_html), (self.asked.keep, keep))
         for target, write in writers:
@@ -242,7 +274,9 @@ class Session:
             try:
                 write(report, target)
             except Exception as error:  # a full disk must not take the user's exception's place
+                whole = False
                 warnings.warn(f"torchwatt could not write {target}: {error}", RuntimeWarning, stacklevel=2)
+        return whole
 
     def _own_feed(self) -> Feed:
         if self.asked.feed is not None:
@@ -267,6 +301,8 @@ class Session:
         if self._outer is None:
             with contextlib.suppress(Exception):
                 feed.stop()
+        if self._journal is not None:
+            self._journal.discard()
 
     def _note_concurrent(self) -> None:
         now = time.monotonic_ns()
@@ -275,6 +311,23 @@ class Session:
             event = Event(now, "warning", "CONCURRENT_SESSION", "run", message)
             self._events.append(event)
             cast("Session", other).note(event)
+
+    def trace(self) -> Trace | None:
+        """Return who ran so far, from any thread, in short; None where nobody is traced."""
+        return self._tracer.snapshot(MOST_FILLED) if self._tracer is not None else None
+
+    def state(self, recording: Recording) -> State:
+        """Return what is known so far beside readings and spans."""
+        return State(
+            dict(self.units),
+            tuple(self.windows),
+            tuple(
+                Window(s.asked.name, s.start_ns, s.start_ns, None) for s in cast("list[Session]", active.inside(self))
+            ),
+            (*recording.events, *self._events),
+            recording.unavailable,
+            recording.stats.mode,
+        )
 
     def note(self, event: Event) -> None:
         """Add an event."""

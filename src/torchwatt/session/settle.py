@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import fsum
 
@@ -37,6 +37,7 @@ class Outcome:
     windows: tuple[Window, ...] = ()
     events: tuple[Event, ...] = ()
     known: Known = NOTHING  # of the devices, before their readings are looked at
+    software: Mapping[str, str] | None = None  # what ran, where that is not this process
     apart: tuple[str, ...] = ()  # domains that are metered and stay outside of the total
 
 
@@ -44,6 +45,19 @@ def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, tr
     """Attribute the recording and put everything that was found out into one value."""
     known = known_of(outcome.known, asked.replays, asked.work, trace)
     found = attribute(recording, trace, bounds.start_ns, bounds.end_ns, known)
+    return report_of(run_id, asked, bounds, recording, trace, outcome, found)
+
+
+def report_of(  # noqa: PLR0917  the parts of a report
+    run_id: str,
+    asked: Options,
+    bounds: Bounds,
+    recording: Recording,
+    trace: Trace,
+    outcome: Outcome,
+    found: Attribution,
+) -> Report:
+    """Put what was attributed and everything else into one value."""
     report = Report(
         run_id=run_id,
         name=asked.name,
@@ -63,7 +77,7 @@ def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, tr
         sampler=recording.stats,
         tracing_cost_s=trace.cost_s if asked.layers else None,
         exit_reason=outcome.exit_reason,
-        software=software(),
+        software=outcome.software or software(),
     )
     return with_grams(report, asked.carbon)
 

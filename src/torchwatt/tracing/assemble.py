@@ -45,6 +45,7 @@ class View:
     steps: tuple[Mark, ...]  # the user's own
     cost_ns: int
     devices: Watch | None = None
+    most_filled: int = MAX_FILLED  # about so many spans that were not traced themselves
     is_last: bool = False  # nobody else needs the devices: wait for what they did
 
 
@@ -91,11 +92,10 @@ class _Assembly:
         inside = (records.start >= self.view.start_ns) & (records.end <= self.view.end_ns)
         return records.take(np.flatnonzero(inside))
 
-    @staticmethod
-    def _most_records(look: Look) -> int:
+    def _most_records(self, look: Look) -> int:
         """Return how many records can be filled without making a trace too long."""
         steps = max(len(look.traced) // 2, 1)
-        return max(MAX_FILLED * steps // max(len(look.table), 1), LEAST_RECORDS)
+        return max(self.view.most_filled * steps // max(len(look.table), 1), LEAST_RECORDS)
 
     def _shows(self, call: Backward) -> bool:
         return call.start_ns >= self.view.start_ns and call.end_ns <= self.view.end_ns

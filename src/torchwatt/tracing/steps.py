@@ -26,14 +26,13 @@ def steps_between(marks: Sequence[Mark], starts_ns: IntArray, origin_ns: int) ->
         starts_ns: Starts of all spans of the thread, sorted.
         origin_ns: Start of the session.
     """
-    steps = []
-    previous = origin_ns
-    for end, count in marks:
-        i = int(np.searchsorted(starts_ns, previous))
-        begin = int(starts_ns[i]) if i < len(starts_ns) else previous
-        steps.append((begin if begin < end else previous, end, count))
-        previous = end
-    return steps
+    if not marks:
+        return []
+    ends, counts = np.array(marks, dtype=np.int64).T
+    previous = np.concatenate(([origin_ns], ends[:-1]))
+    following = np.append(starts_ns, np.iinfo(np.int64).max)[np.searchsorted(starts_ns, previous)]
+    begins = np.where(following < ends, following, previous)
+    return list(zip(begins.tolist(), ends.tolist(), counts.tolist(), strict=True))
 
 
 def first_optimizer(threads: Sequence[Mapping[int, Sequence[Mark]]], start_ns: int, end_ns: int) -> list[Mark]:

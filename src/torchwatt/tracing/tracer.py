@@ -140,14 +140,18 @@ class Tracer:
         hub.manual_steps, log.stepless = True, False
         hub.step_ended(log, end)
 
-    def snapshot(self) -> Trace:
-        """Return the trace up to now, from any thread, without stopping; costs time in proportion to its length."""
+    def snapshot(self, most_filled: int | None = None) -> Trace:
+        """Return the trace up to now, from any thread, without stopping; costs time in proportion to its length.
+
+        Args:
+            most_filled: About so many spans for what was not traced: with fewer, neighbouring steps are added up.
+        """
         with self._lock:
             if self._trace is not None:
                 return self._trace
             if self._hub is None:
                 raise TraceError("snapshot() before start()")
-            return self._assemble(self._hub)
+            return self._assemble(self._hub, most_filled=most_filled)
 
     def stop(self) -> Trace:
         """Stop, take every wrapper off, and return the trace; again: return the same trace."""
@@ -173,8 +177,8 @@ class Tracer:
         self._hub = self._log = self._model = None
         release(hub)
 
-    def _assemble(self, hub: Hub, *, last: bool = False) -> Trace:
-        from torchwatt.tracing.assemble import View, assemble
+    def _assemble(self, hub: Hub, *, last: bool = False, most_filled: int | None = None) -> Trace:
+        from torchwatt.tracing.assemble import MAX_FILLED, View, assemble
 
         if os.getpid() != self._pid:
             return EMPTY_TRACE  # a forked child: the parent has the trace
@@ -192,6 +196,7 @@ class Tracer:
             given=self._given,
             steps=tuple(self._marks.entries()) if self._marks is not None else (),
             devices=hub.devices,
+            most_filled=most_filled or MAX_FILLED,
             is_last=last,
             cost_ns=hub.stepping.spent_ns() - self._spent_ns,
         )

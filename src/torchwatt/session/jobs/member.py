@@ -15,7 +15,7 @@ from typing import Any
 
 from torchwatt.attribution.jobs.merge import merge
 from torchwatt.attribution.jobs.record import Job
-from torchwatt.attribution.jobs.shares import BUSY_CPU, PROCESS_CPU, cpu_points, host_shares, thinned
+from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import BundleError, TorchwattError
 from torchwatt.core.job import Place, RankFacts
 from torchwatt.core.meter import Meter, Recording
@@ -28,7 +28,10 @@ from torchwatt.session.jobs.environ import place_of
 from torchwatt.session.jobs.facts_file import read_facts
 from torchwatt.session.jobs.host import VARIABLE as HOST_VARIABLE
 from torchwatt.session.jobs.host import device_identity, host_id
+from torchwatt.session.jobs.last import last_facts
 from torchwatt.session.jobs.owners import Owned, owned
+from torchwatt.session.journal.place import remove
+from torchwatt.session.options import Options
 from torchwatt.tracing.distributed import StoreLink, current_device, started
 
 STORE_S = 5.0  # any single answer of the store
@@ -82,7 +85,7 @@ class Member:
         self._model = None  # it may be large, and is the user's
         return self.owned.found
 
-    def begin(self, meters: Sequence[Meter], start_ns: int, start_unix_ns: int) -> None:
+    def begin(self, meters: Sequence[Meter]) -> None:
         """Say that this rank is there, and begin to look at rank 0's clock.
 
         Raises:
@@ -94,8 +97,8 @@ class Member:
         numbers = {str(m.domain): int(n) for m in meters if (n := m.fact("nvml_index") or "").isdecimal()}
         self.facts = replace(
             self.facts,
-            start_ns=start_ns,
-            start_unix_ns=start_unix_ns,
+            start_ns=time.monotonic_ns(),
+            start_unix_ns=time.time_ns(),
             devices={name: device_identity(self.host, uuid) for name, uuid in uuids.items()},
             numbers=numbers,
             own=self.owned.own,
@@ -133,7 +136,7 @@ class Member:
             return None
         try:
             looks = self._clock.stop() if self._clock is not None and self.place.rank != 0 else ()
-            self.facts = self._last_facts(report, recording, trace, looks)
+            self.facts = replace(last_facts(self.facts, report, recording, trace), clock=looks, ended=True)
             spool.end(self._folder, self.facts, report)
             if self.place.rank != 0:
                 self._send()
@@ -142,19 +145,11 @@ class Member:
         finally:
             self._close()
 
-    def _last_facts(self, report: Report, recording: Recording, trace: Trace, looks: tuple[Any, ...]) -> RankFacts:
-        window = report.start_ns, report.end_ns
-        busy = cpu_points(recording, BUSY_CPU, *window)
-        return replace(
-            self.facts,
-            start_ns=report.start_ns,
-            start_unix_ns=report.start_unix_ns,
-            cpu=thinned(cpu_points(recording, PROCESS_CPU, *window)),
-            host_busy_s=max(busy[-1][1] - busy[0][1], 0.0) if busy else None,
-            host_shares=host_shares(recording, trace, *window),
-            clock=looks,
-            ended=True,
-        )
+    def journalled(self, asked: Options) -> Options:
+        """Return the options with a journal in the job's folder: a rank that is killed has that and nothing else."""
+        if self._temporary or self._folder is None or isinstance(asked.journal, Path):
+            return asked
+        return replace(asked, journal=self._folder / f"{self._name}{spool.JOURNAL}")
 
     def _send(self) -> None:
         """Give this rank's files to rank 0, if there is a way; they stay on the disk where that was asked for."""
@@ -211,10 +206,19 @@ class Member:
         except BundleError:
             return False
 
+    def tidy(self) -> None:
+        """Remove the journal of a rank whose bundle was written: everything in it is in the bundle."""
+        if self._folder is not None and not self._temporary and (self._folder / self._name / MANIFEST).is_file():
+            remove(self._folder / f"{self._name}{spool.JOURNAL}")
+
+    @property
+    def _name(self) -> str:
+        return spool.rank_name(self.place.rank)
+
     def undo(self) -> None:
         """End everything of a session that did not begin, and leave no trace of it."""
         if self._folder is not None:
-            (self._folder / f"{spool.rank_name(self.place.rank)}.json").unlink(missing_ok=True)
+            (self._folder / f"{self._name}.json").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
         if self._clock is not None:

@@ -1,6 +1,7 @@
 """What ranks leave in a job's folder, and how a folder becomes a job again, with whatever of it can be read.
 
 DIR/<job>/rank-00003.json    who it is and what only it knows: written at the start, and again at the end
+DIR/<job>/rank-00003.journal its journal, while it runs
 DIR/<job>/rank-00003/        its bundle, written at the end
 """
 
@@ -19,7 +20,9 @@ from torchwatt.core.errors import BundleError, ConfigError, TorchwattError
 from torchwatt.core.job import RankFacts
 from torchwatt.core.report import Report
 from torchwatt.session.jobs.facts_file import read_facts, write_facts
+from torchwatt.session.jobs.last import recovered
 
+JOURNAL = ".journal"
 _FACTS = re.compile(r"rank-([0-9]{5,7})\.json")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -74,7 +77,7 @@ def read_rank(path: Path) -> RankRecord:
     facts = read_facts(path)
     bundle = path.with_suffix("")
     if not bundle.is_dir():
-        return RankRecord(facts, None, "left no bundle: it was killed, or it still runs")
+        return _without_bundle(facts, bundle.with_name(f"{bundle.name}{JOURNAL}"))
     try:
         check_whole(bundle)
         report = rebuild(bundle, start_ns=facts.start_ns, start_unix_ns=facts.start_unix_ns)
@@ -83,6 +86,19 @@ def read_rank(path: Path) -> RankRecord:
     if report.run_id != facts.run_id:
         return RankRecord(facts, None, f"left the bundle of another run: {report.run_id}")
     return RankRecord(facts, report)
+
+
+def _without_bundle(facts: RankFacts, journal: Path) -> RankRecord:
+    """Return what the journal of a rank tells that was killed, or that still runs."""
+    if not journal.is_dir():
+        return RankRecord(facts, None, "left no bundle and no journal: it was killed, or it still runs")
+    try:
+        record = recovered(facts, journal)
+    except TorchwattError as error:
+        return RankRecord(facts, None, f"left no bundle, and a journal that cannot be used: {error}")
+    if record.report is not None and record.report.run_id != facts.run_id:
+        return RankRecord(facts, None, f"left the journal of another run: {record.report.run_id}")
+    return record
 
 
 def check_whole(bundle: Path) -> None:

@@ -1,0 +1,88 @@
+"""`torchwatt recover`: the report of a run that was killed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Container, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from torchwatt.audit.store import Store
+from torchwatt.core.errors import ConfigError
+
+
+def add_journal(parser: argparse.ArgumentParser) -> None:
+    """Add where `torchwatt run` writes its journal."""
+    parser.add_argument(
+        "--journal",
+        metavar="DIR",
+        help="a new folder for the journal, which is kept; default: in the store, until the end",
+    )
+    parser.add_argument("--no-journal", action="store_true", help="write none: a run that is killed is lost")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command's arguments."""
+    parser = commands.add_parser("recover", help="the report of a run that was killed, from its journal")
+    parser.add_argument("journal", metavar="DIR|RUN", help="a journal, or a run whose journal lies in the store")
+    parser.add_argument("--csv", metavar="DIR", help="write the audit tables into a new folder")
+    parser.add_argument("--html", metavar="FILE", help="write the report as one page")
+    parser.add_argument("--keep", action="store_true", help="keep the run in the store, and remove its journal there")
+    parser.add_argument("--store", metavar="DIR", help="default TORCHWATT_STORE, or your data folder")
+
+
+def recover(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
+    """Print the report, and write what was asked for.
+
+    Raises:
+        BundleError: There is no such journal, or nothing can be read of it.
+        ConfigError: A run that still runs cannot be kept.
+    """
+    from torchwatt.session.files import write_csv, write_html
+    from torchwatt.session.journal.place import IN_STORE, remove
+    from torchwatt.session.journal.read import read_journal
+    from torchwatt.session.journal.stored import find_journal
+    from torchwatt.session.recover import report_from
+    from torchwatt.views import to_text
+
+    out, store = out or sys.stdout, Store(asked.store)
+    path = Path(asked.journal) if Path(asked.journal).is_dir() else find_journal(store.root, asked.journal)
+    found = read_journal(path)
+    report = report_from(found)
+    if report.status == "running":
+        if asked.keep:
+            raise ConfigError(f"--keep: {report.exit_reason}; keep it when it has ended")
+        print(f"torchwatt: {report.exit_reason}; this is what is known so far", file=sys.stderr)
+    print(to_text(report), file=out)
+    for event in report.events:
+        if event.code in TOLD:
+            print(f"{event.severity}: {event.message}", file=out)
+    if asked.csv:
+        print(f"written: {write_csv(report, asked.csv)}", file=out)
+    if asked.html:
+        print(f"written: {write_html(report, asked.html)}", file=out)
+    if asked.keep:
+        print(f"kept: {store.keep(report, found.head.project)}", file=out)
+        if path.absolute().parent == (store.root / IN_STORE).absolute():
+            remove(path)
+    return 0
+
+
+TOLD = frozenset({"RECOVERED", "NOT_BEGUN", "LAYERS_END", "JOURNAL_DAMAGED", "JOURNAL_MISSING", "JOURNAL_STOPPED"})
+
+
+def not_recovered(store: Store, kept: Container[str]) -> Iterator[str]:
+    """Yield a line for each journal in a store whose run was not kept."""
+    from torchwatt.session.journal.stored import stored_journals
+
+    for one in stored_journals(store.root):
+        if one.run_id in kept:
+            continue
+        when = datetime.fromtimestamp(one.written_s, UTC).strftime("%Y-%m-%d %H:%M")
+        name = "".join(char if char.isprintable() else "?" for char in one.name)
+        if one.alive:
+            yield f"{one.run_id:36}  runs: its journal has {one.bytes / 1e6:.1f} MB  {name}"
+        else:
+            yield f"{one.run_id:36}  not recovered, last written {when} UTC: torchwatt recover {one.run_id}  {name}"

@@ -1,0 +1,65 @@
+"""Opens the journal of a session, if it wants one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from torchwatt.attribution.kernel import SensorModel
+from torchwatt.audit.store import default_store
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.meter import Event
+from torchwatt.sensors import Feed
+from torchwatt.session.journal.owner import this_process
+from torchwatt.session.journal.place import Place, in_store
+from torchwatt.session.journal.stored import prune
+from torchwatt.session.journal.told import Head
+from torchwatt.session.journal.writer import Journal
+from torchwatt.session.options import Options
+from torchwatt.session.software import software
+
+LOST_S = 1.0  # what a kill or a loss of power may cost of the readings: the promise; see docs/journal.md
+
+
+def open_journal(
+    asked: Options, run_id: str, feed: Feed, sensors: Mapping[str, SensorModel], events: list[Event]
+) -> Journal | None:
+    """Make the journal's files, with all that is known before the first reading.
+
+    Raises:
+        ConfigError: A folder was named and cannot be used. In the store that is an event: nobody asked for it.
+    """
+    if asked.journal is False:
+        return None
+    kept = asked.journal is not True
+    path = asked.journal if not isinstance(asked.journal, bool) else in_store(asked.keep or default_store(), run_id)
+    if not kept:
+        prune(path.parent.parent)
+    try:
+        place = Place(path)
+    except ConfigError as error:
+        if kept:
+            raise
+        events.append(Event(time.monotonic_ns(), "warning", "NO_JOURNAL", "run", f"a kill would lose the run: {error}"))
+        return None
+    return Journal(place, _head(asked, run_id, feed, sensors), kept=kept)
+
+
+def _head(asked: Options, run_id: str, feed: Feed, sensors: Mapping[str, SensorModel]) -> Head:
+    return Head(
+        run_id=run_id,
+        name=asked.name,
+        owner=this_process(),
+        mono_ns=time.monotonic_ns(),
+        unix_ns=time.time_ns(),
+        meters=feed.meters,
+        lost_s=LOST_S,
+        unavailable=feed.unavailable,
+        software=software(),
+        carbon=asked.carbon,
+        layers=asked.layers,
+        project=asked.project,
+        sensors=sensors,
+        replays=asked.replays,
+        work=tuple(asked.work.items()),
+    )

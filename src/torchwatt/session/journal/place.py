@@ -1,0 +1,85 @@
+"""Where a journal lies: a private folder with two files, made once and never over something that is there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.sensors.journal.append import AppendFile, create
+from torchwatt.sensors.journal.rings import READINGS
+
+WORK = "work.journal"
+IN_STORE = ".journals"  # no project can have this name
+MOST_READINGS_BYTES = 256 << 20
+MOST_WORK_BYTES = 64 << 20
+
+
+class Place:
+    """The open folder of one journal, and its two files.
+
+    Raises:
+        ConfigError: The folder cannot be made, or holds something.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        fds: list[int] = []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+            fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC))
+            _refuse_full(path)
+            fds += [create(WORK, fds[0]), create(READINGS, fds[0])]
+            os.fsync(fds[0])
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            raise ConfigError(f"journal={str(path)!r} cannot be made: {error.strerror or error}") from error
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        self.folder, work, self.readings_fd = fds
+        self.work = AppendFile(work)
+        self.readings = AppendFile(self.readings_fd)
+
+    def for_sampler(self) -> tuple[int, ...]:
+        """Return what the sampler process gets: file, folder, most bytes."""
+        return (self.readings_fd, self.folder, MOST_READINGS_BYTES)
+
+    def close(self) -> None:
+        """Let go of the files; they stay."""
+        self.work.close()
+        self.readings.close()
+        if self.folder >= 0:
+            os.close(self.folder)
+            self.folder = -1
+
+    def remove(self) -> None:
+        """Let go of the files and remove them."""
+        remove(self.path)
+        self.close()
+
+
+def _refuse_full(path: Path) -> None:
+    if any(path.iterdir()):
+        raise ConfigError(f"journal={str(path)!r} is there already and not empty: name another folder")
+
+
+def remove(path: Path) -> None:
+    """Remove a journal; what else lies in its folder stays, and so does the folder then."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            return
+        for name in (WORK, READINGS, f"{WORK}.new", f"{READINGS}.new"):
+            (path / name).unlink(missing_ok=True)
+        path.rmdir()
+
+
+def in_store(store: Path, run_id: str) -> Path:
+    """Return where the journal of a run lies while it is kept by nobody else."""
+    return store / IN_STORE / run_id

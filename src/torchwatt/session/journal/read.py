@@ -1,0 +1,186 @@
+"""Reads the two files of a journal back, whatever became of them."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from torchwatt.core.blocks import Block, unpack
+from torchwatt.core.errors import BundleError
+from torchwatt.core.frame import Damage, Frame, Kind, decode
+from torchwatt.core.trace import Trace
+from torchwatt.sensors.journal.rings import ANCHORS, INSTANT, READINGS
+from torchwatt.session.journal.place import WORK
+from torchwatt.session.journal.spans import unpack_trace
+from torchwatt.session.journal.told import Begin, Head, Notes, State, Stop, from_json
+
+MOST_FILE_BYTES = 1 << 30
+MOST_READINGS_BYTES = 1 << 30  # unpacked, of all channels
+
+
+@dataclass(slots=True)
+class Found:
+    """What the files say; the latest of everything that is replaced."""
+
+    path: Path
+    head: Head
+    begin: Begin | None = None
+    state: State = field(default_factory=State)
+    notes: Notes | None = None
+    trace: Trace | None = None
+    trace_until_ns: int = 0
+    stop: Stop | None = None
+    ended: bool = False
+    gone_ns: int | None = None
+    beat_ns: int | None = None  # when the owner was last seen alive
+    blocks: dict[str, list[Block]] = field(default_factory=lambda: defaultdict(list))
+    damaged_bytes: int = 0
+    damaged_in: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    written_s: float = 0.0  # unix time of the last change
+
+    @property
+    def lost_work(self) -> bool:
+        """Return whether the owner's file is not there, or says nothing any more."""
+        return WORK in self.missing or (WORK in self.damaged_in and self.begin is None and self.beat_ns is None)
+
+
+def read_journal(path: str | os.PathLike[str]) -> Found:
+    """Read a journal.
+
+    Raises:
+        BundleError: There is none, or so little of it that not even its meters are known.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is no journal: a journal is a folder with {WORK} and {READINGS}")
+    paths = {name: folder / name for name in (WORK, READINGS)}
+    files = {name: content(path) for name, path in paths.items()}
+    if all(data is None for data in files.values()):
+        raise BundleError(f"{folder} is no journal: it holds neither {WORK} nor {READINGS}")
+    frames = {name: list(decode(data)) for name, data in files.items() if data is not None}
+    found = Found(folder, _head(folder, frames))
+    found.missing = [name for name, data in files.items() if data is None]
+    found.written_s = max(path.lstat().st_mtime for name, path in paths.items() if files[name] is not None)
+    reader = _Reader(found)
+    for name, parts in frames.items():
+        reader.read(name, parts)
+    reader.last_trace()
+    return found
+
+
+def content(path: Path, most_bytes: int | None = None) -> bytes | None:
+    """Return what is in a file, or its beginning, None where there is none; links are not followed.
+
+    Raises:
+        BundleError: It cannot be read, or is larger than any of ours.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+    with os.fdopen(fd, "rb") as file:
+        if most_bytes is None and os.fstat(fd).st_size > MOST_FILE_BYTES:
+            raise BundleError(f"{path} is larger than any journal of ours")
+        try:
+            return file.read(most_bytes or MOST_FILE_BYTES)
+        except OSError as error:
+            raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _head(folder: Path, frames: dict[str, list[Frame | Damage]]) -> Head:
+    heads = (f for parts in frames.values() for f in parts if isinstance(f, Frame) and f.kind == Kind.HEAD)
+    first = next(heads, None)
+    if first is None:
+        raise BundleError(f"{folder}: the heads of both files are damaged: what was metered is not known")
+    return from_json(first.payload, Head)
+
+
+class _Reader:
+    """Goes through frames; one that does not make sense counts as damage."""
+
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self._traces: list[bytes] = []
+        self._bytes = 0
+
+    def read(self, name: str, parts: list[Frame | Damage]) -> None:
+        for part in parts:
+            if isinstance(part, Damage):
+                self._damaged(name, part.length)
+                continue
+            try:
+                self._take(part)
+            except BundleError:
+                self._damaged(name, len(part.payload))
+
+    def _damaged(self, name: str, length: int) -> None:
+        self.found.damaged_bytes += length
+        if name not in self.found.damaged_in:
+            self.found.damaged_in.append(name)
+
+    def _take(self, frame: Frame) -> None:
+        found, payload = self.found, frame.payload
+        match frame.kind:
+            case Kind.BEGIN:
+                found.begin = from_json(payload, Begin)
+            case Kind.STATE:
+                found.state = from_json(payload, State)
+            case Kind.NOTES:
+                found.notes = from_json(payload, Notes)
+            case Kind.STOP:
+                found.stop = from_json(payload, Stop)
+            case Kind.END:
+                found.ended = True
+            case Kind.TRACE:
+                self._traces.append(payload)
+            case Kind.READINGS:
+                self._readings(payload)
+            case Kind.BEAT:
+                found.beat_ns = _instant(payload)
+            case Kind.GONE:
+                found.gone_ns = _instant(payload)
+
+    def _readings(self, payload: bytes) -> None:
+        for block in unpack(payload):
+            self._bytes += len(block.t_ns) * 3
+            if self._bytes > MOST_READINGS_BYTES:
+                raise BundleError("more readings than any journal of ours")
+            self.found.blocks[block.key].append(block)
+
+    def last_trace(self) -> None:
+        """Unpack the latest trace that is whole."""
+        while self._traces and self.found.trace is None:
+            payload = self._traces.pop()
+            try:
+                self.found.trace, self.found.trace_until_ns = unpack_trace(payload)
+            except BundleError:
+                self._damaged(WORK, len(payload))
+
+
+def _instant(payload: bytes) -> int:
+    if len(payload) != INSTANT.size:
+        raise BundleError("an instant is cut off")
+    return int(INSTANT.unpack(payload)[0])
+
+
+def columns(blocks: list[Block]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the readings of one channel in time order, each once: t_ns, raw, late_ns."""
+    t_ns = np.frombuffer(b"".join(b.t_ns for b in blocks), "<i8")
+    raw = np.frombuffer(b"".join(b.raw for b in blocks), "<f8")
+    late_ns = np.frombuffer(b"".join(b.late_ns for b in blocks), "<i8")
+    t_ns, first = np.unique(t_ns, return_index=True)
+    return t_ns, raw[first], late_ns[first]
+
+
+def anchors(found: Found) -> Iterator[tuple[int, int]]:
+    """Yield pairs of clocks."""
+    mono, _, real = columns(found.blocks.get(ANCHORS, []))
+    yield from zip(mono.tolist(), real.tolist(), strict=True)

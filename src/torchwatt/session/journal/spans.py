@@ -1,0 +1,167 @@
+"""A trace as bytes: its columns packed small, everything else as JSON."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchwatt.core.activity import Activity
+from torchwatt.core.blocks import inflated
+from torchwatt.core.errors import BundleError, TraceError
+from torchwatt.core.meter import Event, IntArray
+from torchwatt.core.terms import Slot
+from torchwatt.core.trace import ModuleInfo, Trace
+from torchwatt.session.journal.told import from_json, to_json
+
+MOST_BYTES = 1 << 28  # unpacked
+_SIZE = struct.Struct("<I")
+_ARRAY = struct.Struct("<BxxxIq")  # bytes a value, how many, the first value
+_WIDTHS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Device:
+    device: str
+    slots: tuple[Slot, ...]
+    signatures: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a trace holds beside columns; `until_ns` is up to when it tells who ran."""
+
+    until_ns: int
+    slots: tuple[Slot, ...]
+    modules: tuple[ModuleInfo, ...]
+    carry_rel_sd: dict[int, float]
+    events: tuple[Event, ...]
+    cost_s: float
+    windows: int
+    devices: tuple[_Device, ...]
+
+
+def pack_trace(trace: Trace, until_ns: int) -> bytes:
+    """Return a frame's payload."""
+    devices = tuple(_Device(a.device, a.slots, a.signatures, a.notes) for a in trace.activities)
+    head = to_json(
+        _Head(
+            until_ns, trace.slots, trace.modules, dict(trace.carry_rel_sd), trace.events, trace.cost_s, trace.windows,
+            devices,
+        )
+    )  # fmt: skip
+    steps = _pairs(trace.steps)
+    columns = [*_spans(trace.slot, trace.start_ns, trace.end_ns, trace.thread, trace.filled, trace.calls)]
+    columns += [steps[:, 0], steps[:, 1], np.array(trace.step_counts, dtype=np.int64)]
+    for a in trace.activities:
+        covered, device_steps = _pairs(a.covered), _pairs(a.steps)
+        columns += _spans(a.slot, a.start_ns, a.end_ns, a.stream, a.filled, a.signature)
+        columns += [covered[:, 0], covered[:, 1], device_steps[:, 0], device_steps[:, 1]]
+    return zlib.compress(b"".join((_SIZE.pack(len(head)), head, *map(_packed, columns))), 1)
+
+
+def unpack_trace(payload: bytes) -> tuple[Trace, int]:
+    """Return a trace, and up to when it tells who ran.
+
+    Raises:
+        BundleError: The payload holds something else.
+    """
+    data = inflated(payload, MOST_BYTES)
+    if len(data) < _SIZE.size:
+        raise BundleError("a trace is cut off")
+    (length,) = _SIZE.unpack_from(data)
+    head = from_json(data[_SIZE.size : _SIZE.size + length], _Head)
+    arrays = _arrays(data, _SIZE.size + length)
+    try:
+        return _trace(head, arrays), head.until_ns
+    except (StopIteration, TraceError, ValueError, IndexError) as error:
+        raise BundleError(f"a trace does not make sense: {error}") from error
+
+
+def _trace(head: _Head, arrays: Iterator[IntArray]) -> Trace:
+    slot, start, end, thread, filled, calls = _read_spans(arrays, len(head.slots))
+    begins, ends, counts = next(arrays), next(arrays), next(arrays)
+    activities = tuple(_activity(device, arrays) for device in head.devices)
+    return Trace(
+        head.slots, slot, start, end, thread, filled.astype(np.bool_), calls,
+        steps=_tuples(begins, ends),
+        step_counts=tuple(counts.tolist()),
+        modules=head.modules,
+        carry_rel_sd=head.carry_rel_sd,
+        events=head.events,
+        cost_s=head.cost_s,
+        windows=head.windows,
+        activities=activities,
+    )  # fmt: skip
+
+
+def _activity(head: _Device, arrays: Iterator[IntArray]) -> Activity:
+    slot, start, end, stream, filled, signature = _read_spans(arrays, len(head.slots), len(head.signatures))
+    covered, steps = _tuples(next(arrays), next(arrays)), _tuples(next(arrays), next(arrays))
+    return Activity(
+        head.device, head.slots, slot, start, end, stream, filled.astype(np.bool_), head.signatures, signature,
+        covered, steps, head.notes,
+    )  # fmt: skip
+
+
+def _spans(
+    slot: IntArray, start: IntArray, end: IntArray, thread: IntArray, filled: NDArray[np.bool_], last: IntArray
+) -> Iterator[IntArray]:
+    """Yield the columns as small numbers: times as steps from the span before, ends as lengths."""
+    yield slot
+    yield _steps(start)
+    yield end - start
+    yield thread
+    yield filled.astype(np.int64)
+    yield last
+
+
+def _read_spans(arrays: Iterator[IntArray], slots: int, signatures: int | None = None) -> tuple[IntArray, ...]:
+    slot, steps, length, thread, filled, last = (next(arrays) for _ in range(6))
+    start = np.cumsum(steps)
+    for index, count in ((slot, slots), (last, signatures)):
+        if count is not None and len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
+            raise ValueError("an index is out of range")
+    return slot, start, start + length, thread, filled, last
+
+
+def _steps(values: IntArray) -> IntArray:
+    return np.diff(values, prepend=np.int64(0)) if len(values) else values
+
+
+def _pairs(pairs: tuple[tuple[int, int], ...]) -> IntArray:
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _tuples(begins: IntArray, ends: IntArray) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(begins.tolist(), ends.tolist(), strict=True))
+
+
+def _packed(values: IntArray) -> bytes:
+    """Return whole numbers with as few bytes each as their range needs, above the first value, which may be large."""
+    first = int(values[0]) if len(values) else 0
+    rest = values[1:]
+    low, high = (int(rest.min()), int(rest.max())) if len(rest) else (0, 0)
+    width = next(w for w in _WIDTHS if -(1 << (8 * w - 1)) <= low and high < 1 << (8 * w - 1))
+    return _ARRAY.pack(width, len(values), first) + rest.astype(f"<i{width}").tobytes()
+
+
+def _arrays(data: bytes, at: int) -> Iterator[IntArray]:
+    while at < len(data):
+        if at + _ARRAY.size > len(data):
+            raise ValueError("a column is cut off")
+        width, count, first = _ARRAY.unpack_from(data, at)
+        at += _ARRAY.size
+        if width not in _WIDTHS or at + width * max(count - 1, 0) > len(data):
+            raise ValueError("a column is cut off")
+        values = np.empty(count, dtype=np.int64)
+        if count:
+            values[0] = first
+            values[1:] = np.frombuffer(data, f"<i{width}", count - 1, at)
+            at += width * (count - 1)
+        yield values

@@ -1,0 +1,92 @@
+"""Journals that lie in a store: those of running runs, and those that nobody has recovered yet."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchwatt.core.errors import BundleError
+from torchwatt.core.frame import Frame, Kind, decode
+from torchwatt.sensors.journal.rings import READINGS
+from torchwatt.session.journal.place import IN_STORE, WORK, remove
+from torchwatt.session.journal.read import content
+from torchwatt.session.journal.told import Head, from_json
+
+MOST_JOURNALS = 50
+MOST_BYTES = 4 << 30
+_HEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJournal:
+    """One journal; `alive` says whether its run goes on, None where that cannot be told from here."""
+
+    run_id: str
+    path: Path
+    bytes: int
+    written_s: float
+    name: str
+    alive: bool | None
+
+
+def stored_journals(store: Path) -> tuple[StoredJournal, ...]:
+    """Return the journals of a store, oldest first."""
+    folder = store / IN_STORE
+    if not folder.is_dir():
+        return ()
+    found = (_stored(path) for path in folder.iterdir() if not path.is_symlink() and path.is_dir())
+    return tuple(sorted((one for one in found if one is not None), key=lambda one: (one.written_s, one.run_id)))
+
+
+def find_journal(store: Path, wanted: str) -> Path:
+    """Return the folder of a journal by the run's id, or its beginning or end.
+
+    Raises:
+        BundleError: There is none, or several.
+    """
+    near = [j for j in stored_journals(store) if j.run_id.startswith(wanted) or j.run_id.endswith(wanted)]
+    if len(near) != 1:
+        shown = ", ".join(one.run_id for one in near[-5:])
+        raise BundleError(f"{wanted!r} is several journals: {shown}" if near else f"no journal {wanted!r} in {store}")
+    return near[0].path
+
+
+def prune(store: Path, most: int = MOST_JOURNALS, most_bytes: int = MOST_BYTES) -> None:
+    """Remove the oldest journals of dead runs beyond a number and a size, and say so."""
+    dead = [one for one in stored_journals(store) if one.alive is False]
+    total = sum(one.bytes for one in dead)
+    while dead and (len(dead) > most or total > most_bytes):
+        oldest = dead.pop(0)
+        total -= oldest.bytes
+        remove(oldest.path)
+        text = f"torchwatt removed the journal of run {oldest.run_id}: more than {most} were never recovered"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+def _stored(path: Path) -> StoredJournal | None:
+    stats = []
+    for name in (WORK, READINGS):
+        with suppress(OSError):
+            stats.append((path / name).lstat())
+    if not stats:
+        return None
+    head = _head(path)
+    return StoredJournal(
+        path.name,
+        path,
+        sum(stat.st_size for stat in stats),
+        max(stat.st_mtime for stat in stats),
+        head.name if head is not None else "",
+        head.owner.alive() if head is not None else False,
+    )
+
+
+def _head(path: Path) -> Head | None:
+    with suppress(BundleError):
+        for name in (WORK, READINGS):
+            first = next(decode(content(path / name, _HEAD_BYTES) or b""), None)
+            if isinstance(first, Frame) and first.kind == Kind.HEAD:
+                return from_json(first.payload, Head)
+    return None

@@ -1,0 +1,114 @@
+"""What a journal says in JSON: frozen values, checked against their types when they are read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from torchwatt.attribution.kernel import SensorModel
+from torchwatt.carbon import Plan
+from torchwatt.core.errors import BundleError
+from torchwatt.core.meter import Event, Meter, Unavailable
+from torchwatt.core.replay import ReplayedPower
+from torchwatt.core.report import Status, Window
+from torchwatt.core.terms import Slot
+from torchwatt.session.journal.owner import Owner
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Who runs, on which meters, and what was asked for: all that is needed to make a report later.
+
+    `lost_s` is how many seconds of readings may be missing when everything is killed at once.
+    """
+
+    run_id: str
+    name: str
+    owner: Owner
+    mono_ns: int
+    unix_ns: int
+    meters: tuple[Meter, ...]
+    lost_s: float
+    unavailable: tuple[Unavailable, ...] = ()
+    software: Mapping[str, str] = field(default_factory=dict)
+    carbon: Plan = field(default_factory=Plan)
+    layers: bool = True
+    project: str = "default"
+    sensors: Mapping[str, SensorModel] = field(default_factory=dict)
+    replays: tuple[ReplayedPower, ...] = ()
+    work: tuple[tuple[Slot, tuple[float, float]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """When the run began, by both clocks."""
+
+    start_ns: int
+    start_unix_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is known so far beside readings and spans; `open` are windows that have not ended."""
+
+    units: dict[str, float] = field(default_factory=dict)
+    windows: tuple[Window, ...] = ()
+    open: tuple[Window, ...] = ()
+    events: tuple[Event, ...] = ()
+    unavailable: tuple[Unavailable, ...] = ()
+    mode: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How the block ended."""
+
+    end_ns: int
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """One note of the sampler, as its board holds it."""
+
+    first_ns: int
+    last_ns: int
+    count: int
+    severity: str
+    code: str
+    subject: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What the sampler noticed and counted."""
+
+    notes: tuple[Noticed, ...] = ()
+    reads: dict[str, int] = field(default_factory=dict)
+    missed: dict[str, int] = field(default_factory=dict)
+    failing_ns: dict[str, int] = field(default_factory=dict)
+    cpu_ns: int = 0
+
+
+def to_json(value: Any) -> bytes:
+    """Return a value as JSON."""
+    return msgspec.json.encode(value)
+
+
+def from_json(data: bytes, kind: type[T]) -> T:
+    """Return a value of a kind.
+
+    Raises:
+        BundleError: It is none.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise BundleError(f"a frame is no {kind.__name__}: {error}") from error

@@ -1,0 +1,228 @@
+"""The user's side of a journal: a light thread that appends what the session knows beside the sampler's readings."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from torchwatt.core.blocks import pack
+from torchwatt.core.errors import BundleError
+from torchwatt.core.frame import Kind
+from torchwatt.core.meter import Event, Recording
+from torchwatt.core.trace import Trace
+from torchwatt.core.units import NS_PER_S
+from torchwatt.sensors import Feed, Sampler
+from torchwatt.sensors.journal.rings import INSTANT, RECORD_BYTES, STOPPED, WRITE_S, WRITES_A_SYNC, stopped_message
+from torchwatt.session.journal import readings
+from torchwatt.session.journal.place import MOST_READINGS_BYTES, MOST_WORK_BYTES, Place
+from torchwatt.session.journal.spans import pack_trace
+from torchwatt.session.journal.told import Begin, Head, State, Stop, to_json
+
+STATE_EVERY = 4  # writes
+# Of the time, for putting the spans together; one takes 20 to 60 ms, so that a kill costs the layers of 10 to 20 s.
+TRACE_SHARE = 0.003
+TRACE_GRANT_S = 0.1  # once, so that short runs have layers as well
+FIRST_TRACE_S = 0.5
+LAST_NS = 3 * NS_PER_S  # before its end, what is written of a run once more
+
+
+class Watched(Protocol):
+    """What a journal wants to know of a session."""
+
+    pid: int
+
+    @property
+    def feed(self) -> Feed: ...  # noqa: D102
+    @property
+    def start_ns(self) -> int: ...  # noqa: D102
+
+    def state(self, recording: Recording) -> State:
+        """Return what is known so far beside readings and spans."""
+
+    def trace(self) -> Trace | None:
+        """Return who ran so far; None where nobody is traced."""
+
+
+class Journal:
+    """Writes from `begin` to `ended`.
+
+    No method raises for a fault of the disk: it is said once, and the run goes on.
+    """
+
+    def __init__(self, place: Place, head: Head, *, kept: bool) -> None:
+        self._place = place
+        self._head = to_json(head)
+        self._begin = b""
+        self._kept = kept
+        self._file = place.work
+        self._own = readings.New()
+        self._sampler_writes = False
+        self._state = b""
+        self._trace = b""
+        self._trace_due_s = 0.0
+        self._trace_cost_s = 0.0
+        self._writes = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._warned = False
+        self._file.add(Kind.HEAD, self._head)
+        place.readings.add(Kind.HEAD, self._head)
+        self._file.sync()
+        place.readings.sync()
+
+    @property
+    def path(self) -> Path:
+        """Return its folder."""
+        return self._place.path
+
+    def lend(self, feed: Feed) -> None:
+        """Have a sampler that is not yet started append its readings."""
+        if isinstance(feed, Sampler) and not self._place.readings.fault:
+            feed.journal = self._place.for_sampler()
+            self._sampler_writes = True
+
+    def begin(self, session: Watched, start_unix_ns: int) -> None:
+        """The run has begun: write from now on."""
+        self._begin = to_json(Begin(session.start_ns, start_unix_ns))
+        self._file.add(Kind.BEGIN, self._begin)
+        self._trace_due_s = time.monotonic() + FIRST_TRACE_S
+        # The first look at the counters was taken here, not in the sampler's process.
+        self._readings(session.feed.snapshot(session.start_ns - NS_PER_S), readings.New())
+        self._thread = threading.Thread(target=self._run, args=(session,), name="torchwatt-journal", daemon=True)
+        self._thread.start()
+
+    def stopped(self, recording: Recording, trace: Trace, stop: Stop) -> None:
+        """The block has ended: write all that its report will be made from."""
+        self._halt()
+        with self._lock, contextlib.suppress(Exception):
+            self._readings(recording, self._own if not self._sampler_writes else readings.New(stop.end_ns - LAST_NS))
+            self._put_trace(trace, stop.end_ns)
+            self._file.add(Kind.STOP, to_json(stop))
+            self._file.sync()
+
+    def ended(self, *, whole: bool) -> None:
+        """The report is made and written: the journal is complete, and removed where nobody asked for it."""
+        self._halt()
+        if whole:
+            self._file.add(Kind.END, b"")
+            self._file.sync()
+        if whole and not self._kept:
+            self._place.remove()
+        else:
+            self._place.close()
+
+    def discard(self) -> None:
+        """The run has not begun after all."""
+        self._halt()
+        self._place.remove()
+
+    def event(self, known: tuple[Event, ...]) -> Event | None:
+        """Return what is to be said of a journal that ended early, unless it is known."""
+        if not self._file.fault or self._file.fault == "closed" or any(event.code == STOPPED for event in known):
+            return None
+        return Event(time.monotonic_ns(), "warning", STOPPED, "run", stopped_message(self._file.fault))
+
+    def _halt(self) -> None:
+        self._stop.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(2.0)
+
+    def _run(self, session: Watched) -> None:
+        """Write until stopped; whatever fails here must not reach the user's run."""
+        while not self._stop.wait(WRITE_S) and session.pid == os.getpid():
+            try:
+                with self._lock:
+                    self._write(session)
+            except Exception as error:
+                self._file.fault = self._file.fault or f"{type(error).__name__}: {error}"
+            if self._file.fault:
+                self._warn()
+                return
+
+    def _write(self, session: Watched) -> None:
+        self._writes += 1
+        self._file.add(Kind.BEAT, INSTANT.pack(time.monotonic_ns()))
+        self._take_over(session)
+        full = self._writes % STATE_EVERY == 1
+        if full or not self._sampler_writes:
+            recording = session.feed.snapshot(time.monotonic_ns() if self._sampler_writes else self._own.since_ns)
+            if not self._sampler_writes:
+                self._readings(recording, self._own)
+            if full:
+                self._put_state(session.state(recording))
+        if time.monotonic() >= self._trace_due_s:
+            self._look_at_spans(session)
+        if self._writes % WRITES_A_SYNC == 0:
+            self._file.sync()
+        if self._file.size > MOST_WORK_BYTES + (0 if self._sampler_writes else MOST_READINGS_BYTES):
+            self._file.replace(self._shorter(session), self._place.folder, "work.journal")
+
+    def _take_over(self, session: Watched) -> None:
+        """Write the readings here where no sampler process does, or does any more."""
+        feed = session.feed
+        if self._sampler_writes and not (isinstance(feed, Sampler) and feed.sampler_pid is not None):
+            self._sampler_writes = False
+            age_ns = 0
+            with contextlib.suppress(OSError):  # when it wrote for the last time
+                age_ns = time.time_ns() - os.fstat(self._place.readings_fd).st_mtime_ns
+            self._own = readings.New(time.monotonic_ns() - max(age_ns, 0) - 5 * NS_PER_S)
+
+    def _readings(self, recording: Recording, new: readings.New) -> None:
+        blocks = new.blocks(recording)
+        if blocks:
+            self._file.add(Kind.READINGS, pack([*blocks, readings.anchors_of(recording.anchors[-2:])]))
+
+    def _put_state(self, state: State) -> None:
+        told = to_json(state)
+        if told != self._state and self._file.add(Kind.STATE, told):
+            self._state = told
+
+    def _look_at_spans(self, session: Watched) -> None:
+        began_s, began_cpu_s = time.monotonic(), time.thread_time()
+        until_ns = time.monotonic_ns()
+        trace = session.trace()
+        if trace is None:
+            self._trace_due_s = float("inf")
+            return
+        self._put_trace(trace, until_ns)
+        self._trace_cost_s += time.thread_time() - began_cpu_s
+        wait_s = (
+            max(self._trace_cost_s - TRACE_GRANT_S, 0.0) / TRACE_SHARE
+            - (time.monotonic_ns() - session.start_ns) / NS_PER_S
+        )
+        self._trace_due_s = began_s + max(wait_s, FIRST_TRACE_S)
+
+    def _put_trace(self, trace: Trace, until_ns: int) -> None:
+        with contextlib.suppress(BundleError):  # longer than any frame: the older ones stay
+            packed = pack_trace(trace, until_ns)
+            if self._file.add(Kind.TRACE, packed):
+                self._trace = packed
+
+    def _shorter(self, session: Watched) -> Iterator[tuple[Kind, bytes]]:
+        """Yield what the file has to hold: the latest of everything."""
+        yield Kind.HEAD, self._head
+        yield Kind.BEGIN, self._begin
+        if not self._sampler_writes:
+            recording = session.feed.snapshot()
+            stride = 1
+            while sum(map(len, recording.series)) * RECORD_BYTES / stride > MOST_READINGS_BYTES / 2:
+                stride *= 2
+            for block in readings.parts(recording, stride):
+                yield Kind.READINGS, pack([block])
+        yield Kind.STATE, self._state
+        if self._trace:
+            yield Kind.TRACE, self._trace
+
+    def _warn(self) -> None:
+        if not self._warned and self._file.fault != "closed":
+            self._warned = True
+            with contextlib.suppress(Warning):  # warnings may be errors in the user's program
+                warnings.warn(f"torchwatt: {stopped_message(self._file.fault)}", RuntimeWarning, stacklevel=2)

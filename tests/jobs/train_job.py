@@ -61,8 +61,7 @@ def main() -> None:
         train(sharded, run, seconds, killed=False)
         dist.barrier()
     told["own_j"], told["domains"] = run.energy_j, sorted({str(x.domain) for x in run.report.ledgers})
-    told["threads"] = os.environ.get("TORCHWATT_HOST", "")
-    print(json.dumps(told), flush=True)
+    sys.stdout.write(json.dumps(told) + "\n")
     dist.destroy_process_group()
 
 

@@ -10,6 +10,7 @@ from torchwatt.core.version import __version__
 if TYPE_CHECKING:
     from torchwatt import metrics
     from torchwatt.integrations.mlflow import log_to_mlflow
+    from torchwatt.session.jobs.merged import merge
     from torchwatt.session.offline import attribute
     from torchwatt.session.profile import profile, scope
     from torchwatt.session.recover import recover
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "attribute",
     "log_to_mlflow",
+    "merge",
     "metrics",
     "profile",
     "recover",
@@ -36,6 +38,7 @@ _HOMES = {
     "attribute": "torchwatt.session.offline",
     "log_to_mlflow": "torchwatt.integrations.mlflow",
     "metrics": "torchwatt",
+    "merge": "torchwatt.session.jobs.merged",
     "profile": "torchwatt.session",
     "recover": "torchwatt.session.recover",
     "replay": "torchwatt.session.replay",

@@ -10,6 +10,7 @@ from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Meter
 from torchwatt.core.report import Report
+from torchwatt.core.terms import kind_of
 
 
 def salted(run_id: str, secret: str | None) -> str | None:
@@ -27,7 +28,7 @@ def device_rows(report: Report) -> Iterator[Row]:
         yield {
             "run_id": report.run_id,
             "device_id": domain,
-            "kind": domain.partition(":")[0],
+            "kind": kind_of(domain),
             "counts_toward_total": domain in ledgers,
             **_meter(meters.get(domain), report.run_id),
             **_known(ledgers.get(domain), curves.get(domain)),

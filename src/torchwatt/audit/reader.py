@@ -39,7 +39,7 @@ def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
         BundleError: A file is missing or malformed, or the bundle is of another major version.
     """
     folder = Path(directory)
-    tables = {table.name: _read(folder / f"{table.name}.csv", table) for table in TABLES if table.format == "csv"}
+    tables = {table.name: _read_any(folder / f"{table.name}.csv", table) for table in TABLES if table.format == "csv"}
     bundle = Bundle(folder, tables)
     if len(bundle["run"]) != 1:
         raise BundleError(f"{folder / 'run.csv'}: expected one row, found {len(bundle['run'])}")
@@ -47,6 +47,10 @@ def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
     if found.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
         raise BundleError(f"{folder}: schema {found}; this torchwatt reads {SCHEMA_VERSION}")
     return bundle
+
+
+def _read_any(path: Path, table: Table) -> tuple[Row, ...]:
+    return () if table.optional and not path.exists() else _read(path, table)
 
 
 def _read(path: Path, table: Table) -> tuple[Row, ...]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from torchwatt.audit.devices import device_rows
 from torchwatt.audit.lexical import utc
+from torchwatt.audit.ranks import rank_layer_rows, rank_rows
 from torchwatt.audit.run_row import functional_unit, run_rows
 from torchwatt.audit.schema import Row
 from torchwatt.audit.windows import hourly_rows, window_rows
@@ -101,4 +102,6 @@ _MAKERS: Mapping[str, Callable[[Report], Iterator[Row]]] = {
     "factor": lambda report: factor_rows(report.factors),
     "impact": _impacts,
     "event": _events,
+    "rank": rank_rows,
+    "rank_layer": rank_layer_rows,
 }

@@ -53,7 +53,11 @@ def write_bundle(
 def table_files(report: Report, samples: SampleFormat = "auto") -> dict[str, bytes]:
     """Return the tables of a bundle by file name."""
     rows = rows_by_table(report)
-    files = {f"{table.name}.csv": table_bytes(table, rows[table.name]) for table in TABLES if table.format == "csv"}
+    files = {
+        f"{table.name}.csv": table_bytes(table, rows[table.name])
+        for table in TABLES
+        if table.format == "csv" and (rows[table.name] or not table.optional)
+    }
     name, content = sample_file(report, samples)
     return files | {name: content}
 
@@ -72,7 +76,7 @@ def write_files(
     files = dict(tables)
     sizes = {name: (len(tables[name]), digest) for name, digest in digests(tables).items()}
     files["datapackage.json"] = datapackage_json(run_id, sizes)
-    files["csvw-metadata.json"] = csvw_json()
+    files["csvw-metadata.json"] = csvw_json(tables)
     listed = digests(files)
     files[MANIFEST] = manifest(listed)
     if seal.chain is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torchwatt.core.errors import FactorError
 from torchwatt.core.factor import Factor
+from torchwatt.core.terms import kind_of
 
 S_PER_YEAR = 31_557_600  # UCUM's "a", the Julian year of 365.25 days
 _KINDS = ("embodied_gwp", "embodied_adpe", "embodied_pe")
@@ -57,4 +58,4 @@ def _one(device: str, found: Mapping[str, Factor]) -> Embodied:
 def for_device(known: Iterable[Embodied], device_id: str) -> Embodied | None:
     """Return what is known about a device: its own figures before those of its kind."""
     by_name = {item.device: item for item in known}
-    return by_name.get(device_id) or by_name.get(device_id.partition(":")[0])
+    return by_name.get(device_id) or by_name.get(kind_of(device_id))

@@ -14,6 +14,7 @@ from torchwatt.cli.attribute import attribute
 from torchwatt.cli.doctor import doctor
 from torchwatt.cli.export import export_bundles
 from torchwatt.cli.fleet import fleet
+from torchwatt.cli.merge import run_merge
 from torchwatt.cli.recover import recover
 from torchwatt.cli.reprice import run_reprice
 from torchwatt.cli.runs import runs
@@ -115,4 +116,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "export": _export,
     "runs": _runs,
     "fleet": fleet,
+    "merge": lambda asked: run_merge(asked, _carbon(asked)),
 }

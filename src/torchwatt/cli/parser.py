@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from torchwatt.cli import attribute, fleet, recover
+from torchwatt.cli import attribute, fleet, merge, recover
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.version import __version__
 
@@ -46,6 +46,7 @@ def build() -> argparse.ArgumentParser:
     calibrate.add_argument("--device", default="gpu:0", help="as in reports; default gpu:0")
     calibrate.add_argument("--seconds", type=float, default=25.0, help="how long to drive it; default 25")
     attribute.add_parser(commands)
+    _carbon(merge.add_parser(commands))
     recover.add_parser(commands)
     verify = commands.add_parser("verify", help="check a bundle: compute every number of it again")
     verify.add_argument("directory", metavar="DIR")

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.factor import Factor, Impact
+from torchwatt.core.job import RankPart
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Meter, SamplerStats, Unavailable
 from torchwatt.core.terms import Provenance, weakest
@@ -68,6 +69,7 @@ class Report:
     carbon_hint: str = ""  # how to get grams, where there are none
     # What only the user can know, by column of the audit table `run`: {"organisation": "ACME", "persona": "provider"}.
     declared: Mapping[str, str | float | bool] = field(default_factory=dict)
+    ranks: tuple[RankPart, ...] = ()  # of a merged job: who used which part of the ledgers' joules
 
     @property
     def duration_s(self) -> float:

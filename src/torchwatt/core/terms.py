@@ -23,7 +23,8 @@ TRANSFER = "(transfer)"
 COMMUNICATION = "(communication)"
 ROOT = "(root)"  # what the model itself does outside its children
 ORPHAN = "(orphan)"  # device work that was launched before the trace began
-RESERVED = (IDLE, UNATTRIBUTED, OUTSIDE, ORPHAN, OPTIMIZER, DATA, TRANSFER, COMMUNICATION)
+NO_RANK = "(no rank)"  # joules of a job's machine that none of its ranks used
+RESERVED = (IDLE, UNATTRIBUTED, OUTSIDE, ORPHAN, OPTIMIZER, DATA, TRANSFER, COMMUNICATION, NO_RANK)
 
 
 def weakest(*inputs: Provenance) -> Provenance:
@@ -33,19 +34,30 @@ def weakest(*inputs: Provenance) -> Provenance:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Domain:
-    """What one meter covers: `gpu:0`, `cpu:0` a package, `dram:0`, `cpu` and `ram` modelled."""
+    """What one meter covers: `gpu:0`, `cpu:0` a package, `dram:0`, `cpu` and `ram` modelled.
+
+    In a job over several machines the machine is part of the name: `node1/gpu:0`.
+    """
 
     kind: str
     index: int | None = None
+    node: int | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.index is None else f"{self.kind}:{self.index}"
+        name = self.kind if self.index is None else f"{self.kind}:{self.index}"
+        return name if self.node is None else f"node{self.node}/{name}"
 
     @classmethod
     def parse(cls, text: str) -> Domain:
         """Read back what `str` wrote."""
-        kind, _, index = text.partition(":")
-        return cls(kind, int(index) if index else None)
+        node, _, name = text.rpartition("/")
+        kind, _, index = name.partition(":")
+        return cls(kind, int(index) if index else None, int(node.removeprefix("node")) if node else None)
+
+
+def kind_of(device_id: str) -> str:
+    """Return the kind in a domain's name, whatever else is in it."""
+    return device_id.rpartition("/")[2].partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)

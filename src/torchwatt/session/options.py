@@ -18,6 +18,8 @@ from torchwatt.core.terms import Slot
 from torchwatt.sensors import Feed
 
 DEFAULT_BASELINE_S = 0.2
+DEFAULT_JOB_WAIT_S = 20.0
+JOB_VARIABLE = "TORCHWATT_JOB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,13 @@ class Options:
     dither_s: float = 0.0
     replays: tuple[ReplayedPower, ...] = ()
     work: Mapping[Slot, tuple[float, float]] = field(default_factory=dict)
+    job: Path | None = None
+    job_wait_s: float = DEFAULT_JOB_WAIT_S
+
+    @property
+    def files(self) -> bool:
+        """Return whether anything is to be written."""
+        return any(target is not None for target in (self.csv, self.html, self.keep, self.job))
 
 
 def options(given: Mapping[str, Any]) -> Options:
@@ -70,6 +79,8 @@ def options(given: Mapping[str, Any]) -> Options:
         dither_s=_number("dither_s", given["dither_s"], low=0.0, high=0.1),
         replays=tuple(given["replays"]),
         work=dict(given["work"] or {}),
+        job=_job(given.get("job")),
+        job_wait_s=_number("job_wait_s", given.get("job_wait_s", DEFAULT_JOB_WAIT_S), low=0.0, high=3600.0),
     )
 
 
@@ -89,6 +100,12 @@ def _store(keep: str | os.PathLike[str] | bool | None) -> Path | None:
     if keep is None or isinstance(keep, bool):
         return default_store() if keep else None
     return Path(keep).absolute()
+
+
+def _job(given: str | os.PathLike[str] | None) -> Path | None:
+    """Return where ranks leave their bundles; the environment names it once for all ranks of a job."""
+    found = given or os.environ.get(JOB_VARIABLE)
+    return Path(found).absolute() if found else None
 
 
 def _journal(journal: str | os.PathLike[str] | bool | None) -> Path | bool:

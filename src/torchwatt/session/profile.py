@@ -14,7 +14,7 @@ from torchwatt.core.replay import ReplayedPower
 from torchwatt.core.report import Status
 from torchwatt.core.terms import Slot
 from torchwatt.sensors import Feed
-from torchwatt.session.options import DEFAULT_BASELINE_S, options
+from torchwatt.session.options import DEFAULT_BASELINE_S, DEFAULT_JOB_WAIT_S, options
 from torchwatt.session.run import Run
 from torchwatt.session.session import Session
 from torchwatt.session.watch import watcher
@@ -61,6 +61,9 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
             the sensor (the report says so). 0.001 is enough. Never done unless asked.
         replays: What `torchwatt.replay` found: layers looped alone, for the estimator to lean on.
         work: What `torchwatt.work_of` found: operations and bytes of each layer's call, likewise.
+        job: Of a job of several ranks (torchrun, Slurm): the folder in which each rank leaves what it measured, for
+            `torchwatt merge`; default `TORCHWATT_JOB`. Outside of a job it does nothing.
+        job_wait_s: How long rank 0 waits at the end for the other ranks' parts, if files were asked for.
 
     Raises:
         ConfigError: An argument is impossible.
@@ -92,6 +95,8 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         dither_s: float = 0.0,
         replays: Sequence[ReplayedPower] = (),
         work: Mapping[Slot, tuple[float, float]] | None = None,
+        job: str | os.PathLike[str] | None = None,
+        job_wait_s: float = DEFAULT_JOB_WAIT_S,
     ) -> None:
         given = dict(locals())
         del given["self"], given["model"]

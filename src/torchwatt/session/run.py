@@ -43,6 +43,11 @@ class Run:
         return self._session.report or self._session.snapshot()
 
     @property
+    def job(self) -> Report | None:
+        """The report of the whole job, after the block, on the rank that put it together; see `profile(job=...)`."""
+        return self._session.job_report
+
+    @property
     def status(self) -> str:
         """`running`, `complete`, `partial` (a meter was away) or `aborted` (an exception ended the block)."""
         return self.report.status

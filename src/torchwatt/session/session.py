@@ -21,6 +21,7 @@ from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Feed, Sampler, discover
 from torchwatt.session import active, listeners
+from torchwatt.session.jobs.member import Member, member_of
 from torchwatt.session.journal.opening import open_journal
 from torchwatt.session.journal.told import State, Stop
 from torchwatt.session.journal.writer import Journal
@@ -66,6 +67,9 @@ class Session:
         self._tracer = Tracer(model, overhead_budget=asked.overhead_budget) if asked.layers else None
         self._marks = Marks()  # steps that the user marks, where no tracer takes them
         self._start_ns = self._start_unix_ns = 0
+        self._model = model
+        self._member: Member | None = None  # of a job of several ranks
+        self.job_report: Report | None = None
 
     @property
     def running(self) -> bool:
@@ -76,10 +80,18 @@ class Session:
         """Begin to meter and to trace; what was begun is undone if anything of it fails."""
         self.thread, self.task = threading.get_ident(), active.current_task()
         self._outer = cast("Session | None", active.enclosing(self.thread, self.task))
+        if self._outer is None:
+            self._member = member_of(
+                self.run_id, self._model, root=self.asked.job, wanted=self.asked.files, wait_s=self.asked.job_wait_s
+            )
+        self._model = None
         feed = self._outer.feed if self._outer is not None else self._own_feed()
         try:
             self._sensors, events = calibrated_sensors(feed.meters)
             self._events += events
+            if self._member is not None:
+                self._member.begin(feed.meters)
+                self.asked = self._member.journalled(self.asked)
             self._journal = open_journal(self.asked, self.run_id, feed, self._sensors, self._events)
             if self._outer is None:
                 if self._journal is not None:
@@ -177,10 +189,13 @@ class Session:
         if self._outer is not None:
             self._outer.windows.append(window_of(self.report))
         late.run(lambda: listeners.ended(self, recording))
-        written = late.run(lambda: self._write_files(self.report))
+        late.run(lambda: self._end_job(self.report, recording, trace))
+        written = late.run(lambda: self._write_files(self._of_record()))
         if journal is not None:
             whole = written and not any(event.code in LOSSES for event in self._events)
             late.run(lambda: journal.ended(whole=whole))
+        if self._member is not None:
+            late.run(self._member.tidy)
         late.raise_it()
 
     def _end_dither(self) -> None:
@@ -246,9 +261,31 @@ class Session:
     def _settle(self, end_ns: int, recording: Recording, trace: Trace, status: Status, reason: str) -> Report:
         bounds = Bounds(self._start_ns, end_ns, self._start_unix_ns)
         stopped = self._journal.event(recording.events) if self._journal is not None else None
-        events = (*self._events, stopped) if stopped is not None else tuple(self._events)
-        outcome = Outcome(status, reason, dict(self.units), tuple(self.windows), events, Known(sensors=self._sensors))
+        outcome = Outcome(
+            status,
+            reason,
+            dict(self.units),
+            tuple(self.windows),
+            (*self._events, stopped) if stopped is not None else tuple(self._events),
+            Known(sensors=self._sensors),
+            apart=self._member.owned.apart if self._member is not None else (),
+        )
         return settle(self.run_id, self.asked, bounds, recording, trace, outcome)
+
+    def _end_job(self, report: Report | None, recording: Recording, trace: Trace) -> None:
+        """Leave this rank's part, and put the job together where that is this rank's to do."""
+        if self._member is None or report is None:
+            return
+        try:
+            self.job_report = self._member.end(report, recording, trace)
+        except Exception as error:
+            self._fault("JOB_LOST", "this rank's part of the job was not kept", error)
+
+    def _of_record(self) -> Report | None:
+        """Return what files are written from: in a job the whole of it, once; a rank alone would pass for the job."""
+        if self._member is None:
+            return self.report
+        return (self.job_report or self.report) if self._member.leads_files else None
 
     def _write_files(self, report: Report | None) -> bool:
         """Write what was asked for; whether all of it was."""
@@ -272,7 +309,8 @@ class Session:
     def _own_feed(self) -> Feed:
         if self.asked.feed is not None:
             return self.asked.feed
-        return Sampler(discover(powercap_root=self.asked.powercap_root))
+        found = discover(powercap_root=self.asked.powercap_root)
+        return Sampler(found if self._member is None else self._member.discovered(found))
 
     def _rest(self, feed: Feed) -> None:
         """Sample a quiet moment: static power is known then, and slow meters have answered once before the run."""
@@ -280,6 +318,9 @@ class Session:
             time.sleep(self.asked.baseline_s)
 
     def _undo(self, feed: Feed) -> None:
+        with contextlib.suppress(Exception):
+            if self._member is not None:
+                self._member.undo()
         with contextlib.suppress(Exception):
             if self._dither is not None:
                 self._dither.stop()

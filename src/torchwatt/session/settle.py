@@ -38,6 +38,7 @@ class Outcome:
     events: tuple[Event, ...] = ()
     known: Known = NOTHING  # of the devices, before their readings are looked at
     software: Mapping[str, str] | None = None  # what ran, where that is not this process
+    apart: tuple[str, ...] = ()  # domains that are metered and stay outside of the total
 
 
 def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, trace: Trace, outcome: Outcome) -> Report:
@@ -64,7 +65,7 @@ def report_of(  # noqa: PLR0917  the parts of a report
         start_ns=bounds.start_ns,
         end_ns=bounds.end_ns,
         start_unix_ns=bounds.start_unix_ns,
-        ledgers=found.ledgers,
+        ledgers=tuple(ledger for ledger in found.ledgers if str(ledger.domain) not in outcome.apart),
         curves=found.curves,
         meters=tuple(m for m in recording.meters if any(c.quantity != "gauge" for c in m.channels)),
         unavailable=_distinct((*recording.unavailable, *found.unavailable)),

@@ -10,7 +10,7 @@ import numpy as np
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Event, IntArray
-from torchwatt.core.terms import DATA, OPTIMIZER, UNATTRIBUTED, Phase
+from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, UNATTRIBUTED, Phase
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
 from torchwatt.tracing.asleep import StepBook, steps_among
@@ -24,7 +24,17 @@ from torchwatt.tracing.log import Log, Look
 from torchwatt.tracing.naming import Names, resolve
 from torchwatt.tracing.ranges import uncross
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import DATA_KEY, END, FIRST_SCOPE_KEY, KEY, OPTIMIZER_KEY, START, TASK, Backward
+from torchwatt.tracing.rows import (
+    COMMUNICATION_KEY,
+    DATA_KEY,
+    END,
+    FIRST_SCOPE_KEY,
+    KEY,
+    OPTIMIZER_KEY,
+    START,
+    TASK,
+    Backward,
+)
 from torchwatt.tracing.steps import Mark, Step, calls_as_steps, first_optimizer, steps_between
 
 MAX_FILLED = 300_000  # spans, about 15 MB
@@ -143,6 +153,7 @@ class _Assembly:
         reserved: dict[int, tuple[str, Phase]] = {
             OPTIMIZER_KEY: (OPTIMIZER, "optimizer"),
             DATA_KEY: (DATA, "data"),
+            COMMUNICATION_KEY: (COMMUNICATION, "communication"),
         }
         return self.columns.index(*reserved.get(key, (UNATTRIBUTED, "backward" if backward else "forward")))
 

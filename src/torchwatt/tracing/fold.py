@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.ranges import self_times
 from torchwatt.tracing.rows import (
+    COMMUNICATION_KEY,
     DATA_KEY,
     END,
     FIRST_SCOPE_KEY,
@@ -109,7 +110,7 @@ def split(
         since_ns: What began earlier is kept: what lay inside it may be folded already.
         breaks: Times at which scopes began that are still open.
     """
-    rows = np.isin(table[:, KEY], (OPTIMIZER_KEY, DATA_KEY)) | (table[:, KEY] <= FIRST_SCOPE_KEY)
+    rows = np.isin(table[:, KEY], (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY)) | (table[:, KEY] <= FIRST_SCOPE_KEY)
     rows |= table[:, TASK] == LIGHT_TASK
     rows &= table[:, START] >= since_ns
     light = np.array(

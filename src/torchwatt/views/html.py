@@ -9,6 +9,7 @@ from torchwatt.views.curve import to_image
 from torchwatt.views.layer_html import MAX_ROWS, layers_block
 from torchwatt.views.markup import RULE, chip, muted, tag, text
 from torchwatt.views.numbers import DASH, format_energy, format_power, format_time, format_wh
+from torchwatt.views.rank_table import rank_block
 
 _CARD = (
     f"box-sizing:border-box;border:{RULE};border-radius:8px;background:rgba(128,128,128,0.06);padding:10px 14px;"
@@ -28,7 +29,7 @@ def to_html_fragment(report: Report, max_bytes: int | None = None) -> str:
         max_bytes: Fold layers until it is smaller; what is folded is counted, with its joules.
     """
     above = _head(report) + _domains(report) + _missing(report) + _curve(report)
-    below = _events(report) + _foot(report)
+    below = rank_block(report) + _events(report) + _foot(report)
     found = ""
     for max_rows in _CAPS:
         blocks = above + layers_block(report, max_rows) + below

@@ -11,6 +11,7 @@ from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Unavailable
 from torchwatt.core.report import Report, Step
+from torchwatt.core.terms import kind_of
 from torchwatt.core.units import J_PER_KWH
 from torchwatt.views.numbers import (
     DASH,
@@ -167,8 +168,8 @@ def _domain(report: Report, ledger: Ledger) -> DomainText:
 
 def modelled_instead(report: Report, gone: Unavailable) -> bool:
     """Return whether what has no meter is in the total all the same, by a model."""
-    kind = gone.domain.partition(":")[0]
-    return any(str(ledger.domain).partition(":")[0] == kind and ledger.provenance == "modelled"
+    kind = kind_of(gone.domain)
+    return any(ledger.domain.kind == kind and ledger.provenance == "modelled"
                for ledger in report.ledgers)  # fmt: skip
 
 

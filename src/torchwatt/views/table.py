@@ -20,6 +20,7 @@ from torchwatt.views.numbers import (
     format_time,
     format_wh,
 )
+from torchwatt.views.rank_table import rank_lines
 from torchwatt.views.tree import totals
 
 _LABEL = 11
@@ -38,7 +39,8 @@ def to_text(report: Report, *, max_layers: int = 20, width: int = 100) -> str:
         width: Characters a line, 88 or more.
     """
     width = max(width, 88)
-    blocks = [_head(report, width), _domains(report, width), _layers(report, max_layers, width), _tail(report, width)]
+    blocks = [_head(report, width), _domains(report, width), _layers(report, max_layers, width)]
+    blocks += [rank_lines(report, width), _tail(report, width)]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 

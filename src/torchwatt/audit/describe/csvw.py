@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from torchwatt.audit.lexical import SAFE_TEXT, TIME_PATTERN
 from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Column, Table
 
 
-def csvw_json() -> bytes:
-    """Describe the CSV tables; the same for every bundle of one version."""
+def csvw_json(files: Collection[str] = ()) -> bytes:
+    """Describe the CSV tables; the same for every bundle of one version with the same optional tables."""
     found = {
         "@context": ["http://www.w3.org/ns/csvw", {"@language": "en"}],
         "dc:title": f"Energy and carbon of one run, by torchwatt; schema {SCHEMA_VERSION}",
         "dialect": {"delimiter": ",", "encoding": "utf-8", "lineTerminators": ["\n"], "header": True},
-        "tables": [_table(table) for table in TABLES if table.format == "csv"],
+        "tables": [
+            _table(table)
+            for table in TABLES
+            if table.format == "csv" and (not table.optional or f"{table.name}.csv" in files)
+        ],
     }
     return (json.dumps(found, indent=1, ensure_ascii=True) + "\n").encode()
 

@@ -14,10 +14,11 @@ from torchwatt.audit.schema.device import DEVICE
 from torchwatt.audit.schema.energy import HOURLY, LAYER, SAMPLE, WINDOW
 from torchwatt.audit.schema.event import EVENT
 from torchwatt.audit.schema.model import Column, ColumnType, Row, Table, Value
+from torchwatt.audit.schema.rank import RANK, RANK_LAYER
 from torchwatt.audit.schema.run import DECLARED, RUN
 
 __all__ = ["DECLARED", "SCHEMA_VERSION", "TABLES", "TABLE_BY_NAME", "Column", "ColumnType", "Row", "Table", "Value"]
 
-SCHEMA_VERSION = "1.1.0"
-TABLES: tuple[Table, ...] = (RUN, DEVICE, WINDOW, LAYER, HOURLY, SAMPLE, FACTOR, IMPACT, EVENT)
+SCHEMA_VERSION = "1.2.0"
+TABLES: tuple[Table, ...] = (RUN, DEVICE, WINDOW, LAYER, HOURLY, SAMPLE, FACTOR, IMPACT, EVENT, RANK, RANK_LAYER)
 TABLE_BY_NAME = {table.name: table for table in TABLES}

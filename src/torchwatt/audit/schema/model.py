@@ -45,6 +45,7 @@ class Table:
     description: str
     columns: tuple[Column, ...]
     format: Literal["csv", "parquet"] = "csv"
+    optional: bool = False  # there only where there are rows for it
 
     @property
     def header(self) -> tuple[str, ...]:

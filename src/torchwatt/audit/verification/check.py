@@ -17,6 +17,7 @@ from torchwatt.audit.verification.files import check_descriptions, check_manifes
 from torchwatt.audit.verification.finding import Findings, Verification
 from torchwatt.audit.verification.impact_laws import ImpactLaws
 from torchwatt.audit.verification.keys import Keys
+from torchwatt.audit.verification.rank_laws import RankLaws
 from torchwatt.audit.verification.run_laws import check_run
 from torchwatt.audit.verification.sample_laws import SampleLaws, sample_pieces
 from torchwatt.audit.verification.seals import check_chain, check_signature
@@ -92,15 +93,17 @@ class _Check:
         facts.impacts = list(self._all("impact"))
         subjects = [text(cells, "subject") for _, cells in facts.impacts]
         facts.fqn_j = {name.removeprefix("layer:"): Sum() for name in subjects if name.startswith("layer:")}
+        ranks = RankLaws(facts, findings, there=(self.folder / "rank.csv").is_file())
         layers, hours = LayerLaws("layer.csv", facts, findings), HourLaws("hourly.csv", facts, findings)
         for table, laws in (
-            ("window", WindowLaws("window.csv", facts, findings)), ("layer", layers), ("hourly", hours),
-            ("event", _Events(facts, findings)),
+            ("window", WindowLaws("window.csv", facts, findings)), ("layer", _Both(layers, ranks.books)),
+            ("hourly", hours), ("event", _Events(facts, findings)), ("rank", ranks), ("rank_layer", ranks.layers),
         ):  # fmt: skip
             self._stream(table, laws)
         self._samples()
         layers.finish()
         hours.finish()
+        ranks.finish()
         check_run(facts, "run.csv", findings)
         ImpactLaws("impact.csv", facts, findings).finish()
         check_descriptions(self.folder, text(facts.run, "run_id"), self.hashes, findings, newer=self.newer)
@@ -165,7 +168,8 @@ class _Check:
         file = f"{table}.csv"
         path = self.folder / file
         if not path.is_file():
-            self.facts.broken.add(table)
+            if not TABLE_BY_NAME[table].optional:
+                self.facts.broken.add(table)
             return iter(())
         return self._watched(table, file, pieces(path, TABLE_BY_NAME[table], self.findings, self.newer))
 
@@ -204,6 +208,17 @@ class _Check:
 def _version(run: Row) -> tuple[int, int]:
     parts = text(run, "schema_version").split(".")
     return (int(parts[0]), int(parts[1])) if len(parts) == 3 and all(map(str.isdecimal, parts)) else (1, 0)
+
+
+class _Both:
+    """Lets two laws look at one table."""
+
+    def __init__(self, *laws: Laws) -> None:
+        self.laws = laws
+
+    def look(self, piece: Piece) -> None:
+        for laws in self.laws:
+            laws.look(piece)
 
 
 class _Events:

@@ -53,7 +53,7 @@ def check_manifest(folder: Path, findings: Findings) -> dict[str, str]:
             findings.add(
                 "HASH", match[2], f"differs from {MANIFEST} line {number}", expected=match[1], found=found[match[2]]
             )
-    needed = {f"{table.name}.csv" for table in TABLES if table.format == "csv"}
+    needed = {f"{table.name}.csv" for table in TABLES if table.format == "csv" and not table.optional}
     needed |= {"datapackage.json", "csvw-metadata.json"}
     for name in sorted(needed - listed.keys()):
         findings.add("FILE", name, f"is not in {MANIFEST}", expected="a line")
@@ -82,7 +82,7 @@ def check_descriptions(folder: Path, run_id: str, found: dict[str, str], finding
         name for table in TABLES for name in (f"{table.name}.csv", f"{table.name}.csv.gz", f"{table.name}.parquet")
     }
     facts = {name: ((folder / name).stat().st_size, found[name]) for name in sorted(tables & found.keys())}
-    expected = {"datapackage.json": datapackage_json(run_id, facts), "csvw-metadata.json": csvw_json()}
+    expected = {"datapackage.json": datapackage_json(run_id, facts), "csvw-metadata.json": csvw_json(facts)}
     for name, content in expected.items():
         if name in found and (folder / name).read_bytes() != content:
             _differ(folder / name, content, findings)

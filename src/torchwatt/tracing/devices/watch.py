@@ -12,7 +12,7 @@ import torch
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Event, Severity
-from torchwatt.core.terms import DATA, OPTIMIZER, Slot
+from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, Slot
 from torchwatt.tracing import kineto
 from torchwatt.tracing.conductor import Conductor
 from torchwatt.tracing.devices.jobs import Jobs
@@ -21,7 +21,17 @@ from torchwatt.tracing.devices.recorder import Recorder
 from torchwatt.tracing.devices.spread import Interval, spread
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.pacing import Pacer
-from torchwatt.tracing.rows import DATA_KEY, END, FIRST_SCOPE_KEY, KEY, OPTIMIZER_KEY, SEQ0, SEQ1, START
+from torchwatt.tracing.rows import (
+    COMMUNICATION_KEY,
+    DATA_KEY,
+    END,
+    FIRST_SCOPE_KEY,
+    KEY,
+    OPTIMIZER_KEY,
+    SEQ0,
+    SEQ1,
+    START,
+)
 from torchwatt.tracing.traces.live import Live
 
 KIND = "device window"
@@ -182,7 +192,9 @@ def _ranges(log: Log, recorder: Recorder) -> Live:
     rows = table[int(np.searchsorted(table[:, END], recorder.start_ns)) :]
     rows = rows[rows[:, START] >= recorder.start_ns]
     kept = rows[
-        (rows[:, KEY] > 0) | np.isin(rows[:, KEY], (OPTIMIZER_KEY, DATA_KEY)) | (rows[:, KEY] <= FIRST_SCOPE_KEY)
+        (rows[:, KEY] > 0)
+        | np.isin(rows[:, KEY], (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY))
+        | (rows[:, KEY] <= FIRST_SCOPE_KEY)
     ]
     keys, slot = np.unique(kept[:, KEY], return_inverse=True)
     return Live(
@@ -201,4 +213,6 @@ def _slot(key: int) -> Slot:
         return Slot(OPTIMIZER, "optimizer")
     if key == DATA_KEY:
         return Slot(DATA, "data")
+    if key == COMMUNICATION_KEY:
+        return Slot(COMMUNICATION, "communication")
     return Slot(f"{KEY_MARK}{key}", "forward" if key > 0 else "other")

@@ -1,0 +1,1 @@
+"""Ranks to one job: clocks aligned, machines counted once, their joules given to ranks and layers. Pure."""

@@ -1,0 +1,217 @@
+"""Give the joules of each meter of a job to its ranks, and within a rank to its layers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import fsum
+
+import numpy as np
+
+from torchwatt.attribution.jobs.meters import Group, Seen
+from torchwatt.attribution.jobs.record import Job
+from torchwatt.attribution.jobs.shares import nothing_traced
+from torchwatt.core.job import HostShare, RankFacts
+from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.terms import IDLE, NO_RANK, OUTSIDE, Domain, Method, Provenance, Slot, weakest
+
+Parts = Mapping[int, tuple[Entry, ...]]  # by rank
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Booked:
+    """The ledger of one meter, and which of its entries' joules are whose; what is nobody's is `(no rank)`."""
+
+    ledger: Ledger
+    parts: Parts
+
+
+def book(group: Group, job: Job) -> Booked | None:
+    """Return the books of one meter; None where it stays outside of the total."""
+    head, owners = group.holder, group.owners
+    ledger = head.ledger
+    if ledger is None:
+        return None
+    if group.added:
+        return _added(group)
+    if owners:
+        one = owners[0].rank if len(owners) == 1 else None
+        return _of_several(group.domain, ledger, owners) if one is None else _whole(group.domain, ledger, one)
+    ranks = [rank for rank in job.ranks if job.records[rank].facts.host == group.host]
+    if len(ranks) == 1 and job.records[ranks[0]].facts.place.local_world_size == 1:
+        return _whole(group.domain, ledger, ranks[0])
+    return _by_cpu(group.domain, ledger, head, [job.records[rank].facts for rank in ranks])
+
+
+def _whole(domain: Domain, ledger: Ledger, rank: int) -> Booked:
+    entries = tuple(replace(entry, domain=domain) for entry in ledger.entries)
+    return Booked(_renamed(ledger, domain, entries), {rank: entries})
+
+
+def _renamed(ledger: Ledger, domain: Domain, entries: tuple[Entry, ...]) -> Ledger:
+    sentence = ledger.sentence.replace(f"{ledger.domain}: ", f"{domain}: ", 1)
+    return replace(ledger, domain=domain, entries=entries, sentence=sentence)
+
+
+def _added(group: Group) -> Booked:
+    """Add what every rank modelled of its own share: processes of one machine add up to it by design."""
+    found = [(look.rank, look.ledger) for look in group.looks if look.ledger is not None]
+    parts = {
+        rank: tuple(replace(entry, domain=group.domain) for entry in ledger.entries) for rank, ledger in found
+    }  # fmt: skip
+    first = found[0][1]
+    us = [ledger.energy_u_j for _, ledger in found]
+    total = replace(
+        first,
+        domain=group.domain,
+        energy_j=fsum(entry.energy_self_j for entries in parts.values() for entry in entries),
+        entries=summed(group.domain, parts.values()),
+        provenance=weakest(*(ledger.provenance for _, ledger in found)),
+        known_s=min(ledger.known_s for _, ledger in found),
+        energy_u_j=None if None in us else float(np.sqrt(fsum(u * u for u in us if u is not None))),
+        static_w=None,
+        cross_check_j=None,
+        sentence=f"{group.domain}: the shares of {len(found)} ranks, added; {first.sentence.partition(': ')[2]}",
+        counter_start_raw=None,
+        counter_end_raw=None,
+        counter_unit_j=None,
+        counter_wraps=None,
+    )
+    return Booked(total, parts)
+
+
+def _of_several(domain: Domain, ledger: Ledger, owners: Sequence[Seen]) -> Booked:
+    """Split a device that several ranks worked on by the time that each was seen to work on it."""
+    busy_s = {look.rank: _busy_s(look.ledger) for look in owners}
+    total_s = fsum(busy_s.values())
+    shares = {rank: seconds / total_s for rank, seconds in busy_s.items()} if total_s > 0 else {}
+    parts = {
+        look.rank: _scaled(look.ledger.entries, domain, ledger, shares[look.rank])
+        for look in owners
+        if look.ledger is not None and look.rank in shares
+    }
+    note = f"split between {len(owners)} ranks by the time that each kept it busy" if parts else "of no known rank"
+    return _closed(domain, ledger, parts, note)
+
+
+def _busy_s(ledger: Ledger | None) -> float:
+    return fsum(e.time_self_s for e in ledger.entries if e.fqn not in {IDLE, OUTSIDE}) if ledger is not None else 0.0
+
+
+def _scaled(entries: Sequence[Entry], domain: Domain, ledger: Ledger, share: float) -> tuple[Entry, ...]:
+    wanted_j, have_j = ledger.energy_j * share, fsum(entry.energy_self_j for entry in entries)
+    factor = wanted_j / have_j if have_j > 0 else 0.0
+    return tuple(
+        replace(_bare(entry, domain), energy_self_j=entry.energy_self_j * factor, provenance=_share_of(ledger))
+        for entry in entries
+    )
+
+
+def _by_cpu(domain: Domain, ledger: Ledger, head: Seen, ranks: Sequence[RankFacts]) -> Booked:
+    """Split a machine's meter by the CPU time of its processes: each rank by its own, the rest is nobody's.
+
+    A rank's part is E x c / max(busy, sum of c): `busy` is the CPU time of everything that ran on the machine while
+    the meter ran, `c` the rank's CPU time in the same stretch.
+    """
+    window = (head.record.report.start_ns, head.record.report.end_ns) if head.record.report is not None else (0, 0)
+    used = {facts.place.rank: cpu_within(facts, *window) for facts in ranks}
+    known = {rank: seconds for rank, seconds in used.items() if seconds is not None}
+    busy_s = max(fsum(known.values()), head.record.facts.host_busy_s or 0.0)
+    parts = {
+        facts.place.rank: _cut(domain, ledger, ledger.energy_j * known[facts.place.rank] / busy_s, facts)
+        for facts in ranks
+        if busy_s > 0 and known.get(facts.place.rank)
+    }
+    return _closed(domain, ledger, parts, f"split between {len(parts)} ranks by their CPU time")
+
+
+def cpu_within(facts: RankFacts, start_ns: int, end_ns: int) -> float | None:
+    """Return the CPU seconds of a rank in a window of its machine's clock; None where they were not read."""
+    if len(facts.cpu) < 2:
+        return None
+    t_ns, cpu_s = (np.array(column) for column in zip(*facts.cpu, strict=True))
+    lo, hi = np.interp([start_ns, end_ns], t_ns, cpu_s)
+    return float(hi - lo)
+
+
+def _cut(domain: Domain, ledger: Ledger, part_j: float, facts: RankFacts) -> tuple[Entry, ...]:
+    """Cut a rank's part by where its CPU time went."""
+    shares: tuple[HostShare, ...] = facts.host_shares
+    total_s = fsum(share.cpu_s for share in shares)
+    if total_s <= 0:
+        shares, total_s = nothing_traced(1.0), 1.0
+    return tuple(
+        Entry(
+            domain, share.fqn, share.phase, part_j * share.cpu_s / total_s, None, None, None, None,
+            share.time_s, share.calls, _method(ledger), _share_of(ledger), share.carried_share,
+        )
+        for share in shares
+    )  # fmt: skip
+
+
+def _method(ledger: Ledger) -> Method:
+    return "load_model" if ledger.provenance == "modelled" else "time_share"
+
+
+def _share_of(ledger: Ledger) -> Provenance:
+    return weakest("apportioned", ledger.provenance)
+
+
+def _closed(domain: Domain, ledger: Ledger, parts: Parts, note: str) -> Booked:
+    """Book what no rank used to `(no rank)`, so that the books balance."""
+    booked = summed(domain, parts.values())
+    rest_j = ledger.energy_j - fsum(entry.energy_self_j for entry in booked)
+    rest = Entry(
+        domain, NO_RANK, "other", rest_j, None, None, None, None, 0.0, 0, _method(ledger), _share_of(ledger)
+    )  # fmt: skip
+    # What is less than the books' own precision is rounding, and nobody's joules.
+    entries = (*booked, rest) if rest_j > 1e-10 * ledger.energy_j or not booked else booked
+    total = _renamed(ledger, domain, entries)
+    return Booked(replace(total, sentence=f"{total.sentence.rstrip('.')}; {note}."), parts)
+
+
+def _bare(entry: Entry, domain: Domain) -> Entry:
+    """Return an entry of which only the amount is left to say: intervals were those of the whole device."""
+    return replace(
+        entry, domain=domain, energy_self_lo_j=None, energy_self_hi_j=None, energy_static_j=None,
+        energy_dynamic_j=None, measured_share=None, measured_in="", time_share_j=None, method="time_share",
+    )  # fmt: skip
+
+
+def summed(domain: Domain, parts: Iterable[Sequence[Entry]]) -> tuple[Entry, ...]:
+    """Add the entries of several ranks, slot by slot; ends of intervals are added too, so they are never too narrow."""
+    by_slot: dict[Slot, list[Entry]] = defaultdict(list)
+    for entries in parts:
+        for entry in entries:
+            by_slot[Slot(entry.fqn, entry.phase)].append(entry)
+    ordered = sorted(by_slot.items(), key=lambda item: (item[0].fqn, item[0].phase))
+    return tuple(_sum(domain, slot, found) for slot, found in ordered)
+
+
+def _sum(domain: Domain, slot: Slot, found: list[Entry]) -> Entry:
+    if len(found) == 1:
+        return replace(found[0], domain=domain)
+    time_s = fsum(entry.time_self_s for entry in found)
+    carried_s = fsum(entry.carried_share * entry.time_self_s for entry in found)
+    methods = {entry.method for entry in found}
+    return Entry(
+        domain=domain,
+        fqn=slot.fqn,
+        phase=slot.phase,
+        energy_self_j=fsum(entry.energy_self_j for entry in found),
+        energy_self_lo_j=_all(entry.energy_self_lo_j for entry in found),
+        energy_self_hi_j=_all(entry.energy_self_hi_j for entry in found),
+        energy_static_j=_all(entry.energy_static_j for entry in found),
+        energy_dynamic_j=_all(entry.energy_dynamic_j for entry in found),
+        time_self_s=time_s,
+        calls=sum(entry.calls for entry in found),
+        method=methods.pop() if len(methods) == 1 else "time_share",
+        provenance=weakest(*(entry.provenance for entry in found)),
+        carried_share=min(carried_s / time_s, 1.0) if time_s > 0 else 0.0,
+    )
+
+
+def _all(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else fsum(value for value in known if value is not None)

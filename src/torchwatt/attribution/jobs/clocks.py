@@ -1,0 +1,87 @@
+"""One clock for a job: rank 0's monotonic one, reached from every machine with a stated error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchwatt.attribution.jobs.record import Job, RankRecord
+from torchwatt.core.job import ClockMethod, Look
+from torchwatt.core.meter import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """How one machine's times become the job's: the offset is linear between looks, and flat outside of them.
+
+    Between two looks a clock may drift; what it drifted from the first to the last is in the bound of neither, as the
+    line through both takes it away.
+    """
+
+    looks: tuple[Look, ...]
+    method: ClockMethod
+
+    @property
+    def bound_ns(self) -> int | None:
+        """Return how wrong a time may be; None where it rests on wall clocks, whose error nobody knows here."""
+        return None if self.method == "wall_clock" else max((look.bound_ns for look in self.looks), default=0)
+
+    def shift(self, t_ns: IntArray) -> IntArray:
+        """Return instants on the job's clock."""
+        if not self.looks:
+            return t_ns
+        first = self.looks[0].offset_ns  # kept apart: offsets are larger than a float holds to the nanosecond
+        at = np.array([look.t_ns for look in self.looks], dtype=np.int64)
+        more = np.array([look.offset_ns - first for look in self.looks], dtype=np.float64)
+        return np.asarray(t_ns + first + np.interp(t_ns, at, more).round().astype(np.int64), dtype=np.int64)
+
+    def one(self, t_ns: int) -> int:
+        """Return one instant on the job's clock."""
+        return int(self.shift(np.array([t_ns], dtype=np.int64))[0])
+
+
+SAME = Clock((), "same_clock")
+
+
+def clocks(job: Job) -> Mapping[str, Clock]:
+    """Return the clock of each machine of a job.
+
+    Machines that have rank 0's name have its clock. Others are reached by what any of their ranks measured over the
+    job's store, the surest looks first; failing that by their wall clocks.
+    """
+    by_host: dict[str, list[RankRecord]] = {}
+    for rank in job.ranks:
+        by_host.setdefault(job.records[rank].facts.host, []).append(job.records[rank])
+    measured = {host: looks for host, found in by_host.items() if (looks := _best(found))}
+    known = {host: Clock(looks, "store") for host, looks in measured.items()}
+    if 0 in job.records:
+        known[job.records[0].facts.host] = SAME
+    if not known:  # nobody is left who knew rank 0's clock: the first machine's takes its place
+        known[job.records[job.ranks[0]].facts.host] = SAME
+    anchor = _anchor(by_host, known)
+    return {host: known.get(host) or _by_wall(found, anchor) for host, found in by_host.items()}
+
+
+def _best(records: list[RankRecord]) -> tuple[Look, ...]:
+    """Return the looks of the rank that saw rank 0's clock most surely."""
+    seen = [record.facts.clock for record in records if record.facts.clock]
+    return min(seen, key=lambda looks: max(look.bound_ns for look in looks), default=())
+
+
+def _anchor(by_host: Mapping[str, list[RankRecord]], known: Mapping[str, Clock]) -> int:
+    """Return unix time minus the job's clock, from a machine whose clock is known."""
+    for host, records in by_host.items():
+        for record in records:
+            if host in known and record.report is not None:
+                return record.report.start_unix_ns - known[host].one(record.report.start_ns)
+    return 0
+
+
+def _by_wall(records: list[RankRecord], anchor_ns: int) -> Clock:
+    report = next((record.report for record in records if record.report is not None), None)
+    if report is None:
+        return Clock((), "wall_clock")
+    offset_ns = report.start_unix_ns - report.start_ns - anchor_ns
+    return Clock((Look(report.start_ns, offset_ns, 0),), "wall_clock")

@@ -1,0 +1,197 @@
+"""A job's records become one report, in which every joule is once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from math import fsum
+from typing import cast
+
+from torchwatt.attribution.jobs.booking import Booked, book
+from torchwatt.attribution.jobs.clocks import Clock, clocks
+from torchwatt.attribution.jobs.lines import curve_of
+from torchwatt.attribution.jobs.meters import Group, groups, nodes, reports
+from torchwatt.attribution.jobs.record import Job
+from torchwatt.attribution.jobs.told import events_of, gone_of, reason_of
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.errors import BundleError
+from torchwatt.core.job import RankPart, RankStatus
+from torchwatt.core.meter import Channel, Meter, SamplerStats
+from torchwatt.core.report import Report, Status, Step
+from torchwatt.core.trace import ModuleInfo
+
+
+def merge(job: Job) -> Report:
+    """Merge what the ranks left, whatever the order they came in; ranks that left nothing are named.
+
+    Raises:
+        BundleError: No rank left a report.
+    """
+    found = reports(job)
+    if not found:
+        raise BundleError(f"job {job.name}: no rank left a report: {_named(job.lost) or 'nothing to merge'}")
+    clock = clocks(job)
+    metered = groups(job)
+    booked = [(group, books) for group in metered if (books := book(group, job)) is not None]
+    curves = tuple(curve for group in metered if (curve := curve_of(group, clock)) is not None)
+    start_ns = min(_shifted(job, clock, rank)[0] for rank in _present(job))
+    end_ns = max(_shifted(job, clock, rank)[1] for rank in _present(job))
+    first = found[0]
+    anchor_ns = first.start_unix_ns - _shifted(job, clock, _present(job)[0])[0]
+    parts = tuple(_part(job, clock, rank, [books for _, books in booked]) for rank in range(job.world_size))
+    status, reason = _status(parts)
+    return Report(
+        run_id=_run_id(job),
+        name=first.name,
+        status=status,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        start_unix_ns=start_ns + anchor_ns,
+        ledgers=tuple(books.ledger for _, books in booked),
+        curves=curves,
+        meters=tuple(meter for group in metered if (meter := _meter(group)) is not None),
+        unavailable=gone_of(job, metered),
+        events=events_of(job, clock, metered, parts, start_ns),
+        steps=_steps(job, clock, curves),
+        modules=_modules(found),
+        units=_units(found),
+        sampler=_sampler(found),
+        tracing_cost_s=max((r.tracing_cost_s for r in found if r.tracing_cost_s is not None), default=None),
+        exit_reason=reason,
+        software=first.software,
+        declared={
+            **first.declared, "job_id": job.name, "world_size": job.world_size, "node_count": len(nodes(job)),
+        },
+        ranks=parts,
+    )  # fmt: skip
+
+
+def _present(job: Job) -> list[int]:
+    return [rank for rank in job.ranks if job.records[rank].report is not None]
+
+
+def _shifted(job: Job, clock: Mapping[str, Clock], rank: int) -> tuple[int, int]:
+    record = job.records[rank]
+    report = cast("Report", record.report)
+    return clock[record.facts.host].one(report.start_ns), clock[record.facts.host].one(report.end_ns)
+
+
+def _part(job: Job, clock: Mapping[str, Clock], rank: int, booked: list[Booked]) -> RankPart:
+    record = job.records.get(rank)
+    if record is None:
+        return RankPart(rank, None, None, "", "missing", job.lost.get(rank, "left nothing"))
+    facts, report = record.facts, record.report
+    place = facts.place
+    told = RankPart(
+        rank, nodes(job)[facts.host], place.local_rank, facts.host, "missing", reason_of(job, rank), facts.run_id
+    )
+    if report is None:
+        return told
+    start_ns, end_ns = _shifted(job, clock, rank)
+    its = clock[facts.host]
+    return replace(
+        told,
+        status=cast("RankStatus", report.status),
+        reason=report.exit_reason,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        cpu_s=facts.cpu_s,
+        host_busy_s=facts.host_busy_s if facts.shared else None,
+        step_count=report.step_count,
+        clock_method=its.method,
+        clock_bound_ns=its.bound_ns,
+        entries=tuple(entry for books in booked for entry in books.parts.get(rank, ())),
+    )
+
+
+def _status(parts: tuple[RankPart, ...]) -> tuple[Status, str]:
+    """Return how the job ended: as all of its ranks did, else in part, with the ranks that ended otherwise."""
+    ends = {part.status for part in parts}
+    if ends == {"complete"}:
+        return "complete", ""
+    if ends == {"aborted"}:
+        return "aborted", "; ".join(dict.fromkeys(part.reason for part in parts if part.reason))
+    by_end: dict[str, list[int]] = {}
+    for part in parts:
+        if part.status != "complete":
+            by_end.setdefault(f"{part.status}{f' ({part.reason})' if part.reason else ''}", []).append(part.rank)
+    return "partial", "; ".join(f"{_ranks(ranks)} {end}" for end, ranks in by_end.items())
+
+
+def _ranks(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
+
+
+def _named(lost: Mapping[int, str]) -> str:
+    return "; ".join(f"rank {rank}: {why}" for rank, why in sorted(lost.items()))
+
+
+def _run_id(job: Job) -> str:
+    """Name the merged run by what it was made of: the same ranks, the same name, whenever they are merged."""
+    made_of = ";".join(f"{rank}={job.records[rank].facts.run_id}" for rank in _present(job))
+    digits = sha256(f"{job.name};{made_of}".encode()).hexdigest()
+    # A UUIDv8 (RFC 9562, section 5.8), with the time of its first rank's id, so that it sorts among other runs.
+    head = job.records[_present(job)[0]].facts.run_id.replace("-", "")[:12].rjust(12, "0")
+    return f"{head[:8]}-{head[8:12]}-8{digits[:3]}-8{digits[3:6]}-{digits[6:18]}"
+
+
+def _meter(group: Group) -> Meter | None:
+    meter = group.holder.meter
+    if meter is None:
+        return None
+    channels = tuple(_renamed(channel, group) for channel in meter.channels)
+    return replace(meter, domain=group.domain, channels=channels)
+
+
+def _renamed(channel: Channel, group: Group) -> Channel:
+    return replace(channel, domain=group.domain)
+
+
+def _steps(job: Job, clock: Mapping[str, Clock], curves: Iterable[EnergyCurve]) -> tuple[Step, ...]:
+    """Take the steps of the first rank that has some: in a data-parallel job all ranks step together."""
+    lines = list(curves)
+    for rank in _present(job):
+        record = job.records[rank]
+        report = cast("Report", record.report)
+        if report.steps:
+            one = clock[record.facts.host].one
+            return tuple(_step(step, one(step.start_ns), one(step.end_ns), lines) for step in report.steps)
+    return ()
+
+
+def _step(step: Step, start_ns: int, end_ns: int, curves: list[EnergyCurve]) -> Step:
+    known = {str(c.domain): c.between(start_ns, end_ns) for c in curves if c.knows(start_ns, end_ns)}
+    return replace(step, start_ns=start_ns, end_ns=end_ns, energy_j=known)
+
+
+def _modules(found: Iterable[Report]) -> tuple[ModuleInfo, ...]:
+    """Return every module once; a sharded one counts the parameters of its largest shard."""
+    known: dict[str, ModuleInfo] = {}
+    for report in found:
+        for module in report.modules:
+            old = known.get(module.fqn)
+            if old is None or module.params > old.params:
+                known[module.fqn] = module
+    return tuple(known.values())
+
+
+def _units(found: Iterable[Report]) -> dict[str, float]:
+    counts: dict[str, list[float]] = {}
+    for report in found:
+        for unit, n in report.units.items():
+            counts.setdefault(unit, []).append(n)
+    return {unit: fsum(values) for unit, values in counts.items()}
+
+
+def _sampler(found: tuple[Report, ...]) -> SamplerStats:
+    """Add what sampling cost, over all ranks; the rest of the statistics is each rank's own."""
+    modes = {report.sampler.mode for report in found}
+    return SamplerStats(
+        mode=modes.pop() if len(modes) == 1 else "thread",
+        cpu_s=fsum(report.sampler.cpu_s for report in found),
+        wall_s=max(report.sampler.wall_s for report in found),
+        missed={"all": sum(sum(report.sampler.missed.values()) for report in found)},
+        reads={"all": sum(sum(report.sampler.reads.values()) for report in found)},
+    )

@@ -1,0 +1,113 @@
+"""Which meters of a job are one and the same, and which ledger speaks for each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torchwatt.attribution.jobs.record import Job, RankRecord
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.ledger import Ledger
+from torchwatt.core.meter import Meter
+from torchwatt.core.report import Report
+from torchwatt.core.terms import Domain
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """One rank's look at a meter."""
+
+    rank: int
+    record: RankRecord
+    meter: Meter | None
+    ledger: Ledger | None  # None: metered, and not in the rank's total
+    curve: EnergyCurve | None
+    own: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """One meter of one machine, by all who looked; or one model that every rank made of its own share.
+
+    `added` says which: the shares of processes are added, the looks at one device are not.
+    """
+
+    domain: Domain
+    host: str
+    looks: tuple[Seen, ...]
+    added: bool
+
+    @property
+    def owners(self) -> tuple[Seen, ...]:
+        """Return the ranks whose own device this is."""
+        return tuple(look for look in self.looks if look.own)
+
+    @property
+    def holder(self) -> Seen:
+        """Return who knew the device best: for longest, the lowest rank of equals; an owner before a bystander."""
+        found = [look for look in self.owners if look.ledger] or [look for look in self.looks if look.ledger]
+        return max(found or self.looks, key=lambda look: (look.ledger.known_s if look.ledger else 0.0, -look.rank))
+
+
+def nodes(job: Job) -> Mapping[str, int]:
+    """Number the machines by their lowest rank."""
+    hosts = dict.fromkeys(job.records[rank].facts.host for rank in job.ranks)
+    return {host: index for index, host in enumerate(hosts)}
+
+
+def groups(job: Job) -> tuple[Group, ...]:
+    """Return every meter of the job once; where the machine is one, its name stays out of the domains' names."""
+    found: dict[tuple[str, str], list[Seen]] = defaultdict(list)
+    for rank in job.ranks:
+        record = job.records[rank]
+        for name, look in _looks(rank, record):
+            found[record.facts.host, record.facts.devices.get(name, name)].append(look)
+    node = nodes(job)
+    many = len(node) > 1
+    taken: dict[str, set[str]] = defaultdict(set)
+    made = []
+    for (host, _), looks in sorted(found.items(), key=lambda item: (node[item[0][0]], _order(item[1]))):
+        domain = _free(_domain(looks), taken[host])
+        placed = Domain(domain.kind, domain.index, node[host] if many else None)
+        scope = next((look.meter.scope for look in looks if look.meter is not None), "device")
+        made.append(Group(placed, host, tuple(looks), added=scope == "process"))
+    return tuple(made)
+
+
+def _looks(rank: int, record: RankRecord) -> list[tuple[str, Seen]]:
+    report = record.report
+    if report is None:
+        return []
+    ledgers = {str(ledger.domain): ledger for ledger in report.ledgers}
+    curves = {str(curve.domain): curve for curve in report.curves}
+    own = set(record.facts.own)
+    return [
+        (name, Seen(rank, record, report.meter(name), ledgers.get(name), curves.get(name), own=name in own))
+        for name in dict.fromkeys([*ledgers, *curves])
+    ]
+
+
+def _order(looks: list[Seen]) -> tuple[str, int, int]:
+    domain = _domain(looks)
+    return domain.kind, -1 if domain.index is None else domain.index, looks[0].rank
+
+
+def _domain(looks: list[Seen]) -> Domain:
+    """Name a device as NVML counts all of them: what a rank calls gpu:0 depends on what it was shown."""
+    first = looks[0]
+    domain = first.ledger.domain if first.ledger is not None else first.curve.domain if first.curve else Domain("gpu")
+    return Domain(domain.kind, first.record.facts.numbers.get(str(domain), domain.index))
+
+
+def _free(domain: Domain, taken: set[str]) -> Domain:
+    """Count on where two devices of one machine have one name: their drivers told no number."""
+    while str(domain) in taken:
+        domain = Domain(domain.kind, (domain.index or 0) + 1)
+    taken.add(str(domain))
+    return domain
+
+
+def reports(job: Job) -> tuple[Report, ...]:
+    """Return the reports in order of rank."""
+    return tuple(report for rank in job.ranks if (report := job.records[rank].report) is not None)

@@ -1,0 +1,71 @@
+"""What one rank left behind, and a job as a set of such records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torchwatt.core.errors import BundleError
+from torchwatt.core.job import RankFacts
+from torchwatt.core.report import Report
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankRecord:
+    """One rank's facts and its report; no report where it left none, and `lost` says why."""
+
+    facts: RankFacts
+    report: Report | None = None
+    lost: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """Records by rank, all of one job. Adding is a union: the order does not matter."""
+
+    name: str
+    world_size: int
+    records: Mapping[int, RankRecord] = field(default_factory=dict)
+    lost: Mapping[int, str] = field(default_factory=dict)  # ranks that left nothing readable, and why
+
+    def __add__(self, other: Job) -> Job:
+        """Put two parts of one job together.
+
+        Raises:
+            BundleError: They are parts of two jobs, or both hold the same rank.
+        """
+        if (self.name, self.world_size) != (other.name, other.world_size):
+            raise BundleError(
+                f"ranks of two jobs: {self.name} of {self.world_size} ranks and {other.name} of {other.world_size}; "
+                "merge each job by itself"
+            )
+        twice = sorted(self.records.keys() & other.records.keys())
+        if twice:
+            raise BundleError(f"job {self.name}: rank {twice[0]} is there twice; each joule is counted once")
+        return Job(self.name, self.world_size, {**self.records, **other.records}, {**self.lost, **other.lost})
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Return the ranks that left something, in order."""
+        return tuple(sorted(self.records))
+
+
+def job_of(record: RankRecord) -> Job:
+    """Return the job of one rank."""
+    place = record.facts.place
+    return Job(place.job, place.world_size, {place.rank: record})
+
+
+def jobs_sum(records: Iterable[RankRecord]) -> Job:
+    """Put the records of one job together.
+
+    Raises:
+        BundleError: There is none, they are of several jobs, or a rank is there twice.
+    """
+    jobs = [job_of(record) for record in records]
+    if not jobs:
+        raise BundleError("no rank left anything: nothing to merge")
+    total = jobs[0]
+    for job in jobs[1:]:
+        total = total + job
+    return total

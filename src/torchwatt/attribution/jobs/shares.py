@@ -1,0 +1,74 @@
+"""Where a rank's CPU time went: the weights by which its part of its machine's joules is cut into layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from torchwatt.attribution.split import split
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.job import HostShare
+from torchwatt.core.meter import Recording, Series
+from torchwatt.core.terms import UNATTRIBUTED, Domain
+from torchwatt.core.trace import Trace
+
+PROCESS_CPU, BUSY_CPU = "process/process_cpu", "process/busy_cpu"
+MOST_POINTS = 400
+
+
+def host_shares(recording: Recording, trace: Trace, start_ns: int, end_ns: int) -> tuple[HostShare, ...]:
+    """Split the process's CPU seconds over the slots of the trace, as joules are split: interval by interval, by time.
+
+    CPU seconds take the place of joules here, so that a slot that kept eight threads busy weighs more than one that
+    waited. Nothing is returned where no CPU time was read.
+    """
+    points = cpu_points(recording, PROCESS_CPU, start_ns, end_ns)
+    if len(points) < 2 or points[-1][1] <= points[0][1]:
+        return ()
+    t_ns = np.array([t for t, _ in points], dtype=np.int64)
+    cpu_s = np.array([s for _, s in points]) - points[0][1]
+    curve = EnergyCurve(Domain("cpu"), t_ns, np.maximum.accumulate(cpu_s), "load_model", "modelled")
+    entries = split(curve, trace, recording.get(PROCESS_CPU)).entries(None)
+    return tuple(
+        HostShare(e.fqn, e.phase, max(e.energy_self_j, 0.0), e.time_self_s, e.calls, e.carried_share)
+        for e in entries
+    )  # fmt: skip
+
+
+def cpu_points(recording: Recording, key: str, start_ns: int, end_ns: int) -> tuple[tuple[int, float], ...]:
+    """Return (t_ns, CPU seconds so far) inside a window, cut at its ends."""
+    series = recording.get(key)
+    if series is None or len(series) < 2:
+        return ()
+    known = _distinct(series)
+    if len(known.t_ns) < 2:
+        return ()
+    lo, hi = max(start_ns, int(known.t_ns[0])), min(end_ns, int(known.t_ns[-1]))
+    if hi <= lo:
+        return ()
+    inside = known.t_ns[(known.t_ns > lo) & (known.t_ns < hi)]
+    t_ns = np.concatenate(([lo], inside, [hi]))
+    raw = np.interp(t_ns, known.t_ns, np.maximum.accumulate(known.raw)) * known.channel.scale
+    return tuple(zip(t_ns.tolist(), raw.tolist(), strict=True))
+
+
+def _distinct(series: Series) -> Series:
+    """Keep finite readings, one an instant."""
+    keep = np.isfinite(series.raw)
+    t_ns, first = np.unique(series.t_ns[keep], return_index=True)
+    raw = series.raw[keep][first]
+    return Series(series.channel, t_ns, raw, np.zeros_like(t_ns))
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """Keep the ends and at most some hundred points between: enough to know a part of the run's CPU time."""
+    if len(points) <= MOST_POINTS:
+        return tuple(points)
+    wanted = np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int))
+    return tuple(points[i] for i in wanted.tolist())
+
+
+def nothing_traced(cpu_s: float) -> tuple[HostShare, ...]:
+    """Return what stands for a rank whose layers are not known."""
+    return (HostShare(UNATTRIBUTED, "other", cpu_s, 0.0, 0),)

@@ -1,0 +1,108 @@
+"""What a merged report has to say beside its joules: events of all ranks, what has no meter, who was late or lost."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from torchwatt.attribution.jobs.clocks import Clock
+from torchwatt.attribution.jobs.meters import Group, nodes
+from torchwatt.attribution.jobs.record import Job
+from torchwatt.core.job import RankPart
+from torchwatt.core.meter import Event, Unavailable
+from torchwatt.core.units import NS_PER_S
+
+LATE_NS = NS_PER_S
+QUIET = frozenset({"RANK"})  # said by every rank of itself, and told by the table of ranks
+
+
+def reason_of(job: Job, rank: int) -> str:
+    """Say why a rank has no report."""
+    return job.lost.get(rank) or job.records[rank].lost or "left no report"
+
+
+def gone_of(job: Job, metered: Sequence[Group]) -> tuple[Unavailable, ...]:
+    """Return what has no meter anywhere: not what one rank left to another, and the devices of lost ranks."""
+    there = {(group.host, str(look_domain)) for group in metered for look_domain in _names(group)}
+    node, many = nodes(job), len(nodes(job)) > 1
+    found: dict[Unavailable, None] = {}
+    for rank in job.ranks:
+        record = job.records[rank]
+        prefix = f"node{node[record.facts.host]}/" if many else ""
+        for gone in record.report.unavailable if record.report is not None else ():
+            if (record.facts.host, gone.domain) not in there:
+                found[Unavailable(f"{prefix}{gone.domain}", gone.reason, gone.fix)] = None
+    for rank in range(job.world_size):
+        left = job.records.get(rank)
+        if left is None or left.report is None:
+            why = job.lost.get(rank, "left nothing") if left is None else reason_of(job, rank)
+            found[Unavailable(f"rank:{rank}", f"rank {rank} {why}: its device and its layers are not in the total")] = (
+                None
+            )
+    return tuple(found)
+
+
+def _names(group: Group) -> Iterator[str]:
+    for look in group.looks:
+        if look.ledger is not None:
+            yield str(look.ledger.domain)
+        elif look.curve is not None:
+            yield str(look.curve.domain)
+
+
+def events_of(
+    job: Job, clock: Mapping[str, Clock], metered: Sequence[Group], parts: Sequence[RankPart], start_ns: int
+) -> tuple[Event, ...]:
+    """Return the events of all ranks, what several ranks said alike once, and what only a merge can see."""
+    said: dict[tuple[str, str, str, str], list[tuple[int, int, Event]]] = defaultdict(list)
+    for rank in job.ranks:
+        record = job.records[rank]
+        its = clock[record.facts.host]
+        for event in record.report.events if record.report is not None else ():
+            if event.code not in QUIET:
+                key = (event.severity, event.code, event.subject, event.message)
+                said[key].append((its.one(event.t_ns), rank, event))
+    found = [_once(looks, len(job.ranks)) for looks in said.values()]
+    found += [*_lost(parts, start_ns), *_late(parts), *_clocks(parts, start_ns), *_apart(metered, start_ns)]
+    return tuple(sorted(found, key=lambda e: (e.t_ns, e.code, e.subject, e.message)))
+
+
+def _once(looks: Sequence[tuple[int, int, Event]], ranks: int) -> Event:
+    t_ns, _, event = min(looks, key=lambda look: look[:2])
+    who = sorted({rank for _, rank, _ in looks})
+    names = "all ranks" if len(who) == ranks > 1 else f"rank {', '.join(map(str, who[:8]))}"
+    names += f" and {len(who) - 8} more" if len(who) > 8 and len(who) != ranks else ""
+    return Event(t_ns, event.severity, event.code, event.subject, f"{event.message} ({names})")
+
+
+def _lost(parts: Iterable[RankPart], start_ns: int) -> Iterator[Event]:
+    for part in parts:
+        if part.status == "missing":
+            yield Event(start_ns, "error", "RANK_MISSING", f"rank:{part.rank}", f"rank {part.rank} {part.reason}")
+
+
+def _late(parts: Sequence[RankPart]) -> Iterator[Event]:
+    """Say who began long after the first, or ended long after the others: the rest waited, and that cost joules."""
+    began = [part.start_ns for part in parts if part.start_ns is not None]
+    for part in parts:
+        if part.start_ns is not None and part.start_ns - min(began) > LATE_NS:
+            late_s = (part.start_ns - min(began)) / NS_PER_S
+            message = f"rank {part.rank} began {late_s:.3g} s after the first; those that waited for it drew power"
+            yield Event(part.start_ns, "warning", "RANK_LATE", f"rank:{part.rank}", message)
+
+
+def _clocks(parts: Sequence[RankPart], start_ns: int) -> Iterator[Event]:
+    by_wall = [part.rank for part in parts if part.clock_method == "wall_clock"]
+    if by_wall:
+        message = (
+            f"the clocks of ranks {', '.join(map(str, by_wall[:8]))} were not measured against rank 0's: they are "
+            "placed by their wall clocks, whose error is unknown; totals do not depend on it, steps and curves do"
+        )
+        yield Event(start_ns, "warning", "CLOCK_UNMEASURED", "run", message)
+
+
+def _apart(metered: Sequence[Group], start_ns: int) -> Iterator[Event]:
+    for group in metered:
+        if not any(look.ledger for look in group.looks):
+            message = f"no rank of the job has {group.domain}: it was metered, and is not in the total"
+            yield Event(start_ns, "info", "DEVICE_OF_NO_RANK", str(group.domain), message)

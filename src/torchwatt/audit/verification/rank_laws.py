@@ -1,0 +1,132 @@
+"""A merged job: ranks add up to the layers, the layers of a rank to the rank; what is nobody's is said to be."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torchwatt.audit.schema import TABLE_BY_NAME
+from torchwatt.audit.verification.cells import Piece
+from torchwatt.audit.verification.derived import Derived, same
+from torchwatt.audit.verification.facts import Facts, Sum, number, rows_of, text
+from torchwatt.audit.verification.finding import Findings
+from torchwatt.core.terms import NO_RANK, PROVENANCES
+
+BOOKS_REL = 1e-9
+FILE, LAYERS = "rank.csv", "rank_layer.csv"
+_Slot = tuple[str, str, str]  # device, fqn, phase
+
+
+class RankLaws:
+    """Looks at `rank`; its `layers` look at `rank_layer` and its `books` at `layer`, only where there are ranks."""
+
+    def __init__(self, facts: Facts, findings: Findings, *, there: bool) -> None:
+        self.there = there
+        self.facts = facts
+        self.findings = findings
+        self.rows: dict[int, tuple[int, dict[str, object]]] = {}
+        self.books = _Books(there=there)
+        self.layers = _RankLayers(facts, findings)
+
+    def look(self, piece: Piece) -> None:
+        """Keep the ranks, and check each by itself."""
+        Derived(TABLE_BY_NAME["rank"], FILE, self.findings).look(piece)
+        end_ns = self.facts.duration_s() * 1e9 + 1e6
+        for row, cells in rows_of(piece):
+            self.rows[int(number(cells, "rank") or 0)] = row, dict(cells)
+            start, end = number(cells, "t_start_ns"), number(cells, "t_end_ns")
+            if start is not None and end is not None and not -1e6 <= start <= end <= end_ns:
+                self.findings.add(
+                    "LAW", FILE, "does not lie in the run", row=row, column="t_start_ns",
+                    expected=f"0 to {end_ns:.0f}", found=f"{start:.0f} to {end:.0f}",
+                )  # fmt: skip
+            if text(cells, "status") == "missing" and cells["energy_j"] is not None:
+                self.findings.add(
+                    "LAW", FILE, "a missing rank has no joules", row=row, column="energy_j", found=cells["energy_j"]
+                )
+
+    def finish(self) -> None:
+        """Compare the sums."""
+        if not self.there or self.facts.broken & {"rank", "rank_layer", "layer", "run"}:
+            return
+        self._all_there()
+        self._ranks_add_up()
+        self._layers_add_up()
+
+    def _all_there(self) -> None:
+        size = number(self.facts.run, "world_size")
+        expected = set(range(int(size))) if size is not None and size <= 1_000_000 else set(self.rows)
+        for rank in sorted(expected ^ set(self.rows))[:8]:
+            reason = "has no row" if rank in expected else "is no rank of the job"
+            self.findings.add("KEY", FILE, f"rank {rank} {reason}", column="rank", expected=f"0 to {size or 0:.0f} - 1")
+        whole = all(cells["status"] == "complete" for _, cells in self.rows.values())
+        if not whole and text(self.facts.run, "status") == "complete":
+            self.findings.add(
+                "LAW", "run.csv", "is complete, and a rank is not", row=1, column="status", expected="partial",
+                found="complete",
+            )  # fmt: skip
+
+    def _ranks_add_up(self) -> None:
+        for rank in sorted(self.layers.by_rank.keys() - self.rows.keys()):
+            self.findings.add("REFERENCE", LAYERS, f"rank {rank} is not there", column="rank", found=rank)
+        for rank, (row, cells) in self.rows.items():
+            energy_j = cells["energy_j"]
+            found_j = self.layers.by_rank[rank].value if rank in self.layers.by_rank else None
+            if not _agree(energy_j, found_j):
+                self.findings.add(
+                    "SUM", FILE, f"rows of rank {rank} in {LAYERS} do not add up to it", row=row, column="energy_j",
+                    expected=energy_j, found=found_j,
+                )  # fmt: skip
+
+    def _layers_add_up(self) -> None:
+        for slot in sorted(self.books.by_slot.keys() | self.layers.by_slot.keys()):
+            booked, found = self.books.by_slot.get(slot), self.layers.by_slot.get(slot)
+            if slot[1] == NO_RANK:
+                if found is not None:
+                    self.findings.add("LAW", LAYERS, f"{NO_RANK} is nobody's", column="fqn", found=", ".join(slot))
+            elif not _agree(booked.value if booked else None, found.value if found else None):
+                self.findings.add(
+                    "SUM", LAYERS, f"the ranks' {', '.join(slot)} do not add up to layer.csv", column="energy_self_j",
+                    expected=booked.value if booked else "nothing", found=found.value if found else None,
+                )  # fmt: skip
+
+
+class _Books:
+    """Sums of `layer` by device, layer and phase."""
+
+    def __init__(self, *, there: bool) -> None:
+        self.there = there
+        self.by_slot: dict[_Slot, Sum] = defaultdict(Sum)
+
+    def look(self, piece: Piece) -> None:
+        for _, cells in rows_of(piece) if self.there else ():
+            slot = text(cells, "device_id"), text(cells, "fqn"), text(cells, "phase")
+            self.by_slot[slot].add([number(cells, "energy_self_j") or 0.0])
+
+
+class _RankLayers:
+    """Sums of `rank_layer` by rank, and over ranks."""
+
+    def __init__(self, facts: Facts, findings: Findings) -> None:
+        self.facts = facts
+        self.findings = findings
+        self.by_rank: dict[int, Sum] = defaultdict(Sum)
+        self.by_slot: dict[_Slot, Sum] = defaultdict(Sum)
+
+    def look(self, piece: Piece) -> None:
+        for row, cells in rows_of(piece):
+            joules = number(cells, "energy_self_j") or 0.0
+            device, known = text(cells, "device_id"), text(cells, "provenance")
+            self.by_rank[int(number(cells, "rank") or 0)].add([joules])
+            self.by_slot[device, text(cells, "fqn"), text(cells, "phase")].add([joules])
+            limit = text(self.facts.devices.get(device, {}), "provenance")
+            if limit in PROVENANCES and PROVENANCES.index(known) < PROVENANCES.index(limit):
+                self.findings.add(
+                    "KNOWN", LAYERS, f"better known than {device}", row=row, column="provenance",
+                    expected=f"{limit} or weaker", found=known,
+                )  # fmt: skip
+
+
+def _agree(expected: object, found: object) -> bool:
+    if isinstance(expected, float) and isinstance(found, float):
+        return same(expected, found, rel=BOOKS_REL) or abs(expected - found) < BOOKS_REL
+    return expected is None and found is None

@@ -1,0 +1,145 @@
+"""A rank's facts as a small JSON file beside its bundle: written at the start, and again at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from itertools import pairwise
+from math import isfinite
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, cast
+
+from torchwatt.core.errors import BundleError
+from torchwatt.core.job import HostShare, Look, Place, RankFacts
+from torchwatt.core.terms import PHASES
+
+VERSION = 1
+MOST_BYTES = 16 << 20
+_LAUNCHERS = ("torchrun", "slurm", "environment", "torch.distributed")
+_MOST = 1 << 62
+
+
+def facts_bytes(facts: RankFacts) -> bytes:
+    """Return the file's content."""
+    return (json.dumps({"torchwatt_rank": VERSION, **asdict(facts)}, allow_nan=False) + "\n").encode()
+
+
+def write_facts(path: Path, facts: RankFacts) -> None:
+    """Write the file whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    hidden = path.with_name(f".{path.name}.{token_hex(4)}")
+    try:
+        with os.fdopen(os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(facts_bytes(facts))
+        hidden.replace(path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def read_facts(path: Path) -> RankFacts:
+    """Read a file.
+
+    Raises:
+        BundleError: It cannot be read or is no file of facts; the message names it.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise BundleError(f"{path}: larger than {MOST_BYTES} bytes; no rank writes that much")
+        return facts_of(path.read_bytes(), str(path))
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+
+
+def facts_of(content: bytes, where: str) -> RankFacts:
+    """Read the content of a file.
+
+    Raises:
+        BundleError: It is none; the message says where.
+    """
+    try:
+        found = json.loads(content)
+        if not isinstance(found, dict) or found.get("torchwatt_rank") != VERSION:
+            raise BundleError(f"{where}: not written by this version of torchwatt")
+        return _facts(found)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise BundleError(f"{where}: not a rank's facts: {error!r}") from error
+
+
+def _facts(found: dict[str, Any]) -> RankFacts:
+    return RankFacts(
+        place=_place(found["place"]),
+        host=_text(found["host"]),
+        run_id=_text(found["run_id"]),
+        start_ns=_whole(found["start_ns"]),
+        start_unix_ns=_whole(found["start_unix_ns"]),
+        devices={_text(name): _text(value) for name, value in found["devices"].items()},
+        numbers={_text(name): _whole(value) for name, value in found["numbers"].items()},
+        own=tuple(_text(name) for name in found["own"]),
+        shared=tuple(_text(name) for name in found["shared"]),
+        cpu=_cpu(found["cpu"]),
+        host_busy_s=None if found["host_busy_s"] is None else _amount(found["host_busy_s"]),
+        host_shares=tuple(_share(share) for share in found["host_shares"]),
+        clock=tuple(
+            Look(_whole(look["t_ns"]), _whole(look["offset_ns"]), abs(_whole(look["bound_ns"])))
+            for look in found["clock"]
+        ),
+        ended=found["ended"] is True,
+    )
+
+
+def _place(found: dict[str, Any]) -> Place:
+    place = Place(
+        rank=_whole(found["rank"]),
+        world_size=_whole(found["world_size"]),
+        local_rank=_whole(found["local_rank"]),
+        local_world_size=_whole(found["local_world_size"]),
+        node_rank=_whole(found["node_rank"]),
+        job=_text(found["job"]),
+        launcher=_word(found["launcher"], _LAUNCHERS),
+    )
+    if not 0 <= place.rank < place.world_size <= 1_000_000:
+        raise ValueError(f"rank {place.rank} of {place.world_size}")
+    return place
+
+
+def _share(found: dict[str, Any]) -> HostShare:
+    return HostShare(
+        _text(found["fqn"]), _word(found["phase"], PHASES), _amount(found["cpu_s"]), _amount(found["time_s"]),
+        _whole(found["calls"]), min(_amount(found["carried_share"]), 1.0),
+    )  # fmt: skip
+
+
+def _cpu(found: list[Any]) -> tuple[tuple[int, float], ...]:
+    points = tuple((_whole(t_ns), _amount(cpu_s)) for t_ns, cpu_s in found)
+    if any(b[0] <= a[0] or b[1] < a[1] for a, b in pairwise(points)):
+        raise ValueError("CPU time goes forward")
+    return points
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _word(value: Any, allowed: tuple[str, ...]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{value!r} is none of {', '.join(allowed)}")
+    return cast("Any", value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MOST:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _amount(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
+        raise TypeError(f"{value!r} is no amount")
+    return float(value)

@@ -1,0 +1,43 @@
+"""What is known of a rank at its end: from a session that ends, or from the journal of one that was killed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torchwatt.attribution.jobs.record import RankRecord
+from torchwatt.attribution.jobs.shares import BUSY_CPU, PROCESS_CPU, cpu_points, host_shares, thinned
+from torchwatt.core.job import RankFacts
+from torchwatt.core.meter import Recording
+from torchwatt.core.report import Report
+from torchwatt.core.trace import EMPTY_TRACE, Trace
+from torchwatt.session.journal.read import read_journal
+from torchwatt.session.journal.recorded import recorded
+from torchwatt.session.recover import report_from
+
+
+def last_facts(facts: RankFacts, report: Report, recording: Recording, trace: Trace) -> RankFacts:
+    """Add to a rank's facts what the run tells: when it was, its CPU time and where that went."""
+    window = report.start_ns, report.end_ns
+    busy = cpu_points(recording, BUSY_CPU, *window)
+    return replace(
+        facts,
+        start_ns=report.start_ns,
+        start_unix_ns=report.start_unix_ns,
+        cpu=thinned(cpu_points(recording, PROCESS_CPU, *window)),
+        host_busy_s=max(busy[-1][1] - busy[0][1], 0.0) if busy else None,
+        host_shares=host_shares(recording, trace, *window),
+    )
+
+
+def recovered(facts: RankFacts, journal: Path) -> RankRecord:
+    """Return what the journal of a rank holds: status `partial`, or `running` while it still runs.
+
+    Raises:
+        BundleError: Nothing can be read of it.
+    """
+    found = read_journal(journal)
+    report = report_from(found)
+    counted = {*facts.own, *facts.shared}  # a journal does not know which devices no rank has
+    kept = replace(report, ledgers=tuple(ledger for ledger in report.ledgers if str(ledger.domain) in counted))
+    return RankRecord(last_facts(facts, kept, recorded(found), found.trace or EMPTY_TRACE), kept)

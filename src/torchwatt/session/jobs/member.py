@@ -1,0 +1,233 @@
+"""One session as a member of its job: what it meters, what it leaves, and the merge at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torchwatt.attribution.jobs.merge import merge
+from torchwatt.attribution.jobs.record import Job
+from torchwatt.audit.seal import MANIFEST
+from torchwatt.core.errors import BundleError, TorchwattError
+from torchwatt.core.job import Place, RankFacts
+from torchwatt.core.meter import Meter, Recording
+from torchwatt.core.report import Report
+from torchwatt.core.trace import Trace
+from torchwatt.sensors.protocol import Discovery
+from torchwatt.session.jobs import parcel, spool
+from torchwatt.session.jobs.clock import Answers, Looks
+from torchwatt.session.jobs.environ import place_of
+from torchwatt.session.jobs.facts_file import read_facts
+from torchwatt.session.jobs.host import VARIABLE as HOST_VARIABLE
+from torchwatt.session.jobs.host import device_identity, host_id
+from torchwatt.session.jobs.last import last_facts
+from torchwatt.session.jobs.owners import Owned, owned
+from torchwatt.session.journal.place import remove
+from torchwatt.session.options import Options
+from torchwatt.tracing.distributed import StoreLink, current_device, started
+
+STORE_S = 5.0  # any single answer of the store
+_kept: dict[str, int] = {}  # how many sessions of a job this process has kept
+
+
+def member_of(run_id: str, model: Any, *, root: Path | None, wanted: bool, wait_s: float) -> Member | None:
+    """Return this process's membership; None where it is no rank of a job.
+
+    Args:
+        run_id: Of the session.
+        model: Says which GPU is this rank's.
+        root: Where ranks leave their bundles; None: only a temporary folder, if anything is wanted at all.
+        wanted: Whether the job's report is wanted at the end.
+        wait_s: How long the first rank waits for the others then.
+    """
+    place = place_of(os.environ, started())
+    return None if place is None else Member(place, run_id, model, root, wanted=wanted, wait_s=wait_s)
+
+
+class Member:
+    """Knows its place, and does at start and end what a session in a job has to do beside metering."""
+
+    def __init__(
+        self, place: Place, run_id: str, model: Any, root: Path | None, *, wanted: bool, wait_s: float
+    ) -> None:  # fmt: skip
+        self.host = host_id()
+        self.owned = Owned(Discovery())
+        self._model = model
+        self._root = root
+        self._wanted = wanted and (place.world_size > 1 or root is not None)
+        self._wait_s = wait_s
+        self._folder: Path | None = None
+        self._temporary = False
+        self._link: StoreLink | None = None
+        self._clock: Answers | Looks | None = None
+        if self._wanted:  # the second block of a program is another job than its first
+            _kept[place.job] = again = _kept.get(place.job, 0) + 1
+            place = place if again == 1 else replace(place, job=f"{place.job}.{again}")
+        self.place = place
+        self.facts = RankFacts(place, self.host, run_id)
+
+    @property
+    def leads_files(self) -> bool:
+        """Return whether files of the whole job are this rank's to write."""
+        return self.place.rank == 0 or not self._wanted
+
+    def discovered(self, found: Discovery) -> Discovery:
+        """Return what this rank meters of what it found."""
+        self.owned = owned(found, self.place, current_device(self._model))
+        self._model = None  # it may be large, and is the user's
+        return self.owned.found
+
+    def begin(self, meters: Sequence[Meter]) -> None:
+        """Say that this rank is there, and begin to look at rank 0's clock.
+
+        Raises:
+            ConfigError: The job's folder cannot be used.
+        """
+        if not self._wanted:
+            return
+        uuids = {str(m.domain): uuid for m in meters if (uuid := m.fact("uuid"))}
+        numbers = {str(m.domain): int(n) for m in meters if (n := m.fact("nvml_index") or "").isdecimal()}
+        self.facts = replace(
+            self.facts,
+            start_ns=time.monotonic_ns(),
+            start_unix_ns=time.time_ns(),
+            devices={name: device_identity(self.host, uuid) for name, uuid in uuids.items()},
+            numbers=numbers,
+            own=self.owned.own,
+            shared=self.owned.shared,
+        )
+        self._temporary = self._root is None
+        root = self._root or Path(tempfile.mkdtemp(prefix="torchwatt-job-"))
+        folder = spool.folder_of(root, self.place.job)
+        spool.begin(folder, self.facts)
+        self._folder = folder  # from now on its files are ours
+        self._connect()
+
+    def _connect(self) -> None:
+        """Open the store and the clock; without torch.distributed there is neither, and files are all there is."""
+        self._link = StoreLink.open(STORE_S)
+        if self._link is None or self.place.world_size < 2:
+            return
+        prefix = f"{self._prefix}/clock"
+        with contextlib.suppress(Exception):  # a store that is gone: times are then placed by wall clocks
+            if self.place.rank == 0:
+                self._clock = Answers(self._link.clone(), prefix, self.host)
+            elif self.place.leads:
+                self._clock = Looks(self._link.clone(), prefix, self.host, force=HOST_VARIABLE in os.environ)
+
+    @property
+    def _prefix(self) -> str:
+        return f"torchwatt/{self.place.job}"
+
+    def end(self, report: Report, recording: Recording, trace: Trace) -> Report | None:
+        """Leave what this rank knows; return the job's report where this rank could put it together.
+
+        Never raises for what other ranks did or did not do: they are named in the report.
+        """
+        if self._folder is None:
+            return None
+        try:
+            looks = self._clock.stop() if self._clock is not None and self.place.rank != 0 else ()
+            self.facts = replace(last_facts(self.facts, report, recording, trace), clock=looks, ended=True)
+            spool.end(self._folder, self.facts, report)
+            if self.place.rank != 0:
+                self._send()
+                return None
+            return merge(self._gathered()) if self._link is not None or self.place.world_size == 1 else None
+        finally:
+            self._close()
+
+    def journalled(self, asked: Options) -> Options:
+        """Return the options with a journal in the job's folder: a rank that is killed has that and nothing else."""
+        if self._temporary or self._folder is None or isinstance(asked.journal, Path):
+            return asked
+        return replace(asked, journal=self._folder / f"{self._name}{spool.JOURNAL}")
+
+    def _send(self) -> None:
+        """Give this rank's files to rank 0, if there is a way; they stay on the disk where that was asked for."""
+        assert self._folder is not None  # noqa: S101  only called with one
+        link = self._link or StoreLink.open(STORE_S)
+        name = spool.rank_name(self.place.rank)
+        try:
+            if link is not None:
+                content = parcel.packed(self._folder, [f"{name}.json", name])
+                parcel.send(link, f"{self._prefix}/rank/{self.place.rank}", content)
+        except Exception as error:  # rank 0 is gone, and its store with it
+            where = "it is lost" if self._temporary else f"it is in {self._folder}"
+            message = f"torchwatt: rank 0 did not get what rank {self.place.rank} measured: {error}; {where}"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def _gathered(self) -> Job:
+        """Wait for the others' files, no longer than asked, and read the folder with whatever came."""
+        assert self._folder is not None  # noqa: S101  only called with one
+        deadline_s, late = time.monotonic() + self._wait_s, {}
+        for rank in range(1, self.place.world_size):
+            why = self._fetch(rank, deadline_s)
+            if why:
+                late[rank] = why
+        job = spool.read_job(self._folder)
+        why_not = {rank: why for rank, why in late.items() if rank not in job.records}
+        return Job(job.name, job.world_size, job.records, {**why_not, **job.lost})
+
+    def _fetch(self, rank: int, deadline_s: float) -> str:
+        """Bring one rank's files here; return why they are not here otherwise."""
+        assert self._folder is not None  # noqa: S101  only called with one
+        name = spool.rank_name(rank)
+        if self._link is None:
+            return "could not be asked: torch.distributed was not initialised"
+        try:
+            while True:  # on a shared file system they may be here already
+                if (self._folder / name / "statement.json").is_file() and self._has_ended(name):
+                    return ""
+                now_s = time.monotonic()
+                content = parcel.receive(self._link, f"{self._prefix}/rank/{rank}", min(now_s + 0.1, deadline_s))
+                if content is not None:
+                    break
+                if now_s >= deadline_s:
+                    return f"left nothing within {self._wait_s:g} s of the end of rank 0"
+            if not (self._folder / f"{name}.json").exists() or not self._has_ended(name):
+                parcel.unpacked(content, self._folder, name)
+        except (TorchwattError, ValueError, KeyError, TypeError) as error:
+            return f"sent something that cannot be read: {error}"
+        return ""
+
+    def _has_ended(self, name: str) -> bool:
+        assert self._folder is not None  # noqa: S101  only called with one
+        try:
+            return read_facts(self._folder / f"{name}.json").ended
+        except BundleError:
+            return False
+
+    def tidy(self) -> None:
+        """Remove the journal of a rank whose bundle was written: everything in it is in the bundle."""
+        if self._folder is not None and not self._temporary and (self._folder / self._name / MANIFEST).is_file():
+            remove(self._folder / f"{self._name}{spool.JOURNAL}")
+
+    @property
+    def _name(self) -> str:
+        return spool.rank_name(self.place.rank)
+
+    def undo(self) -> None:
+        """End everything of a session that did not begin, and leave no trace of it."""
+        if self._folder is not None:
+            (self._folder / f"{self._name}.json").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
+        if self._clock is not None:
+            self._clock.stop()
+        self._close()
+
+    def _close(self) -> None:
+        if isinstance(self._clock, Answers):
+            self._clock.stop()
+        self._clock = self._link = None
+        if self._temporary and self._folder is not None:
+            shutil.rmtree(self._folder.parent, ignore_errors=True)

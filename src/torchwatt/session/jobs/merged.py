@@ -1,0 +1,30 @@
+"""`merge`: a job's folder to one report."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+from torchwatt.attribution.jobs.merge import merge as merge_job
+from torchwatt.carbon import plan
+from torchwatt.core.report import Report
+from torchwatt.session.grams import with_grams
+from torchwatt.session.jobs.spool import read_job
+from torchwatt.session.options import carbon_asked
+
+
+def merge(directory: str | os.PathLike[str], **carbon: Any) -> Report:
+    """Put together what the ranks of a job left in a folder; ranks that left nothing are named, and nothing is made up.
+
+    Args:
+        directory: `DIR` of `profile(job=DIR)`, or the folder of one job in it.
+        carbon: `region`, `intensity_g_per_kwh`, `market`, `facility`, `pue`, `factors`, as `profile()` takes them.
+
+    Raises:
+        BundleError: There is no job, there are several, or a rank is there twice.
+        FactorError: The region is in no table.
+    """
+    report = merge_job(read_job(directory))
+    began = datetime.fromtimestamp(report.start_unix_ns / 1e9, UTC)
+    return with_grams(report, plan(carbon_asked(carbon), began))

@@ -1,0 +1,95 @@
+"""Who meters what in a job: each rank its own device, the first rank of a machine what all of its ranks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torchwatt.core.job import Place
+from torchwatt.core.meter import Meter, Unavailable
+from torchwatt.core.terms import Domain
+from torchwatt.sensors.protocol import Discovery, MeteredSource, Source, event
+
+NODE_KINDS = frozenset({"cpu", "dram", "ram", "psys"})
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """What this rank meters: `own` its device, `shared` for all ranks of the machine, `apart` devices of no rank."""
+
+    found: Discovery
+    own: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+
+
+def owned(found: Discovery, place: Place, device: int | None) -> Owned:
+    """Leave out what other ranks meter.
+
+    A model of this process's own share (scope "process") is every rank's own. GPUs that no rank of this machine has
+    are metered once, by its first rank, and stay outside of the total: nobody of the job used them.
+
+    Args:
+        found: All that can be metered from here.
+        place: Which rank this is.
+        device: The GPU of this rank as CUDA counts, None where only LOCAL_RANK can tell.
+    """
+    if place.local_world_size < 2 and place.world_size < 2:
+        return Owned(found, own=_names(found.meters))
+    gpus = [meter for meter in found.meters if meter.domain.kind == "gpu"]
+    mine, apart = _gpus(gpus, place, device)
+    node = [m for m in found.meters if m.domain.kind in NODE_KINDS and m.scope == "device"]
+    own = [m for m in found.meters if m in mine or (m.scope == "process" and m.domain.kind in NODE_KINDS)]
+    shared = node if place.leads else []
+    left_out = {m.domain for m in (*gpus, *node)} - {m.domain for m in (*own, *shared, *apart)}
+    sources = tuple(_without(source, left_out) for source in found.sources)
+    told = [event("info", "RANK", "run", _sentence(place, own, shared))]
+    if place.local_rank >= len(gpus) > 0 and device is None:
+        told.append(event("warning", "RANK_SHARES_GPU", "run", f"{len(gpus)} GPUs for {place.local_world_size} ranks"))
+    gone = () if place.leads else tuple(_by_leader(str(meter.domain)) for meter in node)
+    keep = found.unavailable if place.leads else tuple(u for u in found.unavailable if u.domain.startswith("gpu"))
+    discovery = Discovery(tuple(s for s in sources if s is not None), (*keep, *gone), (*found.events, *told))
+    return Owned(discovery, _names(own), _names(shared), _names(apart))
+
+
+def _gpus(gpus: list[Meter], place: Place, device: int | None) -> tuple[list[Meter], list[Meter]]:
+    """Return this rank's GPU, and those that it meters because no rank has them."""
+    if not gpus:
+        return [], []
+    wanted = device if device is not None else place.local_rank % len(gpus) if len(gpus) > 1 else 0
+    mine = [meter for meter in gpus if meter.domain.index == wanted]
+    if not place.leads or len(gpus) <= place.local_world_size or not mine:
+        return mine, []
+    taken = set(range(place.local_world_size)) | {wanted}
+    return mine, [meter for meter in gpus if meter.domain.index not in taken]
+
+
+def _without(source: Source, left_out: set[Domain]) -> Source | None:
+    """Return the source with fewer meters; the reader opens what is read and nothing else."""
+    meters = tuple(meter for meter in source.meters if meter.domain not in left_out)
+    if len(meters) == len(source.meters):
+        return source
+    if not meters:
+        return None
+    keys = {channel.key for meter in meters for channel in meter.channels}
+    spec = dict(source.spec)
+    for part in ("channels", "files"):
+        if isinstance(spec.get(part), dict):
+            spec[part] = {key: value for key, value in spec[part].items() if key in keys}
+    call_s = {key: cost for key, cost in source.call_s.items() if key in keys}
+    return MeteredSource(meters, spec, call_s, source.edges)
+
+
+def _by_leader(domain: str) -> Unavailable:
+    reason = "metered once for the whole machine, by its first rank; it is in the job's merged report"
+    return Unavailable(domain, reason, "torchwatt merge DIR")
+
+
+def _sentence(place: Place, own: Iterable[Meter], shared: Iterable[Meter]) -> str:
+    mine, all_ours = ", ".join(_names(own)) or "nothing", ", ".join(_names(shared))
+    told = f"rank {place.rank} of {place.world_size} ({place.launcher}); this rank meters {mine}"
+    return f"{told}, and {all_ours} for its whole machine" if all_ours else told
+
+
+def _names(meters: Iterable[Meter]) -> tuple[str, ...]:
+    return tuple(str(meter.domain) for meter in meters if any(c.quantity != "gauge" for c in meter.channels))

@@ -1,0 +1,87 @@
+"""A rank's files as one parcel through the job's store, in pieces, with a check of the whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import zipfile
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+from torchwatt.core.errors import BundleError
+from torchwatt.session.jobs.clock import Link
+
+PIECE = 4 << 20
+MOST_BYTES = 64 << 20  # a rank with more keeps it on its disk, for `torchwatt merge`
+PIECE_S = 5.0
+
+
+def packed(folder: Path, names: list[str]) -> bytes:
+    """Return files and folders of a folder as one archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in names:
+            path = folder / name
+            for file in sorted(path.iterdir()) if path.is_dir() else (path,):
+                archive.write(file, str(file.relative_to(folder)))
+    return buffer.getvalue()
+
+
+def unpacked(content: bytes, folder: Path, name: str) -> None:
+    """Write an archive of one rank's files, and nothing outside of `name.json` and `name/`.
+
+    Raises:
+        BundleError: It is no such archive.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > 4 * MOST_BYTES:
+                raise BundleError(f"the parcel of {name} is larger than any rank's")
+            for entry in archive.infolist():
+                parts = PurePosixPath(entry.filename).parts
+                if parts != (f"{name}.json",) and (len(parts) != 2 or parts[0] != name or ".." in parts):
+                    raise BundleError(f"the parcel of {name} holds {entry.filename!r}")
+                target = folder.joinpath(*parts)
+                target.parent.mkdir(mode=0o700, exist_ok=True)
+                target.write_bytes(archive.read(entry))
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise BundleError(f"the parcel of {name} cannot be read: {error}") from error
+
+
+def send(link: Link, key: str, content: bytes) -> None:
+    """Put a parcel into the store, its label last: who sees the label finds all of it.
+
+    Raises:
+        BundleError: It is too large.
+    """
+    if len(content) > MOST_BYTES:
+        raise BundleError(f"{len(content) >> 20} MiB are too much for the job's store")
+    pieces = [content[at : at + PIECE] for at in range(0, len(content), PIECE)]
+    for index, piece in enumerate(pieces):
+        link.set(f"{key}/{index}", piece)
+    label = {"pieces": len(pieces), "sha256": sha256(content).hexdigest()}
+    link.set(key, json.dumps(label).encode())
+
+
+def receive(link: Link, key: str, deadline_s: float) -> bytes | None:
+    """Return a parcel, None where its label is not there by the deadline (monotonic).
+
+    Raises:
+        BundleError: It came and is broken.
+    """
+    label = link.get(key, max(deadline_s - time.monotonic(), 0.0))
+    if label is None:
+        return None
+    told = json.loads(label)
+    pieces = []
+    for index in range(min(int(told["pieces"]), MOST_BYTES // PIECE + 1)):
+        piece = link.get(f"{key}/{index}", PIECE_S)
+        if piece is None:
+            raise BundleError("a piece of it did not come")
+        pieces.append(piece)
+        link.drop(f"{key}/{index}")
+    content = b"".join(pieces)
+    if sha256(content).hexdigest() != told["sha256"]:
+        raise BundleError("it is not what was sent")
+    return content

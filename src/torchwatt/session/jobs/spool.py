@@ -1,0 +1,157 @@
+"""What ranks leave in a job's folder, and how a folder becomes a job again, with whatever of it can be read.
+
+DIR/<job>/rank-00003.json    who it is and what only it knows: written at the start, and again at the end
+DIR/<job>/rank-00003.journal its journal, while it runs
+DIR/<job>/rank-00003/        its bundle, written at the end
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from torchwatt.attribution.jobs.record import Job, RankRecord, jobs_sum
+from torchwatt.audit.rebuild import rebuild
+from torchwatt.audit.seal import MANIFEST, digests
+from torchwatt.audit.writer import write_bundle
+from torchwatt.core.errors import BundleError, ConfigError, TorchwattError
+from torchwatt.core.job import RankFacts
+from torchwatt.core.report import Report
+from torchwatt.session.jobs.facts_file import read_facts, write_facts
+from torchwatt.session.jobs.last import recovered
+
+JOURNAL = ".journal"
+_FACTS = re.compile(r"rank-([0-9]{5,7})\.json")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+def folder_of(root: Path, job: str) -> Path:
+    """Return the job's own folder: its name, with nothing in it that means something to a file system."""
+    return root / (_UNSAFE.sub("_", job).lstrip(".") or "job")
+
+
+def rank_name(rank: int) -> str:
+    """Return what a rank's files are called."""
+    return f"rank-{rank:05d}"
+
+
+def begin(folder: Path, facts: RankFacts) -> None:
+    """Make the folder and say that this rank is there: one that is killed leaves at least that.
+
+    Raises:
+        ConfigError: The rank is there already, or nothing can be written.
+    """
+    path = folder / f"{rank_name(facts.place.rank)}.json"
+    if path.exists() or path.with_suffix("").exists():
+        raise ConfigError(
+            f"job={str(folder.parent)!r}: {folder.name} has a rank {facts.place.rank} already; a job is kept once: "
+            "give another folder, or each job its own name (torchrun --rdzv-id NAME)"
+        )
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_facts(path, facts)
+    except OSError as error:
+        raise ConfigError(f"job={str(folder.parent)!r} cannot be written: {error.strerror or error}") from error
+
+
+def end(folder: Path, facts: RankFacts, report: Report) -> None:
+    """Write the rank's bundle and its last facts.
+
+    Raises:
+        BundleError: The bundle cannot be written.
+        OSError: The facts cannot be written.
+    """
+    write_bundle(report, folder / rank_name(facts.place.rank))  # in no chain: the merged run is the one of record
+    write_facts(folder / f"{rank_name(facts.place.rank)}.json", facts)
+
+
+def read_rank(path: Path) -> RankRecord:
+    """Read what one rank left, from its file of facts on; a bundle that is not whole is said and not used.
+
+    Raises:
+        BundleError: The facts cannot be read: then not even the rank is known.
+    """
+    facts = read_facts(path)
+    bundle = path.with_suffix("")
+    if not bundle.is_dir():
+        return _without_bundle(facts, bundle.with_name(f"{bundle.name}{JOURNAL}"))
+    try:
+        check_whole(bundle)
+        report = rebuild(bundle, start_ns=facts.start_ns, start_unix_ns=facts.start_unix_ns)
+    except TorchwattError as error:
+        return RankRecord(facts, None, f"left a bundle that cannot be used: {error}")
+    if report.run_id != facts.run_id:
+        return RankRecord(facts, None, f"left the bundle of another run: {report.run_id}")
+    return RankRecord(facts, report)
+
+
+def _without_bundle(facts: RankFacts, journal: Path) -> RankRecord:
+    """Return what the journal of a rank tells that was killed, or that still runs."""
+    if not journal.is_dir():
+        return RankRecord(facts, None, "left no bundle and no journal: it was killed, or it still runs")
+    try:
+        record = recovered(facts, journal)
+    except TorchwattError as error:
+        return RankRecord(facts, None, f"left no bundle, and a journal that cannot be used: {error}")
+    if record.report is not None and record.report.run_id != facts.run_id:
+        return RankRecord(facts, None, f"left the journal of another run: {record.report.run_id}")
+    return record
+
+
+def check_whole(bundle: Path) -> None:
+    """Compare the files with the manifest: a torn or a changed file is no measurement.
+
+    Raises:
+        BundleError: A file is missing or differs.
+    """
+    try:
+        lines = (bundle / MANIFEST).read_text(encoding="utf-8").splitlines()
+        listed = {found[2]: found[1] for line in lines if (found := _LINE.fullmatch(line))}
+        have = digests({name: (bundle / name).read_bytes() for name in listed if Path(name).name == name})
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{bundle}: {error}") from error
+    if not listed or have != listed:
+        wrong = next((name for name in sorted(listed) if have.get(name) != listed[name]), MANIFEST)
+        raise BundleError(f"{bundle / wrong} is not what its manifest says")
+
+
+def read_job(directory: str | os.PathLike[str]) -> Job:
+    """Read a job's folder, or a folder that holds one job.
+
+    Raises:
+        BundleError: There is no job, there are several, or ranks of two jobs lie in one folder.
+    """
+    folder = _job_folder(Path(directory))
+    records, broken = [], {}
+    for rank, path in _ranks(folder):
+        try:
+            records.append(read_rank(path))
+        except BundleError as error:
+            broken[rank] = f"left facts that cannot be read: {error}"
+    if not records:
+        raise BundleError(f"{folder}: no rank can be read: {next(iter(broken.values()), 'none is there')}")
+    job = jobs_sum(records)
+    return Job(job.name, job.world_size, job.records, {r: why for r, why in broken.items() if r not in job.records})
+
+
+def _job_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is no folder")
+    if next(_ranks(folder), None) is not None:
+        return folder
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and next(_ranks(path), None) is not None)
+    if len(inside) == 1:
+        return inside[0]
+    if not inside:
+        raise BundleError(f"{folder} holds no job: no rank-00000.json in it, nor in a folder in it")
+    raise BundleError(f"{folder} holds {len(inside)} jobs: name one of {', '.join(path.name for path in inside[:8])}")
+
+
+def _ranks(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in sorted(folder.iterdir()):
+        found = _FACTS.fullmatch(path.name)
+        if found is not None and path.is_file():
+            yield int(found[1]), path

@@ -1,0 +1,101 @@
+"""The ranks of a merged job as text, and as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torchwatt.core.job import RankPart
+from torchwatt.core.report import Report
+from torchwatt.core.terms import COMMUNICATION
+from torchwatt.views import ranks
+from torchwatt.views.markup import muted, tag, text
+from torchwatt.views.numbers import DASH, format_energy
+from torchwatt.views.summary import printable
+
+MOST_RANKS = 32  # more are told by the extremes; all are in rank.csv
+MOST_LAYERS = 12
+_ACROSS = ("layer", "phase", "sum", "min", "max", "max/mean", "of rank")
+
+
+def rank_lines(report: Report, width: int) -> list[str]:
+    """Return both tables as lines; none where the report is no job's."""
+    if not report.ranks:
+        return []
+    shown, left_out = _shown(report)
+    rows = [ranks.HEAD, *(ranks.cells(part) for part in shown)]
+    lines = [f"ranks: {ranks.sentence(report)}", *_aligned(rows, width, left=(2, 9))]
+    if left_out:
+        lines.append(f"... {left_out} more ranks, in rank.csv")
+    found = _across_rows(report)
+    if found:
+        lines += ["", "layers across ranks", *_aligned([_ACROSS, *found], width, left=(0, 1))]
+    return [line.replace("µ", "u") for line in lines]
+
+
+def rank_block(report: Report) -> str:
+    """Return both tables as HTML; nothing where the report is no job's."""
+    if not report.ranks:
+        return ""
+    shown, left_out = _shown(report)
+    found = tag("div", "Ranks", "font-size:15px;font-weight:600;margin:14px 0 6px 0")
+    found += tag("div", muted(text(ranks.sentence(report))), "margin:0 0 6px 0")
+    found += _html(ranks.HEAD, [ranks.cells(part) for part in shown], left=(2, 9))
+    if left_out:
+        found += tag("div", muted(f"and {left_out} more ranks, in rank.csv"))
+    rows = _across_rows(report)
+    if rows:
+        found += tag("div", "Layers across ranks", "font-size:15px;font-weight:600;margin:14px 0 6px 0")
+        found += _html(_ACROSS, rows, left=(0, 1))
+    return found
+
+
+def _shown(report: Report) -> tuple[list[RankPart], int]:
+    """Return the ranks to show: all, or those that are not complete and those with the most and the fewest joules."""
+    parts = list(report.ranks)
+    if len(parts) <= MOST_RANKS:
+        return parts, 0
+    odd = [part for part in parts if part.status != "complete"]
+    even = sorted((part for part in parts if part.status == "complete"), key=lambda p: -(p.energy_j or 0.0))
+    half = max((MOST_RANKS - len(odd)) // 2, 1)
+    shown = [*odd[:MOST_RANKS], *even[:half], *even[len(even) - half :]]
+    kept = sorted({part.rank: part for part in shown}.values(), key=lambda part: part.rank)
+    return kept, len(parts) - len(kept)
+
+
+def _across_rows(report: Report) -> list[tuple[str, ...]]:
+    """Return the largest rows across ranks, and communication wherever it stands."""
+    found = ranks.across(report)
+    kept = found[:MOST_LAYERS]
+    kept += tuple(row for row in found[MOST_LAYERS:] if row.name == COMMUNICATION or row.phase == "communication")
+    return [
+        (
+            printable(row.name), row.phase, format_energy(row.sum_j), format_energy(row.min_j),
+            format_energy(row.max_j), DASH if row.imbalance is None else f"{row.imbalance:.2f}", str(row.max_rank),
+        )
+        for row in kept
+    ]  # fmt: skip
+
+
+def _aligned(rows: Sequence[Sequence[str]], width: int, left: tuple[int, ...]) -> list[str]:
+    """Write columns as wide as their cells; the last takes what is left of the line, the first gives way."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    spare = width - 2 * (len(widths) - 1) - sum(widths)
+    wide = widths.index(max(widths))
+    widths[wide] = max(widths[wide] + min(spare, 0), 8)
+    lines = []
+    for row in rows:
+        cells = []
+        for i, (cell, room) in enumerate(zip(row, widths, strict=True)):
+            cut = cell if len(cell) <= room else cell[: room - 3] + "..."
+            cells.append(cut.ljust(room) if i in left else cut.rjust(room))
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _html(head: Sequence[str], rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> str:
+    def line(kind: str, row: Sequence[str]) -> str:
+        align = ["text-align:left" if i in left else "text-align:right" for i in range(len(row))]
+        return tag("tr", "".join(tag(kind, text(cell), style) for cell, style in zip(row, align, strict=True)))
+
+    body = line("th", head) + "".join(line("td", row) for row in rows)
+    return tag("table", body, "border-collapse:collapse;font-size:12px;margin:0", cellpadding="4")

@@ -1,0 +1,77 @@
+"""Real jobs: torchrun with simulated GPUs and a simulated package, one launch for many checks."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.powercap import FakePowercap
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.report import Report
+
+SCRIPT = Path(__file__).with_name("train_job.py")
+ROOT = SCRIPT.parents[2]
+
+
+def free_port() -> int:
+    """Return a port that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return an environment in which ranks find this tree, one thread each, and no job above them."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TORCHELASTIC_"))}
+    return {**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", **more}
+
+
+def torchrun(args: list[str], *, env: dict[str, str], nproc: int = 4, options: tuple[str, ...] = ()) -> list[str]:
+    """Return the command of a launch."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(nproc),
+        *(options or ("--master-port", str(free_port()))), str(SCRIPT), *args,
+    ]  # fmt: skip
+
+
+@dataclass
+class Launched:
+    """What a launch left: its folder, its output, and the truth of its simulated meters."""
+
+    folder: Path
+    code: int
+    output: str
+    scenario: Any
+    powercap: FakePowercap
+
+    def gpu_j(self, report: Report, curve: EnergyCurve) -> float:
+        """Return the true joules of a GPU over its curve."""
+        offset_ns = report.start_unix_ns - report.start_ns
+        assert curve.domain.index is not None
+        return float(self.scenario.truth(curve.domain.index, curve.start_ns + offset_ns, curve.end_ns + offset_ns))
+
+    def package_j(self, name: str, curve: EnergyCurve) -> float:
+        """Return the true joules of a zone over its curve; on one machine the job's clock is ours."""
+        return self.powercap.energy_j(name, curve.start_ns, curve.end_ns)
+
+
+def launch(simnvml: Any, powercap: FakePowercap, folder: Path, args: list[str], gpus: int = 5) -> Launched:
+    """Run a job of four ranks to its end."""
+    scenario = simnvml.Scenario()
+    for n in range(gpus):
+        trace = simnvml.Trace.bursts(base=80.0 + 10 * n, high=400.0 + 50 * n, on=0.03 + 0.01 * n, period=0.13)
+        scenario.gpu("ideal", trace, noise_w=2.0, uuid=f"GPU-aaaaaaaa-0000-0000-0000-00000000000{n}")
+    env = environment(TORCHWATT_POWERCAP_ROOT=str(powercap.root), CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    simulated = {
+        name: value
+        for name, value in scenario.env(folder.with_suffix(".scenario"), simnvml.libdir).items()
+        if name in {"SIMNVML_SCENARIO", "LD_LIBRARY_PATH"}
+    }
+    command = torchrun([str(folder), *args], env=env)
+    done = subprocess.run(command, env={**env, **simulated}, capture_output=True, text=True, timeout=240, check=False)
+    return Launched(folder, done.returncode, done.stdout + done.stderr, scenario, powercap)

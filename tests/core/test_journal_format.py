@@ -56,7 +56,7 @@ def test_garbage_between_frames_and_at_the_end_is_passed_over_and_counted(conten
 def test_a_newer_version_is_named():
     fields = struct.pack("<BBHII", 2, 1, 0, 0, 3)
     data = MAGIC + fields + struct.pack("<I", zlib.crc32(b"abc", zlib.crc32(fields))) + b"abc"
-    with pytest.raises(BundleError, match="version 2.*newer torchwatt"):
+    with pytest.raises(BundleError, match=r"version 2.*newer torchwatt"):
         list(decode(data))
 
 

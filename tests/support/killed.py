@@ -14,6 +14,7 @@ from torch import nn
 
 import torchwatt as tw
 from torchwatt.audit import verify
+from torchwatt.core.frame import Frame, Kind, decode
 from torchwatt.session.files import write_csv
 from torchwatt.session.journal.place import WORK
 from torchwatt.session.journal.read import read_journal
@@ -44,9 +45,8 @@ class Result:
         return self.balanced and self.verified and not self.problem
 
 
-def train(journal, powercap, seconds, seed):
+def train(journal, powercap, seconds):
     """Train until killed, or for some seconds."""
-    torch.manual_seed(seed)
     net = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(4)], nn.Linear(64, 1))
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
     x = torch.randn(32, 64)
@@ -57,9 +57,10 @@ def train(journal, powercap, seconds, seed):
             net(x).square().mean().backward()
             optimizer.step()
             run.count("image", 32)
+            time.sleep(0.004)  # as long as a real step waits for its data; several run at once
 
 
-def start(journal, powercap, seconds, seed):
+def start(journal, powercap, seconds):
     """Fork a training; torch must not have run a backward pass in this process."""
     pid = os.fork()
     if pid:
@@ -69,7 +70,7 @@ def start(journal, powercap, seconds, seed):
         quiet = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(quiet, fd)
-        train(journal, powercap, seconds, seed)
+        train(journal, powercap, seconds)
     finally:
         os._exit(0)
 
@@ -100,16 +101,24 @@ def kill(pid, way):
 
 
 def kill_one(tree, folder: Path, seed: int, *, longest_s: float = 3.0) -> Result:
-    """Start a training, kill it at a random moment and look at what its journal gives."""
+    """Start a training, kill it in some way at a random moment and look at what its journal gives."""
     rng = random.Random(seed)
-    way = WAYS[seed % len(WAYS)]
-    after_s = rng.uniform(0.0, longest_s)
+    way, after_s = WAYS[seed % len(WAYS)], rng.uniform(0.0, longest_s)
     # One in five ends by itself at about the moment of the kill: stopping is killed as well.
-    seconds = max(after_s - rng.uniform(0.2, 0.7), 0.0) if rng.random() < 0.2 or way == "sampler alone" else 60.0
-    journal = folder / f"journal{seed}"
-    pid = start(journal, tree.root, seconds, seed)
+    ends = rng.random() < 0.2 or way == "sampler alone"
+    return killed(
+        tree, folder / f"journal{seed}", way, after_s, max(after_s - rng.uniform(0.2, 0.7), 0) if ends else 60
+    )
+
+
+def killed(tree, journal: Path, way: str, after_s: float, seconds: float = 60.0, *, spans: bool = False) -> Result:
+    """Start a training of some seconds, kill it some time after its journal was made, look at what that gives.
+
+    With `spans` the time is counted from when the journal first says who ran.
+    """
+    pid = start(journal, tree.root, seconds)
     samplers = set()
-    while not (journal / WORK).exists():
+    while not (journal / WORK).exists() or (spans and not has_spans(journal)):
         time.sleep(0.002)
     made_s = time.monotonic()
     while time.monotonic() < made_s + after_s:
@@ -119,7 +128,12 @@ def kill_one(tree, folder: Path, seed: int, *, longest_s: float = 3.0) -> Result
     at_ns = kill(pid, way)
     os.waitpid(pid, 0)
     left_over = not ended(samplers)
-    return looked_at(tree, folder, journal, way=way, after_s=after_s, at_ns=at_ns, left_over=left_over)
+    return looked_at(tree, journal, way=way, after_s=after_s, at_ns=at_ns, left_over=left_over)
+
+
+def has_spans(journal):
+    """Return whether a journal says who ran."""
+    return any(isinstance(part, Frame) and part.kind == Kind.TRACE for part in decode((journal / WORK).read_bytes()))
 
 
 def ended(pids, timeout_s=3.0):
@@ -132,12 +146,12 @@ def ended(pids, timeout_s=3.0):
     return True
 
 
-def looked_at(tree, folder, journal, *, way, after_s, at_ns, left_over):
+def looked_at(tree, journal, *, way, after_s, at_ns, left_over):
     """Recover a journal and check everything that can be."""
     try:
         found = read_journal(journal)
         report = report_from(found)
-        bundle = write_csv(report, folder / f"{journal.name}.bundle")
+        bundle = write_csv(report, journal.with_suffix(".bundle"))
         checked = verify(bundle)
     except Exception as error:
         nothing = {"status": "", "balanced": False, "verified": False, "error_rel": None, "layers_s": 0.0, "run_s": 0.0}

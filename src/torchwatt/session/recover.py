@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from torchwatt.attribution.known import Known
+from torchwatt.core.errors import BundleError
+from torchwatt.core.meter import Event
 from torchwatt.core.report import Report
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.session.journal.ending import ending, open_windows
 from torchwatt.session.journal.read import Found, read_journal
 from torchwatt.session.journal.recorded import recorded
 from torchwatt.session.journal.tail import attributed
+from torchwatt.session.journal.told import State
 from torchwatt.session.known import known_of
 from torchwatt.session.options import Options
 from torchwatt.session.settle import Outcome, report_of
@@ -30,7 +34,23 @@ def recover(path: str | os.PathLike[str]) -> Report:
 
 
 def report_from(found: Found) -> Report:
-    """Return the report of a journal that was read."""
+    """Return the report of a journal that was read; without its layers where those do not make sense.
+
+    Raises:
+        BundleError: Nothing in it makes sense.
+    """
+    try:
+        return _report(found)
+    except Exception as error:  # files from elsewhere may say anything
+        told = Event(found.head.mono_ns, "error", "ATTRIBUTION_LOST", "run", f"the layers were lost: {error!r}")
+    bare = replace(found, trace=None, state=replace(State(), mode=found.state.mode, events=(told,)))
+    try:
+        return _report(bare)
+    except Exception as error:
+        raise BundleError(f"{found.path}: the journal does not make sense: {error!r}") from error
+
+
+def _report(found: Found) -> Report:
     head, recording = found.head, recorded(found)
     end = ending(found, recording)
     asked = Options(

@@ -184,7 +184,8 @@ class Session:
         active.leave(self)
         recording = late.run(self._end_feed)
         if (journal := self._journal) is not None:
-            late.run(lambda: journal.stopped(recording, trace, Stop(end_ns, status, reason)))
+            stop = Stop(end_ns, status, reason)
+            late.run(lambda: journal.stopped(self.state(recording), recording, trace, stop))
         self.report = late.run(lambda: self._best_report(end_ns, recording, trace, status, reason))
         if self._outer is not None:
             self._outer.windows.append(window_of(self.report))

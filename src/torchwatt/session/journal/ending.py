@@ -13,6 +13,7 @@ from torchwatt.session.journal.read import Found
 from torchwatt.session.settle import Bounds
 
 LIVE_S = 3.0  # an owner that cannot be seen from here lives, if its journal grew within this time
+SILENT_S = 60.0  # an owner that lives and writes no more for longer does not run this run any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,9 @@ def ending(found: Found, recording: Recording) -> Ending:
 
 def _why(found: Found) -> str:
     """Say what is known of why a journal ends: only a sampler that goes on sees that its owner does not."""
-    return "killed" if found.gone_ns is not None else "killed, or its disk was full"
+    if found.gone_ns is not None:
+        return "killed"
+    return "its disk was full" if found.head.owner.alive() else "killed, or its disk was full"
 
 
 def _seen_ns(found: Found, last_ns: int) -> int:
@@ -57,8 +60,8 @@ def lives(found: Found) -> bool:
     """Return whether the journal is still being written."""
     if found.stop is not None or found.ended or found.gone_ns is not None:
         return False
-    alive = found.head.owner.alive()
-    return time.time() - found.written_s < LIVE_S if alive is None else alive
+    alive, silent_s = found.head.owner.alive(), time.time() - found.written_s
+    return silent_s < LIVE_S if alive is None else alive and silent_s < SILENT_S
 
 
 def last_reading_ns(recording: Recording) -> int:
@@ -101,7 +104,7 @@ def _events(found: Found, bounds: Bounds, last_ns: int) -> Iterator[Event]:
         return
     if found.begin is None and not found.lost_work:
         yield event("warning", "NOT_BEGUN", "the process was killed before the run began: nothing of it was metered")
-    message = f"the process was {_why(found)}; made from its journal: {_lost(found, bounds, last_ns)}"
+    message = f"made from its journal ({_why(found)}): {_lost(found, bounds, last_ns)}"
     yield event("warning", "RECOVERED", message)
 
 

@@ -14,6 +14,7 @@ from torchwatt.core.blocks import Block, unpack
 from torchwatt.core.errors import BundleError
 from torchwatt.core.frame import Damage, Frame, Kind, decode
 from torchwatt.core.trace import Trace
+from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.journal.rings import ANCHORS, INSTANT, READINGS
 from torchwatt.session.journal.place import WORK
 from torchwatt.session.journal.spans import unpack_trace
@@ -21,6 +22,7 @@ from torchwatt.session.journal.told import Begin, Head, Notes, State, Stop, from
 
 MOST_FILE_BYTES = 1 << 30
 MOST_READINGS_BYTES = 1 << 30  # unpacked, of all channels
+LONGEST_NS = 2 * 366 * 86_400 * NS_PER_S
 
 
 @dataclass(slots=True)
@@ -130,13 +132,19 @@ class _Reader:
         found, payload = self.found, frame.payload
         match frame.kind:
             case Kind.BEGIN:
-                found.begin = from_json(payload, Begin)
+                begin = from_json(payload, Begin)
+                self._check(begin.start_ns)
+                found.begin = begin
             case Kind.STATE:
-                found.state = from_json(payload, State)
+                state = from_json(payload, State)
+                self._check(*(t for w in (*state.windows, *state.open) for t in (w.start_ns, w.end_ns)))
+                found.state = state
             case Kind.NOTES:
                 found.notes = from_json(payload, Notes)
             case Kind.STOP:
-                found.stop = from_json(payload, Stop)
+                stop = from_json(payload, Stop)
+                self._check(stop.end_ns)
+                found.stop = stop
             case Kind.END:
                 found.ended = True
             case Kind.TRACE:
@@ -144,12 +152,28 @@ class _Reader:
             case Kind.READINGS:
                 self._readings(payload)
             case Kind.BEAT:
-                found.beat_ns = _instant(payload)
+                found.beat_ns = self._instant(payload)
             case Kind.GONE:
-                found.gone_ns = _instant(payload)
+                found.gone_ns = self._instant(payload)
+
+    def _check(self, *instants_ns: int) -> None:
+        """Refuse what cannot have been in this run: the rest of the journal would be stretched over centuries."""
+        origin_ns = self.found.head.mono_ns
+        if not all(origin_ns - LONGEST_NS <= t_ns <= origin_ns + LONGEST_NS for t_ns in instants_ns):
+            raise BundleError("an instant lies years away from the run")
+
+    def _instant(self, payload: bytes) -> int:
+        if len(payload) != INSTANT.size:
+            raise BundleError("an instant is cut off")
+        (t_ns,) = INSTANT.unpack(payload)
+        self._check(t_ns)
+        return int(t_ns)
 
     def _readings(self, payload: bytes) -> None:
         for block in unpack(payload):
+            t_ns = np.frombuffer(block.t_ns, "<i8")
+            if len(t_ns):
+                self._check(int(t_ns.min()), int(t_ns.max()))
             self._bytes += len(block.t_ns) * 3
             if self._bytes > MOST_READINGS_BYTES:
                 raise BundleError("more readings than any journal of ours")
@@ -160,15 +184,12 @@ class _Reader:
         while self._traces and self.found.trace is None:
             payload = self._traces.pop()
             try:
-                self.found.trace, self.found.trace_until_ns = unpack_trace(payload)
+                trace, until_ns = unpack_trace(payload)
+                if len(trace):
+                    self._check(int(trace.start_ns.min()), int(trace.end_ns.max()))
+                self.found.trace, self.found.trace_until_ns = trace, until_ns
             except BundleError:
                 self._damaged(WORK, len(payload))
-
-
-def _instant(payload: bytes) -> int:
-    if len(payload) != INSTANT.size:
-        raise BundleError("an instant is cut off")
-    return int(INSTANT.unpack(payload)[0])
 
 
 def columns(blocks: list[Block]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -109,11 +109,12 @@ class Journal:
         self._thread = threading.Thread(target=self._run, args=(session,), name="torchwatt-journal", daemon=True)
         self._thread.start()
 
-    def stopped(self, recording: Recording, trace: Trace, stop: Stop) -> None:
+    def stopped(self, state: State, recording: Recording, trace: Trace, stop: Stop) -> None:
         """The block has ended: write all that its report will be made from."""
 
         def write() -> None:
             self._readings(recording, readings.New(stop.end_ns - LAST_NS) if self._sampler_writes else self._own)
+            self._put_state(state)
             self._put_trace(trace, stop.end_ns)
             self._file.add(Kind.STOP, to_json(stop))
             self._file.sync()

@@ -378,7 +378,8 @@ def test_the_command_line_ingests_sums_up_verifies_and_prints_sql(runs, tmp_path
     capsys.readouterr()
     assert run(["fleet", "sql", where]) == 0
     sql = capsys.readouterr().out
-    code = "import duckdb, sys; c = duckdb.connect(); c.execute(sys.stdin.read()); print(c.sql('SELECT runs FROM v_month').fetchall())"
+    code = "import duckdb, sys; c = duckdb.connect(); c.execute(sys.stdin.read()); "
+    code += "print(c.sql('SELECT runs FROM v_month').fetchall())"
     done = subprocess.run([sys.executable, "-c", code], input=sql, capture_output=True, text=True)
     assert done.stdout == "[(3,)]\n", done.stderr
     next((tmp_path / "lake").glob("layer/*/*/part-run-1.parquet")).unlink()

@@ -95,7 +95,7 @@ def _energy(look: Look) -> Seen:
 
 def _host(look: Look) -> Seen:
     return (
-        (j, _of_run(key.run) | {"torchwatt.provenance": key.provenance})
+        (j, _of_run(key.run) | {"hw.id": key.device, "torchwatt.provenance": key.provenance})
         for key, j in look.energy_j.items()
         if key.whole_machine
     )

@@ -51,6 +51,7 @@ class Session:
         self._feed: Feed | None = None
         self._tracer = Tracer(model, overhead_budget=asked.overhead_budget) if asked.layers else None
         self._start_ns = self._start_unix_ns = 0
+        self.ended_ns: int | None = None  # what is metered later is no more of this run
 
     @property
     def running(self) -> bool:
@@ -133,7 +134,7 @@ class Session:
             return
         late = Late()
         late.run(self._end_dither)
-        end_ns = late.run(self._last_look)
+        self.ended_ns = end_ns = late.run(self._last_look)
         trace = late.run(self._end_trace)
         active.leave(self)
         recording = late.run(self._end_feed)

@@ -14,10 +14,11 @@ from prometheus_client import REGISTRY
 import torchwatt as tw
 from tests.metrics.feeds import LiveFeed
 from tests.metrics.scraped import of, parsed, scrape
-from tests.support.reports import HOSTILE
+from tests.support.reports import HOSTILE, sample_report
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.terms import RESERVED
 from torchwatt.metrics.families import families
-from torchwatt.metrics.layers import OTHERS
+from torchwatt.metrics.layers import OTHERS, LayerBooks
 
 ENERGY, POWER = "torchwatt_device_energy_joules_total", "torchwatt_device_power_watts"
 
@@ -232,21 +233,17 @@ def test_a_file_that_cannot_be_one_is_refused_and_a_full_disk_ends_no_run(tmp_pa
 
 
 def test_layers_have_a_bounded_number_of_names_and_all_of_the_joules():
-    import torch
-
-    net = torch.nn.Sequential(*(torch.nn.Linear(32, 32) for _ in range(5)))
-    with tw.metrics.prometheus(port=0, layers=3) as made:
-        with profile(LiveFeed({"cpu:0": 100.0}), layers="on") as run:
-            for _ in range(6):
-                net(torch.ones(8, 32)).sum().backward()
-        found = {
-            dict(has)["layer"]: 0.0 for (name, has) in scrape(made) if name == "torchwatt_layer_energy_joules_total"
-        }
-        layers = [name for name in found if not name.startswith("(") or name == "(root)"]
-        assert len(layers) <= 3
-        assert OTHERS in found
-        joules = sum(of(scrape(made), "torchwatt_layer_energy_joules_total"))
-    assert joules == pytest.approx(run.energy_j, rel=1e-6)
+    ledgers = sample_report().ledgers
+    books = LayerBooks(3)
+    for _ in range(2):
+        books.add("r", "p", ledgers)
+    found = books.known()
+    layers = {key.layer for key in found}
+    assert len({name for name in layers if name not in RESERVED} - {OTHERS}) == 3
+    assert OTHERS in layers
+    for ledger in ledgers:
+        joules = sum(value for key, value in found.items() if key.device == str(ledger.domain))
+        assert joules == pytest.approx(2 * ledger.energy_j, rel=1e-9)
 
 
 def test_without_layers_asked_for_there_are_none(endpoint):

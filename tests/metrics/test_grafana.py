@@ -70,6 +70,17 @@ def test_every_metric_and_label_of_the_dashboard_is_exposed(dashboard, exposed):
             assert all(label in exposed[name] for name in names), (expression, label)
 
 
+def test_layers_come_from_a_real_run(exposed):
+    assert exposed["torchwatt_layer_energy_joules_total"] == {
+        "run",
+        "project",
+        "device",
+        "layer",
+        "phase",
+        "provenance",
+    }
+
+
 def test_every_exposed_metric_is_shown(dashboard, exposed):
     shown = set().union(*(metrics_of(expression) for _, expression, _ in expressions(dashboard)))
     assert shown == exposed.keys()

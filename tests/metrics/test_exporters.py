@@ -162,8 +162,9 @@ def test_opentelemetry_gets_the_conventions_names_units_and_attributes(provider,
         assert data.aggregation_temporality.name == "CUMULATIVE"
         assert all(then[name][2][key] > value for key, value in first[name][2].items())
     ours = {"torchwatt.run": "r", "torchwatt.project": "default", "torchwatt.provenance": "measured"}
-    gpu = frozenset({**ours, "hw.id": "gpu:0", "hw.type": "gpu", "hw.name": "model of gpu:0"}.items())
-    ram = frozenset({**ours, "hw.id": "ram", "hw.type": "memory", "hw.name": "model of ram"}.items())
+    inside = {**ours, "hw.parent": "psys"}
+    gpu = frozenset({**inside, "hw.id": "gpu:0", "hw.type": "gpu", "hw.name": "model of gpu:0"}.items())
+    ram = frozenset({**inside, "hw.id": "ram", "hw.type": "memory", "hw.name": "model of ram"}.items())
     assert then["hw.power"][2] == {gpu: pytest.approx(200.0), ram: pytest.approx(10.0)}
     assert set(then["hw.energy"][2]) == {gpu, ram}  # the machine's own meter contains them and is not beside them
     ((host, _),) = then["hw.host.energy"][2].items()

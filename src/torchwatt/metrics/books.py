@@ -49,6 +49,7 @@ class DeviceKey:
     kind: str
     model: str
     provenance: Provenance
+    parent: str = ""  # the meter of the whole machine, where there is one
 
     @property
     def whole_machine(self) -> bool:
@@ -177,7 +178,7 @@ class Books:
             if to_ns <= from_ns:
                 continue
             joules = found.curve.between(from_ns, to_ns)
-            key = _key(one.key, meter)
+            key = _key(one.key, meter, recording.meters)
             one.booked_j[device] += joules
             self._energy_j.add(key, joules)
             self._known_ns[device] = to_ns
@@ -194,7 +195,7 @@ class Books:
         for ledger in report.ledgers:
             device, meter = str(ledger.domain), report.meter(str(ledger.domain))
             if meter is not None:
-                self._energy_j.add(_key(one.key, meter), ledger.energy_j - one.booked_j[device])
+                self._energy_j.add(_key(one.key, meter, report.meters), ledger.energy_j - one.booked_j[device])
                 self._known_ns[device] = report.end_ns
         if report.carbon_g is not None:
             self._location_g.add(one.key, report.carbon_g - one.booked_g)
@@ -219,5 +220,9 @@ class Books:
         self._location_g.add(one.key, grams)
 
 
-def _key(run: RunKey, meter: Meter) -> DeviceKey:
-    return DeviceKey(run, str(meter.domain), meter.domain.kind, meter.model, meter.provenance)
+def _key(run: RunKey, meter: Meter, meters: Iterable[Meter]) -> DeviceKey:
+    # From the list of meters, which is the same all the time: a series must not change its labels.
+    hosts = sorted(str(one.domain) for one in meters if one.domain.kind in HOST_KINDS and one is not meter)
+    return DeviceKey(
+        run, str(meter.domain), meter.domain.kind, meter.model, meter.provenance, hosts[0] if hosts else ""
+    )

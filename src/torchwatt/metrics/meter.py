@@ -133,7 +133,9 @@ def _of_run(run: RunKey) -> dict[str, str]:
 
 
 def _device(key: DeviceKey) -> Mapping[str, str]:
+    parent = {"hw.parent": key.parent} if key.parent else {}
     return {
+        **parent,
         **_of_run(key.run),
         "hw.id": key.device,
         "hw.type": HW_TYPE.get(key.kind, key.kind),

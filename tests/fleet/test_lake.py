@@ -132,6 +132,19 @@ def _after(lake, places, **asked):
     return lake.runs().values()
 
 
+def test_a_disk_without_hard_links_holds_a_lake_too(runs, lake, monkeypatch):
+    def no_links(*names):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    assert ingest(lake, [runs]).count("added") == 3
+    assert ingest(lake, [runs]).count("present") == 3
+    assert lake.files.write("run/x", b"1", replace=False)
+    assert not lake.files.write("run/x", b"2", replace=False)
+    assert lake.files.read("run/x") == b"1"
+    assert not list(lake.files.root.rglob(".*.part"))
+
+
 class Dying(LocalFiles):
     """A disk that is full after some writes."""
 

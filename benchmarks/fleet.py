@@ -1,6 +1,8 @@
 """A fleet: synthetic bundles written by our own writer, ingested by two processes, verified, and grouped by DuckDB.
 
-PYTHONPATH=. python benchmarks/fleet.py [--bundles 5000] [--jobs 2]
+PYTHONPATH=. python benchmarks/fleet.py [--bundles 5000] [--jobs 2] [--runs DIR]
+
+`--runs` keeps the bundles, or takes them where they were kept. TMPDIR says where the rest goes.
 """
 
 import argparse
@@ -53,10 +55,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--bundles", type=int, default=5000)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--runs", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        runs, lake = Path(name) / "runs", open_lake(Path(name) / "lake")
-        timed(f"make {asked.bundles} bundles", lambda: make(runs, asked.bundles, asked.jobs))
+        runs, lake = asked.runs or Path(name) / "runs", open_lake(Path(name) / "lake")
+        if not runs.exists():
+            timed(f"make {asked.bundles} bundles", lambda: make(runs, asked.bundles, asked.jobs))
         print(f"  {size(runs)}")
         drawn = random.Random(0).sample(range(asked.bundles), min(VERIFIED, asked.bundles))
         bad = [n for n in drawn if not verify(runs / PROJECTS[n % len(PROJECTS)] / run_id(n)).ok]

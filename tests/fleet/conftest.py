@@ -21,7 +21,7 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def lake(store, tmp_path_factory):
+def fleet_lake(store, tmp_path_factory):
     """Return their lake, which no test changes."""
     lake = open_lake(tmp_path_factory.mktemp("lake") / "lake")
     found = ingest(lake, [store])

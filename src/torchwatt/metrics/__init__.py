@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchwatt.metrics.endpoint import prometheus
+    from torchwatt.metrics.file import textfile
     from torchwatt.metrics.meter import otel
-    from torchwatt.metrics.named import named
-    from torchwatt.metrics.textfile import textfile
+    from torchwatt.metrics.spec import named
 
-_HOMES = {"named": "named", "otel": "meter", "prometheus": "endpoint", "textfile": "textfile"}
+_HOMES = {"named": "spec", "otel": "meter", "prometheus": "endpoint", "textfile": "file"}
 __all__ = ["named", "otel", "prometheus", "textfile"]
 
 
@@ -27,6 +27,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    found = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = found  # `textfile` is a module's name as well: importing it must not take the function's place
-    return found
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -49,6 +49,7 @@ class DeviceKey:
     kind: str
     model: str
     provenance: Provenance
+    parent: str = ""  # the meter of the whole machine, where there is one
 
     @property
     def whole_machine(self) -> bool:
@@ -76,6 +77,7 @@ class _Watched:
     alone: bool  # seen from its beginning, and no other session metered beside it
     booked_j: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     booked_g: float = 0.0
+    unpriced_j: float = 0.0
     watts: dict[DeviceKey, tuple[int, float]] = field(default_factory=dict)
 
 
@@ -119,15 +121,14 @@ class Books:
             found = next((one for one in self._watched if one.session is session), None)
             if found is None:
                 return
-            report = session.report
-            end_ns = report.end_ns if report is not None else time.monotonic_ns()
+            self._watched.remove(found)
+            if session.report is not None and found.alone:
+                self._settle(found, session.report)
+                self._layers.add(found.key.run, found.key.project, session.report.ledgers)
+                return
             oldest_ns = min((self._known_ns.get(str(m.domain), 0) for m in recording.meters), default=0)
             since_ns = max(oldest_ns, found.since_ns) - LOOK_BACK_NS
-            self._book(found, recording.between(since_ns, time.monotonic_ns()), end_ns)
-            self._watched.remove(found)
-            if report is not None and found.alone:
-                self._settle(found, report)
-                self._layers.add(found.key.run, found.key.project, report.ledgers)
+            self._book(found, recording.between(since_ns, time.monotonic_ns()), session.ended_ns or time.monotonic_ns())
 
     def look(self) -> Look:
         """Read what is new of the running sessions and return everything; in a forked child nothing runs."""
@@ -137,7 +138,7 @@ class Books:
             for one in watched:
                 clocks = [max(self._known_ns.get(str(m.domain), 0), one.since_ns) for m in one.session.feed.meters]
                 recording = peek(one.session.feed, min([now_ns - LOOK_BACK_NS, *clocks]) - LOOK_BACK_NS)
-                self._book(one, recording, now_ns)
+                self._book(one, recording, min(now_ns, one.session.ended_ns or now_ns))
             watts: dict[DeviceKey, float] = {}
             for one in watched:  # the older session's, where two meter a device
                 fresh = ((key, w) for key, (t_ns, w) in one.watts.items() if now_ns - t_ns < STALE_NS)
@@ -177,7 +178,7 @@ class Books:
             if to_ns <= from_ns:
                 continue
             joules = found.curve.between(from_ns, to_ns)
-            key = _key(one.key, meter)
+            key = _key(one.key, meter, recording.meters)
             one.booked_j[device] += joules
             self._energy_j.add(key, joules)
             self._known_ns[device] = to_ns
@@ -191,11 +192,16 @@ class Books:
 
     def _settle(self, one: _Watched, report: Report) -> None:
         """Bring a run's account to its report, which saw all readings at once."""
-        true_j = {str(ledger.domain): ledger.energy_j for ledger in report.ledgers}
-        for key in [key for key in self._energy_j.sums() if key.run == one.key and key.device in true_j]:
-            self._energy_j.add(key, true_j[key.device] - one.booked_j[key.device])
+        for ledger in report.ledgers:
+            device, meter = str(ledger.domain), report.meter(str(ledger.domain))
+            if meter is not None:
+                self._energy_j.add(_key(one.key, meter, report.meters), ledger.energy_j - one.booked_j[device])
+                self._known_ns[device] = report.end_ns
         if report.carbon_g is not None:
             self._location_g.add(one.key, report.carbon_g - one.booked_g)
+        elif report.ledgers:
+            parts = [x.energy_j for x in report.ledgers if x.domain.kind not in HOST_KINDS]
+            self._unpriced_j.add(one.key, fsum(parts) - one.unpriced_j)
 
     def _price(self, one: _Watched, fresh: Iterable[tuple[float, Provenance, int, int]]) -> None:
         parts = list(fresh)
@@ -207,11 +213,16 @@ class Books:
         known = weakest(*(part[1] for part in parts))
         grams = grams_so_far(joules, known, plan, *span) if plan.location else None
         if grams is None:
+            one.unpriced_j += joules
             self._unpriced_j.add(one.key, joules)
             return
         one.booked_g += grams
         self._location_g.add(one.key, grams)
 
 
-def _key(run: RunKey, meter: Meter) -> DeviceKey:
-    return DeviceKey(run, str(meter.domain), meter.domain.kind, meter.model, meter.provenance)
+def _key(run: RunKey, meter: Meter, meters: Iterable[Meter]) -> DeviceKey:
+    # From the list of meters, which is the same all the time: a series must not change its labels.
+    hosts = sorted(str(one.domain) for one in meters if one.domain.kind in HOST_KINDS and one is not meter)
+    return DeviceKey(
+        run, str(meter.domain), meter.domain.kind, meter.model, meter.provenance, hosts[0] if hosts else ""
+    )

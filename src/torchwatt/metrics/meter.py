@@ -95,7 +95,7 @@ def _energy(look: Look) -> Seen:
 
 def _host(look: Look) -> Seen:
     return (
-        (j, _of_run(key.run) | {"torchwatt.provenance": key.provenance})
+        (j, _of_run(key.run) | {"hw.id": key.device, "torchwatt.provenance": key.provenance})
         for key, j in look.energy_j.items()
         if key.whole_machine
     )
@@ -133,7 +133,9 @@ def _of_run(run: RunKey) -> dict[str, str]:
 
 
 def _device(key: DeviceKey) -> Mapping[str, str]:
+    parent = {"hw.parent": key.parent} if key.parent else {}
     return {
+        **parent,
         **_of_run(key.run),
         "hw.id": key.device,
         "hw.type": HW_TYPE.get(key.kind, key.kind),

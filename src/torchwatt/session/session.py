@@ -70,6 +70,7 @@ class Session:
         self._model = model
         self._member: Member | None = None  # of a job of several ranks
         self.job_report: Report | None = None
+        self.ended_ns: int | None = None  # what is metered later is no more of this run
 
     @property
     def running(self) -> bool:
@@ -179,7 +180,7 @@ class Session:
             return
         late = Late()
         late.run(self._end_dither)
-        end_ns = late.run(self._last_look)
+        self.ended_ns = end_ns = late.run(self._last_look)
         trace = late.run(self._end_trace)
         active.leave(self)
         recording = late.run(self._end_feed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
         if f"lake_{table}" in wanted:
             _add_table(connection, lake, table)
     try:
-        for name, statement in _VIEWS.items():
+        for name, statement in _views().items():
             if name in wanted:
                 connection.execute(statement)
     except duckdb.Error as error:
@@ -105,7 +106,9 @@ def statements(text: str) -> Iterator[tuple[str, str]]:
             yield named[1] or named[2], statement
 
 
-_VIEWS = dict(statements(sql_file("facts"))) | dict(statements(sql_file("rollups")))
+@cache
+def _views() -> dict[str, str]:
+    return dict(statements(sql_file("facts"))) | dict(statements(sql_file("rollups")))
 
 
 def _with_sources(views: Iterable[str]) -> set[str]:
@@ -116,7 +119,7 @@ def _with_sources(views: Iterable[str]) -> set[str]:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting += re.findall(r"\b(?:lake_\w+|v_\w+|run_rollup)", _VIEWS.get(name, ""))
+            waiting += re.findall(r"\b(?:lake_\w+|v_\w+|run_rollup)", _views().get(name, ""))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,6 +16,7 @@ from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import ConfigError
 
 DEFAULT_PROJECT = "default"
+UPLOADS = 16  # at a time
 WORTH_WORKERS = 150  # bundles; below, a process takes longer to start than it saves
 DEEPEST = 4
 
@@ -55,7 +57,7 @@ def ingest(
         project: For all of them; by default the store's, else `default`.
         samples: Also copy the power curves, which are most of the bytes.
         replace: A run that is there with other content is replaced, such as by a repriced bundle.
-        jobs: Processes; default is one a CPU, at most 8.
+        jobs: Processes; default is one a CPU, at most 8. To an object store: uploads at a time, default 16.
 
     Raises:
         BundleError: The place holds something else, or cannot be written.
@@ -71,7 +73,10 @@ def ingest(
     if wanted > 1 and isinstance(lake.files, LocalFiles):
         return Ingested(add_many(lake.files.root, found, how, wanted))
     there = lake.runs()
-    return Ingested(tuple(add_one(lake, one, there, how) for one in found))
+    if isinstance(lake.files, LocalFiles):
+        return Ingested(tuple(add_one(lake, one, there, how) for one in found))
+    with ThreadPoolExecutor(jobs or UPLOADS) as pool:  # an object store answers late and many at once
+        return Ingested(tuple(pool.map(lambda one: add_one(lake, one, there, how), found)))
 
 
 def bundles_below(place: Path, project: str | None = None) -> Iterator[Found]:

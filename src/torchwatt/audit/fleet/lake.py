@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 MARKER = "torchwatt-lake.json"
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 _MARK = json.dumps({"format": "torchwatt-lake", "version": 1}) + "\n"
 
 
@@ -63,7 +65,7 @@ class LocalFiles:
             if replace:
                 Path(hidden).replace(target)
                 return True
-            os.link(hidden, target)
+            _appear(hidden, target)
         except FileExistsError:
             return False
         finally:
@@ -78,6 +80,23 @@ class LocalFiles:
     def empty(self) -> bool:
         """Return whether nothing is there."""
         return not self.root.is_dir() or not any(self.root.iterdir())
+
+
+def _appear(hidden: str, target: Path) -> None:
+    """Give a file its name where none is.
+
+    Raises:
+        FileExistsError: One is.
+    """
+    try:
+        os.link(hidden, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Without hard links two writers of one run may both get here: their bytes are the same.
+        if target.exists():
+            raise FileExistsError(target) from error
+        Path(hidden).rename(target)
 
 
 @dataclass(frozen=True, slots=True)

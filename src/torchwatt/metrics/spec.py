@@ -20,7 +20,7 @@ def named(text: str) -> Exporter:
 
         return otel("global")
     if kind == "textfile" and rest:
-        from torchwatt.metrics.textfile import textfile
+        from torchwatt.metrics.file import textfile
 
         return textfile(rest)
     address, _, port = rest.rpartition(":")

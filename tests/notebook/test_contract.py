@@ -1,12 +1,20 @@
 """The magic in a real IPython shell, in this process: where its options end, and what it refuses."""
 
+import inspect
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
-from torchwatt.notebook.flags import Asked, parse
+import torchwatt as tw
+from torchwatt.notebook.flags import FLAGS, Asked, parse
+
+ONLY_IN_PYTHON = (
+    "model", "overhead_budget", "baseline_s", "powercap_root", "feed", "dither_s", "replays", "work",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -46,6 +54,9 @@ def test_any_line_is_parsed_or_refused_with_one_line(line):
         (r"--csv C:\runs\1 --pue=1.2", Asked(profile={"csv": r"C:\runs\1", "pue": 1.2})),
         ("--intensity 56 --layers off", Asked(profile={"intensity_g_per_kwh": 56.0, "layers": "off"})),
         ("--name 'a b'", Asked(profile={"name": "a b"})),
+        ("--keep --project toy", Asked(profile={"keep": True, "project": "toy"})),
+        ("--market 12 --facility scaleway/fr-par-2", Asked(profile={"market": 12.0, "facility": "scaleway/fr-par-2"})),
+        ("--factors=mine.csv", Asked(profile={"factors": "mine.csv"})),
     ],
 )
 def test_options(line, asked):
@@ -61,6 +72,8 @@ def test_options(line, asked):
         ("--region --pue 1", "--region needs a value"),
         ("--layers perhaps", "on or off"),
         ("-o class", "a Python name"),
+        ("--keep=yes", "--keep takes no value"),
+        ("--market much", "give a number"),
     ],
 )
 def test_what_is_wrong_is_named(line, said):
@@ -91,6 +104,23 @@ def test_a_fault_in_showing_the_report_does_not_take_the_place_of_the_users_erro
         result = shell.run_cell("%%energy -o broken\n1 / 0")
     assert isinstance(result.error_in_exec, ZeroDivisionError)
     assert shell.user_ns["broken"].status == "aborted"
+
+
+def test_every_choice_of_a_run_has_a_flag_and_every_flag_its_line_of_help(shell):
+    """What is left to `profile()` needs an object of Python, or is for experiments with the profiler itself."""
+    of_profile = set(inspect.signature(tw.profile.__init__).parameters) - {"self", "live", *ONLY_IN_PYTHON}
+    assert {flag.argument for flag in FLAGS.values()} - {""} == of_profile
+    told = shell.find_cell_magic("energy").__doc__
+    assert [name for name in FLAGS if not re.search(rf"^ +(-\w, )?{name}\b", told, re.MULTILINE)] == []
+
+
+def test_a_run_is_kept_in_the_store_under_its_project(shell, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHWATT_STORE", str(tmp_path))
+    shell.run_cell("%energy -q -o run --keep --project toy 1 + 1")
+    assert [path.parent.name for path in tmp_path.rglob("run.csv")] == [shell.user_ns["run"].report.run_id]
+    assert (tmp_path / "toy" / shell.user_ns["run"].report.run_id / "run.csv").is_file()
+    with pytest.raises(UsageError, match="--project NAME says under which name a run is kept: give --keep"):
+        shell.run_line_magic("energy", "-q --project toy 1 + 1")
 
 
 def test_a_statement_that_begins_with_a_minus_follows_two(shell):

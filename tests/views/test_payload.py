@@ -3,13 +3,15 @@ from dataclasses import replace
 from math import fsum
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from tests.support.reports import HOSTILE, bare_report, named_report, sample_report
 from tests.views import golden
 from torchwatt.core.meter import Event
 from torchwatt.session.run import MAX_HTML_BYTES
-from torchwatt.views import MIME, to_html_fragment, to_payload, to_text
-from torchwatt.views.payload import MAX_BYTES
+from torchwatt.views import MIME, format_energy, to_html_fragment, to_payload, to_text
+from torchwatt.views.payload import MAX_BYTES, number
 
 
 def test_golden_payload():
@@ -27,6 +29,12 @@ def test_its_type_says_its_version():
 def test_it_is_json_and_comes_back_the_same(report):
     value = to_payload(report)
     assert json.loads(json.dumps(value, allow_nan=False)) == value
+
+
+@given(st.integers(1, 10**9).map(lambda n: n / 2 * 1e-6) | st.floats(1e-6, 3e6))
+@example(0.50050004)
+def test_a_number_that_is_sent_is_shown_as_python_shows_it(energy_j):
+    assert format_energy(number(energy_j)) == format_energy(energy_j)
 
 
 def test_missing_is_null():

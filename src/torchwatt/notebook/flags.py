@@ -14,7 +14,7 @@ from IPython.core.error import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One option: `argument` is what `profile()` calls it, `value` is empty for a switch."""
+    """One option: `argument` is what `profile()` calls it, if it does; `value` is empty for a switch."""
 
     argument: str
     value: str = ""
@@ -27,13 +27,19 @@ FLAGS: Mapping[str, Flag] = {
     "--quiet": Flag(""),
     "--region": Flag("region", "REGION"),
     "--intensity": Flag("intensity_g_per_kwh", "GRAMS"),
+    "--market": Flag("market", "GRAMS"),
+    "--facility": Flag("facility", "SITE"),
     "--pue": Flag("pue", "X"),
+    "--factors": Flag("factors", "FILE"),
     "--csv": Flag("csv", "DIR"),
     "--no-live": Flag(""),
     "--html": Flag("html", "FILE"),
+    "--keep": Flag("keep"),
+    "--project": Flag("project", "NAME"),
     "--layers": Flag("layers", "on|off", ("on", "off")),
     "--name": Flag("name", "NAME"),
 }
+_NUMBERS = frozenset({"--intensity", "--market", "--pue"})
 _SHOWN_BY = "%energy? shows them all"
 
 # A word ends at a blank outside of quotes. A backslash is an ordinary character: paths may hold one.
@@ -137,10 +143,12 @@ def _asked(given: Mapping[str, str]) -> Asked:
 
 
 def _typed(name: str, value: str) -> str | float:
+    if not FLAGS[name].value:
+        return True
     choices = FLAGS[name].choices
     if choices and value not in choices:
         raise UsageError(f"{name} {value}: give {' or '.join(choices)}")
-    if name not in {"--intensity", "--pue"}:
+    if name not in _NUMBERS:
         return value
     try:
         return float(value)

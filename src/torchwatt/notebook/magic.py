@@ -67,9 +67,14 @@ class EnergyMagics(Magics):
           --no-live        show the report at the end only, nothing while the cell runs
           --region REGION  where the electricity comes from: FRA, USA/california, CAN-QC
           --intensity G    your own number for the grid, in gCO2e/kWh
+          --market G       gCO2e/kWh of your electricity contract, for a second total beside the first
+          --facility SITE  a site that publishes its PUE, such as scaleway/fr-par-2
           --pue X          facility energy over IT energy, at least 1 (grams only)
+          --factors FILE   your own factors, or an Electricity Maps history file
           --csv DIR        write the audit tables into a new folder
           --html FILE      write the report as one page
+          --keep           keep the run in your store; see `torchwatt runs`
+          --project NAME   under which project it is kept
           --layers on|off  off: meter only
           --name NAME      shown in the report
 

@@ -88,8 +88,14 @@ _SOFTWARE = ("torchwatt", "python", "torch", "os")  # no host name in a notebook
 
 
 def number(value: float | None) -> float | None:
-    """Keep six figures; a number that is none, or missing, is null."""
-    return None if value is None or not isfinite(value) else float(f"{value:.6g}")
+    """Keep six figures; a number that is none, or missing, is null.
+
+    Where the six end in a five, a front end that rounds them again may go the other way than Python: twelve are kept.
+    """
+    if value is None or not isfinite(value):
+        return None
+    mantissa = f"{value:.5e}".partition("e")[0]
+    return float(f"{value:.{12 if mantissa.rstrip('0').endswith('5') else 6}g}")
 
 
 def text(value: str) -> str:

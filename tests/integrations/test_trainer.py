@@ -3,13 +3,16 @@
 import json
 import logging
 import os
+import runpy
+import sys
 import time
 from math import fsum, isclose
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.integrations.world import Busy, parts_j, truth_j
+from tests.integrations.world import LATE_J, Busy, parts_j, truth_j
 from torchwatt.audit import verify
 from torchwatt.core.errors import ConfigError
 
@@ -19,6 +22,7 @@ pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate
 
 from torchwatt.integrations.trainer import EnergyCallback  # noqa: E402
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "trainer.py"
 STEP_S = 0.015
 DATA = [{"input_ids": torch.randint(0, 50, (8,)), "labels": torch.tensor(i % 2)} for i in range(32)]
 
@@ -94,7 +98,7 @@ def test_every_part_is_what_the_machine_really_used(trained, world):
     assert {w.kind for w in run.report.windows} == {"epoch", "evaluation", "checkpoint"}
     for window in run.report.windows:
         true_j = truth_j(world, window.start_ns, window.end_ns)
-        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=0.1), window
+        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=LATE_J), window
     assert isclose(run.energy_j, truth_j(world, run.report.start_ns, run.report.end_ns), rel_tol=0.02)
 
 
@@ -103,11 +107,12 @@ def test_a_step_is_one_of_the_optimizer_with_all_its_batches_and_no_evaluation(t
     steps = energy.run.report.steps
     assert used.state.global_step == len(steps) == len(clock.steps) == 8
     assert energy.run.epochs.steps.tolist() == [4, 4, 0]
-    for step, (begun, ended) in zip(steps, clock.steps, strict=True):
+    true_j = [truth_j(world, step.start_ns, step.end_ns) for step in steps]
+    assert isclose(sum(energy.run.steps.energy_j), sum(true_j), rel_tol=0.05)
+    for step, joules, (begun, ended) in zip(steps, true_j, clock.steps, strict=True):
         assert step.start_ns <= begun + 1e6 < ended <= step.end_ns + 1e6
         assert not any(step.start_ns < t < step.end_ns for t in (*clock.evaluated, *clock.saved))
-        true_j = truth_j(world, step.start_ns, step.end_ns)
-        assert isclose(sum(step.energy_j.values()), true_j, rel_tol=0.1, abs_tol=0.15)
+        assert isclose(sum(step.energy_j.values()), joules, rel_tol=0.1, abs_tol=LATE_J)
 
 
 def test_evaluations_and_checkpoints_are_apart_and_end_where_they_end(trained):
@@ -225,6 +230,16 @@ def test_a_resumed_training_goes_on_from_the_joules_in_the_checkpoint(world, tmp
     totals = [row["energy/total_j"] for row in used.state.log_history if "energy/total_j" in row]
     assert isclose(totals[-1] - carried["energy_j"], second.run.energy_j, rel_tol=0.1)
     assert isclose(fsum(second.run.epochs.energy_j), second.run.energy_j, rel_tol=1e-12)
+
+
+def test_the_example_runs_and_a_budget_ends_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["trainer.py", "--epochs", "30", "--energy-budget-j", "1"])
+    names = runpy.run_path(str(EXAMPLE), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "energy budget of 1 J used up" in out
+    assert "energy/step_j" in out
+    assert names["energy"].run.energy_j >= 1
+    assert names["trainer"].state.global_step < 360
 
 
 def test_codecarbons_callback_is_explained_once_and_left_alone(world, tmp_path, caplog, monkeypatch):

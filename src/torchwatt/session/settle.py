@@ -56,7 +56,9 @@ def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, tr
         unavailable=_distinct((*recording.unavailable, *found.unavailable)),
         events=_in_order((*recording.events, *trace.events, *found.events, *outcome.events)),
         steps=tuple(_steps(trace, found.curves)),
-        windows=tuple(_seen_whole(window, found.curves) for window in outcome.windows),
+        windows=tuple(
+            _seen_whole(w, found.curves) for w in sorted(outcome.windows, key=lambda w: (w.start_ns, -w.end_ns))
+        ),
         modules=trace.modules,
         units=dict(outcome.units),
         sampler=recording.stats,

@@ -1,13 +1,16 @@
 """Rows of epochs, from reports made by hand."""
 
 from dataclasses import replace
-from math import fsum, isclose
+from math import fsum, isclose, isnan
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.reports import bare_report, sample_report
+from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.report import Window
+from torchwatt.core.terms import Domain
 from torchwatt.session.epochs import OUTSIDE, epoch_rows
 from torchwatt.views import to_text
 
@@ -66,3 +69,20 @@ def test_a_table_lists_some_windows_and_counts_the_rest():
     text = to_text(replace(BASE, windows=windows))
     assert text.count("inside the total") == 12
     assert "... and 88 more windows" in text
+
+
+@given(
+    st.lists(st.tuples(st.integers(-20, 120), st.integers(0, 60)), max_size=20),
+    st.lists(st.tuples(st.integers(0, 100), st.integers(0, 20)), max_size=2),
+)
+def test_many_windows_at_once_are_each_as_alone(windows, silent):
+    t_ns = np.arange(0, 101, 5)
+    curve = EnergyCurve(
+        Domain("gpu", 0), t_ns, np.cumsum(t_ns % 7) * 1.0, "counter", "measured",
+        silent=tuple((lo, lo + n) for lo, n in silent),
+    )  # fmt: skip
+    bounds = np.array([(lo, lo + n) for lo, n in windows], dtype=np.int64).reshape(-1, 2)
+    for (lo, hi), joules in zip(bounds.tolist(), curve.parts_j(*bounds.T).tolist(), strict=True):
+        inside = lo >= -5 and hi <= 105 and not any(a < hi and a + n > lo for a, n in silent)
+        assert curve.knows(lo, hi) == inside == (not isnan(joules))
+        assert not inside or joules == curve.between(lo, hi)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.integrations.world import LATE_J, Busy, parts_j, truth_j
+from tests.integrations.world import Busy, parts_j, truth_j
 from torchwatt.core.errors import ConfigError
 
 pl = pytest.importorskip("lightning.pytorch", reason="the callback is for Lightning's Trainer")
@@ -93,9 +93,10 @@ def test_every_part_is_what_the_machine_really_used(trained, world):
     run = trained[0].run
     kinds = [w.kind for w in run.report.windows]
     assert sorted(kinds) == ["checkpoint"] * 2 + ["epoch"] * 2 + ["evaluation"] * 3  # one is the sanity check
+    late_j = world.late_j(run.report)
     for window in run.report.windows:
         true_j = truth_j(world, window.start_ns, window.end_ns)
-        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=LATE_J), window
+        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=late_j), window
     assert isclose(run.energy_j, truth_j(world, run.report.start_ns, run.report.end_ns), rel_tol=0.02)
 
 
@@ -104,11 +105,12 @@ def test_a_step_is_one_of_the_optimizer_and_holds_no_validation(trained, world):
     run = energy.run
     assert used.global_step == run.report.step_count == 8
     pauses = [w for w in run.report.windows if w.kind != "epoch"]
+    late_j = world.late_j(run.report)
     true_j = [truth_j(world, step.start_ns, step.end_ns) for step in run.report.steps]
-    assert isclose(sum(run.steps.energy_j), sum(true_j), rel_tol=0.05)
+    assert isclose(sum(run.steps.energy_j), sum(true_j), rel_tol=0.05, abs_tol=late_j)
     for step, joules in zip(run.report.steps, true_j, strict=True):
         assert not any(step.start_ns < (w.start_ns + w.end_ns) / 2 < step.end_ns for w in pauses)
-        assert isclose(sum(step.energy_j.values()), joules, rel_tol=0.1, abs_tol=LATE_J)
+        assert isclose(sum(step.energy_j.values()), joules, rel_tol=0.1, abs_tol=late_j)
 
 
 def test_layers_carry_the_names_of_the_module(trained):
@@ -125,7 +127,7 @@ def test_lightnings_loggers_get_joules_with_units_each_once(trained):
     assert min(v for row in found for k, v in row.items() if k.startswith(("energy/", "carbon/"))) > 0
     totals = [row["energy/total_j"] for row in found if "energy/total_j" in row]
     assert totals == sorted(totals)
-    assert isclose(totals[-1], energy.run.energy_j, rel_tol=0.1)
+    assert 0.7 < totals[-1] / energy.run.energy_j <= 1
     assert isclose(float(used.callback_metrics["energy/total_j"]), totals[-1], rel_tol=1e-5)
     last = next(row for row in reversed(found) if "carbon/total_g" in row)
     assert isclose(last["carbon/total_g"], last["energy/total_j"] / 3.6e6 * 100, rel_tol=1e-9)
@@ -136,8 +138,9 @@ def test_a_budget_ends_training_with_the_step_that_crosses_it(world, tmp_path):
     used = fit(tmp_path, energy, Model(world, 0.05), max_epochs=50, validates=False, logger=False)
     report = energy.run.report
     until = [truth_j(world, report.start_ns, step.end_ns) for step in report.steps]
-    crossing = next(i for i, joules in enumerate(until) if joules >= 12.0)
-    assert crossing < 20
+    late_j = world.late_j(report)
+    crossing = next((i for i, joules in enumerate(until) if joules >= 12.0 + late_j), len(until) - 1)
+    assert until[0] < 12.0 < until[-1] + late_j
     assert len(until) - 1 - crossing <= 1, until
     assert used.global_step == len(until)
     assert report.status == "complete"
@@ -175,7 +178,8 @@ def test_a_resumed_training_goes_on_from_the_joules_in_the_checkpoint(world, tmp
     assert used.global_step == 16
     assert second.run.report.step_count == 8
     totals = [row["energy/total_j"] for row in rows(tmp_path / "more") if "energy/total_j" in row]
-    assert isclose(totals[-1] - carried["energy_j"], second.run.energy_j, rel_tol=0.1)
+    assert totals[0] > carried["energy_j"]
+    assert 0.6 < (totals[-1] - carried["energy_j"]) / second.run.energy_j <= 1
     assert isclose(fsum(second.run.epochs.energy_j), second.run.energy_j, rel_tol=1e-12)
 
 

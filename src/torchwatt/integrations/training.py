@@ -171,7 +171,7 @@ class Training:
 
     def _add_window(self, kind: Any, number: int, start_ns: int, end_ns: int) -> None:
         # Its joules are read from the curves when the run is settled, which sees more readings than there are by now.
-        self._session.windows.append(Window(f"{kind} {number}", start_ns, end_ns, None, kind))
+        self._session.add_window(Window(f"{kind} {number}", start_ns, end_ns, None, kind))
 
     def _spend(self) -> None:
         """Look whether the budget is used up; close to its end by fresh readings."""

@@ -118,9 +118,9 @@ class Training:
             "energy/epoch_j": self._live.take("epoch"),
             "energy/evaluation_j": self._live.take("evaluation"),
             "energy/checkpoint_j": self._live.take("checkpoint"),
-            "energy/total_j": self.used.energy_j,
-            "carbon/total_g": self.used.carbon_g,
         }
+        if self._live.whole_j is not None:  # else `used` is what earlier runs used
+            found |= {"energy/total_j": self.used.energy_j, "carbon/total_g": self.used.carbon_g}
         return {name: value for name, value in found.items() if value is not None}
 
     @property

@@ -2,9 +2,13 @@
 
 import csv
 import logging
+import re
+import runpy
 import sys
+import types
 import warnings
 from math import fsum, isclose
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +23,7 @@ from torchwatt.integrations.lightning import EnergyCallback  # noqa: E402
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore:::lightning")
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "lightning_digits.py"
 DATA = torch.utils.data.TensorDataset(torch.randn(32, 8), torch.randint(0, 2, (32,)))
 
 
@@ -55,11 +60,7 @@ def fit(folder, energy, model, *, ckpt=None, validates=True, **given):
         callbacks=[energy],
         **{"logger": CSVLogger(folder), "max_epochs": 2, "log_every_n_steps": 2, **quiet, **given},
     )
-    used.validates = validates
-    try:
-        used.fit(model, loader(), loader() if validates else None, ckpt_path=ckpt)
-    finally:
-        energy.trainer_for_test = used
+    used.fit(model, loader(), loader() if validates else None, ckpt_path=ckpt)
     return used
 
 
@@ -92,9 +93,10 @@ def test_every_part_is_what_the_machine_really_used(trained, world):
     run = trained[0].run
     kinds = [w.kind for w in run.report.windows]
     assert sorted(kinds) == ["checkpoint"] * 2 + ["epoch"] * 2 + ["evaluation"] * 3  # one is the sanity check
+    late_j = world.late_j(run.report)
     for window in run.report.windows:
         true_j = truth_j(world, window.start_ns, window.end_ns)
-        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=0.1), window
+        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=late_j), window
     assert isclose(run.energy_j, truth_j(world, run.report.start_ns, run.report.end_ns), rel_tol=0.02)
 
 
@@ -103,10 +105,12 @@ def test_a_step_is_one_of_the_optimizer_and_holds_no_validation(trained, world):
     run = energy.run
     assert used.global_step == run.report.step_count == 8
     pauses = [w for w in run.report.windows if w.kind != "epoch"]
-    for step in run.report.steps:
+    late_j = world.late_j(run.report)
+    true_j = [truth_j(world, step.start_ns, step.end_ns) for step in run.report.steps]
+    assert isclose(sum(run.steps.energy_j), sum(true_j), rel_tol=0.05, abs_tol=late_j)
+    for step, joules in zip(run.report.steps, true_j, strict=True):
         assert not any(step.start_ns < (w.start_ns + w.end_ns) / 2 < step.end_ns for w in pauses)
-        true_j = truth_j(world, step.start_ns, step.end_ns)
-        assert isclose(sum(step.energy_j.values()), true_j, rel_tol=0.1, abs_tol=0.15)
+        assert isclose(sum(step.energy_j.values()), joules, rel_tol=0.1, abs_tol=late_j)
 
 
 def test_layers_carry_the_names_of_the_module(trained):
@@ -123,7 +127,7 @@ def test_lightnings_loggers_get_joules_with_units_each_once(trained):
     assert min(v for row in found for k, v in row.items() if k.startswith(("energy/", "carbon/"))) > 0
     totals = [row["energy/total_j"] for row in found if "energy/total_j" in row]
     assert totals == sorted(totals)
-    assert isclose(totals[-1], energy.run.energy_j, rel_tol=0.1)
+    assert 0.7 < totals[-1] / energy.run.energy_j <= 1
     assert isclose(float(used.callback_metrics["energy/total_j"]), totals[-1], rel_tol=1e-5)
     last = next(row for row in reversed(found) if "carbon/total_g" in row)
     assert isclose(last["carbon/total_g"], last["energy/total_j"] / 3.6e6 * 100, rel_tol=1e-9)
@@ -134,8 +138,9 @@ def test_a_budget_ends_training_with_the_step_that_crosses_it(world, tmp_path):
     used = fit(tmp_path, energy, Model(world, 0.05), max_epochs=50, validates=False, logger=False)
     report = energy.run.report
     until = [truth_j(world, report.start_ns, step.end_ns) for step in report.steps]
-    crossing = next(i for i, joules in enumerate(until) if joules >= 12.0)
-    assert crossing < 20
+    late_j = world.late_j(report)
+    crossing = next((i for i, joules in enumerate(until) if joules >= 12.0 + late_j), len(until) - 1)
+    assert until[0] < 12.0 < until[-1] + late_j
     assert len(until) - 1 - crossing <= 1, until
     assert used.global_step == len(until)
     assert report.status == "complete"
@@ -173,14 +178,57 @@ def test_a_resumed_training_goes_on_from_the_joules_in_the_checkpoint(world, tmp
     assert used.global_step == 16
     assert second.run.report.step_count == 8
     totals = [row["energy/total_j"] for row in rows(tmp_path / "more") if "energy/total_j" in row]
-    assert isclose(totals[-1] - carried["energy_j"], second.run.energy_j, rel_tol=0.1)
+    assert totals[0] > carried["energy_j"]
+    assert 0.6 < (totals[-1] - carried["energy_j"]) / second.run.energy_j <= 1
     assert isclose(fsum(second.run.epochs.energy_j), second.run.energy_j, rel_tol=1e-12)
 
 
-def test_it_is_a_callback_of_the_name_that_was_imported():
+def test_a_fault_of_ours_ends_metering_and_not_training(world, tmp_path, monkeypatch, caplog):
+    from torchwatt.session.pulse import Pulse
+
+    beats = iter(range(4))
+    monkeypatch.setattr(Pulse, "beat", lambda *_, **__: next(beats))  # StopIteration at the fifth look
+    energy = callback(world, layers="off")
+    used = fit(tmp_path, energy, Model(world, 0.005), max_epochs=2, validates=False, logger=False)
+    assert used.global_step == 16
+    assert energy.run.status == "partial"
+    assert "StopIteration" in energy.run.report.exit_reason
+    assert energy.run.energy_j > 0
+    assert sum("training goes on" in record.message for record in caplog.records) == 1
+
+
+def test_each_training_of_one_callback_is_a_run_with_files_of_its_own(world, tmp_path):
+    energy = callback(world, layers="off", csv=tmp_path / "audit")
+    ids = []
+    for _ in range(2):
+        fit(tmp_path, energy, Model(world, 0.001), max_epochs=1, validates=False, logger=False)
+        ids.append(energy.run.run_id)
+    assert ids[0] != ids[1]
+    found = [(tmp_path / name / "run.csv").read_text() for name in ("audit", "audit-2")]
+    assert all(run_id in text for run_id, text in zip(ids, found, strict=True))
+
+
+def test_the_example_runs_and_its_epochs_add_up(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["lightning_digits.py", "--epochs", "2", "--csv", str(tmp_path / "audit")])
+    names = runpy.run_path(str(EXAMPLE), run_name="__main__")
+    out = capsys.readouterr().out
+    assert re.search(r"^ *1 .* 28 ", out, re.MULTILINE)
+    assert {"conv", "head.3"} <= set(names["energy"].run.layers.fqn)
+    assert isclose(fsum(names["energy"].run.epochs.energy_j), names["energy"].run.energy_j, rel_tol=1e-12)
+    assert 0.0 not in [v for k, v in names["trainer"].callback_metrics.items() if k.startswith("energy/")]
+    assert (tmp_path / "audit" / "window.csv").exists()
+
+
+def test_it_is_a_callback_of_the_name_that_was_imported(monkeypatch):
+    from torchwatt.integrations import lightning as integration
+
     assert issubclass(EnergyCallback, pl.Callback)
-    if "pytorch_lightning" not in sys.modules:
-        assert [kind.__module__ for kind in EnergyCallback.__bases__][1:] == [pl.Callback.__module__]
+    other = types.ModuleType("pytorch_lightning")
+    other.Callback = type("Callback", (), {})
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", other)
+    assert integration._bases() == (pl.Callback, other.Callback)
+    monkeypatch.delitem(sys.modules, "lightning.pytorch")
+    assert integration._bases() == (other.Callback,)
 
 
 def test_a_budget_is_refused_where_ranks_would_wait_for_each_other():

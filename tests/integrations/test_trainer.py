@@ -3,8 +3,11 @@
 import json
 import logging
 import os
+import runpy
+import sys
 import time
 from math import fsum, isclose
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate
 
 from torchwatt.integrations.trainer import EnergyCallback  # noqa: E402
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "trainer.py"
 STEP_S = 0.015
 DATA = [{"input_ids": torch.randint(0, 50, (8,)), "labels": torch.tensor(i % 2)} for i in range(32)]
 
@@ -92,9 +96,10 @@ def test_epochs_and_what_lies_outside_add_up_to_the_report_to_the_digit(trained)
 def test_every_part_is_what_the_machine_really_used(trained, world):
     run = trained[0].run
     assert {w.kind for w in run.report.windows} == {"epoch", "evaluation", "checkpoint"}
+    late_j = world.late_j(run.report)
     for window in run.report.windows:
         true_j = truth_j(world, window.start_ns, window.end_ns)
-        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=0.1), window
+        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=late_j), window
     assert isclose(run.energy_j, truth_j(world, run.report.start_ns, run.report.end_ns), rel_tol=0.02)
 
 
@@ -103,11 +108,13 @@ def test_a_step_is_one_of_the_optimizer_with_all_its_batches_and_no_evaluation(t
     steps = energy.run.report.steps
     assert used.state.global_step == len(steps) == len(clock.steps) == 8
     assert energy.run.epochs.steps.tolist() == [4, 4, 0]
-    for step, (begun, ended) in zip(steps, clock.steps, strict=True):
+    late_j = world.late_j(energy.run.report)
+    true_j = [truth_j(world, step.start_ns, step.end_ns) for step in steps]
+    assert isclose(sum(energy.run.steps.energy_j), sum(true_j), rel_tol=0.05, abs_tol=late_j)
+    for step, joules, (begun, ended) in zip(steps, true_j, clock.steps, strict=True):
         assert step.start_ns <= begun + 1e6 < ended <= step.end_ns + 1e6
         assert not any(step.start_ns < t < step.end_ns for t in (*clock.evaluated, *clock.saved))
-        true_j = truth_j(world, step.start_ns, step.end_ns)
-        assert isclose(sum(step.energy_j.values()), true_j, rel_tol=0.1, abs_tol=0.15)
+        assert isclose(sum(step.energy_j.values()), joules, rel_tol=0.1, abs_tol=late_j)
 
 
 def test_evaluations_and_checkpoints_are_apart_and_end_where_they_end(trained):
@@ -135,16 +142,16 @@ def test_the_trainers_own_rows_carry_joules_with_units_and_nothing_is_zero(train
     assert min(joules) > 0
     totals = [row["energy/total_j"] for row in rows if "energy/total_j" in row]
     assert totals == sorted(totals)
-    assert isclose(totals[-1], energy.run.energy_j, rel_tol=0.1)
+    assert 0.7 < totals[-1] / energy.run.energy_j <= 1
     last = next(row for row in reversed(rows) if "carbon/total_g" in row)
     assert isclose(last["carbon/total_g"], last["energy/total_j"] / 3.6e6 * 100, rel_tol=1e-9)
 
 
-def test_what_was_logged_while_it_ran_is_near_what_the_report_knows(trained):
+def test_what_was_logged_while_it_ran_is_near_what_the_report_knows(trained, world):
     energy, used, _, _ = trained
     logged = [row["energy/epoch_j"] for row in used.state.log_history if "energy/epoch_j" in row]
     for live_j, final_j in zip(logged, energy.run.epochs.train_j, strict=False):
-        assert isclose(live_j, final_j, rel_tol=0.2)
+        assert isclose(live_j, final_j, rel_tol=0.1, abs_tol=world.late_j(energy.run.report))
 
 
 def test_the_bundle_has_the_windows_and_verifies(trained):
@@ -164,8 +171,9 @@ def test_a_budget_ends_training_with_the_step_that_crosses_it(world, tmp_path, c
         used.train()
     report = energy.run.report
     until = [truth_j(world, report.start_ns, step.end_ns) for step in report.steps]
-    crossing = next(i for i, joules in enumerate(until) if joules >= 12.0)
-    assert crossing < 20
+    late_j = world.late_j(report)
+    crossing = next((i for i, joules in enumerate(until) if joules >= 12.0 + late_j), len(until) - 1)
+    assert until[0] < 12.0 < until[-1] + late_j
     assert len(until) - 1 - crossing <= 1, until
     assert used.state.global_step == len(until)
     assert report.status == "complete"
@@ -223,8 +231,18 @@ def test_a_resumed_training_goes_on_from_the_joules_in_the_checkpoint(world, tmp
     used.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
     assert second.run.report.step_count == used.state.global_step - 4 == 4
     totals = [row["energy/total_j"] for row in used.state.log_history if "energy/total_j" in row]
-    assert isclose(totals[-1] - carried["energy_j"], second.run.energy_j, rel_tol=0.1)
+    assert 0.6 < (totals[-1] - carried["energy_j"]) / second.run.energy_j <= 1
     assert isclose(fsum(second.run.epochs.energy_j), second.run.energy_j, rel_tol=1e-12)
+
+
+def test_the_example_runs_and_a_budget_ends_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["trainer.py", "--epochs", "30", "--energy-budget-j", "1"])
+    names = runpy.run_path(str(EXAMPLE), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "energy budget of 1 J used up" in out
+    assert "energy/step_j" in out
+    assert names["energy"].run.energy_j >= 1
+    assert names["trainer"].state.global_step < 360
 
 
 def test_codecarbons_callback_is_explained_once_and_left_alone(world, tmp_path, caplog, monkeypatch):

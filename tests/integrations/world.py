@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from math import fsum
 
 import torch
@@ -32,6 +33,24 @@ class Busy(nn.Module):
         time.sleep(self.seconds)
         self.world.set("package-0", STATIC_W)
         return x
+
+
+class World(FakePowercap):
+    """Knows how late its own counters were published: what a meter says of an edge cannot be better than that."""
+
+    def __init__(self, *args, **given) -> None:
+        self.published_ns: list[int] = []
+        super().__init__(*args, **given)
+
+    def _publish(self) -> None:
+        super()._publish()
+        self.published_ns.append(time.monotonic_ns())
+
+    def late_j(self, report) -> float:
+        """Return the joules by which a window's two edges may be off: counters published late, or read late."""
+        inside = [t for t in self.published_ns if report.start_ns <= t <= report.end_ns]
+        gaps_ns = [max(b - a for a, b in pairwise(times)) for times in (inside, *(c.t_ns for c in report.curves))]
+        return 2e-9 * int(sum(sorted(gaps_ns)[-2:])) * (TRAIN_W - STATIC_W)
 
 
 def truth_j(world: FakePowercap, start_ns: int, end_ns: int) -> float:

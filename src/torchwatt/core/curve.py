@@ -63,11 +63,16 @@ class EnergyCurve:
 
     def knows(self, start_ns: int, end_ns: int) -> bool:
         """Return whether a window was metered throughout; half a reading interval at the run's own ends is forgiven."""
-        if start_ns >= self.end_ns or end_ns <= self.start_ns:
-            return False  # all of it lies in what is forgiven: nothing of it was seen
+        return not np.isnan(self.parts_j(np.array([start_ns]), np.array([end_ns]))[0])
+
+    def parts_j(self, start_ns: IntArray, end_ns: IntArray) -> FloatArray:
+        """Return the joules of many windows at once, as `between` does; NaN for those that `knows` does not know."""
         edge_ns = 0 if len(self.t_ns) < 3 else int(np.median(np.diff(self.t_ns)))
-        inside = self.start_ns <= start_ns + edge_ns and end_ns - edge_ns <= self.end_ns
-        return inside and not any(lo < end_ns and hi > start_ns for lo, hi in self.silent)
+        known = (self.start_ns <= start_ns + edge_ns) & (end_ns - edge_ns <= self.end_ns)
+        known &= (start_ns < self.end_ns) & (end_ns > self.start_ns)  # of the rest nothing at all was seen
+        for lo, hi in self.silent:
+            known &= ~((lo < end_ns) & (hi > start_ns))
+        return np.where(known, self.at(end_ns) - self.at(start_ns), np.nan)
 
     def clip(self, start_ns: int, end_ns: int) -> EnergyCurve | None:
         """Return the part inside a window, cut exactly at its ends; None where nothing is known."""

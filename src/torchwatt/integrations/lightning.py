@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from torchwatt.integrations.carried import NOTHING, Carried, carried_from
-from torchwatt.integrations.metering import Metering
+from torchwatt.integrations.metering import Metering, harmless
 from torchwatt.integrations.needed import needed
 from torchwatt.session.profile import outcome_of
 
@@ -16,9 +16,10 @@ NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _bases() -> tuple[Any, ...]:
-    loaded = [name for name in NAMES if name in sys.modules]
-    installed = [name for name in NAMES if find_spec(name.partition(".")[0]) is not None]
-    return tuple(needed(name, "lightning").Callback for name in loaded or installed[:1] or NAMES[:1])
+    names = [name for name in NAMES if name in sys.modules]
+    if not names:
+        names = [name for name in NAMES if find_spec(name.partition(".")[0]) is not None][:1]
+    return tuple(needed(name, "lightning").Callback for name in names or NAMES[:1])
 
 
 class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
@@ -42,22 +43,26 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
         self._begin(pl_module, processes=trainer.world_size, earlier=self._earlier, resumed=self._resumed)
         self._earlier, self._resumed = NOTHING, False
 
+    @harmless
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note that steps begin, and log what the sanity check used."""
         self._optimizer_steps = trainer.global_step
         if self._training is not None:
             self._log(trainer, self._training.metrics(step=False))
 
+    @harmless
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Note the beginning of an epoch."""
         if self._training is not None:
             self._training.epoch_began(trainer.current_epoch)
 
+    @harmless
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         """Note that steps go on after a pause."""
         if self._training is not None:
             self._training.pause_ended()
 
+    @harmless
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         """Note a step of the optimizer, if this batch ended one; ask for an end once the budget is used up."""
         training = self._training
@@ -70,35 +75,42 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
             self._log(trainer, training.metrics())
         self._decide(trainer)
 
+    @harmless
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Note that an evaluation begins."""
         if self._training is not None:
             self._training.pause_began("evaluation")
 
+    @harmless
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note that it is over."""
         if self._training is not None:
             self._training.pause_ended()
             self._decide(trainer)
 
+    @harmless
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
         """Note that a checkpoint is written; it is over when anything else begins."""
         if self._training is not None:
             self._training.pause_began("checkpoint")
 
+    @harmless
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log what the epoch's steps used."""
         training = self._training
         if training is not None:
-            self._log(trainer, training.epoch_metrics() | training.metrics(step=False))
+            training.epoch_ended()
+            self._log(trainer, training.metrics(step=False))
             self._decide(trainer)
 
+    @harmless
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Log what the last checkpoint used."""
         if self._training is not None:
-            self._training.pause_ended()
+            self._training.last_look()
             self._log(trainer, self._training.metrics(step=False))
 
+    @harmless
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """End the run."""
         self._end()
@@ -112,6 +124,7 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
         if stage == "fit":
             self._end("aborted", "left without an end")
 
+    @harmless
     def state_dict(self) -> dict[str, Any]:
         """Return what was used until now, for the checkpoint."""
         training = self._training

@@ -1,75 +1,131 @@
-"""Joules while training runs, by what ran: each look closes the part before it."""
+"""Joules while training runs, by what ran: parts end at instants, and are known once every meter has passed them."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
+from dataclasses import dataclass
 from math import fsum
 from typing import Literal
 
 from torchwatt.core.units import NS_PER_S
-from torchwatt.session.pulse import Pulse
+from torchwatt.session.pulse import STALE_NS, Pulse
 
 Part = Literal["train", "evaluation", "checkpoint", "rest"]
-STALE_NS = 20 * NS_PER_S  # a look that spares readings goes back a minute at most
+REACH_NS = 20 * NS_PER_S  # a look that spares readings goes back a minute at most
+MOST_ENDS = 256
+NOTE_NS = NS_PER_S // 5
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """An instant at which a part ended; several parts where it is not known when each did."""
+
+    t_ns: int
+    parts: frozenset[Part]
+    steps: int
+    ends_epoch: bool
 
 
 class Live:
     """Reads the meters at the ends of parts; the report, which sees all readings at once, may differ a little.
 
-    Joules that cannot be told apart, because a meter was silent when one part ended, are in no part's sum; such a sum
-    is unknown (None) until it is taken.
+    A counter is read at the end itself. Other meters answer a little later, and the part is not known before. Joules
+    that cannot be told apart, and joules of a time when a meter was silent, are in no sum: such a sum is unknown.
     """
 
     def __init__(self, pulse: Pulse) -> None:
         self._pulse = pulse
+        self._ends: deque[End] = deque()
         self._booked_j = 0.0
-        self._looked_ns = time.monotonic_ns()
-        self._open: set[Part] = set()  # what ran since the last look that all meters answered
+        self._ended_ns = self._looked_ns = time.monotonic_ns()
+        self._gaps = pulse.gaps
         self._sums: dict[str, float | None] = {}
+        self._steps = 0
 
     @property
-    def energy_j(self) -> float | None:
-        """Return the joules so far, as of the last look; None before any meter was read."""
+    def least_j(self) -> float | None:
+        """Return the joules that were read so far, some meters' later than others'; None before the first."""
         return fsum(self._pulse.energy_j.values()) if self._pulse.energy_j else None
 
     @property
-    def carbon_g(self) -> float | None:
-        """Return the grams so far; None without a region."""
-        return self._pulse.carbon_g()
+    def whole_j(self) -> float | None:
+        """Return the joules up to the last instant that all meters have passed; None if one is late, or was silent."""
+        t_ns, whole_j = self._pulse.whole or (0, 0.0)
+        late = self._looked_ns - t_ns > STALE_NS
+        return None if late or self._gaps or whole_j <= 0 else whole_j
 
-    @property
-    def is_whole(self) -> bool:
-        """Return whether every meter has answered lately: only then are the joules so far all of them."""
-        watts = self._pulse.power_w(self._looked_ns)
-        return bool(watts) and None not in watts.values() and set(watts) <= set(self._pulse.energy_j)
+    def carbon_g(self, energy_j: float | None) -> float | None:
+        """Return the grams of so many joules; None without a region."""
+        return None if energy_j is None else self._pulse.carbon_g(energy_j)
 
     def glance(self) -> None:
         """Read what the sampler has read anyway; cheap."""
         now_ns = time.monotonic_ns()
-        self._pulse.beat(fresh=now_ns - self._looked_ns > STALE_NS)
+        self._pulse.beat(fresh=now_ns - self._looked_ns > REACH_NS)
         self._looked_ns = now_ns
+        self._resolve()
 
-    def look(self, *parts: Part) -> None:
-        """Read all meters now; what was used since the last look is of these parts."""
+    def look(self, *parts: Part, steps: int = 0, ends_epoch: bool = False) -> None:
+        """Read all meters now; what was used since the last look is of these parts, with so many steps."""
+        self._end(frozenset(parts), steps, ends_epoch=ends_epoch)
+        self._looked_ns = self._ended_ns
         self._pulse.beat(fresh=True)
-        self._looked_ns = time.monotonic_ns()
-        self._open.update(parts)
-        if not self.is_whole:
-            return
-        total_j = self.energy_j or 0.0
-        used_j, self._booked_j = total_j - self._booked_j, total_j
-        for part in self._open:
-            self._add(part, used_j if len(self._open) == 1 else None)
-        self._open.clear()
+        self._resolve()
 
-    def _add(self, part: Part, used_j: float | None) -> None:
-        for name in ("step", "epoch") if part == "train" else (part,):
-            before_j = self._sums.get(name, 0.0)
-            self._sums[name] = None if before_j is None or used_j is None else before_j + used_j
+    def note(self, steps: int) -> bool:
+        """Note the end of a step without a look; return whether it was taken: once in a while is enough.
 
-    def take(self, name: str) -> float | None:
-        """Return the joules of `step` or `epoch` (both of training alone), or a part, since they were last taken."""
-        if ("train" if name in {"step", "epoch"} else name) in self._open:
-            self._sums[name] = None  # what is not known yet would be in the next sum
-            return None
+        So a later look, for which slow meters have no answer yet, still knows most of the steps before it.
+        """
+        if time.monotonic_ns() - self._ended_ns < NOTE_NS:
+            return False
+        self._end(frozenset(("train",)), steps)
+        return True
+
+    def _end(self, parts: frozenset[Part], steps: int, *, ends_epoch: bool = False) -> None:
+        self._ended_ns = time.monotonic_ns()
+        self._pulse.ask(self._ended_ns)
+        self._ends.append(End(self._ended_ns, parts, steps, ends_epoch))
+        if len(self._ends) > MOST_ENDS:  # long without a look, or a meter is silent for good
+            first, second = self._ends.popleft(), self._ends.popleft()
+            steps, ends_epoch = first.steps + second.steps, first.ends_epoch or second.ends_epoch
+            self._ends.appendleft(End(second.t_ns, first.parts | second.parts, steps, ends_epoch))
+            self._pulse.forget(first.t_ns)
+
+    def step_j(self) -> float | None:
+        """Return the mean joules of the steps that were not returned before, as far as they are known."""
+        joules, steps = self._sums.pop("step", None), self._steps
+        self._steps = 0
+        return None if joules is None or not steps else joules / steps
+
+    def take(self, name: Literal["epoch", "evaluation", "checkpoint", "rest"]) -> float | None:
+        """Return the joules of finished parts that were not returned before; of `epoch`, those of its steps."""
         return self._sums.pop(name, None)
+
+    @property
+    def has_epoch(self) -> bool:
+        """Return whether the joules of a finished epoch are known and were not taken."""
+        return self._sums.get("epoch") is not None
+
+    def _resolve(self) -> None:
+        torn, self._gaps = self._pulse.gaps > self._gaps, self._pulse.gaps
+        while self._ends and (known := self._pulse.told(self._ends[0].t_ns)) is not None:
+            end, total_j = self._ends.popleft(), fsum(known.values())
+            used_j, self._booked_j = total_j - self._booked_j, total_j
+            self._pulse.forget(end.t_ns)
+            self._book(end, None if torn or len(end.parts) > 1 else used_j)
+
+    def _book(self, end: End, used_j: float | None) -> None:
+        for part in end.parts:
+            name = "step" if part == "train" else part
+            self._sums[name] = _sum(self._sums.get(name, 0.0), used_j)
+        if "train" in end.parts:
+            self._steps += end.steps
+            self._sums["open"] = _sum(self._sums.get("open", 0.0), used_j)
+        if end.ends_epoch:
+            self._sums["epoch"] = self._sums.pop("open", None)
+
+
+def _sum(before_j: float | None, now_j: float | None) -> float | None:
+    return None if before_j is None or now_j is None else before_j + now_j

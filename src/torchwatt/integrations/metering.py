@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.report import Status
@@ -15,6 +18,21 @@ from torchwatt.session.profile import profile
 from torchwatt.session.run import Run
 
 _log = logging.getLogger("torchwatt")
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def harmless(hook: Hook) -> Hook:
+    """Make a hook of which a fault of ours ends metering, and not a training of hours; it returns None then."""
+
+    @functools.wraps(hook)
+    def safe(callback: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return hook(callback, *args, **kwargs)
+        except Exception as error:
+            callback._give_up(error)
+            return None
+
+    return cast("Hook", safe)
 
 
 class Metering:
@@ -41,6 +59,7 @@ class Metering:
                 "intensity_g_per_kwh="
             )
         self._profiling = profiling
+        self._begun = 0
         self._training: Training | None = None
         self._run: Run | None = None
 
@@ -61,7 +80,8 @@ class Metering:
                 "others would wait for it forever"
             )
         self._end("aborted", "another training began")
-        self._training = training = Training(model, self._profiling, self._budget, earlier)
+        self._begun += 1
+        self._training = training = Training(model, _numbered(self._profiling, self._begun), self._budget, earlier)
         self._run = training.run
         if resumed and not earlier.run_ids:
             _log.warning(
@@ -69,7 +89,24 @@ class Metering:
             )
         return training
 
+    def _give_up(self, error: Exception) -> None:
+        """End metering, never training, after a fault of ours; what was measured until now is kept."""
+        training, self._training = self._training, None
+        _log.warning("torchwatt: metering ended by a fault of its own, training goes on", exc_info=error)
+        if training is not None:
+            training.abandon(f"metering failed: {type(error).__name__}: {error}")
+
     def _end(self, status: Status = "complete", reason: str = "") -> None:
         training, self._training = self._training, None
         if training is not None:
             training.end(status, reason)
+
+
+def _numbered(profiling: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return the options of the n-th training of one callback: each writes files of its own, `audit`, `audit-2`, ..."""
+    found = dict(profiling)
+    for name in ("csv", "html"):
+        if number > 1 and found.get(name) is not None:
+            path = Path(found[name])
+            found[name] = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return found

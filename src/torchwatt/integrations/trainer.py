@@ -8,7 +8,7 @@ from typing import Any
 
 from torchwatt.integrations.carried import Carried, carried_from
 from torchwatt.integrations.codecarbon import EXPLAINED, runs_beside
-from torchwatt.integrations.metering import Metering
+from torchwatt.integrations.metering import Metering, harmless
 from torchwatt.integrations.needed import needed
 from torchwatt.integrations.trainer_hooks import attach, caller, is_training
 from torchwatt.session.profile import outcome_of
@@ -32,7 +32,6 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
     _trainer: Any = None
     _thread = 0
     _guarded = True  # an exception in training will be seen
-    _epoch_metrics: dict[str, float] | None = None
     _carried: Carried | None = None  # what the trainer's state carries
 
     @property
@@ -48,6 +47,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         """End the run when an exception passes through `train`."""
         self._end(*outcome_of(error))
 
+    @harmless
     def add_metrics(self, logs: MutableMapping[str, Any]) -> None:
         """Put what is known into a row of the Trainer's log."""
         training, state = self._training, None if self._trainer is None else self._trainer.state
@@ -55,10 +55,9 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
             return
         if training.pausing == "evaluation":
             training.pause_ended()
-        elif "train_runtime" in logs:  # the last row
-            training.look("rest")
-        found = training.metrics() | (self._epoch_metrics or {})
-        self._epoch_metrics = None
+        elif "train_runtime" in logs:
+            training.last_look()
+        found = training.metrics()
         if state.is_world_process_zero:
             logs.update(found)
 
@@ -71,17 +70,19 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         self._guarded = not self._attach()
         self._thread = threading.get_ident()
         earlier = carried_from(_kept(state))
-        self._epoch_metrics = self._carried = None
+        self._carried = None
         training = self._begin(model, processes=args.world_size, earlier=earlier, resumed=state.global_step > 0)
         if self._trainer is not None and runs_beside(self._trainer.callback_handler.callbacks):
             training.note("CODECARBON_BESIDE", EXPLAINED)
 
+    @harmless
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the beginning of an epoch."""
         if self._training is not None:
             self._log_epoch(control)
             self._training.epoch_began(int(state.epoch or 0))
 
+    @harmless
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Note a step of the optimizer; ask for an end once the budget is used up."""
         training = self._training
@@ -90,11 +91,13 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         training.step_ended(pause_follows=control.should_log or control.should_evaluate or control.should_save)
         return self._decided(state, control)
 
+    @harmless
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note that an evaluation runs; it began when the last thing ended."""
         if self._training is not None:
             self._training.goes_on("evaluation")
 
+    @harmless
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Note the end of an evaluation, where no row was logged for it."""
         if self._training is None:
@@ -102,6 +105,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         self._training.pause_ended()
         return self._decided(state, control)
 
+    @harmless
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Note the end of a checkpoint."""
         if self._training is None:
@@ -109,16 +113,17 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         self._training.paused("checkpoint")
         return self._decided(state, control)
 
+    @harmless
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Read what the epoch's steps used; it goes into the next row."""
+        """Note the end of an epoch; what its steps used goes into the next row."""
         if self._training is None:
             return None
-        self._epoch_metrics = self._training.epoch_metrics()
+        self._training.epoch_ended()
         return self._decided(state, control)
 
+    @harmless
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the run."""
-        self._log_epoch(control)
         self._end()
 
     def _attach(self) -> bool:
@@ -128,7 +133,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
 
     def _log_epoch(self, control: Any) -> None:
         """Log an epoch's joules in a row of their own, where no other row came after it."""
-        if self._epoch_metrics and self._trainer is not None:
+        if self._training is not None and self._training.has_epoch and self._trainer is not None:
             should_log = control.should_log  # which logging resets
             self._trainer.log({})
             control.should_log = should_log

@@ -37,7 +37,8 @@ def caller(kind: type) -> Any:
 
 def attach(trainer: Any, host: Host) -> bool:
     """Wrap a trainer's `train` and `log`, once a callback; return whether it was new."""
-    if getattr(trainer.train, "torchwatt_host", None) is host:
+    hosts = getattr(trainer.train, "torchwatt_hosts", ())
+    if any(known is host for known in hosts):
         return False
     train, log = trainer.train, trainer.log
 
@@ -54,13 +55,15 @@ def attach(trainer: Any, host: Host) -> bool:
         host.add_metrics(logs)
         return log(logs, *args, **kwargs)
 
-    metered_train.torchwatt_host = host  # type: ignore[attr-defined]
+    metered_train.torchwatt_hosts = (*hosts, host)  # type: ignore[attr-defined]
     trainer.train, trainer.log = metered_train, metered_log
     return True
 
 
 def is_training(trainer: Any, thread: int) -> bool:
-    """Return whether a thread is inside `trainer.train` now."""
+    """Return whether a thread is inside `trainer.train` now; True where there is no trainer to tell by."""
+    if trainer is None:
+        return True
     frame = sys._current_frames().get(thread)
     while frame is not None:
         if frame.f_code.co_name == "train" and frame.f_locals.get("self") is trainer:

@@ -41,7 +41,6 @@ class Training:
         self._pace = Pace()
         self._last_ns = time.monotonic_ns()  # the end of what ended last
         self._trained = 0  # steps since the last look
-        self._steps_to_log = 0
         self._epoch: tuple[int, int] | None = None
         self._pause: tuple[Part, int] | None = None
         self._count: dict[str, int] = {}
@@ -59,17 +58,19 @@ class Training:
         self._session.step()
         self.steps += 1
         self._trained += 1
-        self._steps_to_log += 1
         self._last_ns = time.monotonic_ns()
         if pause_follows:
             self.look("train")
-        elif self.budget and not self.over and self._pace.is_due(self._last_ns / NS_PER_S):
+            return
+        if self._live.note(self._trained):
+            self._trained = 0
+        if self.budget and not self.over and self._pace.is_due(self._last_ns / NS_PER_S):
             self._spend()
 
-    def look(self, part: Part) -> None:
+    def look(self, part: Part, *, ends_epoch: bool = False) -> None:
         """Read all meters: `part` has just ended, and anything before it that nobody announced."""
         unannounced: tuple[Part, ...] = ("train",) if self._trained and part != "train" else ()
-        self._live.look(part, *unannounced)
+        self._live.look(part, *unannounced, steps=self._trained, ends_epoch=ends_epoch)
         self._trained = 0
         self._check()
 
@@ -112,24 +113,34 @@ class Training:
 
     def metrics(self, *, step: bool = True) -> dict[str, float]:
         """Return what is known and was not returned before; what is unknown is not among it."""
-        found: dict[str, float | None] = {}
-        if step and self._steps_to_log:
-            step_j = self._live.take("step")
-            found["energy/step_j"] = None if step_j is None else step_j / self._steps_to_log
-            self._steps_to_log = 0
-        for part in ("evaluation", "checkpoint"):
-            found[f"energy/{part}_j"] = self._live.take(part)
-        if self._live.is_whole:
+        found = {
+            "energy/step_j": self._live.step_j() if step else None,
+            "energy/epoch_j": self._live.take("epoch"),
+            "energy/evaluation_j": self._live.take("evaluation"),
+            "energy/checkpoint_j": self._live.take("checkpoint"),
+        }
+        if self._live.whole_j is not None:  # else `used` is what earlier runs used
             found |= {"energy/total_j": self.used.energy_j, "carbon/total_g": self.used.carbon_g}
         return {name: value for name, value in found.items() if value is not None}
 
-    def epoch_metrics(self) -> dict[str, float]:
-        """Return the joules of the epoch's steps, when it ends."""
+    @property
+    def has_epoch(self) -> bool:
+        """Return whether the joules of an epoch are known that `metrics` has not returned yet."""
+        return self._live.has_epoch
+
+    def epoch_ended(self) -> None:
+        """Note that an epoch's last step is over; what follows until the next epoch may be evaluations."""
         self.pause_ended()
-        self.look("train")
+        self.look("train", ends_epoch=True)
         self._last_ns = time.monotonic_ns()
-        epoch_j = self._live.take("epoch")
-        return {} if epoch_j is None else {"energy/epoch_j": epoch_j}
+
+    def last_look(self) -> None:
+        """Let slow meters answer once more, so that the last metrics are known: at most 0.15 s."""
+        self.pause_ended()
+        self.look("rest")
+        self._session.feed.linger()
+        self._live.glance()
+        self._check()
 
     def end(self, status: Status = "complete", reason: str = "") -> None:
         """End the session; its report is kept by the run."""
@@ -140,6 +151,12 @@ class Training:
             self._add_window(part, self._count.get(part, 0), start_ns, time.monotonic_ns())
         self._close_epoch()
         self._profile.end(status, reason or self.over)
+
+    def abandon(self, reason: str) -> None:
+        """End the session after a fault, as it is."""
+        if self._session.running:
+            self._session.note(Event(time.monotonic_ns(), "error", "METERING_FAILED", "run", reason))
+            self._profile.end("partial", reason)
 
     def note(self, code: str, message: str) -> None:
         """Log a sentence and keep it in the report."""
@@ -154,7 +171,7 @@ class Training:
 
     def _add_window(self, kind: Any, number: int, start_ns: int, end_ns: int) -> None:
         # Its joules are read from the curves when the run is settled, which sees more readings than there are by now.
-        self._session.windows.append(Window(f"{kind} {number}", start_ns, end_ns, None, kind))
+        self._session.add_window(Window(f"{kind} {number}", start_ns, end_ns, None, kind))
 
     def _spend(self) -> None:
         """Look whether the budget is used up; close to its end by fresh readings."""
@@ -165,11 +182,13 @@ class Training:
             self._check()
 
     def _check(self) -> None:
-        self.used = self.earlier.plus(self._live.energy_j, self._live.carbon_g, self.run.run_id)
+        live, run_id = self._live, self.run.run_id
+        self.used = self.earlier.plus(live.whole_j, live.carbon_g(live.whole_j), run_id)
         if not self.budget or self.over:
             return
-        # A meter that is silent only makes this less than it is.
-        energy_j, carbon_g = self.used.energy_j, self.used.carbon_g
+        # What a slow or a silent meter has not told yet only makes this less than it is.
+        least = self.earlier.plus(live.least_j, live.carbon_g(live.least_j), run_id)
+        energy_j, carbon_g = least.energy_j, least.carbon_g
         part = self.budget.used(energy_j, carbon_g)
         self._pace.looked(time.monotonic_ns() / NS_PER_S, part)
         if part >= 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from math import fsum
 from typing import cast
 
@@ -35,6 +36,9 @@ class Pulse:
         self._watts: dict[str, float] = {}
         self.energy_j: dict[str, float] = {}
         self.points: deque[Point] = deque(maxlen=240)
+        self.whole: tuple[int, float] | None = None  # the last instant that all meters have passed; joules until then
+        self.gaps = 0  # times that a meter was silent: joules are missing since
+        self._asked: dict[int, dict[str, float]] = {}
 
     def beat(self, *, fresh: bool = False) -> Recording:
         """Read what is new and add a point to the line.
@@ -52,39 +56,76 @@ class Pulse:
         since_ns = max(min(now_ns - LOOK_BACK_NS, oldest), now_ns - longest_ns) - NS_PER_S // 2
         peeks = isinstance(feed, Sampler) and not fresh
         recording = cast("Sampler", feed).peek(since_ns) if peeks else feed.snapshot(since_ns)
+        curves: dict[str, EnergyCurve] = {}
         for meter in recording.meters:
             if any(channel.quantity != "gauge" for channel in meter.channels):
-                self._add(meter, recording, start_ns)
+                curve = self._add(meter, recording, start_ns)
+                if curve is not None:
+                    curves[str(meter.domain)] = curve
+        self.whole = self._whole(curves) or self.whole
         self.points.append(Point((now_ns - start_ns) / NS_PER_S, self.power_w(now_ns)))
         return recording
+
+    def ask(self, t_ns: int) -> None:
+        """Ask for the joules from the start to an instant, before the beat that passes it."""
+        self._asked[t_ns] = {}
+
+    def told(self, t_ns: int) -> dict[str, float] | None:
+        """Return the joules by domain up to an instant that was asked for; None while a meter has not passed it."""
+        found, domains = self._asked.get(t_ns), self._domains()
+        if not found or len(found) < len(domains):
+            return None
+        return found
+
+    def forget(self, t_ns: int) -> None:
+        """Take back what was asked."""
+        self._asked.pop(t_ns, None)
+
+    def _domains(self) -> list[str]:
+        return [str(m.domain) for m in self._session.feed.meters if any(c.quantity != "gauge" for c in m.channels)]
 
     def power_w(self, now_ns: int) -> dict[str, float | None]:
         """Return the latest watts of each domain; None where no meter answered lately."""
         fresh = {domain: now_ns - known_ns < STALE_NS for domain, known_ns in self._known_ns.items()}
-        domains = [str(m.domain) for m in self._session.feed.meters if any(c.quantity != "gauge" for c in m.channels)]
-        return {domain: self._watts.get(domain) if fresh.get(domain) else None for domain in domains}
+        return {domain: self._watts.get(domain) if fresh.get(domain) else None for domain in self._domains()}
 
-    def carbon_g(self) -> float | None:
-        """Return the grams of the joules so far; None without a region, or without joules."""
+    def carbon_g(self, energy_j: float | None = None) -> float | None:
+        """Return the grams of the joules so far, or of so many; None without a region, or without joules."""
         plan = self._session.asked.carbon
         if not plan.location or not self.energy_j:
             return None
+        total_j = fsum(self.energy_j.values()) if energy_j is None else energy_j
         known = weakest(*(meter.provenance for meter in self._session.feed.meters))
         now_ns = time.time_ns()
         start_ns = now_ns - (time.monotonic_ns() - self._session.start_ns)
-        return grams_so_far(fsum(self.energy_j.values()), known, plan, start_ns, now_ns)
+        return grams_so_far(total_j, known, plan, start_ns, now_ns)
 
-    def _add(self, meter: Meter, recording: Recording, start_ns: int) -> None:
+    def _whole(self, curves: Mapping[str, EnergyCurve]) -> tuple[int, float] | None:
+        """Return the last instant for which all joules are known, and them; None where that cannot be said."""
+        if not curves or set(self._domains()) - set(self._known_ns):
+            return None
+        t_ns = min(self._known_ns.values())
+        ahead = [curves[domain] for domain, known_ns in self._known_ns.items() if known_ns > t_ns and domain in curves]
+        if any(curve.start_ns > t_ns for curve in ahead):
+            return None
+        rest_j = fsum(curve.between(t_ns, self._known_ns[str(curve.domain)]) for curve in ahead)
+        return t_ns, fsum(self.energy_j.values()) - rest_j
+
+    def _add(self, meter: Meter, recording: Recording, start_ns: int) -> EnergyCurve | None:
         domain, found = str(meter.domain), metered(meter, recording)
         if isinstance(found, Unavailable):
-            return
+            return None
         curve: EnergyCurve = found.curve
         known_ns = self._known_ns.get(domain, start_ns)
         if curve.end_ns <= known_ns:
-            return
+            return curve
+        for t_ns in [t for t in self._asked if known_ns < t <= curve.end_ns]:
+            self._asked[t_ns][domain] = self.energy_j.get(domain, 0.0) + curve.between(known_ns, t_ns)
+        self.gaps += any(lo < curve.end_ns and hi > known_ns for lo, hi in curve.silent)
         joules = curve.between(known_ns, curve.end_ns)
         self.energy_j[domain] = self.energy_j.get(domain, 0.0) + joules
         # Where the meter was silent the joules are unknown, and so is their mean.
         seconds = (curve.end_ns - max(known_ns, curve.start_ns)) / NS_PER_S
         self._watts[domain] = joules / seconds
         self._known_ns[domain] = curve.end_ns
+        return curve

@@ -364,6 +364,12 @@ class Session:
             recording.stats.mode,
         )
 
+    def add_window(self, window: Window) -> None:
+        """Add a part of the run, also to the sessions around this one: `torchwatt run` shows a script's epochs."""
+        self.windows.append(window)
+        if self._outer is not None:
+            self._outer.add_window(window)
+
     def note(self, event: Event) -> None:
         """Add an event."""
         self._events.append(event)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import fsum
+from math import fsum, isnan
+
+import numpy as np
 
 from torchwatt.attribution.attribute import Attribution, attribute
 from torchwatt.attribution.known import NOTHING, Known
@@ -71,7 +73,7 @@ def report_of(  # noqa: PLR0917  the parts of a report
         unavailable=_distinct((*recording.unavailable, *found.unavailable)),
         events=_in_order((*recording.events, *trace.events, *found.events, *outcome.events)),
         steps=tuple(_steps(trace, found.curves)),
-        windows=tuple(_seen_whole(window, found.curves) for window in outcome.windows),
+        windows=tuple(_seen_whole(sorted(outcome.windows, key=_place), found.curves)),
         modules=trace.modules,
         units=dict(outcome.units),
         sampler=recording.stats,
@@ -94,16 +96,34 @@ def _steps(trace: Trace, curves: Sequence[EnergyCurve]) -> Iterable[Step]:
     """Give each step the joules of the meters that were there for all of it; no part of a step passes for the whole."""
     index = 0
     counts = trace.step_counts or (1,) * len(trace.steps)
-    for (start_ns, end_ns), count in zip(trace.steps, counts, strict=True):
-        known = {str(c.domain): c.between(start_ns, end_ns) for c in curves if c.knows(start_ns, end_ns)}
+    parts = _parts_j(trace.steps, curves)
+    for (start_ns, end_ns), count, known in zip(trace.steps, counts, parts, strict=True):
         yield Step(index, start_ns, end_ns, known, count)
         index += count
 
 
-def _seen_whole(window: Window, curves: Sequence[EnergyCurve]) -> Window:
-    """Read a nested session's joules from the outer one's curves: slow counters publish after it has ended."""
-    known = [c.between(window.start_ns, window.end_ns) for c in curves if c.knows(window.start_ns, window.end_ns)]
-    return replace(window, energy_j=fsum(known) if curves and len(known) == len(curves) else window.energy_j)
+def _parts_j(bounds: Sequence[tuple[int, int]], curves: Sequence[EnergyCurve]) -> list[dict[str, float]]:
+    """Return the joules of each window by domain, of the meters that were there for all of it."""
+    known: list[dict[str, float]] = [{} for _ in bounds]
+    if bounds:
+        start_ns, end_ns = np.array(bounds, dtype=np.int64).T
+        for curve in curves:
+            for one, joules in zip(known, curve.parts_j(start_ns, end_ns).tolist(), strict=True):
+                if not isnan(joules):
+                    one[str(curve.domain)] = joules
+    return known
+
+
+def _seen_whole(windows: Sequence[Window], curves: Sequence[EnergyCurve]) -> Iterable[Window]:
+    """Read joules of windows from the run's curves: slow counters publish after a nested session has ended."""
+    for window, known in zip(windows, _parts_j([(w.start_ns, w.end_ns) for w in windows], curves), strict=True):
+        whole = bool(curves) and len(known) == len(curves)
+        yield replace(window, energy_j=fsum(known.values()) if whole else window.energy_j)
+
+
+def _place(window: Window) -> tuple[int, int]:
+    """Sort by beginning; of two that begin together, the longer one first."""
+    return window.start_ns, -window.end_ns
 
 
 def window_of(report: Report) -> Window:

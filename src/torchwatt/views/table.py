@@ -25,6 +25,7 @@ from torchwatt.views.tree import totals
 
 _LABEL = 11
 _MAX_EVENTS = 12
+_MAX_WINDOWS = 12
 _MAX_TEXT = 300
 _COLUMNS = (("phase", 9), ("self", 9), ("90 % interval", 16), ("total", 9), ("share", 7), ("known", 11))
 _FIXED = sum(width + 2 for _, width in _COLUMNS)
@@ -161,9 +162,11 @@ def _line(name: str, cells: Sequence[str], sheet: _Sheet) -> str:
 
 def _tail(report: Report, width: int) -> list[str]:
     lines = []
-    for window in report.windows:
+    for window in report.windows[:_MAX_WINDOWS]:
         text = f"{format_energy(window.energy_j)} in {format_time((window.end_ns - window.start_ns) / 1e9)}"
         lines += _labelled("window", f"{window.name} · {text}, inside the total", width)
+    if len(report.windows) > _MAX_WINDOWS:
+        lines += _labelled("", f"... and {len(report.windows) - _MAX_WINDOWS} more windows", width)
     events = summary.worrying(report)
     for event in events[:_MAX_EVENTS]:
         text = _cut_end(f"{event.code} · {event.subject} · {event.message}", _MAX_TEXT)

@@ -24,7 +24,8 @@ WINDOW_KINDS = (
 WINDOW = Table(
     "window",
     ("run_id", "window_id"),
-    "parts of the run, by time: steps and nested sessions; their joules are inside the run's and never added to them",
+    "parts of the run, by time: steps, epochs, evaluations, checkpoints and nested sessions; their joules are inside "
+    "the run's and never added to them",
     (
         RUN_ID,
         integer("window_id", "1", "0, 1, 2, ...", required=True, minimum=0),

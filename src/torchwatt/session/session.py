@@ -17,6 +17,7 @@ from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Feed, Sampler, discover
+from torchwatt.sensors.silent import Silent
 from torchwatt.session import active
 from torchwatt.session.known import calibrated_sensors
 from torchwatt.session.late import Late
@@ -64,7 +65,6 @@ class Session:
         feed = self._outer.feed if self._outer is not None else self._own_feed()
         try:
             if self._outer is None:
-                feed.start()
                 self._rest(feed)
             if self._tracer is not None:
                 facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
@@ -217,9 +217,24 @@ class Session:
                 warnings.warn(f"torchwatt could not write {target}: {error}", RuntimeWarning, stacklevel=2)
 
     def _own_feed(self) -> Feed:
+        """Start the meters; a machine without descriptors, memory or threads left costs the joules, not the program."""
         if self.asked.feed is not None:
+            self.asked.feed.start()
             return self.asked.feed
-        return Sampler(discover(powercap_root=self.asked.powercap_root))
+        sampler = None
+        try:
+            sampler = Sampler(discover(powercap_root=self.asked.powercap_root))
+            sampler.start()
+        except BaseException as error:
+            with contextlib.suppress(Exception):
+                if sampler is not None:
+                    sampler.stop()
+            if not isinstance(error, OSError | MemoryError | RuntimeError):
+                raise
+            silent = Silent(error)
+            warnings.warn(f"torchwatt: {silent.reason}", RuntimeWarning, stacklevel=2)
+            return silent
+        return sampler
 
     def _rest(self, feed: Feed) -> None:
         """Sample a quiet moment: static power is known then, and slow meters have answered once before the run."""

@@ -71,16 +71,20 @@ def _status(status: Status, found: Attribution, recording: Recording) -> Status:
     """Call a run partial in which a meter that was found at its start was away for a part of it, or for all of it."""
     meters = {str(meter.domain) for meter in recording.meters if meter.provenance == "measured"}
     gone = {item.domain for item in (*recording.unavailable, *found.unavailable)}
-    away = not all(ledger.is_whole for ledger in found.ledgers) or bool(meters & gone)
+    away = not all(ledger.is_whole for ledger in found.ledgers) or bool({*meters, "run"} & gone)
     return "partial" if status == "complete" and away else status
 
 
 def _steps(trace: Trace, curves: Sequence[EnergyCurve]) -> Iterable[Step]:
-    """Give each step the joules of the meters that were there for all of it; no part of a step passes for the whole."""
+    """Give each step the joules of the meters that were there for all of it; no part of a step passes for the whole.
+
+    A meter that did not move in so short a step has not measured it.
+    """
     index = 0
     counts = trace.step_counts or (1,) * len(trace.steps)
     for (start_ns, end_ns), count in zip(trace.steps, counts, strict=True):
-        known = {str(c.domain): c.between(start_ns, end_ns) for c in curves if c.knows(start_ns, end_ns)}
+        seen = ((c, c.between(start_ns, end_ns)) for c in curves if c.knows(start_ns, end_ns))
+        known = {str(c.domain): joules for c, joules in seen if joules > 0 or c.provenance == "modelled"}
         yield Step(index, start_ns, end_ns, known, count)
         index += count
 

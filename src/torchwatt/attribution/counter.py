@@ -56,7 +56,7 @@ def unwrap(series: Series, power: Integral | None) -> Unwrapped:
     """
     channel = series.channel
     t_ns, raw, events = _meant(series)
-    step, wrapped, bad = broken.steps(channel, t_ns, raw)
+    step, wrapped, bad = broken.steps(channel, t_ns, raw, catching_up=True)
     step_j = step * channel.scale
     by_power = knows(power, t_ns[:-1], t_ns[1:]) if power is not None else np.zeros(len(step), dtype=np.bool_)
     lost = broken.lost(t_ns, bad, by_power)
@@ -64,9 +64,7 @@ def unwrap(series: Series, power: Integral | None) -> Unwrapped:
     wrap_ns = tuple(int(t) for t in t_ns[1:][wrapped])
     events += _wrap_events(series, wrap_ns)
     events += [
-        broken.bridge_event(
-            channel, int(t_ns[i + 1]), float(bridge_j[i]), float(step_j[i]), by_power=bool(by_power[i])
-        )
+        broken.bridge_event(channel, int(t_ns[i + 1]), float(bridge_j[i]), float(step_j[i]), by_power=bool(by_power[i]))
         for i in np.flatnonzero(bad & ~lost)
     ]
     step_j = np.where(bad, bridge_j, step_j)
@@ -124,8 +122,8 @@ def _publications(
 
     A changed value was published somewhere between the poll before and this one: half-way is taken. Between
     publications the curve is a straight line; before the first and after the last it goes on at the mean
-    power of the neighbouring publication interval, but not into a silence. The standard uncertainty is that of two ends, each uniform
-    within a publication: E_pub / sqrt(12) * sqrt(2).
+    power of the neighbouring publication interval, but not into a silence. The standard uncertainty is that of two
+    ends, each uniform within a publication: E_pub / sqrt(12) * sqrt(2).
     """
     changed = step_j > 0
     # A run's edge is read microseconds after a poll: a few repeated readings alone do not make a counter coarse.

@@ -168,3 +168,52 @@ def test_a_silent_power_sensor_leaves_a_hole_and_no_zero():
     assert curve.silent == ((980 * MS, 5000 * MS),)
     assert np.isnan(curve.power_w()[49])
     assert curve.clip(2000 * MS, 5500 * MS).silent == ((2000 * MS, 5000 * MS),)
+
+
+@given(st.integers(5, 90), st.integers(1, 60), st.sampled_from([0.0, -5.0, 2.0**64 - 1, 1e30, 7e12]))
+def test_readings_from_which_a_counter_comes_back_cost_nothing(first, count, said):
+    raw = 1e9 + np.arange(200) * 1_000_000.0
+    raw[first : first + count] = said
+    found = unwrap(polled(raw, channel=counter_channel(modulus=262_143_328_911)), None)
+    assert isclose(found.poll_j[-1], 199.0, rel_tol=1e-9)
+    assert [e.code for e in found.events] == ["COUNTER_JUMP"]
+
+
+def test_a_reset_in_a_silence_of_seconds_is_unknown_energy_with_and_without_a_power_sensor():
+    raw = np.arange(1000) * 1_000_000.0
+    raw[500:] -= raw[500]
+    counter, power = polled(raw, channel=counter_channel()), steady_power(10)
+    gap = (3e9, 7e9)
+    silent = [readings(s.channel, s.t_ns[k], s.raw[k]) for s in (counter, power) for k in [_outside(s.t_ns, *gap)]]
+    for heard in (silent, silent[:1]):
+        meter = meter_of(*(s.channel for s in heard))
+        found = metered(meter, recording_of(meter, *heard))
+        assert isclose(found.curve.total_j, 600.0, rel_tol=0.01)
+        assert 3.9e9 < found.unknown_between(0, int(10e9)) < 4.1e9
+        assert {e.code for e in found.events} == {"COUNTER_LOST"}
+        assert np.isnan(found.curve.power_w()).sum() == 1
+        assert found.curve.cross_check_j is None  # half of the power checks nothing
+
+
+def _outside(t_ns, start_ns, end_ns):
+    return (t_ns < start_ns) | (t_ns > end_ns)
+
+
+def test_a_counter_that_stands_still_with_nothing_beside_it_is_unknown_from_then_on():
+    raw = np.arange(1000) * 1_000_000.0
+    raw[400:] = raw[400]
+    counter = polled(raw, channel=counter_channel())
+    found = unwrap(counter, None)
+    assert found.silent == ((int(counter.t_ns[400]), int(counter.t_ns[-1])),)
+    assert isclose(found.energy_j[-1], 400.0, rel_tol=0.01)
+    assert [e.code for e in found.events] == ["COUNTER_FROZEN"]
+
+
+def test_a_counter_that_makes_up_for_standing_still_is_a_straight_line_over_it():
+    raw = np.arange(1000) * 1_000_000.0
+    raw[400:800] = raw[400]
+    found = unwrap(polled(raw, channel=counter_channel()), None)
+    assert found.silent == ()
+    assert isclose(found.energy_j[-1], 999.0, rel_tol=1e-6)
+    assert isclose(np.interp(6e9, found.t_ns, found.energy_j), 600.0, rel_tol=0.01)
+    assert [e.code for e in found.events] == ["COUNTER_FROZEN"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults.nvml import GROUP, WATTS, both, energy_j, gpus, holds
+from tests.faults.nvml import GROUP, both, energy_j, gpus, holds
 from tests.faults.registry import Seen, fault, proved
 
 SESSION = "tests/session/test_nvml.py::"

@@ -9,12 +9,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pynvml
 
-from tests.faults.registry import Seen, fault, proved
-from tests.faults.virtual import START_NS, UNIX_NS, Bench, layers
+from tests.faults.registry import Seen, fault
+from tests.faults.virtual import UNIX_NS, Bench, layers
 from torchwatt.core.report import Report
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.nvml import discover_nvml
@@ -22,7 +21,8 @@ from torchwatt.sensors.nvml import discover_nvml
 GROUP = "GPUs and their driver"
 WATTS = (250.0, 400.0)
 CODES = sorted(value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_"))
-COUNTER, INSTANT, FIELDS, POWER = "nvmlDeviceGetTotalEnergyConsumption", "FI:186", "FI:*", "nvmlDeviceGetPowerUsage"
+COUNTER, POWER = "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage"
+INSTANT, FIELDS = "FI:186", "FI:*"
 GAUGES = (
     "nvmlDeviceGetUtilizationRates,nvmlDeviceGetMemoryInfo,nvmlDeviceGetTemperature,nvmlDeviceGetClockInfo,"
     "nvmlDeviceGetCurrentClocksEventReasons"
@@ -36,7 +36,8 @@ def _scenario(folder: Path, lines: Sequence[str] = (), first: Sequence[str] = ()
     """Write two GPUs; `lines` are of the whole library, `first` of the first GPU, which is the one that fails."""
     text = [f"epoch {UNIX_NS}", f"clock file {folder / 'clock'}", *lines]
     for index, watts in enumerate(WATTS):
-        text += [f"gpu {arch}", "name NVIDIA SimGPU", "noise_w 2", "phase 0", f"seg 0 {watts}", *(first if index == 0 else ())]
+        text += [f"gpu {arch}", "name NVIDIA SimGPU", "noise_w 2", "phase 0", f"seg 0 {watts}"]
+        text += first if index == 0 else ()
     path = folder / "scenario"
     path.write_text("\n".join(text) + "\n")
     os.environ["SIMNVML_SCENARIO"] = str(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import replace
 from math import fsum, inf, isclose, nan
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from tests.faults.powercap import Tree, holds
-from tests.faults.registry import Seen, fault, proved
-from tests.faults.virtual import START_NS, Bench, layers, report_of
+from tests.faults.registry import Seen, fault
+from tests.faults.virtual import START_NS, layers, report_of
 from tests.support.powercap import FakePowercap
 from tests.support.worlds import counter_channel, meter_of, power_channel, readings
 from torchwatt.core.meter import FloatArray, IntArray, Recording

@@ -81,7 +81,8 @@ def table(faults: Sequence[Fault]) -> str:
     """Return the page: one table a group."""
     lines: list[str] = []
     for group in dict.fromkeys(one.group for one in faults):
-        lines += ["", f"## {group}", "", "| fault | what the user sees | what is kept | shown by |", "|---|---|---|---|"]
+        lines += ["", f"## {group}", "", "| fault | what the user sees | what is kept | shown by |"]
+        lines.append("|---|---|---|---|")
         for one in (f for f in faults if f.group == group):
             shown = ["this suite"] if one.inject is not None else []
             shown += [f"`{proof.replace('tests/', '')}`" for proof in one.proofs]

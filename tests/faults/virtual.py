@@ -10,7 +10,7 @@ from random import Random
 
 from torchwatt.core.meter import Event, Recording, SamplerStats
 from torchwatt.core.report import Report
-from torchwatt.core.trace import EMPTY_TRACE, Trace, trace_from_spans, Span
+from torchwatt.core.trace import EMPTY_TRACE, Span, Trace, trace_from_spans
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import gather
 from torchwatt.sensors.board import Board

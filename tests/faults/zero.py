@@ -21,9 +21,11 @@ from torchwatt.views import to_html_page, to_text
 
 # A joule or a watt that is nothing, as a view would write it: `0 J`, `0.00 mW`.
 _NOTHING = re.compile(r"(?<![\d.,+\-e])[+-]?0(?:\.0+)?\s?[nµmkMG]?(?:J|Wh|W)\b")
-# Columns of the files that say joules or watts; a static power or a band may be 0 and a gap of a counter is a difference.
+# Columns of the files that say joules or watts; a band or a static part may be 0, a counter's gap is a difference.
 _SAYS = re.compile(r"^(energy|power|static).*_(j|w)$|_per_call_j$")
 _MAY_BE_0 = {"energy_u_j", "energy_self_lo_j", "energy_static_j", "energy_dynamic_j"}
+# Sums over reserved rows: nothing idle and nothing unattributed is a fact about a run, where it has joules at all.
+_SUMS = {"energy_unattributed_j", "energy_idle_j"}
 
 
 def zeros(report: Report, *, idle_may_be_0: bool = False, files: bool = True) -> list[str]:
@@ -99,7 +101,8 @@ def _in_files(report: Report, modelled: set[str]) -> Iterator[str]:
             continue
         for row in _rows(name, data):
             domain = row.get("device_id") or ""
-            shown = {k: v for k, v in row.items() if k and v and _SAYS.search(k) and k not in _MAY_BE_0}
+            fine = _MAY_BE_0 | (_SUMS if known else set())
+            shown = {k: v for k, v in row.items() if k and v and _SAYS.search(k) and k not in fine}
             if domain and domain not in known and any(k.startswith("energy") for k in shown):
                 yield f"{name}: {domain} has no ledger and shows {shown}"
             short = "time_self_s" in row and float(row["time_self_s"] or 0) <= 0.02
@@ -109,7 +112,7 @@ def _in_files(report: Report, modelled: set[str]) -> Iterator[str]:
 
 
 def _in_views(report: Report) -> Iterator[str]:
-    page = re.sub(r"<(style|script|svg).*?</\1>", " ", to_html_page(report), flags=re.S)
+    page = re.sub(r"<(style|script|svg).*?</\1>", " ", to_html_page(report), flags=re.DOTALL)
     for view, text in (("text", to_text(report)), ("html", html.unescape(re.sub(r"<[^>]*>", " ", page)))):
         for line in text.splitlines():
             if _NOTHING.search(line) and " 0 W, which is no reading" not in line and "said 0 W" not in line:

@@ -21,15 +21,23 @@ FROZEN_NS = NS_PER_S
 Spans = tuple[tuple[int, int], ...]
 
 
-def plausible_j(channel: Channel, t_ns: IntArray) -> FloatArray:
-    """Return what the domain can have used at most in each interval."""
+def plausible_j(channel: Channel, for_ns: IntArray) -> FloatArray:
+    """Return what the domain can have used at most in so long a time each."""
     most_w = PLAUSIBLE_W.get(channel.domain.kind, PLAUSIBLE_ELSE_W)
-    return np.asarray(most_w * (np.diff(t_ns) / NS_PER_S + PUBLICATION_S), dtype=np.float64)
+    return np.asarray(most_w * (for_ns / NS_PER_S + PUBLICATION_S), dtype=np.float64)
 
 
-def steps(channel: Channel, t_ns: IntArray, raw: FloatArray) -> tuple[FloatArray, BoolArray, BoolArray]:
-    """Return the raw steps, those that wrapped, and those that are no energy: backwards, or more than can be used."""
-    step, most_j = np.diff(raw), plausible_j(channel, t_ns)
+def steps(
+    channel: Channel, t_ns: IntArray, raw: FloatArray, *, catching_up: bool = False
+) -> tuple[FloatArray, BoolArray, BoolArray]:
+    """Return the raw steps, those that wrapped, and those that are no energy: backwards, or more than can be used.
+
+    With `catching_up`, a step may hold what was used since the counter moved last.
+    """
+    step, begun = np.diff(raw), np.arange(len(raw) - 1)
+    if catching_up:
+        begun = np.maximum.accumulate(np.where(np.concatenate(([True], step != 0))[:-1], begun, 0))
+    most_j = plausible_j(channel, t_ns[1:] - t_ns[begun])
     wrapped = np.zeros(len(step), dtype=np.bool_)
     if channel.modulus is not None:
         lifted = step + channel.modulus
@@ -41,15 +49,17 @@ def steps(channel: Channel, t_ns: IntArray, raw: FloatArray) -> tuple[FloatArray
 def meant(channel: Channel, t_ns: IntArray, raw: FloatArray) -> BoolArray:
     """Tell which readings to keep: an excursion from which the counter comes back to where it was says nothing.
 
-    From a step that is no energy to the next such step that leads back to what the reading before the first allows.
+    From a step that is no energy to the next such step, the other way, that leads back to what the reading before the
+    first allows.
     """
     keep = np.ones(len(raw), dtype=np.bool_)
-    bad = np.flatnonzero(steps(channel, t_ns, raw)[2])
+    step, _, no_energy = steps(channel, t_ns, raw)
+    bad = np.flatnonzero(no_energy)
     i = 0
     while i + 1 < len(bad):
         first, last = bad[i], bad[i + 1] + 1  # readings on both sides of the excursion
         back = steps(channel, t_ns[[first, last]], raw[[first, last]])[2]
-        if not back[0] and not np.array_equal(raw[[first]], raw[[last]]):
+        if not back[0] and (step[bad[i]] < 0) != (step[bad[i + 1]] < 0):
             keep[first + 1 : last] = False
             i += 2
         else:
@@ -93,8 +103,8 @@ def lost_events(channel: Channel, spans: Spans) -> list[Event]:
             channel,
             hi,
             "COUNTER_LOST",
-            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, after which the counter had started again: the joules of that "
-            "time are unknown, and not counted",
+            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, after which the counter had started again: the joules of "
+            "that time are unknown, and not counted",
         )
         for lo, hi in spans
     ]

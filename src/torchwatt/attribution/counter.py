@@ -56,7 +56,7 @@ def unwrap(series: Series, power: Integral | None) -> Unwrapped:
     """
     channel = series.channel
     t_ns, raw, events = _meant(series)
-    step, wrapped, bad = broken.steps(channel, t_ns, raw)
+    step, wrapped, bad = broken.steps(channel, t_ns, raw, catching_up=True)
     step_j = step * channel.scale
     by_power = knows(power, t_ns[:-1], t_ns[1:]) if power is not None else np.zeros(len(step), dtype=np.bool_)
     lost = broken.lost(t_ns, bad, by_power)
@@ -122,8 +122,8 @@ def _publications(
 
     A changed value was published somewhere between the poll before and this one: half-way is taken. Between
     publications the curve is a straight line; before the first and after the last it goes on at the mean
-    power of the neighbouring publication interval, but not into a silence. The standard uncertainty is that of two ends, each uniform
-    within a publication: E_pub / sqrt(12) * sqrt(2).
+    power of the neighbouring publication interval, but not into a silence. The standard uncertainty is that of two
+    ends, each uniform within a publication: E_pub / sqrt(12) * sqrt(2).
     """
     changed = step_j > 0
     # A run's edge is read microseconds after a poll: a few repeated readings alone do not make a counter coarse.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchwatt.attribution.counter import unwrap
-from torchwatt.attribution.power import Integral, absurd, integrate, knows, later, usable
+from torchwatt.attribution.power import GAP_NS, Integral, absurd, integrate, knows, later, usable
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import Event, FloatArray, IntArray, Meter, Recording, Series, Unavailable
 from torchwatt.core.terms import Method
@@ -134,7 +134,8 @@ def _absurd_events(meter: Meter, recording: Recording) -> list[Event]:
         bad = np.flatnonzero(absurd(one)) if one is not None else np.zeros(0, dtype=np.int64)
         if one is not None and len(bad):
             worst_w = float(one.raw[bad[0]] * one.channel.scale)
-            message = f"{one.channel.key}: {len(bad)} of {len(one)} readings are no power, the first {worst_w:.6g} W: left out"
+            said = f"{len(bad)} of {len(one)} readings are no power, the first {worst_w:.6g} W"
+            message = f"{one.channel.key}: {said}: left out"
             events.append(Event(int(one.t_ns[bad[0]]), "warning", "POWER_ABSURD", str(meter.domain), message))
     return events
 
@@ -143,7 +144,7 @@ def _frozen_power(meter: Meter, power: Series, curve: EnergyCurve | None = None)
     """Say when a power sensor repeats one value for seconds, unless the counter agrees with it."""
     if power.channel.sensor in {"tdp_model", "ram_model"}:
         return []
-    change = np.flatnonzero(np.diff(power.raw) != 0)
+    change = np.flatnonzero((np.diff(power.raw) != 0) | (np.diff(power.t_ns) > GAP_NS))  # nobody repeats in a silence
     firsts, lasts = np.concatenate(([0], change + 1)), np.concatenate((change, [len(power) - 1]))
     longest = int(np.argmax(power.t_ns[lasts] - power.t_ns[firsts]))
     first, last = int(firsts[longest]), int(lasts[longest])

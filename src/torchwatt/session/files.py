@@ -54,8 +54,16 @@ def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        page = to_html_page(report)
         with target.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(to_html_page(report))
+            whole = False
+            try:
+                file.write(page)
+                file.flush()
+                whole = True
+            finally:
+                if not whole:  # a full disk: half a page is none
+                    target.unlink(missing_ok=True)
     except FileExistsError as error:
         raise BundleError(f"{target} exists already: name another file, or move it") from error
     except OSError as error:

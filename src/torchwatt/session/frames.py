@@ -19,7 +19,15 @@ def layers(report: Report) -> pd.DataFrame:
     """Return one row per (domain, layer, phase), most joules first within its domain."""
     import pandas as pd
 
-    return pd.DataFrame(layer_rows(report), columns=list(LAYER_COLUMNS))
+    rows = [{key: _storable(value) for key, value in row.items()} for row in layer_rows(report)]
+    return pd.DataFrame(rows, columns=list(LAYER_COLUMNS))
+
+
+def _storable(value: object) -> object:
+    """Write half a surrogate pair as text: a module may be called so, and no Arrow column can hold it."""
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def samples(report: Report) -> pd.DataFrame:
@@ -78,8 +86,8 @@ def events(report: Report) -> pd.DataFrame:
             "t_s": (event.t_ns - report.start_ns) / NS_PER_S,
             "severity": event.severity,
             "code": event.code,
-            "subject": event.subject,
-            "message": event.message,
+            "subject": _storable(event.subject),
+            "message": _storable(event.message),
         }
         for event in report.events
     ]

@@ -20,6 +20,7 @@ from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Feed, Sampler, discover
+from torchwatt.sensors.silent import Silent
 from torchwatt.session import active, listeners
 from torchwatt.session.jobs.member import Member, member_of
 from torchwatt.session.journal.opening import open_journal
@@ -39,6 +40,15 @@ NO_STARTS = np.zeros(0, dtype=np.int64)
 
 MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
+
+
+NOTHING_LEFT = (OSError, MemoryError, RuntimeError)  # descriptors, memory, threads
+
+
+def _silent(error: BaseException) -> Silent:
+    silent = Silent(error)
+    warnings.warn(f"torchwatt: {silent.reason}", RuntimeWarning, stacklevel=2)
+    return silent
 
 
 class Session:
@@ -95,9 +105,7 @@ class Session:
                 self.asked = self._member.journalled(self.asked)
             self._journal = open_journal(self.asked, self.run_id, feed, self._sensors, self._events)
             if self._outer is None:
-                if self._journal is not None:
-                    self._journal.lend(feed)
-                feed.start()
+                feed = self._started(feed)
                 self._rest(feed)
             if self._tracer is not None:
                 facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
@@ -309,10 +317,28 @@ class Session:
         return whole
 
     def _own_feed(self) -> Feed:
+        """Find the meters."""
         if self.asked.feed is not None:
             return self.asked.feed
-        found = discover(powercap_root=self.asked.powercap_root)
-        return Sampler(found if self._member is None else self._member.discovered(found))
+        try:
+            found = discover(powercap_root=self.asked.powercap_root)
+            return Sampler(found if self._member is None else self._member.discovered(found))
+        except NOTHING_LEFT as error:
+            return _silent(error)
+
+    def _started(self, feed: Feed) -> Feed:
+        """Start the meters; a machine without descriptors, memory or threads left costs the joules, not the program."""
+        if self._journal is not None:
+            self._journal.lend(feed)
+        try:
+            feed.start()
+        except NOTHING_LEFT as error:
+            if feed is self.asked.feed:
+                raise
+            with contextlib.suppress(Exception):
+                feed.stop()
+            return _silent(error)
+        return feed
 
     def _rest(self, feed: Feed) -> None:
         """Sample a quiet moment: static power is known then, and slow meters have answered once before the run."""

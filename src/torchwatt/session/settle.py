@@ -88,16 +88,21 @@ def _status(status: Status, found: Attribution, recording: Recording) -> Status:
     """Call a run partial in which a meter that was found at its start was away for a part of it, or for all of it."""
     meters = {str(meter.domain) for meter in recording.meters if meter.provenance == "measured"}
     gone = {item.domain for item in (*recording.unavailable, *found.unavailable)}
-    away = not all(ledger.is_whole for ledger in found.ledgers) or bool(meters & gone)
+    away = not all(ledger.is_whole for ledger in found.ledgers) or bool({*meters, "run"} & gone)
     return "partial" if status == "complete" and away else status
 
 
 def _steps(trace: Trace, curves: Sequence[EnergyCurve]) -> Iterable[Step]:
-    """Give each step the joules of the meters that were there for all of it; no part of a step passes for the whole."""
+    """Give each step the joules of the meters that were there for all of it; no part of a step passes for the whole.
+
+    A meter that did not move in so short a step has not measured it.
+    """
     index = 0
     counts = trace.step_counts or (1,) * len(trace.steps)
     parts = _parts_j(trace.steps, curves)
-    for (start_ns, end_ns), count, known in zip(trace.steps, counts, parts, strict=True):
+    modelled = {str(curve.domain) for curve in curves if curve.provenance == "modelled"}
+    for (start_ns, end_ns), count, seen in zip(trace.steps, counts, parts, strict=True):
+        known = {domain: joules for domain, joules in seen.items() if joules > 0 or domain in modelled}
         yield Step(index, start_ns, end_ns, known, count)
         index += count
 

@@ -26,7 +26,7 @@ def software() -> Mapping[str, str]:
     for package in ("torch", "nvidia-ml-py", "codecarbon", "numpy"):
         try:
             found[package] = version(package)
-        except PackageNotFoundError:
+        except (PackageNotFoundError, OSError):  # a version costs no report, not even without descriptors
             continue
     return found
 

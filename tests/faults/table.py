@@ -1,0 +1,110 @@
+"""Inject every fault and print the table of what the user sees and what is kept.
+
+python -m tests.faults.table             runs them all (TORCHWATT_SIMHW names the simulated NVML) and prints
+python -m tests.faults.table --write     writes docs/faults.md as well, if all of them hold
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.faults import child
+from tests.faults.registry import FAULTS, Fault, table
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = REPOSITORY / "docs" / "faults.md"
+HEAD = """# Faults: what happens when something breaks
+
+<!-- Written by `python -m tests.faults.table --write`, which injects every fault. Do not edit: change tests/faults. -->
+
+Of each fault below this page says what the user sees and what is kept. Running the suite is what proves it: a word in
+`backticks` is an event's code or the run's status and was told by that run, and every report of the suite is searched
+for a *silent zero*. Everything metered there draws power all the time, so a 0 in a value, a data frame, a CSV file, the
+text or the HTML page would be a number that was made up, and fails. What is not known is an empty cell, NaN or a dash,
+and an event or a line under "not metered" says why.
+
+    TORCHWATT_SIMHW=... python -m tests.faults.table        injects them all and prints this table
+
+"NVML" is a simulated driver library under the real `pynvml`; powercap is a folder of counters. Both are read by the
+sampler's own loop, in virtual time where waiting would prove nothing.
+"""
+
+
+def everything() -> list[Fault]:
+    """Return the whole registry, in the order of the page."""
+    for part in child.PARTS:
+        child.load(part)
+    order = ["GPUs", "CPU", "Readings", "Clocks", "The machine", "The user"]
+    return sorted(FAULTS, key=lambda one: next(i for i, word in enumerate(order) if one.group.startswith(word)))
+
+
+def page() -> str:
+    """Return docs/faults.md."""
+    return HEAD + table(everything())
+
+
+def environment(libdir: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the environment of a child that finds the simulator as the driver's library."""
+    path = os.pathsep.join(filter(None, (str(libdir), os.environ.get("LD_LIBRARY_PATH"))))
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**os.environ, **threads, "LD_LIBRARY_PATH": path}
+
+
+def start(part: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Begin to run a part in a process of its own."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    threads = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.child", part], cwd=REPOSITORY, env=env or threads, **pipes
+    )
+
+
+def results(process: subprocess.Popen[str], timeout_s: float = 170.0) -> dict[str, dict[str, Any]]:
+    """Return what a part found."""
+    out, err = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, err[-3000:]
+    found: dict[str, dict[str, Any]] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def simulator(folder: Path) -> str:
+    """Build the simulated NVML and return its folder."""
+    home = Path(os.environ.get("TORCHWATT_SIMHW", REPOSITORY.parent / "shared" / "simhw"))
+    spec = importlib.util.spec_from_file_location("simnvml", home / "simnvml.py")
+    assert spec is not None, home
+    assert spec.loader is not None, home
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return str(module.build(folder))
+
+
+def main(arguments: list[str]) -> int:
+    """Run all parts one after the other; print the table and what failed."""
+    os.environ.setdefault("TORCHWATT_FAULT_SPANS", "1000000")  # the tests enter a tenth of it
+    found: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for part in child.PARTS:
+            found |= results(start(part, environment(simulator(Path(folder))) if part == "gpus" else None), 900)
+    sys.stdout.write(page())
+    for name, one in found.items():
+        sys.stderr.write(f"{'FAILED' if one['error'] else 'ok':7}{one['seconds']:6.2f} s  {name}\n")
+    broken = {name: one["error"] for name, one in found.items() if one["error"]}
+    for name, error in broken.items():
+        sys.stderr.write(f"\n{name}\n{error}\n")
+    missing = {one.name for one in FAULTS if one.inject is not None} - set(found)
+    assert not missing, missing
+    if "--write" in arguments and not broken:
+        PAGE.write_text(page(), encoding="utf-8")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

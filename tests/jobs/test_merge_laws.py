@@ -157,6 +157,12 @@ def test_a_lost_rank_makes_the_job_partial_and_is_named_everywhere():
     assert sum(event.code == "RANK_MISSING" for event in report.events) == 2
 
 
+def test_a_machine_whose_first_rank_is_lost_has_no_package_and_says_why():
+    report = merge(jobs_sum([lost(0, 2), record(1, 2)]))
+    assert [str(x.domain) for x in report.ledgers] == ["gpu:1", "ram"]
+    assert {gone.domain: gone.reason for gone in report.unavailable}["cpu:0"].startswith("the machine's first rank")
+
+
 def test_a_late_rank_is_said():
     report = merge(jobs_sum([record(0, 2), record(1, 2, start_s=10.0)]))
     late = [event for event in report.events if event.code == "RANK_LATE"]

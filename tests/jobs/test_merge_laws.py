@@ -31,6 +31,7 @@ def jobs(draw):
             **{name: draw(seconds) for name in ("cpu_s", "busy_s")},
             "start_s": draw(st.sampled_from([5.0, 6.0, 7.5])),
             "gpu": draw(st.sampled_from([None, 0])),
+            "away_s": draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
         }
         fate = draw(st.sampled_from(["there", "there", "there", "killed", "gone"])) if rank else "there"
         if fate != "gone":

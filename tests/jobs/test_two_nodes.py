@@ -43,7 +43,7 @@ def _start(namespace, node, folder):
         TORCHWATT_POWERCAP_ROOT=str(folder / f"powercap-{node}"),
         GLOO_SOCKET_IFNAME="tw0",
     )
-    command = torchrun([str(folder / f"disk-{node}"), "2.0", "-1", "-1"], env=env, nproc=2, options=options)
+    command = torchrun([str(folder / f"disk-{node}"), "1.5", "-1", "-1"], env=env, nproc=2, options=options)
     return subprocess.Popen(
         ["ip", "netns", "exec", namespace, *command],
         env=env,

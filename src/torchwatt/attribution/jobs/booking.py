@@ -69,7 +69,7 @@ def _added(group: Group) -> Booked:
         energy_j=fsum(entry.energy_self_j for entries in parts.values() for entry in entries),
         entries=summed(group.domain, parts.values()),
         provenance=weakest(*(ledger.provenance for _, ledger in found)),
-        known_s=min(ledger.known_s for _, ledger in found),
+        known_s=first.window_s - max(ledger.window_s - ledger.known_s for _, ledger in found),
         energy_u_j=None if None in us else float(np.sqrt(fsum(u * u for u in us if u is not None))),
         static_w=None,
         cross_check_j=None,

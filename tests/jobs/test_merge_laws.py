@@ -31,6 +31,7 @@ def jobs(draw):
             **{name: draw(seconds) for name in ("cpu_s", "busy_s")},
             "start_s": draw(st.sampled_from([5.0, 6.0, 7.5])),
             "gpu": draw(st.sampled_from([None, 0])),
+            "away_s": draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
         }
         fate = draw(st.sampled_from(["there", "there", "there", "killed", "gone"])) if rank else "there"
         if fate != "gone":
@@ -155,6 +156,12 @@ def test_a_lost_rank_makes_the_job_partial_and_is_named_everywhere():
     assert [part.energy_j is None for part in report.ranks] == [False, True, True]
     assert {gone.domain for gone in report.unavailable} == {"rank:1", "rank:2"}
     assert sum(event.code == "RANK_MISSING" for event in report.events) == 2
+
+
+def test_a_machine_whose_first_rank_is_lost_has_no_package_and_says_why():
+    report = merge(jobs_sum([lost(0, 2), record(1, 2)]))
+    assert [str(x.domain) for x in report.ledgers] == ["gpu:1", "ram"]
+    assert {gone.domain: gone.reason for gone in report.unavailable}["cpu:0"].startswith("the machine's first rank")
 
 
 def test_a_late_rank_is_said():

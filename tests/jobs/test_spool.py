@@ -121,10 +121,12 @@ def test_any_value_in_a_fact_is_taken_or_refused_clearly(data):
     found = json.loads(facts_bytes(record(1, 3).facts))
     key = data.draw(st.sampled_from(sorted(found)))
     found[key] = data.draw(st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({}))
+    said = ""
     try:
         facts_of(json.dumps(found).encode(), "x")
     except BundleError as error:
-        assert str(error).startswith("x: ")
+        said = str(error)
+    assert not said or said.startswith("x: ")
 
 
 class Box(dict):

@@ -28,7 +28,7 @@ def powercap(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(simnvml, powercap, tmp_path_factory):
     """A job that ends well: DDP, then FSDP with rank 2 late."""
-    found = launch(simnvml, powercap, tmp_path_factory.mktemp("whole") / "spool", ["2.0", "2", "-1"])
+    found = launch(simnvml, powercap, tmp_path_factory.mktemp("whole") / "spool", ["1.5", "2", "-1"])
     assert found.code == 0, found.output
     return found
 
@@ -36,7 +36,7 @@ def whole(simnvml, powercap, tmp_path_factory):
 @pytest.fixture(scope="module")
 def killed(simnvml, powercap, tmp_path_factory):
     """A job of which rank 1 gets SIGKILL in the middle; torchrun then ends the others."""
-    found = launch(simnvml, powercap, tmp_path_factory.mktemp("killed") / "spool", ["3.0", "-1", "1"])
+    found = launch(simnvml, powercap, tmp_path_factory.mktemp("killed") / "spool", ["2.4", "-1", "1"])
     assert found.code != 0
     return found
 
@@ -101,7 +101,7 @@ def test_what_was_merged_over_the_store_is_what_the_files_give_and_verify_accept
 def test_a_late_rank_shows_in_the_skew_and_in_the_layers_across_ranks(whole):
     report = tw.merge(whole.folder / "job.2")
     starts = [part.start_ns for part in report.ranks]
-    assert (starts[2] - min(starts)) / 1e9 == pytest.approx(LATE_S, abs=0.8)
+    assert (starts[2] - min(starts)) / 1e9 == pytest.approx(LATE_S, abs=1.4)
     assert "rank:2" in {e.subject for e in report.events if e.code == "RANK_LATE"}
     text = to_text(report)
     assert "ranks: 4 of 4 ranks" in text
@@ -112,8 +112,8 @@ def test_a_late_rank_shows_in_the_skew_and_in_the_layers_across_ranks(whole):
 
 def test_units_of_all_ranks_are_added(whole):
     report = tw.merge(whole.folder / "job")
-    assert report.units == {"image": RANKS * 100 * 32.0}
-    assert {part.step_count for part in report.ranks} == {100}
+    assert report.units == {"image": RANKS * 75 * 32.0}
+    assert {part.step_count for part in report.ranks} == {75}
 
 
 def test_a_killed_rank_leaves_a_partial_and_honest_report(killed, tmp_path):

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import torchwatt as tw
 
-LATE_S = 1.2
+LATE_S = 2.5
 
 
 def model() -> nn.Sequential:

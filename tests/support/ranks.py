@@ -64,8 +64,9 @@ def record(
     gpu: int | None = None,
     status: str = "complete",
     job: str = "made",
+    away_s: float = 0.0,
 ) -> RankRecord:
-    """Build what one rank left; `offset_ns` is how far its machine's clock is behind rank 0's."""
+    """Build what one rank left; `offset_ns`: its clock behind rank 0's, `away_s`: how long its meters were away."""
     node, local = divmod(rank, per_node)
     start_ns, leads = round(start_s * S) - offset_ns, local == 0
     end_ns = start_ns + round(seconds * S)
@@ -77,7 +78,7 @@ def record(
     ]  # fmt: skip
     if leads:
         books.append((ledger(CPU, {("(unattributed)", "other"): cpu_j}, seconds), "device"))
-    ledgers = tuple(item for item, _ in books)
+    ledgers = tuple(replace(item, known_s=max(seconds - away_s, 0.0)) for item, _ in books)
     report = Report(
         run_id=f"0193f2c1-7a55-7c11-9d2e-{rank:012d}",
         name="made",

@@ -78,8 +78,9 @@ def _figure(label: str, value: str, below: str, known: str | None) -> str:
 
 
 def _domains(report: Report) -> str:
-    cards = [_domain(item) for item in summary.domains(report)]
-    return heading("Domains") + tag("div", "".join(cards), _CARDS) if cards else ""
+    shown, rest = summary.shown_domains(report)
+    cards = "".join(_domain(item) for item in shown)
+    return heading("Domains") + tag("div", cards, _CARDS) + tag("div", muted(text(rest))) * bool(rest) if cards else ""
 
 
 def _domain(item: summary.DomainText) -> str:

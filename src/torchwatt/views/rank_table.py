@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from torchwatt.core.job import RankPart
 from torchwatt.core.report import Report
@@ -23,7 +24,7 @@ def rank_lines(report: Report, width: int) -> list[str]:
         return []
     shown, left_out = _shown(report)
     rows = [ranks.HEAD, *(ranks.cells(part) for part in shown)]
-    lines = [f"ranks: {ranks.sentence(report)}", *_aligned(rows, width, left=(2, 9))]
+    lines = [*wrap(f"ranks: {ranks.sentence(report)}", width), *_aligned(rows, width, left=(2, 9))]
     if left_out:
         lines.append(f"... {left_out} more ranks, in rank.csv")
     found = _across_rows(report)

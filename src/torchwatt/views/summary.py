@@ -25,6 +25,8 @@ from torchwatt.views.numbers import (
 
 NO_CARBON = "No carbon: give region= (such as 'FRA') or intensity_g_per_kwh=."
 
+MOST_DOMAINS = 24
+
 PROVENANCE_MEANING = {
     "measured": "a meter's own difference",
     "derived": "arithmetic on the others",
@@ -150,6 +152,16 @@ def domains(report: Report) -> tuple[DomainText, ...]:
     """Return the counted domains, most joules first."""
     ordered = sorted(report.ledgers, key=lambda ledger: (-ledger.energy_j, str(ledger.domain)))
     return tuple(_domain(report, ledger) for ledger in ordered)
+
+
+def shown_domains(report: Report) -> tuple[tuple[DomainText, ...], str]:
+    """Return the domains with the most joules, and a sentence about the rest: a large job has hundreds."""
+    found = domains(report)
+    if len(found) <= MOST_DOMAINS:
+        return found, ""
+    named = {item.domain for item in found[:MOST_DOMAINS]}
+    rest_j = fsum(ledger.energy_j for ledger in report.ledgers if str(ledger.domain) not in named)
+    return found[:MOST_DOMAINS], f"and {len(found) - MOST_DOMAINS} more domains with {format_energy(rest_j)}"
 
 
 def _domain(report: Report, ledger: Ledger) -> DomainText:

@@ -67,10 +67,12 @@ def _head(report: Report, width: int) -> list[str]:
 
 def _domains(report: Report, width: int) -> list[str]:
     lines = []
-    for item in summary.domains(report):
+    shown, rest = summary.shown_domains(report)
+    for item in shown:
         numbers = f"{item.energy_and_bounds} · {item.share} · {item.provenance}"
         lines += _labelled(item.domain, numbers + (f" · {item.meter}" if item.meter else ""), width)
         lines += _labelled("", item.sentence, width)
+    lines += _labelled("", rest, width)
     for gone in report.unavailable:
         # The fix is in the events file, the page and `torchwatt doctor`: a table in a terminal says it once, shortly.
         known = "no meter, modelled instead" if summary.modelled_instead(report, gone) else DASH

@@ -14,8 +14,9 @@ from torchwatt.attribution.jobs.record import Job
 from torchwatt.attribution.jobs.shares import nothing_traced
 from torchwatt.core.job import HostShare, RankFacts
 from torchwatt.core.ledger import Entry, Ledger
-from torchwatt.core.terms import IDLE, NO_RANK, OUTSIDE, Domain, Method, Provenance, Slot, weakest
+from torchwatt.core.terms import IDLE, NO_RANK, OUTSIDE, UNATTRIBUTED, Domain, Method, Provenance, Slot, weakest
 
+LEAST_J = 1e-9  # below, shares of a rank's joules are rounding
 Parts = Mapping[int, tuple[Entry, ...]]  # by rank
 
 
@@ -68,7 +69,7 @@ def _added(group: Group) -> Booked:
         energy_j=fsum(entry.energy_self_j for entries in parts.values() for entry in entries),
         entries=summed(group.domain, parts.values()),
         provenance=weakest(*(ledger.provenance for _, ledger in found)),
-        known_s=min(ledger.known_s for _, ledger in found),
+        known_s=first.window_s - max(ledger.window_s - ledger.known_s for _, ledger in found),
         energy_u_j=None if None in us else float(np.sqrt(fsum(u * u for u in us if u is not None))),
         static_w=None,
         cross_check_j=None,
@@ -101,9 +102,15 @@ def _busy_s(ledger: Ledger | None) -> float:
 
 def _scaled(entries: Sequence[Entry], domain: Domain, ledger: Ledger, share: float) -> tuple[Entry, ...]:
     wanted_j, have_j = ledger.energy_j * share, fsum(entry.energy_self_j for entry in entries)
-    factor = wanted_j / have_j if have_j > 0 else 0.0
+    if have_j < LEAST_J:  # its own look at the device says nothing about its layers
+        known = _share_of(ledger)
+        return (Entry(domain, UNATTRIBUTED, "other", wanted_j, None, None, None, None, 0.0, 0, "time_share", known),)
     return tuple(
-        replace(_bare(entry, domain), energy_self_j=entry.energy_self_j * factor, provenance=_share_of(ledger))
+        replace(
+            _bare(entry, domain),
+            energy_self_j=wanted_j * (entry.energy_self_j / have_j),
+            provenance=weakest(entry.provenance, _share_of(ledger)),
+        )
         for entry in entries
     )
 

@@ -17,9 +17,11 @@ from torchwatt.attribution.jobs.told import events_of, gone_of, reason_of
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.errors import BundleError
 from torchwatt.core.job import RankPart, RankStatus
+from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Channel, Meter, SamplerStats
 from torchwatt.core.report import Report, Status, Step
 from torchwatt.core.trace import ModuleInfo
+from torchwatt.core.units import NS_PER_S
 
 
 def merge(job: Job) -> Report:
@@ -48,7 +50,7 @@ def merge(job: Job) -> Report:
         start_ns=start_ns,
         end_ns=end_ns,
         start_unix_ns=start_ns + anchor_ns,
-        ledgers=tuple(books.ledger for _, books in booked),
+        ledgers=tuple(_over(books.ledger, (end_ns - start_ns) / NS_PER_S) for _, books in booked),
         curves=curves,
         meters=tuple(meter for group in metered if (meter := _meter(group)) is not None),
         unavailable=gone_of(job, metered),
@@ -122,6 +124,12 @@ def _status(parts: tuple[RankPart, ...]) -> tuple[Status, str]:
 def _ranks(ranks: list[int]) -> str:
     shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
+
+
+def _over(ledger: Ledger, run_s: float) -> Ledger:
+    """Say how long a meter was away, as a part of the job; outside of its rank's block nothing is asked of it."""
+    away_s = max(ledger.window_s - ledger.known_s, 0.0)
+    return replace(ledger, known_s=max(run_s - away_s, 0.0), window_s=run_s)
 
 
 def _named(lost: Mapping[int, str]) -> str:

@@ -10,9 +10,11 @@ from torchwatt.attribution.jobs.meters import Group, nodes
 from torchwatt.attribution.jobs.record import Job
 from torchwatt.core.job import RankPart
 from torchwatt.core.meter import Event, Unavailable
+from torchwatt.core.terms import kind_of
 from torchwatt.core.units import NS_PER_S
 
 LATE_NS = NS_PER_S
+LED = frozenset({"cpu", "dram", "psys"})  # what only the first rank of a machine looks at
 QUIET = frozenset({"RANK"})  # said by every rank of itself, and told by the table of ranks
 
 
@@ -30,8 +32,13 @@ def gone_of(job: Job, metered: Sequence[Group]) -> tuple[Unavailable, ...]:
         record = job.records[rank]
         prefix = f"node{node[record.facts.host]}/" if many else ""
         for gone in record.report.unavailable if record.report is not None else ():
-            if (record.facts.host, gone.domain) not in there:
-                found[Unavailable(f"{prefix}{gone.domain}", gone.reason, gone.fix)] = None
+            if (record.facts.host, gone.domain) in there:
+                continue
+            left_to_first = kind_of(gone.domain) in LED and not record.facts.place.leads
+            reason = (
+                "the machine's first rank, which meters it, left no reading of it" if left_to_first else gone.reason
+            )
+            found[Unavailable(f"{prefix}{gone.domain}", reason, "" if left_to_first else gone.fix)] = None
     for rank in range(job.world_size):
         left = job.records.get(rank)
         if left is None or left.report is None:

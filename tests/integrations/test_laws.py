@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+import time
 from math import fsum, isclose
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import torchwatt as tw
 from torchwatt.core.errors import ConfigError
 from torchwatt.integrations.budget import LONGEST_WAIT_S, Budget, Pace
 from torchwatt.integrations.carried import NOTHING, Carried, carried_from
 from torchwatt.integrations.live import Live
+from torchwatt.integrations.training import Training
 
 joules = st.floats(0, 1e9)
 
@@ -158,6 +161,21 @@ def test_a_meter_that_is_silent_for_good_costs_no_memory():
     for _ in range(2000):
         live.look("train", steps=1)
     assert len(live._ends) <= 257
+
+
+def test_a_training_inside_another_run_shows_its_epochs_there_as_well(world):
+    with tw.profile(powercap_root=world.root, layers="off", live="off", baseline_s=0.0) as outer:
+        training = Training(None, {"layers": "off", "live": "off"}, Budget())
+        for epoch in range(2):
+            training.epoch_began(epoch)
+            time.sleep(0.03)
+            training.step_ended()
+            training.epoch_ended()
+        training.end()
+    assert training.run.nested
+    assert training.run.epochs.steps.tolist() == [1, 1, 0]
+    assert outer.epochs.epoch.tolist() == ["0", "1", "(outside)"]
+    assert isclose(fsum(outer.epochs.energy_j), outer.energy_j, rel_tol=1e-12)
 
 
 def test_importing_the_package_loads_no_framework_and_a_missing_one_is_named():

@@ -192,7 +192,7 @@ def _steps(bundle: Bundle, start_ns: int, curves: Sequence[EnergyCurve]) -> Iter
     rows = [row for row in bundle["window"] if row["kind"] == "step"]
     numbers = [int(text(row, "name")) for row in rows]
     total = int(number(bundle.run, "step_count") or 0)
-    for row, index, after in zip(rows, numbers, [*numbers[1:], total], strict=True):
+    for row, index, after in zip(rows, numbers, [*numbers[1:], total], strict=False):
         lo, hi = _edges(row, start_ns)
         known = {str(curve.domain): curve.between(lo, hi) for curve in curves if curve.knows(lo, hi)}
         yield Step(index, lo, hi, known, max(after - index, 1))

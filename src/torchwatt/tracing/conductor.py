@@ -154,7 +154,8 @@ class Conductor:
         """Believe the clock where it shows more than the calibration; never less, since less may be luck."""
         self._checked += 1
         if self._checked % CHECK_EVERY == 0 and stride.calls:
-            seen = stride.observed.excess_ns() / (stride.calls * self.costs.call_ns)
+            # A calibration that others' load broke into can say that a call costs nothing.
+            seen = stride.observed.excess_ns() / (stride.calls * max(self.costs.call_ns, 1.0))
             self.costs.factor = max(seen, 1.0)
 
     def _narrow(self, stride: Stride, cost_ns: float) -> None:

@@ -11,6 +11,7 @@ about that moment, so that starting and stopping are killed as well. Loss is the
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -51,6 +52,8 @@ def work(first, runs, longest_s, keep):
 
 def table(results):
     """Print what came of all runs."""
+    if not results:
+        return
     recovered = [r for r in results if r["balanced"] and r["verified"] and not r["problem"]]
     print(f"{len(recovered)} of {len(results)} recovered: books balanced to 1e-9 and `verify` passes")
     left_over = sum(r["left_over"] for r in results)
@@ -84,18 +87,31 @@ def main():
     if asked.work:
         work(asked.seed, asked.runs, asked.longest, asked.keep)
         return
-    share = -(-asked.runs // asked.jobs)
-    jobs = []
-    for first in range(0, asked.runs, share):
-        command = [sys.executable, __file__, "--work", f"--seed={asked.seed + first}"]
-        command += [f"--runs={min(share, asked.runs - first)}", f"--longest={asked.longest}"]
-        command += [f"--keep={asked.keep}"] if asked.keep else []
-        jobs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-    results = []
-    for job in jobs:
-        out, _ = job.communicate()
-        results += [json.loads(line) for line in out.splitlines()]
-    table(results)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was found until then is printed
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run_jobs(asked, Path(folder))
+        except KeyboardInterrupt:
+            print("broken off:")
+        found = sorted(Path(folder).glob("*.jsonl"))
+        table([json.loads(line) for path in found for line in path.read_text().splitlines() if line.endswith("}")])
+
+
+def run_jobs(asked, folder):
+    """Share the runs out to processes, and wait for them."""
+    share, jobs = -(-asked.runs // asked.jobs), []
+    try:
+        for first in range(0, asked.runs, share):
+            command = [sys.executable, __file__, "--work", f"--seed={asked.seed + first}"]
+            command += [f"--runs={min(share, asked.runs - first)}", f"--longest={asked.longest}"]
+            command += [f"--keep={asked.keep}"] if asked.keep else []
+            with (folder / f"{first}.jsonl").open("w") as file:
+                jobs.append(subprocess.Popen(command, stdout=file))
+        for job in jobs:
+            job.wait()
+    finally:
+        for job in jobs:
+            job.kill()
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 from uuid import uuid4
@@ -51,20 +51,30 @@ def server(notebooks: Path, home: Path, *, extension: bool = False, module: str 
     settings = Path(env["JUPYTER_CONFIG_DIR"]) / "labconfig"
     settings.mkdir()
     (settings / "page_config.json").write_text(json.dumps({"disabledExtensions": disabled}), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [  # of JupyterLab and of Notebook 7: both are applications of one server
         sys.executable, "-m", module, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
         "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
         f"--ServerApp.root_dir={notebooks}", "--LabApp.expose_app_in_browser=True",
         "--LabApp.extension_manager=readonly",
     ]  # fmt: skip
-    log = home / "server.log"
+    with serving(command, f"http://127.0.0.1:{port}", "/api/status", env, home / "server.log") as base:
+        yield base
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def serving(command: Sequence[str], base: str, answers: str, env: Mapping[str, str], log: Path) -> Iterator[str]:
+    """Run a server until the block ends; yield its address once the path `answers` does."""
     with log.open("wb") as out, subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
         try:
-            base = f"http://127.0.0.1:{port}"
-            _wait_for(base, process, log)
+            _wait_for(f"{base}{answers}", process, log)
             yield base
         finally:
             process.terminate()  # ends its kernels, too
@@ -74,16 +84,18 @@ def server(notebooks: Path, home: Path, *, extension: bool = False, module: str 
                 process.kill()
 
 
-def _wait_for(base: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            with urlopen(f"{base}/api/status", timeout=5) as answer:  # noqa: S310  # our own server
+            with urlopen(address, timeout=5) as answer:  # noqa: S310  # our own server
                 if answer.status == 200:
                     return
+        except HTTPError:  # it answers, though it has no such page
+            return
         except (URLError, OSError):
             time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text(errors='replace')[-3000:]}")
+    raise RuntimeError(f"{address} does not answer:\n{log.read_text(errors='replace')[-3000:]}")
 
 
 class Lab:

@@ -15,7 +15,7 @@ from torchwatt.views import to_html_fragment, to_html_page
 
 # What JupyterLab's sanitiser keeps (packages/apputils/src/sanitizer.ts), as far as the fragment uses it.
 TAGS = {"b", "br", "details", "div", "img", "span", "summary", "table", "td", "th", "tr"}
-ATTRIBUTES = {"align", "alt", "cellpadding", "colspan", "open", "src", "style", "width"}
+ATTRIBUTES = {"align", "alt", "cellpadding", "cellspacing", "colspan", "open", "src", "style", "width"}
 PROPERTIES = {
     "background", "border", "border-bottom", "border-collapse", "border-radius", "border-top", "box-sizing", "cursor",
     "display", "flex", "flex-wrap", "float", "font-size", "font-weight", "height", "line-height", "margin",

@@ -126,7 +126,7 @@ def _events(report: Report) -> str:
         "tr", "".join(tag("th", name) for name in ("at", "severity", "code", "subject", "message")), align="left"
     )
     rows = "".join(_event(report, event) for event in events[:_MAX_EVENTS])
-    table = tag("table", head + rows, "font-size:12px;margin:4px 0", cellpadding="4")
+    table = tag("table", head + rows, "font-size:12px;margin:4px 0;border-collapse:separate", cellspacing="6")
     more = tag("div", muted(f"and {len(events) - _MAX_EVENTS} more")) if len(events) > _MAX_EVENTS else ""
     worrying = len(summary.worrying(report))
     title = tag("summary", f"Events ({len(events)}, {worrying} to look at)", "font-weight:600;cursor:pointer")

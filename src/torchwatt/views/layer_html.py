@@ -17,6 +17,8 @@ from torchwatt.views.tree import Node, tree
 MAX_ROWS = 1000  # of the tree's tables
 _TOP_LAYERS = 12
 _MAX_NAME = 64
+# Said, and not left to the page: some take the padding of tables away. Where cells are many, once a table: cellspacing.
+_PADDING = "padding:3px 6px"
 _NUMBER = "display:inline-block;width:76px"
 _NUMBERS = "float:right;text-align:right;white-space:nowrap"
 _HEAD = ("layer", "forward", "backward", "other", "self", "", "share", "known")
@@ -58,7 +60,7 @@ def _title() -> str:
 def _top_table(layers: Sequence[LayerSum], reserved: Sequence[LayerSum], run_j: float) -> str:
     shown, folded = fold(layers, _TOP_LAYERS)
     whole = max((layer.energy_j for layer in (*shown, *reserved)), default=0.0)
-    head = tag("tr", "".join(tag("th", name, "text-align:left" if i in {0, 7} else "text-align:right")
+    head = tag("tr", "".join(tag("th", name, f"{_PADDING};text-align:{'left' if i in {0, 7} else 'right'}")
                              for i, name in enumerate(_HEAD)))  # fmt: skip
     rows = [_row(layer, whole, run_j) for layer in shown]
     if folded is not None:
@@ -74,21 +76,28 @@ def _row(layer: LayerSum, whole: float, run_j: float) -> str:
     forward, backward, other = _split({phase: found.energy_j for phase, found in layer.phases.items()})
     name = text(_short(layer.fqn)) + (f" {muted(text(layer.class_name[:40]), '11px')}" if layer.class_name else "")
     parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, other or 0.0)]
-    cells = [tag("td", name, "text-align:left;word-break:break-all" + (";opacity:0.8" if layer.reserved else ""))]
+    cells = [
+        tag("td", name, f"{_PADDING};text-align:left;word-break:break-all" + (";opacity:0.8" if layer.reserved else ""))
+    ]
     cells += [_right(format_energy(value)) for value in (forward, backward, other, layer.energy_j)]
     cells.append(tag("td", tag("div", "", bar(parts, whole)), "width:24%;min-width:90px"))
-    cells += [_right(format_share(_share(layer.energy_j, run_j))), tag("td", chip(layer.provenance), "text-align:left")]
+    cells += [
+        _right(format_share(_share(layer.energy_j, run_j))),
+        tag("td", chip(layer.provenance), f"{_PADDING};text-align:left"),
+    ]
     return tag("tr", "".join(cells))
 
 
 def _folded_row(folded: Folded, run_j: float) -> str:
-    name = tag("td", muted(f"other ({folded.layers} layers; see the tree below)"), "text-align:left", colspan="4")
+    name = tag(
+        "td", muted(f"other ({folded.layers} layers; see the tree below)"), f"{_PADDING};text-align:left", colspan="4"
+    )
     share = _right(format_share(_share(folded.energy_j, run_j)))
     return tag("tr", name + _right(format_energy(folded.energy_j)) + tag("td", "") + share + tag("td", ""))
 
 
 def _sum_row(total_j: float, run_j: float) -> str:
-    style = f"border-top:{RULE};font-weight:600"
+    style = f"{_PADDING};border-top:{RULE};font-weight:600"
     cells = tag("td", "all of the above", f"{style};text-align:left", colspan="4")
     cells += tag("td", format_energy(total_j), f"{style};text-align:right;white-space:nowrap") + tag("td", "", style)
     cells += tag("td", format_share(_share(total_j, run_j)), f"{style};text-align:right;white-space:nowrap")
@@ -96,7 +105,7 @@ def _sum_row(total_j: float, run_j: float) -> str:
 
 
 def _right(content: str) -> str:
-    return tag("td", content, "text-align:right;white-space:nowrap")
+    return tag("td", content, f"{_PADDING};text-align:right;white-space:nowrap")
 
 
 def _split(by_phase: dict[Phase, float]) -> tuple[float | None, float | None, float | None]:
@@ -161,8 +170,9 @@ def _details(node: Node) -> str:
         return ""
     head = tag("tr", "".join(tag("th", name) for name in _DETAIL), align="right")
     rows = "".join(tag("tr", _detail(entry), align="right") for entry in node.layer.entries)
-    style = "font-size:11px;margin:2px 0 6px 0;opacity:0.9;border-collapse:collapse"
-    return tag("table", head + rows, style, cellpadding="3")
+    return tag(
+        "table", head + rows, "font-size:11px;margin:2px 0 6px 0;opacity:0.9;border-collapse:separate", cellspacing="6"
+    )
 
 
 def _detail(entry: Entry) -> str:

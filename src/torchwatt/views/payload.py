@@ -22,6 +22,7 @@ MAX_BYTES = 95_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TEXT = 300
+_HALF_WAY = len("-1.2345")  # the longest that may be half-way between two numbers as they are shown
 # (layers, points of each curve, events, domains), tried in turn until the value is small enough.
 _CAPS = (
     (400, 300, 50, 64),
@@ -90,12 +91,12 @@ _SOFTWARE = ("torchwatt", "python", "torch", "os")  # no host name in a notebook
 def number(value: float | None) -> float | None:
     """Keep six figures; a number that is none, or missing, is null.
 
-    Where the six end in a five, a front end that rounds them again may go the other way than Python: twelve are kept.
+    Where the six end like 1.235, a front end that rounds them to three may go the other way than Python: all are kept.
     """
     if value is None or not isfinite(value):
         return None
-    mantissa = f"{value:.5e}".partition("e")[0]
-    return float(f"{value:.{12 if mantissa.rstrip('0').endswith('5') else 6}g}")
+    figures = f"{value:.5e}".partition("e")[0].rstrip("0")
+    return value if figures.endswith("5") and len(figures) <= _HALF_WAY else float(f"{value:.6g}")
 
 
 def text(value: str) -> str:

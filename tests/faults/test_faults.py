@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,22 +34,28 @@ def injected(*parts: str) -> list[Any]:
     return [pytest.param(one, id=one.name) for one in ALL if one.inject is not None and part_of(one) in parts]
 
 
-@pytest.fixture(scope="module")
-def machine() -> Iterator[dict[str, dict[str, Any]]]:
+@pytest.fixture(scope="module", autouse=True)
+def machine_process() -> Iterator[subprocess.Popen[str]]:
+    """Begin before the first test: this part mostly waits."""
     process = table.start("machine")
-    try:
-        yield table.results(process)
-    finally:
-        process.kill()
+    yield process
+    process.kill()
+    process.communicate()
 
 
 @pytest.fixture(scope="module")
-def gpus(simnvml: ModuleType) -> Iterator[dict[str, dict[str, Any]]]:
-    process = table.start("gpus", table.environment(simnvml.libdir))
-    try:
-        yield table.results(process)
-    finally:
-        process.kill()
+def machine(machine_process: subprocess.Popen[str]) -> dict[str, dict[str, Any]]:
+    return table.results(machine_process)
+
+
+@pytest.fixture(scope="module")
+def gpus(simnvml: ModuleType) -> dict[str, dict[str, Any]]:
+    return table.results(table.start("gpus", table.environment(simnvml.libdir)))
+
+
+@pytest.mark.parametrize("one", injected("meters", "user"))
+def test_a_fault_is_told_and_nothing_is_made_up(one: Fault, tmp_path: Path) -> None:
+    assert one.run(tmp_path) is not None
 
 
 @pytest.mark.simhw
@@ -60,11 +67,6 @@ def test_a_fault_of_a_gpu_is_told_and_nothing_is_made_up(one: Fault, gpus: dict[
 @pytest.mark.parametrize("one", injected("machine"))
 def test_a_fault_of_the_machine_is_told_and_nothing_is_made_up(one: Fault, machine: dict[str, dict[str, Any]]) -> None:
     assert not machine[one.name]["error"], machine[one.name]["error"]
-
-
-@pytest.mark.parametrize("one", injected("meters", "user"))
-def test_a_fault_is_told_and_nothing_is_made_up(one: Fault, tmp_path: Path) -> None:
-    assert one.run(tmp_path) is not None
 
 
 def test_the_page_is_the_registry() -> None:

@@ -160,7 +160,7 @@ def _cross_check_j(curve: EnergyCurve, recording: Recording, found: Metered) -> 
     """Integrate the power sensor over the same window as the counter."""
     channel = found.meter.channel("power")
     series = recording.get(channel.key) if channel is not None else None
-    if curve.cross_check_j is None or series is None:
+    if found.meter.channel("counter") is None or series is None:
         return None
     there = usable(series)
     return integral_between(integrate(there), curve.start_ns, curve.end_ns) if len(there) > 1 else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchwatt.attribution.counter import unwrap
+from torchwatt.attribution.covered import without
 from torchwatt.attribution.power import GAP_NS, Integral, absurd, integrate, knows, later, usable
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import Event, FloatArray, IntArray, Meter, Recording, Series, Unavailable
@@ -85,7 +86,7 @@ def _from_counter(meter: Meter, counter: Series, power: Series | None, integral:
     curve = EnergyCurve(
         meter.domain, found.t_ns, found.energy_j, method, meter.provenance, found.u_j, cross_j, found.silent
     )
-    events = [*found.events, *_cross_check(meter, curve)]
+    events = [*found.events, *_cross_check(meter, curve, integral)]
     # A slow counter's last reading is old; cutting a run there would cost it up to one publication.
     polls = None if found.coarse else (found.poll_ns, found.poll_j)
     if power is not None:
@@ -100,15 +101,22 @@ def integral_between(integral: Integral, start_ns: int, end_ns: int) -> float | 
     return float(np.diff(np.interp([start_ns, end_ns], *integral[:2]))[0])
 
 
-def _cross_check(meter: Meter, curve: EnergyCurve) -> list[Event]:
-    other_j = curve.cross_check_j
-    if other_j is None or curve.end_ns - curve.start_ns < CROSS_CHECK_NS:
+def _cross_check(meter: Meter, curve: EnergyCurve, integral: Integral | None) -> list[Event]:
+    """Compare both routes over the time for which both are known, if that is long enough."""
+    if integral is None:
         return []
-    off = abs(curve.total_j - other_j) / max(other_j, curve.total_j, 1e-12)
+    t_ns, energy_j, silent = integral
+    both = np.array([[max(curve.start_ns, int(t_ns[0])), min(curve.end_ns, int(t_ns[-1]))]])
+    both = without(both, (*silent, *curve.silent))
+    if np.diff(both, axis=1).sum() < CROSS_CHECK_NS:
+        return []
+    counted_j = float(np.diff(curve.at(both), axis=1).sum())
+    other_j = float(np.diff(np.interp(both, t_ns, energy_j), axis=1).sum())
+    off = abs(counted_j - other_j) / max(other_j, counted_j, 1e-12)
     if off <= CROSS_CHECK_REL:
         return []
     message = (
-        f"the counter says {curve.total_j:.4g} J, the integrated power {other_j:.4g} J ({off:.0%} apart); "
+        f"the counter says {counted_j:.4g} J, the integrated power {other_j:.4g} J ({off:.0%} apart); "
         "the counter is booked: treat both with care"
     )
     return [Event(curve.end_ns, "warning", "CROSS_CHECK", str(meter.domain), message)]

@@ -43,6 +43,6 @@ def unpack(data: bytes, folder: Path) -> None:
             if kind == "file":
                 path.write_bytes(content)
             elif kind == "link":
-                os.symlink(content.split(b"\0")[0][:200] or b"x", path)
+                path.symlink_to(os.fsdecode(content.split(b"\0")[0][:200] or b"x"))
         except OSError:  # a file where a folder should be: this input has one of the two
             continue

@@ -1,169 +1,110 @@
 """Fuzz every parser for some minutes: `python -m tests.fuzz.run --minutes 60 [--only kineto,chain] [--out DIR]`.
 
-Each target runs in a process of its own, guided by coverage (atheris) where that is installed, else by hypothesis. A
-case that breaks a parser is made smaller and kept in `tests/fuzz/corpus/<target>/`; the run goes on. Exits with 1 if
-any was found.
+Each target runs in a process of its own, turn by turn, guided by coverage (atheris) where that is installed, else by
+hypothesis. A case that breaks a parser is made smaller and kept in `tests/fuzz/corpus/<target>/`; the run goes on. A
+line of JSON a turn says what was done; the last one sums up. Exits with 1 if anything was found.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
 import json
-import random
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from tests.fuzz.cases import CORPUS, keep, kept, signature, smallest
+from tests.fuzz.cases import CORPUS, keep
 
-RSS_MB, HANG_S = 2048, 60
 _LIBFUZZER = re.compile(r"stat::number_of_executed_units:\s+(\d+)")
+TURN_MINUTES = 1.5
 
 
 def main() -> int:
-    """Share the minutes among the targets, one process after the other."""
+    """Share the minutes among the targets, turn by turn."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--only", help="targets, divided by commas")
     parser.add_argument("--out", type=Path, default=CORPUS, help="where found cases are kept")
-    parser.add_argument("--log", type=Path, help="a line of JSON a target is added to this file")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help="where inputs that led to new code are kept between runs")
+    parser.add_argument("--log", type=Path, help="lines are added to this file as well")
     asked = parser.parse_args()
-    if asked.child:
-        return _child(asked.child, asked.minutes * 60, asked.out)
+    with tempfile.TemporaryDirectory() as folder:
+        return _turns(asked, asked.work or Path(folder))
+
+
+def _turns(asked: argparse.Namespace, work: Path) -> int:
     from tests.fuzz.targets import TARGETS
 
     names = asked.only.split(",") if asked.only else list(TARGETS)
-    broken = 0
-    for name in names:
-        told = _target(name, asked.minutes * 60 / len(names), asked.out)
-        line = json.dumps(told)
-        print(line, flush=True)  # noqa: T201
-        if asked.log:
-            with asked.log.open("a") as file:
-                file.write(line + "\n")
-        broken += len(told["found"])  # type: ignore[arg-type]
-    return 1 if broken else 0
+    seconds = min(TURN_MINUTES, asked.minutes / len(names)) * 60
+    until = time.monotonic() + asked.minutes * 60
+    minutes: Counter[str] = Counter()
+    runs: Counter[str] = Counter()
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    while True:
+        for name in names:
+            if time.monotonic() >= until:
+                total = {"cpu_minutes": round(sum(minutes.values()), 1), "executions": runs.total()}
+                _tell(asked.log, {"sum": total, "minutes": minutes, "executions": runs, "found": _plain(found)})
+                return 1 if any(found.values()) else 0
+            told = _turn(name, seconds, asked.out, work)
+            minutes[name] += told["cpu_minutes"]
+            runs[name] += told["executions"]
+            found[name] |= {one["signature"] for one in told["found"]}
+            _tell(asked.log, told)
 
 
-def _target(name: str, seconds: float, out: Path) -> dict[str, object]:
-    """Run one target in its own process and say how often, how long, and what broke."""
-    began = time.monotonic()
-    command = [sys.executable, "-m", "tests.fuzz.run", "--child", name, "--minutes", repr(seconds / 60), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    said = done.stdout + done.stderr
-    found = [json.loads(line.removeprefix("FOUND ")) for line in said.splitlines() if line.startswith("FOUND ")]
-    runs = [int(line.removeprefix("RUNS ")) for line in said.splitlines() if line.startswith("RUNS ")]
+def _plain(found: dict[str, set[str]]) -> dict[str, list[str]]:
+    return {name: sorted(some) for name, some in found.items() if some}
+
+
+def _tell(log: Path | None, told: dict[str, Any]) -> None:
+    line = json.dumps(told)
+    print(line, flush=True)  # noqa: T201
+    if log:
+        with log.open("a") as file:
+            file.write(line + "\n")
+
+
+def _turn(name: str, seconds: float, out: Path, work: Path) -> dict[str, Any]:
+    """Run one target in its own process and say how often, how long (CPU time), and what broke."""
+    folder = work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        command = [sys.executable, "-m", "tests.fuzz.child", name, repr(seconds), str(out), str(folder)]
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "TMPDIR": temporary}
+        )
+        assert child.stdout is not None
+        said = child.stdout.read().decode(errors="replace")
+        _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    lines = said.splitlines()
+    found = [json.loads(line.removeprefix("FOUND ")) for line in lines if line.startswith("FOUND ")]
+    runs = [int(line.removeprefix("RUNS ")) for line in lines if line.startswith("RUNS ")]
     runs += [int(match) for match in _LIBFUZZER.findall(said)]
-    if done.returncode and not found:  # a hang, or too much memory: libFuzzer left the input as an artifact
-        found.append({"signature": f"exit {done.returncode}", "said": said[-1500:]})
-    minutes = (time.monotonic() - began) / 60
-    return {"target": name, "minutes": round(minutes, 2), "executions": max(runs, default=0), "found": found}
+    found += _died(folder, name, out)
+    if child.returncode and not found:
+        found.append({"signature": f"exit {child.returncode}", "said": said[-1500:]})
+    minutes = (used.ru_utime + used.ru_stime) / 60
+    return {"target": name, "cpu_minutes": round(minutes, 3), "executions": max(runs, default=0), "found": found}
 
 
-class _Reporter:
-    """Runs inputs, keeps one case of each way to break, and goes on."""
-
-    def __init__(self, name: str, out: Path) -> None:
-        self.name, self.out = name, out
-        self.seen: set[str] = set()
-        self.runs = 0
-
-    def __call__(self, data: bytes) -> None:
-        from tests.fuzz.targets import check
-
-        self.runs += 1
-        if self.runs % 100 == 0:
-            print("RUNS", self.runs, flush=True)  # noqa: T201
-        try:
-            check(self.name, data)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            self._broke(data, error)
-
-    def _broke(self, data: bytes, error: BaseException) -> None:
-        what = signature(error)
-        if what in self.seen:
-            return
-        self.seen.add(what)
-        small = smallest(data, lambda part: self._breaks(part, what)) if type(error).__name__ != "Slow" else data
-        path = keep(self.out, self.name, small)
-        print("FOUND", json.dumps({"signature": what, "file": path.name, "bytes": len(small), "said": str(error)[:300]}),
-              flush=True)  # noqa: T201  # fmt: skip
-
-    def _breaks(self, data: bytes, what: str) -> bool:
-        from tests.fuzz.targets import check
-
-        try:
-            check(self.name, data)
-        except BaseException as error:
-            return signature(error) == what
-        return False
-
-
-def _child(name: str, seconds: float, out: Path) -> int:
-    if importlib.util.find_spec("atheris") is not None:
-        return _guided(name, seconds, out)
-    return _drawn(name, seconds, out)
-
-
-def _guided(name: str, seconds: float, out: Path) -> int:
-    import atheris
-
-    with atheris.instrument_imports(include=["torchwatt"]):
-        from tests.fuzz import mutate, targets
-
-        report = _Reporter(name, out)
-        entry = targets.TARGETS[name]
-        starts = [*entry.seeds(), *(path.read_bytes() for path in kept(name))]
-        for start in starts:
-            report(start)
-
-    def custom(data: bytes, largest: int, seed: int) -> bytes:
-        chance = random.Random(seed)
-        if chance.random() < 0.25:
-            return bytes(atheris.Mutate(data, largest))
-        start = data if data and chance.random() < 0.85 else chance.choice(starts)
-        return mutate.mutate(entry.form, start, chance)[:largest]
-
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder) / "corpus"
-        corpus.mkdir()
-        for number, start in enumerate(starts):
-            (corpus / f"{number:04}").write_bytes(start)
-        options = [
-            f"-max_total_time={max(round(seconds), 1)}", f"-timeout={HANG_S}", f"-rss_limit_mb={RSS_MB}",
-            f"-artifact_prefix={folder}/", "-print_final_stats=1", f"-max_len={mutate.LARGEST}", "-len_control=0",
-        ]  # fmt: skip
-        atheris.Setup([sys.argv[0], *options, str(corpus)], report, custom_mutator=custom)
-        with contextlib.suppress(SystemExit):
-            atheris.Fuzz()
-    return 0
-
-
-def _drawn(name: str, seconds: float, out: Path) -> int:
-    from hypothesis import HealthCheck, given, settings
-
-    from tests.fuzz.strategies import inputs
-
-    report, until = _Reporter(name, out), time.monotonic() + seconds
-
-    @settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(inputs(name))
-    def some(data: bytes) -> None:
-        if time.monotonic() < until:
-            report(data)
-
-    while time.monotonic() < until:
-        some()
-    print("RUNS", report.runs, flush=True)  # noqa: T201
-    return 0
+def _died(folder: Path, name: str, out: Path) -> Iterator[dict[str, Any]]:
+    """Keep what libFuzzer left of a hang or of too much memory."""
+    for path in sorted(folder.glob("*-*")):
+        kind = path.name.partition("-")[0]
+        if kind in {"crash", "timeout", "oom", "leak"}:
+            kept = keep(out, name, path.read_bytes())
+            path.unlink()
+            yield {"signature": kind, "file": kept.name, "bytes": kept.stat().st_size}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ RAPL = "powercap/intel-rapl:0"
 
 HEADER = b"timestamp, index, power.draw [W], energy_mj\n"
 POWER = HEADER + b"".join(
-    f"2023/11/14 22:13:{20 + i // 10}.{i % 10}00, 0, {100 + 40 * (i % 7)}.5 W, {i * 10_000}\n".encode() for i in range(40)
+    f"2023/11/14 22:13:{20 + i // 10}.{i % 10}00, 0, {100 + 40 * (i % 7)}.5 W, {i * 10_000}\n".encode()
+    for i in range(40)
 )
 IDLE = b"t_unix_s,power_w\n" + b"".join(f"{1_700_000_000 + i / 10},{50 + i % 3}\n".encode() for i in range(30))
 
@@ -49,7 +50,7 @@ def _trace(steps: int = 4) -> dict[str, object]:
             _event("gpu_memcpy", "Memcpy HtoD", at + 420_000, 900, pid=0, tid=7,
                    args={"device": 0, "stream": 7, "correlation": c + 2, "Collective name": "allreduce"}),
             {"ph": "s", "cat": "fwdbwd", "name": "fwdbwd", "id": i, "pid": 1, "tid": 100, "ts": at + 20},
-            {"ph": "f", "cat": "fwdbwd", "name": "fwdbwd", "id": i, "pid": 1, "tid": 200, "ts": at + 300_000, "bp": "e"},
+            {"ph": "f", "cat": "fwdbwd", "name": "fwdbwd", "id": i, "pid": 1, "tid": 200, "ts": at + 300_000},
         ]  # fmt: skip
     return {
         "schemaVersion": 1,
@@ -190,8 +191,9 @@ def bundles() -> list[bytes]:
 
     tables = _bundle_tables()
     digest = "a" * 64
-    chain = b'{"index": 0, "run_id": "x", "bundle": "audit", "manifest_sha256": "%s", "prev_chain_sha256": "%s", ' \
-            b'"chain_sha256": "%s"}\n' % ((b"0" * 64,) * 3)  # fmt: skip
+    words = ("manifest_sha256", "prev_chain_sha256", "chain_sha256")
+    link = {"index": 0, "run_id": "x", "bundle": "audit"} | dict.fromkeys(words, "0" * 64)
+    chain = json.dumps(link).encode() + b"\n"
     more = {
         "statement.json": statement({"run.csv": digest}, "x", None), "chain.jsonl": chain,
         "MANIFEST.sha256": f"{digest}  run.csv\n{digest}  ../../escape.csv\n".encode(),

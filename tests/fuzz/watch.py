@@ -55,7 +55,7 @@ class _Watch:
         if event in _RUNS_CODE:
             return "" if _trusted() else f"{event} {str(args)[:200]}"
         if event.startswith(_STARTS):
-            program = os.path.basename(os.fspath(args[0])) if args and isinstance(args[0], str) else ""
+            program = Path(args[0]).name if args and isinstance(args[0], str) else ""
             return "" if program in self.programs else f"{event} {str(args)[:200]}"
         if event.startswith("socket."):
             return f"{event} {str(args)[:200]}"
@@ -67,7 +67,7 @@ class _Watch:
     def _opens(self, path: Any, _mode: Any, flags: Any) -> str:
         if not isinstance(path, str | bytes | os.PathLike) or self._inside(path):
             return ""
-        if isinstance(flags, int) and flags & _WRITES and os.fspath(path) not in {os.devnull}:
+        if isinstance(flags, int) and flags & _WRITES and os.fspath(path) != os.devnull:
             return f"opens {path!r} for writing"
         real = os.path.realpath(os.fsdecode(path))
         return "" if real.startswith(_MAY_READ) or _trusted() else f"reads {path!r}"

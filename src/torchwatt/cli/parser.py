@@ -12,6 +12,7 @@ from torchwatt.core.errors import TorchwattError
 from torchwatt.core.version import __version__
 
 USAGE_ERROR = 2
+LONGEST_ERROR = 4000  # characters
 FLAGS = frozenset({"-m", "-q", "--quiet", "-h", "--help", "--keep"})  # options of `run` that take no value
 TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
 
@@ -133,5 +134,8 @@ def run(argv: Sequence[str]) -> int:
     except (TorchwattError, Refused) as error:
         if asked.command == "run" and not isinstance(error, Refused):
             raise  # the script's own
-        print(f"torchwatt: {error}", file=sys.stderr)
+        from torchwatt.views.summary import printable
+
+        said = str(error)[:LONGEST_ERROR]  # names in it come from files of anybody
+        print("torchwatt: " + "\n".join(map(printable, said.split("\n"))), file=sys.stderr)
         return USAGE_ERROR

@@ -20,6 +20,7 @@ FIX = (
     "sudo sysctl kernel.perf_event_paranoid=0, or setcap cap_perfmon=ep on the python binary; "
     "know of the PLATYPUS side channel (CVE-2020-8694)"
 )
+_MOST_CPUS = 2**16  # CONFIG_NR_CPUS is 8192 at most
 _EVENTS = {"cpu": "energy-pkg", "dram": "energy-ram"}
 
 
@@ -28,7 +29,10 @@ def parse_cpus(text: str) -> list[int]:
     cpus: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
-        cpus += range(int(first), int(last or first) + 1)
+        begin, end = int(first), int(last or first)
+        if not 0 <= begin <= end < _MOST_CPUS:
+            raise ValueError(f"{part[:40]!r} is no range of CPUs")
+        cpus += range(begin, end + 1)
     return cpus
 
 
@@ -37,7 +41,7 @@ def parse_config(text: str) -> int:
     match = re.search(r"event=(0x[0-9a-fA-F]+|\d+)", text)
     if match is None:
         raise SensorError(f"perf: no event number in {text!r}", code="NOT_SUPPORTED")
-    return int(match[1], 0)
+    return int(match[1][:18], 16 if match[1].startswith("0x") else 10)
 
 
 def power_events(root: Path) -> dict[str, tuple[list[int], float]]:
@@ -55,6 +59,8 @@ def power_events(root: Path) -> dict[str, tuple[list[int], float]]:
             if (root / "events" / name).is_file():
                 config = parse_config((root / "events" / name).read_text(encoding="ascii"))
                 scale = float((root / "events" / f"{name}.scale").read_text(encoding="ascii"))
+                if not 0 < scale < 1:
+                    raise ValueError(f"{scale!r} joules a step")  # noqa: TRY301  # told with the folder below
                 found |= {f"{kind}:{n}": ([pmu_type, config, cpu], scale) for n, cpu in enumerate(cpus)}
     except (OSError, ValueError) as error:
         raise SensorError(f"perf: cannot understand {root}: {error}", code="NOT_SUPPORTED") from error

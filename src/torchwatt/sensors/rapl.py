@@ -38,6 +38,7 @@ _PACKAGE = re.compile(r"package-(\d+)(?:-die-(\d+))?")
 # The counters are 32 bits wide (Intel SDM, MSR_PKG_ENERGY_STATUS). The kernel's maximum is (2**32 - 1) units, so
 # the counter repeats after one unit more: 61 uJ more for the usual unit of 2**-14 J.
 _COUNTER_MAX = 2**32 - 1
+_LARGEST_UJ = 2**64
 # Two looks at one hardware counter differ by what was used between them; codecarbon's find_mirrored_counters
 # allows one joule as well, and gives no meaning to counters that stand at nothing.
 _MIRROR_UJ = 1_000_000
@@ -69,6 +70,8 @@ class Zone:
         try:
             maximum = int((self.path / "max_energy_range_uj").read_text(encoding="ascii"))
         except (OSError, ValueError):
+            return None
+        if not 0 < maximum < _LARGEST_UJ:
             return None
         return maximum + max(1, round(maximum / _COUNTER_MAX))
 
@@ -152,7 +155,7 @@ def discover_rapl(root: str | os.PathLike[str] | None = None, model: str = "CPU 
     folder = powercap_root(root)
     try:
         zones = scan(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
         return Discovery((), (Unavailable("cpu", f"cannot look into {folder}: {error}", PERMISSION_FIX),))
     found = packages(zones)
     if not found:

@@ -106,7 +106,10 @@ class Machine:
         Guest time is inside user already.
         """
         fields = self._file.read(512).split(b"\n", 1)[0].split()
-        user, nice, system, _idle, _iowait, irq, softirq = (int(word) for word in fields[1:8])
+        try:
+            user, nice, system, _idle, _iowait, irq, softirq = (int(word) for word in fields[1:8])
+        except ValueError as error:
+            raise SensorError(f"{self._file.path}: its first line is not that of proc(5): {error}") from error
         return (user + nice + system + irq + softirq) * self._tick_s
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ def parts_of(data: bytes) -> list[Part]:
     return [(m[1].decode(), m[2].decode(), data[m.end() : end]) for m, end in zip(marks, ends, strict=True)]
 
 
-def unpack(data: bytes, folder: Path) -> None:
+def unpack(data: bytes, folder: Path, *, links: bool = True) -> None:
     """Write the files into a folder, over what is there; names never lead out of it."""
     for kind, name, content in parts_of(data):
         if any(part in {".", ".."} for part in name.split("/")):
@@ -42,7 +42,7 @@ def unpack(data: bytes, folder: Path) -> None:
             path.unlink(missing_ok=True)
             if kind == "file":
                 path.write_bytes(content)
-            elif kind == "link":
+            elif kind == "link" and links:
                 path.symlink_to(os.fsdecode(content.split(b"\0")[0][:200] or b"x"))
         except OSError:  # a file where a folder should be: this input has one of the two
             continue

@@ -10,7 +10,7 @@ from torchwatt.core.errors import BundleError
 # A file is named in manifests and a run becomes a folder's name: neither may lead out of the folder.
 FILE_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,199}")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-MAX_TABLE_BYTES = 1 << 30  # a table that is read whole; `verify` reads larger ones piece by piece
+MAX_TABLE_BYTES = 1 << 28  # a table that is read whole, a million layers; `verify` reads larger ones piece by piece
 
 
 def is_file_name(name: str) -> bool:
@@ -47,9 +47,10 @@ def content_of(path: Path, largest: int = MAX_TABLE_BYTES) -> bytes:
         raise BundleError(f"{path} is a link: a bundle is made of its own files")
     try:
         with path.open("rb") as file:
-            content = file.read(largest + 1)
+            content = b"" if file.seek(0, 2) > largest else file.read(file.seek(0) + largest + 1)
+            size = file.tell()
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from error
-    if len(content) > largest:
+    if size > largest:
         raise BundleError(f"{path} has more than {largest} bytes")
     return content

@@ -13,6 +13,7 @@ from torchwatt.core.terms import Domain
 from torchwatt.sensors.protocol import Discovery, MeteredSource, read_cost_s
 from torchwatt.sensors.rapl import DRAM_SOURCE, PACKAGE_ACCURACY, PACKAGE_SOURCE, PERIOD_NS
 from torchwatt.sensors.readers import Reader
+from torchwatt.sensors.readers.files import head_of
 from torchwatt.sensors.readers.perf import PerfReader
 
 DEFAULT_ROOT = "/sys/bus/event_source/devices/power"
@@ -52,13 +53,13 @@ def power_events(root: Path) -> dict[str, tuple[list[int], float]]:
             sysfs-bus-event_source-devices-events).
     """
     try:
-        pmu_type = int((root / "type").read_text(encoding="ascii"))
-        cpus = parse_cpus((root / "cpumask").read_text(encoding="ascii"))
+        pmu_type = int(head_of(root / "type"))
+        cpus = parse_cpus(head_of(root / "cpumask").decode("ascii"))
         found: dict[str, tuple[list[int], float]] = {}
         for kind, name in _EVENTS.items():
             if (root / "events" / name).is_file():
-                config = parse_config((root / "events" / name).read_text(encoding="ascii"))
-                scale = float((root / "events" / f"{name}.scale").read_text(encoding="ascii"))
+                config = parse_config(head_of(root / "events" / name).decode("ascii"))
+                scale = float(head_of(root / "events" / f"{name}.scale"))
                 if not 0 < scale < 1:
                     raise ValueError(f"{scale!r} joules a step")  # noqa: TRY301  # told with the folder below
                 found |= {f"{kind}:{n}": ([pmu_type, config, cpu], scale) for n, cpu in enumerate(cpus)}

@@ -13,6 +13,7 @@ from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Meter, Unavailable
 from torchwatt.core.terms import Domain
 from torchwatt.sensors.protocol import Discovery, MeteredSource, read_cost_s
+from torchwatt.sensors.readers.files import head_of
 from torchwatt.sensors.readers.rapl import RaplReader
 
 DEFAULT_ROOT = "/sys/class/powercap"
@@ -68,7 +69,7 @@ class Zone:
     def modulus_uj(self) -> int | None:
         """Return after how many microjoules the counter starts again; None where the kernel does not say."""
         try:
-            maximum = int((self.path / "max_energy_range_uj").read_text(encoding="ascii"))
+            maximum = int(head_of(self.path / "max_energy_range_uj"))
         except (OSError, ValueError):
             return None
         if not 0 < maximum < _LARGEST_UJ:
@@ -77,7 +78,7 @@ class Zone:
 
     def read_uj(self) -> int:
         """Return the counter once; OSError or ValueError if it cannot be read."""
-        return int(self.file.read_bytes())
+        return int(head_of(self.file))
 
 
 def powercap_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -94,7 +95,7 @@ def scan(root: Path) -> list[Zone]:
             match = _ZONE.fullmatch(path.name)
             real = path.resolve()
             if match and real not in found and (path / "name").is_file():
-                name = (path / "name").read_text(encoding="utf-8", errors="replace").strip()
+                name = head_of(path / "name").decode("utf-8", "replace").strip()
                 found[real] = Zone(real, name, match[1], int(match[2]), int(match[3]) if match[3] else None)
                 todo.append(real)
             elif folder == root and path.name in {"intel-rapl", "intel-rapl-mmio"}:

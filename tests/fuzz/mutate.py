@@ -20,6 +20,7 @@ class Chance(Protocol):
 
 
 LARGEST = 200_000  # bytes of an input
+_WIDEST = 20_000  # cells of a row
 # Written into JSON as they are: what `json.dumps` would never write.
 RAW = (
     "NaN", "Infinity", "-Infinity", "1e999", "-1e308", "1e308", "1.7976931348623157e308", "5e-324", "-0.0", "0",
@@ -47,8 +48,8 @@ BLOBS = (
 def mutate(form: str, data: bytes, chance: Chance) -> bytes:
     """Return the input changed in one to three places."""
     for _ in range(chance.randrange(1, 4)):
-        data = _once(form, data, chance)
-    return data[:LARGEST]
+        data = _once(form, data, chance)[:LARGEST]
+    return data
 
 
 def _once(form: str, data: bytes, chance: Chance) -> bytes:
@@ -171,7 +172,7 @@ def of_csv(data: bytes, chance: Chance) -> bytes:
         for row in rows:
             row.insert(column, row[min(column, len(row) - 1)] if row else "")
     elif kind == 7:
-        rows[at] = rows[at] * chance.randrange(2, 200)
+        rows[at] = (rows[at] * chance.randrange(2, 200))[:_WIDEST]
     elif kind == 8:
         other = pick(rows, chance)
         rows[at][column] = pick(other, chance) if other else ""

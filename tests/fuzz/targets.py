@@ -117,7 +117,7 @@ def _laid_out(usual: Mapping[str, bytes], data: bytes, folder: Path) -> Path:
         for name, content in usual.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        unpack(data, folder, links=folder.name == "in")  # sysfs is full of links, which lead where the kernel wants
+        unpack(data, folder, links=False)  # sysfs is full of links, and a file that the user names may be one
     return folder
 
 

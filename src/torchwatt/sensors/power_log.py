@@ -179,15 +179,20 @@ def _time_ns(cell: str, name: str) -> tuple[int | None, bool]:
 
 
 def _from_number(cell: str, name: str) -> int | None:
-    value = Decimal(cell)  # a double would lose the digits of unix nanoseconds
-    if not -(2**63) < value < 2**63:  # compared, not computed with: `abs` of 1e999999999 overflows
+    try:
+        t_ns = int((Decimal(cell) * _unit_ns(cell, name)).to_integral_value())  # a double would lose digits
+    except (ArithmeticError, ValueError):  # an exponent that no number of this world has
         return None
-    unit = next((ns for suffix, ns in _UNITS_NS if name.endswith(suffix)), None)
-    if unit is None:  # a date of this century: seconds have 10 digits, and each unit three more
-        sizes = ((10**11, NS_PER_S), (10**14, 1_000_000), (10**17, 1_000))
-        unit = next((ns for limit, ns in sizes if abs(value) < limit), 1)
-    t_ns = int((value * unit).to_integral_value())
     return t_ns if abs(t_ns) < 2**63 else None
+
+
+def _unit_ns(cell: str, name: str) -> int:
+    unit = next((ns for suffix, ns in _UNITS_NS if name.endswith(suffix)), None)
+    if unit is not None:
+        return unit
+    # A date of this century: seconds have 10 digits, and each unit three more.
+    sizes = ((10**11, NS_PER_S), (10**14, 1_000_000), (10**17, 1_000))
+    return next((ns for limit, ns in sizes if abs(float(cell)) < limit), 1)
 
 
 def _unix_ns(stamp: datetime) -> int:

@@ -82,6 +82,8 @@ def read_power_log(path: str | os.PathLike[str]) -> Recording:
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             columns, read = _read(file, path)
+    except SensorError:
+        raise
     except OSError as error:
         raise SensorError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -17,7 +17,7 @@ SAMPLE = TABLE_BY_NAME["sample"]
 CURVE_REL = 1e-9
 POINTS = 1 << 16
 # Times and joules rise from row to row, so a row takes a byte and more; a file of fewer repeats one row for ever.
-ROWS_A_BYTE, FREE_ROWS = 50, 1 << 20
+ROWS_A_BYTE, FREE_ROWS = 10, 1 << 20
 _THRIFT = 1 << 24  # bytes and entries of the footer
 
 

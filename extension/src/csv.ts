@@ -48,6 +48,6 @@ function booked(run: string, row: Booked): Cell[][] {
 function cell(value: Cell): string {
   const text = value === null || value === undefined ? '' : String(value);
   // A spreadsheet would run a name that begins like a formula.
-  const safe = typeof value === 'string' && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
+  const safe = typeof value === 'string' && /^[=+\-@\t\r＝＋－＠]/.test(text) ? `'${text}` : text;
   return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.reports import HOSTILE
-from torchwatt.audit.lexical import escape, from_cell, to_cell, unescape, utc
+from torchwatt.audit.lexical import LARGEST_INTEGER, LARGEST_NUMBER, escape, from_cell, to_cell, unescape, utc
 from torchwatt.audit.schema import Column
 from torchwatt.core.errors import BundleError
 
@@ -49,14 +49,29 @@ def test_an_ordinary_name_is_written_as_it_is():
     assert escape("=cmd()") == "'=cmd()"
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_every_finite_number_survives(value):
+@given(st.floats(-LARGEST_NUMBER, LARGEST_NUMBER))
+def test_every_number_of_a_run_survives(value):
     assert repr(from_cell(to_cell(value, NUMBER), NUMBER)) == repr(value)
 
 
-@given(st.integers())
-def test_every_integer_survives(value):
+@given(st.integers(1 - LARGEST_INTEGER, LARGEST_INTEGER - 1))
+def test_every_integer_of_64_bits_survives(value):
     assert from_cell(to_cell(value, INTEGER), INTEGER) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "column"), [(1.1e100, NUMBER), (-1e308, NUMBER), (2**63, INTEGER), (-(2**63), INTEGER)]
+)
+def test_what_no_reader_could_add_up_is_neither_written_nor_read(value, column):
+    with pytest.raises(BundleError, match="larger than any quantity"):
+        to_cell(value, column)
+    with pytest.raises(BundleError, match="expected a"):
+        from_cell(repr(value), column)
+
+
+def test_thousands_of_digits_are_no_integer():
+    with pytest.raises(BundleError, match="expected a integer"):
+        from_cell("9" * 5000, INTEGER)
 
 
 @given(st.integers(0, 4 * 10**18))

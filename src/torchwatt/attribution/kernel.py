@@ -9,13 +9,16 @@ u_k is the instant of publication, w the window, tau the low-pass time constant,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from torchwatt.core.errors import ConfigError
 
 # Shorter windows are not told apart from an instant, and a window of zero has no mean.
 MIN_WINDOW_S = 5e-4
+
+
+_LARGEST = 1e6  # seconds, watts: beyond it no number is a sensor's
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,10 @@ class SensorModel:
         try:
             kernel = Kernel(**{name: float(value) for name, value in values["kernel"].items()})
             numbers = {name: float(values[name]) for name in ("period_s", "rms_w", "gain", "offset_w")}
+            if not all(abs(value) < _LARGEST for value in (*astuple(kernel), *numbers.values())):
+                raise ValueError("a number is not finite, or no sensor has it")  # noqa: TRY301  # one message for all
             return cls(kernel, source=str(values["source"]), **numbers)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"not a sensor model: {error}; delete the cached file and calibrate again") from error
 
 

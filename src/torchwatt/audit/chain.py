@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import IO
 
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.private import appended_file, private_folder
 
 FIRST = "0" * 64
+_MOST = 2**53
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -64,11 +66,14 @@ def _links(path: Path, text: str) -> Iterator[Link]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             link = Link(**json.loads(line))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise BundleError(f"{path} line {number}: no line of a chain: {error}") from error
         digests = (link.manifest_sha256, link.prev_chain_sha256, link.chain_sha256)
         if not all(isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in digests):
             raise BundleError(f"{path} line {number}: no line of a chain: a hash is no SHA-256")
+        whole = isinstance(link.index, int) and not isinstance(link.index, bool) and 0 <= link.index < _MOST
+        if not whole or not isinstance(link.run_id, str) or not isinstance(link.bundle, str):
+            raise BundleError(f"{path} line {number}: no line of a chain: its number or a name is none")
         yield link
 
 
@@ -76,8 +81,8 @@ def _links(path: Path, text: str) -> Iterator[Link]:
 def locked(path: Path) -> Iterator[IO[bytes]]:
     """Hold a chain alone, so that two runs that end together get two lines."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
+        private_folder(path.parent)
+        with appended_file(path) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield file
     except OSError as error:

@@ -14,7 +14,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 # Python's own int() and float() also take "1_000", "INF" and Arabic digits, which other readers do not.
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-_INTEGER = re.compile(r"-?[0-9]+")
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+LARGEST_INTEGER = 2**63  # excluded: what every reader's integers hold
+LARGEST_NUMBER = 1e100  # no quantity of a run is larger, and sums and squares of smaller ones stay numbers
 TIME_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z"
 _STAMP = re.compile(TIME_PATTERN)
 
@@ -54,6 +56,8 @@ def to_cell(value: Value, column: Column) -> str:
 def _number(value: float, column: Column) -> str:
     if not isfinite(value):
         raise BundleError(f"{column.name}: {value!r} is not a finite number")
+    if abs(value) > (LARGEST_NUMBER if column.type == "number" else LARGEST_INTEGER - 1):
+        raise BundleError(f"{column.name}: {value!r} is larger than any quantity of a run")
     if column.type == "number":
         return repr(float(value))  # the shortest text that reads back as the same number
     if int(value) != value:
@@ -77,9 +81,9 @@ def from_cell(text: str, column: Column) -> Value:
         return text == "true"
     if column.type == "timestamp" and _STAMP.fullmatch(text):
         return _stamp(text)
-    if column.type == "integer" and _INTEGER.fullmatch(text):
+    if column.type == "integer" and _INTEGER.fullmatch(text) and abs(int(text)) < LARGEST_INTEGER:
         return int(text)
-    if column.type == "number" and _NUMBER.fullmatch(text) and isfinite(float(text)):
+    if column.type == "number" and _NUMBER.fullmatch(text) and abs(float(text)) <= LARGEST_NUMBER:
         return float(text)
     raise BundleError(f"expected a {column.type}, found {text[:80]!r}")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+from torchwatt.audit.inside import content_of, name_of_run
 from torchwatt.audit.lexical import from_cell
 from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Row, Table, Value
 from torchwatt.core.errors import BundleError
@@ -43,6 +44,7 @@ def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
     bundle = Bundle(folder, tables)
     if len(bundle["run"]) != 1:
         raise BundleError(f"{folder / 'run.csv'}: expected one row, found {len(bundle['run'])}")
+    name_of_run(bundle.run["run_id"], folder)
     found = str(bundle.run["schema_version"])
     if found.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
         raise BundleError(f"{folder}: schema {found}; this torchwatt reads {SCHEMA_VERSION}")
@@ -55,9 +57,7 @@ def _read_any(path: Path, table: Table) -> tuple[Row, ...]:
 
 def _read(path: Path, table: Table) -> tuple[Row, ...]:
     try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+        text = content_of(path).decode()
     except UnicodeDecodeError as error:
         raise BundleError(f"{path}: not UTF-8 at byte {error.start}") from error
     lines = _records(path, text)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from torchwatt.audit.inside import content_of, is_file_name
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.rows import factor_rows, impact_rows
 from torchwatt.audit.schema import TABLE_BY_NAME, Row
@@ -46,17 +47,19 @@ def _table(name: str, rows: Sequence[Row]) -> bytes:
 def _measured(folder: Path) -> dict[str, bytes]:
     """Return the files that stay, each compared with the manifest first: nothing altered is sealed anew."""
     try:
-        original = (folder / MANIFEST).read_bytes()
+        original = content_of(folder / MANIFEST)
         files = {ORIGINAL_MANIFEST: original}
         for line in original.decode().splitlines():
             digest, _, name = line.partition("  ")
-            content = (folder / name).read_bytes()
+            if not is_file_name(name):
+                raise BundleError(f"{folder / MANIFEST} names {name[:100]!r}, which is no file of a bundle")
+            content = content_of(folder / name)
             if sha256(content).hexdigest() != digest:
                 raise BundleError(f"{folder / name} differs from {MANIFEST}: see `torchwatt verify {folder}`")
             if name not in _REWRITTEN | _DESCRIPTIONS:
                 # Of a bundle that was repriced before, the first manifest stays the original one.
                 files[name] = content
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise BundleError(f"{folder}: cannot read what its manifest lists: {error}") from error
     return files
 
@@ -64,4 +67,4 @@ def _measured(folder: Path) -> dict[str, bytes]:
 def first_manifest(folder: Path) -> bytes:
     """Return the manifest of the bundle that was measured, before any repricing."""
     original = folder / ORIGINAL_MANIFEST
-    return (original if original.is_file() else folder / MANIFEST).read_bytes()
+    return content_of(original if original.is_file() else folder / MANIFEST)

@@ -17,12 +17,14 @@ from torchwatt.audit.chain import Link
 from torchwatt.audit.schema import SCHEMA_VERSION
 from torchwatt.core.errors import BundleError
 from torchwatt.core.version import __version__
+from torchwatt.disk.private import FILE
 
 MANIFEST = "MANIFEST.sha256"
 STATEMENT = "statement.json"
 SIGNATURE = "statement.json.sig"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://github.com/torchwatt/torchwatt/blob/main/docs/audit.md#statement-v1"
+_PATIENCE_S = 60  # a key on a token may wait for a touch
 NAMESPACE = "torchwatt-bundle"  # of the signature, so that one made for something else does not count
 
 
@@ -76,6 +78,7 @@ def sign(path: Path, key: Path) -> None:
         BundleError: There is no ssh-keygen, or it cannot use the key.
     """
     ssh_keygen("sign", "-f", str(key), "-n", NAMESPACE, str(path))
+    path.with_name(f"{path.name}.sig").chmod(FILE)
 
 
 def ssh_keygen(action: str, *arguments: str, stdin: bytes = b"") -> str:
@@ -87,8 +90,11 @@ def ssh_keygen(action: str, *arguments: str, stdin: bytes = b"") -> str:
     env = {**os.environ, "SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"}
     try:
         done = subprocess.run(
-            ["ssh-keygen", "-Y", action, *arguments], input=stdin, capture_output=True, env=env, check=False
-        )
+            ["ssh-keygen", "-Y", action, *arguments], input=stdin, capture_output=True, env=env, check=False,
+            timeout=_PATIENCE_S,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise BundleError(f"ssh-keygen -Y {action}: no answer in {_PATIENCE_S} s") from error
     except FileNotFoundError as error:
         raise BundleError("signatures need ssh-keygen (OpenSSH 8.0 or newer): install openssh-client") from error
     said = (done.stdout + done.stderr).decode(errors="replace").strip()

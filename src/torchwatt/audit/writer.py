@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
+from stat import S_IMODE
 
 from torchwatt.audit import chain
 from torchwatt.audit.describe import csvw_json, datapackage_json
@@ -19,6 +20,7 @@ from torchwatt.audit.seal import MANIFEST, NO_SEAL, STATEMENT, Seal, digests, ma
 from torchwatt.audit.table import table_bytes
 from torchwatt.core.errors import BundleError
 from torchwatt.core.report import Report
+from torchwatt.disk.private import new_file, private_folder
 
 
 def write_bundle(
@@ -91,11 +93,13 @@ def write_files(
 def _write_folder(target: Path, files: Mapping[str, bytes], key: Path | None) -> Path:
     hidden = target.with_name(f".{target.name}.{token_hex(4)}.part")
     try:
-        hidden.mkdir(parents=True)
+        private_folder(hidden)
         for name, content in files.items():
             _write(hidden / name, content)
         if key is not None:
             sign(hidden / STATEMENT, key)
+        if target.is_dir():
+            hidden.chmod(S_IMODE(target.stat().st_mode))  # a folder that the user made keeps the mode that he gave it
         with _moved_away(target):
             hidden.rename(target)
     except OSError as error:
@@ -132,7 +136,7 @@ def _moved_away(target: Path) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
+    with new_file(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

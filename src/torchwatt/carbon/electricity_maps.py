@@ -21,6 +21,7 @@ from math import isfinite
 from pathlib import Path
 
 from torchwatt.carbon.declared import GRID_UNIT
+from torchwatt.carbon.factor_file import LARGEST
 from torchwatt.carbon.grids import Grid, hourly
 from torchwatt.core.errors import FactorError
 from torchwatt.core.factor import Factor, identified
@@ -49,7 +50,10 @@ class HourlyIntensity:
 
 def is_history(header: str) -> bool:
     """Return whether the first line of a file is that of a history file."""
-    names = [name.strip().casefold() for name in next(csv.reader([header.removeprefix("\ufeff")]), [])]
+    try:
+        names = [name.strip().casefold() for name in next(csv.reader([header.removeprefix("\ufeff")]), [])]
+    except csv.Error:
+        return False
     return _TIME in names and _ZONE in names
 
 
@@ -64,7 +68,10 @@ def read_history(path: Path, text: str, *, basis: str = "lifecycle") -> Grid:
     Raises:
         FactorError: The file is not hourly, has several zones, or a value is missing or impossible.
     """
-    rows = list(csv.DictReader(StringIO(text.removeprefix("\ufeff"), newline="")))
+    try:
+        rows = list(csv.DictReader(StringIO(text.removeprefix("\ufeff"), newline="")))
+    except csv.Error as error:
+        raise FactorError(f"{path}: {error}") from error
     found = [_hour(path, number, _folded(row), basis) for number, row in enumerate(rows, 1)]
     hours = [hour for hour in found if hour is not None]
     _check_hourly(path, hours)
@@ -74,7 +81,8 @@ def read_history(path: Path, text: str, *, basis: str = "lifecycle") -> Grid:
 
 
 def _folded(row: Mapping[str | None, str | None]) -> dict[str, str]:
-    return {(name or "").strip().casefold(): (value or "").strip() for name, value in row.items()}
+    """Return a row by folded name; cells beyond the header, which have no name, are left out."""
+    return {name.strip().casefold(): (value or "").strip() for name, value in row.items() if name is not None}
 
 
 def _hour(path: Path, number: int, row: Mapping[str, str], basis: str) -> HourlyIntensity | None:
@@ -102,8 +110,12 @@ def _start(where: str, text: str) -> datetime:
     except ValueError as error:
         raise FactorError(f"{where}: no time: {text!r}") from error
     # The column's name says UTC; a zone in the cell may only say the same.
-    instant = instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
-    if instant.minute or instant.second:
+    try:
+        instant = instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+        instant + HOUR  # the hour's end must be a time as well
+    except OverflowError as error:
+        raise FactorError(f"{where}: no time: {text!r}") from error
+    if instant.minute or instant.second or instant.microsecond:
         raise FactorError(f"{where}: {text!r} is not a whole hour")
     return instant
 
@@ -113,7 +125,7 @@ def _grams(where: str, text: str) -> float:
         value = float(text)
     except ValueError as error:
         raise FactorError(f"{where}: no number: {text!r}") from error
-    if not isfinite(value) or value < 0:
+    if not isfinite(value) or not 0 <= value <= LARGEST:
         raise FactorError(f"{where}: {text!r} is no carbon intensity")
     return value
 

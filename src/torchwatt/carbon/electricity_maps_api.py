@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from http.client import HTTPException
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlencode, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from torchwatt.carbon.electricity_maps import HOUR, NAME, HourlyIntensity, as_factor
-from torchwatt.carbon.factor_file import utc_time
+from torchwatt.carbon.factor_file import LARGEST, utc_time
 from torchwatt.carbon.grids import Grid, hourly
 from torchwatt.core.errors import FactorError
 from torchwatt.core.hours import hour_start
 
 API = "https://api.electricitymaps.com"
 TIMEOUT_S = 20.0
+MAX_BYTES = 1 << 22  # of an answer: 240 hours are 100 kB
 MAX_HOURS = 240  # of one request at hourly granularity
 
 
@@ -42,6 +44,8 @@ def fetch_hours(hours: Iterable[int], *, zone: str, token: str, at: datetime, ur
     wanted = sorted(hours)
     if not zone or not token or not wanted:
         raise FactorError("Electricity Maps needs a zone (such as FR), a token, and a run with energy by hour")
+    if not token.isascii() or not token.isprintable():
+        raise FactorError("the token for Electricity Maps holds what no token holds: a line end, perhaps")
     if wanted[-1] - wanted[0] >= MAX_HOURS:
         raise FactorError(f"{NAME} answers at most {MAX_HOURS} hours at once: use a history file with factors=")
     if urlsplit(url).scheme not in {"https", "http"}:
@@ -61,12 +65,27 @@ def fetch_hours(hours: Iterable[int], *, zone: str, token: str, at: datetime, ur
     return hourly(f"{NAME} {zone} (API)", (as_factor(item, version, retrieved_at=at) for item in kept))
 
 
+class _Stay(HTTPRedirectHandler):
+    """Follows no redirection: urllib would send the token along, to whatever host it is told."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Take the redirection for an error."""
+
+
+def _ask(request: Request) -> bytes:
+    with build_opener(_Stay).open(request, timeout=TIMEOUT_S) as answer:
+        content: bytes = answer.read(MAX_BYTES + 1)
+    return content
+
+
 def _get(url: str, token: str) -> Any:
     request = Request(url, headers={"auth-token": token, "accept": "application/json"})  # noqa: S310  # scheme checked
     try:
-        with urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-            return json.load(answer)
-    except (URLError, OSError, ValueError) as error:
+        content = _ask(request)
+        if len(content) > MAX_BYTES:
+            raise FactorError(f"{NAME} answered more than {MAX_BYTES} bytes")
+        return json.loads(content)
+    except (URLError, OSError, ValueError, RecursionError, HTTPException) as error:
         # The address holds no token; the header does, and is not shown.
         raise FactorError(f"{NAME} gave no answer: {error}") from error
 
@@ -85,9 +104,12 @@ def _hour(row: Mapping[str, Any], zone: str) -> HourlyIntensity | None:
         return None
     try:
         start = utc_time(str(row["datetime"]))
+        start + HOUR  # the hour's end must be a time as well
         grams = float(value)
-    except (KeyError, ValueError, TypeError) as error:
-        raise FactorError(f"{NAME}: cannot read {dict(row)!r}") from error
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise FactorError(f"{NAME}: cannot read {str(dict(row))[:200]}") from error
+    if isinstance(value, bool) or not 0 <= grams <= LARGEST:
+        raise FactorError(f"{NAME}: {str(value)[:40]} is no carbon intensity")
     if row.get("zone", zone) != zone:
         raise FactorError(f"{NAME}: asked for {zone}, was answered {row['zone']!r}")
     basis = {"lifecycle": "lifecycle", "direct": "direct"}.get(str(row.get("emissionFactorType", "")), "unknown")

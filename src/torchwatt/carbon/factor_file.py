@@ -32,6 +32,7 @@ UNITS: Mapping[str, str] = {
     "lifetime": "a",
     "share": "1",
 }
+LARGEST = 1e12  # of any unit: no grid, building or device has a larger factor
 _REQUIRED = ("kind", "value", "unit", "source_name")
 _NUMBERS = frozenset({"value", "lo", "hi", "u"})
 _TIMES = frozenset({"valid_from", "valid_to", "retrieved_at"})
@@ -55,9 +56,12 @@ def read_factors(path: Path, text: str) -> tuple[Line, ...]:
     Raises:
         FactorError: A column or a value is missing or impossible; names the row and the column.
     """
-    rows = csv.DictReader(StringIO(text, newline=""), strict=True)
+    rows = csv.DictReader(StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
     known = {field.name for field in fields(Factor)} | {_DEVICE}
-    header = rows.fieldnames or []
+    try:
+        header = rows.fieldnames or []
+    except csv.Error as error:
+        raise FactorError(f"{path}: {error}") from error
     if missing := [name for name in _REQUIRED if name not in header]:
         raise FactorError(f"{path}: no column {', '.join(missing)}; a file of factors needs {', '.join(_REQUIRED)}")
     if strange := [name for name in header if name not in known]:
@@ -118,7 +122,7 @@ def _value(where: str, name: str, text: str) -> Any:
         if name in _NUMBERS:
             return _number(text)
         if name == "data_year":
-            return int(text)
+            return _year(text)
         if name in _TIMES:
             return utc_time(text)
     except ValueError as error:
@@ -130,10 +134,19 @@ def _value(where: str, name: str, text: str) -> Any:
     return text
 
 
+def _year(text: str) -> int:
+    year = int(text)
+    if not 1900 <= year <= 9999:
+        raise ValueError(f"{text[:20]!r} is no year")
+    return year
+
+
 def _number(text: str) -> float:
     value = float(text)
     if not isfinite(value) or "_" in text:
         raise ValueError(f"{text!r} is not a finite number")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{value!r} is beyond {LARGEST:g}, as no factor is")
     return value
 
 
@@ -146,7 +159,10 @@ def utc_time(text: str) -> datetime:
     instant = datetime.fromisoformat(text)
     if instant.tzinfo is None:
         raise ValueError(f"{text!r} says no time zone; write 2026-01-01T00:00:00Z")
-    return instant.astimezone(UTC)
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text!r} lies before the year 1 or after 9999 in UTC") from error
 
 
 def _check_range(where: str, factor: Factor) -> None:

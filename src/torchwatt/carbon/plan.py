@@ -24,6 +24,7 @@ from torchwatt.core.errors import ConfigError, FactorError
 from torchwatt.core.factor import Factor
 
 MARKET_KINDS = ("contract_gwp", "residual_mix")
+MAX_BYTES = 1 << 26  # 64 MiB: an hourly history of one zone has 1 MB a year
 OTHER_KINDS = ("grid_adpe", "grid_pe", "grid_wue")
 Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -105,8 +106,13 @@ def _files(paths: Paths | None) -> tuple[list[Line], list[Grid]]:
 
 
 def _text(path: Path) -> str:
+    """Return the file as it is: its SHA-256 is that of its bytes, line ends and all."""
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise FactorError(f"factors={str(path)!r}: more than {MAX_BYTES} bytes: give the hours of the run only")
+        return content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise FactorError(f"factors={str(path)!r}: cannot read it: {error}") from error
 

@@ -15,6 +15,7 @@ USAGE_ERROR = 2
 FLAGS = frozenset(
     {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal"}
 )  # options of `run` that take no value
+LONGEST_ERROR = 4000  # characters
 TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
 
 
@@ -146,5 +147,8 @@ def run(argv: Sequence[str]) -> int:
     except (TorchwattError, Refused) as error:
         if asked.command == "run" and not isinstance(error, Refused):
             raise  # the script's own
-        print(f"torchwatt: {error}", file=sys.stderr)
+        from torchwatt.views.summary import printable
+
+        said = str(error)[:LONGEST_ERROR]  # names in it come from files of anybody
+        print("torchwatt: " + "\n".join(map(printable, said.split("\n"))), file=sys.stderr)
         return USAGE_ERROR

@@ -9,6 +9,7 @@ from typing import IO
 from torchwatt.audit.store import Group, Store, StoredRun, sums
 from torchwatt.cli.recover import not_recovered
 from torchwatt.views import DASH, format_energy, format_mass, format_time
+from torchwatt.views.summary import printable
 
 
 def runs(store: Store, *, project: str | None, month: str | None, rebuild: bool, out: IO[str] | None = None) -> int:
@@ -21,9 +22,9 @@ def runs(store: Store, *, project: str | None, month: str | None, rebuild: bool,
         store.rebuild()
     found = store.runs(project, month)
     for line in _lines(store, found):
-        print(line, file=out or sys.stdout)
+        print(printable(line), file=out or sys.stdout)
     for line in not_recovered(store, {run.run_id for run in store.runs()}):
-        print(line, file=out or sys.stdout)
+        print(printable(line), file=out or sys.stdout)
     return 0
 
 
@@ -37,7 +38,7 @@ def _lines(store: Store, found: Sequence[StoredRun]) -> Iterator[str]:
         yield (
             f"{run.run_id:36}  {run.project:14.14} {run.started_at[:16].replace('T', ' '):17} "
             f"{format_time(run.duration_s):>9} {format_energy(run.energy_j):>10} {grams:>10}  "
-            f"{run.provenance or DASH:11} {_printable(run.name)}"
+            f"{run.provenance or DASH:11} {run.name}"
         )
     yield ""
     for group in sums(found):
@@ -54,8 +55,4 @@ def _group(group: Group) -> Iterator[str]:
             words.append(f"{format_mass(grams)} CO2e {method}-based")
     yield f"{group.project} {group.month}: {', '.join(words)}"
     for why in total.refused:
-        yield f"    not added: {_printable(why)}"
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)
+        yield f"    not added: {why}"

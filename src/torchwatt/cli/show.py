@@ -11,6 +11,7 @@ from typing import IO, Any
 from torchwatt.audit import Bundle, read_bundle
 from torchwatt.audit.schema import Row
 from torchwatt.views import DASH, format_energy, format_mass, format_time
+from torchwatt.views.summary import printable
 
 TOP = 25
 
@@ -23,7 +24,7 @@ def show(directory: str, *, everything: bool = False, out: IO[str] | None = None
     """
     bundle = read_bundle(directory)
     for line in _lines(bundle, everything=everything):
-        print(line, file=out or sys.stdout)
+        print(printable(line), file=out or sys.stdout)  # a bundle may be anybody's, and this is a terminal
     return 0
 
 

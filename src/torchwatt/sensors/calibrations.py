@@ -10,10 +10,12 @@ from typing import Any
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Meter
+from torchwatt.disk.private import private_folder, replace_file
 
 FOLDER_VARIABLE = "TORCHWATT_CALIBRATIONS"
 _FORMAT = "torchwatt-calibrations"
 _VERSION = 1
+_MAX_BYTES = 1 << 22  # a thousand GPUs
 
 
 def calibrations_file(environ: Mapping[str, str] | None = None) -> Path:
@@ -38,20 +40,23 @@ def load_calibrations(path: Path) -> dict[str, Any]:
         ConfigError: The file is not one of ours, or is damaged.
     """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            told = json.loads(file.read(_MAX_BYTES))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read the calibrations in {path}: {error}; delete it and calibrate again") from error
     if not isinstance(told, dict) or told.get("format") != _FORMAT or told.get("version") != _VERSION:
         raise ConfigError(f"{path} is no calibrations file of this version; delete it and calibrate again")
-    return dict(told["sensors"])
+    sensors = told.get("sensors")
+    if not isinstance(sensors, dict) or not all(isinstance(model, dict) for model in sensors.values()):
+        raise ConfigError(f"{path} holds no calibrations; delete it and calibrate again")
+    return sensors
 
 
 def save_calibration(path: Path, key: str, model: Mapping[str, object]) -> None:
     """Keep one calibration beside the others: written whole, then moved into place."""
     sensors = load_calibrations(path) | {key: dict(model)}
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps({"format": _FORMAT, "version": _VERSION, "sensors": sensors}, indent=1) + "\n")
-    partial.replace(path)
+    private_folder(path.parent)
+    text = json.dumps({"format": _FORMAT, "version": _VERSION, "sensors": sensors}, indent=1) + "\n"
+    replace_file(path, text.encode())

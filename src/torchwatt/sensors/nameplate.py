@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torchwatt.sensors.readers.files import head_of
+
 # codecarbon.core.cpu.DEFAULT_POWER_PER_CORE (3.3.2): its constant for unknown CPUs, W per hardware thread.
 ASSUMED_W_PER_THREAD = 4.0
 TABLE_SOURCE = "codecarbon data/hardware/cpu_power.csv"
+_LARGEST_CPUINFO = 1 << 24  # bytes: 8192 CPUs have 12 MB
 _NOISE = re.compile(
     r"\((r|tm)\)|\bcpu\b|\bprocessor\b|@.*$|\bwith\b.*$|\b\w+-core\b|\b\d+(st|nd|rd|th) gen\b", re.IGNORECASE
 )
@@ -38,7 +41,7 @@ class Nameplate:
 def cpu_info(path: str = "/proc/cpuinfo") -> CpuInfo:
     """Read the machine's CPUs; an unreadable file gives one thread of an unknown model."""
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
+        text = head_of(Path(path), _LARGEST_CPUINFO).decode("utf-8", "replace")
     except OSError:
         text = ""
     fields = [(k.strip(), v.strip()) for k, _, v in (line.partition(":") for line in text.splitlines())]

@@ -13,6 +13,7 @@ from torchwatt.core.terms import Domain
 from torchwatt.sensors.protocol import Discovery, MeteredSource, read_cost_s
 from torchwatt.sensors.rapl import DRAM_SOURCE, PACKAGE_ACCURACY, PACKAGE_SOURCE, PERIOD_NS
 from torchwatt.sensors.readers import Reader
+from torchwatt.sensors.readers.files import head_of
 from torchwatt.sensors.readers.perf import PerfReader
 
 DEFAULT_ROOT = "/sys/bus/event_source/devices/power"
@@ -20,6 +21,7 @@ FIX = (
     "sudo sysctl kernel.perf_event_paranoid=0, or setcap cap_perfmon=ep on the python binary; "
     "know of the PLATYPUS side channel (CVE-2020-8694)"
 )
+_MOST_CPUS = 2**16  # CONFIG_NR_CPUS is 8192 at most
 _EVENTS = {"cpu": "energy-pkg", "dram": "energy-ram"}
 
 
@@ -28,7 +30,10 @@ def parse_cpus(text: str) -> list[int]:
     cpus: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
-        cpus += range(int(first), int(last or first) + 1)
+        begin, end = int(first), int(last or first)
+        if not 0 <= begin <= end < _MOST_CPUS:
+            raise ValueError(f"{part[:40]!r} is no range of CPUs")
+        cpus += range(begin, end + 1)
     return cpus
 
 
@@ -37,7 +42,7 @@ def parse_config(text: str) -> int:
     match = re.search(r"event=(0x[0-9a-fA-F]+|\d+)", text)
     if match is None:
         raise SensorError(f"perf: no event number in {text!r}", code="NOT_SUPPORTED")
-    return int(match[1], 0)
+    return int(match[1][:18], 16 if match[1].startswith("0x") else 10)
 
 
 def power_events(root: Path) -> dict[str, tuple[list[int], float]]:
@@ -48,13 +53,15 @@ def power_events(root: Path) -> dict[str, tuple[list[int], float]]:
             sysfs-bus-event_source-devices-events).
     """
     try:
-        pmu_type = int((root / "type").read_text(encoding="ascii"))
-        cpus = parse_cpus((root / "cpumask").read_text(encoding="ascii"))
+        pmu_type = int(head_of(root / "type"))
+        cpus = parse_cpus(head_of(root / "cpumask").decode("ascii"))
         found: dict[str, tuple[list[int], float]] = {}
         for kind, name in _EVENTS.items():
             if (root / "events" / name).is_file():
-                config = parse_config((root / "events" / name).read_text(encoding="ascii"))
-                scale = float((root / "events" / f"{name}.scale").read_text(encoding="ascii"))
+                config = parse_config(head_of(root / "events" / name).decode("ascii"))
+                scale = float(head_of(root / "events" / f"{name}.scale"))
+                if not 0 < scale < 1:
+                    raise ValueError(f"{scale!r} joules a step")  # noqa: TRY301  # told with the folder below
                 found |= {f"{kind}:{n}": ([pmu_type, config, cpu], scale) for n, cpu in enumerate(cpus)}
     except (OSError, ValueError) as error:
         raise SensorError(f"perf: cannot understand {root}: {error}", code="NOT_SUPPORTED") from error

@@ -6,11 +6,12 @@ import csv
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Event, FloatArray, IntArray, Meter, Recording, Series
 from torchwatt.core.terms import Domain
 from torchwatt.core.units import NS_PER_S
+from torchwatt.disk.inflate import bounded_lines
 
 TIMES = ("t_ns", "t_unix_ns", "unix_ns", "t_unix_s", "unix_s", "t_us", "t_ms", "t_s", "timestamp", "time", "t")
 DEVICES = ("device", "index", "gpu", "gpu_index", "device_id")
@@ -35,6 +37,13 @@ POWERS: Mapping[str, tuple[float, str]] = {
 }
 _UNITS_NS = (("_ns", 1), ("_us", 1_000), ("_ms", 1_000_000), ("_s", NS_PER_S))
 _STAMPS = ("%Y/%m/%d %H:%M:%S.%f", "%Y/%m/%d %H:%M:%S")
+# A log may be anybody's: what no meter says is left out, and counted.
+MAX_BYTES = 1 << 30  # a month at ten readings a second
+MAX_DEVICE = 2**16
+LARGEST_W, LARGEST_RAW = 1e9, 1e18  # a power station; a counter of 64 bits in millijoules
+LATEST_NS = 2**62  # the year 2116: differences of times fit 64 bits
+LONGEST_CELL = 200  # characters
+_SHOWN = 20  # names of columns in an error
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -50,6 +59,15 @@ class _Columns:
     counter_scale: float
 
 
+@dataclass(slots=True)
+class _Read:
+    """(t_ns, power, counter) by device; whether times were text without a zone; readings that no meter can say."""
+
+    by_device: dict[int, list[tuple[int, float, float]]] = field(default_factory=lambda: defaultdict(list))
+    zoneless: bool = False
+    impossible: int = 0
+
+
 def read_power_log(path: str | os.PathLike[str]) -> Recording:
     """Read a power log as a recording; its clock is unix time in nanoseconds.
 
@@ -59,19 +77,21 @@ def read_power_log(path: str | os.PathLike[str]) -> Recording:
     read as UTC and the recording's events say so. Readings that are no number are left out.
 
     Raises:
-        SensorError: The file cannot be read, has no such columns, or has fewer than two readings.
+        SensorError: The file cannot be read, has no such columns, has fewer than two readings, or more than 1 GiB.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            columns, read = _read(file, path)
+    except SensorError:
+        raise
     except OSError as error:
-        raise SensorError(f"cannot read {path}: {error.strerror}") from error
+        raise SensorError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise SensorError(f"{path} is no text: give a CSV with a time and a power column") from error
-    rows = [row for row in csv.reader(text.splitlines()) if row]
-    columns = _columns(rows[0] if rows else [], path)
-    by_device, zoneless = _by_device(rows[1:], columns)
+    except csv.Error as error:
+        raise SensorError(f"{path} is no CSV of power readings: {error}") from error
     meters, series = [], []
-    for device, readings in sorted(by_device.items()):
+    for device, readings in sorted(read.by_device.items()):
         if len(readings) > 1:
             meter, found = _metered(device, readings, columns)
             meters.append(meter)
@@ -79,8 +99,20 @@ def read_power_log(path: str | os.PathLike[str]) -> Recording:
     if not meters:
         raise SensorError(f"{path} has fewer than two readings with a time and a power")
     first = min(int(s.t_ns[0]) for s in series)
-    events = (_zone_event(first, Path(path).name),) if zoneless else ()
-    return Recording(tuple(meters), tuple(series), events=events, anchors=((first, first),))
+    return Recording(
+        tuple(meters), tuple(series), events=tuple(_events(first, Path(path).name, read)), anchors=((first, first),)
+    )
+
+
+def _read(file: TextIO, path: str | os.PathLike[str]) -> tuple[_Columns, _Read]:
+    """Read row by row: a row is kept as three numbers."""
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_BYTES:
+        raise SensorError(f"{path} has {size} bytes, more than {MAX_BYTES}: cut it to the time of the trace")
+    file.seek(0)
+    rows = (row for row in csv.reader(bounded_lines(file)) if row)
+    columns = _columns(next(rows, []), path)
+    return columns, _by_device(rows, columns)
 
 
 def _columns(header: Sequence[str], path: str | os.PathLike[str]) -> _Columns:
@@ -89,7 +121,8 @@ def _columns(header: Sequence[str], path: str | os.PathLike[str]) -> _Columns:
     power = next((name for name in POWERS if name in names), None)
     if time is None or power is None:
         lacking = "time (t_ns, t_unix_s, timestamp)" if time is None else "power (power_w, power.draw [W])"
-        raise SensorError(f"{path} has no column of {lacking}; its columns are: {', '.join(header) or 'none'}")
+        shown = ", ".join(name[:LONGEST_CELL] for name in header[:_SHOWN])
+        raise SensorError(f"{path} has no column of {lacking}; its columns are: {shown or 'none'}")
     device = next((names.index(name) for name in DEVICES if name in names), None)
     counter = next((name for name in COUNTERS if name in names), None)
     scale, sensor = POWERS[power]
@@ -101,31 +134,38 @@ def _columns(header: Sequence[str], path: str | os.PathLike[str]) -> _Columns:
 
 def _plain(name: str) -> str:
     """Write ` Power.Draw [W]` as `power.draw_w`."""
-    return re.sub(r"\s*[\[(]\s*(\w+)\s*[\])]", r"_\1", name.strip()).strip().lower().replace(" ", "_")
+    name = " ".join(name[:LONGEST_CELL].split())
+    return re.sub(r" ?[\[(] ?(\w+) ?[\])]", r"_\1", name).strip().lower().replace(" ", "_")
 
 
-def _by_device(
-    rows: Sequence[Sequence[str]], columns: _Columns
-) -> tuple[dict[int, list[tuple[int, float, float]]], bool]:
-    """Return (t_ns, power, counter) by device, and whether times were text without a zone."""
-    found: dict[int, list[tuple[int, float, float]]] = defaultdict(list)
-    zoneless = False
+def _by_device(rows: Iterable[Sequence[str]], columns: _Columns) -> _Read:
+    read = _Read()
     for row in rows:
         if len(row) <= max(columns.time, columns.power):
             continue  # the last line of a log that was cut
         t_ns, text = _time_ns(row[columns.time].strip(), columns.time_name)
         power = _number(row[columns.power])
-        if t_ns is None or not np.isfinite(power):
+        device = _cell(row, columns.device, 0.0)
+        device = 0.0 if np.isnan(device) else device
+        if t_ns is None or abs(t_ns) >= LATEST_NS or np.isnan(power):
             continue
-        zoneless |= text
-        device = _number(row[columns.device]) if columns.device is not None else 0.0
-        counter = _number(row[columns.counter]) if columns.counter is not None else np.nan
-        found[int(device) if np.isfinite(device) else 0].append((t_ns, power, counter))
-    return found, zoneless
+        if not (abs(power * columns.scale) < LARGEST_W and 0 <= device < MAX_DEVICE):
+            read.impossible += 1
+            continue
+        read.zoneless |= text
+        counter = _cell(row, columns.counter, np.nan)
+        read.by_device[int(device)].append((t_ns, power, counter if abs(counter) < LARGEST_RAW else np.nan))
+    return read
+
+
+def _cell(row: Sequence[str], column: int | None, otherwise: float) -> float:
+    return _number(row[column]) if column is not None and column < len(row) else otherwise
 
 
 def _time_ns(cell: str, name: str) -> tuple[int | None, bool]:
     """Return unix nanoseconds, and whether the cell was text without a zone."""
+    if len(cell) > LONGEST_CELL:
+        return None, False
     if _NUMBER.fullmatch(cell):
         return _from_number(cell, name), False
     for form in _STAMPS:
@@ -141,15 +181,20 @@ def _time_ns(cell: str, name: str) -> tuple[int | None, bool]:
 
 
 def _from_number(cell: str, name: str) -> int | None:
-    value = Decimal(cell)  # a double would lose the digits of unix nanoseconds
-    if abs(value) >= 2**63:
+    try:
+        t_ns = int((Decimal(cell) * _unit_ns(cell, name)).to_integral_value())  # a double would lose digits
+    except (ArithmeticError, ValueError):  # an exponent that no number of this world has
         return None
-    unit = next((ns for suffix, ns in _UNITS_NS if name.endswith(suffix)), None)
-    if unit is None:  # a date of this century: seconds have 10 digits, and each unit three more
-        sizes = ((10**11, NS_PER_S), (10**14, 1_000_000), (10**17, 1_000))
-        unit = next((ns for limit, ns in sizes if abs(value) < limit), 1)
-    t_ns = int((value * unit).to_integral_value())
     return t_ns if abs(t_ns) < 2**63 else None
+
+
+def _unit_ns(cell: str, name: str) -> int:
+    unit = next((ns for suffix, ns in _UNITS_NS if name.endswith(suffix)), None)
+    if unit is not None:
+        return unit
+    # A date of this century: seconds have 10 digits, and each unit three more.
+    sizes = ((10**11, NS_PER_S), (10**14, 1_000_000), (10**17, 1_000))
+    return next((ns for limit, ns in sizes if abs(float(cell)) < limit), 1)
 
 
 def _unix_ns(stamp: datetime) -> int:
@@ -158,7 +203,7 @@ def _unix_ns(stamp: datetime) -> int:
 
 
 def _number(cell: str) -> float:
-    match = _NUMBER.search(cell)
+    match = _NUMBER.search(cell[:LONGEST_CELL])
     return float(match.group()) if match is not None else np.nan
 
 
@@ -182,9 +227,13 @@ def _series(channel: Channel, t_ns: IntArray, raw: FloatArray) -> Series:
     return Series(channel, t_ns[keep], raw[keep], np.zeros(int(keep.sum()), dtype=np.int64))
 
 
-def _zone_event(t_ns: int, name: str) -> Event:
-    message = f"times in {name} have no zone and are read as UTC; if the log was written elsewhere, give an offset"
-    return Event(t_ns, "info", "CLOCK_ASSUMED", "run", message)
+def _events(t_ns: int, name: str, read: _Read) -> Iterator[Event]:
+    if read.zoneless:
+        message = f"times in {name} have no zone and are read as UTC; if the log was written elsewhere, give an offset"
+        yield Event(t_ns, "info", "CLOCK_ASSUMED", "run", message)
+    if read.impossible:
+        message = f"{read.impossible} readings of {name} are left out: no device has such a power or such an index"
+        yield Event(t_ns, "warning", "READINGS_LEFT_OUT", "run", message)
 
 
 def renamed(recording: Recording, index: int) -> Recording:

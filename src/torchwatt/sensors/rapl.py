@@ -13,6 +13,7 @@ from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Meter, Unavailable
 from torchwatt.core.terms import Domain
 from torchwatt.sensors.protocol import Discovery, MeteredSource, read_cost_s
+from torchwatt.sensors.readers.files import head_of
 from torchwatt.sensors.readers.rapl import RaplReader
 
 DEFAULT_ROOT = "/sys/class/powercap"
@@ -38,6 +39,7 @@ _PACKAGE = re.compile(r"package-(\d+)(?:-die-(\d+))?")
 # The counters are 32 bits wide (Intel SDM, MSR_PKG_ENERGY_STATUS). The kernel's maximum is (2**32 - 1) units, so
 # the counter repeats after one unit more: 61 uJ more for the usual unit of 2**-14 J.
 _COUNTER_MAX = 2**32 - 1
+_LARGEST_UJ = 2**64
 # Two looks at one hardware counter differ by what was used between them; codecarbon's find_mirrored_counters
 # allows one joule as well, and gives no meaning to counters that stand at nothing.
 _MIRROR_UJ = 1_000_000
@@ -67,16 +69,16 @@ class Zone:
     def modulus_uj(self) -> int | None:
         """Return after how many microjoules the counter starts again; None where the kernel does not say."""
         try:
-            maximum = int((self.path / "max_energy_range_uj").read_text(encoding="ascii"))
+            maximum = int(head_of(self.path / "max_energy_range_uj"))
         except (OSError, ValueError):
             return None
-        if maximum <= 0:  # a range of nothing is none
+        if not 0 < maximum < _LARGEST_UJ:
             return None
         return maximum + max(1, round(maximum / _COUNTER_MAX))
 
     def read_uj(self) -> int:
         """Return the counter once; OSError or ValueError if it cannot be read."""
-        return int(self.file.read_bytes())
+        return int(head_of(self.file))
 
 
 def powercap_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -93,7 +95,7 @@ def scan(root: Path) -> list[Zone]:
             match = _ZONE.fullmatch(path.name)
             real = path.resolve()
             if match and real not in found and (path / "name").is_file():
-                name = (path / "name").read_text(encoding="utf-8", errors="replace").strip()
+                name = head_of(path / "name").decode("utf-8", "replace").strip()
                 found[real] = Zone(real, name, match[1], int(match[2]), int(match[3]) if match[3] else None)
                 todo.append(real)
             elif folder == root and path.name in {"intel-rapl", "intel-rapl-mmio"}:
@@ -154,7 +156,7 @@ def discover_rapl(root: str | os.PathLike[str] | None = None, model: str = "CPU 
     folder = powercap_root(root)
     try:
         zones = scan(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
         return Discovery((), (Unavailable("cpu", f"cannot look into {folder}: {error}", PERMISSION_FIX),))
     found = packages(zones)
     if not found:

@@ -6,19 +6,26 @@ import gzip
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, BinaryIO, Literal, TextIO
 
+import msgspec
 import numpy as np
 
 from torchwatt.core.errors import BundleError
 from torchwatt.core.meter import Channel, Event, Meter, Recording, SamplerStats, Series, Unavailable
-from torchwatt.core.terms import Domain
+from torchwatt.disk.inflate import bounded_lines, inflated
+from torchwatt.disk.private import new_file
 
 FORMAT, VERSION = "torchwatt-recording", 1
 _CHUNK = 4096
+LATEST_NS = 2**62 + 1  # differences of times fit 64 bits
+LARGEST = 1e100  # sums and squares of readings stay numbers
 
 
 def save_recording(recording: Recording, path: str | os.PathLike[str]) -> None:
@@ -28,7 +35,7 @@ def save_recording(recording: Recording, path: str | os.PathLike[str]) -> None:
         BundleError: If the file is there already or cannot be written; a recording is made once.
     """
     try:
-        with _open(Path(path), "x") as file:
+        with _new(Path(path)) as file:
             for line in _lines(recording):
                 file.write(json.dumps(line, allow_nan=False) + "\n")
     except (OSError, ValueError) as error:
@@ -42,20 +49,37 @@ def load_recording(path: str | os.PathLike[str]) -> Recording:
         BundleError: If the file cannot be read or is no such recording.
     """
     try:
-        with _open(Path(path), "r") as file:
-            lines = iter(file)
-            head = json.loads(next(lines, "null"))
-            if not isinstance(head, dict) or head.get("format") != FORMAT or head.get("version") != VERSION:
-                raise BundleError(f"{path} is no {FORMAT} of version {VERSION}")
-            return _recording(head, (json.loads(line) for line in lines))
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        with _opened(Path(path)) as file:
+            return _recording(bounded_lines(file), path)
+    except (OSError, EOFError, ValueError, zlib.error, msgspec.MsgspecError, OverflowError, RecursionError) as error:
         raise BundleError(f"cannot load the recording {path}: {error}") from error
 
 
-def _open(path: Path, mode: Literal["x", "r"]) -> IO[str]:
+def _new(path: Path) -> TextIO:
+    file = new_file(path)
     if path.suffix == ".gz":
-        return gzip.open(path, "xt" if mode == "x" else "rt", encoding="utf-8")
-    return path.open(mode, encoding="utf-8")
+        return TextIOWrapper(_Closing(file), encoding="utf-8")
+    return TextIOWrapper(file, encoding="utf-8")
+
+
+class _Closing(gzip.GzipFile):
+    """Closes the file under it, which `GzipFile` leaves open."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(fileobj=file, mode="wb")
+        self._under = file
+
+    def close(self) -> None:
+        super().close()
+        self._under.close()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    with path.open("rb") as packed:
+        plain = inflated(packed) if path.suffix == ".gz" else packed
+        with TextIOWrapper(plain, encoding="utf-8") as file:
+            yield file
 
 
 def _lines(recording: Recording) -> Iterator[dict[str, Any]]:
@@ -81,43 +105,62 @@ def _maps(stats: SamplerStats) -> dict[str, dict[str, float]]:
     return {"reads": dict(stats.reads), "missed": dict(stats.missed), "call_s": dict(stats.call_s)}
 
 
-def _recording(head: Mapping[str, Any], parts: Iterator[Mapping[str, Any]]) -> Recording:
-    columns: list[tuple[list[int], list[float], list[int]]] = [([], [], []) for _ in head["series"]]
-    for part in parts:
-        t_ns, raw, late_ns = columns[part["series"]]
-        t_ns.extend(part["t_ns"])
-        raw.extend(part["raw"])
-        late_ns.extend(part["late_ns"])
-    return Recording(
-        tuple(_meter(meter) for meter in head["meters"]),
-        tuple(
-            Series(_channel(c), np.array(t, np.int64), np.array(raw, np.float64), np.array(late, np.int64))
-            for c, (t, raw, late) in zip(head["series"], columns, strict=True)
-        ),
-        tuple(Unavailable(**one) for one in head["unavailable"]),
-        tuple(Event(**one) for one in head["events"]),
-        tuple((mono, real) for mono, real in head["anchors"]),
-        SamplerStats(**head["stats"]),
-        head["meta"],
-    )
+class _Head(msgspec.Struct):
+    format: str
+    version: int
+    meters: tuple[Meter, ...]
+    unavailable: tuple[Unavailable, ...]
+    events: tuple[Event, ...]
+    anchors: tuple[tuple[int, int], ...]
+    stats: SamplerStats
+    meta: dict[str, Any]
+    series: tuple[Channel, ...]
 
 
-def _channel(told: Mapping[str, Any]) -> Channel:
-    return Channel(**{**told, "domain": Domain(**told["domain"])})
+class _Part(msgspec.Struct):
+    series: int
+    t_ns: list[int]
+    raw: list[float]
+    late_ns: list[int]
 
 
-def _meter(told: Mapping[str, Any]) -> Meter:
-    accuracy = told["accuracy_rel"]
-    return Meter(
-        **{
-            **told,
-            "domain": Domain(**told["domain"]),
-            "channels": tuple(_channel(channel) for channel in told["channels"]),
-            "accuracy_rel": tuple(accuracy) if accuracy is not None else None,
-            "notes": tuple(told["notes"]),
-            "facts": tuple((name, value) for name, value in told["facts"]),
-        }
-    )
+class _Is(msgspec.Struct):
+    format: str = ""
+    version: int = 0
+
+
+def _recording(lines: Iterator[str], path: str | os.PathLike[str]) -> Recording:
+    """Put a recording together; each line is checked against its types."""
+    first = next(lines, "null")
+    is_ = msgspec.json.decode(first, type=_Is)
+    if (is_.format, is_.version) != (FORMAT, VERSION):
+        raise BundleError(f"{path} is no {FORMAT} of version {VERSION}")
+    head = msgspec.json.decode(first, type=_Head)
+    columns: list[tuple[list[int], list[float], list[int]]] = [([], [], []) for _ in head.series]
+    for line in lines:
+        part = msgspec.json.decode(line, type=_Part)
+        if not 0 <= part.series < len(columns):
+            raise ValueError(f"readings of series {part.series}, and there are {len(columns)}")
+        t_ns, raw, late_ns = columns[part.series]
+        t_ns.extend(part.t_ns)
+        raw.extend(part.raw)
+        late_ns.extend(part.late_ns)
+    series = tuple(_series(channel, *column) for channel, column in zip(head.series, columns, strict=True))
+    anchors = head.anchors
+    if any(abs(t_ns) >= LATEST_NS for pair in anchors for t_ns in pair):
+        raise ValueError("an anchor is no time")
+    return Recording(head.meters, series, head.unavailable, head.events, anchors, head.stats, head.meta)
+
+
+def _series(channel: Channel, t_ns: list[int], raw: list[float], late_ns: list[int]) -> Series:
+    made = Series(channel, np.array(t_ns, np.int64), np.array(raw, np.float64), np.array(late_ns, np.int64))
+    if not len(t_ns) == len(raw) == len(late_ns):
+        raise ValueError(f"{channel.key}: columns of different lengths")
+    if not (np.abs(made.t_ns) < LATEST_NS).all() or (np.diff(made.t_ns) < 0).any():
+        raise ValueError(f"{channel.key}: times are out of order, or no times")
+    if not (np.abs(made.raw * channel.scale) < LARGEST).all() or not 0 < channel.period_ns < LATEST_NS:
+        raise ValueError(f"{channel.key}: a reading or the period is no number that a sensor has")
+    return made
 
 
 def shifted(recording: Recording, by_ns: int) -> Recording:

@@ -9,6 +9,7 @@ from torchwatt.audit import SampleFormat, Seal, write_bundle
 from torchwatt.audit.store import Store
 from torchwatt.core.errors import BundleError
 from torchwatt.core.report import Report
+from torchwatt.disk.private import new_file, private_folder
 from torchwatt.views import to_html_page
 
 # A project's chain and key are named once and hold for every way to write a bundle: notebook, command line, Python.
@@ -53,9 +54,9 @@ def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        page = to_html_page(report)
-        with target.open("x", encoding="utf-8", newline="\n") as file:
+        private_folder(target.parent)
+        page = to_html_page(report).encode()
+        with new_file(target) as file:
             whole = False
             try:
                 file.write(page)

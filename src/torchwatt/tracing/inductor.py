@@ -23,6 +23,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import ROOT, UNATTRIBUTED
+from torchwatt.disk.private import replace_file
 from torchwatt.tracing.traces.sidecar import FORMAT
 
 Owner = tuple[str, str]  # fqn, phase
@@ -98,9 +99,7 @@ class Recorder:
         target = Path(path)
         before = _graphs_in(target) if target.exists() else {}
         text = json.dumps({"format": FORMAT, "graphs": {**before, **self.graphs}}, sort_keys=True)
-        part = target.with_name(target.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
+        replace_file(target, text.encode())
         return target
 
 
@@ -108,7 +107,7 @@ def _graphs_in(target: Path) -> dict[str, Any]:
     try:
         file = json.loads(target.read_text(encoding="utf-8"))
         graphs = file["graphs"] if file["format"] == FORMAT else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):
         graphs = None
     if not isinstance(graphs, dict):
         raise ConfigError(f"{target} exists and is no sidecar of torchwatt: name another file")

@@ -19,6 +19,7 @@ from torchwatt.audit.lexical import from_cell
 from torchwatt.audit.reader import Bundle, read_bundle
 from torchwatt.audit.schema import DECLARED, TABLE_BY_NAME
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.private import FOLDER, new_file, private_folder
 
 __all__ = ["FORMATS", "Format", "export"]
 
@@ -96,7 +97,7 @@ def _with(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:
 
 def _write(target: Path, content: bytes) -> Path:
     try:
-        with target.open("xb") as file:
+        with new_file(target) as file:
             file.write(content)
     except FileExistsError as error:
         raise BundleError(f"{target} exists already: name another file with --out, or move it") from error
@@ -107,7 +108,8 @@ def _write(target: Path, content: bytes) -> Path:
 
 def _write_all(target: Path, files: Mapping[str, bytes]) -> Path:
     try:
-        target.mkdir(parents=True)
+        private_folder(target.parent)
+        target.mkdir(mode=FOLDER)
     except FileExistsError as error:
         raise BundleError(f"{target} exists already: name another folder with --out, or move it") from error
     for name, content in files.items():

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+from torchwatt.audit.inside import content_of, is_own
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Column, Table
 from torchwatt.core.errors import BundleError
@@ -38,8 +39,8 @@ def _samples(bundles: Sequence[Bundle]) -> Iterator[tuple[str, bytes]]:
         run_id = "" if len(bundles) == 1 else f"-{bundle.run['run_id']}"
         for suffix in ("parquet", "csv.gz"):
             path = bundle.directory / f"sample.{suffix}"
-            if path.is_file():
-                yield f"sample{run_id}.{suffix}", path.read_bytes()
+            if is_own(path):
+                yield f"sample{run_id}.{suffix}", content_of(path)
 
 
 def _arrow(table: Table, bundles: Sequence[Bundle]) -> pa.Table:

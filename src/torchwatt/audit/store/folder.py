@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
 
+from torchwatt.audit.inside import is_own, name_of_run
 from torchwatt.audit.reader import read_bundle
 from torchwatt.audit.seal import MANIFEST, Seal
 from torchwatt.audit.store.index import StoredRun, add_to_index, read_index, stored, write_index
 from torchwatt.audit.writer import write_bundle
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.report import Report
+from torchwatt.disk.private import FOLDER, new_file, private_folder
 
 INDEX = "index.sqlite"
 CHAIN = "chain.jsonl"
@@ -69,7 +71,7 @@ class Store:
         target = self._new(project, str(bundle.run["run_id"]))
         hidden = target.with_name(f".{target.name}.{token_hex(4)}.part")
         try:
-            shutil.copytree(bundle.directory, hidden)
+            _copy(bundle.directory, hidden)
             hidden.rename(target)
         except OSError as error:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -127,10 +129,11 @@ class Store:
                 warnings.warn(f"torchwatt counts {first} and not its copy {folder}", stacklevel=2)
 
     def _new(self, project: str, run_id: str) -> Path:
+        name_of_run(run_id, self.root)
         target = self.root / project_name(project) / run_id
         if target.exists():
             raise BundleError(f"run {run_id} is kept already in {target}")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(target.parent)
         return target
 
     def _added(self, target: Path, project: str) -> Path:
@@ -140,3 +143,12 @@ class Store:
         else:
             add_to_index(index, stored(read_bundle(target), project))
         return target
+
+
+def _copy(bundle: Path, target: Path) -> None:
+    """Copy a bundle's own files: no folders in it, and nothing that a link shows from elsewhere."""
+    target.mkdir(mode=FOLDER)
+    for path in sorted(bundle.iterdir()):
+        if is_own(path):
+            with path.open("rb") as source, new_file(target / path.name) as copy:
+                shutil.copyfileobj(source, copy)

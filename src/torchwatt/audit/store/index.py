@@ -6,13 +6,16 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, fields
+from math import isfinite
 from pathlib import Path
+from secrets import token_hex
 
 from torchwatt.audit.exports.cells import number, text, when
 from torchwatt.audit.exports.rollup import counted_run
 from torchwatt.audit.exports.totals import Counted
 from torchwatt.audit.reader import Bundle
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.private import new_file
 
 VERSION = 1
 
@@ -77,8 +80,11 @@ def stored(bundle: Bundle, project: str) -> StoredRun:
 
 def write_index(path: Path, runs: Iterable[StoredRun]) -> None:
     """Make the index anew; it appears whole or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
+    fresh = path.with_name(f".{path.name}.{token_hex(4)}.new")
+    try:
+        new_file(fresh).close()  # SQLite would make it with the umask's mode
+    except OSError as error:
+        raise BundleError(f"cannot write the index {path}: {error.strerror}") from error
     with _open(fresh) as database:
         database.execute(f"CREATE TABLE run ({', '.join(_COLUMNS)}, PRIMARY KEY (project, run_id))")
         database.execute(f"PRAGMA user_version = {VERSION}")
@@ -94,16 +100,35 @@ def add_to_index(path: Path, run: StoredRun) -> None:
 
 def read_index(path: Path) -> tuple[StoredRun, ...] | None:
     """Return the runs by time; None where the index is missing, damaged or of another version."""
-    if not path.is_file():
+    if not path.is_file() or path.is_symlink():
         return None
     try:
         with _open(path) as database:
             if database.execute("PRAGMA user_version").fetchone() != (VERSION,):
                 return None
+            # A view of that name would run whatever somebody wrote there.
+            if database.execute("SELECT type FROM sqlite_master WHERE name = 'run'").fetchall() != [("table",)]:
+                return None
             rows = database.execute("SELECT * FROM run ORDER BY started_at, run_id").fetchall()
-        return tuple(StoredRun(*row) for row in rows)
-    except (sqlite3.DatabaseError, TypeError):
+        return tuple(_typed(StoredRun(*row)) for row in rows)
+    except (sqlite3.Error, BundleError, TypeError, OverflowError, ValueError):
         return None
+
+
+def _typed(run: StoredRun) -> StoredRun:
+    """Check what SQLite does not: that each value is of its column's type.
+
+    Raises:
+        TypeError: One is not; the index is then made again.
+    """
+    for field in fields(StoredRun):
+        value = getattr(run, field.name)
+        number = isinstance(value, int | float) and isfinite(value)
+        if not (
+            isinstance(value, str) if field.type == "str" else number or (value is None and "None" in str(field.type))
+        ):
+            raise TypeError(f"{field.name} holds {value!r}")
+    return run
 
 
 def _insert(database: sqlite3.Connection, runs: Iterable[StoredRun]) -> None:
@@ -115,6 +140,7 @@ def _insert(database: sqlite3.Connection, runs: Iterable[StoredRun]) -> None:
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(sqlite3.connect(path)) as database, database:
+            database.execute("PRAGMA trusted_schema = OFF")
             yield database
     except sqlite3.OperationalError as error:
         raise BundleError(f"cannot use the index {path}: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -15,8 +15,10 @@ from torchwatt.audit.lexical import escape, from_cell
 from torchwatt.audit.schema import Column, Table, Value
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.inflate import bounded_lines, inflated
 
 ROWS = 4096
+LONGEST_ROW = 1 << 22  # characters
 Wrong = tuple[str, str]  # expected, reason
 
 
@@ -44,12 +46,12 @@ def pieces(path: Path, table: Table, findings: Findings, newer: bool = False) ->
     number = 0
     read = _Reader(path, table, findings)
     try:
-        with _opened(path) as file, TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        with path.open("rb") as packed, _text(packed, zipped=path.suffix == ".gz") as text:
             lines = csv.reader(read.lines(text), strict=True)
             header = next(lines, [])
             if not read.header(header, newer=newer):
                 return
-            while block := list(islice(lines, ROWS)):
+            while block := list(islice(read.counted(lines), ROWS)):
                 yield read.piece(block, number + 1, len(header))
                 number += len(block)
     except UnicodeDecodeError as error:
@@ -60,12 +62,12 @@ def pieces(path: Path, table: Table, findings: Findings, newer: bool = False) ->
             expected="UTF-8",
             found=error.object[error.start : error.start + 1],
         )
-    except (csv.Error, EOFError, OSError) as error:
+    except (csv.Error, EOFError, OSError, zlib.error) as error:
         findings.add("FORM", path.name, f"cannot be read after row {number}: {error}")
 
 
-def _opened(path: Path) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+def _text(packed: BinaryIO, *, zipped: bool) -> TextIOWrapper:
+    return TextIOWrapper(inflated(packed) if zipped else packed, encoding="utf-8", newline="")
 
 
 class _Reader:
@@ -73,18 +75,28 @@ class _Reader:
         self.file = path.name
         self.table = table
         self.findings = findings
+        self.taken = 0  # characters since the last row
         self.checks: list[_Cells] = [_Cells(column) for column in table.columns]
 
     def lines(self, file: TextIOWrapper) -> Iterator[str]:
         """Pass lines on; a carriage return is never written by torchwatt and is told once."""
         told = False
-        for number, line in enumerate(file):
+        for number, line in enumerate(bounded_lines(file, LONGEST_ROW)):
+            self.taken += len(line)
+            if self.taken > LONGEST_ROW:
+                raise csv.Error(f"a row is longer than {LONGEST_ROW} characters")
             if "\r" in line and not told:
                 told = True
                 self.findings.add(
                     "FORM", self.file, "holds a carriage return", row=number or None, expected="LF", found="CR"
                 )
             yield line
+
+    def counted(self, rows: Iterator[list[str]]) -> Iterator[list[str]]:
+        """Pass rows on; a quoted cell may have any number of lines, a row not."""
+        for row in rows:
+            self.taken = 0
+            yield row
 
     def header(self, found: list[str], *, newer: bool) -> bool:
         wanted = list(self.table.header)

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from torchwatt.audit.inside import RUN_NAME, is_own
 from torchwatt.audit.schema import SCHEMA_VERSION, TABLE_BY_NAME, Row, Value
 from torchwatt.audit.verification.cells import Piece, pieces
 from torchwatt.audit.verification.derived import Derived
@@ -18,7 +19,7 @@ from torchwatt.audit.verification.finding import Findings, Verification
 from torchwatt.audit.verification.impact_laws import ImpactLaws
 from torchwatt.audit.verification.keys import Keys
 from torchwatt.audit.verification.rank_laws import RankLaws
-from torchwatt.audit.verification.run_laws import check_run
+from torchwatt.audit.verification.run_laws import check_run, later
 from torchwatt.audit.verification.sample_laws import SampleLaws, sample_pieces
 from torchwatt.audit.verification.seals import check_chain, check_signature
 from torchwatt.core.errors import BundleError
@@ -120,6 +121,12 @@ class _Check:
         if rows and major != ours[0]:
             raise BundleError(f"{self.folder}: schema {major}.{minor}; this torchwatt checks {SCHEMA_VERSION}")
         self.newer = minor > ours[1]
+        run_id = text(self.facts.run, "run_id")
+        if run_id and not RUN_NAME.fullmatch(run_id):
+            self.findings.add(
+                "LAW", "run.csv", "could not be a folder's name", row=1, column="run_id",
+                expected="letters, digits, . _ and -", found=run_id,
+            )  # fmt: skip
         self._derived("run", rows)
 
     def _derived(self, table: str, rows: list[tuple[int, Row]]) -> None:
@@ -167,7 +174,7 @@ class _Check:
     def _pieces(self, table: str) -> Iterator[Piece]:
         file = f"{table}.csv"
         path = self.folder / file
-        if not path.is_file():
+        if not is_own(path):
             if not TABLE_BY_NAME[table].optional:
                 self.facts.broken.add(table)
             return iter(())
@@ -207,7 +214,8 @@ class _Check:
 
 def _version(run: Row) -> tuple[int, int]:
     parts = text(run, "schema_version").split(".")
-    return (int(parts[0]), int(parts[1])) if len(parts) == 3 and all(map(str.isdecimal, parts)) else (1, 0)
+    good = len(parts) == 3 and all(part.isascii() and part.isdecimal() and len(part) < 7 for part in parts)
+    return (int(parts[0]), int(parts[1])) if good else (1, 0)
 
 
 class _Both:
@@ -242,8 +250,8 @@ class _Events:
             t_ns, t = number(cells, "t_ns"), cells["t"]
             if not isinstance(begun, datetime) or not isinstance(t, datetime) or t_ns is None:
                 continue
-            expected = begun + timedelta(microseconds=t_ns / 1e3)
-            if abs(t - expected) > timedelta(microseconds=2):
+            expected = later(begun, t_ns / 1e9)
+            if expected is None or abs(t - expected) > timedelta(microseconds=2):
                 self.findings.add(
                     "DERIVED", "event.csv", "is not run.started_at and t_ns", row=row, column="t",
                     expected=expected, found=t,

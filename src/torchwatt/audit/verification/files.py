@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
 from torchwatt.audit.chain import Link
 from torchwatt.audit.describe import csvw_json, datapackage_json
+from torchwatt.audit.inside import is_file_name, is_own
 from torchwatt.audit.schema import TABLES
 from torchwatt.audit.seal import MANIFEST, SIGNATURE, STATEMENT, statement
 from torchwatt.audit.verification.finding import Findings
@@ -17,6 +19,7 @@ from torchwatt.core.errors import BundleError
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.][A-Za-z0-9_.-]*)")
 _BLOCK = 1 << 20
+LARGEST_TEXT = 1 << 24  # bytes of a manifest, a statement or a description: they have kilobytes
 
 
 def digest(path: Path) -> str:
@@ -34,13 +37,13 @@ def check_manifest(folder: Path, findings: Findings) -> dict[str, str]:
     Raises:
         BundleError: There is no manifest: the folder is no bundle.
     """
-    found = {path.name: digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    found = dict(_digests(folder, findings))
     if MANIFEST not in found:
         raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle of torchwatt, or was written by 0.0")
     listed: dict[str, str] = {}
-    for number, line in enumerate((folder / MANIFEST).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(_head(folder / MANIFEST).decode("utf-8", "replace").splitlines(), 1):
         match = _LINE.fullmatch(line)
-        if match is None or match[2] in listed:
+        if match is None or match[2] in listed or not is_file_name(match[2]):
             findings.add(
                 "FORM", MANIFEST, "no line that sha256sum reads, or a file twice", row=number,
                 expected="<sha256>  <file>", found=line,
@@ -62,9 +65,27 @@ def check_manifest(folder: Path, findings: Findings) -> dict[str, str]:
     return found
 
 
+def _digests(folder: Path, findings: Findings) -> Iterator[tuple[str, str]]:
+    """Yield the hashes of the folder's own files; what a link shows is not the bundle's, and is not looked at."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink():
+            findings.add("FILE", path.name, "is a link", expected="a file")
+        elif path.is_file():
+            try:
+                yield path.name, digest(path)
+            except OSError as error:
+                findings.add("FILE", path.name, f"cannot be read: {error.strerror}")
+
+
+def _head(path: Path) -> bytes:
+    """Read a small file, and of a large one enough to see that it is another."""
+    with path.open("rb") as file:
+        return file.read(LARGEST_TEXT)
+
+
 def sample_name(folder: Path, findings: Findings) -> str | None:
     """Return the file of samples."""
-    names = [name for name in ("sample.parquet", "sample.csv.gz") if (folder / name).is_file()]
+    names = [name for name in ("sample.parquet", "sample.csv.gz") if is_own(folder / name)]
     if len(names) != 1:
         findings.add(
             "FILE", names[0] if names else "sample.parquet", "one file of samples", expected="one",
@@ -84,12 +105,12 @@ def check_descriptions(folder: Path, run_id: str, found: dict[str, str], finding
     facts = {name: ((folder / name).stat().st_size, found[name]) for name in sorted(tables & found.keys())}
     expected = {"datapackage.json": datapackage_json(run_id, facts), "csvw-metadata.json": csvw_json(facts)}
     for name, content in expected.items():
-        if name in found and (folder / name).read_bytes() != content:
+        if name in found and _head(folder / name) != content:
             _differ(folder / name, content, findings)
 
 
 def _differ(path: Path, content: bytes, findings: Findings) -> None:
-    lines = zip(content.decode().splitlines(), path.read_text(errors="replace").splitlines(), strict=False)
+    lines = zip(content.decode().splitlines(), _head(path).decode(errors="replace").splitlines(), strict=False)
     number, want, have = next(((n, a, b) for n, (a, b) in enumerate(lines, 1) if a != b), (0, "", ""))
     findings.add(
         "DESCRIPTION", path.name, f"does not describe these files: differs in line {number}",
@@ -104,7 +125,7 @@ def check_statement(
     if STATEMENT not in found:
         findings.add("FILE", STATEMENT, "is missing")
         return {}
-    content = (folder / STATEMENT).read_bytes()
+    content = _head(folder / STATEMENT)
     try:
         told = json.loads(content)
         subjects = {item["name"]: item["digest"]["sha256"] for item in told["subject"]}
@@ -128,7 +149,7 @@ def check_statement(
 
 def _restate(folder: Path, run_id: str, found: dict[str, str], said: dict[str, Any], findings: Findings) -> None:
     """Write the statement again, with the tool and the place in the chain that it names, and compare the bytes."""
-    text = (folder / MANIFEST).read_text(encoding="utf-8", errors="replace")
+    text = _head(folder / MANIFEST).decode("utf-8", "replace")
     listed = {match[2]: found.get(match[2], match[1]) for line in text.splitlines() if (match := _LINE.fullmatch(line))}
     link = None
     if said.get("chain_sha256") is not None:
@@ -136,5 +157,5 @@ def _restate(folder: Path, run_id: str, found: dict[str, str], said: dict[str, A
         index, prev_chain_sha256, chain_sha256 = numbers
         link = Link(cast("int", index), run_id, "", found[MANIFEST], str(prev_chain_sha256), str(chain_sha256))
     content = statement(listed, run_id, link, tool=str(said.get("tool")))
-    if (folder / STATEMENT).read_bytes() != content:
+    if _head(folder / STATEMENT) != content:
         _differ(folder / STATEMENT, content, findings)

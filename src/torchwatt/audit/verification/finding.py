@@ -25,6 +25,7 @@ Code = Literal[
     "SIGNATURE",
 ]
 LONGEST = 120  # characters of a cell that are shown
+LONGEST_REASON = 2000  # characters
 MOST = 1000  # findings that are kept; more are counted
 
 
@@ -41,10 +42,10 @@ class Finding:
     reason: str
 
     def __str__(self) -> str:
-        place = self.file
+        place = printable(self.file)
         place += f" row {self.row}" if self.row is not None else ""
-        place += f" column {self.column}" if self.column else ""
-        said = f"{self.code} {place}: {printable(self.reason)}"
+        place += f" column {printable(self.column)}" if self.column else ""
+        said = f"{self.code} {place}: {printable(self.reason[:LONGEST_REASON])}"
         if self.expected or self.found:
             said += f"; expected {_shown(self.expected)}, found {_shown(self.found)}"
         return said
@@ -76,7 +77,7 @@ class Findings:
         self.count += 1
         self.unreadable += code in {"FORM", "CELL"}
         if len(self.kept) < MOST:
-            self.kept.append(Finding(code, file, row, column, _text(expected), _text(found), reason))
+            self.kept.append(Finding(code, str(file), row, column, _text(expected), _text(found), reason))
 
 
 def _text(value: object) -> str:

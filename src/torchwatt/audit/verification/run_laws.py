@@ -130,5 +130,13 @@ def _times(facts: Facts, file: str, findings: Findings) -> None:
     if abs(seconds - facts.duration_s()) > 2e-6:  # both times are cut to microseconds
         findings.add(
             "DERIVED", file, "is not started_at and duration_s", row=1, column="ended_at",
-            expected=begun + timedelta(seconds=facts.duration_s()), found=ended,
+            expected=later(begun, facts.duration_s()), found=ended,
         )  # fmt: skip
+
+
+def later(begun: datetime, seconds: float) -> datetime | None:
+    """Return an instant so much later; None where that is no time any more."""
+    try:
+        return begun + timedelta(seconds=seconds)
+    except OverflowError:
+        return None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import cast
 
+from torchwatt.audit.lexical import LARGEST_NUMBER
 from torchwatt.audit.schema import TABLE_BY_NAME, Value
 from torchwatt.audit.verification.cells import Piece, out_of_bounds, pieces
 from torchwatt.audit.verification.derived import same
@@ -16,6 +16,9 @@ from torchwatt.audit.verification.finding import Findings
 SAMPLE = TABLE_BY_NAME["sample"]
 CURVE_REL = 1e-9
 POINTS = 1 << 16
+# Times and joules rise from row to row, so a row takes a byte and more; a file of fewer repeats one row for ever.
+ROWS_A_BYTE, FREE_ROWS = 10, 1 << 20
+_THRIFT = 1 << 24  # bytes and entries of the footer
 
 
 def sample_pieces(path: Path, findings: Findings, *, newer: bool) -> Iterator[Piece]:
@@ -29,9 +32,14 @@ def sample_pieces(path: Path, findings: Findings, *, newer: bool) -> Iterator[Pi
     except ImportError:
         findings.notes.append(f"{path.name}: only its hash was checked, its contents need pyarrow")
         return
+    limits = {"thrift_string_size_limit": _THRIFT, "thrift_container_size_limit": _THRIFT}
     try:
-        yield from _parquet(pq.ParquetFile(path), path.name, findings)
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(path, **limits) as file:
+            if file.metadata.num_rows > max(FREE_ROWS, ROWS_A_BYTE * path.stat().st_size):
+                findings.add("FORM", path.name, "more rows than its bytes can hold", found=file.metadata.num_rows)
+                return
+            yield from _parquet(file, path.name, findings)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         findings.add("FORM", path.name, f"cannot be read: {error}")
 
 
@@ -47,6 +55,7 @@ def _parquet(file: object, name: str, findings: Findings) -> Iterator[Piece]:
         return
     first = 1
     for batch in parquet.iter_batches(POINTS):
+        batch.validate(full=True)  # indices that lead out of their dictionary, text that is no UTF-8
         piece = Piece(list(range(first, first + batch.num_rows)), batch.to_pydict(), set())
         _check(piece, name, findings)
         yield piece
@@ -69,8 +78,8 @@ def _check(piece: Piece, file: str, findings: Findings) -> None:
         for value in set(values):
             if value is None and column.required:
                 wrong[value] = "is required and empty"
-            elif isinstance(value, float) and not isfinite(value):
-                wrong[value] = "is not finite"
+            elif isinstance(value, float) and not abs(value) <= LARGEST_NUMBER:
+                wrong[value] = "is not finite, or larger than any quantity of a run"
             elif value is not None and (found := out_of_bounds(value, str(value), column)) is not None:
                 wrong[value] = found[1]
         for row, value in zip(piece.rows, values, strict=True) if wrong else ():

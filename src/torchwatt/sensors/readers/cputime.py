@@ -162,8 +162,11 @@ class Machine:
 
         Guest time is inside user already.
         """
-        _cpu, user, nice, system, _idle, _iowait, irq, softirq, _rest = self._file.read(256).split(None, 8)
-        return (int(user) + int(nice) + int(system) + int(irq) + int(softirq)) * self._tick_s
+        try:
+            _cpu, user, nice, system, _idle, _iowait, irq, softirq, _rest = self._file.read(256).split(None, 8)
+            return (int(user) + int(nice) + int(system) + int(irq) + int(softirq)) * self._tick_s
+        except ValueError as error:
+            raise SensorError(f"{self._file.path}: its first line is not that of proc(5): {error}") from error
 
     def close(self) -> None:
         """Close the file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 from torchwatt.core.errors import SensorError
 
@@ -23,6 +24,16 @@ def os_error(what: str, error: OSError) -> SensorError:
     """Translate an OSError, keeping what the kernel said."""
     code = _CODES.get(error.errno or 0, "SENSOR_ERROR")
     return SensorError(f"{what}: cannot read {error.filename or 'it'}: {error.strerror}", code=code)
+
+
+def head_of(path: Path, largest: int = 4096) -> bytes:
+    """Return the beginning of a small file of the kernel: where it is none of the kernel's, it may have no end.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(largest)
 
 
 class KeptFile:

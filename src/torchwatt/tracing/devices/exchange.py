@@ -12,6 +12,7 @@ import numpy as np
 from torchwatt.core.activity import Activity
 from torchwatt.core.errors import TraceError
 from torchwatt.core.terms import PHASES, Slot
+from torchwatt.disk.private import new_file
 from torchwatt.tracing.traces.live import Live
 
 _LIVE = ("thread", "start_ns", "end_ns", "seq0", "seq1", "slot")
@@ -45,9 +46,14 @@ def read_activities(path: Path) -> tuple[Activity, ...]:
         TraceError: The worker wrote why it failed, or nothing that can be read.
     """
     try:
-        arrays, words = _read(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise TraceError(f"{path.name}: the window's result cannot be read: {error}") from error
+        return tuple(_activities(*_read(path)))
+    except TraceError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib have errors of their own for a file that was cut or changed
+        raise TraceError(f"{path.name}: the window's result cannot be read: {error!r}") from error
+
+
+def _activities(arrays: dict[str, Any], words: dict[str, Any]) -> list[Activity]:
     if "error" in words:
         raise TraceError(str(words["error"]))
     found = []
@@ -60,7 +66,7 @@ def read_activities(path: Path) -> tuple[Activity, ...]:
         found.append(
             Activity(one["device"], _slots(one["slots"]), *columns, signatures, signature, covered, notes=notes)
         )
-    return tuple(found)
+    return found
 
 
 def write_error(path: Path, message: str) -> None:
@@ -71,7 +77,8 @@ def write_error(path: Path, message: str) -> None:
 def _write(path: Path, arrays: dict[str, Any], words: dict[str, Any]) -> None:
     text = np.frombuffer(json.dumps(words).encode(), dtype=np.uint8)
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    part.unlink(missing_ok=True)
+    with new_file(part) as file:
         np.savez(file, _words=text, **arrays)
     part.replace(path)  # whoever looks finds all of it or nothing
 

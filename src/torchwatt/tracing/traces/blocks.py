@@ -11,16 +11,16 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
-import msgspec
-
 from torchwatt.core.errors import TraceError
-from torchwatt.tracing.traces.events import Event, Found, Head, decode_events, decode_tail
+from torchwatt.tracing.traces.events import Event, Found, Head, Refused, decode_events, decode_tail
 from torchwatt.tracing.traces.salvage import Salvage, head_of
 
 BLOCK = 1 << 18  # bytes decoded at a time: about a thousand events, which fit a core's cache; 8 MiB take twice as long
 HEAD_LIMIT = 1 << 26  # the events must begin within that many bytes
+WAITING = 1 << 23  # bytes that may wait for the end of their event: events have kilobytes
 CUTS = 16  # borders tried in a block before it is read event by event
 
+_BLANK = 1 << 12  # bytes of white space that may stand before the first bracket, or inside the opening
 _BORDER = re.compile(rb"\}\s*,\s*(?=\{)")
 _OPENING = re.compile(rb'"traceEvents"\s*:\s*\[')
 
@@ -46,23 +46,28 @@ def events_of(stream: IO[bytes], name: str, found: Found, block: int = BLOCK) ->
             events, used = reader.read(rest, last=False)
             rest = rest[used:]
         yield events
+        if len(rest) > block + WAITING:  # an event that does not end: it would grow until the memory does
+            found.malformed += 1
+            found.truncated = True
+            return
     _read_tail(stream, rest, found)
 
 
 def _opening(stream: IO[bytes], name: str, found: Found, block: int) -> tuple[bytes, bool]:
     """Return what follows the bracket that opens the events, and whether the file is a bare list of them."""
-    data = b""
+    data, looked = b"", 0
     while True:
-        more = stream.read(block)
+        more = stream.read(max(block, len(data)))  # twice as much each time, so that a long head is not copied often
         data += more
-        start = data.lstrip(b"\xef\xbb\xbf \t\r\n")
+        start = data[:_BLANK].lstrip(b"\xef\xbb\xbf \t\r\n")
         if not more and not start:
             raise TraceError(f"{name} is empty: export it again with torch.profiler's export_chrome_trace()")
         if start.startswith(b"["):
-            return start[1:], True
-        if match := _OPENING.search(data):
+            return data[data.index(b"[") + 1 :], True
+        if match := _OPENING.search(data, max(looked - _BLANK, 0)):
             found.head = head_of(data[: match.start()].rstrip(b", \t\r\n") + b"}") or found.head
             return data[match.end() :], False
+        looked = len(data)
         if not more or len(data) > HEAD_LIMIT or (start and not start.startswith(b"{")):
             raise TraceError(
                 f'{name} has no list "traceEvents": give a trace saved by torch.profiler (.json, .json.gz)'
@@ -74,7 +79,7 @@ def _cut(data: bytes) -> tuple[list[Event], bytes] | None:
     for border in _borders(data):
         try:
             return decode_events(b"[" + data[: border.start() + 1] + b"]"), data[border.end() :]
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except Refused:
             continue
     return None
 
@@ -98,7 +103,7 @@ def _last(rest: bytes, reader: Salvage, *, listed: bool) -> list[Event]:
         else:
             tail = decode_tail(b'{"traceEvents":[' + rest)
             events, found.head = tail.events, merged(found.head, tail)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except Refused:
         events, used = reader.read(rest, last=True)
         found.head = merged(found.head, head_of(b"{" + rest[used:].lstrip(b", \t\r\n")))
         found.truncated |= not found.complete

@@ -68,5 +68,9 @@ class Found:
     complete: bool = False  # the end of the list of events was seen
 
 
+# What decoders raise where the JSON is not what it should be; nested a thousand deep is one of it. The last two are
+# whole numbers with more digits than Python converts, and text that is half a surrogate pair.
+Refused = (msgspec.DecodeError, RecursionError, ValueError)
+
 decode_events = msgspec.json.Decoder(list[Event]).decode
 decode_tail = msgspec.json.Decoder(Tail).decode

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.tracing.traces.events import EMPTY, NO_ARGS, Args, Event
+from torchwatt.tracing.traces.events import EMPTY, NO_ARGS, Args, Event, Refused
 from torchwatt.tracing.traces.labels import MODULE_PREFIX, is_own, is_reserved
 from torchwatt.tracing.traces.tables import ANNOTATION, COPY, FILL, KERNEL, MODULE, OWN
 
@@ -33,7 +33,8 @@ WANTED = frozenset((*OPERATORS, *LAUNCHES, *RECORDS, *ANNOTATIONS, *PYTHON, FLOW
 BATCH = 1 << 11  # events turned into columns at a time: numpy's calls cost little, and they still lie in the cache
 
 MAX_DEVICE = 2**16
-LATEST_US = 9.0e15  # a time beyond (year 2255) is no time, and would not fit nanoseconds in 64 bits
+# A time beyond (year 2128, in unix microseconds) is no time; with a base added it would not fit 64 bits of nanoseconds.
+LATEST_US = 5.0e15
 
 Block = tuple[IntArray, ...]
 
@@ -237,5 +238,5 @@ def _number(text: int | str, otherwise: Codes | None = None) -> Any:
 def _word(raw: msgspec.Raw) -> str:
     try:
         return str(msgspec.json.decode(raw))
-    except msgspec.DecodeError:
+    except Refused:
         return ""

@@ -107,6 +107,8 @@ def _activities(host: Host, links: Links, parts: Parts, offset_ns: int, notes: t
 def _covered(trace: Kineto, offset_ns: int) -> tuple[tuple[int, int], ...]:
     """Return when devices were watched: from the first to the last event of the trace."""
     tables = [t for t in (trace.records, trace.launches, trace.ops, trace.ranges) if len(t)]
+    if not tables:
+        return ()
     first, last = min(int(t.start_ns.min()) for t in tables), max(int(t.end_ns.max()) for t in tables)
     return ((first + offset_ns, last + offset_ns),)
 

@@ -13,14 +13,18 @@ from typing import IO
 import numpy as np
 
 from torchwatt.core.errors import TraceError
+from torchwatt.disk.inflate import inflated
 from torchwatt.tracing.traces.blocks import BLOCK, events_of
 from torchwatt.tracing.traces.events import Event, Found
-from torchwatt.tracing.traces.gather import Gathered
+from torchwatt.tracing.traces.gather import MAX_DEVICE, Gathered
 from torchwatt.tracing.traces.tables import Flows, Kineto, Launches, Ops, Ranges, Records
 
 _GZIP = b"\x1f\x8b"
 # Without a base, times are unix microseconds; this is September 2001.
 _UNIX_US = 10**15
+# A base beyond the year 2096 is none; added to times of an event that are nearly as large it would not fit 64 bits.
+LATEST_BASE_NS = 4 * 10**18
+_MOST_RANKS = 10**7
 
 
 def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK) -> Kineto:
@@ -56,8 +60,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         if not zipped:
             yield plain
             return
-        with gzip.GzipFile(fileobj=plain) as stream:
-            yield stream  # type: ignore[misc]  # reads like any file
+        yield inflated(plain)
 
 
 def _until_broken(blocks: Iterator[list[Event]], name: str, found: Found) -> Iterator[list[Event]]:
@@ -80,6 +83,9 @@ def _until_broken(blocks: Iterator[list[Event]], name: str, found: Found) -> Ite
 def _kineto(name: str, found: Found, gathered: Gathered) -> Kineto:
     gathered.flush()
     base, clock = _clock(found, gathered)
+    notes = [*_notes(name, found, gathered)]
+    if found.head.base_ns is not None and clock != "base":
+        notes.append(f"baseTimeNanoseconds of {name} is no time of this age and is left out")
     records, launches, ops, ranges, flows = (
         gathered.columns(table, width)
         for table, width in (("records", 10), ("launches", 6), ("ops", 6), ("ranges", 5), ("flows", 4))
@@ -99,22 +105,22 @@ def _kineto(name: str, found: Found, gathered: Gathered) -> Kineto:
         flows=Flows(*flows),
         events=gathered.events,
         clock=clock,
-        rank=rank if isinstance(rank, int) else None,
+        rank=rank if isinstance(rank, int) and 0 <= rank < _MOST_RANKS else None,
         device_names=tuple(_devices(found)),
-        notes=tuple(_notes(name, found, gathered)),
+        notes=tuple(notes),
     )
 
 
 def _devices(found: Found) -> Iterator[tuple[int, str]]:
     for device in found.head.devices:
         number = device.get("id")
-        if isinstance(number, int):
+        if isinstance(number, int) and 0 <= number <= MAX_DEVICE:
             yield number, str(device.get("name", ""))
 
 
 def _clock(found: Found, gathered: Gathered) -> tuple[int, str]:
     """Return what to add to the times, and how they are known."""
-    if found.head.base_ns is not None:
+    if found.head.base_ns is not None and 0 <= found.head.base_ns < LATEST_BASE_NS:
         return found.head.base_ns, "base"
     starts = [
         block[at] for table, at in (("ops", 1), ("records", 2), ("launches", 1)) for block in gathered.blocks[table]

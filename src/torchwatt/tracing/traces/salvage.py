@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 
-from torchwatt.tracing.traces.events import Event, Found, Head
+from torchwatt.core.errors import TraceError
+from torchwatt.tracing.traces.events import EMPTY, Event, Found, Head, Refused
 
+MOST_MALFORMED = 50_000  # each is looked for in its block: a file of nothing else would take for ever
 LONGEST_EVENT = 1 << 20  # an event that is not closed within that many bytes is broken, not cut off
 
 _BORDER = re.compile(r"\}\s*,\s*(?=\{)")
@@ -44,11 +46,15 @@ class Salvage:
                 return events, at + 1
             try:
                 value, end = _SCANNER.raw_decode(text, at)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 border = _BORDER.search(text, at)
                 if border is None or (_cut_off(error, text) and not last):
                     return events, at
                 self.found.malformed += 1
+                if self.found.malformed > MOST_MALFORMED:
+                    raise TraceError(
+                        f"more than {MOST_MALFORMED} events make no sense: export the trace again"
+                    ) from error
                 at = border.end()
                 continue
             self._keep(value, events)
@@ -72,20 +78,27 @@ def event_of(value: Any) -> Event | None:
     for attempt in (plain, _whole(plain)):
         try:
             event = msgspec.convert({**fields, "args": attempt}, Event, strict=False)
-        except (msgspec.ValidationError, OverflowError):
+        except (msgspec.ValidationError, OverflowError, RecursionError, UnicodeEncodeError):
             continue
         if isinstance(args, dict) and event.args is not None:
             for key in _RAW & args.keys():
-                setattr(event.args, key, msgspec.Raw(msgspec.json.encode(_text(args[key]))))
+                setattr(event.args, key, _raw(args[key]))
         return event
     return None
+
+
+def _raw(value: Any) -> msgspec.Raw:
+    try:
+        return msgspec.Raw(msgspec.json.encode(_text(value)))
+    except (RecursionError, UnicodeEncodeError, OverflowError, TypeError):
+        return EMPTY
 
 
 def head_of(data: bytes) -> Head | None:
     """Read what a trace says about itself; None where that makes no sense."""
     try:
         return msgspec.json.decode(data, type=Head, strict=False)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except Refused:
         base = re.search(rb'"baseTimeNanoseconds"\s*:\s*"?(\d{1,19})\b', data)
         return Head(int(base.group(1))) if base else None
 

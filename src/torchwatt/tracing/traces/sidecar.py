@@ -15,6 +15,7 @@ from torchwatt.core.terms import Phase, Slot
 
 FORMAT = "torchwatt-inductor/1"
 ANY_GRAPH = "*"
+_HEAVIEST = 1e100  # weights are counts of nodes; a sum of them must be a number
 
 Shares = tuple[tuple[Slot, float], ...]  # weights are above 0 and add up to 1
 
@@ -47,7 +48,7 @@ def read_sidecar(path: str | os.PathLike[str]) -> Sidecar:
         raise TraceError(f"cannot read {path}: {error.strerror}") from error
     try:
         file = msgspec.json.decode(text, type=_File)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TraceError(f"{path} is no sidecar of torchwatt.tracing.inductor: {error}") from error
     if file.format != FORMAT:
         raise TraceError(f"{path}: format {file.format!r} is not {FORMAT!r}; record it again with this torchwatt")
@@ -57,6 +58,6 @@ def read_sidecar(path: str | os.PathLike[str]) -> Sidecar:
 
 def normalised(rows: list[tuple[str, str, float]]) -> Shares:
     """Return shares whose weights add up to 1; rows that say nothing are left out."""
-    good = [(Slot(fqn, phase), w) for fqn, phase, w in rows if phase in get_args(Phase) and 0 < w < float("inf")]  # type: ignore[arg-type]
+    good = [(Slot(fqn, phase), w) for fqn, phase, w in rows if phase in get_args(Phase) and 0 < w < _HEAVIEST]  # type: ignore[arg-type]
     total = sum(w for _, w in good)
     return tuple((slot, w / total) for slot, w in good)

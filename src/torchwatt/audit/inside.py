@@ -1,0 +1,56 @@
+"""What a bundle of anybody may hold: plain files of its own, of a size that can be read, under names that are names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from torchwatt.core.errors import BundleError
+
+# A file is named in manifests and a run becomes a folder's name: neither may lead out of the folder.
+FILE_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,199}")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MAX_TABLE_BYTES = 1 << 28  # a table that is read whole, a million layers; `verify` reads larger ones piece by piece
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether that is the name of a file in a bundle's folder."""
+    return FILE_NAME.fullmatch(name) is not None and name not in {".", ".."}
+
+
+def name_of_run(run_id: object, where: Path) -> str:
+    """Return a run's id, which other files and folders are named after.
+
+    Raises:
+        BundleError: It could not be a folder's name.
+    """
+    if not isinstance(run_id, str) or not RUN_NAME.fullmatch(run_id):
+        raise BundleError(f"{where}: run_id {str(run_id)[:100]!r} is no name of letters, digits, '.', '_' and '-'")
+    return run_id
+
+
+def is_own(path: Path) -> bool:
+    """Return whether a path is a plain file and no link: a link would show what the sender could not read himself."""
+    try:
+        return path.is_file() and not path.is_symlink()
+    except OSError:  # a name that is longer than any file's
+        return False
+
+
+def content_of(path: Path, largest: int = MAX_TABLE_BYTES) -> bytes:
+    """Read a file of a bundle whole.
+
+    Raises:
+        BundleError: It is a link or no file, cannot be read, or is larger than that.
+    """
+    if path.is_symlink():
+        raise BundleError(f"{path} is a link: a bundle is made of its own files")
+    try:
+        with path.open("rb") as file:
+            content = b"" if file.seek(0, 2) > largest else file.read(file.seek(0) + largest + 1)
+            size = file.tell()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+    if size > largest:
+        raise BundleError(f"{path} has more than {largest} bytes")
+    return content

@@ -1,0 +1,68 @@
+"""New files and folders are their owner's alone: 0600 and 0700 whatever the umask, and never through a planted link.
+
+What torchwatt writes names models, hosts and users. Whoever wants to share it changes the mode of it himself, or makes
+the folder first: a folder that is there already keeps its mode.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from secrets import token_hex
+from typing import BinaryIO, cast
+
+FILE, FOLDER = 0o600, 0o700
+
+
+def new_file(path: Path) -> BinaryIO:
+    """Make a file and open it for writing.
+
+    Raises:
+        FileExistsError: Something has that name, be it a link that leads nowhere.
+        OSError: It cannot be made.
+    """
+    return _opened(path, os.O_EXCL)
+
+
+def appended_file(path: Path) -> BinaryIO:
+    """Open a file for appending, made if it is not there.
+
+    Raises:
+        OSError: It cannot be opened, or is a link: what is appended must not end in another file.
+    """
+    return _opened(path, os.O_APPEND)
+
+
+def _opened(path: Path, how: int) -> BinaryIO:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | how
+    return cast("BinaryIO", os.fdopen(os.open(path, flags, FILE), "ab" if how & os.O_APPEND else "wb"))
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder and those above it that are missing; one that is there keeps its mode.
+
+    Raises:
+        OSError: One cannot be made, or a file is in the way.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=FOLDER, exist_ok=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in place of an older one: whoever looks finds the one or the other, whole.
+
+    A link of that name is replaced, and what it led to stays as it is.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{token_hex(4)}.part")
+    try:
+        with new_file(part) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

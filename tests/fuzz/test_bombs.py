@@ -1,0 +1,179 @@
+"""Small files that mean to be large ones: each is refused within a stated limit of memory and time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MIB = 1 << 20
+GROWTH_MB, SECONDS = 500, 30.0  # of CPU time; the largest stated buffer is the 64 MiB head of a trace
+
+CHILD = """
+import json, resource, sys, time
+from pathlib import Path
+from unittest import mock
+from torchwatt.core.errors import TorchwattError
+from torchwatt.audit import read_bundle, verify
+from torchwatt.carbon import Asked, plan
+from torchwatt.carbon import electricity_maps_api as api
+from torchwatt.core.hours import hour_start
+from torchwatt.sensors.calibrations import load_calibrations
+from torchwatt.sensors.power_log import read_power_log
+from torchwatt.sensors.replay import load_recording
+from torchwatt.tracing.traces import read_trace
+import pyarrow.parquet
+
+class Endless:
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def read(self, n=-1):
+        assert n > 0, "read without a limit"
+        return b" " * n
+
+def answer(_):
+    with mock.patch.object(api, "build_opener") as opener:
+        opener.return_value.open.return_value = Endless()
+        api.fetch_hours([1], zone="FR", token="t", at=hour_start(1))
+
+read = {"trace": read_trace, "power": read_power_log, "recording": load_recording, "calibrations": load_calibrations,
+        "factors": lambda path: plan(Asked(factors=path), hour_start(0)), "verify": verify, "bundle": read_bundle,
+        "answer": answer}
+# 8 GiB of addresses: whoever wants to hold ten gigabytes dies here and not the machine.
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+told = {}
+for kind, path in json.loads(sys.argv[1]):
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    try:
+        said = read[kind](Path(path))
+        said = f"read: {said}" if kind == "verify" else "read"
+    except TorchwattError as error:
+        said = f"{type(error).__name__}: {error}"
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    told[Path(path).name] = [said, grown, time.process_time() - began]
+print(json.dumps(told))
+"""
+
+
+def gigabytes(path: Path, before: bytes, filling: bytes, times: int = 160) -> Path:
+    """Write a gzip file that begins with some bytes and goes on with 64 MiB of one byte, again and again."""
+    member = gzip.compress(filling * (64 * MIB), 9, mtime=0)
+    with path.open("wb") as file:
+        file.write(gzip.compress(before, mtime=0))
+        for _ in range(times):
+            file.write(member)
+    return path
+
+
+def hole(path: Path, size: int, before: bytes = b"") -> Path:
+    """Write a file of zeros that takes no room on the disk."""
+    with path.open("wb") as file:
+        file.write(before)
+        file.truncate(size)
+    return path
+
+
+def with_file(folder: Path, name: str, make) -> Path:
+    """Write a good bundle with one of its files replaced."""
+    from tests.support.bundles import rich_report
+    from torchwatt.audit import write_bundle
+
+    bundle = write_bundle(rich_report(), folder, samples="csv.gz" if name.endswith("gz") else "auto")
+    (bundle / name).unlink(missing_ok=True)
+    make(bundle / name)
+    return bundle
+
+
+def endless_rows(path: Path) -> None:
+    """Write Parquet samples whose three million rows are one row: a kilobyte that takes minutes."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from torchwatt.audit.samples import arrow_schema
+
+    rows = 3_000_000
+    words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(["gpu:0"]))
+    numbers = {"t_ns": pa.array(np.zeros(rows, np.int64))} | {
+        name: pa.array(np.zeros(rows)) for name in ("power_w", "energy_j")
+    }
+    columns = [numbers.get(name, words) for name in arrow_schema().names]
+    pq.write_table(pa.Table.from_arrays(columns, schema=arrow_schema()), path, row_group_size=rows, compression="zstd")
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bombs")
+    nested = b'{"traceEvents": [' + b'{"a":' * MIB
+    (folder / "nested.json").write_bytes(nested)
+    (folder / "columns.csv").write_bytes(b"t_s,power_w" + b",x" * (MIB // 4) + b"\n" + b"1,2\n" * 9)
+    (folder / "header.csv").write_bytes(b"t_s" + b" " * 130_000 + b"x,power_w\n1,2\n")
+    (folder / "digits.csv").write_bytes(b"t_s,power_w\n" + b"1" * 130_000 + b"x," + b"1" * 130_000 + b"x\n")
+    files = [
+        ("trace", gigabytes(folder / "spaces.json.gz", b"", b" ")),
+        ("trace", gigabytes(folder / "name.json.gz", b'{"traceEvents": [{"name": "', b"x")),
+        ("trace", gigabytes(folder / "tail.json.gz", b'{"traceEvents": [{"ph": "X"}], "a": "', b"x")),
+        ("trace", folder / "nested.json"),
+        ("recording", gigabytes(folder / "r.jsonl.gz", b"{", b" ")),
+        ("power", folder / "columns.csv"),
+        ("power", folder / "header.csv"),
+        ("power", folder / "digits.csv"),
+        ("power", hole(folder / "hole.csv", 2 << 30, b"t_s,power_w\n")),
+        ("power", hole(folder / "line.csv", 900 * MIB, b"t_s,power_w\n")),
+        ("calibrations", hole(folder / "sensors.json", 4 << 30)),
+        ("factors", hole(folder / "factors.csv", 4 << 30)),
+        ("answer", folder / "answer"),
+        ("verify", with_file(folder / "gz", "sample.csv.gz", lambda p: gigabytes(p, b"run_id,", b"x"))),
+        ("verify", with_file(folder / "rows", "sample.parquet", endless_rows)),
+        ("verify", with_file(folder / "quotes", "layer.csv", lambda p: p.write_bytes(b'run_id,"' + b"\n" * (9 * MIB)))),
+        ("bundle", with_file(folder / "large", "layer.csv", lambda p: hole(p, 3 << 30))),
+    ]
+    work = json.dumps([[kind, str(path)] for kind, path in files])
+    done = subprocess.run([sys.executable, "-c", CHILD, work], capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_what_expands_out_of_all_proportion_is_refused_while_it_is_read(tmp_path):
+    from torchwatt.disk.inflate import FREE_BYTES, inflated
+
+    with gigabytes(tmp_path / "z.gz", b"", b" ").open("rb") as packed, pytest.raises(OSError, match="200 times"):
+        stream, taken = inflated(packed), 0
+        while block := stream.read(MIB):
+            taken += len(block)
+            assert taken <= FREE_BYTES + MIB
+
+
+REFUSED = {
+    "spaces.json.gz": "TraceError: .* (200 times|no list)",
+    "name.json.gz": "TraceError: .* holds no complete event",
+    "tail.json.gz": "read",
+    "nested.json": "TraceError: .* holds no complete event",
+    "r.jsonl.gz": "BundleError: .* a line is longer than",
+    "columns.csv": "read",
+    "header.csv": "SensorError: .* fewer than two readings",
+    "digits.csv": "SensorError: .* fewer than two readings",
+    "hole.csv": "SensorError: .* more than 1073741824",
+    "line.csv": "SensorError: .* (a line is longer than|line contains NUL)",
+    "sensors.json": "ConfigError: ",
+    "factors.csv": "FactorError: .* more than 67108864 bytes",
+    "answer": "FactorError: .* more than 4194304 bytes",
+    "gz": "read: .*FORM sample.csv.gz: cannot be read after row 0: a line is longer than",
+    "rows": "read: .*FORM sample.parquet: more rows than its bytes can hold",
+    "quotes": "read: .*FORM layer.csv: cannot be read after row 0",
+    "large": "BundleError: .* has more than 268435456 bytes",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_bomb_is_refused_within_its_limits(told, name):
+    import re
+
+    said, grown_mb, seconds = told[name]
+    assert re.match(REFUSED[name], said.replace("\n", " "), re.DOTALL), said[:500]
+    assert grown_mb < GROWTH_MB
+    assert seconds < SECONDS

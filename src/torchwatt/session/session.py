@@ -26,6 +26,8 @@ from torchwatt.session.software import new_run_id
 from torchwatt.tracing import Tracer
 from torchwatt.tracing.dither import Dither
 
+THRIFTY_BUDGET = 0.002  # of overhead: reading the process's clocks ten times a second costs about that part of a core
+
 
 class Session:
     """Owns the feed, the tracer and the clock of one `with profile()` block.
@@ -219,7 +221,8 @@ class Session:
     def _own_feed(self) -> Feed:
         if self.asked.feed is not None:
             return self.asked.feed
-        return Sampler(discover(powercap_root=self.asked.powercap_root))
+        thrifty = self.asked.overhead_budget <= THRIFTY_BUDGET
+        return Sampler(discover(powercap_root=self.asked.powercap_root), thrifty=thrifty)
 
     def _rest(self, feed: Feed) -> None:
         """Sample a quiet moment: static power is known then, and slow meters have answered once before the run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -142,7 +143,8 @@ class Stepping:
             log.compact()
         kept = sum(each.kept() for each in list(self._host.logs))
         can_sleep = not log.stepless and log.first_optimizer is not None and torch.is_grad_enabled()
-        log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep)
+        cpu_ns = time.thread_time_ns() if log.ident == threading.get_ident() else None
+        log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)
         if self._host.devices is not None and self._host.devices.records(log):
             log.mode, log.stride.mode, log.stride.planned = FULL, FULL, 1
         if before == FULL != log.mode:

@@ -89,7 +89,7 @@ def test_a_short_run_is_traced_and_windowed_within_the_head_start():
     assert loop.spent <= 0.01 * HEAD_START_NS
 
 
-@pytest.mark.parametrize(("share", "paid_back_s"), [(0.01, 1.5), (0.001, 15.0)])
+@pytest.mark.parametrize(("share", "paid_back_s"), [(0.01, 3.0), (0.001, 15.0)])
 def test_the_head_start_is_paid_back_and_then_the_budget_holds(share, paid_back_s):
     loop = Loop(share, 50 * MS, 100)
     while loop.now < 40 * 1_000 * MS:

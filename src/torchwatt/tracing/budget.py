@@ -8,7 +8,7 @@ from typing import Literal
 Account = Literal["fixed", "calls", "windows"]
 
 # What the budget of this time allows may be spent in advance, so that a short run is labelled too; it is paid back.
-HEAD_START_NS = 1_000_000_000
+HEAD_START_NS = 2_000_000_000
 # The budget is for all of torchwatt: the sampler's process and what no clock of ours sees take the rest.
 TRACING_SHARE = 0.7
 # For what was never seen before, so many times what may be spent is lent: else its layers would have no figures at all.

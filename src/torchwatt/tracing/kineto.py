@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.rows import Nodes
 
 SILENT = 6  # above libkineto's highest level: it writes two USDT lines per window to stderr
@@ -28,6 +29,7 @@ NEEDED = (
     "ProfilerState", "ProfilerActivity",
 )  # fmt: skip
 
+own_ns = own_time()
 _one_at_a_time = threading.Lock()  # the recorder is process-wide
 
 
@@ -81,7 +83,6 @@ class Window:
 
     def __init__(self, clock_ns: Callable[[], int]) -> None:
         self._clock_ns = clock_ns
-        self._began = 0
         self._offset = 0
         self.cost_ns = 0
         self.recording_ns = 0  # the part of it that lies inside the call
@@ -90,7 +91,7 @@ class Window:
         """Start recording on this thread; False if another thread is recording."""
         if not _one_at_a_time.acquire(blocking=False):
             return False
-        self._began = self._clock_ns()
+        began = own_ns()
         autograd: Any = torch.autograd
         try:
             profiler = torch._C._profiler
@@ -108,7 +109,7 @@ class Window:
             _one_at_a_time.release()
             raise
         self._offset = self._anchor()
-        self.cost_ns = self._clock_ns() - self._began
+        self.cost_ns = own_ns() - began
         return True
 
     def close(self, expected: int = 0) -> Recorded | None:
@@ -117,7 +118,7 @@ class Window:
         Args:
             expected: About how many nodes ran: what recording them has cost is part of the window's cost.
         """
-        began = self._clock_ns()
+        began = own_ns()
         autograd: Any = torch.autograd
         try:
             offset = self._anchor()
@@ -127,7 +128,7 @@ class Window:
             _one_at_a_time.release()
         stepped = abs(offset - self._offset) >= CLOCK_STEP_NS
         self.recording_ns = NODE_COST_NS * expected
-        self.cost_ns += self._clock_ns() - began + self.recording_ns
+        self.cost_ns += own_ns() - began + self.recording_ns
         return None if stepped else Recorded(result, (offset + self._offset) // 2)
 
     def _anchor(self) -> int:

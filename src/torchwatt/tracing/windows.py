@@ -111,12 +111,12 @@ class Windows:
 
     def _read_older(self, recorded: kineto.Recorded | None) -> int:
         """Bound what is kept in torch's form; return what that took in ns."""
-        began = self._clock_ns()
+        began = kineto.own_ns()
         if recorded is not None:
             self._unread.append(recorded)
         if len(self._unread) > MOST_UNREAD:
             self._unread.popleft().nodes()
-        return self._clock_ns() - began
+        return kineto.own_ns() - began
 
     def _give_up(self, error: Exception) -> None:
         # A private interface of torch misbehaves: the user's backward goes on, without windows.

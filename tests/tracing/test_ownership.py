@@ -89,7 +89,7 @@ def test_every_node_belongs_to_the_module_that_made_it(make):
         loss, expected = truth(model, forward)
         loss.backward()
         hub, log = run.tracer._hub, run.tracer._log
-        nodes = log.backwards[-1].nodes
+        nodes = log.backwards[-1].nodes.nodes()
         from torchwatt.tracing.naming import resolve
 
         table = log.table()

@@ -26,6 +26,8 @@ GAUGE_CAPACITY = 1 << 17
 ANCHORS = 1 << 14
 # A counter that has news every 5 ms publishes oftener than that, and half the looks cost half: errors grow by sqrt(2).
 CALM_PERIODS = {"rapl": 2, "rapl_perf": 2}
+# Clocks, and models that are linear in them, lose nothing but resolution when they are read half as often.
+CHEAP, THRIFTY_PERIODS = frozenset({"proc", "tdp_model", "ram_model"}), 2
 FIRST_SAMPLE_S = 2.0
 _OTHERS_S = 0.25  # how long to wait for slow sources once one has answered
 _COARSE_NS = 20_000_000
@@ -34,13 +36,14 @@ _TAIL_NS = 150_000_000
 Mode = Literal["process", "thread"]
 
 
-def sampler_config(sources: tuple[Source, ...], capacity: int) -> dict[str, Any]:
+def sampler_config(sources: tuple[Source, ...], capacity: int, *, thrifty: bool = False) -> dict[str, Any]:
     """Return what the sampler process is told: per source its spec and its channels."""
 
     def tap(channel: Channel) -> dict[str, Any]:
         small = min(capacity, GAUGE_CAPACITY) if channel.quantity == "gauge" else capacity
-        calm_ns = CALM_PERIODS.get(channel.sensor, 0) * channel.period_ns
-        return {"key": channel.key, "period_ns": channel.period_ns, "calm_ns": calm_ns, "capacity": small}
+        period_ns = channel.period_ns * (THRIFTY_PERIODS if thrifty and channel.sensor in CHEAP else 1)
+        calm_ns = CALM_PERIODS.get(channel.sensor, 0) * period_ns
+        return {"key": channel.key, "period_ns": period_ns, "calm_ns": calm_ns, "capacity": small}
 
     listed = [
         {"spec": dict(s.spec), "taps": [tap(channel) for meter in s.meters for channel in meter.channels]}
@@ -119,14 +122,17 @@ class Sampler:
 
     A separate small process reads the meters into shared memory; this process reads counters at the edges only.
     Where no process can be started, threads do it here, and the recording says so. In a forked child all
-    methods do nothing.
+    methods do nothing. `thrifty` reads clocks and models half as often.
     """
 
-    def __init__(self, discovery: Discovery, *, mode: Mode = "process", capacity: int = CAPACITY) -> None:
+    def __init__(
+        self, discovery: Discovery, *, mode: Mode = "process", capacity: int = CAPACITY, thrifty: bool = False
+    ) -> None:
         self._discovery = discovery
         self._sources = tuple(s for s in discovery.sources if any(m.channels for m in s.meters))
         self._mode: Mode = mode
         self._capacity = capacity
+        self._thrifty = thrifty
         self._lock = threading.RLock()
         self._running: _Running | None = None
         self._events: list[Event] = []
@@ -175,11 +181,11 @@ class Sampler:
 
     def _open(self, fd: int) -> _Running:
         """Map the memory; where the address space is limited (ulimit -v), rings a sixteenth as long must do."""
-        config = sampler_config(self._sources, self._capacity)
+        config = sampler_config(self._sources, self._capacity, thrifty=self._thrifty)
         try:
             board = Board.map(fd, len(config["sources"]), capacities(config))
         except OSError:
-            config = sampler_config(self._sources, max(self._capacity // 16, 2))
+            config = sampler_config(self._sources, max(self._capacity // 16, 2), thrifty=self._thrifty)
             board = Board.map(fd, len(config["sources"]), capacities(config))
         return _Running(board, config, [], os.getpid(), anchor(board))
 
@@ -304,7 +310,7 @@ class Sampler:
                 waits.append(2 * update_ns if update_ns > _COARSE_NS else 0)
             elif quantity == "power" and series.channel.period_ns > _COARSE_NS:
                 waits.append(series.channel.period_ns * 3 // 2)  # jitter may put the next look that late
-        return min(max(waits), _TAIL_NS)
+        return min(max(waits), _TAIL_NS * (THRIFTY_PERIODS if self._thrifty else 1))
 
     def _gather(self, running: _Running, since_ns: int = 0) -> Recording:
         rings, notes = running.rings(), running.board.notes()

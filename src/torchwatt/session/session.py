@@ -51,6 +51,9 @@ def _silent(error: BaseException) -> Silent:
     return silent
 
 
+THRIFTY_BUDGET = 0.002  # of overhead: reading the process's clocks ten times a second costs about that part of a core
+
+
 class Session:
     """Owns the feed, the tracer and the clock of one `with profile()` block.
 
@@ -322,7 +325,8 @@ class Session:
             return self.asked.feed
         try:
             found = discover(powercap_root=self.asked.powercap_root)
-            return Sampler(found if self._member is None else self._member.discovered(found))
+            thrifty = self.asked.overhead_budget <= THRIFTY_BUDGET
+            return Sampler(found if self._member is None else self._member.discovered(found), thrifty=thrifty)
         except NOTHING_LEFT as error:
             return _silent(error)
 

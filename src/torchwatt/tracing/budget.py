@@ -7,7 +7,13 @@ from typing import Literal
 
 Account = Literal["fixed", "calls", "windows"]
 
-HEAD_START_NS = 2_000_000_000  # spent in advance, so that a short run is labelled too: 2 s worth of budget
+# What the budget of this time allows may be spent in advance, so that a short run is labelled too; it is paid back.
+HEAD_START_NS = 2_000_000_000
+# The budget is for all of torchwatt: the sampler's process and what no clock of ours sees take the rest.
+TRACING_SHARE = 0.7
+# For what was never seen before, so many times what may be spent is lent: else its layers would have no figures at all.
+OVERDRAFT = 3.0
+LEAST_SHARE = 0.2  # of what tracing may spend, for looking closer, even where the fixed cost alone is too much
 EARLY_STEPS = 3  # traced whatever they cost: nothing could be filled from nothing
 WINDOW_SHARE = 0.6  # of what the fixed cost leaves, if there are backward calls; the rest is for traced steps
 SLEEP_SHARE = 0.4  # of the budget: if noting the bounds of steps costs more, only their ends are noted
@@ -20,8 +26,8 @@ class Budget:
 
     `fixed` is paid in every step whatever is decided (outermost calls, backward calls, optimizer hooks, the
     decision itself), `calls` by steps in which every module call is logged, `windows` by recorded backward calls.
-    A step or a window is granted only if its predicted cost fits into what is left of `share` times the time
-    elapsed, with `HEAD_START_NS` of it given in advance.
+    A step or a window is granted only if its predicted cost fits into what is left of `TRACING_SHARE` of `share` times
+    the time elapsed; what the first `HEAD_START_NS` will allow is given in advance.
 
     Args:
         share: Of the elapsed time, from 0 to 1.
@@ -39,7 +45,7 @@ class Budget:
 
     def allowance_ns(self, now_ns: int) -> float:
         """Return what may have been spent up to now."""
-        return self.share * (max(now_ns - self.start_ns, 0) + HEAD_START_NS)
+        return TRACING_SHARE * self.share * max(now_ns - self.start_ns, HEAD_START_NS)
 
     @property
     def total_ns(self) -> int:
@@ -52,10 +58,16 @@ class Budget:
 
     def room_ns(self, account: Account, now_ns: int) -> float:
         """Return what an account may still spend: its part of what the fixed cost leaves, and never more than all."""
-        allowance = self.allowance_ns(now_ns)
         part = WINDOW_SHARE if account == "windows" else 1 - WINDOW_SHARE if self.has_windows else 1.0
-        own = part * (allowance - self.spent_ns["fixed"]) - self.spent_ns[account]
-        return min(own, allowance - self.total_ns)
+        return min(part * self._closer_ns(now_ns) - self.spent_ns[account], self._left_ns(now_ns))
+
+    def _closer_ns(self, now_ns: int) -> float:
+        """Return what may be spent on looking closer, on all accounts but the fixed one."""
+        allowance = self.allowance_ns(now_ns)
+        return max(allowance - self.spent_ns["fixed"], LEAST_SHARE * allowance)
+
+    def _left_ns(self, now_ns: int) -> float:
+        return self._closer_ns(now_ns) - (self.total_ns - self.spent_ns["fixed"])
 
     def grants_step(self, cost_ns: float, now_ns: int) -> bool:
         """Say whether the next step is traced in full, at a predicted cost; to be asked once a step."""
@@ -63,11 +75,11 @@ class Budget:
         if self.share <= 0:
             return False
         curious, self.curious = self.curious, False
-        left = self.allowance_ns(now_ns) - self.total_ns
+        left = self._left_ns(now_ns) + OVERDRAFT * self._closer_ns(now_ns)
         granted = (
             self.traced_steps < EARLY_STEPS
             or cost_ns <= self.room_ns("calls", now_ns)
-            or (curious and cost_ns <= left)  # what is new goes first
+            or (curious and cost_ns <= left)  # what is new goes first, and is paid for later
         )
         self.curious = curious and not granted
         self.traced_steps += granted

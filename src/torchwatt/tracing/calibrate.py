@@ -14,6 +14,7 @@ from torchwatt.tracing.wrappers import Wrapped, module_call
 
 COLD_FACTOR = 2.0  # a call in a training step against one in the calibration loop (TRACING.md, 2.1)
 LOOPS, CALLS = 3, 200
+LEAST_NS = 100.0  # reading the clock twice takes that long: less is a disturbed measurement
 
 
 class _Registry:
@@ -69,7 +70,8 @@ def calibrate(clock_ns: Callable[[], int]) -> Costs:
 
 
 def _excess(wrapped: Wrapped, plain: Wrapped, module: Any) -> float:
-    return max(min(_loop(wrapped, module) - _loop(plain, module) for _ in range(LOOPS)), 0.0)
+    least = min(_loop(wrapped, module) for _ in range(LOOPS)) - min(_loop(plain, module) for _ in range(LOOPS))
+    return max(least, LEAST_NS)
 
 
 def _loop(function: Wrapped, module: Any) -> float:

@@ -101,7 +101,7 @@ def join(call: Backward, own: IntArray, others: Sequence[IntArray] = ()) -> list
     The first list is of the thread that did most: the calling thread itself on a CPU, or the device's, for
     which the calling thread only waits.
     """
-    nodes = call.nodes
+    nodes = call.nodes if call.nodes is None or isinstance(call.nodes, Nodes) else call.nodes.nodes()
     if nodes is None or not len(nodes.seq):
         return []
     key, number = owners(nodes, own, others)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.rows import Nodes
 
 SILENT = 6  # above libkineto's highest level: it writes two USDT lines per window to stderr
@@ -28,6 +29,7 @@ NEEDED = (
     "ProfilerState", "ProfilerActivity",
 )  # fmt: skip
 
+own_ns = own_time()
 _one_at_a_time = threading.Lock()  # the recorder is process-wide
 
 
@@ -50,12 +52,37 @@ def user_is_profiling() -> bool:
     return bool(autograd._profiler_enabled() or getattr(profiler, "_is_profiler_enabled", False))
 
 
+class Recorded:
+    """What a window saw, in torch's own form until somebody asks: reading it takes as long again as closing.
+
+    Args:
+        result: Of `torch.autograd._disable_profiler`.
+        offset_ns: Monotonic minus realtime.
+    """
+
+    def __init__(self, result: Any, offset_ns: int) -> None:
+        self._result = result
+        self._offset_ns = offset_ns
+        self._nodes: Nodes | None = None
+        self._lock = threading.Lock()
+
+    def nodes(self) -> Nodes:
+        """Return the nodes, sorted by start."""
+        with self._lock:
+            if self._nodes is None:
+                rows = [
+                    (e.start_ns(), e.duration_ns(), e.sequence_nr(), e.fwd_thread_id(), e.start_thread_id())
+                    for e in self._result.events()
+                ]
+                self._nodes, self._result = _nodes(rows, self._offset_ns), None
+            return self._nodes
+
+
 class Window:
     """A recorder of the autograd nodes that run until `close`."""
 
     def __init__(self, clock_ns: Callable[[], int]) -> None:
         self._clock_ns = clock_ns
-        self._began = 0
         self._offset = 0
         self.cost_ns = 0
         self.recording_ns = 0  # the part of it that lies inside the call
@@ -64,7 +91,7 @@ class Window:
         """Start recording on this thread; False if another thread is recording."""
         if not _one_at_a_time.acquire(blocking=False):
             return False
-        self._began = self._clock_ns()
+        began = own_ns()
         autograd: Any = torch.autograd
         try:
             profiler = torch._C._profiler
@@ -82,29 +109,27 @@ class Window:
             _one_at_a_time.release()
             raise
         self._offset = self._anchor()
-        self.cost_ns = self._clock_ns() - self._began
+        self.cost_ns = own_ns() - began
         return True
 
-    def close(self) -> Nodes | None:
-        """Stop recording and return the nodes, sorted by start; None if the wall clock was set meanwhile."""
-        began = self._clock_ns()
+    def close(self, expected: int = 0) -> Recorded | None:
+        """Stop recording and return what was seen; None if the wall clock was set meanwhile.
+
+        Args:
+            expected: About how many nodes ran: what recording them has cost is part of the window's cost.
+        """
+        began = own_ns()
         autograd: Any = torch.autograd
         try:
             offset = self._anchor()
             with quiet():
                 result = autograd._disable_profiler()
-            rows = [
-                (e.start_ns(), e.duration_ns(), e.sequence_nr(), e.fwd_thread_id(), e.start_thread_id())
-                for e in result.events()
-            ]
         finally:
             _one_at_a_time.release()
-        nodes = None
-        if abs(offset - self._offset) < CLOCK_STEP_NS:
-            nodes = _nodes(rows, (offset + self._offset) // 2)
-        self.recording_ns = NODE_COST_NS * len(rows)
-        self.cost_ns += self._clock_ns() - began + self.recording_ns
-        return nodes
+        stepped = abs(offset - self._offset) >= CLOCK_STEP_NS
+        self.recording_ns = NODE_COST_NS * expected
+        self.cost_ns += own_ns() - began + self.recording_ns
+        return None if stepped else Recorded(result, (offset + self._offset) // 2)
 
     def _anchor(self) -> int:
         """Return monotonic minus realtime, from the tightest of three looks."""

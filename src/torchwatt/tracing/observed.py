@@ -14,7 +14,7 @@ Z95 = 1.645  # one-sided
 
 
 class Observed:
-    """Recent durations with and without tracing; `excess_ns` is what is surely lost, not what may be noise."""
+    """Recent durations with and without tracing, and what they say that tracing costs."""
 
     def __init__(self) -> None:
         self._plain: deque[int] = deque(maxlen=KEPT)
@@ -31,6 +31,18 @@ class Observed:
         plain, plain_se = _median(self._plain)
         traced, traced_se = _median(self._traced)
         return max(traced - plain - Z95 * hypot(plain_se, traced_se), 0.0)
+
+    def likely_ns(self, expected_ns: float, sd_ns: float) -> float:
+        """Return what tracing probably costs: a normal prior, corrected by traced minus plain as far as noise lets it.
+
+        Two normal beliefs weighted by their precision (Gelman et al., Bayesian Data Analysis, 3rd ed., 2.5).
+        """
+        if min(len(self._plain), len(self._traced)) < ENOUGH:
+            return expected_ns
+        plain, plain_se = _median(self._plain)
+        traced, traced_se = _median(self._traced)
+        prior, seen = sd_ns**-2, max(plain_se**2 + traced_se**2, 1.0) ** -1
+        return (prior * expected_ns + seen * (traced - plain)) / (prior + seen)
 
     def plain_ns(self) -> float:
         """Return the median duration without tracing, with it where there is none; 0 if nothing was seen."""

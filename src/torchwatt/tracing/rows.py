@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torchwatt.core.meter import IntArray
 
@@ -39,6 +39,13 @@ class Nodes:
     thread: IntArray
 
 
+class Unread(Protocol):
+    """Nodes that were recorded and not looked at yet."""
+
+    def nodes(self) -> Nodes:
+        """Return them; the first call does the work."""
+
+
 @dataclass(slots=True, eq=False)
 class Backward:
     """One outermost backward call and its place in the log: rows before it since the last one, and rows inside."""
@@ -49,6 +56,6 @@ class Backward:
     first: int
     last: int
     light: bool  # of a step that was not traced
-    nodes: Nodes | None = None
+    nodes: Nodes | Unread | None = None  # of a window
     cost_ns: int = 0  # of the window
     cache: dict[str, Any] = field(default_factory=dict)  # what assembly found out once

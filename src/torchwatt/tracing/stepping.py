@@ -13,11 +13,13 @@ from torchwatt.tracing.conductor import Conductor, Costs
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.outermost import outermost_keys
+from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FULL, LIGHT, LIGHT_TASK, OFF, STEP_KEY
 from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
+own_ns = own_time()
 FOLD_STEPS = 2_048  # not traced, between two folds
 MOST_CALLS_ASLEEP = 64  # outermost calls without the end of a step: the loop is another by now
 
@@ -135,14 +137,15 @@ class Stepping:
         conductor = self.conductor
         if conductor is None or log.mode == OFF or log.inside:
             return
-        began, before = self._host.clock_ns(), log.mode
+        began, own_began, before = self._host.clock_ns(), own_ns(), log.mode
         if self._host.registry.dirty:
             self._host.registry.refresh()
         if len(log.rows) > COMPACT_ROWS:
             log.compact()
         kept = sum(each.kept() for each in list(self._host.logs))
         can_sleep = not log.stepless and log.first_optimizer is not None and torch.is_grad_enabled()
-        log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep)
+        cpu_ns = own_began if log.ident == threading.get_ident() else None
+        log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)
         if self._host.devices is not None and self._host.devices.records(log):
             log.mode, log.stride.mode, log.stride.planned = FULL, FULL, 1
         if before == FULL != log.mode:
@@ -155,7 +158,7 @@ class Stepping:
         self._arrange(log, conductor)
         if log.stride.light_steps >= FOLD_STEPS and graph_task_id() < 0:
             self._fold(log)
-        conductor.budget.pay("fixed", self._host.clock_ns() - began)
+        conductor.budget.pay("fixed", own_ns() - own_began)
 
     def _fold(self, log: Log) -> None:
         log.stride.light_steps = 0
@@ -170,9 +173,9 @@ class Stepping:
         if wanted == self._host.patches.module_is_on or not (wanted or conductor.can_narrow):
             return
         with self._arranging:
-            began = self._host.clock_ns()
+            began = own_ns()
             if wanted:
                 self._host.patches.put_module()
             elif not self._host.patches.take_module():
                 conductor.can_narrow = False
-            conductor.costs.swap_ns = 2.0 * (self._host.clock_ns() - began)
+            conductor.costs.swap_ns = 2.0 * (own_ns() - began)

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from torchwatt.tracing.log import Log
     from torchwatt.tracing.marks import Marks
 
-DEFAULT_MAX_SPANS = 200_000  # about 10 MB
+DEFAULT_MAX_SPANS = 50_000  # about 10 MB with what belongs to them; a thousand steps of fifty modules
 TOLERATED = 1.2  # of the budget, before it is said that it was too small
+EARLY_NS = 2_000_000_000  # a run so much longer would have paid for its first steps and its first window
 
 
 class Tracer:
@@ -220,13 +221,12 @@ class Tracer:
     def _overspent(self, end_ns: int) -> list[Event]:
         """Say so where tracing cost more than it may: steps so short that noting their ends is too dear."""
         books = self._conductor
-        if (
-            books is None
-            or books.budget.share <= 0
-            or books.budget.total_ns <= TOLERATED * books.budget.allowance_ns(end_ns)
-        ):
+        if books is None or books.budget.share <= 0:
             return []
-        cost, most = books.budget.total_ns / 1e9, books.budget.allowance_ns(end_ns) / 1e9
+        budget = books.budget
+        cost, most = budget.total_ns / 1e9, budget.share * (end_ns - budget.start_ns + EARLY_NS) / 1e9
+        if cost <= TOLERATED * most:
+            return []
         text = (
             f"tracing cost {cost:.3g} s where the budget allows {most:.3g} s: steps are short; trace with layers='off'"
         )

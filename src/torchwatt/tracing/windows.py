@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -13,11 +14,11 @@ from torchwatt.tracing.conductor import Conductor
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.rows import FULL, KEY, LIGHT_TASK, TASK, Backward
-from torchwatt.tracing.wrappers import Wrapped
+from torchwatt.tracing.wrappers import Wrapped, sequence_nr
 
-# The code after a window finds cold caches: interleaved with bare steps (benchmarks/interleaved.py) a CNN's windows
-# cost more than their own clocks showed, by a factor that noise left between 1 and 4. Our choice, not a measurement.
-AFTERMATH = 2.0
+# Windows whose nodes are read when the trace is put together; the older ones of a longer run are read one by one.
+MOST_UNREAD = 32
+NODES_PER_NUMBER = 1.6  # autograd nodes run for each that the forward pass numbered: AccumulateGrad has no number
 
 _warm = False  # the recorder's first use in a process takes some milliseconds
 
@@ -30,6 +31,7 @@ class Windows:
         self.devices: Watch | None = None
         self._note = note
         self._broken = False
+        self._unread: deque[kineto.Recorded] = deque()
 
     def warm_up(self) -> None:
         """Use the recorder once before the first step has to pay for that."""
@@ -53,6 +55,7 @@ class Windows:
         since, first = log.since, log.total()
         log.stride.backwards += 1
         kind = first - since, log.rows[-1][KEY] if log.rows else 0  # a cheap guess; exact structure comes later
+        expected = round(NODES_PER_NUMBER * (sequence_nr() - log.stride.seq))
         window = self._open(conductor, log, kind)
         start = self._clock_ns()
         try:
@@ -63,7 +66,7 @@ class Windows:
             if conductor is not None:
                 conductor.backward_took(kind, end - start, recorded=window is not None)
             if window is not None:
-                self._close(conductor, window, kind, call)
+                self._close(conductor, log, window, kind, call, expected)
             log.backwards.append(call)
             log.since = call.last
 
@@ -84,19 +87,36 @@ class Windows:
             self._give_up(error)
             return None
 
-    def _close(self, conductor: Conductor | None, window: kineto.Window, kind: Hashable, call: Backward) -> None:
+    def _close(
+        self,
+        conductor: Conductor | None,
+        log: Log,
+        window: kineto.Window,
+        kind: Hashable,
+        call: Backward,
+        expected: int,
+    ) -> None:
         try:
-            call.nodes = window.close()
-            call.cost_ns = window.cost_ns
+            call.nodes = recorded = window.close(expected)
+            call.cost_ns = window.cost_ns + self._read_older(recorded)
             if conductor is not None:
                 # What recording itself costs is in the window's own figure; the clock may show more.
                 more_ns = max(conductor.slowdown_ns(kind) - window.recording_ns, 0.0)
-                call.cost_ns = round(AFTERMATH * (call.cost_ns + more_ns))
-                conductor.window_taken(kind, call.cost_ns, call.end_ns)
+                own_ns = call.cost_ns + round(more_ns)
+                call.cost_ns = conductor.window_taken(log.stride, kind, own_ns, call.end_ns)
             if call.nodes is None:
                 self._note("info", "CLOCK_STEPPED", "the wall clock was set during a window: window dropped")
         except Exception as error:
             self._give_up(error)
+
+    def _read_older(self, recorded: kineto.Recorded | None) -> int:
+        """Bound what is kept in torch's form; return what that took in ns."""
+        began = kineto.own_ns()
+        if recorded is not None:
+            self._unread.append(recorded)
+        if len(self._unread) > MOST_UNREAD:
+            self._unread.popleft().nodes()
+        return kineto.own_ns() - began
 
     def _give_up(self, error: Exception) -> None:
         # A private interface of torch misbehaves: the user's backward goes on, without windows.

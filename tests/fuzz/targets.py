@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import math
@@ -439,13 +438,3 @@ def shown(data: bytes, folder: Path) -> None:
     bundle = write_bundle(report, folder / "audit")
     read_bundle(bundle)
     verify(bundle)
-
-
-def _journal() -> Callable[[Path], object] | None:
-    """Return the reader of journals, where there is one."""
-    for name, attribute in (("torchwatt.audit.journal", "recover"),):
-        try:
-            return getattr(importlib.import_module(name), attribute)
-        except (ImportError, AttributeError):
-            continue
-    return None

@@ -83,6 +83,7 @@ def test_many_windows_at_once_are_each_as_alone(windows, silent):
     )  # fmt: skip
     bounds = np.array([(lo, lo + n) for lo, n in windows], dtype=np.int64).reshape(-1, 2)
     for (lo, hi), joules in zip(bounds.tolist(), curve.parts_j(*bounds.T).tolist(), strict=True):
-        inside = lo >= -5 and hi <= 105 and not any(a < hi and a + n > lo for a, n in silent)
+        seen = lo < 100 and hi > 0  # else all of it lies in the half interval that is forgiven
+        inside = seen and lo >= -5 and hi <= 105 and not any(a < hi and a + n > lo for a, n in silent)
         assert curve.knows(lo, hi) == inside == (not isnan(joules))
         assert not inside or joules == curve.between(lo, hi)

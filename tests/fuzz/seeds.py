@@ -7,6 +7,7 @@ import io
 import json
 import sqlite3
 import tempfile
+import time
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -253,3 +254,29 @@ def names() -> list[bytes]:
     from tests.fuzz.pages import HOSTILE
 
     return [name.encode("utf-8", "surrogateescape") for name in HOSTILE]
+
+
+@cache
+def journals() -> list[bytes]:
+    """Return the frames of a short run's journal: all of them, and those before it ended."""
+    import torch
+
+    import torchwatt as tw
+    from torchwatt.core.frame import Frame, Kind, decode
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, model = Path(temporary) / "journal", torch.nn.Linear(4, 4)
+        with tw.profile(model, journal=folder, powercap_root=Path(temporary), baseline_s=0) as run:
+            for _ in range(6):
+                model(torch.ones(2, 4)).sum().backward()
+                run.step()
+                time.sleep(0.05)
+        files = {name: (folder / f"{name}.journal").read_bytes() for name in ("work", "readings")}
+    parts = [
+        ("file", f"{name}/{int(frame.kind)}.{i}{'.json' if frame.payload[:1] == b'{' else ''}", frame.payload)
+        for name, data in files.items()
+        for i, frame in enumerate(decode(data))
+        if isinstance(frame, Frame)
+    ]
+    ends = tuple(f"work/{int(kind)}." for kind in (Kind.STOP, Kind.END))
+    return [joined(parts), joined([part for part in parts if not part[1].startswith(ends)])]

@@ -438,3 +438,25 @@ def shown(data: bytes, folder: Path) -> None:
     bundle = write_bundle(report, folder / "audit")
     read_bundle(bundle)
     verify(bundle)
+
+
+# What a killed run left
+
+
+@target(seeds.journals, "files")
+def journal(data: bytes, folder: Path) -> None:
+    """Recover a journal of these frames: parts `work/<kind>.<number>`, checksums put right; kind 0 is no frame."""
+    from torchwatt.core.frame import encode
+    from torchwatt.session.recover import recover
+
+    files = {"work": b"", "readings": b""}
+    for number, (_, name, content) in enumerate(parts_of(data)):
+        file, _, rest = name.partition("/")
+        kind = rest.partition(".")[0]
+        if file in files and kind.isascii() and kind.isdecimal() and int(kind) < 256:
+            files[file] += encode(int(kind), number, content) if int(kind) else content  # type: ignore[arg-type]
+    with unwatched():
+        for name, content in files.items():
+            (folder / f"{name}.journal").write_bytes(content)
+    report = recover(folder)
+    assert report.energy_j is None or math.isfinite(report.energy_j)

@@ -62,6 +62,9 @@ def mean_power_w(report: Report) -> float | None:
     return report.energy_j / report.duration_s
 
 
+SPOKEN = {"energy_j": "the joules"}  # what an uncertainty comes from, in words where it is no factor of a source
+
+
 @dataclass(frozen=True, slots=True)
 class Carbon:
     """Grams as text, or the sentence that says how to get them."""
@@ -80,7 +83,8 @@ def carbon(report: Report) -> Carbon:
     used = [factor for factor in report.factors if factor.factor_id in impact.factor_ids]
     how = _factor_texts(used)
     if impact.lo is not None and impact.hi is not None:
-        how.append(f"{format_mass(impact.lo)} to {format_mass(impact.hi)}, mostly from {impact.dominant_uncertainty}")
+        most = SPOKEN.get(impact.dominant_uncertainty, impact.dominant_uncertainty)
+        how.append(f"{format_mass(impact.lo)} to {format_mass(impact.hi)}, mostly from {most}")
     how.append(f"{impact.provenance}, weakest input {impact.weakest_input}")
     said = dict.fromkeys(f"{f.zone or f.kind}: {f.coverage_note}" for f in used if f.coverage_note)
     return Carbon(f"{format_mass(impact.value)} CO2e", " · ".join(how), (*said, *beside))

@@ -161,7 +161,8 @@ def threads(folder: Path) -> Iterator[Seen]:
     assert rows.calls.sum() == 4000, rows
     for run in (outer, *runs):
         assert {str(led.domain) for led in run.report.ledgers} == {"cpu:0", "dram:0"}
-        yield Seen.of(run.report)
+        # The made counters are written by a thread of this process, which the storm keeps from it: they stand still.
+        yield Seen.of(run.report, files=False)
 
 
 @fault(

@@ -122,7 +122,7 @@ def _drive(loop: SourceLoop, index: int, clock: Clock, jumps: Sequence[tuple[flo
             clock.now_ns += round(for_s * NS_PER_S)
 
     clock.hooks = (skip, *clock.hooks)
-    loop._clock_ns, loop._stop, loop._random = clock, clock, Random(index).random  # the loop's own seams
+    loop._clock_ns, loop.stop, loop._random = clock, clock, Random(index).random  # the loop's own seams
     for hook in clock.hooks:
         hook(0.0)
     loop.run()

@@ -91,12 +91,17 @@ def _known(ledger: Ledger | None, curve: EnergyCurve | None) -> Row:
     }
 
 
+MOST_RAW = 2**63  # integers of a bundle have 64 bits, one of them the sign: beyond, readings are none
+
+
 def _counter(ledger: Ledger | None, meter: Meter | None) -> Row:
     """Give the two readings of the counter, and how far they explain the joules."""
     channel = meter.channel("counter") if meter is not None else None
     if ledger is None or ledger.counter_start_raw is None or ledger.counter_end_raw is None:
         return {}
     wraps, modulus = ledger.counter_wraps or 0, (channel.modulus if channel is not None else None) or 0
+    if max(ledger.counter_start_raw, ledger.counter_end_raw, modulus) >= MOST_RAW:
+        return {}
     unit_j = ledger.counter_unit_j or 0.0
     difference_j = (ledger.counter_end_raw - ledger.counter_start_raw + wraps * modulus) * unit_j
     return {

@@ -30,8 +30,8 @@ _TAGS = frozenset({
     "td", "th", "tr",
 })  # fmt: skip
 _ATTRIBUTES = frozenset({
-    "align", "alt", "cellpadding", "colspan", "open", "src", "style", "width", "lang", "charset", "name", "content",
-    "http-equiv",
+    "align", "alt", "cellpadding", "cellspacing", "colspan", "open", "src", "style", "width", "lang", "charset",
+    "name", "content", "http-equiv",
 })  # fmt: skip
 _VOID = frozenset({"br", "img", "meta"})
 _UNPRINTED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -60,9 +60,13 @@ class Place:
             self.folder = -1
 
     def remove(self) -> None:
-        """Let go of the files and remove them."""
+        """Let go of the files and remove them; a store that was made for them alone goes, too."""
         remove(self.path)
         self.close()
+        if self.path.parent.name == IN_STORE:
+            with contextlib.suppress(OSError):  # there is more in it
+                self.path.parent.rmdir()
+                self.path.parent.parent.rmdir()
 
 
 def _refuse_full(path: Path) -> None:

@@ -79,13 +79,21 @@ def unpack_trace(payload: bytes) -> tuple[Trace, int]:
     arrays = _arrays(data, _SIZE.size + length)
     try:
         return _trace(head, arrays), head.until_ns
-    except (StopIteration, TraceError, ValueError, IndexError) as error:
+    except (TraceError, ValueError, IndexError) as error:
         raise BundleError(f"a trace does not make sense: {error}") from error
+
+
+def _next(arrays: Iterator[IntArray]) -> IntArray:
+    """Return the next column; an end that comes too early must not pass for that of a generator around it."""
+    found = next(arrays, None)
+    if found is None:
+        raise ValueError("it is cut off")
+    return found
 
 
 def _trace(head: _Head, arrays: Iterator[IntArray]) -> Trace:
     slot, start, end, thread, filled, calls = _read_spans(arrays, len(head.slots))
-    begins, ends, counts = next(arrays), next(arrays), next(arrays)
+    begins, ends, counts = _next(arrays), _next(arrays), _next(arrays)
     activities = tuple(_activity(device, arrays) for device in head.devices)
     return Trace(
         head.slots, slot, start, end, thread, filled.astype(np.bool_), calls,
@@ -102,7 +110,7 @@ def _trace(head: _Head, arrays: Iterator[IntArray]) -> Trace:
 
 def _activity(head: _Device, arrays: Iterator[IntArray]) -> Activity:
     slot, start, end, stream, filled, signature = _read_spans(arrays, len(head.slots), len(head.signatures))
-    covered, steps = _tuples(next(arrays), next(arrays)), _tuples(next(arrays), next(arrays))
+    covered, steps = _tuples(_next(arrays), _next(arrays)), _tuples(_next(arrays), _next(arrays))
     return Activity(
         head.device, head.slots, slot, start, end, stream, filled.astype(np.bool_), head.signatures, signature,
         covered, steps, head.notes,
@@ -122,7 +130,7 @@ def _spans(
 
 
 def _read_spans(arrays: Iterator[IntArray], slots: int, signatures: int | None = None) -> tuple[IntArray, ...]:
-    slot, steps, length, thread, filled, last = (next(arrays) for _ in range(6))
+    slot, steps, length, thread, filled, last = (_next(arrays) for _ in range(6))
     start = np.cumsum(steps)
     for index, count in ((slot, slots), (last, signatures)):
         if count is not None and len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:

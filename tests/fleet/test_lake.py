@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from io import BytesIO
@@ -183,6 +184,20 @@ def test_several_writers_and_their_workers_add_each_run_once_and_make_the_same_l
     assert sum(one.count("added") for one in found) == len(RUNS) / 4
     ours, theirs = content(lake.files.root), content(fleet_lake.files.root)
     assert ours == {path: data for path, data in theirs.items() if "project=llm/" in path or "/" not in path}
+
+
+def test_a_lake_that_another_writer_is_just_making_is_waited_for(tmp_path):
+    (tmp_path / "lake").mkdir()
+    (tmp_path / "lake" / ".lake.json.part").write_text("")  # begun, and not yet marked
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(open_lake(tmp_path / "lake").make)
+        time.sleep(0.1)
+        open_lake(tmp_path / "other").make()
+        for made in (tmp_path / "other").iterdir():
+            made.rename(tmp_path / "lake" / made.name)
+        waiting.result()
+    with pytest.raises(BundleError, match="not empty and no lake"):
+        open_lake(tmp_path).make()
 
 
 def test_a_bundle_that_was_changed_is_refused_and_named_and_the_others_go_on(runs, lake):

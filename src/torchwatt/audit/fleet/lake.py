@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -144,6 +145,9 @@ class StoredFiles:
         return not self.system.get_file_info(FileSelector(self.root, allow_not_found=True))
 
 
+LOOKS, LOOK_S = 10, 0.05
+
+
 @dataclass(frozen=True, slots=True)
 class Lake:
     """A place for the parts of many runs."""
@@ -160,10 +164,20 @@ class Lake:
         try:
             if not self.exists():
                 if not self.files.empty():
+                    if self._is_being_made():
+                        return
                     raise BundleError(f"{self.name} is not empty and no lake of torchwatt: give a new folder")
                 self.files.write(MARKER, _MARK.encode(), replace=False)
         except OSError as error:
             raise BundleError(f"cannot write the lake {self.name}: {error}") from error
+
+    def _is_being_made(self) -> bool:
+        """Wait a moment for another writer that has begun and not yet marked it; return whether it has now."""
+        for _ in range(LOOKS):
+            if self.exists():
+                return True
+            time.sleep(LOOK_S)
+        return False
 
     def exists(self) -> bool:
         """Return whether it is a lake.

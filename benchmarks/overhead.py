@@ -23,29 +23,12 @@ from dataclasses import dataclass
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 import torch
+from performance.models import Block, training, transformer
 from torch import nn
 
 import torchwatt as tw
 
 BOOTSTRAPS = 2_000
-
-
-class Block(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x):
-        y = self.norm1(x)
-        x = x + self.attention(y, y, y, need_weights=False)[0]
-        return x + self.mlp(self.norm2(x))
-
-
-def transformer():
-    model = nn.Sequential(nn.Embedding(256, 96), *(Block(96) for _ in range(6)), nn.Linear(96, 256))
-    return training(model, torch.randint(0, 256, (8, 64)))
 
 
 def cnn():
@@ -63,17 +46,6 @@ def inference():
     def step():
         with torch.no_grad():
             model(x)
-
-    return model, step
-
-
-def training(model, x):
-    optimizer = torch.optim.AdamW(model.parameters())
-
-    def step():
-        optimizer.zero_grad()
-        model(x).square().mean().backward()
-        optimizer.step()
 
     return model, step
 

@@ -60,7 +60,7 @@ def block(tool, model, step, steps):
 
 def pairs(tool, steps, pairs, modules=None):
     """Return blocks without and with the tool, neighbours by turns (ABBA)."""
-    model, step = chain(modules) if modules else transformer()
+    model, step = chain(modules) if modules else transformer(foreach=True)
     tool, plain = TOOLS[tool], TOOLS["bare"]
     block(plain, model, step, 5)
     block(tool, model, step, 3)
@@ -74,7 +74,7 @@ def pairs(tool, steps, pairs, modules=None):
 
 def edges(tool, modules=None):
     """Return what the tool's import, start and stop take and what memory it holds after two seconds of steps."""
-    model, step = chain(modules) if modules else transformer()
+    model, step = chain(modules) if modules else transformer(foreach=True)
     for _ in range(5):
         step()
     before, tool = memory_mib(), TOOLS[tool]
@@ -98,7 +98,7 @@ def edges(tool, modules=None):
 
 def growth(tool, seconds, pause_s=0.05):
     """Return the tree's memory each minute of a long run, and what its stop takes; steps are short and rare."""
-    model, step = transformer()
+    model, step = transformer(foreach=True)
     tool, found = TOOLS[tool], []
     began = time.monotonic()
     with tool.block(model) as handle:

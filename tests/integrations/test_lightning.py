@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.integrations.world import Busy, parts_j, truth_j
+from tests.integrations.world import Busy, assert_every_part_is_true, parts_j, truth_j
 from torchwatt.core.errors import ConfigError
 
 pl = pytest.importorskip("lightning.pytorch", reason="the callback is for Lightning's Trainer")
@@ -93,11 +93,7 @@ def test_every_part_is_what_the_machine_really_used(trained, world):
     run = trained[0].run
     kinds = [w.kind for w in run.report.windows]
     assert sorted(kinds) == ["checkpoint"] * 2 + ["epoch"] * 2 + ["evaluation"] * 3  # one is the sanity check
-    late_j = world.late_j(run.report)
-    for window in run.report.windows:
-        true_j = truth_j(world, window.start_ns, window.end_ns)
-        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=late_j), window
-    assert isclose(run.energy_j, truth_j(world, run.report.start_ns, run.report.end_ns), rel_tol=0.02)
+    assert_every_part_is_true(run, world)
 
 
 def test_a_step_is_one_of_the_optimizer_and_holds_no_validation(trained, world):

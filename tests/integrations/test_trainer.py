@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integrations.world import Busy, parts_j, truth_j
+from tests.integrations.world import Busy, assert_every_part_is_true, parts_j, truth_j
 from torchwatt.audit import verify
 from torchwatt.core.errors import ConfigError
 
@@ -96,11 +96,7 @@ def test_epochs_and_what_lies_outside_add_up_to_the_report_to_the_digit(trained)
 def test_every_part_is_what_the_machine_really_used(trained, world):
     run = trained[0].run
     assert {w.kind for w in run.report.windows} == {"epoch", "evaluation", "checkpoint"}
-    late_j = world.late_j(run.report)
-    for window in run.report.windows:
-        true_j = truth_j(world, window.start_ns, window.end_ns)
-        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=late_j), window
-    assert isclose(run.energy_j, truth_j(world, run.report.start_ns, run.report.end_ns), rel_tol=0.02)
+    assert_every_part_is_true(run, world)
 
 
 def test_a_step_is_one_of_the_optimizer_with_all_its_batches_and_no_evaluation(trained, world):

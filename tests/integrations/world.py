@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from itertools import pairwise
-from math import fsum
+from math import fsum, isclose
 
 import torch
 from torch import nn
 
+import torchwatt as tw
 from tests.support.powercap import FakePowercap
 
 STATIC_W, TRAIN_W, EVALUATE_W, DRAM_W = 20.0, 100.0, 60.0, 5.0
@@ -62,3 +63,12 @@ def parts_j(run):
     """Return the joules of the run as its windows and epochs have them, every part once."""
     table = run.epochs
     return fsum([*table.train_j, *table.evaluation_j, *table.checkpoint_j])
+
+
+def assert_every_part_is_true(run: tw.Run, world: World) -> None:
+    """Compare each window, and the whole run, with what the machine really used."""
+    late_j = world.late_j(run.report)
+    for window in run.report.windows:
+        true_j = truth_j(world, window.start_ns, window.end_ns)
+        assert isclose(window.energy_j, true_j, rel_tol=0.05, abs_tol=late_j), window
+    assert isclose(run.energy_j, truth_j(world, run.report.start_ns, run.report.end_ns), rel_tol=0.02)

@@ -37,21 +37,16 @@ from torchwatt.tracing.marks import Marks
 from torchwatt.tracing.steps import steps_between
 
 NO_STARTS = np.zeros(0, dtype=np.int64)
-
 MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
-
-
 NOTHING_LEFT = (OSError, MemoryError, RuntimeError)  # descriptors, memory, threads
+THRIFTY_BUDGET = 0.002  # of overhead: reading the process's clocks ten times a second costs about that part of a core
 
 
 def _silent(error: BaseException) -> Silent:
     silent = Silent(error)
     warnings.warn(f"torchwatt: {silent.reason}", RuntimeWarning, stacklevel=2)
     return silent
-
-
-THRIFTY_BUDGET = 0.002  # of overhead: reading the process's clocks ten times a second costs about that part of a core
 
 
 class Session:

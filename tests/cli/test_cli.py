@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,6 +128,18 @@ def test_mistakes_are_one_line_and_exit_code_2(args, words):
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_doctor_lets_no_escape_sequence_of_a_drivers_text_reach_the_terminal(monkeypatch, capsys):
+    from torchwatt.cli import doctor
+    from torchwatt.core.meter import Unavailable
+
+    told = SimpleNamespace(meters=(), unavailable=(Unavailable("gpu:0", "no \x1b[2J way"),), events=())
+    monkeypatch.setattr(doctor, "discover", lambda: told)
+    doctor.doctor()
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"no \x1b[2J way" in out
 
 
 def test_doctor_says_what_is_metered_what_is_not_and_how_to_fix_it(tmp_path):

@@ -41,6 +41,7 @@ def attribute(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
     from torchwatt.session.files import write_csv
     from torchwatt.session.offline import Files, run_offline
     from torchwatt.views import to_text
+    from torchwatt.views.summary import printable_lines
 
     out = out or sys.stdout
     if asked.out and not asked.power:
@@ -60,19 +61,12 @@ def attribute(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
         print(file=out)
     for joined in found.joined:
         for line in _lines(joined, times=found.report is None, everything=asked.all):
-            print(shown(line), file=out)
+            print(printable_lines(line), file=out)
     for event in found.events:
-        print(shown(f"  {event.severity}: {event.message}"), file=out)
+        print(printable_lines(f"  {event.severity}: {event.message}"), file=out)
     if asked.out and found.report is not None:
         print(f"Written: {write_csv(found.report, asked.out)}", file=out)
     return 0
-
-
-def shown(text: str) -> str:
-    """Write out what is not printable, line by line: names in a trace are anybody's, and this is a terminal."""
-    from torchwatt.views.summary import printable
-
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def _offset(text: str | None) -> float | Literal["fit"] | None:

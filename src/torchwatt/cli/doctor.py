@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from torchwatt.core.meter import Channel, Meter, Unavailable
 from torchwatt.sensors import discover
+from torchwatt.views.summary import printable_lines
 
 
 def doctor() -> int:
@@ -15,16 +16,16 @@ def doctor() -> int:
     meters = [m for m in found.meters if any(c.quantity != "gauge" for c in m.channels)]
     print("Metered here:")
     for meter in meters or ():
-        print("\n".join(_meter(meter)))
+        print(printable_lines("\n".join(_meter(meter))))
     if not meters:
         print("  nothing")
     print("\nNot metered:")
     for missing in found.unavailable:
-        print("\n".join(_missing(missing)))
+        print(printable_lines("\n".join(_missing(missing))))
     if not found.unavailable:
         print("  nothing is missing")
     for event in found.events:
-        print(f"\n{event.severity}: {event.code} {event.subject}: {event.message}")
+        print(printable_lines(f"\n{event.severity}: {event.code} {event.subject}: {event.message}"))
     print("\nPackages:")
     for name, module in (("torch", "torch"), ("IPython (for %%energy)", "IPython"), ("codecarbon", "codecarbon")):
         print(f"  {name}: {'found' if importlib.util.find_spec(module) else 'missing'}")

@@ -147,8 +147,8 @@ def run(argv: Sequence[str]) -> int:
     except (TorchwattError, Refused) as error:
         if asked.command == "run" and not isinstance(error, Refused):
             raise  # the script's own
-        from torchwatt.views.summary import printable
+        from torchwatt.views.summary import printable_lines
 
         said = str(error)[:LONGEST_ERROR]  # names in it come from files of anybody
-        print("torchwatt: " + "\n".join(map(printable, said.split("\n"))), file=sys.stderr)
+        print(f"torchwatt: {printable_lines(said)}", file=sys.stderr)
         return USAGE_ERROR

@@ -270,3 +270,8 @@ def when(report: Report, event: Event) -> str:
 def printable(text: str) -> str:
     """Make anybody's text one line of visible characters: no escape sequence reaches a terminal."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """Make anybody's text visible characters, its lines kept."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -78,6 +78,23 @@ def test_threads_of_a_script_belong_to_its_run(tmp_path):
     assert float(row["duration_s"]) > 1.1
 
 
+@pytest.mark.parametrize("kind", ["ThreadPoolExecutor", "ProcessPoolExecutor"])
+def test_a_pool_that_the_script_never_shuts_down_ends_with_it(tmp_path, kind):
+    text = f"""
+from concurrent.futures import {kind}
+import time
+
+pool = {kind}(2)
+print(pool.submit(abs, -7).result())
+late = pool.submit(time.sleep, 1.2)  # what was handed in is finished, as in plain Python
+"""
+    torchwatt("run", "-q", "--csv", tmp_path / "audit", script(tmp_path, text))
+    run = (tmp_path / "audit" / "run.csv").read_text().splitlines()
+    row = dict(zip(run[0].split(","), run[1].split(","), strict=False))
+    assert row["status"] == "complete"
+    assert 1.1 < float(row["duration_s"]) < 30
+
+
 def test_files_are_written_where_they_were_asked_for_even_if_the_script_moves(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     path = script(tmp_path, "import os; os.chdir('elsewhere')")

@@ -7,7 +7,7 @@ import io
 import runpy
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -36,7 +36,7 @@ def run_script(
     Raises:
         Refused: There is no such script, or it cannot be profiled as asked.
     """
-    run = None
+    run, before = None, set(threading.enumerate())
     try:
         with ExitStack() as stack:
             stack.enter_context(_as_main(script, args, module=module))
@@ -50,7 +50,7 @@ def run_script(
             try:
                 execute()
             finally:
-                _wait_for_threads()
+                _wait_for_threads(before)
     finally:
         if run is not None and not quiet:
             print(run, file=sys.stderr)
@@ -99,11 +99,24 @@ def _discard(_: object) -> None:
     """Return nothing."""
 
 
-def _wait_for_threads() -> None:
-    """Wait for the script's own threads, as the interpreter does at its end."""
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon and thread is not threading.current_thread():
+def _wait_for_threads(before: Collection[threading.Thread]) -> None:
+    """Wait for the threads that the script began, as the interpreter does at its end.
+
+    The workers of a pool that nobody shut down wait for work for ever: what `concurrent.futures` left with the
+    interpreter for its end tells them that no more comes. Each callback is taken off its list, so it runs once.
+    """
+    own = _begun_since(before)
+    at_end: list[Callable[[], object]] = getattr(threading, "_threading_atexits", [])
+    while own and at_end:
+        at_end.pop()()
+    while own:
+        for thread in own:
             thread.join()
+        own = _begun_since(before)  # a thread may have begun others
+
+
+def _begun_since(before: Collection[threading.Thread]) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread not in before]
 
 
 @contextmanager

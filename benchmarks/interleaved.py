@@ -39,7 +39,16 @@ def models():
     spec = importlib.util.spec_from_file_location("overhead", Path(__file__).with_name("overhead.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.MODELS
+    found = dict(module.MODELS)
+    if torch.cuda.is_available():
+        found["transformer on cuda"] = lambda: module.transformer_on("cuda", foreach=True)
+    return found
+
+
+def wait():
+    """Wait until the GPU, if there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 class Pausable:
@@ -93,9 +102,11 @@ class Pausable:
 def block(step, n, sampler_cpu_s):
     """Return CPU and wall seconds a step, the sampler's CPU time included in the former."""
     step()
+    wait()
     others_s, cpu_s, wall_s = sampler_cpu_s(), time.thread_time(), time.perf_counter()
     for _ in range(n):
         step()
+    wait()
     wall_s, cpu_s = time.perf_counter() - wall_s, time.thread_time() - cpu_s
     return (cpu_s + sampler_cpu_s() - others_s) / n, wall_s / n
 
@@ -148,7 +159,9 @@ def measure(name, make, budget, steps, n, *, control):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found = models()
-    parser.add_argument("--model", nargs="+", choices=list(found), default=list(found))
+    parser.add_argument(
+        "--model", nargs="+", choices=list(found), default=[name for name in found if " on " not in name]
+    )
     parser.add_argument("--budget", nargs="+", type=float, default=[0.01, 0.001])
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--block", type=int, default=4)

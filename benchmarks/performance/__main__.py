@@ -70,9 +70,8 @@ def steps(asked, env):
     found = {tool: [] for tool in asked.tool}
     for _ in range(rounds):
         for tool in random.sample(asked.tool, len(asked.tool)):
-            pairs = child(
-                "pairs", env, tool=tool, steps=asked.steps, pairs=asked.pairs // rounds, threads=asked.threads
-            )
+            options = {"steps": asked.steps, "pairs": asked.pairs // rounds, "threads": asked.threads}
+            pairs = child("pairs", env, tool=tool, device=asked.device, **options)
             found[tool] += pairs or []
     plain_ms = 1e3 * statistics.median(pair[0]["wall_s"] for pairs in found.values() for pair in pairs)
     print(f"{plain_ms:.1f} ms a bare step, {asked.pairs} pairs of {asked.steps} steps, {asked.threads} thread(s)")
@@ -177,6 +176,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--minutes", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="of the steps of table `steps`, such as cuda")
     asked = parser.parse_args()
     missing = [tool for tool in asked.tool if not TOOLS[tool].installed]
     asked.tool = [tool for tool in asked.tool if tool not in missing]

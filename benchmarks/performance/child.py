@@ -1,6 +1,7 @@
 """One measurement in a process of its own: `python child.py KIND JSON`, the answer is JSON on the last line."""
 
 import contextlib
+import functools
 import gc
 import io
 import json
@@ -10,7 +11,7 @@ import time
 
 import psutil
 import torch
-from models import chain, transformer
+from models import chain, transformer, transformer_on
 from tools import TOOLS
 
 ME = psutil.Process()
@@ -40,14 +41,22 @@ def memory_mib():
     return total / 2**20
 
 
+def wait(model):
+    """Wait until the device has done what it was given."""
+    if next(model.parameters()).is_cuda:
+        torch.cuda.synchronize()
+
+
 def block(tool, model, step, steps):
     """Run steps under a tool; return wall and thread CPU seconds a step, and the CPU of all else a second of wall."""
     gc.collect()
+    wait(model)
     with tool.block(model) as handle:
         marked = tool.per_step(handle, step)
         process, others, thread, wall = time.process_time(), children_cpu_s(), time.thread_time(), time.perf_counter()
         for _ in range(steps):
             marked()
+        wait(model)
         wall, thread = time.perf_counter() - wall, time.thread_time() - thread
         process, others = time.process_time() - process, children_cpu_s() - others
     return {
@@ -58,9 +67,10 @@ def block(tool, model, step, steps):
     }
 
 
-def pairs(tool, steps, pairs, modules=None):
+def pairs(tool, steps, pairs, modules=None, device="cpu"):
     """Return blocks without and with the tool, neighbours by turns (ABBA)."""
-    model, step = chain(modules) if modules else transformer(foreach=True)
+    make = transformer if device == "cpu" else functools.partial(transformer_on, device)
+    model, step = chain(modules) if modules else make(foreach=True)
     tool, plain = TOOLS[tool], TOOLS["bare"]
     block(plain, model, step, 5)
     block(tool, model, step, 3)

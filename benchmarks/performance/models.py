@@ -7,10 +7,10 @@ from torch import nn
 class Block(nn.Module):
     """A transformer's block."""
 
-    def __init__(self, width):
+    def __init__(self, width, heads=4):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x):
@@ -23,6 +23,13 @@ def transformer(**options):
     """Return a model of about 80 modules and its step, 20 to 50 ms on one core; options go to the optimizer."""
     model = nn.Sequential(nn.Embedding(256, 96), *(Block(96) for _ in range(6)), nn.Linear(96, 256))
     return training(model, torch.randint(0, 256, (8, 64)), **options)
+
+
+def transformer_on(device, **options):
+    """Return the same on another device, with layers wide enough to keep it busy for 20 to 50 ms a step."""
+    width, torch.backends.cuda.matmul.allow_tf32 = 1024, True
+    model = nn.Sequential(nn.Embedding(256, width), *(Block(width, 16) for _ in range(6)), nn.Linear(width, 256))
+    return training(model.to(device), torch.randint(0, 256, (24, 512), device=device), **options)
 
 
 def chain(modules):

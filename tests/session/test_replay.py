@@ -57,6 +57,23 @@ def test_the_model_and_the_random_numbers_stay_as_they_were():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_layer_that_ran_in_mixed_precision_is_looped_in_it():
+    seen = []
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    model[1].register_forward_hook(lambda *given: seen.append(given[2].dtype))
+
+    def call():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(torch.randn(2, 8))
+
+    works = capture(model, call)
+    for work in works:
+        for phase in ("forward", "backward"):
+            work.loop(phase)()
+    assert seen == [torch.bfloat16] * 3  # once in the call, once forward, once for the graph of backward
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_a_layer_without_gradients_has_no_backward():
     model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten())
     model[0].weight.requires_grad = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import ROOT, Phase, Slot
 from torchwatt.tracing.registry import walk
 
+Precision = tuple[tuple[str, torch.dtype], ...]  # (kind of device, type it computes in)
+
+_KINDS = ("cuda", "cpu")
 _PLAIN = (bool, int, float, str, tuple)
 
 
@@ -26,6 +29,7 @@ class Work:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     training: bool
+    precision: Precision
     fqns: list[str] = field(default_factory=list)
 
     def slots(self, phase: Phase) -> tuple[Slot, ...]:
@@ -39,7 +43,7 @@ class Work:
         user's model as it was.
         """
         module = copy.deepcopy(self.module).train(self.training)
-        return _forward(module, self.args, self.kwargs) if phase == "forward" else _backward(module, self)
+        return _forward(module, self) if phase == "forward" else _backward(module, self)
 
 
 def capture(model: nn.Module, call: Callable[[], Any]) -> tuple[Work, ...]:
@@ -59,10 +63,11 @@ def capture(model: nn.Module, call: Callable[[], Any]) -> tuple[Work, ...]:
             names.setdefault(module, plain or ROOT)
 
     def caught(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kind = (type(module), _settings(module), _shapes(module.state_dict()), _shapes((args, kwargs)))
+        precision = _precision()
+        kind = (type(module), _settings(module), _shapes(module.state_dict()), _shapes((args, kwargs)), precision)
         work = found.get(kind)
         if work is None:
-            work = found[kind] = Work(module, _copied(args), _copied(kwargs), module.training)
+            work = found[kind] = Work(module, _copied(args), _copied(kwargs), module.training, precision)
         if names[module] not in work.fqns:
             work.fqns.append(names[module])
 
@@ -78,10 +83,24 @@ def capture(model: nn.Module, call: Callable[[], Any]) -> tuple[Work, ...]:
     return tuple(found.values())
 
 
-def _forward(module: nn.Module, args: Any, kwargs: Any) -> Callable[[], None]:
+def _precision() -> Precision:
+    """Return which kinds of devices compute in mixed precision now, and in what type."""
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in _KINDS if torch.is_autocast_enabled(kind))
+
+
+@contextmanager
+def _in(precision: Precision) -> Iterator[None]:
+    """Compute as the layer did; casts are not kept from call to call, since a step casts its weights once as well."""
+    with ExitStack() as stack:
+        for kind, dtype in precision:
+            stack.enter_context(torch.autocast(kind, dtype=dtype))
+        yield
+
+
+def _forward(module: nn.Module, work: Work) -> Callable[[], None]:
     def run() -> None:
-        with torch.no_grad():
-            module(*args, **kwargs)
+        with torch.no_grad(), _in(work.precision):
+            module(*work.args, **work.kwargs)
 
     return run
 
@@ -97,7 +116,7 @@ def _backward(module: nn.Module, work: Work) -> Callable[[], None] | None:
         leaves.append(leaf)
         return leaf.clone()  # an in-place layer may write to the copy, never to a leaf
 
-    with torch.enable_grad():
+    with torch.enable_grad(), _in(work.precision):
         out = module(*_mapped(work.args, fresh), **_mapped(work.kwargs, fresh))
     outputs = [t for t in _tensors(out) if t.requires_grad]
     inputs = [t for t in (*leaves, *module.parameters()) if t.requires_grad]
@@ -119,7 +138,8 @@ def wait_for_devices() -> None:
 
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
-    with torch.random.fork_rng():
+    # Without devices named, torch counts GPUs by their driver, and fails where it cannot use them.
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_available() else ()):
         yield
 
 

@@ -1,6 +1,6 @@
-"""What a session costs a step on the CPU, in many processes at once, each on processors of its own; real NVML beside it.
+"""What a session costs a step on the CPU, in many processes at once, each on processors of its own; with real NVML.
 
-Each process errs by some per cent as a whole; the mean over processes, with its 90 % interval by Student's t, says more.
+Each process errs by some per cent as a whole; the mean of all, with its 90 % interval by Student's t, says more.
 """
 
 import os

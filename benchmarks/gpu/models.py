@@ -46,7 +46,7 @@ class Language(nn.Module):
 
 
 class Unlike(nn.Module):
-    """Layers of some milliseconds each whose watts differ by construction: products, copies, sums, waiting for memory."""
+    """Layers of some milliseconds each whose watts differ by construction: products, sums, waiting for memory."""
 
     def __init__(self, side=6144):
         super().__init__()

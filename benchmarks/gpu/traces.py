@@ -1,4 +1,4 @@
-"""Record what others would send in: torch.profiler traces (eager, compiled, CUDA graph) with a power log; attribute them.
+"""Record what others would send in: torch.profiler traces (eager, compiled, CUDA graph) and a power log; attribute it.
 
 Writes trace-*.json.gz and power.csv, in the form that `torchwatt attribute` takes.
 """
@@ -40,7 +40,7 @@ def recorded(out, name, step, steps=4, **options):
 
 
 def eager(out):
-    model, step = language("cuda", 8, 256, **SMALL)
+    _model, step = language("cuda", 8, 256, **SMALL)
     for _ in range(5):
         step()
     return recorded(out, "eager", step, with_stack=True, with_modules=True)
@@ -63,7 +63,7 @@ def graph(out):
                 model(x)
 
         first = recorded(out, "capture", capture, 1, with_stack=True, with_modules=True)
-        return first, recorded(out, "replay", lambda: captured.replay(), 4)
+        return first, recorded(out, "replay", captured.replay, 4)
 
 
 def compiled(out):
@@ -87,7 +87,7 @@ def attribute(*options):
 
 def powered(out):
     """One trace of many steps, with a power log that covers it."""
-    model, step = language("cuda", depth=3)
+    _model, step = language("cuda", depth=3)
     for _ in range(10):
         step()
     torch.cuda.synchronize()

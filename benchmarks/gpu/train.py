@@ -11,7 +11,7 @@ from models import language
 
 import torchwatt as tw
 
-SECONDS = 25.0
+SECONDS = 20.0
 
 
 def main():
@@ -35,6 +35,8 @@ def main():
         f"counter beside it: {joules:.2f} J in {seconds:.2f} s; the run: {gpu_j(run):.2f} J in {run.duration_s:.2f} s"
     )
     print({name: float((run.layers[run.layers["domain"] == "gpu:0"][name]).sum()) for name in ("energy_self_j",)})
+    steps = run.steps
+    print(f"steps as the host sees them: {steps.describe().to_string() if len(steps) else 'none'}")
     for event in run.report.events:
         print(f"  {event.severity} {event.code} {event.subject}: {event.message}")
     meter.write(out / "train-polls.csv.gz", meter.COLUMNS[:-1], log.rows)

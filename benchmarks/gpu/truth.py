@@ -1,6 +1,6 @@
 """Are the watts of layers right? Layers that draw unlike watts, in one run, against each looped alone.
 
-The truth of a layer is the driver's energy counter over a loop of seconds, divided by its calls: it knows nothing of our
+The truth of a layer is the driver's energy counter over a loop of seconds, by its calls: it knows nothing of our
 sensor model. What running alone changes (caches, clocks, temperature) is in the difference as well.
 """
 
@@ -15,7 +15,7 @@ from models import Unlike
 
 import torchwatt as tw
 
-LOOP_S, SETTLE_S, RUN_S = 2.0, 0.6, 30.0
+LOOP_S, SETTLE_S, RUN_S = 1.5, 0.5, 25.0
 
 
 def loop(call, seconds):

@@ -23,6 +23,7 @@ from torchwatt.tracing.devices.exchange import (
 )
 from torchwatt.tracing.devices.names import device_names
 from torchwatt.tracing.devices.spread import spread
+from torchwatt.tracing.devices.stamps import Busy
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.traces.live import Live
 
@@ -154,42 +155,74 @@ def activity(records, covered, fqn="a"):
     return Activity("gpu:0", slots, zeros, table[:, 0], table[:, 1], zeros, zeros > 0, ("k",), zeros, (covered,))
 
 
-def test_an_unseen_step_is_the_nearest_window_stretched():
+def host_steps(*bounds):
+    return [Busy(start, end, 1, bound=False) for start, end in bounds]
+
+
+def rows_of(found):
+    return sorted(zip(found.start_ns.tolist(), found.end_ns.tolist(), found.filled.tolist(), strict=True))
+
+
+def test_an_unseen_step_does_the_nearest_window_s_work_with_other_pauses():
     window = activity([(110, 120), (130, 150)], (100, 200))
-    found = spread([window], [(0, 50), (100, 190), (300, 500)], str.upper)
-    rows = sorted(zip(found.start_ns.tolist(), found.end_ns.tolist(), found.filled.tolist(), strict=True))
-    assert rows == [
-        (5, 10, True),
-        (15, 25, True),
+    found = spread([window], host_steps((0, 50), (100, 190), (300, 500)), str.upper)
+    # 30 of work in 50 and in 200: the pauses of 70 become 20 and 170.
+    assert rows_of(found) == [
+        (3, 13, True),
+        (16, 36, True),
         (110, 120, False),
         (130, 150, False),
-        (320, 340, True),
-        (360, 400, True),
+        (324, 334, True),
+        (359, 379, True),
     ]
     assert found.slots == (Slot("A", "forward"),)
     assert found.covered == ((0, 50), (100, 200), (300, 500))
 
 
+def test_a_device_with_work_in_its_queue_makes_no_pause():
+    window = activity([(110, 120), (130, 150)], (100, 200))
+    found = spread([window], [*host_steps((100, 190)), Busy(300, 330, 1, bound=True)], str)
+    assert rows_of(found)[2:] == [(300, 310, True), (310, 330, True)]
+
+
+def test_steps_that_are_put_together_do_as_much_work_as_they_are():
+    window = activity([(110, 120), (130, 150)], (100, 200))
+    found = spread([window], [*host_steps((100, 190)), Busy(1000, 1400, 4, bound=False)], str)
+    assert sum(end - start for start, end, filled in rows_of(found) if filled) == 120
+
+
+def union(records):
+    total, free = 0, 0
+    for start, end in sorted(records):
+        total += max(end - max(start, free), 0)
+        free = max(free, end)
+    return total
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)).map(sorted), max_size=6),
-    st.lists(st.integers(1, 50), min_size=1, max_size=30),
-    st.integers(1, 5),
+    st.lists(st.tuples(st.integers(1, 500), st.booleans()), min_size=1, max_size=12),
 )
-def test_filled_records_stay_inside_their_steps_and_keep_their_share(records, lengths, least):
+def test_filled_records_stay_inside_their_steps_and_do_the_window_s_work(records, lengths):
     window = activity([(a + 1000, b + 1000) for a, b in records], (1000, 1100))
     steps, t = [], 2000
-    for length in lengths:
-        steps.append((t, t + length))
+    for length, bound in lengths:
+        steps.append(Busy(t, t + length, 1, bound))
         t += length
-    found = spread([window], steps, str, least)
-    filled = found.filled
-    assert np.all(found.start_ns[filled] >= 2000)
-    assert np.all(found.end_ns[filled] <= t)
-    busy = sum(b - a for a, b in records) / 100 * sum(lengths)
-    copies = -(-len(lengths) // least)
-    total = int((found.end_ns - found.start_ns)[filled].sum())
-    assert abs(total - busy) <= len(records) * copies  # one ns of rounding a record
+    found = spread([window], steps, str)
+    work = union(records)
+    for step in steps:
+        inside = [
+            (start, end)
+            for start, end, filled in rows_of(found)
+            if filled and step.start_ns <= start and end <= step.end_ns and start < end
+        ]
+        length = step.end_ns - step.start_ns
+        expected = length if step.bound and work else min(work, length)
+        assert abs(union(inside) - expected) <= 2 * len(records) + 1  # rounding to a nanosecond
+    assert np.all((found.start_ns >= 2000) | ~found.filled)
+    assert np.all((found.end_ns <= t) | ~found.filled)
 
 
 def test_what_passes_to_the_worker_and_back_is_the_same(tmp_path):

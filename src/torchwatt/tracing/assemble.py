@@ -249,8 +249,7 @@ class _Assembly:
         def name_of(key: int) -> str:
             return self.names.of(key) if key > 0 else self.scope_names.get(key, UNATTRIBUTED)
 
-        bounds = [(begin, end) for begin, end, _ in steps]
-        return view.devices.activities(bounds, name_of, last=view.is_last, now_ns=view.end_ns)
+        return view.devices.activities(steps, name_of, last=view.is_last, now_ns=view.end_ns)
 
     def _notes(self, book: BackwardBook) -> list[Event]:
         end = self.view.end_ns

@@ -123,7 +123,9 @@ class Tracer:
         if torch.cuda.is_available():
             from torchwatt.tracing.devices.watch import Watch
 
-            hub.watch_devices(Watch(self._clock_ns, hub.note, self._device_meters))
+            devices = Watch(self._clock_ns, hub.note, self._device_meters)
+            devices.warm_up()
+            hub.watch_devices(devices)
 
     def resume(self) -> None:
         """Say that what ran since the last step, an evaluation or a checkpoint, is no part of the next one."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,22 @@ import torch
 from torchwatt.tracing.kineto import CLOCK_STEP_NS, quiet
 
 RECORDED_EVENT_NS = 1_100  # TRACING.md, 2.1
+
+
+_advised = False
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep what torch tells whoever profiles first in a process (2.11: set acc_events) from a user who never asked."""
+    global _advised  # noqa: PLW0603 - torch says it once a process
+    if _advised:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    _advised = True
 
 
 class Recorder:
@@ -39,7 +57,7 @@ class Recorder:
     def prepare(self) -> None:
         """Warm up: what follows attaches to the devices already."""
         began = self._clock_ns()
-        with quiet():
+        with quiet(), _without_advice():
             self._profiler.prepare_trace()
         self.cost_ns += self._clock_ns() - began
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from torchwatt.core.activity import Activity
-from torchwatt.core.meter import IntArray
+from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.terms import Slot
+from torchwatt.tracing.devices.stamps import Busy
 
 MAX_FILLED = 500_000  # records; beyond, one copy of a window stands for several steps
 
@@ -17,62 +18,99 @@ Interval = tuple[int, int]
 
 
 def spread(
-    windows: Sequence[Activity], steps: Sequence[Interval], rename: Callable[[str], str], least: int = 1
+    windows: Sequence[Activity], steps: Sequence[Busy], rename: Callable[[str], str], least: int = 1
 ) -> Activity:
     """Put a device's windows together and fill the steps in which it was not watched.
 
     Args:
         windows: Of one device, each with one `covered` interval: whole steps, the device idle before and after.
-        steps: All steps of the loop, sorted, apart.
+        steps: All steps of the loop on the device, sorted, apart.
         rename: From the names that the windows carry to those of the report.
         least: One copy of a window stands for at least so many steps: as many as were recorded in it.
     """
     windows = sorted(windows, key=lambda window: window.covered[0])
     seen = [window.covered[0] for window in windows]
-    unseen = [step for step in steps if not any(step[0] < end and start < step[1] for start, end in seen)]
+    unseen = [step for step in steps if not any(step.start_ns < end and start < step.end_ns for start, end in seen)]
     nearest = _nearest(seen, unseen)
+    counts = [_steps_in(interval, steps) for interval in seen]
     sizes = np.array([len(window) for window in windows], dtype=np.int64)
     each = max(-(-int(sizes[nearest].sum()) // MAX_FILLED), least) if unseen else 1
     parts = [(window, _table(window), False) for window in windows]
     for first in range(0, len(unseen), each):
-        group = unseen[first : first + each]
+        group = _joined(unseen[first : first + each])
         window = windows[nearest[first]]
-        parts.append((window, _laid(window, _joined(group)), True))
-    return _together(windows, parts, rename, [*seen, *unseen], steps, each)
+        parts.append((window, _laid(window, group, group.steps / counts[nearest[first]]), True))
+    covered = [*seen, *((step.start_ns, step.end_ns) for step in unseen)]
+    together = _together(windows, parts, rename)
+    return replace(
+        together,
+        covered=tuple(sorted(covered)),
+        steps=tuple((step.start_ns, step.end_ns) for step in steps),
+        notes=tuple(_notes(windows, len(unseen), each)),
+    )
 
 
-def _nearest(seen: Sequence[Interval], unseen: Sequence[Interval]) -> IntArray:
+def _steps_in(window: Interval, steps: Sequence[Busy]) -> int:
+    """Return how many steps were recorded in a window: those whose middle lies in it."""
+    start, end = window
+    return max(sum(step.steps for step in steps if start <= (step.start_ns + step.end_ns) // 2 < end), 1)
+
+
+def _nearest(seen: Sequence[Interval], unseen: Sequence[Busy]) -> IntArray:
     middle = np.array([start + end for start, end in seen], dtype=np.int64)
-    wanted = np.array([start + end for start, end in unseen], dtype=np.int64)
+    wanted = np.array([step.start_ns + step.end_ns for step in unseen], dtype=np.int64)
     right = np.clip(np.searchsorted(middle, wanted), 0, len(middle) - 1)
     left = np.maximum(right - 1, 0)
     nearest: IntArray = np.where(np.abs(middle[left] - wanted) <= np.abs(middle[right] - wanted), left, right)
     return nearest
 
 
-def _joined(group: Sequence[Interval]) -> Interval:
-    return group[0][0], group[-1][1]
+def _joined(group: Sequence[Busy]) -> Busy:
+    steps = sum(step.steps for step in group)
+    bound = sum(step.bound for step in group) * 2 > len(group)
+    return Busy(group[0].start_ns, group[-1].end_ns, steps, bound)
 
 
 def _table(window: Activity) -> IntArray:
     return np.column_stack((window.start_ns, window.end_ns))
 
 
-def _laid(window: Activity, step: Interval) -> IntArray:
-    """Stretch a window over a step: order, overlap and shares stay."""
+def _laid(window: Activity, group: Busy, times: float) -> IntArray:
+    """Lay a window over steps: order, overlap and shares stay.
+
+    What the device does takes as long there as in the window, and only its pauses, in which it waits for the host, are
+    longer or shorter. They are left out where it had work in its queue, and where the steps are too short for them.
+
+    Args:
+        window: Its work lies in `covered`, whose length counts the recorder's own time as well.
+        group: The steps.
+        times: How many times the window's steps they are.
+    """
     start, end = window.covered[0]
-    scale = (step[1] - step[0]) / max(end - start, 1)
-    laid: IntArray = np.floor((_table(window) - start) * scale + 0.5).astype(np.int64) + step[0]
-    return np.clip(laid, step[0], step[1])
+    table = np.clip(_table(window) - start, 0, end - start)
+    edges, busy = _busy(table)
+    length, pause = group.end_ns - group.start_ns, end - start - busy[-1]
+    pace = length / max(busy[-1], 1)
+    if not group.bound and pause > 0:
+        pace = min(times, pace)
+    slack = (length - pace * busy[-1]) / pause if pause > 0 else 0.0
+    worked = np.interp(table, edges, busy)
+    laid: IntArray = np.floor(worked * pace + (table - worked) * slack + 0.5).astype(np.int64) + group.start_ns
+    return np.clip(laid, group.start_ns, group.end_ns)
+
+
+def _busy(table: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return instants, and how long until then any record ran; the last is all of it."""
+    edges = np.unique(np.append(table, 0)).astype(np.float64)
+    starts, ends = np.sort(table[:, 0]), np.sort(table[:, 1])
+    running = np.searchsorted(starts, edges, side="right") > np.searchsorted(ends, edges, side="right")
+    return edges, np.concatenate(([0.0], np.cumsum(np.diff(edges) * running[:-1])))
 
 
 def _together(
     windows: Sequence[Activity],
     parts: Sequence[tuple[Activity, IntArray, bool]],
     rename: Callable[[str], str],
-    covered: Sequence[Interval],
-    steps: Sequence[Interval],
-    each: int,
 ) -> Activity:
     slots: dict[Slot, int] = {}
     words: dict[str, int] = {}
@@ -94,9 +132,6 @@ def _together(
         filled=filled.astype(np.bool_),
         signatures=tuple(words) or ("",),
         signature=np.concatenate([word_maps[id(window)][window.signature] for window, *_ in parts]),
-        covered=tuple(sorted(covered)),
-        steps=tuple(steps),
-        notes=tuple(_notes(windows, len(covered) - len(windows), each)),
     )
 
 

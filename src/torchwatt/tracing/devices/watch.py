@@ -11,14 +11,16 @@ import numpy as np
 import torch
 
 from torchwatt.core.activity import Activity
-from torchwatt.core.meter import Event, Severity
+from torchwatt.core.meter import Event, FloatArray, IntArray, Severity
 from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, Slot
 from torchwatt.tracing import kineto
 from torchwatt.tracing.conductor import Conductor
 from torchwatt.tracing.devices.jobs import Jobs
 from torchwatt.tracing.devices.names import device_names
 from torchwatt.tracing.devices.recorder import Recorder
-from torchwatt.tracing.devices.spread import Interval, spread
+from torchwatt.tracing.devices.spread import spread
+from torchwatt.tracing.devices.stamped import Clocks
+from torchwatt.tracing.devices.stamps import on_device
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.pacing import Pacer
 from torchwatt.tracing.rows import (
@@ -34,12 +36,16 @@ from torchwatt.tracing.rows import (
 )
 from torchwatt.tracing.traces.live import Live
 
+Step = tuple[int, int, int]  # start_ns, end_ns, how many
+
 KIND = "device window"
 SHORT_STEP_NS = 30_000_000  # shorter steps are recorded several at a time
 SHORT_STEPS = 3
 KEY_MARK = "#"  # before the key of a module whose name is not known yet
 
 Note = Callable[[Severity, str, str], None]
+
+_warm = False
 
 
 class Watch:
@@ -66,7 +72,8 @@ class Watch:
         activity = torch.profiler.ProfilerActivity
         self._activities = [activity.CPU] if forced else [activity.CPU, activity.CUDA]
         self._synchronize: Callable[[], None] = (lambda: None) if forced else torch.cuda.synchronize
-        self._names = {} if forced else device_names(torch.cuda, meters)
+        self._forced, self._meters = forced, meters
+        self._clocks = None if forced else Clocks(clock_ns)
         self._jobs = Jobs()
         self._pacer = Pacer(clock_ns())
         self._recorder: Recorder | None = None
@@ -85,11 +92,31 @@ class Watch:
         """Say whether the step that a thread begins is recorded, so that its modules must be logged."""
         return self.recording and log is self._log
 
-    def step_ended(self, log: Log, conductor: Conductor) -> None:
-        """Go on: to be called at the end of every step of a thread, before the next one is decided on."""
-        if self._broken or (self._log is not None and log is not self._log):
+    def warm_up(self) -> None:
+        """Record nothing once in a process, where a device is in use: the first time may take seconds."""
+        global _warm  # noqa: PLW0603 - it is libkineto and CUPTI that are warm, and they are the process's
+        if _warm or not self._in_use() or kineto.user_is_profiling():
             return
         try:
+            recorder = Recorder(self._clock_ns, self._synchronize, self._activities)
+            recorder.prepare()
+            recorder.start()
+            recorder.stop()
+            _warm = True
+        except Exception as error:
+            self._give_up(error)
+
+    def _in_use(self) -> bool:
+        """Say whether the program works on a device: looking at it closer would else set it up."""
+        return self._forced or bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+    def step_ended(self, log: Log, conductor: Conductor) -> None:
+        """Go on: to be called at the end of every step of a thread, before the next one is decided on."""
+        if self._broken or (self._log is not None and log is not self._log) or not self._in_use():
+            return
+        try:
+            if self._clocks is not None:
+                self._clocks.step_ended(conductor.budget, log.stride.step_ns)
             if self.recording:
                 self._left -= 1
                 if self._left <= 0:
@@ -163,9 +190,12 @@ class Watch:
         self._recorder = self._log = None
 
     def activities(
-        self, steps: Sequence[Interval], name_of: Callable[[int], str], *, last: bool, now_ns: int
+        self, steps: Sequence[Step], name_of: Callable[[int], str], *, last: bool, now_ns: int
     ) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
-        """Return what each device did, as far as it is known by now; at the `last` time, wait for the worker."""
+        """Return what each device did, as far as it is known by now; at the `last` time, wait for the worker.
+
+        `steps` are the host's: start_ns, end_ns and how many.
+        """
         self._jobs.finish() if last else self._jobs.look()
         by_device: dict[str, list[Activity]] = {}
         for window in self._jobs.windows:
@@ -175,10 +205,17 @@ class Watch:
         def rename(fqn: str) -> str:
             return name_of(int(fqn[1:])) if fqn.startswith(KEY_MARK) and fqn[1:].lstrip("-").isdigit() else fqn
 
-        found = [spread(windows, steps, rename, self._most_steps) for _, windows in sorted(by_device.items())]
-        named = tuple(replace(activity, device=self._names.get(activity.device, activity.device)) for activity in found)
+        found = []
+        for device, windows in sorted(by_device.items()):
+            done = on_device(steps, *self._stamps(device), now_ns)
+            found.append(spread(windows, done, rename, self._most_steps))
+        names = device_names(torch.cuda, self._meters) if found and not self._forced else {}
+        named = tuple(replace(activity, device=names.get(activity.device, activity.device)) for activity in found)
         events = tuple(Event(now_ns, "warning", "WINDOW_LOST", "run", text) for text in self._jobs.failures)
         return named, events
+
+    def _stamps(self, device: str) -> tuple[IntArray, FloatArray]:
+        return (np.zeros(0, dtype=np.int64), np.zeros(0)) if self._clocks is None else self._clocks.known(device)
 
     def close(self) -> None:
         """Leave nothing behind: no process, no file."""

@@ -1,4 +1,4 @@
-"""What a session costs a step on the CPU, in many processes at once, each on processors of its own; with real NVML.
+"""What a session costs a step on the CPU, in many processes at once, each on processors of its own.
 
 Each process errs by some per cent as a whole; the mean of all, with its 90 % interval by Student's t, says more.
 """
@@ -19,8 +19,11 @@ def main():
     every = sorted(os.sched_getaffinity(0))
     groups = [every[i : i + PROCESSORS] for i in range(0, len(every) - PROCESSORS + 1, PROCESSORS)]
     command = [sys.executable, SCRIPT, "--model", "transformer", "--steps", *(sys.argv[2:] or ["400"])]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # a program of the CPU alone
     jobs = [
-        subprocess.Popen(["taskset", "-c", ",".join(map(str, group)), *command], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            ["taskset", "-c", ",".join(map(str, group)), *command], stdout=subprocess.PIPE, text=True, env=hidden
+        )
         for group in groups
     ]
     texts = [job.communicate()[0] for job in jobs]

@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import torchwatt as tw
 from tests.support.bundles import offline_report, rich_report
 from tests.support.reports import HOSTILE, bare_report, named_report
 from torchwatt.audit import read_bundle, verify, write_bundle
+from torchwatt.core.meter import Channel, Meter, Recording, series
+from torchwatt.core.terms import Domain
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -148,3 +152,49 @@ def test_the_package_names_every_file_with_its_hash(tmp_path):
         assert resource["bytes"] == (bundle / resource["path"]).stat().st_size
     (sample,) = (resource for resource in package["resources"] if resource["name"] == "sample")
     assert sample["type"] == "file"
+
+
+class Slow:
+    """A measured counter that publishes every 300 ms, read every 20 ms, beside a model of load."""
+
+    PERIOD_NS, TICK_NS = 300_000_000, 20_000_000
+
+    def __init__(self):
+        counter = Channel(Domain("gpu", 0), "energy", "counter", "J", 1.0, self.TICK_NS, "nvml_energy_counter")
+        model = Channel(Domain("cpu"), "power", "power", "W", 1.0, self.TICK_NS, "tdp_model")
+        self.meters = (
+            Meter(counter.domain, (counter,), "measured", "device", "slow"),
+            Meter(model.domain, (model,), "modelled", "process", "model"),
+        )
+        self.unavailable = ()
+
+    def start(self):
+        self.begun_ns = time.monotonic_ns()
+
+    def mark(self):
+        pass
+
+    linger = mark
+
+    def snapshot(self, since_ns=0):
+        ticks = range(self.begun_ns, time.monotonic_ns(), self.TICK_NS)
+        counter, model = (meter.channels[0] for meter in self.meters)
+        published = [(t, (t - self.begun_ns) // self.PERIOD_NS * 0.3 * 500.0) for t in ticks]
+        return Recording(self.meters, (series(counter, published), series(model, [(t, 10.0) for t in ticks])))
+
+    peek = snapshot
+
+    def stop(self):
+        time.sleep(0.05)
+        return self.snapshot()
+
+
+def test_a_step_in_which_a_counter_did_not_move_is_unknown_and_no_finding(tmp_path):
+    with tw.profile(feed=Slow(), baseline_s=0, layers="off", csv=tmp_path / "bundle") as run:
+        for _ in range(40):
+            time.sleep(0.02)
+            run.step()
+    steps = [row for row in read_bundle(tmp_path / "bundle")["window"] if row["kind"] == "step"]
+    assert len(steps) == 40
+    assert any(row["energy_j"] is None for row in steps)
+    assert verify(tmp_path / "bundle").ok, verify(tmp_path / "bundle")

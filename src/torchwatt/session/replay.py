@@ -18,6 +18,7 @@ from torchwatt.core.replay import ReplayedPower
 from torchwatt.core.terms import Phase
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Feed, Sampler, discover
+from torchwatt.tracing import wait_for_devices
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,8 +113,6 @@ def _run(job: _Job, timing: Timing) -> None:
 
 def _loop_for(once: Callable[[], None], seconds: float) -> int:
     """Repeat for some time and return how often; devices are waited for, else the queue would grow."""
-    from torchwatt.tracing.capture import wait_for_devices
-
     end_ns = time.monotonic_ns() + round(seconds * NS_PER_S)
     loops = 0
     while time.monotonic_ns() < end_ns:

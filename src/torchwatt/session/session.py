@@ -31,7 +31,7 @@ from torchwatt.session.late import Late
 from torchwatt.session.options import Options
 from torchwatt.session.settle import Bounds, Outcome, settle, window_of
 from torchwatt.session.software import new_run_id
-from torchwatt.tracing import Tracer
+from torchwatt.tracing import Tracer, wait_for_devices
 from torchwatt.tracing.dither import Dither
 from torchwatt.tracing.marks import Marks
 from torchwatt.tracing.steps import steps_between
@@ -102,6 +102,7 @@ class Session:
                 self._member.begin(feed.meters)
                 self.asked = self._member.journalled(self.asked)
             self._journal = open_journal(self.asked, self.run_id, feed, self._sensors, self._events)
+            wait_for_devices()  # what was queued before is no work of this run
             if self._outer is None:
                 feed = self._started(feed)
                 self._rest(feed)
@@ -212,6 +213,7 @@ class Session:
             self._events.append(Event(time.monotonic_ns(), "info", "DITHERED", "run", self._dither.told()))
 
     def _last_look(self) -> int:
+        wait_for_devices()
         try:
             self.feed.mark()
         except Exception as error:

@@ -2,5 +2,6 @@
 
 from torchwatt.tracing.scope import Scope, scope
 from torchwatt.tracing.tracer import Tracer
+from torchwatt.tracing.waiting import wait_for_devices
 
-__all__ = ["Scope", "Tracer", "scope"]
+__all__ = ["Scope", "Tracer", "scope", "wait_for_devices"]

@@ -126,6 +126,8 @@ class _Assembly:
         arrays: dict[str, Any] = self.columns.arrays()
         steps = self._steps()
         activities, lost = self._activities(steps)
+        if self.view.devices is not None:
+            steps = self.view.devices.done(steps, self.view.end_ns)
         return Trace(
             slots=tuple(self.columns.slots),
             **arrays,

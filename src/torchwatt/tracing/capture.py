@@ -130,12 +130,6 @@ def _backward(module: nn.Module, work: Work) -> Callable[[], None] | None:
     return run
 
 
-def wait_for_devices() -> None:
-    """Return when all queued device work is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
     # Without devices named, torch counts GPUs by their driver, and fails where it cannot use them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +10,7 @@ from torchwatt.audit.lexical import LARGEST_NUMBER
 from torchwatt.audit.schema import TABLE_BY_NAME, Value
 from torchwatt.audit.verification.cells import Piece, out_of_bounds, pieces
 from torchwatt.audit.verification.derived import same
-from torchwatt.audit.verification.facts import Facts, number
+from torchwatt.audit.verification.facts import Facts, WindowFact, number
 from torchwatt.audit.verification.finding import Findings
 
 SAMPLE = TABLE_BY_NAME["sample"]
@@ -170,6 +170,15 @@ class SampleLaws:
         quiet = any(lo < end_ns and hi > start_ns for lo, hi in self.silences.get(device, ()))
         return first_ns <= start_ns and end_ns <= last_ns and not quiet
 
+    def _measured(self, device: str, window: WindowFact) -> bool:
+        """Return whether a device says something of a step: it was there throughout, and its meter moved.
+
+        Else the step's joules are unknown.
+        """
+        modelled = self.facts.devices[device]["provenance"] == "modelled"
+        moved = modelled or device not in self.steps.at or self.steps.energy_j(window.row, (device,)) > 0
+        return moved and self._saw(device, window.start_ns, window.end_ns)
+
     def _steps(self) -> None:
         counted = self.facts.counted
         if not counted or not set(counted) <= set(self.ends):
@@ -182,8 +191,8 @@ class SampleLaws:
             known = all(first < window.end_ns and last > window.start_ns for first, last, _, _ in spans)
             expected = self.steps.energy_j(window.row, counted) if known else None
             found = window.energy_j
-            if found is None and not all(self._saw(name, window.start_ns, window.end_ns) for name in counted):
-                continue  # a meter that was away for a part of a step leaves its joules unknown
+            if found is None and not all(self._measured(name, window) for name in counted):
+                continue
             if (expected is None) != (found is None) or (
                 expected is not None and found is not None and not same(expected, found, rel=CURVE_REL, scale=total_j)
             ):
@@ -232,7 +241,6 @@ class _Steps:
             self.now[edge] = energy_j
         self.at[device] = self.now
 
-    def energy_j(self, row: int, devices: dict[str, object] | object) -> float:
+    def energy_j(self, row: int, devices: Iterable[str]) -> float:
         start, end = self.rows[row]
-        names = cast("dict[str, object]", devices)
-        return sum(self.at[name][end] - self.at[name][start] for name in names)
+        return sum(self.at[name][end] - self.at[name][start] for name in devices)

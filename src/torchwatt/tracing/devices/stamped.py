@@ -41,6 +41,10 @@ class Clocks:
         budget.pay("fixed", cost_ns)
         self._rest = ceil(cost_ns / max(STAMP_SHARE * budget.share * step_ns, 1.0)) - 1 if step_ns else 0
 
+    def only(self) -> tuple[IntArray, FloatArray] | None:
+        """Return `known` of the one device that was used; None if there are more, or none."""
+        return self.known(f"gpu:{next(iter(self._stamps))}") if len(self._stamps) == 1 else None
+
     def known(self, device: str) -> tuple[IntArray, FloatArray]:
         """Return the host's ends of steps and how far behind the device "gpu:<torch's number>" was, in ns."""
         index = int(device.partition(":")[2]) if device.partition(":")[2].isdigit() else -1

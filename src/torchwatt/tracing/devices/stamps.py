@@ -20,6 +20,7 @@ MOST_PENDING = 256  # events that have not passed; then steps go without
 MOST_STAMPS = 20_000  # beyond, every second one is dropped
 ANCHOR_EVERY_NS = 5_000_000_000  # clocks drift by some parts in a million, and evenly
 BOUND_NS = 100_000  # less than this behind the host is within the error of the clocks
+JOINED_NS = 1_000_000  # between two steps the host is seldom away for less to do something else on the device
 ANCHOR_PATIENCE_NS = 200_000  # an anchor that did not pass at once says nothing
 
 
@@ -123,7 +124,8 @@ def _line(x: FloatArray, known_x: FloatArray, known_y: FloatArray) -> FloatArray
 def on_device(steps: Sequence[tuple[int, int, int]], host_ns: IntArray, lag_ns: FloatArray, now_ns: int) -> list[Busy]:
     """Return when a device did each of the host's steps, in order.
 
-    It begins when the host does, or when it is done with what came before. It ends at the step's own stamp, or, where
+    It begins when the host does, or when it is done with what came before, or at the end of what came just before: a
+    reading whose window lies across two steps is watched all the time. It ends at the step's own stamp, or, where
     that was left out, as long after the host as at the stamps around.
 
     Args:
@@ -142,9 +144,9 @@ def on_device(steps: Sequence[tuple[int, int, int]], host_ns: IntArray, lag_ns: 
     stamped = host_ns + lag_ns.astype(np.int64)
     done = np.where(there, stamped[np.minimum(own, len(host_ns) - 1)], behind)
     done = np.minimum(np.maximum.accumulate(done), now_ns) if len(done) else done
-    found, free_ns = [], 0
+    found, free_ns = [], -JOINED_NS
     for (start, end, n), end_ns in zip(steps, done.tolist(), strict=True):
-        begin = max(start, free_ns)
+        begin = free_ns if start - free_ns < JOINED_NS else start
         free_ns = max(end_ns, begin, min(end, now_ns))
         found.append(Busy(begin, free_ns, n, bound=begin - start > BOUND_NS))
     return found

@@ -35,6 +35,7 @@ from torchwatt.tracing.rows import (
     START,
 )
 from torchwatt.tracing.traces.live import Live
+from torchwatt.tracing.waiting import wait_for_devices
 
 Step = tuple[int, int, int]  # start_ns, end_ns, how many
 
@@ -71,7 +72,7 @@ class Watch:
         self._clock_ns, self._note, self._edit = clock_ns, note, edit
         activity = torch.profiler.ProfilerActivity
         self._activities = [activity.CPU] if forced else [activity.CPU, activity.CUDA]
-        self._synchronize: Callable[[], None] = (lambda: None) if forced else torch.cuda.synchronize
+        self._synchronize: Callable[[], None] = (lambda: None) if forced else wait_for_devices
         self._forced, self._meters = forced, meters
         self._clocks = None if forced else Clocks(clock_ns)
         self._jobs = Jobs()
@@ -213,6 +214,14 @@ class Watch:
         named = tuple(replace(activity, device=names.get(activity.device, activity.device)) for activity in found)
         events = tuple(Event(now_ns, "warning", "WINDOW_LOST", "run", text) for text in self._jobs.failures)
         return named, events
+
+    def done(self, steps: Sequence[Step], now_ns: int) -> list[Step]:
+        """Return when the program's one device did the host's steps; several devices have no time in common."""
+        only = self._clocks.only() if self._clocks is not None else None
+        if only is None:
+            return list(steps)
+        done = on_device(steps, *only, now_ns)
+        return [(busy.start_ns, busy.end_ns, busy.steps) for busy in done if busy.end_ns > busy.start_ns]
 
     def _stamps(self, device: str) -> tuple[IntArray, FloatArray]:
         return (np.zeros(0, dtype=np.int64), np.zeros(0)) if self._clocks is None else self._clocks.known(device)

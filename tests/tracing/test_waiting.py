@@ -1,0 +1,63 @@
+"""What a block has queued on devices is its own work: both of its ends wait for them, and set up none."""
+
+import subprocess
+import sys
+
+import torch
+
+import torchwatt as tw
+from torchwatt.tracing.waiting import wait_for_devices
+
+
+def used(monkeypatch, *, contexts, fails=False):
+    """Let torch say which devices have a context; return the list of those that were waited for."""
+    waited = []
+
+    def synchronize(index=None):
+        waited.append(index)
+        if fails:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(contexts))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: index in contexts, raising=False)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    return waited
+
+
+def test_only_devices_in_use_are_waited_for(monkeypatch):
+    waited = used(monkeypatch, contexts={0, 2})
+    wait_for_devices()
+    assert waited == [0, 2]
+
+
+def test_a_program_without_devices_waits_for_none_and_sets_up_none(monkeypatch):
+    waited = used(monkeypatch, contexts=set())
+    wait_for_devices()
+    assert waited == []
+
+
+def test_a_session_waits_at_both_ends_and_its_windows_as_well(monkeypatch):
+    waited = used(monkeypatch, contexts={1})
+    with tw.profile(layers="off", baseline_s=0):
+        at_start = len(waited)
+        with tw.profile(layers="off"):
+            inside = len(waited)
+        outside = len(waited)
+    assert (at_start, inside, outside, len(waited)) == (1, 2, 3, 4)
+
+
+def test_a_device_that_has_failed_is_the_programs_to_hear_of(monkeypatch):
+    waited = used(monkeypatch, contexts={0}, fails=True)
+    with tw.profile(layers="off", baseline_s=0) as run:
+        pass
+    assert waited
+    assert run.status == "complete"
+
+
+def test_waiting_loads_no_torch():
+    code = (
+        "import sys; from torchwatt.tracing import wait_for_devices; wait_for_devices(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from functools import partial
 from pathlib import Path
 
 from torchwatt.audit import SampleFormat, Seal, write_bundle
@@ -10,11 +12,27 @@ from torchwatt.audit.store import Store
 from torchwatt.core.errors import BundleError
 from torchwatt.core.report import Report
 from torchwatt.disk.private import new_file, private_folder
+from torchwatt.session.options import Options
 from torchwatt.views import to_html_page
 
 # A project's chain and key are named once and hold for every way to write a bundle: notebook, command line, Python.
 CHAIN = "TORCHWATT_CHAIN"
 KEY = "TORCHWATT_SIGN_KEY"
+
+
+def write_all(report: Report, asked: Options) -> bool:
+    """Write what a session was asked for; whether all of it was. What fails is a warning, and the rest is written."""
+    whole = True
+    keep = partial(keep_run, project=asked.project)
+    for target, write in ((asked.csv, write_csv), (asked.html, write_html), (asked.keep, keep)):
+        if target is None:
+            continue
+        try:
+            write(report, target)
+        except Exception as error:  # a full disk must not take the user's exception's place
+            whole = False
+            warnings.warn(f"torchwatt could not write {target}: {error}", RuntimeWarning, stacklevel=2)
+    return whole
 
 
 def write_csv(

@@ -8,7 +8,6 @@ import threading
 import time
 import warnings
 from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -19,9 +18,9 @@ from torchwatt.core.meter import Event, Recording
 from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
-from torchwatt.sensors import Feed, Sampler, discover
-from torchwatt.sensors.silent import Silent
+from torchwatt.sensors import Feed
 from torchwatt.session import active, listeners
+from torchwatt.session.feeding import found_feed, rest, started
 from torchwatt.session.jobs.member import Member, member_of
 from torchwatt.session.journal.opening import open_journal
 from torchwatt.session.journal.told import State, Stop
@@ -39,14 +38,6 @@ from torchwatt.tracing.steps import steps_between
 NO_STARTS = np.zeros(0, dtype=np.int64)
 MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
-NOTHING_LEFT = (OSError, MemoryError, RuntimeError)  # descriptors, memory, threads
-THRIFTY_BUDGET = 0.002  # of overhead: reading the process's clocks ten times a second costs about that part of a core
-
-
-def _silent(error: BaseException) -> Silent:
-    silent = Silent(error)
-    warnings.warn(f"torchwatt: {silent.reason}", RuntimeWarning, stacklevel=2)
-    return silent
 
 
 class Session:
@@ -94,7 +85,7 @@ class Session:
                 self.run_id, self._model, root=self.asked.job, wanted=self.asked.files, wait_s=self.asked.job_wait_s
             )
         self._model = None
-        feed = self._outer.feed if self._outer is not None else self._own_feed()
+        feed = self._outer.feed if self._outer is not None else found_feed(self.asked, self._member)
         try:
             self._sensors, events = calibrated_sensors(feed.meters)
             self._events += events
@@ -104,8 +95,10 @@ class Session:
             self._journal = open_journal(self.asked, self.run_id, feed, self._sensors, self._events)
             wait_for_devices()  # what was queued before is no work of this run
             if self._outer is None:
-                feed = self._started(feed)
-                self._rest(feed)
+                if self._journal is not None:
+                    self._journal.lend(feed)
+                feed = started(feed, given=feed is self.asked.feed)
+                rest(feed, self.asked.baseline_s)
             if self._tracer is not None:
                 facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
                 self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
@@ -199,7 +192,7 @@ class Session:
             self._outer.windows.append(window_of(self.report))
         late.run(lambda: listeners.ended(self, recording))
         late.run(lambda: self._end_job(self.report, recording, trace))
-        written = late.run(lambda: self._write_files(self._of_record()))
+        written = late.run(self._write_files)
         if journal is not None:
             whole = written and not any(event.code in LOSSES for event in self._events)
             late.run(lambda: journal.ended(whole=whole))
@@ -297,54 +290,12 @@ class Session:
             return self.report
         return (self.job_report or self.report) if self._member.leads_files else None
 
-    def _write_files(self, report: Report | None) -> bool:
+    def _write_files(self) -> bool:
         """Write what was asked for; whether all of it was."""
-        from torchwatt.session.files import keep_run, write_csv, write_html
+        from torchwatt.session.files import write_all
 
-        if report is None:
-            return False
-        whole = True
-        keep = partial(keep_run, project=self.asked.project)
-        writers = ((self.asked.csv, write_csv), (self.asked.html, write_html), (self.asked.keep, keep))
-        for target, write in writers:
-            if target is None:
-                continue
-            try:
-                write(report, target)
-            except Exception as error:  # a full disk must not take the user's exception's place
-                whole = False
-                warnings.warn(f"torchwatt could not write {target}: {error}", RuntimeWarning, stacklevel=2)
-        return whole
-
-    def _own_feed(self) -> Feed:
-        """Find the meters."""
-        if self.asked.feed is not None:
-            return self.asked.feed
-        try:
-            found = discover(powercap_root=self.asked.powercap_root)
-            thrifty = self.asked.overhead_budget <= THRIFTY_BUDGET
-            return Sampler(found if self._member is None else self._member.discovered(found), thrifty=thrifty)
-        except NOTHING_LEFT as error:
-            return _silent(error)
-
-    def _started(self, feed: Feed) -> Feed:
-        """Start the meters; a machine without descriptors, memory or threads left costs the joules, not the program."""
-        if self._journal is not None:
-            self._journal.lend(feed)
-        try:
-            feed.start()
-        except NOTHING_LEFT as error:
-            if feed is self.asked.feed:
-                raise
-            with contextlib.suppress(Exception):
-                feed.stop()
-            return _silent(error)
-        return feed
-
-    def _rest(self, feed: Feed) -> None:
-        """Sample a quiet moment: static power is known then, and slow meters have answered once before the run."""
-        if any(channel.quantity != "gauge" for meter in feed.meters for channel in meter.channels):
-            time.sleep(self.asked.baseline_s)
+        report = self._of_record()
+        return report is not None and write_all(report, self.asked)
 
     def _undo(self, feed: Feed) -> None:
         with contextlib.suppress(Exception):

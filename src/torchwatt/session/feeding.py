@@ -1,0 +1,52 @@
+"""The meters of a session: found, started, given a quiet moment. A machine that has nothing left costs only joules."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+
+from torchwatt.sensors import Feed, Sampler, discover
+from torchwatt.sensors.silent import Silent
+from torchwatt.session.jobs.member import Member
+from torchwatt.session.options import Options
+
+NOTHING_LEFT = (OSError, MemoryError, RuntimeError)  # descriptors, memory, threads
+THRIFTY_BUDGET = 0.002  # of overhead: reading the process's clocks ten times a second costs about that part of a core
+
+
+def found_feed(asked: Options, member: Member | None) -> Feed:
+    """Return the meters that were given, else those that are found here; in a job, those of this rank."""
+    if asked.feed is not None:
+        return asked.feed
+    try:
+        found = discover(powercap_root=asked.powercap_root)
+        thrifty = asked.overhead_budget <= THRIFTY_BUDGET
+        return Sampler(found if member is None else member.discovered(found), thrifty=thrifty)
+    except NOTHING_LEFT as error:
+        return _silent(error)
+
+
+def started(feed: Feed, *, given: bool) -> Feed:
+    """Start the meters; without descriptors, memory or threads they are silent, unless the user gave them."""
+    try:
+        feed.start()
+    except NOTHING_LEFT as error:
+        if given:
+            raise
+        with contextlib.suppress(Exception):
+            feed.stop()
+        return _silent(error)
+    return feed
+
+
+def rest(feed: Feed, seconds: float) -> None:
+    """Sample a quiet moment: static power is known then, and slow meters have answered once before the run."""
+    if any(channel.quantity != "gauge" for meter in feed.meters for channel in meter.channels):
+        time.sleep(seconds)
+
+
+def _silent(error: BaseException) -> Silent:
+    silent = Silent(error)
+    warnings.warn(f"torchwatt: {silent.reason}", RuntimeWarning, stacklevel=2)
+    return silent

@@ -22,6 +22,7 @@ from torchwatt.tracing.devices.exchange import (
     write_ranges,
 )
 from torchwatt.tracing.devices.names import device_names
+from torchwatt.tracing.devices.recorder import Recorder
 from torchwatt.tracing.devices.spread import spread
 from torchwatt.tracing.devices.stamps import Busy
 from torchwatt.tracing.devices.watch import Watch
@@ -254,6 +255,24 @@ def test_devices_are_known_by_their_uuid_whatever_their_number():
         "gpu:1": "gpu:0",
         "gpu:2": "gpu:2 (no meter)",
     }
+
+
+def test_waiting_for_a_device_that_works_is_no_cost():
+    now = [1]
+
+    def clock_ns():
+        now[0] += 1_000
+        return now[0]
+
+    def synchronize():
+        now[0] += 10**9
+
+    recorder = Recorder(clock_ns, synchronize, [torch.profiler.ProfilerActivity.CPU])
+    recorder.prepare()
+    recorder.start()
+    recorder.stop()
+    assert 0 < recorder.cost_ns < 10**6
+    assert recorder.end_ns - recorder.start_ns > 10**9
 
 
 @pytest.mark.alone  # a share of the time

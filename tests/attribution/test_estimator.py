@@ -165,7 +165,7 @@ def test_operations_and_bytes_help_where_power_follows_them():
 
 def test_a_calibrated_kernel_is_used_as_it_is(minute):
     model = SensorModel(Kernel(0.025), 0.1, 0.3, "a square wave of 300 pulses")
-    found = score(minute, Known(sensors={"gpu:0": model}))
+    found = score(minute, Known(sensors={"gpu:0/power": model}))
     assert "calibrated: a square wave of 300 pulses" in found.ledger.sentence
     assert found.fitted
 

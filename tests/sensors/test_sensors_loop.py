@@ -232,3 +232,62 @@ def test_a_counter_with_news_at_every_look_is_looked_at_half_as_often(monkeypatc
     assert ring.word(PERIOD_NS) == period_ms * MS
     assert ring.word(READS) == pytest.approx(END_NS / (period_ms * MS), rel=0.15)
     assert ring.word(MISSED) == 0
+
+
+def follow(world, *, gap_ns=20 * MS):
+    """Let the world's reader answer as a driver with a ring of samples does."""
+    world.told_ns = world.now_ns
+
+    def take(key):
+        world.now_ns += MS // 10
+        due = range(world.told_ns + gap_ns, world.now_ns + 1, gap_ns)
+        world.told_ns = due[-1] if due else world.told_ns
+        return [(t_ns, float(t_ns)) for t_ns in due]
+
+    world.take = take
+    world.loop._taps[0].read_ns = 1000 * MS
+    world.loop.follows = True
+    return world.board.rings[0]
+
+
+def test_a_drivers_ring_is_read_once_a_second_and_once_more_at_the_end(monkeypatch):
+    looks = []
+    world = World(monkeypatch, lambda w, key: 1.0, period_ns=20 * MS)
+    ring = follow(world)
+    take = world.take
+    world.take = lambda key: looks.append(world.now_ns) or take(key)
+    assert world.run() == []
+    t_ns, raw, late_ns = gather._columns(ring, 0)
+    assert list(t_ns) == list(raw) == list(range(world.start_ns + 20 * MS, world.now_ns + 1, 20 * MS))
+    assert world.now_ns - t_ns[-1] < 20 * MS  # the last second is there
+    assert not late_ns.any()
+    assert len(looks) == pytest.approx(END_NS / (1000 * MS), abs=3)
+    world.loop.finish()  # a second end changes nothing
+    assert ring.word(READS) == len(t_ns)
+
+
+def test_a_full_ring_of_a_drivers_samples_is_thinned_and_stays_even(monkeypatch):
+    world = World(monkeypatch, lambda w, key: 1.0, period_ns=20 * MS, capacity=200)
+    ring = follow(world)
+    assert "SAMPLER_THINNED" in world.run()
+    t_ns = gather._columns(ring, 0)[0]
+    period_ns = ring.word(PERIOD_NS)
+    assert period_ns == 80 * MS
+    assert (t_ns[1:] - t_ns[:-1] == period_ns).sum() >= len(t_ns) - 3  # all but where it became thinner
+    assert world.now_ns - t_ns[-1] < period_ns + 20 * MS
+
+
+def test_a_drivers_ring_that_fails_is_retried_and_no_other_channel_waits(monkeypatch):
+    world = World(monkeypatch, lambda w, key: 1.0, keys=("gpu:0/power_fine", "gpu:0/power"), period_ns=20 * MS)
+    ring = follow(world)
+    take = world.take
+
+    def fails(key):
+        if 3000 * MS < world.now_ns < 6000 * MS:
+            raise SensorError("gpu:0/power_fine: lost", code="SENSOR_LOST")
+        return take(key)
+
+    world.take = fails
+    assert world.run() == ["SENSOR_LOST", "SENSOR_BACK"]
+    assert world.board.rings[1].word(READS) == pytest.approx(END_NS / (20 * MS), abs=5)
+    assert ring.word(FAILING_NS) == 0

@@ -28,7 +28,7 @@ def burn(duration_ns):
     return start_ns, time.monotonic_ns()
 
 found = calibrate("gpu:0", seconds={seconds}, burn=burn)
-print(json.dumps({{"key": found.key, "model": found.model.to_json(), "readings": found.readings}}))
+print(json.dumps([{{"key": one.key, "model": one.model.to_json()}} for one in (found, found.fine)]))
 """
 
 
@@ -59,15 +59,28 @@ def calibrations(simnvml, tmp_path_factory):
 @pytest.mark.parametrize("looks", SENSORS)
 def test_the_window_and_the_period_of_a_sensor_are_found_and_kept(calibrations, looks):
     window_ms, period_ms = SENSORS[looks]
-    found, kept = calibrations[looks]
+    (found, fine), kept = calibrations[looks]
     model = found["model"]
     assert model["period_s"] == pytest.approx(period_ms / 1e3, abs=2e-4)
     # A low-pass may stand for a part of a boxcar: what counts is the age of the answer, half the window plus tau.
     age_s = model["kernel"]["window_s"] / 2 + model["kernel"]["tau_s"] + model["kernel"]["lag_s"]
     assert age_s == pytest.approx(window_ms / 2e3, abs=2e-3)
     assert model["rms_w"] < 5.0
-    assert kept["sensors"] == {found["key"]: model}
+    assert kept["sensors"] == {found["key"]: model, fine["key"]: fine["model"]}
     assert found["key"].endswith("/nvml_power_instant")
+
+
+@pytest.mark.simhw
+@pytest.mark.slow
+@pytest.mark.alone  # milliseconds
+def test_the_drivers_own_samples_are_calibrated_by_the_same_load(calibrations):
+    (_, fine), _ = calibrations["a quarter of the time"]
+    model = fine["model"]
+    assert fine["key"].endswith("/nvml_power_samples")
+    assert model["period_s"] == pytest.approx(0.020, abs=2e-4)
+    age_s = model["kernel"]["window_s"] / 2 + model["kernel"]["tau_s"] + model["kernel"]["lag_s"]
+    assert age_s == pytest.approx(0.010, abs=2e-3)  # the simulated ring holds means of 20 ms
+    assert model["rms_w"] < 5.0
 
 
 def test_a_device_that_is_not_there_is_named_with_the_reason():

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
 from torchwatt.attribution.kernel import Kernel, SensorModel
 from torchwatt.attribution.known import NOTHING
 from torchwatt.core.meter import Channel, Meter
 from torchwatt.core.replay import ReplayedPower
-from torchwatt.core.terms import Domain, Slot
+from torchwatt.core.terms import POWER_SAMPLES, Domain, Slot
 from torchwatt.core.trace import EMPTY_TRACE, Span, trace_from_spans
 from torchwatt.sensors.calibrations import calibration_key, calibrations_file, save_calibration
 from torchwatt.session.known import calibrated_sensors, known_of
@@ -19,7 +21,15 @@ def test_a_calibration_that_was_kept_is_used_for_its_device(tmp_path, monkeypatc
     monkeypatch.setenv("TORCHWATT_CALIBRATIONS", str(tmp_path))
     assert calibrated_sensors([METER]) == ({}, [])
     save_calibration(calibrations_file(), calibration_key(METER, POWER.sensor), MODEL.to_json())
-    assert calibrated_sensors([METER]) == ({"gpu:0": MODEL}, [])
+    assert calibrated_sensors([METER]) == ({"gpu:0/power": MODEL}, [])
+
+
+def test_the_drivers_own_samples_have_a_calibration_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHWATT_CALIBRATIONS", str(tmp_path))
+    fine = replace(POWER, name="power_fine", sensor=POWER_SAMPLES)
+    save_calibration(calibrations_file(), calibration_key(METER, POWER_SAMPLES), MODEL.to_json())
+    both = replace(METER, channels=(POWER, fine))
+    assert calibrated_sensors([both]) == ({"gpu:0/power_fine": MODEL}, [])
 
 
 def test_a_damaged_calibration_is_said_and_costs_no_run(tmp_path, monkeypatch):

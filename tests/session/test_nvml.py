@@ -43,7 +43,7 @@ def test_two_gpus_in_bursts_are_metered_within_one_percent(simnvml, run_sim):
     found = profiled(run_sim, scenario, 8.0)
     for gpu in (0, 1):
         assert found["energy_j"][f"gpu:{gpu}"] == pytest.approx(truth_j(scenario, gpu, found), rel=0.01)
-        assert found["sensors"][f"gpu:{gpu}"] == ["nvml_energy_counter", "nvml_power_instant"]
+        assert found["sensors"][f"gpu:{gpu}"] == ["nvml_energy_counter", "nvml_power_instant", "nvml_power_samples"]
         assert found["method"][f"gpu:{gpu}"] == "counter"
     assert found["status"] == "complete"
 
@@ -52,7 +52,10 @@ def test_without_a_counter_power_is_integrated_and_labelled(simnvml, run_sim):
     scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(180), energy="none", noise_w=2.0)
     found = profiled(run_sim, scenario, 2.0)
     assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.01)
-    assert (found["method"]["gpu:0"], found["sensors"]["gpu:0"]) == ("power_integral", ["nvml_power_instant"])
+    assert (found["method"]["gpu:0"], found["sensors"]["gpu:0"]) == (
+        "power_integral",
+        ["nvml_power_instant", "nvml_power_samples"],
+    )
 
 
 def test_a_lost_gpu_keeps_what_was_measured_and_says_when_it_ended(simnvml, run_sim):

@@ -73,7 +73,7 @@ def fit_device(
     Args:
         activity: Clipped to `parts`.
         parts: The covered stretches of the run, (n, 2) instants.
-        power: Polls of the power sensor, those before the run included.
+        power: Polls of the power sensor, or the driver's own samples; those before the run included.
         family: The sensor's family by the device's name, where known.
         known: Calibrations, idle watts, replays, work.
     """
@@ -87,7 +87,7 @@ def fit_device(
         return replace(result, reason="no work on the device")
     watched = _watched(activity, columns, seen, parts, idle_w, known)
     kernel, why = nominal(known.families.get(activity.device, family), power.channel.sensor, seen.period_s)
-    sensor = known.sensors.get(activity.device)
+    sensor = known.sensors.get(power.channel.key)
     replays = replayed(known.replays.get(activity.device, ()), columns)
     marks_s = _marks(activity, watched)
     result = replace(

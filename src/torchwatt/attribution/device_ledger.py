@@ -11,12 +11,12 @@ from torchwatt.attribution.curves import Metered
 from torchwatt.attribution.device_books import DeviceBooks, device_books, entries
 from torchwatt.attribution.kernel import family_of
 from torchwatt.attribution.known import Known
-from torchwatt.attribution.power import later, usable
+from torchwatt.attribution.readings import finest
 from torchwatt.attribution.sentence import how_known
 from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Entry, Ledger
-from torchwatt.core.meter import Event, Recording, Series
+from torchwatt.core.meter import Event, Recording
 from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
@@ -29,28 +29,20 @@ def device_ledger(
     books = None
     name = str(found.meter.domain)
     activity = next((a for a in trace.activities if a.device == name and len(a)), None)
+    told: list[Event] = []
     if activity is not None:
-        family = family_of(found.meter.model)
-        books = device_books(curve, activity, _power(found, recording), family, known)
+        powers = [recording.get(c.key) for c in found.meter.channels if c.quantity == "power"]
+        power, why = finest([one for one in powers if one is not None], curve.start_ns, curve.end_ns)
+        if why:
+            message = f"layers were fitted to polled power, not to the driver's own samples: {why}"
+            told = [Event(curve.start_ns, "info", "RING_UNUSED", name, message)]
+        books = device_books(curve, activity, power, family_of(found.meter.model), known)
     if books is None or activity is None:
         ledger = replace(blank, energy_j=curve.total_j, entries=(_whole(found, curve, blank.static_w),))
         return replace(ledger, sentence=how_known(found, ledger, None)), _no_device_timeline(found, curve, trace)
     rows = entries(books, blank.static_w, _calls(trace, curve))
     ledger = replace(blank, energy_j=curve.total_j, entries=rows)
-    return replace(ledger, sentence=how_known(found, ledger, books)), _events(found, curve, activity, books)
-
-
-def _power(found: Metered, recording: Recording) -> Series | None:
-    """Return the polls of the power sensor; of several, the one whose window is shortest."""
-    polls = [recording.get(c.key) for c in found.meter.channels if c.quantity == "power"]
-    there = [usable(series) for series in polls if series is not None]
-    there.sort(key=lambda series: series.channel.sensor != "nvml_power_instant")
-    there = [series for series in there if len(series) >= 2]
-    if not there:
-        return None
-    first = there[0]
-    keep = later(first.t_ns)
-    return Series(first.channel, first.t_ns[keep], first.raw[keep], first.late_ns[keep])
+    return replace(ledger, sentence=how_known(found, ledger, books)), told + _events(found, curve, activity, books)
 
 
 def _calls(trace: Trace, curve: EnergyCurve) -> dict[Slot, int]:

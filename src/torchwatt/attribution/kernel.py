@@ -13,6 +13,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.terms import POWER_SAMPLES
 
 # Shorter windows are not told apart from an instant, and a window of zero has no mean.
 MIN_WINDOW_S = 5e-4
@@ -86,6 +87,8 @@ FAMILIES: Mapping[str, Kernel] = {
     "volta": Kernel(0.010),
     "pascal": Kernel(0.010),
 }
+# Of the driver's own samples: an H100 80GB HBM3 (driver 580.159), tests/attribution/recordings/h100.
+RINGS: Mapping[str, Kernel] = {"h100": Kernel(0.006, 0.0135)}
 _MODELS = (
     ("h100", ("H100", "H200", "H800", "GH200")),
     ("a100", ("A100", "A800", "A30")),
@@ -111,7 +114,7 @@ def nominal(family: str | None, sensor: str, period_s: float) -> tuple[Kernel, s
 
     Args:
         family: One of FAMILIES, or None.
-        sensor: The channel's sensor: nvml_power_instant, nvml_power_average, nvml_power.
+        sensor: The channel's sensor: nvml_power_instant, nvml_power_average, nvml_power, nvml_power_samples.
         period_s: The publication period found in the polls; an unknown sensor is taken to average all of it.
     """
     if family is not None and family not in FAMILIES:
@@ -120,6 +123,10 @@ def nominal(family: str | None, sensor: str, period_s: float) -> tuple[Kernel, s
         return ONE_SECOND, "the field is a one-second average"
     if sensor == "nvml_power" and family is not None and family not in _INSTANT_DRAW:
         return ONE_SECOND, f"power.draw of {family} is a one-second average"
+    if sensor == POWER_SAMPLES:
+        ring = RINGS.get(family or "")
+        told = f"nominal for the ring of {family}" if ring else "unknown ring, taken to average its whole period"
+        return ring or Kernel(period_s), told
     if family is None:
         return Kernel(period_s), "unknown sensor, taken to average its whole period"
     return FAMILIES[family], f"nominal for {family}"

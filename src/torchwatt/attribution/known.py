@@ -29,7 +29,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """By domain name, such as "gpu:0": calibrated sensors, sensor families, idle watts, replays.
+    """By domain name, such as "gpu:0": sensor families, idle watts, replays. Calibrated sensors by channel key.
 
     `work` gives operations and bytes: of one record where the key is a signature, of the whole run where it is a slot.
     """

@@ -14,6 +14,7 @@ MIN_CHANGES = 12
 # A grid that this share of the brackets admits, to within TOLERANCE_S, is the sensor's clock.
 ADMITTED = 0.9
 TOLERANCE_S = 3e-4
+STAMP_SD_S = 1e-3  # of instants that a driver wrote beside its own samples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +22,7 @@ class Publications:
     """Readings as the sensor published them, in seconds since `origin_ns`.
 
     `locked` says whether one period explains the polls; else a reading is dated half-way between two polls.
+    `stamped` ones were dated by the driver: nothing had to be found.
     """
 
     origin_ns: int
@@ -29,6 +31,7 @@ class Publications:
     period_s: float
     locked: bool
     timing_sd_s: float
+    stamped: bool = False
 
     def __len__(self) -> int:
         return len(self.at_s)
@@ -58,7 +61,7 @@ def publications(power: Series) -> Publications | None:
     """Find the publications behind polls; None where the value hardly ever changes.
 
     Args:
-        power: Polls in time order, repeated values included.
+        power: Polls in time order, repeated values included; or a driver's own samples.
     """
     if len(power) < 2:
         return None
@@ -67,6 +70,8 @@ def publications(power: Series) -> Publications | None:
     changed = np.flatnonzero(np.diff(power_w) != 0) + 1
     if len(changed) < MIN_CHANGES:
         return None
+    if power.channel.stamped:
+        return _stamped(int(power.t_ns[0]), t_s, power_w)
     brackets = _Brackets(t_s[changed - 1], t_s[changed] + _resolution_s(power.t_ns))
     origin_ns = int(power.t_ns[0])
     grid = lock(brackets)
@@ -82,6 +87,12 @@ def publications(power: Series) -> Publications | None:
         locked=False,
         timing_sd_s=sd_s,
     )
+
+
+def _stamped(origin_ns: int, t_s: FloatArray, power_w: FloatArray) -> Publications:
+    """Take the driver's own samples as they are, repeated values too; they may come 10 ms early or late of a grid."""
+    period_s = float(np.median(np.diff(t_s)))
+    return Publications(origin_ns, t_s, power_w, period_s, locked=True, timing_sd_s=STAMP_SD_S, stamped=True)
 
 
 def _resolution_s(t_ns: IntArray) -> float:

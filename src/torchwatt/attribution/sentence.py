@@ -59,6 +59,8 @@ def _sensor(books: DeviceBooks) -> list[str]:
         return []
     grid = "locked to the polls" if seen.locked else "not periodic, dated between two polls"
     parts = [f"published every {seen.period_s * 1e3:.5g} ms ({grid})"]
+    if seen.stamped:
+        parts = [f"read from the driver's ring every {seen.period_s * 1e3:.3g} ms"]
     if kernel is not None:
         age_s = kernel.kernel.lag_s + kernel.kernel.window_s / 2 + kernel.kernel.tau_s
         parts.append(f"each the mean of a {kernel.kernel}, {age_s * 1e3:.3g} ms old ({kernel.why})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torchwatt.sensors.calibrations import calibrations_file
-from torchwatt.session.calibrate import calibrate
+from torchwatt.session.calibrate import Calibration, calibrate
 
 
 def calibrate_device(device: str, seconds: float) -> int:
@@ -11,10 +11,16 @@ def calibrate_device(device: str, seconds: float) -> int:
     path = calibrations_file()
     print(f"Driving {device} with an uneven square wave for {seconds:g} s; nothing else should run on it.")
     found = calibrate(device, seconds=seconds, path=path)
+    for one in (found, found.fine):
+        if one is not None:
+            _print(one)
+    print(f"Kept in {path} for this card, driver and field.")
+    return 0
+
+
+def _print(found: Calibration) -> None:
     model = found.model
     print(f"{found.meter.domain}  {found.meter.model}: {found.channel.sensor}")
     print(f"  publishes every {model.period_s * 1e3:.3f} ms")
     print(f"  each reading: {model.kernel}, {model.kernel.lag_s * 1e3:+.2f} ms late")
-    print(f"  leaves {model.rms_w:.2f} W rms of {found.readings} polls unexplained")
-    print(f"Kept in {path} for this card, driver and field.")
-    return 0
+    print(f"  leaves {model.rms_w:.2f} W rms of {found.readings} readings unexplained")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from torchwatt.core.terms import Domain, Provenance
+from torchwatt.core.terms import POWER_SAMPLES, Domain, Provenance
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -46,18 +46,23 @@ class Channel:
     """
 
     domain: Domain
-    name: str  # "energy", "power", or a gauge: "utilization", "memory", "temperature", "process_cpu", ...
+    name: str  # "energy", "power", "power_fine", or a gauge: "utilization", "memory", "temperature", "process_cpu", ...
     quantity: Quantity
     unit: str  # UCUM: "J", "W", "1", "By", "Cel", "s"
     scale: float
     period_ns: int
-    sensor: str  # AUDIT vocabulary: nvml_energy_counter, nvml_power_instant, nvml_power, rapl, tdp_model, replay
+    sensor: str  # AUDIT vocabulary: nvml_energy_counter, nvml_power_instant, nvml_power, rapl, tdp_model, replay, ...
     modulus: int | None = None
 
     @property
     def key(self) -> str:
         """Name the channel uniquely within a recording: `gpu:0/energy`."""
         return f"{self.domain}/{self.name}"
+
+    @property
+    def stamped(self) -> bool:
+        """Tell whether the driver took and dated the readings itself: `t_ns` is then its own instant, not a look's."""
+        return self.sensor == POWER_SAMPLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ class Series:
     """Readings of one channel in time order.
 
     `t_ns` is the monotonic clock half-way through each read, `raw` the sensor's own unit (integers below
-    2**53 are exact), `late_ns` how long the read took.
+    2**53 are exact), `late_ns` how long the read took (0 where the driver dated the reading itself).
     """
 
     channel: Channel

@@ -26,6 +26,9 @@ ORPHAN = "(orphan)"  # device work that was launched before the trace began
 NO_RANK = "(no rank)"  # joules of a job's machine that none of its ranks used
 RESERVED = (IDLE, UNATTRIBUTED, OUTSIDE, ORPHAN, OPTIMIZER, DATA, TRANSFER, COMMUNICATION, NO_RANK)
 
+# The sensor of a channel whose readings a driver took and dated itself, in a ring that is read now and then.
+POWER_SAMPLES = "nvml_power_samples"
+
 
 def weakest(*inputs: Provenance) -> Provenance:
     """Return the least known of several provenances."""

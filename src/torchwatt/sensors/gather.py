@@ -97,10 +97,13 @@ def _text(same: Sequence[Note]) -> str:
 
 
 def silent(series: Sequence[Series], rings: Mapping[str, Ring], notes: Sequence[Note]) -> tuple[Unavailable, ...]:
-    """Return the domains whose counters and powers have all failed and not come back, and why."""
+    """Return the domains whose counters and powers have all failed and not come back, and why.
+
+    A driver's ring of samples does not count: totals never come from it.
+    """
     answering: set[str] = set()
     failed: dict[str, str] = {}
-    for one in (s for s in series if s.channel.quantity != "gauge"):
+    for one in (s for s in series if s.channel.quantity != "gauge" and not s.channel.stamped):
         domain, since_ns = str(one.channel.domain), rings[one.channel.key].word(FAILING_NS)
         if since_ns and not (len(one) and one.t_ns[-1] > since_ns):
             failed.setdefault(domain, one.channel.key)

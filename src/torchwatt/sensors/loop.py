@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torchwatt.core.errors import SensorError
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.board import Board
-from torchwatt.sensors.readers import Reader, open_reader
-from torchwatt.sensors.ring import FAILING_NS, MISSED, PERIOD_NS, Ring
+from torchwatt.sensors.readers import Reader, SamplesReader, open_reader
+from torchwatt.sensors.ring import FAILING_NS, MISSED, PERIOD_NS, THINNED, Ring
 
 # A reading falls anywhere within +-40 % of a period around its grid point: unjittered polls alias with a
 # 100 ms sensor (ATTRIBUTION.md 5, step 0: error .139 without, .043 with jitter at 20 ms).
@@ -40,14 +41,30 @@ class Tap:
     """One channel as the loop sees it.
 
     `calm_ns` is a longer period that is enough for a counter which has news at every look; 0 if there is none.
+    `read_ns` is how often the driver's own ring of samples is read; 0 where one look is one reading, every period.
     """
 
     key: str
     ring: Ring
     calm_ns: int = 0
+    read_ns: int = 0
     _looks: int = 0
     _same: int = 0
     _last: float = math.nan
+
+    @property
+    def every_ns(self) -> int:
+        """Return how far looks are apart."""
+        return self.read_ns or self.ring.word(PERIOD_NS)
+
+    def keep(self, samples: Sequence[tuple[int, float]]) -> bool:
+        """Store what a driver sampled, as thin as what was stored before; return whether that is thinner now."""
+        thinned = False
+        for t_ns, raw in samples:
+            self._looks += 1
+            if self._looks % (1 << self.ring.word(THINNED)) == 0:
+                thinned |= self.ring.append(t_ns, raw, 0)
+        return thinned
 
     def calms_down(self, raw: float) -> bool:
         """Count a look at a channel that may be slowed; return whether it has been now.
@@ -113,6 +130,9 @@ class SourceLoop:
         self._schedules: dict[int, Schedule] = {}
         self._groups: dict[int, tuple[Tap, ...]] = {}
         self._cpu_told_ns = 0
+        self.follows = any(tap.read_ns for tap in taps)  # a driver's own ring
+        self._reading = threading.Lock()
+        self._finished = False
 
     def run(self) -> None:
         """Sample until stopped; then let go of the meter."""
@@ -123,15 +143,28 @@ class SourceLoop:
             self._board.round_done()
             while not self.stop.is_set():
                 self._wait_and_tick()
+            self.finish()
         finally:
             self._board.busy(self._index, 0)
             if self._reader is not None:
                 self._reader.close()
 
+    def finish(self, wait_s: float = 0.1) -> None:
+        """Take what drivers have sampled since the last look at their rings, once; from any thread, after the stop."""
+        if not self.follows or not self._reading.acquire(timeout=wait_s):
+            return  # a read hangs
+        try:
+            for tap in (tap for tap in self._taps if tap.read_ns and not self._finished):
+                self._read(tap, self._clock_ns())
+            self._finished = True
+            self._board.busy(self._index, 0)
+        finally:
+            self._reading.release()
+
     def _group(self) -> None:
         """Give every period in use its schedule; channels of one period are read in one wake-up."""
         now_ns = self._clock_ns()
-        periods = [tap.ring.word(PERIOD_NS) for tap in self._taps]
+        periods = [tap.every_ns for tap in self._taps]
         known = self._schedules
         self._schedules = {p: known.get(p) or Schedule(p, now_ns, self._random) for p in sorted(set(periods))}
         self._groups = {
@@ -155,10 +188,11 @@ class SourceLoop:
         due_ns = schedule.due_ns
         changed = False
         now_ns = self._clock_ns()
-        for tap in taps:
-            changed |= self._read(tap, now_ns)
-            now_ns = self._clock_ns()
-        self._board.busy(self._index, 0)  # last, so that a process that ends waits for whole records
+        with self._reading:
+            for tap in taps:
+                changed |= self._read(tap, now_ns)
+                now_ns = self._clock_ns()
+            self._board.busy(self._index, 0)  # last, so that a process that ends waits for whole records
         missed = schedule.advance(now_ns)
         if missed:
             for tap in taps:
@@ -173,23 +207,27 @@ class SourceLoop:
         if self._retry_ns and self._retry_ns.get(tap.key, 0) > before_ns:
             return False
         self._board.busy(self._index, before_ns)
+        raw, samples = math.nan, list[tuple[int, float]]()
         try:
             if self._reader is None:
                 self._reader = open_reader(self._spec)
                 before_ns = self._clock_ns()
-            raw = self._reader.read(tap.key)
+            if tap.read_ns:
+                samples = cast("SamplesReader", self._reader).take(tap.key)
+            else:
+                raw = self._reader.read(tap.key)
         except Exception as error:  # whatever it was, the other channels and the user's run go on
             self._failed(tap, error)
             return False
         after_ns = self._clock_ns()
         if tap.ring.word(FAILING_NS):
             self._recovered(tap, after_ns)
-        if math.isnan(raw):
+        if math.isnan(raw) and not samples:
             return False
         late_ns = after_ns - before_ns
         if late_ns > LONG_READ_NS:
             self._note(after_ns, "warning", "SENSOR_HANG", tap, f"one read took {late_ns / NS_PER_S:.3g} s")
-        thinned = tap.ring.append(before_ns + late_ns // 2, raw, late_ns)
+        thinned = tap.keep(samples) if samples else tap.ring.append(before_ns + late_ns // 2, raw, late_ns)
         if thinned:
             period_ms = tap.ring.word(PERIOD_NS) / 1e6
             message = f"the ring was full: every other reading kept, period now {period_ms:g} ms"

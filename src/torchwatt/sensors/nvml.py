@@ -12,11 +12,12 @@ from typing import Any
 
 from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Event, Meter, Unavailable
-from torchwatt.core.terms import Domain
+from torchwatt.core.terms import POWER_SAMPLES, Domain
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.gpu_facts import gpu_facts, sharing
+from torchwatt.sensors.nvml_ring import read_period_ns, ring_of
 from torchwatt.sensors.protocol import Discovery, MeteredSource, event, read_cost_s
-from torchwatt.sensors.readers.nvml import NvmlReader, load_nvml, nvml_error
+from torchwatt.sensors.readers.nvml import NvmlReader, load_nvml, nvml_error, power_samples
 from torchwatt.sensors.visible import Pick, select
 
 ACCURACY = (-0.05, 0.05)
@@ -87,11 +88,12 @@ def _probe(environ: Mapping[str, str]) -> Discovery:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """One device that answered: its meter, the reader's half of its spec, and what reads cost."""
+    """One device that answered: its meter, the reader's half of its spec, what reads cost, how often rings are read."""
 
     meter: Meter
     spec: dict[str, list[str]]
     call_s: dict[str, float]
+    rings: dict[str, int]
 
 
 class _Probe:
@@ -102,9 +104,11 @@ class _Probe:
         self._environ = environ
         self._events: list[Event] = []
         self._unavailable: list[Unavailable] = []
+        self._devices = 0
 
     def run(self) -> Discovery:
         picks = self._visible()
+        self._devices = len(picks)
         found = [one for one in (self._device(n, pick) for n, pick in enumerate(picks)) if one is not None]
         sources = (_source(found),) if found else ()
         if len({one.meter.model for one in found}) > 1 and self._environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
@@ -162,7 +166,7 @@ class _Probe:
         except self._nvml.NVMLError as error:
             self._give_up(domain, nvml_error(str(domain), "opening it", error))
             return None
-        tested = self._test(domain, uuid)
+        tested = self._with_ring(self._test(domain, uuid), handle)
         if not any(c.quantity != "gauge" for c in tested.meter.channels):
             return None
         shared, notes = self._sharing(domain, handle, pick)
@@ -187,16 +191,13 @@ class _Probe:
         errors: list[SensorError] = []
 
         def offer(channel: Channel, via: str) -> bool:
-            reader = NvmlReader({"channels": {channel.key: [uuid, via]}})
             try:
-                call_s[channel.key] = read_cost_s(reader, channel.key)
+                call_s[channel.key] = _cost_s(channel.key, [uuid, via])
             except SensorError as error:
                 errors.append(error)
                 if error.code != "ZERO_READING":  # a sleeping sensor may wake up: it stays, and the event says so
                     return False
                 self._events.append(event("warning", error.code, channel.key, str(error)))
-            finally:
-                reader.close()
             channels.append(channel)
             spec[channel.key] = [uuid, via]
             return True
@@ -207,7 +208,30 @@ class _Probe:
         for name in _GAUGES:
             offer(_gauge(domain, name), name)
         meter = Meter(domain, tuple(channels), "measured", "device", "", "NVIDIA", ACCURACY, ACCURACY_SOURCE)
-        return _Found(meter, spec, call_s)
+        return _Found(meter, spec, call_s, {})
+
+    def _with_ring(self, found: _Found, handle: Any) -> _Found:
+        """Add a channel for the driver's own samples where they are finer than what can be polled."""
+        meter, power = found.meter, found.meter.channel("power")
+        if power is None:
+            return found
+        fine = replace(power, name="power_fine", sensor=POWER_SAMPLES)
+        via = [found.spec[power.key][0], POWER_SAMPLES]
+        try:
+            ring = ring_of(power_samples(self._nvml, handle))
+            call_s = _cost_s(fine.key, via)
+            read_ns = read_period_ns(ring, call_s, self._devices)
+        except (SensorError, self._nvml.NVMLError, AttributeError) as error:
+            message = f"no driver's ring of power samples beside the power that is polled: {error}"
+            self._events.append(event("info", "RING_UNUSED", str(meter.domain), message))
+            return found
+        channels = (*meter.channels, replace(fine, period_ns=ring.gap_ns))
+        return _Found(
+            replace(meter, channels=channels),
+            found.spec | {fine.key: via},
+            found.call_s | {fine.key: call_s},
+            {fine.key: read_ns},
+        )
 
     def _explain(self, domain: Domain, channels: list[Channel], errors: list[SensorError]) -> None:
         if not channels:
@@ -216,6 +240,15 @@ class _Probe:
         for error in errors if channels else ():
             if error.code != "ZERO_READING":
                 self._events.append(event("info", error.code, str(domain), str(error)))
+
+
+def _cost_s(key: str, via: list[str]) -> float:
+    """Return what one read of a channel costs, by a reader of its own."""
+    reader = NvmlReader({"channels": {key: via}})
+    try:
+        return read_cost_s(reader, key)
+    finally:
+        reader.close()
 
 
 def _channel(domain: Domain, name: str, sensor: str) -> Channel:
@@ -246,5 +279,10 @@ def _source(found: list[_Found]) -> MeteredSource:
         return replace(channel, period_ns=periods.get(channel.name, channel.period_ns))
 
     rates: Callable[[Meter], Meter] = lambda m: replace(m, channels=tuple(paced(c) for c in m.channels))  # noqa: E731
-    spec = {"kind": "nvml", "channels": {key: via for one in found for key, via in one.spec.items()}}
+    read_ns = min((ns for one in found for ns in one.rings.values()), default=0)  # one wake-up for all
+    spec = {
+        "kind": "nvml",
+        "channels": {key: via for one in found for key, via in one.spec.items()},
+        "rings": {key: read_ns for one in found for key in one.rings},
+    }
     return MeteredSource(tuple(rates(one.meter) for one in found), spec, call_s)

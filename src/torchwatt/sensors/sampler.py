@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -39,14 +40,16 @@ Mode = Literal["process", "thread"]
 def sampler_config(sources: tuple[Source, ...], capacity: int, *, thrifty: bool = False) -> dict[str, Any]:
     """Return what the sampler process is told: per source its spec and its channels."""
 
-    def tap(channel: Channel) -> dict[str, Any]:
+    def tap(channel: Channel, spec: Mapping[str, Any]) -> dict[str, Any]:
         small = min(capacity, GAUGE_CAPACITY) if channel.quantity == "gauge" else capacity
         period_ns = channel.period_ns * (THRIFTY_PERIODS if thrifty and channel.sensor in CHEAP else 1)
         calm_ns = CALM_PERIODS.get(channel.sensor, 0) * period_ns
-        return {"key": channel.key, "period_ns": period_ns, "calm_ns": calm_ns, "capacity": small}
+        read_ns = spec.get("rings", {}).get(channel.key, 0)
+        told = {"key": channel.key, "period_ns": period_ns, "calm_ns": calm_ns, "capacity": small}
+        return {**told, "read_ns": read_ns} if read_ns else told
 
     listed = [
-        {"spec": dict(s.spec), "taps": [tap(channel) for meter in s.meters for channel in meter.channels]}
+        {"spec": dict(s.spec), "taps": [tap(channel, s.spec) for meter in s.meters for channel in meter.channels]}
         for s in sources
     ]
     return {"sources": _one_host(listed), "anchors": min(capacity, ANCHORS)}

@@ -87,7 +87,7 @@ def make_loops(board: Board, config: Mapping[str, Any], stop: Stop, host_stop: S
         for tap in source["taps"]:
             ring = next(rings)
             ring.put(PERIOD_NS, ring.word(PERIOD_NS) or tap["period_ns"])
-            taps.append(Tap(tap["key"], ring, tap.get("calm_ns", 0)))
+            taps.append(Tap(tap["key"], ring, tap.get("calm_ns", 0), tap.get("read_ns", 0)))
         ends = host_stop if host_stop is not None and source["spec"]["kind"] == _HOST else stop
         loops.append(SourceLoop(board, index, source["spec"], taps, stop=ends))
     return loops
@@ -183,12 +183,23 @@ def main(config: Mapping[str, Any]) -> None:
     while not parent.wait(LOOK_NS / NS_PER_S):
         pass
     stop.set()
+    _last_looks(loops)
     _let_finish(board, range(len(loops)))
     anchor(board)
     board.put(CPU_NS, time.process_time_ns())
     if journal is not None:
         journal.finish(gone=not parent.said_so)
     os._exit(0)  # a thread that hangs in a driver must not keep the process, nor one that sleeps
+
+
+def _last_looks(loops: Sequence[SourceLoop]) -> None:
+    """Take what drivers have sampled since the loops' last looks; each in a thread, for a driver may hang."""
+    threads = [threading.Thread(target=loop.finish, daemon=True) for loop in loops if loop.follows]
+    deadline_s = time.monotonic() + _ENDING_S
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(deadline_s - time.monotonic(), 0))
 
 
 def _let_finish(board: Board, sources: Sequence[int]) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from torchwatt.attribution.calibrate import calibrate_square_wave
-from torchwatt.attribution.kernel import FAMILIES, SensorModel, family_of
+from torchwatt.attribution.kernel import FAMILIES, RINGS, SensorModel, family_of
 from torchwatt.core.errors import ConfigError, SensorError
-from torchwatt.core.meter import Channel, Meter
+from torchwatt.core.meter import Channel, IntArray, Meter, Recording
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.calibrations import calibration_key, calibrations_file, save_calibration
@@ -29,13 +29,17 @@ Burn = Callable[[int], tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One sensor's model, the key it is kept under, and how many readings made it."""
+    """One sensor's model, the key it is kept under, and how many readings made it.
+
+    `fine` is that of the driver's own samples, where the GPU's driver keeps some.
+    """
 
     meter: Meter
     channel: Channel
     key: str
     model: SensorModel
     readings: int
+    fine: Calibration | None = None
 
 
 def calibrate(
@@ -47,7 +51,7 @@ def calibrate(
     seed: int = 0,
     found: Discovery | None = None,
 ) -> Calibration:
-    """Calibrate a GPU's power sensor and keep the result in the user's cache.
+    """Calibrate a GPU's power sensor, and its driver's own samples of it; keep the results in the user's cache.
 
     Args:
         device: The domain, as in reports.
@@ -59,11 +63,10 @@ def calibrate(
 
     Raises:
         ConfigError: No such device, or it has no power sensor or no identity, or torch cannot use it.
-        SensorError: The readings do not show a sensor.
+        SensorError: The readings do not show a sensor. What could be calibrated before that is kept.
     """
     source, meter, channel = _power_of(device, found or discover(rapl=False, perf=False, modelled=False))
-    key = calibration_key(meter, channel.sensor)
-    if key is None:
+    if calibration_key(meter, channel.sensor) is None:
         raise ConfigError(
             f"calibrate: {device} tells no uuid or driver version; its calibration could not be found again"
         )
@@ -71,19 +74,27 @@ def calibrate(
         from torchwatt.tracing.burn import cuda_burner
 
         burn = cuda_burner(meter.domain.index or 0)
-    sampler = Sampler(Discovery((_polled_fast(source, meter, channel),)))
+    fine = next((one for one in meter.channels if one.stamped), None)
+    sampler = Sampler(Discovery((_polled_fast(source, meter, channel, fine),)))
     sampler.start()
     try:
         busy = _square_wave(burn, seconds, random.Random(seed))  # noqa: S311  dwells, not secrecy
     finally:
         recording = sampler.stop()
-    series = recording.get(channel.key)
-    if series is None or len(series) == 0:
-        raise SensorError(f"calibrate: {channel.key} gave no reading in {seconds:g} s")
-    family = family_of(meter.model)
-    start = FAMILIES[family] if family is not None else None
-    model = calibrate_square_wave(np.array(busy, dtype=np.int64).ravel(), series, start)
-    save_calibration(path or calibrations_file(), key, model.to_json())
+    edges_ns = np.array(busy, dtype=np.int64).ravel()
+    kept = path or calibrations_file()
+    found_plain = _calibrated(meter, channel, recording, edges_ns, kept)
+    return replace(found_plain, fine=_calibrated(meter, fine, recording, edges_ns, kept) if fine is not None else None)
+
+
+def _calibrated(meter: Meter, channel: Channel, recording: Recording, edges_ns: IntArray, path: Path) -> Calibration:
+    """Find one channel's model from what was recorded during the load, and keep it."""
+    series, key = recording.get(channel.key), calibration_key(meter, channel.sensor)
+    if series is None or len(series) == 0 or key is None:
+        raise SensorError(f"calibrate: {channel.key} gave no reading")
+    start = (RINGS if channel.stamped else FAMILIES).get(family_of(meter.model) or "")
+    model = calibrate_square_wave(edges_ns, series, start)
+    save_calibration(path, key, model.to_json())
     return Calibration(meter, channel, key, model, len(series))
 
 
@@ -98,11 +109,12 @@ def _power_of(device: str, found: Discovery) -> tuple[Source, Meter, Channel]:
     raise ConfigError(f"calibrate: no power sensor of {device!r} here (found: {known}{'; ' + why if why else ''})")
 
 
-def _polled_fast(source: Source, meter: Meter, channel: Channel) -> MeteredSource:
-    """Return a source of this one channel, polled every 5 ms, or as often as 1 % of the time allows."""
+def _polled_fast(source: Source, meter: Meter, channel: Channel, fine: Channel | None) -> MeteredSource:
+    """Return a source of the channel, polled every 5 ms or as often as 1 % of the time allows, and of the samples."""
     call_s = source.call_s.get(channel.key, 0.0)
     period_ns = max(POLL_NS, round(100 * call_s * NS_PER_S))
-    one = replace(meter, channels=(replace(channel, period_ns=period_ns),))
+    polled = replace(channel, period_ns=period_ns)
+    one = replace(meter, channels=(polled,) if fine is None else (polled, fine))
     return MeteredSource((one,), source.spec, source.call_s, edges=False)
 
 

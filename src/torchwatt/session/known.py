@@ -19,9 +19,10 @@ from torchwatt.sensors.calibrations import calibration_key, calibrations_file, l
 
 
 def calibrated_sensors(meters: Sequence[Meter]) -> tuple[dict[str, SensorModel], list[Event]]:
-    """Return the calibrations that were kept for GPUs here, by domain; a damaged file is said and left alone."""
-    keyed = [(meter, calibration_key(meter, c.sensor)) for meter in meters if (c := meter.channel("power")) is not None]
-    wanted = {key: str(meter.domain) for meter, key in keyed if key is not None}
+    """Return the calibrations that were kept for GPUs here, by channel key; a damaged file is said and left alone."""
+    powers = [(meter, channel) for meter in meters for channel in meter.channels if channel.quantity == "power"]
+    keyed = [(calibration_key(meter, channel.sensor), channel.key) for meter, channel in powers]
+    wanted = {key: channel for key, channel in keyed if key is not None}
     if not wanted:
         return {}, []
     try:

@@ -36,6 +36,17 @@ class Reader(Protocol):
         """Let go of files and libraries; safe to call twice."""
 
 
+class SamplesReader(Reader, Protocol):
+    """Looks at a driver that keeps a ring of samples, too."""
+
+    def take(self, key: str) -> list[tuple[int, float]]:
+        """Return (monotonic ns, raw value) of what was sampled since the last look, in time order.
+
+        Raises:
+            SensorError: With the event code that says why.
+        """
+
+
 def open_reader(spec: Mapping[str, Any]) -> Reader:
     """Build the reader that a spec describes, in whatever process this is.
 

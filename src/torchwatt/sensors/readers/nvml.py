@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torchwatt.core.errors import SensorError
+from torchwatt.core.terms import POWER_SAMPLES
+from torchwatt.sensors.readers.samples import Follower, Sample
 
 # nvml.h (nvidia-ml-py 13.615): field ids and the scope that excludes a superchip's CPU.
 FIELD_POWER_AVERAGE = 185
 FIELD_POWER_INSTANT = 186
 SCOPE_GPU = 0
+TOTAL_POWER_SAMPLES = 0  # nvmlSamplingType_t
 
 # nvmlReturn_t (nvml.h) to our event codes.
-_UNINITIALIZED = 1
+_UNINITIALIZED, _NOT_FOUND = 1, 6
 _CODES = {
     3: "NOT_SUPPORTED",
     4: "NO_PERMISSION",
@@ -58,8 +63,27 @@ def field_mw(nvml: Any, handle: Any, field: int) -> float:
     value = nvml.nvmlDeviceGetFieldValues(handle, [(field, SCOPE_GPU)])[0]
     if value.nvmlReturn:
         raise nvml.NVMLError(value.nvmlReturn)
-    kind = int(value.valueType)
-    return float(getattr(value.value, _VALUE_MEMBERS[kind] if kind < len(_VALUE_MEMBERS) else "uiVal"))
+    return float(getattr(value.value, _member(int(value.valueType))))
+
+
+def _member(kind: int) -> str:
+    return _VALUE_MEMBERS[kind] if kind < len(_VALUE_MEMBERS) else "uiVal"
+
+
+def power_samples(nvml: Any, handle: Any, since_us: int = 0) -> list[Sample]:
+    """Return what the driver's ring of power samples holds from after an instant of its clock: (us, mW)."""
+    try:
+        kind, samples = nvml.nvmlDeviceGetSamples(handle, TOTAL_POWER_SAMPLES, since_us)
+    except nvml.NVMLError as error:
+        if error.value == _NOT_FOUND:  # nothing is newer
+            return []
+        raise
+    member = _member(int(kind))
+    return [(int(sample.timeStamp), float(getattr(sample.sampleValue, member))) for sample in samples]
+
+
+def _newest(nvml: Any, handle: Any) -> float:
+    return max(power_samples(nvml, handle), default=(0, math.nan))[1]
 
 
 def _throttle(nvml: Any, handle: Any) -> float:
@@ -75,6 +99,7 @@ CALLS: dict[str, Callable[[Any, Any], float]] = {
     "nvml_power_instant": lambda n, h: field_mw(n, h, FIELD_POWER_INSTANT),
     "nvml_power_average": lambda n, h: field_mw(n, h, FIELD_POWER_AVERAGE),
     "nvml_power": lambda n, h: float(n.nvmlDeviceGetPowerUsage(h)),  # mW
+    POWER_SAMPLES: _newest,  # mW
     "utilization": lambda n, h: float(n.nvmlDeviceGetUtilizationRates(h).gpu),  # %
     "memory": lambda n, h: float(n.nvmlDeviceGetMemoryInfo(h).used),  # By
     "temperature": lambda n, h: float(n.nvmlDeviceGetTemperature(h, 0)),  # Cel, sensor 0 is the die
@@ -89,22 +114,35 @@ class NvmlReader:
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self._channels: dict[str, list[str]] = dict(spec["channels"])
         self._handles: dict[str, Any] = {}
+        self._followers: dict[str, Follower] = {}
         self._nvml = load_nvml()
 
     def read(self, key: str) -> float:
         """Return a channel's raw value; 0 W is an error, because a GPU that answers draws power."""
         uuid, via = self._channels[key]
-        try:
+        with self._translated(key, uuid, via):
             raw = CALLS[via](self._nvml, self._handle(uuid))
+        if raw == 0 and via.startswith("nvml_power"):
+            raise SensorError(f"{key}: the sensor says 0 W, which is no reading", code="ZERO_READING")
+        return raw
+
+    def take(self, key: str) -> list[Sample]:
+        """Return what the driver sampled since the last look: (monotonic ns, mW) in time order, often nothing."""
+        uuid, via = self._channels[key]
+        follower = self._followers.setdefault(key, Follower())
+        with self._translated(key, uuid, via):
+            return follower.take(partial(power_samples, self._nvml, self._handle(uuid)))
+
+    @contextlib.contextmanager
+    def _translated(self, key: str, uuid: str, via: str) -> Iterator[None]:
+        try:
+            yield
         except self._nvml.NVMLError as error:
             self._recover(uuid, error)
             raise nvml_error(key, via, error) from error
         except AttributeError as error:
             message = f"{key}: this pynvml has no {error.name}; pip install -U nvidia-ml-py"
             raise SensorError(message, code="NOT_SUPPORTED") from error
-        if raw == 0 and via.startswith("nvml_power"):
-            raise SensorError(f"{key}: the sensor says 0 W, which is no reading", code="ZERO_READING")
-        return raw
 
     def _handle(self, uuid: str) -> Any:
         if uuid not in self._handles:

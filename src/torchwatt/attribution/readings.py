@@ -1,0 +1,56 @@
+"""Which of a device's power sensors the layers are fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from torchwatt.attribution.power import later, usable
+from torchwatt.attribution.publications import publications
+from torchwatt.core.meter import Series
+
+# A driver's ring that was not read for a part of the run says nothing of the layers that ran then.
+LEAST_HEARD = 0.9
+GAP_PERIODS = 10
+
+
+def finest(powers: Sequence[Series], start_ns: int, end_ns: int) -> tuple[Series | None, str]:
+    """Return the readings to fit layers to, and why it is not the driver's own samples where there are any.
+
+    The driver's samples come first, for they are the most and have known times; then the sensor whose window is
+    shortest.
+
+    Args:
+        powers: All powers of one device.
+        start_ns: Begin of the run.
+        end_ns: Its end.
+    """
+    there = [found for found in map(_clean, powers) if len(found) >= 2]
+    there.sort(key=lambda found: found.channel.sensor != "nvml_power_instant")
+    stamped = [found for found in there if found.channel.stamped]
+    polled = [found for found in there if not found.channel.stamped]
+    why = _why_not(stamped[0], start_ns, end_ns) if stamped and polled else ""
+    first = [*polled, *stamped] if why else [*stamped, *polled]
+    return (first[0] if first else None), why
+
+
+def _clean(power: Series) -> Series:
+    found = usable(power)
+    keep = later(found.t_ns)
+    return Series(found.channel, found.t_ns[keep], found.raw[keep], found.late_ns[keep])
+
+
+def _why_not(samples: Series, start_ns: int, end_ns: int) -> str:
+    heard = _heard(samples, start_ns, end_ns)
+    if heard < LEAST_HEARD:
+        return f"they are there for {heard:.0%} of the run"
+    return "" if publications(samples) is not None else "they hardly ever change"
+
+
+def _heard(samples: Series, start_ns: int, end_ns: int) -> float:
+    """Return the share of a run in which samples follow each other."""
+    inside = samples.between(start_ns, end_ns).t_ns
+    apart = np.diff(np.concatenate(([start_ns], inside, [end_ns])))
+    silent = apart[apart > GAP_PERIODS * samples.channel.period_ns].sum()
+    return 1.0 - float(silent) / max(end_ns - start_ns, 1)

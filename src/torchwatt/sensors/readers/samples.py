@@ -1,0 +1,104 @@
+"""Follows a driver's own ring of samples, which it stamps itself: each once, in order, on the session's clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from torchwatt.core.errors import SensorError
+
+Sample = tuple[int, float]  # microseconds of the driver's clock, raw value
+Ask = Callable[[int], Sequence[Sample]]  # the samples newer than so many microseconds (0: all that there are)
+Clock = Callable[[], int]
+
+# The driver stamps with the wall clock (580.159 on an H100) or with the time since boot (polarsignals
+# gpu-metrics-agent PR 36): which of them is seen from the newest sample, some 16 ms old there.
+CLOCKS: Mapping[str, Clock] = MappingProxyType(
+    {
+        "CLOCK_REALTIME": time.time_ns,
+        **(
+            {"CLOCK_BOOTTIME": lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)}
+            if hasattr(time, "CLOCK_BOOTTIME")
+            else {}
+        ),
+    }
+)
+AGES_NS = (-100_000_000, 2_000_000_000)  # of the newest sample of a ring that lives
+# A wall clock that moves by more between two looks was set; one that is only steered (500 ppm) stays below.
+STEP_NS = 5_000_000
+LOOKS = 3
+DEPTH_NS = 5_000_000_000  # no ring reaches back further: an H100's holds 2.4 s
+
+
+def clock_of(newest_us: int, clocks: Mapping[str, Clock] = CLOCKS) -> str | None:
+    """Return the name of the clock that a ring's newest sample is close to; None where it is close to none."""
+    for name, clock in clocks.items():
+        if AGES_NS[0] < clock() - newest_us * 1000 < AGES_NS[1]:
+            return name
+    return None
+
+
+class Follower:
+    """Takes what is new in one ring.
+
+    Samples from before the first look are none of ours. A sample counts if it is newer than the last one on both
+    clocks and not in the future; others are duplicates, or were stamped before the wall clock was set.
+    """
+
+    def __init__(self, clocks: Mapping[str, Clock] = CLOCKS, mono_ns: Clock = time.monotonic_ns) -> None:
+        self._clocks = clocks
+        self._mono_ns = mono_ns
+        self._clock: Clock | None = None
+        self._ahead_ns = 0  # the driver's clock minus the monotonic one
+        self._last_us = 0
+        self._last_ns = 0
+
+    def take(self, ask: Ask) -> list[Sample]:
+        """Return (monotonic ns, raw value) of the samples since the last look, in time order.
+
+        Raises:
+            SensorError: The ring's stamps are on no clock that we know (NOT_SUPPORTED).
+        """
+        if self._clock is None:
+            self._begin(ask(0))
+            return []
+        samples = ask(self._last_us)
+        now_ns, ahead_ns = self._look(self._clock)
+        step_ns, self._ahead_ns = ahead_ns - self._ahead_ns, ahead_ns
+        if abs(step_ns) > STEP_NS:
+            self._pass_over(now_ns, step_ns)
+            return []
+        return list(self._new(samples, now_ns))
+
+    def _begin(self, samples: Sequence[Sample]) -> None:
+        if not samples:
+            return  # nothing yet: the next look may find its clock
+        name = clock_of(max(us for us, _ in samples), self._clocks)
+        if name is None:
+            message = "the driver's ring of samples is on no known clock, or stands still"
+            raise SensorError(message, code="NOT_SUPPORTED")
+        self._clock = self._clocks[name]
+        self._last_ns, self._ahead_ns = self._look(self._clock)
+        self._last_us = (self._last_ns + self._ahead_ns) // 1000
+
+    def _look(self, clock: Clock) -> tuple[int, int]:
+        """Return the monotonic instant and by how much the driver's clock is ahead of it."""
+        looks = [(self._mono_ns(), clock(), self._mono_ns()) for _ in range(LOOKS)]
+        before_ns, driver_ns, after_ns = min(looks, key=lambda look: look[2] - look[0])  # nobody came between
+        return looks[-1][2], driver_ns - (before_ns + after_ns) // 2
+
+    def _pass_over(self, now_ns: int, step_ns: int) -> None:
+        """Leave out what may have been stamped before the wall clock was set: its times cannot be told.
+
+        After a step back, old stamps lie up to that step in the future, but no longer than the ring remembers.
+        """
+        self._last_ns = min(max(self._last_ns, now_ns) + max(-step_ns, 0), now_ns + DEPTH_NS)
+        self._last_us = (self._last_ns + self._ahead_ns) // 1000
+
+    def _new(self, samples: Sequence[Sample], now_ns: int) -> Iterator[Sample]:
+        for us, raw in sorted(samples):
+            t_ns = us * 1000 - self._ahead_ns
+            if us > self._last_us and self._last_ns < t_ns <= now_ns:
+                self._last_us, self._last_ns = us, t_ns
+                yield t_ns, raw

@@ -177,7 +177,14 @@ def test_an_unseen_step_does_the_nearest_window_s_work_with_other_pauses():
         (359, 379, True),
     ]
     assert found.slots == (Slot("A", "forward"),)
-    assert found.covered == ((0, 50), (100, 200), (300, 500))
+    assert found.covered == ((0, 500),)  # holes of less than a millisecond are closed
+
+
+def test_what_lies_between_steps_for_longer_is_not_watched():
+    window = activity([(110, 120), (130, 150)], (100, 200))
+    later = 10**7
+    found = spread([window], host_steps((0, 50), (100, 190), (later, later + 100)), str)
+    assert found.covered == ((0, 200), (later, later + 100))
 
 
 def test_a_device_with_work_in_its_queue_makes_no_pause():

@@ -123,3 +123,13 @@ def test_steps_with_next_to_nothing_between_them_leave_no_hole_in_what_is_watche
     steps = [(0, 10 * MS, 1), (10 * MS + 30_000, 20 * MS, 1), (25 * MS, 30 * MS, 1)]
     found = on_device(steps, host_ns, lag_ns, 40 * MS)
     assert [(b.start_ns, b.end_ns) for b in found] == [(0, 10 * MS), (10 * MS, 20 * MS), (25 * MS, 30 * MS)]
+
+
+def test_a_call_without_a_stamp_lasts_until_the_next_one_where_the_others_do():
+    starts = range(0, 1_000 * MS, 100 * MS)
+    steps = [(start, start + MS, 1) for start in starts]  # the host is done in no time, and waits for the device
+    host_ns = np.array([start - 1_000 for start in starts if start not in (0, 300 * MS, 400 * MS)])
+    found = on_device(steps, host_ns, np.zeros(len(host_ns)), 1_000 * MS)
+    for busy, after in itertools.pairwise(found):
+        assert busy.end_ns == after.start_ns
+        assert busy.end_ns - busy.start_ns == pytest.approx(100 * MS, abs=2_000)

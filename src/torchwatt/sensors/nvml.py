@@ -276,7 +276,9 @@ def _source(found: list[_Found]) -> MeteredSource:
         for name in ("energy", "power")
     }
 
-    if all(one.rings for one in found):  # layers are fitted to the rings: the polled power is for the eye and for checks
+    if all(
+        one.rings for one in found
+    ):  # layers are fitted to the rings: the polled power is for the eye and for checks
         periods["power"] = max(periods["power"], BESIDE_RING_NS)
 
     def paced(channel: Channel) -> Channel:

@@ -10,7 +10,7 @@ import numpy as np
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.terms import Slot
-from torchwatt.tracing.devices.stamps import Busy
+from torchwatt.tracing.devices.stamps import JOINED_NS, Busy
 
 MAX_FILLED = 500_000  # records; beyond, one copy of a window stands for several steps
 
@@ -44,10 +44,21 @@ def spread(
     together = _together(windows, parts, rename)
     return replace(
         together,
-        covered=tuple(sorted(covered)),
+        covered=_closed(sorted(covered)),
         steps=tuple((step.start_ns, step.end_ns) for step in steps),
         notes=tuple(_notes(windows, len(unseen), each)),
     )
+
+
+def _closed(covered: Sequence[Interval]) -> tuple[Interval, ...]:
+    """Close small holes, such as between a window and the step after it: nothing was queued in them."""
+    closed: list[Interval] = []
+    for start, end in covered:
+        if closed and start - closed[-1][1] < JOINED_NS:
+            closed[-1] = closed[-1][0], max(end, closed[-1][1])
+        else:
+            closed.append((start, end))
+    return tuple(closed)
 
 
 def _steps_in(window: Interval, steps: Sequence[Busy]) -> int:

@@ -26,6 +26,7 @@ class Clocks:
         self._clock_ns = clock_ns
         self._stamps: dict[int, Stamps] = {}
         self._rest = 0  # steps that go without
+        self._cost_ns = 0.0  # moving average: now and then a stamp comes with an anchor
 
     def step_ended(self, budget: Budget, step_ns: float) -> None:
         """Stamp the end of a step, unless that is too dear for so short a step."""
@@ -39,7 +40,8 @@ class Clocks:
         self._stamps[index].mark()
         cost_ns = own_ns() - began
         budget.pay("fixed", cost_ns)
-        self._rest = ceil(cost_ns / max(STAMP_SHARE * budget.share * step_ns, 1.0)) - 1 if step_ns else 0
+        self._cost_ns += (cost_ns - self._cost_ns) * (0.05 if self._cost_ns else 1.0)
+        self._rest = ceil(self._cost_ns / max(STAMP_SHARE * budget.share * step_ns, 1.0)) - 1 if step_ns else 0
 
     def only(self) -> tuple[IntArray, FloatArray] | None:
         """Return `known` of the one device that was used; None if there are more, or none."""

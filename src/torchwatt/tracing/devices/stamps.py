@@ -138,11 +138,15 @@ def on_device(steps: Sequence[tuple[int, int, int]], host_ns: IntArray, lag_ns: 
         return [Busy(start, end, n, bound=False) for start, end, n in steps]
     starts = np.array([start for start, *_ in steps] + [np.iinfo(np.int64).max], dtype=np.int64)
     ends = np.array([end for _, end, _ in steps], dtype=np.int64)
-    behind = ends + np.interp(ends, host_ns, lag_ns).astype(np.int64)
     own = np.searchsorted(host_ns, ends)
-    there = (own < len(host_ns)) & (host_ns[np.minimum(own, len(host_ns) - 1)] <= starts[1:])
-    stamped = host_ns + lag_ns.astype(np.int64)
-    done = np.where(there, stamped[np.minimum(own, len(host_ns) - 1)], behind)
+    stamp = host_ns[np.minimum(own, len(host_ns) - 1)]
+    there = (own < len(host_ns)) & (stamp <= starts[1:])
+    # Where nothing but calls are steps, the stamp comes when the next call begins, and what is missing came there, too.
+    at_next = there[:-1] & (starts[1:-1] - stamp[:-1] < stamp[:-1] - ends[:-1])
+    calls = at_next.sum() * 2 > there.sum()
+    usual = np.append(starts[1:-1], ends[-1:]) if calls else ends
+    at = np.where(there, stamp, usual)
+    done = at + np.interp(at, host_ns, lag_ns).astype(np.int64)
     done = np.minimum(np.maximum.accumulate(done), now_ns) if len(done) else done
     found, free_ns = [], -JOINED_NS
     for (start, end, n), end_ns in zip(steps, done.tolist(), strict=True):

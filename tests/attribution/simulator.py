@@ -11,7 +11,7 @@ import numpy as np
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Channel, Meter, Recording, Series
-from torchwatt.core.terms import Domain, Slot
+from torchwatt.core.terms import POWER_SAMPLES, Domain, Slot
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 
 GPU = Domain("gpu", 0)
@@ -68,6 +68,8 @@ class Sensor:
     poll_jitter: float = 0.5
     clock_s: float = 0.0  # how late the polls' clock is against the kernels'
     counter: bool = True
+    ring_s: float | None = None  # the driver's own samples behind the same kernel, so far apart, with their times
+    stamp_sd_s: float = 5e-4
 
 
 @dataclass(frozen=True)
@@ -220,16 +222,30 @@ def _low_pass(power, tau_s):
     return out.ravel()[: len(power)]
 
 
+def _said(sensor, at, grid, seen, rng):
+    """Return what the sensor says at some instants, of power that was low-passed and summed up to `seen` on a grid."""
+    ends = at - sensor.lag_s
+    mean_w = (np.interp(ends, grid, seen) - np.interp(ends - sensor.window_s, grid, seen)) / sensor.window_s
+    said_w = sensor.gain * mean_w * (1 + sensor.noise_rel * rng.standard_normal(len(at))) + sensor.offset_w
+    return np.round(said_w / sensor.step_w) * sensor.step_w
+
+
+def _ring(sensor, total_s, grid, seen, rng):
+    """Sample every `ring_s`, some ms early or late as drivers do, and stamp each sample nearly right."""
+    at = np.arange(0.1, total_s - 0.1, sensor.ring_s)
+    at = at + rng.uniform(-0.2, 0.2, len(at)) * sensor.ring_s
+    channel = Channel(GPU, "power_fine", "power", "W", 1e-3, round(sensor.ring_s * 1e9), POWER_SAMPLES)
+    t = _ns(at + sensor.clock_s + sensor.stamp_sd_s * rng.standard_normal(len(at)))
+    return Series(channel, t, np.round(_said(sensor, at, grid, seen, rng) * 1e3), np.zeros_like(t))
+
+
 def _recording(power, energy, sensor, total_s, rng):
     seen = np.concatenate(([0.0], np.cumsum(_low_pass(power, sensor.tau_s)) * GRID_S))
     grid = np.arange(len(seen)) * GRID_S
     first = sensor.window_s + sensor.lag_s + rng.uniform(0.02, 0.02 + sensor.period_s)
     at = np.arange(first, total_s, sensor.period_s)
     at = at + sensor.publish_jitter_s * rng.standard_normal(len(at))
-    ends = at - sensor.lag_s
-    mean_w = (np.interp(ends, grid, seen) - np.interp(ends - sensor.window_s, grid, seen)) / sensor.window_s
-    said_w = sensor.gain * mean_w * (1 + sensor.noise_rel * rng.standard_normal(len(at))) + sensor.offset_w
-    said_w = np.round(said_w / sensor.step_w) * sensor.step_w
+    said_w = _said(sensor, at, grid, seen, rng)
     polls = np.arange(at[0] + 0.01, total_s, sensor.poll_s)
     polls = polls + sensor.poll_s * sensor.poll_jitter * rng.uniform(-1, 1, len(polls)) / 2
     held = said_w[np.maximum(np.searchsorted(at, polls, side="right") - 1, 0)]
@@ -242,6 +258,8 @@ def _recording(power, energy, sensor, total_s, rng):
         mj = np.floor(np.interp(np.floor(polls / 0.1) * 0.1, grid, energy) * 1e3)
         t = _ns(polls)
         series.append(Series(channel, t, mj, np.zeros_like(t)))
+    if sensor.ring_s is not None:
+        series.append(_ring(sensor, total_s, grid, seen, rng))
     channels = tuple(s.channel for s in series)
     meter = Meter(GPU, channels, "measured", "device", sensor.model, vendor="nvidia")
     return Recording((meter,), tuple(series)), at

@@ -10,6 +10,7 @@ from tests.faults.registry import Seen, fault, proved
 
 SESSION = "tests/session/test_nvml.py::"
 SAMPLED = "tests/sensors/test_sensors_sampled_gpu.py::"
+RING = "tests/sensors/test_sensors_samples_gpu.py::"
 NO_COUNTER = "energy none"
 
 
@@ -209,5 +210,30 @@ proved(
         SAMPLED + "test_a_driver_that_hangs_stops_its_own_channels_only",
         SAMPLED + "test_an_edge_in_a_hung_driver_is_given_up_and_the_run_ends",
         "tests/sensors/test_sensors_nvml.py::test_a_driver_that_hangs_is_given_up",
+    ],
+)
+
+proved(
+    GROUP,
+    "the driver's own ring of power samples: none, empty, coarse, on another clock, frozen; the wall clock is set",
+    sees="RING_UNUSED with the reason, from the start or of the layers' fit; of a clock that was set CLOCK_STEP",
+    keeps="all joules; layers by the power that is polled, where samples are missing for a tenth of the run",
+    by=[
+        RING + "test_a_ring_that_is_no_use_leaves_the_polled_power_and_is_told",
+        RING + "test_stamps_of_the_time_since_boot_are_told_from_those_of_the_wall_clock",
+        RING + "test_a_ring_that_freezes_says_nothing_more_and_is_no_error",
+        "tests/attribution/test_readings.py::test_a_ring_that_froze_is_told_and_the_polled_power_is_used",
+        "tests/sensors/test_sensors_samples.py::test_a_wall_clock_that_is_set_costs_readings_and_never_misdates_one",
+    ],
+)
+
+proved(
+    GROUP,
+    "that ring fails in the middle of the run, or the sampler sleeps for longer than it reaches back",
+    sees="SENSOR_LOST and SENSOR_BACK of this channel, or SAMPLE_GAP",
+    keeps="all joules, and every sample that the ring still held",
+    by=[
+        RING + "test_a_ring_that_fails_during_a_run_is_told_and_comes_back",
+        "tests/sensors/test_sensors_samples.py::test_a_sampler_that_slept_longer_than_the_ring_reaches_misses_readings_and_no_more",
     ],
 )

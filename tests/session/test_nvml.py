@@ -135,3 +135,41 @@ def test_visible_devices_in_all_their_forms(simnvml, run_sim, visible, expected)
     if expected:
         seconds = found["known_s"]["gpu:0"]
         assert found["energy_j"]["gpu:0"] == pytest.approx(300 * seconds, rel=0.05)  # the second one, metered whole
+
+
+KILLED = """
+import os, signal, time
+import torchwatt as tw
+with tw.profile(layers="off", journal={journal!r}):
+    time.sleep(2.5)
+    print("[]", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+RECOVERED = """
+import json, time
+from pathlib import Path
+import torchwatt as tw
+time.sleep(0.5)  # the sampler ends by itself
+from torchwatt.session.journal.read import read_journal
+from torchwatt.session.journal.recorded import recorded
+journal = Path({journal!r})
+recording = recorded(read_journal(journal))
+report = tw.recover(journal)
+fine = recording.get("gpu:0/power_fine")
+print(json.dumps({{
+    "samples": len(fine), "apart_ms": sorted(set(((fine.t_ns[1:] - fine.t_ns[:-1]) / 1e6).round().tolist())),
+    "sensor": fine.channel.sensor, "energy_j": report.ledgers[0].energy_j, "known_s": report.ledgers[0].known_s,
+}}))
+"""
+
+
+def test_the_drivers_samples_are_in_the_journal_of_a_killed_run(simnvml, run_sim, tmp_path):
+    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(250), noise_w=2.0)
+    journal = str(tmp_path / "journal")
+    with pytest.raises(AssertionError):  # it is killed
+        run_sim(scenario, KILLED.format(journal=journal))
+    found = run_sim(scenario, RECOVERED.format(journal=journal))
+    assert found["samples"] > 1.4 / 0.02  # the last second is lost where all is killed at once, here it is not
+    assert found["apart_ms"] == [20.0]
+    assert found["sensor"] == "nvml_power_samples"
+    assert found["energy_j"] == pytest.approx(250 * found["known_s"], rel=0.02)

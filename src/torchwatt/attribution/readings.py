@@ -9,10 +9,14 @@ import numpy as np
 from torchwatt.attribution.power import later, usable
 from torchwatt.attribution.publications import publications
 from torchwatt.core.meter import Series
+from torchwatt.core.units import NS_PER_S
 
 # A driver's ring that was not read for a part of the run says nothing of the layers that ran then.
 LEAST_HEARD = 0.9
 GAP_PERIODS = 10
+# A ring is read once a second: while a run goes on, its newest samples are not there yet. They may be half of it.
+TAIL_NS = 2 * NS_PER_S
+LEAST_YET = 0.5
 
 
 def finest(powers: Sequence[Series], start_ns: int, end_ns: int) -> tuple[Series | None, str]:
@@ -42,15 +46,16 @@ def _clean(power: Series) -> Series:
 
 
 def _why_not(samples: Series, start_ns: int, end_ns: int) -> str:
-    heard = _heard(samples, start_ns, end_ns)
-    if heard < LEAST_HEARD:
+    heard, later_on = _heard(samples, start_ns, end_ns)
+    if heard < LEAST_YET or heard + later_on < LEAST_HEARD:
         return f"they are there for {heard:.0%} of the run"
     return "" if publications(samples) is not None else "they hardly ever change"
 
 
-def _heard(samples: Series, start_ns: int, end_ns: int) -> float:
-    """Return the share of a run in which samples follow each other."""
+def _heard(samples: Series, start_ns: int, end_ns: int) -> tuple[float, float]:
+    """Return the share of a run in which samples follow each other, and the share that may yet come."""
     inside = samples.between(start_ns, end_ns).t_ns
     apart = np.diff(np.concatenate(([start_ns], inside, [end_ns])))
-    silent = apart[apart > GAP_PERIODS * samples.channel.period_ns].sum()
-    return 1.0 - float(silent) / max(end_ns - start_ns, 1)
+    silent = np.where(apart > GAP_PERIODS * samples.channel.period_ns, apart, 0)
+    whole_ns = max(end_ns - start_ns, 1)
+    return 1.0 - float(silent.sum()) / whole_ns, min(float(silent[-1]), TAIL_NS) / whole_ns

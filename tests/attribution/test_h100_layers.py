@@ -1,4 +1,7 @@
-"""Seven real layers on a real H100, in one run, against each looped alone with the driver's counter beside it."""
+"""Seven real layers on a real H100, in one run, against each looped alone with the driver's counter beside it.
+
+Thirteen steps of 554 were recorded; the others are filled from them as a live run does.
+"""
 
 from math import fsum
 
@@ -12,33 +15,43 @@ from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import Series
 from torchwatt.core.terms import Slot
+from torchwatt.tracing.devices.spread import spread
+from torchwatt.tracing.devices.stamps import Busy
 
 # Joules a call in a loop of its own (benchmarks/gpu/truth.py). `bf16` is left out: alone it runs into the power cap, at
-# lower clocks (7.2 ms a call), and in the run it does not (5.8 ms), so its joules are not the same.
+# lower clocks (7.2 ms a call), and in the run it does not (6.2 ms), so its joules are not the same.
 ALONE_J = {"act": 3.5649, "conv": 2.6715, "fp32": 4.3078, "gather": 3.0248, "norm": 3.8146, "soft": 5.0406}
 CALLS = 554
+
+
+def windows(found):
+    """Yield what was recorded, window by window."""
+    slots = tuple(Slot(*name.split("/")) for name in found["slots"].tolist())
+    signatures = tuple(str(i) for i in range(int(found["signature"].max()) + 1))
+    for number, covered in enumerate(found["covered"].tolist()):
+        mine = found["window"] == number
+        zeros = np.zeros(int(mine.sum()), dtype=np.int64)
+        yield Activity(
+            device=str(GPU),
+            slots=slots,
+            slot=found["slot"][mine].astype(np.int64),
+            start_ns=found["start_ns"][mine],
+            end_ns=found["end_ns"][mine],
+            stream=zeros,
+            filled=zeros > 0,
+            signatures=signatures,
+            signature=found["signature"][mine].astype(np.int64),
+            covered=(tuple(covered),),
+        )
 
 
 @pytest.fixture(scope="module")
 def books():
     with np.load(FOLDER / "unlike.npz") as kept:
         found = {name: kept[name] for name in kept.files}
-    slots = tuple(Slot(*name.split("/")) for name in found["slots"].tolist())
-    kinds = int(found["signature"].max()) + 1
-    activity = Activity(
-        device=str(GPU),
-        slots=slots,
-        slot=found["slot"].astype(np.int64),
-        start_ns=found["start_ns"],
-        end_ns=found["end_ns"],
-        stream=found["stream"].astype(np.int64),
-        filled=found["filled"],
-        signatures=tuple(str(i) for i in range(kinds)),
-        signature=found["signature"].astype(np.int64),
-        covered=tuple(map(tuple, found["covered"].tolist())),
-        steps=tuple(map(tuple, found["steps"].tolist())),
-    )
-    ring = Series(RING, found["ring_ns"], found["ring_mw"], np.zeros_like(found["ring_ns"]))
+    steps = [Busy(start, end, 1, bound=False) for start, end in found["steps"].tolist()]
+    activity = spread(list(windows(found)), steps, str)
+    ring = Series(RING, found["ring_ns"], found["ring_mw"].astype(np.float64), np.zeros_like(found["ring_ns"]))
     curve = EnergyCurve(GPU, found["curve_ns"], found["curve_j"], "counter", "measured")
     return device_books(curve, activity, ring, "h100", Known())
 
@@ -50,7 +63,7 @@ def error(books, joules):
 
 def test_the_fit_is_three_times_nearer_to_the_layers_own_joules_than_time_share_is(books):
     assert not books.fit.reason
-    assert error(books, books.share_j) > 0.09
+    assert error(books, books.share_j) > 0.10
     assert error(books, books.energy_j) < 0.035
 
 

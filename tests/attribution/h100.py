@@ -1,4 +1,4 @@
-"""Reader of our own recordings of an H100; see recordings/h100/README.md."""
+"""Reader of our own recordings of an H100; see recorded/h100/README.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from torchwatt.core.meter import Channel, Series
 from torchwatt.core.terms import POWER_SAMPLES, Domain
 
-FOLDER = Path(__file__).parent / "recordings" / "h100"
+FOLDER = Path(__file__).parent / "recorded" / "h100"
 GPU = Domain("gpu", 0)
 INSTANT = Channel(GPU, "power", "power", "W", 1e-3, 4_000_000, "nvml_power_instant")
 RING = Channel(GPU, "power_fine", "power", "W", 1e-3, 20_000_000, POWER_SAMPLES)

@@ -87,7 +87,7 @@ FAMILIES: Mapping[str, Kernel] = {
     "volta": Kernel(0.010),
     "pascal": Kernel(0.010),
 }
-# Of the driver's own samples: an H100 80GB HBM3 (driver 580.159), tests/attribution/recordings/h100.
+# Of the driver's own samples: an H100 80GB HBM3 (driver 580.159), tests/attribution/recorded/h100.
 RINGS: Mapping[str, Kernel] = {"h100": Kernel(0.006, 0.0135)}
 _MODELS = (
     ("h100", ("H100", "H200", "H800", "GH200")),

@@ -262,7 +262,7 @@ def test_explicit_steps_and_units_are_counted():
 
 
 def test_a_fault_of_ours_at_the_end_never_takes_the_users_place(monkeypatch):
-    def broken(self):
+    def broken(self, done_ns=None):
         raise RuntimeError("our own bug")
 
     with pytest.warns(RuntimeWarning, match="our own bug"), tw.profile() as run:

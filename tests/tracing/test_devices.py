@@ -1,6 +1,7 @@
 """Device windows: the whole way on the CPU, with kernels put into the recorded files."""
 
 import json
+import os
 import time
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from tests.tracing.nets import Net, codes, traced, train
 from torchwatt.core.activity import Activity
 from torchwatt.core.errors import TraceError
 from torchwatt.core.terms import Slot
+from torchwatt.tracing.devices import watch as watch_module
 from torchwatt.tracing.devices.exchange import (
     read_activities,
     read_ranges,
@@ -280,6 +282,62 @@ def test_waiting_for_a_device_that_works_is_no_cost():
     recorder.stop()
     assert 0 < recorder.cost_ns < 10**6
     assert recorder.end_ns - recorder.start_ns > 10**9
+
+
+def test_a_forked_worker_leaves_the_parents_window_folder_alone():
+    net = Net()
+    with traced(net) as run:
+        watch = watched(run)
+        train(net, 2)
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert watch._jobs.folder.is_dir()
+        train(net, 30)
+    assert run.trace.activities
+    assert "WINDOW_FAILED" not in codes(run.trace)
+
+
+def test_while_a_graph_is_captured_devices_are_asked_nothing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    net = Net()
+    with traced(net) as run:
+        hub = run.tracer._hub
+        watch = Watch(hub.clock_ns, hub.note, {})
+        hub.watch_devices(watch)
+        train(net, 20)
+        assert watch._clocks._stamps == {}
+        assert not watch.is_on
+    assert not {"WINDOW_FAILED", "TRACE_FAILED"} & set(codes(run.trace))
+
+
+def test_a_warm_up_that_fails_leaves_no_recorder_behind(monkeypatch):
+    def fails(self):
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(watch_module, "_warm", False)
+    stops = iter((fails, Recorder.stop))
+    monkeypatch.setattr(Recorder, "stop", lambda self: (next(stops))(self))  # noqa: PLW0108  a new one each time
+    notes = []
+    watch = Watch(time.monotonic_ns, lambda *note: notes.append(note), {}, forced=True)
+    watch.warm_up()
+    assert not torch.autograd._profiler_enabled()
+    assert not watch.is_on
+    assert [code for _, code, _ in notes] == ["WINDOW_FAILED"]
+    watch.close()
+
+
+def test_steps_are_put_together_only_where_nothing_lies_between_them():
+    window = activity([(110, 120)], (100, 200))
+    ms = 1_000_000
+    steps = [*host_steps((0, 100), (100, 200), (200, 300), (300, 400)), *host_steps((10 * ms, 10 * ms + 100))]
+    found = spread([window], steps, str, 3)
+    for start, end, filled in rows_of(found):
+        assert not filled or not (start < 200 and end > 100)  # never over what was recorded
+        assert not filled or end <= 400 or start >= 10 * ms  # never in the hole
+    assert sum(end - start for start, end, filled in rows_of(found) if filled) == 40
 
 
 @pytest.mark.alone  # a share of the time

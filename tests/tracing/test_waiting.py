@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import torch
 
@@ -9,16 +10,18 @@ import torchwatt as tw
 from torchwatt.tracing.waiting import wait_for_devices
 
 
-def used(monkeypatch, *, contexts, fails=False):
+def used(monkeypatch, *, contexts, fails=False, takes_s=0.0, captures=False):
     """Let torch say which devices have a context; return the list of those that were waited for."""
     waited = []
 
     def synchronize(index=None):
         waited.append(index)
+        time.sleep(takes_s)
         if fails:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(contexts))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: index in contexts, raising=False)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
@@ -27,7 +30,7 @@ def used(monkeypatch, *, contexts, fails=False):
 
 def test_only_devices_in_use_are_waited_for(monkeypatch):
     waited = used(monkeypatch, contexts={0, 2})
-    wait_for_devices()
+    assert wait_for_devices()
     assert waited == [0, 2]
 
 
@@ -61,3 +64,23 @@ def test_waiting_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_one_device_that_failed_does_not_keep_the_others_from_being_waited_for(monkeypatch):
+    waited = used(monkeypatch, contexts={0, 1, 3}, fails=True)
+    assert wait_for_devices()
+    assert waited == [0, 1, 3]
+
+
+def test_a_device_that_never_ends_is_not_waited_for_without_end(monkeypatch):
+    used(monkeypatch, contexts={0}, takes_s=0.5)
+    began = time.monotonic()
+    assert not wait_for_devices(0.05)
+    assert time.monotonic() - began < 0.4
+    time.sleep(0.5)  # its thread ends
+
+
+def test_nothing_is_waited_for_while_a_graph_is_captured(monkeypatch):
+    waited = used(monkeypatch, contexts={0}, captures=True)
+    assert wait_for_devices()
+    assert waited == []

@@ -14,6 +14,7 @@ from torchwatt.integrations.budget import Budget, Pace
 from torchwatt.integrations.carried import NOTHING, Carried
 from torchwatt.integrations.live import Live, Part
 from torchwatt.session.profile import profile
+from torchwatt.tracing import wait_for_devices
 
 _log = logging.getLogger("torchwatt")
 
@@ -68,7 +69,11 @@ class Training:
             self._spend()
 
     def look(self, part: Part, *, ends_epoch: bool = False) -> None:
-        """Read all meters: `part` has just ended, and anything before it that nobody announced."""
+        """Read all meters: `part` has just ended, and anything before it that nobody announced.
+
+        Devices are waited for: what is queued is still of `part`.
+        """
+        wait_for_devices()
         unannounced: tuple[Part, ...] = ("train",) if self._trained and part != "train" else ()
         self._live.look(part, *unannounced, steps=self._trained, ends_epoch=ends_epoch)
         self._trained = 0

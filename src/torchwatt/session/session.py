@@ -93,7 +93,7 @@ class Session:
                 self._member.begin(feed.meters)
                 self.asked = self._member.journalled(self.asked)
             self._journal = open_journal(self.asked, self.run_id, feed, self._sensors, self._events)
-            wait_for_devices()  # what was queued before is no work of this run
+            wait_for_devices()  # what was queued before is no work of this run; if it takes a minute, so be it
             if self._outer is None:
                 if self._journal is not None:
                     self._journal.lend(feed)
@@ -181,7 +181,7 @@ class Session:
         late = Late()
         late.run(self._end_dither)
         self.ended_ns = end_ns = late.run(self._last_look)
-        trace = late.run(self._end_trace)
+        trace = late.run(lambda: self._end_trace(end_ns))
         active.leave(self)
         recording = late.run(self._end_feed)
         if (journal := self._journal) is not None:
@@ -206,18 +206,20 @@ class Session:
             self._events.append(Event(time.monotonic_ns(), "info", "DITHERED", "run", self._dither.told()))
 
     def _last_look(self) -> int:
-        wait_for_devices()
+        if not wait_for_devices():
+            message = "a device was still at work a minute after the block had ended: the rest of it is in no run"
+            self._events.append(Event(time.monotonic_ns(), "warning", "DEVICE_BUSY", "run", message))
         try:
             self.feed.mark()
         except Exception as error:
             self._fault("EDGE_LOST", "the last reading was lost", error)
         return time.monotonic_ns()
 
-    def _end_trace(self) -> Trace:
+    def _end_trace(self, end_ns: int) -> Trace:
         if self._tracer is None:
             return self._marked()
         try:
-            return self._tracer.stop()
+            return self._tracer.stop(end_ns)
         except Exception as error:
             self._fault("TRACE_LOST", "the trace was lost", error)
             with contextlib.suppress(Exception):

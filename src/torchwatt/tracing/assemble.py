@@ -49,6 +49,7 @@ class View:
     logs: tuple[Log, ...]
     start_ns: int
     end_ns: int
+    done_ns: int  # by then devices were done with the session's work
     registry: Registry
     scopes: Mapping[str, int]
     given: int | None  # key of the model that the user named
@@ -124,10 +125,10 @@ class _Assembly:
             self._asleep(log, number)
         carried = book.carry_rel_sd(self._backward_slot)
         arrays: dict[str, Any] = self.columns.arrays()
-        steps = self._steps()
-        activities, lost = self._activities(steps)
+        steps, calls = self._steps()
+        activities, lost = self._activities(steps, calls=calls)
         if self.view.devices is not None:
-            steps = self.view.devices.done(steps, self.view.end_ns)
+            steps = self.view.devices.done(steps, self.view.done_ns, calls=calls)
         return Trace(
             slots=tuple(self.columns.slots),
             **arrays,
@@ -228,7 +229,8 @@ class _Assembly:
             return self.columns.index(UNATTRIBUTED, "backward")
         return self._slot(kind[1], backward=kind[3] >= 0)
 
-    def _steps(self) -> list[Step]:
+    def _steps(self) -> tuple[list[Step], bool]:
+        """Return the steps, and whether they are calls of the model, since nothing else marks any."""
         view, log = self.view, self.view.logs[0]
         rows, records = self._kept_rows(log), self.records[log]
         marks = [mark for mark in view.steps if mark[0] <= view.end_ns]
@@ -236,14 +238,14 @@ class _Assembly:
         if marks:
             calls = [c.start_ns for c in self.calls[log]]
             starts = np.sort(np.concatenate((rows[:, START], records.start, calls)).astype(np.int64))
-            return steps_between(marks, starts, view.start_ns, view.resumed)
+            return steps_between(marks, starts, view.start_ns, view.resumed), False
         main = list(self.names.main)
         calls_of_model = rows[np.isin(rows[:, KEY], main) & (rows[:, TASK] < 0)]
         kinds = [i for i, kind in enumerate(self.looks[log].kinds.of) if kind[0] == "row" and kind[1] in main]
         also = records.take(np.flatnonzero(np.isin(records.kind, kinds)))
-        return calls_as_steps(calls_of_model, also)
+        return calls_as_steps(calls_of_model, also), True
 
-    def _activities(self, steps: Sequence[Step]) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
+    def _activities(self, steps: Sequence[Step], *, calls: bool) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
         view = self.view
         if view.devices is None:
             return (), ()
@@ -251,7 +253,7 @@ class _Assembly:
         def name_of(key: int) -> str:
             return self.names.of(key) if key > 0 else self.scope_names.get(key, UNATTRIBUTED)
 
-        return view.devices.activities(steps, name_of, last=view.is_last, now_ns=view.end_ns)
+        return view.devices.activities(steps, name_of, calls=calls, last=view.is_last, now_ns=view.done_ns)
 
     def _notes(self, book: BackwardBook) -> list[Event]:
         end = self.view.end_ns

@@ -157,6 +157,10 @@ class Hub:
         """Take a call outside any other for a step where nothing else marks steps, or gradients are off."""
         self.stepping.outermost_begins(log)
 
+    def outermost_ended(self, log: Log) -> None:
+        """Take notice of the end of a call that may be a step."""
+        self.stepping.outermost_ended(log)
+
     def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
         """Run an outermost backward call of a traced step, possibly in a window."""
         log = self.log()

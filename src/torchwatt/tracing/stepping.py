@@ -96,14 +96,14 @@ class Stepping:
         log.step_end = end_ns
         stride.steps += 1
         if self._host.devices is not None:
-            self._devices(self._host.devices, log)
+            self._devices(self._host.devices, log, stamp=True)
         if stride.steps >= stride.planned:
             self.decide(log)
 
-    def _devices(self, devices: Watch, log: Log) -> None:
+    def _devices(self, devices: Watch, log: Log, *, stamp: bool) -> None:
         recorded, conductor = devices.records(log), self.conductor
         if conductor is not None and log.mode != OFF:
-            devices.step_ended(log, conductor)
+            devices.step_ended(log, conductor, stamp=stamp)
         if recorded or devices.records(log):
             log.stride.planned = 0
             log.stride.windowed = True
@@ -127,10 +127,15 @@ class Stepping:
         stride.steps += 1
         log.inside = False
         if self._host.devices is not None:
-            self._devices(self._host.devices, log)
+            self._devices(self._host.devices, log, stamp=False)
         if stride.steps >= stride.planned:
             self.decide(log)
         log.inside = True
+
+    def outermost_ended(self, log: Log) -> None:
+        """Take notice of the end of a call that may be a step."""
+        if self._host.devices is not None and self.conductor is not None and log.mode != OFF:
+            self._host.devices.call_ended(log, self.conductor)
 
     def decide(self, log: Log) -> None:
         """Book the steps that are over and decide what the next ones record."""

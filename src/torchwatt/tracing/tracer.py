@@ -164,15 +164,19 @@ class Tracer:
                 raise TraceError("snapshot() before start()")
             return self._assemble(self._hub, most_filled=most_filled)
 
-    def stop(self) -> Trace:
-        """Stop, take every wrapper off, and return the trace; again: return the same trace."""
+    def stop(self, done_ns: int | None = None) -> Trace:
+        """Stop, take every wrapper off, and return the trace; again: return the same trace.
+
+        Args:
+            done_ns: When devices were done with the session's work, if somebody has waited for them.
+        """
         with self._lock:
             if self._trace is None:
                 hub = self._hub
                 if hub is None:
                     raise TraceError("stop() before start()")
                 try:
-                    self._trace = self._assemble(hub, last=hub.users == 1)
+                    self._trace = self._assemble(hub, last=hub.users == 1, done_ns=done_ns)
                 finally:
                     self._leave(hub)
             return self._trace
@@ -188,7 +192,9 @@ class Tracer:
         self._hub = self._log = self._model = None
         release(hub)
 
-    def _assemble(self, hub: Hub, *, last: bool = False, most_filled: int | None = None) -> Trace:
+    def _assemble(
+        self, hub: Hub, *, last: bool = False, most_filled: int | None = None, done_ns: int | None = None
+    ) -> Trace:
         from torchwatt.tracing.assemble import MAX_FILLED, View, assemble
 
         if os.getpid() != self._pid:
@@ -202,6 +208,7 @@ class Tracer:
             logs=self._logs(hub),
             start_ns=self._start_ns,
             end_ns=end,
+            done_ns=end if done_ns is None else min(done_ns, end),
             registry=hub.registry,
             scopes=dict(hub.scopes),
             given=self._given,

@@ -57,6 +57,9 @@ class Host(Protocol):
     def outermost_begins(self, log: Log) -> None:
         """Take notice of a call outside any other: where there are no steps, each such call is one."""
 
+    def outermost_ended(self, log: Log) -> None:
+        """Take notice of the end of such a call."""
+
     def is_new_outermost(self, key: int) -> bool:
         """Say whether a module that was just registered is called outside any other, and watch its class if so."""
 
@@ -145,10 +148,12 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
 
     def outermost(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
         log.inside = True
+        step = False
         try:
             if graph_task_id() >= 0:
                 return call(module, *args, **kwargs)
             if log.stepless or log.mode == ASLEEP or not grad_enabled():
+                step = True
                 host.outermost_begins(log)
             if log.mode != LIGHT:
                 return call(module, *args, **kwargs)
@@ -160,6 +165,8 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
                 log.rows.append((key, start, clock(), s0, sequence_nr(), LIGHT_TASK))
         finally:
             log.inside = False
+            if step:
+                host.outermost_ended(log)
 
     return outermost
 

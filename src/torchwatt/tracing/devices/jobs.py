@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ class Jobs:
     def __init__(self, folder: Path | None = None) -> None:
         parent = folder or (SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
         self.folder = Path(tempfile.mkdtemp(prefix="torchwatt-", dir=parent))
+        self._pid = os.getpid()
         self._job: Job | None = None
         self._count = 0
         self.windows: list[tuple[Activity, ...]] = []
@@ -89,7 +91,9 @@ class Jobs:
         self.look()
 
     def close(self) -> None:
-        """End what runs and remove the folder."""
+        """End what runs and remove the folder; in a forked child, such as a loader's worker, both are the parent's."""
+        if os.getpid() != self._pid:
+            return
         if self._job is not None:
             self._job.process.kill()
             self._job.process.wait()

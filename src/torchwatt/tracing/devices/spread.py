@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,14 +31,14 @@ def spread(
     """
     windows = sorted(windows, key=lambda window: window.covered[0])
     seen = [window.covered[0] for window in windows]
-    unseen = [step for step in steps if not any(step.start_ns < end and start < step.end_ns for start, end in seen)]
+    unseen = _unseen(seen, steps)
     nearest = _nearest(seen, unseen)
-    counts = [_steps_in(interval, steps) for interval in seen]
+    counts = _counts(seen, steps)
     sizes = np.array([len(window) for window in windows], dtype=np.int64)
     each = max(-(-int(sizes[nearest].sum()) // MAX_FILLED), least) if unseen else 1
     parts = [(window, _table(window), False) for window in windows]
-    for first in range(0, len(unseen), each):
-        group = _joined(unseen[first : first + each])
+    for first, last in _groups(unseen, seen, each):
+        group = _joined(unseen[first:last])
         window = windows[nearest[first]]
         parts.append((window, _laid(window, group, group.steps / counts[nearest[first]]), True))
     covered = [*seen, *((step.start_ns, step.end_ns) for step in unseen)]
@@ -61,10 +62,36 @@ def _closed(covered: Sequence[Interval]) -> tuple[Interval, ...]:
     return tuple(closed)
 
 
-def _steps_in(window: Interval, steps: Sequence[Busy]) -> int:
-    """Return how many steps were recorded in a window: those whose middle lies in it."""
-    start, end = window
-    return max(sum(step.steps for step in steps if start <= (step.start_ns + step.end_ns) // 2 < end), 1)
+def _unseen(seen: Sequence[Interval], steps: Sequence[Busy]) -> list[Busy]:
+    """Return the steps that no window touches; windows are sorted and apart."""
+    starts, ends = np.array(seen, dtype=np.int64).reshape(-1, 2).T
+    bounds = np.array([(step.start_ns, step.end_ns) for step in steps], dtype=np.int64).reshape(-1, 2)
+    touched = np.searchsorted(starts, bounds[:, 1], side="left") > np.searchsorted(ends, bounds[:, 0], side="right")
+    return [step for step, one in zip(steps, touched.tolist(), strict=True) if not one]
+
+
+def _counts(seen: Sequence[Interval], steps: Sequence[Busy]) -> list[int]:
+    """Return how many steps were recorded in each window: those whose middle lies in it, and one at least."""
+    middles = np.array([(step.start_ns + step.end_ns) // 2 for step in steps], dtype=np.int64)
+    total = np.concatenate(([0], np.cumsum([step.steps for step in steps])))
+    bounds = np.searchsorted(middles, np.array(seen, dtype=np.int64).reshape(-1, 2))
+    found = total[bounds[:, 1]] - total[bounds[:, 0]]
+    return [max(int(n), 1) for n in found]
+
+
+def _groups(unseen: Sequence[Busy], seen: Sequence[Interval], each: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of groups of so many steps at most, with nothing in between that is no step of theirs."""
+    starts = [start for start, _ in seen]
+    first = 0
+    for i in range(1, len(unseen) + 1):
+        if i < len(unseen) and i - first < each:
+            before, after = unseen[i - 1], unseen[i]
+            apart = after.start_ns - before.end_ns >= JOINED_NS
+            if not apart and bisect_right(starts, before.end_ns) == bisect_right(starts, after.start_ns):
+                continue
+        if i > first:
+            yield first, i
+        first = i
 
 
 def _nearest(seen: Sequence[Interval], unseen: Sequence[Busy]) -> IntArray:

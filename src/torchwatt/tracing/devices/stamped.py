@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from math import ceil
 
-import numpy as np
 import torch
 
-from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.budget import Budget
-from torchwatt.tracing.devices.cuda_events import CudaEvents
-from torchwatt.tracing.devices.stamps import Stamps
+from torchwatt.tracing.devices.cuda_events import CudaEvents, devices_in_use
+from torchwatt.tracing.devices.stamps import NO_STAMPS, Kind, Stamped, Stamps
 from torchwatt.tracing.own_time import own_time
 
 STAMP_SHARE = 0.1  # of the budget; where steps are shorter, some go without a stamp
@@ -20,38 +19,68 @@ own_ns = own_time()
 
 
 class Clocks:
-    """Stamps ends of steps on whatever device is current."""
+    """Stamps ends of steps on whatever device is current; of one thread, the first that ends a step."""
 
     def __init__(self, clock_ns: Callable[[], int]) -> None:
         self._clock_ns = clock_ns
         self._stamps: dict[int, Stamps] = {}
+        self._owner: object = None
         self._rest = 0  # steps that go without
-        self._cost_ns = 0.0  # moving average: now and then a stamp comes with an anchor
+        self._cost_ns = 0.0  # of a stamp, a moving average
 
-    def step_ended(self, budget: Budget, step_ns: float) -> None:
-        """Stamp the end of a step, unless that is too dear for so short a step."""
-        if self._rest > 0 or budget.share <= 0:
+    def ended(
+        self, owner: object, budget: Budget, step_ns: float, *, kind: Kind = "step", surely: bool = False
+    ) -> None:
+        """Stamp the end of a step or call, unless that is too dear for so short a step; `surely`: even then.
+
+        Args:
+            owner: Whose thread it is.
+            budget: Pays.
+            step_ns: How long steps are.
+            kind: What ended.
+            surely: A window begins or ends here.
+        """
+        self._owner = self._owner or owner
+        if self._owner is not owner or budget.share <= 0:
+            return
+        if self._rest > 0 and not surely:
             self._rest -= 1
             return
         began = own_ns()
-        index = torch.cuda.current_device()
-        if index not in self._stamps:
-            self._stamps[index] = Stamps(CudaEvents(index), self._clock_ns)
-        self._stamps[index].mark()
+        stamps = self._current()
+        plain = stamps is not None and stamps.mark(kind)
         cost_ns = own_ns() - began
         budget.pay("fixed", cost_ns)
-        self._cost_ns += (cost_ns - self._cost_ns) * (0.05 if self._cost_ns else 1.0)
+        if plain:
+            self._cost_ns += (cost_ns - self._cost_ns) * (0.05 if self._cost_ns else 1.0)
         self._rest = ceil(self._cost_ns / max(STAMP_SHARE * budget.share * step_ns, 1.0)) - 1 if step_ns else 0
 
-    def only(self) -> tuple[IntArray, FloatArray] | None:
-        """Return `known` of the one device that was used; None if there are more, or none."""
-        return self.known(f"gpu:{next(iter(self._stamps))}") if len(self._stamps) == 1 else None
+    def still(self) -> None:
+        """Note that the host has waited for all devices."""
+        for stamps in self._stamps.values():
+            stamps.still()
 
-    def known(self, device: str) -> tuple[IntArray, FloatArray]:
-        """Return the host's ends of steps and how far behind the device "gpu:<torch's number>" was, in ns."""
-        index = int(device.partition(":")[2]) if device.partition(":")[2].isdigit() else -1
-        stamps = self._stamps.get(index)
-        if stamps is None:
-            return np.zeros(0, dtype=np.int64), np.zeros(0)
-        stamps.settle()
-        return stamps.known()
+    def _current(self) -> Stamps | None:
+        """Return the stamps of the current device; None where the program has not set it up."""
+        index = torch.cuda.current_device()
+        found = self._stamps.get(index)
+        if found is None and index in devices_in_use():
+            found = self._stamps[index] = Stamps(CudaEvents(index), self._clock_ns)
+        return found
+
+    def settle(self) -> None:
+        """Ask the devices a last time: on the thread that ends the session, which has waited for them."""
+        for index, stamps in self._stamps.items():
+            with contextlib.suppress(Exception), torch.cuda.device(index):  # a device that failed: what was read counts
+                stamps.settle()
+
+    def only(self) -> Stamped:
+        """Return `known` of the one device that is in use; nothing where there are more."""
+        used = devices_in_use() if self._stamps else ()
+        return self.known(f"gpu:{used[0]}") if len(used) == 1 else NO_STAMPS
+
+    def known(self, device: str) -> Stamped:
+        """Return the host's ends and how far behind the device "gpu:<torch's number>" was."""
+        _, _, number = device.partition(":")
+        stamps = self._stamps.get(int(number)) if number.isdigit() else None
+        return stamps.known() if stamps is not None else NO_STAMPS

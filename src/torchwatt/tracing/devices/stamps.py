@@ -7,12 +7,15 @@ that clock to the host's again and again, since the two drift apart.
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchwatt.core.meter import FloatArray, IntArray
 
@@ -22,6 +25,10 @@ ANCHOR_EVERY_NS = 5_000_000_000  # clocks drift by some parts in a million, and 
 BOUND_NS = 100_000  # less than this behind the host is within the error of the clocks
 JOINED_NS = 1_000_000  # between two steps the host is seldom away for less to do something else on the device
 ANCHOR_PATIENCE_NS = 200_000  # an anchor that did not pass at once says nothing
+
+# What ended there: a step, or a call outside any other, which is a step where nothing else marks steps.
+Kind = Literal["step", "call"]
+Step = tuple[int, int, int]  # start_ns, end_ns and how many, of the host
 
 
 class Events(Protocol):
@@ -46,40 +53,71 @@ class Busy(NamedTuple):
     bound: bool
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Stamped:
+    """When the host ended something, how long after that the device did, in ns, and whether it was a call."""
+
+    host_ns: IntArray
+    lag_ns: FloatArray
+    call: NDArray[np.bool_]
+
+
+NO_STAMPS = Stamped(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=np.bool_))
+
+
 class Stamps:
-    """Pairs of the host's and the device's ends of steps, all on the host's clock in the end."""
+    """Pairs of the host's and the device's ends, all on the host's clock in the end.
+
+    One thread stamps, others may look at what is known. Only what stamps, and the end of a session, asks the device.
+    """
 
     def __init__(self, events: Events, clock_ns: Callable[[], int]) -> None:
         self._events, self._clock_ns = events, clock_ns
-        self._pending: deque[tuple[int, Any]] = deque()
+        self._asking = threading.Lock()
+        self._pending: deque[tuple[int, bool, Any]] = deque()
         self._last: tuple[Any, float] | None = None  # an event that has passed, and when on the device's clock
-        self._host, self._device = array("q"), array("d")
+        self._host, self._call, self._device = array("q"), array("b"), array("d")
         self._anchors: tuple[array[float], array[int]] = array("d"), array("q")  # device's clock, host's clock
+        self._still = array("q")  # when the host had waited for the device
         self._anchored_ns = -ANCHOR_EVERY_NS
         self._every, self._skipped = 1, 0
 
-    def mark(self) -> None:
-        """Note that the host ends a step here."""
-        self.settle()
+    def mark(self, kind: Kind = "step") -> bool:
+        """Note that the host ends something here; returns whether that was all, and no anchor beside it."""
         now = self._clock_ns()
-        if now - self._anchored_ns >= ANCHOR_EVERY_NS:
-            self._anchor(now)
-        self._skipped += 1
-        if self._last is None or self._skipped < self._every or len(self._pending) >= MOST_PENDING:
-            return
-        event = self._events.record()
-        if event is not None:
-            self._pending.append((self._clock_ns(), event))
-            self._skipped = 0
+        with self._asking:
+            self._settle()
+            if anchored := now - self._anchored_ns >= ANCHOR_EVERY_NS:
+                self._anchor(now)
+            self._skipped += 1
+            if self._last is None or self._skipped < self._every or len(self._pending) >= MOST_PENDING:
+                return not anchored
+            event = self._events.record()
+            if event is not None:
+                self._pending.append((self._clock_ns(), kind == "call", event))
+                self._skipped = 0
+            return not anchored
+
+    def still(self) -> None:
+        """Note that the device has done all there is: the host has waited for it."""
+        self._still.append(self._clock_ns())
 
     def settle(self) -> None:
-        """Read the events that have passed."""
-        while self._pending and self._events.passed(self._pending[0][1]):
-            host_ns, event = self._pending.popleft()
-            self._host.append(host_ns)
+        """Read the events that have passed; where the thread that stamps is about to, that does it."""
+        if self._asking.acquire(blocking=False):
+            try:
+                self._settle()
+            finally:
+                self._asking.release()
+
+    def _settle(self) -> None:
+        while self._pending and self._events.passed(self._pending[0][2]):
+            host_ns, call, event = self._pending.popleft()
             self._device.append(self._read(event))
+            self._call.append(call)
+            self._host.append(host_ns)  # the last: who looks meanwhile sees whole entries only
         if len(self._host) > MOST_STAMPS:
-            self._host, self._device = self._host[1::2], self._device[1::2]
+            self._host, self._call, self._device = self._host[1::2], self._call[1::2], self._device[1::2]
             self._every *= 2
 
     def _anchor(self, now: int) -> None:
@@ -102,16 +140,21 @@ class Stamps:
         self._last = event, device_ns
         return device_ns
 
-    def known(self) -> tuple[IntArray, FloatArray]:
-        """Return when the host ended steps, and how long after that the device did, in ns."""
-        n = min(len(self._host), len(self._device))  # the training thread may be adding one
-        host = np.array(self._host[:n], dtype=np.int64)
-        device, at = (np.array(column, dtype=np.float64) for column in self._anchors)
-        if not n or not len(device):
-            return host[:0], np.zeros(0)
-        first = at[0]
-        on_host = _line(np.array(self._device[:n]), device, at - first)
-        return host, np.maximum(on_host - (host - first), 0.0)
+    def known(self) -> Stamped:
+        """Return what is known by now; asks nothing of the device, so any thread may."""
+        with self._asking:
+            columns = self._host[:], self._device[:], self._call[:], self._anchors[0][:], self._anchors[1][:]
+            still = np.array(self._still[:], dtype=np.int64)
+        host, call = np.array(columns[0], dtype=np.int64), np.array(columns[2], dtype=np.bool_)
+        device, at = np.array(columns[3], dtype=np.float64), np.array(columns[4], dtype=np.float64)
+        if not len(host) or not len(device):
+            return NO_STAMPS
+        on_host = _line(np.array(columns[1]), device, at - at[0])
+        lag = np.maximum(on_host - (host - at[0]), 0.0)
+        # A moment of stillness is no step's end: as a call where steps are matched, it is matched by none.
+        host, lag = np.append(host, still), np.append(lag, np.zeros(len(still)))
+        order = np.argsort(host, kind="stable")
+        return Stamped(host[order], lag[order], np.append(call, np.ones(len(still), dtype=np.bool_))[order])
 
 
 def _line(x: FloatArray, known_x: FloatArray, known_y: FloatArray) -> FloatArray:
@@ -121,7 +164,7 @@ def _line(x: FloatArray, known_x: FloatArray, known_y: FloatArray) -> FloatArray
     return line
 
 
-def on_device(steps: Sequence[tuple[int, int, int]], host_ns: IntArray, lag_ns: FloatArray, now_ns: int) -> list[Busy]:
+def on_device(steps: Sequence[Step], stamped: Stamped, now_ns: int, *, calls: bool = False) -> list[Busy]:
     """Return when a device did each of the host's steps, in order.
 
     It begins when the host does, or when it is done with what came before, or at the end of what came just before: a
@@ -129,28 +172,39 @@ def on_device(steps: Sequence[tuple[int, int, int]], host_ns: IntArray, lag_ns: 
     that was left out, as long after the host as at the stamps around.
 
     Args:
-        steps: start_ns, end_ns and number of steps, of the host, sorted.
-        host_ns: When the host ended steps, where that was stamped.
-        lag_ns: How long after that the device did.
+        steps: Of the host, sorted.
+        stamped: When the host ended what, and how long after that the device did.
         now_ns: What ends later has not ended yet.
+        calls: Whether the steps are calls outside any other.
     """
-    if not len(host_ns):
+    if not len(stamped.host_ns) or not steps:
         return [Busy(start, end, n, bound=False) for start, end, n in steps]
     starts = np.array([start for start, *_ in steps] + [np.iinfo(np.int64).max], dtype=np.int64)
     ends = np.array([end for _, end, _ in steps], dtype=np.int64)
-    own = np.searchsorted(host_ns, ends)
-    stamp = host_ns[np.minimum(own, len(host_ns) - 1)]
-    there = (own < len(host_ns)) & (stamp <= starts[1:])
-    # Where nothing but calls are steps, the stamp comes when the next call begins, and what is missing came there, too.
-    at_next = there[:-1] & (starts[1:-1] - stamp[:-1] < stamp[:-1] - ends[:-1])
-    calls = at_next.sum() * 2 > there.sum()
-    usual = np.append(starts[1:-1], ends[-1:]) if calls else ends
-    at = np.where(there, stamp, usual)
-    done = at + np.interp(at, host_ns, lag_ns).astype(np.int64)
-    done = np.minimum(np.maximum.accumulate(done), now_ns) if len(done) else done
+    own = np.append(stamped.host_ns[stamped.call == calls], np.iinfo(np.int64).max)
+    stamp = own[np.searchsorted(own[:-1], ends)]
+    at = np.where((stamp <= starts[1:]) & (stamp < own[-1]), stamp, ends)
+    behind = at + np.interp(at, stamped.host_ns, stamped.lag_ns).astype(np.int64)
+    done = np.minimum(np.maximum.accumulate(behind), now_ns)
     found, free_ns = [], -JOINED_NS
     for (start, end, n), end_ns in zip(steps, done.tolist(), strict=True):
         begin = free_ns if start - free_ns < JOINED_NS else start
         free_ns = max(end_ns, begin, min(end, now_ns))
         found.append(Busy(begin, free_ns, n, bound=begin - start > BOUND_NS))
     return found
+
+
+def whole(found: Sequence[Busy]) -> list[Step]:
+    """Return steps of some length: what has no time of its own yet is counted with its neighbour."""
+    kept: list[Step] = []
+    rest = 0
+    for busy in found:
+        if busy.end_ns > busy.start_ns:
+            kept.append((busy.start_ns, busy.end_ns, busy.steps + rest))
+            rest = 0
+        elif kept:
+            start, end, n = kept[-1]
+            kept[-1] = start, end, n + busy.steps
+        else:
+            rest += busy.steps
+    return kept

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 
 from torchwatt.core.activity import Activity
-from torchwatt.core.meter import Event, FloatArray, IntArray, Severity
+from torchwatt.core.meter import Event, Severity
 from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, Slot
 from torchwatt.tracing import kineto
 from torchwatt.tracing.conductor import Conductor
+from torchwatt.tracing.devices.cuda_events import capturing
 from torchwatt.tracing.devices.jobs import Jobs
 from torchwatt.tracing.devices.names import device_names
 from torchwatt.tracing.devices.recorder import Recorder
 from torchwatt.tracing.devices.spread import spread
 from torchwatt.tracing.devices.stamped import Clocks
-from torchwatt.tracing.devices.stamps import on_device
+from torchwatt.tracing.devices.stamps import NO_STAMPS, Stamped, Step, on_device, whole
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.pacing import Pacer
 from torchwatt.tracing.rows import (
@@ -36,8 +37,6 @@ from torchwatt.tracing.rows import (
 )
 from torchwatt.tracing.traces.live import Live
 from torchwatt.tracing.waiting import wait_for_devices
-
-Step = tuple[int, int, int]  # start_ns, end_ns, how many
 
 KIND = "device window"
 SHORT_STEP_NS = 30_000_000  # shorter steps are recorded several at a time
@@ -72,7 +71,7 @@ class Watch:
         self._clock_ns, self._note, self._edit = clock_ns, note, edit
         activity = torch.profiler.ProfilerActivity
         self._activities = [activity.CPU] if forced else [activity.CPU, activity.CUDA]
-        self._synchronize: Callable[[], None] = (lambda: None) if forced else wait_for_devices
+        self._synchronize: Callable[[], object] = (lambda: None) if forced else wait_for_devices
         self._forced, self._meters = forced, meters
         self._clocks = None if forced else Clocks(clock_ns)
         self._jobs = Jobs()
@@ -95,15 +94,15 @@ class Watch:
 
     def warm_up(self) -> None:
         """Record nothing once in a process, where a device is in use: the first time may take seconds."""
-        global _warm  # noqa: PLW0603 - it is libkineto and CUPTI that are warm, and they are the process's
+        global _warm
         if _warm or not self._in_use() or kineto.user_is_profiling():
             return
         try:
-            recorder = Recorder(self._clock_ns, self._synchronize, self._activities)
+            recorder = self._recorder = Recorder(self._clock_ns, self._synchronize, self._activities)
             recorder.prepare()
             recorder.start()
             recorder.stop()
-            _warm = True
+            self._recorder, _warm = None, True
         except Exception as error:
             self._give_up(error)
 
@@ -111,13 +110,16 @@ class Watch:
         """Say whether the program works on a device: looking at it closer would else set it up."""
         return self._forced or bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
-    def step_ended(self, log: Log, conductor: Conductor) -> None:
-        """Go on: to be called at the end of every step of a thread, before the next one is decided on."""
-        if self._broken or (self._log is not None and log is not self._log) or not self._in_use():
+    def step_ended(self, log: Log, conductor: Conductor, *, stamp: bool = True) -> None:
+        """Go on: to be called at the end of every step of a thread, before the next one is decided on.
+
+        Without `stamp` it is a call that begins, whose predecessor was stamped when it ended.
+        """
+        if self._broken or (self._log is not None and log is not self._log) or not self._may_ask():
             return
         try:
-            if self._clocks is not None:
-                self._clocks.step_ended(conductor.budget, log.stride.step_ns)
+            if self._clocks is not None and stamp:
+                self._clocks.ended(log, conductor.budget, log.stride.step_ns, surely=self.is_on)
             if self.recording:
                 self._left -= 1
                 if self._left <= 0:
@@ -128,6 +130,19 @@ class Watch:
                 self._prepare(log)
         except Exception as error:
             self._give_up(error)
+
+    def call_ended(self, log: Log, conductor: Conductor) -> None:
+        """Note that a call outside any other ends, where such calls are steps."""
+        if self._broken or self._clocks is None or not self._may_ask():
+            return
+        try:
+            self._clocks.ended(log, conductor.budget, log.stride.step_ns, kind="call", surely=self.is_on)
+        except Exception as error:
+            self._give_up(error)
+
+    def _may_ask(self) -> bool:
+        """Say whether devices may be asked anything now: not while a graph is captured, which that would break."""
+        return self._forced or (self._in_use() and not capturing())
 
     def _is_due(self, conductor: Conductor) -> bool:
         now = self._clock_ns()
@@ -152,6 +167,7 @@ class Watch:
             self._recorder = self._log = None
             return
         recorder.start()
+        self._waited()
         self.recording = True
         self._left = SHORT_STEPS if log.stride.step_ns < SHORT_STEP_NS else 1
         self._most_steps = max(self._most_steps, self._left)
@@ -161,6 +177,7 @@ class Watch:
         assert recorder is not None  # noqa: S101 - recording
         self.recording, self._recorder, self._log = False, None, None
         recorder.stop()
+        self._waited()
         path = self._jobs.next_trace()
         offset_ns = recorder.export(path)
         if self._edit is not None:
@@ -172,6 +189,10 @@ class Watch:
             self._jobs.hand_over(_ranges(log, recorder), offset_ns, (recorder.start_ns, recorder.end_ns))
         conductor.budget.pay("windows", recorder.cost_ns)
         self._pacer.paid(KIND, recorder.cost_ns, self._clock_ns())
+
+    def _waited(self) -> None:
+        if self._clocks is not None:
+            self._clocks.still()
 
     def _give_up(self, error: Exception) -> None:
         # A private interface of torch misbehaves: the user's steps go on, without windows.
@@ -191,13 +212,15 @@ class Watch:
         self._recorder = self._log = None
 
     def activities(
-        self, steps: Sequence[Step], name_of: Callable[[int], str], *, last: bool, now_ns: int
+        self, steps: Sequence[Step], name_of: Callable[[int], str], *, calls: bool, last: bool, now_ns: int
     ) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
         """Return what each device did, as far as it is known by now; at the `last` time, wait for the worker.
 
-        `steps` are the host's: start_ns, end_ns and how many.
+        `steps` are the host's: start_ns, end_ns and how many; `calls`: they are calls outside any other.
         """
         self._jobs.finish() if last else self._jobs.look()
+        if last and self._clocks is not None:
+            self._clocks.settle()
         by_device: dict[str, list[Activity]] = {}
         for window in self._jobs.windows:
             for activity in window:
@@ -208,23 +231,20 @@ class Watch:
 
         found = []
         for device, windows in sorted(by_device.items()):
-            done = on_device(steps, *self._stamps(device), now_ns)
+            done = on_device(steps, self._stamps(device), now_ns, calls=calls)
             found.append(spread(windows, done, rename, self._most_steps))
         names = device_names(torch.cuda, self._meters) if found and not self._forced else {}
         named = tuple(replace(activity, device=names.get(activity.device, activity.device)) for activity in found)
         events = tuple(Event(now_ns, "warning", "WINDOW_LOST", "run", text) for text in self._jobs.failures)
         return named, events
 
-    def done(self, steps: Sequence[Step], now_ns: int) -> list[Step]:
+    def done(self, steps: Sequence[Step], now_ns: int, *, calls: bool) -> list[Step]:
         """Return when the program's one device did the host's steps; several devices have no time in common."""
-        only = self._clocks.only() if self._clocks is not None else None
-        if only is None:
-            return list(steps)
-        done = on_device(steps, *only, now_ns)
-        return [(busy.start_ns, busy.end_ns, busy.steps) for busy in done if busy.end_ns > busy.start_ns]
+        only = self._clocks.only() if self._clocks is not None else NO_STAMPS
+        return whole(on_device(steps, only, now_ns, calls=calls)) if len(only.host_ns) else list(steps)
 
-    def _stamps(self, device: str) -> tuple[IntArray, FloatArray]:
-        return (np.zeros(0, dtype=np.int64), np.zeros(0)) if self._clocks is None else self._clocks.known(device)
+    def _stamps(self, device: str) -> Stamped:
+        return NO_STAMPS if self._clocks is None else self._clocks.known(device)
 
     def close(self) -> None:
         """Leave nothing behind: no process, no file."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.integrations.world import Busy, assert_every_part_is_true, parts_j, truth_j
+from tests.integrations.world import LATE, Busy, assert_every_part_is_true, parts_j, truth_j
 from torchwatt.core.errors import ConfigError
 
 pl = pytest.importorskip("lightning.pytorch", reason="the callback is for Lightning's Trainer")
@@ -123,7 +123,7 @@ def test_lightnings_loggers_get_joules_with_units_each_once(trained):
     assert min(v for row in found for k, v in row.items() if k.startswith(("energy/", "carbon/"))) > 0
     totals = [row["energy/total_j"] for row in found if "energy/total_j" in row]
     assert totals == sorted(totals)
-    assert 0.7 < totals[-1] / energy.run.energy_j <= 1
+    assert 0.7 < totals[-1] / energy.run.energy_j <= LATE
     assert isclose(float(used.callback_metrics["energy/total_j"]), totals[-1], rel_tol=1e-5)
     last = next(row for row in reversed(found) if "carbon/total_g" in row)
     assert isclose(last["carbon/total_g"], last["energy/total_j"] / 3.6e6 * 100, rel_tol=1e-9)
@@ -175,7 +175,7 @@ def test_a_resumed_training_goes_on_from_the_joules_in_the_checkpoint(world, tmp
     assert second.run.report.step_count == 8
     totals = [row["energy/total_j"] for row in rows(tmp_path / "more") if "energy/total_j" in row]
     assert totals[0] > carried["energy_j"]
-    assert 0.6 < (totals[-1] - carried["energy_j"]) / second.run.energy_j <= 1
+    assert 0.6 < (totals[-1] - carried["energy_j"]) / second.run.energy_j <= LATE
     assert isclose(fsum(second.run.epochs.energy_j), second.run.energy_j, rel_tol=1e-12)
 
 

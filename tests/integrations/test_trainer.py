@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integrations.world import Busy, assert_every_part_is_true, parts_j, truth_j
+from tests.integrations.world import LATE, Busy, assert_every_part_is_true, parts_j, truth_j
 from torchwatt.audit import verify
 from torchwatt.core.errors import ConfigError
 
@@ -138,7 +138,7 @@ def test_the_trainers_own_rows_carry_joules_with_units_and_nothing_is_zero(train
     assert min(joules) > 0
     totals = [row["energy/total_j"] for row in rows if "energy/total_j" in row]
     assert totals == sorted(totals)
-    assert 0.7 < totals[-1] / energy.run.energy_j <= 1
+    assert 0.7 < totals[-1] / energy.run.energy_j <= LATE
     last = next(row for row in reversed(rows) if "carbon/total_g" in row)
     assert isclose(last["carbon/total_g"], last["energy/total_j"] / 3.6e6 * 100, rel_tol=1e-9)
 
@@ -227,7 +227,7 @@ def test_a_resumed_training_goes_on_from_the_joules_in_the_checkpoint(world, tmp
     used.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
     assert second.run.report.step_count == used.state.global_step - 4 == 4
     totals = [row["energy/total_j"] for row in used.state.log_history if "energy/total_j" in row]
-    assert 0.6 < (totals[-1] - carried["energy_j"]) / second.run.energy_j <= 1
+    assert 0.6 < (totals[-1] - carried["energy_j"]) / second.run.energy_j <= LATE
     assert isclose(fsum(second.run.epochs.energy_j), second.run.energy_j, rel_tol=1e-12)
 
 

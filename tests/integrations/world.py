@@ -13,6 +13,7 @@ import torchwatt as tw
 from tests.support.powercap import FakePowercap
 
 STATIC_W, TRAIN_W, EVALUATE_W, DRAM_W = 20.0, 100.0, 60.0, 5.0
+LATE = 1.005  # what is logged while a run goes on, over its report: a reading that came late moves the end of either
 ZONES = {"intel-rapl:0": ("package-0", STATIC_W), "intel-rapl:0:0": ("dram", DRAM_W)}
 
 

@@ -14,5 +14,8 @@ def test_records_that_cannot_be_put_together_count_as_what_is_kept():
     log = Log(0)
     log._records = records(500)
     assert log.kept() == log.total() + 500
-    limit = Limit(max_spans=400)
-    assert not all(limit.allows(log.kept()) for _ in range(20))  # so that fewer steps are traced, and fewer are made
+    limit = Limit(max_spans=400, start_ns=0)
+    assert limit.allows(300, 10)
+    assert not any(
+        limit.allows(log.kept(), t_ns) for t_ns in range(20, 50)
+    )  # so that fewer steps are traced, and fewer are made

@@ -45,15 +45,21 @@ def test_windows_become_rare_in_the_end_so_that_memory_stays_bounded():
 
 
 def test_sampling_starts_at_the_limit_and_slows_down():
-    limit, spans, kept = Limit(1000), 0, []
-    for step in range(20_000):
-        traced = limit.allows(spans)
-        spans += 100 if traced else 1
-        if traced:
+    limit, spans, kept = Limit(1000, 0), 0, []
+    for step in range(200_000):
+        if step % 10:  # the budget grants one in ten, and the next one where that is refused
+            granted = bool(kept) and step - kept[-1] >= 10
+        else:
+            granted = True
+        if granted and limit.allows(spans, step * MS):
             kept.append(step)
-    assert kept[:11] == list(range(11))
-    assert 12 < len(kept) < 400
-    assert limit.period > 100
+            spans += 100
+    free = [step for step in kept if step < 110]
+    assert free == list(range(0, 110, 10))
+    assert spans < 1000 + 8 * 1000  # twenty times as long without the limit gives two hundred times as many
+    gaps = np.diff(kept)
+    assert gaps[12] >= 30
+    assert gaps[-1] >= 1_000
 
 
 def test_a_step_begins_with_the_first_span_after_the_last_end():

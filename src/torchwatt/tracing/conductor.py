@@ -69,7 +69,7 @@ class Conductor:
     def __init__(self, share: float, *, windows: bool, max_spans: int, start_ns: int, costs: Costs) -> None:
         self.budget = Budget(share, start_ns)
         self.costs = costs
-        self.limit = Limit(max_spans)
+        self.limit = Limit(max_spans, start_ns)
         self.limited = False
         self.narrow = False  # the wrapper should be off between traced steps
         self.can_narrow = True
@@ -103,7 +103,7 @@ class Conductor:
             stride.light_steps += n
         cost_ns = self._traced_ns(stride)
         traced = self.budget.grants_step(cost_ns, now_ns)
-        if traced and not self.limit.allows(spans):
+        if traced and not self.limit.allows(spans, now_ns):
             traced, self.limited = False, True
         light_ns = self._light_ns(stride)
         self._narrow(stride, cost_ns)

@@ -1,34 +1,43 @@
-"""Keeping memory bounded: after so many spans only one step in n is traced module by module. Pure."""
+"""Keeping memory bounded: after so many spans steps are traced module by module ever more rarely. Pure."""
 
 from __future__ import annotations
 
-FIRST_PERIOD = 16  # steps
+RARER = 4
 
 
 class Limit:
-    """Decide before each step whether it may be traced, given how many spans are kept so far.
+    """Decide whether a step that the budget grants may be traced, given how many spans are kept so far.
 
-    Beyond `max_spans` one step in 16; each further eighth of `max_spans` doubles the period, so that the
-    number of spans grows with the logarithm of the number of steps.
+    Beyond `max_spans` traced steps lie four times as far apart in time as they did on average until then; each further
+    eighth of `max_spans` quadruples that, so that the number of spans grows with the logarithm of the time. It is the time
+    that counts: a step that is refused costs nothing, so the budget would grant the next one instead.
     """
 
-    def __init__(self, max_spans: int) -> None:
+    def __init__(self, max_spans: int, start_ns: int) -> None:
         self.max_spans = max_spans
-        self.period = FIRST_PERIOD
+        self.rarer = 1  # than until the limit
         self._limit = max_spans
-        self._steps = 0
+        self._start_ns = self._last_ns = start_ns
+        self._free = 0  # traced before the limit
+        self._usual_ns = 0.0  # between two of them
 
     @property
     def message(self) -> str:
         """What to tell the user."""
-        return f"more than {self.max_spans} spans: one step in {self.period} is traced, the others are filled in"
+        return f"more than {self.max_spans} spans: steps are traced more rarely, the others are filled in"
 
-    def allows(self, spans: int) -> bool:
+    def allows(self, spans: int, now_ns: int) -> bool:
         """Say whether the next step may be traced."""
-        if spans <= self.max_spans:
+        if spans <= self.max_spans and self.rarer == 1:
+            self._free += 1
+            self._last_ns = now_ns
             return True
         if spans > self._limit:
+            if self.rarer == 1:
+                self._usual_ns = (now_ns - self._start_ns) / max(self._free, 1)
+            self.rarer *= RARER
             self._limit = spans + max(self.max_spans // 8, 1)
-            self.period *= 2 if self._steps else 1
-        self._steps += 1
-        return self._steps % self.period == 0
+        if now_ns - self._last_ns < self.rarer * self._usual_ns:
+            return False
+        self._last_ns = now_ns
+        return True

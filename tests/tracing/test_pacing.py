@@ -47,10 +47,8 @@ def test_windows_become_rare_in_the_end_so_that_memory_stays_bounded():
 def test_sampling_starts_at_the_limit_and_slows_down():
     limit, spans, kept = Limit(1000, 0), 0, []
     for step in range(200_000):
-        if step % 10:  # the budget grants one in ten, and the next one where that is refused
-            granted = bool(kept) and step - kept[-1] >= 10
-        else:
-            granted = True
+        # The budget grants one in ten, and the next one where that is refused.
+        granted = step % 10 == 0 or step - kept[-1] >= 10
         if granted and limit.allows(spans, step * MS):
             kept.append(step)
             spans += 100

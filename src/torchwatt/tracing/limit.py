@@ -9,8 +9,8 @@ class Limit:
     """Decide whether a step that the budget grants may be traced, given how many spans are kept so far.
 
     Beyond `max_spans` traced steps lie four times as far apart in time as they did on average until then; each further
-    eighth of `max_spans` quadruples that, so that the number of spans grows with the logarithm of the time. It is the time
-    that counts: a step that is refused costs nothing, so the budget would grant the next one instead.
+    eighth of `max_spans` quadruples that, so that spans grow with the logarithm of the time. It is the time that
+    counts: a step that is refused costs nothing, so the budget would grant the next one instead.
     """
 
     def __init__(self, max_spans: int, start_ns: int) -> None:

@@ -11,7 +11,7 @@ data favour another by a clear margin, the result says so and time share is used
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from torchwatt.core.meter import FloatArray, IntArray
 MIN_GAIN_NATS = 6.0
 MIN_ROWS = 20
 MAX_SLOTS = 1000
+MOST_SHARING = 2500  # whose time share has intervals: they take time with the cube of the slots
 # Relative spread between layers that time share ignores; its typical error (ATTRIBUTION, section 6.1).
 ASSUMED_SPREAD_REL = 0.30
 # A slot never gets less than this part of the mean power: a meter does not go below idle.
@@ -95,6 +96,11 @@ def _spread(size_w: float, mean_w: FloatArray, idle_sd_w: float) -> FloatArray:
 
 def share_by_time(exposure: Exposure, idle: np.ndarray, reason: str) -> Fit:
     """Give all busy slots the same power: what is left where readings say nothing about layers."""
+    if exposure.columns > MOST_SHARING:
+        kind = idle.astype(np.int64)
+        two = replace(exposure, column=kind[exposure.column], columns=2)
+        mean_w, _ = _means(_total(two, np.arange(2)))
+        return Fit(mean_w[kind], None, "time_share", 0.0, f"{reason}; more than {MOST_SHARING} slots")
     place = _columns(idle)
     return _time_share(_means(_total(exposure, place))[0][place], idle, 0.0, reason)
 

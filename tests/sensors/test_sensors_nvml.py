@@ -3,7 +3,7 @@
 import pytest
 
 from torchwatt.core.errors import SensorError
-from torchwatt.sensors.nvml import BASE_PERIOD_NS, discover_nvml, period_ns
+from torchwatt.sensors.nvml import BASE_PERIOD_NS, BESIDE_RING_NS, discover_nvml, period_ns
 
 FOUND = """
 import json
@@ -39,7 +39,7 @@ def test_two_devices_with_counter_and_instant_power_and_their_facts(simnvml, run
     for gpu in ("gpu:0", "gpu:1"):
         assert found["sensors"][f"{gpu}/energy"] == "nvml_energy_counter"
         assert found["sensors"][f"{gpu}/power"] == "nvml_power_instant"
-        assert found["periods"][f"{gpu}/power"] == 20_000_000
+        assert found["periods"][f"{gpu}/power"] == BESIDE_RING_NS  # the ring is finer
         assert found["periods"][f"{gpu}/temperature"] == 1_000_000_000
         assert 0 < found["calls"][f"{gpu}/power"] < 0.01
     facts = found["facts"][0]

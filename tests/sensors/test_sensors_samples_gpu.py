@@ -36,7 +36,7 @@ def test_a_ring_is_a_channel_beside_the_power_that_is_polled(simnvml, run_sim):
     assert found["sensors"]["gpu:0/power"] == "nvml_power_instant"
     assert found["sensors"]["gpu:0/power_fine"] == "nvml_power_samples"
     assert found["periods"]["gpu:0/power_fine"] == 20_000_000
-    assert found["periods"]["gpu:0/power"] == 20_000_000
+    assert found["periods"]["gpu:0/power"] == 100_000_000
     assert 0 < found["calls"]["gpu:0/power_fine"] < 0.01
     assert found["events"] == []
 
@@ -81,7 +81,7 @@ def test_a_ring_that_fails_during_a_run_is_told_and_comes_back(simnvml, run_sim)
     result = run_sim(scenario, RUN.format(seconds=5.5))
     assert [code for code, _, message in result["events"] if "power_fine" in message] == ["SENSOR_LOST", "SENSOR_BACK"]
     assert not any(domain == "gpu:0" for domain, _ in result["unavailable"])
-    assert len(result["series"]["gpu:0/power"]) > 5 / 0.02 * 0.8
+    assert len(result["series"]["gpu:0/power"]) > 5 / 0.1 * 0.8
     t_ns = [t for t, _ in fine(result)]
     assert t_ns[-1] > scenario.epoch + 4_500_000_000
     # The ring reaches back 2 s: what it kept meanwhile is there.
@@ -93,7 +93,7 @@ def test_a_ring_that_freezes_says_nothing_more_and_is_no_error(simnvml, run_sim)
     assert codes(result) == []
     assert not any(domain == "gpu:0" for domain, _ in result["unavailable"])
     assert 0 < len(fine(result)) < 2 / 0.02
-    assert len(result["series"]["gpu:0/power"]) > 3 / 0.02 * 0.8
+    assert len(result["series"]["gpu:0/power"]) > 3 / 0.1 * 0.8
 
 
 def test_stamps_of_the_time_since_boot_are_told_from_those_of_the_wall_clock(simnvml, run_sim, tmp_path):

@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import torch
+from performance.models import transformer_on
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from torchwatt.sensors import Sampler, discover
@@ -41,7 +42,7 @@ def models():
     spec.loader.exec_module(module)
     found = dict(module.MODELS)
     if torch.cuda.is_available():
-        found["transformer on cuda"] = lambda: module.transformer_on("cuda", foreach=True)
+        found["transformer on cuda"] = lambda: transformer_on("cuda", foreach=True)
     return found
 
 

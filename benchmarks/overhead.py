@@ -23,7 +23,7 @@ from dataclasses import dataclass
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 import torch
-from performance.models import Block, training, transformer, transformer_on  # noqa: F401  used by interleaved.py
+from performance.models import Block, training, transformer
 from torch import nn
 
 import torchwatt as tw

@@ -18,7 +18,7 @@ from torchwatt.core.replay import ReplayedPower
 from torchwatt.core.terms import Phase
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Feed, Sampler, discover
-from torchwatt.tracing import wait_for_devices
+from torchwatt.tracing.waiting import synchronize
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,8 +119,8 @@ def _loop_for(once: Callable[[], None], seconds: float) -> int:
         once()
         loops += 1
         if loops % 16 == 0:
-            wait_for_devices()
-    wait_for_devices()
+            synchronize()
+    synchronize()
     return loops
 
 

@@ -5,9 +5,23 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from typing import Any
+from collections.abc import Sequence
 
 PATIENCE_S = 60.0  # a collective that nobody joins, a kernel that never ends
+
+
+def devices_in_use() -> tuple[int, ...]:
+    """Return torch's numbers of the CUDA devices that this process has set up; sets up none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():  # not loaded, or only half
+        return ()
+    has_context = torch._C._cuda_hasPrimaryContext
+    return tuple(index for index in range(torch.cuda.device_count()) if has_context(index))
+
+
+def synchronize() -> None:
+    """Return when all devices that this process uses have done what they were given, however long that takes."""
+    _synchronize(_may_be_waited_for())
 
 
 def wait_for_devices(patience_s: float = PATIENCE_S) -> bool:
@@ -22,24 +36,24 @@ def wait_for_devices(patience_s: float = PATIENCE_S) -> bool:
     Returns:
         Whether they are done; False when the patience has ended.
     """
-    torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "cuda"):  # not loaded, or only half
-        return True
-    used: list[int] = []
-    with contextlib.suppress(Exception):
-        if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
-            has_context = torch._C._cuda_hasPrimaryContext
-            used = [index for index in range(torch.cuda.device_count()) if has_context(index)]
+    used = _may_be_waited_for()
     if not used:
         return True
     # On a thread of its own: the wait is in C, where no interrupt is heard.
-    waiting = threading.Thread(target=_synchronize, args=(torch, used), name="torchwatt-wait", daemon=True)
+    waiting = threading.Thread(target=_synchronize, args=(used,), name="torchwatt-wait", daemon=True)
     waiting.start()
     waiting.join(patience_s)
     return not waiting.is_alive()
 
 
-def _synchronize(torch: Any, used: list[int]) -> None:
+def _may_be_waited_for() -> Sequence[int]:
+    with contextlib.suppress(Exception):
+        if (used := devices_in_use()) and not sys.modules["torch"].cuda.is_current_stream_capturing():
+            return used
+    return ()
+
+
+def _synchronize(used: Sequence[int]) -> None:
     for index in used:
         with contextlib.suppress(Exception):
-            torch.cuda.synchronize(index)
+            sys.modules["torch"].cuda.synchronize(index)

@@ -7,19 +7,6 @@ from typing import Any
 import torch
 
 
-def devices_in_use() -> tuple[int, ...]:
-    """Return torch's numbers of the devices that this process has set up; sets up none."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return ()
-    has_context = torch._C._cuda_hasPrimaryContext  # type: ignore[attr-defined]
-    return tuple(index for index in range(torch.cuda.device_count()) if has_context(index))
-
-
-def capturing() -> bool:
-    """Say whether this thread captures a graph: nearly every other call would break that."""
-    return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
-
-
 class CudaEvents:
     """Events on the current stream of one device, or apart on an empty one."""
 
@@ -27,9 +14,7 @@ class CudaEvents:
         self._apart = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
 
     def record(self, *, apart: bool = False) -> Any:
-        """Put an event into a queue; None while a graph is captured, which it would become a part of."""
-        if capturing():
-            return None
+        """Put an event into a queue; never while a graph is captured, which it would become a part of."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(self._apart if apart else torch.cuda.current_stream(self._apart.device))
         return event

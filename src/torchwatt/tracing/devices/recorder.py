@@ -41,7 +41,7 @@ class Recorder:
         activities: What to record.
     """
 
-    def __init__(self, clock_ns: Callable[[], int], synchronize: Callable[[], object], activities: Any) -> None:
+    def __init__(self, clock_ns: Callable[[], int], synchronize: Callable[[], None], activities: Any) -> None:
         self._clock_ns = clock_ns
         self._synchronize = synchronize
         experimental = torch._C._profiler._ExperimentalConfig

@@ -89,8 +89,7 @@ def _groups(unseen: Sequence[Busy], seen: Sequence[Interval], each: int) -> Iter
             apart = after.start_ns - before.end_ns >= JOINED_NS
             if not apart and bisect_right(starts, before.end_ns) == bisect_right(starts, after.start_ns):
                 continue
-        if i > first:
-            yield first, i
+        yield first, i
         first = i
 
 

@@ -9,9 +9,10 @@ from math import ceil
 import torch
 
 from torchwatt.tracing.budget import Budget
-from torchwatt.tracing.devices.cuda_events import CudaEvents, devices_in_use
+from torchwatt.tracing.devices.cuda_events import CudaEvents
 from torchwatt.tracing.devices.stamps import NO_STAMPS, Kind, Stamped, Stamps
 from torchwatt.tracing.own_time import own_time
+from torchwatt.tracing.waiting import devices_in_use
 
 STAMP_SHARE = 0.1  # of the budget; where steps are shorter, some go without a stamp
 

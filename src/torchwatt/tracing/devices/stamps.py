@@ -35,7 +35,7 @@ class Events(Protocol):
     """The device's own clock, by events."""
 
     def record(self, *, apart: bool = False) -> Any:
-        """Put an event behind the work that the host has queued, or apart from it; None where none may be."""
+        """Put an event behind the work that the host has queued, or apart from it."""
 
     def passed(self, event: Any) -> bool:
         """Say whether the device has got there, without waiting."""
@@ -93,9 +93,8 @@ class Stamps:
             if self._last is None or self._skipped < self._every or len(self._pending) >= MOST_PENDING:
                 return not anchored
             event = self._events.record()
-            if event is not None:
-                self._pending.append((self._clock_ns(), kind == "call", event))
-                self._skipped = 0
+            self._pending.append((self._clock_ns(), kind == "call", event))
+            self._skipped = 0
             return not anchored
 
     def still(self) -> None:
@@ -124,13 +123,12 @@ class Stamps:
         self._anchored_ns = now
         before = self._clock_ns()
         event = self._events.record(apart=True)
-        while event is not None and not self._events.passed(event):
+        while not self._events.passed(event):
             if self._clock_ns() - before > ANCHOR_PATIENCE_NS:
                 return
-        if event is not None:
-            after = self._clock_ns()
-            self._anchors[0].append(self._read(event))
-            self._anchors[1].append((before + after) // 2)
+        after = self._clock_ns()
+        self._anchors[0].append(self._read(event))
+        self._anchors[1].append((before + after) // 2)
 
     def _read(self, event: Any) -> float:
         """Return when an event passed, counted from the one before: a long time would lose digits."""

@@ -15,7 +15,6 @@ from torchwatt.core.meter import Event, Severity
 from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, Slot
 from torchwatt.tracing import kineto
 from torchwatt.tracing.conductor import Conductor
-from torchwatt.tracing.devices.cuda_events import capturing
 from torchwatt.tracing.devices.jobs import Jobs
 from torchwatt.tracing.devices.names import device_names
 from torchwatt.tracing.devices.recorder import Recorder
@@ -36,7 +35,7 @@ from torchwatt.tracing.rows import (
     START,
 )
 from torchwatt.tracing.traces.live import Live
-from torchwatt.tracing.waiting import wait_for_devices
+from torchwatt.tracing.waiting import synchronize
 
 KIND = "device window"
 SHORT_STEP_NS = 30_000_000  # shorter steps are recorded several at a time
@@ -71,7 +70,7 @@ class Watch:
         self._clock_ns, self._note, self._edit = clock_ns, note, edit
         activity = torch.profiler.ProfilerActivity
         self._activities = [activity.CPU] if forced else [activity.CPU, activity.CUDA]
-        self._synchronize: Callable[[], object] = (lambda: None) if forced else wait_for_devices
+        self._synchronize: Callable[[], None] = (lambda: None) if forced else synchronize
         self._forced, self._meters = forced, meters
         self._clocks = None if forced else Clocks(clock_ns)
         self._jobs = Jobs()
@@ -142,7 +141,7 @@ class Watch:
 
     def _may_ask(self) -> bool:
         """Say whether devices may be asked anything now: not while a graph is captured, which that would break."""
-        return self._forced or (self._in_use() and not capturing())
+        return self._forced or (self._in_use() and not torch.cuda.is_current_stream_capturing())
 
     def _is_due(self, conductor: Conductor) -> bool:
         now = self._clock_ns()

@@ -1,46 +1,55 @@
 """What a session costs a step: tracing and the sampler's process together, on a noisy machine.
 
-    python benchmarks/interleaved.py [--model NAME ...] [--budget 0.01 0.001] [--steps 240] [--block 4]
+    python benchmarks/interleaved.py [--model NAME ...] [--run control sampling 0.01 0.001] [--steps 240] [--block 4]
 
 One long session is paused and resumed every few steps: while it is paused every wrapper is off, the sampler's process
 is stopped, and the tracer's clock stands still, so that its budget sees only the steps that it traces. Neighbouring
-blocks with and without are a pair, in random order; a step after each change is not timed. `control` pauses both.
+blocks with and without are a pair, in random order; a step after each change is not timed. `control` pauses both,
+`sampling` traces nothing, a number is a budget of tracing.
 
-For each way of timing (the thread's CPU time plus all of the sampler's, and the wall clock) two ratios are printed with
-their 90 % bootstrap intervals over pairs: `median` of the pairs' ratios, which noise hardly touches and rare dear steps
-neither, and `sum`, all time with over all time without, in which each dear step counts in full, and each disturbance.
+For each way of timing (the thread's CPU time, the same plus all of the sampler's, the wall clock) two ratios are
+printed with their 90 % bootstrap intervals over pairs: `median` of the pairs' ratios, which noise hardly touches and
+rare dear steps neither, and `sum`, all time with over all time without, in which each dear step counts in full, and
+each disturbance.
+
+A virtual machine shares its cores with strangers, who slow a step down by half for a while and then leave. So a loop
+that is always the same is timed before and after every block, and the ratios are printed once more of the `calm`
+pairs alone: those around which that loop never took more than CALM times its usual least. What is measured has no say
+in which pairs these are.
 """
 
 import argparse
 import importlib.util
+import json
 import math
 import os
 import random
 import signal
 import statistics
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from performance.models import transformer_on
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from performance.models import narrow_transformer, transformer_on
 
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.readers.cputime import process_cpu_s
 from torchwatt.tracing import Tracer
-from torchwatt.tracing.optimizers import optimizer_hooks
 from torchwatt.tracing.rows import OFF
 from torchwatt.tracing.state import ACTIVE
 
 BOOTSTRAPS = 1_000
 THRIFTY_BUDGET = 0.002  # as in a session
+PROBE_LOOPS = 20_000  # half a millisecond and more
+CALM = 1.1
 
 
 def models():
     spec = importlib.util.spec_from_file_location("overhead", Path(__file__).with_name("overhead.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = dict(module.MODELS)
+    found = dict(module.MODELS) | {"narrow transformer": lambda: narrow_transformer(foreach=True)}
     if torch.cuda.is_available():
         found["transformer on cuda"] = lambda: transformer_on("cuda", foreach=True)
     return found
@@ -53,17 +62,18 @@ def wait():
 
 
 class Pausable:
-    """A sampler and a tracer that can be taken off and put on again without noticing."""
+    """A sampler and perhaps a tracer that can be taken off and put on again without noticing."""
 
     def __init__(self, model, budget):
-        self.feed = Sampler(discover(), thrifty=budget <= THRIFTY_BUDGET)
+        self.feed = Sampler(discover(), thrifty=budget is not None and budget <= THRIFTY_BUDGET)
         self.feed.start()
         self.away_ns = 0
         self.since_ns = None
-        self.tracer = Tracer(model, overhead_budget=budget, clock_ns=self.clock_ns)
-        self.tracer.start()
-        self.hub = ACTIVE.hub
-        self.hooks = optimizer_hooks(self.hub)
+        self.tracer = None
+        if budget is not None:
+            self.tracer = Tracer(model, overhead_budget=budget, clock_ns=self.clock_ns)
+            self.tracer.start()
+            self.hub = ACTIVE.hub
 
     def clock_ns(self):
         return (self.since_ns or time.monotonic_ns()) - self.away_ns
@@ -73,43 +83,75 @@ class Pausable:
 
     def pause(self):
         os.kill(self.feed.sampler_pid, signal.SIGSTOP)
+        if self.tracer is None:
+            return
         self.since_ns = time.monotonic_ns()
         self.modes = {log: log.mode for log in self.hub.logs}
         for log in self.modes:
             log.mode = OFF
-        patches = self.hub.patches
-        for handle in patches._handles:
-            handle.remove()
-        every = [*patches._classes.values(), patches._module, *patches._fixed]
-        self.taken = [patch for patch in every if patch is not None and patch.on and patch.remove()]
+        self.taken = [patch for patch in self.hub.patches if patch.on and patch.remove()]
 
     def resume(self):
+        if self.tracer is not None:
+            self._put_on()
+        os.kill(self.feed.sampler_pid, signal.SIGCONT)
+
+    def _put_on(self):
         for patch in reversed(self.taken):
             patch.put()
-        begins, ended = self.hooks
-        handles = [register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ended)]
-        self.hub.patches._handles[:] = handles
         for log, mode in self.modes.items():
             log.mode = mode
         self.away_ns += time.monotonic_ns() - self.since_ns
         self.since_ns = None
-        os.kill(self.feed.sampler_pid, signal.SIGCONT)
+
+    def books(self):
+        """Return what tracing says that it cost, as a ratio, and what that is made of."""
+        budget = self.hub.stepping.conductor.budget
+        elapsed_ns = self.clock_ns() - budget.start_ns
+        parts = ", ".join(f"{account} {ns / elapsed_ns:.2%}" for account, ns in sorted(budget.spent_ns.items()))
+        return f"booked by tracing {1 + budget.total_ns / elapsed_ns:.4f} ({parts})"
 
     def stop(self):
         self.feed.stop()
-        return self.tracer.stop()
+        return self.tracer.stop() if self.tracer is not None else None
+
+
+def probe():
+    """Return how long a loop took that is always the same."""
+    began, total = time.perf_counter(), 0
+    for i in range(PROBE_LOOPS):
+        total += i
+    return time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Block:
+    """Seconds a step, and how long the same loop took beside it: what strangers did to this core meanwhile."""
+
+    cpu_s: float
+    charged_s: float  # with all of the sampler's CPU time
+    wall_s: float
+    probe_s: float  # the slower one of two
 
 
 def block(step, n, sampler_cpu_s):
-    """Return CPU and wall seconds a step, the sampler's CPU time included in the former."""
     step()
     wait()
+    before_s = probe()
     others_s, cpu_s, wall_s = sampler_cpu_s(), time.thread_time(), time.perf_counter()
     for _ in range(n):
         step()
     wait()
     wall_s, cpu_s = time.perf_counter() - wall_s, time.thread_time() - cpu_s
-    return (cpu_s + sampler_cpu_s() - others_s) / n, wall_s / n
+    charged_s = cpu_s + sampler_cpu_s() - others_s
+    return Block(cpu_s / n, charged_s / n, wall_s / n, max(before_s, probe()))
+
+
+def calm(pairs):
+    """Return the pairs around which the same loop took no longer than usual."""
+    probes = sorted(each.probe_s for pair in pairs for each in pair)
+    most = CALM * probes[len(probes) // 20]
+    return [pair for pair in pairs if all(each.probe_s <= most for each in pair)]
 
 
 def interval(pairs, ratio):
@@ -126,12 +168,14 @@ def sum_ratio(pairs):
     return sum(a for a, _ in pairs) / sum(b for _, b in pairs)
 
 
-def measure(name, make, budget, steps, n, *, control):
+def measure(make, run, steps, n):
+    """Return pairs of blocks with and without, and what the tracer says of itself."""
     torch.manual_seed(0)
     model, step = make()
     for _ in range(5):
         step()
-    traced = Pausable(model, budget)
+    control = run == "control"
+    traced = Pausable(model, None if run == "sampling" else 0.01 if control else float(run))
     pairs = []
     for _ in range(steps // n):
         found = {}
@@ -143,18 +187,22 @@ def measure(name, make, budget, steps, n, *, control):
             if paused:
                 traced.resume()
         pairs.append((found[True], found[False]))
-    books = traced.hub.stepping.conductor.budget
-    booked, elapsed = books.total_ns, traced.clock_ns() - books.start_ns
-    spent = ", ".join(f"{account} {ns / elapsed:.2%}" for account, ns in sorted(books.spent_ns.items()))
+    books = "" if control or run == "sampling" else traced.books()
     trace = traced.stop()
-    ms = statistics.median(without[1] for _, without in pairs) * 1e3
-    title = "control" if control else f"budget {budget}"
-    print(f"{name}, {title}: {ms:.1f} ms a step, {steps} steps with and {steps} without")
-    for column, timed in enumerate(("CPU", "wall")):
-        chosen = [(a[column], b[column]) for a, b in pairs]
-        print(f"    {timed:4} median {interval(chosen, median_ratio)}  sum {interval(chosen, sum_ratio)}")
-    if not control:
-        print(f"    booked by tracing {1 + booked / elapsed:.4f} ({spent}), {trace.windows} windows", flush=True)
+    return pairs, books and f"{books}, {trace.windows} windows"
+
+
+def table(name, run, pairs, n, books):
+    ms = statistics.median(without.wall_s for _, without in pairs) * 1e3
+    title = run if run in {"control", "sampling"} else f"budget {run}"
+    print(f"{name}, {title}: {ms:.1f} ms a step, {len(pairs)} pairs of {n} steps")
+    for which, some in (("all", pairs), ("calm", calm(pairs))):
+        for column, timed in (("cpu_s", "CPU"), ("charged_s", "CPU + sampler"), ("wall_s", "wall")):
+            chosen = [(getattr(a, column), getattr(b, column)) for a, b in some]
+            ratios = f"median {interval(chosen, median_ratio)}  sum {interval(chosen, sum_ratio)}"
+            print(f"    {which:4} {len(some):6} pairs, {timed:13} {ratios}")
+    if books:
+        print(f"    {books}", flush=True)
 
 
 def main():
@@ -163,17 +211,22 @@ def main():
     parser.add_argument(
         "--model", nargs="+", choices=list(found), default=[name for name in found if " on " not in name]
     )
-    parser.add_argument("--budget", nargs="+", type=float, default=[0.01, 0.001])
+    parser.add_argument("--run", nargs="+", default=["control", "sampling", "0.01", "0.001"])
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--block", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--save", type=Path, help="every pair, as lines of JSON")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     random.seed(0)
     for name in asked.model:
-        measure(name, found[name], asked.budget[0], asked.steps, asked.block, control=True)
-        for budget in asked.budget:
-            measure(name, found[name], budget, asked.steps, asked.block, control=False)
+        for run in asked.run:
+            pairs, books = measure(found[name], run, asked.steps, asked.block)
+            table(name, run, pairs, asked.block, books)
+            if asked.save:
+                with asked.save.open("a") as file:
+                    for pair in pairs:
+                        print(json.dumps([name, run, *map(asdict, pair)]), file=file)
 
 
 if __name__ == "__main__":

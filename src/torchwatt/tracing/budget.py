@@ -17,7 +17,8 @@ LEAST_SHARE = 0.2  # of what tracing may spend, for looking closer, even where t
 EARLY_STEPS = 3  # traced whatever they cost: nothing could be filled from nothing
 WINDOW_SHARE = 0.6  # of what the fixed cost leaves, if there are backward calls; the rest is for traced steps
 SLEEP_SHARE = 0.4  # of the budget: if noting the bounds of steps costs more, only their ends are noted
-MOST_STEPS = 32  # between two decisions, which cost time too
+MOST_STEPS = 64  # between two decisions, which cost time too
+DECISION_SHARE = 0.05  # of the budget, for decisions to go on without tracing
 NARROW_SHARE = 0.25  # of the budget: if passing calls through costs more, the wrapper comes off between traced steps
 
 
@@ -100,7 +101,9 @@ class Budget:
         """Say whether noting the bounds of a step, at that cost, would take too much of the budget."""
         return self.share > 0 and light_ns > SLEEP_SHARE * self.share * step_ns
 
-    def steps_until_news(self, cost_ns: float, step_ns: float, now_ns: int, *, traced: bool) -> int:
+    def steps_until_news(
+        self, cost_ns: float, step_ns: float, now_ns: int, *, traced: bool, decision_ns: float = 0.0
+    ) -> int:
         """Return how many steps may go by until another decision could be different.
 
         Args:
@@ -108,10 +111,11 @@ class Budget:
             step_ns: Length of a step.
             now_ns: The time.
             traced: Whether these steps are traced.
+            decision_ns: What a decision costs: it is put off until it is worth that.
         """
-        room = self.room_ns("calls", now_ns)
+        room, income_ns = self.room_ns("calls", now_ns), max(self.share * step_ns, 1.0)
         if traced:
             steps = room / 8 / max(cost_ns, 1.0) if self.traced_steps > EARLY_STEPS else 1.0
         else:
-            steps = (cost_ns - room) / 2 / max(self.share * step_ns, 1.0)
+            steps = max((cost_ns - room) / 2, decision_ns / DECISION_SHARE) / income_ns
         return round(min(max(steps, 1.0), MOST_STEPS))

@@ -10,9 +10,11 @@ from typing import Any
 from torchwatt.tracing.conductor import Costs
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.rows import LIGHT, UNKNOWN_KEY
-from torchwatt.tracing.wrappers import Wrapped, module_call
+from torchwatt.tracing.wrappers import Quiet, Wrapped, module_call
 
-COLD_FACTOR = 2.0  # a call in a training step against one in the calibration loop (TRACING.md, 2.1)
+# A call in a training step against one in the calibration loop (benchmarks/in_place.py): 4.0 to 4.3 times as dear
+# between matrix products that fill the caches, 2.6 where there is next to nothing to compute.
+COLD_FACTOR = 4.0
 LOOPS, CALLS = 3, 200
 LEAST_NS = 100.0  # reading the clock twice takes that long: less is a disturbed measurement
 
@@ -34,6 +36,7 @@ class _Bench:
     def __init__(self, clock_ns: Callable[[], int]) -> None:
         self.clock_ns = clock_ns
         self.local = threading.local()
+        self.quiet = Quiet()
         self.registry = _Registry()
         self.local.log = Log(0)
 

@@ -11,11 +11,12 @@ from torchwatt.tracing.observed import Observed
 from torchwatt.tracing.pacing import Pacer
 from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
 
-# What one of these takes, in logged module calls (benchmarks/span_cost.py); the decision itself is timed by itself.
+# What one of these takes, in logged module calls (benchmarks/in_place.py); the decision itself is timed by itself.
 LIGHT_ROW_CALLS = 4.0  # an outermost call, an optimizer step, a batch of data
-BACKWARD_CALLS = 8.0
+BACKWARD_CALLS = 10.0
 HOOK_CALLS = 4.0  # the end of a step
-ASLEEP_CALLS = 8.0  # a step of which only the end is noted
+ASLEEP_CALLS = 5.5  # a step of which only the end is noted, and its outermost call
+PASSING_CALLS = 0.8  # a call inside another that passes the wrapper of its class
 MOST_KINDS = 32  # of backward calls whose lengths are compared
 CHECK_EVERY = 8  # traced steps between two looks at what tracing is seen to cost
 # A window costs more than its own clocks show: recording slows the call down and leaves cold caches. Steps with and
@@ -32,6 +33,7 @@ class Costs:
     passing_ns: float  # letting one pass through the wrapper in a step that is not traced
     swap_ns: float = 400_000.0  # taking the wrapper off and putting it on; measured when it happens
     factor: float = 1.0  # observed over calibrated, never below 1
+    decision_ns: float = 0.0  # moving average
 
 
 @dataclass(slots=True)
@@ -48,6 +50,7 @@ class Stride:
     backwards: int = 0
     light_steps: int = 0  # not traced, since the log was folded
     calls: int = 0  # logged in a traced step
+    passing: int = 0  # of these, inside another and of a class that is patched
     step_ns: float = 0.0  # moving average
     cpu_ns: int | None = None  # the thread's CPU time at the decision, where it is known
     window_ns: int = 0  # of the window in these steps, by its own clocks
@@ -112,10 +115,17 @@ class Conductor:
         stride.mode = FULL if traced else ASLEEP if asleep else LIGHT
         stride.windowed, stride.backwards, stride.steps = False, 0, 0
         stride.cpu_ns, stride.window_ns = cpu_ns, 0
-        stride.planned = self.budget.steps_until_news(cost_ns, stride.step_ns, now_ns, traced=traced)
+        stride.planned = self.budget.steps_until_news(
+            cost_ns, stride.step_ns, now_ns, traced=traced, decision_ns=self.costs.decision_ns
+        )
         if traced:
             stride.planned = max(min(stride.planned, (self.limit.max_spans - spans) // max(stride.calls, 1)), 1)
         return stride.mode
+
+    def decided(self, own_ns: int) -> None:
+        """Book what a decision cost."""
+        self.budget.pay("fixed", own_ns)
+        self.costs.decision_ns += (own_ns - self.costs.decision_ns) * (0.1 if self.costs.decision_ns else 1.0)
 
     def wants_window(self, stride: Stride, kind: Hashable, now_ns: int) -> bool:
         """Say whether a backward call is to be recorded; to be asked once for each."""
@@ -166,12 +176,12 @@ class Conductor:
         elif stride.mode == LIGHT:
             fixed = self._light_ns(stride, rows, stride.backwards / n)
         else:
-            fixed = ASLEEP_CALLS * call_ns
+            fixed = (ASLEEP_CALLS + stride.passing * PASSING_CALLS) * call_ns
         self.budget.pay("fixed", n * fixed)
 
     def _light_ns(self, stride: Stride, rows: float = 2.0, backwards: float = 1.0) -> float:
-        own = (HOOK_CALLS + rows * LIGHT_ROW_CALLS + backwards * BACKWARD_CALLS) * self.costs.call_ns
-        return own + (0.0 if self.narrow else stride.calls * self.costs.passing_ns)
+        calls = HOOK_CALLS + rows * LIGHT_ROW_CALLS + backwards * BACKWARD_CALLS + stride.passing * PASSING_CALLS
+        return calls * self.costs.call_ns + (0.0 if self.narrow else stride.calls * self.costs.passing_ns)
 
     def _traced_ns(self, stride: Stride) -> float:
         return stride.calls * self.costs.call_ns * self.costs.factor + self.narrow * self.costs.swap_ns

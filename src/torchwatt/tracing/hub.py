@@ -23,6 +23,7 @@ from torchwatt.tracing.collectives import collectives
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.optimizers import optimizer_hooks
+from torchwatt.tracing.patch import Hook
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import COMMUNICATION_KEY, DATA_KEY, FIRST_SCOPE_KEY, FORCE_ROWS, FULL, LIGHT, OFF
@@ -30,6 +31,7 @@ from torchwatt.tracing.state import ACTIVE
 from torchwatt.tracing.stepping import Stepping
 from torchwatt.tracing.windows import Windows
 from torchwatt.tracing.wrappers import (
+    Quiet,
     Wrapped,
     backward_call,
     class_call,
@@ -50,6 +52,7 @@ class Hub:
     def __init__(self, clock_ns: Callable[[], int], max_spans: int) -> None:
         self.clock_ns = clock_ns
         self.local = threading.local()
+        self.quiet = Quiet()
         self.registry = Registry()
         self.logs: list[Log] = []
         self.scopes: dict[str, int] = {}
@@ -60,6 +63,7 @@ class Hub:
         self.off = False
         self.costs = calibrate(clock_ns)
         self.patches = Patches()
+        self._watched: dict[int, bool] = {}  # by key of a module, whether its class is patched
         self.windows = Windows(clock_ns, self.note)
         self.devices: Watch | None = None
         self.stepping = Stepping(self)
@@ -77,8 +81,8 @@ class Hub:
             for owner, name in collectives():
                 self.patches.add(owner, name, timed(self, COMMUNICATION_KEY))
             begins, ended = optimizer_hooks(self)
-            self.patches.keep(register_optimizer_step_pre_hook(begins))
-            self.patches.keep(register_optimizer_step_post_hook(ended))
+            begin, end = register_optimizer_step_pre_hook, register_optimizer_step_post_hook
+            self.patches.add_hooks(Hook(begin, begins), Hook(end, ended))
         except BaseException:
             self.remove()
             raise
@@ -119,6 +123,7 @@ class Hub:
         if self.logs and self.logs[0].mode != FULL:  # a helper of the first thread does as that does
             log.mode = log.stride.mode = LIGHT
         self.logs.append(log)
+        self.quiet.alone, self.quiet.now = len(self.logs) == 1, False
         return log
 
     def scope_key(self, name: str) -> int:
@@ -183,8 +188,16 @@ class Hub:
     def watch(self, key: int) -> None:
         """Patch the class of a module that is called outside any other."""
         kind = self.registry.class_of(key)
-        if kind is not None:
-            self.patches.watch(kind, lambda owner: class_call(self, owner))
+        if kind is not None and self.patches.watch(kind, lambda owner: class_call(self, owner)):
+            self._watched.clear()
+
+    def watches(self, key: int) -> bool:
+        """Say whether the class of a module is patched."""
+        known = self._watched.get(key)
+        if known is None:
+            kind = self.registry.class_of(key)
+            known = self._watched[key] = kind is not None and self.patches.watched((kind,))
+        return known
 
     def note(self, severity: Severity, code: str, message: str) -> None:
         """Record an event, each code once."""

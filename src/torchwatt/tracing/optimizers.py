@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol
-
-import torch
 
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, FULL, OFF, OPTIMIZER_KEY
-from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
+from torchwatt.tracing.wrappers import graph_task_id, is_dynamo_compiling, sequence_nr
 
 Hook = Callable[[Any, Any, Any], None]
 
@@ -18,6 +17,7 @@ Hook = Callable[[Any, Any, Any], None]
 class Host(Protocol):
     """What the hooks need of the hub."""
 
+    local: threading.local
     registry: Registry
     clock_ns: Callable[[], int]
     manual_steps: bool
@@ -37,8 +37,8 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
 
     Each line counts: after a step's matrix products the caches are cold, and Python runs ten times slower.
     """
-    compiling, clock, seq, task = torch.compiler.is_compiling, host.clock_ns, sequence_nr, graph_task_id
-    key_of, log_of = host.registry.by_id.get, host.log
+    compiling, clock, seq, task = is_dynamo_compiling, host.clock_ns, sequence_nr, graph_task_id
+    key_of, local, new_log = host.registry.by_id.get, host.local, host.log
 
     def newcomer(optimizer: Any) -> int:
         host.look_closer()
@@ -47,7 +47,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
     def begins(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if compiling():
             return
-        log = log_of()
+        log = new_log()
         if log.mode >= ASLEEP:
             return
         key = key_of(id(optimizer)) or newcomer(optimizer)
@@ -56,13 +56,20 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         log.opened[key] = clock()
 
     def ended(optimizer: Any, _args: Any, _kwargs: Any) -> None:
-        if compiling() or (log := log_of()).mode == OFF:
+        if compiling():
+            return
+        try:
+            log = local.log
+        except AttributeError:
+            log = new_log()
+        mode = log.mode
+        if mode == OFF:
             return
         end = clock()
         key = key_of(id(optimizer)) or newcomer(optimizer)
-        if log.mode != ASLEEP:
+        if mode != ASLEEP:
             start, graph = log.opened.pop(key, None), task()
-            if start is not None and (log.mode == FULL or not log.inside):
+            if start is not None and (mode == FULL or not log.inside):
                 number = seq()
                 log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph))
         log.ends.append((key, end))

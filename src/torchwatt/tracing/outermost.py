@@ -1,8 +1,8 @@
-"""Which modules were called outside any other in the step that just ended. Pure."""
+"""Which modules were called outside any other in the step that just ended, and what passes their wrappers. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torchwatt.tracing.rows import FORWARD_TASK, KEY, START, TASK, Row
 
@@ -21,3 +21,22 @@ def outermost_keys(rows: Sequence[Row]) -> set[int]:
             keys.add(row[KEY])
             covered = row[START]
     return keys
+
+
+def passing_calls(rows: Sequence[Row], step_calls: int, watched: Callable[[int], bool]) -> int:
+    """Return how many calls of a step are inside another, of a module whose class is watched: they pass its wrapper.
+
+    Args:
+        rows: The latest of a log; the last ones are those of a traced step.
+        step_calls: So many.
+        watched: Whether the module of a key is of such a class.
+    """
+    passing, covered = 0, 1 << 62
+    for row in reversed(rows[-min(step_calls, LOOK_BACK) :] if step_calls else ()):
+        if row[KEY] <= 0 or row[TASK] != FORWARD_TASK:
+            continue
+        if row[START] < covered:
+            covered = row[START]
+        elif watched(row[KEY]):
+            passing += 1
+    return passing

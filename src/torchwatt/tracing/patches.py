@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
-from torchwatt.tracing.patch import Patch
+from torchwatt.tracing.patch import Hook, Patch
 from torchwatt.tracing.wrappers import Wrapped
 
 MAX_CLASSES = 64
@@ -25,24 +25,41 @@ _swaps = 0  # of this process
 
 
 class Patches:
-    """The wrappers in place: some always, `nn.Module.__call__` now and then, and classes that were seen outermost."""
+    """The wrappers: some while a thread is awake, that of `nn.Module` now and then, those of classes seen outermost."""
 
     def __init__(self) -> None:
-        self._fixed: list[Patch] = []
+        self._ends: Hook | None = None
+        self._awake: list[Patch | Hook] = []
         self._module: Patch | None = None
         self._classes: dict[type, Patch | None] = {}
-        self._handles: list[Any] = []
+        self._dozing = False
+
+    def __iter__(self) -> Iterator[Patch | Hook]:
+        """Yield all that there are, in the order in which they may be taken off."""
+        classes = [patch for patch in self._classes.values() if patch is not None]
+        yield from reversed(classes)
+        yield from (each for each in (self._module, self._ends) if each is not None)
+        yield from reversed(self._awake)
 
     def add(self, owner: Any, name: str, wrap: Callable[[Wrapped], Wrapped]) -> bool:
-        """Patch an attribute for the whole session; False if there is none of that name."""
+        """Patch an attribute for as long as a thread is awake; False if there is none of that name."""
         if not hasattr(owner, name):
             return False
-        self._fixed.append(Patch(owner, name, wrap))
+        self._awake.append(Patch(owner, name, wrap))
         return True
 
-    def keep(self, handle: Any) -> None:
-        """Remember the handle of a hook."""
-        self._handles.append(handle)
+    def add_hooks(self, begins: Hook, ends: Hook) -> None:
+        """Keep the hooks around optimizer steps; the end of a step is heard in sleep, too."""
+        self._awake.append(begins)
+        self._ends = ends
+
+    def doze(self, asleep: bool) -> None:
+        """Take off what no thread heeds while all of them sleep, or put it back: passing through costs time, too."""
+        if asleep == self._dozing:
+            return
+        self._dozing = asleep
+        for each in reversed(self._awake) if asleep else self._awake:
+            _ = each.remove() if asleep else each.put()
 
     def add_module(self, wrap: Callable[[Wrapped], Wrapped]) -> None:
         """Patch `nn.Module.__call__`."""
@@ -66,14 +83,15 @@ class Patches:
         _swaps += 1
         return True
 
-    def watch(self, owner: type, wrap: Callable[[type], Callable[[Wrapped], Wrapped]]) -> None:
-        """Patch the `__call__` of one class, once; a class that resists is left alone."""
+    def watch(self, owner: type, wrap: Callable[[type], Callable[[Wrapped], Wrapped]]) -> bool:
+        """Patch the `__call__` of one class, once, and say whether that is new; a class that resists is left alone."""
         if owner in self._classes or len(self._classes) >= MAX_CLASSES or not issubclass(owner, nn.Module):
-            return
+            return False
         try:
             self._classes[owner] = Patch(owner, "__call__", wrap(owner))
         except (AttributeError, TypeError):
             self._classes[owner] = None
+        return True
 
     def watched(self, owners: Iterable[type]) -> bool:
         """Say whether all of these classes are patched."""
@@ -81,18 +99,13 @@ class Patches:
 
     def remove(self) -> None:
         """Take everything off; what others put on top of ours stays and finds ours inert."""
-        for handle in self._handles:
-            handle.remove()
-        module = [self._module] if self._module else []
-        classes = [patch for patch in self._classes.values() if patch is not None]
-        for patch in (*reversed(classes), *module, *reversed(self._fixed)):
-            patch.remove()
+        for each in list(self):
+            each.remove()
         if self._module is not None:
             _restore(self._module)
-        self._handles.clear()
-        self._fixed.clear()
+        self._awake.clear()
         self._classes.clear()
-        self._module = None
+        self._module = self._ends = None
 
 
 def _restore(patch: Patch) -> None:

@@ -12,7 +12,7 @@ from torchwatt.core.meter import Severity
 from torchwatt.tracing.conductor import Conductor, Costs
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
-from torchwatt.tracing.outermost import outermost_keys
+from torchwatt.tracing.outermost import outermost_keys, passing_calls
 from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.registry import Registry
@@ -21,7 +21,6 @@ from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
 own_ns = own_time()
 FOLD_STEPS = 2_048  # not traced, between two folds
-MOST_CALLS_ASLEEP = 64  # outermost calls without the end of a step: the loop is another by now
 
 
 class Host(Protocol):
@@ -37,6 +36,9 @@ class Host(Protocol):
 
     def watch(self, key: int) -> None:
         """Patch the class of a module that is called outside any other."""
+
+    def watches(self, key: int) -> bool:
+        """Say whether the class of a module is patched."""
 
     def note(self, severity: Severity, code: str, message: str) -> None:
         """Record an event, each code once."""
@@ -117,9 +119,6 @@ class Stepping:
     def outermost_begins(self, log: Log) -> None:
         """Take a call outside any other for a step where nothing else marks steps, or gradients are off."""
         if log.mode == ASLEEP:
-            log.calls_asleep += 1
-            if log.calls_asleep <= MOST_CALLS_ASLEEP and torch.is_grad_enabled():
-                return
             log.stride.planned = 0  # the loop that it slept in is over
         elif not log.stepless and torch.is_grad_enabled():
             return
@@ -156,6 +155,7 @@ class Stepping:
         if before == FULL != log.mode:
             for key in outermost_keys(log.rows):
                 self._host.watch(key)
+            log.stride.passing = passing_calls(log.rows, log.stride.calls, self._host.watches)
         if before == ASLEEP != log.mode:
             log.stride.seq = sequence_nr()
         if conductor.limited:
@@ -163,7 +163,7 @@ class Stepping:
         self._arrange(log, conductor)
         if log.stride.light_steps >= FOLD_STEPS and graph_task_id() < 0:
             self._fold(log)
-        conductor.budget.pay("fixed", own_ns() - own_began)
+        conductor.decided(own_ns() - own_began)
 
     def _fold(self, log: Log) -> None:
         log.stride.light_steps = 0
@@ -175,9 +175,10 @@ class Stepping:
         """Have the wrapper of all modules in place if and only if somebody needs it."""
         (self._tracing.add if log.mode == FULL else self._tracing.discard)(log)
         wanted = bool(self._tracing) or not (conductor.narrow or log.mode == ASLEEP)
-        if wanted == self._host.patches.module_is_on or not (wanted or conductor.can_narrow):
-            return
         with self._arranging:
+            self._host.patches.doze(all(each.mode >= ASLEEP for each in list(self._host.logs)))
+            if wanted == self._host.patches.module_is_on or not (wanted or conductor.can_narrow):
+                return
             began = own_ns()
             if wanted:
                 self._host.patches.put_module()

@@ -18,6 +18,8 @@ from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT, LIGHT_TASK, OFF, TASK, B
 
 Wrapped = Callable[..., Any]
 
+MOST_CALLS_ASLEEP = 64  # outermost calls without the end of a step: the loop is another by now
+
 
 def _zero() -> int:
     return 0
@@ -31,10 +33,25 @@ sequence_nr: Callable[[], int] = getattr(torch._C._autograd, "_get_sequence_nr",
 graph_task_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", _outside)
 
 
+# Of torch's two questions whether it compiles, the one that costs a third: Dynamo answers it while it traces.
+is_dynamo_compiling: Callable[[], bool] = getattr(torch.compiler, "is_dynamo_compiling", torch.compiler.is_compiling)
+
+
+class Quiet:
+    """Whether calls may pass by without a look at their thread's log."""
+
+    __slots__ = ("alone", "now")
+
+    def __init__(self) -> None:
+        self.alone = False  # one thread logs, and no other ever did
+        self.now = False  # that thread is inside an outermost call, in a step that it sleeps through
+
+
 class Host(Protocol):
     """What the wrappers need of the hub."""
 
     local: threading.local
+    quiet: Quiet
     registry: Registry
     clock_ns: Callable[[], int]
     force_rows: int  # longest list of tuples before it is compacted in mid-step
@@ -113,23 +130,33 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
     """Return the wrapper of one class's `__call__`, for a class whose instances are called outside any other module.
 
     It knows where such calls begin and end in every mode, and is what is left between traced steps when the
-    wrapper of `nn.Module` is off. It looks up what is below at each call, since that comes and goes.
+    wrapper of `nn.Module` is off. It looks up what is below at each call, since that comes and goes. Other instances
+    of the class pass through it in every step, so that path is as short as it can be.
     """
-    compiling, outermost = torch.compiler.is_compiling, _outermost(host)
+    compiling, local, new_log, outermost = is_dynamo_compiling, host.local, host.log, _outermost(host)
+    quiet = host.quiet
     own = "__call__" in vars(owner)
+    base = next((each for each in owner.__mro__[1:] if "__call__" in vars(each)), object)
 
     def wrap(original: Wrapped) -> Wrapped:
         def below(self: Any, *args: Any, **kwargs: Any) -> Any:
             return super(owner, self).__call__(*args, **kwargs)
 
+        plain = original if own else below
+
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
             if compiling():
                 return original(self, *args, **kwargs)
-            log = host.log()
-            plain = original if own else below
-            if log.inside or log.mode == OFF:
-                return plain(self, *args, **kwargs)
-            return outermost(plain, log, self, args, kwargs)
+            # A subclass may have more in between.
+            call = plain if own or type(self) is not owner else base.__call__
+            if not quiet.now:  # else another thread's first call may pass by unseen: its next one will not
+                try:
+                    log = local.log
+                except AttributeError:
+                    log = new_log()
+                if not log.inside and log.mode != OFF:
+                    return outermost(call, log, self, args, kwargs)
+            return call(self, *args, **kwargs)
 
         host.registry.calls_code |= {f.__code__ for f in (__call__, below, outermost)}
         return __call__
@@ -139,7 +166,8 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
 
 def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
     """Return what a module call outside any other does: in a step that is not traced it is all that is logged."""
-    registry, clock, grad_enabled = host.registry, host.clock_ns, torch.is_grad_enabled
+    registry, clock, grad_enabled, task = host.registry, host.clock_ns, torch.is_grad_enabled, graph_task_id
+    quiet = host.quiet
 
     def newcomer(module: Any) -> int:
         key = registry.register(module)
@@ -148,9 +176,16 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
 
     def outermost(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
         log.inside = True
+        if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and grad_enabled():
+            log.calls_asleep += task() < 0
+            quiet.now = quiet.alone
+            try:
+                return call(module, *args, **kwargs)
+            finally:
+                log.inside = quiet.now = False
         step = False
         try:
-            if graph_task_id() >= 0:
+            if task() >= 0:
                 return call(module, *args, **kwargs)
             if log.stepless or log.mode == ASLEEP or not grad_enabled():
                 step = True

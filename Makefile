@@ -73,6 +73,7 @@ bench: setup
 	$(BIN)/python benchmarks/overhead.py
 	PYTHONPATH=. $(BIN)/python benchmarks/live_view.py
 	$(BIN)/python benchmarks/interleaved.py
+	$(BIN)/python benchmarks/in_place.py
 	$(BIN)/python benchmarks/join_speed.py
 	PYTHONPATH=. $(BIN)/python benchmarks/audit_speed.py
 	$(BIN)/python benchmarks/attribution_truth.py --minutes 23

@@ -1,6 +1,6 @@
 """What torchwatt costs beside its peers: steps, CPU, memory, start, stop, and how these grow.
 
-    python benchmarks/performance [--table steps edges devices modules growth] [--tool NAME ...]
+    python benchmarks/performance [--table steps beside edges devices modules growth] [--tool NAME ...]
                                   [--pairs N] [--steps N] [--repeats N] [--minutes N] [--threads N]
 
 Every figure comes from a process of its own (child.py), all of them with the same simulated H100 where the simulator
@@ -10,6 +10,8 @@ is found (TORCHWATT_SIMHW), else with what this machine has. Peers that are not 
 steps    mean step with the tool / mean step without, neighbours in one process in the order ABBA; the median of the
          pairs and its 90 % bootstrap interval, in CPU time of the training thread and in wall time; and the CPU that
          the tool's other processes take, in per cent of one core.
+beside   CPU of the tool while the program sleeps for half a minute, in its own process and in others, and what its
+         marks around a step take: what ratios of steps cannot resolve. Wrappers in a step: in_place.py.
 edges    import and start together (both are paid before the first step), stop, memory added (proportional set size of
          the process and its children, after two seconds of steps); medians over repeats.
 devices  the same with 1, 2, 4 and 8 devices.
@@ -26,7 +28,7 @@ import sys
 from pathlib import Path
 
 from simulated import environment
-from tools import TOOLS
+from tools import TOOLS, Tool
 
 BOOTSTRAPS = 2_000
 CHILD = Path(__file__).with_name("child.py")
@@ -104,6 +106,20 @@ def edge(asked, env, tool, **options):
     )
 
 
+def beside(asked, env):
+    """Print what goes on beside the training thread."""
+
+    def line(tool):
+        found = child("beside", env, tool=tool, seconds=30, threads=asked.threads)
+        if found is None:
+            return None
+        mark = f"{found['mark_s'] * 1e6:.1f} us" if TOOLS[tool].per_step is not Tool.per_step else ""
+        return tool, TOOLS[tool].duty, f"{found['own_cpu']:.3%}", f"{found['other_cpu']:.2%}", mark
+
+    header = ("tool", "duty", "CPU in the program, of a core", "in other processes", "marks a step")
+    rows(header, (line(tool) for tool in asked.tool))
+
+
 EDGES = ("import + start", "stop", "memory added", "other processes, of a core")
 
 
@@ -164,12 +180,13 @@ def growth(asked, env):
     rows(header, (line(tool) if found[tool, lengths[1]] else None for tool in asked.tool))
 
 
-TABLES = {"steps": steps, "edges": edges, "devices": devices, "modules": modules, "growth": growth}
+TABLES = {"steps": steps, "beside": beside, "edges": edges, "devices": devices, "modules": modules, "growth": growth}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", nargs="+", choices=list(TABLES), default=["steps", "edges", "devices", "modules"])
+    tables = [table for table in TABLES if table != "growth"]
+    parser.add_argument("--table", nargs="+", choices=list(TABLES), default=tables)
     parser.add_argument("--tool", nargs="+", choices=list(TOOLS), default=list(TOOLS))
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=100)

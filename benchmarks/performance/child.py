@@ -106,6 +106,28 @@ def edges(tool, modules=None):
     return found
 
 
+def beside(tool, seconds, marks=300):
+    """Return the CPU that a tool takes while the program does nothing, and what its marks take in the training thread.
+
+    No step disturbs these: they resolve what ratios of steps cannot.
+    """
+    model, step = transformer(foreach=True)
+    for _ in range(5):
+        step()
+    with TOOLS[tool].block(model) as handle:
+        time.sleep(2)
+        own, others, began = time.process_time(), children_cpu_s(), time.perf_counter()
+        time.sleep(seconds)
+        own, others = time.process_time() - own, children_cpu_s() - others
+        took_s = time.perf_counter() - began
+        marked, each = TOOLS[tool].per_step(handle, lambda: None), []
+        for _ in range(marks):
+            step_began = time.perf_counter()
+            marked()
+            each.append(time.perf_counter() - step_began)
+    return {"own_cpu": own / took_s, "other_cpu": others / took_s, "mark_s": sorted(each)[len(each) // 2]}
+
+
 def growth(tool, seconds, pause_s=0.05):
     """Return the tree's memory each minute of a long run, and what its stop takes; steps are short and rare."""
     model, step = transformer(foreach=True)
@@ -142,7 +164,7 @@ def main():
     torch.manual_seed(0)
     torch.set_num_threads(options.pop("threads", 1))
     with contextlib.redirect_stdout(io.StringIO()):  # some tools print
-        answer = {"pairs": pairs, "edges": edges, "growth": growth}[kind](**options)
+        answer = {"pairs": pairs, "edges": edges, "beside": beside, "growth": growth}[kind](**options)
     print("\n" + json.dumps(answer), flush=True)
 
 

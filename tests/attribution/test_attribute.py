@@ -38,6 +38,24 @@ def test_no_joule_is_lost_or_made(one, two, steps):
     assert all(e.energy_self_j >= 0 for e in ledger.entries)
 
 
+@given(st.integers(0, 5), st.integers(95, 99), st.integers(0, 6), st.integers(0, 6), st.booleans())
+def test_what_ran_while_a_meter_did_not_move_is_not_booked_as_nothing(first, last, still_before, still_after, quiet):
+    """At its ends a run is cut at readings, and the last of them may repeat what the one before said."""
+    channel = counter_channel()
+    t = np.arange(0, 101) * MS
+    moved = np.clip(t, still_before * MS, t[-1] - still_after * MS) - still_before * MS
+    rest = [] if quiet else [Span("b", "forward", (last - 40) * MS, last * MS)]
+    spans = [Span("a", "forward", first * MS, (last - 40) * MS), *rest]
+    meter = meter_of(channel)
+    ledger = attribute(
+        recording_of(meter, readings(channel, t, moved * 4e-2)), trace_from_spans(spans), 0, 100 * MS
+    ).ledgers[0]
+    nothing = [entry for entry in ledger.entries if entry.time_self_s > 0 and entry.energy_self_j == 0]
+    assert not nothing
+    assert isclose(fsum(e.time_self_s for e in ledger.entries), 0.1, rel_tol=1e-9)
+    assert isclose(ledger.energy_j, moved[-1] * 4e-8, rel_tol=1e-9)
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.integers(-(10**17), 10**17), st.randoms())
 def test_clock_origin_and_span_order_do_not_matter(shift, random):

@@ -106,6 +106,7 @@ class Split:
 
 def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split:
     """Fit the power of every slot to the curve and book the curve's joules."""
+    curve = moving(curve) if curve.provenance == "measured" else curve
     slots = (*trace.slots, *GAP_SLOTS)
     idle = np.array([slot.fqn in {IDLE, OUTSIDE} for slot in slots])
     # One cut that reaches back far enough for every lag; what lies before the first span is outside.
@@ -121,6 +122,25 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
         fit = share_by_time(exposure, idle, "a model of load knows no layers")
         booked = apportion(exposure, fit)
     return Split(curve, trace, slots, exposure, fit, booked)
+
+
+def moving(curve: EnergyCurve) -> EnergyCurve:
+    """Join intervals in which the meter did not move to the next one in which it did, at the end to the one before.
+
+    What is metered draws power all the time: these joules were read later, or never, and what ran meanwhile was not
+    free. Stretches of which nothing is known stay as they are.
+    """
+    unheard = curve.unheard()
+    still = (np.diff(curve.energy_j) == 0) & ~unheard
+    bound = np.concatenate((unheard, [False])) | np.concatenate(([False], unheard))
+    keep = ~np.concatenate(([False], still)) | bound
+    last = np.flatnonzero(keep)[-1]
+    if last < len(keep) - 1:  # it stood still at the end
+        keep[last] = bound[last] or last == 0
+        keep[-1] = True
+    if keep.all():
+        return curve
+    return replace(curve, t_ns=curve.t_ns[keep], energy_j=curve.energy_j[keep])
 
 
 def _booked(curve: EnergyCurve, named: Pieces, idle: np.ndarray, lag_ns: int) -> tuple[Exposure, Fit, Booked]:

@@ -17,7 +17,6 @@ import torch
 from interleaved import Pausable
 from torch import nn
 
-from torchwatt.tracing.patch import Hook
 from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
 
 MODES = {FULL: "traced", LIGHT: "outermost calls noted", ASLEEP: "ends noted"}
@@ -142,10 +141,9 @@ def measure(width, shape, budget, steps):
         for _ in range(5):
             stamped("first")
         traced = Pausable(model, budget)
-        for hook in (each for each in traced.hub.patches if isinstance(each, Hook)):
-            hook.remove()
-            hook._hook = stamps.around(hook._hook)
-            hook.put()
+        traced.pause()
+        traced.hooks = [stamps.around(hook) for hook in traced.hooks]
+        traced.resume()
         for turn in range(2 * steps // TURN):
             bare = bool(turn % 2)
             if bare:

@@ -32,10 +32,12 @@ from pathlib import Path
 
 import torch
 from performance.models import narrow_transformer, transformer_on
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.readers.cputime import process_cpu_s
 from torchwatt.tracing import Tracer
+from torchwatt.tracing.optimizers import optimizer_hooks
 from torchwatt.tracing.rows import OFF
 from torchwatt.tracing.state import ACTIVE
 
@@ -74,6 +76,7 @@ class Pausable:
             self.tracer = Tracer(model, overhead_budget=budget, clock_ns=self.clock_ns)
             self.tracer.start()
             self.hub = ACTIVE.hub
+            self.hooks = optimizer_hooks(self.hub)
 
     def clock_ns(self):
         return (self.since_ns or time.monotonic_ns()) - self.away_ns
@@ -89,7 +92,11 @@ class Pausable:
         self.modes = {log: log.mode for log in self.hub.logs}
         for log in self.modes:
             log.mode = OFF
-        self.taken = [patch for patch in self.hub.patches if patch.on and patch.remove()]
+        patches = self.hub.patches
+        for handle in patches._handles:
+            handle.remove()
+        every = [*patches._classes.values(), patches._module, *patches._fixed]
+        self.taken = [patch for patch in every if patch is not None and patch.on and patch.remove()]
 
     def resume(self):
         if self.tracer is not None:
@@ -99,10 +106,16 @@ class Pausable:
     def _put_on(self):
         for patch in reversed(self.taken):
             patch.put()
+        self.put_hooks()
         for log, mode in self.modes.items():
             log.mode = mode
         self.away_ns += time.monotonic_ns() - self.since_ns
         self.since_ns = None
+
+    def put_hooks(self):
+        begins, ended = self.hooks
+        handles = [register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ended)]
+        self.hub.patches._handles[:] = handles
 
     def books(self):
         """Return what tracing says that it cost, as a ratio, and what that is made of."""

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from tests.attribution.test_timeline import nested
 from tests.support.worlds import MS, World, counter_channel, meter_of, power_channel, readings, recording_of
 from torchwatt.attribution.attribute import attribute
+from torchwatt.attribution.split import moving
+from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import Channel
 from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain
 from torchwatt.core.trace import Span, trace_from_spans
@@ -54,6 +56,26 @@ def test_what_ran_while_a_meter_did_not_move_is_not_booked_as_nothing(first, las
     assert not nothing
     assert isclose(fsum(e.time_self_s for e in ledger.entries), 0.1, rel_tol=1e-9)
     assert isclose(ledger.energy_j, moved[-1] * 4e-8, rel_tol=1e-9)
+
+
+@given(
+    st.lists(st.sampled_from([0, 0, 1, 5]), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(0, 11), st.integers(1, 4)), max_size=2),
+)
+def test_a_meter_moves_in_every_stretch_in_which_it_moves_at_all(moves, silences):
+    t_ns = 10 * np.arange(len(moves) + 1)
+    energy_j = np.concatenate(([0.0], np.cumsum(moves, dtype=np.float64)))
+    silent = tuple((10 * first, 10 * (first + n)) for first, n in silences)
+    curve = EnergyCurve(Domain("cpu", 0), t_ns, energy_j, "counter", "measured", silent=silent)
+    found = moving(curve)
+    assert (found.start_ns, found.end_ns, found.total_j) == (curve.start_ns, curve.end_ns, curve.total_j)
+    assert found.unheard_ns() == curve.unheard_ns()
+    assert set(zip(found.t_ns, found.energy_j, strict=True)) <= set(zip(t_ns, energy_j, strict=True))
+    edges = [curve.start_ns, *(t for pair in curve.unheard_ns() for t in pair), curve.end_ns]
+    for lo, hi in zip(edges[::2], edges[1::2], strict=True):
+        inside = (found.t_ns >= lo) & (found.t_ns <= hi)
+        rises = np.diff(found.energy_j[inside])
+        assert (rises > 0).all() or not rises.any()
 
 
 @settings(max_examples=10, deadline=None)

@@ -1,6 +1,7 @@
-"""Steps of which only the end is noted: what is patched meanwhile, who wakes the thread, and what it costs the rest."""
+"""Steps of which only the end is noted: what is heard meanwhile, and what passes by."""
 
 import threading
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -14,51 +15,97 @@ from torchwatt.tracing.rows import ASLEEP, OPTIMIZER_KEY
 THRIFTY = 1e-9
 
 
-def in_place():
-    return (
-        torch.autograd._engine_run_backward,
-        len(optim._global_optimizer_pre_hooks),
-        len(optim._global_optimizer_post_hooks),
-    )
+def test_a_patch_on_a_class_between_is_heard_whenever_it_comes():
+    class Base(torch.nn.Module):
+        pass
+
+    class Derived(Base):
+        def __init__(self):
+            super().__init__()
+            self.inner = Net()
+
+        def forward(self, x):
+            return self.inner(x)
+
+    heard, net = [], Derived()
+    with traced(net, overhead_budget=THRIFTY) as run:
+        train(net, 200)
+        assert run.tracer._hub.patches.watched([Derived])
+        Base.__call__ = lambda self, *args: heard.append(1) or torch.nn.Module.__call__(self, *args)
+        train(net, 50)
+        del Base.__call__
+    assert len(heard) == 50
 
 
-def test_a_sleeping_thread_passes_no_wrapper_but_that_of_its_model_and_the_end_of_its_steps():
-    engine, begins, ends = in_place()
+def test_a_users_hook_may_wake_the_thread_before_an_optimizer_step():
+    net, waking = Net(), [0]
+
+    def validate(*_):
+        waking[0] += 1
+        if waking[0] % 70 == 0:
+            with torch.no_grad():
+                net(batch())
+
+    hooks = [optim.register_optimizer_step_pre_hook(validate), optim.register_optimizer_step_pre_hook(lambda *_: None)]
+    try:
+        with traced(net, overhead_budget=THRIFTY) as run:
+            train(net, 300)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert calls(run.trace, "(root)", "forward") >= 300
+    assert sum(run.trace.step_counts or [1] * len(run.trace.steps)) == 300
+
+
+def test_a_thread_that_starts_while_the_first_one_sleeps_is_heard():
+    class Other(Net):
+        pass
+
+    other = Other()
+
+    def learn():
+        for _ in range(20):
+            other(batch()).square().mean().backward()
+
     net = Net()
     with traced(net, overhead_budget=THRIFTY) as run:
-        assert in_place()[0] is not engine
         train(net, 200)
         assert run.tracer._hub.logs[0].mode == ASLEEP
-        assert in_place() == (engine, begins, ends + 1)
-        assert not run.tracer._hub.patches.module_is_on
+        thread = threading.Thread(target=learn)
+        thread.start()
+        thread.join()
+    assert calls(run.trace, "Other", "forward") == 20
+
+
+def test_a_worker_whose_every_call_falls_into_another_threads_is_heard():
+    class Pipe(Net):
+        def forward(self, x):
+            if threading.current_thread() is main:
+                asked.put(x)
+                answered.get(timeout=10)
+            return super().forward(x)
+
+    main, asked, answered, net, helper = threading.current_thread(), SimpleQueue(), SimpleQueue(), Pipe(), Pipe()
+
+    def work():
         with torch.no_grad():
-            net(batch())
-        assert in_place()[0] is not engine
-        assert in_place()[1:] == (begins + 1, ends + 1)
+            while (x := asked.get()) is not None:
+                helper(x)
+                answered.put(1)
+
+    with traced(net, overhead_budget=THRIFTY) as run:
+        early = threading.Thread(target=lambda: [answered.put(1) or asked.get() for _ in range(200)])
+        early.start()
         train(net, 200)
-    assert in_place() == (engine, begins, ends)
-    assert calls(run.trace, "(root)", "forward") == 401
-    assert sum(run.trace.step_counts or [1] * len(run.trace.steps)) >= 400
-
-
-def test_who_patches_backward_meanwhile_keeps_the_patch_and_hears_every_call():
-    engine, heard = torch.autograd._engine_run_backward, []
-
-    def mine(*args, **kwargs):
-        heard.append(1)
-        return below(*args, **kwargs)
-
-    net = Net()
-    with traced(net, overhead_budget=THRIFTY):
-        train(net, 200)
-        below = torch.autograd._engine_run_backward
-        torch.autograd._engine_run_backward = mine
-        with torch.no_grad():
-            net(batch())  # wakes
-        train(net, 200)
-        torch.autograd._engine_run_backward = below
-    assert len(heard) == 200
-    assert torch.autograd._engine_run_backward is engine
+        early.join()
+        hub = run.tracer._hub
+        assert hub.logs[0].mode == ASLEEP
+        thread = threading.Thread(target=work)
+        thread.start()
+        train(net, 100)
+        asked.put(None)
+        thread.join()
+        assert [log.ident for log in hub.logs] == [main.ident, thread.ident]
 
 
 def test_a_second_thread_is_heard_although_the_first_one_sleeps_within_a_call():
@@ -86,7 +133,7 @@ def test_a_second_thread_is_heard_although_the_first_one_sleeps_within_a_call():
         thread.join()
         train(net, 3)
     assert not hub.quiet.alone
-    assert not hub.quiet.now
+    assert not hub.quiet.inside
     assert calls(run.trace, "(root)", "forward") >= 206
 
 
@@ -104,7 +151,7 @@ def test_a_call_that_raises_leaves_nothing_quiet():
         assert hub.logs[0].mode == ASLEEP
         with pytest.raises(KeyError, match="mine"):
             net(None)
-        assert not hub.quiet.now
+        assert not hub.quiet.inside
         assert not hub.logs[0].inside
         train(net, 20)
 

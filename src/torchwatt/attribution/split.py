@@ -128,16 +128,15 @@ def moving(curve: EnergyCurve) -> EnergyCurve:
     """Join intervals in which the meter did not move to the next one in which it did, at the end to the one before.
 
     What is metered draws power all the time: these joules were read later, or never, and what ran meanwhile was not
-    free. Stretches of which nothing is known stay as they are.
+    free. Silences, of which nothing is known, stay as they are: what is joined lies between two of them.
     """
     unheard = curve.unheard()
-    still = (np.diff(curve.energy_j) == 0) & ~unheard
-    bound = np.concatenate((unheard, [False])) | np.concatenate(([False], unheard))
-    keep = ~np.concatenate(([False], still)) | bound
-    last = np.flatnonzero(keep)[-1]
-    if last < len(keep) - 1:  # it stood still at the end
-        keep[last] = bound[last] or last == 0
-        keep[-1] = True
+    still = np.concatenate(([False], (np.diff(curve.energy_j) == 0) & ~unheard))  # into each point
+    bound = np.concatenate((unheard, [True])) | np.concatenate(([True], unheard))
+    keep = ~still | bound
+    for end in np.flatnonzero(still & bound).tolist():  # it stood still at the end of a stretch
+        last = int(np.flatnonzero(keep[:end])[-1])  # the point of its latest move
+        keep[last] = bound[last]
     if keep.all():
         return curve
     return replace(curve, t_ns=curve.t_ns[keep], energy_j=curve.energy_j[keep])

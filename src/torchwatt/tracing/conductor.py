@@ -171,7 +171,7 @@ class Conductor:
     def _pay(self, stride: Stride, rows: float, n: int) -> None:
         call_ns = self.costs.call_ns
         if stride.mode == FULL:
-            fixed = HOOK_CALLS * call_ns + stride.backwards / n * BACKWARD_CALLS * call_ns
+            fixed = (HOOK_CALLS + stride.backwards / n * BACKWARD_CALLS + stride.passing * PASSING_CALLS) * call_ns
             self.budget.pay("calls", n * rows * call_ns * self.costs.factor)
         elif stride.mode == LIGHT:
             fixed = self._light_ns(stride, rows, stride.backwards / n)

@@ -23,7 +23,6 @@ from torchwatt.tracing.collectives import collectives
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.optimizers import optimizer_hooks
-from torchwatt.tracing.patch import Hook
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import COMMUNICATION_KEY, DATA_KEY, FIRST_SCOPE_KEY, FORCE_ROWS, FULL, LIGHT, OFF
@@ -81,8 +80,8 @@ class Hub:
             for owner, name in collectives():
                 self.patches.add(owner, name, timed(self, COMMUNICATION_KEY))
             begins, ended = optimizer_hooks(self)
-            begin, end = register_optimizer_step_pre_hook, register_optimizer_step_post_hook
-            self.patches.add_hooks(Hook(begin, begins), Hook(end, ended))
+            self.patches.keep(register_optimizer_step_pre_hook(begins))
+            self.patches.keep(register_optimizer_step_post_hook(ended))
         except BaseException:
             self.remove()
             raise
@@ -90,6 +89,7 @@ class Hub:
     def remove(self) -> None:
         """Take everything off again; what others put on top of ours stays and finds ours inert."""
         self.off = True
+        self.quiet.alone, self.quiet.asleep, self.quiet.inside = False, 0, 0
         for log in list(self.logs):
             log.mode = OFF
         self.patches.remove()
@@ -123,7 +123,8 @@ class Hub:
         if self.logs and self.logs[0].mode != FULL:  # a helper of the first thread does as that does
             log.mode = log.stride.mode = LIGHT
         self.logs.append(log)
-        self.quiet.alone, self.quiet.now = len(self.logs) == 1, False
+        main = threading.current_thread() is threading.main_thread()  # another may die and leave its ident to a new one
+        self.quiet.alone, self.quiet.asleep, self.quiet.inside = main and len(self.logs) == 1, 0, 0
         return log
 
     def scope_key(self, name: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, FULL, OFF, OPTIMIZER_KEY
-from torchwatt.tracing.wrappers import graph_task_id, is_dynamo_compiling, sequence_nr
+from torchwatt.tracing.wrappers import Quiet, graph_task_id, is_dynamo_compiling, sequence_nr
 
 Hook = Callable[[Any, Any, Any], None]
 
@@ -18,6 +18,7 @@ class Host(Protocol):
     """What the hooks need of the hub."""
 
     local: threading.local
+    quiet: Quiet
     registry: Registry
     clock_ns: Callable[[], int]
     manual_steps: bool
@@ -39,13 +40,14 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
     """
     compiling, clock, seq, task = is_dynamo_compiling, host.clock_ns, sequence_nr, graph_task_id
     key_of, local, new_log = host.registry.by_id.get, host.local, host.log
+    quiet, ident = host.quiet, threading.get_ident
 
     def newcomer(optimizer: Any) -> int:
         host.look_closer()
         return host.registry.optimizer_key(optimizer)
 
     def begins(optimizer: Any, _args: Any, _kwargs: Any) -> None:
-        if compiling():
+        if compiling() or quiet.asleep == ident():
             return
         log = new_log()
         if log.mode >= ASLEEP:

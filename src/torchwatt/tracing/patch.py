@@ -1,37 +1,10 @@
-"""Replacing one attribute of a foreign class or module, and putting it back; the same for a hook."""
+"""Replacing one attribute of a foreign class or module, and putting it back."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from typing import Any
-
-
-class Hook:
-    """A hook of torch's own, registered and taken off again as a patch is."""
-
-    def __init__(self, register: Callable[[Any], Any], hook: Callable[..., Any]) -> None:
-        self._register = register
-        self._hook = hook
-        self._handle: Any = None
-        self.put()
-
-    @property
-    def on(self) -> bool:
-        """Whether it is registered."""
-        return self._handle is not None
-
-    def put(self) -> None:
-        """Register it; nothing if it is."""
-        if self._handle is None:
-            self._handle = self._register(self._hook)
-
-    def remove(self) -> bool:
-        """Take it off; always possible."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-        return True
 
 
 class Patch:

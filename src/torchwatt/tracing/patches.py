@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 
-from torchwatt.tracing.patch import Hook, Patch
+from torchwatt.tracing.patch import Patch
 from torchwatt.tracing.wrappers import Wrapped
 
 MAX_CLASSES = 64
@@ -25,41 +25,24 @@ _swaps = 0  # of this process
 
 
 class Patches:
-    """The wrappers: some while a thread is awake, that of `nn.Module` now and then, those of classes seen outermost."""
+    """The wrappers in place: some always, `nn.Module.__call__` now and then, and classes that were seen outermost."""
 
     def __init__(self) -> None:
-        self._ends: Hook | None = None
-        self._awake: list[Patch | Hook] = []
+        self._fixed: list[Patch] = []
         self._module: Patch | None = None
         self._classes: dict[type, Patch | None] = {}
-        self._dozing = False
-
-    def __iter__(self) -> Iterator[Patch | Hook]:
-        """Yield all that there are, in the order in which they may be taken off."""
-        classes = [patch for patch in self._classes.values() if patch is not None]
-        yield from reversed(classes)
-        yield from (each for each in (self._module, self._ends) if each is not None)
-        yield from reversed(self._awake)
+        self._handles: list[Any] = []
 
     def add(self, owner: Any, name: str, wrap: Callable[[Wrapped], Wrapped]) -> bool:
-        """Patch an attribute for as long as a thread is awake; False if there is none of that name."""
+        """Patch an attribute for the whole session; False if there is none of that name."""
         if not hasattr(owner, name):
             return False
-        self._awake.append(Patch(owner, name, wrap))
+        self._fixed.append(Patch(owner, name, wrap))
         return True
 
-    def add_hooks(self, begins: Hook, ends: Hook) -> None:
-        """Keep the hooks around optimizer steps; the end of a step is heard in sleep, too."""
-        self._awake.append(begins)
-        self._ends = ends
-
-    def doze(self, asleep: bool) -> None:
-        """Take off what no thread heeds while all of them sleep, or put it back: passing through costs time, too."""
-        if asleep == self._dozing:
-            return
-        self._dozing = asleep
-        for each in reversed(self._awake) if asleep else self._awake:
-            _ = each.remove() if asleep else each.put()
+    def keep(self, handle: Any) -> None:
+        """Remember the handle of a hook."""
+        self._handles.append(handle)
 
     def add_module(self, wrap: Callable[[Wrapped], Wrapped]) -> None:
         """Patch `nn.Module.__call__`."""
@@ -99,13 +82,18 @@ class Patches:
 
     def remove(self) -> None:
         """Take everything off; what others put on top of ours stays and finds ours inert."""
-        for each in list(self):
-            each.remove()
+        for handle in self._handles:
+            handle.remove()
+        module = [self._module] if self._module else []
+        classes = [patch for patch in self._classes.values() if patch is not None]
+        for patch in (*reversed(classes), *module, *reversed(self._fixed)):
+            patch.remove()
         if self._module is not None:
             _restore(self._module)
-        self._awake.clear()
+        self._handles.clear()
+        self._fixed.clear()
         self._classes.clear()
-        self._module = self._ends = None
+        self._module = None
 
 
 def _restore(patch: Patch) -> None:

@@ -17,7 +17,7 @@ from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FULL, LIGHT, LIGHT_TASK, OFF, STEP_KEY
-from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
+from torchwatt.tracing.wrappers import Quiet, graph_task_id, sequence_nr
 
 own_ns = own_time()
 FOLD_STEPS = 2_048  # not traced, between two folds
@@ -32,6 +32,7 @@ class Host(Protocol):
     patches: Patches
     logs: list[Log]
     manual_steps: bool
+    quiet: Quiet
     devices: Watch | None
 
     def watch(self, key: int) -> None:
@@ -67,6 +68,7 @@ class Stepping:
             self.decide(log)
         elif conductor.budget.share <= 0:
             log.mode = log.stride.mode = LIGHT
+            self._host.quiet.asleep = 0
 
     def leave(self, conductor: Conductor) -> None:
         """Take a tracer's books away."""
@@ -152,6 +154,7 @@ class Stepping:
         log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)
         if self._host.devices is not None and self._host.devices.records(log):
             log.mode, log.stride.mode, log.stride.planned = FULL, FULL, 1
+        self._host.quiet.asleep = log.ident if self._host.quiet.alone and log.mode == ASLEEP else 0
         if before == FULL != log.mode:
             for key in outermost_keys(log.rows):
                 self._host.watch(key)
@@ -175,10 +178,9 @@ class Stepping:
         """Have the wrapper of all modules in place if and only if somebody needs it."""
         (self._tracing.add if log.mode == FULL else self._tracing.discard)(log)
         wanted = bool(self._tracing) or not (conductor.narrow or log.mode == ASLEEP)
+        if wanted == self._host.patches.module_is_on or not (wanted or conductor.can_narrow):
+            return
         with self._arranging:
-            self._host.patches.doze(all(each.mode >= ASLEEP for each in list(self._host.logs)))
-            if wanted == self._host.patches.module_is_on or not (wanted or conductor.can_narrow):
-                return
             began = own_ns()
             if wanted:
                 self._host.patches.put_module()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.registry import Registry
@@ -38,13 +39,14 @@ is_dynamo_compiling: Callable[[], bool] = getattr(torch.compiler, "is_dynamo_com
 
 
 class Quiet:
-    """Whether calls may pass by without a look at their thread's log."""
+    """Whose calls may pass by without a look at their thread's log, which costs more than all else they do."""
 
-    __slots__ = ("alone", "now")
+    __slots__ = ("alone", "asleep", "inside")
 
     def __init__(self) -> None:
-        self.alone = False  # one thread logs, and no other ever did
-        self.now = False  # that thread is inside an outermost call, in a step that it sleeps through
+        self.alone = False  # the main thread logs, and no other ever did
+        self.asleep = 0  # the ident of the main thread, while it notes the ends of steps only
+        self.inside = 0  # the same, while it is inside an outermost call of such a step
 
 
 class Host(Protocol):
@@ -134,9 +136,8 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
     of the class pass through it in every step, so that path is as short as it can be.
     """
     compiling, local, new_log, outermost = is_dynamo_compiling, host.local, host.log, _outermost(host)
-    quiet = host.quiet
-    own = "__call__" in vars(owner)
-    base = next((each for each in owner.__mro__[1:] if "__call__" in vars(each)), object)
+    quiet, ident = host.quiet, threading.get_ident
+    own, direct = "__call__" in vars(owner), owner.__mro__[1] is nn.Module  # with nothing in between to be patched
 
     def wrap(original: Wrapped) -> Wrapped:
         def below(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -147,9 +148,8 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
             if compiling():
                 return original(self, *args, **kwargs)
-            # A subclass may have more in between.
-            call = plain if own or type(self) is not owner else base.__call__
-            if not quiet.now:  # else another thread's first call may pass by unseen: its next one will not
+            call = plain if own or not direct or type(self) is not owner else nn.Module.__call__
+            if quiet.inside != ident():
                 try:
                     log = local.log
                 except AttributeError:
@@ -167,7 +167,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
 def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
     """Return what a module call outside any other does: in a step that is not traced it is all that is logged."""
     registry, clock, grad_enabled, task = host.registry, host.clock_ns, torch.is_grad_enabled, graph_task_id
-    quiet = host.quiet
+    compiling, quiet = torch.compiler.is_compiling, host.quiet
 
     def newcomer(module: Any) -> int:
         key = registry.register(module)
@@ -175,14 +175,16 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
         return key
 
     def outermost(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
+        if compiling():  # without Dynamo
+            return call(module, *args, **kwargs)
         log.inside = True
         if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and grad_enabled():
             log.calls_asleep += task() < 0
-            quiet.now = quiet.alone
+            quiet.inside = quiet.asleep
             try:
                 return call(module, *args, **kwargs)
             finally:
-                log.inside = quiet.now = False
+                log.inside, quiet.inside = False, 0
         step = False
         try:
             if task() >= 0:
@@ -225,8 +227,9 @@ def _newcomer(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
 
 def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
     """Return the wrapper of `torch.autograd._engine_run_backward`, which every backward pass goes through."""
-    compiling, task, seq = torch.compiler.is_compiling, graph_task_id, sequence_nr
-    log_of, clock = host.log, host.clock_ns
+    compiling, task, seq = is_dynamo_compiling, graph_task_id, sequence_nr
+    local, new_log, clock = host.local, host.log, host.clock_ns
+    quiet, ident = host.quiet, threading.get_ident
 
     def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
         start = clock()
@@ -240,11 +243,14 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
 
     def wrap(original: Wrapped) -> Wrapped:
         def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
-            # Inside another backward (checkpoint) it belongs to the outer one.
-            if compiling() or task() >= 0:
+            if compiling() or quiet.asleep == ident():
                 return original(*args, **kwargs)
-            log = log_of()
-            if log.mode >= ASLEEP:
+            try:
+                log = local.log
+            except AttributeError:
+                log = new_log()
+            # Inside another backward (checkpoint) it belongs to the outer one.
+            if log.mode >= ASLEEP or task() >= 0:
                 return original(*args, **kwargs)
             since, first = log.since, log.total()
             unseen = first == since and log.mode == LIGHT and seq() > log.stride.seq

@@ -1,6 +1,6 @@
 """What each wrapper costs where it stands: in a training step, whose matrix products leave Python cold caches.
 
-    python benchmarks/in_place.py [--model transformer "narrow transformer"] [--budget 0.001 0.01] [--steps 400]
+    python benchmarks/in_place.py [--model NAME ...] [--budget 0.001 0.01] [--steps 400]
 
 The clock is read above and below every wrapper; what lies between takes some time without a session, too, and that is
 taken off: the same stamps in the same process, with and without in turns of a few steps (`interleaved.Pausable`). Such
@@ -21,7 +21,11 @@ from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
 
 MODES = {FULL: "traced", LIGHT: "outermost calls noted", ASLEEP: "ends noted"}
 TURN = 10
-WIDTHS = {"transformer": (96, (8, 64)), "narrow transformer": (8, (1, 4))}
+MODELS = {  # name: width, shape of a batch, whether the model has a class of its own
+    "transformer": (96, (8, 64), False),
+    "transformer, own class": (96, (8, 64), True),
+    "narrow transformer": (8, (1, 4), False),
+}
 clock = time.perf_counter_ns
 
 
@@ -66,7 +70,7 @@ class Stamps:
 
 
 class Chain(nn.Sequential):
-    """One after the other; the whole model is one, and so is what its blocks end with."""
+    """One after the other; what blocks end with is one, and the whole model if it has no class of its own."""
 
     def __init__(self, stamps, *modules):
         super().__init__(*modules)
@@ -96,14 +100,27 @@ class Block(nn.Module):
         return x + call(part_of(self.mlp), self.mlp, y)
 
 
+class Model(nn.Module):
+    """The same in a class of its own."""
+
+    def __init__(self, stamps, *modules):
+        super().__init__()
+        self.stamps, self.chain = stamps, nn.ModuleList(modules)
+
+    def forward(self, x):
+        for module in self.chain:
+            x = self.stamps.call(part_of(module), module, x)
+        return x
+
+
 def part_of(module):
     return "inside, class patched" if isinstance(module, Chain) else "a module inside"
 
 
-def training(stamps, width, shape):
+def training(stamps, width, shape, own):
     """Return the model and a step of training it."""
     blocks = (Block(stamps, width) for _ in range(6))
-    model = Chain(stamps, nn.Embedding(256, width), *blocks, nn.Linear(width, 256))
+    model = (Model if own else Chain)(stamps, nn.Embedding(256, width), *blocks, nn.Linear(width, 256))
     optimizer, x = torch.optim.AdamW(model.parameters(), foreach=True), torch.randint(0, 256, shape)
 
     def step():
@@ -127,10 +144,10 @@ def lower_stamps(stamps):
         nn.Module.__call__, torch.autograd._engine_run_backward = module, backward
 
 
-def measure(width, shape, budget, steps):
+def measure(width, shape, own, budget, steps):
     torch.manual_seed(0)
     stamps, took_ns = Stamps(), []
-    model, step = training(stamps, width, shape)
+    model, step = training(stamps, width, shape, own)
 
     def stamped(mode):
         stamps.mode = mode
@@ -181,14 +198,14 @@ def table(name, budget, stamps, step_ns, books):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", choices=list(WIDTHS), default=list(WIDTHS))
+    parser.add_argument("--model", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--budget", nargs="+", type=float, default=[0.001, 0.01])
     parser.add_argument("--steps", type=int, default=400)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for name in asked.model:
         for budget in asked.budget:
-            table(name, budget, *measure(*WIDTHS[name], budget, asked.steps))
+            table(name, budget, *measure(*MODELS[name], budget, asked.steps))
 
 
 if __name__ == "__main__":

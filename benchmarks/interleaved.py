@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from performance.models import narrow_transformer, transformer_on
+from performance.models import narrow_transformer, own_transformer, transformer_on
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from torchwatt.sensors import Sampler, discover
@@ -51,7 +51,9 @@ def models():
     spec = importlib.util.spec_from_file_location("overhead", Path(__file__).with_name("overhead.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = dict(module.MODELS) | {"narrow transformer": lambda: narrow_transformer(foreach=True)}
+    found = dict(module.MODELS)
+    found["transformer, own class"] = lambda: own_transformer(foreach=True)
+    found["narrow transformer"] = lambda: narrow_transformer(foreach=True)
     if torch.cuda.is_available():
         found["transformer on cuda"] = lambda: transformer_on("cuda", foreach=True)
     return found

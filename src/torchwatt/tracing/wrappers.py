@@ -136,8 +136,8 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
     of the class pass through it in every step, so that path is as short as it can be.
     """
     compiling, local, new_log, outermost = is_dynamo_compiling, host.local, host.log, _outermost(host)
-    quiet, ident = host.quiet, threading.get_ident
-    own, direct = "__call__" in vars(owner), owner.__mro__[1] is nn.Module  # with nothing in between to be patched
+    quiet, ident, module = host.quiet, threading.get_ident, nn.Module
+    own, direct = "__call__" in vars(owner), owner.__mro__[1] is module  # with nothing in between to be patched
 
     def wrap(original: Wrapped) -> Wrapped:
         def below(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -148,7 +148,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
             if compiling():
                 return original(self, *args, **kwargs)
-            call = plain if own or not direct or type(self) is not owner else nn.Module.__call__
+            call = plain if own or not direct or type(self) is not owner else module.__call__
             if quiet.inside != ident():
                 try:
                     log = local.log

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 from torchwatt.tracing.conductor import Costs
 from torchwatt.tracing.log import Log
+from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.rows import LIGHT, UNKNOWN_KEY
 from torchwatt.tracing.wrappers import Quiet, Wrapped, module_call
 
-# A call in a training step against one in the calibration loop (benchmarks/in_place.py): 4.0 to 4.3 times as dear
-# between matrix products that fill the caches, 2.6 where there is next to nothing to compute.
-COLD_FACTOR = 4.0
 LOOPS, CALLS = 3, 200
+own_ns = own_time()
 LEAST_NS = 100.0  # reading the clock twice takes that long: less is a disturbed measurement
 
 
@@ -58,7 +56,7 @@ class _NoModule:
 
 
 def calibrate(clock_ns: Callable[[], int]) -> Costs:
-    """Measure what logging a call and letting one pass cost, in under 2 ms; a training step finds colder caches."""
+    """Measure what logging a call and letting one pass cost in a loop, in under 2 ms; training finds colder caches."""
 
     def nothing(_self: Any) -> None:
         pass
@@ -69,7 +67,7 @@ def calibrate(clock_ns: Callable[[], int]) -> Costs:
     call_ns = _excess(wrapped, nothing, module)
     log = bench.log()
     log.mode, log.inside = LIGHT, True
-    return Costs(COLD_FACTOR * call_ns, COLD_FACTOR * _excess(wrapped, nothing, module))
+    return Costs(call_ns, _excess(wrapped, nothing, module), in_a_loop=True)
 
 
 def _excess(wrapped: Wrapped, plain: Wrapped, module: Any) -> float:
@@ -78,7 +76,7 @@ def _excess(wrapped: Wrapped, plain: Wrapped, module: Any) -> float:
 
 
 def _loop(function: Wrapped, module: Any) -> float:
-    start = time.perf_counter_ns()
+    start = own_ns()  # another thread that wants the interpreter meanwhile makes no call dearer
     for _ in range(CALLS):
         function(module)
-    return (time.perf_counter_ns() - start) / CALLS
+    return (own_ns() - start) / CALLS

@@ -17,6 +17,9 @@ BACKWARD_CALLS = 10.0
 HOOK_CALLS = 4.0  # the end of a step
 ASLEEP_CALLS = 5.5  # a step of which only the end is noted, and its outermost call
 PASSING_CALLS = 0.8  # a call inside another that passes the wrapper of its class
+# Calls are calibrated in a loop, and between matrix products caches are cold: in place (benchmarks/in_place.py) they
+# are 2.6 times as dear with 0.24 ms between two of them, and 4.0 to 4.3 times with 1.7 ms.
+COLD_MORE, COLD_HALF_NS = 3.3, 250_000.0
 MOST_KINDS = 32  # of backward calls whose lengths are compared
 CHECK_EVERY = 8  # traced steps between two looks at what tracing is seen to cost
 # A window costs more than its own clocks show: recording slows the call down and leaves cold caches. Steps with and
@@ -27,13 +30,21 @@ AFTERMATH, AFTERMATH_SD, MOST_AFTERMATH = 2.0, 1.0, 4.0
 
 @dataclass(slots=True)
 class Costs:
-    """What tracing costs on this machine, in ns: calibrated at the start, raised by what is observed."""
+    """What tracing costs on this machine, in ns: calibrated at the start, raised by what is observed.
+
+    What was measured `in_a_loop` is dearer in a step, the more so the longer the step works between two calls.
+    """
 
     call_ns: float  # logging one module call
     passing_ns: float  # letting one pass through the wrapper in a step that is not traced
     swap_ns: float = 400_000.0  # taking the wrapper off and putting it on; measured when it happens
     factor: float = 1.0  # observed over calibrated, never below 1
     decision_ns: float = 0.0  # moving average
+    in_a_loop: bool = False
+
+    def dearer(self, between_ns: float) -> float:
+        """Return how many times as dear a call is with so much time between two of them."""
+        return 1.0 + COLD_MORE * between_ns / (between_ns + COLD_HALF_NS) if self.in_a_loop else 1.0
 
 
 @dataclass(slots=True)
@@ -168,8 +179,14 @@ class Conductor:
             likely_ns = stride.aftermath.likely_ns(AFTERMATH * own_ns, AFTERMATH_SD * own_ns)
             self._aftermath = min(max(likely_ns / own_ns, 1.0), MOST_AFTERMATH)
 
+    def _call_ns(self, stride: Stride) -> float:
+        return self.costs.call_ns * self.costs.dearer(stride.step_ns / max(stride.calls, 1))
+
+    def _passing_ns(self, stride: Stride) -> float:
+        return stride.calls * self.costs.passing_ns * self.costs.dearer(stride.step_ns / max(stride.calls, 1))
+
     def _pay(self, stride: Stride, rows: float, n: int) -> None:
-        call_ns = self.costs.call_ns
+        call_ns = self._call_ns(stride)
         if stride.mode == FULL:
             fixed = (HOOK_CALLS + stride.backwards / n * BACKWARD_CALLS + stride.passing * PASSING_CALLS) * call_ns
             self.budget.pay("calls", n * rows * call_ns * self.costs.factor)
@@ -181,21 +198,21 @@ class Conductor:
 
     def _light_ns(self, stride: Stride, rows: float = 2.0, backwards: float = 1.0) -> float:
         calls = HOOK_CALLS + rows * LIGHT_ROW_CALLS + backwards * BACKWARD_CALLS + stride.passing * PASSING_CALLS
-        return calls * self.costs.call_ns + (0.0 if self.narrow else stride.calls * self.costs.passing_ns)
+        return calls * self._call_ns(stride) + (0.0 if self.narrow else self._passing_ns(stride))
 
     def _traced_ns(self, stride: Stride) -> float:
-        return stride.calls * self.costs.call_ns * self.costs.factor + self.narrow * self.costs.swap_ns
+        return stride.calls * self._call_ns(stride) * self.costs.factor + self.narrow * self.costs.swap_ns
 
     def _check(self, stride: Stride) -> None:
         """Believe the clock where it shows more than the calibration; never less, since less may be luck."""
         self._checked += 1
-        if self._checked % CHECK_EVERY == 0 and stride.calls * self.costs.call_ns > 0:
-            seen = stride.observed.excess_ns() / (stride.calls * self.costs.call_ns)
+        if self._checked % CHECK_EVERY == 0 and (booked_ns := stride.calls * self._call_ns(stride)) > 0:
+            seen = stride.observed.excess_ns() / booked_ns
             self.costs.factor = max(seen, 1.0)
 
     def _narrow(self, stride: Stride, cost_ns: float) -> None:
         income_ns = max(self.budget.share * stride.step_ns, 1.0)
-        passing_ns = stride.calls * self.costs.passing_ns
+        passing_ns = self._passing_ns(stride)
         every = max(cost_ns / income_ns, 1.0)
         narrow = self.budget.narrows(passing_ns, self.costs.swap_ns, stride.step_ns, every)
         self.narrow = self.can_narrow and narrow

@@ -77,9 +77,7 @@ class Chain(nn.Sequential):
         self.stamps = stamps
 
     def forward(self, x):
-        for module in self:
-            x = self.stamps.call(part_of(module), module, x)
-        return x
+        return one_by_one(self.stamps, self, x)
 
 
 class Block(nn.Module):
@@ -108,13 +106,17 @@ class Model(nn.Module):
         self.stamps, self.chain = stamps, nn.ModuleList(modules)
 
     def forward(self, x):
-        for module in self.chain:
-            x = self.stamps.call(part_of(module), module, x)
-        return x
+        return one_by_one(self.stamps, self.chain, x)
 
 
 def part_of(module):
     return "inside, class patched" if isinstance(module, Chain) else "a module inside"
+
+
+def one_by_one(stamps, modules, x):
+    for module in modules:
+        x = stamps.call(part_of(module), module, x)
+    return x
 
 
 def training(stamps, width, shape, own):

@@ -108,16 +108,13 @@ class Pausable:
     def _put_on(self):
         for patch in reversed(self.taken):
             patch.put()
-        self.put_hooks()
+        begins, ended = self.hooks
+        handles = [register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ended)]
+        self.hub.patches._handles[:] = handles
         for log, mode in self.modes.items():
             log.mode = mode
         self.away_ns += time.monotonic_ns() - self.since_ns
         self.since_ns = None
-
-    def put_hooks(self):
-        begins, ended = self.hooks
-        handles = [register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ended)]
-        self.hub.patches._handles[:] = handles
 
     def books(self):
         """Return what tracing says that it cost, as a ratio, and what that is made of."""

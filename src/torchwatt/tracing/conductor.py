@@ -179,11 +179,14 @@ class Conductor:
             likely_ns = stride.aftermath.likely_ns(AFTERMATH * own_ns, AFTERMATH_SD * own_ns)
             self._aftermath = min(max(likely_ns / own_ns, 1.0), MOST_AFTERMATH)
 
+    def _dearer(self, stride: Stride) -> float:
+        return self.costs.dearer(stride.step_ns / max(stride.calls, 1))
+
     def _call_ns(self, stride: Stride) -> float:
-        return self.costs.call_ns * self.costs.dearer(stride.step_ns / max(stride.calls, 1))
+        return self.costs.call_ns * self._dearer(stride)
 
     def _passing_ns(self, stride: Stride) -> float:
-        return stride.calls * self.costs.passing_ns * self.costs.dearer(stride.step_ns / max(stride.calls, 1))
+        return stride.calls * self.costs.passing_ns * self._dearer(stride)
 
     def _pay(self, stride: Stride, rows: float, n: int) -> None:
         call_ns = self._call_ns(stride)

@@ -39,7 +39,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
     Each line counts: after a step's matrix products the caches are cold, and Python runs ten times slower.
     """
     compiling, clock, seq, task = is_dynamo_compiling, host.clock_ns, sequence_nr, graph_task_id
-    key_of, local, new_log = host.registry.by_id.get, host.local, host.log
+    key_of, local, log_of = host.registry.by_id.get, host.local, host.log
     quiet, ident = host.quiet, threading.get_ident
 
     def newcomer(optimizer: Any) -> int:
@@ -49,7 +49,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
     def begins(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if compiling() or quiet.asleep == ident():
             return
-        log = new_log()
+        log = log_of()
         if log.mode >= ASLEEP:
             return
         key = key_of(id(optimizer)) or newcomer(optimizer)
@@ -63,7 +63,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         try:
             log = local.log
         except AttributeError:
-            log = new_log()
+            log = log_of()
         mode = log.mode
         if mode == OFF:
             return

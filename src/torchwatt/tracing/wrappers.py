@@ -228,7 +228,7 @@ def _newcomer(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
 def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
     """Return the wrapper of `torch.autograd._engine_run_backward`, which every backward pass goes through."""
     compiling, task, seq = is_dynamo_compiling, graph_task_id, sequence_nr
-    local, new_log, clock = host.local, host.log, host.clock_ns
+    log_of, clock = host.log, host.clock_ns
     quiet, ident = host.quiet, threading.get_ident
 
     def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
@@ -245,10 +245,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
         def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
             if compiling() or quiet.asleep == ident():
                 return original(*args, **kwargs)
-            try:
-                log = local.log
-            except AttributeError:
-                log = new_log()
+            log = log_of()
             # Inside another backward (checkpoint) it belongs to the outer one.
             if log.mode >= ASLEEP or task() >= 0:
                 return original(*args, **kwargs)

@@ -177,6 +177,15 @@ def test_static_energy_comes_from_the_quiet_baseline_only():
         assert isclose(entry.energy_static_j + entry.energy_dynamic_j, entry.energy_self_j)
 
 
+def test_a_silence_in_the_quiet_baseline_is_no_second_without_power():
+    channel = power_channel(domain=Domain("cpu", 0))
+    t = np.concatenate((np.arange(0, 500, 20), np.arange(4500, 6001, 20))) * MS
+    meter = meter_of(channel)
+    recording = recording_of(meter, readings(channel, t, np.where(t < 5000 * MS, 15_000, 40_000)))
+    trace = trace_from_spans([Span("a", "forward", 5000 * MS, 6000 * MS)])
+    assert isclose(attribute(recording, trace, 5000 * MS, 6000 * MS).ledgers[0].static_w, 15.0, rel_tol=0.02)
+
+
 def test_a_gpu_without_a_device_timeline_is_not_split_by_host_spans():
     gpu = Domain("gpu", 0)
     channel = power_channel(domain=gpu)

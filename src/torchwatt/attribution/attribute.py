@@ -131,12 +131,13 @@ def _host_ledger(found: Metered, blank: Ledger, host: Split) -> Ledger:
 
 
 def _static_w(found: Metered, start_ns: int) -> float | None:
-    """Return the mean power of the quiet baseline before the run, if there was one of at least 0.1 s."""
+    """Return the mean power of the quiet baseline before the run, if at least 0.1 s of it are known."""
     curve = found.curve
     before = curve.clip(curve.start_ns, start_ns) if curve.start_ns < start_ns else None
-    if before is None or found.meter.provenance != "measured" or before.end_ns - before.start_ns < NS_PER_S // 10:
+    if before is None or found.meter.provenance != "measured":
         return None
-    return before.total_j / ((before.end_ns - before.start_ns) / NS_PER_S)
+    known_ns = before.end_ns - before.start_ns - found.unknown_between(before.start_ns, before.end_ns)
+    return before.total_j / (known_ns / NS_PER_S) if known_ns >= NS_PER_S // 10 else None
 
 
 def _with_counter(head: Ledger, recording: Recording, found: Metered, curve: EnergyCurve) -> Ledger:

@@ -18,6 +18,8 @@ _METER = {
 def how_known(found: Metered, ledger: Ledger, how: Fit | DeviceBooks | None) -> str:
     """Say how a domain's total and its layers are known, and what the meter's band is."""
     parts = [_METER.get(ledger.method, ledger.method)]
+    if ledger.method == "counter" and found.polls is None:
+        parts.append("the run's ends lie between two of its publications")
     if found.meter.scope == "device":
         parts.append("the whole device, everyone's work on it included")
     else:

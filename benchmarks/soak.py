@@ -4,14 +4,17 @@
 
 Minutes count while the loop runs: a machine that stops it for a while only makes it end later.
 
-Prints the resident memory of this process and of the sampler now and then, how much of it is tracing's own, and in the
-end the slope over the second half of the run. Small steps by default: the more steps a second, the more there is to
-keep.
+Prints the resident memory of this process and of the sampler now and then, and how much tracing keeps; of this process
+also what it holds for itself (`private`: the rest is libraries' files and memory shared with the sampler), where the
+system tells. In the end the slopes over the second half of the run. Small steps by default: the more steps a second,
+the more there is to keep. With `--bare` the same loop runs without a session: what it grows by, torch grows by.
 """
 
 import argparse
 import os
 import time
+from contextlib import nullcontext
+from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
@@ -36,9 +39,18 @@ def mib(process):
     return process.memory_info().rss / 2**20
 
 
+def private_mib():
+    """Return the resident memory that nobody shares, or NaN where there is no /proc."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return float("nan")
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), float("nan"))
+
+
 def kept():
     """Return rows, backward calls, records and step marks that the hub keeps."""
-    logs = ACTIVE.hub.logs
+    logs = ACTIVE.hub.logs if ACTIVE.hub is not None else ()
     return (
         sum(log.total() for log in logs),
         sum(len(log.backwards) for log in logs),
@@ -66,15 +78,17 @@ def main():
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--overhead-budget", type=float, default=0.01)
     parser.add_argument("--layers", choices=["on", "off"], default="on")
+    parser.add_argument("--bare", action="store_true", help="no session: the loop alone")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     model = nn.Sequential(*[Block(asked.width) for _ in range(asked.depth)], nn.Linear(asked.width, 1))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     x = torch.randn(16, asked.width)
     me = psutil.Process()
-    points, sampler_points, steps = [], [], 0
-    print(f"{'minute':>7} {'steps':>9} {'MiB':>8} {'sampler':>8}  rows, calls, records, marks kept")
-    with tw.profile(model, overhead_budget=asked.overhead_budget, layers=asked.layers) as run:
+    points, private_points, sampler_points, steps = [], [], [], 0
+    print(f"{'minute':>7} {'steps':>9} {'MiB':>8} {'private':>8} {'sampler':>8}  rows, calls, records, marks kept")
+    session = tw.profile(model, overhead_budget=asked.overhead_budget, layers=asked.layers)
+    with nullcontext() if asked.bare else session as run:
         last, ran_s, shown_s = time.monotonic(), 0.0, 0.0
         while ran_s < asked.minutes * 60:
             now = time.monotonic()
@@ -87,14 +101,17 @@ def main():
                 shown_s, minute = ran_s, ran_s / 60
                 sampler = sum(mib(child) for child in me.children(recursive=True))
                 points.append((minute, mib(me)))
+                private_points.append((minute, private_mib()))
                 sampler_points.append((minute, sampler))
-                what = ", ".join(map(str, kept())) if asked.layers == "on" else ""
-                print(f"{minute:7.2f} {steps:9} {points[-1][1]:8.1f} {sampler:8.1f}  {what}", flush=True)
+                what = ", ".join(map(str, kept()))
+                sizes = f"{points[-1][1]:8.1f} {private_points[-1][1]:8.1f} {sampler:8.1f}"
+                print(f"{minute:7.2f} {steps:9} {sizes}  {what}", flush=True)
         before_stop = mib(me)
         begun = time.monotonic()
-    late = points[len(points) // 2 :]
-    sampler_late = sampler_points[len(points) // 2 :]
-    print(f"slope over the second half: {slope(late):+.3f} MiB a minute, sampler {slope(sampler_late):+.3f}")
+    whole, private, sampler = (slope(each[len(each) // 2 :]) for each in (points, private_points, sampler_points))
+    print(f"slope over the second half: {whole:+.3f} MiB a minute, private {private:+.3f}, sampler {sampler:+.3f}")
+    if run is None:
+        return
     print(f"stop took {time.monotonic() - begun:.2f} s and {mib(me) - before_stop:+.1f} MiB for {steps} steps")
     report = run.report
     total = sum(ledger.energy_j for ledger in report.ledgers)

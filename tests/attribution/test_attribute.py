@@ -186,6 +186,16 @@ def test_a_silence_in_the_quiet_baseline_is_no_second_without_power():
     assert isclose(attribute(recording, trace, 5000 * MS, 6000 * MS).ledgers[0].static_w, 15.0, rel_tol=0.02)
 
 
+def test_joules_of_a_silence_in_the_quiet_baseline_are_no_power_of_the_rest():
+    channel = counter_channel(modulus=4_000_001)  # at 15 W it may go round twice in half a second
+    t = np.concatenate((np.arange(0, 400, 5), np.arange(900, 2001, 5))) * MS
+    meter = meter_of(channel)
+    raw_uj = np.interp(t, [0, 1500 * MS, 2000 * MS], [0, 15e6 * 1.5, 15e6 * 1.5 + 40e6 * 0.5]).astype(np.int64)
+    recording = recording_of(meter, readings(channel, t, raw_uj % channel.modulus))
+    trace = trace_from_spans([Span("a", "forward", 1500 * MS, 2000 * MS)])
+    assert isclose(attribute(recording, trace, 1500 * MS, 2000 * MS).ledgers[0].static_w, 15.0, rel_tol=0.01)
+
+
 def test_a_gpu_without_a_device_timeline_is_not_split_by_host_spans():
     gpu = Domain("gpu", 0)
     channel = power_channel(domain=gpu)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import isclose
 
 import numpy as np
@@ -113,6 +114,22 @@ def test_power_that_goes_silent_is_unknown_not_zero():
     assert isclose(found.curve.total_j, 600.0, rel_tol=0.01)
     assert found.unknown_between(0, int(10e9)) > 3.9e9
     assert "SAMPLE_GAP" in {e.code for e in found.events}
+
+
+@given(st.integers(0, 500))
+def test_a_read_that_hung_is_of_no_known_instant_and_costs_no_joule(at):
+    """An edge of a run is read in the user's process while the sampler goes on: it comes back two seconds later."""
+    t_ns = np.arange(0, 5001, 10) * MS
+    late_ns = np.full(len(t_ns) + 1, MS // 10)
+    late_ns[at] = 2000 * MS
+    counter = replace(
+        readings(counter_channel(), np.insert(t_ns, at, t_ns[at]), np.insert(t_ns * 0.1, at, (t_ns[at] + 1e9) * 0.1)),
+        late_ns=late_ns,
+    )
+    meter = meter_of(counter.channel)
+    found = metered(meter, recording_of(meter, counter))
+    assert not found.events
+    assert isclose(found.curve.total_j, 500.0, rel_tol=1e-12)
 
 
 def test_zero_watts_of_a_gpu_is_a_missing_reading():

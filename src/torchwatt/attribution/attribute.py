@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from torchwatt.attribution.covered import without
 from torchwatt.attribution.curves import Metered, integral_between, metered
 from torchwatt.attribution.device_ledger import device_ledger
 from torchwatt.attribution.known import NOTHING, Known
@@ -133,11 +134,14 @@ def _host_ledger(found: Metered, blank: Ledger, host: Split) -> Ledger:
 def _static_w(found: Metered, start_ns: int) -> float | None:
     """Return the mean power of the quiet baseline before the run, if at least 0.1 s of it are known."""
     curve = found.curve
-    before = curve.clip(curve.start_ns, start_ns) if curve.start_ns < start_ns else None
-    if before is None or found.meter.provenance != "measured":
+    if curve.start_ns >= start_ns or found.meter.provenance != "measured":
         return None
-    known_ns = before.end_ns - before.start_ns - found.unknown_between(before.start_ns, before.end_ns)
-    return before.total_j / (known_ns / NS_PER_S) if known_ns >= NS_PER_S // 10 else None
+    # A silence has joules and seconds of its own, and one of the two is not known.
+    known = without(np.array([[curve.start_ns, min(start_ns, curve.end_ns)]]), found.silent)
+    known_ns = int(np.diff(known, axis=1).sum())
+    if known_ns < NS_PER_S // 10:
+        return None
+    return float(np.diff(curve.at(known), axis=1).sum()) / (known_ns / NS_PER_S)
 
 
 def _with_counter(head: Ledger, recording: Recording, found: Metered, curve: EnergyCurve) -> Ledger:

@@ -18,6 +18,9 @@ PLAUSIBLE_ELSE_W = 20_000.0
 PUBLICATION_S = 0.25
 # A counter that stands still this long while the power sensor shows work is frozen, not slow.
 FROZEN_NS = NS_PER_S
+# A read that took longer than this, and than several usual ones, hung: its value is of no known instant.
+HUNG_NS = NS_PER_S // 4
+HUNG_READS = 4.0
 Spans = tuple[tuple[int, int], ...]
 
 
@@ -25,6 +28,12 @@ def plausible_j(channel: Channel, for_ns: IntArray) -> FloatArray:
     """Return what the domain can have used at most in so long a time each."""
     most_w = PLAUSIBLE_W.get(channel.domain.kind, PLAUSIBLE_ELSE_W)
     return np.asarray(most_w * (for_ns / NS_PER_S + PUBLICATION_S), dtype=np.float64)
+
+
+def hung(late_ns: IntArray) -> BoolArray:
+    """Tell which reads hung; a counter loses nothing by them, since the next reading holds their joules as well."""
+    usual_ns = float(np.median(late_ns)) if len(late_ns) else 0.0
+    return np.asarray(late_ns > max(HUNG_NS, HUNG_READS * usual_ns), dtype=np.bool_)
 
 
 def steps(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from torchwatt.attribution import broken
 from torchwatt.attribution.counter import unwrap
 from torchwatt.attribution.covered import without
 from torchwatt.attribution.power import GAP_NS, Integral, absurd, integrate, knows, later, usable
@@ -64,7 +65,7 @@ def _series(recording: Recording, meter: Meter, quantity: str) -> Series | None:
         found = recording.get(channel.key) if channel.quantity == quantity else None
         if found is None:
             continue
-        found = usable(found) if quantity == "power" else _finite(found)
+        found = usable(found) if quantity == "power" else _dated(found)
         keep = later(found.t_ns)
         found = Series(found.channel, found.t_ns[keep], found.raw[keep], found.late_ns[keep])
         if len(found) >= 2:
@@ -72,8 +73,9 @@ def _series(recording: Recording, meter: Meter, quantity: str) -> Series | None:
     return None
 
 
-def _finite(series: Series) -> Series:
-    keep = np.isfinite(series.raw)
+def _dated(series: Series) -> Series:
+    """Leave out readings of a counter that are none, and those of an instant that nobody knows."""
+    keep = np.isfinite(series.raw) & ~broken.hung(series.late_ns)
     return Series(series.channel, series.t_ns[keep], series.raw[keep], series.late_ns[keep])
 
 

@@ -1,6 +1,7 @@
 """Steps of which only the end is noted: what is heard meanwhile, and what passes by."""
 
 import threading
+from contextlib import contextmanager
 from queue import SimpleQueue
 
 import pytest
@@ -10,7 +11,9 @@ from torch.optim import optimizer as optim
 from tests.tracing.nets import Net, batch, calls, traced, train
 from torchwatt.tracing.budget import DECISION_SHARE, MOST_STEPS, Budget
 from torchwatt.tracing.outermost import passing_calls
-from torchwatt.tracing.rows import ASLEEP, OPTIMIZER_KEY
+from torchwatt.tracing.rows import ASLEEP, END, FIRST_SCOPE_KEY, KEY, OPTIMIZER_KEY, STEP_KEY
+from torchwatt.tracing.scope import scope
+from torchwatt.tracing.wrappers import MOST_CALLS_ASLEEP
 
 THRIFTY = 1e-9
 
@@ -202,3 +205,112 @@ def test_a_decision_is_put_off_until_it_is_worth_its_cost():
     assert at_once == 1
     assert later == round(50_000 / DECISION_SHARE / (0.01 * step_ns)) == 10
     assert budget.steps_until_news(cost_ns, step_ns, now_ns, traced=False, decision_ns=10**9) == MOST_STEPS
+
+
+@contextmanager
+def asleep(net, opt=None, **options):
+    """Trace until the thread notes the ends of steps only; yields the run and the optimizer."""
+    opt = opt or torch.optim.SGD(net.parameters(), 0.01)
+    with traced(net, overhead_budget=THRIFTY, **options) as run:
+        train(net, 200, opt)
+        assert run.tracer._hub.logs[0].mode == ASLEEP
+        yield run, opt
+
+
+def steps_of(trace):
+    return sum(trace.step_counts or [1] * len(trace.steps))
+
+
+def test_each_step_is_counted_once_whoever_looks_meanwhile():
+    net, counted, stop = Net(), [], threading.Event()
+
+    def look():
+        while not stop.wait(0.002):
+            counted.append(steps_of(run.tracer.snapshot()))
+
+    with asleep(net) as (run, opt):
+        quiet = run.tracer._hub.quiet
+        looking = threading.Thread(target=look)
+        looking.start()
+        train(net, 300, opt)
+        stop.set()
+        looking.join()
+        train(net, 7 - quiet.steps % 7, opt)  # not as many as to the next decision
+        noted = len(quiet.ends)
+        after = steps_of(run.tracer.snapshot())
+        assert not quiet.ends
+    assert noted
+    assert counted == sorted(counted)
+    assert after == steps_of(run.trace) >= 500
+    ends = [end for _, end in run.trace.steps]
+    assert ends == sorted(ends)
+
+
+def test_scopes_between_quiet_steps_stand_between_them():
+    net = Net()
+    with asleep(net) as (run, opt):
+        log = run.tracer._hub.logs[0]
+        for _ in range(20):
+            train(net, 2, opt)
+            with scope("between"):
+                pass
+        log.settle()
+        rows = [row for row in log.rows if row[KEY] in {STEP_KEY, FIRST_SCOPE_KEY}][-40:]
+    assert [row[END] for row in rows] == sorted(row[END] for row in rows)
+    assert calls(run.trace, "between", "other") == 20
+
+
+def test_a_second_optimizer_ends_no_step_and_is_not_lost():
+    net, other = Net(), Net()
+    with asleep(net) as (run, opt):
+        second = torch.optim.SGD(other.parameters(), 0.01)
+        for _ in range(30):
+            train(net, 1, opt)
+            train(other, 1, second)
+    assert steps_of(run.trace) == 230
+
+
+def test_an_optimizer_that_takes_the_place_of_the_first_is_heard():
+    net = Net()
+    with asleep(net) as (run, opt):
+        del opt
+        for _ in range(5):
+            train(net, 40, torch.optim.SGD(net.parameters(), 0.01))
+    assert steps_of(run.trace) >= 200
+
+
+def test_the_users_own_steps_end_those_that_were_found():
+    net = Net()
+    with asleep(net) as (run, opt):
+        for _ in range(30):
+            train(net, 1, opt)
+            run.tracer.step()
+    assert steps_of(run.trace) == 30
+
+
+def test_many_calls_without_a_step_are_looked_at_again():
+    net = Net()
+    with asleep(net) as (run, _):
+        stride = run.tracer._hub.logs[0].stride
+        decided_ns = stride.start_ns
+        for _ in range(2 * MOST_CALLS_ASLEEP):
+            net(batch()).sum().backward()
+        assert stride.start_ns == decided_ns
+        net(batch())
+        assert stride.start_ns > decided_ns
+
+
+def test_training_within_a_call_decides_nothing_until_it_returns():
+    class Searches(Net):
+        def forward(self, x):
+            if searching:
+                train(inner, 100, inner_opt)
+            return super().forward(x)
+
+    searching, net, inner = [], Searches(), torch.nn.Linear(16, 4)
+    inner_opt = torch.optim.SGD(inner.parameters(), 0.01)
+    with asleep(net) as (run, opt):
+        searching.append(True)
+        train(net, 3, opt)
+        assert not run.tracer._hub.quiet.inside
+    assert steps_of(run.trace) == 203

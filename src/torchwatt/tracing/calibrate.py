@@ -9,8 +9,9 @@ from typing import Any
 from torchwatt.tracing.conductor import Costs
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.own_time import own_time
+from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.rows import LIGHT, UNKNOWN_KEY
-from torchwatt.tracing.wrappers import Quiet, Wrapped, module_call
+from torchwatt.tracing.wrappers import Wrapped, module_call
 
 LOOPS, CALLS = 3, 200
 own_ns = own_time()

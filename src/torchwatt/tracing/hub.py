@@ -24,13 +24,13 @@ from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.optimizers import optimizer_hooks
 from torchwatt.tracing.patches import Patches
+from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import COMMUNICATION_KEY, DATA_KEY, FIRST_SCOPE_KEY, FORCE_ROWS, FULL, LIGHT, OFF
 from torchwatt.tracing.state import ACTIVE
 from torchwatt.tracing.stepping import Stepping
 from torchwatt.tracing.windows import Windows
 from torchwatt.tracing.wrappers import (
-    Quiet,
     Wrapped,
     backward_call,
     class_call,
@@ -124,7 +124,9 @@ class Hub:
             log.mode = log.stride.mode = LIGHT
         self.logs.append(log)
         main = threading.current_thread() is threading.main_thread()  # another may die and leave its ident to a new one
-        self.quiet.alone, self.quiet.asleep, self.quiet.inside = main and len(self.logs) == 1, 0, 0
+        self.quiet.alone, self.quiet.asleep = main and len(self.logs) == 1, 0
+        if self.quiet.alone:
+            self.quiet.ends = log.noted
         return log
 
     def scope_key(self, name: str) -> int:
@@ -135,7 +137,7 @@ class Hub:
     def scope_begins(self) -> tuple[Hub, Log, int, int, int]:
         """Open a range of the user; to be handed to `scope_ended`."""
         log, start = self.log(), self.clock_ns()
-        if log.mode != FULL and log.inside:
+        if log.mode != FULL and (log.inside or self.quiet.inside == log.ident):
             start = NOT_LOGGED  # what is inside an outermost call is filled in
         else:
             log.open_scopes.append(start)
@@ -147,6 +149,7 @@ class Hub:
         if start != NOT_LOGGED and log.mode != OFF and start in log.open_scopes:
             log.open_scopes.remove(start)
             last = sequence_nr() if log is self.log() else seq
+            log.settle()
             log.rows.append((self.scope_key(name), start, self.clock_ns(), seq, last, task))
             if len(log.rows) > self.force_rows:
                 self.overflow(log)

@@ -13,7 +13,7 @@ from torchwatt.core.meter import IntArray
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, shifted, split
 from torchwatt.tracing.marks import Marks
-from torchwatt.tracing.rows import FULL, Backward, Row
+from torchwatt.tracing.rows import FULL, LIGHT_TASK, OPTIMIZER_KEY, STEP_KEY, Backward, Row
 from torchwatt.tracing.structure import keys_of
 
 MAX_RECORDS = 16_384
@@ -40,7 +40,8 @@ class Log:
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_tail", "_units", "backwards",
         "before", "calls_asleep", "ends", "first_optimizer", "former", "ident", "inside", "kinds", "marks", "mode",
-        "native", "open_scopes", "opened", "rows", "since", "step_end", "stepless", "stride", "traced", "tracers",
+        "native", "noted", "open_scopes", "opened", "rows", "since", "step_end", "stepless", "stride", "traced",
+        "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -54,6 +55,7 @@ class Log:
         self.before: Backward | None = None  # the latest backward call whose structure is known
         self.since = 0  # where the rows after the latest backward call begin
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
+        self.noted: list[int] = []  # end_ns of steps in which the thread was `Quiet`, to be settled
         self.marks: dict[int, Marks] = {}  # earlier ones, by optimizer
         self.opened: dict[int, int] = {}  # optimizer steps that have begun: id -> start_ns
         self.open_scopes: list[int] = []  # when they began
@@ -77,9 +79,24 @@ class Log:
         """Say whether a tracer ran on this thread after a moment: then its spans are that tracer's alone."""
         return bool(self.tracers) or any(end > since_ns for _, end in self.former)
 
+    def settle(self) -> None:
+        """Log the ends of steps that were only noted, before anything that comes after them."""
+        with self._lock:
+            n, key = len(self.noted), self.first_optimizer or OPTIMIZER_KEY
+            for end in self.noted[:n]:
+                self.ends.append((key, end))
+                self.end_asleep(end)
+            del self.noted[:n]
+
+    def end_asleep(self, end_ns: int) -> None:
+        """Log a step of which only the end is known."""
+        self.rows.append((STEP_KEY, self.step_end, end_ns, 0, 0, LIGHT_TASK))
+        self.step_end = end_ns
+
     def total(self) -> int:
         """Return how many rows there are."""
         with self._lock:
+            self.settle()
             return self._compacted + len(self.rows)
 
     def kept(self) -> int:
@@ -90,6 +107,7 @@ class Log:
     def compact(self) -> None:
         """Move the tuples into an array: 48 bytes a row instead of about 300."""
         with self._lock:
+            self.settle()
             n = len(self.rows)
             if n:
                 flat = chain.from_iterable(self.rows[:n])
@@ -100,7 +118,7 @@ class Log:
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            for held in (self.rows, self.backwards, self._chunks, self.marks, self.ends):
+            for held in (self.rows, self.backwards, self._chunks, self.marks, self.ends, self.noted):
                 held.clear()
             self._records, self.before, self.since = no_records(), None, 0
             self._compacted = self._tail = 0
@@ -116,6 +134,7 @@ class Log:
     def look(self) -> Look:
         """Return a copy that later appends and folds leave alone."""
         with self._lock:
+            self.settle()
             calls = tuple(self.backwards)  # first: whatever a call refers to in the table is there by then
             table = self.table()
             for call in calls:

@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
+from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, FULL, OFF, OPTIMIZER_KEY
-from torchwatt.tracing.wrappers import Quiet, graph_task_id, is_dynamo_compiling, sequence_nr
+from torchwatt.tracing.wrappers import graph_task_id, is_dynamo_compiling, sequence_nr
 
 Hook = Callable[[Any, Any, Any], None]
 
@@ -22,6 +24,7 @@ class Host(Protocol):
     registry: Registry
     clock_ns: Callable[[], int]
     manual_steps: bool
+    devices: Watch | None
 
     def log(self) -> Log:
         """Return this thread's log."""
@@ -60,6 +63,11 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
     def ended(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if compiling():
             return
+        if quiet.steps < quiet.most and quiet.asleep == ident() and quiet.optimizer == id(optimizer):
+            quiet.ends.append(clock())
+            quiet.steps += 1
+            quiet.calls = 0
+            return
         try:
             log = local.log
         except AttributeError:
@@ -74,8 +82,12 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
             if start is not None and (mode == FULL or not log.inside):
                 number = seq()
                 log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph))
+        if log.noted:
+            log.settle()
         log.ends.append((key, end))
         if key == log.first_optimizer and not host.manual_steps:
             host.step_ended(log, end)
+            if quiet.asleep == log.ident and host.devices is None:
+                quiet.rest(id(optimizer), log.stride.planned - log.stride.steps - 1)
 
     return begins, ended

@@ -15,9 +15,10 @@ from torchwatt.tracing.log import Log
 from torchwatt.tracing.outermost import outermost_keys, passing_calls
 from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.patches import Patches
+from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FULL, LIGHT, LIGHT_TASK, OFF, STEP_KEY
-from torchwatt.tracing.wrappers import Quiet, graph_task_id, sequence_nr
+from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FULL, LIGHT, OFF
+from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
 own_ns = own_time()
 FOLD_STEPS = 2_048  # not traced, between two folds
@@ -86,14 +87,16 @@ class Stepping:
         """Something new begins: trace the next step, if there is room."""
         if self.conductor is not None:
             self.conductor.budget.curious = True
+            self._host.quiet.most = 0
             for log in list(self._host.logs):
                 log.stride.planned = 0
 
     def step_ended(self, log: Log, end_ns: int) -> None:
         """Note the end of a step; now and then decide on the next ones."""
         stride = log.stride
+        self._rise(log)
         if log.mode == ASLEEP:
-            log.rows.append((STEP_KEY, log.step_end, end_ns, 0, 0, LIGHT_TASK))
+            log.end_asleep(end_ns)
             log.calls_asleep = 0
         elif log.mode == FULL and log.step_end:  # the first one began who knows when
             log.traced.extend((log.step_end, end_ns))
@@ -103,6 +106,12 @@ class Stepping:
             self._devices(self._host.devices, log, stamp=True)
         if stride.steps >= stride.planned:
             self.decide(log)
+
+    def _rise(self, log: Log) -> None:
+        """Take note of the steps that passed by quietly."""
+        if log.noted is self._host.quiet.ends:
+            log.stride.steps += self._host.quiet.rise()
+            log.settle()
 
     def _devices(self, devices: Watch, log: Log, *, stamp: bool) -> None:
         recorded, conductor = devices.records(log), self.conductor
@@ -125,6 +134,7 @@ class Stepping:
         elif not log.stepless and torch.is_grad_enabled():
             return
         stride = log.stride
+        self._rise(log)
         stride.steps += 1
         log.inside = False
         if self._host.devices is not None:
@@ -141,8 +151,9 @@ class Stepping:
     def decide(self, log: Log) -> None:
         """Book the steps that are over and decide what the next ones record."""
         conductor = self.conductor
-        if conductor is None or log.mode == OFF or log.inside:
+        if conductor is None or log.mode == OFF or log.inside or self._host.quiet.inside == log.ident:
             return
+        self._rise(log)
         began, own_began, before = self._host.clock_ns(), own_ns(), log.mode
         if self._host.registry.dirty:
             self._host.registry.refresh()

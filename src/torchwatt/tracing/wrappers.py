@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from torchwatt.tracing.log import Log
+from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
 
 Wrapped = Callable[..., Any]
 
-MOST_CALLS_ASLEEP = 64  # outermost calls without the end of a step: the loop is another by now
+MOST_CALLS_ASLEEP = 32  # outermost calls without the end of a step: twice as many, and the loop is another by now
 
 
 def _zero() -> int:
@@ -36,17 +37,6 @@ graph_task_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", _
 
 # Of torch's two questions whether it compiles, the one that costs a third: Dynamo answers it while it traces.
 is_dynamo_compiling: Callable[[], bool] = getattr(torch.compiler, "is_dynamo_compiling", torch.compiler.is_compiling)
-
-
-class Quiet:
-    """Whose calls may pass by without a look at their thread's log, which costs more than all else they do."""
-
-    __slots__ = ("alone", "asleep", "inside")
-
-    def __init__(self) -> None:
-        self.alone = False  # the main thread logs, and no other ever did
-        self.asleep = 0  # the ident of the main thread, while it notes the ends of steps only
-        self.inside = 0  # the same, while it is inside an outermost call of such a step
 
 
 class Host(Protocol):
@@ -136,7 +126,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
     of the class pass through it in every step, so that path is as short as it can be.
     """
     compiling, local, new_log, outermost = is_dynamo_compiling, host.local, host.log, _outermost(host)
-    quiet, ident, module = host.quiet, threading.get_ident, nn.Module
+    quiet, ident, module, grad_enabled = host.quiet, threading.get_ident, nn.Module, torch.is_grad_enabled
     own, direct = "__call__" in vars(owner), owner.__mro__[1] is module  # with nothing in between to be patched
 
     def wrap(original: Wrapped) -> Wrapped:
@@ -149,7 +139,15 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
             if compiling():
                 return original(self, *args, **kwargs)
             call = plain if own or not direct or type(self) is not owner else module.__call__
-            if quiet.inside != ident():
+            me = ident()
+            if quiet.inside != me:
+                if quiet.asleep == me and quiet.calls < MOST_CALLS_ASLEEP and grad_enabled():
+                    quiet.calls += 1
+                    quiet.inside = me
+                    try:
+                        return call(self, *args, **kwargs)
+                    finally:
+                        quiet.inside = 0
                 try:
                     log = local.log
                 except AttributeError:
@@ -167,7 +165,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
 def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
     """Return what a module call outside any other does: in a step that is not traced it is all that is logged."""
     registry, clock, grad_enabled, task = host.registry, host.clock_ns, torch.is_grad_enabled, graph_task_id
-    compiling, quiet = torch.compiler.is_compiling, host.quiet
+    compiling = torch.compiler.is_compiling
 
     def newcomer(module: Any) -> int:
         key = registry.register(module)
@@ -180,11 +178,10 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
         log.inside = True
         if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and grad_enabled():
             log.calls_asleep += task() < 0
-            quiet.inside = quiet.asleep
             try:
                 return call(module, *args, **kwargs)
             finally:
-                log.inside, quiet.inside = False, 0
+                log.inside = False
         step = False
         try:
             if task() >= 0:

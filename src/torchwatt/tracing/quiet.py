@@ -1,0 +1,32 @@
+"""What the main thread does with least effort while it notes the ends of steps only."""
+
+from __future__ import annotations
+
+
+class Quiet:
+    """Whose calls and steps may pass by without a look at their thread's log, which costs more than all else they do.
+
+    After a step's matrix products the caches are cold: each object that a wrapper touches counts. Only the main thread
+    may be quiet, for as long as no other logs anything.
+    """
+
+    __slots__ = ("alone", "asleep", "calls", "ends", "inside", "most", "optimizer", "steps")
+
+    def __init__(self) -> None:
+        self.alone = False  # the main thread logs, and no other ever did
+        self.asleep = 0  # the ident of the main thread, while it notes the ends of steps only
+        self.inside = 0  # the same, while it is inside an outermost call of such a step
+        self.calls = 0  # outermost calls since the end of a step
+        self.ends: list[int] = []  # of steps, for the thread's log to book
+        self.steps = 0  # ended here since the thread's books knew of them
+        self.most = 0  # so many may, of this optimizer
+        self.optimizer = 0  # its id
+
+    def rest(self, optimizer: int, most: int) -> None:
+        """From now on note only the ends of an optimizer's steps, `most` of them."""
+        self.optimizer, self.most = optimizer, most
+
+    def rise(self) -> int:
+        """Let the thread's books know of all from now on; return how many steps they do not know of."""
+        steps, self.steps, self.most, self.calls = self.steps, 0, 0, 0
+        return steps

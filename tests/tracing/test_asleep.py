@@ -10,6 +10,7 @@ from torch.optim import optimizer as optim
 
 from tests.tracing.nets import Net, batch, calls, traced, train
 from torchwatt.tracing.budget import DECISION_SHARE, MOST_STEPS, Budget
+from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.outermost import passing_calls
 from torchwatt.tracing.rows import ASLEEP, END, FIRST_SCOPE_KEY, KEY, OPTIMIZER_KEY, STEP_KEY
 from torchwatt.tracing.scope import scope
@@ -255,7 +256,7 @@ def test_scopes_between_quiet_steps_stand_between_them():
             with scope("between"):
                 pass
         log.settle()
-        rows = [row for row in log.rows if row[KEY] in {STEP_KEY, FIRST_SCOPE_KEY}][-40:]
+        rows = [row for row in log.rows if row[KEY] in {STEP_KEY, FIRST_SCOPE_KEY}][-60:]
     assert [row[END] for row in rows] == sorted(row[END] for row in rows)
     assert calls(run.trace, "between", "other") == 20
 
@@ -300,17 +301,45 @@ def test_many_calls_without_a_step_are_looked_at_again():
         assert stride.start_ns > decided_ns
 
 
-def test_training_within_a_call_decides_nothing_until_it_returns():
+def test_steps_within_a_call_decide_nothing_until_it_returns():
     class Searches(Net):
         def forward(self, x):
-            if searching:
-                train(inner, 100, inner_opt)
+            for _ in range(inner_steps):
+                opt.step()
+            decided_ns.append(stride.start_ns)
             return super().forward(x)
 
-    searching, net, inner = [], Searches(), torch.nn.Linear(16, 4)
-    inner_opt = torch.optim.SGD(inner.parameters(), 0.01)
+    inner_steps, decided_ns, net = 0, [], Searches()
+    opt, stride = torch.optim.SGD(net.parameters(), 0.01), Stride(0)
+    with asleep(net, opt) as (run, _):
+        hub = run.tracer._hub
+        stride, inner_steps = hub.logs[0].stride, 2 * MOST_STEPS
+        before_ns = stride.start_ns
+        train(net, 1, opt)
+        assert decided_ns[-1] == before_ns
+        assert stride.start_ns > before_ns
+        assert not hub.quiet.inside
+    assert steps_of(run.trace) == 201 + 2 * MOST_STEPS
+
+
+def test_ends_are_booked_in_the_order_in_which_they_were_noted():
+    net = Net()
     with asleep(net) as (run, opt):
-        searching.append(True)
-        train(net, 3, opt)
-        assert not run.tracer._hub.quiet.inside
-    assert steps_of(run.trace) == 203
+        log = run.tracer._hub.logs[0]
+        train(net, 3 * MOST_STEPS, opt)
+        log.settle()
+        ends = [end for _, end in log.ends]
+        assert ends == sorted(ends)
+        assert len(ends) >= 3 * MOST_STEPS
+
+
+def test_what_is_new_is_looked_at_after_the_next_step():
+    net = Net()
+    with asleep(net) as (run, opt):
+        hub = run.tracer._hub
+        stride, before_ns = hub.logs[0].stride, hub.logs[0].stride.start_ns
+        train(net, 2, opt)
+        assert stride.start_ns == before_ns
+        hub.look_closer()
+        train(net, 1, opt)
+        assert stride.start_ns > before_ns

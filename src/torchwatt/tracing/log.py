@@ -134,7 +134,6 @@ class Log:
     def look(self) -> Look:
         """Return a copy that later appends and folds leave alone."""
         with self._lock:
-            self.settle()
             calls = tuple(self.backwards)  # first: whatever a call refers to in the table is there by then
             table = self.table()
             for call in calls:

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.worlds import MS, counter_channel, meter_of, power_channel, readings, recording_of
+from torchwatt.attribution.attribute import attribute
 from torchwatt.attribution.counter import unwrap
 from torchwatt.attribution.curves import metered
 from torchwatt.core.meter import Unavailable
+from torchwatt.core.trace import Span, trace_from_spans
 
 steps_uj = st.lists(st.integers(0, 400_000), min_size=1, max_size=40)
 
@@ -128,8 +130,24 @@ def test_a_read_that_hung_is_of_no_known_instant_and_costs_no_joule(at):
     )
     meter = meter_of(counter.channel)
     found = metered(meter, recording_of(meter, counter))
-    assert not found.events
+    assert [e.code for e in found.events] == ["COUNTER_LATE"]
     assert isclose(found.curve.total_j, 500.0, rel_tol=1e-12)
+
+
+def test_a_run_that_ends_while_a_slow_counter_hangs_is_cut_at_its_own_end():
+    """100 W, published every 100 ms, polled every 10; a read from 4 s on takes 2 s and tells what was at its end."""
+    channel = counter_channel(modulus=550_000_000)  # it wraps in the hang
+    t_ns = np.concatenate((np.arange(0, 4000, 10), [5000], np.arange(6010, 7000, 10))) * MS
+    told_ns = np.where(t_ns == 5000 * MS, 5950 * MS, t_ns) // (100 * MS) * (100 * MS)
+    late_ns = np.where(t_ns == 5000 * MS, 2000 * MS, MS // 10)
+    counter = replace(readings(channel, t_ns, told_ns // 10 % channel.modulus), late_ns=late_ns)
+    meter = meter_of(channel)
+    trace = trace_from_spans([Span("a", "forward", 1000 * MS, 5200 * MS)])
+    ledger = attribute(recording_of(meter, counter), trace, 1000 * MS, 5200 * MS).ledgers[0]
+    assert isclose(ledger.energy_j, 420.0, abs_tol=3 * ledger.energy_u_j)
+    wraps_raw = ledger.counter_wraps * channel.modulus
+    counted_j = (ledger.counter_end_raw - ledger.counter_start_raw + wraps_raw) * channel.scale
+    assert isclose(counted_j, 300.0, abs_tol=10.0)  # from the first reading of the run to the last one before the hang
 
 
 def test_zero_watts_of_a_gpu_is_a_missing_reading():

@@ -3,6 +3,7 @@
 import threading
 from contextlib import contextmanager
 from queue import SimpleQueue
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -230,19 +231,19 @@ def test_each_step_is_counted_once_whoever_looks_meanwhile():
             counted.append(steps_of(run.tracer.snapshot()))
 
     with asleep(net) as (run, opt):
-        quiet = run.tracer._hub.quiet
+        quiet, more = run.tracer._hub.quiet, 0
         looking = threading.Thread(target=look)
         looking.start()
         train(net, 300, opt)
         stop.set()
         looking.join()
-        train(net, 7 - quiet.steps % 7, opt)  # not as many as to the next decision
-        noted = len(quiet.ends)
+        while not quiet.ends:  # the last of them may have been looked at already
+            train(net, 1, opt)
+            more += 1
         after = steps_of(run.tracer.snapshot())
         assert not quiet.ends
-    assert noted
     assert counted == sorted(counted)
-    assert after == steps_of(run.trace) >= 500
+    assert after == steps_of(run.trace) == 500 + more
     ends = [end for _, end in run.trace.steps]
     assert ends == sorted(ends)
 
@@ -271,13 +272,55 @@ def test_a_second_optimizer_ends_no_step_and_is_not_lost():
     assert steps_of(run.trace) == 230
 
 
-def test_an_optimizer_that_takes_the_place_of_the_first_is_heard():
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_an_optimizer_that_takes_the_place_of_the_first_is_heard(kind):
+    net, others = Net(), []
+    with traced(net, overhead_budget=THRIFTY) as run:
+        parameters, opt = list(net.parameters()), torch.optim.SGD(net.parameters(), 0.01)
+        train(net, 200, opt)
+        place = id(opt)
+        del opt
+        while id(opt := kind(parameters, 0.01)) != place and len(others) < 300:
+            others.append(opt)
+        train(net, 130, opt)
+        log = run.tracer._hub.logs[0]
+        log.look()
+        marks = {key: mark.steps for key, mark in log.marks.items()}
+    assert list(marks.values()) == ([330] if kind is torch.optim.SGD else [200, 130])  # told by their class
+
+
+@pytest.mark.parametrize("calls_a_step", [40, MOST_CALLS_ASLEEP])
+def test_a_step_of_many_calls_is_slept_through(calls_a_step):
+    net = Net()
+    with asleep(net) as (run, opt), patch.object(run.tracer._hub.stepping, "outermost_begins") as woken:
+        for _ in range(2 * MOST_STEPS):
+            for _ in range(calls_a_step):
+                net(batch(1)).sum().backward()
+            opt.step()
+        assert not woken.called
+
+
+def test_noted_ends_are_booked_once_where_a_look_comes_in_between():
     net = Net()
     with asleep(net) as (run, opt):
-        del opt
-        for _ in range(5):
-            train(net, 40, torch.optim.SGD(net.parameters(), 0.01))
-    assert steps_of(run.trace) >= 200
+        log = run.tracer._hub.logs[0]
+        train(net, 10, opt)
+        before, booked = len(log.noted), []
+        end_asleep = type(log).end_asleep
+
+        def interrupted(self, end_ns):
+            self.settle()  # a finaliser
+            end_asleep(self, end_ns)
+            booked.append(end_ns)
+            if len(booked) == 3:
+                raise KeyboardInterrupt
+
+        with patch.object(type(log), "end_asleep", interrupted):
+            with pytest.raises(KeyboardInterrupt):
+                log.settle()
+            log.settle()
+        assert len(booked) == len(set(booked)) == before
+    assert steps_of(run.trace) in {209, 210}  # the interrupted one may be lost
 
 
 def test_the_users_own_steps_end_those_that_were_found():
@@ -294,7 +337,7 @@ def test_many_calls_without_a_step_are_looked_at_again():
     with asleep(net) as (run, _):
         stride = run.tracer._hub.logs[0].stride
         decided_ns = stride.start_ns
-        for _ in range(2 * MOST_CALLS_ASLEEP):
+        for _ in range(MOST_CALLS_ASLEEP):
             net(batch()).sum().backward()
         assert stride.start_ns == decided_ns
         net(batch())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchwatt.attribution.covered import without
-from torchwatt.attribution.curves import Metered, integral_between, metered
+from torchwatt.attribution.curves import Metered, dated, integral_between, metered
 from torchwatt.attribution.device_ledger import device_ledger
 from torchwatt.attribution.known import NOTHING, Known
 from torchwatt.attribution.power import integrate, usable
@@ -148,10 +148,11 @@ def _with_counter(head: Ledger, recording: Recording, found: Metered, curve: Ene
     """Add the counter's own readings at both ends, so that the joules can be worked out again by hand."""
     channel = found.meter.channel("counter")
     series = recording.get(channel.key) if channel is not None else None
-    inside = series.between(curve.start_ns, curve.end_ns) if series is not None else ()
-    if channel is None or series is None or len(inside) < 2:
+    if channel is None or series is None:
         return head
-    raw = series.between(curve.start_ns, curve.end_ns).raw
+    raw = dated(series).between(curve.start_ns, curve.end_ns).raw
+    if len(raw) < 2:
+        return head
     return replace(
         head,
         counter_start_raw=int(raw[0]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchwatt.attribution.power import GAP_NS, BoolArray, Integral
-from torchwatt.core.meter import Channel, Event, FloatArray, IntArray
+from torchwatt.core.meter import Channel, Event, FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
 # No card, package or memory of one socket draws more: a difference that would need it is no energy. The largest on
@@ -34,6 +34,16 @@ def hung(late_ns: IntArray) -> BoolArray:
     """Tell which reads hung; a counter loses nothing by them, since the next reading holds their joules as well."""
     usual_ns = float(np.median(late_ns)) if len(late_ns) else 0.0
     return np.asarray(late_ns > max(HUNG_NS, HUNG_READS * usual_ns), dtype=np.bool_)
+
+
+def late_events(series: Series) -> list[Event]:
+    """Say which reads of a counter hung."""
+    out = np.flatnonzero(hung(series.late_ns))
+    if not len(out):
+        return []
+    longest_s = float(series.late_ns.max()) / NS_PER_S
+    message = f"{len(out)} reads took up to {longest_s:.3g} s: of no known instant, left out for those that followed"
+    return [event(series.channel, int(series.t_ns[out[0]]), "COUNTER_LATE", message)]
 
 
 def steps(

@@ -120,7 +120,8 @@ def _publications(
 ) -> tuple[IntArray, FloatArray, float, bool]:
     """Keep the publications of a counter that is polled faster than it publishes.
 
-    A changed value was published somewhere between the poll before and this one: half-way is taken. Between
+    A changed value was published somewhere between the poll before, or one publication ago where nobody polled for
+    longer, and this one: half-way is taken. Between
     publications the curve is a straight line; before the first and after the last it goes on at the mean
     power of the neighbouring publication interval, but not into a silence. The standard uncertainty is that of two
     ends, each uniform within a publication: E_pub / sqrt(12) * sqrt(2).
@@ -132,9 +133,9 @@ def _publications(
     typical_j = float(np.median(step_j[changed])) if changed.any() else 0.0
     u_j = typical_j / np.sqrt(6.0)
     if not coarse:
-        return *_at_publication(t_ns, energy_j, changed), u_j, False
+        return *_at_publication(t_ns, energy_j, changed, apart_ns), u_j, False
     at = np.flatnonzero(changed)
-    t_pub = (t_ns[at] + t_ns[at + 1]) // 2
+    t_pub = _published(t_ns, at, apart_ns)
     e_pub = energy_j[at + 1]
     head_w = (e_pub[1] - e_pub[0]) / (t_pub[1] - t_pub[0])
     tail_w = (e_pub[-1] - e_pub[-2]) / (t_pub[-1] - t_pub[-2])
@@ -156,7 +157,17 @@ def _heard(t_ns: IntArray, silent: tuple[tuple[int, int], ...]) -> BoolArray:
     return heard
 
 
-def _at_publication(t_ns: IntArray, energy_j: FloatArray, changed: np.ndarray) -> tuple[IntArray, FloatArray]:
+def _published(t_ns: IntArray, at: IntArray, apart_ns: float) -> IntArray:
+    """Date the values that follow the polls `at`: since that poll, but no more than one publication ago."""
+    since_ns = np.diff(t_ns)[at]
+    if apart_ns > 0:
+        since_ns = np.minimum(since_ns, int(apart_ns))
+    return np.asarray(t_ns[at + 1] - since_ns // 2, dtype=np.int64)
+
+
+def _at_publication(
+    t_ns: IntArray, energy_j: FloatArray, changed: np.ndarray, apart_ns: float
+) -> tuple[IntArray, FloatArray]:
     """Date the readings of a counter that often repeats itself: half-way back to the poll before.
 
     The first and the last reading stay where they are, so that the joules between them are theirs exactly.
@@ -164,7 +175,7 @@ def _at_publication(t_ns: IntArray, energy_j: FloatArray, changed: np.ndarray) -
     if len(changed) < 3 or float((~changed).mean()) <= REPEAT_SHARE:
         return t_ns, energy_j
     at = np.flatnonzero(changed[:-1])
-    t_out = np.concatenate(([t_ns[0]], (t_ns[at] + t_ns[at + 1]) // 2, [t_ns[-1]]))
+    t_out = np.concatenate(([t_ns[0]], _published(t_ns, at, apart_ns), [t_ns[-1]]))
     e_out = np.concatenate(([energy_j[0]], energy_j[at + 1], [energy_j[-1]]))
     keep = np.concatenate(([True], np.diff(t_out) > 0))
     return t_out[keep], e_out[keep]

@@ -48,7 +48,8 @@ def metered(meter: Meter, recording: Recording) -> Metered | Unavailable:
     integral = integrate(power) if power is not None else None
     if counter is not None:
         made = _from_counter(meter, counter, power, integral)
-        return replace(made, events=(*made.events, *_absurd_events(meter, recording)))
+        read = recording.get(counter.channel.key) or counter
+        return replace(made, events=(*made.events, *broken.late_events(read), *_absurd_events(meter, recording)))
     if integral is None or power is None:
         return Unavailable(str(meter.domain), "the meter was found but gave fewer than two readings")
     t_ns, energy_j, silent = integral
@@ -65,7 +66,7 @@ def _series(recording: Recording, meter: Meter, quantity: str) -> Series | None:
         found = recording.get(channel.key) if channel.quantity == quantity else None
         if found is None:
             continue
-        found = usable(found) if quantity == "power" else _dated(found)
+        found = usable(found) if quantity == "power" else dated(found)
         keep = later(found.t_ns)
         found = Series(found.channel, found.t_ns[keep], found.raw[keep], found.late_ns[keep])
         if len(found) >= 2:
@@ -73,7 +74,7 @@ def _series(recording: Recording, meter: Meter, quantity: str) -> Series | None:
     return None
 
 
-def _dated(series: Series) -> Series:
+def dated(series: Series) -> Series:
     """Leave out readings of a counter that are none, and those of an instant that nobody knows."""
     keep = np.isfinite(series.raw) & ~broken.hung(series.late_ns)
     return Series(series.channel, series.t_ns[keep], series.raw[keep], series.late_ns[keep])

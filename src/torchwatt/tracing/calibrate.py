@@ -9,7 +9,6 @@ from typing import Any
 from torchwatt.tracing.conductor import Costs
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.own_time import own_time
-from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.rows import LIGHT, UNKNOWN_KEY
 from torchwatt.tracing.wrappers import Wrapped, module_call
 
@@ -35,7 +34,6 @@ class _Bench:
     def __init__(self, clock_ns: Callable[[], int]) -> None:
         self.clock_ns = clock_ns
         self.local = threading.local()
-        self.quiet = Quiet()
         self.registry = _Registry()
         self.local.log = Log(0)
 

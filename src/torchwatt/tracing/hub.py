@@ -52,7 +52,7 @@ class Hub:
         self.clock_ns = clock_ns
         self.local = threading.local()
         self.quiet = Quiet()
-        self.registry = Registry()
+        self.registry = Registry(self.quiet.stir)
         self.logs: list[Log] = []
         self.scopes: dict[str, int] = {}
         self.events: list[Event] = []
@@ -149,7 +149,8 @@ class Hub:
         if start != NOT_LOGGED and log.mode != OFF and start in log.open_scopes:
             log.open_scopes.remove(start)
             last = sequence_nr() if log is self.log() else seq
-            log.settle()
+            if log.noted:
+                log.settle()
             log.rows.append((self.scope_key(name), start, self.clock_ns(), seq, last, task))
             if len(log.rows) > self.force_rows:
                 self.overflow(log)

@@ -35,10 +35,11 @@ class Look:
 
 
 class Log:
-    """Spans of one thread, appended by it alone; other threads may compact and read."""
+    """Spans of one thread, appended by it alone; other threads may settle what it noted, compact and read."""
 
     __slots__ = (
-        "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_tail", "_units", "backwards",
+        "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_settling", "_tail", "_units",
+        "backwards",
         "before", "calls_asleep", "ends", "first_optimizer", "former", "ident", "inside", "kinds", "marks", "mode",
         "native", "noted", "open_scopes", "opened", "rows", "since", "step_end", "stepless", "stride", "traced",
         "tracers",
@@ -62,7 +63,7 @@ class Log:
         self.stepless = True  # no optimizer, backward call or user says where steps end: outermost calls do
         self.step_end = 0  # of the latest step
         self.traced = array("q")  # start and end of each traced step
-        self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted
+        self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted, see `Quiet`
         self.inside = False  # within an outermost call, as far as its class is known to make such calls
         self.tracers: list[tuple[object, int]] = []  # those that were started on this thread: (tracer, start_ns)
         self.former: list[tuple[int, int]] = []  # start_ns and end_ns of those that have stopped
@@ -73,6 +74,7 @@ class Log:
         self._g = 1
         self._runs = self._units = self._tail = 0
         self._folded_ns = 0
+        self._settling = False
         self._lock = threading.RLock()  # a finaliser of the user may run within
 
     def claimed(self, since_ns: int) -> bool:
@@ -82,16 +84,23 @@ class Log:
     def settle(self) -> None:
         """Log the ends of steps that were only noted, before anything that comes after them."""
         with self._lock:
-            n, key = len(self.noted), self.first_optimizer or OPTIMIZER_KEY
-            for end in self.noted[:n]:
-                self.ends.append((key, end))
-                self.end_asleep(end)
-            del self.noted[:n]
+            if self._settling:  # a finaliser or a signal's handler asks again
+                return
+            self._settling = True
+            try:
+                while self.noted:  # one by one: an interrupt may come between any two lines
+                    end = self.noted[0]
+                    if end > self.step_end:
+                        self.end_asleep(end)
+                        self.ends.append((self.first_optimizer or OPTIMIZER_KEY, end))
+                    del self.noted[0]
+            finally:
+                self._settling = False
 
     def end_asleep(self, end_ns: int) -> None:
         """Log a step of which only the end is known."""
-        self.rows.append((STEP_KEY, self.step_end, end_ns, 0, 0, LIGHT_TASK))
-        self.step_end = end_ns
+        start_ns, self.step_end = self.step_end, end_ns
+        self.rows.append((STEP_KEY, start_ns, end_ns, 0, 0, LIGHT_TASK))
 
     def total(self) -> int:
         """Return how many rows there are."""

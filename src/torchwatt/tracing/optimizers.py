@@ -88,6 +88,6 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if key == log.first_optimizer and not host.manual_steps:
             host.step_ended(log, end)
             if quiet.asleep == log.ident and host.devices is None:
-                quiet.rest(id(optimizer), log.stride.planned - log.stride.steps - 1)
+                quiet.rest(id(optimizer), log.stride)
 
     return begins, ended

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torchwatt.tracing.conductor import Stride
+
 
 class Quiet:
     """Whose calls and steps may pass by without a look at their thread's log, which costs more than all else they do.
@@ -22,9 +24,15 @@ class Quiet:
         self.most = 0  # so many may, of this optimizer
         self.optimizer = 0  # its id
 
-    def rest(self, optimizer: int, most: int) -> None:
-        """From now on note only the ends of an optimizer's steps, `most` of them."""
-        self.optimizer, self.most = optimizer, most
+    def rest(self, optimizer: int, stride: Stride) -> None:
+        """From now on note only the ends of an optimizer's steps, until the thread's next decision."""
+        self.optimizer, self.most = optimizer, stride.planned - stride.steps - 1
+        if not stride.planned:  # another thread wants a look, and said so a moment ago
+            self.most = 0
+
+    def stir(self) -> None:
+        """Have the end of the next step seen by the thread's books, which may know better."""
+        self.most = 0
 
     def rise(self) -> int:
         """Let the thread's books know of all from now on; return how many steps they do not know of."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
@@ -68,9 +68,14 @@ def walk(module: nn.Module, path: str = "", plain: str = "", above: tuple[int, .
 
 
 class Registry:
-    """Keys of modules (by identity, with weak references) and the roots found so far."""
+    """Keys of modules (by identity, with weak references) and the roots found so far.
 
-    def __init__(self) -> None:
+    Args:
+        forgotten: Called when a module or an optimizer is gone, and its id may be given to another one.
+    """
+
+    def __init__(self, forgotten: Callable[[], None] = lambda: None) -> None:
+        self._forgotten = forgotten
         self.by_id: dict[int, int] = {}
         self.facts: dict[int, Facts] = {}
         self.roots: list[Root] = []
@@ -179,6 +184,7 @@ class Registry:
 
         def forget(ref: object) -> None:  # the id may be given to another module from now on
             self.by_id.pop(ident, None)
+            self._forgotten()
             if not replica:
                 self._refs.pop(key, None)
                 self._by_hooks.pop(hooks, None)

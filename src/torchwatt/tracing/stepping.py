@@ -87,7 +87,7 @@ class Stepping:
         """Something new begins: trace the next step, if there is room."""
         if self.conductor is not None:
             self.conductor.budget.curious = True
-            self._host.quiet.most = 0
+            self._host.quiet.stir()
             for log in list(self._host.logs):
                 log.stride.planned = 0
 

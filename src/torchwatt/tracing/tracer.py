@@ -148,7 +148,8 @@ class Tracer:
             raise TraceError("step() before start()")
         log, end = hub.log(), self._clock_ns()
         self._own_marks().add(end)
-        hub.manual_steps, log.stepless, hub.quiet.most = True, False, 0
+        hub.manual_steps, log.stepless = True, False
+        hub.quiet.stir()
         hub.step_ended(log, end)
 
     def snapshot(self, most_filled: int | None = None) -> Trace:

@@ -20,7 +20,8 @@ from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT, LIGHT_TASK, OFF, TASK, B
 
 Wrapped = Callable[..., Any]
 
-MOST_CALLS_ASLEEP = 32  # outermost calls without the end of a step: twice as many, and the loop is another by now
+MOST_CALLS_ASLEEP = 64  # outermost calls without the end of a step: the loop is another by now
+MOST_QUIET = 32  # of them, before they are counted in the log
 
 
 def _zero() -> int:
@@ -141,10 +142,10 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
             call = plain if own or not direct or type(self) is not owner else module.__call__
             me = ident()
             if quiet.inside != me:
-                if quiet.asleep == me and quiet.calls < MOST_CALLS_ASLEEP and grad_enabled():
+                if quiet.asleep == me and quiet.calls < MOST_QUIET and grad_enabled():
                     quiet.calls += 1
-                    quiet.inside = me
                     try:
+                        quiet.inside = me  # here: an interrupt may come between any two lines
                         return call(self, *args, **kwargs)
                     finally:
                         quiet.inside = 0
@@ -152,6 +153,8 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
                     log = local.log
                 except AttributeError:
                     log = new_log()
+                if quiet.asleep == me and quiet.calls == MOST_QUIET:
+                    quiet.calls, log.calls_asleep = MOST_QUIET + 1, MOST_QUIET  # the log goes on counting
                 if not log.inside and log.mode != OFF:
                     return outermost(call, log, self, args, kwargs)
             return call(self, *args, **kwargs)

@@ -121,10 +121,9 @@ def _publications(
     """Keep the publications of a counter that is polled faster than it publishes.
 
     A changed value was published somewhere between the poll before, or one publication ago where nobody polled for
-    longer, and this one: half-way is taken. Between
-    publications the curve is a straight line; before the first and after the last it goes on at the mean
-    power of the neighbouring publication interval, but not into a silence. The standard uncertainty is that of two
-    ends, each uniform within a publication: E_pub / sqrt(12) * sqrt(2).
+    longer, and this one: half-way is taken. Between publications the curve is a straight line; before the first and
+    after the last it goes on at the mean power of the neighbouring publication interval, but not into a silence. The
+    standard uncertainty is that of two ends, each uniform within a publication: E_pub / sqrt(12) * sqrt(2).
     """
     changed = step_j > 0
     # A run's edge is read microseconds after a poll: a few repeated readings alone do not make a counter coarse.

@@ -149,8 +149,7 @@ class Hub:
         if start != NOT_LOGGED and log.mode != OFF and start in log.open_scopes:
             log.open_scopes.remove(start)
             last = sequence_nr() if log is self.log() else seq
-            if log.noted:
-                log.settle()
+            log.settle()
             log.rows.append((self.scope_key(name), start, self.clock_ns(), seq, last, task))
             if len(log.rows) > self.force_rows:
                 self.overflow(log)

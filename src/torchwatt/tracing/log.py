@@ -83,6 +83,8 @@ class Log:
 
     def settle(self) -> None:
         """Log the ends of steps that were only noted, before anything that comes after them."""
+        if not self.noted:  # an end leaves the list when it is booked
+            return
         with self._lock:
             if self._settling:  # a finaliser or a signal's handler asks again
                 return

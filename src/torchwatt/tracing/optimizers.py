@@ -82,8 +82,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
             if start is not None and (mode == FULL or not log.inside):
                 number = seq()
                 log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph))
-        if log.noted:
-            log.settle()
+        log.settle()
         log.ends.append((key, end))
         if key == log.first_optimizer and not host.manual_steps:
             host.step_ended(log, end)

@@ -28,7 +28,7 @@ class Quiet:
         """From now on note only the ends of an optimizer's steps, until the thread's next decision."""
         self.optimizer, self.most = optimizer, stride.planned - stride.steps - 1
         if not stride.planned:  # another thread wants a look, and said so a moment ago
-            self.most = 0
+            self.stir()
 
     def stir(self) -> None:
         """Have the end of the next step seen by the thread's books, which may know better."""

@@ -16,7 +16,11 @@ EDGE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one slot used in one domain; intervals are 90 %, None is unknown, never 0."""
+    """What one slot used in one domain; intervals are 90 %, None is unknown, never 0.
+
+    `energy_self_lo_j` and `energy_self_hi_j` are statistical: what another repeat of the run would give. The systematic
+    band is what another meter would say of this one.
+    """
 
     domain: Domain
     fqn: str
@@ -34,6 +38,9 @@ class Entry:
     measured_share: float | None = None  # part of its prior variance that the readings removed: 1 measured, 0 estimated
     measured_in: str = ""  # where it alone is an estimate: the smallest enclosing module that the readings measured
     time_share_j: float | None = None  # what time share would have booked, to compare with
+    stage: str = ""  # what the program was doing (prefill, decode, ...); empty until something names it
+    energy_systematic_lo_j: float | None = None
+    energy_systematic_hi_j: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ class Ledger:
     counter_end_raw: int | None = None
     counter_unit_j: float | None = None
     counter_wraps: int | None = None
+    counted: bool = True  # part of the run's total; else it has books of its own beside it
 
     def __post_init__(self) -> None:
         booked_j = fsum(entry.energy_self_j for entry in self.entries)

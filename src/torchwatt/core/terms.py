@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Phase = Literal["forward", "backward", "optimizer", "data", "transfer", "communication", "other"]
+Phase = Literal["forward", "backward", "optimizer", "data", "transfer", "communication", "compile", "other"]
 Method = Literal["counter", "power_integral", "load_model", "fit", "time_share", "replay"]
 Provenance = Literal["measured", "derived", "apportioned", "sourced", "modelled", "declared", "assumed"]
 
@@ -22,9 +22,17 @@ DATA = "(data)"
 TRANSFER = "(transfer)"
 COMMUNICATION = "(communication)"
 ROOT = "(root)"  # what the model itself does outside its children
+COMPILE = "(compile)"  # torch.compile: Dynamo, Inductor, Triton, autotuning, capture of CUDA graphs
+PROFILER = "(profiler)"  # torchwatt's own work on the program's threads, only where it was done
+OTHER_PROCESSES = "(other processes)"  # a device that only others are proven to have used
 ORPHAN = "(orphan)"  # device work that was launched before the trace began
 NO_RANK = "(no rank)"  # joules of a job's machine that none of its ranks used
-RESERVED = (IDLE, UNATTRIBUTED, OUTSIDE, ORPHAN, OPTIMIZER, DATA, TRANSFER, COMMUNICATION, NO_RANK)
+RESERVED = (
+    IDLE, UNATTRIBUTED, OUTSIDE, ORPHAN, OPTIMIZER, DATA, TRANSFER, COMMUNICATION, COMPILE, PROFILER, OTHER_PROCESSES,
+    NO_RANK,
+)  # fmt: skip
+# What a step of the program's main loop did; empty: nothing is known of it.
+TRAIN, VALIDATION, INFERENCE = "train", "validation", "inference"
 
 # The sensor of a channel whose readings a driver took and dated itself, in a ring that is read now and then.
 POWER_SAMPLES = "nvml_power_samples"

@@ -61,6 +61,7 @@ class Trace:
     cost_s: float = 0.0  # what tracing itself cost the user's thread, measured and extrapolated
     windows: int = 0  # how many backward windows were traced
     activities: tuple[Activity, ...] = ()  # what devices did, one value a device
+    step_stages: tuple[str, ...] = ()  # train, validation or inference, of each of `steps`; empty: not known
 
     def __post_init__(self) -> None:
         columns = (self.start_ns, self.end_ns, self.thread, self.filled, self.calls)
@@ -70,6 +71,8 @@ class Trace:
             raise TraceError("a span ends before it starts")
         if len(self.step_counts) not in {0, len(self.steps)}:
             raise TraceError("step counts are for all steps or for none")
+        if len(self.step_stages) not in {0, len(self.steps)}:
+            raise TraceError("stages are for all steps or for none")
 
     def __len__(self) -> int:
         return len(self.slot)

@@ -304,6 +304,7 @@ def test_noted_ends_are_booked_once_where_a_look_comes_in_between():
     net = Net()
     with asleep(net) as (run, opt):
         log = run.tracer._hub.logs[0]
+        log.settle()
         train(net, 10, opt)
         before, booked = len(log.noted), []
         end_asleep = type(log).end_asleep
@@ -356,13 +357,14 @@ def test_steps_within_a_call_decide_nothing_until_it_returns():
     opt, stride = torch.optim.SGD(net.parameters(), 0.01), Stride(0)
     with asleep(net, opt) as (run, _):
         hub = run.tracer._hub
-        stride, inner_steps = hub.logs[0].stride, 2 * MOST_STEPS
+        stride = hub.logs[0].stride
+        inner_steps = stride.planned
         before_ns = stride.start_ns
         train(net, 1, opt)
         assert decided_ns[-1] == before_ns
         assert stride.start_ns > before_ns
         assert not hub.quiet.inside
-    assert steps_of(run.trace) == 201 + 2 * MOST_STEPS
+    assert steps_of(run.trace) == 201 + inner_steps
 
 
 def test_ends_are_booked_in_the_order_in_which_they_were_noted():

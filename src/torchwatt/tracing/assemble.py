@@ -10,10 +10,10 @@ import numpy as np
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Event, IntArray
-from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, UNATTRIBUTED, Phase
+from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Phase
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
-from torchwatt.tracing.asleep import StepBook, steps_among
+from torchwatt.tracing.asleep import StepBook, steps_among, usual_ns
 from torchwatt.tracing.backward import BackwardBook
 from torchwatt.tracing.columns import Columns
 from torchwatt.tracing.devices.watch import Watch
@@ -31,6 +31,7 @@ from torchwatt.tracing.rows import (
     FIRST_SCOPE_KEY,
     KEY,
     OPTIMIZER_KEY,
+    PROFILER_KEY,
     START,
     TASK,
     Backward,
@@ -76,7 +77,7 @@ class _Assembly:
         self.calls: dict[Log, list[Backward]] = {}
         for log in view.logs:
             look = log.look()
-            parts = split(look.table, look.calls, look.kinds, since_ns=view.start_ns)
+            parts = split(look.table, look.calls, look.kinds, since_ns=view.start_ns, margins=log.margins)
             shown = [c for c in parts.calls if self._shows(c)]
             self.looks[log], self.calls[log], self.kept[log] = look, shown, parts.kept
             self.records[log] = self._shown_records(look, parts.records)
@@ -157,6 +158,7 @@ class _Assembly:
             OPTIMIZER_KEY: (OPTIMIZER, "optimizer"),
             DATA_KEY: (DATA, "data"),
             COMMUNICATION_KEY: (COMMUNICATION, "communication"),
+            PROFILER_KEY: (PROFILER, "other"),
         }
         return self.columns.index(*reserved.get(key, (UNATTRIBUTED, "backward" if backward else "forward")))
 
@@ -214,7 +216,11 @@ class _Assembly:
         asleep = steps_among(records, kinds)
         if not len(asleep):
             return
-        book = StepBook(self.columns.of_thread(thread), self.looks[log].traced)
+        own = self.columns.index(PROFILER, "other")
+        steps = self.looks[log].skeletons or self.looks[log].traced
+        book = StepBook(
+            self.columns.of_thread(thread), steps, own, usual_ns(records, asleep), round(log.margins.optimizer_after_ns)
+        )
         chosen = list(book.nearest(records, kinds))
         if not chosen:
             rest, slot = records.take(asleep), self.columns.index(UNATTRIBUTED, "other")

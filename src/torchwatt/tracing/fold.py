@@ -89,6 +89,10 @@ class Kinds:
                 self.of.append(kind)
         return known
 
+    def where(self, *head: Hashable) -> list[int]:
+        """Return the numbers of all kinds that begin so."""
+        return [i for i, kind in enumerate(self.of) if kind[: len(head)] == head]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:

@@ -13,7 +13,7 @@ from torchwatt.core.meter import IntArray
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, shifted, split
 from torchwatt.tracing.margins import NO_MARGINS
-from torchwatt.tracing.marks import Marks
+from torchwatt.tracing.rounds import OptimizerEnd, OptimizerEnds
 from torchwatt.tracing.rows import (
     END,
     FULL,
@@ -46,7 +46,7 @@ class Look:
     kinds: Kinds
     traced: tuple[int, ...]  # start_ns and end_ns of each traced step
     skeletons: tuple[int, ...]  # of each step whose bounds were noted among those of which the end alone is
-    marks: dict[int, list[tuple[int, int]]]  # by optimizer: end_ns, number of steps
+    optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
 
 
 class Log:
@@ -54,10 +54,9 @@ class Log:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_settling", "_tail", "_units",
-        "backwards",
-        "before", "calls_asleep", "ends", "first_optimizer", "former", "ident", "inside", "kinds", "margins", "marks",
-        "mode", "native", "noted", "open_scopes", "opened", "rows", "since", "skeletons", "step_end", "stepless",
-        "stride", "traced", "tracers",
+        "backwards", "before", "calls_asleep", "ends", "former", "ident", "inside", "kinds", "lead_optimizer",
+        "margins", "mode", "native", "noted", "open_scopes", "opened", "optimizer_ends", "others", "rows", "since",
+        "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -65,14 +64,15 @@ class Log:
         self.native = threading.get_native_id()  # what Kineto calls the thread
         self.mode = FULL
         self.stride = Stride(start_ns)
-        self.first_optimizer: int | None = None  # its steps are this thread's
+        self.lead_optimizer: int | None = None  # its steps are this thread's
+        self.others: dict[int, int] = {}  # end_ns of the latest step of each other one
         self.rows: list[Row] = []
         self.backwards: list[Backward] = []
         self.before: Backward | None = None  # the latest backward call whose structure is known
         self.since = 0  # where the rows after the latest backward call begin
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
         self.noted: list[int] = []  # end_ns of steps in which the thread was `Quiet`, to be settled
-        self.marks: dict[int, Marks] = {}  # earlier ones, by optimizer
+        self.optimizer_ends = OptimizerEnds()  # earlier ones
         self.opened: dict[int, int] = {}  # optimizer steps that have begun: id -> start_ns
         self.open_scopes: list[int] = []  # when they began
         self.stepless = True  # no optimizer, backward call or user says where steps end: outermost calls do
@@ -113,7 +113,7 @@ class Log:
                     end = self.noted[0]
                     if end > self.step_end:
                         self.end_asleep(end)
-                        self.ends.append((self.first_optimizer or OPTIMIZER_KEY, end))
+                        self.ends.append((self.lead_optimizer or OPTIMIZER_KEY, end))
                     del self.noted[0]
             finally:
                 self._settling = False
@@ -126,7 +126,7 @@ class Log:
         rows = np.zeros((len(ends), 6), dtype=np.int64)
         rows[:, KEY], rows[:, TASK] = STEP_KEY, LIGHT_TASK
         rows[:, START], rows[:, END] = np.concatenate(([self.step_end], ends))[:-1], ends
-        key = self.first_optimizer or OPTIMIZER_KEY
+        key = self.lead_optimizer or OPTIMIZER_KEY
         done = len(self._chunks), len(self.ends)
         try:
             self._chunks.append(rows)
@@ -180,8 +180,9 @@ class Log:
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            for held in (self.rows, self.backwards, self._chunks, self.marks, self.ends, self.noted):
+            for held in (self.rows, self.backwards, self._chunks, self.ends, self.noted):
                 held.clear()
+            self.optimizer_ends = OptimizerEnds()
             self._records, self.before, self.since = no_records(), None, 0
             self._compacted = self._tail = 0
 
@@ -203,11 +204,8 @@ class Log:
                     keys_of(table, call, self.before)
                     self.before = call
             ends, self.ends = self.ends, []
-            for optimizer, end in ends:
-                if optimizer not in self.marks:
-                    self.marks[optimizer] = Marks()
-                self.marks[optimizer].add(end)
-            marks = {optimizer: marks.entries() for optimizer, marks in list(self.marks.items())}
+            self.optimizer_ends.extend(ends)
+            optimizers = tuple(self.optimizer_ends.entries())
             return Look(
                 table,
                 calls,
@@ -217,7 +215,7 @@ class Log:
                 self.kinds,
                 tuple(self.traced),
                 tuple(self.skeletons),
-                marks,
+                optimizers,
             )
 
     def fold(self, now_ns: int) -> int:

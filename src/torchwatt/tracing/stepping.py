@@ -127,7 +127,7 @@ class Stepping:
     def backward_ended(self, log: Log, *, fresh: bool) -> None:
         """Take the end of a backward call for the end of a step where no optimizer steps."""
         log.stepless = False
-        if fresh and log.first_optimizer is None and not self._host.manual_steps:
+        if fresh and log.lead_optimizer is None and not self._host.manual_steps:
             self.step_ended(log, self._host.clock_ns())
 
     def outermost_begins(self, log: Log) -> None:
@@ -163,7 +163,7 @@ class Stepping:
         if len(log.rows) > COMPACT_ROWS:
             log.compact()
         kept = sum(each.kept() for each in list(self._host.logs))
-        can_sleep = not log.stepless and log.first_optimizer is not None and torch.is_grad_enabled()
+        can_sleep = not log.stepless and log.lead_optimizer is not None and torch.is_grad_enabled()
         cpu_ns = own_began if log.ident == threading.get_ident() else None
         log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)
         if self._host.devices is not None and self._host.devices.records(log):

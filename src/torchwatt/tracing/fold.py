@@ -33,7 +33,7 @@ from torchwatt.tracing.rows import (
     Backward,
 )  # fmt: skip
 
-MAX_KINDS = 64  # beyond, calls of one module are one kind whatever graph they made
+MAX_KINDS = 8_192  # beyond, calls of one module are one kind whatever graph they made
 ANY_GRAPH = -1
 
 
@@ -126,7 +126,7 @@ def split(
     rows = np.isin(table[:, KEY], (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, PROFILER_KEY)) | (
         table[:, KEY] <= FIRST_SCOPE_KEY
     )
-    rows |= table[:, TASK] == LIGHT_TASK
+    rows |= table[:, TASK] <= LIGHT_TASK
     rows &= table[:, START] >= since_ns
     light = np.array(
         [call.light and call.nodes is None and call.start_ns >= since_ns for call in calls], dtype=np.bool_

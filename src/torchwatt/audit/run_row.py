@@ -61,7 +61,7 @@ def _declared(report: Report) -> Row:
 
 
 def _energies(report: Report) -> Row:
-    ledgers, bounds = report.ledgers, report.energy_bounds_j
+    ledgers, bounds = report.counted, report.energy_bounds_j
     entries = [entry for ledger in ledgers for entry in ledger.entries]
     booked_j = fsum(entry.energy_self_j for entry in entries)
     unclaimed_j = fsum(entry.energy_self_j for entry in entries if entry.fqn == UNATTRIBUTED)

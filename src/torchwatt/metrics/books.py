@@ -124,7 +124,7 @@ class Books:
             self._watched.remove(found)
             if session.report is not None and found.alone:
                 self._settle(found, session.report)
-                self._layers.add(found.key.run, found.key.project, session.report.ledgers)
+                self._layers.add(found.key.run, found.key.project, session.report.counted)
                 return
             oldest_ns = min((self._known_ns.get(str(m.domain), 0) for m in recording.meters), default=0)
             since_ns = max(oldest_ns, found.since_ns) - LOOK_BACK_NS

@@ -56,8 +56,8 @@ def discover_nvml(
     """Find the GPUs that CUDA would show to this process; never raises, never waits longer than `probe_s`.
 
     `gpu:<n>` counts as CUDA_VISIBLE_DEVICES does, in NVML's order, which is PCI order; CUDA's own default order
-    is fastest first, so set CUDA_DEVICE_ORDER=PCI_BUS_ID where the models differ, or match by the fact `uuid`. A GPU is "ours" where
-    `pid` (this process), or a descendant of it, is in its list of processes.
+    is fastest first, so set CUDA_DEVICE_ORDER=PCI_BUS_ID where the models differ, or match by the fact `uuid`. A GPU is
+    ours where `pid` (by default this process), or a descendant of it, is in its list of processes.
     """
     found: list[Discovery] = []
     env = dict(os.environ if environ is None else environ)

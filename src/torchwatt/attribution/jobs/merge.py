@@ -41,7 +41,8 @@ def merge(job: Job) -> Report:
     end_ns = max(_shifted(job, clock, rank)[1] for rank in _present(job))
     first = found[0]
     anchor_ns = first.start_unix_ns - _shifted(job, clock, _present(job)[0])[0]
-    parts = tuple(_part(job, clock, rank, [books for _, books in booked]) for rank in range(job.world_size))
+    counted = [books for _, books in booked if books.ledger.counted]
+    parts = tuple(_part(job, clock, rank, counted) for rank in range(job.world_size))
     status, reason = _status(parts)
     return Report(
         run_id=_run_id(job),

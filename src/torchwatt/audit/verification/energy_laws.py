@@ -28,6 +28,7 @@ class LayerLaws:
         self.findings = findings
         self.derived = Derived(TABLE_BY_NAME["layer"], file, findings)
         self.device_j = {name: number(row, "energy_j") for name, row in facts.devices.items()}
+        self.counts = {name: row["counts_toward_total"] is True for name, row in facts.devices.items()}
         self.known = {name: text(row, "provenance") for name, row in facts.devices.items()}
 
     def look(self, piece: Piece) -> None:
@@ -54,6 +55,8 @@ class LayerLaws:
             if joules is None:
                 continue
             by_device[device].append(joules)
+            if not self.counts.get(device, True):
+                continue
             if name == UNATTRIBUTED:
                 unclaimed.append(joules)
             if name in wanted:
@@ -97,10 +100,8 @@ class LayerLaws:
         if "layer" in self.facts.broken or "device" in self.facts.broken:
             return
         for name, row in self.facts.devices.items():
-            if row["counts_toward_total"]:
+            if row["counts_toward_total"] or name in self.facts.layer_j:
                 _add_up(self.facts, self.findings, self.file, "energy_self_j", name, self.facts.layer_j[name].value)
-            elif name in self.facts.layer_j:
-                self.findings.add("SUM", self.file, f"has rows of {name}, which does not count", column="device_id")
 
 
 def best_known(method: str, told: str) -> str | None:

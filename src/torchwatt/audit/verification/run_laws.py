@@ -96,7 +96,7 @@ def _level(counted: list[Row]) -> str | None:
 
 def _layers(facts: Facts) -> Iterator[Expected]:
     total_j = number(facts.run, "energy_it_j")
-    booked_j = fsum(part for layer_sum in facts.layer_j.values() for part in layer_sum.parts)
+    booked_j = fsum(part for name in facts.counted if name in facts.layer_j for part in facts.layer_j[name].parts)
     yield "energy_unattributed_j", facts.unattributed_j.value if facts.counted else None, 0.0
     yield "closure_residual_j", None if total_j is None else total_j - booked_j, total_j or 0.0
 

@@ -14,14 +14,14 @@ class ProcessReader:
     """Reads the gauges of `process`. Spec: `pid`.
 
     `process_cpu`, `children_cpu` (as of the last `process_cpu`) and `busy_cpu` are cumulative CPU seconds;
-    `cuda_library` is 1 once the process or a descendant was seen with CUDA's driver library loaded.
+    `cuda_library` says who was seen with CUDA's driver library loaded: 1 the process, 2 a descendant, 3 both.
     """
 
     def __init__(self, spec: Mapping[str, Any], kin: Kin | None = None, work: Work | None = None) -> None:
         self._family = kin or family(int(spec["pid"]))
         self._machine = work or machine()
         self._pid = int(spec["pid"])
-        self._with_cuda = False
+        self._with_cuda = 0
 
     def read(self, key: str) -> float:
         """Return one of them.
@@ -37,12 +37,13 @@ class ProcessReader:
         return self._family.children_s() if name == "children_cpu" else self._family.cpu_s()
 
     def _cuda_library(self) -> float:
-        if not self._with_cuda:
-            seen = {pid: has_cuda_library(pid) for pid in self._family.pids()}
-            if seen.get(self._pid) is None:
-                message = f"process {self._pid}: which files it has loaded cannot be read"
-                raise SensorError(message, code="NOT_SUPPORTED")
-            self._with_cuda = any(seen.values())
+        own = self._pid
+        wanted = [pid for pid in self._family.pids() if not self._with_cuda & (1 if pid == own else 2)]
+        seen = {pid: has_cuda_library(pid) for pid in wanted}
+        if own in seen and seen[own] is None:
+            raise SensorError(f"process {own}: which files it has loaded cannot be read", code="NOT_SUPPORTED")
+        for pid, loaded in seen.items():
+            self._with_cuda |= (1 if pid == own else 2) if loaded else 0
         return float(self._with_cuda)
 
     def close(self) -> None:

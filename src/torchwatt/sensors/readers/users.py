@@ -58,11 +58,11 @@ def users_of(
 
 
 def _descends(pid: int, root: int, parent: Callable[[int], int | None]) -> bool:
-    one: int | None = pid
     for _ in range(MOST_ANCESTORS):
-        one = parent(one)
-        if one is None or one == root:
-            return one == root
+        above = parent(pid)
+        if above is None or above == root:
+            return above == root
+        pid = above
     return False
 
 

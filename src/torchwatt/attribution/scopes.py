@@ -80,7 +80,7 @@ def by_scope(recording: Recording) -> Scoped:
             meters.append(_by_power(meter, one))
             events.append(_told(meter, one, recording))
     covering = [m for m in recording.meters if (one := found.get(m.domain)) is not None and one.scope == "module"]
-    modules = [_module(index, group) for index, group in enumerate(_grouped(covering, recording))]
+    modules = [_module(index, group) for index, group in enumerate(covering_groups(covering, recording))]
     series = [one for one in recording.series if not _dropped(one.channel, found)]
     series += [moved for module in modules for moved in _moved(module, recording)]
     return Scoped(replace(recording, meters=(*meters, *modules), series=tuple(series)), tuple(events))
@@ -230,7 +230,7 @@ def _disputed(meter: Meter, recording: Recording) -> tuple[Meter, list[Event]]:
     return replace(meter, accuracy_rel=band, accuracy_source=source), events
 
 
-def _grouped(covering: Sequence[Meter], recording: Recording) -> list[list[Meter]]:
+def covering_groups(covering: Sequence[Meter], recording: Recording) -> list[list[Meter]]:
     """Put GPUs of one module together: the same CPUs beside them, where that is told, and the same module power."""
     groups: list[list[Meter]] = []
     for meter in covering:
@@ -274,7 +274,7 @@ def _module(index: int, group: Sequence[Meter]) -> Meter:
         tuple(channels),
         first.provenance,
         "device",
-        f"module of {first.model}" if len(group) == 1 else f"module of {len(group)} x {first.model}",
+        first.model,
         first.vendor,
         first.accuracy_rel,
         first.accuracy_source,

@@ -36,7 +36,7 @@ def _scenario(folder: Path, lines: Sequence[str] = (), first: Sequence[str] = ()
     """Write two GPUs; `lines` are of the whole library, `first` of the first GPU, which is the one that fails."""
     text = [f"epoch {UNIX_NS}", f"clock file {folder / 'clock'}", *lines]
     for index, watts in enumerate(WATTS):
-        text += [f"gpu {arch}", "name NVIDIA SimGPU", "noise_w 2", "phase 0", f"seg 0 {watts}"]
+        text += [f"gpu {arch}", "name NVIDIA SimGPU", "noise_w 2", "proc self 4g 90 C", "phase 0", f"seg 0 {watts}"]
         text += first if index == 0 else ()
     path = folder / "scenario"
     path.write_text("\n".join(text) + "\n")

@@ -39,8 +39,9 @@ def device_rows(report: Report) -> Iterator[Row]:
 
 
 def _parent(ledger: Ledger | None, ledgers: Mapping[str, Ledger]) -> str | None:
-    """Return the one domain that contains this one."""
-    return ledger.part_of if ledger is not None and ledger.part_of in ledgers else None
+    """Return the domain that contains this one; the first, where its joules are spread over several modules."""
+    first = ledger.part_of.partition(", ")[0] if ledger is not None else ""
+    return first if first in ledgers else None
 
 
 def _meter(meter: Meter | None, run_id: str) -> Row:

@@ -268,7 +268,7 @@ def _module(index: int, group: Sequence[Meter]) -> Meter:
             channels.append(replace(channel, domain=domain))
         elif channel.name == MODULE_POWER:
             channels.append(replace(channel, domain=domain, name="power", quantity="power"))
-    facts = tuple((name, value) for name, value in first.facts if name == "driver")
+    facts = tuple((name, value) for name, value in first.facts if name in {"driver", "cpu_affinity"})
     return Meter(
         domain,
         tuple(channels),

@@ -112,7 +112,7 @@ class Family:
         self._anyway_ns = 0
 
     def cpu_s(self) -> float:
-        """Return cumulative CPU seconds.
+        """Return cumulative CPU seconds, without those of children that had ended before the first look.
 
         Raises:
             SensorError: SENSOR_LOST when the process itself is gone.
@@ -130,7 +130,7 @@ class Family:
         self._alive_s = alive_s
         self._left_s = left_s if self._left_s is None else self._left_s
         self._own_s = alive_s[self.pid]
-        self._all_s = sum(alive_s.values()) + max(left_s, self._left_s + self._ended_s)
+        self._all_s = sum(alive_s.values()) + max(left_s - self._left_s, self._ended_s)
         return self._all_s
 
     def children_s(self) -> float:

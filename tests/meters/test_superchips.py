@@ -114,3 +114,25 @@ def test_a_run_too_short_to_tell_the_scope_says_so_and_its_interval_holds_the_tr
     assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j, rel=0.05)
     assert "module:0" not in found["energy_j"]
     books_balance(found)
+
+
+DOCTOR = """
+import contextlib, io, json
+from torchwatt.cli.doctor import doctor
+out = io.StringIO()
+with contextlib.redirect_stdout(out):
+    doctor()
+print(json.dumps({"text": out.getvalue()}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        (superchip(0, steady(120.0)), "covers the module, not the GPU"),
+        (gpu(0, steady(120.0), "module 0", "module_extra_w 150"), "covers the GPU alone"),
+    ],
+    ids=["module", "GPU"],
+)
+def test_doctor_says_what_the_counter_covers(run_on, machine, said):
+    assert said in run_on(machine, DOCTOR)["text"]

@@ -10,11 +10,11 @@ from torchwatt.attribution.scopes import compare, covering_groups
 from torchwatt.core.meter import Recording
 
 
-def counting(recording: Recording, used: Mapping[str, Use]) -> dict[str, str]:
+def counting(recording: Recording, used: Mapping[str, Use], *, early: bool = False) -> dict[str, str]:
     """Return the domains whose meters count, each with the name that its joules have in the report.
 
-    The counter of a superchip's GPU stands for `module:<n>`; what is inside of a module, the card of others, and a GPU
-    whose counter's scope is not known yet, are left out.
+    The counter of a superchip's GPU stands for `module:<n>`; what is inside of a module, and the cards of others, are
+    left out; `early` in a session also a GPU whose counter's scope is not known yet, and what would be inside.
     """
     meters = [m for m in recording.meters if any(c.quantity != "gauge" for c in m.channels)]
     names = {str(meter.domain): str(meter.domain) for meter in meters}
@@ -24,7 +24,7 @@ def counting(recording: Recording, used: Mapping[str, Use]) -> dict[str, str]:
         for meter in group:
             del names[str(meter.domain)]
         names[str(group[0].domain)] = f"module:{index}"
-    out = {name for name, scope in scopes.items() if scope == "unknown"}
-    out |= {name for name, use in used.items() if use.whose == "others" and scopes.get(name) != "module"}
-    out |= {str(meter.domain) for meter in meters if groups and meter.domain.kind in INSIDE}
+    unsure = {name for name, scope in scopes.items() if scope == "unknown"} if early else set()
+    out = unsure | {name for name, use in used.items() if use.whose == "others" and scopes.get(name) != "module"}
+    out |= {str(meter.domain) for meter in meters if (groups or unsure) and meter.domain.kind in INSIDE}
     return {name: told for name, told in names.items() if name not in out}

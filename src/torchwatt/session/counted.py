@@ -13,6 +13,7 @@ from torchwatt.session.known import cuda_use
 from torchwatt.session.session import Session
 
 LOOK_NS = 2 * NS_PER_S
+EARLY_NS = 5 * NS_PER_S  # until then it may not be known yet what a counter covers
 BACK_NS = 30 * NS_PER_S  # of readings that a look compares
 
 
@@ -40,4 +41,5 @@ class Counted:
         recording = session.feed.snapshot(max(now_ns - BACK_NS, 0))
         used = uses(recording, EMPTY_TRACE, cuda_use(recording.meters), session.start_ns, now_ns)
         self._ours |= {name for name, use in used.items() if use.whose == "ours"}
-        return counting(recording, {name: use for name, use in used.items() if name not in self._ours})
+        others = {name: use for name, use in used.items() if name not in self._ours}
+        return counting(recording, others, early=now_ns - session.start_ns < EARLY_NS)

@@ -157,3 +157,8 @@ def test_what_proves_that_a_card_is_others(seen, library, cuda, expected):
         assert not uses(recorded(seen, library), EMPTY_TRACE, cuda, 0, 5_000_000_000)
     else:
         assert whose(seen, library, cuda) == expected
+
+
+def test_a_card_that_the_user_named_counts_whoever_used_it():
+    found = uses(recorded([[OTHERS], [OTHERS]], NO_CUDA), EMPTY_TRACE, None, 0, 5_000_000_000, frozenset({"gpu:1"}))
+    assert {name: use.whose for name, use in found.items()} == {"gpu:0": "others", "gpu:1": "ours"}

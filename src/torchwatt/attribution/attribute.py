@@ -49,7 +49,7 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
     """
     scoped = by_scope(recording)
     recording = scoped.recording
-    used = uses(recording, trace, known.cuda, start_ns, end_ns)
+    used = uses(recording, trace, known.cuda, start_ns, end_ns, known.named)
     home = homes(recording.meters)
     ledgers: list[Ledger] = []
     curves: list[EnergyCurve] = []

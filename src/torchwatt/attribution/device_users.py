@@ -29,10 +29,18 @@ class Use:
     why: str = ""
 
 
-def uses(recording: Recording, trace: Trace, cuda: CudaUse | None, start_ns: int, end_ns: int) -> dict[str, Use]:
+def uses(
+    recording: Recording,
+    trace: Trace,
+    cuda: CudaUse | None,
+    start_ns: int,
+    end_ns: int,
+    named_by_user: frozenset[str] = frozenset(),
+) -> dict[str, Use]:
     """Tell for each GPU, by domain name, whether this process or a descendant used it; GPUs nobody looked at are ours.
 
-    A card is others' only where that is proven; what cannot be proven is "unknown", with the reason.
+    A card is others' only where that is proven; what cannot be proven is "unknown", with the reason. Cards that the
+    user named are ours, whoever used them.
     """
     looks = {
         str(meter.domain): found
@@ -41,7 +49,7 @@ def uses(recording: Recording, trace: Trace, cuda: CudaUse | None, start_ns: int
     }
     named = {name for name, seen in looks.items() if DeviceUsers.OURS in seen}
     here = _Here.of(recording, cuda)
-    worked = {activity.device for activity in trace.activities if len(activity)} | here.domains
+    worked = {activity.device for activity in trace.activities if len(activity)} | here.domains | named_by_user
     return {
         name: Use("ours") if name in worked | named else _use(seen, here, elsewhere=bool(named))
         for name, seen in looks.items()

@@ -52,6 +52,7 @@ class Known:
     replays: Mapping[str, tuple[Replay, ...]] = field(default_factory=dict)
     work: Mapping[str | Slot, tuple[float, float]] = field(default_factory=dict)
     cuda: CudaUse | None = None  # None: nobody asked the process
+    named: frozenset[str] = frozenset()  # cards that the user named: they count, whoever used them
 
 
 NOTHING = Known()

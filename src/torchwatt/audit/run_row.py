@@ -88,7 +88,8 @@ def measurement_level(domains: Iterator[tuple[str, str]]) -> str | None:
         return None
     if any(known != "measured" for _, known in found):
         return "M0"
-    return "M2" if {"cpu", "dram"} <= {kind for kind, _ in found} else "M1"
+    kinds = {kind for kind, _ in found}
+    return "M2" if "module" in kinds or kinds >= {"cpu", "dram"} else "M1"  # a superchip's module has both inside
 
 
 def _part_j(ledgers: tuple[Ledger, ...], part: str) -> float | None:

@@ -91,7 +91,8 @@ def _level(counted: list[Row]) -> str | None:
         return None
     if any(row["provenance"] != "measured" for row in counted):
         return "M0"
-    return "M2" if {"cpu", "dram"} <= {row["kind"] for row in counted} else "M1"
+    kinds = {row["kind"] for row in counted}
+    return "M2" if "module" in kinds or kinds >= {"cpu", "dram"} else "M1"
 
 
 def _layers(facts: Facts) -> Iterator[Expected]:

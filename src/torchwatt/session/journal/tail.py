@@ -47,6 +47,9 @@ def with_tail(split: Ledger, whole: Ledger) -> Ledger:
     Raises:
         LedgerError: The part holds more joules than the whole.
     """
+    others = not whole.counted and not whole.part_of  # all of it is one row already
+    if others or split.counted != whole.counted:
+        return whole
     tail_j = whole.energy_j - split.energy_j
     if tail_j < -1e-9 * whole.energy_j:
         raise LedgerError(f"{whole.domain}: {split.energy_j!r} J before the tail, {whole.energy_j!r} J with it")

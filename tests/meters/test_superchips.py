@@ -16,7 +16,7 @@ def books_balance(found):
 
 
 def test_grace_hopper_counts_its_module_once_and_the_gpu_by_its_own_power(run_on):
-    found = run_on(superchip(0, SQUARE, OURS, extra_w=EXTRA_W), program(5.0))
+    found = run_on(superchip(0, SQUARE, OURS, extra_w=EXTRA_W), program(3.5))
     module_j = true_j(lambda t: square_w(t) + EXTRA_W, found, "module:0")
     assert found["counted"] == ["module:0"]
     assert found["energy_j"]["module:0"] == pytest.approx(module_j, rel=0.02)
@@ -29,26 +29,21 @@ def test_grace_hopper_counts_its_module_once_and_the_gpu_by_its_own_power(run_on
     assert "module:0" in found["html"]
 
 
-def test_rows_of_a_module_are_those_of_its_gpu_and_of_its_cpu(run_on):
-    found = run_on(superchip(0, steady(300.0), OURS, extra_w=EXTRA_W), program(4.0))
+def test_rows_and_steps_of_a_module_are_those_of_its_gpu_and_of_its_cpu(run_on):
+    found = run_on(superchip(0, steady(300.0), OURS, extra_w=EXTRA_W), program(3.0))
     rows = found["rows"]["module:0"]
     assert set(found["rows"]["gpu:0"]) | set(found["rows"]["cpu"]) == set(rows)
     rest_j = found["energy_j"]["module:0"] - found["energy_j"]["gpu:0"]
     assert rest_j == pytest.approx(EXTRA_W * found["duration_s"], rel=0.1)
     layers_j = sum(j for fqn, j in found["rows_j"]["module:0"].items() if fqn in {"0", "1", "2", "(root)"})
     assert 0.2 * rest_j < layers_j < rest_j
-
-
-def test_steps_and_their_total_are_of_the_module_alone(run_on):
-    found = run_on(superchip(0, steady(300.0), OURS, extra_w=EXTRA_W), program(4.0))
-    assert found["step_j"] <= found["total_j"] * 1.001
-    assert found["step_j"] > 0.3 * found["total_j"]
+    assert 0.3 * found["total_j"] < found["step_j"] <= found["total_j"] * 1.001
 
 
 def test_the_published_case_of_a_counter_that_is_larger_by_a_factor(run_on):
     """Its counter is 1.6 times the GPU's joules, which is the module's only over whole periods."""
     machine = gpu(0, SQUARE, "module_extra_w 150", "energy_gain 1.6", OURS, name="NVIDIA GH200 480GB")
-    found = run_on(machine, program(6.0))
+    found = run_on(machine, program(4.5))
     assert found["counted"] == ["module:0"]
     assert found["energy_j"]["gpu:0"] == pytest.approx(true_j(square_w, found, "gpu:0"), rel=0.03)
     assert found["energy_j"]["module:0"] == pytest.approx(1.6 * true_j(square_w, found, "module:0"), rel=0.03)
@@ -57,7 +52,7 @@ def test_the_published_case_of_a_counter_that_is_larger_by_a_factor(run_on):
 
 def test_two_gpus_of_one_module_share_one_counter(run_on):
     machine = "\n".join(superchip(i, steady(w), OURS, extra_w=200.0) for i, w in enumerate((250.0, 450.0)))
-    found = run_on(machine, program(4.0))
+    found = run_on(machine, program(3.0))
     assert found["counted"] == ["module:0"]
     assert found["energy_j"]["module:0"] == pytest.approx(900.0 * found["duration_s"], rel=0.05)
     assert found["energy_j"]["gpu:0"] == pytest.approx(250.0 * found["duration_s"], rel=0.05)
@@ -67,7 +62,7 @@ def test_two_gpus_of_one_module_share_one_counter(run_on):
 
 def test_two_modules_that_draw_the_same_are_two(run_on):
     machine = "\n".join(superchip(i, steady(250.0), OURS, module=i) for i in range(2))
-    found = run_on(machine, program(4.0))
+    found = run_on(machine, program(3.0))
     assert found["counted"] == ["module:0", "module:1"]
     assert found["total_j"] == pytest.approx(2 * 400.0 * found["duration_s"], rel=0.05)
     assert {found["part_of"]["gpu:0"], found["part_of"]["gpu:1"]} == {"module:0", "module:1"}
@@ -76,7 +71,7 @@ def test_two_modules_that_draw_the_same_are_two(run_on):
 
 def test_a_superchip_whose_counter_is_the_gpus_own_has_no_module(run_on):
     machine = gpu(0, SQUARE, "module 0", "module_extra_w 150", OURS, name="NVIDIA GH200 480GB")
-    found = run_on(machine, program(5.0))
+    found = run_on(machine, program(3.5))
     assert found["counted"] == ["cpu", "gpu:0", "ram"]
     assert found["method"]["gpu:0"] == "counter"
     assert found["energy_j"]["gpu:0"] == pytest.approx(true_j(square_w, found, "gpu:0"), rel=0.02)
@@ -85,7 +80,7 @@ def test_a_superchip_whose_counter_is_the_gpus_own_has_no_module(run_on):
 
 
 def test_an_h100_without_grace_stays_as_it_was(run_on):
-    found = run_on(gpu(0, SQUARE, OURS), program(5.0))
+    found = run_on(gpu(0, SQUARE, OURS), program(3.5))
     assert found["counted"] == ["cpu", "gpu:0", "ram"]
     assert (found["method"]["gpu:0"], found["band"]["gpu:0"]) == ("counter", [-0.05, 0.05])
     assert found["energy_j"]["gpu:0"] == pytest.approx(true_j(square_w, found, "gpu:0"), rel=0.02)

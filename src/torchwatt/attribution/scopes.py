@@ -77,7 +77,7 @@ def by_scope(recording: Recording) -> Scoped:
         elif one.scope == "gpu":
             meters.append(_noted(meter, f"the energy counter covers the GPU alone: {one.why}"))
         else:
-            meters.append(_by_power(meter, one))
+            meters.append(_without_module_ring(_by_power(meter, one), recording))
             events.append(_told(meter, one, recording))
     covering = [m for m in recording.meters if (one := found.get(m.domain)) is not None and one.scope == "module"]
     modules = [_module(index, group) for index, group in enumerate(covering_groups(covering, recording))]
@@ -87,7 +87,7 @@ def by_scope(recording: Recording) -> Scoped:
 
 
 def compare(meter: Meter, recording: Recording) -> Compared | None:
-    """Return what a GPU's counter follows; None where there is no counter, or no power at both scopes."""
+    """Return what a GPU's counter follows; None without a counter, or without a module that draws more than the GPU."""
     counter, power = meter.channel("counter"), meter.channel("power")
     module = _integral(recording.get(f"{meter.domain}/{MODULE_POWER}"))
     gpu = _integral(recording.get(power.key)) if power is not None and _at_gpu_scope(power) else None
@@ -104,6 +104,8 @@ def compare(meter: Meter, recording: Recording) -> Compared | None:
     seconds = float(np.diff(both, axis=1).sum()) / NS_PER_S
     counter_j = float(np.diff(curve.at(both), axis=1).sum())
     gpu_j, module_j = (float(np.diff(np.interp(both, t_ns, j), axis=1).sum()) for t_ns, j, _ in (gpu, module))
+    if seconds * NS_PER_S >= LEAST_NS and module_j - gpu_j <= APART_REL * gpu_j:
+        return None
     scope, why = _scope(counter_j, gpu_j, module_j, seconds)
     return Compared(counter_j, gpu_j, module_j, seconds, scope, why)
 
@@ -117,9 +119,6 @@ def _scope(counter_j: float, gpu_j: float, module_j: float, seconds: float) -> t
     )
     said = f"{watts} over {seconds:.3g} s"
     apart_j = module_j - gpu_j
-    if apart_j <= APART_REL * gpu_j:
-        near = abs(counter_j - gpu_j) <= APART_REL * gpu_j + counter_j / seconds * PUBLISHED_S
-        return ("gpu", f"its module draws the same: {said}") if near else ("unknown", f"it follows none: {said}")
     late = counter_j / seconds * PUBLISHED_S / apart_j
     place = (counter_j - gpu_j) / apart_j  # 0 at scope GPU, 1 at scope MODULE
     if late > NEAR:
@@ -179,6 +178,25 @@ def _by_power(meter: Meter, one: Compared) -> Meter:
     source = f"{meter.accuracy_source}; widened to what the energy counter says, for its scope is not known"
     unsure = replace(meter, channels=channels, accuracy_rel=band, accuracy_source=source)
     return _noted(unsure, f"the energy counter may cover the GPU or its module, which cannot be told: {one.why}")
+
+
+def _without_module_ring(gpu: Meter, recording: Recording) -> Meter:
+    """Leave out a driver's ring of samples that follows the module: layers would be fitted to its CPU, too."""
+    module, polled = (_integral(recording.get(f"{gpu.domain}/{name}")) for name in (MODULE_POWER, "power"))
+    rings = [channel for channel in gpu.channels if channel.stamped]
+    if module is None or polled is None or not rings:
+        return gpu
+    ring = _integral(recording.get(rings[0].key))
+    if ring is None:
+        return gpu
+    both = _common(int(ring[0][0]), int(ring[0][-1]), (ring, module, polled), ())
+    ring_j, module_j, gpu_j = (
+        float(np.diff(np.interp(both, t_ns, joules), axis=1).sum()) for t_ns, joules, _ in (ring, module, polled)
+    )
+    if abs(ring_j - gpu_j) <= abs(ring_j - module_j):
+        return gpu
+    kept = tuple(channel for channel in gpu.channels if not channel.stamped)
+    return _noted(replace(gpu, channels=kept), "the driver's own samples are of the module: layers are fitted to polls")
 
 
 def _told(meter: Meter, one: Compared, recording: Recording) -> Event:

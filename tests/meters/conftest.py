@@ -44,7 +44,7 @@ def run_on(nvml_folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none"),
             "OMP_NUM_THREADS": "1",
         }
-        found = run_script(code, os.environ | settings | env, timeout_s=60.0)
+        found = run_script(code, os.environ | settings | env, timeout_s=120.0)
         return {**found, "epoch_ns": epoch_ns}
 
     return run

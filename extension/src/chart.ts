@@ -67,6 +67,9 @@ export class ReportView extends View {
     super();
     this.node.append(this.head(), this.figures.node);
     this.figures.show(reportFigures(payload));
+    for (const note of payload.notes ?? []) {
+      this.add(h('div', { class: 'tw-note' }, note));
+    }
     this.add(domains(payload));
     if (payload.curves.some(curve => curve.t_s.length > 0)) {
       this.node.append(h('h4', {}, 'Power'), this.power.node);
@@ -212,6 +215,7 @@ function domains(payload: Payload): HTMLElement | null {
         ' ',
         h('span', { class: 'tw-chip' }, one.provenance),
         ' ',
+        one.counted === false ? 'not in the total' : '',
         one.share === null ? '' : `${(one.share * 100).toFixed(1)} %`
       ),
       h('div', { class: 'tw-domain-value' }, one.text),

@@ -36,6 +36,8 @@ export interface Layers {
 export interface DomainInfo {
   readonly domain: string;
   readonly energy_j: Joules;
+  /** False for a domain with books of its own beside the total; missing in reports of older versions. */
+  readonly counted?: boolean;
   readonly share: number | null;
   readonly provenance: string;
   readonly meter: string;
@@ -78,6 +80,8 @@ export interface Payload extends Layers {
     readonly provenance: string | null;
     readonly text: string;
   };
+  /** What the total does and does not contain, in sentences; missing in reports of older versions. */
+  readonly notes?: readonly string[];
   readonly power_w: number | null;
   readonly carbon: { readonly value_g: number | null; readonly text: string; readonly how: string };
   readonly rates: readonly { readonly label: string; readonly value: string; readonly detail: string }[];

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 
 from torchwatt.audit.schema import Row
@@ -19,7 +19,7 @@ def salted(run_id: str, secret: str | None) -> str | None:
 
 
 def device_rows(report: Report) -> Iterator[Row]:
-    """Make one row a domain; only those with a ledger count toward the total."""
+    """Make one row a domain; only those with a counted ledger count toward the total."""
     ledgers = {str(ledger.domain): ledger for ledger in report.ledgers}
     curves = {str(curve.domain): curve for curve in report.curves}
     meters = {str(meter.domain): meter for meter in report.meters}
@@ -29,12 +29,19 @@ def device_rows(report: Report) -> Iterator[Row]:
             "run_id": report.run_id,
             "device_id": domain,
             "kind": kind_of(domain),
-            "counts_toward_total": domain in ledgers,
+            "counts_toward_total": domain in ledgers and ledgers[domain].counted,
+            "parent_device_id": _parent(ledgers.get(domain), ledgers),
             **_meter(meters.get(domain), report.run_id),
             **_known(ledgers.get(domain), curves.get(domain)),
             **_counter(ledgers.get(domain), meters.get(domain)),
             **_unavailable(report, domain),
         }
+
+
+def _parent(ledger: Ledger | None, ledgers: Mapping[str, Ledger]) -> str | None:
+    """Return the domain that contains this one; the first, where its joules are spread over several modules."""
+    first = ledger.part_of.partition(", ")[0] if ledger is not None else ""
+    return first if first in ledgers else None
 
 
 def _meter(meter: Meter | None, run_id: str) -> Row:

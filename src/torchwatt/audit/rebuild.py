@@ -96,9 +96,10 @@ def _ledgers(bundle: Bundle, window_s: float) -> Iterator[Ledger]:
         by_device[text(row, "device_id")].append(row)
     for row in bundle["device"]:
         energy_j = number(row, "energy_j")
-        if not row["counts_toward_total"] or energy_j is None:
-            continue
         name = text(row, "device_id")
+        # A device of no rank of a job is metered and has no books; one that is not counted has books of its own.
+        if energy_j is None or not (row["counts_toward_total"] or by_device[name]):
+            continue
         domain = Domain.parse(name)
         yield Ledger(
             domain=domain,
@@ -116,6 +117,8 @@ def _ledgers(bundle: Bundle, window_s: float) -> Iterator[Ledger]:
             counter_end_raw=_whole(row, "counter_end_raw"),
             counter_unit_j=number(row, "counter_unit_j"),
             counter_wraps=_whole(row, "counter_wraps"),
+            counted=row["counts_toward_total"] is True,
+            part_of=text(row, "parent_device_id"),
         )
 
 

@@ -61,7 +61,7 @@ def _declared(report: Report) -> Row:
 
 
 def _energies(report: Report) -> Row:
-    ledgers, bounds = report.ledgers, report.energy_bounds_j
+    ledgers, bounds = report.counted, report.energy_bounds_j
     entries = [entry for ledger in ledgers for entry in ledger.entries]
     booked_j = fsum(entry.energy_self_j for entry in entries)
     unclaimed_j = fsum(entry.energy_self_j for entry in entries if entry.fqn == UNATTRIBUTED)
@@ -88,7 +88,8 @@ def measurement_level(domains: Iterator[tuple[str, str]]) -> str | None:
         return None
     if any(known != "measured" for _, known in found):
         return "M0"
-    return "M2" if {"cpu", "dram"} <= {kind for kind, _ in found} else "M1"
+    kinds = {kind for kind, _ in found}
+    return "M2" if "module" in kinds or kinds >= {"cpu", "dram"} else "M1"  # a superchip's module has both inside
 
 
 def _part_j(ledgers: tuple[Ledger, ...], part: str) -> float | None:

@@ -19,7 +19,7 @@ def window_rows(report: Report) -> Iterator[Row]:
     # A window's joules lie between readings, so they are derived, at best.
     known: Provenance | None = weakest("derived", report.provenance) if report.provenance else None
     found = [(w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j) for w in report.windows]
-    domains = [str(ledger.domain) for ledger in report.ledgers]
+    domains = [str(ledger.domain) for ledger in report.counted]
     found += [(s.start_ns, s.end_ns, "step", str(s.index), _all_j(s.energy_j, domains)) for s in report.steps]
     ordered = sorted(found, key=lambda w: (w[0], -w[1], w[2], w[3]))
     for index, (start_ns, end_ns, kind, name, energy_j) in enumerate(ordered):

@@ -63,6 +63,7 @@ class Ledger:
     counter_unit_j: float | None = None
     counter_wraps: int | None = None
     counted: bool = True  # part of the run's total; else it has books of its own beside it
+    part_of: str = ""  # the domain whose joules contain these
 
     def __post_init__(self) -> None:
         booked_j = fsum(entry.energy_self_j for entry in self.entries)

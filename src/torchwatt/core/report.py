@@ -82,9 +82,14 @@ class Report:
         return sum(step.count for step in self.steps)
 
     @property
+    def counted(self) -> tuple[Ledger, ...]:
+        """Return the ledgers that make the total; the others have books of their own beside it."""
+        return tuple(ledger for ledger in self.ledgers if ledger.counted)
+
+    @property
     def energy_j(self) -> float | None:
-        """Return the joules of all metered domains; None where nothing was metered."""
-        return fsum(ledger.energy_j for ledger in self.ledgers) if self.ledgers else None
+        """Return the joules of all counted domains; None where none was metered."""
+        return fsum(ledger.energy_j for ledger in self.counted) if self.counted else None
 
     @property
     def energy_bounds_j(self) -> tuple[float, float] | None:
@@ -93,11 +98,11 @@ class Report:
         A meter's band is common to all its joules and meters of one kind err alike, so bands are added, not combined
         in quadrature. None where a meter states no band, or was away for a part of the run.
         """
-        if not self.ledgers or self.energy_j is None:
+        if self.energy_j is None:
             return None
-        reading = Z90 * sqrt(fsum((ledger.energy_u_j or 0.0) ** 2 for ledger in self.ledgers))
+        reading = Z90 * sqrt(fsum((ledger.energy_u_j or 0.0) ** 2 for ledger in self.counted))
         low = high = 0.0
-        for ledger in self.ledgers:
+        for ledger in self.counted:
             meter = self.meter(str(ledger.domain))
             band = meter.accuracy_rel if meter is not None else None
             if band is None or not ledger.is_whole:
@@ -109,7 +114,7 @@ class Report:
     @property
     def provenance(self) -> Provenance | None:
         """Return the weakest provenance among the domains of the total."""
-        return weakest(*(ledger.provenance for ledger in self.ledgers)) if self.ledgers else None
+        return weakest(*(ledger.provenance for ledger in self.counted)) if self.counted else None
 
     @property
     def carbon_g(self) -> float | None:

@@ -10,7 +10,9 @@ import numpy as np
 
 from torchwatt.attribution.attribute import Attribution, attribute
 from torchwatt.attribution.known import NOTHING, Known
+from torchwatt.attribution.scopes import CONTAINS
 from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Recording, Unavailable
 from torchwatt.core.report import Report, Status, Step, Window
 from torchwatt.core.trace import Trace
@@ -67,13 +69,13 @@ def report_of(  # noqa: PLR0917  the parts of a report
         start_ns=bounds.start_ns,
         end_ns=bounds.end_ns,
         start_unix_ns=bounds.start_unix_ns,
-        ledgers=tuple(ledger for ledger in found.ledgers if str(ledger.domain) not in outcome.apart),
+        ledgers=tuple(ledger for ledger in found.ledgers if not _is_apart(ledger, found, outcome.apart)),
         curves=found.curves,
-        meters=tuple(m for m in recording.meters if any(c.quantity != "gauge" for c in m.channels)),
+        meters=tuple(m for m in found.meters if any(c.quantity != "gauge" for c in m.channels)),
         unavailable=_distinct((*recording.unavailable, *found.unavailable)),
         events=_in_order((*recording.events, *trace.events, *found.events, *outcome.events)),
         steps=tuple(_steps(trace, found.curves)),
-        windows=tuple(_seen_whole(sorted(outcome.windows, key=_place), found.curves)),
+        windows=tuple(_seen_whole(sorted(outcome.windows, key=_place), _counted(found))),
         modules=trace.modules,
         units=dict(outcome.units),
         sampler=recording.stats,
@@ -82,6 +84,19 @@ def report_of(  # noqa: PLR0917  the parts of a report
         software=outcome.software or software(),
     )
     return with_grams(report, asked.carbon)
+
+
+def _is_apart(ledger: Ledger, found: Attribution, apart: Sequence[str]) -> bool:
+    """Tell whether a domain stays outside of the report: a device of no rank, or a module of nothing but such."""
+    meter = next((m for m in found.meters if m.domain == ledger.domain), None)
+    gpus = (meter.fact(CONTAINS) or "").split(";") if meter is not None and meter.domain.kind == "module" else []
+    return str(ledger.domain) in apart or (bool(gpus) and set(gpus) <= set(apart))
+
+
+def _counted(found: Attribution) -> tuple[EnergyCurve, ...]:
+    """Return the curves that make the total."""
+    apart = {ledger.domain for ledger in found.ledgers if not ledger.counted}
+    return tuple(curve for curve in found.curves if curve.domain not in apart)
 
 
 def _status(status: Status, found: Attribution, recording: Recording) -> Status:
@@ -133,8 +148,7 @@ def _place(window: Window) -> tuple[int, int]:
 
 def window_of(report: Report) -> Window:
     """Return what an enclosing session keeps of a nested one."""
-    total_j = fsum(ledger.energy_j for ledger in report.ledgers) if report.ledgers else None
-    return Window(report.name, report.start_ns, report.end_ns, total_j)
+    return Window(report.name, report.start_ns, report.end_ns, report.energy_j)
 
 
 def _distinct(unavailable: Iterable[Unavailable]) -> tuple[Unavailable, ...]:

@@ -50,7 +50,8 @@ def _head(report: Report) -> str:
     status = muted(text(report.status), "13px") if report.status == "complete" else tag("b", chip(report.status))
     rest = muted(text(" · ".join(w for w in words if w)), "13px")
     line = tag("div", f"{title} &nbsp;{status} {muted('·', '13px')} {rest}", "margin:4px 0 10px 0")
-    return line + tag("div", "".join(_figures(report)), _CARDS)
+    notes = "".join(tag("div", text(note)) for note in summary.head_notes(report))
+    return line + tag("div", "".join(_figures(report)), _CARDS) + notes
 
 
 def _figures(report: Report) -> list[str]:

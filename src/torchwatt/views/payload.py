@@ -62,6 +62,7 @@ def _payload(report: Report, layers: int, points: int, events: int, domains: int
             "provenance": report.provenance,
             "text": summary.energy_text(report),
         },
+        "notes": [text(note) for note in summary.head_notes(report)],
         "power_w": number(summary.mean_power_w(report)),
         "carbon": {"value_g": number(report.carbon_g), "text": carbon.grams, "how": text(carbon.how)},
         "rates": [
@@ -113,7 +114,8 @@ def _domains(report: Report) -> Iterator[dict[str, Any]]:
             "domain": item.domain,
             "energy_j": number(ledger.energy_j),
             "energy_u_j": number(ledger.energy_u_j),
-            "share": number(ledger.energy_j / report.energy_j) if report.energy_j else None,
+            "share": number(ledger.energy_j / report.energy_j) if report.energy_j and ledger.counted else None,
+            "counted": ledger.counted,
             "static_w": number(ledger.static_w),
             "coverage": number(ledger.coverage),
             "method": ledger.method,

@@ -31,6 +31,7 @@ LAYER_COLUMNS = (
     "measured_share",
     "measured_in",
     "time_share_j",
+    "counted",
 )
 
 
@@ -69,4 +70,5 @@ def _row(ledger: Ledger, entry: Entry, total_j: float, module_class: str | None)
         "measured_share": entry.measured_share,
         "measured_in": entry.measured_in or None,
         "time_share_j": entry.time_share_j,
+        "counted": ledger.counted,
     }

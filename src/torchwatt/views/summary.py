@@ -153,8 +153,8 @@ class DomainText:
 
 
 def domains(report: Report) -> tuple[DomainText, ...]:
-    """Return the counted domains, most joules first."""
-    ordered = sorted(report.ledgers, key=lambda ledger: (-ledger.energy_j, str(ledger.domain)))
+    """Return the domains, those of the total first, most joules first."""
+    ordered = sorted(report.ledgers, key=lambda ledger: (not ledger.counted, -ledger.energy_j, str(ledger.domain)))
     return tuple(_domain(report, ledger) for ledger in ordered)
 
 
@@ -164,7 +164,7 @@ def shown_domains(report: Report) -> tuple[tuple[DomainText, ...], str]:
     if len(found) <= MOST_DOMAINS:
         return found, ""
     named = {item.domain for item in found[:MOST_DOMAINS]}
-    rest_j = fsum(ledger.energy_j for ledger in report.ledgers if str(ledger.domain) not in named)
+    rest_j = fsum(ledger.energy_j for ledger in report.counted if str(ledger.domain) not in named)
     return found[:MOST_DOMAINS], f"and {len(found) - MOST_DOMAINS} more domains with {format_energy(rest_j)}"
 
 
@@ -174,19 +174,35 @@ def _domain(report: Report, ledger: Ledger) -> DomainText:
         domain=domain,
         energy=format_energy(ledger.energy_j),
         # As the total is bounded: an interval of the reading error alone would deny the meter's own band.
-        bounds=bounds_text(replace(report, ledgers=(ledger,))),
-        share=format_share(ledger.energy_j / total_j) if total_j > 0 else DASH,
+        bounds=bounds_text(replace(report, ledgers=(replace(ledger, counted=True),))),
+        share=_share(ledger, total_j),
         provenance=ledger.provenance,
         meter=" · ".join(_meter_words(report, ledger)),
         sentence=ledger.sentence.removeprefix(f"{domain}: "),
     )
 
 
+def _share(ledger: Ledger, total_j: float) -> str:
+    if not ledger.counted:
+        return f"inside {ledger.part_of}" if ledger.part_of else "not counted"
+    return format_share(ledger.energy_j / total_j) if total_j > 0 else DASH
+
+
+# What a reader must know before the first number: whose joules are in the total, and whose are not.
+_HEAD = ("DEVICE_USER_UNKNOWN", "OTHER_PROCESSES", "SCOPE_UNKNOWN", "MODULE_COUNTER", "CHILD_PROCESSES")
+
+
+def head_notes(report: Report) -> tuple[str, ...]:
+    """Return what the total does and does not contain, where that is not what the reader expects; one sentence each."""
+    found = sorted((e for e in report.events if e.code in _HEAD), key=lambda e: (_HEAD.index(e.code), e.subject))
+    return tuple(e.message if e.message.startswith(e.subject) else f"{e.subject}: {e.message}" for e in found)
+
+
 def modelled_instead(report: Report, gone: Unavailable) -> bool:
     """Return whether what has no meter is in the total all the same, by a model."""
     kind = kind_of(gone.domain)
     return any(ledger.domain.kind == kind and ledger.provenance == "modelled"
-               for ledger in report.ledgers)  # fmt: skip
+               for ledger in report.counted)  # fmt: skip
 
 
 def _meter_words(report: Report, ledger: Ledger) -> list[str]:
@@ -237,7 +253,7 @@ def step_rate(report: Report) -> Rate:
 
 def step_j(report: Report, step: Step) -> float | None:
     """Return a step's joules over all counted domains, None where one of them was not known."""
-    parts = [step.energy_j.get(str(ledger.domain)) for ledger in report.ledgers]
+    parts = [step.energy_j.get(str(ledger.domain)) for ledger in report.counted]
     return fsum(p for p in parts if p is not None) if parts and None not in parts else None
 
 

@@ -55,6 +55,8 @@ def _head(report: Report, width: int) -> list[str]:
         energy = f"{DASH} · nothing was metered"
     lines = [_cut_end(" · ".join(word for word in title if word), width)]
     lines += _labelled("energy", energy, width)
+    for note in summary.head_notes(report):
+        lines += _labelled("", note, width)
     lines += _labelled("power", f"{format_power(summary.mean_power_w(report))} mean", width)
     grams = "" if carbon.grams == DASH else f"{carbon.grams} · "
     lines += _labelled("carbon", grams + carbon.how, width)
@@ -98,11 +100,11 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
         return []
     everything = layer_sums(report)
     layers = [layer for layer in everything if not layer.reserved]
-    entries = [entry for ledger in report.ledgers for entry in ledger.entries]
+    entries = [entry for ledger in report.counted for entry in ledger.entries]
     backward = any(entry.phase == "backward" for entry in entries)
     sheet = _Sheet(totals(entries, class_names(report)), report.energy_j, width - _FIXED, backward)
     shown, folded = fold(layers, max(max_layers, 0))
-    over = " + ".join(str(ledger.domain) for ledger in report.ledgers)
+    over = " + ".join(str(ledger.domain) for ledger in report.counted)
     lines = [f"layers, {over}", _line("layer", [name for name, _ in _COLUMNS], sheet), "-" * width]
     modules = class_names(report)
     for layer in shown:

@@ -66,6 +66,7 @@ def _added(group: Group) -> Booked:
     total = replace(
         first,
         domain=group.domain,
+        counted=any(ledger.counted for _, ledger in found),
         energy_j=fsum(entry.energy_self_j for entries in parts.values() for entry in entries),
         entries=summed(group.domain, parts.values()),
         provenance=weakest(*(ledger.provenance for _, ledger in found)),

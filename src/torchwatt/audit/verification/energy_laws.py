@@ -11,7 +11,7 @@ from torchwatt.audit.verification.cells import Piece
 from torchwatt.audit.verification.derived import Derived, same
 from torchwatt.audit.verification.facts import Facts, WindowFact, number, rows_of, text
 from torchwatt.audit.verification.finding import Findings
-from torchwatt.core.terms import PROVENANCES, RESERVED, UNATTRIBUTED
+from torchwatt.core.terms import OTHER_PROCESSES, PROVENANCES, RESERVED, UNATTRIBUTED
 
 # A share of a meter is not measured, whatever the meter is.
 BEST_OF_METHOD = {"fit": "apportioned", "time_share": "apportioned", "load_model": "modelled"}
@@ -28,6 +28,8 @@ class LayerLaws:
         self.findings = findings
         self.derived = Derived(TABLE_BY_NAME["layer"], file, findings)
         self.device_j = {name: number(row, "energy_j") for name, row in facts.devices.items()}
+        self.counts = {name: row["counts_toward_total"] is True for name, row in facts.devices.items()}
+        self.with_work: set[str] = set()  # devices that do not count, and did more than others' work
         self.known = {name: text(row, "provenance") for name, row in facts.devices.items()}
 
     def look(self, piece: Piece) -> None:
@@ -54,6 +56,10 @@ class LayerLaws:
             if joules is None:
                 continue
             by_device[device].append(joules)
+            if not self.counts.get(device, True):
+                if name != OTHER_PROCESSES:
+                    self.with_work.add(device)
+                continue
             if name == UNATTRIBUTED:
                 unclaimed.append(joules)
             if name in wanted:
@@ -97,10 +103,11 @@ class LayerLaws:
         if "layer" in self.facts.broken or "device" in self.facts.broken:
             return
         for name, row in self.facts.devices.items():
-            if row["counts_toward_total"]:
+            if name in self.with_work and not row["parent_device_id"]:
+                reason = f"has rows of {name}, which does not count and is inside of no other"
+                self.findings.add("SUM", self.file, reason, column="device_id")
+            if row["counts_toward_total"] or name in self.facts.layer_j:
                 _add_up(self.facts, self.findings, self.file, "energy_self_j", name, self.facts.layer_j[name].value)
-            elif name in self.facts.layer_j:
-                self.findings.add("SUM", self.file, f"has rows of {name}, which does not count", column="device_id")
 
 
 def best_known(method: str, told: str) -> str | None:

@@ -91,12 +91,13 @@ def _level(counted: list[Row]) -> str | None:
         return None
     if any(row["provenance"] != "measured" for row in counted):
         return "M0"
-    return "M2" if {"cpu", "dram"} <= {row["kind"] for row in counted} else "M1"
+    kinds = {row["kind"] for row in counted}
+    return "M2" if "module" in kinds or kinds >= {"cpu", "dram"} else "M1"
 
 
 def _layers(facts: Facts) -> Iterator[Expected]:
     total_j = number(facts.run, "energy_it_j")
-    booked_j = fsum(part for layer_sum in facts.layer_j.values() for part in layer_sum.parts)
+    booked_j = fsum(part for name in facts.counted if name in facts.layer_j for part in facts.layer_j[name].parts)
     yield "energy_unattributed_j", facts.unattributed_j.value if facts.counted else None, 0.0
     yield "closure_residual_j", None if total_j is None else total_j - booked_j, total_j or 0.0
 

@@ -47,6 +47,9 @@ def with_tail(split: Ledger, whole: Ledger) -> Ledger:
     Raises:
         LedgerError: The part holds more joules than the whole.
     """
+    others = not whole.counted and not whole.part_of  # all of it is one row already
+    if others or split.counted != whole.counted:
+        return whole
     tail_j = whole.energy_j - split.energy_j
     if tail_j < -1e-9 * whole.energy_j:
         raise LedgerError(f"{whole.domain}: {split.energy_j!r} J before the tail, {whole.energy_j!r} J with it")
@@ -89,7 +92,7 @@ def _tail(whole: Ledger, own_j: float, tail_s: float) -> Entry:
 
 def _told(ledgers: Sequence[Ledger], split: Sequence[Ledger], until_ns: int, bounds: Bounds) -> list[Event]:
     known_s, all_s = ((t - bounds.start_ns) / NS_PER_S for t in (until_ns, bounds.end_ns))
-    tail_j = fsum(ledger.energy_j for ledger in ledgers) - fsum(ledger.energy_j for ledger in split)
+    tail_j = fsum(x.energy_j for x in ledgers if x.counted) - fsum(x.energy_j for x in split if x.counted)
     message = (
         f"who ran is known for {max(known_s, 0.0):.3f} of {all_s:.3f} s; the {tail_j:.4g} J after that are booked to "
         f"{UNATTRIBUTED}"

@@ -1,0 +1,218 @@
+"""Runs programs under torchwatt and sets the report beside the program's own truth.
+
+    python -m tests.programs.measure FILE NAME ...      one process for a group of programs, results as JSON in FILE
+
+Shares are parts of the joules of the modelled or metered CPU, and of the seconds of the program's clock. `(profiler)` is
+in neither. What is no forward, backward, optimizer, data, communication or compile is `other` in both: `(outside)`,
+`(idle)`, `(setup)` and the `other` part of `(unattributed)` with it. Joules of `(unattributed)` whose phase is known
+count in that phase.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+import torchwatt as tw
+from tests.programs.plain import prepare
+from tests.programs.truth import PHASES, PROGRAMS, Parts
+
+ROOT, PROFILER = "(root)", "(profiler)"
+SHORT_MS = 1.0  # steps below have a wider bound
+ALL_STAGES = "all"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One figure twice: what the program counted, and what the report says; None is unknown."""
+
+    truth: float
+    reported: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of a program. Shares in percent of all seconds or joules; parts of groups are named `group/phase`."""
+
+    program: str
+    seconds: float
+    step_ms: float
+    phases: dict[str, Pair]
+    groups: dict[str, Pair]
+    steps: dict[str, Pair]
+    calls: dict[str, Pair]  # `module/phase`
+    strange_names: list[str]  # in the report, and no module's
+    missing_names: list[str]  # modules with parameters that ran, and are not in the report
+    unequal_parents: list[str]
+    profiler: float  # percent of the run's joules
+    events: list[str]
+
+    @property
+    def short(self) -> bool:
+        return self.step_ms < SHORT_MS
+
+    def differences(self) -> dict[str, float]:
+        """Return reported minus true points of every phase and group."""
+        shares = {**self.phases, **self.groups}
+        return {name: pair.reported - pair.truth for name, pair in shares.items()}
+
+
+def measure(name: str, length: float = 1.0) -> Result:
+    """Run one program in a session of its own."""
+    parts, models, run_program = prepare(name, length)
+    with contextlib.redirect_stdout(io.StringIO()), tw.profile(models if isinstance(models, nn.Module) else None) as run:
+        parts.restart()
+        run_program()
+        parts.start("other")
+    return compare(name, parts, models, run)
+
+
+def compare(name: str, parts: Parts, models: nn.Module | dict[str, nn.Module], run: tw.Run) -> Result:
+    everything = run.layers
+    rows = everything[everything.domain.str.partition(":")[0] == "cpu"]
+    mine = rows[rows.fqn == PROFILER].energy_self_j.sum()
+    total_j = rows.energy_self_j.sum() - mine
+    steps = sum(parts.steps.values())
+    modules = module_names(models)
+    return Result(
+        program=name,
+        seconds=parts.total_s,
+        step_ms=parts.total_s / max(steps, 1) * 1e3,
+        phases=phases(parts, rows[rows.fqn != PROFILER], total_j),
+        groups=dict(groups(parts, rows, total_j)),
+        steps=dict(stages(parts, run.steps)),
+        calls=dict(calls(parts, rows)) if PROGRAMS[name].exact_calls else {},
+        strange_names=sorted({fqn for fqn in everything.fqn if not fqn.startswith("(")} - set(modules)),
+        missing_names=missing(parts, rows, modules),
+        unequal_parents=[*unequal_totals(everything, set(modules)), *unequal_views(run)],
+        profiler=100 * mine / (total_j + mine),
+        events=list(run.events.code),
+    )
+
+
+def phases(parts: Parts, rows: pd.DataFrame, total_j: float) -> dict[str, Pair]:
+    phase = rows.phase.where(rows.phase.isin(PHASES), "other")
+    joules = rows.groupby(phase).energy_self_j.sum()
+    return {
+        phase: Pair(100 * seconds / parts.total_s, 100 * float(joules.get(phase, 0.0)) / total_j)
+        for phase, seconds in parts.seconds.items()
+        if seconds > 0 or joules.get(phase, 0.0) > 0
+    }
+
+
+def groups(parts: Parts, rows: pd.DataFrame, total_j: float) -> Iterable[tuple[str, Pair]]:
+    for group, by_phase in parts.group_seconds.items():
+        inside = rows.fqn.map(lambda fqn, tops=parts.groups[group]: any(is_in(fqn, top) for top in tops))
+        for phase, seconds in by_phase.items():
+            joules = rows[inside & (rows.phase == phase)].energy_self_j.sum()
+            yield f"{group}/{phase}", Pair(100 * seconds / parts.total_s, 100 * joules / total_j)
+
+
+def is_in(fqn: str, top: str) -> bool:
+    return fqn == top or fqn.startswith(f"{top}.")
+
+
+def stages(parts: Parts, steps: pd.DataFrame) -> Iterable[tuple[str, Pair]]:
+    """Yield steps of all stages, and of each; unknown where the report does not tell stages apart."""
+    yield ALL_STAGES, Pair(sum(parts.steps.values()), int(steps.steps.sum()))
+    told = steps.groupby("stage").steps.sum() if "stage" in steps else None
+    for stage in sorted({*parts.steps, *(told.index if told is not None else ())}):
+        yield stage, Pair(parts.steps[stage], None if told is None else int(told.get(stage, 0)))
+
+
+def calls(parts: Parts, rows: pd.DataFrame) -> Iterable[tuple[str, Pair]]:
+    """Yield calls of every module of the report that the program counted."""
+    for phase, counted in (("forward", parts.calls), ("backward", parts.graded_calls)):
+        told = rows[(rows.phase == phase) & rows.fqn.isin(parts.calls)].set_index("fqn").calls
+        for fqn, number in told.items():
+            yield f"{fqn}/{phase}", Pair(counted[fqn], None if pd.isna(number) else int(number))
+
+
+def module_names(models: nn.Module | dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return every module by the names it has: as in `state_dict`, below the name of its model if there are several."""
+    tops = {"": models} if isinstance(models, nn.Module) else models
+    found = {}
+    for top, model in tops.items():
+        for name, module in model.named_modules(remove_duplicate=False):
+            found[".".join(part for part in (top, name) if part) or ROOT] = module
+    return found
+
+
+def missing(parts: Parts, rows: pd.DataFrame, modules: dict[str, nn.Module]) -> list[str]:
+    """Return modules with parameters of their own that the program called, and that the report does not know."""
+    seen = {id(modules[fqn]) for fqn in rows.fqn if fqn in modules}
+    return [
+        fqn
+        for fqn, module in modules.items()
+        if parts.calls[fqn] and any(True for _ in module.parameters(recurse=False)) and id(module) not in seen
+    ]
+
+
+def unequal_totals(rows: pd.DataFrame, modules: set[str]) -> Iterable[str]:
+    """Yield the rows of `run.layers` whose total is not the sum of what is inside."""
+    for _, row in rows.iterrows():
+        inside = rows.fqn.map(
+            lambda fqn, top=row.fqn: is_in(fqn, top) or (top == ROOT and fqn in modules)
+        )
+        same = rows[inside & (rows.domain == row.domain) & (rows.phase == row.phase)].energy_self_j
+        if not math.isclose(math.fsum(same), row.energy_total_j, rel_tol=1e-9, abs_tol=1e-12):
+            yield f"run.layers: {row.domain} {row.fqn} {row.phase}"
+
+
+def unequal_views(run: tw.Run) -> Iterable[str]:
+    """Yield what does not add up elsewhere."""
+    if not math.isclose(math.fsum(run.layers.energy_self_j), run.energy_j, rel_tol=1e-9):
+        yield "run.layers: all rows and run.energy_j"
+
+
+def in_the_middle(results: Iterable[Result]) -> Result:
+    """Return the last of several runs of one program with the median of each share's difference in place of its own."""
+    results = list(results)
+    last = results[-1]
+
+    def middle(of: str) -> dict[str, Pair]:
+        names = dict.fromkeys(name for result in results for name in getattr(result, of))
+        pairs = {name: [getattr(result, of).get(name, Pair(0.0, 0.0)) for result in results] for name in names}
+        return {
+            name: Pair(truth := median(p.truth for p in each), truth + median(p.reported - p.truth for p in each))
+            for name, each in pairs.items()
+        }
+
+    return Result(**{**vars(last), "phases": middle("phases"), "groups": middle("groups")})
+
+
+def dumped(result: Result) -> dict[str, Any]:
+    return asdict(result)
+
+
+def loaded(values: dict[str, Any]) -> Result:
+    pairs = {of: {name: Pair(**pair) for name, pair in values[of].items()} for of in ("phases", "groups", "steps", "calls")}
+    return Result(**{**values, **pairs})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("names", nargs="+")
+    parser.add_argument("--length", type=float, default=1.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    asked = parser.parse_args()
+    with asked.file.open("w") as file:
+        for name in asked.names:
+            for _ in range(asked.repeats):
+                print(json.dumps(dumped(measure(name, asked.length))), file=file, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Steps and models of every size: 0.2 ms to tens, three modules to 5,000."""
+
+import torch
+from torch import nn
+
+from tests.programs.truth import Parts, program
+
+
+def train(parts, model, optimizer, batch, rounds):
+    """Train, and start no more parts than the clock needs."""
+    start, steps = parts.start, 0
+    for _ in parts.rounds(rounds):
+        optimizer.zero_grad()
+        x = batch()
+        start("forward")
+        y = model(x)
+        start("other")
+        loss = y.square().mean()
+        start("backward")
+        loss.backward()
+        start("optimizer")
+        optimizer.step()
+        start("other")
+        steps += 1
+    parts.steps["train"] += steps
+    print(f"{loss.item():.6f}")
+
+
+def perceptron(parts, width, batch, rounds):
+    model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    parts.count(model)
+    return model, lambda: train(parts, model, optimizer, lambda: torch.randn(batch, width), rounds)
+
+
+@program()
+def steps_of_300_us(parts: Parts):
+    """Three modules, 300 microseconds a step."""
+    return perceptron(parts, 48, 16, 2000)
+
+
+@program(heavy=True)
+def steps_of_200_us(parts: Parts):
+    """Three modules of width 4: Python is all there is."""
+    return perceptron(parts, 4, 2, 20_000)
+
+
+@program()
+def steps_of_1_ms(parts: Parts):
+    """Three Linears with AdamW at about a millisecond a step."""
+    model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 128))
+    optimizer = torch.optim.AdamW(model.parameters())
+    parts.count(model)
+    return model, lambda: train(parts, model, optimizer, lambda: torch.randn(32, 128), 500)
+
+
+@program()
+def steps_of_10_ms(parts: Parts):
+    """Three Linears with AdamW at about ten milliseconds a step."""
+    model = nn.Sequential(nn.Linear(256, 768), nn.ReLU(), nn.Linear(768, 768), nn.ReLU(), nn.Linear(768, 128))
+    optimizer = torch.optim.AdamW(model.parameters())
+    parts.count(model)
+    parts.time("linear 2", {"2": model[2]})
+    parts.time("ReLU", {"1": model[1], "3": model[3]})
+    return model, lambda: train(parts, model, optimizer, lambda: torch.randn(128, 256), 60)

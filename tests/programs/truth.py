@@ -1,0 +1,148 @@
+"""The clock and the counters that programs read themselves: what is true of a run, without a line of torchwatt's."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PHASES = ("forward", "backward", "optimizer", "data", "communication", "compile", "other")
+
+
+class Parts:
+    """Seconds of each phase, calls of each module and steps of each stage, as the program itself counts them.
+
+    `start(phase)` ends the part before. The program is in `other` until it starts a part: making models and batches,
+    losses outside modules, `zero_grad`, hand-written updates. `length` is by how much the program runs longer than usual.
+    """
+
+    def __init__(self, length: float = 1.0) -> None:
+        self.length = length
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.group_seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # group, phase
+        self.groups: dict[str, tuple[str, ...]] = {}
+        self.calls: Counter[str] = Counter()
+        self.graded_calls: Counter[str] = Counter()  # calls that a backward pass follows
+        self.steps: Counter[str] = Counter()
+        self._phase = "other"
+        self._since = perf_counter()
+        self._open: tuple[str, float] | None = None  # a group whose backward has begun
+
+    def start(self, phase: str) -> None:
+        """End the part before and start this one."""
+        now = perf_counter()
+        self.seconds[self._phase] += now - self._since
+        if self._open is not None:
+            self._end_backward(now)
+        self._phase, self._since = phase, now
+
+    def restart(self) -> None:
+        """Forget the seconds before: the measured run begins here."""
+        self._phase, self._since = "other", perf_counter()
+
+    def rounds(self, n: int) -> range:
+        """Return the rounds of a loop that has `n` of them at the usual length."""
+        return range(max(4, round(n * self.length)))
+
+    def count(self, model: nn.Module, prefix: str = "") -> nn.Module:
+        """Count the calls of a model and of all modules in it, in their own `forward`; return the model."""
+        for name, module in model.named_modules():
+            full = ".".join(part for part in (prefix, name) if part) or "(root)"
+            self.calls[full] += 0
+            module.forward = self._counting(full, module.forward)
+        return model
+
+    def _counting(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        calls, graded, is_grad_enabled = self.calls, self.graded_calls, torch.is_grad_enabled
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            if is_grad_enabled():
+                graded[name] += 1
+            return forward(*args, **kwargs)
+
+        return counted
+
+    def time(self, group: str, modules: Mapping[str, nn.Module]) -> None:
+        """Time modules that run one after the other: forward by the clock, backward between hooks on their tensors.
+
+        The first argument and the result are tensors. A module whose input needs no gradient is the last one of the
+        backward pass.
+        """
+        self.groups[group] = tuple(modules)
+        for module in modules.values():
+            module.forward = self._timing(group, module.forward)
+
+    def _timing(self, group: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        seconds = self.group_seconds[group]
+
+        def timed(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if x.requires_grad:
+                x = x.view_as(x)  # so that the hook is on this use of the tensor alone
+                x.register_hook(lambda _: self._end_backward(perf_counter()))
+            began = perf_counter()
+            y = forward(x, *args, **kwargs)
+            seconds["forward"] += perf_counter() - began
+            first = y[0] if isinstance(y, tuple) else y
+            if first.requires_grad:
+                first.register_hook(lambda _: self._begin_backward(group))
+            return y
+
+        return timed
+
+    def _begin_backward(self, group: str) -> None:
+        now = perf_counter()
+        if self._open is not None:
+            self._end_backward(now)
+        self._open = group, now
+
+    def _end_backward(self, now: float) -> None:
+        if self._open is not None:
+            group, since = self._open
+            self.group_seconds[group]["backward"] += now - since
+            self._open = None
+
+    def route(self, group: str, modules: Iterable[str], phase: str, seconds: float) -> None:
+        """Book seconds to a group that the program timed itself."""
+        self.groups[group] = tuple(modules)
+        self.group_seconds[group][phase] += seconds
+
+    def add(self, other: Parts) -> None:
+        """Add what another thread's parts counted."""
+        for phase, seconds in other.seconds.items():
+            self.seconds[phase] += seconds
+        for mine, theirs in ((self.calls, other.calls), (self.graded_calls, other.graded_calls)):
+            mine.update(theirs)
+        self.steps.update(other.steps)
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program: `make(parts)` returns its model or its models by name, and the function that runs it."""
+
+    name: str
+    make: Callable[[Parts], tuple[nn.Module | dict[str, nn.Module], Callable[[], None]]]
+    heavy: bool = False  # only in `make test-all`
+    exact_calls: bool = True  # false where the program cannot count calls (compiled code)
+
+
+PROGRAMS: dict[str, Program] = {}
+
+
+def program(*, heavy: bool = False, exact_calls: bool = True) -> Callable[..., Any]:
+    """Register a function as the program of its name."""
+
+    def register(make: Callable[..., Any]) -> Callable[..., Any]:
+        PROGRAMS[make.__name__] = Program(make.__name__, make, heavy, exact_calls)
+        return make
+
+    return register

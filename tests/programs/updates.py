@@ -1,0 +1,260 @@
+"""How weights are changed: by hand, by one optimizer, by several, after several batches, and for whole new models."""
+
+import torch
+from torch import nn
+
+from tests.programs.truth import Parts, program
+
+
+def net(width=128, hidden=512, out=10):
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+def gradients(parts, model, x):
+    """Run forward and backward, and leave the parts in `other`."""
+    parts.start("forward")
+    y = model(x)
+    parts.start("other")
+    loss = y.square().mean()
+    parts.start("backward")
+    loss.backward()
+    parts.start("other")
+    return loss
+
+
+def update(parts, optimizer):
+    parts.start("optimizer")
+    optimizer.step()
+    parts.start("other")
+
+
+@program()
+def update_by_hand(parts: Parts):
+    """Plain SGD written out: no torch optimizer ends a step."""
+    model = net()
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(180):
+            model.zero_grad()
+            loss = gradients(parts, model, torch.randn(64, 128))
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 1e-3 * p.grad
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def momentum_by_hand_small(parts: Parts):
+    """A regression as in a first lesson: one layer, momentum by hand, far below a millisecond a step."""
+    model = nn.Linear(64, 1)
+    parts.count(model)
+
+    def run():
+        velocity = [torch.zeros_like(p) for p in model.parameters()]
+        for _ in parts.rounds(2500):
+            model.zero_grad()
+            loss = gradients(parts, model, torch.randn(32, 64))
+            with torch.no_grad():
+                for p, v in zip(model.parameters(), velocity, strict=True):
+                    v.mul_(0.9).add_(p.grad)
+                    p.sub_(v, alpha=1e-2)
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def accumulation(parts: Parts):
+    """Four batches for one step of the optimizer."""
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(45):
+            optimizer.zero_grad()
+            for _ in range(4):
+                loss = gradients(parts, model, torch.randn(64, 128))
+            update(parts, optimizer)
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def gan(parts: Parts):
+    """Generator and critic, each with its optimizer, one step of both a round."""
+    generator, critic = net(64, 256, 128), net(128, 256, 1)
+    of_generator = torch.optim.Adam(generator.parameters(), betas=(0.5, 0.999))
+    of_critic = torch.optim.Adam(critic.parameters(), betas=(0.5, 0.999))
+    parts.count(generator, "generator")
+    parts.count(critic, "critic")
+
+    def run():
+        for _ in parts.rounds(90):
+            real, noise = torch.randn(64, 128), torch.randn(64, 64)
+            parts.start("forward")
+            fake = generator(noise)
+            scores = critic(real), critic(fake.detach())
+            parts.start("other")
+            of_critic.zero_grad()
+            loss = (1 - scores[0]).relu().mean() + (1 + scores[1]).relu().mean()
+            parts.start("backward")
+            loss.backward()
+            update(parts, of_critic)
+            of_generator.zero_grad()
+            parts.start("forward")
+            score = critic(fake)
+            parts.start("other")
+            loss = -score.mean()
+            parts.start("backward")
+            loss.backward()
+            update(parts, of_generator)
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return {"generator": generator, "critic": critic}, run
+
+
+def fit(parts, model, optimizer, rounds):
+    for _ in parts.rounds(rounds):
+        optimizer.zero_grad()
+        loss = gradients(parts, model, torch.randn(64, 128))
+        update(parts, optimizer)
+        parts.steps["train"] += 1
+    return loss
+
+
+def two_phases(parts, *, keep):
+    model = net()
+    parts.count(model)
+
+    def run():
+        head = torch.optim.AdamW(model[4].parameters())
+        fit(parts, model, head, 70)
+        everything = torch.optim.AdamW(model.parameters())
+        if not keep:
+            del head
+        loss = fit(parts, model, everything, 70)
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def two_phases_first_kept(parts: Parts):
+    """Fine-tuning: the head first, then everything; the first optimizer stays in scope."""
+    return two_phases(parts, keep=True)
+
+
+@program()
+def two_phases_first_dropped(parts: Parts):
+    """Fine-tuning: the head first, then everything; the first optimizer is gone by then."""
+    return two_phases(parts, keep=False)
+
+
+@program()
+def two_optimizers_alternating(parts: Parts):
+    """Embeddings every batch, the rest every second: which optimizers step differs from batch to batch."""
+    model = net()
+    every = torch.optim.SGD(model[0].parameters(), 1e-3)
+    second = torch.optim.SGD([p for n, p in model.named_parameters() if not n.startswith("0.")], 1e-3)
+    parts.count(model)
+
+    def run():
+        for step in parts.rounds(170):
+            model.zero_grad()
+            loss = gradients(parts, model, torch.randn(64, 128))
+            update(parts, every)
+            if step % 2:
+                update(parts, second)
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def two_optimizers_one_model(parts: Parts):
+    """Two optimizers for the two halves of one model, both after each backward pass."""
+    model = net()
+    optimizers = [
+        torch.optim.AdamW(model[0].parameters()),
+        torch.optim.SGD([*model[2].parameters(), *model[4].parameters()], 1e-3),
+    ]
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(130):
+            model.zero_grad()
+            loss = gradients(parts, model, torch.randn(64, 128))
+            for optimizer in optimizers:
+                update(parts, optimizer)
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def evaluation_inside(parts: Parts):
+    """Ten training steps, then five evaluation batches, again and again."""
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(13):
+            model.train()
+            fit_few(parts, model, optimizer)
+            model.eval()
+            evaluate(parts, model, 5)
+        print(f"{parts.calls['(root)']}")
+
+    return model, run
+
+
+def fit_few(parts, model, optimizer):
+    for _ in range(10):
+        optimizer.zero_grad()
+        gradients(parts, model, torch.randn(64, 128))
+        update(parts, optimizer)
+        parts.steps["train"] += 1
+
+
+@torch.no_grad()
+def evaluate(parts, model, batches):
+    for _ in range(batches):
+        x = torch.randn(256, 128)
+        parts.start("forward")
+        y = model(x)
+        parts.start("other")
+        y.argmax(dim=-1)
+        parts.steps["validation"] += 1
+
+
+@program()
+def evaluation_inside_by_hand(parts: Parts):
+    """The same with weights that are moved by hand, and without `eval()`."""
+    model = net()
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(15):
+            for _ in range(10):
+                model.zero_grad()
+                loss = gradients(parts, model, torch.randn(64, 128))
+                with torch.no_grad():
+                    for p in model.parameters():
+                        p.add_(p.grad, alpha=-1e-3)
+                parts.steps["train"] += 1
+            evaluate(parts, model, 5)
+        print(f"{loss.item():.6f}")
+
+    return model, run

@@ -8,8 +8,8 @@ FRONT := src/torchwatt/labextension/package.json
 FRONT_SOURCES := $(wildcard extension/src/*.ts extension/style/* extension/schema/*.json extension/*.json extension/yarn.lock)
 NODE_MODULES := extension/node_modules/.yarn-state.yml
 JLPM := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/jlpm
-SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
-ALONE := $(BIN)/python -m pytest -m alone
+SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 2 --dist loadfile --no-loadscope-reorder
+ALONE := $(BIN)/python -m pytest -m "alone and not heavy"
 DEMO := demo-output
 OLD_KERNEL := tests/notebook/requirements-old-kernel.txt
 

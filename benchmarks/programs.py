@@ -3,9 +3,9 @@
     python benchmarks/programs.py [--only NAME ...] [--heavy] [--seconds 6] [--repeats 3]
 
 For each program a line a phase and a timed group of modules: percent of the program's seconds, percent of the CPU's
-joules, difference in points, each the median of the repeats. Truth and report are of the same run. A difference beyond the goal
-is marked: 3 points (5 where steps are below 1 ms) for a phase, 5 for a group. Steps are those of each stage; calls are
-counted by the program, and the report's are the same, empty, or wrong.
+joules, difference in points, each the median of the repeats. Truth and report are of the same run. A difference beyond
+the goal is marked: 3 points (5 where steps are below 1 ms) for a phase, 5 for a group. Steps are those of each stage;
+calls are counted by the program, and the report's are the same, empty, or wrong.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.programs.catalog import PROGRAMS
-from tests.programs.measure import Pair, in_the_middle, measure
+from tests.programs.measure import Pair, bound, in_the_middle, measure
 
 USUAL_S = 0.6  # how long programs run at length 1
 PHASE_POINTS, SHORT_POINTS, GROUP_POINTS = 3.0, 5.0, 5.0
@@ -23,7 +23,7 @@ PHASE_POINTS, SHORT_POINTS, GROUP_POINTS = 3.0, 5.0, 5.0
 
 def shares(result):
     for pairs, goal in (
-        (result.phases, SHORT_POINTS if result.short else PHASE_POINTS),
+        (result.phases, bound(result, usual=PHASE_POINTS, short=SHORT_POINTS)),
         (result.groups, GROUP_POINTS),
     ):
         for name, pair in pairs.items():
@@ -32,7 +32,9 @@ def shares(result):
 
 def show(result):
     """Print one program; return what is beyond the goals."""
-    print(f"{result.program}: {result.seconds:.2f} s, {result.step_ms:.2f} ms a step, (profiler) {result.profiler:.2f} %")
+    print(
+        f"{result.program}: {result.seconds:.2f} s, {result.step_ms:.2f} ms a step, (profiler) {result.profiler:.2f} %"
+    )
     beyond = []
     for name, pair, goal in shares(result):
         points = pair.reported - pair.truth
@@ -63,7 +65,9 @@ def told(pair: Pair):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(PROGRAMS), metavar="NAME")
-    parser.add_argument("--heavy", action="store_true", help="compiled forms, thousands of modules, the shortest steps too")
+    parser.add_argument(
+        "--heavy", action="store_true", help="compiled forms, thousands of modules, the shortest steps too"
+    )
     parser.add_argument("--seconds", type=float, default=6.0, help="about how long a program runs")
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()

@@ -46,7 +46,7 @@ def fgsm(parts: Parts):
 @program()
 def pgd(parts: Parts):
     """Ten small steps along the gradient's sign for each batch, projected back: all by `autograd.grad`."""
-    model = classifier().requires_grad_(False)
+    model = classifier().requires_grad_(requires_grad=False)
     parts.count(model)
 
     def run():

@@ -74,4 +74,8 @@ def transformer_tied(parts: Parts):
 
 
 def norms(model):
-    return {f"blocks.{n}.{name}": getattr(block, name) for n, block in enumerate(model.blocks) for name in ("norm1", "norm2")}
+    return {
+        f"blocks.{n}.{name}": getattr(block, name)
+        for n, block in enumerate(model.blocks)
+        for name in ("norm1", "norm2")
+    }

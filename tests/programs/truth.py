@@ -18,7 +18,7 @@ class Parts:
     """Seconds of each phase, calls of each module and steps of each stage, as the program itself counts them.
 
     `start(phase)` ends the part before. The program is in `other` until it starts a part: making models and batches,
-    losses outside modules, `zero_grad`, hand-written updates. `length` is by how much the program runs longer than usual.
+    losses outside modules, `zero_grad`, hand-written updates. `length` is how much longer than usual the program runs.
     """
 
     def __init__(self, length: float = 1.0) -> None:

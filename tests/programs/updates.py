@@ -7,7 +7,9 @@ from tests.programs.truth import Parts, program
 
 
 def net(width=128, hidden=512, out=10):
-    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out))
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, out)
+    )
 
 
 def gradients(parts, model, x):

@@ -62,3 +62,85 @@ def pgd(parts: Parts):
         print(f"{attacked.sum().item():.4f}")
 
     return model, run
+
+
+@program(counts=("forward",))  # a module's backward runs once for the penalty and again through it
+def gradient_penalty(parts: Parts):
+    """A critic whose loss contains the norm of its gradient: backward through backward."""
+    model = nn.Sequential(nn.Linear(128, 384), nn.Softplus(), nn.Linear(384, 384), nn.Softplus(), nn.Linear(384, 1))
+    optimizer = torch.optim.Adam(model.parameters())
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(65):
+            x = torch.randn(64, 128, requires_grad=True)
+            y = logits(parts, model, x)
+            parts.start("backward")
+            (slope,) = torch.autograd.grad(y.sum(), [x], create_graph=True)
+            parts.start("other")
+            optimizer.zero_grad()
+            loss = y.mean() + 10 * (slope.norm(dim=1) - 1).square().mean()
+            parts.start("backward")
+            loss.backward()
+            parts.start("optimizer")
+            optimizer.step()
+            parts.start("other")
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def functional_updates(parts: Parts):
+    """`torch.func.grad` of a functional call; new weights are new tensors, and no optimizer exists."""
+    model = classifier()
+    parts.count(model)
+
+    def run():
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+
+        def loss_of(weights, x):
+            parts.start("forward")
+            y = torch.func.functional_call(model, weights, (x,))
+            parts.start("other")
+            loss = y.square().mean()
+            parts.start("backward")
+            return loss
+
+        for _ in parts.rounds(120):
+            gradients, loss = torch.func.grad_and_value(loss_of)(weights, torch.randn(64, 256))
+            parts.start("other")
+            weights = {name: p - 1e-3 * gradients[name] for name, p in weights.items()}
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def per_sample_gradients(parts: Parts):
+    """`vmap` of a gradient: the norm of each sample's own gradient, without an optimizer."""
+    model = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 10))
+    parts.count(model)
+
+    def run():
+        weights = {name: p.detach() for name, p in model.named_parameters()}
+
+        def loss_of(weights, x):
+            parts.start("forward")
+            y = torch.func.functional_call(model, weights, (x,))
+            parts.start("other")
+            loss = y.square().mean()
+            parts.start("backward")
+            return loss
+
+        each = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0))
+        for _ in parts.rounds(60):
+            found = each(weights, torch.randn(64, 64))
+            parts.start("other")
+            norms = sum(g.flatten(1).square().sum(dim=1) for g in found.values())
+            parts.steps["train"] += 1
+        print(f"{norms.mean().item():.4f}")
+
+    return model, run

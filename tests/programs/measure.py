@@ -98,7 +98,7 @@ def compare(name: str, parts: Parts, models: nn.Module | dict[str, nn.Module], r
         phases=phases(parts, rows[rows.fqn != PROFILER], total_j),
         groups=dict(groups(parts, rows, total_j)),
         steps=dict(stages(parts, run.steps)),
-        calls=dict(calls(parts, rows)) if PROGRAMS[name].exact_calls else {},
+        calls=dict(calls(parts, rows, PROGRAMS[name].counts)),
         strange_names=sorted({fqn for fqn in everything.fqn if not fqn.startswith("(")} - set(modules)),
         missing_names=missing(parts, rows, modules),
         unequal_parents=[*unequal_totals(everything, set(modules)), *unequal_views(run)],
@@ -137,9 +137,10 @@ def stages(parts: Parts, steps: pd.DataFrame) -> Iterable[tuple[str, Pair]]:
         yield stage, Pair(parts.steps[stage], None if told is None else int(told.get(stage, 0)))
 
 
-def calls(parts: Parts, rows: pd.DataFrame) -> Iterable[tuple[str, Pair]]:
+def calls(parts: Parts, rows: pd.DataFrame, phases: tuple[str, ...]) -> Iterable[tuple[str, Pair]]:
     """Yield calls of every module of the report that the program counted."""
-    for phase, counted in (("forward", parts.calls), ("backward", parts.graded_calls)):
+    for phase in phases:
+        counted = parts.calls if phase == "forward" else parts.graded_calls
         told = rows[(rows.phase == phase) & rows.fqn.isin(parts.calls)].set_index("fqn").calls
         for fqn, number in told.items():
             yield f"{fqn}/{phase}", Pair(counted[fqn], None if pd.isna(number) else int(number))

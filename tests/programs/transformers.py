@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.programs.truth import Parts, program
 
@@ -21,7 +22,8 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).view(batch, time, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.extend(self, k, v)
-        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=time > 1)
+        mask = torch.ones(time, k.shape[2], dtype=torch.bool).tril(k.shape[2] - time) if time > 1 else None
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.proj(y.transpose(1, 2).reshape(batch, time, width))
         return x + self.mlp(self.norm2(x))
 
@@ -79,3 +81,113 @@ def norms(model):
         for n, block in enumerate(model.blocks)
         for name in ("norm1", "norm2")
     }
+
+
+class Cache:
+    """Keys and values of the tokens before, by block."""
+
+    def __init__(self):
+        self.kept = {}
+
+    @property
+    def length(self):
+        return next(iter(self.kept.values()))[0].shape[2] if self.kept else 0
+
+    def extend(self, block, k, v):
+        if block in self.kept:
+            k, v = torch.cat([self.kept[block][0], k], dim=2), torch.cat([self.kept[block][1], v], dim=2)
+        self.kept[block] = k, v
+        return k, v
+
+    def cut(self, length):
+        """Forget what comes after so many tokens."""
+        self.kept = {block: (k[:, :, :length], v[:, :, :length]) for block, (k, v) in self.kept.items()}
+
+
+def next_tokens(parts, model, x, cache):
+    parts.start("forward")
+    y = model(x, cache)
+    parts.start("other")
+    parts.steps["inference"] += 1
+    return y.argmax(dim=-1)
+
+
+@program()
+def generation(parts: Parts):
+    """Greedy decoding with a cache: a long first call for the prompt, then one call a token."""
+    model = LanguageModel().eval()
+    parts.count(model)
+
+    @torch.no_grad()
+    def run():
+        for _ in parts.rounds(4):
+            cache, x = Cache(), torch.randint(0, 512, (1, 128))
+            for _ in range(64):
+                x = next_tokens(parts, model, x, cache)[:, -1:]
+        print(x.item())
+
+    return {"": model}, run
+
+
+@program()
+def generation_with_assistant(parts: Parts):
+    """A small model proposes four tokens, the big one checks them in one call; each call of either is a step."""
+    target, draft = LanguageModel(width=192, depth=6).eval(), LanguageModel(width=64, depth=2).eval()
+    parts.count(target, "target")
+    parts.count(draft, "draft")
+
+    @torch.no_grad()
+    def run():
+        for _ in parts.rounds(2):
+            of_target, of_draft, text = Cache(), Cache(), torch.randint(0, 512, (1, 32))
+            while text.shape[1] < 160:
+                proposed = text
+                for _ in range(4):
+                    token = next_tokens(parts, draft, proposed[:, of_draft.length :], of_draft)[:, -1:]
+                    proposed = torch.cat([proposed, token], dim=1)
+                checked = next_tokens(parts, target, proposed[:, of_target.length :], of_target)[:, -5:]
+                agreed = int((checked[:, :-1] == proposed[:, -4:]).long().cumprod(dim=1).sum())
+                text = torch.cat([proposed[:, : text.shape[1] + agreed], checked[:, agreed : agreed + 1]], dim=1)
+                of_target.cut(text.shape[1] - 1)
+                of_draft.cut(text.shape[1] - 1)
+        print(text[0, -1].item())
+
+    return {"target": target, "draft": draft}, run
+
+
+@program()
+def checkpointed(parts: Parts):
+    """Blocks whose activations are computed again in the backward pass."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Block(128, 4) for _ in range(4))
+            self.head = nn.Linear(128, 8)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = checkpoint(block, x, use_reentrant=False)
+            return self.head(x)
+
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(22):
+            optimizer.zero_grad()
+            x = torch.randn(4, 64, 128)
+            parts.start("forward")
+            y = model(x)
+            parts.start("other")
+            loss = y.square().mean()
+            parts.start("backward")
+            loss.backward()
+            parts.start("optimizer")
+            optimizer.step()
+            parts.start("other")
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -42,8 +42,19 @@ class Parts:
         self._phase, self._since = phase, now
 
     def restart(self) -> None:
-        """Forget the seconds before: the measured run begins here."""
+        """Leave out the seconds since the last `start`: before the run, and where a thread waits for others."""
         self._phase, self._since = "other", perf_counter()
+
+    def fetched(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield batches, with the time that each took to come as `data`."""
+        iterator = iter(batches)
+        while True:
+            self.start("data")
+            batch = next(iterator, None)
+            self.start("other")
+            if batch is None:
+                return
+            yield batch
 
     def rounds(self, n: int) -> range:
         """Return the rounds of a loop that has `n` of them at the usual length."""
@@ -61,9 +72,10 @@ class Parts:
         calls, graded, is_grad_enabled = self.calls, self.graded_calls, torch.is_grad_enabled
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            calls[name] += 1
-            if is_grad_enabled():
-                graded[name] += 1
+            if self._phase != "backward":  # else it is computed again there
+                calls[name] += 1
+                if is_grad_enabled():
+                    graded[name] += 1
             return forward(*args, **kwargs)
 
         return counted
@@ -107,17 +119,12 @@ class Parts:
             self.group_seconds[group]["backward"] += now - since
             self._open = None
 
-    def route(self, group: str, modules: Iterable[str], phase: str, seconds: float) -> None:
-        """Book seconds to a group that the program timed itself."""
-        self.groups[group] = tuple(modules)
-        self.group_seconds[group][phase] += seconds
-
     def add(self, other: Parts) -> None:
         """Add what another thread's parts counted."""
         for phase, seconds in other.seconds.items():
             self.seconds[phase] += seconds
-        for mine, theirs in ((self.calls, other.calls), (self.graded_calls, other.graded_calls)):
-            mine.update(theirs)
+        self.calls.update(other.calls)
+        self.graded_calls.update(other.graded_calls)
         self.steps.update(other.steps)
 
     @property
@@ -127,22 +134,25 @@ class Parts:
 
 @dataclass(frozen=True)
 class Program:
-    """A program: `make(parts)` returns its model or its models by name, and the function that runs it."""
+    """A program: `make(parts)` returns its model or its models by name, and the function that runs it.
+
+    A single model is handed to torchwatt; models by name are found by their variables, one named "" as the only one.
+    """
 
     name: str
     make: Callable[[Parts], tuple[nn.Module | dict[str, nn.Module], Callable[[], None]]]
     heavy: bool = False  # only in `make test-all`
-    exact_calls: bool = True  # false where the program cannot count calls (compiled code)
+    counts: tuple[str, ...] = ("forward", "backward")  # the phases whose calls the program counts
 
 
 PROGRAMS: dict[str, Program] = {}
 
 
-def program(*, heavy: bool = False, exact_calls: bool = True) -> Callable[..., Any]:
+def program(*, heavy: bool = False, counts: tuple[str, ...] = ("forward", "backward")) -> Callable[..., Any]:
     """Register a function as the program of its name."""
 
     def register(make: Callable[..., Any]) -> Callable[..., Any]:
-        PROGRAMS[make.__name__] = Program(make.__name__, make, heavy, exact_calls)
+        PROGRAMS[make.__name__] = Program(make.__name__, make, heavy, counts)
         return make
 
     return register

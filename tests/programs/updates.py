@@ -1,5 +1,7 @@
 """How weights are changed: by hand, by one optimizer, by several, after several batches, and for whole new models."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -260,3 +262,160 @@ def evaluation_inside_by_hand(parts: Parts):
         print(f"{loss.item():.6f}")
 
     return model, run
+
+
+@program()
+def folds(parts: Parts):
+    """Cross-validation: for each of four folds a new model and a new optimizer in the same variables."""
+
+    def run():
+        for _ in range(4):
+            model = parts.count(net())
+            optimizer = torch.optim.AdamW(model.parameters())
+            loss = fit(parts, model, optimizer, 30)
+            evaluate(parts, model, 3)
+        print(f"{loss.item():.6f}")
+
+    return {"": net()}, run
+
+
+@program()
+def forward_forward(parts: Parts):
+    """Each layer has a loss and an optimizer of its own; all step once a batch, in the same order."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(128, 128), nn.ReLU()) for _ in range(4)))
+    optimizers = [torch.optim.SGD(layer.parameters(), 1e-3) for layer in model]
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(120):
+            x = torch.randn(128, 128)
+            for layer, optimizer in zip(model, optimizers, strict=True):
+                optimizer.zero_grad()
+                parts.start("forward")
+                y = layer(x)
+                parts.start("other")
+                loss = nn.functional.softplus(2 - y.square().mean(dim=1)).mean()
+                parts.start("backward")
+                loss.backward()
+                update(parts, optimizer)
+                x = y.detach()
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def lbfgs(parts: Parts):
+    """Each step calls a closure several times; what the closure does outside the model is the optimizer's."""
+    model = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 8))
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=5)
+    parts.count(model)
+
+    def run():
+        x, target = torch.randn(512, 64), torch.randn(512, 8)
+
+        def closure():
+            optimizer.zero_grad()
+            parts.start("forward")
+            y = model(x)
+            parts.start("optimizer")
+            loss = nn.functional.mse_loss(y, target)
+            parts.start("backward")
+            loss.backward()
+            parts.start("optimizer")
+            return loss
+
+        for _ in parts.rounds(18):
+            parts.start("optimizer")
+            loss = optimizer.step(closure)
+            parts.start("other")
+            parts.steps["train"] += 1
+        print(f"{loss.item():.4f}")
+
+    return model, run
+
+
+@program()
+def moving_average(parts: Parts):
+    """A copy of the weights follows them after each step, and is evaluated now and then."""
+    model = net()
+    average = copy.deepcopy(model).requires_grad_(requires_grad=False)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    parts.count(model, "model")
+    parts.count(average, "average")
+
+    def run():
+        for step in parts.rounds(130):
+            optimizer.zero_grad()
+            loss = gradients(parts, model, torch.randn(64, 128))
+            update(parts, optimizer)
+            with torch.no_grad():
+                for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+                    slow.lerp_(fast, 0.01)
+            parts.steps["train"] += 1
+            if step % 20 == 19:
+                evaluate(parts, average, 2)
+        print(f"{loss.item():.6f}")
+
+    return {"model": model, "average": average}, run
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer with a trainable product of two thin matrices beside it."""
+
+    def __init__(self, base, rank=8):
+        super().__init__()
+        self.base = base.requires_grad_(requires_grad=False)
+        self.down = nn.Linear(base.in_features, rank, bias=False)
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+@program()
+def adapters(parts: Parts):
+    """LoRA: only thin matrices beside frozen layers are trained."""
+    model = nn.Sequential(
+        Adapted(nn.Linear(256, 768)), nn.ReLU(), Adapted(nn.Linear(768, 768)), nn.ReLU(), Adapted(nn.Linear(768, 10))
+    )
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(65):
+            optimizer.zero_grad()
+            loss = gradients(parts, model, torch.randn(64, 256))
+            update(parts, optimizer)
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def distillation(parts: Parts):
+    """In each training step a bigger frozen teacher runs first, without gradients."""
+    teacher, student = net(128, 768).eval().requires_grad_(requires_grad=False), net(128, 128)
+    optimizer = torch.optim.AdamW(student.parameters())
+    parts.count(teacher, "teacher")
+    parts.count(student, "student")
+
+    def run():
+        for _ in parts.rounds(150):
+            x = torch.randn(64, 128)
+            parts.start("forward")
+            with torch.no_grad():
+                target = teacher(x)
+            y = student(x)
+            parts.start("other")
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(y, target)
+            parts.start("backward")
+            loss.backward()
+            update(parts, optimizer)
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return {"teacher": teacher, "student": student}, run

@@ -104,14 +104,6 @@ class Cache:
         self.kept = {block: (k[:, :, :length], v[:, :, :length]) for block, (k, v) in self.kept.items()}
 
 
-def next_tokens(parts, model, x, cache):
-    parts.start("forward")
-    y = model(x, cache)
-    parts.start("other")
-    parts.steps["inference"] += 1
-    return y.argmax(dim=-1)
-
-
 @program()
 def generation(parts: Parts):
     """Greedy decoding with a cache: a long first call for the prompt, then one call a token."""
@@ -123,7 +115,11 @@ def generation(parts: Parts):
         for _ in parts.rounds(4):
             cache, x = Cache(), torch.randint(0, 512, (1, 128))
             for _ in range(64):
-                x = next_tokens(parts, model, x, cache)[:, -1:]
+                parts.start("forward")
+                y = model(x, cache)
+                parts.start("other")
+                x = y[:, -1:].argmax(dim=-1)
+                parts.steps["inference"] += 1
         print(x.item())
 
     return {"": model}, run
@@ -138,18 +134,24 @@ def generation_with_assistant(parts: Parts):
 
     @torch.no_grad()
     def run():
-        for _ in parts.rounds(2):
+        for _ in parts.rounds(1):
             of_target, of_draft, text = Cache(), Cache(), torch.randint(0, 512, (1, 32))
-            while text.shape[1] < 160:
+            while text.shape[1] < 64:
                 proposed = text
                 for _ in range(4):
-                    token = next_tokens(parts, draft, proposed[:, of_draft.length :], of_draft)[:, -1:]
-                    proposed = torch.cat([proposed, token], dim=1)
-                checked = next_tokens(parts, target, proposed[:, of_target.length :], of_target)[:, -5:]
+                    parts.start("forward")
+                    y = draft(proposed[:, of_draft.length :], of_draft)
+                    parts.start("other")
+                    proposed = torch.cat([proposed, y[:, -1:].argmax(dim=-1)], dim=1)
+                parts.start("forward")
+                y = target(proposed[:, of_target.length :], of_target)
+                parts.start("other")
+                checked = y[:, -5:].argmax(dim=-1)
                 agreed = int((checked[:, :-1] == proposed[:, -4:]).long().cumprod(dim=1).sum())
                 text = torch.cat([proposed[:, : text.shape[1] + agreed], checked[:, agreed : agreed + 1]], dim=1)
                 of_target.cut(text.shape[1] - 1)
                 of_draft.cut(text.shape[1] - 1)
+                parts.steps["inference"] += 5
         print(text[0, -1].item())
 
     return {"target": target, "draft": draft}, run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Parts:
         self.group_seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # group, phase
         self.groups: dict[str, tuple[str, ...]] = {}
         self.calls: Counter[str] = Counter()
-        self.graded_calls: Counter[str] = Counter()  # calls that a backward pass follows
+        self.graded_calls: Counter[str] = Counter()  # those that a backward pass follows, and those repeated in one
         self.steps: Counter[str] = Counter()
         self._phase = "other"
         self._since = perf_counter()
@@ -47,6 +48,7 @@ class Parts:
 
     def fetched(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yield batches, with the time that each took to come as `data`."""
+        self.start("data")
         iterator = iter(batches)
         while True:
             self.start("data")
@@ -65,17 +67,18 @@ class Parts:
         for name, module in model.named_modules():
             full = ".".join(part for part in (prefix, name) if part) or "(root)"
             self.calls[full] += 0
-            module.forward = self._counting(full, module.forward)
+            module.forward = self._counting(full, forward_of(module))
         return model
 
     def _counting(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         calls, graded, is_grad_enabled = self.calls, self.graded_calls, torch.is_grad_enabled
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            if self._phase != "backward":  # else it is computed again there
+            if self._phase == "backward":  # it is computed again there
+                graded[name] += 1
+            else:
                 calls[name] += 1
-                if is_grad_enabled():
-                    graded[name] += 1
+                graded[name] += is_grad_enabled()
             return forward(*args, **kwargs)
 
         return counted
@@ -88,7 +91,7 @@ class Parts:
         """
         self.groups[group] = tuple(modules)
         for module in modules.values():
-            module.forward = self._timing(group, module.forward)
+            module.forward = self._timing(group, forward_of(module))
 
     def _timing(self, group: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         seconds = self.group_seconds[group]
@@ -130,6 +133,14 @@ class Parts:
     @property
     def total_s(self) -> float:
         return sum(self.seconds.values())
+
+
+def forward_of(module: nn.Module) -> Callable[..., Any]:
+    """Return the `forward` of a module without keeping it alive: it shall be gone when the program drops it."""
+    if "forward" in vars(module):
+        return vars(module)["forward"]
+    forward, reference = type(module).forward, weakref.ref(module)
+    return lambda *args, **kwargs: forward(reference(), *args, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -272,6 +272,35 @@ def folds(parts: Parts):
         for _ in range(4):
             model = parts.count(net())
             optimizer = torch.optim.AdamW(model.parameters())
+            for _ in parts.rounds(30):
+                optimizer.zero_grad()
+                x = torch.randn(64, 128)
+                parts.start("forward")
+                y = model(x)
+                parts.start("other")
+                loss = y.square().mean()
+                parts.start("backward")
+                loss.backward()
+                update(parts, optimizer)
+                parts.steps["train"] += 1
+            parts.start("forward")
+            with torch.no_grad():
+                model(x)
+            parts.start("other")
+            parts.steps["validation"] += 1
+        print(f"{loss.item():.6f}")
+
+    return {"": net()}, run
+
+
+@program()
+def folds_with_functions(parts: Parts):
+    """The same with functions that train and evaluate what they are given."""
+
+    def run():
+        for _ in range(4):
+            model = parts.count(net())
+            optimizer = torch.optim.AdamW(model.parameters())
             loss = fit(parts, model, optimizer, 30)
             evaluate(parts, model, 3)
         print(f"{loss.item():.6f}")
@@ -348,14 +377,23 @@ def moving_average(parts: Parts):
     def run():
         for step in parts.rounds(130):
             optimizer.zero_grad()
-            loss = gradients(parts, model, torch.randn(64, 128))
+            x = torch.randn(64, 128)
+            parts.start("forward")
+            y = model(x)
+            parts.start("other")
+            loss = y.square().mean()
+            parts.start("backward")
+            loss.backward()
             update(parts, optimizer)
             with torch.no_grad():
                 for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
                     slow.lerp_(fast, 0.01)
             parts.steps["train"] += 1
-            if step % 20 == 19:
-                evaluate(parts, average, 2)
+            if step % 10 == 9:
+                parts.start("forward")
+                average(x)
+                parts.start("other")
+                parts.steps["validation"] += 1
         print(f"{loss.item():.6f}")
 
     return {"model": model, "average": average}, run

@@ -5,7 +5,7 @@
 Shares are parts of the joules of the modelled or metered CPU, and of the seconds of the program's clock. `(profiler)`
 is in neither. What is no forward, backward, optimizer, data, communication or compile is `other` in both: `(outside)`,
 `(idle)`, `(setup)` and the `other` part of `(unattributed)` with it. Joules of `(unattributed)` whose phase is known
-count in that phase.
+count in that phase. Where something is compiled, the shares of the other phases are those of what is not `compile`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import contextlib
 import io
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -95,7 +97,7 @@ def compare(name: str, parts: Parts, models: nn.Module | dict[str, nn.Module], r
         program=name,
         seconds=parts.total_s,
         step_ms=parts.total_s / max(steps, 1) * 1e3,
-        phases=phases(parts, rows[rows.fqn != PROFILER], total_j),
+        phases=phases(parts, rows[rows.fqn != PROFILER], PROGRAMS[name].shares),
         groups=dict(groups(parts, rows, total_j)),
         steps=dict(stages(parts, run.steps)),
         calls=dict(calls(parts, rows, PROGRAMS[name].counts)),
@@ -107,14 +109,17 @@ def compare(name: str, parts: Parts, models: nn.Module | dict[str, nn.Module], r
     )
 
 
-def phases(parts: Parts, rows: pd.DataFrame, total_j: float) -> dict[str, Pair]:
+def phases(parts: Parts, rows: pd.DataFrame, told_apart: tuple[str, ...]) -> dict[str, Pair]:
     phase = rows.phase.where(rows.phase.isin(PHASES), "other")
-    joules = rows.groupby(phase).energy_self_j.sum()
-    return {
-        phase: Pair(100 * seconds / parts.total_s, 100 * float(joules.get(phase, 0.0)) / total_j)
-        for phase, seconds in parts.seconds.items()
-        if seconds > 0 or joules.get(phase, 0.0) > 0
-    }
+    joules = {**dict.fromkeys(PHASES, 0.0), **rows.groupby(phase).energy_self_j.sum()}
+    found = {}
+    for phase in told_apart:
+        left_out = {"compile"} - {phase}
+        seconds = sum(s for each, s in parts.seconds.items() if each not in left_out)
+        total_j = sum(j for each, j in joules.items() if each not in left_out)
+        if parts.seconds[phase] > 0 or joules[phase] > 0:
+            found[phase] = Pair(100 * parts.seconds[phase] / seconds, 100 * joules[phase] / total_j)
+    return found
 
 
 def groups(parts: Parts, rows: pd.DataFrame, total_j: float) -> Iterable[tuple[str, Pair]]:
@@ -168,17 +173,60 @@ def missing(parts: Parts, rows: pd.DataFrame, modules: dict[str, nn.Module]) -> 
 
 def unequal_totals(rows: pd.DataFrame, modules: set[str]) -> Iterable[str]:
     """Yield the rows of `run.layers` whose total is not the sum of what is inside."""
-    for _, row in rows.iterrows():
-        inside = rows.fqn.map(lambda fqn, top=row.fqn: is_in(fqn, top) or (top == ROOT and fqn in modules))
-        same = rows[inside & (rows.domain == row.domain) & (rows.phase == row.phase)].energy_self_j
-        if not math.isclose(math.fsum(same), row.energy_total_j, rel_tol=1e-9, abs_tol=1e-12):
+    inside: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for row in rows.itertuples():
+        for top in {row.fqn, *outer_names(row.fqn), *([ROOT] if row.fqn in modules else [])}:
+            inside[row.domain, top, row.phase].append(row.energy_self_j)
+    for row in rows.itertuples():
+        if not is_close(math.fsum(inside[row.domain, row.fqn, row.phase]), row.energy_total_j):
             yield f"run.layers: {row.domain} {row.fqn} {row.phase}"
 
 
+def outer_names(fqn: str) -> list[str]:
+    parts = fqn.split(".")
+    return [] if fqn.startswith("(") else [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def is_close(a: float, b: float, rel_tol: float = 1e-9) -> bool:
+    return math.isclose(a, b, rel_tol=rel_tol, abs_tol=1e-12)
+
+
 def unequal_views(run: tw.Run) -> Iterable[str]:
-    """Yield what does not add up elsewhere."""
-    if not math.isclose(math.fsum(run.layers.energy_self_j), run.energy_j, rel_tol=1e-9):
-        yield "run.layers: all rows and run.energy_j"
+    """Yield what does not add up in the other views: the notebook's tree, the terminal, the files."""
+    views = run._repr_mimebundle_()
+    yield from unequal_payload(next(value for mime, value in views.items() if mime.startswith("application/")))
+    *shares, everything = shares_of_text(str(run))
+    if abs(sum(shares) - everything) > 0.06 * len(shares):  # each is rounded to 0.1
+        yield "text: the lines and all of the above"
+    with TemporaryDirectory() as folder:
+        run.to_csv(Path(folder) / "audit")
+        layer, device = (pd.read_csv(Path(folder) / "audit" / f"{table}.csv") for table in ("layer", "device"))
+    in_rows = layer.groupby("device_id").energy_self_j.agg(math.fsum)
+    for each in device.itertuples():
+        if each.device_id in in_rows and not is_close(in_rows[each.device_id], each.energy_j):
+            yield f"layer.csv and device.csv: {each.device_id}"
+
+
+def shares_of_text(text: str) -> list[float]:
+    """Return the column `share` of the table in a terminal, in percent."""
+    lines = text[text.index("\nlayers, ") :].split("\n\n", maxsplit=1)[0].splitlines()
+    header = next(line for line in lines if " share " in line)
+    end = header.index(" share ") + len(" share")
+    cells = [line[:end].split() for line in lines if line[:end].endswith(" %")]
+    return [float(cell[-2]) for cell in cells]
+
+
+def unequal_payload(payload: dict[str, Any]) -> Iterable[str]:
+    rows = payload["layers"]
+    for index, row in enumerate(rows):
+        parts = [row["self_j"], *(child["total_j"] for child in rows if child["parent"] == index)]
+        for phase, total_j in row["total_j"].items():
+            if not is_close(sum(part.get(phase, 0.0) for part in parts), total_j, rel_tol=1e-4):
+                yield f"notebook: {row['fqn']} {phase}"
+    booked_j = sum(sum(row["self_j"].values()) for row in (*rows, *payload["reserved"]))
+    booked_j += payload["folded"]["energy_j"] if payload["folded"] else 0.0
+    if not is_close(booked_j, payload["energy"]["value_j"], rel_tol=1e-4):
+        yield "notebook: all rows and the total"
 
 
 def in_the_middle(results: Iterable[Result]) -> Result:

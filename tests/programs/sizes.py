@@ -63,3 +63,40 @@ def steps_of_10_ms(parts: Parts):
     parts.time("linear 2", {"2": model[2]})
     parts.time("ReLU", {"1": model[1], "3": model[3]})
     return model, lambda: train(parts, model, optimizer, lambda: torch.randn(128, 256), 60)
+
+
+class Deep(nn.Module):
+    """Groups of small layers: as many modules as are asked for, and one each for the groups and the whole."""
+
+    def __init__(self, groups, layers, width):
+        super().__init__()
+        self.groups = nn.ModuleList(
+            nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers))) for _ in range(groups)
+        )
+
+    def forward(self, x):
+        for group in self.groups:
+            x = x + group(x)
+        return x
+
+
+def many_modules(parts, groups, layers, rounds):
+    model = Deep(groups, layers, 16)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+    parts.count(model)
+    half = groups // 2
+    parts.time("first half", {f"groups.{n}": model.groups[n] for n in range(half)})
+    parts.time("second half", {f"groups.{n}": model.groups[n] for n in range(half, groups)})
+    return model, lambda: train(parts, model, optimizer, lambda: torch.randn(8, 16), rounds)
+
+
+@program(heavy=True)
+def modules_1000(parts: Parts):
+    """A thousand small layers in ten groups."""
+    return many_modules(parts, 10, 100, 60)
+
+
+@program(heavy=True)
+def modules_5000(parts: Parts):
+    """Five thousand small layers in fifty groups."""
+    return many_modules(parts, 50, 100, 16)

@@ -157,7 +157,7 @@ def generation_with_assistant(parts: Parts):
     return {"target": target, "draft": draft}, run
 
 
-@program()
+@program(counts=("forward",))  # a backward row counts repeated forward calls and, where there are any, nodes
 def checkpointed(parts: Parts):
     """Blocks whose activations are computed again in the backward pass."""
 

@@ -28,7 +28,7 @@ class Parts:
         self.group_seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # group, phase
         self.groups: dict[str, tuple[str, ...]] = {}
         self.calls: Counter[str] = Counter()
-        self.graded_calls: Counter[str] = Counter()  # those that a backward pass follows, and those repeated in one
+        self.graded_calls: Counter[str] = Counter()  # those that a backward pass follows
         self.steps: Counter[str] = Counter()
         self._phase = "other"
         self._since = perf_counter()
@@ -74,9 +74,7 @@ class Parts:
         calls, graded, is_grad_enabled = self.calls, self.graded_calls, torch.is_grad_enabled
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            if self._phase == "backward":  # it is computed again there
-                graded[name] += 1
-            else:
+            if self._phase != "backward":  # else it is computed again there
                 calls[name] += 1
                 graded[name] += is_grad_enabled()
             return forward(*args, **kwargs)
@@ -154,16 +152,19 @@ class Program:
     make: Callable[[Parts], tuple[nn.Module | dict[str, nn.Module], Callable[[], None]]]
     heavy: bool = False  # only in `make test-all`
     counts: tuple[str, ...] = ("forward", "backward")  # the phases whose calls the program counts
+    shares: tuple[str, ...] = PHASES  # the phases that the program can tell apart
 
 
 PROGRAMS: dict[str, Program] = {}
 
 
-def program(*, heavy: bool = False, counts: tuple[str, ...] = ("forward", "backward")) -> Callable[..., Any]:
+def program(
+    *, heavy: bool = False, counts: tuple[str, ...] = ("forward", "backward"), shares: tuple[str, ...] = PHASES
+) -> Callable[..., Any]:
     """Register a function as the program of its name."""
 
     def register(make: Callable[..., Any]) -> Callable[..., Any]:
-        PROGRAMS[make.__name__] = Program(make.__name__, make, heavy, counts)
+        PROGRAMS[make.__name__] = Program(make.__name__, make, heavy, counts, shares)
         return make
 
     return register

@@ -61,7 +61,7 @@ def compiled_model(parts: Parts):
     model = fresh()
     optimizer = torch.optim.AdamW(model.parameters())
     compiled = torch.compile(model)
-    return model, lambda: train(parts, compiled, optimizer, 300)
+    return model, lambda: train(parts, compiled, optimizer, 120)
 
 
 @program(heavy=True, counts=())
@@ -70,7 +70,7 @@ def compiled_whole_graph(parts: Parts):
     model = fresh()
     optimizer = torch.optim.AdamW(model.parameters())
     compiled = torch.compile(model, fullgraph=True)
-    return model, lambda: train(parts, compiled, optimizer, 300)
+    return model, lambda: train(parts, compiled, optimizer, 120)
 
 
 @program(heavy=True, counts=())
@@ -79,17 +79,32 @@ def compiled_aot_eager(parts: Parts):
     model = fresh()
     optimizer = torch.optim.AdamW(model.parameters())
     compiled = torch.compile(model, backend="aot_eager")
-    return model, lambda: train(parts, compiled, optimizer, 300)
+    return model, lambda: train(parts, compiled, optimizer, 120)
+
+
+class Chain(nn.Module):
+    """Three blocks, the clock around each call."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.calls = [parts.timed(f"block {n}", (f"blocks.{n}",), block) for n, block in enumerate(self.blocks)]
+
+    def forward(self, x):
+        for call in self.calls:
+            x = call(x)
+        return x
 
 
 @program(heavy=True, counts=())
 def compiled_blocks(parts: Parts):
     """`block.compile()` of three blocks alike, which share one graph."""
-    model = fresh()
-    for block in model:
+    fresh()
+    model = Chain(parts)
+    for block in model.blocks:
         block.compile()
     optimizer = torch.optim.AdamW(model.parameters())
-    return model, lambda: train(parts, model, optimizer, 300)
+    return model, lambda: train(parts, model, optimizer, 120)
 
 
 @program(heavy=True, counts=())
@@ -97,7 +112,7 @@ def compiled_optimizer(parts: Parts):
     """`torch.compile(optimizer.step)` beside an eager model."""
     model = fresh()
     optimizer = torch.optim.AdamW(model.parameters())
-    return model, lambda: train(parts, model, optimizer, 300, step=torch.compile(optimizer.step))
+    return model, lambda: train(parts, model, optimizer, 120, step=torch.compile(optimizer.step))
 
 
 @program(heavy=True, counts=(), shares=("compile",))
@@ -115,7 +130,7 @@ def compiled_train_step(parts: Parts):
         return loss
 
     def run():
-        for n in parts.rounds(300):
+        for n in parts.rounds(120):
             x = torch.randn(64, 256)
             parts.start("compile" if n < WARM_UP else "other")
             loss = train_step(x)

@@ -88,46 +88,49 @@ def measure(name: str, length: float = 1.0) -> Result:
 
 def compare(name: str, parts: Parts, models: nn.Module | dict[str, nn.Module], run: tw.Run) -> Result:
     everything = run.layers
-    rows = everything[everything.domain.str.partition(":")[0] == "cpu"]
-    mine = rows[rows.fqn == PROFILER].energy_self_j.sum()
-    total_j = rows.energy_self_j.sum() - mine
+    of_cpu = everything[everything.domain.str.partition(":")[0] == "cpu"]
+    rows = of_cpu[of_cpu.fqn != PROFILER]
     steps = sum(parts.steps.values())
     modules = module_names(models)
     return Result(
         program=name,
         seconds=parts.total_s,
         step_ms=parts.total_s / max(steps, 1) * 1e3,
-        phases=phases(parts, rows[rows.fqn != PROFILER], PROGRAMS[name].shares),
-        groups=dict(groups(parts, rows, total_j)),
+        phases=phases(parts, rows, PROGRAMS[name].shares),
+        groups=dict(groups(parts, rows)),
         steps=dict(stages(parts, run.steps)),
         calls=dict(calls(parts, rows, PROGRAMS[name].counts)),
         strange_names=sorted({fqn for fqn in everything.fqn if not fqn.startswith("(")} - set(modules)),
         missing_names=missing(parts, rows, modules),
         unequal_parents=[*unequal_totals(everything, set(modules)), *unequal_views(run)],
-        profiler=100 * mine / (total_j + mine),
+        profiler=100 * (1 - rows.energy_self_j.sum() / of_cpu.energy_self_j.sum()),
         events=list(run.events.code),
     )
 
 
 def phases(parts: Parts, rows: pd.DataFrame, told_apart: tuple[str, ...]) -> dict[str, Pair]:
-    phase = rows.phase.where(rows.phase.isin(PHASES), "other")
-    joules = {**dict.fromkeys(PHASES, 0.0), **rows.groupby(phase).energy_self_j.sum()}
+    joules = {**dict.fromkeys(PHASES, 0.0), **rows.groupby(phase_of(rows)).energy_self_j.sum()}
     found = {}
     for phase in told_apart:
-        left_out = {"compile"} - {phase}
-        seconds = sum(s for each, s in parts.seconds.items() if each not in left_out)
-        total_j = sum(j for each, j in joules.items() if each not in left_out)
         if parts.seconds[phase] > 0 or joules[phase] > 0:
-            found[phase] = Pair(100 * parts.seconds[phase] / seconds, 100 * joules[phase] / total_j)
+            of = [each for each in PHASES if each != "compile" or phase == "compile"]
+            total_s, total_j = sum(parts.seconds[each] for each in of), sum(joules[each] for each in of)
+            found[phase] = Pair(100 * parts.seconds[phase] / total_s, 100 * joules[phase] / total_j)
     return found
 
 
-def groups(parts: Parts, rows: pd.DataFrame, total_j: float) -> Iterable[tuple[str, Pair]]:
+def phase_of(rows: pd.DataFrame) -> pd.Series[str]:
+    return rows.phase.where(rows.phase.isin(PHASES), "other")
+
+
+def groups(parts: Parts, rows: pd.DataFrame) -> Iterable[tuple[str, Pair]]:
+    total_s = parts.total_s - parts.seconds["compile"]
+    total_j = rows[rows.phase != "compile"].energy_self_j.sum()
     for group, by_phase in parts.group_seconds.items():
         inside = rows.fqn.map(lambda fqn, tops=parts.groups[group]: any(is_in(fqn, top) for top in tops))
         for phase, seconds in by_phase.items():
             joules = rows[inside & (rows.phase == phase)].energy_self_j.sum()
-            yield f"{group}/{phase}", Pair(100 * seconds / parts.total_s, 100 * joules / total_j)
+            yield f"{group}/{phase}", Pair(100 * seconds / total_s, 100 * joules / total_j)
 
 
 def is_in(fqn: str, top: str) -> bool:

@@ -87,19 +87,22 @@ class Parts:
         The first argument and the result are tensors. A module whose input needs no gradient is the last one of the
         backward pass.
         """
-        self.groups[group] = tuple(modules)
         for module in modules.values():
-            module.forward = self._timing(group, forward_of(module))
+            module.forward = self.timed(group, tuple(modules), forward_of(module))
 
-    def _timing(self, group: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, group: str, names: tuple[str, ...], call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a call, of a module or of its `forward`, that is timed as one of a group of modules."""
+        self.groups[group] = names
         seconds = self.group_seconds[group]
 
         def timed(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self._phase == "compile":
+                return call(x, *args, **kwargs)
             if x.requires_grad:
                 x = x.view_as(x)  # so that the hook is on this use of the tensor alone
                 x.register_hook(lambda _: self._end_backward(perf_counter()))
             began = perf_counter()
-            y = forward(x, *args, **kwargs)
+            y = call(x, *args, **kwargs)
             seconds["forward"] += perf_counter() - began
             first = y[0] if isinstance(y, tuple) else y
             if first.requires_grad:

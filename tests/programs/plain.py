@@ -1,4 +1,4 @@
-"""Run programs by name, as anybody would: `python tests/programs/plain.py NAME ...`.
+"""Run programs by name, as anybody would: `python -m tests.programs.plain NAME ...`.
 
 Nothing of torchwatt is imported, so that `torchwatt run` and plain Python run the same script. It ends with the exit
 status that `--status` names.
@@ -7,11 +7,8 @@ status that `--status` names.
 import argparse
 import random
 import sys
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.programs.catalog import PROGRAMS
 from tests.programs.truth import Parts

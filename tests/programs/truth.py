@@ -6,6 +6,7 @@ import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from time import perf_counter
 from typing import Any
 
@@ -70,9 +71,24 @@ class Parts:
             module.forward = self._counting(full, forward_of(module))
         return model
 
+    def time_calls(self, model: nn.Module, stage: str) -> None:
+        """Time each call of a model as forward, and count it as a step: for loops that a library writes."""
+        forward = forward_of(model)
+
+        @wraps(forward)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.start("forward")
+            y = forward(*args, **kwargs)
+            self.start("other")
+            self.steps[stage] += 1
+            return y
+
+        model.forward = timed
+
     def _counting(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         calls, graded, is_grad_enabled = self.calls, self.graded_calls, torch.is_grad_enabled
 
+        @wraps(forward)
         def counted(*args: Any, **kwargs: Any) -> Any:
             if self._phase != "backward":  # else it is computed again there
                 calls[name] += 1
@@ -141,7 +157,7 @@ def forward_of(module: nn.Module) -> Callable[..., Any]:
     if "forward" in vars(module):
         return vars(module)["forward"]
     forward, reference = type(module).forward, weakref.ref(module)
-    return lambda *args, **kwargs: forward(reference(), *args, **kwargs)
+    return wraps(forward)(lambda *args, **kwargs: forward(reference(), *args, **kwargs))
 
 
 @dataclass(frozen=True)
@@ -156,18 +172,17 @@ class Program:
     heavy: bool = False  # only in `make test-all`
     counts: tuple[str, ...] = ("forward", "backward")  # the phases whose calls the program counts
     shares: tuple[str, ...] = PHASES  # the phases that the program can tell apart
+    needs: str = ""  # a package of requirements-all.txt
 
 
 PROGRAMS: dict[str, Program] = {}
 
 
-def program(
-    *, heavy: bool = False, counts: tuple[str, ...] = ("forward", "backward"), shares: tuple[str, ...] = PHASES
-) -> Callable[..., Any]:
-    """Register a function as the program of its name."""
+def program(**options: Any) -> Callable[..., Any]:
+    """Register a function as the program of its name; the options are the other fields of `Program`."""
 
     def register(make: Callable[..., Any]) -> Callable[..., Any]:
-        PROGRAMS[make.__name__] = Program(make.__name__, make, heavy, counts, shares)
+        PROGRAMS[make.__name__] = Program(make.__name__, make, **options)
         return make
 
     return register

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,26 +19,17 @@ import pytest
 from tests.programs.catalog import PROGRAMS
 from tests.programs.measure import Result, bound, in_the_middle, loaded
 
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 TIMEOUT_S = 600  # of a group, on a machine that is busy with other things
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(TIMEOUT_S + 60)]  # shares of time
 
 
+AT_ONCE = 2  # processes, of one thread each
+
+
 def is_installed(name: str) -> bool:
     return not PROGRAMS[name].needs or find_spec(PROGRAMS[name].needs) is not None
-
-
-def groups() -> dict[tuple[str, bool], list[str]]:
-    """Return the programs of one file as a group that shares a process, the heavy ones apart."""
-    found: dict[tuple[str, bool], list[str]] = {}
-    for name in filter(is_installed, PROGRAMS):
-        found.setdefault((PROGRAMS[name].make.__module__, PROGRAMS[name].heavy), []).append(name)
-    return found
-
-
-GROUPS = groups()
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
@@ -49,21 +40,33 @@ def marks(name: str) -> list[pytest.MarkDecorator]:
 every_program = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in PROGRAMS])
 
 
-@cache
-def results_of_group(group: tuple[str, bool]) -> tuple[dict[str, list[Result]], str]:
-    """Return the runs of each program, and what the process wrote to stderr."""
+@pytest.fixture(scope="session")
+def results(request):
+    """Run all programs that any selected test asks for, those of one file in one process; return their runs by name."""
+    asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for name in filter(is_installed, PROGRAMS):
+        if name in asked:
+            groups.setdefault((PROGRAMS[name].heavy, PROGRAMS[name].make.__module__), []).append(name)
+    found: dict[str, list[Result]] = {}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for lines, stderr in pool.map(measured, groups.values()):
+            for line in lines:
+                result = loaded(json.loads(line))
+                found.setdefault(result.program, []).append(result)
+            print(stderr)  # pytest shows it beside what failed
+    return found
+
+
+def measured(names: list[str]) -> tuple[list[str], str]:
+    """Return the lines that one process wrote, and its stderr."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "results.jsonl"
         try:
-            stderr = run_module("tests.programs.measure", str(file), *GROUPS[group]).stderr
+            stderr = run_module("tests.programs.measure", str(file), *names).stderr
         except subprocess.TimeoutExpired as error:  # what was measured until then counts
             stderr = str(error)
-        lines = file.read_text().splitlines() if file.exists() else []
-    found: dict[str, list[Result]] = {}
-    for line in lines:
-        result = loaded(json.loads(line))
-        found.setdefault(result.program, []).append(result)
-    return found, stderr
+        return file.read_text().splitlines() if file.exists() else [], stderr
 
 
 def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -73,36 +76,29 @@ def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def runs(name: str) -> list[Result]:
-    program = PROGRAMS[name]
-    found, stderr = results_of_group((program.make.__module__, program.heavy))
-    assert name in found, stderr
-    return found[name]
-
-
 @every_program
-def test_every_step_is_counted_once(name):
-    for run in runs(name):
+def test_every_step_is_counted_once(results, name):
+    for run in results[name]:
         assert run.steps["all"].reported == run.steps["all"].truth
 
 
 @every_program
-def test_steps_are_of_the_stage_that_they_were(name):
-    for run in runs(name):
+def test_steps_are_of_the_stage_that_they_were(results, name):
+    for run in results[name]:
         assert {stage: pair.reported for stage, pair in run.steps.items()} == {
             stage: pair.truth for stage, pair in run.steps.items()
         }
 
 
 @every_program
-def test_phases_have_the_shares_of_the_clock(name):
-    run = in_the_middle(runs(name))
+def test_phases_have_the_shares_of_the_clock(results, name):
+    run = in_the_middle(results[name])
     assert not beyond(run, run.phases)
 
 
 @every_program
-def test_timed_modules_have_the_shares_of_the_clock(name):
-    run = in_the_middle(runs(name))
+def test_timed_modules_have_the_shares_of_the_clock(results, name):
+    run = in_the_middle(results[name])
     assert not beyond(run, run.groups)
 
 
@@ -115,28 +111,28 @@ def beyond(run: Result, pairs) -> dict[str, str]:
 
 
 @every_program
-def test_calls_are_exact_or_empty(name):
-    for run in runs(name):
+def test_calls_are_exact_or_empty(results, name):
+    for run in results[name]:
         wrong = {call: pair for call, pair in run.calls.items() if pair.reported not in {None, pair.truth}}
         assert not wrong
 
 
 @every_program
-def test_what_did_not_run_has_no_row(name):
-    for run in runs(name):
+def test_what_did_not_run_has_no_row(results, name):
+    for run in results[name]:
         assert not [call for call, pair in run.calls.items() if pair.truth == 0]
 
 
 @every_program
-def test_names_are_those_of_the_state_dict(name):
-    for run in runs(name):
+def test_names_are_those_of_the_state_dict(results, name):
+    for run in results[name]:
         assert not run.strange_names
         assert not run.missing_names
 
 
 @every_program
-def test_parents_are_the_sums_of_their_children(name):
-    for run in runs(name):
+def test_parents_are_the_sums_of_their_children(results, name):
+    for run in results[name]:
         assert not run.unequal_parents
 
 
@@ -145,7 +141,7 @@ STATUS = 3
 
 @pytest.mark.parametrize("heavy", [False, pytest.param(True, marks=pytest.mark.heavy)], ids=["usual", "heavy"])
 def test_output_and_exit_status_are_those_of_plain_python(heavy):
-    names = [name for group, names in GROUPS.items() if group[1] == heavy for name in names]
+    names = [name for name, each in PROGRAMS.items() if each.heavy == heavy and is_installed(name)]
     script = ["tests.programs.plain", *names, "--length", "0.05", "--status", str(STATUS)]
     plain = run_module(*script)
     profiled = run_module("torchwatt", "run", "--quiet", "--no-journal", "-m", *script)

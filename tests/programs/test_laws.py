@@ -11,6 +11,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,11 +22,9 @@ from tests.programs.measure import Result, bound, in_the_middle, loaded
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-TIMEOUT_S = 600  # of a group, on a machine that is busy with other things
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(TIMEOUT_S + 60)]  # shares of time
-
-
 AT_ONCE = 2  # processes, of one thread each
+TIMEOUT_S = 900  # of a process, on a machine that is busy with other things
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(3 * TIMEOUT_S)]  # shares of time; the first test measures
 
 
 def is_installed(name: str) -> bool:
@@ -42,7 +41,10 @@ every_program = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(
 
 @pytest.fixture(scope="session")
 def results(request):
-    """Run all programs that any selected test asks for, those of one file in one process; return their runs by name."""
+    """Return the runs by program, and what was written to stderr.
+
+    Runs all programs that any selected test asks for, those of one file in one process.
+    """
     asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
     groups: dict[tuple[bool, str], list[str]] = {}
     for name in filter(is_installed, PROGRAMS):
@@ -50,12 +52,17 @@ def results(request):
             groups.setdefault((PROGRAMS[name].heavy, PROGRAMS[name].make.__module__), []).append(name)
     found: dict[str, list[Result]] = {}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for lines, stderr in pool.map(measured, groups.values()):
-            for line in lines:
-                result = loaded(json.loads(line))
-                found.setdefault(result.program, []).append(result)
-            print(stderr)  # pytest shows it beside what failed
-    return found
+        lines, stderr = zip(*pool.map(measured, groups.values()), strict=True)
+    for result in map(loaded, map(json.loads, chain(*lines))):
+        found.setdefault(result.program, []).append(result)
+    return found, "".join(stderr)
+
+
+@pytest.fixture
+def runs(results, name):
+    found, stderr = results
+    assert name in found, stderr
+    return found[name]
 
 
 def measured(names: list[str]) -> tuple[list[str], str]:
@@ -77,28 +84,28 @@ def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @every_program
-def test_every_step_is_counted_once(results, name):
-    for run in results[name]:
+def test_every_step_is_counted_once(runs):
+    for run in runs:
         assert run.steps["all"].reported == run.steps["all"].truth
 
 
 @every_program
-def test_steps_are_of_the_stage_that_they_were(results, name):
-    for run in results[name]:
+def test_steps_are_of_the_stage_that_they_were(runs):
+    for run in runs:
         assert {stage: pair.reported for stage, pair in run.steps.items()} == {
             stage: pair.truth for stage, pair in run.steps.items()
         }
 
 
 @every_program
-def test_phases_have_the_shares_of_the_clock(results, name):
-    run = in_the_middle(results[name])
+def test_phases_have_the_shares_of_the_clock(runs):
+    run = in_the_middle(runs)
     assert not beyond(run, run.phases)
 
 
 @every_program
-def test_timed_modules_have_the_shares_of_the_clock(results, name):
-    run = in_the_middle(results[name])
+def test_timed_modules_have_the_shares_of_the_clock(runs):
+    run = in_the_middle(runs)
     assert not beyond(run, run.groups)
 
 
@@ -111,28 +118,28 @@ def beyond(run: Result, pairs) -> dict[str, str]:
 
 
 @every_program
-def test_calls_are_exact_or_empty(results, name):
-    for run in results[name]:
+def test_calls_are_exact_or_empty(runs):
+    for run in runs:
         wrong = {call: pair for call, pair in run.calls.items() if pair.reported not in {None, pair.truth}}
         assert not wrong
 
 
 @every_program
-def test_what_did_not_run_has_no_row(results, name):
-    for run in results[name]:
+def test_what_did_not_run_has_no_row(runs):
+    for run in runs:
         assert not [call for call, pair in run.calls.items() if pair.truth == 0]
 
 
 @every_program
-def test_names_are_those_of_the_state_dict(results, name):
-    for run in results[name]:
+def test_names_are_those_of_the_state_dict(runs):
+    for run in runs:
         assert not run.strange_names
         assert not run.missing_names
 
 
 @every_program
-def test_parents_are_the_sums_of_their_children(results, name):
-    for run in results[name]:
+def test_parents_are_the_sums_of_their_children(runs):
+    for run in runs:
         assert not run.unequal_parents
 
 

@@ -144,3 +144,51 @@ def per_sample_gradients(parts: Parts):
         print(f"{norms.mean().item():.4f}")
 
     return model, run
+
+
+@program()
+def optimized_perturbation(parts: Parts):
+    """Carlini and Wagner's way: an optimizer of the perturbation alone, which belongs to no module."""
+    model = classifier().requires_grad_(requires_grad=False)
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(10):
+            x, labels = torch.randn(64, 256), torch.randint(0, 10, (64,))
+            moved = torch.zeros_like(x, requires_grad=True)
+            optimizer = torch.optim.Adam([moved], lr=0.01)
+            for _ in range(20):
+                optimizer.zero_grad()
+                y = logits(parts, model, x + moved)
+                loss = moved.square().sum() - nn.functional.cross_entropy(y, labels)
+                parts.start("backward")
+                loss.backward()
+                parts.start("optimizer")
+                optimizer.step()
+                parts.start("other")
+                parts.steps["train"] += 1
+        print(f"{loss.item():.4f}")
+
+    return model, run
+
+
+@program()
+def saliency(parts: Parts):
+    """Gradients of the winning class with respect to the input: backward passes, and nothing is updated."""
+    model = classifier()
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(140):
+            x = torch.randn(64, 256, requires_grad=True)
+            y = logits(parts, model, x)
+            score = y.max(dim=1).values.sum()
+            parts.start("backward")
+            score.backward()
+            parts.start("other")
+            shown = x.grad.abs().amax(dim=1)
+            model.zero_grad()
+            parts.steps["train"] += 1
+        print(f"{shown.mean().item():.6f}")
+
+    return model, run

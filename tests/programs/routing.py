@@ -244,3 +244,33 @@ def routed_by_input(parts: Parts):
         print(f"{loss.item():.6f}")
 
     return model, run
+
+
+@program()
+def early_exit_in_training(parts: Parts):
+    """Training that stops at a depth drawn for each batch: deep blocks run, and learn, seldom."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(mlp(96, 384) for _ in range(6))
+            self.exits = nn.ModuleList(nn.Linear(96, 10) for _ in range(6))
+
+        def forward(self, x, depth):
+            for block in self.blocks[:depth]:
+                x = x + block(x)
+            return self.exits[depth - 1](x)
+
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    parts.count(model)
+    parts.time("first block", {"blocks.0": model.blocks[0]})
+    parts.time("other blocks", {f"blocks.{k}": model.blocks[k] for k in range(1, 6)})
+
+    def run():
+        for _ in parts.rounds(160):
+            (depth,) = random.choices(range(1, 7), weights=[8, 4, 2, 1, 1, 1])
+            loss = train_classifier(parts, model, optimizer, torch.randn(64, 96), depth)
+        print(f"{loss.item():.6f}")
+
+    return model, run

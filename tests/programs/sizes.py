@@ -90,6 +90,32 @@ def many_modules(parts, groups, layers, rounds):
     return model, lambda: train(parts, model, optimizer, lambda: torch.randn(8, 16), rounds)
 
 
+@program()
+def modules_60(parts: Parts):
+    """Sixty tiny layers in two to three milliseconds: what each costs is Python."""
+    return many_modules(parts, 6, 10, 180)
+
+
+@program()
+def inference_of_100_us(parts: Parts):
+    """A tiny model that only answers."""
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    parts.count(model)
+
+    @torch.inference_mode()
+    def run():
+        x, start = torch.randn(8, 32), parts.start
+        for _ in parts.rounds(5000):
+            start("forward")
+            y = model(x)
+            start("other")
+            y.argmax(dim=-1)
+        parts.steps["inference"] += len(parts.rounds(5000))
+        print(f"{y.sum().item():.6f}")
+
+    return model, run
+
+
 @program(heavy=True)
 def modules_1000(parts: Parts):
     """A thousand small layers in ten groups."""

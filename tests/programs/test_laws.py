@@ -52,7 +52,7 @@ def results(request):
             groups.setdefault((PROGRAMS[name].heavy, PROGRAMS[name].make.__module__), []).append(name)
     found: dict[str, list[Result]] = {}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        lines, stderr = zip(*pool.map(measured, groups.values()), strict=True)
+        lines, stderr = zip(*pool.map(measured, sorted(groups.values(), key=len, reverse=True)), strict=True)
     for result in map(loaded, map(json.loads, chain(*lines))):
         found.setdefault(result.program, []).append(result)
     return found, "".join(stderr)

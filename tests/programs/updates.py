@@ -1,6 +1,7 @@
 """How weights are changed: by hand, by one optimizer, by several, after several batches, and for whole new models."""
 
 import copy
+import random
 
 import torch
 from torch import nn
@@ -457,3 +458,121 @@ def distillation(parts: Parts):
         print(f"{loss.item():.6f}")
 
     return {"teacher": teacher, "student": student}, run
+
+
+@program()
+def sharpness_aware(parts: Parts):
+    """SAM: weights are moved uphill by hand, a second pass gives the gradient, one optimizer step ends the round."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(80):
+            x = torch.randn(64, 128)
+            optimizer.zero_grad()
+            gradients(parts, model, x)
+            with torch.no_grad():
+                moves = [p.grad * 0.05 / (p.grad.norm() + 1e-12) for p in model.parameters()]
+                for p, move in zip(model.parameters(), moves, strict=True):
+                    p.add_(move)
+            optimizer.zero_grad()
+            loss = gradients(parts, model, x)
+            with torch.no_grad():
+                for p, move in zip(model.parameters(), moves, strict=True):
+                    p.sub_(move)
+            update(parts, optimizer)
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def two_towers(parts: Parts):
+    """Contrastive learning: two models run forward before one backward pass and one step of one optimizer."""
+    texts, images = net(128, 256, 64), net(192, 512, 64)
+    optimizer = torch.optim.AdamW([*texts.parameters(), *images.parameters()])
+    parts.count(texts, "texts")
+    parts.count(images, "images")
+
+    def run():
+        for _ in parts.rounds(80):
+            optimizer.zero_grad()
+            a, b = torch.randn(64, 128), torch.randn(64, 192)
+            parts.start("forward")
+            left = texts(a)
+            right = images(b)
+            parts.start("other")
+            loss = nn.functional.cross_entropy(left @ right.T, torch.arange(64))
+            parts.start("backward")
+            loss.backward()
+            update(parts, optimizer)
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return {"texts": texts, "images": images}, run
+
+
+@program()
+def tasks_at_random(parts: Parts):
+    """One trunk with three heads; each batch is of one task at random, with the optimizer of that task."""
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk = nn.Sequential(nn.Linear(128, 512), nn.ReLU(), nn.Linear(512, 256))
+            self.heads = nn.ModuleDict(
+                {"small": nn.Linear(256, 2), "middle": net(256, 256, 10), "big": net(256, 768, 10)}
+            )
+
+        def forward(self, x, task):
+            return self.heads[task](self.trunk(x))
+
+    model = Shared()
+    optimizers = {
+        task: torch.optim.AdamW([*model.trunk.parameters(), *head.parameters()]) for task, head in model.heads.items()
+    }
+    parts.count(model)
+    for task, head in model.heads.items():
+        parts.time(task, {f"heads.{task}": head})
+
+    def run():
+        for _ in parts.rounds(90):
+            task = random.choice(("small", "small", "middle", "big"))
+            optimizers[task].zero_grad()
+            loss = gradients(parts, lambda x, task=task: model(x, task), torch.randn(64, 128))
+            update(parts, optimizers[task])
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run
+
+
+@program()
+def lower_precision(parts: Parts):
+    """Forward under autocast to bfloat16, with a clipped gradient and a learning-rate schedule."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(70):
+            optimizer.zero_grad()
+            x = torch.randn(64, 128)
+            parts.start("forward")
+            with torch.autocast("cpu", torch.bfloat16):
+                y = model(x)
+            parts.start("other")
+            loss = y.float().square().mean()
+            parts.start("backward")
+            loss.backward()
+            parts.start("other")
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            update(parts, optimizer)
+            schedule.step()
+            parts.steps["train"] += 1
+        print(f"{loss.item():.6f}")
+
+    return model, run

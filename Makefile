@@ -83,6 +83,7 @@ bench: setup
 	$(BIN)/python benchmarks/overhead.py
 	PYTHONPATH=. $(BIN)/python benchmarks/live_view.py
 	$(BIN)/python benchmarks/interleaved.py
+	$(BIN)/python benchmarks/interleaved.py --model "0.2 ms" "1 ms" "5 ms" "20 ms" --run control 0.01 --seconds 20
 	$(BIN)/python benchmarks/in_place.py
 	$(BIN)/python benchmarks/programs.py --heavy
 	$(BIN)/python benchmarks/join_speed.py

@@ -244,7 +244,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found = models()
     parser.add_argument(
-        "--model", nargs="+", choices=list(found), default=[name for name in found if " on " not in name]
+        "--model",
+        nargs="+",
+        choices=list(found),
+        default=[name for name in found if not (" on " in name or name.endswith(" ms"))],
     )
     parser.add_argument("--run", nargs="+", default=["control", "sampling", "0.01", "0.001"])
     parser.add_argument("--steps", type=int, default=240)

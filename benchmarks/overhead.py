@@ -120,6 +120,7 @@ MODELS = {
     "5 ms": perceptron(384, 128),
     "20 ms": perceptron(768, 256),
 }
+BY_LENGTH = [name for name in MODELS if name.endswith(" ms")]  # of a step
 BUDGETS = {"layers on": 0.01, "layers, budget 0.001": 0.001}
 TOOLS = {
     "no profiler (noise)": bare,
@@ -222,7 +223,9 @@ def table(name, asked):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 pairs of 30 steps: to see that it runs")
-    parser.add_argument("--model", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument(
+        "--model", nargs="+", choices=list(MODELS), default=[name for name in MODELS if name not in BY_LENGTH]
+    )
     parser.add_argument("--tool", nargs="+", choices=list(TOOLS), default=list(TOOLS))
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=200)

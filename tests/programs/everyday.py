@@ -104,9 +104,10 @@ def recurrent_by_hand(parts: Parts):
         def __init__(self):
             super().__init__()
             self.cell, self.head = Cell(128), nn.Linear(128, 8)
+            self.first = nn.Parameter(torch.zeros(128))
 
         def forward(self, x):
-            state = torch.zeros(x.shape[1], 128)
+            state = self.first.expand(x.shape[1], -1)
             for row in x:
                 state = self.cell(row, state)
             return self.head(state)

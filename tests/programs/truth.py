@@ -34,13 +34,13 @@ class Parts:
         self._phase = "other"
         self._since = perf_counter()
         self._open: tuple[str, float] | None = None  # a group whose backward has begun
+        self._ends_by_itself = False  # the open group ends at the last gradient of its weights
 
     def start(self, phase: str) -> None:
         """End the part before and start this one."""
         now = perf_counter()
         self.seconds[self._phase] += now - self._since
-        if self._open is not None:
-            self._end_backward(now)
+        self._end_backward(now)
         self._phase, self._since = phase, now
 
     def restart(self) -> None:
@@ -100,16 +100,18 @@ class Parts:
     def time(self, group: str, modules: Mapping[str, nn.Module]) -> None:
         """Time modules that run one after the other: forward by the clock, backward between hooks on their tensors.
 
-        The first argument and the result are tensors. A module whose input needs no gradient is the last one of the
-        backward pass.
+        The first argument and the result are tensors. Where the input needs no gradient, backward ends at the last
+        gradient of the module's weights.
         """
         for module in modules.values():
-            module.forward = self.timed(group, tuple(modules), forward_of(module))
+            module.forward = self.timed(group, tuple(modules), forward_of(module), tuple(module.parameters()))
 
-    def timed(self, group: str, names: tuple[str, ...], call: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(
+        self, group: str, names: tuple[str, ...], call: Callable[..., Any], weights: tuple[nn.Parameter, ...] = ()
+    ) -> Callable[..., Any]:
         """Return a call, of a module or of its `forward`, that is timed as one of a group of modules."""
         self.groups[group] = names
-        seconds = self.group_seconds[group]
+        seconds, unhooked = self.group_seconds[group], list(weights)
 
         def timed(x: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self._phase == "compile":
@@ -117,6 +119,9 @@ class Parts:
             if x.requires_grad:
                 x = x.view_as(x)  # so that the hook is on this use of the tensor alone
                 x.register_hook(lambda _: self._end_backward(perf_counter()))
+            elif torch.is_grad_enabled():
+                while unhooked:
+                    unhooked.pop().register_post_accumulate_grad_hook(lambda _: self._extend_backward())
             began = perf_counter()
             y = call(x, *args, **kwargs)
             seconds["forward"] += perf_counter() - began
@@ -129,15 +134,21 @@ class Parts:
 
     def _begin_backward(self, group: str) -> None:
         now = perf_counter()
-        if self._open is not None:
-            self._end_backward(now)
-        self._open = group, now
+        self._end_backward(now)
+        self._open, self._ends_by_itself = (group, now), False
 
-    def _end_backward(self, now: float) -> None:
+    def _extend_backward(self) -> None:
         if self._open is not None:
+            now = perf_counter()
             group, since = self._open
             self.group_seconds[group]["backward"] += now - since
-            self._open = None
+            self._open, self._ends_by_itself = (group, now), True
+
+    def _end_backward(self, now: float) -> None:
+        if self._open is not None and not self._ends_by_itself:
+            group, since = self._open
+            self.group_seconds[group]["backward"] += now - since
+        self._open = None
 
     def add(self, other: Parts) -> None:
         """Add what another thread's parts counted."""

@@ -72,6 +72,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     names = asked.only or [name for name, each in PROGRAMS.items() if asked.heavy or not each.heavy]
+    print(f"{'program, and its parts':32} {'truth':>8} {'reported':>8} {'points':>6}")
     beyond = {}
     for name in names:
         length = asked.seconds / USUAL_S

@@ -2,7 +2,8 @@
 
     python -m tests.programs.measure FILE NAME ...      one process for a group of programs, results as JSON in FILE
 
-Shares are parts of the joules of the modelled or metered CPU, and of the seconds of the program's clock. `(profiler)`
+Shares are parts of the joules of the CPU, and of the seconds of the program's clock. The CPU's joules are modelled even
+where they are metered: then they follow the time of the process, and the clock knows the right shares. `(profiler)`
 is in neither. What is no forward, backward, optimizer, data, communication or compile is `other` in both: `(outside)`,
 `(idle)`, `(setup)` and the `other` part of `(unattributed)` with it. Joules of `(unattributed)` whose phase is known
 count in that phase. Where something is compiled, the shares of the other phases are those of what is not `compile`.
@@ -30,6 +31,7 @@ import torchwatt as tw
 from tests.programs.plain import prepare
 from tests.programs.truth import PHASES, PROGRAMS, Parts
 
+NO_METERS = Path(__file__).parent / "no powercap here"
 ROOT, PROFILER = "(root)", "(profiler)"
 REPEATS = 3
 SHORT_MS = 1.0  # steps below have a wider bound
@@ -78,7 +80,7 @@ def measure(name: str, length: float = 1.0) -> Result:
     parts, models, run_program = prepare(name, length)
     with (
         contextlib.redirect_stdout(io.StringIO()),
-        tw.profile(models if isinstance(models, nn.Module) else None) as run,
+        tw.profile(models if isinstance(models, nn.Module) else None, powercap_root=NO_METERS) as run,
     ):
         parts.restart()
         run_program()
@@ -149,9 +151,8 @@ def calls(parts: Parts, rows: pd.DataFrame, phases: tuple[str, ...]) -> Iterable
     """Yield calls of every module of the report that the program counted."""
     for phase in phases:
         counted = parts.calls if phase == "forward" else parts.graded_calls
-        told = rows[(rows.phase == phase) & rows.fqn.isin(parts.calls)].set_index("fqn").calls
-        for fqn, number in told.items():
-            yield f"{fqn}/{phase}", Pair(counted[fqn], None if pd.isna(number) else int(number))
+        for fqn, told in rows[(rows.phase == phase) & rows.fqn.isin(parts.calls)].groupby("fqn").calls:
+            yield f"{fqn}/{phase}", Pair(counted[fqn], None if told.isna().any() else int(told.sum()))
 
 
 def module_names(models: nn.Module | dict[str, nn.Module]) -> dict[str, nn.Module]:

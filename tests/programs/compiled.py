@@ -98,7 +98,7 @@ class Chain(nn.Module):
 
 @program(heavy=True, counts=())
 def compiled_blocks(parts: Parts):
-    """`block.compile()` of three blocks alike, which share one graph."""
+    """`block.compile()` of three blocks alike, by turns with the clock."""
     fresh()
     model = Chain(parts)
     for block in model.blocks:

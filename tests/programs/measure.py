@@ -59,7 +59,7 @@ class Result:
     steps: dict[str, Pair]
     calls: dict[str, Pair]  # `module/phase`
     strange_names: list[str]  # in the report, and no module's
-    missing_names: list[str]  # modules with parameters that ran, and are not in the report
+    missing_names: list[str]  # modules with parameters that ran in most steps, and are not in the report
     unequal_parents: list[str]
     profiler: float  # percent of the run's joules
     events: list[str]
@@ -166,12 +166,16 @@ def module_names(models: nn.Module | dict[str, nn.Module]) -> dict[str, nn.Modul
 
 
 def missing(parts: Parts, rows: pd.DataFrame, modules: dict[str, nn.Module]) -> list[str]:
-    """Return modules with parameters of their own that the program called, and that the report does not know."""
+    """Return modules with parameters of their own that the program called often, and that the report does not know.
+
+    One that runs in few steps may have left its joules to the module around it.
+    """
     seen = {id(modules[fqn]) for fqn in rows.fqn if fqn in modules}
+    often = max(1, sum(parts.steps.values()) / 2)
     return [
         fqn
         for fqn, module in modules.items()
-        if parts.calls[fqn] and any(True for _ in module.parameters(recurse=False)) and id(module) not in seen
+        if parts.calls[fqn] >= often and list(module.parameters(recurse=False)) and id(module) not in seen
     ]
 
 

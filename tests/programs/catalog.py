@@ -1,0 +1,6 @@
+"""All programs, by name."""
+
+from tests.programs import attacks, attention, compiled, everyday, libraries, routing, sizes, updates
+from tests.programs.truth import PROGRAMS
+
+__all__ = ["PROGRAMS", "attacks", "attention", "compiled", "everyday", "libraries", "routing", "sizes", "updates"]

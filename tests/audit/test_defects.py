@@ -212,7 +212,7 @@ DEFECTS = {
         ("SUM", "hourly.csv", None, "energy_j", "gpu:0 do not add up"),
     ),
     "a device taken out of the total": (
-        set_cell("device.csv", RAM_ROW, "counts_toward_total", "false"),
+        set_cell("device.csv", RAM_ROW, "counted", "false"),
         ("SUM", "layer.csv", None, "device_id", "does not count"),
     ),
     "more joules in a window than in the run": (

@@ -24,7 +24,7 @@ def spoil(path, old, new):
         ("layer.csv", b",time_share,", b",,", r"layer\.csv row 1, column method: is required"),
         ("device.csv", b"1713.1114000000005", b"1,5", r"device\.csv row 1"),
         ("device.csv", b"1713.1114000000005", b"NaN", r"device\.csv row 1, column energy_j: expected a number"),
-        ("device.csv", b"true", b"yes", r"device\.csv row 1, column counts_toward_total"),
+        ("device.csv", b"true", b"yes", r"device\.csv row 1, column counted"),
         ("run.csv", b"06:00:00.123456Z", b"06:00:00.123456", r"run\.csv row 1, column started_at"),
         ("run.csv", b"1.2.0", b"2.0.0", r"schema 2\.0\.0"),
         ("event.csv", b",1,12400000000", b",0,12400000000", r"event\.csv row 2: the same run_id, event_index as row 1"),

@@ -71,17 +71,20 @@ log = log_to_mlflow
 
 def metrics_of(report: Report) -> Mapping[str, float]:
     """Return what is known of a report, by MLflow's name."""
-    total_j, bounds, (unit, units) = report.energy_j, report.energy_bounds_j, functional_unit(report)
+    total_j, (unit, units) = report.energy_j, functional_unit(report)
+    (lo_j, hi_j), (least_j, most_j) = report.interval_j or (None, None), report.systematic_j or (None, None)
     found: dict[str, float | None] = {
         "energy/total_j": total_j,
-        "energy/total_lo_j": bounds[0] if bounds is not None else None,
-        "energy/total_hi_j": bounds[1] if bounds is not None else None,
+        "energy/total_lo_j": lo_j,
+        "energy/total_hi_j": hi_j,
+        "energy/total_systematic_lo_j": least_j,
+        "energy/total_systematic_hi_j": most_j,
         "energy/it_kwh": None if total_j is None else kwh_from_j(total_j),
         "energy/duration_s": report.duration_s,
         "carbon/gwp_location_g": report.carbon_g,
         "carbon/gwp_market_g": _market_g(report),
     }
-    found |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.ledgers}
+    found |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.counted}
     if total_j is not None and report.units and units > 0:
         found[f"energy/j_per_{_safe(unit)}"] = total_j / units
     if total_j is not None and report.step_count:
@@ -99,8 +102,8 @@ def tags_of(report: Report, manifest_sha256: str) -> Mapping[str, str]:
         "torchwatt.status": report.status,
         "torchwatt.exit_reason": report.exit_reason,
         "torchwatt.provenance": report.provenance or "",
-        "torchwatt.measurement_level": measurement_level((x.domain.kind, x.provenance) for x in report.ledgers) or "",
-        "torchwatt.boundary": ";".join(sorted(str(ledger.domain) for ledger in report.ledgers)),
+        "torchwatt.measurement_level": measurement_level((x.domain.kind, x.provenance) for x in report.counted) or "",
+        "torchwatt.boundary": ";".join(sorted(str(ledger.domain) for ledger in report.counted)),
         "torchwatt.boundary_excluded": ";".join(sorted({gone.domain for gone in report.unavailable})),
         "torchwatt.region": (grid.zone or "") if grid is not None else "",
         "torchwatt.grid_source": f"{grid.source_name} {grid.data_year or ''}".strip() if grid is not None else "",

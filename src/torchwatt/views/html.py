@@ -56,7 +56,7 @@ def _head(report: Report) -> str:
 def _figures(report: Report) -> list[str]:
     known = report.provenance
     energy = format_wh(report.energy_j) if known else "nothing was metered"
-    if report.energy_bounds_j is not None:
+    if report.systematic_j is not None:
         energy = f"{energy} · {summary.bounds_text(report)}: 90 % interval, the meters' bands included"
     carbon = summary.carbon(report)
     power = "over the run, all counted domains together" if known else "nothing was metered"

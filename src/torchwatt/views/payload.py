@@ -58,7 +58,7 @@ def _payload(report: Report, layers: int, points: int, events: int, domains: int
         "duration_s": number(report.duration_s),
         "energy": {
             "value_j": number(report.energy_j),
-            "bounds_90_j": None if report.energy_bounds_j is None else [number(x) for x in report.energy_bounds_j],
+            "bounds_90_j": None if report.systematic_j is None else [number(x) for x in report.systematic_j],
             "provenance": report.provenance,
             "text": summary.energy_text(report),
         },

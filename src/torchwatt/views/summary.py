@@ -46,7 +46,7 @@ def energy_text(report: Report) -> str:
 
 def bounds_text(report: Report) -> str:
     """Return the 90 % interval of the total, the meters' own bands included; empty where there is none."""
-    energy_j, bounds = report.energy_j, report.energy_bounds_j
+    energy_j, bounds = report.energy_j, report.systematic_j
     if energy_j is None or bounds is None:
         return ""
     if energy_j >= J_PER_KWH:

@@ -14,8 +14,6 @@ from torchwatt.attribution.exposure import Exposure
 from torchwatt.attribution.fit import Fit
 from torchwatt.core.meter import FloatArray
 
-Z90 = 1.6448536269514722  # two-sided 90 % of a normal distribution
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Booked:

@@ -7,7 +7,6 @@ from math import fsum
 
 import numpy as np
 
-from torchwatt.attribution.apportion import Z90
 from torchwatt.attribution.covered import clip, stretches, without
 from torchwatt.attribution.device import DeviceFit, fit_device
 from torchwatt.attribution.estimate import Estimate
@@ -18,6 +17,7 @@ from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Entry
 from torchwatt.core.meter import FloatArray, Series
+from torchwatt.core.report import Z90
 from torchwatt.core.terms import IDLE, RESERVED, ROOT, UNATTRIBUTED, Slot
 from torchwatt.core.units import NS_PER_S
 

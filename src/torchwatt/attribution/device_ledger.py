@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchwatt.attribution.apportion import Z90
 from torchwatt.attribution.curves import Metered
 from torchwatt.attribution.device_books import DeviceBooks, device_books, entries
 from torchwatt.attribution.kernel import family_of
@@ -17,6 +16,7 @@ from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Event, Recording
+from torchwatt.core.report import Z90
 from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import fsum, sqrt
 from typing import Literal
 
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.job import RankPart
-from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Meter, SamplerStats, Unavailable
 from torchwatt.core.terms import Provenance, weakest
 from torchwatt.core.trace import ModuleInfo
@@ -144,19 +144,3 @@ class Report:
     def meter(self, domain: str) -> Meter | None:
         """Return the meter of a domain by name."""
         return next((m for m in self.meters if str(m.domain) == domain), None)
-
-
-def with_bands(ledgers: Iterable[Ledger], meters: Iterable[Meter]) -> tuple[Ledger, ...]:
-    """Give every entry the systematic band of its meter: what another meter would say of it."""
-    bands = {meter.domain: meter.accuracy_rel for meter in meters}
-    return tuple(
-        replace(ledger, entries=tuple(_banded(entry, bands.get(ledger.domain)) for entry in ledger.entries))
-        for ledger in ledgers
-    )
-
-
-def _banded(entry: Entry, band: tuple[float, float] | None) -> Entry:
-    if band is None:
-        return replace(entry, energy_systematic_lo_j=None, energy_systematic_hi_j=None)
-    lo_j, hi_j = (entry.energy_self_j * (1 + end) for end in band)
-    return replace(entry, energy_systematic_lo_j=lo_j, energy_systematic_hi_j=hi_j)

@@ -173,12 +173,11 @@ export class LiveView extends View {
 
 function reportFigures(payload: Payload): readonly Figure[] {
   const { energy, carbon } = payload;
-  const interval = energy.bounds_90_j ? "90 % interval, the meters' bands included" : '';
   return [
     {
       label: 'energy',
       value: energy.text,
-      detail: energy.provenance ? interval : 'nothing was metered',
+      detail: energy.provenance ? (energy.systematic_text ?? '') : 'nothing was metered',
       known: energy.provenance
     },
     {
@@ -212,7 +211,7 @@ function domains(payload: Payload): HTMLElement | null {
         ' ',
         h('span', { class: 'tw-chip' }, one.provenance),
         ' ',
-        one.share === null ? '' : `${(one.share * 100).toFixed(1)} %`
+        one.counted === false ? 'not counted' : one.share === null ? '' : `${(one.share * 100).toFixed(1)} %`
       ),
       h('div', { class: 'tw-domain-value' }, one.text),
       h('div', { class: 'tw-note' }, one.sentence),

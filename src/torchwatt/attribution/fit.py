@@ -39,14 +39,18 @@ ALONE = Structure(())
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """Watts per slot with covariance; `method` says whether the data could tell the slots apart."""
+    """Watts per slot with covariance; `method` says whether the data could tell the slots apart.
+
+    `covariance` says how far the watts may be from the true ones, `sampling` how far from those of another repeat.
+    """
 
     power_w: FloatArray
-    covariance: FloatArray | None  # None: too many slots; intervals are then unknown
+    covariance: FloatArray | None  # None: too many slots
     method: Literal["fit", "time_share"]
     gain_nats: float
     reason: str
     noise_j: float = 0.0  # sigma: standard deviation of one interval's joules around the model
+    sampling: FloatArray | None = None  # None: time is shared, and says the same of every repeat
 
 
 def fit_power(exposure: Exposure, idle: np.ndarray, group: IntArray | None = None) -> Fit:
@@ -74,8 +78,10 @@ def fit_power(exposure: Exposure, idle: np.ndarray, group: IntArray | None = Non
     found = posterior(total, prior, _scores(exposure, place, found.power_w))
     floor_w = FLOOR_REL * float(np.average(mean_w[place], weights=exposure.time_s() + 1e-12))
     power_w = np.maximum(found.power_w[place], floor_w)
-    spread = _wider(found) * _shared_readings(exposure, power_w)
-    return Fit(power_w, spread[np.ix_(place, place)], "fit", gain, "", prior.noise_w)
+    more = _shared_readings(exposure, power_w)
+    spread, sampling = _wider(found) * more, found.sampling * more
+    at = np.ix_(place, place)
+    return Fit(power_w, spread[at], "fit", gain, "", prior.noise_w, sampling[at])
 
 
 def spread_w(exposure: Exposure, idle: np.ndarray) -> float:

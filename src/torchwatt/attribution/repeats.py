@@ -19,8 +19,9 @@ from torchwatt.attribution.exposure import Exposure
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.report import Z90
-from torchwatt.core.terms import Slot
+from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.core.trace import Trace
+from torchwatt.core.units import NS_PER_S
 
 BLOCKS = 12
 LEAST_BLOCKS = 4
@@ -168,6 +169,20 @@ def spread_of(
         known = np.array([rel_sd.get(first + i, ASSUMED_REL_SD) for i in range(count)])
         traced_j[part], freedom[part] = _traced(own, carried, template, parts.energy_j, known * share)
     return Spread(float(total_j), float(_freedom(grid)), drift_j, traced_j, freedom)
+
+
+def whole_interval_j(curve: EnergyCurve, trace: Trace) -> tuple[float, float] | tuple[None, None]:
+    """Return what another repeat would give of a domain that is not split, 90 %; None where that cannot be told."""
+    grid = grid_of(curve, trace)
+    one = np.arange(len(grid.block))
+    seconds = np.diff(grid.t_ns) / NS_PER_S
+    joules = np.diff(curve.at(grid.t_ns))
+    parts = Exposure(one, np.zeros_like(one), seconds, np.zeros(len(one)), joules, seconds, 1)
+    spread = spread_of(parts, np.ones(1), grid, (Slot(UNATTRIBUTED, "other"),), {})
+    if spread is None:
+        return None, None
+    half_j = spread.total_half_j(curve.u_j)
+    return max(curve.total_j - half_j, 0.0), curve.total_j + half_j
 
 
 def _stages(grid: Grid) -> IntArray:

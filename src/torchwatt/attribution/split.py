@@ -68,7 +68,7 @@ class Split:
                     carried=float(carried[i]),
                 ),
                 band,
-                self._assumed_j(i),
+                self._unknown_j(i),
             )
             for i in np.flatnonzero((time_s > 0) | (energy_j != 0)).tolist()
         )
@@ -111,17 +111,12 @@ class Split:
         carried_s = self.exposure.carried_s()
         return np.divide(carried_s, time_s, out=np.zeros_like(time_s), where=time_s > 0)
 
-    def _assumed_j(self, i: int) -> float:
-        """Return how far the slot's joules may be from its share of time, where there is nothing else: 90 %."""
-        if self.fit.method == "fit" or self.booked.sd_j is None:
-            return 0.0
-        return Z90 * float(self.booked.sd_j[i])
+    def _unknown_j(self, i: int) -> float:
+        """Return how far the slot's joules may be from the true ones whatever the repeat: 90 %.
 
-
-def _fit_sd_j(fit: Fit, booked: Booked) -> FloatArray:
-    """Return the fit's own uncertainty; time share has none: it says the same of every repeat."""
-    known = fit.method == "fit" and booked.sd_j is not None
-    return np.asarray(booked.sd_j, dtype=np.float64) if known else np.zeros(len(booked.energy_j))
+        The fit's own uncertainty; where time is shared, how far the powers of layers usually spread.
+        """
+        return Z90 * float(self.booked.sd_j[i]) if self.booked.sd_j is not None else 0.0
 
 
 def calls_of(trace: Trace, curve: EnergyCurve, slots: int) -> FloatArray:
@@ -151,7 +146,7 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
     grid = grid_of(curve, trace)
     by_step = expose(named, grid.t_ns, curve.at(grid.t_ns), len(slots))
     spread = spread_of(by_step, fit.power_w, grid, slots, trace.carry_rel_sd)
-    energy_j, fit_j = booked.energy_j, _fit_sd_j(fit, booked)
+    energy_j, fit_j = booked.energy_j, booked.sampling_j
     if spread is not None:
         errors_j = np.hypot(spread.traced_j, fit_j)
         energy_j, after_j = shared(energy_j, errors_j, calls_of(trace, curve, len(slots)), group)

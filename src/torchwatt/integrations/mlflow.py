@@ -87,7 +87,7 @@ def metrics_of(report: Report) -> Mapping[str, float]:
     found |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.counted}
     if total_j is not None and report.units and units > 0:
         found[f"energy/j_per_{_safe(unit)}"] = total_j / units
-    if total_j is not None and report.step_count:
+    if total_j is not None and report.step_count and len({step.stage for step in report.steps}) == 1:
         found["energy/j_per_step"] = total_j / report.step_count
     return {name: value for name, value in found.items() if value is not None}
 

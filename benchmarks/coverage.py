@@ -40,7 +40,8 @@ def convnet():
     def block(inner, outer):
         return nn.Sequential(nn.Conv2d(inner, outer, 3, padding=1), nn.BatchNorm2d(outer), nn.ReLU())
 
-    model = nn.Sequential(block(3, 16), block(16, 32), nn.MaxPool2d(4), block(32, 32), nn.Flatten(), nn.Linear(2048, 10))
+    body = (block(3, 16), block(16, 32), nn.MaxPool2d(4), block(32, 32))
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(2048, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 
     def program():
@@ -169,7 +170,8 @@ def measure(name):
 
 def repeat(name):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__, "--once", name], capture_output=True, text=True, check=True, env=env)
+    command = [sys.executable, __file__, "--once", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -208,10 +210,8 @@ def main():
     for name in options.programs.split(","):
         counted, hits, width = coverage([repeat(name) for _ in range(options.repeats)])
         totals = [share for row, share in counted.items() if row.endswith(" total")]
-        print(
-            f"| {name} | {len(counted)} | {sum(hits) / len(hits):.1%} | {sum(totals) / len(totals):.1%} | {width:.1%} |",
-            flush=True,
-        )
+        shares = [sum(hits) / len(hits), sum(totals) / len(totals), width]
+        print("|", " | ".join([name, str(len(counted)), *(f"{share:.1%}" for share in shares)]), "|", flush=True)
         if options.rows:
             for row, share in sorted(counted.items(), key=lambda item: item[1]):
                 print(f"  {share:6.1%} {row}")

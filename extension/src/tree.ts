@@ -57,6 +57,7 @@ function branch(row: LayerRow, children: readonly Branch[]): Branch {
     parts: parts(row.total_j, row.static_j ?? {}),
     staticJ: staticOf(row.static_j ?? {}),
     staticWhole: row.static_whole ?? false,
+    tied: row.tied ?? false,
     children
   };
 }

@@ -21,7 +21,7 @@ from torchwatt.audit.verification.finding import Findings, Verification
 from torchwatt.audit.verification.impact_laws import ImpactLaws
 from torchwatt.audit.verification.keys import Keys
 from torchwatt.audit.verification.rank_laws import RankLaws
-from torchwatt.audit.verification.run_laws import check_run, later
+from torchwatt.audit.verification.run_laws import check_run, check_systematic, later
 from torchwatt.audit.verification.sample_laws import SampleLaws, sample_pieces
 from torchwatt.audit.verification.seals import check_chain, check_signature
 from torchwatt.core.errors import BundleError
@@ -113,6 +113,7 @@ class _Check:
         hours.finish()
         ranks.finish()
         check_run(facts, "run.csv", findings)
+        check_systematic(facts, "device.csv", findings)
         ImpactLaws("impact.csv", facts, findings).finish()
         check_descriptions(self.folder, text(facts.run, "run_id"), self.hashes, self.schema, findings, newer=self.newer)
 

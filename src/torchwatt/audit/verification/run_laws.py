@@ -35,6 +35,25 @@ def check_run(facts: Facts, file: str, findings: Findings) -> None:
     _times(facts, file, findings)
 
 
+def check_systematic(facts: Facts, file: str, findings: Findings) -> None:
+    """Compare what another meter would say of each device with its band and its readings; version 1 did not say it."""
+    if facts.schema.version.startswith("1."):
+        return
+    for name, row in facts.devices.items():
+        energy_j = number(row, "energy_j")
+        coverage = number(row, "coverage_ratio")  # of a device with a ledger
+        if energy_j is None or coverage is None:
+            continue
+        ends = _systematic([row], energy_j, facts.duration_s())
+        for end, expected in zip(("lo", "hi"), ends, strict=True):
+            column = f"energy_systematic_{end}_j"
+            if not _agree(expected, row[column], energy_j):
+                findings.add(
+                    "DERIVED", file, "is not the band of the meter and its readings", row=facts.device_rows[name],
+                    column=column, expected="nothing" if expected is None else expected, found=row[column],
+                )  # fmt: skip
+
+
 def _agree(expected: Value, found: Value, scale: float) -> bool:
     if isinstance(expected, int | float) and isinstance(found, int | float):
         return same(float(expected), float(found), scale=scale)

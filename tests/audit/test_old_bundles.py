@@ -101,8 +101,8 @@ def test_a_lake_takes_them_beside_todays(tmp_path):
     runs = tmp_path / "runs"
     shutil.copytree(OLD, runs)
     write_bundle(sample_report(run_id="0193f2c1-7a55-7c11-9d2e-0000000000ff"), runs / "new")
-    ingest(tmp_path / "lake", runs)
     lake = open_lake(tmp_path / "lake")
+    ingest(lake, [runs], jobs=1)
     assert check_lake(lake) == ()
     with connect(lake) as connection:
         counts = "SELECT schema_version, count(*) FROM lake_run GROUP BY ALL ORDER BY 1"

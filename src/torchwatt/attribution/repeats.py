@@ -252,5 +252,10 @@ def _traced(
 def student(freedom: FloatArray | float) -> FloatArray:
     """Return the two-sided 90 % quantile of Student's t (Cornish and Fisher, 1938)."""
     degrees = np.maximum(np.asarray(freedom, dtype=np.float64), 1.0)
-    third, fifth = Z90**3 + Z90, 5 * Z90**5 + 16 * Z90**3 + 3 * Z90
-    return np.asarray(Z90 + third / (4 * degrees) + fifth / (96 * degrees**2), dtype=np.float64)
+    z = Z90
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return np.asarray(z + sum(term / degrees**power for power, term in enumerate(terms, 1)), dtype=np.float64)

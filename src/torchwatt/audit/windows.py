@@ -12,6 +12,8 @@ from torchwatt.core.hours import hour_energies
 from torchwatt.core.report import Report
 from torchwatt.core.terms import Provenance, weakest
 
+BLOCKS = 12  # of the run, whose differences its interval comes from (attribution.repeats): no shorter window has one
+
 
 def window_rows(report: Report) -> Iterator[Row]:
     """Make one row a step and one a window (a nested session, an epoch, ...), in time order.
@@ -36,8 +38,17 @@ def window_rows(report: Report) -> Iterator[Row]:
             "energy_j": energy_j,
             "provenance": known if energy_j is not None else None,
             "stage": stage,
+            **_repeat(report, energy_j, end_ns - start_ns),
             **({} if energy_j is None or bands is None else _systematic(energy_j, *bands[index])),
         }
+
+
+def _repeat(report: Report, energy_j: float | None, long_ns: int) -> Row:
+    """Return what another repeat would give of a window: a long one drifts as the run does; of a short one, unknown."""
+    interval_j, total_j = report.interval_j, report.energy_j
+    if energy_j is None or interval_j is None or not total_j or long_ns * BLOCKS < report.end_ns - report.start_ns:
+        return {}
+    return {"energy_lo_j": energy_j * interval_j[0] / total_j, "energy_hi_j": energy_j * interval_j[1] / total_j}
 
 
 def _systematic(energy_j: float, below_j: float, above_j: float) -> Row:

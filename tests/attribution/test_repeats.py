@@ -86,7 +86,7 @@ def test_intervals_hold_their_numbers_and_books_balance(seed, steps, layers):
 
 def test_a_run_that_is_too_short_has_no_interval_rather_than_a_narrow_one():
     curve = EnergyCurve(CPU, np.array([0, 10, 20]) * MS, np.array([0.0, 1.0, 2.0]), "counter", "measured")
-    assert not grid_of(curve, EMPTY_TRACE).known
+    assert not grid_of(curve, EMPTY_TRACE, 1).known
     found = attribute(World([30.0], [4.0], steps=3).recording(), World([30.0], [4.0], steps=3).trace, 0, 15 * MS)
     assert all(x.energy_lo_j is None and x.entries[0].energy_self_lo_j is None for x in found.ledgers)
 
@@ -98,12 +98,24 @@ def test_a_grid_covers_its_curve_and_gives_blocks_only_to_steps(gaps, data):
     edges = sorted(data.draw(st.sets(st.integers(0, 600 * MS), min_size=2, max_size=40)))
     steps = tuple(pairwise(edges))
     stages = tuple(data.draw(st.sampled_from(["train", "validation"])) for _ in steps)
-    grid = grid_of(curve, replace(EMPTY_TRACE, steps=steps, step_stages=stages))
+    grid = grid_of(curve, replace(EMPTY_TRACE, steps=steps, step_stages=stages), data.draw(st.sampled_from([1, 10**6])))
     assert grid.t_ns[0] == curve.start_ns
     assert grid.t_ns[-1] == curve.end_ns
     assert np.all(np.diff(grid.t_ns) > 0)
     assert len(grid.block) == len(grid.steps) == len(grid.t_ns) - 1
     assert grid.block.max(initial=-1) < len(grid.stage)
+
+
+def test_very_many_steps_of_very_many_slots_are_taken_together():
+    t_ns = np.arange(0, 4001) * 10 * MS
+    curve = EnergyCurve(CPU, t_ns, np.arange(4001) / 10, "counter", "measured")
+    steps = tuple(pairwise(t_ns.tolist()))
+    trace = replace(EMPTY_TRACE, steps=steps, step_stages=("train",) * 3000 + ("validation",) * 1000)
+    grid = grid_of(curve, trace, 10_000)
+    assert len(grid.block) <= 201
+    assert grid.steps[:-1].sum() == pytest.approx(4000, abs=20)
+    assert len(set(grid.stage.tolist())) == 2
+    assert len(grid_of(curve, trace, 100).block) >= 4000
 
 
 joules = st.lists(st.floats(0.01, 1e4), min_size=2, max_size=8)

@@ -115,7 +115,7 @@ def _ratio(over: FloatArray, under: FloatArray) -> FloatArray:
 
 def _spread(curve: EnergyCurve, watched: Activity, trace: Trace, parts: IntArray, power_w: FloatArray) -> Spread | None:
     """Compare the steps of the run on the device; columns are its slots, (idle) and what was not watched."""
-    grid = grid_of(curve, trace, watched.steps)
+    grid = grid_of(curve, trace, len(watched.slots), watched.steps)
     count, energy_j = len(watched.slots), curve.at(grid.t_ns)
     work = Pieces(watched.start_ns, watched.end_ns, watched.slot, watched.filled, np.ones(len(watched)))
     lo, hi = gaps(watched.start_ns, watched.end_ns, curve.start_ns, curve.end_ns)

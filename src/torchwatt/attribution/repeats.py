@@ -28,7 +28,8 @@ LEAST_BLOCKS = 4
 # One traced step says nothing about how far it is from others; our own default, with the weight of so many more.
 ASSUMED_REL_SD, ASSUMED_FREEDOM = 0.3, 3.0
 SAME_TEMPLATE_REL = 0.02  # filled steps whose shares differ by less were filled from the same traced step
-CHUNK_NUMBERS = 4_000_000  # steps x slots looked at together
+NUMBERS = 2_000_000  # steps x slots: beyond, neighbouring steps are taken together
+CHUNK_NUMBERS = 500_000  # of them, at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,17 +50,21 @@ class Grid:
         return len(self.stage) > 0
 
 
-def grid_of(curve: EnergyCurve, trace: Trace, steps: Sequence[tuple[int, int]] = ()) -> Grid:
+def grid_of(curve: EnergyCurve, trace: Trace, columns: int, steps: Sequence[tuple[int, int]] = ()) -> Grid:
     """Cut a curve at the steps of its run, or, where there are none, into blocks of equal time.
 
     The first step is warm-up, and comes once in every repeat. A stage with too few steps or readings has no blocks.
+
+    Args:
+        curve: Of the domain.
+        trace: Its steps and their stages.
+        columns: How many slots will be looked at: of very many steps and slots, neighbouring steps are taken together.
+        steps: Those on the device's own timeline, where they are known.
     """
     steps = steps or trace.steps
     if len(steps) < LEAST_BLOCKS + 1:
         return _by_time(curve)
-    starts = np.array([start for start, _ in steps], dtype=np.int64)
-    stages = np.array(trace.step_stages if len(trace.step_stages) == len(steps) else [""] * len(steps))
-    counts = np.array(trace.step_counts if len(trace.step_counts) == len(steps) else [1] * len(steps), dtype=np.float64)
+    starts, stages, counts = _together(trace, steps, max(NUMBERS // max(columns, 1), 4 * BLOCKS))
     edges = np.concatenate(([curve.start_ns], starts, [steps[-1][1], curve.end_ns]))
     edges = np.maximum.accumulate(np.clip(edges, curve.start_ns, curve.end_ns))
     owner = np.concatenate(([-1], np.arange(len(starts)), [-1]))  # whose each interval is
@@ -69,8 +74,8 @@ def grid_of(curve: EnergyCurve, trace: Trace, steps: Sequence[tuple[int, int]] =
     block = np.full(len(owner), -1)
     stage: list[int] = []
     most = min(BLOCKS, len(curve.t_ns) // 2)
-    for number, name in enumerate(np.unique(stages).tolist()):
-        mine = np.flatnonzero((owner > 0) & (stages[owner] == name))
+    for number, name in enumerate(sorted(set(stages))):
+        mine = np.flatnonzero((owner > 0) & (np.array(stages)[owner] == name))
         if min(most, len(mine)) < LEAST_BLOCKS:
             continue
         for part in np.array_split(mine, min(most, len(mine))):
@@ -79,15 +84,24 @@ def grid_of(curve: EnergyCurve, trace: Trace, steps: Sequence[tuple[int, int]] =
     return Grid(t_ns, block, np.where(owner >= 0, counts[owner], 1.0), np.array(stage, dtype=np.int64))
 
 
+def _together(trace: Trace, steps: Sequence[tuple[int, int]], most: int) -> tuple[IntArray, list[str], FloatArray]:
+    """Return start, stage and number of steps, of neighbours together where there are more than `most`."""
+    stages = trace.step_stages if len(trace.step_stages) == len(steps) else ("",) * len(steps)
+    counts = trace.step_counts if len(trace.step_counts) == len(steps) else (1,) * len(steps)
+    size = -(-len(steps) // most)
+    first = np.arange(0, len(steps), size)
+    starts = np.array([start for start, _ in steps], dtype=np.int64)[first]
+    names = ["+".join(sorted(set(stages[i : i + size]))) for i in first.tolist()]
+    return starts, names, np.add.reduceat(np.array(counts, dtype=np.float64), first)
+
+
 def _by_time(curve: EnergyCurve) -> Grid:
-    blocks = min(BLOCKS, len(curve.t_ns) // 2)
-    t_ns = np.linspace(curve.start_ns, curve.end_ns, max(blocks, 1) + 1).astype(np.int64)
-    t_ns = np.unique(t_ns)
-    block = np.arange(len(t_ns) - 1)
-    if blocks < LEAST_BLOCKS or len(block) < blocks:
-        return Grid(t_ns, np.full(len(t_ns) - 1, -1), np.ones(len(t_ns) - 1), np.zeros(0, dtype=np.int64))
-    block[_silent(curve, t_ns)] = -1
-    return Grid(t_ns, block, np.ones(len(block)), np.zeros(len(block), dtype=np.int64))
+    most = min(BLOCKS, len(curve.t_ns) // 2)
+    t_ns = np.unique(np.linspace(curve.start_ns, curve.end_ns, max(most, 1) + 1).astype(np.int64))
+    heard = np.flatnonzero(~_silent(curve, t_ns))
+    block, known = np.full(len(t_ns) - 1, -1), len(heard) if len(heard) >= LEAST_BLOCKS else 0
+    block[heard[:known]] = np.arange(known)
+    return Grid(t_ns, block, np.ones(len(block)), np.zeros(known, dtype=np.int64))
 
 
 def _silent(curve: EnergyCurve, t_ns: IntArray) -> np.ndarray:
@@ -173,7 +187,7 @@ def spread_of(
 
 def whole_interval_j(curve: EnergyCurve, trace: Trace) -> tuple[float, float] | tuple[None, None]:
     """Return what another repeat would give of a domain that is not split, 90 %; None where that cannot be told."""
-    grid = grid_of(curve, trace)
+    grid = grid_of(curve, trace, 1)
     one = np.arange(len(grid.block))
     seconds = np.diff(grid.t_ns) / NS_PER_S
     joules = np.diff(curve.at(grid.t_ns))

@@ -143,7 +143,7 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
         exposure = expose(named, curve.t_ns, curve.energy_j, len(slots), curve.unheard())
         fit = share_by_time(exposure, idle, "a model of load knows no layers")
         booked = apportion(exposure, fit)
-    grid = grid_of(curve, trace)
+    grid = grid_of(curve, trace, len(slots))
     by_step = expose(named, grid.t_ns, curve.at(grid.t_ns), len(slots))
     spread = spread_of(by_step, fit.power_w, grid, slots, trace.carry_rel_sd)
     energy_j, fit_j = booked.energy_j, booked.sampling_j

@@ -38,9 +38,11 @@ def _lines(bundle: Bundle, *, everything: bool) -> Iterator[str]:
     yield ""
     for device in bundle["device"]:
         energy = format_energy(_number(device["energy_j"]))
-        yield f"{device['device_id']!s:10} {energy:>10}  {device['provenance'] or DASH}  {device['model'] or ''}"
+        apart = "  (not counted)" if device["energy_j"] is not None and not device["counted"] else ""
+        yield f"{device['device_id']!s:10} {energy:>10}  {device['provenance'] or DASH}  {device['model'] or ''}{apart}"
     yield ""
-    yield from _layers(bundle["layer"], everything=everything)
+    counted = {device["device_id"] for device in bundle["device"] if device["counted"]}
+    yield from _layers([row for row in bundle["layer"] if row["device_id"] in counted], everything=everything)
 
 
 def _impact(row: Row) -> str:

@@ -10,7 +10,7 @@ import { type Figure, Figures } from './figures';
 import { Icicle } from './icicle';
 import { LiveState } from './live';
 import { DASH, formatEnergy, formatPower, formatTime } from './numbers';
-import type { Beat, Begin, Gone, Layers, Payload } from './payload';
+import type { Beat, Begin, DomainInfo, Gone, Layers, Payload } from './payload';
 import { joined, PowerLine } from './power';
 import { LayerTable } from './table';
 import { branches } from './tree';
@@ -196,6 +196,13 @@ function reportFigures(payload: Payload): readonly Figure[] {
   ];
 }
 
+function shareOf(one: DomainInfo): string {
+  if (one.counted === false) {
+    return 'not counted';
+  }
+  return one.share === null ? '' : `${(one.share * 100).toFixed(1)} %`;
+}
+
 function domains(payload: Payload): HTMLElement | null {
   if (payload.domains.length + payload.unavailable.length === 0) {
     return null;
@@ -211,7 +218,7 @@ function domains(payload: Payload): HTMLElement | null {
         ' ',
         h('span', { class: 'tw-chip' }, one.provenance),
         ' ',
-        one.counted === false ? 'not counted' : one.share === null ? '' : `${(one.share * 100).toFixed(1)} %`
+        shareOf(one)
       ),
       h('div', { class: 'tw-domain-value' }, one.text),
       h('div', { class: 'tw-note' }, one.sentence),

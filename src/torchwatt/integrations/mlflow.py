@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,24 @@ def metrics_of(report: Report) -> Mapping[str, float]:
     found |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.counted}
     if total_j is not None and report.units and units > 0:
         found[f"energy/j_per_{_safe(unit)}"] = total_j / units
-    if total_j is not None and report.step_count and len({step.stage for step in report.steps}) == 1:
-        found["energy/j_per_step"] = total_j / report.step_count
+    found |= _per_step(report)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _per_step(report: Report) -> dict[str, float | None]:
+    """Return joules a step; where steps do unlike things, those of each stage by themselves, never mixed."""
+    stages = {step.stage for step in report.steps}
+    if len(stages) < 2:
+        known = report.energy_j is not None and report.step_count > 0
+        return {"energy/j_per_step": (report.energy_j or 0.0) / report.step_count} if known else {}
+    names = [str(ledger.domain) for ledger in report.counted]
+    found: dict[str, float | None] = {}
+    for stage in sorted(stages):
+        steps = [s for s in report.steps if s.stage == stage and all(name in s.energy_j for name in names)]
+        count = sum(step.count for step in steps)
+        joules = fsum(step.energy_j[name] for step in steps for name in names)
+        found[f"energy/j_per_{_safe(stage or 'other')}_step"] = joules / count if count and names else None
+    return found
 
 
 def tags_of(report: Report, manifest_sha256: str) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from torchwatt.attribution.bands import with_bands
 from torchwatt.attribution.covered import without
 from torchwatt.attribution.curves import Metered, dated, integral_between, metered
 from torchwatt.attribution.device_ledger import device_ledger
@@ -77,7 +78,9 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
             ledgers.append(ledger)
             events += (*said, *(replace(event, t_ns=end_ns) for event in told))
     whole = contained(ledgers, curves, recording.meters, trace, recording.get(PROCESS_CPU))
-    return Attribution(whole, tuple(curves), tuple(unavailable), tuple(events), recording.meters)
+    return Attribution(
+        with_bands(whole, recording.meters), tuple(curves), tuple(unavailable), tuple(events), recording.meters
+    )
 
 
 def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:
@@ -158,7 +161,9 @@ def _blank(found: Metered, curve: EnergyCurve, recording: Recording, start_ns: i
 
 
 def _host_ledger(found: Metered, blank: Ledger, host: Split) -> Ledger:
-    ledger = replace(blank, energy_j=host.curve.total_j, entries=host.entries(blank.static_w))
+    entries = host.entries(blank.static_w, found.meter.accuracy_rel)
+    lo_j, hi_j = host.interval_j
+    ledger = replace(blank, energy_j=host.curve.total_j, energy_lo_j=lo_j, energy_hi_j=hi_j, entries=entries)
     return replace(ledger, sentence=how_known(found, ledger, host.fit))
 
 

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from torchwatt.attribution.apportion import Z90
 from torchwatt.attribution.known import CudaUse
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Event, Meter, Recording
+from torchwatt.core.report import Z90
 from torchwatt.core.terms import CUDA_LIBRARY, OTHER_PROCESSES, USERS
 from torchwatt.core.trace import Trace
 from torchwatt.core.users import DeviceUsers

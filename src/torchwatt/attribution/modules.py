@@ -83,7 +83,7 @@ def _host_rows(module: EnergyCurve, trace: Trace, process_cpu: Series | None) ->
 
     def rows(rest_j: float) -> tuple[Entry, ...]:
         flat = EnergyCurve(module.domain, ends_ns, np.array([0.0, rest_j]), module.method, module.provenance)
-        return split(flat, trace, process_cpu).entries(None)
+        return split(flat, trace, process_cpu).entries(None, None)
 
     return rows
 

@@ -52,7 +52,7 @@ def samples(report: Report) -> pd.DataFrame:
 
 
 def steps(report: Report) -> pd.DataFrame:
-    """Return one row per step, in a long run per `steps` of them: when, how long, joules (missing where unknown)."""
+    """Return one row per step, in a long run per `steps` of them: what it did, when, how long, joules if known."""
     import pandas as pd
 
     domains = [str(ledger.domain) for ledger in report.ledgers]
@@ -61,6 +61,7 @@ def steps(report: Report) -> pd.DataFrame:
         {
             "step": step.index,
             "steps": step.count,
+            "stage": step.stage,
             "start_s": (step.start_ns - report.start_ns) / NS_PER_S,
             "duration_s": (step.end_ns - step.start_ns) / NS_PER_S,
             "energy_j": _all_j(step.energy_j, counted),
@@ -68,7 +69,7 @@ def steps(report: Report) -> pd.DataFrame:
         }
         for step in report.steps
     ]
-    columns = ["step", "steps", "start_s", "duration_s", "energy_j", *(f"energy_{name}_j" for name in domains)]
+    columns = ["step", "steps", "stage", "start_s", "duration_s", "energy_j", *(f"energy_{name}_j" for name in domains)]
     return pd.DataFrame(rows, columns=columns)
 
 

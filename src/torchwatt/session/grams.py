@@ -84,7 +84,7 @@ def _subjects(report: Report, cut: tuple[HourEnergy, ...]) -> Iterator[Subject]:
         by_device[item.device_id][item.hour] = item.energy_j
         whole[item.hour].append(item.energy_j)
     if report.energy_j is not None:
-        lo_j, hi_j = report.energy_bounds_j or (None, None)
+        lo_j, hi_j = report.systematic_j or (None, None)
         complete = len(by_device) == len(report.counted)
         hourly_j = {hour: fsum(parts) for hour, parts in whole.items()} if complete else {}
         known = weakest(*(ledger.provenance for ledger in report.counted))

@@ -75,11 +75,12 @@ def report_of(  # noqa: PLR0917  the parts of a report
         unavailable=_distinct((*recording.unavailable, *found.unavailable)),
         events=_in_order((*recording.events, *trace.events, *found.events, *outcome.events)),
         steps=tuple(_steps(trace, found.curves)),
-        windows=tuple(_seen_whole(sorted(outcome.windows, key=_place), _counted(found))),
+        windows=tuple(_seen_whole(sorted(outcome.windows, key=_place), _counted_curves(found, outcome))),
         modules=trace.modules,
         units=dict(outcome.units),
         sampler=recording.stats,
         tracing_cost_s=trace.cost_s if asked.layers else None,
+        traced_steps=trace.traced_steps if asked.layers else None,
         exit_reason=outcome.exit_reason,
         software=outcome.software or software(),
     )
@@ -116,9 +117,10 @@ def _steps(trace: Trace, curves: Sequence[EnergyCurve]) -> Iterable[Step]:
     counts = trace.step_counts or (1,) * len(trace.steps)
     parts = _parts_j(trace.steps, curves)
     modelled = {str(curve.domain) for curve in curves if curve.provenance == "modelled"}
-    for (start_ns, end_ns), count, seen in zip(trace.steps, counts, parts, strict=True):
+    stages = trace.step_stages or ("",) * len(trace.steps)
+    for (start_ns, end_ns), count, seen, stage in zip(trace.steps, counts, parts, stages, strict=True):
         known = {domain: joules for domain, joules in seen.items() if joules > 0 or domain in modelled}
-        yield Step(index, start_ns, end_ns, known, count)
+        yield Step(index, start_ns, end_ns, known, count, stage)
         index += count
 
 
@@ -132,6 +134,11 @@ def _parts_j(bounds: Sequence[tuple[int, int]], curves: Sequence[EnergyCurve]) -
                 if not isnan(joules):
                     one[str(curve.domain)] = joules
     return known
+
+
+def _counted_curves(found: Attribution, outcome: Outcome) -> list[EnergyCurve]:
+    counted = {ledger.domain for ledger in found.ledgers if ledger.counted and str(ledger.domain) not in outcome.apart}
+    return [curve for curve in found.curves if curve.domain in counted]
 
 
 def _seen_whole(windows: Sequence[Window], curves: Sequence[EnergyCurve]) -> Iterable[Window]:

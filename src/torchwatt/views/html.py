@@ -57,8 +57,9 @@ def _head(report: Report) -> str:
 def _figures(report: Report) -> list[str]:
     known = report.provenance
     energy = format_wh(report.energy_j) if known else "nothing was metered"
-    if report.energy_bounds_j is not None:
-        energy = f"{energy} · {summary.bounds_text(report)}: 90 % interval, the meters' bands included"
+    repeat = summary.bounds_text(report.energy_j, report.interval_j)
+    words = (energy, f"{summary.REPEAT}: {repeat}" if repeat else "", summary.systematic_text(report))
+    energy = " · ".join(word for word in words if word)
     carbon = summary.carbon(report)
     power = "over the run, all counted domains together" if known else "nothing was metered"
     cards = [
@@ -87,7 +88,7 @@ def _domains(report: Report) -> str:
 def _domain(item: summary.DomainText) -> str:
     name = tag("span", text(item.domain), "font-weight:600")
     body = tag("div", f"{name} &nbsp;{chip(item.provenance)} &nbsp;{muted(text(item.share))}")
-    bounds = f" &nbsp;{muted(text(item.bounds))}" if item.bounds else ""
+    bounds = f" &nbsp;{muted(text(f'{summary.REPEAT}: {item.bounds}'))}" if item.bounds else ""
     body += tag("div", tag("span", text(item.energy), "font-size:18px;font-weight:600") + bounds, "margin:2px 0")
     body += tag("div", muted(text(item.sentence)))
     body += tag("div", muted(text(item.meter), "11px"), "margin-top:3px")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import fsum
@@ -11,7 +12,7 @@ from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Unavailable
 from torchwatt.core.report import Report, Step
-from torchwatt.core.terms import kind_of
+from torchwatt.core.terms import INFERENCE, TRAIN, VALIDATION, kind_of
 from torchwatt.core.units import J_PER_KWH
 from torchwatt.views.numbers import (
     DASH,
@@ -38,15 +39,23 @@ PROVENANCE_MEANING = {
 }
 
 
+REPEAT, METER = "90 % of repeats", "another meter"
+
+
 def energy_text(report: Report) -> str:
-    """Return the total with its 90 % interval, the meters' own bands included."""
-    bounds = bounds_text(report)
-    return f"{format_energy(report.energy_j)} ({bounds})" if bounds else format_energy(report.energy_j)
+    """Return the total with what another repeat would give, 90 %: the basis of every interval of a row."""
+    bounds = bounds_text(report.energy_j, report.interval_j)
+    return f"{format_energy(report.energy_j)} ({REPEAT}: {bounds})" if bounds else format_energy(report.energy_j)
 
 
-def bounds_text(report: Report) -> str:
-    """Return the 90 % interval of the total, the meters' own bands included; empty where there is none."""
-    energy_j, bounds = report.energy_j, report.energy_bounds_j
+def systematic_text(report: Report) -> str:
+    """Return what another meter would say of the total: the meters' bands, stated here and nowhere else."""
+    bounds = bounds_text(report.energy_j, report.systematic_j)
+    return f"{METER}: {bounds}" if bounds else ""
+
+
+def bounds_text(energy_j: float | None, bounds: tuple[float, float] | None) -> str:
+    """Return an interval in the unit of its value; empty where there is none."""
     if energy_j is None or bounds is None:
         return ""
     if energy_j >= J_PER_KWH:
@@ -140,7 +149,7 @@ class DomainText:
 
     domain: str
     energy: str
-    bounds: str  # 90 %, the meter's own band included; empty where neither is known
+    bounds: str  # what another repeat would give, 90 %; empty where that is not known
     share: str
     provenance: str
     meter: str
@@ -149,7 +158,7 @@ class DomainText:
     @property
     def energy_and_bounds(self) -> str:
         """Return both on one line."""
-        return f"{self.energy} ({self.bounds})" if self.bounds else self.energy
+        return f"{self.energy} ({REPEAT}: {self.bounds})" if self.bounds else self.energy
 
 
 def domains(report: Report) -> tuple[DomainText, ...]:
@@ -173,8 +182,7 @@ def _domain(report: Report, ledger: Ledger) -> DomainText:
     return DomainText(
         domain=domain,
         energy=format_energy(ledger.energy_j),
-        # As the total is bounded: an interval of the reading error alone would deny the meter's own band.
-        bounds=bounds_text(replace(report, ledgers=(replace(ledger, counted=True),))),
+        bounds=bounds_text(ledger.energy_j, replace(report, ledgers=(replace(ledger, counted=True),)).interval_j),
         share=_share(ledger, total_j),
         provenance=ledger.provenance,
         meter=" · ".join(_meter_words(report, ledger)),
@@ -231,24 +239,38 @@ class Rate:
 
 def rates(report: Report) -> tuple[Rate, ...]:
     """Return joules per step and per counted unit."""
-    found = [step_rate(report)] if report.steps else []
+    found = list(step_rates(report))
     for unit, count in sorted(report.units.items()):
         each_j = report.energy_j / count if report.energy_j is not None and count > 0 else None
         found.append(Rate(f"per {unit}", format_energy(each_j), f"{format_count(count)} counted, total / count"))
     return tuple(found)
 
 
-def step_rate(report: Report) -> Rate:
-    """Return joules per step: the median of the steps whose joules are known."""
-    known = [joules / s.count for s in report.steps if (joules := step_j(report, s)) is not None]
-    seconds = median((step.end_ns - step.start_ns) / step.count / 1e9 for step in report.steps)
-    one = report.step_count == 1
-    words = [f"{report.step_count} {'step' if one else 'steps'} of {format_time(seconds)}"]
-    if known and not one:
+STAGES = {TRAIN: "training step", VALIDATION: "validation step", INFERENCE: "inference step", "": "other step"}
+
+
+def step_rates(report: Report) -> tuple[Rate, ...]:
+    """Return joules per step, stage by stage: the median of the steps whose joules are known. Training comes first."""
+    by_stage: dict[str, list[Step]] = defaultdict(list)
+    for step in report.steps:
+        by_stage[step.stage].append(step)
+    order = sorted(by_stage, key=lambda stage: (list(STAGES).index(stage) if stage in STAGES else len(STAGES), stage))
+    if len(order) < 2:
+        return tuple(_step_rate(report, by_stage[stage], "step", "") for stage in order)
+    many = f" of {report.step_count}"
+    return tuple(_step_rate(report, by_stage[name], STAGES.get(name, f"step of {name}"), many) for name in order)
+
+
+def _step_rate(report: Report, steps: Sequence[Step], name: str, many: str) -> Rate:
+    known = [joules / s.count for s in steps if (joules := step_j(report, s)) is not None]
+    seconds = median((step.end_ns - step.start_ns) / step.count / 1e9 for step in steps)
+    count = sum(step.count for step in steps)
+    words = [f"{count}{many} {'step' if count == 1 and not many else 'steps'} of {format_time(seconds)}"]
+    if known and count > 1:
         words.insert(0, f"median; from {format_interval(min(known), max(known))}")
-    if known and len(known) < len(report.steps):
-        words.append(f"{len(report.steps) - len(known)} without a meter")
-    return Rate("per step", format_energy(median(known)) if known else DASH, " · ".join(words))
+    if known and len(known) < len(steps):
+        words.append(f"{len(steps) - len(known)} without a meter")
+    return Rate(f"per {name}", format_energy(median(known)) if known else DASH, " · ".join(words))
 
 
 def step_j(report: Report, step: Step) -> float | None:
@@ -269,6 +291,8 @@ def cost(report: Report) -> str:
     if report.tracing_cost_s is not None:
         share = report.tracing_cost_s / report.duration_s if report.duration_s > 0 else None
         words.append(f"tracing {format_time(report.tracing_cost_s)} ({format_share(share)} of the run)")
+    if report.traced_steps:
+        words.append(f"{report.traced_steps} of {report.step_count} steps traced, the others filled in from them")
     return " · ".join(words)
 
 

@@ -8,6 +8,7 @@ from hashlib import sha256
 from math import fsum
 from typing import cast
 
+from torchwatt.attribution.bands import with_bands
 from torchwatt.attribution.jobs.booking import Booked, book
 from torchwatt.attribution.jobs.clocks import Clock, clocks
 from torchwatt.attribution.jobs.lines import curve_of
@@ -45,6 +46,7 @@ def merge(job: Job) -> Report:
     counted = [books for _, books in booked if books.ledger.counted]
     parts = tuple(_part(job, clock, rank, counted) for rank in range(job.world_size))
     status, reason = _status(parts)
+    meters = tuple(meter for group in metered if (meter := _meter(group)) is not None)
     return Report(
         run_id=_run_id(job),
         name=first.name,
@@ -52,9 +54,9 @@ def merge(job: Job) -> Report:
         start_ns=start_ns,
         end_ns=end_ns,
         start_unix_ns=start_ns + anchor_ns,
-        ledgers=tuple(_over(books.ledger, (end_ns - start_ns) / NS_PER_S) for _, books in booked),
+        ledgers=with_bands((_over(books.ledger, (end_ns - start_ns) / NS_PER_S) for _, books in booked), meters),
         curves=curves,
-        meters=tuple(meter for group in metered if (meter := _meter(group)) is not None),
+        meters=meters,
         unavailable=gone_of(job, metered),
         events=events_of(job, clock, metered, parts, start_ns),
         steps=_steps(job, clock, curves),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import fsum
 
 from torchwatt.attribution.attribute import Attribution, attribute
+from torchwatt.attribution.bands import with_bands
 from torchwatt.attribution.known import Known
 from torchwatt.core.errors import LedgerError
 from torchwatt.core.ledger import Entry, Ledger
@@ -36,6 +37,7 @@ def attributed(
         with_tail(by_domain[ledger.domain], ledger) if ledger.domain in by_domain else ledger
         for ledger in whole.ledgers
     )
+    ledgers = with_bands(ledgers, recording.meters)
     seen = {(event.code, event.subject, event.message) for event in whole.events}
     events = (*whole.events, *(e for e in split.events if (e.code, e.subject, e.message) not in seen))
     return replace(whole, ledgers=ledgers, events=events), tuple(_told(ledgers, split.ledgers, until_ns, bounds))
@@ -74,6 +76,8 @@ def _longer(entry: Entry, own_j: float, tail_s: float, static_w: float | None) -
         energy_self_j=own_j,
         energy_self_lo_j=None if lo_j is None else min(lo_j, own_j),
         energy_self_hi_j=None if hi_j is None else max(hi_j, own_j),
+        energy_systematic_lo_j=None,
+        energy_systematic_hi_j=None,
         energy_static_j=static_j,
         energy_dynamic_j=None if static_j is None else own_j - static_j,
         time_self_s=time_s,

@@ -14,7 +14,8 @@ export interface Booked {
   readonly self_j: ByPhase;
   /** What another repeat would give, 90 %, by phase. */
   readonly interval_j?: Readonly<Record<string, readonly [Joules, Joules]>>;
-  readonly calls: number;
+  /** Null: not known of all steps. */
+  readonly calls: number | null;
   readonly provenance: string | null;
 }
 

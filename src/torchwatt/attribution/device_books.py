@@ -228,7 +228,9 @@ def _enclosing(fqn: str) -> list[str]:
     return [*(".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)), ROOT]
 
 
-def entries(books: DeviceBooks, static_w: float | None, calls: dict[Slot, int], band: Band | None) -> tuple[Entry, ...]:
+def entries(
+    books: DeviceBooks, static_w: float | None, calls: dict[Slot, int | None], band: Band | None
+) -> tuple[Entry, ...]:
     """Make one entry for every slot that had time or joules; `band` is the meter's."""
     rows = {slot: i for i, slot in enumerate(books.slots)}
     exact_j, half_j = _exact(books), books.half_j
@@ -262,7 +264,9 @@ def _exact(books: DeviceBooks) -> FloatArray:
     return energy_j
 
 
-def _entry(books: DeviceBooks, i: int, own_j: float, static_w: float | None, calls: int, half_j: float | None) -> Entry:
+def _entry(
+    books: DeviceBooks, i: int, own_j: float, static_w: float | None, calls: int | None, half_j: float | None
+) -> Entry:
     slot, curve = books.slots[i], books.curve
     time_s = float(books.time_s[i])
     joins = slot == Slot(UNATTRIBUTED, "other")

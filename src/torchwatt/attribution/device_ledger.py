@@ -49,11 +49,14 @@ def device_ledger(
     return replace(ledger, sentence=how_known(found, ledger, books)), told + _events(found, curve, activity, books)
 
 
-def _calls(trace: Trace, curve: EnergyCurve) -> dict[Slot, int]:
+def _calls(trace: Trace, curve: EnergyCurve) -> dict[Slot, int | None]:
     """Count the host's calls of each slot inside the curve: kernels are not calls."""
     inside = (trace.end_ns > curve.start_ns) & (trace.start_ns < curve.end_ns)
     counts = np.bincount(trace.slot[inside], trace.calls[inside], len(trace.slots))
-    return {slot: int(count) for slot, count in zip(trace.slots, counts, strict=True)}
+    return {
+        slot: None if i in trace.untold_calls else int(count)
+        for i, (slot, count) in enumerate(zip(trace.slots, counts, strict=True))
+    }
 
 
 def _events(found: Metered, curve: EnergyCurve, activity: Activity, books: DeviceBooks) -> list[Event]:

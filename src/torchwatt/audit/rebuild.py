@@ -136,7 +136,7 @@ def _entry(domain: Domain, row: Row) -> Entry:
         energy_static_j=number(row, "energy_static_j"),
         energy_dynamic_j=number(row, "energy_dynamic_j"),
         time_self_s=number(row, "time_self_s") or 0.0,
-        calls=_whole(row, "calls") or 0,
+        calls=_whole(row, "calls"),
         method=cast("Any", text(row, "method")),
         provenance=cast("Any", text(row, "provenance")),
         carried_share=number(row, "carried_share") or 0.0,

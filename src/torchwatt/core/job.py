@@ -41,7 +41,7 @@ class HostShare:
     phase: Phase
     cpu_s: float
     time_s: float
-    calls: int
+    calls: int | None  # None: not known
     carried_share: float = 0.0
 
 

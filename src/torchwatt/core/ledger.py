@@ -31,7 +31,7 @@ class Entry:
     energy_static_j: float | None
     energy_dynamic_j: float | None
     time_self_s: float
-    calls: int
+    calls: int | None  # None: how often it ran is not known
     method: Method
     provenance: Provenance
     carried_share: float = 0.0  # part of time_self_s that was carried over from traced windows

@@ -176,6 +176,7 @@ class _Assembly:
             activities=activities,
             cost_s=s_from_ns(self.view.cost_ns),
             untold_calls=self._untold_slots(),
+            traced_steps=sum(len(look.traced) // 2 for look in self.looks.values()),
             windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
         )
 

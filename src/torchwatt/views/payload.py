@@ -196,6 +196,7 @@ def _by_phase(values: Mapping[Phase, float]) -> dict[str, float | None]:
     return {str(phase): number(value) for phase, value in values.items()}
 
 
-def _most(counts: Sequence[int]) -> int:
+def _most(counts: Sequence[int | None]) -> int | None:
     # Every domain counts the same calls; adding them up would count a call once a meter.
-    return max(counts, default=0)
+    known = [count for count in counts if count is not None]
+    return max(known, default=0) if len(known) == len(counts) else None

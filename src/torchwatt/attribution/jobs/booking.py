@@ -218,7 +218,7 @@ def _sum(domain: Domain, row: tuple[str, Phase, str], found: list[Entry]) -> Ent
         energy_static_j=_all(entry.energy_static_j for entry in found),
         energy_dynamic_j=_all(entry.energy_dynamic_j for entry in found),
         time_self_s=time_s,
-        calls=sum(entry.calls for entry in found),
+        calls=_all_calls([entry.calls for entry in found]),
         method=methods.pop() if len(methods) == 1 else "time_share",
         provenance=weakest(*(entry.provenance for entry in found)),
         carried_share=min(carried_s / time_s, 1.0) if time_s > 0 else 0.0,
@@ -228,3 +228,9 @@ def _sum(domain: Domain, row: tuple[str, Phase, str], found: list[Entry]) -> Ent
 def _all(values: Iterable[float | None]) -> float | None:
     known = list(values)
     return None if None in known else fsum(value for value in known if value is not None)
+
+
+def _all_calls(calls: Sequence[int | None]) -> int | None:
+    """Add calls up; None where some are not known."""
+    known = [each for each in calls if each is not None]
+    return sum(known) if len(known) == len(calls) else None

@@ -64,7 +64,7 @@ LAYER = Table(
         string("module_class", "class of the module"),
         integer("params", "1", "parameters of the module itself", minimum=0),
         integer("param_bytes", "By", "their size", minimum=0),
-        integer("calls", "1", "how often it ran", required=True, minimum=0),
+        integer("calls", "1", "how often it ran; empty: not known of all steps", minimum=0),
         number("time_self_s", "s", "time without children", required=True, minimum=0),
         number("energy_self_j", "J", "without children; adds up to device.energy_j", required=True),
         number("energy_self_lo_j", "J", "90 % interval: what another repeat of the run would give"),

@@ -52,7 +52,7 @@ RANK_LAYER = Table(
         string("device_id", "the domain of one meter", required=True, refers="device.device_id"),
         string("fqn", "module name as in state_dict, or (idle), ...", required=True),
         string("phase", "what it did", required=True, values=PHASES),
-        integer("calls", "1", "how often it ran", required=True, minimum=0),
+        integer("calls", "1", "how often it ran; empty: not known of all steps", minimum=0),
         number("time_self_s", "s", "time without children", required=True, minimum=0),
         number("energy_self_j", "J", "without children", required=True),
         method("how it was found", required=True),

@@ -110,7 +110,7 @@ def _place(found: dict[str, Any]) -> Place:
 def _share(found: dict[str, Any]) -> HostShare:
     return HostShare(
         _text(found["fqn"]), _word(found["phase"], PHASES), _amount(found["cpu_s"]), _amount(found["time_s"]),
-        _whole(found["calls"]), min(_amount(found["carried_share"]), 1.0),
+        None if found["calls"] is None else _whole(found["calls"]), min(_amount(found["carried_share"]), 1.0),
     )  # fmt: skip
 
 

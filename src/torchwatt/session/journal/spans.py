@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,9 @@ class _Head:
     cost_s: float
     windows: int
     devices: tuple[_Device, ...]
+    untold_calls: tuple[int, ...] = ()
+    traced_steps: int = 0
+    stages: tuple[tuple[str, int], ...] = ()  # of the steps, and of how many in a row
 
 
 def pack_trace(trace: Trace, until_ns: int) -> bytes:
@@ -52,7 +56,8 @@ def pack_trace(trace: Trace, until_ns: int) -> bytes:
     head = to_json(
         _Head(
             until_ns, trace.slots, trace.modules, dict(trace.carry_rel_sd), trace.events, trace.cost_s, trace.windows,
-            devices,
+            devices, tuple(sorted(trace.untold_calls)), trace.traced_steps,
+            tuple((stage, len(list(same))) for stage, same in groupby(trace.step_stages)),
         )
     )  # fmt: skip
     steps = _pairs(trace.steps)
@@ -105,6 +110,9 @@ def _trace(head: _Head, arrays: Iterator[IntArray]) -> Trace:
         cost_s=head.cost_s,
         windows=head.windows,
         activities=activities,
+        untold_calls=frozenset(head.untold_calls),
+        traced_steps=head.traced_steps,
+        step_stages=tuple(stage for stage, n in head.stages for _ in range(min(n, len(begins)))),
     )  # fmt: skip
 
 

@@ -26,6 +26,12 @@ export class LiveState {
     this.beats += 1;
     this.layers = beat.layers ?? this.layers;
     this.steps = beat.steps === undefined ? this.steps : { count: beat.steps, each: beat.per_step ?? '' };
+    // A counter may turn out to be that of a whole module: its line begins when that is known.
+    for (const domain of Object.keys(beat.points.power_w)) {
+      if (!this.power.has(domain)) {
+        this.power.set(domain, new Array(this.t_s.length).fill(null));
+      }
+    }
     const last = this.t_s[this.t_s.length - 1] ?? Number.NEGATIVE_INFINITY;
     beat.points.t_s.forEach((t, index) => {
       if (t > last) {
@@ -55,12 +61,23 @@ export class LiveState {
     return found;
   }
 
+  /** Return the domains that make the total now: what only others use, or what is inside of a module, is none. */
+  private counted(): Begin['domains'] {
+    const { latest, begin } = this;
+    if (!latest) {
+      return begin.domains;
+    }
+    const found = new Map(begin.domains.map(one => [one.domain, one]));
+    return Object.keys(latest.power_w).map(
+      domain => found.get(domain) ?? { domain, provenance: 'measured', meter: '' }
+    );
+  }
+
   figures(): readonly Figure[] {
     const { latest, begin } = this;
-    const known = weakest(begin.domains.map(one => one.provenance));
-    const watts = begin.domains.length
-      ? sumKnown(begin.domains.map(one => latest?.power_w[one.domain]))
-      : null;
+    const counted = this.counted();
+    const known = weakest(counted.map(one => one.provenance));
+    const watts = counted.length ? sumKnown(counted.map(one => latest?.power_w[one.domain])) : null;
     const figures: Figure[] = [
       { label: 'power now', value: formatPower(watts), detail: 'of all counted domains', known },
       {
@@ -80,8 +97,8 @@ export class LiveState {
       const each = this.steps?.count ? `${this.steps.each} a step` : 'none was seen yet';
       figures.push({ label: 'steps', value: this.steps ? String(this.steps.count) : DASH, detail: each });
     }
-    if (begin.domains.length > 1) {
-      for (const { domain, provenance, meter } of begin.domains) {
+    if (counted.length > 1) {
+      for (const { domain, provenance, meter } of counted) {
         const detail = [formatEnergy(latest?.domains_j[domain]), meter].filter(Boolean).join(' · ');
         figures.push({
           label: domain,

@@ -58,6 +58,19 @@ describe('a report', () => {
     expect(text).toContain('modelled');
   });
 
+  test('says in its head what the total holds, and of each domain whether it is in it', () => {
+    const payload = golden();
+    const noted = { ...payload, notes: ['gpu:1 was not used by this run'] };
+    const aside = {
+      ...noted,
+      domains: payload.domains.map(one => ({ ...one, counted: false, share: null }))
+    };
+    const text = report(aside).textContent ?? '';
+    expect(text.indexOf('gpu:1 was not used by this run')).toBeLessThan(text.indexOf('Domains'));
+    expect(text).toContain('not in the total');
+    expect(report(payload).textContent).not.toContain('not in the total');
+  });
+
   test('shows the joules of every layer to the digits that Python shows', () => {
     const payload = golden();
     const node = report(payload);

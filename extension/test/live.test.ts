@@ -51,6 +51,20 @@ describe('the line of a live view', () => {
   });
 });
 
+test('what turns out to be inside of a module makes room for the module, and the total is its own', () => {
+  const one = state();
+  one.take(beat([1]));
+  one.take({
+    ...beat([1, 2]),
+    power_w: { 'module:0': 400 },
+    domains_j: { 'module:0': 800 },
+    points: { t_s: [1, 2], power_w: { 'module:0': [null, 400] } }
+  });
+  expect(one.columns().power_w).toEqual({ cpu: [10, null], 'module:0': [null, 400] });
+  expect(one.figures()[0]?.value).toBe('400 W');
+  expect(one.figures().map(figure => figure.label)).not.toContain('cpu');
+});
+
 test('curves with times of their own share one axis, and none breaks the other', () => {
   const curves = [
     { domain: 'a', t_s: [0, 2], power_w: [1, null] },

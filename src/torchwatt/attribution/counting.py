@@ -18,7 +18,9 @@ def counting(recording: Recording, used: Mapping[str, Use], *, early: bool = Fal
     """
     meters = [m for m in recording.meters if any(c.quantity != "gauge" for c in m.channels)]
     names = {str(meter.domain): str(meter.domain) for meter in meters}
-    scopes = {str(m.domain): found.scope for m in meters if m.domain.kind == "gpu" and (found := compare(m, recording))}
+    scopes = {
+        str(m.domain): compared.scope for m in meters if m.domain.kind == "gpu" and (compared := compare(m, recording))
+    }
     groups = covering_groups([m for m in meters if scopes.get(str(m.domain)) == "module"], recording)
     for index, group in enumerate(groups):
         for meter in group:
@@ -27,4 +29,4 @@ def counting(recording: Recording, used: Mapping[str, Use], *, early: bool = Fal
     unsure = {name for name, scope in scopes.items() if scope == "unknown"} if early else set()
     out = unsure | {name for name, use in used.items() if use.whose == "others" and scopes.get(name) != "module"}
     out |= {str(meter.domain) for meter in meters if (groups or unsure) and meter.domain.kind in INSIDE}
-    return {name: told for name, told in names.items() if name not in out}
+    return {domain: name for domain, name in names.items() if domain not in out}

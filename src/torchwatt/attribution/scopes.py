@@ -65,23 +65,25 @@ def by_scope(recording: Recording) -> Scoped:
     counter says. A recording without module power comes back as it is, but for the band of a counter that disagrees
     with the power of its GPU.
     """
-    found = {meter.domain: compare(meter, recording) for meter in recording.meters if meter.domain.kind == "gpu"}
+    compared = {meter.domain: compare(meter, recording) for meter in recording.meters if meter.domain.kind == "gpu"}
     events: list[Event] = []
     meters = []
     for meter in recording.meters:
-        one = found.get(meter.domain)
-        if one is None:
-            widened, told = _disputed(meter, recording)
+        result = compared.get(meter.domain)
+        if result is None:
+            widened, disputes = _with_disputed_band(meter, recording)
             meters.append(widened)
-            events += told
-        elif one.scope == "gpu":
-            meters.append(_noted(meter, f"the energy counter covers the GPU alone: {one.why}"))
+            events += disputes
+        elif result.scope == "gpu":
+            meters.append(_noted(meter, f"the energy counter covers the GPU alone: {result.why}"))
         else:
-            meters.append(_without_module_ring(_by_power(meter, one), recording))
-            events.append(_told(meter, one, recording))
-    covering = [m for m in recording.meters if (one := found.get(m.domain)) is not None and one.scope == "module"]
+            meters.append(_without_module_ring(_by_power(meter, result), recording))
+            events.append(_scope_event(meter, result, recording))
+    covering = [
+        m for m in recording.meters if (result := compared.get(m.domain)) is not None and result.scope == "module"
+    ]
     modules = [_module(index, group) for index, group in enumerate(covering_groups(covering, recording))]
-    series = [one for one in recording.series if not _dropped(one.channel, found)]
+    series = [item for item in recording.series if not _dropped(item.channel, compared)]
     series += [moved for module in modules for moved in _moved(module, recording)]
     return Scoped(replace(recording, meters=(*meters, *modules), series=tuple(series)), tuple(events))
 
@@ -117,15 +119,17 @@ def _scope(counter_j: float, gpu_j: float, module_j: float, seconds: float) -> t
         f"{name} {joules / seconds:.4g} W"
         for name, joules in (("counter", counter_j), ("GPU", gpu_j), ("module", module_j))
     )
-    said = f"{watts} over {seconds:.3g} s"
+    comparison = f"{watts} over {seconds:.3g} s"
     apart_j = module_j - gpu_j
     late = counter_j / seconds * PUBLISHED_S / apart_j
     place = (counter_j - gpu_j) / apart_j  # 0 at scope GPU, 1 at scope MODULE
     if late > NEAR:
-        return "unknown", f"too short to tell the two: {said}"
+        return "unknown", f"too short to tell the two: {comparison}"
     if abs(place) <= NEAR:
-        return "gpu", said
-    return ("module", said) if abs(place - 1) <= NEAR else ("unknown", f"it follows none of the two: {said}")
+        return "gpu", comparison
+    return (
+        ("module", comparison) if abs(place - 1) <= NEAR else ("unknown", f"it follows none of the two: {comparison}")
+    )
 
 
 def _at_gpu_scope(channel: Channel) -> bool:
@@ -151,33 +155,33 @@ def _common(start_ns: int, end_ns: int, integrals: Sequence[Integral], silent: S
     return without(whole, (*silent, *(gap for _, _, gaps in integrals for gap in gaps)))
 
 
-def _dropped(channel: Channel, found: dict[Domain, Compared | None]) -> bool:
+def _dropped(channel: Channel, by_domain: dict[Domain, Compared | None]) -> bool:
     """Tell whether readings are no longer the GPU's own: those of a counter that does not cover it alone."""
-    one = found.get(channel.domain)
-    if one is None or one.scope == "gpu":
+    compared = by_domain.get(channel.domain)
+    if compared is None or compared.scope == "gpu":
         return False
-    return channel.quantity == "counter" or (one.scope == "module" and channel.name == MODULE_POWER)
+    return channel.quantity == "counter" or (compared.scope == "module" and channel.name == MODULE_POWER)
 
 
 def _noted(meter: Meter, note: str) -> Meter:
     return replace(meter, notes=(*meter.notes, note))
 
 
-def _by_power(meter: Meter, one: Compared) -> Meter:
+def _by_power(meter: Meter, compared: Compared) -> Meter:
     """Return a GPU's meter without its counter; where that may have been its own, the band reaches to it."""
     channels = tuple(channel for channel in meter.channels if channel.quantity != "counter")
-    if one.scope == "module":
+    if compared.scope == "module":
         channels = tuple(channel for channel in channels if channel.name != MODULE_POWER)
-        note = f"the energy counter covers the module, not the GPU: {one.why}"
+        note = f"the energy counter covers the module, not the GPU: {compared.why}"
         return _noted(replace(meter, channels=channels), note)
     band = meter.accuracy_rel
-    if band is not None and one.gpu_j > 0:
-        most = max(one.counter_j, one.module_j) / one.gpu_j
-        least = min(one.counter_j / one.gpu_j, 1.0)
+    if band is not None and compared.gpu_j > 0:
+        most = max(compared.counter_j, compared.module_j) / compared.gpu_j
+        least = min(compared.counter_j / compared.gpu_j, 1.0)
         band = (min(band[0], least * (1 + band[0]) - 1), max(band[1], most * (1 + band[1]) - 1))
     source = f"{meter.accuracy_source}; widened to what the energy counter says, for its scope is not known"
     unsure = replace(meter, channels=channels, accuracy_rel=band, accuracy_source=source)
-    return _noted(unsure, f"the energy counter may cover the GPU or its module, which cannot be told: {one.why}")
+    return _noted(unsure, f"the energy counter may cover the GPU or its module, which cannot be told: {compared.why}")
 
 
 def _without_module_ring(gpu: Meter, recording: Recording) -> Meter:
@@ -199,22 +203,22 @@ def _without_module_ring(gpu: Meter, recording: Recording) -> Meter:
     return _noted(replace(gpu, channels=kept), "the driver's own samples are of the module: layers are fitted to polls")
 
 
-def _told(meter: Meter, one: Compared, recording: Recording) -> Event:
+def _scope_event(meter: Meter, compared: Compared, recording: Recording) -> Event:
     t_ns = max((int(series.t_ns[-1]) for series in recording.series if len(series)), default=0)
-    if one.scope == "module":
+    if compared.scope == "module":
         message = (
-            f"the energy counter covers the whole module, with its CPU and memory ({one.why}): it counts once, and the "
-            "GPU's own joules are its power at scope GPU"
+            f"the energy counter covers the whole module, with its CPU and memory ({compared.why}): it counts once, "
+            "and the GPU's own joules are its power at scope GPU"
         )
         return Event(t_ns, "info", "MODULE_COUNTER", str(meter.domain), message)
     message = (
-        f"whether the energy counter covers the GPU or its module cannot be told ({one.why}): power at scope GPU is "
-        "booked, and its interval reaches to the counter"
+        f"whether the energy counter covers the GPU or its module cannot be told ({compared.why}): power at scope GPU "
+        "is booked, and its interval reaches to the counter"
     )
     return Event(t_ns, "warning", "SCOPE_UNKNOWN", str(meter.domain), message)
 
 
-def _disputed(meter: Meter, recording: Recording) -> tuple[Meter, list[Event]]:
+def _with_disputed_band(meter: Meter, recording: Recording) -> tuple[Meter, list[Event]]:
     """Widen the band of a counter that disagrees with its GPU's power, where no module power could settle it."""
     counter, power = meter.channel("counter"), meter.channel("power")
     integral = _integral(recording.get(power.key)) if power is not None and _at_gpu_scope(power) else None

@@ -203,7 +203,8 @@ _HEAD = ("DEVICE_USER_UNKNOWN", "OTHER_PROCESSES", "SCOPE_UNKNOWN", "MODULE_COUN
 def head_notes(report: Report) -> tuple[str, ...]:
     """Return what the total does and does not contain, where that is not what the reader expects; one sentence each."""
     found = sorted((e for e in report.events if e.code in _HEAD), key=lambda e: (_HEAD.index(e.code), e.subject))
-    return tuple(e.message if e.message.startswith(e.subject) else f"{e.subject}: {e.message}" for e in found)
+    said = ("run", *(e.subject for e in found if e.message.startswith(e.subject)))
+    return tuple(e.message if e.subject in said else f"{e.subject}: {e.message}" for e in found)
 
 
 def modelled_instead(report: Report, gone: Unavailable) -> bool:

@@ -3,7 +3,7 @@
  * Written from the public NVML API documentation and the ctypes signatures of the nvidia-ml-py binding.
  * Build:  cc -O2 -Wall -shared -fPIC -Wl,-soname,libnvidia-ml.so.1 -o libnvidia-ml.so.1 simnvml.c -lm -lpthread
  * Use:    SIMNVML_SCENARIO=/path/scenario.txt LD_LIBRARY_PATH=<dir> python ...
- * README.md beside this file has what it adds to the scenario language of ../../../../shared/simhw.
+ * See README.md beside this file for the scenario language.
  */
 #define _GNU_SOURCE
 #include <ctype.h>

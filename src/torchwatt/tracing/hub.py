@@ -19,14 +19,14 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from torchwatt.core.meter import Event, Severity
 from torchwatt.tracing.calibrate import calibrate
-from torchwatt.tracing.collectives import collectives
+from torchwatt.tracing.collectives import collectives, reducers
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.optimizers import optimizer_hooks
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import COMMUNICATION_KEY, DATA_KEY, FIRST_SCOPE_KEY, FORCE_ROWS, FULL, LIGHT, OFF
+from torchwatt.tracing.rows import DATA_KEY, FIRST_SCOPE_KEY, FORCE_ROWS, FULL, LIGHT, OFF
 from torchwatt.tracing.state import ACTIVE
 from torchwatt.tracing.stepping import Stepping
 from torchwatt.tracing.windows import Windows
@@ -36,6 +36,7 @@ from torchwatt.tracing.wrappers import (
     class_call,
     graph_task_id,
     module_call,
+    reducer_ready,
     sequence_nr,
     timed,
 )
@@ -77,8 +78,10 @@ class Hub:
             self._patch(torch.autograd, "_engine_run_backward", backward_call(self))
             self._patch(_BaseDataLoaderIter, "__next__", timed(self, DATA_KEY))
             self._patch(DataLoader, "__iter__", timed(self, DATA_KEY))
-            for owner, name in collectives():
-                self.patches.add(owner, name, timed(self, COMMUNICATION_KEY))
+            for owner, name, key in collectives():
+                self.patches.add(owner, name, timed(self, key))
+            for owner, name in reducers():
+                self.patches.add(owner, name, reducer_ready(self))
             begins, ended = optimizer_hooks(self)
             self.patches.keep(register_optimizer_step_pre_hook(begins))
             self.patches.keep(register_optimizer_step_post_hook(ended))

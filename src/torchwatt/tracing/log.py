@@ -41,8 +41,8 @@ class Log:
         "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_settling", "_tail", "_units",
         "backwards",
         "before", "calls_asleep", "ends", "first_optimizer", "former", "ident", "inside", "kinds", "marks", "mode",
-        "native", "noted", "open_scopes", "opened", "rows", "since", "step_end", "stepless", "stride", "traced",
-        "tracers",
+        "native", "noted", "open_scopes", "opened", "reducers", "rows", "since", "step_end", "stepless", "stride",
+        "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -55,6 +55,7 @@ class Log:
         self.backwards: list[Backward] = []
         self.before: Backward | None = None  # the latest backward call whose structure is known
         self.since = 0  # where the rows after the latest backward call begin
+        self.reducers: set[int] = set()  # of DDP, made ready in the forward passes since: the next backward uses them
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
         self.noted: list[int] = []  # end_ns of steps in which the thread was `Quiet`, to be settled
         self.marks: dict[int, Marks] = {}  # earlier ones, by optimizer
@@ -80,6 +81,16 @@ class Log:
     def claimed(self, since_ns: int) -> bool:
         """Say whether a tracer ran on this thread after a moment: then its spans are that tracer's alone."""
         return bool(self.tracers) or any(end > since_ns for _, end in self.former)
+
+    def takes_reducers(self) -> bool:
+        """Say whether DDP reduces gradients in the backward call that begins, and take note that it did.
+
+        Of several models nobody tells which of them a call goes through: each of their calls is taken for one.
+        """
+        reduces = bool(self.reducers)
+        if len(self.reducers) == 1:
+            self.reducers.clear()
+        return reduces
 
     def settle(self) -> None:
         """Log the ends of steps that were only noted, before anything that comes after them."""

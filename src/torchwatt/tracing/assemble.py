@@ -33,7 +33,7 @@ from torchwatt.tracing.rows import (
     OPTIMIZER_KEY,
     START,
     TASK,
-    WAIT_KEY,
+    UNCOUNTED_COMMUNICATION_KEY,
     Backward,
 )
 from torchwatt.tracing.steps import Mark, Step, calls_as_steps, first_optimizer, steps_between
@@ -158,7 +158,7 @@ class _Assembly:
             OPTIMIZER_KEY: (OPTIMIZER, "optimizer"),
             DATA_KEY: (DATA, "data"),
             COMMUNICATION_KEY: (COMMUNICATION, "communication"),
-            WAIT_KEY: (COMMUNICATION, "communication"),
+            UNCOUNTED_COMMUNICATION_KEY: (COMMUNICATION, "communication"),
         }
         return self.columns.index(*reserved.get(key, (UNATTRIBUTED, "backward" if backward else "forward")))
 
@@ -175,7 +175,7 @@ class _Assembly:
         slots = np.array([self._slot(int(k) // 2, backward=bool(k % 2)) for k in kinds], dtype=np.int64)
         # A wrapper (DDP, torch.compile) and what it wraps share a name: count the call once.
         repeats = [wrapper for wrapper, inner in self.names.wrapped.items() if inner in self.used]
-        calls = 1 - np.isin(rows[:, KEY], [*repeats, WAIT_KEY])
+        calls = 1 - np.isin(rows[:, KEY], [*repeats, UNCOUNTED_COMMUNICATION_KEY])
         start, end = rows[:, START].copy(), rows[:, END].copy()
         self._uncross(start, end, np.flatnonzero(rows[:, KEY] <= FIRST_SCOPE_KEY), self.calls[log])
         self.columns.add(slots[kind], start, end, thread=thread, filled=False, calls=calls)
@@ -201,7 +201,7 @@ class _Assembly:
         slot = np.array([self._kind_slot(kind) for kind in kinds.of], dtype=np.int64)[records.kind]
         own = np.setdiff1d(np.arange(len(records)), steps_among(records, kinds))
         bare = records.take(own)
-        waits = [i for i, kind in enumerate(kinds.of) if kind[:2] == ("row", WAIT_KEY)]
+        waits = [i for i, kind in enumerate(kinds.of) if kind[:2] == ("row", UNCOUNTED_COMMUNICATION_KEY)]
         calls = bare.count * ~np.isin(bare.kind, waits)
         self.columns.add(slot[own], bare.start, bare.end, thread=thread, filled=False, calls=calls)
         forward = ForwardBook(self.looks[log].table)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from torchwatt.tracing.rows import COMMUNICATION_KEY, WAIT_KEY
+from torchwatt.tracing.rows import COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY
 
 STARTS = (
     "_allgather_base", "_reduce_scatter_base", "all_gather_single", "all_gather_single_coalesced", "all_to_all_single",
@@ -23,10 +23,19 @@ STARTS = (
 )  # fmt: skip
 WAITS = ("wait", "synchronize")
 BUFFERS = "_broadcast_coalesced"  # DDP's, before a forward pass
+# FSDP gathers a layer's parameters, and spreads its gradients, in these: the collectives with all copies around them.
+SHARDED = (
+    ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "FSDPParamGroup", "unshard"),
+    ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "FSDPParamGroup", "wait_for_unshard"),
+    ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "FSDPParamGroup", "post_backward"),
+    ("torch.distributed.fsdp._runtime_utils", "", "_unshard"),
+    ("torch.distributed.fsdp._runtime_utils", "", "_reduce_grad"),
+    ("torch.distributed.fsdp._runtime_utils", "", "_reduce_grad_no_shard"),
+)
 
 
 def collectives() -> Iterator[tuple[Any, str, int]]:
-    """Yield what to wrap as (owner, name, key of its time).
+    """Yield what to wrap as (owner, name, key of its time), as far as it is imported.
 
     Also before torch.distributed is initialised: a script does that itself, after profiling began.
     """
@@ -34,8 +43,12 @@ def collectives() -> Iterator[tuple[Any, str, int]]:
     if dist is None:
         return
     yield from ((dist.ProcessGroup, name, COMMUNICATION_KEY) for name in STARTS)
-    yield from ((dist.Work, name, WAIT_KEY) for name in WAITS)
+    yield from ((dist.Work, name, UNCOUNTED_COMMUNICATION_KEY) for name in WAITS)
     yield dist, BUFFERS, COMMUNICATION_KEY
+    for module, kind, name in SHARDED:
+        owner = sys.modules.get(module)
+        if owner is not None:
+            yield getattr(owner, kind, None) if kind else owner, name, UNCOUNTED_COMMUNICATION_KEY
 
 
 def reducers() -> Iterator[tuple[Any, str]]:

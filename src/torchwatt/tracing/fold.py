@@ -28,7 +28,7 @@ from torchwatt.tracing.rows import (
     SEQ1,
     START,
     TASK,
-    WAIT_KEY,
+    UNCOUNTED_COMMUNICATION_KEY,
     Backward,
 )  # fmt: skip
 
@@ -111,7 +111,7 @@ def split(
         since_ns: What began earlier is kept: what lay inside it may be folded already.
         breaks: Times at which scopes began that are still open.
     """
-    reserved = (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, WAIT_KEY)
+    reserved = (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY)
     rows = np.isin(table[:, KEY], reserved) | (table[:, KEY] <= FIRST_SCOPE_KEY)
     rows |= table[:, TASK] == LIGHT_TASK
     rows &= table[:, START] >= since_ns

@@ -63,6 +63,7 @@ class Hub:
         self.off = False
         self.costs = calibrate(clock_ns)
         self.patches = Patches()
+        self._collectives: set[tuple[int, str]] = set()  # by owner and name: those that are wrapped
         self._watched: dict[int, bool] = {}  # by key of a module, whether its class is patched
         self.windows = Windows(clock_ns, self.note)
         self.devices: Watch | None = None
@@ -78,16 +79,21 @@ class Hub:
             self._patch(torch.autograd, "_engine_run_backward", backward_call(self))
             self._patch(_BaseDataLoaderIter, "__next__", timed(self, DATA_KEY))
             self._patch(DataLoader, "__iter__", timed(self, DATA_KEY))
-            for owner, name, key in collectives():
-                self.patches.add(owner, name, timed(self, key))
             for owner, name in reducers():
                 self.patches.add(owner, name, reducer_ready(self))
+            self._time_collectives()
             begins, ended = optimizer_hooks(self)
             self.patches.keep(register_optimizer_step_pre_hook(begins))
             self.patches.keep(register_optimizer_step_post_hook(ended))
         except BaseException:
             self.remove()
             raise
+
+    def _time_collectives(self) -> None:
+        """Wrap the collectives that are not wrapped yet: FSDP may be imported after profiling began."""
+        for owner, name, key in collectives():
+            if (id(owner), name) not in self._collectives and self.patches.add(owner, name, timed(self, key)):
+                self._collectives.add((id(owner), name))
 
     def remove(self) -> None:
         """Take everything off again; what others put on top of ours stays and finds ours inert."""
@@ -188,6 +194,7 @@ class Hub:
         """Say whether a module that was just registered is a root, and watch its class if so."""
         root = any(root.key == key for root in self.registry.roots)
         if root:
+            self._time_collectives()
             self.watch(key)
             self.look_closer()
         return root

@@ -16,7 +16,7 @@ DATA_KEY = -2
 UNKNOWN_KEY = -3
 STEP_KEY = -4  # a step of which only the end was noted
 COMMUNICATION_KEY = -5
-WAIT_KEY = -6  # for a collective that was launched before: time of communication, and no call of its own
+UNCOUNTED_COMMUNICATION_KEY = -6  # waits for collectives and copies around them: no calls of their own
 FIRST_SCOPE_KEY = -10  # scopes count down from here; modules count up from 1
 
 FORWARD_TASK = -1  # what torch says outside a backward call

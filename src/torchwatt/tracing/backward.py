@@ -11,7 +11,8 @@ import numpy as np
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import UNATTRIBUTED
 from torchwatt.tracing.columns import Columns
-from torchwatt.tracing.filling import Filler
+from torchwatt.tracing.elastic import ElasticTemplate
+from torchwatt.tracing.filling import Filler, fitted
 from torchwatt.tracing.fold import Kinds, Records
 from torchwatt.tracing.join import inner_spans, join
 from torchwatt.tracing.log import Log, Look
@@ -28,8 +29,8 @@ class Model:
     too, for calls of which nothing else is known.
     """
 
-    net: Template
-    whole: Template
+    net: ElasticTemplate
+    whole: ElasticTemplate
 
 
 class BackwardBook:
@@ -62,7 +63,8 @@ class BackwardBook:
         lanes = self.pieces(log, call)
         if not lanes or not len(lanes[0]):
             return None
-        net = template_of(self._on_clock(log, call), lanes[0])
+        clock = self._on_clock(log, call)
+        net = _elastic(clock, lanes[0])
         rows = self._tables[log][call.first : call.last]
         modules, reserved = rows[rows[:, KEY] > 0], rows[rows[:, KEY] <= 0]
         if not len(modules):
@@ -73,7 +75,7 @@ class BackwardBook:
         both = both[np.lexsort((-both[:, 1], both[:, 0]))]
         top = reserved[top_level(reserved[:, START], reserved[:, END])]
         inner = tuple((int(s), int(e)) for s, e in np.clip(top[:, [START, END]], call.start_ns, call.end_ns))
-        whole = template_of(Call(call.start_ns, call.end_ns, inner), both)
+        whole = _elastic(Call(call.start_ns, call.end_ns, inner), both)
         return None if net is None or whole is None else Model(net, whole)
 
     def pieces(self, log: Log, call: Backward) -> list[IntArray]:
@@ -107,8 +109,10 @@ class BackwardBook:
                     where = thread if lane == 0 else 1000 * (thread + 1) + lane
                     columns.add(slot, table[:, 0], table[:, 1], thread=where, filled=False, calls=table[:, 3])
             elif (model := self._nearest(call.cache["keys"], call.start_ns, 1)) is not None:
-                first, last = stretch(model.net, self._on_clock(log, call))
-                filler.fill(model.net, first[None], last[None], one)
+                clock = self._on_clock(log, call)
+                template = model.net.fitted(clock.net_ns)
+                first, last = stretch(template, clock)
+                filler.fill(template, first[None], last[None], one)
 
     def nearest(self, records: Records, kinds: Kinds) -> Iterator[tuple[int, Template]]:
         """Yield the backward calls among the records, each with the template that fills it."""
@@ -117,7 +121,7 @@ class BackwardBook:
             if what[0] == "backward":
                 model = self._nearest(what[1:], start, int(records.count[i]))
                 if model is not None:
-                    yield i, model.whole
+                    yield i, fitted(model.whole, records, i)
 
     def _nearest(self, keys: Sequence[Hashable], t_ns: int, count: int) -> Model | None:
         model, matched = self._catalogue.nearest(keys, t_ns)
@@ -132,8 +136,13 @@ class BackwardBook:
             windows = []
             for model in models:
                 window: dict[int, float] = defaultdict(float)
-                for key, share in model.whole.shares().items():
+                for key, share in model.whole.plain.shares().items():
                     window[slot_of(key)] += share
                 windows.append(window)
             groups.append(windows)
         return relative_sd(groups)
+
+
+def _elastic(call: Call, pieces: IntArray) -> ElasticTemplate | None:
+    template = template_of(call, pieces)
+    return None if template is None else ElasticTemplate(template, call.net_ns)

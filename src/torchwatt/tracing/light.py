@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from torchwatt.core.meter import IntArray
+from torchwatt.tracing.elastic import ElasticTemplate
+from torchwatt.tracing.filling import fitted
 from torchwatt.tracing.fold import ANY_GRAPH, Kinds, Records
 from torchwatt.tracing.ranges import top_level
-from torchwatt.tracing.rows import END, FORWARD_TASK, KEY, SEQ0, SEQ1, START, TASK
+from torchwatt.tracing.rows import END, FORWARD_TASK, KEY, SEQ0, SEQ1, START, TASK, UNCOUNTED_COMMUNICATION_KEY
 from torchwatt.tracing.template import Call, Catalogue, Template, relative_sd, template_of
 
 MOST_COMPARED = 64  # traced calls of one kind, evenly spread, for the spread between them
@@ -30,6 +32,7 @@ class ForwardBook:
             self._kinds[key, size].append(row)
             self._catalogue.add(((key, size), (key, ANY_GRAPH)), int(table[row, START]), row)
         self._templates: dict[int, Template | None] = {}
+        self._elastic: dict[int, ElasticTemplate] = {}
 
     def template(self, row: int) -> Template | None:
         """Return what a traced call consisted of; None if it called nothing."""
@@ -43,7 +46,8 @@ class ForwardBook:
         rows = self._table[first:row]
         rows = rows[(rows[:, START] >= start) & (rows[:, TASK] == FORWARD_TASK)]
         rows = rows[np.lexsort((-rows[:, END], rows[:, START]))]
-        return template_of(Call(start, end), [(int(r[START]), int(r[END]), int(r[KEY]), 1) for r in rows])
+        counted = rows[:, KEY] != UNCOUNTED_COMMUNICATION_KEY
+        return template_of(Call(start, end), np.column_stack((rows[:, [START, END, KEY]], counted)))
 
     def nearest(self, records: Records, kinds: Kinds) -> Iterator[tuple[int, Template]]:
         """Yield the outermost calls among the records, each with the template that fills it."""
@@ -53,8 +57,11 @@ class ForwardBook:
                 continue
             row = self._catalogue.nearest((what[1:3], (what[1], ANY_GRAPH)), start, strict=True)[0]
             template = None if row is None else self.template(row)
-            if template is not None:
-                yield i, template
+            if row is not None and template is not None:
+                if row not in self._elastic:
+                    length_ns = int(self._table[row, END] - self._table[row, START])
+                    self._elastic[row] = ElasticTemplate(template, length_ns)
+                yield i, fitted(self._elastic[row], records, i)
 
     def carry_rel_sd(self, slot_of: Callable[[int], int], used: set[int]) -> dict[int, float]:
         """Return the relative SD of each slot's share between traced calls, of the modules that were filled."""

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,60 @@ import torchwatt as tw
 from tests.jobs.launch import free_port
 
 LAYERS = 4
+ACCUMULATE = 3
+LATE_S = 0.4
+# Under the names of several versions of torch: what FSDP and sharded optimizers call.
+COLLECTIVES = (
+    "all_gather_single", "reduce_scatter_single", "all_gather_into_tensor", "reduce_scatter_tensor", "all_gather",
+    "broadcast",
+)  # fmt: skip
+
+
+class Clock:
+    """Adds up the time of what communicates, as far as the program itself sees it."""
+
+    def __init__(self) -> None:
+        self.talk_s = 0.0
+        self._inside = False
+
+    def watch(self) -> None:
+        """Make collectives synchronous, and time them."""
+        for name in COLLECTIVES:
+            if hasattr(dist, name):
+                setattr(dist, name, self._timed(getattr(dist, name)))
+
+    def _timed(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._inside:
+                return collective(*args, **kwargs)
+            self._inside, begun_s = True, time.perf_counter()
+            try:
+                work = collective(*args, **kwargs)
+                if work is not None:
+                    work.wait()
+                return work
+            finally:
+                self._inside = False
+                self.talk_s += time.perf_counter() - begun_s
+
+        return call
+
+    def around_final_callbacks(self) -> None:
+        """In a backward call, before the last gradient: time what DDP does when all gradients are there."""
+        queue = torch.autograd.Variable._execution_engine.queue_callback  # type: ignore[attr-defined]
+
+        def begins() -> None:
+            begun_s = time.perf_counter()
+
+            def ended() -> None:  # after DDP's, which was queued in between
+                self.talk_s += time.perf_counter() - begun_s
+
+            queue(ended)
+
+        queue(begins)
+
+
+CLOCK = Clock()
 
 
 class Clocked(torch.autograd.Function):
@@ -45,6 +99,8 @@ class Clocked(torch.autograd.Function):
         begun_s = time.perf_counter()
         x, weight = ctx.saved_tensors
         gradients = grads[0] @ weight, grads[0].t() @ x
+        if ctx.layer.is_first:
+            CLOCK.around_final_callbacks()
         ctx.layer.backward_s += time.perf_counter() - begun_s
         return (*gradients, None)
 
@@ -52,9 +108,10 @@ class Clocked(torch.autograd.Function):
 class Layer(nn.Module):
     """One of several equal layers."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, is_first: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.eye(size))
+        self.is_first = is_first
         self.forward_s = self.backward_s = 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -68,26 +125,18 @@ class Seen:
     backward_s: list[float]
     forward_s: list[float]
     calls_s: float  # backward calls as a whole
-    slow_s: float  # spent by this rank before its backward calls while others wait
-    seconds: float
+    talk_s: float  # communication that the program timed itself
+    seconds: float  # of the profiled block
     backward_j: list[float]
     forward_j: list[float]
     communication_j: float
     communication_calls: int
     optimizer_j: float
     energy_j: float
-    windows: int
-    phases: dict[str, float]  # joules by phase
-
-
-Wrap = Callable[[nn.Sequential], nn.Module]
-
-
-def plain(net: nn.Sequential) -> nn.Module:
-    return net
 
 
 def ddp(net: nn.Sequential) -> nn.Module:
+    """Reduce all gradients in one bucket, at the end: no layer computes beside it."""
     return DistributedDataParallel(net, bucket_cap_mb=1000)
 
 
@@ -108,64 +157,70 @@ def fsdp2(net: nn.Sequential) -> nn.Module:
     return fully_shard(net)
 
 
-WRAPS: dict[str, Wrap] = {
-    "ddp": ddp, "accumulated": ddp, "straggler": ddp, "zero": ddp, "fsdp1": fsdp1, "fsdp2": fsdp2, "plain": plain,
-}  # fmt: skip
-ACCUMULATE = 3
-SLOW_S = 0.01
+@dataclass(frozen=True)
+class Kind:
+    """A kind of job."""
+
+    wrap: Callable[[nn.Sequential], nn.Module]
+    accumulate: int = 1  # backward calls a step, of which only the last one reduces
+    sharded_optimizer: bool = False
+    late_s: float = 0.0  # rank 0 comes so late to the middle step
+    budget: float = 0.2
 
 
-@contextlib.contextmanager
-def sync(model: nn.Module, wanted: bool) -> Iterator[None]:
-    with contextlib.nullcontext() if wanted else model.no_sync():
-        yield
+KINDS = {
+    "ddp": Kind(ddp),
+    "accumulated": Kind(ddp, accumulate=ACCUMULATE),
+    "zero": Kind(ddp, sharded_optimizer=True),
+    "late": Kind(ddp, late_s=LATE_S, budget=0.02),
+    "fsdp1": Kind(fsdp1),
+    "fsdp2": Kind(fsdp2),
+    "late fsdp2": Kind(fsdp2, late_s=LATE_S, budget=0.02),
+}
 
 
-def train(kind: str, size: int, steps: int, budget: float) -> Seen:
+def train(kind: Kind, size: int, steps: int, budget: float | None = None) -> Seen:
     """Profile some steps of a job of one kind; all ranks take part."""
     torch.manual_seed(dist.get_rank())
-    net = nn.Sequential(*(Layer(size) for _ in range(LAYERS)))
+    net = nn.Sequential(*(Layer(size, is_first=i == 0) for i in range(LAYERS)))
     layers = list(net)
-    model = WRAPS[kind](net)
-    if kind == "zero":
+    model: Any = kind.wrap(net)
+    if kind.sharded_optimizer:
         optimizer: torch.optim.Optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=1e-4)
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     x = torch.randn(128, size, requires_grad=True)
-    calls_s = slow_s = 0.0
-    accumulate = ACCUMULATE if kind == "accumulated" else 1
+    calls_s = 0.0
 
-    def step(number: int) -> None:
-        nonlocal calls_s, slow_s
+    def step() -> None:
+        nonlocal calls_s
         optimizer.zero_grad()
-        for micro in range(accumulate):
+        for micro in range(1, kind.accumulate + 1):
             x.grad = None
-            with sync(model, accumulate == 1 or micro == accumulate - 1):
+            with model.no_sync() if micro < kind.accumulate else contextlib.nullcontext():
                 loss = model(x).sum()
-                if kind == "straggler" and (number + dist.get_rank()) % dist.get_world_size() == 0:
-                    begun_s = time.perf_counter()
-                    time.sleep(SLOW_S)
-                    slow_s += time.perf_counter() - begun_s
                 begun_s = time.perf_counter()
                 loss.backward()
                 calls_s += time.perf_counter() - begun_s
         optimizer.step()
 
-    for number in range(3):
-        step(number)
+    for _ in range(3):
+        step()
     for layer in layers:
         layer.forward_s = layer.backward_s = 0.0
-    calls_s = slow_s = 0.0
+    calls_s = CLOCK.talk_s = 0.0
     dist.barrier()
-    with tw.profile(model, overhead_budget=budget) as run:
+    with tw.profile(model, overhead_budget=kind.budget if budget is None else budget) as run:
         begun_s = time.perf_counter()
         for number in range(steps):
-            step(number)
+            if kind.late_s and number == steps // 2 and dist.get_rank() == 0:
+                time.sleep(kind.late_s)
+            step()
         seconds = time.perf_counter() - begun_s
-    return seen(run, layers, calls_s, slow_s, seconds)
+    return seen(run, layers, calls_s, seconds)
 
 
-def seen(run: tw.Run, layers: list[Layer], calls_s: float, slow_s: float, seconds: float) -> Seen:
+def seen(run: tw.Run, layers: list[Layer], calls_s: float, seconds: float) -> Seen:
     """Lay the report of one rank beside what its layers noted."""
     ledger = max(run.report.ledgers, key=lambda ledger: ledger.energy_j)
 
@@ -174,13 +229,11 @@ def seen(run: tw.Run, layers: list[Layer], calls_s: float, slow_s: float, second
 
     talk = [e for e in ledger.entries if e.phase == "communication"]
     assert {e.fqn for e in talk} <= {"(communication)"}
-    phases = {phase: sum(e.energy_self_j for e in ledger.entries if e.phase == phase) for phase in
-              {e.phase for e in ledger.entries}}  # fmt: skip
     return Seen(
         [layer.backward_s for layer in layers],
         [layer.forward_s for layer in layers],
         calls_s,
-        slow_s,
+        CLOCK.talk_s,
         seconds,
         [joules(str(i), "backward") for i in range(LAYERS)],
         [joules(str(i), "forward") for i in range(LAYERS)],
@@ -188,32 +241,32 @@ def seen(run: tw.Run, layers: list[Layer], calls_s: float, slow_s: float, second
         sum(e.calls for e in talk),
         joules("(optimizer)", "optimizer"),
         ledger.energy_j,
-        0,
-        phases,
     )
 
 
-def rank(number: int, ranks: int, port: int, folder: str, kinds: tuple[str, ...], size: int, steps: int, budget: float,
-) -> None:  # fmt: skip
+def rank(
+    number: int, ranks: int, port: int, folder: str, kinds: tuple[str, ...], size: int, steps: int, budget: float | None
+) -> None:
     """Be one rank."""
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(number), WORLD_SIZE=str(ranks), LOCAL_RANK=str(number)
     )
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    CLOCK.watch()
     for kind in kinds:
-        found = train(kind, size, steps, budget)
+        found = train(KINDS[kind], size, steps, budget)
         Path(folder, f"{kind}-{number}.json").write_text(json.dumps(asdict(found)))
     dist.destroy_process_group()
 
 
-def job(folder: Path, kinds: tuple[str, ...], *, ranks: int, size: int = 512, steps: int = 40, budget: float = 0.2,
-) -> dict[str, list[Seen]]:  # fmt: skip
+def job(
+    folder: Path, kinds: tuple[str, ...], *, ranks: int, size: int = 384, steps: int = 30, budget: float | None = None
+) -> dict[str, list[Seen]]:
     """Run the kinds one after the other in one job; return what each rank saw, by kind."""
     folder.mkdir(parents=True, exist_ok=True)
-    mp.start_processes(
-        rank, (ranks, free_port(), str(folder), kinds, size, steps, budget), nprocs=ranks, start_method="spawn"
-    )
+    asked = (ranks, free_port(), str(folder), kinds, size, steps, budget)
+    mp.start_processes(rank, asked, nprocs=ranks, start_method="spawn")
     return {
         kind: [Seen(**json.loads((folder / f"{kind}-{n}.json").read_text())) for n in range(ranks)] for kind in kinds
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,9 @@ from torchwatt.tracing.join import inner_spans, join
 from torchwatt.tracing.log import Log, Look
 from torchwatt.tracing.ranges import top_level
 from torchwatt.tracing.rows import END, KEY, START, Backward
-from torchwatt.tracing.template import Call, Catalogue, Template, relative_sd, stretch, template_of
+from torchwatt.tracing.template import Call, Template, relative_sd, stretch, template_of
+
+NEAR = 4  # calls before and after one that was not recorded, to choose from
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +35,39 @@ class Model:
 
     net: ElasticTemplate
     whole: ElasticTemplate
+    length_ns: int
+
+
+class ModelIndex:
+    """Recorded calls by structure and time."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Hashable, list[tuple[int, Model]]] = defaultdict(list)
+
+    def add(self, keys: Sequence[Hashable], t_ns: int, model: Model) -> None:
+        """File a call under its structures and under "any"."""
+        for key in (*keys, None):
+            bisect.insort(self._by_key[key], (t_ns, model), key=lambda entry: entry[0])
+
+    def nearest(self, keys: Sequence[Hashable], t_ns: int, length_ns: float) -> tuple[Model | None, bool]:
+        """Return, of the calls near in time, the one most alike in length, and whether its structure matches.
+
+        A call that was interrupted by other programs is long, and stands for others that were.
+
+        Args:
+            keys: Structures, the best first.
+            t_ns: When the call that is to be filled began.
+            length_ns: How long it took.
+        """
+        for key in (*keys, None):
+            entries = self._by_key.get(key)
+            if entries:
+                i = bisect.bisect(entries, t_ns, key=lambda entry: entry[0])
+                near = [model for _, model in entries[max(i - NEAR, 0) : i + NEAR]]
+                return min(
+                    near, key=lambda model: abs(math.log(model.length_ns / max(length_ns, 1.0)))
+                ), key is not None
+        return None, False
 
 
 class BackwardBook:
@@ -38,7 +75,7 @@ class BackwardBook:
 
     def __init__(self, looks: Mapping[Log, Look]) -> None:
         self._tables = {log: look.table for log, look in looks.items()}
-        self._catalogue: Catalogue[Model] = Catalogue()
+        self._by_structure = ModelIndex()
         self._models: dict[Hashable, list[Model]] = defaultdict(list)
         self._lanes: list[IntArray] = []
         self.mismatched = 0
@@ -56,7 +93,7 @@ class BackwardBook:
         model: Model | None = call.cache["model"]
         if model is not None:
             keys = call.cache["keys"]
-            self._catalogue.add(keys, call.start_ns, model)
+            self._by_structure.add(keys, call.start_ns, model)
             self._models[keys[:1]].append(model)
 
     def _model(self, log: Log, call: Backward) -> Model | None:
@@ -68,7 +105,7 @@ class BackwardBook:
         rows = self._tables[log][call.first : call.last]
         modules, reserved = rows[rows[:, KEY] > 0], rows[rows[:, KEY] <= 0]
         if not len(modules):
-            return None if net is None else Model(net, net)
+            return None if net is None else Model(net, net, call.end_ns - call.start_ns)
         again = np.column_stack((modules[:, START], modules[:, END], modules[:, KEY], np.ones(len(modules), np.int64)))
         again[:, :2] = np.clip(again[:, :2], call.start_ns, call.end_ns)
         both = np.concatenate((lanes[0], again))
@@ -76,7 +113,7 @@ class BackwardBook:
         top = reserved[top_level(reserved[:, START], reserved[:, END])]
         inner = tuple((int(s), int(e)) for s, e in np.clip(top[:, [START, END]], call.start_ns, call.end_ns))
         whole = _elastic(Call(call.start_ns, call.end_ns, inner), both)
-        return None if net is None or whole is None else Model(net, whole)
+        return None if net is None or whole is None else Model(net, whole, call.end_ns - call.start_ns)
 
     def pieces(self, log: Log, call: Backward) -> list[IntArray]:
         """Return the pieces of a recorded call (start_ns, end_ns, owner, calls), one table a thread."""
@@ -108,7 +145,7 @@ class BackwardBook:
                     slot = np.array([slot_of(key) for key in table[:, 2].tolist()], dtype=np.int64)
                     where = thread if lane == 0 else 1000 * (thread + 1) + lane
                     columns.add(slot, table[:, 0], table[:, 1], thread=where, filled=False, calls=table[:, 3])
-            elif (model := self._nearest(call.cache["keys"], call.start_ns, 1)) is not None:
+            elif (model := self._nearest(call.cache["keys"], call.start_ns, call.end_ns, 1)) is not None:
                 clock = self._on_clock(log, call)
                 template = model.net.fitted(clock.net_ns)
                 first, last = stretch(template, clock)
@@ -116,15 +153,15 @@ class BackwardBook:
 
     def nearest(self, records: Records, kinds: Kinds) -> Iterator[tuple[int, Template]]:
         """Yield the backward calls among the records, each with the template that fills it."""
-        for i, (kind, start) in enumerate(zip(records.kind.tolist(), records.start.tolist(), strict=True)):
+        for i, kind in enumerate(records.kind.tolist()):
             what = kinds.of[kind]
             if what[0] == "backward":
-                model = self._nearest(what[1:], start, int(records.count[i]))
+                model = self._nearest(what[1:], int(records.start[i]), int(records.end[i]), int(records.count[i]))
                 if model is not None:
                     yield i, fitted(model.whole, records, i)
 
-    def _nearest(self, keys: Sequence[Hashable], t_ns: int, count: int) -> Model | None:
-        model, matched = self._catalogue.nearest(keys, t_ns)
+    def _nearest(self, keys: Sequence[Hashable], start_ns: int, end_ns: int, count: int) -> Model | None:
+        model, matched = self._by_structure.nearest(keys, start_ns, (end_ns - start_ns) / count)
         self.unfilled += count * (model is None)
         self.mismatched += count * (model is not None and not matched)
         return model

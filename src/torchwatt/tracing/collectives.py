@@ -23,8 +23,11 @@ STARTS = (
 )  # fmt: skip
 WAITS = ("wait", "synchronize")
 BUFFERS = "_broadcast_coalesced"  # DDP's, before a forward pass
-# FSDP gathers a layer's parameters, and spreads its gradients, in these: the collectives with all copies around them.
-SHARDED = (
+# Where FSDP gathers a layer's parameters and spreads its gradients, with all copies around the collectives, and where
+# tensor parallel layers wait for a functional collective.
+LATE = (
+    ("torch.distributed._functional_collectives", "AsyncCollectiveTensor", "trigger_wait"),
+    ("torch.distributed._functional_collectives", "AsyncCollectiveTensor", "wait"),
     ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "FSDPParamGroup", "unshard"),
     ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "FSDPParamGroup", "wait_for_unshard"),
     ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "FSDPParamGroup", "post_backward"),
@@ -45,7 +48,7 @@ def collectives() -> Iterator[tuple[Any, str, int]]:
     yield from ((dist.ProcessGroup, name, COMMUNICATION_KEY) for name in STARTS)
     yield from ((dist.Work, name, UNCOUNTED_COMMUNICATION_KEY) for name in WAITS)
     yield dist, BUFFERS, COMMUNICATION_KEY
-    for module, kind, name in SHARDED:
+    for module, kind, name in LATE:
         owner = sys.modules.get(module)
         if owner is not None:
             yield getattr(owner, kind, None) if kind else owner, name, UNCOUNTED_COMMUNICATION_KEY

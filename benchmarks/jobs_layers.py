@@ -2,9 +2,10 @@
 
 PYTHONPATH=src:. OMP_NUM_THREADS=1 python benchmarks/jobs_layers.py [--ranks 2 4] [--steps 100] [--kinds ddp fsdp2 ...]
 
-`truth` is what the program's own clocks say, in percent of the block's time; `reported` is in percent of its joules, at
-constant power the same. `communication` is what the program could time itself (DDP's final wait, and collectives that
-Python calls): what is reported holds the copies around it too. Equal layers: the largest over the smallest of them.
+`truth` is what the program's own clocks say, `reported` what the report says, in percent of the block's time: a rank
+that waits draws less, and its joules are fewer than its seconds. `communication` is what the program could time itself
+(DDP's final wait, and collectives that Python calls): what is reported holds the copies around it too. Equal layers: the
+largest over the smallest of them.
 """
 
 from __future__ import annotations
@@ -30,18 +31,22 @@ def equal(values: list[float]) -> float:
 def told(kind: str, ranks: list[Seen]) -> None:
     """Print each rank, and the mean over ranks."""
     for number, seen in enumerate(ranks):
-        print(
-            f"{kind:12s} rank {number} | backward {percent(seen.backward_s, seen.seconds)} |"
-            f" {percent(seen.backward_j, seen.energy_j)} | forward {percent(seen.forward_s, seen.seconds)} |"
-            f" {percent(seen.forward_j, seen.energy_j)} | communication {percent([seen.talk_s], seen.seconds)} |"
-            f" {percent([seen.communication_j], seen.energy_j)}"
-        )
+        pairs = {
+            "backward": (seen.backward_s, seen.reported_backward_s),
+            "forward": (seen.forward_s, seen.reported_forward_s),
+            "communication": ([seen.talk_s], [seen.reported_talk_s]),
+        }
+        columns = [
+            f"{name} {percent(true_s, seen.seconds)} | {percent(said_s, seen.seconds)}"
+            for name, (true_s, said_s) in pairs.items()
+        ]
+        print(" | ".join((f"{kind:12s} rank {number}", *columns)))
     true = np.mean([np.array(seen.backward_s) / seen.seconds for seen in ranks], axis=0)
-    mine = np.mean([np.array(seen.backward_j) / seen.energy_j for seen in ranks], axis=0)
-    print(
-        f"{kind:12s} all    | equal layers: truth {equal(list(true)):.2f} | reported {equal(list(mine)):.2f} |"
-        f" reported / truth {equal(list(mine / true)):.2f} | most apart {100 * abs(mine - true).max():.1f} points"
-    )
+    said = np.mean([np.array(seen.reported_backward_s) / seen.seconds for seen in ranks], axis=0)
+    joules = np.sum([seen.backward_j for seen in ranks], axis=0)
+    parts = {"truth": true, "reported": said, "joules": joules, "reported / truth": said / true}
+    spread = " | ".join(f"{name} {equal(list(values)):.2f}" for name, values in parts.items())
+    print(f"{kind:12s} all    | equal layers: {spread} | most apart {100 * abs(said - true).max():.1f} points")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import torchwatt as tw
 from tests.jobs.launch import free_port
+from torchwatt.core.ledger import Entry
 
 LAYERS = 4
 ACCUMULATE = 3
@@ -120,19 +121,21 @@ class Layer(nn.Module):
 
 @dataclass
 class Seen:
-    """One rank's truth, and what its report says; layers in order, joules of the domain that has most."""
+    """One rank's truth, and what its report says; layers in order, rows of the domain that has most joules.
+
+    Truth is beside reported seconds: a rank that waits draws less, and its joules are fewer than its seconds are.
+    """
 
     backward_s: list[float]
     forward_s: list[float]
     calls_s: float  # backward calls as a whole
     talk_s: float  # communication that the program timed itself
     seconds: float  # of the profiled block
+    reported_backward_s: list[float]
+    reported_forward_s: list[float]
+    reported_talk_s: float
     backward_j: list[float]
-    forward_j: list[float]
-    communication_j: float
     communication_calls: int
-    optimizer_j: float
-    energy_j: float
 
 
 def ddp(net: nn.Sequential) -> nn.Module:
@@ -172,10 +175,10 @@ KINDS = {
     "ddp": Kind(ddp),
     "accumulated": Kind(ddp, accumulate=ACCUMULATE),
     "zero": Kind(ddp, sharded_optimizer=True),
-    "late": Kind(ddp, late_s=LATE_S, budget=0.02),
+    "late": Kind(ddp, late_s=LATE_S, budget=0.05),
     "fsdp1": Kind(fsdp1),
     "fsdp2": Kind(fsdp2),
-    "late fsdp2": Kind(fsdp2, late_s=LATE_S, budget=0.02),
+    "late fsdp2": Kind(fsdp2, late_s=LATE_S, budget=0.05),
 }
 
 
@@ -224,23 +227,25 @@ def seen(run: tw.Run, layers: list[Layer], calls_s: float, seconds: float) -> Se
     """Lay the report of one rank beside what its layers noted."""
     ledger = max(run.report.ledgers, key=lambda ledger: ledger.energy_j)
 
-    def joules(fqn: str, phase: str) -> float:
-        return sum(e.energy_self_j for e in ledger.entries if (e.fqn, e.phase) == (fqn, phase))
+    def rows(fqn: str, phase: str) -> list[Entry]:
+        return [e for e in ledger.entries if (e.fqn, e.phase) == (fqn, phase)]
+
+    def seconds_of(fqn: str, phase: str) -> float:
+        return sum(e.time_self_s or 0.0 for e in rows(fqn, phase))
 
     talk = [e for e in ledger.entries if e.phase == "communication"]
     assert {e.fqn for e in talk} <= {"(communication)"}
     return Seen(
-        [layer.backward_s for layer in layers],
-        [layer.forward_s for layer in layers],
-        calls_s,
-        CLOCK.talk_s,
-        seconds,
-        [joules(str(i), "backward") for i in range(LAYERS)],
-        [joules(str(i), "forward") for i in range(LAYERS)],
-        sum(e.energy_self_j for e in talk),
-        sum(e.calls for e in talk),
-        joules("(optimizer)", "optimizer"),
-        ledger.energy_j,
+        backward_s=[layer.backward_s for layer in layers],
+        forward_s=[layer.forward_s for layer in layers],
+        calls_s=calls_s,
+        talk_s=CLOCK.talk_s,
+        seconds=seconds,
+        reported_backward_s=[seconds_of(str(i), "backward") for i in range(LAYERS)],
+        reported_forward_s=[seconds_of(str(i), "forward") for i in range(LAYERS)],
+        reported_talk_s=seconds_of("(communication)", "communication"),
+        backward_j=[sum(e.energy_self_j for e in rows(str(i), "backward")) for i in range(LAYERS)],
+        communication_calls=sum(e.calls for e in talk),
     )
 
 

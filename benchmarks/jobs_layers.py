@@ -4,8 +4,8 @@ PYTHONPATH=src:. OMP_NUM_THREADS=1 python benchmarks/jobs_layers.py [--ranks 2 4
 
 `truth` is what the program's own clocks say, `reported` what the report says, in percent of the block's time: a rank
 that waits draws less, and its joules are fewer than its seconds. `communication` is what the program could time itself
-(DDP's final wait, and collectives that Python calls): what is reported holds the copies around it too. Equal layers: the
-largest over the smallest of them.
+(DDP's final wait, and collectives that Python calls): what is reported holds the copies around it too. Equal layers:
+the largest over the smallest of them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,11 @@ import torch.distributed as dist
 
 from tests.jobs.layers_job import ACCUMULATE, LAYERS, Seen, job
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed"),
+    pytest.mark.slow,
+    pytest.mark.alone,
+]
 
 STEPS = 24
 KINDS = ("ddp", "accumulated", "zero", "late", "fsdp1", "fsdp2", "late fsdp2")

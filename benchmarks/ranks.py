@@ -69,9 +69,9 @@ def main() -> None:
         simnvml = simulator(folder / "lib")
         whole = launch(simnvml, powercap, folder / "whole", [asked.seconds, "2", "-1"])
         for block, label in (("job", "DDP"), ("job.2", "FSDP, rank 2 late")):
-            told(label, whole, tw.merge(whole.folder / block), folder / f"audit-{block}")
+            told(label, whole, tw.merge(whole.folder / block).report, folder / f"audit-{block}")
         killed = launch(simnvml, powercap, folder / "killed", [asked.seconds, "-1", "1"])
-        told("DDP, rank 1 killed by SIGKILL", killed, tw.merge(killed.folder), folder / "audit-killed")
+        told("DDP, rank 1 killed by SIGKILL", killed, tw.merge(killed.folder).report, folder / "audit-killed")
 
 
 if __name__ == "__main__":

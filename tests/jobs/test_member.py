@@ -45,10 +45,10 @@ def test_without_files_asked_for_a_rank_leaves_nothing_and_waits_for_nobody(rank
 
 def test_ranks_leave_their_parts_and_are_merged_later_once(rank, tmp_path, powercap):
     rank(0, job=tmp_path)
-    report = tw.merge(tmp_path)
+    report = tw.merge(tmp_path).report
     assert (report.status, report.ranks[1].status) == ("partial", "missing")
     rank(1, job=tmp_path)
-    report = tw.merge(tmp_path)
+    report = tw.merge(tmp_path).report
     assert report.status == "complete"
     (package,) = [x for x in report.ledgers if x.domain.kind == "cpu"]
     curve = next(c for c in report.curves if c.domain == package.domain)

@@ -31,11 +31,11 @@ def folder(tmp_path):
 
 def test_a_folder_gives_what_the_records_gave(folder):
     direct = merge(jobs_sum([record(rank, 3) for rank in range(3)]))
-    read = tw.merge(folder)
+    read = tw.merge(folder).report
     assert (read.run_id, read.energy_j, read.status) == (direct.run_id, direct.energy_j, "complete")
     assert [p.energy_j for p in read.ranks] == pytest.approx([p.energy_j for p in direct.ranks], rel=1e-12)
     assert read.start_ns == direct.start_ns
-    assert tw.merge(folder.parent).run_id == read.run_id  # the folder of one job, or the one around it
+    assert tw.merge(folder.parent).report.run_id == read.run_id  # the folder of one job, or the one around it
 
 
 def test_facts_are_read_back_as_they_were():
@@ -44,7 +44,7 @@ def test_facts_are_read_back_as_they_were():
 
 
 def test_a_rank_that_left_no_bundle_is_missing(tmp_path):
-    report = tw.merge(left(tmp_path / "job", [record(0, 2), lost(1, 2)]))
+    report = tw.merge(left(tmp_path / "job", [record(0, 2), lost(1, 2)])).report
     assert report.status == "partial"
     assert "rank 1 missing (left no bundle and no journal" in report.exit_reason
 
@@ -52,7 +52,7 @@ def test_a_rank_that_left_no_bundle_is_missing(tmp_path):
 def test_a_torn_bundle_is_not_used(folder):
     path = folder / "rank-00001" / "layer.csv"
     path.write_bytes(path.read_bytes()[:-20])
-    report = tw.merge(folder)
+    report = tw.merge(folder).report
     assert (report.status, report.ranks[1].status) == ("partial", "missing")
     assert "layer.csv is not what its manifest says" in report.exit_reason
     assert report.ranks[0].status == "complete"
@@ -60,7 +60,7 @@ def test_a_torn_bundle_is_not_used(folder):
 
 def test_facts_that_cannot_be_read_lose_that_rank_alone(folder):
     (folder / "rank-00002.json").write_text("{")
-    report = tw.merge(folder)
+    report = tw.merge(folder).report
     assert [part.status for part in report.ranks] == ["complete", "complete", "missing"]
     assert "rank 2 missing (left facts that cannot be read" in report.exit_reason
 
@@ -81,7 +81,7 @@ def test_ranks_of_two_jobs_in_one_folder_are_refused(folder):
 def test_the_bundle_of_another_run_is_not_the_ranks(folder):
     facts = record(1, 3).facts
     (folder / "rank-00001.json").write_bytes(facts_bytes(replace(facts, run_id="another")))
-    assert "left the bundle of another run" in tw.merge(folder).exit_reason
+    assert "left the bundle of another run" in tw.merge(folder).report.exit_reason
 
 
 def test_a_job_is_kept_once(folder):

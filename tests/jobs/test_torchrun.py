@@ -51,7 +51,7 @@ def curve_of(report, ledger):
 
 @pytest.mark.parametrize("block", ["job", "job.2"], ids=["ddp", "fsdp"])
 def test_the_sum_over_ranks_is_what_the_devices_really_drew(whole, block):
-    report = tw.merge(whole.folder / block)
+    report = tw.merge(whole.folder / block).report
     assert (report.status, len(report.ranks)) == ("complete", RANKS)
     assert [str(x.domain) for x in gpus(report)] == [f"gpu:{n}" for n in range(RANKS)]
     true_j = fsum(whole.gpu_j(report, curve_of(report, ledger)) for ledger in gpus(report))
@@ -63,7 +63,7 @@ def test_the_sum_over_ranks_is_what_the_devices_really_drew(whole, block):
 
 @pytest.mark.parametrize("block", ["job", "job.2"], ids=["ddp", "fsdp"])
 def test_the_machines_package_and_memory_are_counted_once(whole, block):
-    report = tw.merge(whole.folder / block)
+    report = tw.merge(whole.folder / block).report
     for domain, zone in (("cpu:0", "package-0"), ("dram:0", "dram")):
         (ledger,) = [x for x in report.ledgers if x.domain.kind == domain.partition(":")[0]]
         assert str(ledger.domain) == domain
@@ -86,7 +86,7 @@ def test_a_gpu_of_no_rank_is_metered_once_and_stays_outside_of_the_total(whole):
 
 
 def test_what_was_merged_over_the_store_is_what_the_files_give_and_verify_accepts_it(whole, tmp_path):
-    report = tw.merge(whole.folder / "job.2")
+    report = tw.merge(whole.folder / "job.2").report
     merged = read_bundle(whole.folder / "merged")
     assert merged.run["run_id"] == report.run_id
     assert merged.run["energy_it_j"] == report.energy_j
@@ -99,7 +99,7 @@ def test_what_was_merged_over_the_store_is_what_the_files_give_and_verify_accept
 
 
 def test_a_late_rank_shows_in_the_skew_and_in_the_layers_across_ranks(whole):
-    report = tw.merge(whole.folder / "job.2")
+    report = tw.merge(whole.folder / "job.2").report
     starts = [part.start_ns for part in report.ranks]
     assert (starts[2] - min(starts)) / 1e9 == pytest.approx(LATE_S, abs=1.4)
     assert "rank:2" in {e.subject for e in report.events if e.code == "RANK_LATE"}
@@ -111,13 +111,13 @@ def test_a_late_rank_shows_in_the_skew_and_in_the_layers_across_ranks(whole):
 
 
 def test_units_of_all_ranks_are_added(whole):
-    report = tw.merge(whole.folder / "job")
+    report = tw.merge(whole.folder / "job").report
     assert report.units == {"image": RANKS * 75 * 32.0}
     assert {part.step_count for part in report.ranks} == {75}
 
 
 def test_a_killed_rank_leaves_a_partial_and_honest_report(killed, tmp_path):
-    report = tw.merge(killed.folder)
+    report = tw.merge(killed.folder).report
     assert report.status == "partial"
     assert "partial (killed" in report.exit_reason
     assert report.ranks[1].status == "partial"
@@ -139,7 +139,7 @@ def test_a_rank_that_left_nothing_but_its_name_is_missing_and_its_gpu_is_not_mad
     copy = tmp_path / "job"
     shutil.copytree(killed.folder / "job", copy)
     shutil.rmtree(copy / "rank-00001.journal")
-    report = tw.merge(copy)
+    report = tw.merge(copy).report
     assert [part.status for part in report.ranks].count("missing") == 1
     assert report.ranks[1].energy_j is None
     assert "gpu:1" not in {str(x.domain) for x in report.ledgers}

@@ -55,7 +55,7 @@ def _start(namespace, node, folder):
 
 def test_the_parts_of_both_machines_reach_rank_0_over_the_store(jobs):
     folder, _ = jobs
-    report = tw.merge(folder / "disk-0" / "lamp.2")
+    report = tw.merge(folder / "disk-0" / "lamp.2").report
     assert (report.status, [part.node for part in report.ranks]) == ("complete", [0, 0, 1, 1])
     assert read_bundle(folder / "disk-0" / "merged").run["node_count"] == 2
     found = verify(folder / "disk-0" / "merged")
@@ -64,7 +64,7 @@ def test_the_parts_of_both_machines_reach_rank_0_over_the_store(jobs):
 
 def test_each_machines_package_is_counted_once_and_is_true(jobs):
     folder, powercaps = jobs
-    report = tw.merge(folder / "disk-0" / "lamp")
+    report = tw.merge(folder / "disk-0" / "lamp").report
     packages = [x for x in report.ledgers if x.domain.kind == "cpu"]
     assert [str(x.domain) for x in packages] == ["node0/cpu:0", "node1/cpu:0"]
     for ledger, powercap in zip(packages, powercaps, strict=True):
@@ -86,12 +86,14 @@ def test_the_offset_of_the_second_machines_clock_is_measured_and_bounded(jobs):
         assert len(looks) >= 2
         for look in looks:
             assert abs(look.offset_ns) <= look.bound_ns < 20_000_000
-    part = tw.merge(folder / "disk-0" / "lamp").ranks[3]  # of the same machine, which only its first rank looked for
+    part = tw.merge(folder / "disk-0" / "lamp").report.ranks[
+        3
+    ]  # of the same machine, which only its first rank looked for
     assert part.clock_method == "store"
 
 
 def test_without_the_second_disk_the_first_still_has_all_and_the_second_only_its_own(jobs):
     folder, _ = jobs
-    alone = tw.merge(folder / "disk-1" / "lamp")
+    alone = tw.merge(folder / "disk-1" / "lamp").report
     assert alone.status == "partial"
     assert [part.status for part in alone.ranks] == ["missing", "missing", "complete", "complete"]

@@ -9,6 +9,7 @@ from torchwatt.tracing.template import (
     ASSUMED_REL_SD,
     Call,
     Catalogue,
+    around,
     relative_sd,
     stretch,
     stretch_many,
@@ -61,17 +62,18 @@ def test_shares_leave_children_and_recomputed_modules_out():
     assert template.shares() == pytest.approx({1: 0.4, 2: 0.1, 3: 0.5})
 
 
-def test_the_nearest_template_of_the_same_structure_wins():
+def test_templates_of_the_same_structure_are_candidates_the_near_ones_first():
     a, b, c = (template_of(Call(0, 10), [(0, 10, i, 1)]) for i in (1, 2, 3))
     catalogue = Catalogue()
     catalogue.add(["x"], 0, a)
     catalogue.add(["x"], 100, b)
     catalogue.add(["y"], 40, c)
-    assert catalogue.nearest(["x"], 45) == (a, True)
-    assert catalogue.nearest(["x"], 55) == (b, True)
-    assert catalogue.nearest(["z", "y"], 0) == (c, True)
-    assert catalogue.nearest(["z"], 41) == (c, False)
-    assert Catalogue().nearest(["z"], 41) == (None, False)
+    assert catalogue.candidates(["x"]) == ([(0, a), (100, b)], True)
+    assert catalogue.candidates(["x"], lambda template: template is b) == ([(100, b)], True)
+    assert catalogue.candidates(["z", "y"]) == ([(40, c)], True)
+    assert catalogue.candidates(["z"]) == ([(0, a), (40, c), (100, b)], False)
+    assert Catalogue().candidates(["z"]) == ([], False)
+    assert around([(0, a), (40, c), (100, b)], 41, 1) == [c, b]
 
 
 def test_spread_is_taken_within_a_structure_only():

@@ -129,6 +129,16 @@ def test_collectives_transfers_data_and_scopes_have_their_rows(tmp_path):
     assert found.busy_ns == {"gpu:0": 50000 + 9000 + 2000 + 1000}  # the collective ran under all that came before 55
 
 
+def test_what_fsdp_copies_around_its_collectives_is_communication_as_they_are(tmp_path):
+    events = [
+        module("A_0", 0, 30), note("FSDP::pre_forward (a)", 1, 10),
+        note("FSDP::all_gather_copy_out (a)", 2, 5), *pair(3, 5, 4, 1), *pair(15, 20, 8, 2),
+        node("MulBackward0", 50, 30), note("FSDP::post_backward_reduce (a)", 60, 5), *pair(61, 65, 6, 3),
+        note("FullyShardedDataParallel._post_backward_hook", 70, 5), *pair(71, 75, 3, 4),
+    ]  # fmt: skip
+    assert owned(joined(tmp_path, events)) == {("(communication)", "communication"): 13000, ("A_0", "forward"): 8000}
+
+
 def test_a_record_without_a_launch_is_an_orphan_in_plain_sight(tmp_path):
     found = joined(tmp_path, [module("A_0", 0, 10), kernel(1, 5, 77), kernel(7, 2, -1)])
     assert owned(found) == {("(orphan)", "other"): 7000}

@@ -7,7 +7,6 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import Mapping
 from typing import Any
 
-from torchwatt.session.files import write_csv, write_html
 from torchwatt.session.jobs.merged import merge
 from torchwatt.views import to_text
 
@@ -31,11 +30,12 @@ def run_merge(asked: Namespace, carbon: Mapping[str, Any]) -> int:
         BundleError: There is no job, or a file cannot be written.
         FactorError: The region is in no table.
     """
-    report = merge(asked.directory, **carbon)
+    job = merge(asked.directory, **carbon)
+    report = job.report
     if asked.csv:
-        write_csv(report, asked.csv)
+        job.to_csv(asked.csv)
     if asked.html:
-        write_html(report, asked.html)
+        job.to_html(asked.html)
     if not asked.quiet:
         print(to_text(report))
     if report.status != "complete":

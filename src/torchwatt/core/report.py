@@ -42,7 +42,7 @@ class Window:
     kind: Literal["nested", "epoch", "evaluation", "checkpoint"] = "nested"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Report:
     """One finished (or running) session. Times are monotonic; `start_unix_ns` places it in the world."""
 
@@ -72,6 +72,11 @@ class Report:
     declared: Mapping[str, str | float | bool] = field(default_factory=dict)
     traced_steps: int | None = None  # steps whose modules were traced; the others are filled in from them
     ranks: tuple[RankPart, ...] = ()  # of a merged job: who used which part of the ledgers' joules
+
+    def __repr__(self) -> str:
+        # The fields of a run fill pages; `views.to_text` writes what people read.
+        known = "nothing metered" if self.energy_j is None else f"{self.energy_j:.6g} J"
+        return f"<Report {self.name!r} {self.run_id}: {self.status}, {known} in {self.duration_s:.3f} s>"
 
     @property
     def duration_s(self) -> float:

@@ -11,9 +11,15 @@ from torchwatt.core.report import Report
 from torchwatt.core.units import NS_PER_S
 from torchwatt.session.epochs import COLUMNS, epoch_rows
 from torchwatt.views import LAYER_COLUMNS, layer_rows
+from torchwatt.views.ranks import device_j
 
 if TYPE_CHECKING:
     import pandas as pd
+
+RANK_COLUMNS = (
+    "rank", "node", "local_rank", "status", "start_s", "end_s", "steps", "energy_j", "energy_device_j",
+    "energy_host_j", "energy_communication_j", "cpu_s", "reason",
+)  # fmt: skip
 
 
 def layers(report: Report) -> pd.DataFrame:
@@ -101,3 +107,32 @@ def events(report: Report) -> pd.DataFrame:
         for event in report.events
     ]
     return pd.DataFrame(rows, columns=["t_s", "severity", "code", "subject", "message"])
+
+
+def ranks(report: Report) -> pd.DataFrame:
+    """Return one row per rank of a job; times in seconds since the job began, missing where unknown."""
+    import pandas as pd
+
+    rows = [
+        {
+            "rank": part.rank,
+            "node": part.node,
+            "local_rank": part.local_rank,
+            "status": part.status,
+            "start_s": _since(report, part.start_ns),
+            "end_s": _since(report, part.end_ns),
+            "steps": part.step_count,
+            "energy_j": part.energy_j,
+            "energy_device_j": device_j(part, host=False),
+            "energy_host_j": device_j(part, host=True),
+            "energy_communication_j": part.communication_j,
+            "cpu_s": part.cpu_s,
+            "reason": _storable(part.reason),
+        }
+        for part in report.ranks
+    ]
+    return pd.DataFrame(rows, columns=list(RANK_COLUMNS))
+
+
+def _since(report: Report, t_ns: int | None) -> float | None:
+    return None if t_ns is None else (t_ns - report.start_ns) / NS_PER_S

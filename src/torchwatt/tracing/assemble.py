@@ -40,6 +40,7 @@ from torchwatt.tracing.rows import (
     START,
     STEP_KEY,
     TASK,
+    UNCOUNTED_COMMUNICATION_KEY,
     Backward,
 )
 from torchwatt.tracing.signatures import Signature, nearest_called, traced_calls
@@ -202,6 +203,7 @@ class _Assembly:
             DATA_KEY: (DATA, "data"),
             COMMUNICATION_KEY: (COMMUNICATION, "communication"),
             PROFILER_KEY: (PROFILER, "other"),
+            UNCOUNTED_COMMUNICATION_KEY: (COMMUNICATION, "communication"),
         }
         return self.columns.index(*reserved.get(key, (UNATTRIBUTED, "backward" if backward else "forward")))
 
@@ -218,7 +220,7 @@ class _Assembly:
         slots = np.array([self._slot(int(k) // 2, backward=bool(k % 2)) for k in kinds], dtype=np.int64)
         # A wrapper (DDP, torch.compile) and what it wraps share a name: count the call once.
         repeats = [wrapper for wrapper, inner in self.names.wrapped.items() if inner in self.used]
-        calls = 1 - np.isin(rows[:, KEY], repeats)
+        calls = 1 - np.isin(rows[:, KEY], [*repeats, UNCOUNTED_COMMUNICATION_KEY])
         start, end = rows[:, START].copy(), rows[:, END].copy()
         self._uncross(start, end, np.flatnonzero(rows[:, KEY] <= FIRST_SCOPE_KEY), self.calls[log])
         self.columns.add(slots[kind], start, end, thread=thread, filled=False, calls=calls)
@@ -244,7 +246,9 @@ class _Assembly:
         slot = np.array([self._kind_slot(kind) for kind in kinds.of], dtype=np.int64)[records.kind]
         own = np.setdiff1d(np.arange(len(records)), steps_among(records, kinds))
         bare = records.take(own)
-        self.columns.add(slot[own], bare.start, bare.end, thread=thread, filled=False, calls=bare.count)
+        waits = [i for i, kind in enumerate(kinds.of) if kind[:2] == ("row", UNCOUNTED_COMMUNICATION_KEY)]
+        calls = bare.count * ~np.isin(bare.kind, waits)
+        self.columns.add(slot[own], bare.start, bare.end, thread=thread, filled=False, calls=calls)
         paths = self.paths[log]
         forward = ForwardBook(self.looks[log].table, paths, log.call_ns)
         chosen = list(forward.nearest(records, kinds))

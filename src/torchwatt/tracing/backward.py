@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import UNATTRIBUTED
 from torchwatt.tracing.columns import Columns
 from torchwatt.tracing.compose import Composer, Tree, sample_of
-from torchwatt.tracing.filling import Filler
+from torchwatt.tracing.elastic import ElasticTemplate
+from torchwatt.tracing.filling import Filler, fitted
 from torchwatt.tracing.fold import Kinds, Records
 from torchwatt.tracing.join import inner_spans, join
 from torchwatt.tracing.light import Paths, reassigned
@@ -20,7 +22,9 @@ from torchwatt.tracing.log import Log, Look
 from torchwatt.tracing.ranges import top_level
 from torchwatt.tracing.rows import END, KEY, LIGHT_TASK, SEQ0, SEQ1, START, Backward
 from torchwatt.tracing.signatures import Signature
-from torchwatt.tracing.template import Call, Catalogue, Template, closest, relative_sd, stretch, template_of
+from torchwatt.tracing.template import Call, Catalogue, Template, around, relative_sd, stretch, template_of
+
+NEAR = 4  # calls before and after one that was not recorded, to choose from
 
 
 def plain(keys: Sequence[Hashable]) -> tuple[Hashable, ...]:
@@ -52,13 +56,22 @@ class Model:
     too, for calls of which nothing else is known. `counts` says how often modules ran in the forward pass.
     """
 
-    net: Template
-    whole: Template
+    net: ElasticTemplate
+    whole: ElasticTemplate
     counts: Mapping[int, int]
     length_ns: int
 
 
 _Found = tuple[list[tuple[int, Model]], bool]
+
+
+def most_alike(entries: Sequence[tuple[int, Model]], t_ns: int, length_ns: float) -> Model | None:
+    """Return, of the recorded calls near in time, the one most alike in length; None if there is none.
+
+    A call that was interrupted by other programs is long, and stands for others that were.
+    """
+    near = around(entries, t_ns, NEAR)
+    return min(near, key=lambda model: abs(math.log(model.length_ns / max(length_ns, 1.0))), default=None)
 
 
 class BackwardBook:
@@ -70,7 +83,7 @@ class BackwardBook:
         self._tree = next((each.tree for each in paths.values()), Tree({}, {}))
         self._catalogue: Catalogue[Model] = Catalogue()
         self._composer: Composer | None = None
-        self._reassigned: dict[tuple[int, frozenset[int]], Template] = {}
+        self._reassigned: dict[tuple[int, frozenset[int]], ElasticTemplate] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self._models: dict[Hashable, list[Model]] = defaultdict(list)
         self._lanes: list[IntArray] = []
@@ -100,7 +113,8 @@ class BackwardBook:
         lanes = self.pieces(log, call)
         if not lanes or not len(lanes[0]):
             return None
-        net = template_of(self._on_clock(log, call), lanes[0])
+        clock = self._on_clock(log, call)
+        net = _elastic(clock, lanes[0])
         rows = self._tables[log][call.first : call.last]
         modules, reserved = rows[rows[:, KEY] > 0], rows[rows[:, KEY] <= 0]
         counts, length_ns = self._counts[id(call)], call.end_ns - call.start_ns
@@ -112,7 +126,7 @@ class BackwardBook:
         both = both[np.lexsort((-both[:, 1], both[:, 0]))]
         top = reserved[top_level(reserved[:, START], reserved[:, END])]
         inner = tuple((int(s), int(e)) for s, e in np.clip(top[:, [START, END]], call.start_ns, call.end_ns))
-        whole = template_of(Call(call.start_ns, call.end_ns, inner), both)
+        whole = _elastic(Call(call.start_ns, call.end_ns, inner), both)
         return None if net is None or whole is None else Model(net, whole, counts, length_ns)
 
     def _forward(self, log: Log, call: Backward) -> Mapping[int, int]:
@@ -158,9 +172,10 @@ class BackwardBook:
                 ran = Signature(counts, frozenset(counts) | self._all_keys())
                 found = self._candidates(call.cache["keys"], ran)
                 model, template = self._find(found, ran, call.start_ns, call.end_ns - call.start_ns, 1)
-                template = template if model is None else model.net
+                clock = self._on_clock(log, call)
+                template = template if model is None else model.net.fitted(clock.net_ns)
                 if template is not None:
-                    first, last = stretch(template, self._on_clock(log, call))
+                    first, last = stretch(template, clock)
                     filler.fill(template, first[None], last[None], one)
 
     def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
@@ -176,18 +191,19 @@ class BackwardBook:
             ran, uncertain, found = known[kind]
             count = int(records.count[i])
             model, template = self._find(found, ran, start, float(records.end[i] - records.start[i]) / count, count)
-            template = template if model is None else self._known(model, uncertain)
+            template = template if model is None else fitted(self._known(model, uncertain), records, i)
             if template is not None:
                 yield i, template
 
-    def _known(self, model: Model, uncertain: frozenset[int]) -> Template:
+    def _known(self, model: Model, uncertain: frozenset[int]) -> ElasticTemplate:
         """Return a model's template, in which the time of what may not have run is the enclosing module's."""
         if not uncertain:
             return model.whole
         self.uncertain |= uncertain
         key = id(model), uncertain
         if key not in self._reassigned:
-            self._reassigned[key] = reassigned(model.whole, lambda k: self._tree.enclosing(k, uncertain))
+            plain_ = reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain))
+            self._reassigned[key] = ElasticTemplate(plain_, model.length_ns)
         return self._reassigned[key]
 
     def _candidates(self, keys: Sequence[Hashable], ran: Signature) -> _Found:
@@ -198,7 +214,7 @@ class BackwardBook:
     ) -> tuple[Model | None, Template | None]:
         """Return the nearest recorded call after a forward pass in which the same ran, else a composed template."""
         entries, matched = found
-        model = closest(entries, t_ns)
+        model = most_alike(entries, t_ns, length_ns)
         if model is None and ran.over:
             template = self._composed(ran, length_ns)
             self.unfilled += count * (template is None)
@@ -210,7 +226,7 @@ class BackwardBook:
     def _composed(self, ran: Signature, length_ns: float) -> Template | None:
         if self._composer is None:
             models = [model for group in self._models.values() for model in group if model.counts]
-            samples = [sample_of(model.whole, model.length_ns, model.counts) for model in models]
+            samples = [sample_of(model.whole.plain, model.length_ns, model.counts) for model in models]
             self._composer = Composer(samples, self._tree, lambda owner: owner if owner > 0 else None)
         return self._composer.compose(ran, length_ns)
 
@@ -225,8 +241,13 @@ class BackwardBook:
             windows = []
             for model in models:
                 window: dict[int, float] = defaultdict(float)
-                for key, share in model.whole.shares().items():
+                for key, share in model.whole.plain.shares().items():
                     window[slot_of(key)] += share
                 windows.append(window)
             groups.append(windows)
         return relative_sd(groups)
+
+
+def _elastic(call: Call, pieces: IntArray) -> ElasticTemplate | None:
+    template = template_of(call, pieces)
+    return None if template is None else ElasticTemplate(template, call.net_ns)

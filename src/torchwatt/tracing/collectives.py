@@ -1,7 +1,9 @@
-"""The collectives of torch.distributed that Python code calls: their time is communication, not the caller's.
+"""What ranks do together: each collective that Python starts or waits for is communication, not its caller's.
 
-DDP reduces gradients in C++, where nothing can be wrapped: on a GPU its kernels are seen on the device, on the host it
-stays in the backward pass. An asynchronous call is timed until it returns; its wait is the caller's.
+Whatever a program calls (`dist.all_reduce`, FSDP, an optimizer with sharded state), in the end a method of its process
+group is called: those are wrapped, so that it does not matter under which name a collective was imported. An
+asynchronous one is timed when it is started and when it is waited for. DDP reduces gradients in C++, where nothing can
+be wrapped: `Reducer.prepare_for_backward` tells which backward calls do so, and `join.reduction` when in them.
 """
 
 from __future__ import annotations
@@ -10,22 +12,55 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from torchwatt.tracing.distributed import started
+from torchwatt.tracing.rows import COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY
 
-NAMES = (
-    "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "all_to_all_single",
-    "barrier", "broadcast", "broadcast_object_list", "gather", "recv", "reduce", "reduce_scatter",
-    "reduce_scatter_tensor", "scatter", "send",
+STARTS = (
+    "_allgather_base", "_reduce_scatter_base", "all_gather_single", "all_gather_single_coalesced", "all_to_all_single",
+    "allgather", "allgather_coalesced", "allgather_into_tensor_coalesced", "allreduce", "allreduce_coalesced",
+    "alltoall", "alltoall_base", "barrier", "broadcast", "gather", "monitored_barrier", "recv", "recv_anysource",
+    "reduce", "reduce_scatter", "reduce_scatter_single", "reduce_scatter_single_coalesced",
+    "reduce_scatter_tensor_coalesced", "scatter", "send",
 )  # fmt: skip
+WAITS = ("wait", "synchronize")
+BUFFERS = "_broadcast_coalesced"  # DDP's, before a forward pass
+# Where FSDP gathers a layer's parameters and spreads its gradients, with all copies around the collectives, and where
+# tensor parallel layers wait for a functional collective.
+LATE = (
+    ("torch.distributed._functional_collectives", "AsyncCollectiveTensor", "trigger_wait"),
+    ("torch.distributed._functional_collectives", "AsyncCollectiveTensor", "wait"),
+    ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "FSDPParamGroup", "unshard"),
+    ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "FSDPParamGroup", "wait_for_unshard"),
+    ("torch.distributed.fsdp._fully_shard._fsdp_param_group", "FSDPParamGroup", "post_backward"),
+    ("torch.distributed.fsdp._runtime_utils", "", "_unshard"),
+    ("torch.distributed.fsdp._runtime_utils", "", "_reduce_grad"),
+    ("torch.distributed.fsdp._runtime_utils", "", "_reduce_grad_no_shard"),
+)
 
 
-def collectives() -> Iterator[tuple[Any, str]]:
-    """Yield what to wrap as (module, name): under the name that users call and the one that torch calls itself.
+def collectives() -> Iterator[tuple[Any, str, int]]:
+    """Yield what to wrap as (owner, name, key of its time), as far as it is imported.
 
-    Nothing where torch.distributed is not initialised: then there is no communication.
+    Also before torch.distributed is initialised: a script does that itself, after profiling began.
     """
-    if started() is None:
+    dist = _distributed()
+    if dist is None:
         return
-    for module in ("torch.distributed", "torch.distributed.distributed_c10d"):
+    yield from ((dist.ProcessGroup, name, COMMUNICATION_KEY) for name in STARTS)
+    yield from ((dist.Work, name, UNCOUNTED_COMMUNICATION_KEY) for name in WAITS)
+    yield dist, BUFFERS, COMMUNICATION_KEY
+    for module, kind, name in LATE:
         owner = sys.modules.get(module)
-        yield from ((owner, name) for name in NAMES if owner is not None and callable(getattr(owner, name, None)))
+        if owner is not None:
+            yield getattr(owner, kind, None) if kind else owner, name, UNCOUNTED_COMMUNICATION_KEY
+
+
+def reducers() -> Iterator[tuple[Any, str]]:
+    """Yield what DDP calls at the end of a forward pass if the backward pass is to reduce gradients."""
+    reducer = getattr(_distributed(), "Reducer", None)
+    if reducer is not None:
+        yield reducer, "prepare_for_backward"
+
+
+def _distributed() -> Any:
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_available() else None

@@ -12,6 +12,7 @@ import numpy as np
 from torchwatt.tracing.signatures import Signature
 from torchwatt.tracing.template import Template
 
+FEW_SAMPLES = 3
 UNKNOWN_CALLS = -1  # in a template: how often is not known
 
 
@@ -81,7 +82,7 @@ def sample_of(template: Template, total_ns: float, counts: Mapping[int, int]) ->
 
 
 class Composer:
-    """Puts calls together from the mean time that each module takes a call.
+    """Puts calls together from the time that each module usually takes a call.
 
     Args:
         samples: Traced calls.
@@ -118,7 +119,7 @@ class Composer:
 
 
 class _Rates:
-    """Mean times of owners for each call of the counted module around them."""
+    """Usual times of owners for each call of the counted module around them."""
 
     def __init__(
         self,
@@ -141,11 +142,17 @@ class _Rates:
                 self._time[owner] += time_ns
                 self._moment[owner] += time_ns * sample.middle[owner]
         # What no owner has: of the call itself.
-        self._rest_ns = math.fsum(s.total_ns - math.fsum(s.time_ns.values()) for s in samples) / self._n
+        self._rest_ns = _usual([s.total_ns - math.fsum(s.time_ns.values()) for s in samples])
         self._by_anchor: dict[int | None, list[int]] = defaultdict(list)
         for owner in self._time:
             key = module_of(owner)
-            self._by_anchor[None if key is None else tree.anchor(key, over)].append(owner)
+            anchor = None if key is None else tree.anchor(key, over)
+            self._by_anchor[anchor].append(owner)
+            calls = [1 if anchor is None else sample.counts.get(anchor, 0) for sample in samples]
+            of = self._n if anchor is None else self._anchors[anchor]
+            self._time[owner] = of * _usual(
+                [sample.time_ns.get(owner, 0.0) / n for sample, n in zip(samples, calls, strict=True) if n]
+            )
 
     def template(self, ran: Signature, total_ns: float) -> Template | None:
         weights = {owner: self._weight(owner, 1, self._n) for owner in self._by_anchor[None]}
@@ -188,6 +195,13 @@ class _Rates:
         first = np.concatenate(([0.0], last[:-1]))
         calls = np.array([weights[owner][1] for owner in order], dtype=np.int64)
         return Template(first, last, np.array(order, dtype=np.int64), calls)
+
+
+def _usual(times_ns: Sequence[float]) -> float:
+    """Return what a call usually takes: another program's time in one of a few traced calls must not go to all."""
+    if len(times_ns) < FEW_SAMPLES:
+        return min(times_ns, default=0.0)
+    return float(np.median(times_ns))
 
 
 def _scaled(time_ns: float, calls: int, count: int, of: int) -> tuple[float, int]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.columns import Columns
+from torchwatt.tracing.elastic import ElasticTemplate
 from torchwatt.tracing.fold import Records
 from torchwatt.tracing.ranges import top_level
 from torchwatt.tracing.template import Call, Template, stretch, stretch_many
@@ -55,3 +56,12 @@ def inner_of(records: Records, i: int) -> tuple[tuple[int, int], ...]:
     inside = np.arange(i + 1, last)
     top = inside[top_level(records.start[inside], records.end[inside])]
     return tuple((int(records.start[j]), int(records.end[j])) for j in top)
+
+
+def fitted(elastic: ElasticTemplate, records: Records, i: int) -> Template:
+    """Return what fills a record: as much longer or shorter as one of the calls that it stands for is."""
+    if elastic.is_rigid:
+        return elastic.plain
+    inner_ns = sum(end - start for start, end in inner_of(records, i))
+    net_ns = int(records.end[i] - records.start[i]) - inner_ns
+    return elastic.fitted(net_ns / int(records.count[i]))

@@ -30,6 +30,7 @@ from torchwatt.tracing.rows import (
     SEQ1,
     START,
     TASK,
+    UNCOUNTED_COMMUNICATION_KEY,
     Backward,
 )  # fmt: skip
 
@@ -123,9 +124,8 @@ def split(
         breaks: Times that no record is put together across, such as those at which scopes began that are still open.
         margins: What torch does around optimizer steps and backward calls; it is added to theirs.
     """
-    rows = np.isin(table[:, KEY], (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, PROFILER_KEY)) | (
-        table[:, KEY] <= FIRST_SCOPE_KEY
-    )
+    reserved = (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY, PROFILER_KEY)
+    rows = np.isin(table[:, KEY], reserved) | (table[:, KEY] <= FIRST_SCOPE_KEY)
     rows |= table[:, TASK] <= LIGHT_TASK
     rows &= table[:, START] >= since_ns
     light = np.array(

@@ -19,14 +19,14 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from torchwatt.core.meter import Event, Severity
 from torchwatt.tracing.calibrate import calibrate
-from torchwatt.tracing.collectives import collectives
+from torchwatt.tracing.collectives import collectives, reducers
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.optimizers import optimizer_hooks
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import COMMUNICATION_KEY, DATA_KEY, FIRST_SCOPE_KEY, FORCE_ROWS, FULL, LIGHT, OFF
+from torchwatt.tracing.rows import DATA_KEY, FIRST_SCOPE_KEY, FORCE_ROWS, FULL, LIGHT, OFF
 from torchwatt.tracing.signatures import Signatures
 from torchwatt.tracing.state import ACTIVE
 from torchwatt.tracing.stepping import Stepping
@@ -37,6 +37,7 @@ from torchwatt.tracing.wrappers import (
     class_call,
     graph_task_id,
     module_call,
+    reducer_ready,
     sequence_nr,
     timed,
 )
@@ -64,6 +65,7 @@ class Hub:
         self.off = False
         self.costs = calibrate(clock_ns)
         self.patches = Patches()
+        self._collectives: set[tuple[int, str]] = set()  # by owner and name: those that are wrapped
         self._watched: dict[int, bool] = {}  # by key of a module, whether its class is patched
         self.windows = Windows(clock_ns, self.note)
         self.devices: Watch | None = None
@@ -79,14 +81,21 @@ class Hub:
             self._patch(torch.autograd, "_engine_run_backward", backward_call(self))
             self._patch(_BaseDataLoaderIter, "__next__", timed(self, DATA_KEY))
             self._patch(DataLoader, "__iter__", timed(self, DATA_KEY))
-            for owner, name in collectives():
-                self.patches.add(owner, name, timed(self, COMMUNICATION_KEY))
+            for owner, name in reducers():
+                self.patches.add(owner, name, reducer_ready(self))
+            self._time_collectives()
             begins, ended = optimizer_hooks(self)
             self.patches.keep(register_optimizer_step_pre_hook(begins))
             self.patches.keep(register_optimizer_step_post_hook(ended))
         except BaseException:
             self.remove()
             raise
+
+    def _time_collectives(self) -> None:
+        """Wrap the collectives that are not wrapped yet: FSDP may be imported after profiling began."""
+        for owner, name, key in collectives():
+            if (id(owner), name) not in self._collectives and self.patches.add(owner, name, timed(self, key)):
+                self._collectives.add((id(owner), name))
 
     def remove(self) -> None:
         """Take everything off again; what others put on top of ours stays and finds ours inert."""
@@ -187,6 +196,7 @@ class Hub:
         """Say whether a module that was just registered is a root, and watch its class if so."""
         root = any(root.key == key for root in self.registry.roots)
         if root:
+            self._time_collectives()
             self.watch(key)
             self.look_closer()
         return root

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from torchwatt.core.meter import IntArray
-from torchwatt.tracing.ranges import NOBODY, extend, innermost, top_level
-from torchwatt.tracing.rows import END, FIRST_SCOPE_KEY, KEY, SEQ0, SEQ1, START, Backward, Nodes
+from torchwatt.tracing.ranges import NOBODY, extend, innermost, parents, top_level
+from torchwatt.tracing.rows import COMMUNICATION_KEY, END, FIRST_SCOPE_KEY, KEY, SEQ0, SEQ1, START, Backward, Nodes
 
+REDUCTION = -2  # in place of the number of a call: one call of the reducer in each backward
 UNOWNED = 0  # keys of modules are above, all others below
 Piece = tuple[int, int, int, int]  # start_ns, end_ns, key of the owner, calls (1 for a call's first piece)
 
@@ -110,8 +111,31 @@ def join(call: Backward, own: IntArray, others: Sequence[IntArray] = ()) -> list
         m = np.flatnonzero(nodes.thread == thread)
         start = np.clip(nodes.start_ns[m], call.start_ns, call.end_ns).tolist()
         end = np.clip(nodes.end_ns[m], call.start_ns, call.end_ns).tolist()
-        lanes.append(pieces(start, end, key[m].tolist(), number[m].tolist(), call.end_ns))
+        lane = list(zip(start, end, key[m].tolist(), number[m].tolist(), strict=True))
+        if call.reduces:
+            lane += reduction(start, end, nodes.seq[m].tolist(), call.end_ns)
+            lane.sort(key=lambda node: (node[0], -node[1]))
+        columns = [[node[i] for node in lane] for i in range(4)]
+        lanes.append(pieces(columns[0], columns[1], columns[2], columns[3], call.end_ns))
     return lanes
+
+
+def reduction(start: Sequence[int], end: Sequence[int], seq: Sequence[int], limit: int) -> list[Piece]:
+    """Return when DDP's reducer was at work between nodes (sorted, of one thread), as nodes of the communication.
+
+    The reducer hooks into each AccumulateGrad: after it, it copies the gradient into a bucket and sends off what is
+    full. When all nodes have run, it waits for the sums of all ranks and copies them back, until the call ends.
+    """
+    up = parents(start, end)
+    found: list[Piece] = []
+    following: dict[int, int] = {}  # parent -> start of the sibling seen last, going backwards
+    for i in reversed(range(len(start))):
+        last = following.get(up[i], limit if up[i] == NOBODY else end[up[i]])
+        is_last = up[i] == NOBODY and up[i] not in following
+        if last > end[i] and (seq[i] < 0 or is_last):
+            found.append((end[i], last, COMMUNICATION_KEY, REDUCTION))
+        following[up[i]] = start[i]
+    return found
 
 
 def inner_spans(call: Backward, table: IntArray) -> tuple[tuple[int, int], ...]:

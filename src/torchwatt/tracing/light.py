@@ -11,9 +11,21 @@ import numpy as np
 
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.compose import Composer, Sample, Tree, sample_of
+from torchwatt.tracing.elastic import ElasticTemplate
+from torchwatt.tracing.filling import fitted
 from torchwatt.tracing.fold import ANY_GRAPH, Kinds, Records
 from torchwatt.tracing.overhead import net_clock
-from torchwatt.tracing.rows import END, FORWARD_TASK, KEY, LIGHT_TASK, SEQ0, SEQ1, START, TASK
+from torchwatt.tracing.rows import (
+    END,
+    FORWARD_TASK,
+    KEY,
+    LIGHT_TASK,
+    SEQ0,
+    SEQ1,
+    START,
+    TASK,
+    UNCOUNTED_COMMUNICATION_KEY,
+)  # fmt: skip
 from torchwatt.tracing.signatures import CallPattern, Signature, TracedCall, traced_calls
 from torchwatt.tracing.template import Template, relative_sd
 
@@ -93,10 +105,11 @@ class ForwardBook:
             self._of[key, size].append(call)
             self._of[key, ANY_GRAPH].append(call)
         self._templates: dict[tuple[int, frozenset[int]], Template | None] = {}
-        self._matching: dict[tuple[int, int, int], list[TracedCall]] = {}
+        self._matching: dict[tuple[int, int, int], list[tuple[int, TracedCall]]] = {}
         self._composers: dict[int, Composer] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self.untold = 0  # calls in which that is so
+        self._elastic: dict[tuple[int, frozenset[int]], ElasticTemplate] = {}
 
     def nearest(self, records: Records, kinds: Kinds) -> Iterator[tuple[int, Template]]:
         """Yield the outermost calls among the records, each with the template that fills it."""
@@ -108,32 +121,41 @@ class ForwardBook:
             length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
             template = self.fill((what[1], int(what[2]), int(what[3])), start, length_ns, int(records.count[i]))
             if template is not None:
-                yield i, template
+                yield i, fitted(template, records, i)
 
-    def fill(self, kind: tuple[int, int, int], t_ns: int, length_ns: float, count: int) -> Template | None:
+    def fill(self, kind: tuple[int, int, int], t_ns: int, length_ns: float, count: int) -> ElasticTemplate | None:
         """Return what fills calls that were not traced: key, size and task of their rows."""
         key, size, task = kind
         ran = self._paths.signature(task)
         matching = self._match(key, size, task, ran)
         if not matching:
-            return self._composed(key, ran, length_ns)
-        starts = [int(self._table[call.row, START]) for call in matching]
+            composed = self._composed(key, ran, length_ns)
+            return None if composed is None else ElasticTemplate(composed, round(length_ns))
+        starts = [start for start, _ in matching]
         at = bisect.bisect(starts, t_ns)
         near = min(range(max(at - 1, 0), min(at + 1, len(starts))), key=lambda i: abs(starts[i] - t_ns))
         uncertain = self._paths.uncertain(key, size, ran)
         self.uncertain |= uncertain
         self.untold += count * bool(uncertain)
-        return self.template(matching[near], uncertain)
+        return self._stretchable(matching[near][1], uncertain)
 
-    def _match(self, key: int, size: int, task: int, ran: Signature) -> list[TracedCall]:
-        known = self._matching.get((key, size, task))
-        if known is None:
+    def _stretchable(self, call: TracedCall, uncertain: frozenset[int]) -> ElasticTemplate | None:
+        template = self.template(call, uncertain)
+        if template is None:
+            return None
+        if (call.row, uncertain) not in self._elastic:
+            length_ns = int(self._table[call.row, END] - self._table[call.row, START])
+            self._elastic[call.row, uncertain] = ElasticTemplate(template, length_ns)
+        return self._elastic[call.row, uncertain]
+
+    def _match(self, key: int, size: int, task: int, ran: Signature) -> list[tuple[int, TracedCall]]:
+        if (key, size, task) not in self._matching:
             of_size = [call for call in self._of[key, size] if ran.matches(call.counts)]
             known = of_size or [call for call in self._of[key, ANY_GRAPH] if ran.over and ran.matches(call.counts)]
             if not known and not ran.over:
                 known = self._of[key, ANY_GRAPH]
-            self._matching[key, size, task] = known
-        return known
+            self._matching[key, size, task] = [(int(self._table[call.row, START]), call) for call in known]
+        return self._matching[key, size, task]
 
     def _composed(self, key: int, ran: Signature, length_ns: float) -> Template | None:
         if key not in self._composers:
@@ -176,7 +198,8 @@ class ForwardBook:
         if clock.total_ns <= 0:
             return None
         first, last = clock.at(rows[:, START]) / clock.total_ns, clock.at(rows[:, END]) / clock.total_ns
-        return Template(first, last, rows[:, KEY], np.ones(len(rows), dtype=np.int64))
+        counted = (rows[:, KEY] != UNCOUNTED_COMMUNICATION_KEY).astype(np.int64)
+        return Template(first, last, rows[:, KEY], counted)
 
     def _cost_ns(self, records: Records, kinds: Kinds) -> float:
         """Return what logging a call costs: by how much traced calls are longer than others of their kind."""

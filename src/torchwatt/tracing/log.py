@@ -56,8 +56,8 @@ class Log:
         "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_settling", "_tail",
         "_units", "backwards", "before", "call_ns", "calls_asleep", "ends", "former", "ident", "inside",
         "kinds", "lead_optimizer", "margins", "mode", "native", "noted", "open_scopes", "opened",
-        "optimizer_ends", "others", "rows", "since", "skeletons", "step_end", "stepless", "stride", "traced",
-        "tracers",
+        "optimizer_ends", "others", "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride",
+        "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -71,6 +71,7 @@ class Log:
         self.backwards: list[Backward] = []
         self.before: Backward | None = None  # the latest backward call whose structure is known
         self.since = 0  # where the rows after the latest backward call begin
+        self.reducers: set[int] = set()  # of DDP, made ready in the forward passes since: the next backward uses them
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
         self.noted: list[tuple[int, int]] = []  # end_ns and signature of `Quiet` steps, to be settled
         self.optimizer_ends = OptimizerEnds()  # earlier ones
@@ -99,6 +100,16 @@ class Log:
     def claimed(self, since_ns: int) -> bool:
         """Say whether a tracer ran on this thread after a moment: then its spans are that tracer's alone."""
         return bool(self.tracers) or any(end > since_ns for _, end in self.former)
+
+    def takes_reducers(self) -> bool:
+        """Say whether DDP reduces gradients in the backward call that begins, and take note that it did.
+
+        Of several models nobody tells which of them a call goes through: each of their calls is taken for one.
+        """
+        reduces = bool(self.reducers)
+        if len(self.reducers) == 1:
+            self.reducers.clear()
+        return reduces
 
     def settle(self) -> None:
         """Log the ends of steps that were only noted, before anything that comes after them."""

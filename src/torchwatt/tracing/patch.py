@@ -21,6 +21,7 @@ class Patch:
         self._wrap = wrap
         self.on = False
         self.original = getattr(owner, name)
+        self._kept = vars(owner).get(name)  # what binds it to an instance: of a class in C++ it is not the original
         self.wrapper = self._wrapped()
         self.put()
 
@@ -35,7 +36,7 @@ class Patch:
             return
         below = getattr(self.owner, self.name)
         if below is not self.original:
-            self.original = below
+            self.original, self._kept = below, vars(self.owner).get(self.name)
             self.wrapper = self._wrapped()
         setattr(self.owner, self.name, self.wrapper)
         self.on = True
@@ -45,7 +46,7 @@ class Patch:
         if vars(self.owner).get(self.name) is not self.wrapper:
             return False
         if self._own:
-            setattr(self.owner, self.name, self.original)
+            setattr(self.owner, self.name, self._kept)
         else:
             delattr(self.owner, self.name)
         self.on = False

@@ -16,6 +16,7 @@ DATA_KEY = -2
 UNKNOWN_KEY = -3
 STEP_KEY = -4  # a step of which only the end was noted
 COMMUNICATION_KEY = -5
+UNCOUNTED_COMMUNICATION_KEY = -6  # waits for collectives and copies around them: no calls of their own
 PROFILER_KEY = -7  # our own work: a decision about the next steps, a window that opens or closes
 FIRST_SCOPE_KEY = -10  # scopes count down from here; modules count up from 1
 
@@ -57,6 +58,7 @@ class Backward:
     first: int
     last: int
     light: bool  # of a step that was not traced
+    reduces: bool = False  # DDP adds up the gradients of all ranks in it
     nodes: Nodes | Unread | None = None  # of a window
     cost_ns: int = 0  # of the window
     cache: dict[str, Any] = field(default_factory=dict)  # what assembly found out once

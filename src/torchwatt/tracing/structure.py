@@ -26,8 +26,8 @@ def keys_of(table: IntArray, call: Backward, before: Backward | None) -> tuple[K
             # Another backward through the same forward (two losses, retain_graph) is a kind of its own.
             known = tuple((*key[:-1], min(_times(key) + 1, AGAIN)) for key in before.cache.get("keys", ()))
         else:
-            known = (() if fine is None else (("fine", fine, 0),)) + (
-                () if coarse is None else (("coarse", coarse, 0),)
+            known = (() if fine is None else (("fine", fine, call.reduces, 0),)) + (
+                () if coarse is None else (("coarse", coarse, call.reduces, 0),)
             )
         call.cache["keys"] = known
     return known

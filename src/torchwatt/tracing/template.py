@@ -119,18 +119,11 @@ class Catalogue(Generic[T]):
                 return entries, key is not None
         return [], False
 
-    def nearest(self, keys: Sequence[Hashable], t_ns: int) -> tuple[T | None, bool]:
-        """Return the candidate that is nearest to a time, and whether a structure matched."""
-        entries, matched = self.candidates(keys)
-        return closest(entries, t_ns), matched
 
-
-def closest(entries: Sequence[tuple[int, T]], t_ns: int) -> T | None:
-    """Return the nearest of templates that are sorted by time; None if there is none."""
-    if not entries:
-        return None
+def around(entries: Sequence[tuple[int, T]], t_ns: int, most: int) -> list[T]:
+    """Return so many templates before and after a time, of some that are sorted by time."""
     i = bisect.bisect(entries, t_ns, key=lambda entry: entry[0])
-    return min(entries[max(i - 1, 0) : i + 1], key=lambda entry: abs(entry[0] - t_ns))[1]
+    return [template for _, template in entries[max(i - most, 0) : i + most]]
 
 
 def relative_sd(groups: Sequence[Sequence[Mapping[int, float]]]) -> dict[int, float]:

@@ -54,7 +54,9 @@ class Windows:
         """Run a backward call and log it."""
         since, first = log.since, log.total()
         log.stride.backwards += 1
-        kind = first - since, log.rows[-1][KEY] if log.rows else 0  # a cheap guess; exact structure comes later
+        reduces = log.takes_reducers()
+        # A cheap guess; the exact structure comes later.
+        kind = first - since, log.rows[-1][KEY] if log.rows else 0, reduces
         expected = round(NODES_PER_NUMBER * (sequence_nr() - log.stride.seq))
         window = self._open(conductor, log, kind)
         start = self._clock_ns()
@@ -62,7 +64,7 @@ class Windows:
             return original(*args, **kwargs)
         finally:
             end = self._clock_ns()
-            call = Backward(start, end, since, first, log.total(), light=False)
+            call = Backward(start, end, since, first, log.total(), light=False, reduces=reduces)
             if conductor is not None:
                 conductor.backward_took(kind, end - start, recorded=window is not None)
             if window is not None:

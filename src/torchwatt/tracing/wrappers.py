@@ -250,12 +250,12 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
     counted, called = host.signatures.counted, host.quiet.called
 
     def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
-        start = clock()
+        reduces, start = log.takes_reducers(), clock()
         try:
             return original(*args, **kwargs)
         finally:
             last = log.total()
-            log.backwards.append(Backward(start, clock(), since, first, last, light=True))
+            log.backwards.append(Backward(start, clock(), since, first, last, light=True, reduces=reduces))
             log.since = last
             log.stride.backwards += 1
 
@@ -295,6 +295,21 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
             return run(original, args, kwargs)
 
         return _engine_run_backward
+
+    return wrap
+
+
+def reducer_ready(host: Host) -> Callable[[Wrapped], Wrapped]:
+    """Return the wrapper of what DDP calls at the end of a forward pass whose backward pass reduces gradients."""
+    quiet, ident = host.quiet, threading.get_ident
+
+    def wrap(original: Wrapped) -> Wrapped:
+        def prepare_for_backward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if quiet.asleep != ident() and (log := host.log()).mode < ASLEEP:
+                log.reducers.add(id(self))
+            return original(self, *args, **kwargs)
+
+        return prepare_for_backward
 
     return wrap
 

@@ -1,4 +1,4 @@
-"""`merge`: a job's folder to one report."""
+"""`merge`: a job's folder to one result."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from torchwatt.attribution.jobs.merge import merge as merge_job
 from torchwatt.carbon import plan
-from torchwatt.core.report import Report
 from torchwatt.session.grams import with_grams
+from torchwatt.session.jobs.job_run import JobRun
 from torchwatt.session.jobs.spool import read_job
 from torchwatt.session.options import carbon_asked
 
 
-def merge(directory: str | os.PathLike[str], **carbon: Any) -> Report:
+def merge(directory: str | os.PathLike[str], **carbon: Any) -> JobRun:
     """Put together what the ranks of a job left in a folder; ranks that left nothing are named, and nothing is made up.
 
     Args:
@@ -27,4 +27,4 @@ def merge(directory: str | os.PathLike[str], **carbon: Any) -> Report:
     """
     report = merge_job(read_job(directory))
     began = datetime.fromtimestamp(report.start_unix_ns / 1e9, UTC)
-    return with_grams(report, plan(carbon_asked(carbon), began))
+    return JobRun(with_grams(report, plan(carbon_asked(carbon), began)))

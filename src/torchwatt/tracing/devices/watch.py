@@ -33,6 +33,7 @@ from torchwatt.tracing.rows import (
     SEQ0,
     SEQ1,
     START,
+    UNCOUNTED_COMMUNICATION_KEY,
 )
 from torchwatt.tracing.traces.live import Live
 from torchwatt.tracing.waiting import synchronize
@@ -258,7 +259,7 @@ def _ranges(log: Log, recorder: Recorder) -> Live:
     rows = rows[rows[:, START] >= recorder.start_ns]
     kept = rows[
         (rows[:, KEY] > 0)
-        | np.isin(rows[:, KEY], (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY))
+        | np.isin(rows[:, KEY], (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY))
         | (rows[:, KEY] <= FIRST_SCOPE_KEY)
     ]
     keys, slot = np.unique(kept[:, KEY], return_inverse=True)
@@ -278,6 +279,6 @@ def _slot(key: int) -> Slot:
         return Slot(OPTIMIZER, "optimizer")
     if key == DATA_KEY:
         return Slot(DATA, "data")
-    if key == COMMUNICATION_KEY:
+    if key in (COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY):
         return Slot(COMMUNICATION, "communication")
     return Slot(f"{KEY_MARK}{key}", "forward" if key > 0 else "other")

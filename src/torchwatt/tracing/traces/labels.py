@@ -19,10 +19,12 @@ NOBODY = Slot(UNATTRIBUTED, "other")
 TRANSFERS = Slot(TRANSFER, "transfer")
 COLLECTIVES = Slot(COMMUNICATION, "communication")
 
-# torch.optim and torch.utils.data name their own ranges. Zeroing gradients is the optimizer's work.
+# torch.optim, torch.utils.data and FSDP name their own ranges. Zeroing gradients is the optimizer's work.
 _RESERVED: tuple[tuple[str, Slot], ...] = (
     ("Optimizer.", Slot(OPTIMIZER, "optimizer")),
     ("enumerate(DataLoader)", Slot(DATA, "data")),
+    ("FSDP::", COLLECTIVES),
+    ("FullyShardedDataParallel._", COLLECTIVES),
 )
 # NCCL and RCCL (which kept the name), MSCCL, NVSHMEM; vLLM's, SGLang's and AITER's own all-reduce.
 _COLLECTIVE = re.compile(
@@ -41,7 +43,7 @@ def is_reserved(name: str) -> bool:
 
 
 def reserved_slot(name: str) -> Slot | None:
-    """Return the slot of an optimizer's or data loader's range."""
+    """Return the slot of an optimizer's, a data loader's or FSDP's range."""
     return next((slot for prefix, slot in _RESERVED if name.startswith(prefix)), None)
 
 

@@ -1,0 +1,145 @@
+"""How a report is shown and written, whoever measured it: one process or all ranks of a job."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Any
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.report import Report
+from torchwatt.session import frames
+from torchwatt.session.files import keep_run, write_csv, write_html
+from torchwatt.views import MIME, to_html_fragment, to_payload, to_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from torchwatt.audit import SampleFormat
+
+
+# With the payload and the text, a report adds less than 200 KB to a notebook, whatever ran.
+MAX_HTML_BYTES = 90_000
+
+
+class ReportFaces(ABC):
+    """Tables, files and displays of `report`.
+
+    Energies are joules in the measured boundary, None where nothing could be metered: never 0 for unknown.
+    """
+
+    @property
+    @abstractmethod
+    def report(self) -> Report:
+        """The immutable value behind everything else."""
+
+    @property
+    def status(self) -> str:
+        """`running`, `complete`, `partial` (a meter was away) or `aborted` (an exception ended the block)."""
+        return self.report.status
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of all metered domains."""
+        return self.report.energy_j
+
+    @property
+    def carbon_g(self) -> float | None:
+        """Grams of CO2e; None without a region."""
+        return self.report.carbon_g
+
+    @property
+    def duration_s(self) -> float:
+        """Wall time of the block in seconds."""
+        return self.report.duration_s
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """One row per (domain, layer, phase), reserved rows included; self energies add up to `energy_j`."""
+        return frames.layers(self.report)
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """The power curve of each domain."""
+        return frames.samples(self.report)
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """One row per step."""
+        return frames.steps(self.report)
+
+    @property
+    def epochs(self) -> pd.DataFrame:
+        """One row per epoch and one for the rest, of a training that an integration metered; they add up."""
+        return frames.epochs(self.report)
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """One row for each thing worth knowing."""
+        return frames.events(self.report)
+
+    def to_csv(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        samples: SampleFormat = "auto",
+        overwrite: bool = False,
+        chain: str | os.PathLike[str] | None = None,
+        sign_key: str | os.PathLike[str] | None = None,
+    ) -> Path:
+        """Write the audit tables into a new folder, which `torchwatt verify` can check.
+
+        Args:
+            directory: The folder to make.
+            samples: The power curve as `parquet` or `csv.gz`; `auto` is Parquet where pyarrow is installed.
+            overwrite: Replace an older bundle of that name; anything else is never replaced.
+            chain: A file to which one line a bundle is added, so that a removed run shows; else `TORCHWATT_CHAIN`.
+            sign_key: An SSH key to sign with; else `TORCHWATT_SIGN_KEY`.
+
+        Raises:
+            BundleError: The folder exists and is not empty, cannot be written, or the key cannot be used.
+        """
+        return write_csv(
+            self.report, directory, samples=samples, overwrite=overwrite, chain=chain, sign_key=sign_key
+        )  # fmt: skip
+
+    def keep(self, store: str | os.PathLike[str] | None = None, *, project: str = "default") -> Path:
+        """Keep the run in a local store, where `torchwatt runs` and `torchwatt show` find it; return its folder.
+
+        Args:
+            store: A folder; default is `TORCHWATT_STORE`, or `torchwatt/runs` in your data folder.
+            project: Runs are added up by project and month.
+
+        Raises:
+            BundleError: The run is kept already, or cannot be written.
+            ConfigError: The project's name is no name, or the run still runs.
+        """
+        if self.report.status == "running":
+            raise ConfigError("the run still runs: keep it after its block")
+        return keep_run(self.report, store, project)
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write one self-contained page.
+
+        Raises:
+            BundleError: The file exists or cannot be written.
+        """
+        return write_html(self.report, path)
+
+    def __repr__(self) -> str:
+        # As wide as the terminal, within what reads well; 100 where there is none.
+        return to_text(self.report, width=min(max(get_terminal_size((100, 24)).columns, 100), 140))
+
+    def _repr_html_(self) -> str:
+        return to_html_fragment(self.report, max_bytes=MAX_HTML_BYTES)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        report = self.report
+        bundle: dict[str, Any] = {
+            "text/plain": to_text(report),
+            "text/html": self._repr_html_(),
+            MIME: to_payload(report),
+        }
+        return {k: v for k, v in bundle.items() if (not include or k in include) and k not in (exclude or ())}

@@ -1,0 +1,80 @@
+"""Fitting a template to a call of another length: work keeps its time, communication takes the rest. Pure.
+
+A rank that waits ten seconds for another one does not compute for ten seconds more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from torchwatt.core.meter import FloatArray
+from torchwatt.tracing.rows import COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY
+from torchwatt.tracing.template import Template
+
+FINEST = 0.01  # calls whose lengths differ by less get the same template
+
+
+class ElasticTemplate:
+    """A template, and how much of it is communication up to each of its bounds.
+
+    Args:
+        template: Of a traced call.
+        net_ns: How long that call took, without the real spans inside it.
+    """
+
+    def __init__(self, template: Template, net_ns: int) -> None:
+        self.plain = template
+        self._net_ns = net_ns
+        self._fitted: dict[int, Template] = {}
+        mine = np.isin(template.owner, (COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY))
+        first, last = _union(template.first[mine], template.last[mine])
+        bounds, place = np.unique(np.concatenate((template.first, template.last)), return_inverse=True)
+        self._first, self._last = place[: len(template.first)], place[len(template.first) :]
+        self._talk_before = _covered(first, last, bounds)
+        self._work_before = bounds - self._talk_before
+        self._talk = float((last - first).sum())
+
+    @property
+    def is_rigid(self) -> bool:
+        """Whether all is work: then it stretches evenly."""
+        return self._talk <= 0
+
+    def fitted(self, net_ns: float) -> Template:
+        """Return the template for a call of another net length."""
+        if self.is_rigid or net_ns <= 0:
+            return self.plain
+        notch = round(math.log(net_ns / self._net_ns) / FINEST)
+        if notch not in self._fitted:
+            self._fitted[notch] = self._made(math.exp(notch * FINEST))
+        return self._fitted[notch]
+
+    def _made(self, ratio: float) -> Template:
+        work = 1.0 - self._talk
+        slope = min(1.0 / ratio, 1.0 / work) if work > 0 else 0.0  # of work, in fractions of the call's own length
+        talk_slope = max(1.0 - slope * work, 0.0) / self._talk
+
+        moved = slope * self._work_before + talk_slope * self._talk_before
+        moved = np.minimum(np.maximum.accumulate(moved), 1.0)  # rounding must not make neighbours cross
+        return replace(self.plain, first=moved[self._first], last=moved[self._last])
+
+
+def _union(first: FloatArray, last: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return intervals (sorted by start) without their overlaps."""
+    reached = np.maximum.accumulate(last) if len(last) else last
+    before = np.concatenate(([0.0], reached[:-1])) if len(last) else last
+    start = np.minimum(np.maximum(first, before), reached)
+    return start, reached
+
+
+def _covered(first: FloatArray, last: FloatArray, bounds: FloatArray) -> FloatArray:
+    """Return how much of each `[0, bound]` lies in intervals that are sorted and apart."""
+    if not len(first):
+        return np.zeros(len(bounds))
+    total = np.concatenate(([0.0], np.cumsum(last - first)))
+    i = np.searchsorted(first, bounds, side="right")
+    inside = np.clip(bounds - first[np.maximum(i - 1, 0)], 0.0, (last - first)[np.maximum(i - 1, 0)])
+    covered: FloatArray = np.where(i > 0, total[np.maximum(i - 1, 0)] + inside, 0.0)
+    return covered

@@ -13,6 +13,7 @@ from torchwatt.tracing.rows import STEP_KEY
 from torchwatt.tracing.template import Call, Catalogue, Template, relative_sd, template_of
 
 MOST_STEPS = 128  # traced steps to choose from, evenly spread
+NO_SLOT = -1
 
 
 class StepBook:
@@ -21,9 +22,10 @@ class StepBook:
     Args:
         spans: The thread's spans (slot, start_ns, end_ns, calls), in any order.
         steps: Where traced steps began and ended: start_ns, end_ns, start_ns, ...
+        apart: A slot whose spans no other step has: they are taken out of the time of a template's step.
     """
 
-    def __init__(self, spans: IntArray, steps: Sequence[int]) -> None:
+    def __init__(self, spans: IntArray, steps: Sequence[int], apart: int = NO_SLOT) -> None:
         self._catalogue: Catalogue[Template] = Catalogue()
         self._templates: list[Template] = []
         bounds = np.array(steps, dtype=np.int64).reshape(-1, 2)
@@ -33,7 +35,9 @@ class StepBook:
             first, last = np.searchsorted(spans[:, 1], (start, end))
             inside = spans[first:last]
             inside = inside[inside[:, 2] <= end]
-            template = template_of(Call(start, end), inside[:, [1, 2, 0, 3]])
+            out = inside[:, 0] == apart
+            call = Call(start, end, tuple((int(s), int(e)) for s, e in inside[out][:, [1, 2]]))
+            template = template_of(call, inside[~out][:, [1, 2, 0, 3]])
             if template is not None:
                 self._templates.append(template)
                 self._catalogue.add((), start, template)

@@ -10,7 +10,7 @@ import numpy as np
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Event, IntArray
-from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, UNATTRIBUTED, Phase
+from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, UNATTRIBUTED, Phase
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
 from torchwatt.tracing.asleep import StepBook, steps_among
@@ -26,6 +26,7 @@ from torchwatt.tracing.ranges import uncross
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import (
     COMMUNICATION_KEY,
+    COMPILE_KEY,
     DATA_KEY,
     END,
     FIRST_SCOPE_KEY,
@@ -58,6 +59,7 @@ class View:
     devices: Watch | None = None
     most_filled: int = MAX_FILLED  # about so many spans that were not traced themselves
     is_last: bool = False  # nobody else needs the devices: wait for what they did
+    functions: Mapping[int, str] = field(default_factory=dict)  # compiled ones that were called outside any module
     resumed: Mapping[int, int] = field(default_factory=dict)  # end of a step: when it began, where a pause was before
 
 
@@ -83,6 +85,7 @@ class _Assembly:
         used = [look.table[:, KEY] for look in self.looks.values()] + [self._keys(look) for look in self.looks.values()]
         self.used = np.unique(np.concatenate(used))
         self.names: Names = resolve(view.registry.roots, view.registry.facts, self.used, view.given)
+        self.names.fqn.update({key: name for key, name in view.functions.items() if key in self.used})
         self.scope_names = {key: name for name, key in view.scopes.items()}
         self.columns = Columns()
         self.carried: dict[int, float] = {}
@@ -157,6 +160,7 @@ class _Assembly:
             OPTIMIZER_KEY: (OPTIMIZER, "optimizer"),
             DATA_KEY: (DATA, "data"),
             COMMUNICATION_KEY: (COMMUNICATION, "communication"),
+            COMPILE_KEY: (COMPILE, "compile"),
         }
         return self.columns.index(*reserved.get(key, (UNATTRIBUTED, "backward" if backward else "forward")))
 
@@ -214,7 +218,8 @@ class _Assembly:
         asleep = steps_among(records, kinds)
         if not len(asleep):
             return
-        book = StepBook(self.columns.of_thread(thread), self.looks[log].traced)
+        apart = self._slot(COMPILE_KEY, backward=False)
+        book = StepBook(self.columns.of_thread(thread), self.looks[log].traced, apart)
         chosen = list(book.nearest(records, kinds))
         if not chosen:
             rest, slot = records.take(asleep), self.columns.index(UNATTRIBUTED, "other")
@@ -239,7 +244,7 @@ class _Assembly:
             calls = [c.start_ns for c in self.calls[log]]
             starts = np.sort(np.concatenate((rows[:, START], records.start, calls)).astype(np.int64))
             return steps_between(marks, starts, view.start_ns, view.resumed), False
-        main = list(self.names.main)
+        main = [key for key in self.names.main if key in self.used] or [key for key in view.functions if key > 0]
         calls_of_model = rows[np.isin(rows[:, KEY], main) & (rows[:, TASK] < 0)]
         kinds = [i for i, kind in enumerate(self.looks[log].kinds.of) if kind[0] == "row" and kind[1] in main]
         also = records.take(np.flatnonzero(np.isin(records.kind, kinds)))

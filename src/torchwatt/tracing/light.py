@@ -10,7 +10,7 @@ import numpy as np
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.fold import ANY_GRAPH, Kinds, Records
 from torchwatt.tracing.ranges import top_level
-from torchwatt.tracing.rows import END, FORWARD_TASK, KEY, SEQ0, SEQ1, START, TASK
+from torchwatt.tracing.rows import COMPILE_KEY, END, FORWARD_TASK, KEY, SEQ0, SEQ1, START, TASK
 from torchwatt.tracing.template import Call, Catalogue, Template, relative_sd, template_of
 
 MOST_COMPARED = 64  # traced calls of one kind, evenly spread, for the spread between them
@@ -41,9 +41,12 @@ class ForwardBook:
         start, end = int(self._table[row, START]), int(self._table[row, END])
         first = int(np.searchsorted(self._table[:row, END], start))  # rows are in the order of their ends
         rows = self._table[first:row]
+        compiled = rows[(rows[:, KEY] == COMPILE_KEY) & (rows[:, START] >= start)]
+        rows = rows[rows[:, KEY] != COMPILE_KEY]
         rows = rows[(rows[:, START] >= start) & (rows[:, TASK] == FORWARD_TASK)]
         rows = rows[np.lexsort((-rows[:, END], rows[:, START]))]
-        return template_of(Call(start, end), [(int(r[START]), int(r[END]), int(r[KEY]), 1) for r in rows])
+        call = Call(start, end, tuple((int(s), int(e)) for s, e in compiled[:, [START, END]]))
+        return template_of(call, [(int(r[START]), int(r[END]), int(r[KEY]), 1) for r in rows])
 
     def nearest(self, records: Records, kinds: Kinds) -> Iterator[tuple[int, Template]]:
         """Yield the outermost calls among the records, each with the template that fills it."""

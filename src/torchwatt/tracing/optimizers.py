@@ -56,7 +56,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if log.mode >= ASLEEP:
             return
         key = key_of(id(optimizer)) or newcomer(optimizer)
-        if log.first_optimizer is None:
+        if log.first_optimizer is None or log.first_optimizer < 0:  # or a compiled function
             log.first_optimizer, log.stepless = key, False
         log.opened[key] = clock()
 

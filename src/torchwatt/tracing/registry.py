@@ -140,6 +140,11 @@ class Registry:
             self._optimizers[key] = kind
             return self._remember(optimizer, key)
 
+    def function_key(self) -> int:
+        """Return a key for the rows of a compiled function."""
+        with self._lock:
+            return self._new()
+
     def class_of(self, key: int) -> type | None:
         """Return the class of a module or optimizer that is alive."""
         thing = self._alive(key)

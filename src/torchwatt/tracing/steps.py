@@ -43,13 +43,18 @@ def steps_between(
 
 
 def first_optimizer(threads: Sequence[Mapping[int, Sequence[Mark]]], start_ns: int, end_ns: int) -> list[Mark]:
-    """Return the marks, inside a session, of the optimizer that stepped first there; one map a thread."""
+    """Return the marks, inside a session, of the optimizer that stepped first there; one map a thread.
+
+    Compiled functions, whose keys are negative, end steps where no optimizer does.
+    """
     inside: dict[int, list[Mark]] = {}
     for thread in threads:
         for optimizer, marks in thread.items():
             found = [mark for mark in marks if start_ns < mark[0] <= end_ns]
             inside[optimizer] = sorted([*inside.get(optimizer, []), *found])
-    return min((found for found in inside.values() if found), default=[])
+    seen = {optimizer: marks for optimizer, marks in inside.items() if marks}
+    optimizers = [marks for optimizer, marks in seen.items() if optimizer > 0]
+    return min(optimizers or seen.values(), default=[])
 
 
 def calls_as_steps(rows: IntArray, records: Records) -> list[Step]:

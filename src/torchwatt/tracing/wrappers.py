@@ -40,8 +40,24 @@ graph_task_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", _
 is_dynamo_compiling: Callable[[], bool] = getattr(torch.compiler, "is_dynamo_compiling", torch.compiler.is_compiling)
 
 
+class CompiledCalls(Protocol):
+    """Calls of compiled functions, outside any module."""
+
+    running: int  # at the moment, on all threads
+
+    def takes_backward(self) -> bool:
+        """Say whether a backward call that begins now on this thread is part of such a function."""
+
+    def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
+        """Run it as such."""
+
+
 class Host(Protocol):
     """What the wrappers need of the hub."""
+
+    @property
+    def compiled_calls(self) -> CompiledCalls:
+        """Return what knows of compiled functions."""
 
     local: threading.local
     quiet: Quiet
@@ -230,6 +246,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
     compiling, task, seq = is_dynamo_compiling, graph_task_id, sequence_nr
     log_of, clock = host.log, host.clock_ns
     quiet, ident = host.quiet, threading.get_ident
+    compiled = host.compiled_calls
 
     def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
         start = clock()
@@ -245,6 +262,8 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
         def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
             if compiling() or quiet.asleep == ident():
                 return original(*args, **kwargs)
+            if compiled.running and compiled.takes_backward():
+                return compiled.run_backward(original, args, kwargs)
             log = log_of()
             # Inside another backward (checkpoint) it belongs to the outer one.
             if log.mode >= ASLEEP or task() >= 0:

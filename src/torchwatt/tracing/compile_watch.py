@@ -1,0 +1,175 @@
+"""When torch.compile is at work, on which thread, and how it is kept from seeing what a session patches."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from torchwatt.core.meter import Severity
+from torchwatt.tracing.dynamo import ImportHook, eval_frame_module, skip_own_code
+from torchwatt.tracing.log import Log
+from torchwatt.tracing.own_time import own_time
+from torchwatt.tracing.patch import Patch
+from torchwatt.tracing.patches import Patches
+from torchwatt.tracing.rows import COMPILE_KEY, OFF
+from torchwatt.tracing.wrappers import Wrapped, graph_task_id, sequence_nr
+
+own_ns = own_time()
+
+# What Inductor does for a Triton kernel when that is launched first: outside the compilation that Dynamo reports.
+AT_FIRST_LAUNCH = (
+    ("torch._inductor.runtime.triton_heuristics", "CachingAutotuner", "autotune_to_one_config"),
+    ("torch._inductor.runtime.triton_heuristics", "CachingAutotuner", "coordinate_descent_tuning"),
+)
+
+
+class Host(Protocol):
+    """What this needs of the hub."""
+
+    clock_ns: Callable[[], int]
+    patches: Patches
+    off: bool
+
+    def log(self) -> Log:
+        """Return this thread's log."""
+
+    def note(self, severity: Severity, code: str, message: str) -> None:
+        """Record an event, each code once."""
+
+
+class CompileWatch:
+    """Logs each compilation as one row of the thread that it keeps busy, whatever that thread records otherwise.
+
+    While one is under way nothing else is logged on its thread, and torch is as it would be without a session, so
+    that no graph and no guard depends on us.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._local = threading.local()
+        self._hooks: list[Patch] = []
+        self._hooked: set[object] = set()
+        self._attach: list[Callable[[Any], None]] = []
+        self._import: ImportHook | None = None
+        self._lock = threading.RLock()
+
+    def when_imported(self, attach: Callable[[Any], None]) -> None:
+        """Have something called, once, with `torch._dynamo.eval_frame` as soon as the program has imported it."""
+        self._attach.append(attach)
+
+    def start(self) -> None:
+        """Watch, from the moment on at which the program imports Dynamo."""
+        self.look()
+        if not self._hooked:
+            self._import = ImportHook(self.look)
+
+    def look(self) -> None:
+        """Hook what the program has imported by now."""
+        eval_frame = eval_frame_module()
+        if eval_frame is None:
+            return
+        with self._lock:
+            if eval_frame not in self._hooked:
+                self._hooked.add(eval_frame)
+                skip_own_code(eval_frame)
+                self._host.patches.restore_keepers()
+                self._hook_compilation(sys.modules["torch._dynamo"].callback_handler)
+                for attach in self._attach:
+                    attach(eval_frame)
+            for module, kind, method in AT_FIRST_LAUNCH:
+                owner = getattr(sys.modules.get(module), kind, None)
+                if owner is not None and (owner, method) not in self._hooked and hasattr(owner, method):
+                    self._hooked.add((owner, method))
+                    self._hook(owner, method, self._during)
+
+    def hook(self, owner: Any, name: str, wrap: Callable[[Wrapped], Wrapped]) -> None:
+        """Patch an attribute that no compiled program sees, until the end of the session."""
+        if hasattr(owner, name):
+            self._hook(owner, name, wrap)
+
+    def _hook(self, owner: Any, name: str, wrap: Callable[[Wrapped], Wrapped]) -> None:
+        self._hooks.append(Patch(owner, name, wrap))
+
+    def _hook_compilation(self, handler: Any) -> None:
+        if hasattr(handler, "install_callbacks"):
+            self._hook(handler, "install_callbacks", self._manager)
+        else:  # torch 2.4
+            self._hook(handler, "run_start_callbacks", lambda original: self._before(original, self.began))
+            self._hook(handler, "run_end_callbacks", lambda original: self._before(original, self.ended))
+
+    def remove(self) -> None:
+        """Take everything off."""
+        for patch in reversed(self._hooks):
+            patch.remove()
+        self._hooks.clear()
+        if self._import is not None:
+            self._import.remove()
+            self._import = None
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether this thread compiles at the moment."""
+        return getattr(self._local, "depth", 0) > 0
+
+    def began(self) -> None:
+        """Note that a compilation begins on this thread; one within another is part of it."""
+        local = self._local
+        local.depth = getattr(local, "depth", 0) + 1
+        if local.depth > 1:
+            return
+        local.log, local.own_ns = self._host.log(), own_ns()
+        local.start_ns = self._host.clock_ns()
+        local.mode, local.log.mode = local.log.mode, OFF
+        self._host.patches.step_aside()
+
+    def ended(self) -> None:
+        """Log a compilation that is over."""
+        local = self._local
+        local.depth = getattr(local, "depth", 0) - 1
+        if local.depth:
+            local.depth = max(local.depth, 0)  # one that had begun before the session
+            return
+        log, start_ns = local.log, local.start_ns
+        self._host.patches.step_back()
+        self.look()
+        if self._host.off or local.mode == OFF:
+            return
+        log.mode = local.mode
+        log.settle()
+        number, end_ns = sequence_nr(), self._host.clock_ns()
+        log.rows.append((COMPILE_KEY, start_ns, end_ns, number, number, graph_task_id()))
+        log.stride.leave_out(end_ns - start_ns, own_ns() - local.own_ns)
+
+    def _manager(self, original: Wrapped) -> Wrapped:
+        @contextmanager
+        def install_callbacks(*args: Any, **kwargs: Any) -> Iterator[None]:
+            with self._noted(), original(*args, **kwargs):
+                yield
+
+        return install_callbacks
+
+    def _during(self, original: Wrapped) -> Wrapped:
+        def tune(*args: Any, **kwargs: Any) -> Any:
+            with self._noted():
+                return original(*args, **kwargs)
+
+        return tune
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        self.began()
+        try:
+            yield
+        finally:
+            self.ended()
+
+    @staticmethod
+    def _before(original: Wrapped, act: Callable[[], None]) -> Wrapped:
+        def run_callbacks(*args: Any, **kwargs: Any) -> Any:
+            act()
+            return original(*args, **kwargs)
+
+        return run_callbacks

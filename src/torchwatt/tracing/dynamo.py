@@ -142,27 +142,35 @@ class StepHook:
     def __init__(
         self, table: Mapping[int, Any] | None, hook: Callable[..., None], register: Callable[[Any], Any]
     ) -> None:
-        self._table = table
+        self._table = table if isinstance(table, OrderedDict) and "values" not in vars(table) else None
         self._handle: Any = None
-        if isinstance(table, OrderedDict) and "values" not in vars(table):
-            plain = table.values
-
-            def values() -> Iterator[Any]:
-                yield from plain()
-                yield hook
-
-            self._values: Any = values
-            table.values = values  # type: ignore[assignment]
-        else:
-            self._values = None
+        if self._table is None:
             self._handle = register(hook)
+            return
+        plain = self._table.values
+
+        def values() -> Iterator[Any]:
+            yield from plain()
+            yield hook
+
+        self._values = values
+        self.put()
+
+    def put(self) -> None:
+        """Put the hook on."""
+        if self._table is not None:
+            vars(self._table)["values"] = self._values
+
+    def lift(self) -> None:
+        """Take the hook off, for as long as Dynamo reads the table."""
+        if self._table is not None and vars(self._table).get("values") is self._values:
+            del vars(self._table)["values"]
 
     def remove(self) -> None:
-        """Take the hook off."""
+        """Take the hook off for good."""
+        self.lift()
         if self._handle is not None:
             self._handle.remove()
-        elif self._table is not None and vars(self._table).get("values") is self._values:
-            del vars(self._table)["values"]
 
 
 def step_hooks(begins: Callable[..., None], ended: Callable[..., None]) -> tuple[StepHook, StepHook]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from torchwatt.tracing.dynamo import StepHook
 from torchwatt.tracing.patch import Patch
 from torchwatt.tracing.wrappers import Wrapped
 
@@ -32,7 +33,7 @@ class Patches:
         self._fixed: list[Patch] = []
         self._module: Patch | None = None
         self._classes: dict[type, Patch | None] = {}
-        self._handles: list[Any] = []
+        self._hooks: list[StepHook] = []
         self._aside = 0  # compilations under way
         self._lifted: list[Patch] = []  # to be put back after them
         self._lock = threading.RLock()
@@ -44,9 +45,9 @@ class Patches:
         self._fixed.append(Patch(owner, name, wrap))
         return True
 
-    def keep(self, handle: Any) -> None:
-        """Remember the handle of a hook."""
-        self._handles.append(handle)
+    def keep(self, hook: StepHook) -> None:
+        """Remember a hook."""
+        self._hooks.append(hook)
 
     def add_module(self, wrap: Callable[[Wrapped], Wrapped]) -> None:
         """Patch `nn.Module.__call__`."""
@@ -82,6 +83,8 @@ class Patches:
         global _swaps  # noqa: PLW0603 - as above
         with self._lock:
             self._aside += 1
+            for hook in self._hooks:
+                hook.lift()
             if self._aside > 1 or _swaps >= MAX_SWAPS:
                 return
             self._lifted = [patch for patch in self._in_place() if patch.remove()]
@@ -92,6 +95,8 @@ class Patches:
         with self._lock:
             self._aside -= 1
             if not self._aside:
+                for hook in self._hooks:
+                    hook.put()
                 lifted, self._lifted = self._lifted, []
                 for patch in reversed(lifted):
                     patch.put()
@@ -130,14 +135,14 @@ class Patches:
 
     def remove(self) -> None:
         """Take everything off; what others put on top of ours stays and finds ours inert."""
-        for handle in self._handles:
-            handle.remove()
+        for hook in self._hooks:
+            hook.remove()
         with self._lock:
             self._lifted.clear()
             for patch in self._in_place():
                 patch.remove()
             self.restore_keepers()
-            self._handles.clear()
+            self._hooks.clear()
             self._fixed.clear()
             self._classes.clear()
             self._module = None

@@ -1,7 +1,10 @@
+import functools
+
 import pytest
 import torch
 from torch import nn
 
+from tests.tracing.compiled import FORMS, IN_ONE_GRAPH, blocks, counts, forget, model, update, whole_step
 from tests.tracing.nets import Net, batch, calls, names, traced
 from torchwatt.tracing import scope
 
@@ -76,3 +79,54 @@ def test_inductor():
             model(batch()).sum().backward()
     assert calls(run.trace, "(root)", "forward") == 4
     assert "(root)" in names(run.trace, "backward")
+
+
+# S and F: a session with the default budget and one that traces every call; N: none. Each runs a few steps.
+@pytest.mark.parametrize("order", ["SNFN", "NFNS"])
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+def test_no_graph_break_and_no_recompilation_is_ours(form, order):
+    _assert_as_without(form, order, backend="eager")
+
+
+@pytest.mark.parametrize("form", [whole_step, blocks], ids=lambda form: form.__name__)
+def test_autograd_s_compiler_sees_nothing_of_a_session(form):
+    _assert_as_without(form, "SN", backend="aot_eager")
+
+
+@pytest.mark.parametrize("form", IN_ONE_GRAPH, ids=lambda form: form.__name__)
+def test_one_graph_stays_one_graph(form):
+    _assert_as_without(form, "SN", backend="eager", fullgraph=True)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("options", [{}, {"mode": "reduce-overhead"}], ids=str)
+@pytest.mark.parametrize("form", [whole_step, update, model, blocks], ids=lambda form: form.__name__)
+def test_inductor_sees_nothing_of_a_session(form, options):
+    _assert_as_without(form, "SNF", **options)
+
+
+def _assert_as_without(form, order, **options):
+    assert _run(form, order, options) == _bare(form, len(order), tuple(options.items()))
+
+
+@functools.cache
+def _bare(form, runs, options):
+    return _run(form, "N" * runs, dict(options))
+
+
+def _run(form, order, options):
+    torch.manual_seed(0)
+    forget()
+    net, step = form(**options)
+    for kind in order:
+        if kind == "N":
+            _steps(step, 3)
+        else:
+            with traced(net, overhead_budget=0.01 if kind == "S" else 0.9):
+                _steps(step, 3)
+    return counts()
+
+
+def _steps(step, n):
+    for _ in range(n):
+        step()

@@ -79,7 +79,8 @@ class Call:
     start_ns: int
     number: int  # autograd's, at the beginning
     rows: int  # in the log at the beginning
-    step_end: int  # of the latest step by then
+    ends: list[tuple[int, int]]  # of optimizer steps, in the log, and how many there were
+    ended: int
     is_step: bool  # the call was announced as a step, since nothing else marks any
 
 
@@ -101,7 +102,7 @@ class CompiledCalls:
 
     def attach(self, eval_frame: Any) -> None:
         """Hook `torch._dynamo.eval_frame`."""
-        self._codes = outer_codes(eval_frame)
+        self._codes = self._host.registry.compiled_code = outer_codes(eval_frame)
         for name in ("set_eval_frame", "_maybe_set_eval_frame"):
             self._host.compile_watch.hook(eval_frame, name, self._switch)
 
@@ -130,6 +131,7 @@ class CompiledCalls:
             return
         if log.mode == FULL and host.registry.enclosed(frame):
             return
+        log.settle()
         function = self._function(frame)
         is_step = False
         if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and torch.is_grad_enabled():
@@ -140,7 +142,7 @@ class CompiledCalls:
         log.inside = True
         self.running += 1
         local.call = Call(
-            frame, log, function, host.clock_ns(), sequence_nr(), len(log.rows), log.step_end, is_step
+            frame, log, function, host.clock_ns(), sequence_nr(), len(log.rows), log.ends, len(log.ends), is_step
         )  # fmt: skip
 
     def _ended(self, frame: FrameType) -> None:
@@ -153,9 +155,11 @@ class CompiledCalls:
         log.inside = False
         if log.mode == OFF:
             return
+        log.settle()
         if log.mode in {FULL, LIGHT}:
             self._log(call, end_ns)
-        if function.step_key and log.step_end == call.step_end and not host.manual_steps:
+        stepped = len(log.ends) > (call.ended if log.ends is call.ends else 0)
+        if function.step_key and not stepped and not host.manual_steps:
             self._end_step(log, function.step_key, end_ns)
         if call.is_step:
             host.outermost_ended(log)
@@ -165,7 +169,6 @@ class CompiledCalls:
         log, function = call.log, call.function
         if log.mode == FULL:
             function.is_opaque = all(row[KEY] <= 0 for row in log.rows[call.rows :])
-        log.settle()
         task = LIGHT_TASK if log.mode == LIGHT and function.key > 0 else FORWARD_TASK
         log.rows.append((function.key, call.start_ns, end_ns, call.number, sequence_nr(), task))
         if function.step_key and function.key != OPTIMIZER_KEY and function.is_opaque:
@@ -178,7 +181,6 @@ class CompiledCalls:
     def _end_step(self, log: Log, key: int, end_ns: int) -> None:
         if log.first_optimizer is None:
             log.first_optimizer, log.stepless = key, False
-        log.settle()
         log.ends.append((key, end_ns))
         if key == log.first_optimizer:
             self._host.step_ended(log, end_ns)

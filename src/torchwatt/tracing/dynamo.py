@@ -5,6 +5,7 @@ Private names differ between torch 2.4 and 2.13; each is guarded by `getattr`.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+# Of torch's two questions whether it compiles, the one that costs a third: Dynamo answers it while it traces.
+is_dynamo_compiling: Callable[[], bool] = getattr(torch.compiler, "is_dynamo_compiling", torch.compiler.is_compiling)
 
 DYNAMO = "torch._dynamo"
 OUTER_NAMES = ("compile_wrapper", "_fn")  # the function that `torch.compile` returns, from 2.8 on and before
@@ -86,10 +91,8 @@ def outer_codes(eval_frame: ModuleType) -> frozenset[CodeType]:
 def skip_own_code(eval_frame: ModuleType) -> None:
     """Have Dynamo run our functions as they are, where a compiled program calls them outside its graphs."""
     skip = getattr(eval_frame, "skip_code", None)
-    if skip is None:
-        return
-    for code in _own_code():
-        if code not in _skipped:
+    if skip is not None:
+        for code in set(_own_code()) - _skipped:
             skip(code)
             _skipped.add(code)
 
@@ -99,6 +102,7 @@ _skipped: set[CodeType] = set()  # what Dynamo was told holds for the process
 
 def _own_code() -> Iterator[CodeType]:
     package = __name__.partition(".")[0]
+    yield from _code_of(is_dynamo_compiling)  # which hardly anybody else asks
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == package and module is not None:
             for value in list(vars(module).values()):
@@ -108,7 +112,9 @@ def _own_code() -> Iterator[CodeType]:
 
 def _code_of(value: Any) -> Iterator[CodeType]:
     if isinstance(value, FunctionType):
-        yield from _nested(value.__code__)
+        inner = inspect.unwrap(value)  # a decorator's own code is others' as well
+        if isinstance(inner, FunctionType):
+            yield from _nested(inner.__code__)
     elif isinstance(value, staticmethod | classmethod):
         yield from _code_of(value.__func__)
     elif isinstance(value, property):

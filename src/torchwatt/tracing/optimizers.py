@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from torchwatt.tracing.devices.watch import Watch
+from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, FULL, OFF, OPTIMIZER_KEY
-from torchwatt.tracing.wrappers import graph_task_id, is_dynamo_compiling, sequence_nr
+from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
 Hook = Callable[[Any, Any, Any], None]
 

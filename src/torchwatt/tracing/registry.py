@@ -11,9 +11,10 @@ from types import CodeType, FrameType
 from typing import Any
 
 from torch import nn
+from torch.fx import GraphModule
 
 from torchwatt.tracing.frames import variable_name
-from torchwatt.tracing.rows import UNKNOWN_KEY
+from torchwatt.tracing.rows import COMPILED_KEY, UNKNOWN_KEY
 
 # Wrappers that repeat the wrapped module's name; `module` counts only below the data-parallel classes.
 TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -81,6 +82,7 @@ class Registry:
         self.roots: list[Root] = []
         self.dirty = False  # a module was seen whose place is not known yet
         self.calls_code: frozenset[CodeType] = frozenset()  # code of our call wrapper: a frame of it means depth > 0
+        self.compiled_code: frozenset[CodeType] = frozenset()  # code of what torch.compile returns
         self._refs: dict[int, weakref.ref[Any]] = {}
         self._by_hooks: dict[int, int] = {}  # data-parallel replicas share this dict with their original
         self._replicas: set[object] = set()
@@ -95,6 +97,8 @@ class Registry:
                 known = self.by_id.get(id(module))
                 if known is not None:
                     return known
+                if isinstance(module, GraphModule) and self._is_compiled(module, sys._getframe(1)):
+                    return self._remember(module, COMPILED_KEY)
                 if getattr(module, "_is_replica", False) and (original := self._original(module)):
                     self._remember(module, original)
                     return original
@@ -156,6 +160,13 @@ class Registry:
             self.facts[key] = facts_of(child)
             root.paths[path, key] = plain
 
+    def _is_compiled(self, module: nn.Module, frame: FrameType | None) -> bool:
+        """Say whether a graph that runs within a call is what a compiler made of modules, and itself none of them."""
+        if not self.enclosed(frame) and not self.enclosed(frame, self.compiled_code):
+            return False
+        self.refresh()
+        return id(module) not in self.by_id
+
     def _ancestor(self, root: Root) -> Root | None:
         for other in reversed(self.roots):
             same = (other.name, other.class_name) == (root.name, root.class_name)
@@ -204,12 +215,13 @@ class Registry:
         self.by_id[ident] = key
         return key
 
-    def enclosed(self, frame: FrameType | None) -> bool:
-        """Say whether another module's call is below this frame of our wrapper."""
+    def enclosed(self, frame: FrameType | None, codes: frozenset[CodeType] | None = None) -> bool:
+        """Say whether another module's call, or a call of `codes`, is below this frame of our wrapper."""
+        codes = self.calls_code if codes is None else codes
         while frame is not None and frame.f_code in self.calls_code:
             frame = frame.f_back  # the wrapper's own frames of this very call
         while frame is not None:
-            if frame.f_code in self.calls_code:
+            if frame.f_code in codes:
                 return True
             frame = frame.f_back
         return False

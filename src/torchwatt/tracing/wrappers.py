@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
+from torchwatt.tracing.rows import ASLEEP, COMPILED_KEY, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
 
 Wrapped = Callable[..., Any]
 
@@ -32,12 +33,16 @@ def _outside() -> int:
     return -1
 
 
+class _Never:
+    _is_compiling_flag = False
+
+
 sequence_nr: Callable[[], int] = getattr(torch._C._autograd, "_get_sequence_nr", _zero)
 graph_task_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", _outside)
 
 
-# Of torch's two questions whether it compiles, the one that costs a third: Dynamo answers it while it traces.
-is_dynamo_compiling: Callable[[], bool] = getattr(torch.compiler, "is_dynamo_compiling", torch.compiler.is_compiling)
+# Its answer without Dynamo, read and not asked for: a compiled program would compile torch's function for our sake.
+compiler: Any = torch.compiler if hasattr(torch.compiler, "_is_compiling_flag") else _Never()
 
 
 class CompiledCalls(Protocol):
@@ -92,7 +97,7 @@ class Host(Protocol):
 
 def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
     """Return the wrapper of `nn.Module.__call__`: one tuple a call, also when the call raises."""
-    compiling, local, new_log = torch.compiler.is_compiling, host.local, host.log
+    compiling, local, new_log = is_dynamo_compiling, host.local, host.log
     clock, seq, task = host.clock_ns, sequence_nr, graph_task_id
     key_of = host.registry.by_id.get
     overflow, force_rows = host.overflow, host.force_rows
@@ -100,6 +105,8 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
 
     def wrap(original: Wrapped) -> Wrapped:
         def logged(log: Log, key: int, module: Any, args: Any, kwargs: Any) -> Any:
+            if key == COMPILED_KEY:
+                return original(module, *args, **kwargs)
             s0, start = seq(), clock()
             try:
                 return original(module, *args, **kwargs)
@@ -107,7 +114,7 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
                 log.rows.append((key, start, clock(), s0, seq(), task()))
 
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-            if compiling():
+            if compiling() or compiler._is_compiling_flag:
                 return original(self, *args, **kwargs)
             try:
                 log = local.log
@@ -118,7 +125,7 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
                     return original(self, *args, **kwargs)
                 return outermost(__call__, log, self, args, kwargs)
             key = key_of(id(self))
-            if key is None:
+            if not key:  # not seen before, or of a compiler
                 return newcomer(logged, log, self, args, kwargs)
             rows, graph = log.rows, task()
             s0, start = seq(), clock()
@@ -184,7 +191,6 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
 def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
     """Return what a module call outside any other does: in a step that is not traced it is all that is logged."""
     registry, clock, grad_enabled, task = host.registry, host.clock_ns, torch.is_grad_enabled, graph_task_id
-    compiling = torch.compiler.is_compiling
 
     def newcomer(module: Any) -> int:
         key = registry.register(module)
@@ -192,7 +198,7 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
         return key
 
     def outermost(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
-        if compiling():  # without Dynamo
+        if compiler._is_compiling_flag:
             return call(module, *args, **kwargs)
         log.inside = True
         if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and grad_enabled():
@@ -288,11 +294,11 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
 
 def timed(host: Host, key: int) -> Callable[[Wrapped], Wrapped]:
     """Return a wrapper that books each call to a reserved key."""
-    compiling, clock = torch.compiler.is_compiling, host.clock_ns
+    compiling, clock = is_dynamo_compiling, host.clock_ns
 
     def wrap(original: Wrapped) -> Wrapped:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if compiling():
+            if compiling() or compiler._is_compiling_flag:
                 return original(*args, **kwargs)
             log = host.log()
             if log.mode >= ASLEEP or (log.inside and log.mode == LIGHT):  # inside an outermost call it is filled in

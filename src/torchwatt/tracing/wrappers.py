@@ -95,7 +95,7 @@ class Host(Protocol):
         """Say whether a module that was just registered is called outside any other, and watch its class if so."""
 
 
-def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
+def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - what each call pays for, in one place
     """Return the wrapper of `nn.Module.__call__`: one tuple a call, also when the call raises."""
     compiling, local, new_log = is_dynamo_compiling, host.local, host.log
     clock, seq, task = host.clock_ns, sequence_nr, graph_task_id

@@ -94,11 +94,14 @@ class CompileWatch:
         self._hooks.append(Patch(owner, name, wrap))
 
     def _hook_compilation(self, handler: Any) -> None:
+        frames = getattr(sys.modules.get("torch._dynamo.convert_frame"), "CatchErrorsWrapper", None)
+        if frames is not None:  # from torch 2.5 on: all that Dynamo does for a function that it has not seen yet
+            self._hook(frames, "__call__", self._during)
         if hasattr(handler, "install_callbacks"):
             self._hook(handler, "install_callbacks", self._manager)
         else:  # torch 2.4
-            self._hook(handler, "run_start_callbacks", lambda original: self._before(original, self.began))
-            self._hook(handler, "run_end_callbacks", lambda original: self._before(original, self.ended))
+            self._hook(handler, "run_start_callbacks", lambda original: self._before(original, self._reads))
+            self._hook(handler, "run_end_callbacks", lambda original: self._before(original, self._has_read))
 
     def remove(self) -> None:
         """Take everything off."""
@@ -115,7 +118,7 @@ class CompileWatch:
         return getattr(self._local, "depth", 0) > 0
 
     def began(self) -> None:
-        """Note that a compilation begins on this thread; one within another is part of it."""
+        """Note that torch compiles on this thread from now on; a compilation within another is part of it."""
         local = self._local
         local.depth = getattr(local, "depth", 0) + 1
         if local.depth > 1:
@@ -123,18 +126,15 @@ class CompileWatch:
         local.log, local.own_ns = self._host.log(), own_ns()
         local.start_ns = self._host.clock_ns()
         local.mode, local.log.mode = local.log.mode, OFF
-        self._host.patches.step_aside()
 
     def ended(self) -> None:
-        """Log a compilation that is over."""
+        """Log a compilation that is over on this thread."""
         local = self._local
         local.depth = getattr(local, "depth", 0) - 1
         if local.depth:
             local.depth = max(local.depth, 0)  # one that had begun before the session
             return
         log, start_ns = local.log, local.start_ns
-        self._host.patches.step_back()
-        self.look()
         if self._host.off or local.mode == OFF:
             return
         log.mode = local.mode
@@ -146,25 +146,34 @@ class CompileWatch:
     def _manager(self, original: Wrapped) -> Wrapped:
         @contextmanager
         def install_callbacks(*args: Any, **kwargs: Any) -> Iterator[None]:
-            with self._noted(), original(*args, **kwargs):
-                yield
+            self._reads()
+            try:
+                with original(*args, **kwargs):
+                    yield
+            finally:
+                self._has_read()
 
         return install_callbacks
 
     def _during(self, original: Wrapped) -> Wrapped:
-        def tune(*args: Any, **kwargs: Any) -> Any:
-            with self._noted():
+        def work(*args: Any, **kwargs: Any) -> Any:
+            self.began()
+            try:
                 return original(*args, **kwargs)
+            finally:
+                self.ended()
 
-        return tune
+        return work
 
-    @contextmanager
-    def _noted(self) -> Iterator[None]:
+    def _reads(self) -> None:
+        """Begin a compilation, which reads the program and torch."""
         self.began()
-        try:
-            yield
-        finally:
-            self.ended()
+        self._host.patches.step_aside()
+
+    def _has_read(self) -> None:
+        self._host.patches.step_back()
+        self.ended()
+        self.look()
 
     @staticmethod
     def _before(original: Wrapped, act: Callable[[], None]) -> Wrapped:

@@ -24,7 +24,7 @@ from tests.tracing.compiled import (
     whole_step,
 )  # fmt: skip
 from tests.tracing.nets import Net, batch, calls, codes, names, traced, train
-from torchwatt.core.terms import COMPILE
+from torchwatt.core.terms import COMPILE, Slot
 from torchwatt.tracing import scope
 from torchwatt.tracing.ranges import self_times
 
@@ -229,6 +229,36 @@ def test_a_compilation_on_another_thread_is_that_thread_s():
     threads = set(run.trace.thread[np.isin(run.trace.slot, compile_slot)].tolist())
     assert len(threads) == 1
     assert threads != {int(run.trace.thread[0])}
+
+
+def test_a_compilation_of_autograd_s_own_thread_lies_in_the_backward_call_that_waits_for_it(monkeypatch):
+    """As on a GPU, where a thread of autograd compiles the backward pass: here a thread that a node starts."""
+    forget()
+    compiled = torch.compile(lambda x: x * 2, backend="eager")
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            monkeypatch.setattr("torchwatt.tracing.compile_watch.graph_task_id", lambda: 0)
+            helper = threading.Thread(target=compiled, args=(gradient.detach(),))
+            helper.start()
+            helper.join()
+            return gradient
+
+    net = Net()
+    with traced(net, overhead_budget=0.9) as run:
+        Node.apply(net(batch()).sum()).backward()
+    compile_slot = run.trace.slots.index(Slot(COMPILE, "compile"))
+    mine = run.trace.slot == compile_slot
+    assert set(run.trace.thread[mine].tolist()) == {0}
+    whole = run.trace.slots.index(Slot("(unattributed)", "backward"))
+    outer = run.trace.slot == whole
+    assert run.trace.start_ns[outer].min() <= run.trace.start_ns[mine].min()
+    assert run.trace.end_ns[mine].max() <= run.trace.end_ns[outer].max()
 
 
 @pytest.mark.parametrize("budget", [0, 1e-4, 0.01, 0.9])

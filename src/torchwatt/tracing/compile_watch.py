@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Protocol
 
 from torchwatt.core.meter import Severity
@@ -31,6 +32,7 @@ class Host(Protocol):
 
     clock_ns: Callable[[], int]
     patches: Patches
+    logs: list[Log]
     off: bool
 
     def log(self) -> Log:
@@ -123,9 +125,20 @@ class CompileWatch:
         local.depth = getattr(local, "depth", 0) + 1
         if local.depth > 1:
             return
-        local.log, local.own_ns = self._host.log(), own_ns()
+        local.log, local.own_ns = self._waiting() or self._host.log(), own_ns()
         local.start_ns = self._host.clock_ns()
         local.mode, local.log.mode = local.log.mode, OFF
+
+    def _waiting(self) -> Log | None:
+        """Return the log of the thread that waits for this one, where this is autograd's for a device.
+
+        Its backward call covers the time of the compilation, so that the row belongs there and not beside it.
+        """
+        if graph_task_id() < 0 or _runs_backward(sys._getframe()):
+            return None
+        idents = [ident for ident, frame in sys._current_frames().items() if _runs_backward(frame)]
+        logs = [log for log in list(self._host.logs) if log.ident in idents]
+        return logs[0] if len(logs) == 1 else None
 
     def ended(self) -> None:
         """Log a compilation that is over on this thread."""
@@ -182,3 +195,12 @@ class CompileWatch:
             return original(*args, **kwargs)
 
         return run_callbacks
+
+
+def _runs_backward(frame: FrameType | None) -> bool:
+    """Say whether a thread, by its innermost frame, is inside a backward call."""
+    while frame is not None:
+        if frame.f_code.co_name == "_engine_run_backward":
+            return True
+        frame = frame.f_back
+    return False

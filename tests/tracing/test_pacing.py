@@ -4,7 +4,7 @@ import numpy as np
 
 from torchwatt.tracing.limit import Limit
 from torchwatt.tracing.pacing import DENSE_WINDOWS, Pacer
-from torchwatt.tracing.steps import first_optimizer, steps_between
+from torchwatt.tracing.steps import Step, steps_between
 
 MS = 1_000_000
 
@@ -62,10 +62,4 @@ def test_sampling_starts_at_the_limit_and_slows_down():
 
 def test_a_step_begins_with_the_first_span_after_the_last_end():
     starts = np.array([5, 12, 13, 40])
-    assert steps_between([(10, 1), (20, 1), (30, 2)], starts, 0) == [(5, 10, 1), (12, 20, 1), (20, 30, 2)]
-
-
-def test_only_the_first_optimizer_ends_steps():
-    assert first_optimizer([{2: [(20, 1)], 1: [(10, 1)]}, {1: [(30, 1)]}], 0, 40) == [(10, 1), (30, 1)]
-    assert first_optimizer([{2: [(20, 1)], 1: [(10, 1)]}], 12, 40) == [(20, 1)]
-    assert first_optimizer([], 0, 1) == []
+    assert steps_between([(10, 1), (20, 1), (30, 2)], starts, 0) == [Step(5, 10, 1), Step(12, 20, 1), Step(20, 30, 2)]

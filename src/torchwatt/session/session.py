@@ -229,8 +229,8 @@ class Session:
     def _marked(self) -> Trace:
         """Return a trace of nothing but the user's own steps."""
         steps = steps_between(self._marks.entries(), NO_STARTS, self._start_ns, self._marks.resumed())
-        counts = tuple(n for *_, n in steps)
-        bounds = tuple((begin, end) for begin, end, _ in steps)
+        counts = tuple(step.count for step in steps)
+        bounds = tuple((step.start_ns, step.end_ns) for step in steps)
         return replace(EMPTY_TRACE, steps=bounds, step_counts=counts if any(n > 1 for n in counts) else ())
 
     def _end_feed(self) -> Recording:

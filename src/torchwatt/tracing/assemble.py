@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,20 +10,21 @@ import numpy as np
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Event, IntArray
-from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, UNATTRIBUTED, Phase
+from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Phase
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
-from torchwatt.tracing.asleep import StepBook, steps_among
+from torchwatt.tracing.asleep import StepBook, steps_among, usual_ns
 from torchwatt.tracing.backward import BackwardBook
 from torchwatt.tracing.columns import Columns
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.filling import Filler
-from torchwatt.tracing.fold import Records, join_records, merge, shifted, split
+from torchwatt.tracing.fold import Kinds, Records, join_records, merge, shifted, split
 from torchwatt.tracing.light import ForwardBook
 from torchwatt.tracing.log import Log, Look
 from torchwatt.tracing.naming import Names, resolve
-from torchwatt.tracing.ranges import uncross
+from torchwatt.tracing.ranges import top_level, uncross
 from torchwatt.tracing.registry import Registry
+from torchwatt.tracing.rounds import Mark, OptimizerEnd
 from torchwatt.tracing.rows import (
     COMMUNICATION_KEY,
     COMPILE_KEY,
@@ -32,11 +33,15 @@ from torchwatt.tracing.rows import (
     FIRST_SCOPE_KEY,
     KEY,
     OPTIMIZER_KEY,
+    PROFILER_KEY,
+    SEQ0,
+    SEQ1,
     START,
+    STEP_KEY,
     TASK,
     Backward,
 )
-from torchwatt.tracing.steps import Mark, Step, calls_as_steps, first_optimizer, steps_between
+from torchwatt.tracing.steps import Calls, Evidence, Step, steps_of
 
 MAX_FILLED = 300_000  # spans, about 15 MB
 LEAST_RECORDS = 1_024
@@ -59,7 +64,7 @@ class View:
     devices: Watch | None = None
     most_filled: int = MAX_FILLED  # about so many spans that were not traced themselves
     is_last: bool = False  # nobody else needs the devices: wait for what they did
-    functions: Mapping[int, str] = field(default_factory=dict)  # compiled ones that were called outside any module
+    functions: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # compiled ones: name, parameters
     resumed: Mapping[int, int] = field(default_factory=dict)  # end of a step: when it began, where a pause was before
 
 
@@ -78,14 +83,14 @@ class _Assembly:
         self.calls: dict[Log, list[Backward]] = {}
         for log in view.logs:
             look = log.look()
-            parts = split(look.table, look.calls, look.kinds, since_ns=view.start_ns)
+            parts = split(look.table, look.calls, look.kinds, since_ns=view.start_ns, margins=log.margins)
             shown = [c for c in parts.calls if self._shows(c)]
             self.looks[log], self.calls[log], self.kept[log] = look, shown, parts.kept
             self.records[log] = self._shown_records(look, parts.records)
         used = [look.table[:, KEY] for look in self.looks.values()] + [self._keys(look) for look in self.looks.values()]
         self.used = np.unique(np.concatenate(used))
         self.names: Names = resolve(view.registry.roots, view.registry.facts, self.used, view.given)
-        self.names.fqn.update({key: name for key, name in view.functions.items() if key in self.used})
+        self.names.fqn.update({key: name for key, (name, _) in view.functions.items() if key in self.used})
         self.scope_names = {key: name for name, key in view.scopes.items()}
         self.columns = Columns()
         self.carried: dict[int, float] = {}
@@ -130,13 +135,13 @@ class _Assembly:
         arrays: dict[str, Any] = self.columns.arrays()
         steps, calls = self._steps()
         activities, lost = self._activities(steps, calls=calls)
-        if self.view.devices is not None:
-            steps = self.view.devices.done(steps, self.view.done_ns, calls=calls)
+        steps = self._done(steps, calls=calls)
         return Trace(
             slots=tuple(self.columns.slots),
             **arrays,
-            steps=tuple((begin, end) for begin, end, _ in steps),
-            step_counts=tuple(n for *_, n in steps) if any(n > 1 for *_, n in steps) else (),
+            steps=tuple((step.start_ns, step.end_ns) for step in steps),
+            step_counts=tuple(s.count for s in steps) if any(s.count > 1 for s in steps) else (),
+            step_stages=tuple(step.stage for step in steps),
             modules=self.names.modules,
             carry_rel_sd=self.carried | carried,
             events=(*events, *self._notes(book), *lost),
@@ -161,6 +166,7 @@ class _Assembly:
             DATA_KEY: (DATA, "data"),
             COMMUNICATION_KEY: (COMMUNICATION, "communication"),
             COMPILE_KEY: (COMPILE, "compile"),
+            PROFILER_KEY: (PROFILER, "other"),
         }
         return self.columns.index(*reserved.get(key, (UNATTRIBUTED, "backward" if backward else "forward")))
 
@@ -218,8 +224,11 @@ class _Assembly:
         asleep = steps_among(records, kinds)
         if not len(asleep):
             return
-        apart = self._slot(COMPILE_KEY, backward=False)
-        book = StepBook(self.columns.of_thread(thread), self.looks[log].traced, apart)
+        own = [self._slot(key, backward=False) for key in (PROFILER_KEY, COMPILE_KEY)]
+        steps = self.looks[log].skeletons or self.looks[log].traced
+        book = StepBook(
+            self.columns.of_thread(thread), steps, own, usual_ns(records, asleep), round(log.margins.optimizer_after_ns)
+        )
         chosen = list(book.nearest(records, kinds))
         if not chosen:
             rest, slot = records.take(asleep), self.columns.index(UNATTRIBUTED, "other")
@@ -237,18 +246,72 @@ class _Assembly:
     def _steps(self) -> tuple[list[Step], bool]:
         """Return the steps, and whether they are calls of the model, since nothing else marks any."""
         view, log = self.view, self.view.logs[0]
-        rows, records = self._kept_rows(log), self.records[log]
-        marks = [mark for mark in view.steps if mark[0] <= view.end_ns]
-        marks = marks or first_optimizer([look.marks for look in self.looks.values()], view.start_ns, view.end_ns)
-        if marks:
-            calls = [c.start_ns for c in self.calls[log]]
-            starts = np.sort(np.concatenate((rows[:, START], records.start, calls)).astype(np.int64))
-            return steps_between(marks, starts, view.start_ns, view.resumed), False
-        main = [key for key in self.names.main if key in self.used] or [key for key in view.functions if key > 0]
-        calls_of_model = rows[np.isin(rows[:, KEY], main) & (rows[:, TASK] < 0)]
-        kinds = [i for i, kind in enumerate(self.looks[log].kinds.of) if kind[0] == "row" and kind[1] in main]
-        also = records.take(np.flatnonzero(np.isin(records.kind, kinds)))
-        return calls_as_steps(calls_of_model, also), True
+        rows, records, kinds = self._kept_rows(log), self.records[log], self.looks[log].kinds
+        of_backward, of_step = kinds.where("backward"), kinds.where("row", STEP_KEY)
+        backward = records.take(np.flatnonzero(np.isin(records.kind, of_backward)))
+        asleep = records.take(np.flatnonzero(np.isin(records.kind, of_step)))
+        traced = np.array([(c.start_ns, c.end_ns) for c in self.calls[log]], dtype=np.int64).reshape(-1, 2)
+        backward_ns = np.concatenate((traced, np.column_stack((backward.start, backward.end))))
+        counts = np.concatenate((np.ones(len(traced), dtype=np.int64), backward.count))
+        order = np.argsort(backward_ns[:, 0], kind="stable")
+        ours = records.take(np.flatnonzero(~np.isin(records.kind, kinds.where("row", PROFILER_KEY))))
+        own = rows[rows[:, KEY] != PROFILER_KEY, START]
+        seen = Evidence(
+            view.start_ns, view.end_ns,
+            starts_ns=np.sort(np.concatenate((own, ours.start, traced[:, 0])).astype(np.int64)),
+            calls=self._outermost(rows, records, kinds),
+            backward_ns=backward_ns[order], backward_count=counts[order],
+            optimizers=self._optimizers(log),
+            unseen_ns=np.column_stack((asleep.start, asleep.end)),
+            marks=[mark for mark in view.steps if mark[0] <= view.end_ns], resumed=view.resumed,
+        )  # fmt: skip
+        return steps_of(seen)
+
+    def _optimizers(self, log: Log) -> list[OptimizerEnd]:
+        """Return the ends of optimizer steps of a thread, else of the first thread with any, and of their peers'."""
+        inside = {
+            other: [each for each in look.optimizers if self.view.start_ns < each[1] <= self.view.end_ns]
+            for other, look in self.looks.items()
+        }
+        own = inside[log] or min((ends for ends in inside.values() if ends), key=lambda ends: ends[0][1], default=[])
+        keys = {key for key, *_ in own}
+        return sorted((each for ends in inside.values() for each in ends if each[0] in keys), key=lambda each: each[1])
+
+    def _outermost(self, rows: IntArray, records: Records, kinds: Kinds) -> Calls:
+        """Return a thread's calls of modules outside any other."""
+        traced = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
+        traced = traced[top_level(traced[:, START], traced[:, END])]
+        number = np.flatnonzero(np.isin(records.kind, [i for i, kind in enumerate(kinds.of) if _is_forward(kind)]))
+        light = records.take(number)
+        of = [kinds.of[kind] for kind in light.kind.tolist()]
+        key = np.concatenate((traced[:, KEY], np.array([what[1] for what in of], dtype=np.int64)))
+        grown = np.concatenate(
+            (traced[:, SEQ1] > traced[:, SEQ0], np.array([what[2] != 0 for what in of], dtype=np.bool_))
+        )
+        start, end = np.concatenate((traced[:, START], light.start)), np.concatenate((traced[:, END], light.end))
+        count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count))
+        order = np.argsort(start, kind="stable")
+        main = np.isin(key, list(self._main(set(key.tolist()))))
+        return Calls(start[order], end[order], count[order], grown[order], main[order])
+
+    def _main(self, called: set[int]) -> set[int]:
+        """Return which of the called modules are the model: the given one, else the largest."""
+        if called & self.names.main:
+            return called & self.names.main
+        sizes = {key: self._params(key) for key in called}
+        return {key for key, size in sizes.items() if size == max(sizes.values())}
+
+    def _params(self, key: int) -> int:
+        """Return the parameters of a module and all below it, or of the modules that a compiled function names."""
+        if key in self.view.functions:
+            return self.view.functions[key][1]
+        facts = self.view.registry.facts
+        for root in self.view.registry.roots:
+            for path, own in root.paths:
+                if own == key:
+                    below = {k for p, k in root.paths if p == path or not path or p.startswith(f"{path}.")}
+                    return sum(facts[k].params for k in below if k in facts)
+        return facts[key].params if key in facts else 0
 
     def _activities(self, steps: Sequence[Step], *, calls: bool) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
         view = self.view
@@ -258,7 +321,16 @@ class _Assembly:
         def name_of(key: int) -> str:
             return self.names.of(key) if key > 0 else self.scope_names.get(key, UNATTRIBUTED)
 
-        return view.devices.activities(steps, name_of, calls=calls, last=view.is_last, now_ns=view.done_ns)
+        return view.devices.activities(_bounds(steps), name_of, calls=calls, last=view.is_last, now_ns=view.done_ns)
+
+    def _done(self, steps: Sequence[Step], *, calls: bool) -> list[Step]:
+        """Return when the program's one device did the steps; the host's own where there is none or are several."""
+        if self.view.devices is None or not steps:
+            return list(steps)
+        done = self.view.devices.done(_bounds(steps), self.view.done_ns, calls=calls)
+        last = np.cumsum([step.count for step in steps])  # a step without time of its own was counted with another
+        which = np.minimum(np.searchsorted(last, np.cumsum([n for *_, n in done])), len(steps) - 1)
+        return [Step(*each, steps[i].stage) for each, i in zip(done, which.tolist(), strict=True)]
 
     def _notes(self, book: BackwardBook) -> list[Event]:
         end = self.view.end_ns
@@ -283,3 +355,12 @@ class _Assembly:
         records = self.records[log]
         own = [i for i, kind in enumerate(self.looks[log].kinds.of) if kind[0] == "backward"]
         return int(records.count[np.isin(records.kind, own)].sum())
+
+
+def _bounds(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
+    return [(step.start_ns, step.end_ns, step.count) for step in steps]
+
+
+def _is_forward(kind: tuple[Hashable, ...]) -> bool:
+    """Say whether records of a kind are calls of a module outside a backward call."""
+    return kind[0] == "row" and isinstance(kind[1], int) and kind[1] > 0 and kind[3] != 0

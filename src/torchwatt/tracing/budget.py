@@ -18,6 +18,7 @@ EARLY_STEPS = 3  # traced whatever they cost: nothing could be filled from nothi
 WINDOW_SHARE = 0.6  # of what the fixed cost leaves, if there are backward calls; the rest is for traced steps
 SLEEP_SHARE = 0.4  # of the budget: if noting the bounds of steps costs more, only their ends are noted
 MOST_STEPS = 64  # between two decisions, which cost time too
+MOST_ASLEEP_NS = 250_000_000  # between two decisions while only the ends of steps are noted
 DECISION_SHARE = 0.05  # of the budget, for decisions to go on without tracing
 NARROW_SHARE = 0.25  # of the budget: if passing calls through costs more, the wrapper comes off between traced steps
 
@@ -102,7 +103,14 @@ class Budget:
         return self.share > 0 and light_ns > SLEEP_SHARE * self.share * step_ns
 
     def steps_until_news(
-        self, cost_ns: float, step_ns: float, now_ns: int, *, traced: bool, decision_ns: float = 0.0
+        self,
+        cost_ns: float,
+        step_ns: float,
+        now_ns: int,
+        *,
+        traced: bool,
+        asleep: bool = False,
+        decision_ns: float = 0.0,
     ) -> int:
         """Return how many steps may go by until another decision could be different.
 
@@ -111,6 +119,7 @@ class Budget:
             step_ns: Length of a step.
             now_ns: The time.
             traced: Whether these steps are traced.
+            asleep: Whether only their ends are noted: then a decision costs many times what a step does.
             decision_ns: What a decision costs: it is put off until it is worth that.
         """
         room, income_ns = self.room_ns("calls", now_ns), max(self.share * step_ns, 1.0)
@@ -118,4 +127,5 @@ class Budget:
             steps = room / 8 / max(cost_ns, 1.0) if self.traced_steps > EARLY_STEPS else 1.0
         else:
             steps = max((cost_ns - room) / 2, decision_ns / DECISION_SHARE) / income_ns
-        return round(min(max(steps, 1.0), MOST_STEPS))
+        most = max(MOST_STEPS, MOST_ASLEEP_NS / max(step_ns, 1.0)) if asleep else MOST_STEPS
+        return round(min(max(steps, 1.0), most))

@@ -8,6 +8,7 @@ from typing import Any
 
 from torchwatt.tracing.conductor import Costs
 from torchwatt.tracing.log import Log
+from torchwatt.tracing.margins import measure
 from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.rows import LIGHT, UNKNOWN_KEY
 from torchwatt.tracing.wrappers import Wrapped, module_call
@@ -66,7 +67,7 @@ def calibrate(clock_ns: Callable[[], int]) -> Costs:
     call_ns = _excess(wrapped, nothing, module)
     log = bench.log()
     log.mode, log.inside = LIGHT, True
-    return Costs(call_ns, _excess(wrapped, nothing, module), in_a_loop=True)
+    return Costs(call_ns, _excess(wrapped, nothing, module), in_a_loop=True, margins=measure())
 
 
 def _excess(wrapped: Wrapped, plain: Wrapped, module: Any) -> float:

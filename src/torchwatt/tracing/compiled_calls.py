@@ -97,7 +97,7 @@ class CompiledCalls:
         self._local = threading.local()
         self._functions: dict[int, tuple[Callable[[], Any], Function]] = {}
         self._codes: frozenset[CodeType] = frozenset()
-        self.names: dict[int, str] = {}  # of functions with rows of their own
+        self.named: dict[int, tuple[str, int]] = {}  # functions with forward rows of their own: name, parameters used
         self.running = 0
 
     def attach(self, eval_frame: Any) -> None:
@@ -134,7 +134,11 @@ class CompiledCalls:
         log.settle()
         function = self._function(frame)
         is_step = False
-        if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and torch.is_grad_enabled():
+        if (
+            log.mode == ASLEEP
+            and log.calls_asleep < MOST_CALLS_ASLEEP
+            and (log.calls_asleep or torch.is_grad_enabled())
+        ):
             log.calls_asleep += 1
         elif not function.step_key and (log.stepless or log.mode == ASLEEP or not torch.is_grad_enabled()):
             is_step = True
@@ -179,10 +183,10 @@ class CompiledCalls:
             self._host.note("warning", "COMPILED_WHOLE", text)
 
     def _end_step(self, log: Log, key: int, end_ns: int) -> None:
-        if log.first_optimizer is None:
-            log.first_optimizer, log.stepless = key, False
+        if log.lead_optimizer is None:
+            log.lead_optimizer, log.stepless = key, False
         log.ends.append((key, end_ns))
-        if key == log.first_optimizer:
+        if key == log.lead_optimizer:
             self._host.step_ended(log, end_ns)
 
     def takes_backward(self) -> bool:
@@ -246,7 +250,7 @@ class CompiledCalls:
         elif words & GRADIENTS:
             self._make_step(function)
         if function.key == key:
-            self.names[key] = name
+            self.named[key] = name, sum(p.numel() for module in {*modules} for p in module.parameters())
         return function
 
 

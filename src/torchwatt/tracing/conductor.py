@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from torchwatt.tracing.budget import Budget
 from torchwatt.tracing.limit import Limit
+from torchwatt.tracing.margins import NO_MARGINS, Margins
 from torchwatt.tracing.observed import Observed
 from torchwatt.tracing.pacing import Pacer
 from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
@@ -20,6 +22,11 @@ PASSING_CALLS = 0.8  # a call inside another that passes the wrapper of its clas
 # Calls are calibrated in a loop, and between matrix products caches are cold: in place (benchmarks/in_place.py) they
 # are 2.6 times as dear with 0.24 ms between two of them, and 4.0 to 4.3 times with 1.7 ms.
 COLD_MORE, COLD_HALF_NS = 3.3, 250_000.0
+# Of steps whose ends alone are noted some have their bounds noted, too: from these it is known how such steps are
+# divided into forward, backward, optimizer and the rest.
+FIRST_SKELETONS, SKELETONS = 12, 5
+SKELETON_SHARE = 0.2  # of the budget, for them and for the decisions around them
+SPREAD = 0.4  # strides differ in length by so much at random: what recurs every so many steps must not be missed
 MOST_KINDS = 32  # of backward calls whose lengths are compared
 CHECK_EVERY = 8  # traced steps between two looks at what tracing is seen to cost
 # A window costs more than its own clocks show: recording slows the call down and leaves cold caches. Steps with and
@@ -41,6 +48,7 @@ class Costs:
     factor: float = 1.0  # observed over calibrated, never below 1
     decision_ns: float = 0.0  # moving average
     in_a_loop: bool = False
+    margins: Margins = NO_MARGINS
 
     def dearer(self, between_ns: float) -> float:
         """Return how many times as dear a call is with so much time between two of them."""
@@ -57,6 +65,7 @@ class Stride:
     steps: int = 0  # ended since the decision
     planned: int = 1  # so many until the next one
     windowed: bool = False
+    skeleton: bool = False  # these steps show how those are divided of which the end alone is noted
     seq: int = 0  # autograd's number after the latest backward call
     backwards: int = 0
     light_steps: int = 0  # not traced, since the log was folded
@@ -97,6 +106,9 @@ class Conductor:
         self._checked = 0
         self._backwards: dict[Hashable, Observed] = {}
         self._aftermath = AFTERMATH
+        self._skeletons = 0
+        self._skeleton_ns = start_ns  # not before that
+        self._random = random.Random(start_ns)  # noqa: S311 - of our own: the user's numbers stay as they are
 
     def decide(
         self, stride: Stride, now_ns: int, rows: int, spans: int, *, can_sleep: bool, cpu_ns: int | None = None
@@ -129,15 +141,30 @@ class Conductor:
         self._narrow(stride, cost_ns)
         asleep = can_sleep and self.budget.must_sleep(light_ns, stride.step_ns)
         stride.start_ns, stride.first_row = now_ns, rows
-        stride.mode = FULL if traced else ASLEEP if asleep else LIGHT
+        stride.skeleton = asleep and not traced and now_ns >= self._skeleton_ns
+        stride.mode = FULL if traced else ASLEEP if asleep and not stride.skeleton else LIGHT
         stride.windowed, stride.backwards, stride.steps = False, 0, 0
         stride.cpu_ns, stride.window_ns = cpu_ns, 0
-        stride.planned = self.budget.steps_until_news(
-            cost_ns, stride.step_ns, now_ns, traced=traced, decision_ns=self.costs.decision_ns
-        )
+        stride.planned = self._planned(stride, cost_ns, light_ns, now_ns)
         if traced:
             stride.planned = max(min(stride.planned, (self.limit.max_spans - spans) // max(stride.calls, 1)), 1)
         return stride.mode
+
+    def _planned(self, stride: Stride, cost_ns: float, light_ns: float, now_ns: int) -> int:
+        """Return how many steps go by until the next decision."""
+        if stride.skeleton:
+            steps = SKELETONS if self._skeletons else FIRST_SKELETONS
+            self._skeletons += steps
+            spent_ns = SKELETONS * light_ns + 2 * self.costs.decision_ns
+            self._skeleton_ns = now_ns + round(spent_ns / (SKELETON_SHARE * self.budget.share))
+            return steps
+        steps = self.budget.steps_until_news(
+            cost_ns, stride.step_ns, now_ns,
+            traced=stride.mode == FULL, asleep=stride.mode == ASLEEP, decision_ns=self.costs.decision_ns,
+        )  # fmt: skip
+        if stride.mode == FULL or steps < 4:
+            return steps
+        return round(steps * self._random.uniform(1 - SPREAD, 1 + SPREAD))
 
     def decided(self, own_ns: int) -> None:
         """Book what a decision cost."""
@@ -184,6 +211,10 @@ class Conductor:
         if own_ns := stride.window_ns:
             likely_ns = stride.aftermath.likely_ns(AFTERMATH * own_ns, AFTERMATH_SD * own_ns)
             self._aftermath = min(max(likely_ns / own_ns, 1.0), MOST_AFTERMATH)
+
+    def margins(self, stride: Stride) -> Margins:
+        """Return what torch does around optimizer steps and backward calls of a thread."""
+        return self.costs.margins.times(self._dearer(stride))
 
     def _dearer(self, stride: Stride) -> float:
         return self.costs.dearer(stride.step_ns / max(stride.calls, 1))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchwatt.core.meter import IntArray
+from torchwatt.tracing.margins import NO_MARGINS, Margins, widen
 from torchwatt.tracing.ranges import self_times
 from torchwatt.tracing.rows import (
     COMMUNICATION_KEY,
@@ -25,6 +26,7 @@ from torchwatt.tracing.rows import (
     KEY,
     LIGHT_TASK,
     OPTIMIZER_KEY,
+    PROFILER_KEY,
     SEQ0,
     SEQ1,
     START,
@@ -88,6 +90,10 @@ class Kinds:
                 self.of.append(kind)
         return known
 
+    def where(self, *head: Hashable) -> list[int]:
+        """Return the numbers of all kinds that begin so."""
+        return [i for i, kind in enumerate(self.of) if kind[: len(head)] == head]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
@@ -100,7 +106,13 @@ class Parts:
 
 
 def split(
-    table: IntArray, calls: Sequence[Backward], kinds: Kinds, *, since_ns: int = 0, breaks: Sequence[int] = ()
+    table: IntArray,
+    calls: Sequence[Backward],
+    kinds: Kinds,
+    *,
+    since_ns: int = 0,
+    breaks: Sequence[int] = (),
+    margins: Margins = NO_MARGINS,
 ) -> Parts:
     """Tell the traced part of a stretch from the rest.
 
@@ -109,9 +121,10 @@ def split(
         calls: Its backward calls; light ones must have their structure in `cache["keys"]`.
         kinds: Gets the kinds that occur.
         since_ns: What began earlier is kept: what lay inside it may be folded already.
-        breaks: Times at which scopes began that are still open.
+        breaks: Times that no record is put together across, such as those at which scopes began that are still open.
+        margins: What torch does around optimizer steps and backward calls; it is added to theirs.
     """
-    reserved = (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, COMPILE_KEY)
+    reserved = (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, COMPILE_KEY, PROFILER_KEY)
     rows = np.isin(table[:, KEY], reserved) | (table[:, KEY] <= FIRST_SCOPE_KEY)
     rows |= table[:, TASK] == LIGHT_TASK
     rows &= table[:, START] >= since_ns
@@ -133,8 +146,7 @@ def split(
     kind = _row_kinds(table[mine], kinds) + [
         kinds.number(("backward", *calls[i].cache["keys"])) for i in backward.tolist()
     ]
-    start = np.concatenate((table[mine, START], first[backward]))
-    end = np.concatenate((table[mine, END], last[backward]))
+    start, end = _widened(table, mine, first, last, backward, margins)
     order = np.lexsort((-end, start))
     start, end = start[order], end[order]
     records = Records(
@@ -158,6 +170,20 @@ def _compiled_in(table: IntArray, start: IntArray, end: IntArray) -> NDArray[np.
     return inside
 
 
+def _widened(
+    table: IntArray, mine: IntArray, first: IntArray, last: IntArray, backward: IntArray, margins: Margins
+) -> tuple[IntArray, IntArray]:
+    """Return starts and ends of rows and of backward calls, torch's own work around them included."""
+    start, end = table[mine, START].copy(), table[mine, END].copy()
+    others = np.concatenate((table[:, START], first)), np.concatenate((table[:, END], last))
+    steps = np.flatnonzero((table[mine, KEY] == OPTIMIZER_KEY) & (table[mine, TASK] < 0))  # not inside a backward call
+    before, after = margins.optimizer_before_ns, margins.optimizer_after_ns
+    start[steps], end[steps] = widen(start[steps], end[steps], others, before, after)
+    others = np.concatenate((others[0], start)), np.concatenate((others[1], end))
+    from_, to = widen(first[backward], last[backward], others, margins.backward_before_ns, 0.0)
+    return np.concatenate((start, from_)), np.concatenate((end, to))
+
+
 def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_]:
     """Say of each interval whether anything that is kept begins inside it (not where it begins itself)."""
     inside: NDArray[np.bool_] = np.searchsorted(starts, end) > np.searchsorted(starts, start)
@@ -167,9 +193,10 @@ def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_
 def _row_kinds(rows: IntArray, kinds: Kinds) -> list[int]:
     size = rows[:, SEQ1] - rows[:, SEQ0]
     task = np.minimum(rows[:, TASK], 0)
-    return [
-        kinds.number(("row", *kind)) for kind in zip(rows[:, KEY].tolist(), size.tolist(), task.tolist(), strict=True)
-    ]
+    found = np.column_stack((rows[:, KEY], size, task))
+    distinct, number = np.unique(found, axis=0, return_inverse=True)
+    numbers = [kinds.number(("row", *kind)) for kind in distinct.tolist()]
+    return [numbers[i] for i in number.ravel().tolist()]
 
 
 def _units(start: IntArray, end: IntArray) -> IntArray:

@@ -5,19 +5,33 @@ from __future__ import annotations
 import threading
 from array import array
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, repeat
 
 import numpy as np
 
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, shifted, split
-from torchwatt.tracing.marks import Marks
-from torchwatt.tracing.rows import FULL, LIGHT_TASK, OPTIMIZER_KEY, STEP_KEY, Backward, Row
+from torchwatt.tracing.margins import NO_MARGINS
+from torchwatt.tracing.rounds import OptimizerEnd, OptimizerEnds
+from torchwatt.tracing.rows import (
+    END,
+    FULL,
+    KEY,
+    LIGHT_TASK,
+    OPTIMIZER_KEY,
+    START,
+    STEP_KEY,
+    TASK,
+    Backward,
+    Row,
+)
 from torchwatt.tracing.structure import keys_of
 
 MAX_RECORDS = 16_384
 COARSEST = 1 << 40
+MAX_SKELETONS = 1_024
+FEW_NOTED = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +45,8 @@ class Look:
     units: int
     kinds: Kinds
     traced: tuple[int, ...]  # start_ns and end_ns of each traced step
-    marks: dict[int, list[tuple[int, int]]]  # by optimizer: end_ns, number of steps
+    skeletons: tuple[int, ...]  # of each step whose bounds were noted among those of which the end alone is
+    optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
 
 
 class Log:
@@ -39,10 +54,9 @@ class Log:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_settling", "_tail", "_units",
-        "backwards",
-        "before", "calls_asleep", "ends", "first_optimizer", "former", "ident", "inside", "kinds", "marks", "mode",
-        "native", "noted", "open_scopes", "opened", "rows", "since", "step_end", "stepless", "stride", "traced",
-        "tracers",
+        "backwards", "before", "calls_asleep", "ends", "former", "ident", "inside", "kinds", "lead_optimizer",
+        "margins", "mode", "native", "noted", "open_scopes", "opened", "optimizer_ends", "others", "rows", "since",
+        "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -50,24 +64,27 @@ class Log:
         self.native = threading.get_native_id()  # what Kineto calls the thread
         self.mode = FULL
         self.stride = Stride(start_ns)
-        self.first_optimizer: int | None = None  # its steps are this thread's
+        self.lead_optimizer: int | None = None  # its steps are this thread's
+        self.others: dict[int, int] = {}  # end_ns of the latest step of each other one
         self.rows: list[Row] = []
         self.backwards: list[Backward] = []
         self.before: Backward | None = None  # the latest backward call whose structure is known
         self.since = 0  # where the rows after the latest backward call begin
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
         self.noted: list[int] = []  # end_ns of steps in which the thread was `Quiet`, to be settled
-        self.marks: dict[int, Marks] = {}  # earlier ones, by optimizer
+        self.optimizer_ends = OptimizerEnds()  # earlier ones
         self.opened: dict[int, int] = {}  # optimizer steps that have begun: id -> start_ns
         self.open_scopes: list[int] = []  # when they began
         self.stepless = True  # no optimizer, backward call or user says where steps end: outermost calls do
         self.step_end = 0  # of the latest step
         self.traced = array("q")  # start and end of each traced step
+        self.skeletons = array("q")  # start and end of steps whose bounds were noted among those that only end
         self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted, see `Quiet`
         self.inside = False  # within an outermost call, as far as its class is known to make such calls
         self.tracers: list[tuple[object, int]] = []  # those that were started on this thread: (tracer, start_ns)
         self.former: list[tuple[int, int]] = []  # start_ns and end_ns of those that have stopped
         self.kinds = Kinds()
+        self.margins = NO_MARGINS  # of torch's own work around what is seen of it
         self._chunks: list[IntArray] = []
         self._compacted = 0
         self._records = no_records()
@@ -90,14 +107,45 @@ class Log:
                 return
             self._settling = True
             try:
+                if len(self.noted) > FEW_NOTED:
+                    self._settle_many()
                 while self.noted:  # one by one: an interrupt may come between any two lines
                     end = self.noted[0]
                     if end > self.step_end:
                         self.end_asleep(end)
-                        self.ends.append((self.first_optimizer or OPTIMIZER_KEY, end))
+                        self.ends.append((self.lead_optimizer or OPTIMIZER_KEY, end))
                     del self.noted[0]
             finally:
                 self._settling = False
+
+    def _settle_many(self) -> None:
+        """Log many ends at once."""
+        self._compact()
+        noted = list(self.noted)
+        ends = np.array([end for end in noted if end > self.step_end], dtype=np.int64)
+        rows = np.zeros((len(ends), 6), dtype=np.int64)
+        rows[:, KEY], rows[:, TASK] = STEP_KEY, LIGHT_TASK
+        rows[:, START], rows[:, END] = np.concatenate(([self.step_end], ends))[:-1], ends
+        key = self.lead_optimizer or OPTIMIZER_KEY
+        done = len(self._chunks), len(self.ends)
+        try:
+            self._chunks.append(rows)
+            self.ends.extend(zip(repeat(key), ends.tolist(), strict=False))
+            self._compacted += len(rows)
+            self.step_end = max(self.step_end, noted[-1])  # from here on these ends count as logged
+        except BaseException:  # an interrupt: as if nothing had been done
+            if self.step_end < noted[-1]:
+                del self._chunks[done[0] :], self.ends[done[1] :]
+                self._compacted = sum(len(chunk) for chunk in self._chunks)
+            raise
+        del self.noted[: len(noted)]
+
+    def add_skeleton(self, start_ns: int, end_ns: int) -> None:
+        """Note a step that shows how others are divided; of many every second one goes."""
+        if len(self.skeletons) >= 2 * MAX_SKELETONS:
+            pairs = np.frombuffer(self.skeletons, dtype=np.int64).reshape(-1, 2)[::2].copy()
+            self.skeletons = array("q", pairs.ravel().tolist())
+        self.skeletons.extend((start_ns, end_ns))
 
     def end_asleep(self, end_ns: int) -> None:
         """Log a step of which only the end is known."""
@@ -119,18 +167,22 @@ class Log:
         """Move the tuples into an array: 48 bytes a row instead of about 300."""
         with self._lock:
             self.settle()
-            n = len(self.rows)
-            if n:
-                flat = chain.from_iterable(self.rows[:n])
-                self._chunks.append(np.fromiter(flat, np.int64, 6 * n).reshape(n, 6))
-                del self.rows[:n]
-                self._compacted += n
+            self._compact()
+
+    def _compact(self) -> None:
+        n = len(self.rows)
+        if n:
+            flat = chain.from_iterable(self.rows[:n])
+            self._chunks.append(np.fromiter(flat, np.int64, 6 * n).reshape(n, 6))
+            del self.rows[:n]
+            self._compacted += n
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            for held in (self.rows, self.backwards, self._chunks, self.marks, self.ends, self.noted):
+            for held in (self.rows, self.backwards, self._chunks, self.ends, self.noted):
                 held.clear()
+            self.optimizer_ends = OptimizerEnds()
             self._records, self.before, self.since = no_records(), None, 0
             self._compacted = self._tail = 0
 
@@ -152,10 +204,19 @@ class Log:
                     keys_of(table, call, self.before)
                     self.before = call
             ends, self.ends = self.ends, []
-            for optimizer, end in ends:
-                self.marks.setdefault(optimizer, Marks()).add(end)
-            marks = {optimizer: marks.entries() for optimizer, marks in list(self.marks.items())}
-            return Look(table, calls, self._records, self._runs, self._units, self.kinds, tuple(self.traced), marks)
+            self.optimizer_ends.extend(ends)
+            optimizers = tuple(self.optimizer_ends.entries())
+            return Look(
+                table,
+                calls,
+                self._records,
+                self._runs,
+                self._units,
+                self.kinds,
+                tuple(self.traced),
+                tuple(self.skeletons),
+                optimizers,
+            )
 
     def fold(self, now_ns: int) -> int:
         """Replace what belongs to steps that were not traced by records, ever coarser ones; outside calls only.
@@ -166,7 +227,10 @@ class Log:
         with self._lock:
             look, tail = self.look(), self._tail
             calls = [call for call in look.calls if call.start_ns >= self._folded_ns]
-            parts = split(look.table[tail:], calls, self.kinds, since_ns=self._folded_ns, breaks=self.open_scopes)
+            breaks = [*self.open_scopes, *self.skeletons]
+            parts = split(
+                look.table[tail:], calls, self.kinds, since_ns=self._folded_ns, breaks=breaks, margins=self.margins
+            )
             self._records = join_records((self._records, shifted(parts.records, self._runs, self._units)))
             self._runs += parts.runs
             self._units += len(parts.records)

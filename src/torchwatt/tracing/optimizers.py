@@ -50,6 +50,19 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         host.look_closer()
         return host.registry.optimizer_key(optimizer)
 
+    def lead(log: Log, key: int, end: int, *, new: bool) -> None:
+        """Let the optimizer lead whose steps end those of the loop by now: it stepped twice and the former one did not.
+
+        One that is new to a thread which only notes ends of steps leads at once: it was not there when that began.
+        """
+        if key == log.lead_optimizer:
+            return
+        earlier, log.others[key] = log.others.get(key, 0), end
+        if earlier > log.step_end or new:
+            log.lead_optimizer = key
+            if earlier > log.step_end and log.mode == ASLEEP and not host.manual_steps:
+                host.step_ended(log, earlier)
+
     def begins(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if compiling() or quiet.asleep == ident():
             return
@@ -57,8 +70,8 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if log.mode >= ASLEEP:
             return
         key = key_of(id(optimizer)) or newcomer(optimizer)
-        if log.first_optimizer is None or log.first_optimizer < 0:  # or a compiled function
-            log.first_optimizer, log.stepless = key, False
+        if log.lead_optimizer is None or log.lead_optimizer < 0:  # or a compiled function
+            log.lead_optimizer, log.stepless = key, False
         log.opened[key] = clock()
 
     def ended(optimizer: Any, _args: Any, _kwargs: Any) -> None:
@@ -77,7 +90,9 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if mode == OFF:
             return
         end = clock()
-        key = key_of(id(optimizer)) or newcomer(optimizer)
+        key = key_of(id(optimizer))
+        if new := key is None:
+            key = newcomer(optimizer)
         if mode != ASLEEP:
             start, graph = log.opened.pop(key, None), task()
             if start is not None and (mode == FULL or not log.inside):
@@ -85,7 +100,8 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
                 log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph))
         log.settle()
         log.ends.append((key, end))
-        if key == log.first_optimizer and not host.manual_steps:
+        lead(log, key, end, new=new)
+        if key == log.lead_optimizer and not host.manual_steps:
             host.step_ended(log, end)
             if quiet.asleep == log.ident and host.devices is None:
                 quiet.rest(id(optimizer), log.stride)

@@ -18,7 +18,7 @@ from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FULL, LIGHT, OFF
+from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FORWARD_TASK, FULL, LIGHT, OFF, PROFILER_KEY
 from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
 own_ns = own_time()
@@ -100,8 +100,11 @@ class Stepping:
         if log.mode == ASLEEP:
             log.end_asleep(end_ns)
             log.calls_asleep = 0
-        elif log.mode == FULL and log.step_end:  # the first one began who knows when
-            log.traced.extend((log.step_end, end_ns))
+        elif log.step_end:  # the first one began who knows when
+            if log.mode == FULL:
+                log.traced.extend((log.step_end, end_ns))
+            elif stride.skeleton and stride.steps:  # the first of several has cold caches and the decision in it
+                log.add_skeleton(log.step_end, end_ns)
         log.step_end = end_ns
         stride.steps += 1
         if self._host.devices is not None:
@@ -126,7 +129,7 @@ class Stepping:
     def backward_ended(self, log: Log, *, fresh: bool) -> None:
         """Take the end of a backward call for the end of a step where no optimizer steps."""
         log.stepless = False
-        if fresh and log.first_optimizer is None and not self._host.manual_steps:
+        if fresh and log.lead_optimizer is None and not self._host.manual_steps:
             self.step_ended(log, self._host.clock_ns())
 
     def outermost_begins(self, log: Log) -> None:
@@ -168,7 +171,7 @@ class Stepping:
         if len(log.rows) > COMPACT_ROWS:
             log.compact()
         kept = sum(each.kept() for each in list(self._host.logs))
-        can_sleep = not log.stepless and log.first_optimizer is not None and torch.is_grad_enabled()
+        can_sleep = not log.stepless and log.lead_optimizer is not None and torch.is_grad_enabled()
         cpu_ns = own_began if log.ident == threading.get_ident() else None
         log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)
         if self._host.devices is not None and self._host.devices.records(log):
@@ -180,11 +183,15 @@ class Stepping:
             log.stride.passing = passing_calls(log.rows, log.stride.calls, self._host.watches)
         if before == ASLEEP != log.mode:
             log.stride.seq = sequence_nr()
+        log.margins = conductor.margins(log.stride)
         if conductor.limited:
             self._host.note("info", "SPANS_SAMPLED", conductor.limit.message)
         self._arrange(log, conductor)
         if log.stride.light_steps >= FOLD_STEPS and graph_task_id() < 0:
             self._fold(log)
+        number = sequence_nr()
+        log.rows.append((PROFILER_KEY, began, self._host.clock_ns(), number, number, FORWARD_TASK))
+        log.stride.first_row += 1
         conductor.decided(own_ns() - own_began)
 
     def _fold(self, log: Log) -> None:

@@ -1,20 +1,82 @@
-"""Steps from what was seen: the user's own marks, else the first optimizer, else calls of the model. Pure."""
+"""Steps of the program's main loop, from what was seen of it. Pure.
+
+What a step is stands in docs/attribution.md, "Steps": the user's own marks; else a round of the optimizers; else, where
+backward calls are seen, the time from one forward call to the next one that follows a backward call; else a call of the
+largest model. A call that computes no gradient is a step of its own, unless such calls are part of nearly every round.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchwatt.core.meter import IntArray
-from torchwatt.tracing.fold import Records
-from torchwatt.tracing.ranges import top_level
-from torchwatt.tracing.rows import END, START
+from torchwatt.core.terms import INFERENCE, TRAIN, VALIDATION
+from torchwatt.tracing.rounds import NO_STRETCH, NOTHING, Mark, OptimizerEnd, rounds
 
-Mark = tuple[int, int]  # end_ns, and how many steps end there
-Step = tuple[int, int, int]  # start_ns, end_ns, how many
 NEVER: Mapping[int, int] = MappingProxyType({})
+REGULAR_MORE = 2  # times as many calls without gradients as rounds usually have are an evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step, or in a long run several: `stage` is train, validation or inference."""
+
+    start_ns: int
+    end_ns: int
+    count: int
+    stage: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calls:
+    """Calls outside any other, one entry each, sorted by start; several that were put together are one entry."""
+
+    start_ns: IntArray
+    end_ns: IntArray
+    count: IntArray
+    grown: NDArray[np.bool_]  # made a graph for a backward pass
+    main: NDArray[np.bool_]  # of the largest model that was called
+
+    def take(self, which: NDArray[np.bool_]) -> Calls:
+        """Return some of them."""
+        return Calls(self.start_ns[which], self.end_ns[which], self.count[which], self.grown[which], self.main[which])
+
+    def __len__(self) -> int:
+        return len(self.start_ns)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What was seen of one thread's loop inside a session."""
+
+    origin_ns: int
+    end_ns: int
+    starts_ns: IntArray  # of all spans but our own, sorted
+    calls: Calls
+    backward_ns: IntArray  # start_ns and end_ns of backward calls, sorted; shape (n, 2)
+    backward_count: IntArray
+    optimizers: Sequence[OptimizerEnd] = ()  # sorted by time
+    unseen_ns: IntArray = field(default_factory=lambda: NO_STRETCH)  # steps of which only the end was noted
+    marks: Sequence[Mark] = ()  # the user's own
+    resumed: Mapping[int, int] = field(default_factory=lambda: NEVER)
+
+
+def steps_of(seen: Evidence) -> tuple[list[Step], bool]:
+    """Return the steps, sorted, and whether they are calls of the model, since nothing else marks any."""
+    if seen.marks:
+        steps = steps_between(seen.marks, seen.starts_ns, seen.origin_ns, seen.resumed)
+        return _with_stages(steps, seen), False
+    if seen.optimizers:
+        forward_ns = seen.calls.start_ns[seen.calls.grown]
+        return _rounds_and_evaluations(seen, rounds(seen.optimizers, forward_ns, seen.unseen_ns)), False
+    if len(seen.backward_ns):
+        return _rounds_and_evaluations(seen, _backward_rounds(seen)), False
+    return _model_calls(seen.calls, INFERENCE), True
 
 
 def steps_between(
@@ -39,27 +101,85 @@ def steps_between(
         previous = np.maximum(previous, [resumed.get(end, 0) for end, _ in marks])
     following = np.append(starts_ns, np.iinfo(np.int64).max)[np.searchsorted(starts_ns, previous)]
     begins = np.where(following < ends, following, previous)
-    return list(zip(begins.tolist(), ends.tolist(), counts.tolist(), strict=True))
+    return [Step(*each) for each in zip(begins.tolist(), ends.tolist(), counts.tolist(), strict=True)]
 
 
-def first_optimizer(threads: Sequence[Mapping[int, Sequence[Mark]]], start_ns: int, end_ns: int) -> list[Mark]:
-    """Return the marks, inside a session, of the optimizer that stepped first there; one map a thread.
+def _with_stages(steps: Sequence[Step], seen: Evidence) -> list[Step]:
+    """Name what the user's own steps did: training if a backward call or an optimizer step ended inside."""
+    ends = np.sort(np.concatenate((
+        seen.backward_ns[:, 1], seen.unseen_ns[:, 1], np.array([end for _, end, _ in seen.optimizers], dtype=np.int64)
+    )))  # fmt: skip
+    bounds = np.array([(step.start_ns, step.end_ns) for step in steps], dtype=np.int64).reshape(-1, 2)
+    trained = np.searchsorted(ends, bounds[:, 1], side="right") > np.searchsorted(ends, bounds[:, 0], side="right")
+    other = VALIDATION if len(ends) else INFERENCE
+    return [
+        Step(step.start_ns, step.end_ns, step.count, TRAIN if train else other)
+        for step, train in zip(steps, trained.tolist(), strict=True)
+    ]
 
-    Compiled functions, whose keys are negative, end steps where no optimizer does.
-    """
-    inside: dict[int, list[Mark]] = {}
-    for thread in threads:
-        for optimizer, marks in thread.items():
-            found = [mark for mark in marks if start_ns < mark[0] <= end_ns]
-            inside[optimizer] = sorted([*inside.get(optimizer, []), *found])
-    seen = {optimizer: marks for optimizer, marks in inside.items() if marks}
-    optimizers = [marks for optimizer, marks in seen.items() if optimizer > 0]
-    return min(optimizers or seen.values(), default=[])
+
+def _backward_rounds(seen: Evidence) -> list[Mark]:
+    """Return where rounds without an optimizer end: where the next span begins after what follows a backward call."""
+    start, end, count = seen.backward_ns[:, 0], seen.backward_ns[:, 1], seen.backward_count
+    before = np.searchsorted(seen.calls.start_ns[seen.calls.grown], start)
+    last = np.append(np.diff(before) > 0, True)  # the backward call after which the model is called again
+    ends, counts = end[last], np.maximum.reduceat(count, np.concatenate(([0], np.flatnonzero(last)[:-1] + 1)))
+    following = np.append(seen.starts_ns, seen.end_ns)[np.searchsorted(seen.starts_ns, ends)]
+    updates = np.maximum(following[:-1] - ends[:-1], 0)  # by hand, until the next span begins
+    latest = ends[-1] + (int(np.median(updates)) if len(updates) else 0)
+    following[-1] = min(following[-1], latest, seen.end_ns)
+    return list(zip(np.maximum(following, ends).tolist(), counts.tolist(), strict=True))
 
 
-def calls_as_steps(rows: IntArray, records: Records) -> list[Step]:
-    """Take the outermost of some calls, logged and folded ones, for steps."""
-    start, end = np.concatenate((rows[:, START], records.start)), np.concatenate((rows[:, END], records.end))
-    count = np.concatenate((np.ones(len(rows), dtype=np.int64), records.count))
-    top = top_level(start, end)
-    return list(zip(start[top].tolist(), end[top].tolist(), count[top].tolist(), strict=True))
+def _rounds_and_evaluations(seen: Evidence, marks: Sequence[Mark]) -> list[Step]:
+    """Return the rounds as training steps, and evaluations between them as validation steps."""
+    evaluations = _evaluations(seen, marks)
+    ends = np.array([end for end, _ in marks], dtype=np.int64)
+    resumed = dict(seen.resumed)
+    for at in evaluations.end_ns.tolist():
+        after = int(np.searchsorted(ends, at))
+        if after < len(ends):
+            resumed[int(ends[after])] = at
+    steps = steps_between(marks, seen.starts_ns, seen.origin_ns, resumed)
+    train = [Step(step.start_ns, step.end_ns, step.count, TRAIN) for step in steps]
+    return sorted([*train, *_model_calls(evaluations, VALIDATION)], key=lambda step: step.start_ns)
+
+
+def _evaluations(seen: Evidence, marks: Sequence[Mark]) -> Calls:
+    """Return the calls, no part of a round, that evaluate the model."""
+    calls, ends = seen.calls, np.array([end for end, _ in marks], dtype=np.int64)
+    gap = np.searchsorted(ends, calls.start_ns, side="right")  # a call in gap i comes before the end of round i
+    busy_ns = np.sort(np.concatenate((calls.start_ns[calls.grown], seen.backward_ns[:, 0])))
+    first_ns = np.append(busy_ns, np.iinfo(np.int64).max)[
+        np.searchsorted(busy_ns, np.concatenate(([seen.origin_ns], ends)))
+    ]
+    leading = ~calls.grown & calls.main & ((calls.start_ns < first_ns[gap]) | (gap == len(ends)))
+    numbers = np.bincount(gap[leading], calls.count[leading], len(ends) + 1)
+    usual = float(np.median(numbers[: len(ends)])) if len(ends) else 0.0
+    evaluates = numbers > REGULAR_MORE * usual
+    evaluates[len(ends)] |= numbers[len(ends)] > usual
+    # What is called after the last round leads to no update, with or without gradients.
+    tail = calls.main & (gap == len(ends)) & ~_before_backward(calls, seen.backward_ns)
+    return calls.take((leading & evaluates[gap]) | (tail & evaluates[gap]) | (tail & calls.grown))
+
+
+def _before_backward(calls: Calls, backward_ns: IntArray) -> NDArray[np.bool_]:
+    """Say of each call whether a backward call comes after it."""
+    last_ns = int(backward_ns[-1, 0]) if len(backward_ns) else np.iinfo(np.int64).min
+    return np.asarray(calls.start_ns < last_ns, dtype=np.bool_)
+
+
+def _model_calls(calls: Calls, stage: str) -> list[Step]:
+    """Take calls of the largest model for steps; calls of others that lead to one (a draft's) are inside it."""
+    main = np.flatnonzero(calls.main)
+    if not len(main):
+        return []
+    previous_end = np.concatenate(([np.iinfo(np.int64).min], calls.end_ns[main[:-1]]))
+    others = calls.start_ns[~calls.main]
+    lead = np.append(others, np.iinfo(np.int64).max)[np.searchsorted(others, previous_end)]
+    begins = np.minimum(calls.start_ns[main], lead)
+    columns = begins.tolist(), calls.end_ns[main].tolist(), calls.count[main].tolist()
+    return [Step(*each, stage) for each in zip(*columns, strict=True)]
+
+
+NO_CALLS = Calls(NOTHING, NOTHING, NOTHING, np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=np.bool_))

@@ -212,7 +212,7 @@ class Tracer:
             done_ns=end if done_ns is None else min(done_ns, end),
             registry=hub.registry,
             scopes=dict(hub.scopes),
-            functions=dict(hub.compiled_calls.names),
+            functions=dict(hub.compiled_calls.named),
             given=self._given,
             steps=tuple(self._marks.entries()) if self._marks is not None else (),
             resumed=self._marks.resumed() if self._marks is not None else {},

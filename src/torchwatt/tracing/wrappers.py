@@ -17,7 +17,7 @@ from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, COMPILED_KEY, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
+from torchwatt.tracing.rows import ASLEEP, COMPILED_KEY, DATA_KEY, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
 
 Wrapped = Callable[..., Any]
 
@@ -69,6 +69,7 @@ class Host(Protocol):
     registry: Registry
     clock_ns: Callable[[], int]
     force_rows: int  # longest list of tuples before it is compacted in mid-step
+    off: bool  # the session is over
 
     def log(self) -> Log:
         """Return this thread's log."""
@@ -165,7 +166,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
             call = plain if own or not direct or type(self) is not owner else module.__call__
             me = ident()
             if quiet.inside != me:
-                if quiet.asleep == me and quiet.calls < MOST_QUIET and grad_enabled():
+                if quiet.asleep == me and quiet.calls < MOST_QUIET and (quiet.calls or grad_enabled()):
                     quiet.calls += 1
                     try:
                         quiet.inside = me  # here: an interrupt may come between any two lines
@@ -201,7 +202,7 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
         if compiler._is_compiling_flag:
             return call(module, *args, **kwargs)
         log.inside = True
-        if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and grad_enabled():
+        if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and (log.calls_asleep or grad_enabled()):
             log.calls_asleep += task() < 0
             try:
                 return call(module, *args, **kwargs)
@@ -284,7 +285,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
                 return bare(log, since, first, original, args, kwargs)
             finally:
                 log.stride.seq = seq()
-                if log.first_optimizer is None:
+                if log.lead_optimizer is None:
                     host.backward_ended(log, fresh=first > since or unseen)
 
         return _engine_run_backward
@@ -303,10 +304,14 @@ def timed(host: Host, key: int) -> Callable[[Wrapped], Wrapped]:
             log = host.log()
             if log.mode >= ASLEEP or (log.inside and log.mode == LIGHT):  # inside an outermost call it is filled in
                 return original(*args, **kwargs)
-            s0, start = sequence_nr(), clock()
+            s0, start, mode = sequence_nr(), clock(), log.mode
+            if key == DATA_KEY:
+                log.mode = OFF  # transforms that are modules are part of loading
             try:
                 return original(*args, **kwargs)
             finally:
+                if log.mode == OFF and not host.off:
+                    log.mode = mode
                 log.rows.append((key, start, clock(), s0, sequence_nr(), graph_task_id()))
 
         return call

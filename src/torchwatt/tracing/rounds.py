@@ -1,0 +1,133 @@
+"""Which steps of which optimizers make up one round of the program's main loop. Pure."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchwatt.core.meter import IntArray
+
+OptimizerEnd = tuple[int, int, int]  # key, end_ns, how many steps end there
+Mark = tuple[int, int]  # end_ns, and how many steps end there
+
+MOST_PERIOD = 4  # optimizer steps in a round of a loop that calls the model between them (a GAN, actor and critic)
+REGULAR = 0.9  # of the steps follow the period
+MAX_ENDS = 20_000
+NOTHING: IntArray = np.zeros(0, dtype=np.int64)
+NO_STRETCH: IntArray = np.zeros((0, 2), dtype=np.int64)
+
+
+class OptimizerEnds:
+    """Ends of the steps of all optimizers of one thread; in a long run neighbours are put together."""
+
+    def __init__(self, most: int = MAX_ENDS) -> None:
+        self._most = most
+        self._columns = array("q"), array("q"), array("q")
+
+    def extend(self, ends: Iterable[tuple[int, int]]) -> None:
+        """Note ends: key of the optimizer and end_ns, in the order of time."""
+        keys, times, counts = self._columns
+        for key, end_ns in ends:
+            keys.append(key)
+            times.append(end_ns)
+            counts.append(1)
+        if len(keys) > 2 * self._most:
+            self._put_together()
+
+    def entries(self) -> list[OptimizerEnd]:
+        """Return key, end_ns and number of steps of each entry."""
+        return list(zip(*self._columns, strict=False))  # another thread may be adding one
+
+    def _put_together(self) -> None:
+        entries = self.entries()
+        older, newer = entries[: self._most], entries[self._most :]
+        lead = Counter(key for key, *_ in older).most_common(1)[0][0]
+        steps = rounds(older)
+        pairs = [(lead, end, a + b) for (_, a), (end, b) in zip(steps[::2], steps[1::2], strict=False)]
+        if len(steps) % 2:
+            pairs.append((lead, *steps[-1]))
+        self._columns = tuple(array("q", column) for column in zip(*pairs, *newer, strict=True))  # type: ignore[assignment]
+
+
+def rounds(
+    ends: Sequence[OptimizerEnd], forward_ns: IntArray = NOTHING, unseen_ns: IntArray = NO_STRETCH
+) -> list[Mark]:
+    """Return where rounds end, and how many end there.
+
+    The steps of two optimizers are of one round if the model was not called between them (encoder and decoder, an
+    optimizer a layer), or if they take turns in a short cycle (a GAN). A round has at most one step of each. Optimizers
+    of which one had done before the other began (the phases of a fine-tuning, folds) have no round in common.
+
+    Args:
+        ends: Sorted by time.
+        forward_ns: When calls of the model began, as far as they were seen, sorted.
+        unseen_ns: Stretches in which they were not seen, sorted; shape (n, 2).
+    """
+    if not ends:
+        return []
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for key, end_ns, _ in ends:
+        first.setdefault(key, end_ns)
+        last[key] = end_ns
+    joined = _joined(ends, forward_ns, unseen_ns)
+    result: list[Mark] = []
+    members: set[int] = set()
+    for i, (key, end_ns, count) in enumerate(ends):
+        apart = key in members or count > 1 or any(last[other] < first[key] for other in members)
+        if members and not apart and joined(i):
+            result[-1] = end_ns, result[-1][1]
+        else:
+            members = set()
+            result.append((end_ns, count))
+        members.add(key)
+    return result
+
+
+class _Joined:
+    """Says whether an optimizer step may be of the same round as the one before it."""
+
+    def __init__(self, together: set[tuple[int, int]], keys: Sequence[int], *, cycle: bool) -> None:
+        self._together = together
+        self._keys = keys
+        self._cycle = cycle
+
+    def __call__(self, i: int) -> bool:
+        return self._cycle or (self._keys[i - 1], self._keys[i]) in self._together
+
+
+def _joined(ends: Sequence[OptimizerEnd], forward_ns: IntArray, unseen_ns: IntArray) -> _Joined:
+    keys = [key for key, *_ in ends]
+    if len(set(keys)) < 2:
+        return _Joined(set(), keys, cycle=False)
+    times = np.array([end_ns for _, end_ns, _ in ends], dtype=np.int64)
+    between = np.diff(np.searchsorted(forward_ns, times), prepend=0)
+    hidden = _overlap(unseen_ns, times)
+    seen: Counter[tuple[int, int]] = Counter()
+    called: Counter[tuple[int, int]] = Counter()
+    for i in range(1, len(keys)):
+        seen[keys[i - 1], keys[i]] += int(not hidden[i])
+        called[keys[i - 1], keys[i]] += int(between[i] > 0)
+    usually = 2 * called.total() < max(seen.total(), 1)  # for pairs that were never seen
+    together = {pair for pair, n in seen.items() if (2 * called[pair] < n if n else usually)}
+    return _Joined(together, keys, cycle=_is_cycle(keys))
+
+
+def _overlap(unseen_ns: IntArray, times: IntArray) -> NDArray[np.bool_]:
+    """Say of each instant whether one of the stretches lies, in part, between it and the instant before."""
+    before = np.searchsorted(unseen_ns[:, 0], times) - 1  # the latest stretch that began earlier
+    latest_end = np.append(unseen_ns[:, 1], np.iinfo(np.int64).min)[before]
+    return np.asarray(latest_end > np.concatenate((times[:1], times[:-1])), dtype=np.bool_)
+
+
+def _is_cycle(keys: Sequence[int]) -> bool:
+    """Say whether optimizers take turns in a cycle of a few steps."""
+    sequence = np.array(keys, dtype=np.int64)
+    for period in range(2, MOST_PERIOD + 1):
+        if len(sequence) >= 2 * period and np.mean(sequence[period:] == sequence[:-period]) >= REGULAR:
+            return True
+    return False

@@ -179,8 +179,12 @@ def clocked(step, n):
 
 
 # 0: no module is traced below the outermost; 1e-4: after the first step only the ends of steps are noted; 0.9: all.
-@pytest.mark.parametrize("budget", [0, 1e-4, 0.9])
-@pytest.mark.parametrize("form", [whole_step, blocks, loss_function, update], ids=lambda form: form.__name__)
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("form", "budget"),
+    [(whole_step, 0), (whole_step, 0.9), (blocks, 1e-4), (blocks, 0.9), (loss_function, 0), (update, 1e-4)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_compilation_is_taken_out_of_whatever_it_interrupts(form, budget):
     forget()
     net, step = form(backend="aot_eager")
@@ -191,9 +195,9 @@ def test_compilation_is_taken_out_of_whatever_it_interrupts(form, budget):
         torch._dynamo.reset()  # everything is compiled again, in a step like all others
         took += clocked(step, 20)
     usual = statistics.median(took)
-    compiling = sum(seconds - usual for seconds in took if seconds > 4 * usual)
+    compiling = took[0] + took[40] - 2 * usual
     rows = self_s(run.trace)
-    assert rows[COMPILE, "compile"] == pytest.approx(compiling, rel=0.15, abs=0.1)
+    assert rows[COMPILE, "compile"] == pytest.approx(compiling, rel=0.25, abs=0.1)
     rest = sum(seconds for (name, _), seconds in rows.items() if name != COMPILE)
     assert 0 < rest <= sum(took) - rows[COMPILE, "compile"]
     assert not _filled(run.trace, COMPILE)

@@ -310,9 +310,9 @@ def test_noted_ends_are_booked_once_where_a_look_comes_in_between():
         before, booked = len(log.noted), []
         end_asleep = type(log).end_asleep
 
-        def interrupted(self, end_ns):
+        def interrupted(self, end_ns, signature):
             self.settle()  # a finaliser
-            end_asleep(self, end_ns)
+            end_asleep(self, end_ns, signature)
             booked.append(end_ns)
             if len(booked) == 3:
                 raise KeyboardInterrupt

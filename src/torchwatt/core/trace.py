@@ -61,6 +61,7 @@ class Trace:
     cost_s: float = 0.0  # what tracing itself cost the user's thread, measured and extrapolated
     windows: int = 0  # how many backward windows were traced
     activities: tuple[Activity, ...] = ()  # what devices did, one value a device
+    untold_calls: frozenset[int] = frozenset()  # slots of which it is not known how often they ran
     step_stages: tuple[str, ...] = ()  # train, validation or inference, of each of `steps`; empty: not known
 
     def __post_init__(self) -> None:

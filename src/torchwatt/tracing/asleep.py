@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import bisect
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from torchwatt.core.meter import FloatArray, IntArray
+from torchwatt.tracing.compose import Composer, Tree, sample_of
 from torchwatt.tracing.fold import Kinds, Records
+from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.overhead import net_clock
 from torchwatt.tracing.ranges import top_level
-from torchwatt.tracing.rows import STEP_KEY
+from torchwatt.tracing.rows import LIGHT_TASK, STEP_KEY
+from torchwatt.tracing.signatures import UNKNOWN, Signature
 from torchwatt.tracing.template import Call, Template, relative_sd
 
 MOST_STEPS = 512  # to choose from, evenly spread
@@ -22,61 +27,140 @@ ENOUGH = 8  # steps of each sort before they are compared
 MOST_MARK_NS = 40_000.0  # per span: what is dearer is no cost of ours
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Slots:
+    """Which modules slots stand for: key by slot; `beside` gives the slot of another module in the same phase."""
+
+    keys: Mapping[int, int] = field(default_factory=dict)
+    beside: Callable[[int, int], int] = lambda slot, _: slot
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ran:
+    """Which modules ran in the outermost calls of a thread, by their start; None: not known of what is inside."""
+
+    start_ns: Sequence[int]
+    counts: Sequence[Mapping[int, int]]
+    over: Sequence[frozenset[int] | None]  # modules that were counted; None: all were
+    outermost: frozenset[int] = frozenset()  # modules that were called outside any other: those are always counted
+
+    def within(self, start_ns: int, end_ns: int) -> tuple[Mapping[int, int], frozenset[int] | None]:
+        """Return the calls between two instants, and of which modules they are known; None: of all."""
+        total, over = Counter[int](), None
+        for i in range(bisect.bisect_left(self.start_ns, start_ns), bisect.bisect_left(self.start_ns, end_ns)):
+            total.update(self.counts[i])
+            known = self.over[i]
+            over = known if over is None else over if known is None else over & known
+        return total, over
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Modules:
+    """Which modules ran when on a thread, how they lie in one another, and what slots stand for."""
+
+    ran: Ran = field(default_factory=lambda: Ran((), (), ()))
+    tree: Tree = field(default_factory=lambda: Tree({}, {}))
+    slots: Slots = field(default_factory=Slots)
+
+
 class StepBook:
     """Steps of one thread whose bounds were noted, as templates whose owners are slots.
 
     Args:
         spans: The thread's spans (slot, start_ns, end_ns, calls), in any order.
         steps: Where such steps began and ended: start_ns, end_ns, start_ns, ...
+        traced: The same of steps that were traced: for those in which what ran in no other.
+        modules: Which of them ran when, and what slots stand for.
         apart: Slots of what no other step has, our own work and compilations, which are taken out.
-        after_ns: How long torch is busy with a step after its end was noted.
         usual_ns: How long steps are of which only the end is noted; None where that is not known. What the others
             are longer is what noting their bounds costs: it is taken out, too.
+        after_ns: How long torch is busy with a step after its end was noted.
     """
 
     def __init__(
         self,
         spans: IntArray,
         steps: Sequence[int],
+        traced: Sequence[int],
+        modules: Modules,
+        *,
         apart: Sequence[int],
         usual_ns: float | None = None,
         after_ns: int = 0,
     ) -> None:
-        self._times: list[int] = []
-        self._templates: list[Template] = []
-        bounds = np.array(steps, dtype=np.int64).reshape(-1, 2) + after_ns
-        bounds = bounds[:: max(len(bounds) // MOST_STEPS, 1)]
+        self._models: list[_StepModel] = []
+        ran = modules.ran
+        self._tree, self._slots, self._outermost = modules.tree, modules.slots, ran.outermost
+        self._matching: dict[int, list[_StepModel]] = {}
+        self._composers: dict[frozenset[int], Composer] = {}
+        self.uncertain: set[int] = set()  # modules whose calls are not known
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
-        found: list[tuple[Call, IntArray]] = []
-        for start, end in bounds[np.argsort(bounds[:, 0])].tolist():
-            first, last = np.searchsorted(spans[:, 1], (start, end))
-            inside = spans[first:last].copy()
-            inside[:, 2] = np.minimum(inside[:, 2], end)
-            own = np.isin(inside[:, 0], apart)
-            ours = inside[own][top_level(inside[own, 1], inside[own, 2])]
-            found.append((Call(start, end, tuple((int(s), int(e)) for _, s, e, _ in ours)), inside[~own]))
-        found = _undisturbed(found)
-        cost_ns = _mark_ns(found, usual_ns)
-        for call, inside in found:
-            template = _net_template(call, inside, cost_ns)
-            if template is not None:
-                self._times.append(call.start_ns)
-                self._templates.append(template)
+        for bounds, is_traced in ((steps, False), (traced, True)):
+            found = _undisturbed(_found(spans, bounds, apart, after_ns))
+            cost_ns = _mark_ns(found, usual_ns)
+            for call, inside in found:
+                template = _net_template(call, inside, cost_ns)
+                if template is not None:
+                    counts, over = ran.within(call.start_ns, call.end_ns)
+                    self._models.append(_StepModel(call.start_ns, call.net_ns, template, counts, over, is_traced))
+        self._models.sort(key=lambda model: model.start_ns)
 
-    def nearest(self, records: Records, kinds: Kinds) -> Iterator[tuple[int, Template]]:
+    def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
         """Yield the steps among the records, each with the template that fills it: the near ones take turns."""
-        n = len(self._templates)
-        if not n:
-            return
         for turn, i in enumerate(steps_among(records, kinds).tolist()):
-            near = bisect.bisect(self._times, int(records.start[i]))
-            first = min(max(near - NEAR // 2, 0), max(n - NEAR, 0))
-            yield i, self._templates[first + turn % min(NEAR, n)]
+            kind = int(records.kind[i])
+            task = kinds.of[kind][3]
+            told = paths.signature(task if isinstance(task, int) else LIGHT_TASK)
+            ran = told if task == LIGHT_TASK - UNKNOWN else Signature(told.counts, told.over | self._outermost)
+            if kind not in self._matching:
+                self._matching[kind] = self._match(ran, paths.uncertain_in_step(ran))
+            template = self._taking_turns(self._matching[kind], int(records.start[i]), turn)
+            if template is None and ran.over:
+                length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
+                template = self._composed(ran, paths.uncertain_in_step(ran), length_ns)
+            if template is not None:
+                yield i, template
+
+    def _match(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
+        """Return the steps in which the same modules ran, with what may not have run given to what surely did."""
+        known = [model for model in self._known(ran, uncertain) if ran.matches(model.counts)]
+        return [model for model in known if not model.traced] or known
+
+    def _known(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
+        """Return the steps of which is known how often the counted modules ran."""
+        known = [model for model in self._models if model.over is None or ran.over <= model.over]
+        if not uncertain:
+            return known
+        self.uncertain |= uncertain
+        return [replace(m, template=reassigned(m.template, partial(self._enclosing, uncertain))) for m in known]
+
+    def _enclosing(self, uncertain: frozenset[int], slot: int) -> int:
+        key = self._slots.keys.get(slot)
+        if key is None:
+            return slot
+        above = self._tree.enclosing(key, uncertain)
+        return slot if above == key else self._slots.beside(slot, above)
+
+    @staticmethod
+    def _taking_turns(models: Sequence[_StepModel], t_ns: int, turn: int) -> Template | None:
+        n = len(models)
+        if not n:
+            return None
+        near = bisect.bisect(models, t_ns, key=lambda model: model.start_ns)
+        first = min(max(near - NEAR // 2, 0), max(n - NEAR, 0))
+        return models[first + turn % min(NEAR, n)].template
+
+    def _composed(self, ran: Signature, uncertain: frozenset[int], length_ns: float) -> Template | None:
+        if ran.over not in self._composers:
+            known = [model for model in self._known(ran, uncertain) if model.counts]
+            samples = [sample_of(model.template, model.length_ns, model.counts) for model in known]
+            self._composers[ran.over] = Composer(samples, self._tree, self._slots.keys.get, self._slots.beside)
+        return self._composers[ran.over].compose(ran, length_ns)
 
     def carry_rel_sd(self) -> dict[int, float]:
         """Return the relative SD of each slot's share between traced steps."""
         windows = []
-        for template in self._templates:
+        for template in (model.template for model in self._models):
             window: dict[int, float] = defaultdict(float)
             for slot, share in template.shares().items():
                 window[slot] += share
@@ -84,7 +168,32 @@ class StepBook:
         return relative_sd([windows])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _StepModel:
+    start_ns: int
+    length_ns: int
+    template: Template
+    counts: Mapping[int, int]
+    over: frozenset[int] | None
+    traced: bool  # all its calls were logged, which made it longer
+
+
 Found = Sequence[tuple[Call, IntArray]]
+
+
+def _found(spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns: int) -> list[tuple[Call, IntArray]]:
+    """Return each step, without our own work and compilations, and the spans in it."""
+    bounds = np.array(steps, dtype=np.int64).reshape(-1, 2) + after_ns
+    bounds = bounds[:: max(len(bounds) // MOST_STEPS, 1)]
+    found = []
+    for start, end in bounds.tolist():
+        first, last = np.searchsorted(spans[:, 1], (start, end))
+        inside = spans[first:last].copy()
+        inside[:, 2] = np.minimum(inside[:, 2], end)
+        own = np.isin(inside[:, 0], apart)
+        ours = inside[own][top_level(inside[own, 1], inside[own, 2])]
+        found.append((Call(start, end, tuple((int(s), int(e)) for _, s, e, _ in ours)), inside[~own]))
+    return found
 
 
 def _undisturbed(found: Found) -> list[tuple[Call, IntArray]]:

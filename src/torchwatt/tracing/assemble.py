@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import re
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +14,14 @@ from torchwatt.core.meter import Event, IntArray
 from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Phase
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
-from torchwatt.tracing.asleep import StepBook, steps_among, usual_ns
+from torchwatt.tracing.asleep import Modules, Ran, Slots, StepBook, steps_among, usual_ns
 from torchwatt.tracing.backward import BackwardBook
 from torchwatt.tracing.columns import Columns
+from torchwatt.tracing.compose import Tree
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.filling import Filler
 from torchwatt.tracing.fold import Kinds, Records, join_records, merge, shifted, split
-from torchwatt.tracing.light import ForwardBook
+from torchwatt.tracing.light import ForwardBook, paths_of
 from torchwatt.tracing.log import Log, Look
 from torchwatt.tracing.naming import Names, resolve
 from torchwatt.tracing.ranges import top_level, uncross
@@ -41,6 +43,7 @@ from torchwatt.tracing.rows import (
     TASK,
     Backward,
 )
+from torchwatt.tracing.signatures import Signature, nearest_called, traced_calls
 from torchwatt.tracing.steps import Calls, Evidence, Step, steps_of
 
 MAX_FILLED = 300_000  # spans, about 15 MB
@@ -61,6 +64,7 @@ class View:
     given: int | None  # key of the model that the user named
     steps: tuple[Mark, ...]  # the user's own
     cost_ns: int
+    signatures: Sequence[Signature] = ()
     devices: Watch | None = None
     most_filled: int = MAX_FILLED  # about so many spans that were not traced themselves
     is_last: bool = False  # nobody else needs the devices: wait for what they did
@@ -94,7 +98,34 @@ class _Assembly:
         self.scope_names = {key: name for name, key in view.scopes.items()}
         self.columns = Columns()
         self.carried: dict[int, float] = {}
-        self.filled_calls = self.filled_steps = 0
+        self.filled_calls = self.filled_steps = self.unfilled_steps = 0
+        self.untold: set[int] = set()  # modules of which it is not always known whether they ran
+        self.untold_calls = self.untold_steps = 0
+        self.outermost = frozenset(self._outermost_keys())
+        self.tree = self._tree()
+        self.paths = {
+            log: paths_of(look.table, self.tree, view.signatures, self.outermost) for log, look in self.looks.items()
+        }
+
+    def _tree(self) -> Tree:
+        """Return how those modules lie in one another that were called, and those like them."""
+        called = {int(key) for key in self.used if key > 0}
+        called.update(key for each in self.view.signatures for key in each.counts)
+        alike = {key: self._alike(key) for key in self.names.fqn}
+        like = {alike[key] for key in called if key in alike}
+        called.update(key for key, name in alike.items() if name in like)
+        return Tree(nearest_called(self.view.registry.parent, called), alike, self.names.fqn)
+
+    def _outermost_keys(self) -> Iterator[int]:
+        """Yield the modules that were called outside any other in steps that were not traced."""
+        for look in self.looks.values():
+            yield from (kind[1] for kind in look.kinds.of if _is_forward(kind) and isinstance(kind[1], int))
+            yield from (int(look.table[call.row, KEY]) for call in traced_calls(look.table))
+
+    def _alike(self, key: int) -> object:
+        """Return what modules share that do the same in other blocks: class, size, and name but for its numbers."""
+        facts = self.view.registry.facts.get(key)
+        return facts, re.sub(r"\d+", "#", self.names.of(key))
 
     @staticmethod
     def _keys(look: Look) -> IntArray:
@@ -124,7 +155,7 @@ class _Assembly:
         return np.flatnonzero((table[:, START] >= self.view.start_ns) & (table[:, END] <= self.view.end_ns))
 
     def trace(self, events: Sequence[Event]) -> Trace:
-        book = BackwardBook(self.looks)
+        book = BackwardBook(self.looks, self.paths)
         for number, log in enumerate(self.view.logs):
             self._real(log, number)
             self._light(log, number, book)
@@ -147,8 +178,15 @@ class _Assembly:
             events=(*events, *self._notes(book), *lost),
             activities=activities,
             cost_s=s_from_ns(self.view.cost_ns),
+            untold_calls=self._untold_slots(),
             windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
         )
+
+    def _untold_slots(self) -> frozenset[int]:
+        """Return the slots of which it is not known how often they ran."""
+        inside = [key for key in self.tree.parent if self.tree.enclosing(key, self.untold) != key]
+        both = {slot for key in inside for slot in (self._forward_slot(key), self._backward_slot(key))}
+        return frozenset(both & set(range(len(self.columns.slots))) | self.columns.untold_calls)
 
     def _backward_slot(self, key: int) -> int:
         return self._slot(key, backward=True)
@@ -210,33 +248,76 @@ class _Assembly:
         own = np.setdiff1d(np.arange(len(records)), steps_among(records, kinds))
         bare = records.take(own)
         self.columns.add(slot[own], bare.start, bare.end, thread=thread, filled=False, calls=bare.count)
-        forward = ForwardBook(self.looks[log].table)
+        paths = self.paths[log]
+        forward = ForwardBook(self.looks[log].table, paths, log.call_ns)
         chosen = list(forward.nearest(records, kinds))
         Filler(self.columns, thread, self._forward_slot).fill_records(records, chosen)
-        Filler(self.columns, thread, self._backward_slot).fill_records(records, book.nearest(records, kinds))
+        Filler(self.columns, thread, self._backward_slot).fill_records(records, book.nearest(records, kinds, paths))
         filled = {int(key) for i, _ in chosen if isinstance(key := kinds.of[int(records.kind[i])][1], int)}
         self.filled_calls += int(records.count[[i for i, _ in chosen]].sum()) if chosen else 0
         self.carried |= forward.carry_rel_sd(self._forward_slot, filled)
+        self.untold |= forward.uncertain | book.uncertain
+        self.untold_calls += forward.untold
 
     def _asleep(self, log: Log, thread: int) -> None:
-        """Add what fills steps of which only the end was noted: whole traced steps."""
-        records, kinds = self.records[log], self.looks[log].kinds
+        """Add what fills steps of which only the end was noted: whole steps whose bounds were noted."""
+        records, kinds, look = self.records[log], self.looks[log].kinds, self.looks[log]
         asleep = steps_among(records, kinds)
         if not len(asleep):
             return
-        own = [self._slot(key, backward=False) for key in (PROFILER_KEY, COMPILE_KEY)]
-        steps = self.looks[log].skeletons or self.looks[log].traced
+        apart = [self._slot(key, backward=False) for key in (PROFILER_KEY, COMPILE_KEY)]
+        spans = self.columns.of_thread(thread)
         book = StepBook(
-            self.columns.of_thread(thread), steps, own, usual_ns(records, asleep), round(log.margins.optimizer_after_ns)
-        )
-        chosen = list(book.nearest(records, kinds))
-        if not chosen:
-            rest, slot = records.take(asleep), self.columns.index(UNATTRIBUTED, "other")
+            spans, look.skeletons, look.traced, Modules(self._ran(log), self.tree, self._module_slots()), apart=apart,
+            usual_ns=usual_ns(records, asleep), after_ns=round(log.margins.optimizer_after_ns),
+        )  # fmt: skip
+        chosen = list(book.nearest(records, kinds, self.paths[log]))
+        rest = records.take(np.setdiff1d(asleep, [i for i, _ in chosen]))
+        if len(rest):
+            slot = self.columns.index(UNATTRIBUTED, "other")
             self.columns.add(slot, rest.start, rest.end, thread=thread, filled=False, calls=0)
         Filler(self.columns, thread, int).fill_records(records, chosen)
-        self.filled_steps += int(records.count[asleep].sum())
+        self.filled_steps += int(records.count[asleep].sum()) - int(rest.count.sum())
+        self.unfilled_steps += int(rest.count.sum())
+        self.untold |= book.uncertain
+        self.untold_steps += int(records.count[asleep].sum()) if book.uncertain else 0
         for slot, sd in book.carry_rel_sd().items():
             self.carried[slot] = max(sd, self.carried.get(slot, 0.0))
+
+    def _ran(self, log: Log) -> Ran:
+        """Return which modules ran in the outermost calls of a thread."""
+        look, paths, records = self.looks[log], self.paths[log], self.records[log]
+        found: list[tuple[int, Mapping[int, int], frozenset[int] | None]] = [
+            (int(look.table[call.row, START]), call.counts, None) for call in paths.calls
+        ]
+        for kind, start, count in zip(
+            records.kind.tolist(), records.start.tolist(), records.count.tolist(), strict=True
+        ):
+            what = look.kinds.of[kind]
+            if count == 1 and _is_forward(what):
+                ran = paths.signature(what[3])
+                counts = {**ran.counts, what[1]: 1 + ran.counts.get(what[1], 0)}
+                found.append((start, counts, ran.over | self.outermost))
+        found.sort(key=lambda each: each[0])
+        starts, ran_counts, over = zip(*found, strict=True) if found else ((), (), ())
+        return Ran(starts, ran_counts, over, self.outermost)
+
+    def _module_slots(self) -> Slots:
+        """Return which module each slot stands for by now."""
+        by_name: dict[str, int] = {}
+        for key, name in self.names.fqn.items():
+            by_name.setdefault(name, key)
+        slots = list(self.columns.slots)
+        keys = {
+            i: by_name[slot.fqn]
+            for i, slot in enumerate(slots)
+            if slot.phase in {"forward", "backward"} and slot.fqn in by_name
+        }
+
+        def beside(slot: int, key: int) -> int:
+            return self.columns.index(self.names.of(key), slots[slot].phase)
+
+        return Slots(keys, beside)
 
     def _kind_slot(self, kind: tuple[Any, ...]) -> int:
         if kind[0] == "backward":
@@ -348,6 +429,18 @@ class _Assembly:
         if self.filled_steps:
             text = f"of {self.filled_steps} steps only the end was noted: their layers are filled in from others"
             notes.append(Event(end, "info", "STEPS_FILLED", "run", text))
+        if self.unfilled_steps:
+            text = f"{self.unfilled_steps} steps are like none whose parts were noted: their joules are (unattributed)"
+            notes.append(Event(end, "info", "STEPS_UNLIKE", "run", text))
+        if self.untold:
+            names = sorted(self.names.of(key) for key in self.untold)
+            which = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            where = f"{self.untold_calls} calls" if self.untold_calls else f"{self.untold_steps} steps"
+            text = (
+                f"whether {which} ran is not known for {where}: there their joules are in the module around them, and "
+                "their calls are left empty"
+            )
+            notes.append(Event(end, "warning", "PATHS_UNKNOWN", "run", text))
         return notes
 
     def records_of_backward(self, log: Log) -> int:

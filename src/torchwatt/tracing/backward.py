@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,13 +11,37 @@ import numpy as np
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import UNATTRIBUTED
 from torchwatt.tracing.columns import Columns
+from torchwatt.tracing.compose import Composer, Tree, sample_of
 from torchwatt.tracing.filling import Filler
 from torchwatt.tracing.fold import Kinds, Records
 from torchwatt.tracing.join import inner_spans, join
+from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.log import Log, Look
 from torchwatt.tracing.ranges import top_level
-from torchwatt.tracing.rows import END, KEY, START, Backward
-from torchwatt.tracing.template import Call, Catalogue, Template, relative_sd, stretch, template_of
+from torchwatt.tracing.rows import END, KEY, LIGHT_TASK, SEQ0, SEQ1, START, Backward
+from torchwatt.tracing.signatures import Signature
+from torchwatt.tracing.template import Call, Catalogue, Template, closest, relative_sd, stretch, template_of
+
+
+def plain(keys: Sequence[Hashable]) -> tuple[Hashable, ...]:
+    """Return structures without what is known of the modules that ran inside."""
+    return tuple(
+        (key[0], tuple((k, size, LIGHT_TASK) for k, size, _ in key[1]), *key[2:])
+        if isinstance(key, tuple) and key[0] == "coarse" else key
+        for key in keys
+    )  # fmt: skip
+
+
+def _forward_of(keys: Sequence[Hashable], paths: Paths) -> tuple[Signature, frozenset[int]]:
+    """Return what ran in the forward pass of a call that was not traced, and of which modules that is not known."""
+    outer = next((key[1] for key in keys if isinstance(key, tuple) and key[0] == "coarse"), ())
+    signatures = [paths.signature(task) for _, _, task in outer]
+    over = paths.outermost.union(*(each.over for each in signatures))
+    counts = Counter(key for key, _, _ in outer)
+    for each in signatures:
+        counts.update(each.counts)
+    uncertain = (paths.uncertain(key, size, ran) for (key, size, _), ran in zip(outer, signatures, strict=True))
+    return Signature(counts, over), frozenset().union(*uncertain)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,25 +49,39 @@ class Model:
     """A recorded call as a template for others.
 
     `net` leaves out what ran inside and has spans of its own (recomputed modules); `whole` has recomputed modules
-    too, for calls of which nothing else is known.
+    too, for calls of which nothing else is known. `counts` says how often modules ran in the forward pass.
     """
 
     net: Template
     whole: Template
+    counts: Mapping[int, int]
+    length_ns: int
+
+
+_Found = tuple[list[tuple[int, Model]], bool]
 
 
 class BackwardBook:
     """All backward calls of some threads: templates, and spans made of them."""
 
-    def __init__(self, looks: Mapping[Log, Look]) -> None:
+    def __init__(self, looks: Mapping[Log, Look], paths: Mapping[Log, Paths]) -> None:
         self._tables = {log: look.table for log, look in looks.items()}
+        self._paths = paths
+        self._tree = next((each.tree for each in paths.values()), Tree({}, {}))
         self._catalogue: Catalogue[Model] = Catalogue()
+        self._composer: Composer | None = None
+        self._reassigned: dict[tuple[int, frozenset[int]], Template] = {}
+        self.uncertain: set[int] = set()  # modules whose calls are not known
         self._models: dict[Hashable, list[Model]] = defaultdict(list)
         self._lanes: list[IntArray] = []
         self.mismatched = 0
         self.unfilled = 0
+        self._counts: dict[int, Mapping[int, int]] = {}  # how often modules ran before a call, by its id
         for log, look in looks.items():
+            before: Mapping[int, int] = {}
             for call in look.calls:
+                # Another backward call through the same forward pass has none of its own.
+                before = self._counts[id(call)] = self._forward(log, call) or before
                 self._study(log, call)
 
     def _study(self, log: Log, call: Backward) -> None:
@@ -54,7 +92,7 @@ class BackwardBook:
             call.cache["model"] = self._model(log, call)
         model: Model | None = call.cache["model"]
         if model is not None:
-            keys = call.cache["keys"]
+            keys = plain(call.cache["keys"])
             self._catalogue.add(keys, call.start_ns, model)
             self._models[keys[:1]].append(model)
 
@@ -65,8 +103,9 @@ class BackwardBook:
         net = template_of(self._on_clock(log, call), lanes[0])
         rows = self._tables[log][call.first : call.last]
         modules, reserved = rows[rows[:, KEY] > 0], rows[rows[:, KEY] <= 0]
+        counts, length_ns = self._counts[id(call)], call.end_ns - call.start_ns
         if not len(modules):
-            return None if net is None else Model(net, net)
+            return None if net is None else Model(net, net, counts, length_ns)
         again = np.column_stack((modules[:, START], modules[:, END], modules[:, KEY], np.ones(len(modules), np.int64)))
         again[:, :2] = np.clip(again[:, :2], call.start_ns, call.end_ns)
         both = np.concatenate((lanes[0], again))
@@ -74,7 +113,15 @@ class BackwardBook:
         top = reserved[top_level(reserved[:, START], reserved[:, END])]
         inner = tuple((int(s), int(e)) for s, e in np.clip(top[:, [START, END]], call.start_ns, call.end_ns))
         whole = template_of(Call(call.start_ns, call.end_ns, inner), both)
-        return None if net is None or whole is None else Model(net, whole)
+        return None if net is None or whole is None else Model(net, whole, counts, length_ns)
+
+    def _forward(self, log: Log, call: Backward) -> Mapping[int, int]:
+        """Return how often modules ran in the traced forward pass that led to a call."""
+        table, total = self._tables[log], Counter[int]()
+        for each in self._paths[log].calls:
+            if call.since <= each.row < call.first and table[each.row, SEQ1] > table[each.row, SEQ0]:
+                total.update(each.counts)
+        return total
 
     def pieces(self, log: Log, call: Backward) -> list[IntArray]:
         """Return the pieces of a recorded call (start_ns, end_ns, owner, calls), one table a thread."""
@@ -106,24 +153,70 @@ class BackwardBook:
                     slot = np.array([slot_of(key) for key in table[:, 2].tolist()], dtype=np.int64)
                     where = thread if lane == 0 else 1000 * (thread + 1) + lane
                     columns.add(slot, table[:, 0], table[:, 1], thread=where, filled=False, calls=table[:, 3])
-            elif (model := self._nearest(call.cache["keys"], call.start_ns, 1)) is not None:
-                first, last = stretch(model.net, self._on_clock(log, call))
-                filler.fill(model.net, first[None], last[None], one)
+            else:
+                counts = self._counts[id(call)]
+                ran = Signature(counts, frozenset(counts) | self._all_keys())
+                found = self._candidates(call.cache["keys"], ran)
+                model, template = self._find(found, ran, call.start_ns, call.end_ns - call.start_ns, 1)
+                template = template if model is None else model.net
+                if template is not None:
+                    first, last = stretch(template, self._on_clock(log, call))
+                    filler.fill(template, first[None], last[None], one)
 
-    def nearest(self, records: Records, kinds: Kinds) -> Iterator[tuple[int, Template]]:
+    def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
         """Yield the backward calls among the records, each with the template that fills it."""
+        known: dict[int, tuple[Signature, frozenset[int], _Found]] = {}
         for i, (kind, start) in enumerate(zip(records.kind.tolist(), records.start.tolist(), strict=True)):
             what = kinds.of[kind]
-            if what[0] == "backward":
-                model = self._nearest(what[1:], start, int(records.count[i]))
-                if model is not None:
-                    yield i, model.whole
+            if what[0] != "backward":
+                continue
+            if kind not in known:
+                ran, uncertain = _forward_of(what[1:], paths)
+                known[kind] = ran, uncertain, self._candidates(what[1:], ran)
+            ran, uncertain, found = known[kind]
+            count = int(records.count[i])
+            model, template = self._find(found, ran, start, float(records.end[i] - records.start[i]) / count, count)
+            template = template if model is None else self._known(model, uncertain)
+            if template is not None:
+                yield i, template
 
-    def _nearest(self, keys: Sequence[Hashable], t_ns: int, count: int) -> Model | None:
-        model, matched = self._catalogue.nearest(keys, t_ns)
+    def _known(self, model: Model, uncertain: frozenset[int]) -> Template:
+        """Return a model's template, in which the time of what may not have run is the enclosing module's."""
+        if not uncertain:
+            return model.whole
+        self.uncertain |= uncertain
+        key = id(model), uncertain
+        if key not in self._reassigned:
+            self._reassigned[key] = reassigned(model.whole, lambda k: self._tree.enclosing(k, uncertain))
+        return self._reassigned[key]
+
+    def _candidates(self, keys: Sequence[Hashable], ran: Signature) -> _Found:
+        return self._catalogue.candidates(plain(keys), lambda model: ran.matches(model.counts))
+
+    def _find(
+        self, found: _Found, ran: Signature, t_ns: int, length_ns: float, count: int
+    ) -> tuple[Model | None, Template | None]:
+        """Return the nearest recorded call after a forward pass in which the same ran, else a composed template."""
+        entries, matched = found
+        model = closest(entries, t_ns)
+        if model is None and ran.over:
+            template = self._composed(ran, length_ns)
+            self.unfilled += count * (template is None)
+            return None, template
         self.unfilled += count * (model is None)
         self.mismatched += count * (model is not None and not matched)
-        return model
+        return model, None
+
+    def _composed(self, ran: Signature, length_ns: float) -> Template | None:
+        if self._composer is None:
+            models = [model for group in self._models.values() for model in group if model.counts]
+            samples = [sample_of(model.whole, model.length_ns, model.counts) for model in models]
+            self._composer = Composer(samples, self._tree, lambda owner: owner if owner > 0 else None)
+        return self._composer.compose(ran, length_ns)
+
+    def _all_keys(self) -> frozenset[int]:
+        """Return the modules that ran in any forward pass that led to a recorded call."""
+        return frozenset(key for group in self._models.values() for model in group for key in model.counts)
 
     def carry_rel_sd(self, slot_of: Callable[[int], int]) -> dict[int, float]:
         """Return the relative SD of each backward slot's share between windows."""

@@ -10,7 +10,9 @@ from torchwatt.tracing.conductor import Costs
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.margins import measure
 from torchwatt.tracing.own_time import own_time
+from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.rows import LIGHT, UNKNOWN_KEY
+from torchwatt.tracing.signatures import Signatures
 from torchwatt.tracing.wrappers import Wrapped, module_call
 
 LOOPS, CALLS = 3, 200
@@ -31,12 +33,15 @@ class _Bench:
     """As much of a hub as the wrapper needs."""
 
     force_rows = 10**6
+    off = False
 
     def __init__(self, clock_ns: Callable[[], int]) -> None:
         self.clock_ns = clock_ns
         self.local = threading.local()
         self.registry = _Registry()
         self.local.log = Log(0)
+        self.quiet = Quiet()
+        self.signatures = Signatures(self.registry.by_id.get)
 
     def log(self) -> Log:
         log: Log = self.local.log

@@ -16,6 +16,7 @@ class Columns:
 
     def __init__(self) -> None:
         self.slots: dict[Slot, int] = {}
+        self.untold_calls: set[int] = set()  # slots whose calls are not all known
         self._blocks: list[tuple[IntArray, IntArray, IntArray, IntArray, IntArray, IntArray]] = []
 
     def index(self, fqn: str, phase: Phase) -> int:

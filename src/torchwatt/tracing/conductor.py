@@ -27,6 +27,7 @@ COLD_MORE, COLD_HALF_NS = 3.3, 250_000.0
 FIRST_SKELETONS, SKELETONS = 12, 5
 SKELETON_SHARE = 0.2  # of the budget, for them and for the decisions around them
 SPREAD = 0.4  # strides differ in length by so much at random: what recurs every so many steps must not be missed
+COUNTING_SHARE = 0.3  # of the budget, for counting modules of which a program may call some
 MOST_KINDS = 32  # of backward calls whose lengths are compared
 CHECK_EVERY = 8  # traced steps between two looks at what tracing is seen to cost
 # A window costs more than its own clocks show: recording slows the call down and leaves cold caches. Steps with and
@@ -216,17 +217,24 @@ class Conductor:
         """Return what torch does around optimizer steps and backward calls of a thread."""
         return self.costs.margins.times(self._dearer(stride))
 
+    def most_counted(self, stride: Stride, calls: int) -> float:
+        """Return how many calls in a step may pass a wrapper that counts them, where a step has so many in all."""
+        between_ns = stride.step_ns / max(calls, 1)
+        each_ns = PASSING_CALLS * self.costs.call_ns * self.costs.dearer(between_ns)
+        return COUNTING_SHARE * self.budget.share * stride.step_ns / each_ns if self.budget.share > 0 else 0.0
+
     def _dearer(self, stride: Stride) -> float:
         return self.costs.dearer(stride.step_ns / max(stride.calls, 1))
 
-    def _call_ns(self, stride: Stride) -> float:
+    def call_ns(self, stride: Stride) -> float:
+        """Return what logging one call costs in a thread's steps."""
         return self.costs.call_ns * self._dearer(stride)
 
     def _passing_ns(self, stride: Stride) -> float:
         return stride.calls * self.costs.passing_ns * self._dearer(stride)
 
     def _pay(self, stride: Stride, rows: float, n: int) -> None:
-        call_ns = self._call_ns(stride)
+        call_ns = self.call_ns(stride)
         if stride.mode == FULL:
             fixed = (HOOK_CALLS + stride.backwards / n * BACKWARD_CALLS + stride.passing * PASSING_CALLS) * call_ns
             self.budget.pay("calls", n * rows * call_ns * self.costs.factor)
@@ -238,15 +246,15 @@ class Conductor:
 
     def _light_ns(self, stride: Stride, rows: float = 2.0, backwards: float = 1.0) -> float:
         calls = HOOK_CALLS + rows * LIGHT_ROW_CALLS + backwards * BACKWARD_CALLS + stride.passing * PASSING_CALLS
-        return calls * self._call_ns(stride) + (0.0 if self.narrow else self._passing_ns(stride))
+        return calls * self.call_ns(stride) + (0.0 if self.narrow else self._passing_ns(stride))
 
     def _traced_ns(self, stride: Stride) -> float:
-        return stride.calls * self._call_ns(stride) * self.costs.factor + self.narrow * self.costs.swap_ns
+        return stride.calls * self.call_ns(stride) * self.costs.factor + self.narrow * self.costs.swap_ns
 
     def _check(self, stride: Stride) -> None:
         """Believe the clock where it shows more than the calibration; never less, since less may be luck."""
         self._checked += 1
-        if self._checked % CHECK_EVERY == 0 and (booked_ns := stride.calls * self._call_ns(stride)) > 0:
+        if self._checked % CHECK_EVERY == 0 and (booked_ns := stride.calls * self.call_ns(stride)) > 0:
             seen = stride.observed.excess_ns() / booked_ns
             self.costs.factor = max(seen, 1.0)
 

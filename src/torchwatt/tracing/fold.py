@@ -34,7 +34,7 @@ from torchwatt.tracing.rows import (
     Backward,
 )  # fmt: skip
 
-MAX_KINDS = 64  # beyond, calls of one module are one kind whatever graph they made
+MAX_KINDS = 8_192  # beyond, calls of one module are one kind whatever graph they made
 ANY_GRAPH = -1
 
 
@@ -126,7 +126,7 @@ def split(
     """
     reserved = (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, COMPILE_KEY, PROFILER_KEY)
     rows = np.isin(table[:, KEY], reserved) | (table[:, KEY] <= FIRST_SCOPE_KEY)
-    rows |= table[:, TASK] == LIGHT_TASK
+    rows |= table[:, TASK] <= LIGHT_TASK
     rows &= table[:, START] >= since_ns
     light = np.array(
         [call.light and call.nodes is None and call.start_ns >= since_ns for call in calls], dtype=np.bool_

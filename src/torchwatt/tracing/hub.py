@@ -29,6 +29,7 @@ from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import COMMUNICATION_KEY, DATA_KEY, FIRST_SCOPE_KEY, FORCE_ROWS, FULL, LIGHT, OFF
+from torchwatt.tracing.signatures import Signatures
 from torchwatt.tracing.state import ACTIVE
 from torchwatt.tracing.stepping import Stepping
 from torchwatt.tracing.windows import Windows
@@ -54,7 +55,8 @@ class Hub:
         self.clock_ns = clock_ns
         self.local = threading.local()
         self.quiet = Quiet()
-        self.registry = Registry(self.quiet.stir)
+        self.registry = Registry(self._forgotten)
+        self.signatures = Signatures(self.registry.by_id.get)
         self.logs: list[Log] = []
         self.scopes: dict[str, int] = {}
         self.events: list[Event] = []
@@ -201,6 +203,11 @@ class Hub:
         kind = self.registry.class_of(key)
         if kind is not None and self.patches.watch(kind, lambda owner: class_call(self, owner)):
             self._watched.clear()
+
+    def _forgotten(self) -> None:
+        """A module or an optimizer is gone: its id may be another's from now on."""
+        self.quiet.stir()
+        self.signatures.forget()
 
     def watches(self, key: int) -> bool:
         """Say whether the class of a module is patched."""

@@ -1,78 +1,229 @@
-"""Forward spans of steps that were not traced: each outermost call is filled from the nearest traced one like it."""
+"""Forward spans of steps that were not traced: each call is filled from a traced one in which the same modules ran."""
 
 from __future__ import annotations
 
+import bisect
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from torchwatt.core.meter import IntArray
+from torchwatt.tracing.compose import Composer, Sample, Tree, sample_of
 from torchwatt.tracing.fold import ANY_GRAPH, Kinds, Records
-from torchwatt.tracing.ranges import top_level
-from torchwatt.tracing.rows import COMPILE_KEY, END, FORWARD_TASK, KEY, SEQ0, SEQ1, START, TASK
-from torchwatt.tracing.template import Call, Catalogue, Template, relative_sd, template_of
+from torchwatt.tracing.overhead import net_clock
+from torchwatt.tracing.rows import COMPILE_KEY, END, FORWARD_TASK, KEY, LIGHT_TASK, SEQ0, SEQ1, START, TASK
+from torchwatt.tracing.signatures import CallPattern, Signature, TracedCall, traced_calls
+from torchwatt.tracing.template import Call, Template, relative_sd
 
 MOST_COMPARED = 64  # traced calls of one kind, evenly spread, for the spread between them
+ENOUGH = 4  # traced calls of a kind, and others, before their lengths are compared
+MOST_CALL_NS = 20_000.0  # logging one call: what is dearer is no cost of ours
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Paths:
+    """What is known of which modules ran in the calls of one thread.
+
+    Args:
+        calls: Outermost calls of which each module's calls are known.
+        varying: Modules that a call of the module around them does not always call as often, by key and size of the
+            outermost call.
+    """
+
+    calls: Sequence[TracedCall]
+    varying: Mapping[tuple[int, int], frozenset[int]]
+    tree: Tree
+    signatures: Sequence[Signature]
+    outermost: frozenset[int] = frozenset()  # modules that were called outside any other
+
+    def uncertain(self, key: int, size: int, ran: Signature) -> frozenset[int]:
+        """Return the modules of which it is not known whether they ran in a call, or how often."""
+        return self.varying.get((key, size), NO_KEYS) - ran.over
+
+    def uncertain_in_step(self, ran: Signature) -> frozenset[int]:
+        """Return the same for a step of which only the end was noted."""
+        return frozenset().union(*(keys for (_, size), keys in self.varying.items() if size == ANY_GRAPH)) - ran.over
+
+    def signature(self, task: int) -> Signature:
+        """Return what ran, from the task of a row."""
+        number = LIGHT_TASK - task
+        return self.signatures[number] if 0 <= number < len(self.signatures) else NOTHING_KNOWN
+
+
+NO_KEYS: frozenset[int] = frozenset()
+NOTHING_KNOWN = Signature()
+
+
+def paths_of(
+    table: IntArray, tree: Tree, signatures: Sequence[Signature], outermost: frozenset[int] = NO_KEYS
+) -> Paths:
+    """Study the traced calls of a log."""
+    calls = traced_calls(table)
+    patterns: dict[tuple[int, int], CallPattern] = defaultdict(CallPattern)
+    for call in calls:
+        key, size = kind_of(table, call.row)
+        for each in ((key, size), (key, ANY_GRAPH)):
+            patterns[each].add(call.counts, tree.parent)
+    return Paths(calls, {kind: frozenset(p.varying) for kind, p in patterns.items()}, tree, signatures, outermost)
+
+
+def kind_of(table: IntArray, row: int) -> tuple[int, int]:
+    """Return key of a call, and how many numbers autograd gave out during it."""
+    return int(table[row, KEY]), int(table[row, SEQ1] - table[row, SEQ0])
 
 
 class ForwardBook:
-    """The traced outermost calls of one thread, by module and size of the graph that they made."""
+    """The traced outermost calls of one thread, by module, size of the graph that they made, and what ran in them.
 
-    def __init__(self, table: IntArray) -> None:
+    Args:
+        table: Rows of the thread's log.
+        paths: Of the same rows.
+        call_ns: What logging one call costs, where nothing better is seen.
+    """
+
+    def __init__(self, table: IntArray, paths: Paths, call_ns: float = 0.0) -> None:
         self._table = table
-        traced = np.flatnonzero((table[:, TASK] == FORWARD_TASK) & (table[:, KEY] > 0))
-        rows = traced[top_level(table[traced, START], table[traced, END])]
-        self._catalogue: Catalogue[int] = Catalogue()
-        self._kinds: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for row in rows.tolist():
-            key, size = int(table[row, KEY]), int(table[row, SEQ1] - table[row, SEQ0])
-            self._kinds[key, size].append(row)
-            self._catalogue.add(((key, size), (key, ANY_GRAPH)), int(table[row, START]), row)
-        self._templates: dict[int, Template | None] = {}
-
-    def template(self, row: int) -> Template | None:
-        """Return what a traced call consisted of; None if it called nothing."""
-        if row not in self._templates:
-            self._templates[row] = self._made(row)
-        return self._templates[row]
-
-    def _made(self, row: int) -> Template | None:
-        start, end = int(self._table[row, START]), int(self._table[row, END])
-        first = int(np.searchsorted(self._table[:row, END], start))  # rows are in the order of their ends
-        rows = self._table[first:row]
-        compiled = rows[(rows[:, KEY] == COMPILE_KEY) & (rows[:, START] >= start)]
-        rows = rows[rows[:, KEY] != COMPILE_KEY]
-        rows = rows[(rows[:, START] >= start) & (rows[:, TASK] == FORWARD_TASK)]
-        rows = rows[np.lexsort((-rows[:, END], rows[:, START]))]
-        call = Call(start, end, tuple((int(s), int(e)) for s, e in compiled[:, [START, END]]))
-        return template_of(call, [(int(r[START]), int(r[END]), int(r[KEY]), 1) for r in rows])
+        self._compiled = table[table[:, KEY] == COMPILE_KEY]
+        self._paths = paths
+        self._call_ns = call_ns
+        self._of: dict[tuple[int, int], list[TracedCall]] = defaultdict(list)
+        for call in paths.calls:
+            key, size = kind_of(table, call.row)
+            self._of[key, size].append(call)
+            self._of[key, ANY_GRAPH].append(call)
+        self._templates: dict[tuple[int, frozenset[int]], Template | None] = {}
+        self._matching: dict[tuple[int, int, int], list[TracedCall]] = {}
+        self._composers: dict[int, Composer] = {}
+        self.uncertain: set[int] = set()  # modules whose calls are not known
+        self.untold = 0  # calls in which that is so
 
     def nearest(self, records: Records, kinds: Kinds) -> Iterator[tuple[int, Template]]:
         """Yield the outermost calls among the records, each with the template that fills it."""
+        self._call_ns = self._cost_ns(records, kinds)
         for i, (kind, start) in enumerate(zip(records.kind.tolist(), records.start.tolist(), strict=True)):
             what = kinds.of[kind]
             if what[0] != "row" or not isinstance(what[1], int) or what[1] <= 0:
                 continue
-            row = self._catalogue.nearest((what[1:3], (what[1], ANY_GRAPH)), start, strict=True)[0]
-            template = None if row is None else self.template(row)
+            length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
+            template = self.fill((what[1], int(what[2]), int(what[3])), start, length_ns, int(records.count[i]))
             if template is not None:
                 yield i, template
 
-    def carry_rel_sd(self, slot_of: Callable[[int], int], used: set[int]) -> dict[int, float]:
+    def fill(self, kind: tuple[int, int, int], t_ns: int, length_ns: float, count: int) -> Template | None:
+        """Return what fills calls that were not traced: key, size and task of their rows."""
+        key, size, task = kind
+        ran = self._paths.signature(task)
+        matching = self._match(key, size, task, ran)
+        if not matching:
+            return self._composed(key, ran, length_ns)
+        starts = [int(self._table[call.row, START]) for call in matching]
+        at = bisect.bisect(starts, t_ns)
+        near = min(range(max(at - 1, 0), min(at + 1, len(starts))), key=lambda i: abs(starts[i] - t_ns))
+        uncertain = self._paths.uncertain(key, size, ran)
+        self.uncertain |= uncertain
+        self.untold += count * bool(uncertain)
+        return self.template(matching[near], uncertain)
+
+    def _match(self, key: int, size: int, task: int, ran: Signature) -> list[TracedCall]:
+        known = self._matching.get((key, size, task))
+        if known is None:
+            of_size = [call for call in self._of[key, size] if ran.matches(call.counts)]
+            known = of_size or [call for call in self._of[key, ANY_GRAPH] if ran.over and ran.matches(call.counts)]
+            if not known and not ran.over:
+                known = self._of[key, ANY_GRAPH]
+            self._matching[key, size, task] = known
+        return known
+
+    def _composed(self, key: int, ran: Signature, length_ns: float) -> Template | None:
+        if key not in self._composers:
+            samples = [self._sample(call) for call in self._of[key, ANY_GRAPH]]
+            found = [sample for sample in samples if sample is not None]
+            self._composers[key] = Composer(found, self._paths.tree, lambda owner: owner)
+        uncertain = self._paths.uncertain(key, ANY_GRAPH, ran)
+        self.uncertain |= uncertain
+        template = self._composers[key].compose(ran, length_ns)
+        return (
+            template if template is None else reassigned(template, lambda k: self._paths.tree.enclosing(k, uncertain))
+        )
+
+    def _sample(self, call: TracedCall) -> Sample | None:
+        template = self.template(call)
+        return None if template is None else sample_of(template, float(self._on_clock(call).net_ns), call.counts)
+
+    def _on_clock(self, call: TracedCall) -> Call:
+        """Return a traced call's interval, with the compilations in it, which no other call has."""
+        start, end = int(self._table[call.row, START]), int(self._table[call.row, END])
+        inside = self._compiled[(self._compiled[:, START] >= start) & (self._compiled[:, END] <= end)]
+        return Call(start, end, tuple((int(s), int(e)) for s, e in inside[:, [START, END]]))
+
+    def template(self, call: TracedCall, uncertain: frozenset[int] = NO_KEYS) -> Template | None:
+        """Return what a traced call consisted of; None if it called nothing."""
+        known = (call.row, uncertain)
+        if known not in self._templates:
+            if uncertain:
+                plain = self.template(call)
+                enclosing = self._paths.tree.enclosing
+                made = None if plain is None else reassigned(plain, lambda key: enclosing(key, uncertain))
+            else:
+                made = self._made(call)
+            self._templates[known] = made
+        return self._templates[known]
+
+    def _made(self, call: TracedCall) -> Template | None:
+        rows = self._table[call.first : call.row]
+        on_clock = self._on_clock(call)
+        rows = rows[(rows[:, START] >= on_clock.start_ns) & (rows[:, TASK] == FORWARD_TASK)]
+        rows = rows[rows[:, KEY] != COMPILE_KEY]
+        if not len(rows):
+            return None
+        rows = rows[np.lexsort((-rows[:, END], rows[:, START]))]
+        start, end = on_clock.to_net(rows[:, START]), on_clock.to_net(rows[:, END])
+        clock = net_clock((0, on_clock.net_ns), start, end, self._call_ns)
+        if clock.total_ns <= 0:
+            return None
+        first, last = clock.at(start) / clock.total_ns, clock.at(end) / clock.total_ns
+        return Template(first, last, rows[:, KEY], np.ones(len(rows), dtype=np.int64))
+
+    def _cost_ns(self, records: Records, kinds: Kinds) -> float:
+        """Return what logging a call costs: by how much traced calls are longer than others of their kind."""
+        costs = []
+        for number, what in enumerate(kinds.of):
+            traced = self._of.get((what[1], what[2]), ()) if what[0] == "row" else ()  # type: ignore[arg-type]
+            others = np.flatnonzero(records.kind == number)
+            inside = sum(sum(call.counts.values()) - 1 for call in traced) / max(len(traced), 1)
+            if len(traced) < ENOUGH or int(records.count[others].sum()) < ENOUGH or not inside:
+                continue
+            rows = [call.row for call in traced]
+            full_ns = float(np.median(self._table[rows, END] - self._table[rows, START]))
+            light_ns = float(np.median((records.end[others] - records.start[others]) / records.count[others]))
+            costs.append((full_ns - light_ns) / inside)
+        return min(max(float(np.median(costs)) if costs else self._call_ns, 0.0), MOST_CALL_NS)
+
+    def carry_rel_sd(self, slot_of: Callable[[int], int], used: Collection[int]) -> dict[int, float]:
         """Return the relative SD of each slot's share between traced calls, of the modules that were filled."""
         groups = []
-        for (key, _), rows in self._kinds.items():
-            if key in used:
-                chosen = rows[:: max(len(rows) // MOST_COMPARED, 1)]
-                groups.append([self._shares(row, key, slot_of) for row in chosen])
+        for (key, size), calls in self._of.items():
+            if key in used and size != ANY_GRAPH:
+                chosen = calls[:: max(len(calls) // MOST_COMPARED, 1)]
+                groups.append([self._shares(call, key, slot_of) for call in chosen])
         return relative_sd(groups)
 
-    def _shares(self, row: int, key: int, slot_of: Callable[[int], int]) -> dict[int, float]:
-        template = self.template(row)
+    def _shares(self, call: TracedCall, key: int, slot_of: Callable[[int], int]) -> dict[int, float]:
+        template = self.template(call)
         shares: dict[int, float] = defaultdict(float)
         shares[slot_of(key)] = 1.0
         for owner, share in (template.shares() if template is not None else {}).items():
             shares[slot_of(owner)] += share
             shares[slot_of(key)] -= share
         return shares
+
+
+def reassigned(template: Template, owner_of: Callable[[int], int]) -> Template:
+    """Give each piece to another owner, 0 for nobody; how often the new owner ran is told elsewhere."""
+    owners = [owner_of(int(owner)) for owner in template.owner]
+    same = np.array([new == int(old) for new, old in zip(owners, template.owner, strict=True)], dtype=np.bool_)
+    kept = np.array(owners, dtype=np.int64) != 0
+    calls = np.where(same, template.calls, 0)
+    return Template(template.first[kept], template.last[kept], np.array(owners, dtype=np.int64)[kept], calls[kept])

@@ -53,10 +53,11 @@ class Log:
     """Spans of one thread, appended by it alone; other threads may settle what it noted, compact and read."""
 
     __slots__ = (
-        "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_settling", "_tail", "_units",
-        "backwards", "before", "calls_asleep", "ends", "former", "ident", "inside", "kinds", "lead_optimizer",
-        "margins", "mode", "native", "noted", "open_scopes", "opened", "optimizer_ends", "others", "rows", "since",
-        "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
+        "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_settling", "_tail",
+        "_units", "backwards", "before", "call_ns", "calls_asleep", "ends", "former", "ident", "inside",
+        "kinds", "lead_optimizer", "margins", "mode", "native", "noted", "open_scopes", "opened",
+        "optimizer_ends", "others", "rows", "since", "skeletons", "step_end", "stepless", "stride", "traced",
+        "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -71,7 +72,7 @@ class Log:
         self.before: Backward | None = None  # the latest backward call whose structure is known
         self.since = 0  # where the rows after the latest backward call begin
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
-        self.noted: list[int] = []  # end_ns of steps in which the thread was `Quiet`, to be settled
+        self.noted: list[tuple[int, int]] = []  # end_ns and signature of `Quiet` steps, to be settled
         self.optimizer_ends = OptimizerEnds()  # earlier ones
         self.opened: dict[int, int] = {}  # optimizer steps that have begun: id -> start_ns
         self.open_scopes: list[int] = []  # when they began
@@ -84,6 +85,7 @@ class Log:
         self.tracers: list[tuple[object, int]] = []  # those that were started on this thread: (tracer, start_ns)
         self.former: list[tuple[int, int]] = []  # start_ns and end_ns of those that have stopped
         self.kinds = Kinds()
+        self.call_ns = 0.0  # what logging one call costs
         self.margins = NO_MARGINS  # of torch's own work around what is seen of it
         self._chunks: list[IntArray] = []
         self._compacted = 0
@@ -110,9 +112,9 @@ class Log:
                 if len(self.noted) > FEW_NOTED:
                     self._settle_many()
                 while self.noted:  # one by one: an interrupt may come between any two lines
-                    end = self.noted[0]
+                    end, signature = self.noted[0]
                     if end > self.step_end:
-                        self.end_asleep(end)
+                        self.end_asleep(end, signature)
                         self.ends.append((self.lead_optimizer or OPTIMIZER_KEY, end))
                     del self.noted[0]
             finally:
@@ -122,9 +124,10 @@ class Log:
         """Log many ends at once."""
         self._compact()
         noted = list(self.noted)
-        ends = np.array([end for end in noted if end > self.step_end], dtype=np.int64)
+        found = np.array([each for each in noted if each[0] > self.step_end], dtype=np.int64).reshape(-1, 2)
+        ends, last_ns = found[:, 0], noted[-1][0]
         rows = np.zeros((len(ends), 6), dtype=np.int64)
-        rows[:, KEY], rows[:, TASK] = STEP_KEY, LIGHT_TASK
+        rows[:, KEY], rows[:, TASK] = STEP_KEY, LIGHT_TASK - found[:, 1]
         rows[:, START], rows[:, END] = np.concatenate(([self.step_end], ends))[:-1], ends
         key = self.lead_optimizer or OPTIMIZER_KEY
         done = len(self._chunks), len(self.ends)
@@ -132,9 +135,9 @@ class Log:
             self._chunks.append(rows)
             self.ends.extend(zip(repeat(key), ends.tolist(), strict=False))
             self._compacted += len(rows)
-            self.step_end = max(self.step_end, noted[-1])  # from here on these ends count as logged
+            self.step_end = max(self.step_end, last_ns)  # from here on these ends count as logged
         except BaseException:  # an interrupt: as if nothing had been done
-            if self.step_end < noted[-1]:
+            if self.step_end < last_ns:
                 del self._chunks[done[0] :], self.ends[done[1] :]
                 self._compacted = sum(len(chunk) for chunk in self._chunks)
             raise
@@ -147,10 +150,10 @@ class Log:
             self.skeletons = array("q", pairs.ravel().tolist())
         self.skeletons.extend((start_ns, end_ns))
 
-    def end_asleep(self, end_ns: int) -> None:
-        """Log a step of which only the end is known."""
+    def end_asleep(self, end_ns: int, signature: int = 0) -> None:
+        """Log a step of which only the end is known, and which of the counted modules ran."""
         start_ns, self.step_end = self.step_end, end_ns
-        self.rows.append((STEP_KEY, start_ns, end_ns, 0, 0, LIGHT_TASK))
+        self.rows.append((STEP_KEY, start_ns, end_ns, 0, 0, LIGHT_TASK - signature))
 
     def total(self) -> int:
         """Return how many rows there are."""

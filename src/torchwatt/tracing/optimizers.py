@@ -12,6 +12,7 @@ from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, FULL, OFF, OPTIMIZER_KEY
+from torchwatt.tracing.signatures import Signatures
 from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
 Hook = Callable[[Any, Any, Any], None]
@@ -23,6 +24,7 @@ class Host(Protocol):
     local: threading.local
     quiet: Quiet
     registry: Registry
+    signatures: Signatures
     clock_ns: Callable[[], int]
     manual_steps: bool
     devices: Watch | None
@@ -45,23 +47,11 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
     compiling, clock, seq, task = is_dynamo_compiling, host.clock_ns, sequence_nr, graph_task_id
     key_of, local, log_of = host.registry.by_id.get, host.local, host.log
     quiet, ident = host.quiet, threading.get_ident
+    signatures, by_ids = host.signatures, host.signatures.by_ids
 
     def newcomer(optimizer: Any) -> int:
         host.look_closer()
         return host.registry.optimizer_key(optimizer)
-
-    def lead(log: Log, key: int, end: int, *, new: bool) -> None:
-        """Let the optimizer lead whose steps end those of the loop by now: it stepped twice and the former one did not.
-
-        One that is new to a thread which only notes ends of steps leads at once: it was not there when that began.
-        """
-        if key == log.lead_optimizer:
-            return
-        earlier, log.others[key] = log.others.get(key, 0), end
-        if earlier > log.step_end or new:
-            log.lead_optimizer = key
-            if earlier > log.step_end and log.mode == ASLEEP and not host.manual_steps:
-                host.step_ended(log, earlier)
 
     def begins(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if compiling() or quiet.asleep == ident():
@@ -78,7 +68,10 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if compiling():
             return
         if quiet.steps < quiet.most and quiet.asleep == ident() and quiet.optimizer == id(optimizer):
-            quiet.ends.append(clock())
+            end, called = clock(), tuple(quiet.called)
+            number = by_ids.get(called)
+            quiet.ends.append((end, signatures.number(called) if number is None else number))
+            quiet.called.clear()
             quiet.steps += 1
             quiet.calls = 0
             return
@@ -100,10 +93,24 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
                 log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph))
         log.settle()
         log.ends.append((key, end))
-        lead(log, key, end, new=new)
+        _take_lead(host, log, key, end, new=new)
         if key == log.lead_optimizer and not host.manual_steps:
             host.step_ended(log, end)
             if quiet.asleep == log.ident and host.devices is None:
                 quiet.rest(id(optimizer), log.stride)
 
     return begins, ended
+
+
+def _take_lead(host: Host, log: Log, key: int, end: int, *, new: bool) -> None:
+    """Let the optimizer lead whose steps end those of the loop by now: it stepped twice and the former one did not.
+
+    One that is new to a thread which only notes ends of steps leads at once: it was not there when that began.
+    """
+    if key == log.lead_optimizer:
+        return
+    earlier, log.others[key] = log.others.get(key, 0), end
+    if earlier > log.step_end or new:
+        log.lead_optimizer = key
+        if earlier > log.step_end and log.mode == ASLEEP and not host.manual_steps:
+            host.step_ended(log, earlier)

@@ -12,14 +12,15 @@ class Quiet:
     may be quiet, for as long as no other logs anything.
     """
 
-    __slots__ = ("alone", "asleep", "calls", "ends", "inside", "most", "optimizer", "steps")
+    __slots__ = ("alone", "asleep", "called", "calls", "ends", "inside", "most", "optimizer", "steps")
 
     def __init__(self) -> None:
         self.alone = False  # the main thread logs, and no other ever did
         self.asleep = 0  # the ident of the main thread, while it notes the ends of steps only
         self.inside = 0  # the same, while it is inside an outermost call of such a step
         self.calls = 0  # outermost calls since the end of a step
-        self.ends: list[int] = []  # of steps, for the thread's log to book
+        self.called: list[int] = []  # ids of modules called outside any other, or counted, since the end of a step
+        self.ends: list[tuple[int, int]] = []  # of steps, with signatures, for the thread's log to book
         self.steps = 0  # ended here since the thread's books knew of them
         self.most = 0  # so many may, of this optimizer
         self.optimizer = 0  # its id

@@ -20,6 +20,8 @@ from torchwatt.tracing.rows import COMPILED_KEY, UNKNOWN_KEY
 TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)
+
 Place = tuple[str, str, nn.Module]
 
 
@@ -80,6 +82,8 @@ class Registry:
         self.by_id: dict[int, int] = {}
         self.facts: dict[int, Facts] = {}
         self.roots: list[Root] = []
+        self.parent: dict[int, int] = {}  # the module around a module, whether or not it is called itself
+        self.choices: set[int] = set()  # modules in lists and dicts: a program may call some of them
         self.dirty = False  # a module was seen whose place is not known yet
         self.calls_code: frozenset[CodeType] = frozenset()  # code of our call wrapper: a frame of it means depth > 0
         self.compiled_code: frozenset[CodeType] = frozenset()  # code of what torch.compile returns
@@ -154,11 +158,21 @@ class Registry:
         thing = self._alive(key)
         return None if thing is None else type(thing)
 
+    def module(self, key: int) -> nn.Module | None:
+        """Return a module that is alive."""
+        found: nn.Module | None = self._alive(key)
+        return found
+
     def _place(self, root: Root, module: nn.Module) -> None:
+        at: dict[str, int] = {}
         for path, plain, child in walk(module):
-            key = self._key(child)
+            key = at[path] = self._key(child)
             self.facts[key] = facts_of(child)
             root.paths[path, key] = plain
+            if path:
+                self.parent.setdefault(key, at[path.rpartition(".")[0]])
+            if isinstance(child, CONTAINERS) and len(child) > 1:
+                self.choices.update(self._key(each) for each in child._modules.values() if each is not None)
 
     def _is_compiled(self, module: nn.Module, frame: FrameType | None) -> bool:
         """Say whether a graph that runs within a call is what a compiler made of modules, and itself none of them."""

@@ -22,7 +22,7 @@ PROFILER_KEY = -7  # our own work: a decision about the next steps, a window tha
 FIRST_SCOPE_KEY = -10  # scopes count down from here; modules count up from 1
 
 FORWARD_TASK = -1  # what torch says outside a backward call
-LIGHT_TASK = -2  # ours: an outermost call of a step whose modules were not traced
+LIGHT_TASK = -2  # ours: an outermost call of a step whose modules were not traced; minus the number of its signature
 
 # What a thread's wrappers do: log all calls, the outermost ones, only where steps end, or nothing.
 FULL, LIGHT, ASLEEP, OFF = 0, 1, 2, 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from torchwatt.core.meter import Severity
 from torchwatt.tracing.compile_watch import CompileWatch
 from torchwatt.tracing.conductor import Conductor, Costs
+from torchwatt.tracing.counting import Counting
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.outermost import outermost_keys, passing_calls
@@ -19,6 +21,7 @@ from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FORWARD_TASK, FULL, LIGHT, OFF, PROFILER_KEY
+from torchwatt.tracing.signatures import UNKNOWN, Signatures
 from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
 own_ns = own_time()
@@ -31,6 +34,7 @@ class Host(Protocol):
     clock_ns: Callable[[], int]
     costs: Costs
     registry: Registry
+    signatures: Signatures
     patches: Patches
     logs: list[Log]
     manual_steps: bool
@@ -57,6 +61,7 @@ class Stepping:
         self._spent_ns = 0  # by tracers that have left
         self._tracing: set[Log] = set()  # threads that trace the step they are in
         self._arranging = threading.Lock()
+        self._counting = Counting(host)
 
     @property
     def conductor(self) -> Conductor | None:
@@ -98,7 +103,7 @@ class Stepping:
         stride = log.stride
         self._rise(log)
         if log.mode == ASLEEP:
-            log.end_asleep(end_ns)
+            log.end_asleep(end_ns, self._ran())
             log.calls_asleep = 0
         elif log.step_end:  # the first one began who knows when
             if log.mode == FULL:
@@ -111,6 +116,20 @@ class Stepping:
             self._devices(self._host.devices, log, stamp=True)
         if stride.steps >= stride.planned:
             self.decide(log)
+
+    def _ran(self) -> int:
+        """Return the signature of what ran in a step of which the end alone is noted."""
+        quiet, signatures = self._host.quiet, self._host.signatures
+        if not quiet.alone:
+            return UNKNOWN
+        number = signatures.number(quiet.called)
+        quiet.called.clear()
+        return number
+
+    def _forget_called(self, log: Log) -> None:
+        """Drop what was noted of a step that is not ended as it began."""
+        if log.noted is self._host.quiet.ends:
+            self._host.quiet.called.clear()
 
     def _rise(self, log: Log) -> None:
         """Take note of the steps that passed by quietly."""
@@ -171,11 +190,27 @@ class Stepping:
         if len(log.rows) > COMPACT_ROWS:
             log.compact()
         kept = sum(each.kept() for each in list(self._host.logs))
+        if before == FULL:
+            self._study(log, conductor)
         can_sleep = not log.stepless and log.lead_optimizer is not None and torch.is_grad_enabled()
         cpu_ns = own_began if log.ident == threading.get_ident() else None
         log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)
         if self._host.devices is not None and self._host.devices.records(log):
             log.mode, log.stride.mode, log.stride.planned = FULL, FULL, 1
+        self._mode_changed(log, before)
+        log.call_ns = conductor.call_ns(log.stride)
+        log.margins = conductor.margins(log.stride)
+        if conductor.limited:
+            self._host.note("info", "SPANS_SAMPLED", conductor.limit.message)
+        self._arrange(log, conductor)
+        if log.stride.light_steps >= FOLD_STEPS and graph_task_id() < 0:
+            self._fold(log)
+        self._log_own(log, began)
+        conductor.decided(own_ns() - own_began)
+
+    def _mode_changed(self, log: Log, before: int) -> None:
+        if log.mode != ASLEEP:
+            self._forget_called(log)
         self._host.quiet.asleep = log.ident if self._host.quiet.alone and log.mode == ASLEEP else 0
         if before == FULL != log.mode:
             for key in outermost_keys(log.rows):
@@ -183,16 +218,20 @@ class Stepping:
             log.stride.passing = passing_calls(log.rows, log.stride.calls, self._host.watches)
         if before == ASLEEP != log.mode:
             log.stride.seq = sequence_nr()
-        log.margins = conductor.margins(log.stride)
-        if conductor.limited:
-            self._host.note("info", "SPANS_SAMPLED", conductor.limit.message)
-        self._arrange(log, conductor)
-        if log.stride.light_steps >= FOLD_STEPS and graph_task_id() < 0:
-            self._fold(log)
-        number = sequence_nr()
-        log.rows.append((PROFILER_KEY, began, self._host.clock_ns(), number, number, FORWARD_TASK))
+
+    def _log_own(self, log: Log, began_ns: int) -> None:
+        """Log the decision as our own work; it is nothing that a forward pass did."""
+        number, total = sequence_nr(), log.total()
+        log.rows.append((PROFILER_KEY, began_ns, self._host.clock_ns(), number, number, FORWARD_TASK))
         log.stride.first_row += 1
-        conductor.decided(own_ns() - own_began)
+        if log.since == total:
+            log.since += 1
+
+    def _study(self, log: Log, conductor: Conductor) -> None:
+        """Learn from the traced steps that are over which modules are to be counted in others."""
+        if self._host.quiet.alone:
+            first = len(log.rows) - (log.total() - log.stride.first_row)
+            self._counting.study(log, first, partial(conductor.most_counted, log.stride))
 
     def _fold(self, log: Log) -> None:
         log.stride.light_steps = 0

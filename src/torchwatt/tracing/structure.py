@@ -14,6 +14,7 @@ AGAIN = 8  # the ninth backward without a new forward counts as the eighth
 FEW_ROWS = 8
 
 Key = tuple[object, ...]
+Outer = tuple[int, int, int]
 
 
 def keys_of(table: IntArray, call: Backward, before: Backward | None) -> tuple[Key, ...]:
@@ -37,25 +38,26 @@ def _times(key: Key) -> int:
     return times if isinstance(times, int) else 0
 
 
-def structure(rows: IntArray) -> tuple[bytes | None, tuple[tuple[int, int], ...] | None]:
+def structure(rows: IntArray) -> tuple[bytes | None, tuple[Outer, ...] | None]:
     """Describe the forward calls that led to a backward: all of them as a digest, and the outermost in words.
 
-    Each is told by its key and how many numbers autograd gave out during it. Calls that made no autograd node
+    Each is told by its key, how many numbers autograd gave out during it, and its task, which holds the signature of
+    what ran inside where that was not traced. Calls that made no autograd node
     (evaluation in between) do not count. None where there is nothing.
     """
     if len(rows) <= FEW_ROWS and not (rows[:, TASK] == FORWARD_TASK).any():
-        outer = tuple((row[KEY], row[SEQ1] - row[SEQ0]) for row in rows.tolist() if _grown(row))
+        outer = tuple((row[KEY], row[SEQ1] - row[SEQ0], row[TASK]) for row in rows.tolist() if _grown(row))
         return None, outer or None
     grown = rows[(rows[:, SEQ1] > rows[:, SEQ0]) & (rows[:, KEY] > 0)]
-    traced, light = grown[grown[:, TASK] == FORWARD_TASK], grown[grown[:, TASK] == LIGHT_TASK]
+    traced, light = grown[grown[:, TASK] == FORWARD_TASK], grown[grown[:, TASK] <= LIGHT_TASK]
     top = np.concatenate((traced[top_level(traced[:, START], traced[:, END])], light))
-    size = top[:, SEQ1] - top[:, SEQ0]
+    size, task = top[:, SEQ1] - top[:, SEQ0], np.minimum(top[:, TASK], LIGHT_TASK)
     fine = _digest(traced[:, KEY], traced[:, SEQ1] - traced[:, SEQ0]) if len(traced) else None
-    return fine, tuple(zip(top[:, KEY].tolist(), size.tolist(), strict=True)) or None
+    return fine, tuple(zip(top[:, KEY].tolist(), size.tolist(), task.tolist(), strict=True)) or None
 
 
 def _grown(row: list[int]) -> bool:
-    return row[SEQ1] > row[SEQ0] and row[KEY] > 0 and row[TASK] == LIGHT_TASK
+    return row[SEQ1] > row[SEQ0] and row[KEY] > 0 and row[TASK] <= LIGHT_TASK
 
 
 def _digest(*columns: IntArray) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -104,21 +104,33 @@ class Catalogue(Generic[T]):
         for key in (*keys, None):
             bisect.insort(self._by_key[key], (t_ns, template), key=lambda entry: entry[0])
 
-    def nearest(self, keys: Sequence[Hashable], t_ns: int, *, strict: bool = False) -> tuple[T | None, bool]:
-        """Return the nearest template of the first structure that has one, and whether one matched.
+    def candidates(
+        self, keys: Sequence[Hashable], accept: Callable[[T], bool] = lambda _: True
+    ) -> tuple[list[tuple[int, T]], bool]:
+        """Return the templates, by time, of the first structure that has any, and whether one matched.
 
         Args:
-            keys: Structures, the best first.
-            t_ns: Nearest to this time.
-            strict: Return None where no structure matches, rather than the nearest of any.
+            keys: Structures, the best first; after them, those of any structure.
+            accept: Which templates will do.
         """
-        for key in keys if strict else (*keys, None):
-            entries = self._by_key.get(key)
+        for key in (*keys, None):
+            entries = [entry for entry in self._by_key.get(key, ()) if accept(entry[1])]
             if entries:
-                i = bisect.bisect(entries, t_ns, key=lambda entry: entry[0])
-                near = min(entries[max(i - 1, 0) : i + 1], key=lambda entry: abs(entry[0] - t_ns))
-                return near[1], key is not None
-        return None, False
+                return entries, key is not None
+        return [], False
+
+    def nearest(self, keys: Sequence[Hashable], t_ns: int) -> tuple[T | None, bool]:
+        """Return the candidate that is nearest to a time, and whether a structure matched."""
+        entries, matched = self.candidates(keys)
+        return closest(entries, t_ns), matched
+
+
+def closest(entries: Sequence[tuple[int, T]], t_ns: int) -> T | None:
+    """Return the nearest of templates that are sorted by time; None if there is none."""
+    if not entries:
+        return None
+    i = bisect.bisect(entries, t_ns, key=lambda entry: entry[0])
+    return min(entries[max(i - 1, 0) : i + 1], key=lambda entry: abs(entry[0] - t_ns))[1]
 
 
 def relative_sd(groups: Sequence[Sequence[Mapping[int, float]]]) -> dict[int, float]:

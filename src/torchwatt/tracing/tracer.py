@@ -213,6 +213,7 @@ class Tracer:
             registry=hub.registry,
             scopes=dict(hub.scopes),
             functions=dict(hub.compiled_calls.named),
+            signatures=tuple(hub.signatures.of),
             given=self._given,
             steps=tuple(self._marks.entries()) if self._marks is not None else (),
             resumed=self._marks.resumed() if self._marks is not None else {},

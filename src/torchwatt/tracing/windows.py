@@ -126,4 +126,4 @@ class Windows:
 
 def _forward_is_known(log: Log) -> bool:
     """Say whether the latest call was logged module by module: else nodes could not find their owners."""
-    return log.rows[-1][TASK] != LIGHT_TASK if log.rows else log.mode == FULL
+    return log.rows[-1][TASK] > LIGHT_TASK if log.rows else log.mode == FULL

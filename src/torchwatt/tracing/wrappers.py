@@ -18,6 +18,7 @@ from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, COMPILED_KEY, DATA_KEY, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
+from torchwatt.tracing.signatures import UNKNOWN, Signatures
 
 Wrapped = Callable[..., Any]
 
@@ -67,6 +68,7 @@ class Host(Protocol):
     local: threading.local
     quiet: Quiet
     registry: Registry
+    signatures: Signatures
     clock_ns: Callable[[], int]
     force_rows: int  # longest list of tuples before it is compacted in mid-step
     off: bool  # the session is over
@@ -143,7 +145,7 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
     return wrap
 
 
-def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
+def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - a call less is worth a branch
     """Return the wrapper of one class's `__call__`, for a class whose instances are called outside any other module.
 
     It knows where such calls begin and end in every mode, and is what is left between traced steps when the
@@ -152,9 +154,10 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
     """
     compiling, local, new_log, outermost = is_dynamo_compiling, host.local, host.log, _outermost(host)
     quiet, ident, module, grad_enabled = host.quiet, threading.get_ident, nn.Module, torch.is_grad_enabled
+    counted, called = host.signatures.counted, host.quiet.called.append
     own, direct = "__call__" in vars(owner), owner.__mro__[1] is module  # with nothing in between to be patched
 
-    def wrap(original: Wrapped) -> Wrapped:
+    def wrap(original: Wrapped) -> Wrapped:  # noqa: C901 - as above
         def below(self: Any, *args: Any, **kwargs: Any) -> Any:
             return super(owner, self).__call__(*args, **kwargs)
 
@@ -165,9 +168,13 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
                 return original(self, *args, **kwargs)
             call = plain if own or not direct or type(self) is not owner else module.__call__
             me = ident()
-            if quiet.inside != me:
+            if quiet.inside == me:
+                if id(self) in counted:
+                    called(id(self))
+            else:
                 if quiet.asleep == me and quiet.calls < MOST_QUIET and (quiet.calls or grad_enabled()):
                     quiet.calls += 1
+                    called(id(self))
                     try:
                         quiet.inside = me  # here: an interrupt may come between any two lines
                         return call(self, *args, **kwargs)
@@ -181,6 +188,8 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
                     quiet.calls, log.calls_asleep = MOST_QUIET + 1, MOST_QUIET  # the log goes on counting
                 if not log.inside and log.mode != OFF:
                     return outermost(call, log, self, args, kwargs)
+                if log.mode != FULL and quiet.alone and id(self) in counted:
+                    called(id(self))
             return call(self, *args, **kwargs)
 
         host.registry.calls_code |= {f.__code__ for f in (__call__, below, outermost)}
@@ -192,6 +201,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:
 def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
     """Return what a module call outside any other does: in a step that is not traced it is all that is logged."""
     registry, clock, grad_enabled, task = host.registry, host.clock_ns, torch.is_grad_enabled, graph_task_id
+    quiet, called, signatures = host.quiet, host.quiet.called, host.signatures
 
     def newcomer(module: Any) -> int:
         key = registry.register(module)
@@ -204,6 +214,8 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
         log.inside = True
         if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and (log.calls_asleep or grad_enabled()):
             log.calls_asleep += task() < 0
+            if quiet.alone:
+                called.append(id(module))
             try:
                 return call(module, *args, **kwargs)
             finally:
@@ -218,11 +230,15 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
             if log.mode != LIGHT:
                 return call(module, *args, **kwargs)
             key = registry.by_id.get(id(module)) or newcomer(module)
-            s0, start = sequence_nr(), clock()
+            s0, start, before = sequence_nr(), clock(), len(called)
             try:
                 return call(module, *args, **kwargs)
             finally:
-                log.rows.append((key, start, clock(), s0, sequence_nr(), LIGHT_TASK))
+                end, s1 = clock(), sequence_nr()
+                known = quiet.alone or not signatures.counted
+                number = signatures.number(called[before:]) if known else UNKNOWN
+                del called[before:]
+                log.rows.append((key, start, end, s0, s1, LIGHT_TASK - number))
         finally:
             log.inside = False
             if step:
@@ -248,12 +264,13 @@ def _newcomer(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
     return newcomer
 
 
-def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
+def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - each call is paid for
     """Return the wrapper of `torch.autograd._engine_run_backward`, which every backward pass goes through."""
     compiling, task, seq = is_dynamo_compiling, graph_task_id, sequence_nr
     log_of, clock = host.log, host.clock_ns
     quiet, ident = host.quiet, threading.get_ident
     compiled = host.compiled_calls
+    counted, called = host.signatures.counted, host.quiet.called
 
     def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
         start = clock()
@@ -265,28 +282,42 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:
             log.since = last
             log.stride.backwards += 1
 
+    def run(original: Wrapped, args: Any, kwargs: Any) -> Any:
+        if quiet.asleep == ident():
+            return original(*args, **kwargs)
+        log = log_of()
+        # Inside another backward (checkpoint) it belongs to the outer one.
+        if log.mode >= ASLEEP or task() >= 0:
+            return original(*args, **kwargs)
+        since, first = log.since, log.total()
+        unseen = first == since and log.mode == LIGHT and seq() > log.stride.seq
+        if unseen:
+            host.look_closer()  # a forward pass went by
+        try:
+            if log.mode == FULL or (first > since and log.rows and log.rows[-1][TASK] > LIGHT_TASK):
+                return host.run_backward(original, args, kwargs)
+            return bare(log, since, first, original, args, kwargs)
+        finally:
+            log.stride.seq = seq()
+            if log.lead_optimizer is None:
+                host.backward_ended(log, fresh=first > since or unseen)
+
+    def counting(original: Wrapped, args: Any, kwargs: Any) -> Any:
+        before = len(called)
+        try:
+            return run(original, args, kwargs)
+        finally:
+            del called[before:]  # what ran again in backward is no call of the forward pass
+
     def wrap(original: Wrapped) -> Wrapped:
         def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
-            if compiling() or quiet.asleep == ident():
+            if compiling():
                 return original(*args, **kwargs)
             if compiled.running and compiled.takes_backward():
                 return compiled.run_backward(original, args, kwargs)
-            log = log_of()
-            # Inside another backward (checkpoint) it belongs to the outer one.
-            if log.mode >= ASLEEP or task() >= 0:
-                return original(*args, **kwargs)
-            since, first = log.since, log.total()
-            unseen = first == since and log.mode == LIGHT and seq() > log.stride.seq
-            if unseen:
-                host.look_closer()  # a forward pass went by
-            try:
-                if log.mode == FULL or (first > since and log.rows and log.rows[-1][TASK] != LIGHT_TASK):
-                    return host.run_backward(original, args, kwargs)
-                return bare(log, since, first, original, args, kwargs)
-            finally:
-                log.stride.seq = seq()
-                if log.lead_optimizer is None:
-                    host.backward_ended(log, fresh=first > since or unseen)
+            if counted:
+                return counting(original, args, kwargs)
+            return run(original, args, kwargs)
 
         return _engine_run_backward
 

@@ -1,0 +1,71 @@
+"""Decides which modules are counted in steps that are not traced: those of which a program may call some."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from torchwatt.tracing.log import Log
+from torchwatt.tracing.registry import Registry
+from torchwatt.tracing.rows import FORWARD_TASK, KEY, TASK
+from torchwatt.tracing.signatures import CallPattern, Signatures, affordable, nearest_called, traced_calls
+
+STUDIED_STEPS = 64  # traced steps that are studied; later ones are studied when the trace is put together
+
+
+class Host(Protocol):
+    """What this needs of the hub."""
+
+    registry: Registry
+    signatures: Signatures
+
+    def watch(self, key: int) -> None:
+        """Patch the class of a module."""
+
+
+class Counting:
+    """Learns from traced steps which modules are called now and then, and has them counted from then on."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._pattern = CallPattern()
+        self._called: set[int] = set()
+        self._studied = 0
+        self._wanted: tuple[frozenset[int], frozenset[int]] | None = None
+
+    def study(self, log: Log, first_row: int, most_calls: Callable[[int], float]) -> None:
+        """Look at a traced step that has ended.
+
+        Args:
+            log: Of its thread, which is the only one that logs.
+            first_row: Where the step begins among the log's tuples.
+            most_calls: How many more calls a step may pass a wrapper, given how many it has in all.
+        """
+        if self._studied >= STUDIED_STEPS or first_row < 0:
+            return
+        self._studied += 1
+        table = np.array(log.rows[first_row:], dtype=np.int64).reshape(-1, 6)
+        calls = traced_calls(table)
+        self._called.update(key for call in calls for key in call.counts)
+        around = nearest_called(self._host.registry.parent, self._called)
+        for call in calls:
+            self._pattern.add(call.counts, around)
+        wanted = frozenset(self._pattern.varying), frozenset(self._host.registry.choices)
+        if wanted != self._wanted and any(wanted):
+            self._wanted = wanted
+            forward = table[(table[:, TASK] == FORWARD_TASK) & (table[:, KEY] > 0), KEY].tolist()
+            self._count(wanted, forward, most_calls(len(forward)))
+
+    def _count(self, wanted: tuple[frozenset[int], frozenset[int]], forward: list[int], most: float) -> None:
+        registry, signatures = self._host.registry, self._host.signatures
+        kinds = Counter(kind for key in forward if (kind := registry.class_of(key)) is not None)
+        found = affordable(wanted, registry.class_of, kinds, most)
+        modules = {key: module for key in found if (module := registry.module(key)) is not None}
+        if modules.keys() == signatures.over:
+            return
+        for key in modules:
+            self._host.watch(key)
+        signatures.count({id(module): key for key, module in modules.items()})

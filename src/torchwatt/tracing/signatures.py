@@ -1,0 +1,161 @@
+"""Which submodules ran in calls and steps that were not traced: counted modules, and numbers for what was counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from torchwatt.core.meter import IntArray
+from torchwatt.tracing.ranges import top_level
+from torchwatt.tracing.rows import END, FORWARD_TASK, KEY, START, TASK
+
+MOST_SIGNATURES = 4_096
+NOTHING_COUNTED, UNKNOWN = 0, 1  # numbers of signatures
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How often modules were called, by key; `over` are those that were counted, others are not known."""
+
+    counts: Mapping[int, int] = field(default_factory=dict)
+    over: frozenset[int] = frozenset()
+
+    def matches(self, counts: Mapping[int, int]) -> bool:
+        """Say whether in a traced call or step the counted modules ran as often."""
+        return all(counts.get(key, 0) == self.counts.get(key, 0) for key in self.over)
+
+
+class Signatures:
+    """Gives numbers to what ran; equal numbers, equal counts.
+
+    Args:
+        key_of: Key of a module by its id.
+    """
+
+    def __init__(self, key_of: Callable[[int], int | None]) -> None:
+        self._key_of = key_of
+        self.counted: set[int] = set()  # ids
+        self.over: frozenset[int] = frozenset()  # their keys
+        self.of: list[Signature] = [Signature(), Signature()]
+        self.by_ids: dict[tuple[int, ...], int] = {(): NOTHING_COUNTED}
+        self._numbers: dict[tuple[frozenset[tuple[int, int]], frozenset[int]], int] = {}
+
+    def count(self, modules: Mapping[int, int]) -> None:
+        """Count these modules from now on: key by id."""
+        self.counted.clear()
+        self.counted.update(modules)
+        self.over = frozenset(modules.values())
+        self.forget()
+
+    def forget(self) -> None:
+        """Look ids up anew: one may be another module's by now."""
+        self.by_ids.clear()
+        if not self.over:
+            self.by_ids[()] = NOTHING_COUNTED
+
+    def number(self, ids: Sequence[int]) -> int:
+        """Return the number for modules called one after the other, by id."""
+        known = self.by_ids.get(tuple(ids))
+        return self._new(tuple(ids)) if known is None else known
+
+    def _new(self, ids: tuple[int, ...]) -> int:
+        keys = [self._key_of(each) for each in ids]
+        counts = Counter(key for key in keys if key is not None)
+        if len(self.of) >= MOST_SIGNATURES or None in keys:
+            return UNKNOWN
+        what = frozenset(counts.items()), self.over.union(counts)
+        number = self._numbers.get(what)
+        if number is None:
+            number = self._numbers[what] = len(self.of)
+            self.of.append(Signature(dict(counts), what[1]))
+        if len(self.by_ids) < MOST_SIGNATURES:
+            self.by_ids[ids] = number
+        return number
+
+
+@dataclass(frozen=True, slots=True)
+class TracedCall:
+    """An outermost call whose modules were all logged: its row, and how often each module ran in it."""
+
+    row: int
+    first: int  # of the rows inside; they end before it
+    counts: Mapping[int, int]
+
+
+def traced_calls(table: IntArray) -> list[TracedCall]:
+    """Return the outermost calls of traced steps.
+
+    Args:
+        table: Rows of a log, in the order in which they ended: a call comes after all that it encloses.
+    """
+    own = np.flatnonzero((table[:, TASK] == FORWARD_TASK) & (table[:, KEY] > 0))
+    top = own[top_level(table[own, START], table[own, END])]
+    first = np.searchsorted(table[own, END], table[top, START], side="right") if len(own) else top
+    found = []
+    for row, begin in zip(top.tolist(), first.tolist(), strict=True):
+        last = int(np.searchsorted(own, row))
+        inside = own[begin : last + 1]
+        keys, number = np.unique(table[inside, KEY], return_counts=True)
+        found.append(TracedCall(row, int(own[begin]), dict(zip(keys.tolist(), number.tolist(), strict=True))))
+    return found
+
+
+def nearest_called(parent: Mapping[int, int], called: Collection[int]) -> dict[int, int]:
+    """Return for each called module the smallest called one around it."""
+    found = {}
+    for key in called:
+        above = parent.get(key)
+        while above is not None and above not in called:
+            above = parent.get(above)
+        if above is not None:
+            found[key] = above
+    return found
+
+
+class CallPattern:
+    """How often modules are called for each call of the module around them, over traced calls."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[int, int]] = {}  # key -> calls, and calls around it, of the first time
+        self.varying: set[int] = set()
+
+    def add(self, counts: Mapping[int, int], around: Mapping[int, int]) -> None:
+        """Add a traced call.
+
+        Args:
+            counts: Calls by key.
+            around: The smallest called module around a module, by key.
+        """
+        for key, outer in around.items():
+            parents = counts.get(outer, 0)
+            if not parents:
+                continue
+            calls, before = self._seen.setdefault(key, (counts.get(key, 0), parents))
+            if counts.get(key, 0) * before != calls * parents:
+                self.varying.add(key)
+
+
+def affordable(
+    wanted: Sequence[Collection[int]], kind_of: Callable[[int], type | None], calls: Mapping[type, int], most: float
+) -> set[int]:
+    """Return which modules can be counted: a wrapper on their class is passed by all of its instances.
+
+    Args:
+        wanted: Keys, the most important ones first.
+        kind_of: Class of a module that is alive.
+        calls: How often modules of a class are called in a step.
+        most: So many calls in a step may pass a wrapper.
+    """
+    chosen: set[type] = set()
+    found: set[int] = set()
+    for keys in wanted:
+        kinds = {key: kind for key in keys if (kind := kind_of(key)) is not None}
+        more = sum(calls.get(kind, 0) for kind in set(kinds.values()) - chosen)
+        if more <= most:
+            most -= more
+            chosen |= set(kinds.values())
+            found |= kinds.keys()
+    return found

@@ -3,17 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 PACKAGES := .venv/.packages
+ALL_PACKAGES := .venv/.all-packages
 # The front end: made of extension/, with the node that comes from PyPI; built once, and again where a source is newer.
 FRONT := src/torchwatt/labextension/package.json
 FRONT_SOURCES := $(wildcard extension/src/*.ts extension/style/* extension/schema/*.json extension/*.json extension/yarn.lock)
 NODE_MODULES := extension/node_modules/.yarn-state.yml
 JLPM := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/jlpm
-SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile --no-loadscope-reorder
-ALONE := $(BIN)/python -m pytest -m alone
+SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 2 --dist loadfile --no-loadscope-reorder
+ALONE := $(BIN)/python -m pytest -m "alone and not heavy"
+HEAVY := $(BIN)/python -m pytest -m heavy
 DEMO := demo-output
 OLD_KERNEL := tests/notebook/requirements-old-kernel.txt
 
-.PHONY: setup demo test check front front-check unit bench docs clean
+.PHONY: setup demo test test-all check front front-check unit bench docs clean
 
 setup: $(STAMP)
 
@@ -68,12 +70,22 @@ unit: setup
 	$(ALONE) || failed=1; \
 	exit $$failed
 
+# The tests that take minutes, or need more packages: compiled programs, thousands of modules, the shortest steps.
+test-all: test $(ALL_PACKAGES)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(HEAVY)
+
+$(ALL_PACKAGES): requirements-all.txt | $(PACKAGES)
+	$(BIN)/python -m pip install --quiet --requirement requirements-all.txt
+	touch $@
+
 bench: setup
 	$(BIN)/python benchmarks/span_cost.py
 	$(BIN)/python benchmarks/overhead.py
 	PYTHONPATH=. $(BIN)/python benchmarks/live_view.py
 	$(BIN)/python benchmarks/interleaved.py
+	$(BIN)/python benchmarks/interleaved.py --model "0.2 ms" "1 ms" "5 ms" "20 ms" --run control 0.01 --seconds 20
 	$(BIN)/python benchmarks/in_place.py
+	$(BIN)/python benchmarks/programs.py --heavy
 	$(BIN)/python benchmarks/join_speed.py
 	PYTHONPATH=. $(BIN)/python benchmarks/audit_speed.py
 	$(BIN)/python benchmarks/attribution_truth.py --minutes 23

@@ -1,6 +1,7 @@
 """What a session costs a step: tracing and the sampler's process together, on a noisy machine.
 
     python benchmarks/interleaved.py [--model NAME ...] [--run control sampling 0.01 0.001] [--steps 240] [--block 4]
+    python benchmarks/interleaved.py --model "0.2 ms" "1 ms" "5 ms" "20 ms" --run control 0.01 --seconds 20
 
 One long session is paused and resumed every few steps: while it is paused every wrapper is off, the sampler's process
 is stopped, and the tracer's clock stands still, so that its budget sees only the steps that it traces. Neighbouring
@@ -10,7 +11,8 @@ blocks with and without are a pair, in random order; a step after each change is
 For each way of timing (the thread's CPU time, the same plus all of the sampler's, the wall clock) two ratios are
 printed with their 90 % bootstrap intervals over pairs: `median` of the pairs' ratios, which noise hardly touches and
 rare dear steps neither, and `sum`, all time with over all time without, in which each dear step counts in full, and
-each disturbance.
+each disturbance. Last comes what tracing booked as its own cost, and the share of `(profiler)` in the time that it
+traced.
 
 A virtual machine shares its cores with strangers, who slow a step down by half for a while and then leave. So a loop
 that is always the same is timed before and after every block, and the ratios are printed once more of the `calm`
@@ -30,10 +32,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from performance.models import narrow_transformer, own_transformer, transformer_on
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from torchwatt.core.terms import PROFILER
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.readers.cputime import process_cpu_s
 from torchwatt.tracing import Tracer
@@ -73,6 +77,7 @@ class Pausable:
         self.feed.start()
         self.away_ns = 0
         self.since_ns = None
+        self.started_ns = self.clock_ns()
         self.tracer = None
         if budget is not None:
             self.tracer = Tracer(model, overhead_budget=budget, clock_ns=self.clock_ns)
@@ -180,12 +185,22 @@ def sum_ratio(pairs):
     return sum(a for a, _ in pairs) / sum(b for _, b in pairs)
 
 
-def measure(make, run, steps, n):
+def steps_in(step, seconds, block_ms):
+    """Return how many steps fill a block, and both blocks of all pairs together."""
+    step_s = block(step, 20, lambda: 0.0).wall_s
+    n = max(1, round(block_ms / 1e3 / step_s))
+    return n, max(n, round(seconds / 2 / step_s))
+
+
+def measure(make, run, asked):
     """Return pairs of blocks with and without, and what the tracer says of itself."""
+    steps, n = asked.steps, asked.block
     torch.manual_seed(0)
     model, step = make()
     for _ in range(5):
         step()
+    if asked.seconds is not None:
+        n, steps = steps_in(step, asked.seconds, asked.block_ms)
     control = run == "control"
     traced = Pausable(model, None if run == "sampling" else 0.01 if control else float(run))
     pairs = []
@@ -200,14 +215,22 @@ def measure(make, run, steps, n):
                 traced.resume()
         pairs.append((found[True], found[False]))
     books = "" if control or run == "sampling" else traced.books()
+    elapsed_ns = traced.clock_ns() - traced.started_ns
     trace = traced.stop()
-    return pairs, books and f"{books}, {trace.windows} windows"
+    return pairs, n, books and f"{books}, {trace.windows} windows, (profiler) {profiler_ns(trace) / elapsed_ns:.2%}"
+
+
+def profiler_ns(trace):
+    """Return how long the spans of torchwatt's own row are together."""
+    own = [index for index, slot in enumerate(trace.slots) if slot.fqn == PROFILER]
+    chosen = np.isin(trace.slot, own)
+    return int((trace.end_ns - trace.start_ns)[chosen].sum())
 
 
 def table(name, run, pairs, n, books):
     ms = statistics.median(without.wall_s for _, without in pairs) * 1e3
     title = run if run in {"control", "sampling"} else f"budget {run}"
-    print(f"{name}, {title}: {ms:.1f} ms a step, {len(pairs)} pairs of {n} steps")
+    print(f"{name}, {title}: {ms:.2f} ms a step, {len(pairs)} pairs of {n} steps")
     for which, some in (("all", pairs), ("calm", calm(pairs))):
         for column, timed in (("cpu_s", "CPU"), ("charged_s", "CPU + sampler"), ("wall_s", "wall")):
             chosen = [(getattr(a, column), getattr(b, column)) for a, b in some]
@@ -221,11 +244,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found = models()
     parser.add_argument(
-        "--model", nargs="+", choices=list(found), default=[name for name in found if " on " not in name]
+        "--model",
+        nargs="+",
+        choices=list(found),
+        default=[name for name in found if not (" on " in name or name.endswith(" ms"))],
     )
     parser.add_argument("--run", nargs="+", default=["control", "sampling", "0.01", "0.001"])
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--block", type=int, default=4)
+    parser.add_argument(
+        "--seconds", type=float, help="of all blocks of a run together, in place of --steps and --block"
+    )
+    parser.add_argument("--block-ms", type=float, default=40, help="of each block, with --seconds")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save", type=Path, help="every pair, as lines of JSON")
     asked = parser.parse_args()
@@ -233,8 +263,8 @@ def main():
     random.seed(0)
     for name in asked.model:
         for run in asked.run:
-            pairs, books = measure(found[name], run, asked.steps, asked.block)
-            table(name, run, pairs, asked.block, books)
+            pairs, n, books = measure(found[name], run, asked)
+            table(name, run, pairs, n, books)
             if asked.save:
                 with asked.save.open("a") as file:
                     for pair in pairs:

@@ -70,7 +70,7 @@ By hand: {run["energy_it_j"]} / 3.6e6 × {number["pue"]} × {number["grid_gwp"]}
 
 **4. The meters.** `boundary` names the domains inside the total. Open `device.csv`, the row `cpu:0`:
 
-{shown(device, "counts_toward_total", "energy_j", "energy_u_j", "method", "provenance", "coverage_ratio")}
+{shown(device, "counted", "energy_j", "energy_u_j", "method", "provenance", "coverage_ratio")}
 
 One domain counts, so its `energy_j` is the run's.
 

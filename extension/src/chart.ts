@@ -10,7 +10,7 @@ import { type Figure, Figures } from './figures';
 import { Icicle } from './icicle';
 import { LiveState } from './live';
 import { DASH, formatEnergy, formatPower, formatTime } from './numbers';
-import type { Beat, Begin, Gone, Layers, Payload } from './payload';
+import type { Beat, Begin, DomainInfo, Gone, Layers, Payload } from './payload';
 import { joined, PowerLine } from './power';
 import { LayerTable } from './table';
 import { branches } from './tree';
@@ -67,6 +67,9 @@ export class ReportView extends View {
     super();
     this.node.append(this.head(), this.figures.node);
     this.figures.show(reportFigures(payload));
+    for (const note of payload.notes ?? []) {
+      this.add(h('div', { class: 'tw-note' }, note));
+    }
     this.add(domains(payload));
     if (payload.curves.some(curve => curve.t_s.length > 0)) {
       this.node.append(h('h4', {}, 'Power'), this.power.node);
@@ -173,12 +176,11 @@ export class LiveView extends View {
 
 function reportFigures(payload: Payload): readonly Figure[] {
   const { energy, carbon } = payload;
-  const interval = energy.bounds_90_j ? "90 % interval, the meters' bands included" : '';
   return [
     {
       label: 'energy',
       value: energy.text,
-      detail: energy.provenance ? interval : 'nothing was metered',
+      detail: energy.provenance ? (energy.systematic_text ?? '') : 'nothing was metered',
       known: energy.provenance
     },
     {
@@ -197,6 +199,13 @@ function reportFigures(payload: Payload): readonly Figure[] {
   ];
 }
 
+function shareOf(one: DomainInfo): string {
+  if (one.counted === false) {
+    return 'not in the total';
+  }
+  return one.share === null ? '' : `${(one.share * 100).toFixed(1)} %`;
+}
+
 function domains(payload: Payload): HTMLElement | null {
   if (payload.domains.length + payload.unavailable.length === 0) {
     return null;
@@ -212,7 +221,7 @@ function domains(payload: Payload): HTMLElement | null {
         ' ',
         h('span', { class: 'tw-chip' }, one.provenance),
         ' ',
-        one.share === null ? '' : `${(one.share * 100).toFixed(1)} %`
+        shareOf(one)
       ),
       h('div', { class: 'tw-domain-value' }, one.text),
       h('div', { class: 'tw-note' }, one.sentence),

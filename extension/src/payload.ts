@@ -12,6 +12,7 @@ export interface Booked {
   readonly fqn: string;
   readonly class: string;
   readonly self_j: ByPhase;
+  /** What another repeat would give, 90 %, by phase. */
   readonly interval_j?: Readonly<Record<string, readonly [Joules, Joules]>>;
   readonly calls: number;
   readonly provenance: string | null;
@@ -21,6 +22,8 @@ export interface Booked {
 export interface LayerRow extends Booked {
   readonly name: string;
   readonly parent: number | null;
+  /** Its order cannot be told from that of the layer with the next more joules. */
+  readonly tied?: boolean;
   readonly total_j: ByPhase;
   /** The part of `total_j` that is known to be static power; `static_whole` says whether all of it is known. */
   readonly static_j?: ByPhase;
@@ -36,6 +39,9 @@ export interface Layers {
 export interface DomainInfo {
   readonly domain: string;
   readonly energy_j: Joules;
+  readonly interval_90_j?: readonly [Joules, Joules] | null;
+  /** False for a domain with books of its own beside the total; missing in reports of older versions. */
+  readonly counted?: boolean;
   readonly share: number | null;
   readonly provenance: string;
   readonly meter: string;
@@ -74,10 +80,16 @@ export interface Payload extends Layers {
   readonly duration_s: number | null;
   readonly energy: {
     readonly value_j: Joules;
-    readonly bounds_90_j: readonly [Joules, Joules] | null;
+    /** What another repeat of the run would give, 90 %: the basis of every interval of a layer. */
+    readonly interval_90_j?: readonly [Joules, Joules] | null;
+    /** What another meter would say: the meters' bands, stated beside the total and nowhere else. */
+    readonly systematic_j?: readonly [Joules, Joules] | null;
+    readonly systematic_text?: string;
     readonly provenance: string | null;
     readonly text: string;
   };
+  /** What the total does and does not contain, in sentences; missing in reports of older versions. */
+  readonly notes?: readonly string[];
   readonly power_w: number | null;
   readonly carbon: { readonly value_g: number | null; readonly text: string; readonly how: string };
   readonly rates: readonly { readonly label: string; readonly value: string; readonly detail: string }[];

@@ -1,4 +1,4 @@
-/** The layers as a table: sorted by a click, searched, opened; bars, and the 90 % interval of what a layer itself used. */
+/** The layers as a table: sorted by a click, searched, opened; bars, and what a repeat would give of what a layer itself used. */
 
 import { arrange, h, say, set } from './dom';
 import { formatEnergy, formatInterval, formatShare } from './numbers';
@@ -23,7 +23,7 @@ const COLUMNS: readonly Column[] = [
     title: 'static',
     hint: 'the part of the total that the device draws when nothing runs; ≥ where not every domain says'
   },
-  { key: 'self', title: 'self', hint: 'without what is inside it, with its 90 % interval' },
+  { key: 'self', title: 'self', hint: 'without what is inside it; below it 90 % of repeats' },
   { key: 'calls', title: 'calls', hint: 'forward calls' }
 ];
 
@@ -244,6 +244,8 @@ export class LayerTable {
   }
 }
 
+const TIED = 'may as well come before the layer above: the interval of their difference includes 0';
+
 function makeRow(key: string): Drawn {
   const twist = h('span', { class: 'tw-twist', 'aria-hidden': 'true' });
   const name = h('span', { class: 'tw-fqn' });
@@ -265,9 +267,9 @@ function makeRow(key: string): Drawn {
       });
       first.style.paddingLeft = `${6 + line.depth * 14}px`;
       say(twist, branch.children.length ? (line.open ? '▾' : '▸') : '');
-      say(name, branch.name);
+      say(name, branch.tied ? `${branch.name} ~` : branch.name);
       say(kind, branch.className);
-      set(name, { title: branch.fqn });
+      set(name, { title: branch.tied ? `${branch.fqn}: ${TIED}` : branch.fqn });
     }
   };
 }
@@ -325,7 +327,7 @@ function paintSelf(cell: HTMLElement, branch: Branch): void {
   say(knownBy, branch.provenance ?? '');
   const text = branch.interval ? formatInterval(...branch.interval) : '';
   say(bounds, text);
-  set(bounds, { title: text ? '90 % interval' : null });
+  set(bounds, { title: text ? '90 % of repeats' : null });
 }
 
 function sum(list: readonly Branch[]): number {

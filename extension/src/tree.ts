@@ -26,6 +26,8 @@ export interface Branch {
   readonly calls: number | null;
   readonly provenance: string | null;
   readonly children: readonly Branch[];
+  /** Its order cannot be told from that of the layer with the next more joules. */
+  readonly tied?: boolean;
 }
 
 /** Build the branches of a report, most joules first: modules, then reserved names, then what was folded. */
@@ -55,6 +57,7 @@ function branch(row: LayerRow, children: readonly Branch[]): Branch {
     parts: parts(row.total_j, row.static_j ?? {}),
     staticJ: staticOf(row.static_j ?? {}),
     staticWhole: row.static_whole ?? false,
+    tied: row.tied ?? false,
     children
   };
 }

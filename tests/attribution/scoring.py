@@ -19,7 +19,7 @@ class Score:
     ew: float
     top10: float
     time_share: float
-    inside: float  # share of 90 % intervals that hold the truth
+    inside: float  # share of 90 % systematic bands that hold the truth
     z_rms: float
     fitted: bool
     total_rel: float  # metered against true
@@ -39,8 +39,8 @@ def score(simulated, known=NOTHING) -> Score:
     slots = [s for s, j in simulated.truth_j.items() if j > 0]
     truth = np.array([simulated.truth_j[s] for s in slots])
     found = np.array([rows[s].energy_self_j if s in rows else 0.0 for s in slots])
-    low = np.array([rows[s].energy_self_lo_j for s in slots])
-    high = np.array([rows[s].energy_self_hi_j for s in slots])
+    low = np.array([rows[s].energy_systematic_lo_j for s in slots])
+    high = np.array([rows[s].energy_systematic_hi_j for s in slots])
     time_s = np.array([rows[s].time_self_s for s in slots])
     # Time share as a stranger would do it: the metered joules less the true idle ones, by time.
     idle = rows.get(Slot(IDLE, "other"))

@@ -261,7 +261,7 @@ def _recording(power, energy, sensor, total_s, rng):
     if sensor.ring_s is not None:
         series.append(_ring(sensor, total_s, grid, seen, rng))
     channels = tuple(s.channel for s in series)
-    meter = Meter(GPU, channels, "measured", "device", sensor.model, vendor="nvidia")
+    meter = Meter(GPU, channels, "measured", "device", sensor.model, vendor="nvidia", accuracy_rel=(0.0, 0.0))
     return Recording((meter,), tuple(series)), at
 
 

@@ -17,7 +17,7 @@ def table(name):
         return list(csv.DictReader(file))
 
 
-counted = {row["device_id"] for row in table("device") if row["counts_toward_total"] == "true"}
+counted = {row["device_id"] for row in table("device") if row["counted"] == "true"}
 
 with gzip.open(bundle / "sample.csv.gz", "rt", newline="", encoding="utf-8") as file:
     from_power_j, before = 0.0, {}

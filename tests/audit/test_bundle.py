@@ -36,7 +36,7 @@ def frame(folder, table):
 
 def test_layers_add_up_to_devices_and_devices_to_the_run(folder):
     layer, device = frame(folder, "layer"), frame(folder, "device")
-    counted = device[device.counts_toward_total]
+    counted = device[device.counted]
     by_device = layer.groupby("device_id").energy_self_j.agg(fsum)
     for row in counted.itertuples():
         assert isclose(by_device[row.device_id], row.energy_j, rel_tol=1e-9)
@@ -49,7 +49,7 @@ def test_layers_add_up_to_devices_and_devices_to_the_run(folder):
 def test_the_last_sample_of_a_counted_device_is_its_energy(folder):
     last = frame(folder, "sample").groupby("device_id", observed=True).energy_j.last()
     for row in frame(folder, "device").itertuples():
-        if row.counts_toward_total:
+        if row.counted:
             assert isclose(last[row.device_id], row.energy_j, rel_tol=1e-9)
 
 
@@ -140,7 +140,7 @@ def test_a_metered_domain_inside_another_is_not_counted(tmp_path):
     report = sample_report()
     less = replace(report, ledgers=report.ledgers[:1], impacts=())
     bundle = read_bundle(write_bundle(less, tmp_path / "audit"))
-    counted = {row["device_id"]: row["counts_toward_total"] for row in bundle["device"] if row["energy_j"]}
+    counted = {row["device_id"]: row["counted"] for row in bundle["device"] if row["energy_j"]}
     assert counted == {"gpu:0": True, "cpu:0": False, "ram": False}
     assert bundle.run["energy_it_j"] == pytest.approx(less.ledgers[0].energy_j)
 

@@ -172,7 +172,7 @@ DEFECTS = {
         ("FORM", "event.csv", None, "", "cannot be read"),
     ),
     # keys and references
-    "a row twice": (twice("layer.csv", 5), ("KEY", "layer.csv", 6, "run_id,device_id,fqn,phase", "the same key")),
+    "a row twice": (twice("layer.csv", 5), ("KEY", "layer.csv", 6, "run_id,device_id,fqn,phase,stage", "the same key")),
     "rows in another order": (
         swap_rows("hourly.csv", 1, 2),
         ("KEY", "hourly.csv", 2, "run_id,hour_utc,device_id", "out of the order"),
@@ -212,8 +212,8 @@ DEFECTS = {
         ("SUM", "hourly.csv", None, "energy_j", "gpu:0 do not add up"),
     ),
     "a device taken out of the total": (
-        set_cell("device.csv", RAM_ROW, "counts_toward_total", "false"),
-        ("SUM", "layer.csv", None, "device_id", "does not count"),
+        set_cell("device.csv", RAM_ROW, "counted", "false"),
+        ("DERIVED", "run.csv", 1, "energy_it_j", "other tables"),
     ),
     "more joules in a window than in the run": (
         set_cell("window.csv", 1, "energy_j", "99999.0"),
@@ -349,9 +349,11 @@ def matches(finding, code, file, row, column, reason):
 
 # Computed again somewhere. Layers' intervals and nested windows are not: they are the fit's and the sensor's word.
 JOULES = {
-    "run.csv": "energy_it_j energy_it_u_j energy_it_lo_j energy_it_hi_j energy_accelerator_j energy_cpu_j "
+    "run.csv": "energy_it_j energy_it_u_j energy_it_lo_j energy_it_hi_j energy_it_reading_u_j "
+    "energy_it_systematic_lo_j energy_it_systematic_hi_j energy_accelerator_j energy_cpu_j "
     "energy_dram_j energy_unattributed_j energy_facility_j",
-    "device.csv": "energy_j energy_u_j cross_check_j counter_difference_j counter_unit_j",
+    "device.csv": "energy_j energy_u_j energy_lo_j energy_hi_j reading_u_j "
+    "energy_systematic_lo_j energy_systematic_hi_j cross_check_j counter_difference_j counter_unit_j",
     "layer.csv": "energy_self_j energy_static_j energy_dynamic_j energy_share energy_per_call_j",
     "hourly.csv": "energy_j",
     "impact.csv": "value per_unit_value",

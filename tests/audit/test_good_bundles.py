@@ -55,9 +55,10 @@ def minilm(request, target):
 def two_gpus(request, target):
     simnvml, run_sim = request.getfixturevalue("simnvml"), request.getfixturevalue("run_sim")
     trace = simnvml.Trace.bursts(base=100.0, high=600.0, on=0.030, period=0.130)
-    scenario = simnvml.Scenario().gpu("hopper", trace, noise_w=2.0).gpu("ga100", trace, noise_w=2.0)
+    used = {"noise_w": 2.0, "proc": "self 4g 90 C"}  # by whoever looks: the sampler is a child of the run
+    scenario = simnvml.Scenario().gpu("hopper", trace, **used).gpu("ga100", trace, **used)
     run_sim(scenario, TWO_GPUS.format(target=str(target)))
-    counted = [row["device_id"] for row in read_bundle(target)["device"] if row["counts_toward_total"]]
+    counted = [row["device_id"] for row in read_bundle(target)["device"] if row["counted"]]
     assert {"gpu:0", "gpu:1"} <= set(counted)
 
 

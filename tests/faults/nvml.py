@@ -32,11 +32,19 @@ SECONDS = 4.0
 SHOWN = {1, 3, 4, 15, 999}
 
 
-def _scenario(folder: Path, lines: Sequence[str] = (), first: Sequence[str] = (), *, arch: str = "ideal") -> None:
-    """Write two GPUs; `lines` are of the whole library, `first` of the first GPU, which is the one that fails."""
+def _scenario(
+    folder: Path,
+    lines: Sequence[str] = (),
+    first: Sequence[str] = (),
+    *,
+    arch: str = "ideal",
+    users: Sequence[str] = ("self", "self"),
+) -> None:
+    """Write two GPUs and who uses them; `lines` are of the library, `first` of the first GPU, which is what fails."""
     text = [f"epoch {UNIX_NS}", f"clock file {folder / 'clock'}", *lines]
     for index, watts in enumerate(WATTS):
         text += [f"gpu {arch}", "name NVIDIA SimGPU", "noise_w 2", "phase 0", f"seg 0 {watts}"]
+        text.append(f"proc {users[index]} 4g 90 C")
         text += first if index == 0 else ()
     path = folder / "scenario"
     path.write_text("\n".join(text) + "\n")
@@ -63,10 +71,11 @@ def gpus(
     seconds: float = SECONDS,
     arch: str = "ideal",
     parts: Sequence[tuple[str, float, float]] = (),
+    users: Sequence[str] = ("self", "self"),
 ) -> Report:
     """Meter two GPUs of 250 and 400 W for some virtual seconds; `later` replaces the faults after discovery."""
     clock = _clock(folder)
-    _scenario(folder, lines, first, arch=arch)
+    _scenario(folder, lines, first, arch=arch, users=users)
     found = discover_nvml({})
     bench = Bench(found, seconds, (clock,))
     if later is not None:
@@ -206,3 +215,31 @@ def for_a_while(folder: Path) -> Iterator[Seen]:
         assert "CROSS_CHECK" not in {e.code for e in report.events}
         assert report.ledgers[0].is_whole
         yield both(report, code)
+
+
+@fault(
+    GROUP,
+    "a card whose processes cannot be seen from here, as in a container",
+    sees="`DEVICE_USER_UNKNOWN`, and the head of the report says that the card may be others'",
+    keeps="its joules, in the total",
+    proofs=["tests/meters/test_others.py::test_a_card_whose_processes_cannot_be_seen_counts_and_the_head_says_so"],
+)
+def hidden_users(folder: Path) -> Iterator[Seen]:
+    report = gpus(folder, users=("4194303", "self"), seconds=2)
+    assert [str(led.domain) for led in report.counted] == ["gpu:0", "gpu:1"]
+    assert [e.subject for e in report.events if e.code == "DEVICE_USER_UNKNOWN"] == ["gpu:0"]
+    yield both(report)
+
+
+@fault(
+    GROUP,
+    "a card that only others use",
+    sees="its joules in `(other processes)`, and in the head of the report that they are not in the total",
+    keeps="its books beside the total",
+    proofs=["tests/meters/test_others.py::test_a_card_of_others_keeps_its_joules_outside_of_the_total"],
+)
+def users_are_others(folder: Path) -> Iterator[Seen]:
+    report = gpus(folder, users=("1", "self"), seconds=2)  # process 1 is there, and no child of this one
+    assert [str(led.domain) for led in report.counted] == ["gpu:1"]
+    assert {entry.fqn for led in report.ledgers for entry in led.entries if not led.counted} == {"(other processes)"}
+    yield both(report)

@@ -135,7 +135,7 @@ def devices_by_polars(root):
     facts = runs(root).select("run_id", "project", "date", "month", "adds", "duration_s")
     found = (
         scan(root, "device")
-        .filter("counts_toward_total")
+        .filter("counted")
         .join(facts, on=["run_id", "project", "date"])
         .with_columns(device_model=pl.col("model").fill_null("(unknown)"))
         .group_by(keys)

@@ -351,7 +351,7 @@ def test_what_is_missing_is_one_clear_error(tmp_path, runs, lake, monkeypatch):
 
 def test_a_lake_of_a_later_version_is_refused(lake, runs):
     lake.make()
-    (lake.files.root / "torchwatt-lake.json").write_text('{"format": "torchwatt-lake", "version": 2}\n')
+    (lake.files.root / "torchwatt-lake.json").write_text('{"format": "torchwatt-lake", "version": 3}\n')
     with pytest.raises(BundleError, match="another version"):
         ingest(lake, [runs])
 

@@ -65,7 +65,8 @@ def launch(simnvml: Any, powercap: FakePowercap, folder: Path, args: list[str], 
     scenario = simnvml.Scenario()
     for n in range(gpus):
         trace = simnvml.Trace.bursts(base=80.0 + 10 * n, high=400.0 + 50 * n, on=0.03 + 0.01 * n, period=0.13)
-        scenario.gpu("ideal", trace, noise_w=2.0, uuid=f"GPU-aaaaaaaa-0000-0000-0000-00000000000{n}")
+        uuid = f"GPU-aaaaaaaa-0000-0000-0000-00000000000{n}"
+        scenario.gpu("ideal", trace, noise_w=2.0, uuid=uuid, proc="self 4g 90 C")  # a rank's sampler is a child of it
     env = environment(TORCHWATT_POWERCAP_ROOT=str(powercap.root), CUDA_DEVICE_ORDER="PCI_BUS_ID")
     simulated = {
         name: value

@@ -80,7 +80,7 @@ def test_the_machines_package_and_memory_are_counted_once(whole, block):
 def test_a_gpu_of_no_rank_is_metered_once_and_stays_outside_of_the_total(whole):
     bundle = read_bundle(whole.folder / "merged")
     device = {row["device_id"]: row for row in bundle["device"]}
-    assert device["gpu:4"]["counts_toward_total"] is False
+    assert device["gpu:4"]["counted"] is False
     assert device["gpu:4"]["energy_j"] > 0
     assert "DEVICE_OF_NO_RANK" in {row["code"] for row in bundle["event"]}
 

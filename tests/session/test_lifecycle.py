@@ -455,6 +455,6 @@ def test_a_meter_without_a_band_leaves_the_total_without_an_interval():
     from tests.support.reports import sample_report
 
     report = sample_report()
-    assert report.energy_bounds_j is not None
+    assert report.systematic_j is not None
     unknown = tuple(replace(meter, accuracy_rel=None) for meter in report.meters)
-    assert replace(report, meters=unknown).energy_bounds_j is None
+    assert replace(report, meters=unknown).systematic_j is None

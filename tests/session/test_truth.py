@@ -146,7 +146,7 @@ def test_the_files_add_up(tree, tmp_path):
     tables = {path.stem: pd.read_csv(path) for path in (tmp_path / "audit").glob("*.csv")}
     assert set(tables) == {"run", "device", "window", "layer", "hourly", "factor", "impact", "event"}
     tables["sample"] = pd.read_parquet(tmp_path / "audit" / "sample.parquet")
-    counted = tables["device"][tables["device"].counts_toward_total & tables["device"].energy_j.notna()]
+    counted = tables["device"][tables["device"].counted & tables["device"].energy_j.notna()]
     for _, device in counted.iterrows():
         of_device = tables["layer"][tables["layer"].device_id == device.device_id]
         assert isclose(fsum(of_device.energy_self_j), device.energy_j, rel_tol=1e-9)

@@ -7,12 +7,13 @@ from math import fsum, sin
 
 import numpy as np
 
+from torchwatt.attribution.bands import with_bands
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter, SamplerStats, Unavailable
 from torchwatt.core.report import Report, Step, Window
-from torchwatt.core.terms import Domain
+from torchwatt.core.terms import TRAIN, VALIDATION, Domain
 from torchwatt.core.trace import ModuleInfo
 
 GPU, CPU, RAM = Domain("gpu", 0), Domain("cpu", 0), Domain("ram")
@@ -63,7 +64,7 @@ def sample_report(**changes) -> Report:
         start_ns=START_NS,
         end_ns=START_NS + int(DURATION_S * 1e9),
         start_unix_ns=1_795_500_000_123_456_789,
-        ledgers=tuple(_ledger(curve) for curve in curves),
+        ledgers=with_bands((_ledger(curve) for curve in curves), _meters()),
         curves=curves,
         meters=_meters(),
         unavailable=(
@@ -92,6 +93,7 @@ def sample_report(**changes) -> Report:
         units={"token": 1_310_720.0},
         sampler=SamplerStats("process", 0.31, 24.2, {"gpu:0/energy": 480}, {"gpu:0/energy": 2}),
         tracing_cost_s=0.19,
+        traced_steps=9,
         software={"torchwatt": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "os": "Linux 6.8", "host": "node-17"},
     )
     return replace(_with_carbon(report), **changes)
@@ -178,6 +180,8 @@ def _ledger(curve: EnergyCurve) -> Ledger:
         known_s=DURATION_S if curve.domain != CPU else 23.6,
         window_s=DURATION_S,
         energy_u_j={GPU: 12.0, CPU: 6.5, RAM: 40.0}[curve.domain],
+        energy_lo_j=curve.total_j * 0.97,
+        energy_hi_j=curve.total_j * 1.03,
         static_w={GPU: 81.0, CPU: 31.0, RAM: None}[curve.domain],
         cross_check_j=curve.cross_check_j,
         sentence=f"{curve.domain}: {sentence[curve.domain]}.",
@@ -202,8 +206,8 @@ def _entry(curve: EnergyCurve, fqn: str, phase: str, share: float) -> Entry:
         fqn=fqn,
         phase=phase,
         energy_self_j=energy_j,
-        energy_self_lo_j=energy_j * 0.94 if fitted else None,
-        energy_self_hi_j=energy_j * 1.07 if fitted else None,
+        energy_self_lo_j=energy_j * 0.94,
+        energy_self_hi_j=energy_j * 1.07,
         energy_static_j=energy_j * 0.34 if fitted else None,
         energy_dynamic_j=energy_j * 0.66 if fitted else None,
         time_self_s=DURATION_S * share,
@@ -218,7 +222,13 @@ def _steps(curves: tuple[EnergyCurve, ...]) -> tuple[Step, ...]:
     width_ns = int(22.0e9 / STEPS)
     starts = [START_NS + 1_500_000_000 + i * width_ns for i in range(STEPS)]
     return tuple(
-        Step(i, s, s + width_ns, {str(c.domain): c.between(s, s + width_ns) for c in curves})
+        Step(
+            i,
+            s,
+            s + width_ns,
+            {str(c.domain): c.between(s, s + width_ns) for c in curves},
+            stage=VALIDATION if i % 5 == 4 else TRAIN,
+        )
         for i, s in enumerate(starts)
     )
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import fsum, isclose
 
 import pytest
@@ -7,9 +8,10 @@ from hypothesis import strategies as st
 from tests.support.reports import bare_report, named_report, sample_report
 from torchwatt.core.ledger import Entry
 from torchwatt.core.terms import PHASES, RESERVED, ROOT, Domain, Slot
-from torchwatt.views import LAYER_COLUMNS, layer_rows
+from torchwatt.views import LAYER_COLUMNS, layer_rows, to_text
 from torchwatt.views.curve import extremes, ticks
-from torchwatt.views.layers import class_names, fold, layer_sums
+from torchwatt.views.layers import class_names, fold, layer_sums, tied, ties
+from torchwatt.views.summary import domains, step_rates
 from torchwatt.views.tree import totals, tree
 
 parts = st.sampled_from(["a", "b", "c", "0", "1"])
@@ -95,10 +97,47 @@ def test_a_container_counts_its_children_and_itself_once():
 
 
 def test_an_interval_is_unknown_where_one_domain_has_none():
-    layers = {layer.fqn: layer for layer in layer_sums(sample_report())}
+    report = sample_report()
+    gpu, *others = report.ledgers
+    unknown = tuple(replace(entry, energy_self_lo_j=None, energy_self_hi_j=None) for entry in gpu.entries)
+    layers = {x.fqn: x for x in layer_sums(replace(report, ledgers=(replace(gpu, entries=unknown), *others)))}
     assert layers["head"].phases["forward"].lo_j is None
     assert layers["head"].provenance == "apportioned"
     assert "backward" not in layers["frozen_probe"].phases
+
+
+def test_layers_whose_order_cannot_be_told_are_tied():
+    layers = [layer for layer in layer_sums(sample_report()) if not layer.reserved]
+    found = ties(layers)
+    assert {"blocks.1.mlp.fc1", "blocks.0.mlp.fc2"} <= found
+    assert not {"head", "blocks.0.mlp.fc1"} & found
+    rows = [row for row in layer_rows(sample_report()) if row["domain"] == "gpu:0"]
+    assert [row["tied"] for row in rows[:3]] == [False, False, True]  # -6..+7 % of 6.8, 5.8 and 5.7 %
+    assert tied((10.0, 1.0), (8.9, 0.5))
+    assert not tied((10.0, 1.0), (8.9, 0.3))
+    assert not tied((10.0, None), (10.0, 0.3))
+
+
+def test_a_domain_that_is_not_counted_is_shown_and_in_no_sum():
+    report = sample_report()
+    gpu, *others = report.ledgers
+    apart = replace(report, ledgers=(replace(gpu, counted=False), *others))
+    assert apart.energy_j == pytest.approx(report.energy_j - gpu.energy_j)
+    assert {row["domain"] for row in layer_rows(apart)} == {"cpu:0", "ram"}
+    assert fsum(layer.energy_j for layer in layer_sums(apart)) == pytest.approx(apart.energy_j)
+    assert domains(apart)[-1].domain == "gpu:0"
+    assert domains(apart)[-1].share == "not counted"
+    assert "5.46 kJ" in to_text(apart)
+
+
+def test_steps_of_unlike_stages_are_never_one_number():
+    report = sample_report()
+    labels = [rate.label for rate in step_rates(report)]
+    assert labels == ["per training step", "per validation step"]
+    assert step_rates(report)[0].detail.endswith("32 of 40 steps of 550 ms")
+    alike = replace(report, steps=tuple(replace(step, stage="train") for step in report.steps))
+    assert [rate.label for rate in step_rates(alike)] == ["per step"]
+    assert step_rates(replace(report, steps=())) == ()
 
 
 def test_aliases_have_the_class_of_their_module():

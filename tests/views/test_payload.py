@@ -39,7 +39,14 @@ def test_a_number_that_is_sent_is_shown_as_python_shows_it(energy_j):
 
 def test_missing_is_null():
     value = to_payload(bare_report())
-    assert value["energy"] == {"value_j": None, "bounds_90_j": None, "provenance": None, "text": "—"}
+    assert value["energy"] == {
+        "value_j": None,
+        "interval_90_j": None,
+        "systematic_j": None,
+        "systematic_text": "",
+        "provenance": None,
+        "text": "—",
+    }
     assert value["carbon"]["value_g"] is None
     assert "region=" in value["carbon"]["how"]
     assert value["layers"] == value["curves"] == []

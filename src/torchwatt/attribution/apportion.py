@@ -14,15 +14,17 @@ from torchwatt.attribution.exposure import Exposure
 from torchwatt.attribution.fit import Fit
 from torchwatt.core.meter import FloatArray
 
-Z90 = 1.6448536269514722  # two-sided 90 % of a normal distribution
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Booked:
-    """Joules per slot, and their standard deviation where it is known."""
+    """Joules per slot, and their standard deviations where they are known.
+
+    `sd_j` is how far they may be from the true ones, `sampling_j` how far the fit of another repeat's readings may be.
+    """
 
     energy_j: FloatArray
     sd_j: FloatArray | None
+    sampling_j: FloatArray
 
 
 def apportion(exposure: Exposure, fit: Fit) -> Booked:
@@ -36,10 +38,16 @@ def apportion(exposure: Exposure, fit: Fit) -> Booked:
     booked = exposure.seconds * power_w[exposure.column] * share[exposure.row]
     energy_j = np.asarray(np.bincount(exposure.column, booked, exposure.columns), dtype=np.float64)
     if fit.covariance is None:
-        return Booked(energy_j, None)
-    variance = _split_variance(exposure, fit.covariance, power_w, share, drawn)
-    variance += fit.noise_j**2 / 2 * _reading_weight(exposure, power_w, drawn)
-    return Booked(energy_j, np.asarray(np.sqrt(np.maximum(variance, 0.0)), dtype=np.float64))
+        return Booked(energy_j, None, np.zeros(len(energy_j)))
+    reading = fit.noise_j**2 / 2 * _reading_weight(exposure, power_w, drawn)
+    sd_j = _root(_split_variance(exposure, fit.covariance, power_w, share, drawn) + reading)
+    if fit.sampling is None:
+        return Booked(energy_j, sd_j, np.zeros(len(energy_j)))
+    return Booked(energy_j, sd_j, _root(_split_variance(exposure, fit.sampling, power_w, share, drawn) + reading))
+
+
+def _root(variance: FloatArray) -> FloatArray:
+    return np.asarray(np.sqrt(np.maximum(variance, 0.0)), dtype=np.float64)
 
 
 def _split_variance(

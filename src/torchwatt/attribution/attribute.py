@@ -6,11 +6,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from torchwatt.attribution.bands import with_bands
 from torchwatt.attribution.covered import without
 from torchwatt.attribution.curves import Metered, dated, integral_between, metered
 from torchwatt.attribution.device_ledger import device_ledger
+from torchwatt.attribution.device_users import set_apart, uses
 from torchwatt.attribution.known import NOTHING, Known
+from torchwatt.attribution.modules import contained, homes
 from torchwatt.attribution.power import integrate, usable
+from torchwatt.attribution.scopes import by_scope
 from torchwatt.attribution.sentence import how_known
 from torchwatt.attribution.split import Split, split
 from torchwatt.core.curve import EnergyCurve
@@ -20,7 +24,9 @@ from torchwatt.core.meter import Event, Meter, Recording, Unavailable
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 
-PROCESS_CPU = "process/process_cpu"
+PROCESS_CPU, CHILDREN_CPU = "process/process_cpu", "process/children_cpu"
+# Below this part of one CPU, or of the CPU time of the process and its children, children are not worth a sentence.
+CHILDREN_SHARE = 0.05
 # Host spans say when the CPU worked. A GPU runs its kernels later: without a device timeline its joules have no layer.
 HOST_KINDS = frozenset({"cpu", "dram", "ram"})
 
@@ -33,6 +39,7 @@ class Attribution:
     curves: tuple[EnergyCurve, ...]
     unavailable: tuple[Unavailable, ...]
     events: tuple[Event, ...]
+    meters: tuple[Meter, ...] = ()  # as they were understood: a counter may turn out to be a module's
 
 
 def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, known: Known = NOTHING) -> Attribution:
@@ -41,10 +48,14 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
     Readings before `start_ns` are the quiet baseline and those after `end_ns` let slow counters publish; neither is
     booked. A device is split by its activity in the trace, the host by the trace's spans.
     """
+    scoped = by_scope(recording)
+    recording = scoped.recording
+    used = uses(recording, trace, known.cuda, start_ns, end_ns, known.named)
+    home = homes(recording.meters)
     ledgers: list[Ledger] = []
     curves: list[EnergyCurve] = []
     unavailable: list[Unavailable] = []
-    events: list[Event] = []
+    events: list[Event] = [*scoped.events, *_children(recording, start_ns, end_ns)]
     for meter in recording.meters:
         if all(channel.quantity == "gauge" for channel in meter.channels):
             continue  # tells what happened, meters no energy
@@ -63,9 +74,32 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
             ledgers.append(_host_ledger(found, blank, split(curve, trace, recording.get(PROCESS_CPU))))
         else:
             ledger, said = device_ledger(found, blank, curve, recording, trace, known)
+            ledger, told = set_apart(ledger, used.get(str(meter.domain)), home.get(str(meter.domain), ""))
             ledgers.append(ledger)
-            events += said
-    return Attribution(tuple(ledgers), tuple(curves), tuple(unavailable), tuple(events))
+            events += (*said, *(replace(event, t_ns=end_ns) for event in told))
+    whole = contained(ledgers, curves, recording.meters, trace, recording.get(PROCESS_CPU))
+    return Attribution(
+        with_bands(whole, recording.meters), tuple(curves), tuple(unavailable), tuple(events), recording.meters
+    )
+
+
+def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:
+    """Say how much CPU time child processes used: what they do is not traced, and is not idleness."""
+    found = [recording.get(key) for key in (CHILDREN_CPU, PROCESS_CPU)]
+    if any(series is None or len(series) < 2 for series in found):
+        return []
+    children_s, all_s = (
+        float(np.diff(np.interp([start_ns, end_ns], s.t_ns, np.maximum.accumulate(s.raw) * s.channel.scale))[0])
+        for s in found
+        if s is not None
+    )
+    if children_s <= CHILDREN_SHARE * max((end_ns - start_ns) / NS_PER_S, all_s):
+        return []
+    message = (
+        f"child processes used {children_s:.3g} of the {all_s:.3g} CPU seconds: their work is not traced, and is in "
+        "(unattributed) where this process waited for it"
+    )
+    return [Event(end_ns, "info", "CHILD_PROCESSES", "run", message)]
 
 
 def _metered(meter: Meter, recording: Recording) -> Metered | Unavailable:
@@ -127,7 +161,9 @@ def _blank(found: Metered, curve: EnergyCurve, recording: Recording, start_ns: i
 
 
 def _host_ledger(found: Metered, blank: Ledger, host: Split) -> Ledger:
-    ledger = replace(blank, energy_j=host.curve.total_j, entries=host.entries(blank.static_w))
+    entries = host.entries(blank.static_w, found.meter.accuracy_rel)
+    lo_j, hi_j = host.interval_j
+    ledger = replace(blank, energy_j=host.curve.total_j, energy_lo_j=lo_j, energy_hi_j=hi_j, entries=entries)
     return replace(ledger, sentence=how_known(found, ledger, host.fit))
 
 

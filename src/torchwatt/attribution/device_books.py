@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum
 
 import numpy as np
 
-from torchwatt.attribution.apportion import Z90
+from torchwatt.attribution.bands import Band, banded
 from torchwatt.attribution.covered import clip, stretches, without
 from torchwatt.attribution.device import DeviceFit, fit_device
 from torchwatt.attribution.estimate import Estimate
+from torchwatt.attribution.exposure import expose
 from torchwatt.attribution.guards import SHOW_GROUP, SHOW_SELF, measured_share
 from torchwatt.attribution.known import Known
 from torchwatt.attribution.posterior import hold_to_total, lift_to_idle
+from torchwatt.attribution.repeats import Spread, grid_of, spread_of, student
+from torchwatt.attribution.timeline import Pieces, gaps
 from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Entry
-from torchwatt.core.meter import FloatArray, Series
+from torchwatt.core.meter import FloatArray, IntArray, Series
+from torchwatt.core.report import Z90
 from torchwatt.core.terms import IDLE, RESERVED, ROOT, UNATTRIBUTED, Slot
+from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 
 # A sensor's own gain, in which metered total and readings may differ (arXiv 2312.02741: 5 % is typical).
@@ -34,7 +39,8 @@ class DeviceBooks:
     curve: EnergyCurve
     fit: DeviceFit
     energy_j: FloatArray  # (S + 1,)
-    sd_j: FloatArray
+    sd_j: FloatArray  # how far they may be from the true ones
+    sampling_j: FloatArray  # how far the fit of another repeat may be from this one
     share_j: FloatArray  # by time
     time_s: FloatArray
     carried: FloatArray  # part of each slot's time that was carried over
@@ -42,6 +48,20 @@ class DeviceBooks:
     measured_in: tuple[str, ...]
     unwatched_j: float
     unwatched_s: float
+    spread: Spread | None  # of the slots, of (idle), and of what was not watched; None where it cannot be told
+
+    @property
+    def half_j(self) -> FloatArray | None:
+        """Return half the 90 % intervals of the rows, and of what was not watched: what another repeat would give."""
+        return self.spread.half_j(np.append(self.sampling_j, 0.0)) if self.spread is not None else None
+
+    @property
+    def interval_j(self) -> tuple[float, float] | tuple[None, None]:
+        """Return what another repeat would give of the device, 90 %."""
+        if self.spread is None:
+            return None, None
+        half_j = self.spread.total_half_j(self.curve.u_j)
+        return max(self.curve.total_j - half_j, 0.0), self.curve.total_j + half_j
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -50,7 +70,7 @@ class DeviceBooks:
 
 
 def device_books(
-    curve: EnergyCurve, activity: Activity, power: Series | None, family: str | None, known: Known
+    curve: EnergyCurve, activity: Activity, trace: Trace, power: Series | None, family: str | None, known: Known
 ) -> DeviceBooks | None:
     """Split a device's curve; None where nothing of it was watched."""
     unheard = curve.unheard_ns()
@@ -64,24 +84,63 @@ def device_books(
     jacobian = _jacobian(fit, watched_s)
     share_j = _by_time(fit, jacobian, watched_j)
     if fit.estimate is not None and not fit.reason:
-        energy_j, sd_j = _by_fit(fit.estimate, jacobian, watched_j)
+        energy_j, sd_j, sampling_j = _by_fit(fit.estimate, jacobian, watched_j)
     else:
-        energy_j, sd_j = share_j, TIME_SHARE_SD_REL * share_j
+        energy_j, sd_j, sampling_j = share_j, TIME_SHARE_SD_REL * share_j, np.zeros(len(share_j))
     measured, measured_in = _measured(fit, jacobian)
     total_s = (curve.end_ns - curve.start_ns - sum(hi - lo for lo, hi in unheard)) / NS_PER_S
+    time_s = np.append(fit.columns.shared_s, max(watched_s - fit.columns.shared_s.sum(), 0.0))
+    unwatched_j, unwatched_s = curve.total_j - watched_j, max(total_s - watched_s, 0.0)
+    power_w = _ratio(np.append(energy_j, unwatched_j), np.append(time_s, unwatched_s))
     return DeviceBooks(
         curve,
         fit,
         energy_j,
         sd_j,
+        sampling_j,
         share_j,
-        np.append(fit.columns.shared_s, max(watched_s - fit.columns.shared_s.sum(), 0.0)),
+        time_s,
         np.append(_carried(watched), 0.0),
         measured,
         measured_in,
-        curve.total_j - watched_j,
-        max(total_s - watched_s, 0.0),
+        unwatched_j,
+        unwatched_s,
+        _spread(curve, watched, trace, parts, power_w),
     )
+
+
+def _ratio(over: FloatArray, under: FloatArray) -> FloatArray:
+    return np.divide(over, under, out=np.zeros_like(over), where=under > 0)
+
+
+def _spread(curve: EnergyCurve, watched: Activity, trace: Trace, parts: IntArray, power_w: FloatArray) -> Spread | None:
+    """Compare the steps of the run on the device; columns are its slots, (idle) and what was not watched."""
+    grid = grid_of(curve, trace, len(watched.slots), watched.steps)
+    count, energy_j = len(watched.slots), curve.at(grid.t_ns)
+    work = Pieces(watched.start_ns, watched.end_ns, watched.slot, watched.filled, np.ones(len(watched)))
+    lo, hi = gaps(watched.start_ns, watched.end_ns, curve.start_ns, curve.end_ns)
+    nobody = np.zeros(len(lo), dtype=np.int64)
+    still = expose(Pieces(lo, hi, nobody, nobody > 0, np.ones(len(lo))), grid.t_ns, energy_j, 1).mix(np.ones(1))
+    known_s = np.diff(np.interp(grid.t_ns, parts.ravel(), _watched_s(parts)))
+    unknown_s = np.maximum(np.diff(grid.t_ns) / NS_PER_S - known_s, 0.0)
+    seen = expose(work, grid.t_ns, energy_j, count + 2)
+    rows = np.arange(seen.rows)
+    whole = replace(
+        seen,
+        row=np.concatenate((seen.row, rows, rows)),
+        column=np.concatenate((seen.column, np.full(len(rows), count), np.full(len(rows), count + 1))),
+        seconds=np.concatenate((seen.seconds, np.maximum(still - unknown_s, 0.0), unknown_s)),
+        filled_s=np.concatenate((seen.filled_s, np.zeros(2 * len(rows)))),
+    )
+    slots = (*watched.slots, Slot(IDLE, "other"), Slot(UNATTRIBUTED, "other"))
+    return spread_of(whole, power_w, grid, slots, {})
+
+
+def _watched_s(parts: IntArray) -> FloatArray:
+    """Return the seconds watched until each end of the stretches, in order."""
+    long_s = np.diff(parts, axis=1)[:, 0] / NS_PER_S
+    done = np.cumsum(long_s)
+    return np.stack((done - long_s, done), axis=1).ravel()
 
 
 def _jacobian(fit: DeviceFit, watched_s: float) -> FloatArray:
@@ -95,23 +154,21 @@ def _jacobian(fit: DeviceFit, watched_s: float) -> FloatArray:
     return np.concatenate((rows, static_s[:, None]), axis=1)
 
 
-def _by_fit(estimate: Estimate, jacobian: FloatArray, energy_j: float) -> tuple[FloatArray, FloatArray]:
+def _by_fit(estimate: Estimate, jacobian: FloatArray, energy_j: float) -> tuple[FloatArray, FloatArray, FloatArray]:
     time_s = jacobian.sum(axis=0)
     held = lift_to_idle(hold_to_total(estimate.found, time_s, energy_j, GAIN_SD_REL * energy_j))
     booked_j = jacobian @ held.power_w
     # The clusters see what the noise model does not, but they are few: the wider of the two, and Student's t.
     variance = np.maximum(*(_variance(jacobian, matrix) for matrix in (held.robust, held.model)))
-    sd_j = np.sqrt(np.maximum(variance, 0.0)) * _few(estimate.clusters - 1)
-    return booked_j * (energy_j / booked_j.sum()), sd_j
+    few = float(student(max(estimate.clusters - 1, 2))) / Z90
+    sd_j, sampling_j = (
+        np.sqrt(np.maximum(found, 0.0)) * few for found in (variance, _variance(jacobian, held.sampling))
+    )
+    return booked_j * (energy_j / booked_j.sum()), sd_j, sampling_j
 
 
 def _variance(jacobian: FloatArray, covariance: FloatArray) -> FloatArray:
     return np.asarray(np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian, optimize=True), dtype=np.float64)
-
-
-def _few(degrees: int) -> float:
-    """Return how much wider a 90 % interval of Student's t is than the normal's (Cornish and Fisher, 1938)."""
-    return 1.0 + (Z90**2 + 1.0) / (4.0 * max(degrees, 2))
 
 
 def _by_time(fit: DeviceFit, jacobian: FloatArray, energy_j: float) -> FloatArray:
@@ -171,18 +228,23 @@ def _enclosing(fqn: str) -> list[str]:
     return [*(".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)), ROOT]
 
 
-def entries(books: DeviceBooks, static_w: float | None, calls: dict[Slot, int]) -> tuple[Entry, ...]:
-    """Make one entry for every slot that had time or joules."""
+def entries(books: DeviceBooks, static_w: float | None, calls: dict[Slot, int], band: Band | None) -> tuple[Entry, ...]:
+    """Make one entry for every slot that had time or joules; `band` is the meter's."""
     rows = {slot: i for i, slot in enumerate(books.slots)}
-    exact_j = _exact(books)
+    exact_j, half_j = _exact(books), books.half_j
     made = [
-        _entry(books, i, float(exact_j[i]), static_w, calls.get(slot, 0))
+        banded(
+            _entry(books, i, float(exact_j[i]), static_w, calls.get(slot, 0), None if half_j is None else half_j[i]),
+            band,
+            Z90 * float(books.sd_j[i]),
+        )
         for slot, i in rows.items()
         if books.time_s[i] > 0 or exact_j[i] != 0
     ]
     nobody = Slot(UNATTRIBUTED, "other")
     if books.unwatched_s > 0 and nobody not in rows:
-        made.append(_unwatched(books, float(exact_j[-1]), static_w))
+        rest = _unwatched(books, float(exact_j[-1]), static_w, None if half_j is None else half_j[-1])
+        made.append(banded(rest, band))
     return tuple(made)
 
 
@@ -200,19 +262,18 @@ def _exact(books: DeviceBooks) -> FloatArray:
     return energy_j
 
 
-def _entry(books: DeviceBooks, i: int, own_j: float, static_w: float | None, calls: int) -> Entry:
+def _entry(books: DeviceBooks, i: int, own_j: float, static_w: float | None, calls: int, half_j: float | None) -> Entry:
     slot, curve = books.slots[i], books.curve
     time_s = float(books.time_s[i])
     joins = slot == Slot(UNATTRIBUTED, "other")
-    half_j = Z90 * float(books.sd_j[i])
     static_j = min(static_w * time_s, own_j) if static_w is not None else None
     return Entry(
         domain=curve.domain,
         fqn=slot.fqn,
         phase=slot.phase,
         energy_self_j=own_j,
-        energy_self_lo_j=max(own_j - half_j, 0.0),
-        energy_self_hi_j=max(min(own_j + half_j, curve.total_j), own_j),
+        energy_self_lo_j=None if half_j is None else max(own_j - float(half_j), 0.0),
+        energy_self_hi_j=None if half_j is None else own_j + float(half_j),
         energy_static_j=static_j,
         energy_dynamic_j=own_j - static_j if static_j is not None else None,
         time_self_s=time_s + (books.unwatched_s if joins else 0.0),
@@ -226,17 +287,16 @@ def _entry(books: DeviceBooks, i: int, own_j: float, static_w: float | None, cal
     )
 
 
-def _unwatched(books: DeviceBooks, own_j: float, static_w: float | None) -> Entry:
+def _unwatched(books: DeviceBooks, own_j: float, static_w: float | None, half_j: float | None) -> Entry:
     curve = books.curve
-    half_j = Z90 * curve.u_j
     static_j = min(static_w * books.unwatched_s, own_j) if static_w is not None else None
     return Entry(
         curve.domain,
         UNATTRIBUTED,
         "other",
         own_j,
-        max(own_j - half_j, 0.0),
-        own_j + half_j,
+        None if half_j is None else max(own_j - float(half_j), 0.0),
+        None if half_j is None else own_j + float(half_j),
         static_j,
         own_j - static_j if static_j is not None else None,
         books.unwatched_s,

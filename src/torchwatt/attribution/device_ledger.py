@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchwatt.attribution.apportion import Z90
 from torchwatt.attribution.curves import Metered
 from torchwatt.attribution.device_books import DeviceBooks, device_books, entries
 from torchwatt.attribution.kernel import family_of
 from torchwatt.attribution.known import Known
 from torchwatt.attribution.readings import finest
+from torchwatt.attribution.repeats import whole_interval_j
 from torchwatt.attribution.sentence import how_known
 from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
@@ -36,12 +36,16 @@ def device_ledger(
         if why:
             message = f"layers were fitted to polled power, not to the driver's own samples: {why}"
             told = [Event(curve.start_ns, "info", "RING_UNUSED", name, message)]
-        books = device_books(curve, activity, power, family_of(found.meter.model), known)
+        books = device_books(curve, activity, trace, power, family_of(found.meter.model), known)
     if books is None or activity is None:
-        ledger = replace(blank, energy_j=curve.total_j, entries=(_whole(found, curve, blank.static_w),))
+        interval_j = whole_interval_j(curve, trace)
+        lo_j, hi_j = interval_j
+        whole = _whole(found, curve, blank.static_w, interval_j)
+        ledger = replace(blank, energy_j=curve.total_j, energy_lo_j=lo_j, energy_hi_j=hi_j, entries=(whole,))
         return replace(ledger, sentence=how_known(found, ledger, None)), _no_device_timeline(found, curve, trace)
-    rows = entries(books, blank.static_w, _calls(trace, curve))
-    ledger = replace(blank, energy_j=curve.total_j, entries=rows)
+    rows = entries(books, blank.static_w, _calls(trace, curve), found.meter.accuracy_rel)
+    lo_j, hi_j = books.interval_j
+    ledger = replace(blank, energy_j=curve.total_j, energy_lo_j=lo_j, energy_hi_j=hi_j, entries=rows)
     return replace(ledger, sentence=how_known(found, ledger, books)), told + _events(found, curve, activity, books)
 
 
@@ -67,18 +71,19 @@ def _events(found: Metered, curve: EnergyCurve, activity: Activity, books: Devic
     return events
 
 
-def _whole(found: Metered, curve: EnergyCurve, static_w: float | None) -> Entry:
+def _whole(
+    found: Metered, curve: EnergyCurve, static_w: float | None, interval_j: tuple[float, float] | tuple[None, None]
+) -> Entry:
     """Book a domain without a timeline of its own to one row, as measured."""
     known_s = (curve.end_ns - curve.start_ns - sum(hi - lo for lo, hi in curve.unheard_ns())) / NS_PER_S
     static_j = min(static_w * known_s, curve.total_j) if static_w is not None else None
-    half = Z90 * curve.u_j
     return Entry(
         curve.domain,
         UNATTRIBUTED,
         "other",
         curve.total_j,
-        max(curve.total_j - half, 0.0),
-        curve.total_j + half,
+        interval_j[0],
+        interval_j[1],
         static_j,
         curve.total_j - static_j if static_j is not None else None,
         known_s,

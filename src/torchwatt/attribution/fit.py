@@ -20,7 +20,7 @@ from torchwatt.attribution.estimate import first_guess
 from torchwatt.attribution.exposure import Exposure
 from torchwatt.attribution.moments import Moments, moments, nothing
 from torchwatt.attribution.posterior import Posterior, posterior
-from torchwatt.attribution.prior import Structure, covariance, evidence, learn
+from torchwatt.attribution.prior import Structure, covariance, evidence, learn, structure
 from torchwatt.core.meter import FloatArray, IntArray
 
 # Log marginal likelihood that the fit must gain over "all busy slots equal" (natural units; 6 is odds of 400).
@@ -39,22 +39,27 @@ ALONE = Structure(())
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """Watts per slot with covariance; `method` says whether the data could tell the slots apart."""
+    """Watts per slot with covariance; `method` says whether the data could tell the slots apart.
+
+    `covariance` says how far the watts may be from the true ones, `sampling` how far from those of another repeat.
+    """
 
     power_w: FloatArray
-    covariance: FloatArray | None  # None: too many slots; intervals are then unknown
+    covariance: FloatArray | None  # None: too many slots
     method: Literal["fit", "time_share"]
     gain_nats: float
     reason: str
     noise_j: float = 0.0  # sigma: standard deviation of one interval's joules around the model
+    sampling: FloatArray | None = None  # None: time is shared, and says the same of every repeat
 
 
-def fit_power(exposure: Exposure, idle: np.ndarray) -> Fit:
+def fit_power(exposure: Exposure, idle: np.ndarray, group: IntArray | None = None) -> Fit:
     """Estimate the power of every slot.
 
     Args:
         exposure: The readings of one domain.
         idle: One flag per slot: nothing runs there, so its power has a mean of its own.
+        group: One number per slot, the same for alike modules, whose powers are alike a priori; -1 has no like.
     """
     flat_w = np.full(exposure.columns, exposure.energy_j.sum() / max(exposure.length_s.sum(), 1e-12))
     if exposure.columns > MAX_SLOTS:
@@ -64,7 +69,7 @@ def fit_power(exposure: Exposure, idle: np.ndarray) -> Fit:
     mean_w, idle_sd_w = _means(total)
     if exposure.rows < MIN_ROWS:
         return _time_share(mean_w[place], idle, 0.0, f"only {exposure.rows} readings")
-    prior = learn(total, ALONE, mean_w, idle_sd_w)
+    prior = learn(total, ALONE if group is None else _alike(group[~idle]), mean_w, idle_sd_w)
     equal = _spread(NO_SPREAD * float(mean_w.mean()), mean_w, idle_sd_w)
     gain = prior.evidence_nats - evidence(total, equal, mean_w)
     if gain < MIN_GAIN_NATS:
@@ -73,8 +78,10 @@ def fit_power(exposure: Exposure, idle: np.ndarray) -> Fit:
     found = posterior(total, prior, _scores(exposure, place, found.power_w))
     floor_w = FLOOR_REL * float(np.average(mean_w[place], weights=exposure.time_s() + 1e-12))
     power_w = np.maximum(found.power_w[place], floor_w)
-    spread = _wider(found) * _shared_readings(exposure, power_w)
-    return Fit(power_w, spread[np.ix_(place, place)], "fit", gain, "", prior.noise_w)
+    more = _shared_readings(exposure, power_w)
+    spread, sampling = _wider(found) * more, found.sampling * more
+    at = np.ix_(place, place)
+    return Fit(power_w, spread[at], "fit", gain, "", prior.noise_w, sampling[at])
 
 
 def spread_w(exposure: Exposure, idle: np.ndarray) -> float:
@@ -103,6 +110,12 @@ def share_by_time(exposure: Exposure, idle: np.ndarray, reason: str) -> Fit:
         return Fit(mean_w[kind], None, "time_share", 0.0, f"{reason}; more than {MOST_SHARING} slots")
     place = _columns(idle)
     return _time_share(_means(_total(exposure, place))[0][place], idle, 0.0, reason)
+
+
+def _alike(group: IntArray) -> Structure:
+    """Return the structure of busy columns: alike modules are a group, any other column is one of its own."""
+    own = int(group.max(initial=-1)) + 1 + np.arange(len(group))
+    return structure((np.where(group >= 0, group, own),))
 
 
 def _columns(idle: np.ndarray) -> IntArray:

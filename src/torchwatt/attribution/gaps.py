@@ -42,7 +42,8 @@ def name_gaps(pieces: Pieces, trace: Trace, process_cpu: Series | None) -> Piece
 def _is_idle(start_ns: IntArray, end_ns: IntArray, process_cpu: Series | None) -> np.ndarray:
     if process_cpu is None or len(process_cpu) < 2:
         return np.zeros(len(start_ns), dtype=np.bool_)
-    cpu_s = process_cpu.raw * process_cpu.channel.scale
+    # It never falls: where two readers saw different children, the one that saw more is right.
+    cpu_s = np.maximum.accumulate(process_cpu.raw * process_cpu.channel.scale)
     used_s = np.interp(end_ns, process_cpu.t_ns, cpu_s) - np.interp(start_ns, process_cpu.t_ns, cpu_s)
     length_s = (end_ns - start_ns) / NS_PER_S
     least_ns = max(IDLE_MIN_NS, IDLE_MIN_PERIODS * process_cpu.channel.period_ns)

@@ -28,6 +28,18 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
+class CudaUse:
+    """What this process knows at the end of its own use of CUDA.
+
+    `domains` are the cards on which it held memory, `library` whether CUDA's driver library is loaded.
+    """
+
+    initialised: bool = False
+    library: bool | None = None
+    domains: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """By domain name, such as "gpu:0": sensor families, idle watts, replays. Calibrated sensors by channel key.
 
@@ -39,6 +51,8 @@ class Known:
     idle_w: Mapping[str, float] = field(default_factory=dict)
     replays: Mapping[str, tuple[Replay, ...]] = field(default_factory=dict)
     work: Mapping[str | Slot, tuple[float, float]] = field(default_factory=dict)
+    cuda: CudaUse | None = None  # None: nobody asked the process
+    named: frozenset[str] = frozenset()  # cards that the user named: they count, whoever used them
 
 
 NOTHING = Known()

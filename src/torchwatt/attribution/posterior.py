@@ -15,11 +15,16 @@ FLOOR_ROUNDS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Posterior:
-    """Mean powers (idle last) and two covariances: `model` believes the noise model, `robust` the clusters."""
+    """Mean powers (idle last) and covariances: `model` believes the noise model, `robust` the clusters.
+
+    Both say how far the powers may be from the true ones; `sampling` how far from those of another repeat, whose
+    readings differ and whose prior, and so whatever the prior gets wrong, is the same.
+    """
 
     power_w: FloatArray
     model: FloatArray
     robust: FloatArray
+    sampling: FloatArray
 
 
 def posterior(
@@ -48,14 +53,15 @@ def posterior(
     bread = spread @ turned.T
     power_w = prior.mean_w + bread @ about.pull
     model = s2 * bread
-    robust = model
+    robust, sampling = model, s2 * bread @ about.gram @ bread
     if scores is not None:
-        robust = bread @ scores @ bread + s2**2 * (spread @ spread.T)
+        sampling = bread @ scores @ bread
+        robust = sampling + s2**2 * (spread @ spread.T)
     if timing is not None:
         moved = bread @ timing
         robust = robust + np.outer(moved, moved)
         model = model + np.outer(moved, moved)
-    return Posterior(power_w, model, robust)
+    return Posterior(power_w, model, robust, sampling)
 
 
 def effective_columns(total: Moments, prior: Prior) -> float:
@@ -81,9 +87,11 @@ def hold_to_total(found: Posterior, time_s: FloatArray, energy_j: float, energy_
         model = found.model - np.outer(model_pull, model_pull) / (float(time_s @ model_pull) + energy_sd_j**2)
     else:
         power_w, robust, model = found.power_w, found.robust, found.model
+    moved = np.eye(len(time_s)) - np.outer(pull, time_s) / variance if variance > 0 else np.eye(len(time_s))
     booked_j = float(time_s @ power_w)
     scale = energy_j / booked_j if booked_j > 0 else 1.0
-    return Posterior(power_w * scale, model * scale**2, robust * scale**2)
+    sampling = moved @ found.sampling @ moved.T
+    return Posterior(power_w * scale, model * scale**2, robust * scale**2, sampling * scale**2)
 
 
 def lift_to_idle(found: Posterior) -> Posterior:
@@ -104,4 +112,4 @@ def lift_to_idle(found: Posterior) -> Posterior:
         gap = tie @ found.power_w
         power_w = found.power_w - matrix @ tie.T @ np.linalg.solve(inner, gap)
     power_w = np.maximum(power_w, 0.0)
-    return Posterior(power_w, found.model, found.robust)
+    return Posterior(power_w, found.model, found.robust, found.sampling)

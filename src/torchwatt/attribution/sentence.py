@@ -8,6 +8,8 @@ from torchwatt.attribution.fit import Fit
 from torchwatt.attribution.guards import SHOW_SELF
 from torchwatt.core.ledger import FULL_COVERAGE, Ledger
 
+COUNTER_COVERS = "the energy counter"  # notes that say what joules it has begin so
+
 _METER = {
     "counter": "measured by the meter's own energy counter",
     "power_integral": "measured power readings, integrated",
@@ -20,6 +22,7 @@ def how_known(found: Metered, ledger: Ledger, how: Fit | DeviceBooks | None) -> 
     parts = [_METER.get(ledger.method, ledger.method)]
     if ledger.method == "counter" and found.polls is None:
         parts.append("the run's ends lie between two of its publications")
+    parts += [note for note in found.meter.notes if note.startswith(COUNTER_COVERS)]
     if found.meter.scope == "device":
         parts.append("the whole device, everyone's work on it included")
     else:

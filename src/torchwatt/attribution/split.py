@@ -7,15 +7,19 @@ from math import fsum
 
 import numpy as np
 
-from torchwatt.attribution.apportion import Z90, Booked, apportion
+from torchwatt.attribution.alike import alike, shared
+from torchwatt.attribution.apportion import Booked, apportion
+from torchwatt.attribution.bands import Band, banded
 from torchwatt.attribution.exposure import Exposure, expose
 from torchwatt.attribution.fit import Fit, fit_power, share_by_time
 from torchwatt.attribution.gaps import GAP_SLOTS, name_gaps
 from torchwatt.attribution.lag import LAGS_NS, Lag, best_lag
+from torchwatt.attribution.repeats import Spread, grid_of, spread_of
 from torchwatt.attribution.timeline import Pieces, pieces
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Entry
-from torchwatt.core.meter import FloatArray, Series
+from torchwatt.core.meter import FloatArray, IntArray, Series
+from torchwatt.core.report import Z90
 from torchwatt.core.terms import IDLE, OUTSIDE, Slot
 from torchwatt.core.trace import Trace
 
@@ -24,7 +28,10 @@ TRIAL_NS = 1_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """A curve, the slots that could own its joules, and what each got."""
+    """A curve, the slots that could own its joules, and what each got.
+
+    `energy_j` is what alike modules share; `spread` how far a repeat may be from it, None where that cannot be told.
+    """
 
     curve: EnergyCurve
     trace: Trace
@@ -32,20 +39,36 @@ class Split:
     exposure: Exposure
     fit: Fit
     booked: Booked
+    energy_j: FloatArray
+    fit_sd_j: FloatArray
+    spread: Spread | None
 
-    def entries(self, static_w: float | None) -> tuple[Entry, ...]:
-        """Make one entry for every slot that had time or joules."""
+    @property
+    def interval_j(self) -> tuple[float, float] | tuple[None, None]:
+        """Return what another repeat would give of the domain, 90 %."""
+        if self.spread is None:
+            return None, None
+        total_j, half_j = self.curve.total_j, self.spread.total_half_j(self.curve.u_j)
+        return max(total_j - half_j, 0.0), total_j + half_j
+
+    def entries(self, static_w: float | None, band: Band | None) -> tuple[Entry, ...]:
+        """Make one entry for every slot that had time or joules; `band` is the meter's."""
         time_s, energy_j = self.exposure.time_s(), self._exact_j()
-        carried, sd_j, calls = self._carried_share(time_s), self._sd_j(time_s), self._calls()
+        carried, calls = self._carried_share(time_s), calls_of(self.trace, self.curve, len(self.slots))
+        half_j = self.spread.half_j(self.fit_sd_j) if self.spread is not None else None
         return tuple(
-            self._entry(
-                i,
-                float(energy_j[i]),
-                float(time_s[i]),
-                int(calls[i]),
-                sd_j=float(sd_j[i]) if sd_j is not None else None,
-                static_j=min(static_w * float(time_s[i]), float(energy_j[i])) if static_w is not None else None,
-                carried=float(carried[i]),
+            banded(
+                self._entry(
+                    i,
+                    float(energy_j[i]),
+                    float(time_s[i]),
+                    int(calls[i]),
+                    half_j=float(half_j[i]) if half_j is not None else None,
+                    static_j=min(static_w * float(time_s[i]), float(energy_j[i])) if static_w is not None else None,
+                    carried=float(carried[i]),
+                ),
+                band,
+                self._unknown_j(i),
             )
             for i in np.flatnonzero((time_s > 0) | (energy_j != 0)).tolist()
         )
@@ -57,7 +80,7 @@ class Split:
         time_s: float,
         calls: int,
         *,
-        sd_j: float | None,
+        half_j: float | None,
         static_j: float | None,
         carried: float,
     ) -> Entry:
@@ -67,8 +90,8 @@ class Split:
             fqn=self.slots[i].fqn,
             phase=self.slots[i].phase,
             energy_self_j=own_j,
-            energy_self_lo_j=max(own_j - Z90 * sd_j, 0.0) if sd_j is not None else None,
-            energy_self_hi_j=max(min(own_j + Z90 * sd_j, self.curve.total_j), own_j) if sd_j is not None else None,
+            energy_self_lo_j=max(own_j - half_j, 0.0) if half_j is not None else None,
+            energy_self_hi_j=own_j + half_j if half_j is not None else None,
             energy_static_j=static_j,
             energy_dynamic_j=own_j - static_j if static_j is not None else None,
             time_self_s=time_s,
@@ -80,7 +103,7 @@ class Split:
 
     def _exact_j(self) -> FloatArray:
         """Give the last bits that summation rounded away to the largest slot."""
-        energy_j = self.booked.energy_j.copy()
+        energy_j = self.energy_j.copy()
         energy_j[int(np.argmax(energy_j))] += self.curve.total_j - fsum(energy_j)
         return energy_j
 
@@ -88,20 +111,18 @@ class Split:
         carried_s = self.exposure.carried_s()
         return np.divide(carried_s, time_s, out=np.zeros_like(time_s), where=time_s > 0)
 
-    def _sd_j(self, time_s: FloatArray) -> FloatArray | None:
-        """Add the uncertainty of shares carried over from traced windows to that of the fit."""
-        if self.booked.sd_j is None:
-            return None
-        rel = np.zeros(len(time_s))
-        for slot, sd in self.trace.carry_rel_sd.items():
-            rel[slot] = sd
-        carried_j = self.booked.energy_j * self._carried_share(time_s)
-        return np.asarray(np.hypot(self.booked.sd_j, rel * carried_j), dtype=np.float64)
+    def _unknown_j(self, i: int) -> float:
+        """Return how far the slot's joules may be from the true ones whatever the repeat: 90 %.
 
-    def _calls(self) -> np.ndarray:
-        trace, curve = self.trace, self.curve
-        inside = (trace.end_ns > curve.start_ns) & (trace.start_ns < curve.end_ns)
-        return np.bincount(trace.slot[inside], trace.calls[inside], len(self.slots))
+        The fit's own uncertainty; where time is shared, how far the powers of layers usually spread.
+        """
+        return Z90 * float(self.booked.sd_j[i]) if self.booked.sd_j is not None else 0.0
+
+
+def calls_of(trace: Trace, curve: EnergyCurve, slots: int) -> FloatArray:
+    """Count the calls of each slot inside the curve."""
+    inside = (trace.end_ns > curve.start_ns) & (trace.start_ns < curve.end_ns)
+    return np.asarray(np.bincount(trace.slot[inside], trace.calls[inside], slots), dtype=np.float64)
 
 
 def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split:
@@ -112,16 +133,30 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
     # One cut that reaches back far enough for every lag; what lies before the first span is outside.
     cut = pieces(trace, curve.start_ns - max(LAGS_NS) - 2 * TRIAL_NS, curve.end_ns)
     named = name_gaps(cut, trace, process_cpu)
+    group = alike(slots, trace.modules)
     if curve.provenance == "measured":
         lag = best_lag(curve, named, idle)
-        exposure, fit, booked = _booked(curve, named, idle, lag.ns)
+        exposure, fit, booked = _booked(curve, named, idle, group, lag.ns)
         if fit.method == "fit":
-            booked = _with_lag(booked, _booked(curve, named, idle, lag.ns + TRIAL_NS)[2], lag)
+            booked = _with_lag(booked, _booked(curve, named, idle, group, lag.ns + TRIAL_NS)[2], lag)
     else:
         exposure = expose(named, curve.t_ns, curve.energy_j, len(slots), curve.unheard())
         fit = share_by_time(exposure, idle, "a model of load knows no layers")
         booked = apportion(exposure, fit)
-    return Split(curve, trace, slots, exposure, fit, booked)
+    grid = grid_of(curve, trace, len(slots))
+    by_step = expose(named, grid.t_ns, curve.at(grid.t_ns), len(slots))
+    spread = spread_of(by_step, fit.power_w, grid, slots, trace.carry_rel_sd)
+    energy_j, fit_j = booked.energy_j, booked.sampling_j
+    if spread is not None:
+        errors_j = np.hypot(spread.traced_j, fit_j)
+        energy_j, after_j = shared(energy_j, errors_j, calls_of(trace, curve, len(slots)), group)
+        less = _ratio(after_j, errors_j)
+        spread, fit_j = spread.rescaled(_ratio(energy_j, booked.energy_j), less), fit_j * less
+    return Split(curve, trace, slots, exposure, fit, booked, energy_j, fit_j, spread)
+
+
+def _ratio(after: FloatArray, before: FloatArray) -> FloatArray:
+    return np.divide(after, before, out=np.ones_like(before), where=before > 0)
 
 
 def moving(curve: EnergyCurve) -> EnergyCurve:
@@ -142,9 +177,11 @@ def moving(curve: EnergyCurve) -> EnergyCurve:
     return replace(curve, t_ns=curve.t_ns[keep], energy_j=curve.energy_j[keep])
 
 
-def _booked(curve: EnergyCurve, named: Pieces, idle: np.ndarray, lag_ns: int) -> tuple[Exposure, Fit, Booked]:
+def _booked(
+    curve: EnergyCurve, named: Pieces, idle: np.ndarray, group: IntArray, lag_ns: int
+) -> tuple[Exposure, Fit, Booked]:
     exposure = expose(named, curve.t_ns - lag_ns, curve.energy_j, len(idle), curve.unheard())
-    fit = fit_power(exposure, idle)
+    fit = fit_power(exposure, idle, group)
     return exposure, fit, apportion(exposure, fit)
 
 

@@ -89,7 +89,7 @@ def pieces(trace: Trace, start_ns: int, end_ns: int) -> Pieces:
     cuts = np.unique(np.concatenate((lo, hi, [start_ns, end_ns])))
     busy = np.bincount(np.searchsorted(cuts, lo), minlength=len(cuts)) if len(parts) > 1 else None
     weight = 1.0 / busy[np.searchsorted(cuts, lo)] if busy is not None else np.ones(len(lo))
-    gap_lo, gap_hi = _gaps(lo, hi, start_ns, end_ns)
+    gap_lo, gap_hi = gaps(lo, hi, start_ns, end_ns)
     return Pieces(
         np.concatenate((lo, gap_lo)),
         np.concatenate((hi, gap_hi)),
@@ -114,7 +114,7 @@ def _split_at_each_other(lo: IntArray, hi: IntArray, span: IntArray) -> tuple[In
     return cuts[begin], cuts[begin + 1], span[which]
 
 
-def _gaps(lo: IntArray, hi: IntArray, start_ns: int, end_ns: int) -> tuple[IntArray, IntArray]:
+def gaps(lo: IntArray, hi: IntArray, start_ns: int, end_ns: int) -> tuple[IntArray, IntArray]:
     """Return the stretches of the window in which nobody works."""
     order = np.argsort(lo, kind="stable")
     reach = np.maximum.accumulate(np.concatenate(([start_ns], hi[order])))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 
 from torchwatt.audit.schema import Row
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Meter
-from torchwatt.core.report import Report
+from torchwatt.core.report import Z90, Report
 from torchwatt.core.terms import kind_of
 
 
@@ -19,7 +19,7 @@ def salted(run_id: str, secret: str | None) -> str | None:
 
 
 def device_rows(report: Report) -> Iterator[Row]:
-    """Make one row a domain; only those with a ledger count toward the total."""
+    """Make one row a domain; only those whose ledger is counted are inside the total."""
     ledgers = {str(ledger.domain): ledger for ledger in report.ledgers}
     curves = {str(curve.domain): curve for curve in report.curves}
     meters = {str(meter.domain): meter for meter in report.meters}
@@ -29,12 +29,20 @@ def device_rows(report: Report) -> Iterator[Row]:
             "run_id": report.run_id,
             "device_id": domain,
             "kind": kind_of(domain),
-            "counts_toward_total": domain in ledgers,
+            "counted": domain in ledgers and ledgers[domain].counted,
+            "parent_device_id": _parent(ledgers.get(domain), ledgers),
             **_meter(meters.get(domain), report.run_id),
             **_known(ledgers.get(domain), curves.get(domain)),
+            **_intervals(report, ledgers.get(domain)),
             **_counter(ledgers.get(domain), meters.get(domain)),
             **_unavailable(report, domain),
         }
+
+
+def _parent(ledger: Ledger | None, ledgers: Mapping[str, Ledger]) -> str | None:
+    """Return the domain that contains this one; the first, where its joules are spread over several modules."""
+    first = ledger.part_of.partition(", ")[0] if ledger is not None else ""
+    return first if first in ledgers else None
 
 
 def _meter(meter: Meter | None, run_id: str) -> Row:
@@ -74,20 +82,34 @@ def _known(ledger: Ledger | None, curve: EnergyCurve | None) -> Row:
             return {}
         return {
             "energy_j": curve.total_j,
-            "energy_u_j": curve.u_j,
+            "reading_u_j": curve.u_j,
             "method": curve.method,
             "provenance": curve.provenance,
             **_cross_check(curve.cross_check_j, curve.total_j),
         }
     return {
         "energy_j": ledger.energy_j,
-        "energy_u_j": ledger.energy_u_j,
+        "reading_u_j": ledger.energy_u_j,
         "static_w": ledger.static_w,
         "coverage_ratio": ledger.coverage,
         "method": ledger.method,
         "provenance": ledger.provenance,
         "how_known": ledger.sentence,
         **_cross_check(ledger.cross_check_j, ledger.energy_j),
+    }
+
+
+def _intervals(report: Report, ledger: Ledger | None) -> Row:
+    """Give what another repeat would give, and what another meter would say."""
+    if ledger is None:
+        return {}
+    systematic_j, hi_j = report.systematic_of(ledger), ledger.energy_hi_j
+    return {
+        "energy_lo_j": ledger.energy_lo_j,
+        "energy_hi_j": hi_j,
+        "energy_u_j": None if hi_j is None else (hi_j - ledger.energy_j) / Z90,
+        "energy_systematic_lo_j": systematic_j[0] if systematic_j is not None else None,
+        "energy_systematic_hi_j": systematic_j[1] if systematic_j is not None else None,
     }
 
 

@@ -50,4 +50,5 @@ def rank_layer_rows(report: Report) -> Iterator[Row]:
                 "energy_self_j": entry.energy_self_j,
                 "method": entry.method,
                 "provenance": entry.provenance,
+                "stage": entry.stage,
             }

@@ -11,16 +11,21 @@ from pathlib import Path
 
 from torchwatt.audit.inside import content_of, name_of_run
 from torchwatt.audit.lexical import from_cell
-from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Row, Table, Value
+from torchwatt.audit.schema import Row, Table, Value
+from torchwatt.audit.schema.versions import CURRENT, Schema, schema_of, version_in
 from torchwatt.core.errors import BundleError
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The rows of the CSV tables by name, cells parsed to the types of the schema; None is missing."""
+    """The rows of the CSV tables by name, cells parsed to the types of the schema; None is missing.
+
+    Columns have the current version's names, whatever the version of the files (`schema`).
+    """
 
     directory: Path
     tables: Mapping[str, tuple[Row, ...]]
+    schema: Schema = CURRENT
 
     @property
     def run(self) -> Row:
@@ -40,19 +45,26 @@ def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
         BundleError: A file is missing or malformed, or the bundle is of another major version.
     """
     folder = Path(directory)
-    tables = {table.name: _read_any(folder / f"{table.name}.csv", table) for table in TABLES if table.format == "csv"}
-    bundle = Bundle(folder, tables)
+    version = version_in(folder)
+    schema = schema_of(version)
+    if schema is None:
+        raise BundleError(f"{folder}: schema {version}; this torchwatt reads {CURRENT.version} and older")
+    tables = {
+        table.name: _read_any(folder / f"{table.name}.csv", table, schema)
+        for table in schema.tables
+        if table.format == "csv"
+    }
+    bundle = Bundle(folder, tables, schema)
     if len(bundle["run"]) != 1:
         raise BundleError(f"{folder / 'run.csv'}: expected one row, found {len(bundle['run'])}")
     name_of_run(bundle.run["run_id"], folder)
-    found = str(bundle.run["schema_version"])
-    if found.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-        raise BundleError(f"{folder}: schema {found}; this torchwatt reads {SCHEMA_VERSION}")
     return bundle
 
 
-def _read_any(path: Path, table: Table) -> tuple[Row, ...]:
-    return () if table.optional and not path.exists() else _read(path, table)
+def _read_any(path: Path, table: Table, schema: Schema) -> tuple[Row, ...]:
+    if table.optional and not path.exists():
+        return ()
+    return tuple(schema.current(table.name, row, None) for row in _read(path, table))
 
 
 def _read(path: Path, table: Table) -> tuple[Row, ...]:

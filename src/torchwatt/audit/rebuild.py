@@ -78,6 +78,7 @@ def _report(bundle: Bundle, start_ns: int, start_unix_ns: int | None) -> Report:
             missed={"all": int(number(run, "sampler_missed") or 0)},
         ),
         tracing_cost_s=number(run, "tracing_cost_s"),
+        traced_steps=_whole(run, "traced_step_count"),
         exit_reason=text(run, "exit_reason"),
         software={
             name: text(run, column) for name, column in _SOFTWARE.items() if run[column] is not None
@@ -96,9 +97,10 @@ def _ledgers(bundle: Bundle, window_s: float) -> Iterator[Ledger]:
         by_device[text(row, "device_id")].append(row)
     for row in bundle["device"]:
         energy_j = number(row, "energy_j")
-        if not row["counts_toward_total"] or energy_j is None:
-            continue
         name = text(row, "device_id")
+        # A device of no rank of a job is metered and has no books; one that is not counted has books of its own.
+        if energy_j is None or not (row["counted"] or by_device[name]):
+            continue
         domain = Domain.parse(name)
         yield Ledger(
             domain=domain,
@@ -108,7 +110,9 @@ def _ledgers(bundle: Bundle, window_s: float) -> Iterator[Ledger]:
             provenance=cast("Any", text(row, "provenance")),
             known_s=(number(row, "coverage_ratio") or 0.0) * window_s,
             window_s=window_s,
-            energy_u_j=number(row, "energy_u_j"),
+            energy_u_j=number(row, "reading_u_j"),
+            energy_lo_j=number(row, "energy_lo_j"),
+            energy_hi_j=number(row, "energy_hi_j"),
             static_w=number(row, "static_w"),
             cross_check_j=number(row, "cross_check_j"),
             sentence=text(row, "how_known"),
@@ -116,6 +120,8 @@ def _ledgers(bundle: Bundle, window_s: float) -> Iterator[Ledger]:
             counter_end_raw=_whole(row, "counter_end_raw"),
             counter_unit_j=number(row, "counter_unit_j"),
             counter_wraps=_whole(row, "counter_wraps"),
+            counted=row["counted"] is True,
+            part_of=text(row, "parent_device_id"),
         )
 
 
@@ -137,6 +143,9 @@ def _entry(domain: Domain, row: Row) -> Entry:
         measured_share=number(row, "measured_share"),
         measured_in=text(row, "measured_in"),
         time_share_j=number(row, "time_share_j"),
+        stage=text(row, "stage"),
+        energy_systematic_lo_j=number(row, "energy_systematic_lo_j"),
+        energy_systematic_hi_j=number(row, "energy_systematic_hi_j"),
     )
 
 
@@ -195,7 +204,7 @@ def _steps(bundle: Bundle, start_ns: int, curves: Sequence[EnergyCurve]) -> Iter
     for row, index, after in zip(rows, numbers, [*numbers[1:], total], strict=False):
         lo, hi = _edges(row, start_ns)
         known = {str(curve.domain): curve.between(lo, hi) for curve in curves if curve.knows(lo, hi)}
-        yield Step(index, lo, hi, known, max(after - index, 1))
+        yield Step(index, lo, hi, known, max(after - index, 1), text(row, "stage"))
 
 
 def _modules(bundle: Bundle) -> Iterator[ModuleInfo]:
@@ -229,5 +238,5 @@ def _curves(bundle: Bundle, start_ns: int) -> Iterator[EnergyCurve]:
         silent = tuple((int(t_ns[i]), int(t_ns[i + 1])) for i in gaps.tolist())
         yield EnergyCurve(
             Domain.parse(name), t_ns, energy_j, cast("Any", text(row, "method")), cast("Any", text(row, "provenance")),
-            number(row, "energy_u_j") or 0.0, number(row, "cross_check_j"), silent,
+            number(row, "reading_u_j") or 0.0, number(row, "cross_check_j"), silent,
         )  # fmt: skip

@@ -9,7 +9,6 @@ from pathlib import Path
 from torchwatt.audit.inside import content_of, is_file_name
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.rows import factor_rows, impact_rows
-from torchwatt.audit.schema import TABLE_BY_NAME, Row
 from torchwatt.audit.seal import MANIFEST, Seal
 from torchwatt.audit.table import table_bytes
 from torchwatt.audit.writer import write_files
@@ -35,13 +34,9 @@ def write_repriced(
     known = {row["factor_id"] for row in bundle["factor"]}
     more = [row for row in factor_rows(tuple(factors)) if row["factor_id"] not in known]
     added = impact_rows(run_id, tuple(impacts), tuple(factors), float(units) if isinstance(units, int | float) else 0.0)
-    files["factor.csv"] = _table("factor", [*bundle["factor"], *more])
-    files["impact.csv"] = _table("impact", [*bundle["impact"], *added])
-    return write_files(files, target, run_id=run_id, seal=seal)
-
-
-def _table(name: str, rows: Sequence[Row]) -> bytes:
-    return table_bytes(TABLE_BY_NAME[name], rows)
+    files["factor.csv"] = table_bytes(bundle.schema.table("factor"), [*bundle["factor"], *more])
+    files["impact.csv"] = table_bytes(bundle.schema.table("impact"), [*bundle["impact"], *added])
+    return write_files(files, target, run_id=run_id, seal=seal, schema=bundle.schema)
 
 
 def _measured(folder: Path) -> dict[str, bytes]:

@@ -56,6 +56,9 @@ def _layer(run_id: str, ledger: Ledger, entry: Entry, modules: Mapping[str, Modu
         "measured_share": entry.measured_share,
         "measured_in": entry.measured_in,
         "time_share_j": entry.time_share_j,
+        "stage": entry.stage,
+        "energy_systematic_lo_j": entry.energy_systematic_lo_j,
+        "energy_systematic_hi_j": entry.energy_systematic_hi_j,
     }
 
 

@@ -12,7 +12,7 @@ from torchwatt.audit.lexical import utc
 from torchwatt.audit.schema import DECLARED, SCHEMA_VERSION, Row
 from torchwatt.core.errors import BundleError
 from torchwatt.core.ledger import Ledger
-from torchwatt.core.report import Report
+from torchwatt.core.report import Z90, Report
 from torchwatt.core.terms import UNATTRIBUTED
 
 PART_OF_KIND = {"gpu": "accelerator", "cpu": "cpu", "dram": "dram", "ram": "dram"}
@@ -61,7 +61,8 @@ def _declared(report: Report) -> Row:
 
 
 def _energies(report: Report) -> Row:
-    ledgers, bounds = report.ledgers, report.energy_bounds_j
+    ledgers, interval_j, systematic_j = report.counted, report.interval_j, report.systematic_j
+    total_j = report.energy_j
     entries = [entry for ledger in ledgers for entry in ledger.entries]
     booked_j = fsum(entry.energy_self_j for entry in entries)
     unclaimed_j = fsum(entry.energy_self_j for entry in entries if entry.fqn == UNATTRIBUTED)
@@ -69,9 +70,12 @@ def _energies(report: Report) -> Row:
         "boundary": ";".join(sorted(str(ledger.domain) for ledger in ledgers)),
         "boundary_excluded": ";".join(sorted({item.domain for item in report.unavailable})),
         "energy_it_j": report.energy_j,
-        "energy_it_u_j": _root_sum_of_squares(ledgers),
-        "energy_it_lo_j": bounds[0] if bounds is not None else None,
-        "energy_it_hi_j": bounds[1] if bounds is not None else None,
+        "energy_it_reading_u_j": _root_sum_of_squares(ledgers),
+        "energy_it_systematic_lo_j": systematic_j[0] if systematic_j is not None else None,
+        "energy_it_systematic_hi_j": systematic_j[1] if systematic_j is not None else None,
+        "energy_it_lo_j": interval_j[0] if interval_j is not None else None,
+        "energy_it_hi_j": interval_j[1] if interval_j is not None else None,
+        "energy_it_u_j": None if interval_j is None or total_j is None else (interval_j[1] - total_j) / Z90,
         "energy_it_provenance": report.provenance,
         **{f"energy_{part}_j": _part_j(ledgers, part) for part in ("accelerator", "cpu", "dram", "other")},
         "energy_unattributed_j": unclaimed_j if ledgers else None,
@@ -88,7 +92,8 @@ def measurement_level(domains: Iterator[tuple[str, str]]) -> str | None:
         return None
     if any(known != "measured" for _, known in found):
         return "M0"
-    return "M2" if {"cpu", "dram"} <= {kind for kind, _ in found} else "M1"
+    kinds = {kind for kind, _ in found}
+    return "M2" if "module" in kinds or kinds >= {"cpu", "dram"} else "M1"  # a superchip's module has both inside
 
 
 def _part_j(ledgers: tuple[Ledger, ...], part: str) -> float | None:
@@ -111,6 +116,7 @@ def _units(report: Report) -> Row:
         "functional_unit_provenance": "declared" if report.units else "assumed",
         "units_counted": ";".join(f"{name}={value!r}" for name, value in sorted(report.units.items())),
         "step_count": report.step_count,
+        "traced_step_count": report.traced_steps,
     }
 
 

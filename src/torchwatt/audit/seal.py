@@ -50,7 +50,9 @@ def manifest(sha256_of: Mapping[str, str]) -> bytes:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sha256_of.items())).encode()
 
 
-def statement(sha256_of: Mapping[str, str], run_id: str, link: Link | None, tool: str = TOOL) -> bytes:
+def statement(
+    sha256_of: Mapping[str, str], run_id: str, link: Link | None, tool: str = TOOL, version: str = SCHEMA_VERSION
+) -> bytes:
     """Return an in-toto Statement v1 about the manifest and every file in it; without a clock, so always the same."""
     manifest_sha256 = sha256(manifest(sha256_of)).hexdigest()
     everything = dict(sha256_of) | {MANIFEST: manifest_sha256}
@@ -59,7 +61,7 @@ def statement(sha256_of: Mapping[str, str], run_id: str, link: Link | None, tool
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(everything.items())],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": version,
             "tool": tool,
             "run_id": run_id,
             "manifest_sha256": manifest_sha256,

@@ -39,14 +39,14 @@ def sortable(value: Value) -> tuple[float, str]:
     """Return one part of a key."""
     if isinstance(value, datetime):
         return value.timestamp(), ""
-    return (value, "") if isinstance(value, int | float) else (0, str(value))
+    return (value, "") if isinstance(value, int | float) else (0, "" if value is None else str(value))
 
 
 def _refuse_twins(table: Table, ordered: list[Row]) -> None:
-    keys = [tuple(row.get(name) for name in table.key) for row in ordered]
-    for before, after in pairwise(keys):
-        if before == after:
-            raise BundleError(f"{table.name}: two rows for {dict(zip(table.key, after, strict=True))}")
+    for before, after in pairwise(ordered):
+        if key_of(table, before) == key_of(table, after):
+            twins = {name: after.get(name) for name in table.key}
+            raise BundleError(f"{table.name}: two rows for {twins}")
 
 
 def _cells(table: Table, row: Row) -> list[str]:

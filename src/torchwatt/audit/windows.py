@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import fsum
+
+import numpy as np
 
 from torchwatt.audit.schema import Row
 from torchwatt.core.hours import hour_energies
 from torchwatt.core.report import Report
 from torchwatt.core.terms import Provenance, weakest
+
+BLOCKS = 12  # of the run, whose differences its interval comes from (attribution.repeats): no shorter window has one
 
 
 def window_rows(report: Report) -> Iterator[Row]:
@@ -18,11 +22,12 @@ def window_rows(report: Report) -> Iterator[Row]:
     """
     # A window's joules lie between readings, so they are derived, at best.
     known: Provenance | None = weakest("derived", report.provenance) if report.provenance else None
-    found = [(w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j) for w in report.windows]
-    domains = [str(ledger.domain) for ledger in report.ledgers]
-    found += [(s.start_ns, s.end_ns, "step", str(s.index), _all_j(s.energy_j, domains)) for s in report.steps]
+    found = [(w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j, "") for w in report.windows]
+    domains = [str(ledger.domain) for ledger in report.counted]
+    found += [(s.start_ns, s.end_ns, "step", str(s.index), _all_j(s.energy_j, domains), s.stage) for s in report.steps]
     ordered = sorted(found, key=lambda w: (w[0], -w[1], w[2], w[3]))
-    for index, (start_ns, end_ns, kind, name, energy_j) in enumerate(ordered):
+    bands = _bands_j(report, [(w[0], w[1]) for w in ordered])
+    for index, (start_ns, end_ns, kind, name, energy_j, stage) in enumerate(ordered):
         yield {
             "run_id": report.run_id,
             "window_id": index,
@@ -32,7 +37,39 @@ def window_rows(report: Report) -> Iterator[Row]:
             "t_end_ns": end_ns - report.start_ns,
             "energy_j": energy_j,
             "provenance": known if energy_j is not None else None,
+            "stage": stage,
+            **_repeat(report, energy_j, end_ns - start_ns),
+            **({} if energy_j is None or bands is None else _systematic(energy_j, *bands[index])),
         }
+
+
+def _repeat(report: Report, energy_j: float | None, long_ns: int) -> Row:
+    """Return what another repeat would give of a window: a long one drifts as the run does; of a short one, unknown."""
+    interval_j, total_j = report.interval_j, report.energy_j
+    if energy_j is None or interval_j is None or not total_j or long_ns * BLOCKS < report.end_ns - report.start_ns:
+        return {}
+    return {"energy_lo_j": energy_j * interval_j[0] / total_j, "energy_hi_j": energy_j * interval_j[1] / total_j}
+
+
+def _systematic(energy_j: float, below_j: float, above_j: float) -> Row:
+    return {"energy_systematic_lo_j": max(energy_j + below_j, 0.0), "energy_systematic_hi_j": energy_j + above_j}
+
+
+def _bands_j(report: Report, windows: Sequence[tuple[int, int]]) -> list[tuple[float, float]] | None:
+    """Return how far below and above another meter may say of each window; None where a meter states no band."""
+    if not windows or not report.counted:
+        return None
+    start_ns, end_ns = np.array(windows, dtype=np.int64).T
+    curves = {str(curve.domain): curve for curve in report.curves}
+    below_j, above_j = np.zeros(len(windows)), np.zeros(len(windows))
+    for name in (str(ledger.domain) for ledger in report.counted):
+        meter, curve = report.meter(name), curves.get(name)
+        if meter is None or meter.accuracy_rel is None or curve is None:
+            return None
+        part_j = curve.at(end_ns) - curve.at(start_ns)
+        below_j += part_j * meter.accuracy_rel[0]
+        above_j += part_j * meter.accuracy_rel[1]
+    return list(zip(below_j.tolist(), above_j.tolist(), strict=True))
 
 
 def _all_j(energy_j: Mapping[str, float], domains: list[str]) -> float | None:

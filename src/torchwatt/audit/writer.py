@@ -16,6 +16,7 @@ from torchwatt.audit.describe import csvw_json, datapackage_json
 from torchwatt.audit.rows import rows_by_table
 from torchwatt.audit.samples import SampleFormat, sample_file
 from torchwatt.audit.schema import TABLES
+from torchwatt.audit.schema.versions import CURRENT, Schema
 from torchwatt.audit.seal import MANIFEST, NO_SEAL, STATEMENT, Seal, digests, manifest, sign, statement
 from torchwatt.audit.table import table_bytes
 from torchwatt.core.errors import BundleError
@@ -71,21 +72,24 @@ def write_files(
     run_id: str,
     overwrite: bool = False,
     seal: Seal = NO_SEAL,
+    schema: Schema = CURRENT,
 ) -> Path:
-    """Write tables with their descriptions, manifest and statement; see `write_bundle`."""
+    """Write tables of a version with their descriptions, manifest and statement; see `write_bundle`."""
     target = Path(directory).absolute()
     _refuse_existing(target, overwrite=overwrite)
     files = dict(tables)
     sizes = {name: (len(tables[name]), digest) for name, digest in digests(tables).items()}
-    files["datapackage.json"] = datapackage_json(run_id, sizes)
-    files["csvw-metadata.json"] = csvw_json(tables)
+    files["datapackage.json"] = datapackage_json(run_id, sizes, schema)
+    files["csvw-metadata.json"] = csvw_json(tables, schema)
     listed = digests(files)
     files[MANIFEST] = manifest(listed)
     if seal.chain is None:
-        return _write_folder(target, files | {STATEMENT: statement(listed, run_id, None)}, seal.key)
+        said = statement(listed, run_id, None, version=schema.version)
+        return _write_folder(target, files | {STATEMENT: said}, seal.key)
     with chain.locked(seal.chain) as ledger:
         link = chain.next_link(seal.chain, run_id, target.name, sha256(files[MANIFEST]).hexdigest())
-        _write_folder(target, files | {STATEMENT: statement(listed, run_id, link)}, seal.key)
+        said = statement(listed, run_id, link, version=schema.version)
+        _write_folder(target, files | {STATEMENT: said}, seal.key)
         chain.append(ledger, link)
     return target
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Iterator
 
+from torchwatt.attribution.modules import homes
+from torchwatt.attribution.scopes import by_scope
+from torchwatt.attribution.sentence import COUNTER_COVERS
 from torchwatt.core.meter import Channel, Meter, Unavailable
-from torchwatt.sensors import discover
+from torchwatt.core.terms import MODULE_POWER
+from torchwatt.sensors import Sampler, discover
+from torchwatt.sensors.protocol import Discovery
 from torchwatt.views.summary import printable_lines
+
+COMPARE_S = 4.0  # forty publications of a counter that is published ten times a second
 
 
 def doctor() -> int:
     """Print one line per meter and per missing meter; exit code 0 if anything is measured, 1 if all is modelled."""
     found = discover()
     meters = [m for m in found.meters if any(c.quantity != "gauge" for c in m.channels)]
+    covers = _covers(found)
     print("Metered here:")
     for meter in meters or ():
-        print(printable_lines("\n".join(_meter(meter))))
+        print(printable_lines("\n".join((*_meter(meter), *covers.get(str(meter.domain), ())))))
     if not meters:
         print("  nothing")
     print("\nNot metered:")
@@ -30,6 +39,24 @@ def doctor() -> int:
     for name, module in (("torch", "torch"), ("IPython (for %%energy)", "IPython"), ("codecarbon", "codecarbon")):
         print(f"  {name}: {'found' if importlib.util.find_spec(module) else 'missing'}")
     return 0 if any(m.provenance == "measured" for m in meters) else 1
+
+
+def _covers(found: Discovery) -> dict[str, tuple[str, ...]]:
+    """Say of each GPU on a superchip what its energy counter covers: it is compared with power for a few seconds."""
+    if not any(channel.name == MODULE_POWER for meter in found.meters for channel in meter.channels):
+        return {}
+    feed = Sampler(found)
+    feed.start()
+    time.sleep(COMPARE_S)
+    scoped = by_scope(feed.stop())
+    notes = {
+        str(meter.domain): tuple(f"      {note}" for note in meter.notes if note.startswith(COUNTER_COVERS))
+        for meter in scoped.recording.meters
+    }
+    for gpu, module in homes(scoped.recording.meters).items():
+        inside = f"      in a run it is a part of {module}, which counts once and holds CPU and memory, too"
+        notes[gpu] = (*notes.get(gpu, ()), inside)
+    return notes
 
 
 def _meter(meter: Meter) -> Iterator[str]:

@@ -38,9 +38,19 @@ def _lines(bundle: Bundle, *, everything: bool) -> Iterator[str]:
     yield ""
     for device in bundle["device"]:
         energy = format_energy(_number(device["energy_j"]))
-        yield f"{device['device_id']!s:10} {energy:>10}  {device['provenance'] or DASH}  {device['model'] or ''}"
+        meter = f"{device['provenance'] or DASH}  {device['model'] or ''}{_beside(device)}"
+        yield f"{device['device_id']!s:10} {energy:>10}  {meter}"
     yield ""
-    yield from _layers(bundle["layer"], everything=everything)
+    counted = {device["device_id"] for device in bundle["device"] if device["counted"]}
+    rows = [row for row in bundle["layer"] if row["device_id"] in counted]
+    yield from _layers(rows, everything=everything)
+
+
+def _beside(device: Row) -> str:
+    """Say of a device that was metered why its joules are not in the total."""
+    if device["counted"] or device["energy_j"] is None:
+        return ""
+    return f"  (inside {device['parent_device_id']})" if device["parent_device_id"] else "  (not in the total)"
 
 
 def _impact(row: Row) -> str:

@@ -54,7 +54,9 @@ class Ledger:
     provenance: Provenance
     known_s: float  # how long the meter was known
     window_s: float  # how long the run was
-    energy_u_j: float | None = None
+    energy_u_j: float | None = None  # standard uncertainty of reading the meter
+    energy_lo_j: float | None = None  # 90 %: what another repeat of the run would give, as of its entries
+    energy_hi_j: float | None = None
     static_w: float | None = None
     cross_check_j: float | None = None
     sentence: str = ""  # how this domain was known, in one sentence
@@ -63,6 +65,7 @@ class Ledger:
     counter_unit_j: float | None = None
     counter_wraps: int | None = None
     counted: bool = True  # part of the run's total; else it has books of its own beside it
+    part_of: str = ""  # the domain whose joules contain these
 
     def __post_init__(self) -> None:
         booked_j = fsum(entry.energy_self_j for entry in self.entries)

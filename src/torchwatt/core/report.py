@@ -28,6 +28,7 @@ class Step:
     end_ns: int
     energy_j: Mapping[str, float]
     count: int = 1  # in a long run a row stands for several steps
+    stage: str = ""  # train, validation or inference; empty: nothing is known of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Report:
     carbon_hint: str = ""  # how to get grams, where there are none
     # What only the user can know, by column of the audit table `run`: {"organisation": "ACME", "persona": "provider"}.
     declared: Mapping[str, str | float | bool] = field(default_factory=dict)
+    traced_steps: int | None = None  # steps whose modules were traced; the others are filled in from them
     ranks: tuple[RankPart, ...] = ()  # of a merged job: who used which part of the ledgers' joules
 
     @property
@@ -82,34 +84,55 @@ class Report:
         return sum(step.count for step in self.steps)
 
     @property
-    def energy_j(self) -> float | None:
-        """Return the joules of all metered domains; None where nothing was metered."""
-        return fsum(ledger.energy_j for ledger in self.ledgers) if self.ledgers else None
+    def counted(self) -> tuple[Ledger, ...]:
+        """Return the ledgers that make the total; the others have books of their own beside it."""
+        return tuple(ledger for ledger in self.ledgers if ledger.counted)
 
     @property
-    def energy_bounds_j(self) -> tuple[float, float] | None:
-        """Return the total's 90 % interval: reading errors in quadrature, and the bands of all meters together.
+    def energy_j(self) -> float | None:
+        """Return the joules of all metered domains that count; None where nothing was metered."""
+        return fsum(ledger.energy_j for ledger in self.counted) if self.counted else None
+
+    @property
+    def interval_j(self) -> tuple[float, float] | None:
+        """Return what another repeat of the run would give, 90 %: the same basis as the rows'.
+
+        Domains vary together, with how long the run takes, so their intervals are added. None where one has none.
+        """
+        ends = [(ledger.energy_lo_j, ledger.energy_hi_j) for ledger in self.counted]
+        known = [(lo, hi) for lo, hi in ends if lo is not None and hi is not None]
+        return (fsum(lo for lo, _ in known), fsum(hi for _, hi in known)) if ends and len(known) == len(ends) else None
+
+    @property
+    def systematic_j(self) -> tuple[float, float] | None:
+        """Return what another meter would say of this run, 90 %: the bands of all meters, and the errors of reading.
 
         A meter's band is common to all its joules and meters of one kind err alike, so bands are added, not combined
         in quadrature. None where a meter states no band, or was away for a part of the run.
         """
-        if not self.ledgers or self.energy_j is None:
-            return None
-        reading = Z90 * sqrt(fsum((ledger.energy_u_j or 0.0) ** 2 for ledger in self.ledgers))
+        return self._systematic_j(self.counted)
+
+    def systematic_of(self, ledger: Ledger) -> tuple[float, float] | None:
+        """Return what another meter would say of one domain."""
+        return self._systematic_j((ledger,))
+
+    def _systematic_j(self, ledgers: tuple[Ledger, ...]) -> tuple[float, float] | None:
+        reading_j = Z90 * sqrt(fsum((ledger.energy_u_j or 0.0) ** 2 for ledger in ledgers))
         low = high = 0.0
-        for ledger in self.ledgers:
+        for ledger in ledgers:
             meter = self.meter(str(ledger.domain))
             band = meter.accuracy_rel if meter is not None else None
             if band is None or not ledger.is_whole:
                 return None
             low += ledger.energy_j * band[0]
             high += ledger.energy_j * band[1]
-        return max(self.energy_j + low - reading, 0.0), self.energy_j + high + reading
+        total_j = fsum(ledger.energy_j for ledger in ledgers)
+        return (max(total_j + low - reading_j, 0.0), total_j + high + reading_j) if ledgers else None
 
     @property
     def provenance(self) -> Provenance | None:
         """Return the weakest provenance among the domains of the total."""
-        return weakest(*(ledger.provenance for ledger in self.ledgers)) if self.ledgers else None
+        return weakest(*(ledger.provenance for ledger in self.counted)) if self.counted else None
 
     @property
     def carbon_g(self) -> float | None:

@@ -34,6 +34,10 @@ RESERVED = (
 # What a step of the program's main loop did; empty: nothing is known of it.
 TRAIN, VALIDATION, INFERENCE = "train", "validation", "inference"
 
+# Gauges of a GPU: the power of the superchip that it is on, and who uses it (`core.users.DeviceUsers`); of a process:
+# whether it, or a descendant, has CUDA's driver library loaded.
+MODULE_POWER, USERS, CUDA_LIBRARY = "power_module", "users", "cuda_library"
+
 # The sensor of a channel whose readings a driver took and dated itself, in a ring that is read now and then.
 POWER_SAMPLES = "nvml_power_samples"
 

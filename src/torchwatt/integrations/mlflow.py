@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -71,22 +72,40 @@ log = log_to_mlflow
 
 def metrics_of(report: Report) -> Mapping[str, float]:
     """Return what is known of a report, by MLflow's name."""
-    total_j, bounds, (unit, units) = report.energy_j, report.energy_bounds_j, functional_unit(report)
+    total_j, (unit, units) = report.energy_j, functional_unit(report)
+    (lo_j, hi_j), (least_j, most_j) = report.interval_j or (None, None), report.systematic_j or (None, None)
     found: dict[str, float | None] = {
         "energy/total_j": total_j,
-        "energy/total_lo_j": bounds[0] if bounds is not None else None,
-        "energy/total_hi_j": bounds[1] if bounds is not None else None,
+        "energy/total_lo_j": lo_j,
+        "energy/total_hi_j": hi_j,
+        "energy/total_systematic_lo_j": least_j,
+        "energy/total_systematic_hi_j": most_j,
         "energy/it_kwh": None if total_j is None else kwh_from_j(total_j),
         "energy/duration_s": report.duration_s,
         "carbon/gwp_location_g": report.carbon_g,
         "carbon/gwp_market_g": _market_g(report),
     }
-    found |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.ledgers}
+    found |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.counted}
     if total_j is not None and report.units and units > 0:
         found[f"energy/j_per_{_safe(unit)}"] = total_j / units
-    if total_j is not None and report.step_count:
-        found["energy/j_per_step"] = total_j / report.step_count
+    found |= _per_step(report)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _per_step(report: Report) -> dict[str, float | None]:
+    """Return joules a step; where steps do unlike things, those of each stage by themselves, never mixed."""
+    stages = {step.stage for step in report.steps}
+    if len(stages) < 2:
+        known = report.energy_j is not None and report.step_count > 0
+        return {"energy/j_per_step": (report.energy_j or 0.0) / report.step_count} if known else {}
+    names = [str(ledger.domain) for ledger in report.counted]
+    found: dict[str, float | None] = {}
+    for stage in sorted(stages):
+        steps = [s for s in report.steps if s.stage == stage and all(name in s.energy_j for name in names)]
+        count = sum(step.count for step in steps)
+        joules = fsum(step.energy_j[name] for step in steps for name in names)
+        found[f"energy/j_per_{_safe(stage or 'other')}_step"] = joules / count if count and names else None
+    return found
 
 
 def tags_of(report: Report, manifest_sha256: str) -> Mapping[str, str]:
@@ -99,8 +118,8 @@ def tags_of(report: Report, manifest_sha256: str) -> Mapping[str, str]:
         "torchwatt.status": report.status,
         "torchwatt.exit_reason": report.exit_reason,
         "torchwatt.provenance": report.provenance or "",
-        "torchwatt.measurement_level": measurement_level((x.domain.kind, x.provenance) for x in report.ledgers) or "",
-        "torchwatt.boundary": ";".join(sorted(str(ledger.domain) for ledger in report.ledgers)),
+        "torchwatt.measurement_level": measurement_level((x.domain.kind, x.provenance) for x in report.counted) or "",
+        "torchwatt.boundary": ";".join(sorted(str(ledger.domain) for ledger in report.counted)),
         "torchwatt.boundary_excluded": ";".join(sorted({gone.domain for gone in report.unavailable})),
         "torchwatt.region": (grid.zone or "") if grid is not None else "",
         "torchwatt.grid_source": f"{grid.source_name} {grid.data_year or ''}".strip() if grid is not None else "",

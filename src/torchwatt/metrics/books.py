@@ -17,12 +17,13 @@ from math import fsum
 from torchwatt.attribution.curves import metered
 from torchwatt.core.meter import Meter, Recording, Unavailable
 from torchwatt.core.report import Report
-from torchwatt.core.terms import Provenance, weakest
+from torchwatt.core.terms import Provenance, kind_of, weakest
 from torchwatt.core.units import NS_PER_S
 from torchwatt.metrics.account import Account
 from torchwatt.metrics.layers import LayerBooks, LayerKey
 from torchwatt.metrics.peek import LOOK_BACK_NS, is_live, peek
 from torchwatt.session import listeners
+from torchwatt.session.counted import Counted
 from torchwatt.session.grams import grams_so_far
 from torchwatt.session.session import Session
 
@@ -79,6 +80,10 @@ class _Watched:
     booked_g: float = 0.0
     unpriced_j: float = 0.0
     watts: dict[DeviceKey, tuple[int, float]] = field(default_factory=dict)
+    counted: Counted = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counted = Counted(self.session)
 
 
 class Books:
@@ -124,7 +129,7 @@ class Books:
             self._watched.remove(found)
             if session.report is not None and found.alone:
                 self._settle(found, session.report)
-                self._layers.add(found.key.run, found.key.project, session.report.ledgers)
+                self._layers.add(found.key.run, found.key.project, session.report.counted)
                 return
             oldest_ns = min((self._known_ns.get(str(m.domain), 0) for m in recording.meters), default=0)
             since_ns = max(oldest_ns, found.since_ns) - LOOK_BACK_NS
@@ -169,17 +174,18 @@ class Books:
     def _book(self, one: _Watched, recording: Recording, end_ns: int) -> None:
         """Book each device from its clock on."""
         fresh: list[tuple[float, Provenance, int, int]] = []
+        names = one.counted.names()
         for meter in recording.meters:
             found = metered(meter, recording) if any(c.quantity != "gauge" for c in meter.channels) else None
-            if found is None or isinstance(found, Unavailable):
-                continue
             device = str(meter.domain)
+            if found is None or isinstance(found, Unavailable) or device not in names:
+                continue
             from_ns, to_ns = max(self._known_ns.get(device, 0), one.since_ns), min(found.curve.end_ns, end_ns)
             if to_ns <= from_ns:
                 continue
             joules = found.curve.between(from_ns, to_ns)
-            key = _key(one.key, meter, recording.meters)
-            one.booked_j[device] += joules
+            key = _key(one.key, meter, recording.meters, names[device])
+            one.booked_j[names[device]] += joules
             self._energy_j.add(key, joules)
             self._known_ns[device] = to_ns
             # Where the meter was silent the joules are unknown, and so is their mean.
@@ -195,12 +201,15 @@ class Books:
         for ledger in report.ledgers:
             device, meter = str(ledger.domain), report.meter(str(ledger.domain))
             if meter is not None:
-                self._energy_j.add(_key(one.key, meter, report.meters), ledger.energy_j - one.booked_j[device])
+                counted_j = ledger.energy_j if ledger.counted else 0.0  # else what was booked is taken back
+                if counted_j or one.booked_j[device]:
+                    key = _key(one.key, meter, report.meters, device)
+                    self._energy_j.add(key, counted_j - one.booked_j[device])
                 self._known_ns[device] = report.end_ns
         if report.carbon_g is not None:
             self._location_g.add(one.key, report.carbon_g - one.booked_g)
         elif report.ledgers:
-            parts = [x.energy_j for x in report.ledgers if x.domain.kind not in HOST_KINDS]
+            parts = [x.energy_j for x in report.counted if x.domain.kind not in HOST_KINDS]
             self._unpriced_j.add(one.key, fsum(parts) - one.unpriced_j)
 
     def _price(self, one: _Watched, fresh: Iterable[tuple[float, Provenance, int, int]]) -> None:
@@ -220,9 +229,7 @@ class Books:
         self._location_g.add(one.key, grams)
 
 
-def _key(run: RunKey, meter: Meter, meters: Iterable[Meter]) -> DeviceKey:
+def _key(run: RunKey, meter: Meter, meters: Iterable[Meter], name: str) -> DeviceKey:
     # From the list of meters, which is the same all the time: a series must not change its labels.
     hosts = sorted(str(one.domain) for one in meters if one.domain.kind in HOST_KINDS and one is not meter)
-    return DeviceKey(
-        run, str(meter.domain), meter.domain.kind, meter.model, meter.provenance, hosts[0] if hosts else ""
-    )
+    return DeviceKey(run, name, kind_of(name), meter.model, meter.provenance, hosts[0] if hosts else "")

@@ -22,6 +22,7 @@ def discover(
     rapl: bool = True,
     perf: bool = True,
     modelled: bool = True,
+    family: int | None = None,
 ) -> Discovery:
     """Find all meters; never raises, and holds nothing open afterwards.
 
@@ -35,12 +36,14 @@ def discover(
         rapl: Look for powercap zones.
         perf: Look for perf power events.
         modelled: Fall back to models of CPU and RAM.
+        family: Whose use of a GPU, with its descendants', is ours; by default this process's.
     """
     env = os.environ if environ is None else environ
-    found = [discover_nvml(env)] if nvml else []
+    found = [discover_nvml(env, pid=family)] if nvml else []
+    gpus = any(discovery.sources for discovery in found)
     cpu = _cpu(powercap_root or env.get(ROOT_VARIABLE), rapl=rapl, perf=perf)
     kinds = {meter.domain.kind for meter in cpu.meters}
-    found += [cpu, Discovery((process_source(),))]
+    found += [cpu, Discovery((process_source(cuda=gpus),))]
     if modelled:
         model = modelled_source(cpu="cpu" not in kinds, ram="dram" not in kinds)
         found.append(Discovery((model,) if model else ()))

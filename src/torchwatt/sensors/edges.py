@@ -14,7 +14,7 @@ from torchwatt.sensors.protocol import MeteredSource, Source
 
 DEADLINE_S = 1.0
 # Gauges that only grow: as useful at the edges as counters are.
-CUMULATIVE = frozenset({"process/process_cpu", "process/busy_cpu"})
+CUMULATIVE = frozenset({"process/process_cpu", "process/children_cpu", "process/busy_cpu"})
 
 Edge = tuple[int, float, int]  # t_ns, raw, late_ns
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from torchwatt.sensors.readers.users import INITIAL_PID_NS, pid_namespace
+
 MIG_NOTE = "MIG slice: the whole GPU is metered"
-# The inode of the first PID namespace (PROC_PID_INIT_INO, linux/proc_ns.h): outside of it NVML's pids are not ours.
-_INITIAL_PID_NS = "pid:[4026531836]"
 
 
 def gpu_facts(nvml: Any, handle: Any, index: int) -> tuple[tuple[str, str], ...]:
@@ -32,6 +32,15 @@ def gpu_facts(nvml: Any, handle: Any, index: int) -> tuple[tuple[str, str], ...]
             continue
         facts[name] = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
     return tuple(facts.items())
+
+
+def cpu_affinity(nvml: Any, handle: Any, words: int = 16) -> str:
+    """Return which CPUs are next to a GPU, in hexadecimal: GPUs of one module have the same; "" where not told."""
+    try:
+        masks = [int(word) for word in nvml.nvmlDeviceGetCpuAffinity(handle, words)]
+    except (AttributeError, nvml.NVMLError):
+        return ""
+    return f"{sum(mask << (64 * i) for i, mask in enumerate(masks)):x}"
 
 
 def sharing(nvml: Any, handle: Any, mig: str | None) -> tuple[bool, tuple[str, ...], str]:
@@ -69,13 +78,6 @@ def other_processes(
     exists = exists or (lambda pid: Path(f"/proc/{pid}").exists())
     others = [pid for pid in pids if pid != own]
     hidden = [pid for pid in others if not exists(pid)]
-    if own in pids or len(hidden) != 1 or len(others) > 1 or (pid_ns or _pid_ns()) == _INITIAL_PID_NS:
+    if own in pids or len(hidden) != 1 or len(others) > 1 or (pid_ns or pid_namespace()) == INITIAL_PID_NS:
         return len(others), True
     return 1, False
-
-
-def _pid_ns() -> str:
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 
 from torchwatt.core.meter import Channel, Meter
-from torchwatt.core.terms import Domain
+from torchwatt.core.terms import CUDA_LIBRARY, Domain
 from torchwatt.sensors.nameplate import CpuInfo, Nameplate, cpu_info, nameplate, table_w
 from torchwatt.sensors.protocol import MeteredSource
 
 POWER_PERIOD_NS = 100_000_000
 CLOCK_PERIOD_NS = 100_000_000  # as the models': one wake-up reads both, and clocks lose nothing in between
 GAUGE_PERIOD_NS = 1_000_000_000
+LIBRARY_PERIOD_NS = 2_000_000_000  # the list of a large process's files takes a millisecond
 CPU, RAM, PROCESS = Domain("cpu"), Domain("ram"), Domain("process")
 CPU_ACCURACY = (-0.4, 0.4)
 CPU_SOURCE = "assumed ±40 %: Fischer 2025, arXiv 2509.22092 finds up to 40 % for models of load"
@@ -20,14 +21,17 @@ RAM_SOURCE = "assumed -50/+100 %: no published error; wrong by design for big se
 WINDOW_NOTE = "each power reading is the mean over the time since the reading before"
 
 
-def process_source(pid: int | None = None) -> MeteredSource:
+def process_source(pid: int | None = None, *, cuda: bool = False) -> MeteredSource:
     """Return the gauges that tell an idle machine from a working one; always there.
 
-    `process/process_cpu`: CPU seconds of the process and its children. `process/busy_cpu`: of the whole machine.
+    `process/process_cpu`: CPU seconds of the process and its children. `process/children_cpu`: of its children alone.
+    `process/busy_cpu`: of the whole machine. With `cuda`, `process/cuda_library`: whether one of them has CUDA loaded.
     """
     channels = (
         Channel(PROCESS, "process_cpu", "gauge", "s", 1.0, CLOCK_PERIOD_NS, "proc"),
+        Channel(PROCESS, "children_cpu", "gauge", "s", 1.0, CLOCK_PERIOD_NS, "proc"),
         Channel(PROCESS, "busy_cpu", "gauge", "s", 1.0, GAUGE_PERIOD_NS, "proc"),
+        *((Channel(PROCESS, CUDA_LIBRARY, "gauge", "1", 1.0, LIBRARY_PERIOD_NS, "proc"),) if cuda else ()),
     )
     pid = pid or os.getpid()
     meter = Meter(PROCESS, channels, "measured", "process", f"process {pid}", facts=(("pid", str(pid)),))

@@ -12,11 +12,12 @@ from typing import Any
 
 from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Event, Meter, Unavailable
-from torchwatt.core.terms import POWER_SAMPLES, Domain
+from torchwatt.core.terms import MODULE_POWER, POWER_SAMPLES, USERS, Domain
 from torchwatt.core.units import NS_PER_S
-from torchwatt.sensors.gpu_facts import gpu_facts, sharing
+from torchwatt.sensors.gpu_facts import cpu_affinity, gpu_facts, sharing
 from torchwatt.sensors.nvml_ring import read_period_ns, ring_of
 from torchwatt.sensors.protocol import Discovery, MeteredSource, event, read_cost_s
+from torchwatt.sensors.readers.nvml import USERS as LISTED
 from torchwatt.sensors.readers.nvml import NvmlReader, load_nvml, nvml_error, power_samples
 from torchwatt.sensors.visible import Pick, select
 
@@ -32,6 +33,7 @@ GAUGE_PERIOD_NS = NS_PER_S
 _TIME_SHARE = 0.01
 _PROBE_S = 10.0
 _POWERS = ("nvml_power_instant", "nvml_power_average", "nvml_power")
+_MODULE_POWERS = ("nvml_module_power_instant", "nvml_module_power_average", "nvml_module_power_samples")
 _GAUGES = {  # name -> (unit, scale)
     "utilization": ("1", 0.01),
     "memory": ("By", 1.0),
@@ -48,18 +50,21 @@ _FIXES = {
 _HIDDEN = "CUDA_VISIBLE_DEVICES shows no GPU to this process"
 
 
-def discover_nvml(environ: Mapping[str, str] | None = None, probe_s: float = _PROBE_S) -> Discovery:
+def discover_nvml(
+    environ: Mapping[str, str] | None = None, probe_s: float = _PROBE_S, pid: int | None = None
+) -> Discovery:
     """Find the GPUs that CUDA would show to this process; never raises, never waits longer than `probe_s`.
 
     `gpu:<n>` counts as CUDA_VISIBLE_DEVICES does, in NVML's order, which is PCI order; CUDA's own default order
-    is fastest first, so set CUDA_DEVICE_ORDER=PCI_BUS_ID where the models differ, or match by the fact `uuid`.
+    is fastest first, so set CUDA_DEVICE_ORDER=PCI_BUS_ID where the models differ, or match by the fact `uuid`. A GPU is
+    ours where `pid` (by default this process), or a descendant of it, is in its list of processes.
     """
     found: list[Discovery] = []
     env = dict(os.environ if environ is None else environ)
 
     def probe() -> None:
         try:
-            found.append(_probe(env))
+            found.append(_probe(env, pid or os.getpid()))
         except Exception as error:  # a binding of another make: the user's run goes on without GPUs
             found.append(Discovery((), (Unavailable("gpu", f"NVML discovery failed: {error!r}"),)))
 
@@ -72,13 +77,13 @@ def discover_nvml(environ: Mapping[str, str] | None = None, probe_s: float = _PR
     return found[0]
 
 
-def _probe(environ: Mapping[str, str]) -> Discovery:
+def _probe(environ: Mapping[str, str], pid: int) -> Discovery:
     try:
         nvml = load_nvml()
     except SensorError as error:
         return Discovery((), (Unavailable("gpu", str(error), _FIXES.get(error.code, "")),))
     try:
-        return _Probe(nvml, environ).run()
+        return _Probe(nvml, environ, pid).run()
     except nvml.NVMLError as error:
         failure = nvml_error("gpu", "discovery", error)
         return Discovery((), (Unavailable("gpu", str(failure), _FIXES.get(failure.code, "")),))
@@ -100,8 +105,9 @@ class _Found:
 class _Probe:
     """One look at the devices with the library open."""
 
-    def __init__(self, nvml: Any, environ: Mapping[str, str]) -> None:
+    def __init__(self, nvml: Any, environ: Mapping[str, str], pid: int) -> None:
         self._nvml = nvml
+        self._pid = pid
         self._environ = environ
         self._events: list[Event] = []
         self._unavailable: list[Unavailable] = []
@@ -111,7 +117,7 @@ class _Probe:
         picks = self._visible()
         self._devices = len(picks)
         found = [one for one in (self._device(n, pick) for n, pick in enumerate(picks)) if one is not None]
-        sources = (_source(found),) if found else ()
+        sources = (_source(found, self._pid),) if found else ()
         if len({one.meter.model for one in found}) > 1 and self._environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
             message = "GPU models differ: CUDA may number them fastest first, we count in PCI order; match by uuid"
             self._events.append(event("info", "VISIBLE_DEVICES", "gpu", message))
@@ -171,6 +177,8 @@ class _Probe:
         if not any(c.quantity != "gauge" for c in tested.meter.channels):
             return None
         shared, notes = self._sharing(domain, handle, pick)
+        beside = cpu_affinity(self._nvml, handle) if f"{domain}/{MODULE_POWER}" in tested.spec else ""
+        facts += (("cpu_affinity", beside),) if beside else ()
         meter = replace(tested.meter, shared=shared, notes=notes, facts=facts, model=dict(facts)["name"])
         return replace(tested, meter=meter)
 
@@ -208,6 +216,8 @@ class _Probe:
         self._explain(domain, channels, errors)
         for name in _GAUGES:
             offer(_gauge(domain, name), name)
+        any(offer(_module_power(domain, via), via) for via in _MODULE_POWERS)
+        offer(Channel(domain, USERS, "gauge", "1", 1.0, GAUGE_PERIOD_NS, LISTED), LISTED)
         meter = Meter(domain, tuple(channels), "measured", "device", "", "NVIDIA", ACCURACY, ACCURACY_SOURCE)
         return _Found(meter, spec, call_s, {})
 
@@ -263,12 +273,17 @@ def _gauge(domain: Domain, name: str) -> Channel:
     return Channel(domain, name, "gauge", unit, scale, GAUGE_PERIOD_NS, f"nvml_{name}")
 
 
+def _module_power(domain: Domain, sensor: str) -> Channel:
+    """Return the power of the superchip that a GPU is on; a gauge, for it is no joule of the GPU's own."""
+    return Channel(domain, MODULE_POWER, "gauge", "W", 1e-3, BESIDE_RING_NS, sensor)
+
+
 def period_ns(total_call_s: float) -> int:
     """Return the period at which reads that cost so much together take 1 % of the time; whole ms, 20 at least."""
     return max(BASE_PERIOD_NS, math.ceil(total_call_s / _TIME_SHARE * 1e3) * 1_000_000)
 
 
-def _source(found: list[_Found]) -> MeteredSource:
+def _source(found: list[_Found], pid: int) -> MeteredSource:
     """Put all GPUs behind one reader: one thread, one wake-up for all, since wake-ups cost more than calls."""
     call_s = {key: cost for one in found for key, cost in one.call_s.items()}
     periods = {
@@ -288,6 +303,7 @@ def _source(found: list[_Found]) -> MeteredSource:
     read_ns = min((ns for one in found for ns in one.rings.values()), default=0)  # one wake-up for all
     spec = {
         "kind": "nvml",
+        "pid": pid,
         "channels": {key: via for one in found for key, via in one.spec.items()},
         "rings": {key: read_ns for one in found for key in one.rings},
     }

@@ -9,6 +9,7 @@ from math import fsum
 from typing import Any
 
 from torchwatt.core.report import Report, Window
+from torchwatt.core.terms import VALIDATION
 from torchwatt.core.units import NS_PER_S
 
 OUTSIDE = "(outside)"
@@ -21,6 +22,7 @@ COLUMNS = (
 def epoch_rows(report: Report) -> list[dict[str, Any]]:
     """Return one row an epoch, and one for what lay outside of all: their joules add up to the report's.
 
+    `steps` are those that trained.
     `energy_j` is `train_j`, `evaluation_j` and `checkpoint_j` together; `step_j` is `train_j` a step. What a meter did
     not see throughout is unknown: None.
     """
@@ -29,7 +31,8 @@ def epoch_rows(report: Report) -> list[dict[str, Any]]:
         return []
     pauses = sorted((w for w in report.windows if w.kind in PAUSES), key=lambda w: w.start_ns)
     begun = [pause.start_ns for pause in pauses]
-    ends, done = [step.end_ns for step in report.steps], [0, *accumulate(step.count for step in report.steps)]
+    training = [step for step in report.steps if step.stage != VALIDATION]
+    ends, done = [step.end_ns for step in training], [0, *accumulate(step.count for step in training)]
     rows, used = [], 0
     left: list[Window] = []
     for epoch in epochs:
@@ -44,7 +47,7 @@ def epoch_rows(report: Report) -> list[dict[str, Any]]:
         "epoch": OUTSIDE,
         "start_s": None,
         "duration_s": report.duration_s - fsum(row["duration_s"] for row in rows),
-        "steps": report.step_count - sum(row["steps"] for row in rows),
+        "steps": done[-1] - sum(row["steps"] for row in rows),
         **_parts([*left, *pauses[used:]], outside_j),
         "step_j": None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import warnings
 
@@ -20,7 +21,8 @@ def found_feed(asked: Options, member: Member | None) -> Feed:
     if asked.feed is not None:
         return asked.feed
     try:
-        found = discover(powercap_root=asked.powercap_root)
+        # In a job a card may be another rank's: what the launcher has started is all ours.
+        found = discover(powercap_root=asked.powercap_root, family=None if member is None else os.getppid())
         thrifty = asked.overhead_budget <= THRIFTY_BUDGET
         return Sampler(found if member is None else member.discovered(found), thrifty=thrifty)
     except NOTHING_LEFT as error:

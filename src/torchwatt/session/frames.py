@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,23 +52,31 @@ def samples(report: Report) -> pd.DataFrame:
 
 
 def steps(report: Report) -> pd.DataFrame:
-    """Return one row per step, in a long run per `steps` of them: when, how long, joules (missing where unknown)."""
+    """Return one row per step, in a long run per `steps` of them: what it did, when, how long, joules if known."""
     import pandas as pd
 
     domains = [str(ledger.domain) for ledger in report.ledgers]
+    counted = [str(ledger.domain) for ledger in report.counted]
     rows = [
         {
             "step": step.index,
             "steps": step.count,
+            "stage": step.stage,
             "start_s": (step.start_ns - report.start_ns) / NS_PER_S,
             "duration_s": (step.end_ns - step.start_ns) / NS_PER_S,
-            "energy_j": sum(step.energy_j.values()) if len(step.energy_j) == len(domains) > 0 else None,
+            "energy_j": _all_j(step.energy_j, counted),
             **{f"energy_{name}_j": step.energy_j.get(name) for name in domains},
         }
         for step in report.steps
     ]
-    columns = ["step", "steps", "start_s", "duration_s", "energy_j", *(f"energy_{name}_j" for name in domains)]
+    columns = ["step", "steps", "stage", "start_s", "duration_s", "energy_j", *(f"energy_{name}_j" for name in domains)]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _all_j(energy_j: Mapping[str, float], counted: Sequence[str]) -> float | None:
+    """Add up the counted domains; None where one of them was not known then."""
+    parts = [energy_j[domain] for domain in counted if domain in energy_j]
+    return sum(parts) if parts and len(parts) == len(counted) else None
 
 
 def epochs(report: Report) -> pd.DataFrame:

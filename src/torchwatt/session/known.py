@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,13 +10,15 @@ from dataclasses import replace
 import numpy as np
 
 from torchwatt.attribution.kernel import SensorModel
-from torchwatt.attribution.known import CONTEXT_REL, Known, Replay
+from torchwatt.attribution.known import CONTEXT_REL, CudaUse, Known, Replay
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Event, Meter
 from torchwatt.core.replay import ReplayedPower
 from torchwatt.core.terms import Slot
 from torchwatt.core.trace import Trace
 from torchwatt.sensors.calibrations import calibration_key, calibrations_file, load_calibrations
+from torchwatt.sensors.readers.users import has_cuda_library
+from torchwatt.tracing import cuda_domains
 
 
 def calibrated_sensors(meters: Sequence[Meter]) -> tuple[dict[str, SensorModel], list[Event]]:
@@ -30,6 +33,21 @@ def calibrated_sensors(meters: Sequence[Meter]) -> tuple[dict[str, SensorModel],
         return {wanted[key]: SensorModel.from_json(kept[key]) for key in wanted if key in kept}, []
     except ConfigError as error:
         return {}, [Event(time.monotonic_ns(), "warning", "CALIBRATION_UNREADABLE", "run", str(error))]
+
+
+def cuda_use(meters: Sequence[Meter]) -> CudaUse | None:
+    """Return what this process says of its own use of CUDA; None where there is no GPU.
+
+    A torch that cannot be asked is taken for one that uses CUDA: no card is then set apart on its word.
+    """
+    uuids = {uuid: str(meter.domain) for meter in meters if (uuid := meter.fact("uuid"))}
+    if not uuids:
+        return None
+    try:
+        started, domains = cuda_domains(uuids)
+    except Exception:  # another torch than this was written for
+        return CudaUse(initialised=True, library=True)
+    return CudaUse(started, has_cuda_library(os.getpid()), domains)
 
 
 def known_of(

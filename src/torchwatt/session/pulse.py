@@ -14,6 +14,7 @@ from torchwatt.core.meter import Meter, Recording, Unavailable
 from torchwatt.core.terms import weakest
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Sampler
+from torchwatt.session.counted import Counted
 from torchwatt.session.grams import grams_so_far
 from torchwatt.session.session import Session
 from torchwatt.views import Point
@@ -34,11 +35,21 @@ class Pulse:
         self._session = session
         self._known_ns: dict[str, int] = {}
         self._watts: dict[str, float] = {}
-        self.energy_j: dict[str, float] = {}
+        self._counted = Counted(session)
+        self._energy_j: dict[str, float] = {}
         self.points: deque[Point] = deque(maxlen=240)
         self.whole: tuple[int, float] | None = None  # the last instant that all meters have passed; joules until then
         self.gaps = 0  # times that a meter was silent: joules are missing since
         self._asked: dict[int, dict[str, float]] = {}
+
+    @property
+    def energy_j(self) -> dict[str, float]:
+        """Return the joules so far by domain, of those that make the total."""
+        return self._named(self._energy_j)
+
+    def _named(self, by_domain: Mapping[str, float]) -> dict[str, float]:
+        names = self._counted.names()
+        return {names[domain]: value for domain, value in by_domain.items() if domain in names}
 
     def beat(self, *, fresh: bool = False) -> Recording:
         """Read what is new and add a point to the line.
@@ -72,44 +83,44 @@ class Pulse:
 
     def told(self, t_ns: int) -> dict[str, float] | None:
         """Return the joules by domain up to an instant that was asked for; None while a meter has not passed it."""
-        found, domains = self._asked.get(t_ns), self._domains()
-        if not found or len(found) < len(domains):
+        found, names = self._asked.get(t_ns), self._counted.names()
+        if not found or names.keys() - found.keys():
             return None
-        return found
+        return self._named(found)
 
     def forget(self, t_ns: int) -> None:
         """Take back what was asked."""
         self._asked.pop(t_ns, None)
 
-    def _domains(self) -> list[str]:
-        return [str(m.domain) for m in self._session.feed.meters if any(c.quantity != "gauge" for c in m.channels)]
-
     def power_w(self, now_ns: int) -> dict[str, float | None]:
         """Return the latest watts of each domain; None where no meter answered lately."""
         fresh = {domain: now_ns - known_ns < STALE_NS for domain, known_ns in self._known_ns.items()}
-        return {domain: self._watts.get(domain) if fresh.get(domain) else None for domain in self._domains()}
+        names = self._counted.names()
+        return {name: self._watts.get(domain) if fresh.get(domain) else None for domain, name in names.items()}
 
     def carbon_g(self, energy_j: float | None = None) -> float | None:
         """Return the grams of the joules so far, or of so many; None without a region, or without joules."""
         plan = self._session.asked.carbon
-        if not plan.location or not self.energy_j:
+        counted_j, names = self.energy_j, self._counted.names()
+        if not plan.location or not counted_j:
             return None
-        total_j = fsum(self.energy_j.values()) if energy_j is None else energy_j
-        known = weakest(*(meter.provenance for meter in self._session.feed.meters))
+        total_j = fsum(counted_j.values()) if energy_j is None else energy_j
+        known = weakest(*(m.provenance for m in self._session.feed.meters if str(m.domain) in names))
         now_ns = time.time_ns()
         start_ns = now_ns - (time.monotonic_ns() - self._session.start_ns)
         return grams_so_far(total_j, known, plan, start_ns, now_ns)
 
     def _whole(self, curves: Mapping[str, EnergyCurve]) -> tuple[int, float] | None:
         """Return the last instant for which all joules are known, and them; None where that cannot be said."""
-        if not curves or set(self._domains()) - set(self._known_ns):
+        names = self._counted.names()
+        if not curves or not names or names.keys() - self._known_ns.keys():
             return None
-        t_ns = min(self._known_ns.values())
-        ahead = [curves[domain] for domain, known_ns in self._known_ns.items() if known_ns > t_ns and domain in curves]
+        t_ns = min(self._known_ns[domain] for domain in names)
+        ahead = [curves[domain] for domain in names if self._known_ns[domain] > t_ns and domain in curves]
         if any(curve.start_ns > t_ns for curve in ahead):
             return None
         rest_j = fsum(curve.between(t_ns, self._known_ns[str(curve.domain)]) for curve in ahead)
-        return t_ns, fsum(self.energy_j.values()) - rest_j
+        return t_ns, fsum(self._energy_j[domain] for domain in names) - rest_j
 
     def _add(self, meter: Meter, recording: Recording, start_ns: int) -> EnergyCurve | None:
         domain, found = str(meter.domain), metered(meter, recording)
@@ -120,10 +131,10 @@ class Pulse:
         if curve.end_ns <= known_ns:
             return curve
         for t_ns in [t for t in self._asked if known_ns < t <= curve.end_ns]:
-            self._asked[t_ns][domain] = self.energy_j.get(domain, 0.0) + curve.between(known_ns, t_ns)
+            self._asked[t_ns][domain] = self._energy_j.get(domain, 0.0) + curve.between(known_ns, t_ns)
         self.gaps += any(lo < curve.end_ns and hi > known_ns for lo, hi in curve.silent)
         joules = curve.between(known_ns, curve.end_ns)
-        self.energy_j[domain] = self.energy_j.get(domain, 0.0) + joules
+        self._energy_j[domain] = self._energy_j.get(domain, 0.0) + joules
         # Where the meter was silent the joules are unknown, and so is their mean.
         seconds = (curve.end_ns - max(known_ns, curve.start_ns)) / NS_PER_S
         self._watts[domain] = joules / seconds

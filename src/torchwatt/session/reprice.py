@@ -107,7 +107,7 @@ def usage_of_bundle(bundle: Bundle) -> Usage:
 
 
 def _subjects(bundle: Bundle) -> Iterator[Subject]:
-    counted = {text(row, "device_id"): row for row in bundle["device"] if row["counts_toward_total"]}
+    counted = {text(row, "device_id"): row for row in bundle["device"] if row["counted"]}
     by_device: dict[str, dict[int, float]] = defaultdict(dict)
     whole: dict[int, list[float]] = defaultdict(list)
     for row in bundle["hourly"]:
@@ -118,7 +118,7 @@ def _subjects(bundle: Bundle) -> Iterator[Subject]:
     energy_j = number(run, "energy_it_j")
     if energy_j is not None:
         hourly_j = {hour: fsum(parts) for hour, parts in whole.items()} if set(by_device) == set(counted) else {}
-        lo_j, hi_j = number(run, "energy_it_lo_j"), number(run, "energy_it_hi_j")
+        lo_j, hi_j = number(run, "energy_it_systematic_lo_j"), number(run, "energy_it_systematic_hi_j")
         yield Subject("run", energy_j, _known(text(run, "energy_it_provenance")), lo_j, hi_j, hourly_j)
     for name, row in counted.items():
         joules_ = number(row, "energy_j")
@@ -126,7 +126,7 @@ def _subjects(bundle: Bundle) -> Iterator[Subject]:
             lo, hi = number(row, "sensor_accuracy_lo_rel"), number(row, "sensor_accuracy_hi_rel")
             all_the_time = covers_all(number(row, "coverage_ratio") or 0.0, number(run, "duration_s") or 0.0)
             band = (lo, hi) if lo is not None and hi is not None and all_the_time else None
-            lo_j, hi_j = interval_j(joules_, band, number(row, "energy_u_j"))
+            lo_j, hi_j = interval_j(joules_, band, number(row, "reading_u_j"))
             yield Subject(f"device:{name}", joules_, _known(text(row, "provenance")), lo_j, hi_j, by_device[name])
 
 

@@ -25,7 +25,7 @@ from torchwatt.session.jobs.member import Member, member_of
 from torchwatt.session.journal.opening import open_journal
 from torchwatt.session.journal.told import State, Stop
 from torchwatt.session.journal.writer import Journal
-from torchwatt.session.known import calibrated_sensors
+from torchwatt.session.known import calibrated_sensors, cuda_use
 from torchwatt.session.late import Late
 from torchwatt.session.options import Options
 from torchwatt.session.settle import Bounds, Outcome, settle, window_of
@@ -272,7 +272,7 @@ class Session:
             dict(self.units),
             tuple(self.windows),
             (*self._events, stopped) if stopped is not None else tuple(self._events),
-            Known(sensors=self._sensors),
+            Known(sensors=self._sensors, cuda=cuda_use(recording.meters)),
             apart=self._member.owned.apart if self._member is not None else (),
         )
         return settle(self.run_id, self.asked, bounds, recording, trace, outcome)

@@ -10,7 +10,9 @@ import numpy as np
 
 from torchwatt.attribution.attribute import Attribution, attribute
 from torchwatt.attribution.known import NOTHING, Known
+from torchwatt.attribution.scopes import CONTAINS
 from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Recording, Unavailable
 from torchwatt.core.report import Report, Status, Step, Window
 from torchwatt.core.trace import Trace
@@ -67,21 +69,35 @@ def report_of(  # noqa: PLR0917  the parts of a report
         start_ns=bounds.start_ns,
         end_ns=bounds.end_ns,
         start_unix_ns=bounds.start_unix_ns,
-        ledgers=tuple(ledger for ledger in found.ledgers if str(ledger.domain) not in outcome.apart),
+        ledgers=tuple(ledger for ledger in found.ledgers if not _is_apart(ledger, found, outcome.apart)),
         curves=found.curves,
-        meters=tuple(m for m in recording.meters if any(c.quantity != "gauge" for c in m.channels)),
+        meters=tuple(m for m in found.meters if any(c.quantity != "gauge" for c in m.channels)),
         unavailable=_distinct((*recording.unavailable, *found.unavailable)),
         events=_in_order((*recording.events, *trace.events, *found.events, *outcome.events)),
         steps=tuple(_steps(trace, found.curves)),
-        windows=tuple(_seen_whole(sorted(outcome.windows, key=_place), found.curves)),
+        windows=tuple(_seen_whole(sorted(outcome.windows, key=_place), _counted_curves(found, outcome))),
         modules=trace.modules,
         units=dict(outcome.units),
         sampler=recording.stats,
         tracing_cost_s=trace.cost_s if asked.layers else None,
+        traced_steps=trace.traced_steps if asked.layers else None,
         exit_reason=outcome.exit_reason,
         software=outcome.software or software(),
     )
     return with_grams(report, asked.carbon)
+
+
+def _is_apart(ledger: Ledger, found: Attribution, apart: Sequence[str]) -> bool:
+    """Tell whether a domain stays outside of the report: a device of no rank, or a module of nothing but such."""
+    meter = next((m for m in found.meters if m.domain == ledger.domain), None)
+    gpus = (meter.fact(CONTAINS) or "").split(";") if meter is not None and meter.domain.kind == "module" else []
+    return str(ledger.domain) in apart or (bool(gpus) and set(gpus) <= set(apart))
+
+
+def _counted(found: Attribution) -> tuple[EnergyCurve, ...]:
+    """Return the curves that make the total."""
+    apart = {ledger.domain for ledger in found.ledgers if not ledger.counted}
+    return tuple(curve for curve in found.curves if curve.domain not in apart)
 
 
 def _status(status: Status, found: Attribution, recording: Recording) -> Status:
@@ -101,9 +117,10 @@ def _steps(trace: Trace, curves: Sequence[EnergyCurve]) -> Iterable[Step]:
     counts = trace.step_counts or (1,) * len(trace.steps)
     parts = _parts_j(trace.steps, curves)
     modelled = {str(curve.domain) for curve in curves if curve.provenance == "modelled"}
-    for (start_ns, end_ns), count, seen in zip(trace.steps, counts, parts, strict=True):
+    stages = trace.step_stages or ("",) * len(trace.steps)
+    for (start_ns, end_ns), count, seen, stage in zip(trace.steps, counts, parts, stages, strict=True):
         known = {domain: joules for domain, joules in seen.items() if joules > 0 or domain in modelled}
-        yield Step(index, start_ns, end_ns, known, count)
+        yield Step(index, start_ns, end_ns, known, count, stage)
         index += count
 
 
@@ -117,6 +134,11 @@ def _parts_j(bounds: Sequence[tuple[int, int]], curves: Sequence[EnergyCurve]) -
                 if not isnan(joules):
                     one[str(curve.domain)] = joules
     return known
+
+
+def _counted_curves(found: Attribution, outcome: Outcome) -> list[EnergyCurve]:
+    counted = {ledger.domain for ledger in found.ledgers if ledger.counted and str(ledger.domain) not in outcome.apart}
+    return [curve for curve in found.curves if curve.domain in counted]
 
 
 def _seen_whole(windows: Sequence[Window], curves: Sequence[EnergyCurve]) -> Iterable[Window]:
@@ -133,8 +155,7 @@ def _place(window: Window) -> tuple[int, int]:
 
 def window_of(report: Report) -> Window:
     """Return what an enclosing session keeps of a nested one."""
-    total_j = fsum(ledger.energy_j for ledger in report.ledgers) if report.ledgers else None
-    return Window(report.name, report.start_ns, report.end_ns, total_j)
+    return Window(report.name, report.start_ns, report.end_ns, report.energy_j)
 
 
 def _distinct(unavailable: Iterable[Unavailable]) -> tuple[Unavailable, ...]:

@@ -183,8 +183,10 @@ Found = Sequence[tuple[Call, IntArray]]
 
 def _found(spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns: int) -> list[tuple[Call, IntArray]]:
     """Return each step, without our own work and compilations, and the spans in it."""
-    bounds = np.array(steps, dtype=np.int64).reshape(-1, 2) + after_ns
+    bounds = np.array(steps, dtype=np.int64).reshape(-1, 2)
     bounds = bounds[:: max(len(bounds) // MOST_STEPS, 1)]
+    following = np.append(spans[:, 1], np.iinfo(np.int64).max)[np.searchsorted(spans[:, 1], bounds)]
+    bounds = np.minimum(bounds + after_ns, following)
     found = []
     for start, end in bounds.tolist():
         first, last = np.searchsorted(spans[:, 1], (start, end))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torchwatt.tracing.devices.names import device_names
 
 PATIENCE_S = 60.0  # a collective that nobody joins, a kernel that never ends
 
@@ -17,6 +19,19 @@ def devices_in_use() -> tuple[int, ...]:
         return ()
     has_context = torch._C._cuda_hasPrimaryContext
     return tuple(index for index in range(torch.cuda.device_count()) if has_context(index))
+
+
+def cuda_domains(meters: Mapping[str, str]) -> tuple[bool, frozenset[str]]:
+    """Return whether torch has set up CUDA here, and the domains of the cards on which this process has a context.
+
+    Args:
+        meters: Domain of each meter by the device's UUID, as NVML writes it ("GPU-...").
+    """
+    used = devices_in_use()
+    torch = sys.modules.get("torch")
+    started = torch is not None and hasattr(torch, "cuda") and bool(torch.cuda.is_initialized())
+    names = device_names(sys.modules["torch"].cuda, meters) if used else {}
+    return started, frozenset(names[f"gpu:{index}"] for index in used)
 
 
 def synchronize() -> None:

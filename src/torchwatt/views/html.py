@@ -50,14 +50,16 @@ def _head(report: Report) -> str:
     status = muted(text(report.status), "13px") if report.status == "complete" else tag("b", chip(report.status))
     rest = muted(text(" · ".join(w for w in words if w)), "13px")
     line = tag("div", f"{title} &nbsp;{status} {muted('·', '13px')} {rest}", "margin:4px 0 10px 0")
-    return line + tag("div", "".join(_figures(report)), _CARDS)
+    notes = "".join(tag("div", text(note)) for note in summary.head_notes(report))
+    return line + tag("div", "".join(_figures(report)), _CARDS) + notes
 
 
 def _figures(report: Report) -> list[str]:
     known = report.provenance
     energy = format_wh(report.energy_j) if known else "nothing was metered"
-    if report.energy_bounds_j is not None:
-        energy = f"{energy} · {summary.bounds_text(report)}: 90 % interval, the meters' bands included"
+    repeat = summary.bounds_text(report.energy_j, report.interval_j)
+    words = (energy, f"{summary.REPEAT}: {repeat}" if repeat else "", summary.systematic_text(report))
+    energy = " · ".join(word for word in words if word)
     carbon = summary.carbon(report)
     power = "over the run, all counted domains together" if known else "nothing was metered"
     cards = [
@@ -86,7 +88,7 @@ def _domains(report: Report) -> str:
 def _domain(item: summary.DomainText) -> str:
     name = tag("span", text(item.domain), "font-weight:600")
     body = tag("div", f"{name} &nbsp;{chip(item.provenance)} &nbsp;{muted(text(item.share))}")
-    bounds = f" &nbsp;{muted(text(item.bounds))}" if item.bounds else ""
+    bounds = f" &nbsp;{muted(text(f'{summary.REPEAT}: {item.bounds}'))}" if item.bounds else ""
     body += tag("div", tag("span", text(item.energy), "font-size:18px;font-weight:600") + bounds, "margin:2px 0")
     body += tag("div", muted(text(item.sentence)))
     body += tag("div", muted(text(item.meter), "11px"), "margin-top:3px")

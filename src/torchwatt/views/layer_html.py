@@ -9,7 +9,7 @@ from math import fsum
 from torchwatt.core.ledger import Entry
 from torchwatt.core.report import Report
 from torchwatt.core.terms import ROOT, Phase
-from torchwatt.views.layers import Folded, LayerSum, class_names, fold, layer_sums
+from torchwatt.views.layers import TIED, Folded, LayerSum, class_names, fold, layer_sums, ties
 from torchwatt.views.markup import BACKWARD, FORWARD, OTHER, RULE, bar, chip, muted, tag, text
 from torchwatt.views.numbers import DASH, format_energy, format_interval, format_share, format_time
 from torchwatt.views.tree import Node, tree
@@ -26,7 +26,7 @@ _DETAIL = (
     "domain",
     "phase",
     "self",
-    "90 % interval",
+    "90 % of repeats",
     "static",
     "time",
     "calls",
@@ -62,19 +62,22 @@ def _top_table(layers: Sequence[LayerSum], reserved: Sequence[LayerSum], run_j: 
     whole = max((layer.energy_j for layer in (*shown, *reserved)), default=0.0)
     head = tag("tr", "".join(tag("th", name, f"{_PADDING};text-align:{'left' if i in {0, 7} else 'right'}")
                              for i, name in enumerate(_HEAD)))  # fmt: skip
-    rows = [_row(layer, whole, run_j) for layer in shown]
+    unordered = ties(layers)
+    rows = [_row(layer, whole, run_j, tied=layer.fqn in unordered) for layer in shown]
     if folded is not None:
         rows.append(_folded_row(folded, run_j))
     rows += [_row(layer, whole, run_j) for layer in reserved]
     total_j = fsum(e.energy_self_j for layer in (*layers, *reserved) for e in layer.entries)
     rows.append(_sum_row(total_j, run_j))
     style = "width:100%;border-collapse:collapse;font-size:12px;margin:0"
-    return tag("table", head + "".join(rows), style, cellpadding="4")
+    below = tag("div", muted(TIED)) * any(layer.fqn in unordered for layer in shown)
+    return tag("table", head + "".join(rows), style, cellpadding="4") + below
 
 
-def _row(layer: LayerSum, whole: float, run_j: float) -> str:
+def _row(layer: LayerSum, whole: float, run_j: float, *, tied: bool = False) -> str:
     forward, backward, other = _split({phase: found.energy_j for phase, found in layer.phases.items()})
     name = text(_short(layer.fqn)) + (f" {muted(text(layer.class_name[:40]), '11px')}" if layer.class_name else "")
+    name += f" {muted('~')}" * tied
     parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, other or 0.0)]
     cells = [
         tag("td", name, f"{_PADDING};text-align:left;word-break:break-all" + (";opacity:0.8" if layer.reserved else ""))

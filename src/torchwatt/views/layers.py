@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum
+from itertools import pairwise
+from math import fsum, hypot
 
 from torchwatt.core.ledger import Entry
 from torchwatt.core.report import Report
 from torchwatt.core.terms import PHASES, RESERVED, Phase, Provenance, weakest
+
+TIED = "~ may as well come before the layer above: the interval of their difference includes 0"
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseSum:
     """One layer in one phase, added up over domains.
 
-    The ends of the interval are added up too: wider than 90 % if the domains err independently, never
-    narrower. None where one of the domains has none.
+    The interval says what another repeat of the run would give. Its ends are added up too: wider than 90 % if the
+    domains vary independently, never narrower. None where one of the domains has none.
     """
 
     energy_j: float
@@ -55,11 +58,28 @@ def layer_sums(report: Report) -> tuple[LayerSum, ...]:
     """Return every name of the books, most joules first."""
     classes = class_names(report)
     by_fqn: dict[str, list[Entry]] = defaultdict(list)
-    for ledger in report.ledgers:
+    for ledger in report.counted:
         for entry in ledger.entries:
             by_fqn[entry.fqn].append(entry)
     layers = [_layer(fqn, entries, classes.get(fqn, "")) for fqn, entries in by_fqn.items()]
     return tuple(sorted(layers, key=lambda layer: (-layer.energy_j, layer.fqn)))
+
+
+def ties(layers: Sequence[LayerSum]) -> frozenset[str]:
+    """Return the names whose order cannot be told from the one before: the difference's interval includes 0."""
+    return frozenset(below.fqn for above, below in pairwise(layers) if tied(_ends(above.entries), _ends(below.entries)))
+
+
+def tied(above: tuple[float, float | None], below: tuple[float, float | None]) -> bool:
+    """Tell whether two numbers, each with half its 90 % interval, may as well be in the other order."""
+    halves = [half for _, half in (above, below) if half is not None]
+    return len(halves) == 2 and above[0] - below[0] <= hypot(*halves)
+
+
+def _ends(entries: Sequence[Entry]) -> tuple[float, float | None]:
+    energy_j = fsum(entry.energy_self_j for entry in entries)
+    hi_j = _sum_known(entry.energy_self_hi_j for entry in entries)
+    return energy_j, None if hi_j is None else hi_j - energy_j
 
 
 def class_names(report: Report) -> dict[str, str]:

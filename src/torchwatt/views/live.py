@@ -9,7 +9,7 @@ from typing import Any
 from torchwatt.core.meter import Meter, Unavailable
 from torchwatt.core.report import Report
 from torchwatt.views.payload import layers_payload, number, text
-from torchwatt.views.summary import step_rate
+from torchwatt.views.summary import step_rates
 
 SCHEMA, VERSION = "torchwatt.live", 1
 MAX_LAYERS = 150  # of a message; the rest is folded, with its joules
@@ -68,7 +68,7 @@ def beat_payload(
 
 def live_layers(report: Report) -> dict[str, Any]:
     """Return steps and layers as of a snapshot."""
-    rate = step_rate(report) if report.steps else None
+    rate = next(iter(step_rates(report)), None)
     return {
         "steps": len(report.steps),
         "per_step": "" if rate is None else rate.value,

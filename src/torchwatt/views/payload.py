@@ -13,7 +13,7 @@ from torchwatt.core.report import Report
 from torchwatt.core.terms import Phase
 from torchwatt.views import summary
 from torchwatt.views.curve import power_line
-from torchwatt.views.layers import LayerSum, class_names, fold, layer_sums
+from torchwatt.views.layers import LayerSum, class_names, fold, layer_sums, ties
 from torchwatt.views.tree import Node, tree
 
 MIME = "application/vnd.torchwatt.report.v1+json"
@@ -58,10 +58,13 @@ def _payload(report: Report, layers: int, points: int, events: int, domains: int
         "duration_s": number(report.duration_s),
         "energy": {
             "value_j": number(report.energy_j),
-            "bounds_90_j": None if report.energy_bounds_j is None else [number(x) for x in report.energy_bounds_j],
+            "interval_90_j": _ends(report.interval_j),
+            "systematic_j": _ends(report.systematic_j),
+            "systematic_text": summary.systematic_text(report),
             "provenance": report.provenance,
             "text": summary.energy_text(report),
         },
+        "notes": [text(note) for note in summary.head_notes(report)],
         "power_w": number(summary.mean_power_w(report)),
         "carbon": {"value_g": number(report.carbon_g), "text": carbon.grams, "how": text(carbon.how)},
         "rates": [
@@ -99,6 +102,10 @@ def number(value: float | None) -> float | None:
     return value if figures.endswith("5") and len(figures) <= _HALF_WAY else float(f"{value:.6g}")
 
 
+def _ends(bounds: tuple[float | None, float | None] | None) -> list[float | None] | None:
+    return None if bounds is None or None in bounds else [number(end) for end in bounds]
+
+
 def text(value: str) -> str:
     """Keep a text short, and sendable."""
     # A lone surrogate would break the message to the browser.
@@ -112,8 +119,9 @@ def _domains(report: Report) -> Iterator[dict[str, Any]]:
         yield {
             "domain": item.domain,
             "energy_j": number(ledger.energy_j),
-            "energy_u_j": number(ledger.energy_u_j),
-            "share": number(ledger.energy_j / report.energy_j) if report.energy_j else None,
+            "interval_90_j": _ends((ledger.energy_lo_j, ledger.energy_hi_j)),
+            "counted": ledger.counted,
+            "share": number(ledger.energy_j / report.energy_j) if report.energy_j and ledger.counted else None,
             "static_w": number(ledger.static_w),
             "coverage": number(ledger.coverage),
             "method": ledger.method,
@@ -138,8 +146,12 @@ def layers_payload(report: Report, cap: int) -> dict[str, Any]:
     everything = layer_sums(report)
     kept, folded = fold([layer for layer in everything if not layer.reserved], cap)
     rows: list[dict[str, Any]] = []
+    unordered = ties([layer for layer in everything if not layer.reserved])
     for node in tree(kept, class_names(report)):
         _flatten(node, None, rows)
+    for row in rows:
+        if row["fqn"] in unordered:
+            row["tied"] = True
     return {
         "layers": rows,
         "reserved": [_booked(layer) for layer in everything if layer.reserved],

@@ -66,7 +66,7 @@ def whole(report: Report) -> Across | None:
 
 def no_rank_j(report: Report) -> float:
     """Return joules of the job's machines that no rank used."""
-    return fsum(e.energy_self_j for ledger in report.ledgers for e in ledger.entries if e.fqn == NO_RANK)
+    return fsum(e.energy_self_j for ledger in report.counted for e in ledger.entries if e.fqn == NO_RANK)
 
 
 def device_j(part: RankPart, *, host: bool) -> float | None:

@@ -1,4 +1,4 @@
-"""The rows of `run.layers`: one per domain, layer and phase."""
+"""The rows of `run.layers`: one per domain, layer, phase and stage."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.report import Report
 from torchwatt.core.terms import Slot
-from torchwatt.views.layers import class_names
+from torchwatt.views.layers import class_names, tied
 from torchwatt.views.tree import totals
 
 LAYER_COLUMNS = (
     "domain",
     "fqn",
     "phase",
+    "stage",
     "module_class",
     "energy_self_j",
     "energy_self_lo_j",
@@ -31,20 +32,33 @@ LAYER_COLUMNS = (
     "measured_share",
     "measured_in",
     "time_share_j",
+    "counted",
+    "energy_systematic_lo_j",
+    "energy_systematic_hi_j",
+    "tied",
 )
 
 
 def layer_rows(report: Report) -> list[dict[str, Any]]:
-    """Return one row per (domain, fqn, phase), most joules first within its domain; None is unknown."""
+    """Return one row per (domain, fqn, phase, stage), most joules first within its domain; None is unknown.
+
+    `tied` is true where a row may as well come before the one above it: their difference's interval includes 0.
+    """
     classes = class_names(report)
     rows = []
-    for ledger in report.ledgers:
-        total_j = totals(ledger.entries, classes)
-        ordered = sorted(ledger.entries, key=lambda e: (-e.energy_self_j, e.fqn, e.phase))
-        rows += [
-            _row(ledger, entry, total_j[Slot(entry.fqn, entry.phase)], classes.get(entry.fqn)) for entry in ordered
-        ]
+    for ledger in report.counted:
+        stages = {entry.stage for entry in ledger.entries}
+        total_j = {name: totals((e for e in ledger.entries if e.stage == name), classes) for name in stages}
+        ordered = sorted(ledger.entries, key=lambda e: (-e.energy_self_j, e.fqn, e.phase, e.stage))
+        for above, entry in zip([None, *ordered], ordered, strict=False):
+            row = _row(ledger, entry, total_j[entry.stage][Slot(entry.fqn, entry.phase)], classes.get(entry.fqn))
+            rows.append(row | {"tied": above is not None and tied(_half(above), _half(entry))})
     return rows
+
+
+def _half(entry: Entry) -> tuple[float, float | None]:
+    hi_j = entry.energy_self_hi_j
+    return entry.energy_self_j, None if hi_j is None else hi_j - entry.energy_self_j
 
 
 def _row(ledger: Ledger, entry: Entry, total_j: float, module_class: str | None) -> dict[str, Any]:
@@ -52,6 +66,7 @@ def _row(ledger: Ledger, entry: Entry, total_j: float, module_class: str | None)
         "domain": str(ledger.domain),
         "fqn": entry.fqn,
         "phase": entry.phase,
+        "stage": entry.stage,
         "module_class": module_class,
         "energy_self_j": entry.energy_self_j,
         "energy_self_lo_j": entry.energy_self_lo_j,
@@ -69,4 +84,7 @@ def _row(ledger: Ledger, entry: Entry, total_j: float, module_class: str | None)
         "measured_share": entry.measured_share,
         "measured_in": entry.measured_in or None,
         "time_share_j": entry.time_share_j,
+        "counted": ledger.counted,
+        "energy_systematic_lo_j": entry.energy_systematic_lo_j,
+        "energy_systematic_hi_j": entry.energy_systematic_hi_j,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import fsum
@@ -11,7 +12,7 @@ from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Unavailable
 from torchwatt.core.report import Report, Step
-from torchwatt.core.terms import kind_of
+from torchwatt.core.terms import INFERENCE, TRAIN, VALIDATION, kind_of
 from torchwatt.core.units import J_PER_KWH
 from torchwatt.views.numbers import (
     DASH,
@@ -38,15 +39,23 @@ PROVENANCE_MEANING = {
 }
 
 
+REPEAT, METER = "90 % of repeats", "another meter"
+
+
 def energy_text(report: Report) -> str:
-    """Return the total with its 90 % interval, the meters' own bands included."""
-    bounds = bounds_text(report)
-    return f"{format_energy(report.energy_j)} ({bounds})" if bounds else format_energy(report.energy_j)
+    """Return the total with what another repeat would give, 90 %: the basis of every interval of a row."""
+    bounds = bounds_text(report.energy_j, report.interval_j)
+    return f"{format_energy(report.energy_j)} ({REPEAT}: {bounds})" if bounds else format_energy(report.energy_j)
 
 
-def bounds_text(report: Report) -> str:
-    """Return the 90 % interval of the total, the meters' own bands included; empty where there is none."""
-    energy_j, bounds = report.energy_j, report.energy_bounds_j
+def systematic_text(report: Report) -> str:
+    """Return what another meter would say of the total: the meters' bands, stated here and nowhere else."""
+    bounds = bounds_text(report.energy_j, report.systematic_j)
+    return f"{METER}: {bounds}" if bounds else ""
+
+
+def bounds_text(energy_j: float | None, bounds: tuple[float, float] | None) -> str:
+    """Return an interval in the unit of its value; empty where there is none."""
     if energy_j is None or bounds is None:
         return ""
     if energy_j >= J_PER_KWH:
@@ -140,7 +149,7 @@ class DomainText:
 
     domain: str
     energy: str
-    bounds: str  # 90 %, the meter's own band included; empty where neither is known
+    bounds: str  # what another repeat would give, 90 %; empty where that is not known
     share: str
     provenance: str
     meter: str
@@ -149,12 +158,12 @@ class DomainText:
     @property
     def energy_and_bounds(self) -> str:
         """Return both on one line."""
-        return f"{self.energy} ({self.bounds})" if self.bounds else self.energy
+        return f"{self.energy} ({REPEAT}: {self.bounds})" if self.bounds else self.energy
 
 
 def domains(report: Report) -> tuple[DomainText, ...]:
-    """Return the counted domains, most joules first."""
-    ordered = sorted(report.ledgers, key=lambda ledger: (-ledger.energy_j, str(ledger.domain)))
+    """Return the domains, those of the total first, most joules first."""
+    ordered = sorted(report.ledgers, key=lambda ledger: (not ledger.counted, -ledger.energy_j, str(ledger.domain)))
     return tuple(_domain(report, ledger) for ledger in ordered)
 
 
@@ -164,7 +173,7 @@ def shown_domains(report: Report) -> tuple[tuple[DomainText, ...], str]:
     if len(found) <= MOST_DOMAINS:
         return found, ""
     named = {item.domain for item in found[:MOST_DOMAINS]}
-    rest_j = fsum(ledger.energy_j for ledger in report.ledgers if str(ledger.domain) not in named)
+    rest_j = fsum(ledger.energy_j for ledger in report.counted if str(ledger.domain) not in named)
     return found[:MOST_DOMAINS], f"and {len(found) - MOST_DOMAINS} more domains with {format_energy(rest_j)}"
 
 
@@ -173,20 +182,35 @@ def _domain(report: Report, ledger: Ledger) -> DomainText:
     return DomainText(
         domain=domain,
         energy=format_energy(ledger.energy_j),
-        # As the total is bounded: an interval of the reading error alone would deny the meter's own band.
-        bounds=bounds_text(replace(report, ledgers=(ledger,))),
-        share=format_share(ledger.energy_j / total_j) if total_j > 0 else DASH,
+        bounds=bounds_text(ledger.energy_j, replace(report, ledgers=(replace(ledger, counted=True),)).interval_j),
+        share=_share(ledger, total_j),
         provenance=ledger.provenance,
         meter=" · ".join(_meter_words(report, ledger)),
         sentence=ledger.sentence.removeprefix(f"{domain}: "),
     )
 
 
+def _share(ledger: Ledger, total_j: float) -> str:
+    if not ledger.counted:
+        return f"inside {ledger.part_of}" if ledger.part_of else "not counted"
+    return format_share(ledger.energy_j / total_j) if total_j > 0 else DASH
+
+
+# What a reader must know before the first number: whose joules are in the total, and whose are not.
+_HEAD = ("DEVICE_USER_UNKNOWN", "OTHER_PROCESSES", "SCOPE_UNKNOWN", "MODULE_COUNTER", "CHILD_PROCESSES")
+
+
+def head_notes(report: Report) -> tuple[str, ...]:
+    """Return what the total does and does not contain, where that is not what the reader expects; one sentence each."""
+    found = sorted((e for e in report.events if e.code in _HEAD), key=lambda e: (_HEAD.index(e.code), e.subject))
+    return tuple(e.message if e.message.startswith(e.subject) else f"{e.subject}: {e.message}" for e in found)
+
+
 def modelled_instead(report: Report, gone: Unavailable) -> bool:
     """Return whether what has no meter is in the total all the same, by a model."""
     kind = kind_of(gone.domain)
     return any(ledger.domain.kind == kind and ledger.provenance == "modelled"
-               for ledger in report.ledgers)  # fmt: skip
+               for ledger in report.counted)  # fmt: skip
 
 
 def _meter_words(report: Report, ledger: Ledger) -> list[str]:
@@ -215,29 +239,43 @@ class Rate:
 
 def rates(report: Report) -> tuple[Rate, ...]:
     """Return joules per step and per counted unit."""
-    found = [step_rate(report)] if report.steps else []
+    found = list(step_rates(report))
     for unit, count in sorted(report.units.items()):
         each_j = report.energy_j / count if report.energy_j is not None and count > 0 else None
         found.append(Rate(f"per {unit}", format_energy(each_j), f"{format_count(count)} counted, total / count"))
     return tuple(found)
 
 
-def step_rate(report: Report) -> Rate:
-    """Return joules per step: the median of the steps whose joules are known."""
-    known = [joules / s.count for s in report.steps if (joules := step_j(report, s)) is not None]
-    seconds = median((step.end_ns - step.start_ns) / step.count / 1e9 for step in report.steps)
-    one = report.step_count == 1
-    words = [f"{report.step_count} {'step' if one else 'steps'} of {format_time(seconds)}"]
-    if known and not one:
+STAGES = {TRAIN: "training step", VALIDATION: "validation step", INFERENCE: "inference step", "": "other step"}
+
+
+def step_rates(report: Report) -> tuple[Rate, ...]:
+    """Return joules per step, stage by stage: the median of the steps whose joules are known. Training comes first."""
+    by_stage: dict[str, list[Step]] = defaultdict(list)
+    for step in report.steps:
+        by_stage[step.stage].append(step)
+    order = sorted(by_stage, key=lambda stage: (list(STAGES).index(stage) if stage in STAGES else len(STAGES), stage))
+    if len(order) < 2:
+        return tuple(_step_rate(report, by_stage[stage], "step", "") for stage in order)
+    many = f" of {report.step_count}"
+    return tuple(_step_rate(report, by_stage[name], STAGES.get(name, f"step of {name}"), many) for name in order)
+
+
+def _step_rate(report: Report, steps: Sequence[Step], name: str, many: str) -> Rate:
+    known = [joules / s.count for s in steps if (joules := step_j(report, s)) is not None]
+    seconds = median((step.end_ns - step.start_ns) / step.count / 1e9 for step in steps)
+    count = sum(step.count for step in steps)
+    words = [f"{count}{many} {'step' if count == 1 and not many else 'steps'} of {format_time(seconds)}"]
+    if known and count > 1:
         words.insert(0, f"median; from {format_interval(min(known), max(known))}")
-    if known and len(known) < len(report.steps):
-        words.append(f"{len(report.steps) - len(known)} without a meter")
-    return Rate("per step", format_energy(median(known)) if known else DASH, " · ".join(words))
+    if known and len(known) < len(steps):
+        words.append(f"{len(steps) - len(known)} without a meter")
+    return Rate(f"per {name}", format_energy(median(known)) if known else DASH, " · ".join(words))
 
 
 def step_j(report: Report, step: Step) -> float | None:
     """Return a step's joules over all counted domains, None where one of them was not known."""
-    parts = [step.energy_j.get(str(ledger.domain)) for ledger in report.ledgers]
+    parts = [step.energy_j.get(str(ledger.domain)) for ledger in report.counted]
     return fsum(p for p in parts if p is not None) if parts and None not in parts else None
 
 
@@ -253,6 +291,8 @@ def cost(report: Report) -> str:
     if report.tracing_cost_s is not None:
         share = report.tracing_cost_s / report.duration_s if report.duration_s > 0 else None
         words.append(f"tracing {format_time(report.tracing_cost_s)} ({format_share(share)} of the run)")
+    if report.traced_steps:
+        words.append(f"{report.traced_steps} of {report.step_count} steps traced, the others filled in from them")
     return " · ".join(words)
 
 

@@ -10,7 +10,7 @@ from textwrap import wrap
 from torchwatt.core.report import Report
 from torchwatt.core.terms import Phase, Slot
 from torchwatt.views import summary
-from torchwatt.views.layers import Folded, LayerSum, PhaseSum, class_names, fold, layer_sums
+from torchwatt.views.layers import TIED, Folded, LayerSum, PhaseSum, class_names, fold, layer_sums, ties
 from torchwatt.views.numbers import (
     DASH,
     format_energy,
@@ -27,7 +27,7 @@ _LABEL = 11
 _MAX_EVENTS = 12
 _MAX_WINDOWS = 12
 _MAX_TEXT = 300
-_COLUMNS = (("phase", 9), ("self", 9), ("90 % interval", 16), ("total", 9), ("share", 7), ("known", 11))
+_COLUMNS = (("phase", 9), ("self", 9), ("90 % of repeats", 16), ("total", 9), ("share", 7), ("known", 11))
 _FIXED = sum(width + 2 for _, width in _COLUMNS)
 
 
@@ -51,10 +51,14 @@ def _head(report: Report, width: int) -> list[str]:
         title.append(summary.printable(report.exit_reason))
     carbon = summary.carbon(report)
     energy = f"{summary.energy_text(report)} · {format_wh(report.energy_j)} · {report.provenance}"
+    systematic = summary.systematic_text(report)
     if report.energy_j is None:
         energy = f"{DASH} · nothing was metered"
     lines = [_cut_end(" · ".join(word for word in title if word), width)]
     lines += _labelled("energy", energy, width)
+    lines += _labelled("", systematic, width)
+    for note in summary.head_notes(report):
+        lines += _labelled("", note, width)
     lines += _labelled("power", f"{format_power(summary.mean_power_w(report))} mean", width)
     grams = "" if carbon.grams == DASH else f"{carbon.grams} · "
     lines += _labelled("carbon", grams + carbon.how, width)
@@ -91,6 +95,7 @@ class _Sheet:
     run_j: float
     name_width: int
     backward: bool  # anything ran backward: then a layer without it is worth a line
+    ties: frozenset[str]  # whose order cannot be told from the layer above
 
 
 def _layers(report: Report, max_layers: int, width: int) -> list[str]:
@@ -98,11 +103,11 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
         return []
     everything = layer_sums(report)
     layers = [layer for layer in everything if not layer.reserved]
-    entries = [entry for ledger in report.ledgers for entry in ledger.entries]
+    entries = [entry for ledger in report.counted for entry in ledger.entries]
     backward = any(entry.phase == "backward" for entry in entries)
-    sheet = _Sheet(totals(entries, class_names(report)), report.energy_j, width - _FIXED, backward)
+    sheet = _Sheet(totals(entries, class_names(report)), report.energy_j, width - _FIXED, backward, ties(layers))
     shown, folded = fold(layers, max(max_layers, 0))
-    over = " + ".join(str(ledger.domain) for ledger in report.ledgers)
+    over = " + ".join(str(ledger.domain) for ledger in report.counted)
     lines = [f"layers, {over}", _line("layer", [name for name, _ in _COLUMNS], sheet), "-" * width]
     modules = class_names(report)
     for layer in shown:
@@ -115,7 +120,11 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
     booked_j = fsum(entry.energy_self_j for entry in entries)
     share = format_share(booked_j / sheet.run_j if sheet.run_j > 0 else None)
     known = str(report.provenance or DASH)
-    lines += ["-" * width, _line("all of the above", ["", format_energy(booked_j), "", "", share, known], sheet)]
+    interval = format_interval(*report.interval_j) if report.interval_j is not None else ""
+    cells = ["", format_energy(booked_j), interval, "", share, known]
+    lines += ["-" * width, _line("all of the above", cells, sheet)]
+    if any(layer.fqn in sheet.ties for layer in shown):
+        lines.append(TIED)
     return [_ascii(line) for line in lines]
 
 
@@ -123,7 +132,7 @@ def _layer(layer: LayerSum, sheet: _Sheet, *, is_module: bool) -> Iterator[str]:
     """Write a module's forward and backward even where one of them is unknown: a missing line reads like zero."""
     phases: list[Phase] = (["forward", "backward"] if sheet.backward else ["forward"]) if is_module else []
     phases += [phase for phase in layer.phases if phase not in phases]
-    name = summary.printable(layer.fqn)
+    name = summary.printable(layer.fqn) + (" ~" if layer.fqn in sheet.ties else "")
     for phase in phases:
         yield _line(name, _cells(layer, phase, sheet), sheet)
         name = ""

@@ -14,7 +14,7 @@ from torchwatt.attribution.jobs.record import Job
 from torchwatt.attribution.jobs.shares import nothing_traced
 from torchwatt.core.job import HostShare, RankFacts
 from torchwatt.core.ledger import Entry, Ledger
-from torchwatt.core.terms import IDLE, NO_RANK, OUTSIDE, UNATTRIBUTED, Domain, Method, Provenance, Slot, weakest
+from torchwatt.core.terms import IDLE, NO_RANK, OUTSIDE, UNATTRIBUTED, Domain, Method, Phase, Provenance, weakest
 
 LEAST_J = 1e-9  # below, shares of a rank's joules are rounding
 Parts = Mapping[int, tuple[Entry, ...]]  # by rank
@@ -66,11 +66,14 @@ def _added(group: Group) -> Booked:
     total = replace(
         first,
         domain=group.domain,
+        counted=any(ledger.counted for _, ledger in found),
         energy_j=fsum(entry.energy_self_j for entries in parts.values() for entry in entries),
         entries=summed(group.domain, parts.values()),
         provenance=weakest(*(ledger.provenance for _, ledger in found)),
         known_s=first.window_s - max(ledger.window_s - ledger.known_s for _, ledger in found),
         energy_u_j=None if None in us else float(np.sqrt(fsum(u * u for u in us if u is not None))),
+        energy_lo_j=_all(ledger.energy_lo_j for _, ledger in found),
+        energy_hi_j=_all(ledger.energy_hi_j for _, ledger in found),
         static_w=None,
         cross_check_j=None,
         sentence=f"{group.domain}: the shares of {len(found)} ranks, added; {first.sentence.partition(': ')[2]}",
@@ -183,20 +186,20 @@ def _bare(entry: Entry, domain: Domain) -> Entry:
     return replace(
         entry, domain=domain, energy_self_lo_j=None, energy_self_hi_j=None, energy_static_j=None,
         energy_dynamic_j=None, measured_share=None, measured_in="", time_share_j=None, method="time_share",
+        energy_systematic_lo_j=None, energy_systematic_hi_j=None,
     )  # fmt: skip
 
 
 def summed(domain: Domain, parts: Iterable[Sequence[Entry]]) -> tuple[Entry, ...]:
     """Add the entries of several ranks, slot by slot; ends of intervals are added too, so they are never too narrow."""
-    by_slot: dict[Slot, list[Entry]] = defaultdict(list)
+    by_row: dict[tuple[str, Phase, str], list[Entry]] = defaultdict(list)
     for entries in parts:
         for entry in entries:
-            by_slot[Slot(entry.fqn, entry.phase)].append(entry)
-    ordered = sorted(by_slot.items(), key=lambda item: (item[0].fqn, item[0].phase))
-    return tuple(_sum(domain, slot, found) for slot, found in ordered)
+            by_row[entry.fqn, entry.phase, entry.stage].append(entry)
+    return tuple(_sum(domain, row, found) for row, found in sorted(by_row.items()))
 
 
-def _sum(domain: Domain, slot: Slot, found: list[Entry]) -> Entry:
+def _sum(domain: Domain, row: tuple[str, Phase, str], found: list[Entry]) -> Entry:
     if len(found) == 1:
         return replace(found[0], domain=domain)
     time_s = fsum(entry.time_self_s for entry in found)
@@ -204,11 +207,14 @@ def _sum(domain: Domain, slot: Slot, found: list[Entry]) -> Entry:
     methods = {entry.method for entry in found}
     return Entry(
         domain=domain,
-        fqn=slot.fqn,
-        phase=slot.phase,
+        fqn=row[0],
+        phase=row[1],
+        stage=row[2],
         energy_self_j=fsum(entry.energy_self_j for entry in found),
         energy_self_lo_j=_all(entry.energy_self_lo_j for entry in found),
         energy_self_hi_j=_all(entry.energy_self_hi_j for entry in found),
+        energy_systematic_lo_j=_all(entry.energy_systematic_lo_j for entry in found),
+        energy_systematic_hi_j=_all(entry.energy_systematic_hi_j for entry in found),
         energy_static_j=_all(entry.energy_static_j for entry in found),
         energy_dynamic_j=_all(entry.energy_dynamic_j for entry in found),
         time_self_s=time_s,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from math import fsum
 from typing import cast
 
+from torchwatt.attribution.bands import with_bands
 from torchwatt.attribution.jobs.booking import Booked, book
 from torchwatt.attribution.jobs.clocks import Clock, clocks
 from torchwatt.attribution.jobs.lines import curve_of
@@ -41,8 +42,11 @@ def merge(job: Job) -> Report:
     end_ns = max(_shifted(job, clock, rank)[1] for rank in _present(job))
     first = found[0]
     anchor_ns = first.start_unix_ns - _shifted(job, clock, _present(job)[0])[0]
-    parts = tuple(_part(job, clock, rank, [books for _, books in booked]) for rank in range(job.world_size))
+    booked = [(group, replace(books, ledger=_inside(books.ledger, group, metered))) for group, books in booked]
+    counted = [books for _, books in booked if books.ledger.counted]
+    parts = tuple(_part(job, clock, rank, counted) for rank in range(job.world_size))
     status, reason = _status(parts)
+    meters = tuple(meter for group in metered if (meter := _meter(group)) is not None)
     return Report(
         run_id=_run_id(job),
         name=first.name,
@@ -50,9 +54,9 @@ def merge(job: Job) -> Report:
         start_ns=start_ns,
         end_ns=end_ns,
         start_unix_ns=start_ns + anchor_ns,
-        ledgers=tuple(_over(books.ledger, (end_ns - start_ns) / NS_PER_S) for _, books in booked),
+        ledgers=with_bands((_over(books.ledger, (end_ns - start_ns) / NS_PER_S) for _, books in booked), meters),
         curves=curves,
-        meters=tuple(meter for group in metered if (meter := _meter(group)) is not None),
+        meters=meters,
         unavailable=gone_of(job, metered),
         events=events_of(job, clock, metered, parts, start_ns),
         steps=_steps(job, clock, curves),
@@ -67,6 +71,19 @@ def merge(job: Job) -> Report:
         },
         ranks=parts,
     )  # fmt: skip
+
+
+def _inside(ledger: Ledger, group: Group, metered: Sequence[Group]) -> Ledger:
+    """Say by the job's names which domains contain this one: a rank's own names are not those of the job."""
+    if not ledger.part_of:
+        return ledger
+    here = {
+        str(look.ledger.domain): str(one.domain)
+        for one in metered
+        for look in one.looks
+        if look.rank == group.holder.rank and look.ledger is not None
+    }
+    return replace(ledger, part_of=", ".join(here.get(name, name) for name in ledger.part_of.split(", ")))
 
 
 def _present(job: Job) -> list[int]:

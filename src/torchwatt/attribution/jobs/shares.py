@@ -29,7 +29,7 @@ def host_shares(recording: Recording, trace: Trace, start_ns: int, end_ns: int) 
     t_ns = np.array([t for t, _ in points], dtype=np.int64)
     cpu_s = np.array([s for _, s in points]) - points[0][1]
     curve = EnergyCurve(Domain("cpu"), t_ns, np.maximum.accumulate(cpu_s), "load_model", "modelled")
-    entries = split(curve, trace, recording.get(PROCESS_CPU)).entries(None)
+    entries = split(curve, trace, recording.get(PROCESS_CPU)).entries(None, None)
     return tuple(
         HostShare(e.fqn, e.phase, max(e.energy_self_j, 0.0), e.time_self_s, e.calls, e.carried_share)
         for e in entries

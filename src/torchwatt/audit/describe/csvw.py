@@ -7,18 +7,19 @@ from collections.abc import Collection
 from typing import Any
 
 from torchwatt.audit.lexical import SAFE_TEXT, TIME_PATTERN
-from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Column, Table
+from torchwatt.audit.schema import Column, Table
+from torchwatt.audit.schema.versions import CURRENT, Schema
 
 
-def csvw_json(files: Collection[str] = ()) -> bytes:
+def csvw_json(files: Collection[str] = (), schema: Schema = CURRENT) -> bytes:
     """Describe the CSV tables; the same for every bundle of one version with the same optional tables."""
     found = {
         "@context": ["http://www.w3.org/ns/csvw", {"@language": "en"}],
-        "dc:title": f"Energy and carbon of one run, by torchwatt; schema {SCHEMA_VERSION}",
+        "dc:title": f"Energy and carbon of one run, by torchwatt; schema {schema.version}",
         "dialect": {"delimiter": ",", "encoding": "utf-8", "lineTerminators": ["\n"], "header": True},
         "tables": [
             _table(table)
-            for table in TABLES
+            for table in schema.tables
             if table.format == "csv" and (not table.optional or f"{table.name}.csv" in files)
         ],
     }

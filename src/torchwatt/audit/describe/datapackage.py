@@ -8,26 +8,27 @@ from hashlib import sha256
 from typing import Any
 
 from torchwatt.audit.lexical import SAFE_TEXT, TIME_FORMAT
-from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Column, Table
+from torchwatt.audit.schema import Column, Table
+from torchwatt.audit.schema.versions import CURRENT, Schema
 
 LARGEST = 1.7976931348623157e308  # stops INF and 1e400, which Frictionless takes for numbers (5.21)
 _TYPES = {"timestamp": "datetime"}
 
 
-def datapackage_json(run_id: str, files: Mapping[str, tuple[int, str]]) -> bytes:
+def datapackage_json(run_id: str, files: Mapping[str, tuple[int, str]], schema: Schema = CURRENT) -> bytes:
     """Describe the tables of one bundle; `files` holds the size and the SHA-256 of each."""
     package = {
         "name": f"torchwatt-{sha256(run_id.encode()).hexdigest()[:12]}",  # a name may hold no capitals or blanks
         "title": "Energy and carbon of one run, by torchwatt",
-        "version": SCHEMA_VERSION,
+        "version": schema.version,
         "run_id": run_id,
-        "resources": [_resource(table, name, *files[name]) for table, name in _present(files)],
+        "resources": [_resource(table, name, *files[name]) for table, name in _present(files, schema)],
     }
     return (json.dumps(package, indent=1, ensure_ascii=True) + "\n").encode()
 
 
-def _present(files: Mapping[str, tuple[int, str]]) -> Iterator[tuple[Table, str]]:
-    for table in TABLES:
+def _present(files: Mapping[str, tuple[int, str]], schema: Schema) -> Iterator[tuple[Table, str]]:
+    for table in schema.tables:
         for name in (f"{table.name}.csv", f"{table.name}.csv.gz", f"{table.name}.parquet"):
             if name in files:
                 yield table, name

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from torchwatt.audit.exports.cells import counted, number, pue_of, text, when
+from torchwatt.audit.exports.cells import SYSTEMATIC, counted, number, pue_of, text, when
 from torchwatt.audit.exports.markdown import DASH, between, figure, plain, table
 from torchwatt.audit.reader import Bundle
 
@@ -26,14 +26,12 @@ def ai_act_markdown(bundles: Sequence[Bundle]) -> bytes:
 def _lines(bundle: Bundle) -> Iterator[str]:
     run = bundle.run
     joules, known = number(run, "energy_it_j"), text(run, "energy_it_provenance")
-    bounds = [
-        None if (n := number(run, name)) is None else n / J_PER_MWH for name in ("energy_it_lo_j", "energy_it_hi_j")
-    ]
+    bounds = [None if (n := number(run, name)) is None else n / J_PER_MWH for name in SYSTEMATIC]
     gpus = counted(bundle, "gpu")
     hardware = ", ".join(f"{plain(text(row, 'model'))}" for row in gpus)
     rows = [
         ("Energy of this run (MWh)", figure(None if joules is None else joules / J_PER_MWH)),
-        ("90 % interval (MWh)", between(*bounds)),
+        ("What another meter would say (MWh, 90 %)", between(*bounds)),
         ("Measured or estimated", DASH if joules is None else "measured" if known in _MEASURED else "estimated"),
         ("Compute of this run (FLOP)", figure(number(run, "flops_total"))),
         ("How the compute is known", text(run, "flops_provenance") or DASH),

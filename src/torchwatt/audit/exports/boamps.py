@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torchwatt.audit.exports.cells import counted, intensity_g_per_kwh, kwh, number, text, when
+from torchwatt.audit.exports.cells import SYSTEMATIC, counted, intensity_g_per_kwh, kwh, number, text, when
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
 from torchwatt.core.errors import BundleError
@@ -151,7 +151,7 @@ def _environment(bundle: Bundle) -> dict[str, Any]:
 
 def _quality(run: Row) -> str | None:
     """Derive the word from the 90 % interval of the energy; no interval, no word."""
-    total, lo, hi = (number(run, name) for name in ("energy_it_j", "energy_it_lo_j", "energy_it_hi_j"))
+    total, lo, hi = (number(run, name) for name in ("energy_it_j", *SYSTEMATIC))
     if not total or lo is None or hi is None:
         return None
     error = max(total - lo, hi - total) / total

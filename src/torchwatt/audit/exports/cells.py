@@ -12,6 +12,8 @@ from torchwatt.core.errors import BundleError
 from torchwatt.core.units import J_PER_KWH
 
 AS_RUN = "as_run"
+# What an outsider asks of a number: not how runs vary, but what another meter would have said.
+SYSTEMATIC = ("energy_it_systematic_lo_j", "energy_it_systematic_hi_j")
 
 
 def text(row: Row, name: str) -> str:
@@ -74,7 +76,7 @@ def of_kind(factors: Iterable[Row], kind: str) -> Row | None:
 
 def counted(bundle: Bundle, *kinds: str) -> list[Row]:
     """Return the devices inside the total, of these kinds or all."""
-    rows = (row for row in bundle["device"] if row["counts_toward_total"])
+    rows = (row for row in bundle["device"] if row["counted"])
     return [row for row in rows if not kinds or row["kind"] in kinds]
 
 

@@ -8,6 +8,7 @@ from math import fsum
 from typing import Any
 
 from torchwatt.audit.exports.cells import (
+    SYSTEMATIC,
     counted,
     factors_of,
     impact,
@@ -25,7 +26,7 @@ from torchwatt.core.errors import BundleError
 
 J_PER_MWH, G_PER_T = 3.6e9, 1e6
 HEADER = (
-    "entity", "run", "run_id", "from (UTC)", "to (UTC)", "boundary", "energy MWh", "energy lo MWh", "energy hi MWh",
+    "entity", "run", "run_id", "from (UTC)", "to (UTC)", "boundary", "energy MWh", "another meter, from MWh", "to MWh",
     "measured share", "unit", "units", "location t CO2e", "market t CO2e", "factor g/kWh", "factor source",
     "factor year", "factor basis", "PUE", "weakest input", "dominant uncertainty",
 )  # fmt: skip
@@ -78,7 +79,7 @@ def _row(bundle: Bundle) -> list[Any]:
         when(run, "started_at").replace(tzinfo=None),
         when(run, "ended_at").replace(tzinfo=None),
         text(run, "boundary"),
-        *(_scaled(run, name, J_PER_MWH) for name in ("energy_it_j", "energy_it_lo_j", "energy_it_hi_j")),
+        *(_scaled(run, name, J_PER_MWH) for name in ("energy_it_j", *SYSTEMATIC)),
         _measured_share(bundle),
         text(run, "functional_unit"),
         number(run, "functional_unit_count"),

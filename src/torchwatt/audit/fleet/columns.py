@@ -49,7 +49,7 @@ def columns_of(table: str) -> tuple[Column, ...]:
 
 def lake_rows(bundle: Bundle, manifest_sha256: str) -> dict[str, tuple[Row, ...]]:
     """Return the rows of a bundle by table, with the lake's columns."""
-    counts = {text(row, "device_id"): row["counts_toward_total"] is True for row in bundle["device"]}
+    counts = {text(row, "device_id"): row["counted"] is True for row in bundle["device"]}
     rows = {name: bundle[name] for name in TABLES}
     rows["layer"] = tuple({**row, "lake_counts": counts.get(text(row, "device_id"), False)} for row in bundle["layer"])
     rows["impact"] = tuple({**row, "lake_basis": _basis(bundle, row)} for row in bundle["impact"])
@@ -82,8 +82,8 @@ def _model(bundle: Bundle) -> str | None:
 def boundary(devices: Iterable[Row]) -> str:
     """Name a boundary by its kinds of domains, so that machines of different size have the same one."""
     rows = list(devices)
-    missing = {text(row, "kind") for row in rows if row["unavailable_reason"] and not row["counts_toward_total"]}
-    inside = [row for row in rows if row["counts_toward_total"]]
+    missing = {text(row, "kind") for row in rows if row["unavailable_reason"] and not row["counted"]}
+    inside = [row for row in rows if row["counted"]]
     names = {
         text(row, "kind") + (":process" if row["scope"] == "process" else "") + "*" * (row["kind"] in missing)
         for row in inside

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MARKER = "torchwatt-lake.json"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
-_MARK = json.dumps({"format": "torchwatt-lake", "version": 1}) + "\n"
+_MARK = json.dumps({"format": "torchwatt-lake", "version": 2}) + "\n"
 
 
 class Files(Protocol):
@@ -190,7 +190,8 @@ class Lake:
         except OSError as error:
             raise BundleError(f"cannot read the lake {self.name}: {error}") from error
         if found is not None and found != _MARK.encode():
-            raise BundleError(f"{self.name}: a lake of another version, or a damaged {MARKER}")
+            fix = "ingest its bundles into a new one"
+            raise BundleError(f"{self.name}: a lake of another version, or a damaged {MARKER}: {fix}")
         return found is not None
 
     def runs(self) -> dict[str, str]:

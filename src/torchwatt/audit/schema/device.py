@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchwatt.audit.schema.model import RUN_ID, Table, boolean, integer, method, number, provenance, string
 
+_SYSTEMATIC = "what another meter would say: the band of this one, and the errors of reading it (90 %)"
 _COUNTED_J = "(counter_end_raw-counter_start_raw+counter_wraps*counter_modulus_raw)*counter_unit_j"
 
 DEVICE = Table(
@@ -14,7 +15,10 @@ DEVICE = Table(
         RUN_ID,
         string("device_id", "the domain of one meter: gpu:0, cpu:0, ram", required=True),
         string("kind", "gpu, cpu, dram, ram, psys, ...", required=True),
-        boolean("counts_toward_total", "true: inside run.energy_it_j", required=True),
+        boolean(
+            "counted", "true: inside run.energy_it_j; false: in no total, its rows of layer (if any) add up to it",
+            required=True,
+        ),
         string("vendor", "vendor"),
         string("model", "model"),
         string("device_hash", "SHA-256 of run_id and the device's UUID"),
@@ -28,7 +32,7 @@ DEVICE = Table(
         number("sensor_accuracy_hi_rel", "1", "systematic band, as a factor", minimum=0),
         string("sensor_accuracy_source", "who states the band"),
         number("energy_j", "J", "what the meter says; empty: not metered", minimum=0),
-        number("energy_u_j", "J", "standard uncertainty of reading the meter, without its band", minimum=0),
+        number("reading_u_j", "J", "standard uncertainty of reading the meter, without its band", minimum=0),
         number("static_w", "W", "power when nothing runs, at run clocks", minimum=0),
         number("coverage_ratio", "1", "known part of the run", minimum=0, maximum=1),
         number("cross_check_j", "J", "the other route: integrated power beside a counter", minimum=0),
@@ -56,5 +60,19 @@ DEVICE = Table(
         number("embodied_lifetime_s", "s", "how long the device is used, for its embodied part", minimum=0),
         string("embodied_factor_id", "row of factor", refers="factor.factor_id"),
         number("reserved_s", "s", "how long it was reserved for the run", minimum=0),
+        number("energy_lo_j", "J", "90 % interval: what another repeat of the run would give", minimum=0),
+        number("energy_hi_j", "J", "90 % interval: what another repeat of the run would give", minimum=0),
+        number(
+            "energy_u_j", "J", "standard uncertainty of what another repeat would give, the one of energy_hi_j",
+            minimum=0, derived="(energy_hi_j-energy_j)/1.6448536269514722",
+        ),
+        number(
+            "energy_systematic_lo_j", "J", _SYSTEMATIC,
+            minimum=0,
+        ),
+        number(
+            "energy_systematic_hi_j", "J", _SYSTEMATIC,
+            minimum=0,
+        ),
     ),
 )  # fmt: skip

@@ -16,6 +16,10 @@ from torchwatt.audit.schema.model import (
 )
 from torchwatt.core.terms import PHASES
 
+_SYSTEMATIC = (
+    "what another meter would say: the band of this one, and, where layers were told apart by time alone, how far the "
+    "powers of layers usually spread"
+)
 WINDOW_KINDS = (
     "load", "compile", "warmup", "idle", "steady_state", "step", "epoch", "evaluation", "checkpoint", "prefill",
     "decode", "cell", "nested", "other",
@@ -34,18 +38,23 @@ WINDOW = Table(
         integer("t_start_ns", "ns", "since the start of the run, monotonic", required=True),
         integer("t_end_ns", "ns", "since the start of the run, monotonic", required=True),
         number("energy_j", "J", "of all counting domains; empty: one of them was not known then", minimum=0),
-        number("energy_u_j", "J", "standard uncertainty of reading the meters", minimum=0),
+        number("reading_u_j", "J", "standard uncertainty of reading the meters", minimum=0),
         provenance("provenance", "the weakest of the domains"),
         number("units", "1", "functional units inside", minimum=0),
         integer("parent_window_id", "1", "the window around it", minimum=0),
         string("cell_id", "of the notebook"),
+        string("stage", "what a step did (train, validation, inference); empty: nothing is known of it"),
+        number("energy_lo_j", "J", "90 % interval: what another repeat of the run would give", minimum=0),
+        number("energy_hi_j", "J", "90 % interval: what another repeat of the run would give", minimum=0),
+        number("energy_systematic_lo_j", "J", "what another meter would say: the bands of the meters", minimum=0),
+        number("energy_systematic_hi_j", "J", "what another meter would say: the bands of the meters", minimum=0),
     ),
 )
 
 LAYER = Table(
     "layer",
-    ("run_id", "device_id", "fqn", "phase"),
-    "every joule of every counting domain once: layers by phase, and the reserved rows",
+    ("run_id", "device_id", "fqn", "phase", "stage"),
+    "every joule of every domain once: layers by phase and stage, and the reserved rows",
     (
         RUN_ID,
         DEVICE_ID,
@@ -58,8 +67,8 @@ LAYER = Table(
         integer("calls", "1", "how often it ran", required=True, minimum=0),
         number("time_self_s", "s", "time without children", required=True, minimum=0),
         number("energy_self_j", "J", "without children; adds up to device.energy_j", required=True),
-        number("energy_self_lo_j", "J", "90 % interval"),
-        number("energy_self_hi_j", "J", "90 % interval"),
+        number("energy_self_lo_j", "J", "90 % interval: what another repeat of the run would give"),
+        number("energy_self_hi_j", "J", "90 % interval: what another repeat of the run would give"),
         number("energy_static_j", "J", "the static part of energy_self_j"),
         number("energy_dynamic_j", "J", "the rest of energy_self_j", derived="energy_self_j-energy_static_j"),
         number("energy_share", "1", "of device.energy_j", derived="energy_self_j/device_energy_j"),
@@ -80,6 +89,9 @@ LAYER = Table(
         ),
         string("measured_in", "where the row alone is an estimate: the smallest module around it that was measured"),
         number("time_share_j", "J", "what its share of time would have booked, to compare with", minimum=0),
+        string("stage", "what the program was doing (prefill, decode, ...); empty until something names it"),
+        number("energy_systematic_lo_j", "J", _SYSTEMATIC),
+        number("energy_systematic_hi_j", "J", _SYSTEMATIC),
     ),
 )  # fmt: skip
 
@@ -92,7 +104,7 @@ HOURLY = Table(
         timestamp("hour_utc", "start of the hour", required=True),
         DEVICE_ID,
         number("energy_j", "J", "in this hour; adds up to device.energy_j", required=True, minimum=0),
-        number("energy_u_j", "J", "standard uncertainty of reading the meter", minimum=0),
+        number("reading_u_j", "J", "standard uncertainty of reading the meter", minimum=0),
         provenance("provenance", "how it is known", required=True),
     ),
 )

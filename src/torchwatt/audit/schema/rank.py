@@ -44,7 +44,7 @@ RANK = Table(
 
 RANK_LAYER = Table(
     "rank_layer",
-    ("run_id", "rank", "device_id", "fqn", "phase"),
+    ("run_id", "rank", "device_id", "fqn", "phase", "stage"),
     "the rows of layer by rank: over all ranks they add up to layer, but for its rows named (no rank)",
     (
         RUN_ID,
@@ -57,6 +57,7 @@ RANK_LAYER = Table(
         number("energy_self_j", "J", "without children", required=True),
         method("how it was found", required=True),
         provenance("provenance", "how it is known", required=True),
+        string("stage", "as in layer"),
     ),
     optional=True,
 )  # fmt: skip

@@ -6,6 +6,9 @@ from torchwatt.audit.schema.model import Table, boolean, integer, number, proven
 
 LEVELS = ("M0", "M1", "M2", "M3", "M4")
 
+_SYSTEMATIC = "what another meter would say of energy_it_j: the meters' bands, added, and the errors of reading them"
+_STATISTICAL = "90 % interval of energy_it_j: what another repeat of the run would give; of the domains, added"
+
 _MEASURED = (
     string("run_id", "UUIDv7; salt of every hash in the bundle", required=True),
     string("schema_version", "version of these tables", required=True),
@@ -20,7 +23,7 @@ _MEASURED = (
     string("boundary", "domains inside the total; empty: nothing was metered", many=True, refers="device.device_id"),
     string("boundary_excluded", "what could not be metered", many=True, refers="device.device_id"),
     number("energy_it_j", "J", "sum of the domains that count", minimum=0),
-    number("energy_it_u_j", "J", "root sum of squares of the domains; empty if one has none", minimum=0),
+    number("energy_it_reading_u_j", "J", "of reading them, root sum of squares; empty if one has none", minimum=0),
     provenance("energy_it_provenance", "the weakest of the domains"),
     number("energy_accelerator_j", "J", "the part of gpu domains", minimum=0),
     number("energy_cpu_j", "J", "the part of cpu domains", minimum=0),
@@ -45,8 +48,8 @@ _MEASURED = (
     string("python_version", "Python"),
     string("torch_version", "PyTorch"),
     string("host_hash", "SHA-256 of run_id and host name"),
-    number("energy_it_lo_j", "J", "90 % interval of energy_it_j, the meters' bands included", minimum=0),
-    number("energy_it_hi_j", "J", "90 % interval of energy_it_j, the meters' bands included", minimum=0),
+    number("energy_it_systematic_lo_j", "J", _SYSTEMATIC, minimum=0),
+    number("energy_it_systematic_hi_j", "J", _SYSTEMATIC, minimum=0),
     number(
         "energy_facility_j", "J", "the building's share included; empty without a PUE", minimum=0,
         derived="energy_it_j*pue",
@@ -62,6 +65,13 @@ _MEASURED = (
     ),
     string("kernel", "version of the operating system's kernel"),
     string("driver_version", "driver of the accelerators, ;-list"),
+    number("energy_it_lo_j", "J", _STATISTICAL, minimum=0),
+    number("energy_it_hi_j", "J", _STATISTICAL, minimum=0),
+    number(
+        "energy_it_u_j", "J", "standard uncertainty of what another repeat would give, the one of energy_it_hi_j",
+        minimum=0, derived="(energy_it_hi_j-energy_it_j)/1.6448536269514722",
+    ),
+    integer("traced_step_count", "1", "steps whose modules were traced; the others are filled in from them", minimum=0),
 )  # fmt: skip
 
 # What only the user can know; empty unless said (BoAmps 1.1, SCI for AI, the AI Act's documentation form).

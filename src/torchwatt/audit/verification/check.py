@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 from torchwatt.audit.inside import RUN_NAME, is_own
-from torchwatt.audit.schema import SCHEMA_VERSION, TABLE_BY_NAME, Row, Value
+from torchwatt.audit.schema import TABLE_BY_NAME, Row, Value
+from torchwatt.audit.schema.versions import CURRENT, is_newer, schema_of, version_in
 from torchwatt.audit.verification.cells import Piece, pieces
 from torchwatt.audit.verification.derived import Derived
-from torchwatt.audit.verification.energy_laws import HourLaws, LayerLaws, WindowLaws, best_known
+from torchwatt.audit.verification.energy_laws import HourLaws, LayerLaws, WindowLaws, best_known, check_interval
 from torchwatt.audit.verification.facts import Facts, Sum, number, rows_of, text
 from torchwatt.audit.verification.files import check_descriptions, check_manifest, check_statement, sample_name
 from torchwatt.audit.verification.finding import Findings, Verification
 from torchwatt.audit.verification.impact_laws import ImpactLaws
 from torchwatt.audit.verification.keys import Keys
 from torchwatt.audit.verification.rank_laws import RankLaws
-from torchwatt.audit.verification.run_laws import check_run, later
+from torchwatt.audit.verification.run_laws import check_run, check_systematic, later
 from torchwatt.audit.verification.sample_laws import SampleLaws, sample_pieces
 from torchwatt.audit.verification.seals import check_chain, check_signature
 from torchwatt.core.errors import BundleError
@@ -56,7 +58,7 @@ def verify(
     check = _Check(folder)
     check.tables()
     run_id = text(check.facts.run, "run_id")
-    said = check_statement(folder, run_id, check.hashes, check.findings, newer=check.newer)
+    said = check_statement(folder, run_id, check.hashes, check.schema, check.findings, newer=check.newer)
     check_chain(
         None if chain is None else Path(chain), said, check.hashes["MANIFEST.sha256"],
         None if runs is None else Path(runs), check.findings,
@@ -70,10 +72,15 @@ class _Check:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.findings = Findings()
-        self.facts = Facts()
+        version = version_in(folder)
+        schema = schema_of(version)
+        if schema is None:
+            raise BundleError(f"{folder}: schema {version}; this torchwatt checks {CURRENT.version} and older")
+        self.schema = schema
+        self.newer = is_newer(version)
+        self.facts = Facts(schema)
         self.rows: dict[str, int] = {}
         self.known: dict[str, frozenset[Value]] = {}
-        self.newer = False
         self.hashes = check_manifest(folder, self.findings)
 
     def tables(self) -> None:
@@ -106,8 +113,9 @@ class _Check:
         hours.finish()
         ranks.finish()
         check_run(facts, "run.csv", findings)
+        check_systematic(facts, "device.csv", findings)
         ImpactLaws("impact.csv", facts, findings).finish()
-        check_descriptions(self.folder, text(facts.run, "run_id"), self.hashes, findings, newer=self.newer)
+        check_descriptions(self.folder, text(facts.run, "run_id"), self.hashes, self.schema, findings, newer=self.newer)
 
     def _run(self) -> None:
         rows = list(self._all("run"))
@@ -116,11 +124,6 @@ class _Check:
             self.known["run.run_id"] = frozenset(cells["run_id"] for _, cells in rows)
             if len(rows) != 1:
                 self.findings.add("KEY", "run.csv", "one row", expected=1, found=len(rows))
-        major, minor = _version(self.facts.run)
-        ours = [int(part) for part in SCHEMA_VERSION.split(".")]
-        if rows and major != ours[0]:
-            raise BundleError(f"{self.folder}: schema {major}.{minor}; this torchwatt checks {SCHEMA_VERSION}")
-        self.newer = minor > ours[1]
         run_id = text(self.facts.run, "run_id")
         if run_id and not RUN_NAME.fullmatch(run_id):
             self.findings.add(
@@ -132,7 +135,8 @@ class _Check:
     def _derived(self, table: str, rows: list[tuple[int, Row]]) -> None:
         names = TABLE_BY_NAME[table].header
         columns = {name: [cells[name] for _, cells in rows] for name in names}
-        Derived(TABLE_BY_NAME[table], f"{table}.csv", self.findings).look(Piece([n for n, _ in rows], columns, set()))
+        piece = Piece([row for row, _ in rows], columns, set())
+        Derived(self.schema.table(table), f"{table}.csv", self.findings).look(piece)
 
     def _devices(self) -> None:
         self._derived("device", [(self.facts.device_rows[name], cells) for name, cells in self.facts.devices.items()])
@@ -144,6 +148,10 @@ class _Check:
                     row=self.facts.device_rows[name], column="provenance", expected=f"{best} or weaker",
                     found=cells["provenance"],
                 )  # fmt: skip
+            for basis in ("", "systematic_"):
+                lo, joules, hi = (number(cells, f"energy_{end}j") for end in (f"{basis}lo_", "", f"{basis}hi_"))
+                row = self.facts.device_rows[name]
+                check_interval(self.findings, "device.csv", row, "energy_j", (lo, joules, hi))
         for name, cells in self.facts.counted.items():
             for column in ("energy_j", "method", "provenance"):
                 if cells[column] is None:
@@ -160,7 +168,7 @@ class _Check:
         ):
             columns = {name: [cells[name] for _, cells in rows] for name in TABLE_BY_NAME[table].header}
             known = {name: values for name, values in self.known.items() if name != "run.run_id"}
-            keys = Keys(TABLE_BY_NAME[table], f"{table}.csv", known, self.findings)
+            keys = Keys(self.schema.table(table), f"{table}.csv", known, self.findings)
             keys.references(Piece([row for row, _ in rows], columns, set()))
 
     def _all(self, table: str) -> Iterator[tuple[int, Row]]:
@@ -178,14 +186,15 @@ class _Check:
             if not TABLE_BY_NAME[table].optional:
                 self.facts.broken.add(table)
             return iter(())
-        return self._watched(table, file, pieces(path, TABLE_BY_NAME[table], self.findings, self.newer))
+        return self._watched(table, file, pieces(path, self.schema.table(table), self.findings, self.newer))
 
     def _watched(self, table: str, file: str, found: Iterator[Piece]) -> Iterator[Piece]:
         """Pass pieces on with their keys checked, and remember whether all could be read."""
         before = self._unreadable()
-        keys = Keys(TABLE_BY_NAME[table], file, self.known, self.findings)
+        keys = Keys(self.schema.table(table), file, self.known, self.findings)
         self.rows[file] = 0
-        for piece in found:
+        for read in found:
+            piece = replace(read, columns=self.schema.current(table, read.columns, [None] * len(read.rows)))
             if self._unreadable() > before:
                 self.facts.broken.add(table)
             self.rows[file] += len(piece.rows)
@@ -210,12 +219,6 @@ class _Check:
             laws.finish()
         elif not self.rows[name]:
             del self.rows[name]
-
-
-def _version(run: Row) -> tuple[int, int]:
-    parts = text(run, "schema_version").split(".")
-    good = len(parts) == 3 and all(part.isascii() and part.isdecimal() and len(part) < 7 for part in parts)
-    return (int(parts[0]), int(parts[1])) if good else (1, 0)
 
 
 class _Both:

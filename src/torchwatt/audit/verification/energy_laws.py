@@ -6,12 +6,11 @@ from collections import defaultdict
 from datetime import datetime
 from typing import cast
 
-from torchwatt.audit.schema import TABLE_BY_NAME
 from torchwatt.audit.verification.cells import Piece
 from torchwatt.audit.verification.derived import Derived, same
 from torchwatt.audit.verification.facts import Facts, WindowFact, number, rows_of, text
 from torchwatt.audit.verification.finding import Findings
-from torchwatt.core.terms import PROVENANCES, RESERVED, UNATTRIBUTED
+from torchwatt.core.terms import OTHER_PROCESSES, PROVENANCES, RESERVED, UNATTRIBUTED
 
 # A share of a meter is not measured, whatever the meter is.
 BEST_OF_METHOD = {"fit": "apportioned", "time_share": "apportioned", "load_model": "modelled"}
@@ -26,8 +25,14 @@ class LayerLaws:
         self.file = file
         self.facts = facts
         self.findings = findings
-        self.derived = Derived(TABLE_BY_NAME["layer"], file, findings)
+        self.derived = Derived(facts.schema.table("layer"), file, findings)
         self.device_j = {name: number(row, "energy_j") for name, row in facts.devices.items()}
+        self.counts = {name: row["counted"] is True for name, row in facts.devices.items()}
+        self.with_work: set[str] = set()  # devices that do not count, and did more than others' work
+        self.bands = {
+            name: tuple(number(row, f"sensor_accuracy_{end}_rel") or 0.0 for end in ("lo", "hi"))
+            for name, row in facts.devices.items()
+        }
         self.known = {name: text(row, "provenance") for name, row in facts.devices.items()}
 
     def look(self, piece: Piece) -> None:
@@ -54,6 +59,10 @@ class LayerLaws:
             if joules is None:
                 continue
             by_device[device].append(joules)
+            if not self.counts.get(device, True):
+                if name != OTHER_PROCESSES:
+                    self.with_work.add(device)
+                continue
             if name == UNATTRIBUTED:
                 unclaimed.append(joules)
             if name in wanted:
@@ -68,13 +77,21 @@ class LayerLaws:
     def _intervals(self, piece: Piece) -> None:
         cells = [piece.numbers(f"energy_self_{end}j") for end in ("lo_", "", "hi_")]
         for row, lo, value, hi in zip(piece.rows, *cells, strict=True):
-            if value is None or row in piece.bad:
-                continue
-            if (lo is not None and lo > value) or (hi is not None and hi < value):
-                self.findings.add(
-                    "LAW", self.file, "lies outside its own interval", row=row, column="energy_self_j",
-                    expected=f"{lo!r} to {hi!r}", found=value,
-                )  # fmt: skip
+            if row not in piece.bad:
+                check_interval(self.findings, self.file, row, "energy_self_j", (lo, value, hi))
+        devices = cast("list[str]", piece.columns["device_id"])
+        for index, end in enumerate(("lo", "hi")):
+            column, sign = f"energy_systematic_{end}_j", 2 * index - 1
+            numbers = zip(piece.rows, devices, piece.numbers("energy_self_j"), piece.numbers(column), strict=True)
+            for row, device, value, found in numbers:
+                if value is None or found is None or row in piece.bad:
+                    continue
+                least = value + value * self.bands[device][index] if device in self.bands else value
+                if sign * (found - least) < 0 and not same(least, found):
+                    self.findings.add(
+                        "LAW", self.file, "is narrower than the meter's band", row=row, column=column, expected=least,
+                        found=found,
+                    )  # fmt: skip
 
     def _known(self, piece: Piece, devices: list[str]) -> None:
         told, methods = (cast("list[str]", piece.columns[name]) for name in ("provenance", "method"))
@@ -97,10 +114,23 @@ class LayerLaws:
         if "layer" in self.facts.broken or "device" in self.facts.broken:
             return
         for name, row in self.facts.devices.items():
-            if row["counts_toward_total"]:
+            if name in self.with_work and not row["parent_device_id"]:
+                reason = f"has rows of {name}, which does not count and is inside of no other"
+                self.findings.add("SUM", self.file, reason, column="device_id")
+            if row["counted"] or name in self.facts.layer_j:
                 _add_up(self.facts, self.findings, self.file, "energy_self_j", name, self.facts.layer_j[name].value)
-            elif name in self.facts.layer_j:
-                self.findings.add("SUM", self.file, f"has rows of {name}, which does not count", column="device_id")
+
+
+def check_interval(
+    findings: Findings, file: str, row: int, column: str, cells: tuple[float | None, float | None, float | None]
+) -> None:
+    """Check that a number lies in its own interval, as far as both are known: (lo, value, hi)."""
+    lo, value, hi = cells
+    if value is not None and ((lo is not None and lo > value) or (hi is not None and hi < value)):
+        findings.add(
+            "LAW", file, "lies outside its own interval", row=row, column=column, expected=f"{lo!r} to {hi!r}",
+            found=value,
+        )  # fmt: skip
 
 
 def best_known(method: str, told: str) -> str | None:
@@ -173,6 +203,9 @@ class WindowLaws:
                     "LAW", self.file, "does not lie in the run", row=row, column="t_start_ns",
                     expected=f"0 to {end_ns:.0f}", found=f"{start:.0f} to {end:.0f}",
                 )  # fmt: skip
+            for basis in ("", "systematic_"):
+                lo, hi = number(cells, f"energy_{basis}lo_j"), number(cells, f"energy_{basis}hi_j")
+                check_interval(self.findings, self.file, row, "energy_j", (lo, joules, hi))
             limit_j = self._limit_j(text(cells, "kind"))
             if joules is not None and limit_j is not None and joules > limit_j:
                 self.findings.add(
@@ -187,7 +220,7 @@ class WindowLaws:
 
         A nested session was settled when it ended, before slow counters had published: it may be off by their readings.
         """
-        total_j, u_j = number(self.facts.run, "energy_it_j"), number(self.facts.run, "energy_it_u_j")
+        total_j, u_j = number(self.facts.run, "energy_it_j"), number(self.facts.run, "energy_it_reading_u_j")
         if kind != "nested":
             return None if total_j is None else total_j * (1 + BOOKS_REL)
         return None if total_j is None or u_j is None else total_j * (1 + BOOKS_REL) + SLACK * u_j

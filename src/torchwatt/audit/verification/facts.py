@@ -9,6 +9,7 @@ from datetime import datetime
 from math import fsum
 
 from torchwatt.audit.schema import Row
+from torchwatt.audit.schema.versions import CURRENT, Schema
 from torchwatt.audit.verification.cells import Piece
 
 
@@ -45,6 +46,7 @@ class WindowFact:
 class Facts:
     """Small tables whole, large ones as sums; `broken` are tables of which something could not be read."""
 
+    schema: Schema = CURRENT  # of the bundle's files; rows have the current version's names
     run: Row = field(default_factory=dict)
     devices: dict[str, Row] = field(default_factory=dict)
     device_rows: dict[str, int] = field(default_factory=dict)
@@ -60,7 +62,7 @@ class Facts:
     @property
     def counted(self) -> dict[str, Row]:
         """Return the devices inside the total."""
-        return {name: row for name, row in self.devices.items() if row["counts_toward_total"]}
+        return {name: row for name, row in self.devices.items() if row["counted"]}
 
     def duration_s(self) -> float:
         """Return the run's wall time; 0 where it could not be read."""

@@ -13,6 +13,7 @@ from torchwatt.audit.chain import Link
 from torchwatt.audit.describe import csvw_json, datapackage_json
 from torchwatt.audit.inside import is_file_name, is_own
 from torchwatt.audit.schema import TABLES
+from torchwatt.audit.schema.versions import Schema
 from torchwatt.audit.seal import MANIFEST, SIGNATURE, STATEMENT, statement
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
@@ -94,7 +95,9 @@ def sample_name(folder: Path, findings: Findings) -> str | None:
     return names[0] if names else None
 
 
-def check_descriptions(folder: Path, run_id: str, found: dict[str, str], findings: Findings, *, newer: bool) -> None:
+def check_descriptions(
+    folder: Path, run_id: str, found: dict[str, str], schema: Schema, findings: Findings, *, newer: bool
+) -> None:
     """Make the descriptions again and compare; those of a newer version are not known here."""
     if newer:
         findings.notes.append("datapackage.json and csvw-metadata.json are of a newer version and were not compared")
@@ -103,7 +106,10 @@ def check_descriptions(folder: Path, run_id: str, found: dict[str, str], finding
         name for table in TABLES for name in (f"{table.name}.csv", f"{table.name}.csv.gz", f"{table.name}.parquet")
     }
     facts = {name: ((folder / name).stat().st_size, found[name]) for name in sorted(tables & found.keys())}
-    expected = {"datapackage.json": datapackage_json(run_id, facts), "csvw-metadata.json": csvw_json(facts)}
+    expected = {
+        "datapackage.json": datapackage_json(run_id, facts, schema),
+        "csvw-metadata.json": csvw_json(facts, schema),
+    }
     for name, content in expected.items():
         if name in found and _head(folder / name) != content:
             _differ(folder / name, content, findings)
@@ -119,7 +125,7 @@ def _differ(path: Path, content: bytes, findings: Findings) -> None:
 
 
 def check_statement(
-    folder: Path, run_id: str, found: dict[str, str], findings: Findings, *, newer: bool
+    folder: Path, run_id: str, found: dict[str, str], schema: Schema, findings: Findings, *, newer: bool
 ) -> dict[str, Any]:
     """Check that the statement is about these files, and return what it says."""
     if STATEMENT not in found:
@@ -143,11 +149,13 @@ def check_statement(
         if said.get(name) != expected:
             findings.add("DESCRIPTION", STATEMENT, f"{name} is another", expected=expected, found=said.get(name))
     if findings.count == before and not newer:
-        _restate(folder, run_id, found, said, findings)
+        _restate(folder, run_id, found, said, schema, findings)
     return said
 
 
-def _restate(folder: Path, run_id: str, found: dict[str, str], said: dict[str, Any], findings: Findings) -> None:
+def _restate(
+    folder: Path, run_id: str, found: dict[str, str], said: dict[str, Any], schema: Schema, findings: Findings
+) -> None:
     """Write the statement again, with the tool and the place in the chain that it names, and compare the bytes."""
     text = _head(folder / MANIFEST).decode("utf-8", "replace")
     listed = {match[2]: found.get(match[2], match[1]) for line in text.splitlines() if (match := _LINE.fullmatch(line))}
@@ -156,6 +164,6 @@ def _restate(folder: Path, run_id: str, found: dict[str, str], said: dict[str, A
         numbers = (said.get(name) for name in ("chain_index", "prev_chain_sha256", "chain_sha256"))
         index, prev_chain_sha256, chain_sha256 = numbers
         link = Link(cast("int", index), run_id, "", found[MANIFEST], str(prev_chain_sha256), str(chain_sha256))
-    content = statement(listed, run_id, link, tool=str(said.get("tool")))
+    content = statement(listed, run_id, link, tool=str(said.get("tool")), version=schema.version)
     if _head(folder / STATEMENT) != content:
         _differ(folder / STATEMENT, content, findings)

@@ -21,6 +21,7 @@ class Keys:
         self.known = known
         self.findings = findings
         self.last: tuple[Value, ...] | None = None
+        self.required = [table.column(name).required for name in table.key]
         self.refers = [column for column in table.columns if column.refers]
 
     def look(self, piece: Piece) -> None:
@@ -42,7 +43,7 @@ class Keys:
         keys = zip(*(piece.columns[name] for name in self.table.key), strict=True)
         last = self.last
         for row, key in zip(piece.rows, keys, strict=True):
-            if None in key:
+            if any(value is None for value, required in zip(key, self.required, strict=True) if required):
                 continue
             if last is not None and not _before(last, key):
                 self._tell(row, key, same=last == key)

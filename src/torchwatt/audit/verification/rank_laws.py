@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from torchwatt.audit.schema import TABLE_BY_NAME
+from torchwatt.audit.schema import Row
 from torchwatt.audit.verification.cells import Piece
 from torchwatt.audit.verification.derived import Derived, same
 from torchwatt.audit.verification.facts import Facts, Sum, number, rows_of, text
@@ -13,7 +13,7 @@ from torchwatt.core.terms import NO_RANK, PROVENANCES
 
 BOOKS_REL = 1e-9
 FILE, LAYERS = "rank.csv", "rank_layer.csv"
-_Slot = tuple[str, str, str]  # device, fqn, phase
+_Slot = tuple[str, str, str, str]  # device, fqn, phase, stage
 
 
 class RankLaws:
@@ -29,7 +29,7 @@ class RankLaws:
 
     def look(self, piece: Piece) -> None:
         """Keep the ranks, and check each by itself."""
-        Derived(TABLE_BY_NAME["rank"], FILE, self.findings).look(piece)
+        Derived(self.facts.schema.table("rank"), FILE, self.findings).look(piece)
         end_ns = self.facts.duration_s() * 1e9 + 1e6
         for row, cells in rows_of(piece):
             self.rows[int(number(cells, "rank") or 0)] = row, dict(cells)
@@ -99,7 +99,7 @@ class _Books:
 
     def look(self, piece: Piece) -> None:
         for _, cells in rows_of(piece) if self.there else ():
-            slot = text(cells, "device_id"), text(cells, "fqn"), text(cells, "phase")
+            slot = _slot(cells)
             self.by_slot[slot].add([number(cells, "energy_self_j") or 0.0])
 
 
@@ -117,13 +117,17 @@ class _RankLayers:
             joules = number(cells, "energy_self_j") or 0.0
             device, known = text(cells, "device_id"), text(cells, "provenance")
             self.by_rank[int(number(cells, "rank") or 0)].add([joules])
-            self.by_slot[device, text(cells, "fqn"), text(cells, "phase")].add([joules])
+            self.by_slot[_slot(cells)].add([joules])
             limit = text(self.facts.devices.get(device, {}), "provenance")
             if limit in PROVENANCES and PROVENANCES.index(known) < PROVENANCES.index(limit):
                 self.findings.add(
                     "KNOWN", LAYERS, f"better known than {device}", row=row, column="provenance",
                     expected=f"{limit} or weaker", found=known,
                 )  # fmt: skip
+
+
+def _slot(cells: Row) -> _Slot:
+    return text(cells, "device_id"), text(cells, "fqn"), text(cells, "phase"), text(cells, "stage")
 
 
 def _agree(expected: object, found: object) -> bool:

@@ -35,6 +35,25 @@ def check_run(facts: Facts, file: str, findings: Findings) -> None:
     _times(facts, file, findings)
 
 
+def check_systematic(facts: Facts, file: str, findings: Findings) -> None:
+    """Compare what another meter would say of each device with its band and its readings; version 1 did not say it."""
+    if facts.schema.version.startswith("1."):
+        return
+    for name, row in facts.devices.items():
+        energy_j = number(row, "energy_j")
+        coverage = number(row, "coverage_ratio")  # of a device with a ledger
+        if energy_j is None or coverage is None:
+            continue
+        ends = _systematic([row], energy_j, facts.duration_s())
+        for end, expected in zip(("lo", "hi"), ends, strict=True):
+            column = f"energy_systematic_{end}_j"
+            if not _agree(expected, row[column], energy_j):
+                findings.add(
+                    "DERIVED", file, "is not the band of the meter and its readings", row=facts.device_rows[name],
+                    column=column, expected="nothing" if expected is None else expected, found=row[column],
+                )  # fmt: skip
+
+
 def _agree(expected: Value, found: Value, scale: float) -> bool:
     if isinstance(expected, int | float) and isinstance(found, int | float):
         return same(float(expected), float(found), scale=scale)
@@ -46,12 +65,14 @@ def _energies(facts: Facts) -> Iterator[Expected]:
     energies_j = [number(row, "energy_j") or 0.0 for row in counted]
     total_j = fsum(energies_j) if counted else None
     yield "energy_it_j", total_j, 0.0
-    us = [number(row, "energy_u_j") for row in counted]
-    known = [u for u in us if u is not None]
-    yield "energy_it_u_j", sqrt(fsum(u * u for u in known)) if counted and len(known) == len(us) else None, 0.0
-    lo_j, hi_j = _interval(counted, total_j, number(facts.run, "duration_s") or 0.0)
-    yield "energy_it_lo_j", lo_j, total_j or 0.0
-    yield "energy_it_hi_j", hi_j, 0.0
+    us = _all_numbers(counted, "reading_u_j")
+    yield "energy_it_reading_u_j", None if us is None else sqrt(fsum(u * u for u in us)), 0.0
+    for end in ("lo", "hi"):
+        ends_j = _all_numbers(counted, f"energy_{end}_j")
+        yield f"energy_it_{end}_j", None if ends_j is None else fsum(ends_j), 0.0
+    lo_j, hi_j = _systematic(counted, total_j, number(facts.run, "duration_s") or 0.0)
+    yield "energy_it_systematic_lo_j", lo_j, total_j or 0.0
+    yield "energy_it_systematic_hi_j", hi_j, 0.0
     order = [list[str](PROVENANCES).index(text(row, "provenance")) for row in counted if row["provenance"]]
     yield "energy_it_provenance", PROVENANCES[max(order)] if order else None, 0.0
     for part in ("accelerator", "cpu", "dram", "other"):
@@ -66,7 +87,13 @@ def _energies(facts: Facts) -> Iterator[Expected]:
     yield "measurement_level", _level(counted), 0.0
 
 
-def _interval(counted: list[Row], total_j: float | None, run_s: float) -> tuple[float | None, float | None]:
+def _all_numbers(rows: list[Row], column: str) -> list[float] | None:
+    """Return a column's numbers; None where one is missing, or where there is no row."""
+    found = [value for row in rows if (value := number(row, column)) is not None]
+    return found if found and len(found) == len(rows) else None
+
+
+def _systematic(counted: list[Row], total_j: float | None, run_s: float) -> tuple[float | None, float | None]:
     """Reading errors in quadrature; bands are common to all joules of a meter, so they are added.
 
     None where a meter states no band, or was away for a part of the run.
@@ -75,7 +102,7 @@ def _interval(counted: list[Row], total_j: float | None, run_s: float) -> tuple[
         return None, None
     lows, highs, us = [], [], []
     for row in counted:
-        energy_j, u_j = number(row, "energy_j") or 0.0, number(row, "energy_u_j")
+        energy_j, u_j = number(row, "energy_j") or 0.0, number(row, "reading_u_j")
         lo, hi = number(row, "sensor_accuracy_lo_rel"), number(row, "sensor_accuracy_hi_rel")
         if lo is None or hi is None or not covers_all(number(row, "coverage_ratio") or 0.0, run_s):
             return None, None
@@ -91,12 +118,13 @@ def _level(counted: list[Row]) -> str | None:
         return None
     if any(row["provenance"] != "measured" for row in counted):
         return "M0"
-    return "M2" if {"cpu", "dram"} <= {row["kind"] for row in counted} else "M1"
+    kinds = {row["kind"] for row in counted}
+    return "M2" if "module" in kinds or kinds >= {"cpu", "dram"} else "M1"
 
 
 def _layers(facts: Facts) -> Iterator[Expected]:
     total_j = number(facts.run, "energy_it_j")
-    booked_j = fsum(part for layer_sum in facts.layer_j.values() for part in layer_sum.parts)
+    booked_j = fsum(part for name in facts.counted if name in facts.layer_j for part in facts.layer_j[name].parts)
     yield "energy_unattributed_j", facts.unattributed_j.value if facts.counted else None, 0.0
     yield "closure_residual_j", None if total_j is None else total_j - booked_j, total_j or 0.0
 

@@ -159,7 +159,7 @@ class SampleLaws:
                 self._tell(
                     self.ends[name][2], "energy_j", f"the last point is not {place}", energy_j, self.ends[name][3]
                 )
-            if name not in self.ends and cells["counts_toward_total"]:
+            if name not in self.ends and cells["counted"]:
                 self.findings.notes.append(f"{self.file} has no curve of {name}")
         if "window" not in self.facts.broken:
             self._steps()

@@ -25,6 +25,8 @@ class Kin(Protocol):
     """What counts the CPU time and memory of a process and its descendants."""
 
     def cpu_s(self) -> float: ...  # noqa: D102
+    def children_s(self) -> float: ...  # noqa: D102
+    def pids(self) -> tuple[int, ...]: ...  # noqa: D102
     def rss_bytes(self) -> float: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
 
@@ -90,34 +92,60 @@ class Births:
 class Family:
     """One process and its descendants, less torchwatt's samplers.
 
-    A child that ends keeps the CPU time that was last seen of it, so the sum never falls. A child that lives
-    for less than a second may be missed altogether.
+    A child that ends leaves its CPU time to the parent that waits for it, however short it lived; one that nobody
+    waits for keeps what was last seen of it. So the sum does not fall.
     """
 
     def __init__(self, pid: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self.pid = pid
         self._clock_ns = clock_ns
-        self._cpu_s: dict[int, float] = {pid: 0.0}
+        self._alive_s: dict[int, float] = {}
+        self._ended_s = 0.0  # of descendants that were seen, as last seen
+        self._left_s: float | None = None  # what descendants had left to the process at the first look
+        self._own_s = self._all_s = 0.0
         self._memory = {pid: KeptFile(f"/proc/{pid}/statm")}
+        self._stat = {pid: KeptFile(f"/proc/{pid}/stat")}
+        self._tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
         self._page_bytes = os.sysconf("SC_PAGE_SIZE")
         self._births = Births()
         self._look_ns: int | None = None  # when children are looked for next
         self._anyway_ns = 0
 
     def cpu_s(self) -> float:
-        """Return cumulative CPU seconds.
+        """Return cumulative CPU seconds, without those of children that had ended before the first look.
 
         Raises:
             SensorError: SENSOR_LOST when the process itself is gone.
         """
         self._scan()
-        for pid in self._memory:
+        alive_s, left_s = {}, 0.0
+        for pid, file in self._stat.items():
             try:
-                self._cpu_s[pid] = process_cpu_s(pid)
-            except OSError as error:
+                alive_s[pid] = process_cpu_s(pid)
+                left_s += self._left(file)
+            except (OSError, SensorError) as error:
                 if pid == self.pid:
                     raise SensorError(f"process {pid}: it has ended", code="SENSOR_LOST") from error
-        return sum(self._cpu_s.values())
+        self._ended_s += sum(seconds for pid, seconds in self._alive_s.items() if pid not in alive_s)
+        self._alive_s = alive_s
+        self._left_s = left_s if self._left_s is None else self._left_s
+        self._own_s = alive_s[self.pid]
+        self._all_s = sum(alive_s.values()) + max(left_s - self._left_s, self._ended_s)
+        return self._all_s
+
+    def children_s(self) -> float:
+        """Return how much of the last `cpu_s` was not the process's own."""
+        return self._all_s - self._own_s
+
+    def pids(self) -> tuple[int, ...]:
+        """Return the process and its living descendants."""
+        self._scan()
+        return tuple(self._memory)
+
+    def _left(self, file: KeptFile) -> float:
+        """Return the CPU seconds of descendants that a process has waited for: cutime and cstime of proc(5)."""
+        words = file.read(1024).rpartition(b")")[2].split()
+        return (int(words[13]) + int(words[14])) * self._tick_s
 
     def rss_bytes(self) -> float:
         """Return the resident bytes of all living members; shared pages count in each."""
@@ -131,7 +159,7 @@ class Family:
     def close(self) -> None:
         """Close what is kept open."""
         self._births.close()
-        for file in self._memory.values():
+        for file in (*self._memory.values(), *self._stat.values()):
             file.close()
 
     def _scan(self) -> None:
@@ -144,7 +172,9 @@ class Family:
         alive = (self.pid, *(p for p in children_of(self.pid) if not is_sampler(p)))
         for pid in self._memory.keys() - set(alive):
             self._memory.pop(pid).close()
+            self._stat.pop(pid).close()
         self._memory = {pid: self._memory.get(pid) or KeptFile(f"/proc/{pid}/statm") for pid in alive}
+        self._stat = {pid: self._stat.get(pid) or KeptFile(f"/proc/{pid}/stat") for pid in alive}
         took_ns = self._clock_ns() - now_ns
         self._look_ns = now_ns + max(_RESCAN_NS, _RESCAN_COSTS * took_ns)
         self._anyway_ns = now_ns + _RESCAN_ANYWAY_NS

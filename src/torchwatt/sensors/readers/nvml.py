@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 from torchwatt.core.errors import SensorError
 from torchwatt.core.terms import POWER_SAMPLES
 from torchwatt.sensors.readers.samples import Follower, Sample
+from torchwatt.sensors.readers.users import listed_pids, users_of
 
-# nvml.h (nvidia-ml-py 13.615): field ids and the scope that excludes a superchip's CPU.
+# nvml.h (nvidia-ml-py 13.615): field ids, and the scopes that exclude and include a superchip's CPU.
 FIELD_POWER_AVERAGE = 185
 FIELD_POWER_INSTANT = 186
-SCOPE_GPU = 0
-TOTAL_POWER_SAMPLES = 0  # nvmlSamplingType_t
+SCOPE_GPU, SCOPE_MODULE = 0, 1
+TOTAL_POWER_SAMPLES, MODULE_POWER_SAMPLES = 0, 7  # nvmlSamplingType_t
+USERS = "nvml_processes"
 
 # nvmlReturn_t (nvml.h) to our event codes.
 _UNINITIALIZED, _NOT_FOUND = 1, 6
@@ -58,9 +61,9 @@ def nvml_error(domain: str, what: str, error: Any) -> SensorError:
     return SensorError(f"{domain}: {what}: {error} (NVML {value})", code=_CODES.get(value, "SENSOR_ERROR"))
 
 
-def field_mw(nvml: Any, handle: Any, field: int) -> float:
-    """Return a power field in mW, GPU scope; each field carries its own return code."""
-    value = nvml.nvmlDeviceGetFieldValues(handle, [(field, SCOPE_GPU)])[0]
+def field_mw(nvml: Any, handle: Any, field: int, scope: int = SCOPE_GPU) -> float:
+    """Return a power field in mW at a scope; each field carries its own return code."""
+    value = nvml.nvmlDeviceGetFieldValues(handle, [(field, scope)])[0]
     if value.nvmlReturn:
         raise nvml.NVMLError(value.nvmlReturn)
     return float(getattr(value.value, _member(int(value.valueType))))
@@ -70,10 +73,10 @@ def _member(kind: int) -> str:
     return _VALUE_MEMBERS[kind] if kind < len(_VALUE_MEMBERS) else "uiVal"
 
 
-def power_samples(nvml: Any, handle: Any, since_us: int = 0) -> list[Sample]:
-    """Return what the driver's ring of power samples holds from after an instant of its clock: (us, mW)."""
+def power_samples(nvml: Any, handle: Any, since_us: int = 0, sampling: int = TOTAL_POWER_SAMPLES) -> list[Sample]:
+    """Return what a driver's ring of power samples holds from after an instant of its clock: (us, mW)."""
     try:
-        kind, samples = nvml.nvmlDeviceGetSamples(handle, TOTAL_POWER_SAMPLES, since_us)
+        kind, samples = nvml.nvmlDeviceGetSamples(handle, sampling, since_us)
     except nvml.NVMLError as error:
         if error.value == _NOT_FOUND:  # nothing is newer
             return []
@@ -82,8 +85,8 @@ def power_samples(nvml: Any, handle: Any, since_us: int = 0) -> list[Sample]:
     return [(int(sample.timeStamp), float(getattr(sample.sampleValue, member))) for sample in samples]
 
 
-def _newest(nvml: Any, handle: Any) -> float:
-    return max(power_samples(nvml, handle), default=(0, math.nan))[1]
+def _newest(nvml: Any, handle: Any, sampling: int = TOTAL_POWER_SAMPLES) -> float:
+    return max(power_samples(nvml, handle, sampling=sampling), default=(0, math.nan))[1]
 
 
 def _throttle(nvml: Any, handle: Any) -> float:
@@ -100,29 +103,39 @@ CALLS: dict[str, Callable[[Any, Any], float]] = {
     "nvml_power_average": lambda n, h: field_mw(n, h, FIELD_POWER_AVERAGE),
     "nvml_power": lambda n, h: float(n.nvmlDeviceGetPowerUsage(h)),  # mW
     POWER_SAMPLES: _newest,  # mW
+    "nvml_module_power_instant": lambda n, h: field_mw(n, h, FIELD_POWER_INSTANT, SCOPE_MODULE),
+    "nvml_module_power_average": lambda n, h: field_mw(n, h, FIELD_POWER_AVERAGE, SCOPE_MODULE),
+    "nvml_module_power_samples": lambda n, h: _newest(n, h, MODULE_POWER_SAMPLES),
     "utilization": lambda n, h: float(n.nvmlDeviceGetUtilizationRates(h).gpu),  # %
     "memory": lambda n, h: float(n.nvmlDeviceGetMemoryInfo(h).used),  # By
     "temperature": lambda n, h: float(n.nvmlDeviceGetTemperature(h, 0)),  # Cel, sensor 0 is the die
     "sm_clock": lambda n, h: float(n.nvmlDeviceGetClockInfo(h, 1)),  # MHz, 1 is NVML_CLOCK_SM
     "throttle": _throttle,  # bit mask
 }
+POWERS = frozenset(via for via in CALLS if "power" in via)
 
 
 class NvmlReader:
-    """Reads channels named in `spec["channels"]`: key -> [uuid of the GPU, name in CALLS]."""
+    """Reads channels named in `spec["channels"]`: key -> [uuid of the GPU, name in CALLS, or USERS].
+
+    `spec["pid"]` is the process whose use of a GPU counts as ours, with that of its descendants.
+    """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self._channels: dict[str, list[str]] = dict(spec["channels"])
         self._handles: dict[str, Any] = {}
         self._followers: dict[str, Follower] = {}
+        self._pid = int(spec.get("pid", 0)) or os.getpid()
         self._nvml = load_nvml()
 
     def read(self, key: str) -> float:
         """Return a channel's raw value; 0 W is an error, because a GPU that answers draws power."""
         uuid, via = self._channels[key]
         with self._translated(key, uuid, via):
+            if via == USERS:
+                return float(users_of(listed_pids(self._nvml, self._handle(uuid)), self._pid))
             raw = CALLS[via](self._nvml, self._handle(uuid))
-        if raw == 0 and via.startswith("nvml_power"):
+        if raw == 0 and via in POWERS:
             raise SensorError(f"{key}: the sensor says 0 W, which is no reading", code="ZERO_READING")
         return raw
 

@@ -42,6 +42,15 @@ class PortableFamily:
                 self._cpu_s[member.pid] = times.user + times.system
         return sum(self._cpu_s.values())
 
+    def children_s(self) -> float:
+        """Return how much of the last `cpu_s` was not the process's own."""
+        return sum(seconds for pid, seconds in self._cpu_s.items() if pid != self._process.pid)
+
+    def pids(self) -> tuple[int, ...]:
+        """Return the process and its living descendants."""
+        self._scan()
+        return tuple(member.pid for member in self._members)
+
     def rss_bytes(self) -> float:
         """Return the resident bytes of all living members; shared pages count in each."""
         self._scan()

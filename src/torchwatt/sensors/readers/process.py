@@ -1,23 +1,50 @@
-"""Reads how much CPU time the user's process and the whole machine have used."""
+"""Reads how much CPU time the user's process and the whole machine have used, and whether CUDA is loaded there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from torchwatt.core.errors import SensorError
 from torchwatt.sensors.readers.cputime import Kin, Work, family, machine
+from torchwatt.sensors.readers.users import has_cuda_library
 
 
 class ProcessReader:
-    """Reads `process/process_cpu` and `process/busy_cpu`, both cumulative CPU seconds. Spec: `pid`."""
+    """Reads the gauges of `process`. Spec: `pid`.
+
+    `process_cpu`, `children_cpu` (as of the last `process_cpu`) and `busy_cpu` are cumulative CPU seconds;
+    `cuda_library` says who was seen with CUDA's driver library loaded: 1 the process, 2 a descendant, 3 both.
+    """
 
     def __init__(self, spec: Mapping[str, Any], kin: Kin | None = None, work: Work | None = None) -> None:
         self._family = kin or family(int(spec["pid"]))
         self._machine = work or machine()
+        self._pid = int(spec["pid"])
+        self._with_cuda = 0
 
     def read(self, key: str) -> float:
-        """Return one of the two, in seconds."""
-        return self._machine.busy_s() if key.endswith("/busy_cpu") else self._family.cpu_s()
+        """Return one of them.
+
+        Raises:
+            SensorError: The process has ended, or the files that it has loaded cannot be read.
+        """
+        name = key.rpartition("/")[2]
+        if name == "busy_cpu":
+            return self._machine.busy_s()
+        if name == "cuda_library":
+            return self._cuda_library()
+        return self._family.children_s() if name == "children_cpu" else self._family.cpu_s()
+
+    def _cuda_library(self) -> float:
+        own = self._pid
+        wanted = [pid for pid in self._family.pids() if not self._with_cuda & (1 if pid == own else 2)]
+        seen = {pid: has_cuda_library(pid) for pid in wanted}
+        if own in seen and seen[own] is None:
+            raise SensorError(f"process {own}: which files it has loaded cannot be read", code="NOT_SUPPORTED")
+        for pid, loaded in seen.items():
+            self._with_cuda |= (1 if pid == own else 2) if loaded else 0
+        return float(self._with_cuda)
 
     def close(self) -> None:
         """Close what is kept open in /proc."""

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from torchwatt.attribution.jobs.record import RankRecord
 from torchwatt.attribution.jobs.shares import BUSY_CPU, PROCESS_CPU, cpu_points, host_shares, thinned
+from torchwatt.attribution.scopes import CONTAINS
 from torchwatt.core.job import RankFacts
 from torchwatt.core.meter import Recording
 from torchwatt.core.report import Report
 from torchwatt.core.trace import EMPTY_TRACE, Trace
+from torchwatt.session.jobs.host import device_identity
 from torchwatt.session.journal.read import read_journal
 from torchwatt.session.journal.recorded import recorded
 from torchwatt.session.recover import report_from
@@ -19,15 +21,35 @@ from torchwatt.session.recover import report_from
 def last_facts(facts: RankFacts, report: Report, recording: Recording, trace: Trace) -> RankFacts:
     """Add to a rank's facts what the run tells: when it was, its CPU time and where that went."""
     window = report.start_ns, report.end_ns
+    modules, own = _modules(facts, report)
     busy = cpu_points(recording, BUSY_CPU, *window)
     return replace(
         facts,
+        devices={**facts.devices, **modules},
+        own=own,
         start_ns=report.start_ns,
         start_unix_ns=report.start_unix_ns,
         cpu=thinned(cpu_points(recording, PROCESS_CPU, *window)),
         host_busy_s=max(busy[-1][1] - busy[0][1], 0.0) if busy else None,
         host_shares=host_shares(recording, trace, *window),
     )
+
+
+def _modules(facts: RankFacts, report: Report) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the identity of each superchip that a rank's GPU turned out to be on, and the domains that are its own.
+
+    What every rank calls `module:0` is another module for each, or the same for those whose GPUs are together on one.
+    """
+    found: dict[str, str] = {}
+    own = list(facts.own)
+    for meter in (meter for meter in report.meters if meter.domain.kind == "module"):
+        gpus = (meter.fact(CONTAINS) or "").split(";")
+        beside = meter.fact("cpu_affinity")
+        first = report.meter(gpus[0])
+        name = beside or (first.fact("uuid") if first is not None else None) or gpus[0]
+        found[str(meter.domain)] = device_identity(facts.host, f"module beside {name}")
+        own += [str(meter.domain)] if set(gpus) & set(facts.own) and str(meter.domain) not in own else []
+    return found, tuple(own)
 
 
 def recovered(facts: RankFacts, journal: Path) -> RankRecord:
@@ -39,5 +61,6 @@ def recovered(facts: RankFacts, journal: Path) -> RankRecord:
     found = read_journal(journal)
     report = report_from(found)
     counted = {*facts.own, *facts.shared}  # a journal does not know which devices no rank has
+    counted |= set(_modules(facts, report)[1])
     kept = replace(report, ledgers=tuple(ledger for ledger in report.ledgers if str(ledger.domain) in counted))
     return RankRecord(last_facts(facts, kept, recorded(found), found.trace or EMPTY_TRACE), kept)

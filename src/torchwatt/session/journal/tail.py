@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import fsum
 
 from torchwatt.attribution.attribute import Attribution, attribute
+from torchwatt.attribution.bands import with_bands
 from torchwatt.attribution.known import Known
 from torchwatt.core.errors import LedgerError
 from torchwatt.core.ledger import Entry, Ledger
@@ -36,6 +37,7 @@ def attributed(
         with_tail(by_domain[ledger.domain], ledger) if ledger.domain in by_domain else ledger
         for ledger in whole.ledgers
     )
+    ledgers = with_bands(ledgers, recording.meters)
     seen = {(event.code, event.subject, event.message) for event in whole.events}
     events = (*whole.events, *(e for e in split.events if (e.code, e.subject, e.message) not in seen))
     return replace(whole, ledgers=ledgers, events=events), tuple(_told(ledgers, split.ledgers, until_ns, bounds))
@@ -47,6 +49,9 @@ def with_tail(split: Ledger, whole: Ledger) -> Ledger:
     Raises:
         LedgerError: The part holds more joules than the whole.
     """
+    others = not whole.counted and not whole.part_of  # all of it is one row already
+    if others or split.counted != whole.counted:
+        return whole
     tail_j = whole.energy_j - split.energy_j
     if tail_j < -1e-9 * whole.energy_j:
         raise LedgerError(f"{whole.domain}: {split.energy_j!r} J before the tail, {whole.energy_j!r} J with it")
@@ -71,6 +76,8 @@ def _longer(entry: Entry, own_j: float, tail_s: float, static_w: float | None) -
         energy_self_j=own_j,
         energy_self_lo_j=None if lo_j is None else min(lo_j, own_j),
         energy_self_hi_j=None if hi_j is None else max(hi_j, own_j),
+        energy_systematic_lo_j=None,
+        energy_systematic_hi_j=None,
         energy_static_j=static_j,
         energy_dynamic_j=None if static_j is None else own_j - static_j,
         time_self_s=time_s,
@@ -89,7 +96,7 @@ def _tail(whole: Ledger, own_j: float, tail_s: float) -> Entry:
 
 def _told(ledgers: Sequence[Ledger], split: Sequence[Ledger], until_ns: int, bounds: Bounds) -> list[Event]:
     known_s, all_s = ((t - bounds.start_ns) / NS_PER_S for t in (until_ns, bounds.end_ns))
-    tail_j = fsum(ledger.energy_j for ledger in ledgers) - fsum(ledger.energy_j for ledger in split)
+    tail_j = fsum(x.energy_j for x in ledgers if x.counted) - fsum(x.energy_j for x in split if x.counted)
     message = (
         f"who ran is known for {max(known_s, 0.0):.3f} of {all_s:.3f} s; the {tail_j:.4g} J after that are booked to "
         f"{UNATTRIBUTED}"

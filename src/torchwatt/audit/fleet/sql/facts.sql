@@ -21,16 +21,16 @@ QUALIFY row_number() OVER (PARTITION BY run_id ORDER BY project, date) = 1;
 CREATE OR REPLACE VIEW v_device AS
 SELECT
     run.project, run.month, run.run_id,
-    CASE WHEN NOT device.counts_toward_total THEN 'inside another device' ELSE run.adds END AS adds,
+    CASE WHEN NOT device.counted THEN 'inside another device' ELSE run.adds END AS adds,
     device.device_id, device.kind, coalesce(device.model, '(unknown)') AS device_model,
     coalesce(device.scope, '(unknown)') AS scope, run.duration_s,
     device.energy_j, device.provenance,
     -- Grams follow joules at the mean grams per joule of the run.
-    CASE WHEN device.counts_toward_total AND run.energy_j > 0 THEN run.location_g * device.energy_j / run.energy_j END AS location_g,
+    CASE WHEN device.counted AND run.energy_j > 0 THEN run.location_g * device.energy_j / run.energy_j END AS location_g,
     run.location_basis
 FROM lake_device AS device
 JOIN v_run AS run ON run.run_id = device.run_id AND run.project = device.project AND run.date = device.date
-WHERE device.energy_j IS NOT NULL OR device.counts_toward_total;
+WHERE device.energy_j IS NOT NULL OR device.counted;
 
 CREATE OR REPLACE VIEW v_layer AS
 SELECT

@@ -28,7 +28,7 @@ FROM lake_device WHERE run_id NOT IN (SELECT run_id FROM lake_run);
 SELECT run.run_id, coalesce(run.energy_it_j::VARCHAR, 'empty') AS expected, coalesce(have.joules::VARCHAR, 'empty') AS found
 FROM lake_run AS run
 LEFT JOIN (
-    SELECT run_id, project, fsum(energy_j) AS joules FROM lake_device WHERE counts_toward_total GROUP BY ALL
+    SELECT run_id, project, fsum(energy_j) AS joules FROM lake_device WHERE counted GROUP BY ALL
 ) AS have ON have.run_id = run.run_id AND have.project = run.project
 WHERE (run.energy_it_j IS NULL) <> (have.joules IS NULL) OR abs(run.energy_it_j - have.joules) > 1e-9 * run.energy_it_j + 1e-9;
 
@@ -39,7 +39,7 @@ LEFT JOIN (
     SELECT run_id, project, device_id, fsum(energy_self_j) AS joules FROM lake_layer GROUP BY ALL
 ) AS have ON have.run_id = device.run_id AND have.project = device.project AND have.device_id = device.device_id
 JOIN lake_run AS run ON run.run_id = device.run_id AND run.project = device.project
-WHERE device.counts_toward_total
+WHERE device.counted
     AND (have.joules IS NULL OR abs(device.energy_j - have.joules) > 1e-9 * device.energy_j + 1e-9);
 
 -- COPIES: the measured and modelled parts that `run` carries are those of its counting devices
@@ -50,7 +50,7 @@ JOIN (
     SELECT run_id, project,
         coalesce(fsum(energy_j) FILTER (provenance = 'measured'), 0) AS measured_j,
         coalesce(fsum(energy_j) FILTER (provenance = 'modelled'), 0) AS modelled_j
-    FROM lake_device WHERE counts_toward_total GROUP BY ALL
+    FROM lake_device WHERE counted GROUP BY ALL
 ) AS have ON have.run_id = run.run_id AND have.project = run.project
 WHERE abs(run.lake_measured_j - have.measured_j) > 1e-9 * have.measured_j + 1e-9
     OR abs(run.lake_modelled_j - have.modelled_j) > 1e-9 * have.modelled_j + 1e-9;

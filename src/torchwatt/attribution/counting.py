@@ -1,0 +1,30 @@
+"""Which domains make the total of a session that still runs, before its report can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torchwatt.attribution.device_users import Use
+from torchwatt.attribution.modules import INSIDE
+from torchwatt.attribution.scopes import compare, covering_groups
+from torchwatt.core.meter import Recording
+
+
+def counting(recording: Recording, used: Mapping[str, Use], *, early: bool = False) -> dict[str, str]:
+    """Return the domains whose meters count, each with the name that its joules have in the report.
+
+    The counter of a superchip's GPU stands for `module:<n>`; what is inside of a module, and the cards of others, are
+    left out; `early` in a session also a GPU whose counter's scope is not known yet, and what would be inside.
+    """
+    meters = [m for m in recording.meters if any(c.quantity != "gauge" for c in m.channels)]
+    names = {str(meter.domain): str(meter.domain) for meter in meters}
+    scopes = {str(m.domain): found.scope for m in meters if m.domain.kind == "gpu" and (found := compare(m, recording))}
+    groups = covering_groups([m for m in meters if scopes.get(str(m.domain)) == "module"], recording)
+    for index, group in enumerate(groups):
+        for meter in group:
+            del names[str(meter.domain)]
+        names[str(group[0].domain)] = f"module:{index}"
+    unsure = {name for name, scope in scopes.items() if scope == "unknown"} if early else set()
+    out = unsure | {name for name, use in used.items() if use.whose == "others" and scopes.get(name) != "module"}
+    out |= {str(meter.domain) for meter in meters if (groups or unsure) and meter.domain.kind in INSIDE}
+    return {name: told for name, told in names.items() if name not in out}

@@ -1,0 +1,151 @@
+"""Whether this process used a GPU at all: a card that only others used is no part of a run's total."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from torchwatt.attribution.known import CudaUse
+from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.meter import Event, Meter, Recording
+from torchwatt.core.report import Z90
+from torchwatt.core.terms import CUDA_LIBRARY, OTHER_PROCESSES, USERS
+from torchwatt.core.trace import Trace
+from torchwatt.core.users import DeviceUsers
+
+LIBRARY_KEY = f"process/{CUDA_LIBRARY}"
+# A look this long before the run still tells who was there when it began.
+BEFORE_NS = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Whose a card was during a run, and how that is known."""
+
+    whose: Literal["ours", "others", "unknown"]
+    why: str = ""
+
+
+def uses(
+    recording: Recording,
+    trace: Trace,
+    cuda: CudaUse | None,
+    start_ns: int,
+    end_ns: int,
+    named_by_user: frozenset[str] = frozenset(),
+) -> dict[str, Use]:
+    """Tell for each GPU, by domain name, whether this process or a descendant used it; GPUs nobody looked at are ours.
+
+    A card is others' only where that is proven; what cannot be proven is "unknown", with the reason. Cards that the
+    user named are ours, whoever used them.
+    """
+    looks = {
+        str(meter.domain): found
+        for meter in recording.meters
+        if meter.domain.kind == "gpu" and (found := _looks(meter, recording, start_ns, end_ns))
+    }
+    named = {name for name, seen in looks.items() if DeviceUsers.OURS in seen}
+    here = _Here.of(recording, cuda)
+    worked = {activity.device for activity in trace.activities if len(activity)} | here.domains | named_by_user
+    return {
+        name: Use("ours") if name in worked | named else _use(seen, here, elsewhere=bool(named))
+        for name, seen in looks.items()
+    }
+
+
+def _looks(meter: Meter, recording: Recording, start_ns: int, end_ns: int) -> frozenset[DeviceUsers]:
+    series = recording.get(f"{meter.domain}/{USERS}")
+    if series is None:
+        return frozenset()
+    inside = series.between(start_ns - BEFORE_NS, end_ns)
+    return frozenset(DeviceUsers(int(raw)) for raw in np.unique(inside.raw))
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """What is known of CUDA in this process and its descendants; None where nobody could look."""
+
+    own_library: bool | None
+    child_library: bool | None
+    initialised: bool
+    domains: frozenset[str]
+
+    @classmethod
+    def of(cls, recording: Recording, cuda: CudaUse | None) -> _Here:
+        series = recording.get(LIBRARY_KEY)
+        seen = int(series.raw.max()) if series is not None and len(series) else None
+        own = None if seen is None else bool(seen & 1)
+        if cuda is not None and cuda.library is not None:
+            own = cuda.library or bool(own)
+        child = None if seen is None else bool(seen & 2)
+        return cls(own, child, cuda is not None and cuda.initialised, cuda.domains if cuda is not None else frozenset())
+
+
+def _use(seen: frozenset[DeviceUsers], here: _Here, *, elsewhere: bool) -> Use:
+    """Tell whose a card is that neither torch nor NVML's list shows as ours."""
+    if DeviceUsers.HIDDEN in seen:
+        return Use("unknown", "NVML lists processes on it that cannot be seen from here, as in a container")
+    if proof := _proof(seen, here, elsewhere=elsewhere):
+        return Use("others", proof)
+    why = "which files this process and its children have loaded cannot be read"
+    if here.own_library or here.child_library:
+        why = "CUDA is loaded"
+    if here.initialised:
+        why = "CUDA was initialised"
+    return Use("unknown", f"{why}, and NVML lists this process on no card, as in a container that hides processes")
+
+
+def _proof(seen: frozenset[DeviceUsers], here: _Here, *, elsewhere: bool) -> str:
+    """Return what proves that neither this process nor a descendant used the card; "" where nothing does."""
+    if here.child_library is False and here.own_library is False and not here.initialised:
+        return "neither this process nor a child of it has loaded CUDA"
+    if here.child_library is False and here.domains:
+        return "this process has its CUDA contexts on other cards, and no child has loaded CUDA"
+    if elsewhere:
+        return "NVML lists this process, or a child of it, on other cards and not on this one"
+    return "" if here.initialised or DeviceUsers.EMPTY in seen else "NVML lists no process of this run on it"
+
+
+def set_apart(ledger: Ledger, use: Use | None, module: str = "") -> tuple[Ledger, list[Event]]:
+    """Book a card of others to one row and out of the total; say so, and where it cannot be told, too.
+
+    A `module` counts with all that is on it, for this process ran on its CPU: the card's joules are a row of it.
+    """
+    if use is None or use.whose == "ours":
+        return ledger, []
+    name = str(ledger.domain)
+    if use.whose == "unknown":
+        message = f"{name} is in the total, though it may be that only others used it: {use.why}"
+        return ledger, [Event(0, "warning", "DEVICE_USER_UNKNOWN", name, message)]
+    where = f"in {module}, in the row {OTHER_PROCESSES}" if module else "not in the total"
+    message = f"{name} was not used by this run ({use.why}): its {ledger.energy_j:.4g} J are {where}"
+    sentence = ledger.sentence.removesuffix(".") + f"; not used by this run: {use.why}."
+    apart = replace(ledger, entries=_one_row(ledger), counted=False, sentence=sentence)
+    return apart, [Event(0, "info", "OTHER_PROCESSES", name, message)]
+
+
+def _one_row(ledger: Ledger) -> tuple[Entry, ...]:
+    if not ledger.entries:
+        return ()
+    known: Sequence[float | None] = [entry.energy_static_j for entry in ledger.entries]
+    static_j = None if None in known else min(sum(j for j in known if j is not None), ledger.energy_j)
+    u_j = ledger.energy_u_j
+    return (
+        Entry(
+            ledger.domain,
+            OTHER_PROCESSES,
+            "other",
+            ledger.energy_j,
+            None if u_j is None else max(ledger.energy_j - Z90 * u_j, 0.0),
+            None if u_j is None else ledger.energy_j + Z90 * u_j,
+            static_j,
+            None if static_j is None else ledger.energy_j - static_j,
+            ledger.known_s,
+            0,
+            ledger.method,
+            ledger.provenance,
+        ),
+    )

@@ -1,0 +1,275 @@
+"""What another repeat of a run would give, told from how the run's own steps differ.
+
+A repeat does the same steps on a machine that is a little different: other neighbours, clocks, temperatures. Such
+changes are slow, they go on between two runs as they do within one, and they do not average out. So a repeat is taken
+to differ from this run as one twelfth of this run differs from another, per step (the floor of the Allan deviation of
+flicker noise). What is carried over from a few traced steps has a second error, which a repeat draws anew: that of the
+steps that happened to be traced. Nothing that is the same in every repeat (a meter's band, the watts that time share
+assumes) is in these intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from torchwatt.attribution.exposure import Exposure
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.meter import FloatArray, IntArray
+from torchwatt.core.report import Z90
+from torchwatt.core.terms import UNATTRIBUTED, Slot
+from torchwatt.core.trace import Trace
+from torchwatt.core.units import NS_PER_S
+
+BLOCKS = 12
+LEAST_BLOCKS = 4
+# One traced step says nothing about how far it is from others; our own default, with the weight of so many more.
+ASSUMED_REL_SD, ASSUMED_FREEDOM = 0.3, 3.0
+SAME_TEMPLATE_REL = 0.02  # filled steps whose shares differ by less were filled from the same traced step
+NUMBERS = 2_000_000  # steps x slots: beyond, neighbouring steps are taken together
+CHUNK_NUMBERS = 500_000  # of them, at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """A run cut at the starts of its steps; each interval has a block, -1 where its like comes only once.
+
+    `steps` is how many steps an interval stands for, `stage` the stage of each block.
+    """
+
+    t_ns: IntArray
+    block: IntArray
+    steps: FloatArray
+    stage: IntArray
+
+    @property
+    def known(self) -> bool:
+        """Return whether any stage of the run has blocks to compare."""
+        return len(self.stage) > 0
+
+
+def grid_of(curve: EnergyCurve, trace: Trace, columns: int, steps: Sequence[tuple[int, int]] = ()) -> Grid:
+    """Cut a curve at the steps of its run, or, where there are none, into blocks of equal time.
+
+    The first step is warm-up, and comes once in every repeat. A stage with too few steps or readings has no blocks.
+
+    Args:
+        curve: Of the domain.
+        trace: Its steps and their stages.
+        columns: How many slots will be looked at: of very many steps and slots, neighbouring steps are taken together.
+        steps: Those on the device's own timeline, where they are known.
+    """
+    steps = steps or trace.steps
+    if len(steps) < LEAST_BLOCKS + 1:
+        return _by_time(curve)
+    starts, stages, counts = _together(trace, steps, max(NUMBERS // max(columns, 1), 4 * BLOCKS))
+    edges = np.concatenate(([curve.start_ns], starts, [steps[-1][1], curve.end_ns]))
+    edges = np.maximum.accumulate(np.clip(edges, curve.start_ns, curve.end_ns))
+    owner = np.concatenate(([-1], np.arange(len(starts)), [-1]))  # whose each interval is
+    keep = np.diff(edges) > 0
+    owner, t_ns = owner[keep], np.concatenate((edges[:-1][keep], edges[-1:]))
+    owner[_silent(curve, t_ns)] = -1
+    block = np.full(len(owner), -1)
+    stage: list[int] = []
+    most = min(BLOCKS, len(curve.t_ns) // 2)
+    for number, name in enumerate(sorted(set(stages))):
+        mine = np.flatnonzero((owner > 0) & (np.array(stages)[owner] == name))
+        if min(most, len(mine)) < LEAST_BLOCKS:
+            continue
+        for part in np.array_split(mine, min(most, len(mine))):
+            block[part] = len(stage)
+            stage.append(number)
+    return Grid(t_ns, block, np.where(owner >= 0, counts[owner], 1.0), np.array(stage, dtype=np.int64))
+
+
+def _together(trace: Trace, steps: Sequence[tuple[int, int]], most: int) -> tuple[IntArray, list[str], FloatArray]:
+    """Return start, stage and number of steps, of neighbours together where there are more than `most`."""
+    stages = trace.step_stages if len(trace.step_stages) == len(steps) else ("",) * len(steps)
+    counts = trace.step_counts if len(trace.step_counts) == len(steps) else (1,) * len(steps)
+    size = -(-len(steps) // most)
+    first = np.arange(0, len(steps), size)
+    starts = np.array([start for start, _ in steps], dtype=np.int64)[first]
+    names = ["+".join(sorted(set(stages[i : i + size]))) for i in first.tolist()]
+    return starts, names, np.add.reduceat(np.array(counts, dtype=np.float64), first)
+
+
+def _by_time(curve: EnergyCurve) -> Grid:
+    most = min(BLOCKS, len(curve.t_ns) // 2)
+    t_ns = np.unique(np.linspace(curve.start_ns, curve.end_ns, max(most, 1) + 1).astype(np.int64))
+    heard = np.flatnonzero(~_silent(curve, t_ns))
+    block, known = np.full(len(t_ns) - 1, -1), len(heard) if len(heard) >= LEAST_BLOCKS else 0
+    block[heard[:known]] = np.arange(known)
+    return Grid(t_ns, block, np.ones(len(block)), np.zeros(known, dtype=np.int64))
+
+
+def _silent(curve: EnergyCurve, t_ns: IntArray) -> np.ndarray:
+    """Tell which intervals touch a silence, whose joules nobody knows."""
+    touched = np.zeros(len(t_ns) - 1, dtype=np.bool_)
+    for lo, hi in curve.silent:
+        touched |= (t_ns[:-1] < hi) & (t_ns[1:] > lo)
+    return touched
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spread:
+    """How far a repeat may be from this run, each a standard deviation in joules.
+
+    `drift_j` is what slow changes of the machine do to each slot, `traced_j` the error of the steps that were traced,
+    with `freedom` degrees; `total_j` and `freedom_total` are the drift of the domain's total. None: cannot be told.
+    """
+
+    total_j: float
+    freedom_total: float
+    drift_j: FloatArray
+    traced_j: FloatArray
+    freedom: FloatArray
+
+    def rescaled(self, joules: FloatArray, errors: FloatArray) -> Spread:
+        """Return the spread after each slot's joules, and their errors, became so many times what they were."""
+        return replace(self, drift_j=self.drift_j * joules, traced_j=self.traced_j * errors)
+
+    def total_half_j(self, reading_j: float) -> float:
+        """Return half the 90 % interval of the total; two runs differ by the drift of both."""
+        return float(np.hypot(np.sqrt(2.0) * student(self.freedom_total) * self.total_j, Z90 * reading_j))
+
+    def half_j(self, fit_j: FloatArray) -> FloatArray:
+        """Return half the 90 % intervals of the slots; `fit_j` is the standard deviation of fitted joules."""
+        drift = student(self.freedom_total) * self.drift_j
+        traced = student(self.freedom) * self.traced_j
+        return np.asarray(np.sqrt(2.0 * (drift**2 + traced**2) + (Z90 * fit_j) ** 2), dtype=np.float64)
+
+
+def spread_of(
+    parts: Exposure, power_w: FloatArray, grid: Grid, slots: Sequence[Slot], rel_sd: Mapping[int, float]
+) -> Spread | None:
+    """Compare a run's blocks with each other, and its traced steps.
+
+    Args:
+        parts: Seconds of each slot in each interval of the grid, with the curve's joules.
+        power_w: Watts of each slot, by which an interval's joules are split.
+        grid: Of the same intervals.
+        slots: What each column is.
+        rel_sd: By column, how far its share differs between traced windows, where tracing knows it.
+    """
+    if not grid.known:
+        return None
+    weight_j = parts.mix(power_w)
+    per_w = np.divide(parts.energy_j, weight_j, out=np.zeros(parts.rows), where=weight_j > 0)
+    joules = parts.seconds * power_w[parts.column] * per_w[parts.row]
+    filled = np.divide(parts.filled_s, parts.seconds, out=np.zeros(len(joules)), where=parts.seconds > 0)
+    phases = {phase: i for i, phase in enumerate(dict.fromkeys(slot.phase for slot in slots))}
+    phase = np.array([phases[slot.phase] for slot in slots], dtype=np.int64)
+    by_phase = np.zeros((parts.rows, len(phases)))
+    np.add.at(by_phase, (parts.row, phase[parts.column]), parts.filled_s)
+    common = _relative(parts.energy_j[:, None], grid)[:, 0]
+    total_j = _drift(parts.energy_j[:, None], common[:, None], grid)[0]
+    drift_j, traced_j, freedom = (np.zeros(parts.columns) for _ in range(3))
+    wide = max(CHUNK_NUMBERS // max(parts.rows, 1), 1)
+    for first in range(0, parts.columns, wide):
+        mine = (parts.column >= first) & (parts.column < first + wide)
+        count = min(wide, parts.columns - first)
+        at = parts.row[mine], parts.column[mine] - first
+        own, carried, template = (np.zeros((parts.rows, count)) for _ in range(3))
+        np.add.at(own, at, joules[mine])
+        np.add.at(carried, at, (joules * filled)[mine])
+        np.add.at(template, at, parts.filled_s[mine])
+        template /= np.maximum(by_phase[:, phase[first : first + count]], 1e-12)
+        part = slice(first, first + count)
+        share = carried.sum(axis=0) / np.maximum(own.sum(axis=0), 1e-12)
+        alone = _drift(own, _relative(own, grid), grid)
+        drift_j[part] = share * _drift(own, common[:, None], grid) + (1.0 - share) * alone
+        known = np.array([rel_sd.get(first + i, ASSUMED_REL_SD) for i in range(count)])
+        traced_j[part], freedom[part] = _traced(own, carried, template, parts.energy_j, known * share)
+    return Spread(float(total_j), float(_freedom(grid)), drift_j, traced_j, freedom)
+
+
+def whole_interval_j(curve: EnergyCurve, trace: Trace) -> tuple[float, float] | tuple[None, None]:
+    """Return what another repeat would give of a domain that is not split, 90 %; None where that cannot be told."""
+    grid = grid_of(curve, trace, 1)
+    one = np.arange(len(grid.block))
+    seconds = np.diff(grid.t_ns) / NS_PER_S
+    joules = np.diff(curve.at(grid.t_ns))
+    parts = Exposure(one, np.zeros_like(one), seconds, np.zeros(len(one)), joules, seconds, 1)
+    spread = spread_of(parts, np.ones(1), grid, (Slot(UNATTRIBUTED, "other"),), {})
+    if spread is None:
+        return None, None
+    half_j = spread.total_half_j(curve.u_j)
+    return max(curve.total_j - half_j, 0.0), curve.total_j + half_j
+
+
+def _stages(grid: Grid) -> IntArray:
+    return np.unique(grid.stage)
+
+
+def _freedom(grid: Grid) -> int:
+    return max(len(grid.stage) - len(_stages(grid)), 1)
+
+
+def _relative(joules: FloatArray, grid: Grid) -> FloatArray:
+    """Return (stages, columns): how far blocks of a stage differ, per step and relative to their mean."""
+    found = grid.block >= 0
+    count = np.bincount(grid.block[found], grid.steps[found], len(grid.stage))
+    sums = np.zeros((len(grid.stage), joules.shape[1]))
+    np.add.at(sums, grid.block[found], joules[found])
+    each = sums / count[:, None]
+    rows = []
+    for stage in _stages(grid):
+        mine = each[grid.stage == stage]
+        mean = mine.mean(axis=0)
+        rows.append(np.divide(mine.std(axis=0, ddof=1), mean, out=np.zeros_like(mean), where=mean > 0))
+    return np.stack(rows)
+
+
+def _drift(joules: FloatArray, relative: FloatArray, grid: Grid) -> FloatArray:
+    """Return the standard deviation of each column's joules: stages drift together, and what comes once as they do."""
+    stages = _stages(grid)
+    in_blocks = grid.block >= 0
+    of_row = np.where(in_blocks, np.searchsorted(stages, grid.stage[grid.block]), -1)
+    sums = np.stack([joules[of_row == number].sum(axis=0) for number in range(len(stages))])
+    drift = (sums * relative).sum(axis=0)
+    inside = sums.sum(axis=0)
+    typical = np.divide(drift, inside, out=np.full_like(inside, float(relative.mean())), where=inside > 0)
+    return np.asarray(drift + typical * joules[of_row < 0].sum(axis=0), dtype=np.float64)
+
+
+def _traced(
+    own: FloatArray, carried: FloatArray, template: FloatArray, energy_j: FloatArray, assumed_rel: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the error that each slot's joules have from the steps that were traced, and its degrees of freedom.
+
+    Steps in a row that were filled from the same traced step are one observation, weighted by its joules; so a run
+    filled from four steps has an error of about a half of how far those four differ, however long it is.
+    """
+    weight = energy_j / max(float(energy_j.sum()), 1e-12)
+    filled = carried > 0.5 * own
+    close = np.abs(np.diff(template, axis=0)) <= SAME_TEMPLATE_REL * np.maximum(template[1:], template[:-1])
+    new = np.ones(own.shape, dtype=np.bool_)
+    new[1:] = ~(filled[1:] & filled[:-1] & close)
+    group = np.cumsum(new, axis=0) - 1 + np.arange(own.shape[1]) * len(own)
+    size = np.bincount(group.ravel(), np.repeat(weight, own.shape[1]), own.size).reshape(own.shape[::-1]).T
+    value = np.bincount(group.ravel(), own.ravel(), own.size).reshape(own.shape[::-1]).T
+    total_j = own.sum(axis=0)
+    scale = float(energy_j.sum())
+    mean = total_j / scale
+    share = np.divide(value / scale, size, out=np.zeros_like(size), where=size > 0)
+    together = (size**2).sum(axis=0)
+    freedom = 1.0 / np.maximum(together, 1e-12) - 1.0
+    seen = (size * (share - mean) ** 2).sum(axis=0) / np.maximum(1.0 - together, 1e-9)
+    prior = np.where(assumed_rel > 0, ASSUMED_FREEDOM, 0.0)
+    all_ = np.maximum(freedom + prior, 1e-9)
+    variance = (freedom * seen + prior * (assumed_rel * mean) ** 2) / all_ * together
+    return np.sqrt(variance) * scale, np.maximum(all_, 1.0)
+
+
+def student(freedom: FloatArray | float) -> FloatArray:
+    """Return the two-sided 90 % quantile of Student's t (Cornish and Fisher, 1938)."""
+    degrees = np.maximum(np.asarray(freedom, dtype=np.float64), 1.0)
+    z = Z90
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return np.asarray(z + sum(term / degrees**power for power, term in enumerate(terms, 1)), dtype=np.float64)

@@ -1,0 +1,314 @@
+"""What a GPU's energy counter covers: the GPU alone, or the superchip (module) with its CPU and memory.
+
+On Grace-Hopper and Grace-Blackwell NVML's total-energy counter is the whole module, while power is read by scope
+(zeus, pull request 172). No product name decides: the counter's joules are compared with integrated power at scope GPU
+and at scope MODULE, over everything that was recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import fsum
+from typing import Literal
+
+import numpy as np
+
+from torchwatt.attribution.covered import without
+from torchwatt.attribution.curves import CROSS_CHECK_NS, CROSS_CHECK_REL, metered
+from torchwatt.attribution.power import Integral, integrate, later, usable
+from torchwatt.core.errors import SensorError
+from torchwatt.core.meter import Channel, Event, IntArray, Meter, Recording, Series, Unavailable
+from torchwatt.core.terms import MODULE_POWER, Domain
+from torchwatt.core.units import NS_PER_S
+
+Scope = Literal["gpu", "module", "unknown"]
+CONTAINS = "contains"  # a module's fact: the GPUs that are parts of it, as a ;-list
+
+LEAST_NS = NS_PER_S  # a shorter comparison is one of a few publications
+PUBLISHED_S = 0.1  # how late a counter may be, once: NVML publishes every 100 ms at the most seldom that was seen
+# The module must draw so much more than the GPU that a counter can follow one of the two.
+APART_REL = 0.1
+# How far the counter may lie from the scope that it follows, as a part of the distance between the two: power sensors
+# are good to 5 %, and a quarter of a module's power is its CPU's and memory's.
+NEAR = 0.35
+# Two GPUs whose module power is alike to this, over the run and in each second of it, are on one module.
+ALIKE_REL, ALIKE_SECOND_REL = 0.02, 0.1
+# Counter against power of a GPU whose module cannot be read, in a comparison that is too short for the usual 5 %.
+SHORT_OFF_REL = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Joules of one GPU over the time for which all three were read, and the scope that they tell."""
+
+    counter_j: float
+    gpu_j: float
+    module_j: float
+    seconds: float
+    scope: Scope
+    why: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scoped:
+    """A recording in which every counter is its own domain's, and what had to be said about it."""
+
+    recording: Recording
+    events: tuple[Event, ...] = ()
+
+
+def by_scope(recording: Recording) -> Scoped:
+    """Give each counter that covers a module to a domain `module:<n>`, and its GPU the power at scope GPU.
+
+    Where the scope cannot be told, the GPU's joules come from power at scope GPU, and its band reaches to what the
+    counter says. A recording without module power comes back as it is, but for the band of a counter that disagrees
+    with the power of its GPU.
+    """
+    found = {meter.domain: compare(meter, recording) for meter in recording.meters if meter.domain.kind == "gpu"}
+    events: list[Event] = []
+    meters = []
+    for meter in recording.meters:
+        one = found.get(meter.domain)
+        if one is None:
+            widened, told = _disputed(meter, recording)
+            meters.append(widened)
+            events += told
+        elif one.scope == "gpu":
+            meters.append(_noted(meter, f"the energy counter covers the GPU alone: {one.why}"))
+        else:
+            meters.append(_without_module_ring(_by_power(meter, one), recording))
+            events.append(_told(meter, one, recording))
+    covering = [m for m in recording.meters if (one := found.get(m.domain)) is not None and one.scope == "module"]
+    modules = [_module(index, group) for index, group in enumerate(covering_groups(covering, recording))]
+    series = [one for one in recording.series if not _dropped(one.channel, found)]
+    series += [moved for module in modules for moved in _moved(module, recording)]
+    return Scoped(replace(recording, meters=(*meters, *modules), series=tuple(series)), tuple(events))
+
+
+def compare(meter: Meter, recording: Recording) -> Compared | None:
+    """Return what a GPU's counter follows; None without a counter, or without a module that draws more than the GPU."""
+    counter, power = meter.channel("counter"), meter.channel("power")
+    module = _integral(recording.get(f"{meter.domain}/{MODULE_POWER}"))
+    gpu = _integral(recording.get(power.key)) if power is not None and _at_gpu_scope(power) else None
+    if counter is None or recording.get(counter.key) is None or module is None or gpu is None:
+        return None
+    try:
+        made = metered(meter, recording)
+    except SensorError:
+        return None
+    if isinstance(made, Unavailable):
+        return None
+    curve = made.curve
+    both = _common(curve.start_ns, curve.end_ns, (gpu, module), made.silent)
+    seconds = float(np.diff(both, axis=1).sum()) / NS_PER_S
+    counter_j = float(np.diff(curve.at(both), axis=1).sum())
+    gpu_j, module_j = (float(np.diff(np.interp(both, t_ns, j), axis=1).sum()) for t_ns, j, _ in (gpu, module))
+    if seconds * NS_PER_S >= LEAST_NS and module_j - gpu_j <= APART_REL * gpu_j:
+        return None
+    scope, why = _scope(counter_j, gpu_j, module_j, seconds)
+    return Compared(counter_j, gpu_j, module_j, seconds, scope, why)
+
+
+def _scope(counter_j: float, gpu_j: float, module_j: float, seconds: float) -> tuple[Scope, str]:
+    if seconds * NS_PER_S < LEAST_NS:
+        return "unknown", f"counter and power can be compared for {seconds:.2g} s only"
+    watts = ", ".join(
+        f"{name} {joules / seconds:.4g} W"
+        for name, joules in (("counter", counter_j), ("GPU", gpu_j), ("module", module_j))
+    )
+    said = f"{watts} over {seconds:.3g} s"
+    apart_j = module_j - gpu_j
+    late = counter_j / seconds * PUBLISHED_S / apart_j
+    place = (counter_j - gpu_j) / apart_j  # 0 at scope GPU, 1 at scope MODULE
+    if late > NEAR:
+        return "unknown", f"too short to tell the two: {said}"
+    if abs(place) <= NEAR:
+        return "gpu", said
+    return ("module", said) if abs(place - 1) <= NEAR else ("unknown", f"it follows none of the two: {said}")
+
+
+def _at_gpu_scope(channel: Channel) -> bool:
+    """Tell whether a power is read by scope; what the oldest call, `nvml_power`, covers on a superchip is not known."""
+    return channel.sensor in {"nvml_power_instant", "nvml_power_average"}
+
+
+def _integral(series: Series | None) -> Integral | None:
+    if series is None:
+        return None
+    there = usable(series)
+    keep = later(there.t_ns)
+    if keep.sum() < 2:
+        return None
+    return integrate(Series(there.channel, there.t_ns[keep], there.raw[keep], there.late_ns[keep]))
+
+
+def _common(start_ns: int, end_ns: int, integrals: Sequence[Integral], silent: Sequence[tuple[int, int]]) -> IntArray:
+    """Return the stretches in which everything was read, (n, 2) instants."""
+    lo = max(start_ns, *(int(t_ns[0]) for t_ns, _, _ in integrals))
+    hi = min(end_ns, *(int(t_ns[-1]) for t_ns, _, _ in integrals))
+    whole = np.array([[lo, hi]] if hi > lo else [], dtype=np.int64).reshape(-1, 2)
+    return without(whole, (*silent, *(gap for _, _, gaps in integrals for gap in gaps)))
+
+
+def _dropped(channel: Channel, found: dict[Domain, Compared | None]) -> bool:
+    """Tell whether readings are no longer the GPU's own: those of a counter that does not cover it alone."""
+    one = found.get(channel.domain)
+    if one is None or one.scope == "gpu":
+        return False
+    return channel.quantity == "counter" or (one.scope == "module" and channel.name == MODULE_POWER)
+
+
+def _noted(meter: Meter, note: str) -> Meter:
+    return replace(meter, notes=(*meter.notes, note))
+
+
+def _by_power(meter: Meter, one: Compared) -> Meter:
+    """Return a GPU's meter without its counter; where that may have been its own, the band reaches to it."""
+    channels = tuple(channel for channel in meter.channels if channel.quantity != "counter")
+    if one.scope == "module":
+        channels = tuple(channel for channel in channels if channel.name != MODULE_POWER)
+        note = f"the energy counter covers the module, not the GPU: {one.why}"
+        return _noted(replace(meter, channels=channels), note)
+    band = meter.accuracy_rel
+    if band is not None and one.gpu_j > 0:
+        most = max(one.counter_j, one.module_j) / one.gpu_j
+        least = min(one.counter_j / one.gpu_j, 1.0)
+        band = (min(band[0], least * (1 + band[0]) - 1), max(band[1], most * (1 + band[1]) - 1))
+    source = f"{meter.accuracy_source}; widened to what the energy counter says, for its scope is not known"
+    unsure = replace(meter, channels=channels, accuracy_rel=band, accuracy_source=source)
+    return _noted(unsure, f"the energy counter may cover the GPU or its module, which cannot be told: {one.why}")
+
+
+def _without_module_ring(gpu: Meter, recording: Recording) -> Meter:
+    """Leave out a driver's ring of samples that follows the module: layers would be fitted to its CPU, too."""
+    module, polled = (_integral(recording.get(f"{gpu.domain}/{name}")) for name in (MODULE_POWER, "power"))
+    rings = [channel for channel in gpu.channels if channel.stamped]
+    if module is None or polled is None or not rings:
+        return gpu
+    ring = _integral(recording.get(rings[0].key))
+    if ring is None:
+        return gpu
+    both = _common(int(ring[0][0]), int(ring[0][-1]), (ring, module, polled), ())
+    ring_j, module_j, gpu_j = (
+        float(np.diff(np.interp(both, t_ns, joules), axis=1).sum()) for t_ns, joules, _ in (ring, module, polled)
+    )
+    if abs(ring_j - gpu_j) <= abs(ring_j - module_j):
+        return gpu
+    kept = tuple(channel for channel in gpu.channels if not channel.stamped)
+    return _noted(replace(gpu, channels=kept), "the driver's own samples are of the module: layers are fitted to polls")
+
+
+def _told(meter: Meter, one: Compared, recording: Recording) -> Event:
+    t_ns = max((int(series.t_ns[-1]) for series in recording.series if len(series)), default=0)
+    if one.scope == "module":
+        message = (
+            f"the energy counter covers the whole module, with its CPU and memory ({one.why}): it counts once, and the "
+            "GPU's own joules are its power at scope GPU"
+        )
+        return Event(t_ns, "info", "MODULE_COUNTER", str(meter.domain), message)
+    message = (
+        f"whether the energy counter covers the GPU or its module cannot be told ({one.why}): power at scope GPU is "
+        "booked, and its interval reaches to the counter"
+    )
+    return Event(t_ns, "warning", "SCOPE_UNKNOWN", str(meter.domain), message)
+
+
+def _disputed(meter: Meter, recording: Recording) -> tuple[Meter, list[Event]]:
+    """Widen the band of a counter that disagrees with its GPU's power, where no module power could settle it."""
+    counter, power = meter.channel("counter"), meter.channel("power")
+    integral = _integral(recording.get(power.key)) if power is not None and _at_gpu_scope(power) else None
+    if meter.domain.kind != "gpu" or counter is None or integral is None or meter.accuracy_rel is None:
+        return meter, []
+    try:
+        made = metered(meter, recording)
+    except SensorError:
+        return meter, []
+    if isinstance(made, Unavailable):
+        return meter, []
+    both = _common(made.curve.start_ns, made.curve.end_ns, (integral,), made.silent)
+    length_ns = int(np.diff(both, axis=1).sum())
+    counter_j = float(np.diff(made.curve.at(both), axis=1).sum())
+    power_j = float(np.diff(np.interp(both, *integral[:2]), axis=1).sum())
+    long = length_ns >= CROSS_CHECK_NS
+    off = abs(counter_j - power_j) / max(counter_j, power_j, 1e-12)
+    if length_ns < LEAST_NS or off <= (CROSS_CHECK_REL if long else SHORT_OFF_REL) or counter_j <= 0:
+        return meter, []
+    lo, hi = meter.accuracy_rel
+    ratio = power_j / counter_j
+    band = (min(lo, ratio * (1 + lo) - 1), max(hi, ratio * (1 + hi) - 1))
+    source = f"{meter.accuracy_source}; widened to integrated power, which disagrees with the counter"
+    seconds = length_ns / NS_PER_S
+    message = (
+        f"the energy counter says {counter_j / seconds:.4g} W, power at scope GPU {power_j / seconds:.4g} W over "
+        f"{seconds:.3g} s, and the power of a module cannot be read: the counter is booked, it may cover more than the "
+        "GPU, and its interval reaches to the power"
+    )
+    events = [Event(int(both[-1, 1]), "warning", "SCOPE_UNKNOWN", str(meter.domain), message)] if ratio < 1 else []
+    return replace(meter, accuracy_rel=band, accuracy_source=source), events
+
+
+def covering_groups(covering: Sequence[Meter], recording: Recording) -> list[list[Meter]]:
+    """Put GPUs of one module together: the same CPUs beside them, where that is told, and the same module power."""
+    groups: list[list[Meter]] = []
+    for meter in covering:
+        home = next((group for group in groups if _together(group[0], meter, recording)), None)
+        if home is None:
+            groups.append([meter])
+        else:
+            home.append(meter)
+    return groups
+
+
+def _together(one: Meter, other: Meter, recording: Recording) -> bool:
+    beside = {meter.fact("cpu_affinity") or "" for meter in (one, other)} - {""}
+    if len(beside) > 1:
+        return False
+    first, second = (_integral(recording.get(f"{meter.domain}/{MODULE_POWER}")) for meter in (one, other))
+    if first is None or second is None:
+        return False
+    both = _common(int(first[0][0]), int(first[0][-1]), (first, second), ())
+    if not len(both):
+        return False
+    cuts = np.arange(both[0, 0], both[0, 1] + 1, NS_PER_S) if np.diff(both[0]) >= NS_PER_S else both[0]
+    a_j, b_j = (np.diff(np.interp(cuts, *integral[:2])) for integral in (first, second))
+    alike = abs(fsum(a_j) - fsum(b_j)) <= ALIKE_REL * fsum(a_j)
+    return alike and bool(np.all(np.abs(a_j - b_j) <= ALIKE_SECOND_REL * np.maximum(a_j, b_j)))
+
+
+def _module(index: int, group: Sequence[Meter]) -> Meter:
+    """Return the meter of a module: the counter of the first of its GPUs, and the power at scope MODULE."""
+    first, domain = group[0], Domain("module", index)
+    parts = [str(meter.domain) for meter in group]
+    channels = []
+    for channel in first.channels:
+        if channel.quantity == "counter":
+            channels.append(replace(channel, domain=domain))
+        elif channel.name == MODULE_POWER:
+            channels.append(replace(channel, domain=domain, name="power", quantity="power"))
+    facts = tuple((name, value) for name, value in first.facts if name in {"driver", "cpu_affinity"})
+    return Meter(
+        domain,
+        tuple(channels),
+        first.provenance,
+        "device",
+        first.model,
+        first.vendor,
+        first.accuracy_rel,
+        first.accuracy_source,
+        shared=any(meter.shared for meter in group),
+        notes=(f"the energy counter of {parts[0]}, which covers {', '.join(parts)}, their CPU and memory",),
+        facts=(*facts, (CONTAINS, ";".join(parts))),
+    )
+
+
+def _moved(module: Meter, recording: Recording) -> list[Series]:
+    """Return the readings of a module, which were filed under its first GPU."""
+    gpu = (module.fact(CONTAINS) or "").partition(";")[0]
+    names = {"energy": "energy", "power": MODULE_POWER}
+    found = ((channel, recording.get(f"{gpu}/{names[channel.name]}")) for channel in module.channels)
+    return [
+        replace(series, channel=replace(channel, period_ns=series.channel.period_ns))
+        for channel, series in found
+        if series is not None
+    ]

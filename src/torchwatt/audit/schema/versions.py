@@ -1,0 +1,121 @@
+"""Earlier versions of the tables: their bundles are still checked, read, priced and ingested.
+
+`version_1.json` is how the tables were described by 1.1 and 1.2. Readers see the rows of every bundle under the names
+of the current version; what an earlier one did not have is missing in them, never 0.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from io import StringIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torchwatt.audit.inside import is_own
+from torchwatt.audit.schema import SCHEMA_VERSION, TABLE_BY_NAME, TABLES, Column, Table
+
+T = TypeVar("T")
+_HEAD_BYTES = 1 << 16  # holds the header and the version of any `run.csv` that torchwatt wrote
+_NEWEST_MINOR = 2  # of version 1
+# What version 1 called otherwise. Its intervals of totals held the meters' bands, its uncertainties the errors of
+# reading alone.
+_RENAMED: Mapping[str, Mapping[str, str]] = {
+    "run": {
+        "energy_it_u_j": "energy_it_reading_u_j",
+        "energy_it_lo_j": "energy_it_systematic_lo_j",
+        "energy_it_hi_j": "energy_it_systematic_hi_j",
+    },
+    "device": {"counts_toward_total": "counted", "energy_u_j": "reading_u_j"},
+    "window": {"energy_u_j": "reading_u_j"},
+    "hourly": {"energy_u_j": "reading_u_j"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The tables of one version as its files have them; `renamed` gives today's names by table and column."""
+
+    version: str
+    tables: tuple[Table, ...]
+    renamed: Mapping[str, Mapping[str, str]]
+
+    def table(self, name: str) -> Table:
+        """Return a table by name."""
+        return next(table for table in self.tables if table.name == name)
+
+    def current(self, table: str, cells: Mapping[str, T], missing: T) -> dict[str, T]:
+        """Return cells (or columns of cells) under the current version's names; what there was not yet is `missing`."""
+        if self.tables is TABLES:
+            return dict(cells)
+        names = self.renamed.get(table, {})
+        found = {names.get(name, name): value for name, value in cells.items()}
+        return {name: missing for name in TABLE_BY_NAME[table].header if name not in found} | found
+
+
+CURRENT = Schema(SCHEMA_VERSION, TABLES, {})
+
+
+def schema_of(version: str) -> Schema | None:
+    """Return the tables of a bundle that says it has this version; None where this torchwatt does not know them.
+
+    A newer minor version has the current tables with more columns at their ends. What is no version at all is taken
+    for the current one: the rest of the bundle will show what it is.
+    """
+    parts = _parts(version)
+    if parts is None or parts[0] == _current_major():
+        return CURRENT
+    known = parts[0] == 1 and parts[1] <= _NEWEST_MINOR
+    return Schema(version, _tables_1(), _RENAMED) if known else None
+
+
+def is_newer(version: str) -> bool:
+    """Return whether a bundle's minor version is newer than this torchwatt's."""
+    parts, ours = _parts(version), _parts(SCHEMA_VERSION)
+    return parts is not None and ours is not None and parts[0] == ours[0] and parts[1] > ours[1]
+
+
+def version_in(folder: Path) -> str:
+    """Return the version that a bundle's `run.csv` states; empty where it states none that can be read."""
+    path = folder / "run.csv"
+    if not is_own(path):
+        return ""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
+    try:
+        lines = csv.reader(StringIO(head, newline=""))
+        return dict(zip(next(lines, []), next(lines, []), strict=False)).get("schema_version", "")
+    except csv.Error:
+        return ""
+
+
+def _parts(version: str) -> tuple[int, int] | None:
+    parts = version.split(".")
+    good = len(parts) == 3 and all(part.isascii() and part.isdecimal() and len(part) < 7 for part in parts)
+    return (int(parts[0]), int(parts[1])) if good else None
+
+
+def _current_major() -> int:
+    return int(SCHEMA_VERSION.partition(".")[0])
+
+
+@cache
+def _tables_1() -> tuple[Table, ...]:
+    text = (files("torchwatt.audit.schema") / "version_1.json").read_text(encoding="utf-8")
+    return tuple(_table(found) for found in json.loads(text))
+
+
+def _table(found: dict[str, Any]) -> Table:
+    columns = tuple(_column(column) for column in found["columns"])
+    return Table(
+        found["name"], tuple(found["key"]), found["description"], columns, found["format"], optional=found["optional"]
+    )
+
+
+def _column(found: dict[str, Any]) -> Column:
+    given: dict[str, Any] = {"unit": "", "required": False, "description": ""} | found
+    return Column(**given | {"values": tuple(found.get("values", ()))})

@@ -1,0 +1,97 @@
+"""Who uses a GPU: the driver's list of processes against the user's process and its descendants. Numpy-free."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from torchwatt.core.users import DeviceUsers
+
+# The inode of the first PID namespace (PROC_PID_INIT_INO, linux/proc_ns.h): outside of it NVML's pids are not ours.
+INITIAL_PID_NS = "pid:[4026531836]"
+MOST_ANCESTORS = 64
+_LISTS = (
+    "nvmlDeviceGetComputeRunningProcesses",
+    "nvmlDeviceGetGraphicsRunningProcesses",
+    "nvmlDeviceGetMPSComputeRunningProcesses",
+)
+CUDA_LIBRARY = b"/libcuda.so"
+
+
+def listed_pids(nvml: Any, handle: Any) -> set[int]:
+    """Return the pids of all processes that the driver lists on a device.
+
+    Raises:
+        NVMLError: The list of compute processes cannot be read; the other two may be missing.
+    """
+    pids = {int(process.pid) for process in getattr(nvml, _LISTS[0])(handle)}
+    for name in _LISTS[1:]:
+        with contextlib.suppress(AttributeError, nvml.NVMLError):
+            pids |= {int(process.pid) for process in getattr(nvml, name)(handle)}
+    return pids
+
+
+def users_of(
+    pids: Collection[int],
+    root: int,
+    *,
+    parent: Callable[[int], int | None] | None = None,
+    whole: bool | None = None,
+) -> DeviceUsers:
+    """Tell whose the listed processes are.
+
+    Args:
+        pids: As the driver lists them.
+        root: The user's process, or the launcher of its job: it and its descendants are "ours".
+        parent: Returns the parent of a process, None where there is no such process here.
+        whole: Whether all pids of the machine are visible here; by default asked of /proc.
+    """
+    parent = parent or parent_of
+    if not pids:
+        sure = sees_all_pids() if whole is None else whole
+        return DeviceUsers.NOBODY if sure else DeviceUsers.EMPTY
+    if any(pid == root or _descends(pid, root, parent) for pid in pids):
+        return DeviceUsers.OURS
+    return DeviceUsers.HIDDEN if any(parent(pid) is None for pid in pids) else DeviceUsers.OTHERS
+
+
+def _descends(pid: int, root: int, parent: Callable[[int], int | None]) -> bool:
+    for _ in range(MOST_ANCESTORS):
+        above = parent(pid)
+        if above is None or above == root:
+            return above == root
+        pid = above
+    return False
+
+
+def parent_of(pid: int) -> int | None:
+    """Return the parent's pid, None where there is no such process here (or no /proc); 0 has no parent."""
+    if pid <= 0:
+        return None
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def sees_all_pids() -> bool:
+    """Tell whether this is the machine's first PID namespace, which NVML's pids are of."""
+    return pid_namespace() == INITIAL_PID_NS
+
+
+def pid_namespace() -> str:
+    """Return the name of this process's PID namespace, "" where that cannot be told."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def has_cuda_library(pid: int) -> bool | None:
+    """Tell whether a process has CUDA's driver library loaded, without which it has no context; None: not known."""
+    try:
+        return CUDA_LIBRARY in Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:
+        return None

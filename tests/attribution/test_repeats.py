@@ -1,0 +1,186 @@
+"""Laws of what another repeat would give, and of alike modules that share their strength."""
+
+from dataclasses import replace
+from itertools import pairwise, permutations
+from math import fsum
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.worlds import MS, World, meter_of
+from torchwatt.attribution.alike import alike, shared
+from torchwatt.attribution.attribute import attribute
+from torchwatt.attribution.bands import banded, with_bands
+from torchwatt.attribution.repeats import grid_of, student
+from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.ledger import Entry
+from torchwatt.core.terms import UNATTRIBUTED, Domain, Slot
+from torchwatt.core.trace import EMPTY_TRACE, ModuleInfo
+
+CPU = Domain("cpu", 0)
+
+
+def stepped(watts, durations_ms, *, steps=200, seed=0, scale=1.0):
+    """Make a world whose steps are marked; `scale` is how much longer all of them take."""
+    world = World(watts, [scale * ms for ms in durations_ms], steps=steps, seed=seed, jitter=0.1)
+    firsts = world.edges[:: len(durations_ms) + 1]
+    marks = tuple(zip(firsts[:-1].tolist(), firsts[1:].tolist(), strict=True))
+    return world, replace(world.trace, steps=marks)
+
+
+def ledger_of(world, trace, **recorded):
+    return attribute(world.recording(**recorded), trace, 0, world.end_ns).ledgers[0]
+
+
+def test_the_total_of_another_repeat_lies_in_the_interval():
+    """Repeats differ as this run's own parts do: each runs at a speed of its own, which changes within it as well."""
+    rng = np.random.default_rng(0)
+    runs = []
+    for seed in range(12):
+        speed = 1.0 + 0.05 * rng.standard_normal(200)  # of blocks of steps: slow changes go on within a run
+        runs.append(_drifting(seed, np.repeat(speed[:10], 20) + 0.03 * rng.standard_normal()))
+    ledgers = [ledger_of(world, trace) for world, trace in runs]
+    hits = [a.energy_lo_j <= b.energy_j <= a.energy_hi_j for a, b in permutations(ledgers, 2)]
+    assert 0.8 <= np.mean(hits) <= 1.0
+    assert all(ledger.energy_hi_j - ledger.energy_lo_j < 0.5 * ledger.energy_j for ledger in ledgers)
+
+
+def _drifting(seed, speed):
+    world = World([40.0, 20.0], [5.0, 5.0], steps=len(speed), seed=seed, jitter=0.05)
+    lengths = np.diff(world.edges) * np.repeat(speed, 3)
+    world.edges = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    world.energy = np.concatenate(([0.0], np.cumsum(world.power * np.diff(world.edges) / 1e9)))
+    world.spans = [
+        replace(span, start_ns=int(world.edges[i // 2 * 3 + i % 2]), end_ns=int(world.edges[i // 2 * 3 + i % 2 + 1]))
+        for i, span in enumerate(world.spans)
+    ]
+    firsts = world.edges[::3].tolist()
+    return world, replace(world.trace, steps=tuple(pairwise(firsts)))
+
+
+def test_a_slower_half_widens_the_interval_and_a_steady_run_has_a_narrow_one():
+    steady = ledger_of(*_drifting(1, np.ones(200)))
+    changed = ledger_of(*_drifting(1, np.repeat([1.0, 1.4], 100)))
+    relative = [(x.energy_hi_j - x.energy_lo_j) / x.energy_j for x in (steady, changed)]
+    assert relative[0] < 0.1
+    assert relative[1] > 0.5
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(20, 120), st.integers(1, 3))
+def test_intervals_hold_their_numbers_and_books_balance(seed, steps, layers):
+    rng = np.random.default_rng(seed)
+    world, trace = stepped(rng.uniform(10, 60, layers), rng.uniform(1, 20, layers), steps=steps, seed=seed)
+    modules = tuple(ModuleInfo(f"layer{i}", "Linear") for i in range(layers))
+    ledger = ledger_of(world, replace(trace, modules=modules), noise_uj=5_000, seed=seed)
+    assert fsum(entry.energy_self_j for entry in ledger.entries) == pytest.approx(ledger.energy_j, rel=1e-9)
+    known = {entry.energy_self_lo_j is not None for entry in ledger.entries}
+    assert known == {ledger.energy_lo_j is not None}  # the total has an interval where its rows have one
+    if ledger.energy_lo_j is None:
+        return
+    assert ledger.energy_lo_j <= ledger.energy_j <= ledger.energy_hi_j
+    for entry in ledger.entries:
+        assert 0 <= entry.energy_self_lo_j <= entry.energy_self_j <= entry.energy_self_hi_j
+
+
+def test_a_run_that_is_too_short_has_no_interval_rather_than_a_narrow_one():
+    curve = EnergyCurve(CPU, np.array([0, 10, 20]) * MS, np.array([0.0, 1.0, 2.0]), "counter", "measured")
+    assert not grid_of(curve, EMPTY_TRACE, 1).known
+    found = attribute(World([30.0], [4.0], steps=3).recording(), World([30.0], [4.0], steps=3).trace, 0, 15 * MS)
+    assert all(x.energy_lo_j is None and x.entries[0].energy_self_lo_j is None for x in found.ledgers)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(1, 10**8)), min_size=0, max_size=40), st.data())
+def test_a_grid_covers_its_curve_and_gives_blocks_only_to_steps(gaps, data):
+    t_ns = np.arange(0, 60) * 10 * MS
+    curve = EnergyCurve(CPU, t_ns, np.arange(60) / 10, "counter", "measured")
+    edges = sorted(data.draw(st.sets(st.integers(0, 600 * MS), min_size=2, max_size=40)))
+    steps = tuple(pairwise(edges))
+    stages = tuple(data.draw(st.sampled_from(["train", "validation"])) for _ in steps)
+    grid = grid_of(curve, replace(EMPTY_TRACE, steps=steps, step_stages=stages), data.draw(st.sampled_from([1, 10**6])))
+    assert grid.t_ns[0] == curve.start_ns
+    assert grid.t_ns[-1] == curve.end_ns
+    assert np.all(np.diff(grid.t_ns) > 0)
+    assert len(grid.block) == len(grid.steps) == len(grid.t_ns) - 1
+    assert grid.block.max(initial=-1) < len(grid.stage)
+
+
+def test_very_many_steps_of_very_many_slots_are_taken_together():
+    t_ns = np.arange(0, 4001) * 10 * MS
+    curve = EnergyCurve(CPU, t_ns, np.arange(4001) / 10, "counter", "measured")
+    steps = tuple(pairwise(t_ns.tolist()))
+    trace = replace(EMPTY_TRACE, steps=steps, step_stages=("train",) * 3000 + ("validation",) * 1000)
+    grid = grid_of(curve, trace, 10_000)
+    assert len(grid.block) <= 201
+    assert grid.steps[:-1].sum() == pytest.approx(4000, abs=20)
+    assert len(set(grid.stage.tolist())) == 2
+    assert len(grid_of(curve, trace, 100).block) >= 4000
+
+
+joules = st.lists(st.floats(0.01, 1e4), min_size=2, max_size=8)
+
+
+@given(joules, st.data())
+def test_alike_modules_keep_their_sum(values, data):
+    energy_j = np.array(values)
+    sd_j = np.array([data.draw(st.floats(1e-3, 10.0)) * value for value in values])
+    group = np.zeros(len(values), dtype=np.int64)
+    after_j, after_sd_j = shared(energy_j, sd_j, np.ones(len(values)), group)
+    assert fsum(after_j) == pytest.approx(fsum(values), rel=1e-9)
+    assert np.all(after_j > 0)
+    assert np.all(np.isfinite(after_sd_j))
+
+
+@given(st.floats(0.01, 1e4), st.floats(0.01, 0.5), st.integers(2, 8))
+def test_equal_evidence_gives_equal_rows(energy_j, relative, count):
+    group = np.zeros(count, dtype=np.int64)
+    same = np.full(count, energy_j)
+    after_j, after_sd_j = shared(same, relative * same, np.full(count, 7.0), group)
+    assert np.ptp(after_j) <= 1e-12 * energy_j
+    assert np.ptp(after_sd_j) <= 1e-12 * energy_j
+
+
+def test_noise_is_shared_and_a_real_difference_stays():
+    group, calls = np.zeros(4, dtype=np.int64), np.full(4, 100.0)
+    noisy, _ = shared(np.array([1.76, 0.75, 1.2, 1.1]), np.full(4, 0.5), calls, group)
+    assert np.ptp(noisy) < 0.05
+    real, _ = shared(np.array([8.0, 1.0, 1.0, 1.0]), np.full(4, 0.02), calls, group)
+    assert real == pytest.approx([8.0, 1.0, 1.0, 1.0], rel=0.01)
+
+
+def test_alike_modules_that_ran_more_often_get_more():
+    after_j, _ = shared(np.array([9.0, 1.5]), np.array([3.0, 1.0]), np.array([30.0, 5.0]), np.zeros(2, dtype=np.int64))
+    assert after_j[0] / after_j[1] == pytest.approx(6.0)
+    unknown, _ = shared(np.array([9.0, 1.5]), np.array([3.0, 1.0]), np.array([30.0, 0.0]), np.zeros(2, dtype=np.int64))
+    assert unknown.tolist() == [9.0, 1.5]
+
+
+def test_alike_is_class_size_phase_and_place():
+    modules = [ModuleInfo(f"blocks.{i}.fc", "Linear", 10, 40) for i in range(3)]
+    modules += [ModuleInfo("blocks.3.fc", "Linear", 20, 80), ModuleInfo("head", "Linear", 10, 40)]
+    slots = [Slot(m.fqn, "forward") for m in modules]
+    slots += [Slot("blocks.0.fc", "backward"), Slot(UNATTRIBUTED, "other"), Slot("blocks.1.fc2x", "forward")]
+    assert alike(slots, modules).tolist() == [0, 0, 0, -1, -1, -1, -1, -1]
+
+
+@given(st.floats(0, 1e6), st.floats(-1, 0), st.floats(0, 1), st.floats(0, 1e3))
+def test_a_systematic_band_holds_its_number_and_is_never_narrower_than_the_meters(own_j, lo, hi, unknown_j):
+    entry = Entry(CPU, "a", "forward", own_j, None, None, None, None, 1.0, 1, "fit", "apportioned")
+    found = banded(entry, (lo, hi), unknown_j)
+    assert found.energy_systematic_lo_j <= min(own_j * (1 + lo), own_j) + 1e-9 * own_j
+    assert found.energy_systematic_hi_j >= max(own_j * (1 + hi), own_j) - 1e-9 * own_j
+    assert banded(entry, None, unknown_j).energy_systematic_lo_j is None
+
+
+def test_bands_that_are_there_stay():
+    world, trace = stepped([30.0, 40.0], [5.0, 5.0])
+    recording = world.recording()
+    meters = (replace(recording.meters[0], accuracy_rel=(-0.05, 0.05)),)
+    found = attribute(replace(recording, meters=meters), trace, 0, world.end_ns).ledgers
+    assert with_bands(found, [meter_of(recording.series[0].channel, accuracy_rel=(-0.5, 0.5))]) == found
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(3, 2.353), (7, 1.895), (11, 1.796), (1e6, 1.645)])
+def test_students_quantiles(freedom, quantile):
+    assert float(student(freedom)) == pytest.approx(quantile, rel=0.01)

@@ -1,0 +1,54 @@
+"""CPU time of child processes is work: the parent's waiting is not called idle while they compute."""
+
+import pytest
+
+from tests.conftest import run_script
+from torchwatt.attribution.gaps import IDLE_MIN_NS
+from torchwatt.core.terms import IDLE, UNATTRIBUTED
+
+WAITING = """
+import json, multiprocessing as mp, os, time
+import torchwatt as tw
+
+def burn(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+with tw.profile() as run:
+    for _ in range({rounds}):
+        child = mp.get_context("fork").Process(target=burn, args=({seconds},))
+        child.start()
+        child.join()
+rows = run.layers
+print(json.dumps({{
+    "rows": sorted(set(rows.fqn)),
+    "messages": {{e.code: e.message for e in run.report.events}},
+    "text": str(run),
+}}))
+"""
+
+
+@pytest.mark.parametrize(("rounds", "seconds"), [(1, 2.0), (8, 0.25)], ids=["one child", "children of a moment"])
+def test_a_parent_that_waits_for_its_children_is_not_idle(rounds, seconds):
+    assert rounds * seconds * 1e9 > IDLE_MIN_NS
+    found = run_script(WAITING.format(rounds=rounds, seconds=seconds))
+    assert found["rows"] == [UNATTRIBUTED]
+    used_s = float(found["messages"]["CHILD_PROCESSES"].partition("used ")[2].split()[0])
+    assert used_s == pytest.approx(rounds * seconds, rel=0.1, abs=0.15)  # ticks of 10 ms, and the fork itself
+    assert "child processes used" in found["text"].partition("carbon")[0]
+
+
+SLEEPING = """
+import json, time
+import torchwatt as tw
+with tw.profile() as run:
+    time.sleep(1.5)
+print(json.dumps({"rows": sorted(set(run.layers.fqn)), "codes": [e.code for e in run.report.events]}))
+"""
+
+
+def test_a_process_that_sleeps_is_still_idle():
+    found = run_script(SLEEPING)
+    assert found["rows"] == [IDLE]
+    assert "CHILD_PROCESSES" not in found["codes"]

@@ -1,0 +1,49 @@
+"""What a running session shows is the total that its report will have."""
+
+import pytest
+
+from tests.meters.machines import OURS, gpu, steady, superchip
+
+WATCHED = """
+import json, time
+import torchwatt as tw
+from torchwatt.metrics.books import Books
+books = Books()
+books.open()
+with tw.profile(layers="off", region="FRA") as run:
+    pulse = run.pulse()
+    end = time.monotonic() + 3.5
+    while time.monotonic() < end:
+        time.sleep(0.3)
+        pulse.beat()
+        live_j, grams = pulse.energy_j, pulse.carbon_g()
+        seen = {key.device: joules for key, joules in books.look().energy_j.items()}
+settled = {key.device: joules for key, joules in books.look().energy_j.items()}
+print(json.dumps({
+    "live": live_j, "grams": grams, "seen": seen, "settled": settled,
+    "total_j": run.energy_j, "final_g": run.report.carbon_g,
+    "ledgers": {str(x.domain): x.energy_j for x in run.report.ledgers if x.counted},
+}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("machine", "domains"),
+    [
+        (superchip(0, steady(300.0), OURS), {"module:0"}),
+        ("\n".join(superchip(i, steady(200.0), OURS) for i in range(2)), {"module:0"}),
+        (gpu(0, steady(300.0), OURS), {"gpu:0", "cpu", "ram"}),
+        (gpu(0, steady(300.0)), {"cpu", "ram"}),
+    ],
+    ids=["GH200", "GB200", "H100", "a card of others"],
+)
+def test_live_figures_and_metrics_add_up_to_the_report(run_on, machine, domains):
+    found = run_on(machine, WATCHED)
+    assert set(found["ledgers"]) == set(found["live"]) == domains
+    assert {device for device, joules in found["settled"].items() if joules} == domains
+    assert {d: j for d, j in found["settled"].items() if j} == pytest.approx(
+        found["ledgers"], rel=0.03
+    )  # never goes back
+    assert sum(found["seen"].values()) <= found["total_j"] * 1.02
+    assert sum(found["live"].values()) == pytest.approx(found["total_j"], rel=0.35)  # half a second is not seen yet
+    assert found["grams"] <= found["final_g"] * 1.02

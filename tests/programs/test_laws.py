@@ -1,0 +1,156 @@
+"""What holds for every program: its report says what the program's own clock and counters say.
+
+Each program runs two or three times; three only where two do not settle on which side of the bound their median is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.programs.catalog import PROGRAMS
+from tests.programs.measure import Result, bound, in_the_middle, loaded
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+AT_ONCE = 2  # processes, of one thread each
+TIMEOUT_S = 900  # of a process, on a machine that is busy with other things
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(3 * TIMEOUT_S)]  # shares of time; the first test measures
+
+
+def is_installed(name: str) -> bool:
+    return not PROGRAMS[name].needs or find_spec(PROGRAMS[name].needs) is not None
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    absent = pytest.mark.skipif(not is_installed(name), reason=f"needs {PROGRAMS[name].needs}: requirements-all.txt")
+    return [absent, *([pytest.mark.heavy] if PROGRAMS[name].heavy else [])]
+
+
+every_program = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in PROGRAMS])
+
+
+@pytest.fixture(scope="session")
+def results(request):
+    """Return the runs by program, and what was written to stderr.
+
+    Runs all programs that any selected test asks for, those of one file in one process.
+    """
+    asked = {item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")}
+    groups: dict[tuple[bool, str], list[str]] = {}
+    for name in filter(is_installed, PROGRAMS):
+        if name in asked:
+            groups.setdefault((PROGRAMS[name].heavy, PROGRAMS[name].make.__module__), []).append(name)
+    found: dict[str, list[Result]] = {}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        lines, stderr = zip(*pool.map(measured, sorted(groups.values(), key=len, reverse=True)), strict=True)
+    for result in map(loaded, map(json.loads, chain(*lines))):
+        found.setdefault(result.program, []).append(result)
+    return found, "".join(stderr)
+
+
+@pytest.fixture
+def runs(results, name):
+    found, stderr = results
+    assert name in found, stderr
+    return found[name]
+
+
+def measured(names: list[str]) -> tuple[list[str], str]:
+    """Return the lines that one process wrote, and its stderr."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "results.jsonl"
+        try:
+            stderr = run_module("tests.programs.measure", str(file), *names).stderr
+        except subprocess.TimeoutExpired as error:  # what was measured until then counts
+            stderr = str(error)
+        return file.read_text().splitlines() if file.exists() else [], stderr
+
+
+def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+
+
+@every_program
+def test_every_step_is_counted_once(runs):
+    for run in runs:
+        assert run.steps["all"].reported == run.steps["all"].truth
+
+
+@every_program
+def test_steps_are_of_the_stage_that_they_were(runs):
+    for run in runs:
+        assert {stage: pair.reported for stage, pair in run.steps.items()} == {
+            stage: pair.truth for stage, pair in run.steps.items()
+        }
+
+
+@every_program
+def test_phases_have_the_shares_of_the_clock(runs):
+    run = in_the_middle(runs)
+    assert not beyond(run, run.phases)
+
+
+@every_program
+def test_timed_modules_have_the_shares_of_the_clock(runs):
+    run = in_the_middle(runs)
+    assert not beyond(run, run.groups)
+
+
+def beyond(run: Result, pairs) -> dict[str, str]:
+    return {
+        name: f"{pair.truth:.1f} % by the clock, {pair.reported:.1f} % reported"
+        for name, pair in pairs.items()
+        if abs(pair.reported - pair.truth) > bound(run)
+    }
+
+
+@every_program
+def test_calls_are_exact_or_empty(runs):
+    for run in runs:
+        wrong = {call: pair for call, pair in run.calls.items() if pair.reported not in {None, pair.truth}}
+        assert not wrong
+
+
+@every_program
+def test_what_did_not_run_has_no_row(runs):
+    for run in runs:
+        assert not [call for call, pair in run.calls.items() if pair.truth == 0]
+
+
+@every_program
+def test_names_are_those_of_the_state_dict(runs):
+    for run in runs:
+        assert not run.strange_names
+        assert not run.missing_names
+
+
+@every_program
+def test_parents_are_the_sums_of_their_children(runs):
+    for run in runs:
+        assert not run.unequal_parents
+
+
+STATUS = 3
+
+
+@pytest.mark.parametrize("heavy", [False, pytest.param(True, marks=pytest.mark.heavy)], ids=["usual", "heavy"])
+def test_output_and_exit_status_are_those_of_plain_python(heavy):
+    names = [name for name, each in PROGRAMS.items() if each.heavy == heavy and is_installed(name)]
+    script = ["tests.programs.plain", *names, "--length", "0.05", "--status", str(STATUS)]
+    plain = run_module(*script)
+    profiled = run_module("torchwatt", "run", "--quiet", "--no-journal", "-m", *script)
+    assert plain.returncode == STATUS, plain.stderr
+    assert (profiled.returncode, profiled.stdout) == (STATUS, plain.stdout), profiled.stderr

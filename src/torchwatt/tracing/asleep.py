@@ -71,7 +71,7 @@ class StepBook:
         steps: Where such steps began and ended: start_ns, end_ns, start_ns, ...
         traced: The same of steps that were traced: for those in which what ran in no other.
         modules: Which of them ran when, and what slots stand for.
-        own_slot: Of the profiler's own work, which is taken out.
+        apart: Slots of what no other step has, our own work and compilations, which are taken out.
         usual_ns: How long steps are of which only the end is noted; None where that is not known. What the others
             are longer is what noting their bounds costs: it is taken out, too.
         after_ns: How long torch is busy with a step after its end was noted.
@@ -84,7 +84,7 @@ class StepBook:
         traced: Sequence[int],
         modules: Modules,
         *,
-        own_slot: int,
+        apart: Sequence[int],
         usual_ns: float | None = None,
         after_ns: int = 0,
     ) -> None:
@@ -96,7 +96,7 @@ class StepBook:
         self.uncertain: set[int] = set()  # modules whose calls are not known
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
-            found = _undisturbed(_found(spans, bounds, own_slot, after_ns))
+            found = _undisturbed(_found(spans, bounds, apart, after_ns))
             cost_ns = _mark_ns(found, usual_ns)
             for call, inside in found:
                 template = _net_template(call, inside, cost_ns)
@@ -181,8 +181,8 @@ class _StepModel:
 Found = Sequence[tuple[Call, IntArray]]
 
 
-def _found(spans: IntArray, steps: Sequence[int], own_slot: int, after_ns: int) -> list[tuple[Call, IntArray]]:
-    """Return each step, without our own work, and the spans in it."""
+def _found(spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns: int) -> list[tuple[Call, IntArray]]:
+    """Return each step, without our own work and compilations, and the spans in it."""
     bounds = np.array(steps, dtype=np.int64).reshape(-1, 2)
     bounds = bounds[:: max(len(bounds) // MOST_STEPS, 1)]
     following = np.append(spans[:, 1], np.iinfo(np.int64).max)[np.searchsorted(spans[:, 1], bounds)]
@@ -192,7 +192,7 @@ def _found(spans: IntArray, steps: Sequence[int], own_slot: int, after_ns: int) 
         first, last = np.searchsorted(spans[:, 1], (start, end))
         inside = spans[first:last].copy()
         inside[:, 2] = np.minimum(inside[:, 2], end)
-        own = inside[:, 0] == own_slot
+        own = np.isin(inside[:, 0], apart)
         ours = inside[own][top_level(inside[own, 1], inside[own, 2])]
         found.append((Call(start, end, tuple((int(s), int(e)) for _, s, e, _ in ours)), inside[~own]))
     return found

@@ -11,7 +11,7 @@ import numpy as np
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Event, IntArray
-from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Phase
+from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Phase
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
 from torchwatt.tracing.asleep import Modules, Ran, Slots, StepBook, steps_among, usual_ns
@@ -29,6 +29,7 @@ from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rounds import Mark, OptimizerEnd
 from torchwatt.tracing.rows import (
     COMMUNICATION_KEY,
+    COMPILE_KEY,
     DATA_KEY,
     END,
     FIRST_SCOPE_KEY,
@@ -68,6 +69,7 @@ class View:
     devices: Watch | None = None
     most_filled: int = MAX_FILLED  # about so many spans that were not traced themselves
     is_last: bool = False  # nobody else needs the devices: wait for what they did
+    functions: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # compiled ones: name, parameters
     resumed: Mapping[int, int] = field(default_factory=dict)  # end of a step: when it began, where a pause was before
 
 
@@ -93,6 +95,7 @@ class _Assembly:
         used = [look.table[:, KEY] for look in self.looks.values()] + [self._keys(look) for look in self.looks.values()]
         self.used = np.unique(np.concatenate(used))
         self.names: Names = resolve(view.registry.roots, view.registry.facts, self.used, view.given)
+        self.names.fqn.update({key: name for key, (name, _) in view.functions.items() if key in self.used})
         self.scope_names = {key: name for name, key in view.scopes.items()}
         self.columns = Columns()
         self.carried: dict[int, float] = {}
@@ -202,6 +205,7 @@ class _Assembly:
             OPTIMIZER_KEY: (OPTIMIZER, "optimizer"),
             DATA_KEY: (DATA, "data"),
             COMMUNICATION_KEY: (COMMUNICATION, "communication"),
+            COMPILE_KEY: (COMPILE, "compile"),
             PROFILER_KEY: (PROFILER, "other"),
             UNCOUNTED_COMMUNICATION_KEY: (COMMUNICATION, "communication"),
         }
@@ -266,9 +270,10 @@ class _Assembly:
         asleep = steps_among(records, kinds)
         if not len(asleep):
             return
-        own, spans = self.columns.index(PROFILER, "other"), self.columns.of_thread(thread)
+        apart = [self._slot(key, backward=False) for key in (PROFILER_KEY, COMPILE_KEY)]
+        spans = self.columns.of_thread(thread)
         book = StepBook(
-            spans, look.skeletons, look.traced, Modules(self._ran(log), self.tree, self._module_slots()), own_slot=own,
+            spans, look.skeletons, look.traced, Modules(self._ran(log), self.tree, self._module_slots()), apart=apart,
             usual_ns=usual_ns(records, asleep), after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))
@@ -383,7 +388,9 @@ class _Assembly:
         return {key for key, size in sizes.items() if size == max(sizes.values())}
 
     def _params(self, key: int) -> int:
-        """Return the parameters of a module and all below it."""
+        """Return the parameters of a module and all below it, or of the modules that a compiled function names."""
+        if key in self.view.functions:
+            return self.view.functions[key][1]
         facts = self.view.registry.facts
         for root in self.view.registry.roots:
             for path, own in root.paths:

@@ -20,7 +20,7 @@ from torchwatt.tracing.join import inner_spans, join
 from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.log import Log, Look
 from torchwatt.tracing.ranges import top_level
-from torchwatt.tracing.rows import END, KEY, LIGHT_TASK, SEQ0, SEQ1, START, Backward
+from torchwatt.tracing.rows import COMPILE_KEY, END, KEY, LIGHT_TASK, SEQ0, SEQ1, START, Backward
 from torchwatt.tracing.signatures import Signature
 from torchwatt.tracing.template import Call, Catalogue, Template, around, relative_sd, stretch, template_of
 
@@ -117,7 +117,9 @@ class BackwardBook:
         net = _elastic(clock, lanes[0])
         rows = self._tables[log][call.first : call.last]
         modules, reserved = rows[rows[:, KEY] > 0], rows[rows[:, KEY] <= 0]
-        counts, length_ns = self._counts[id(call)], call.end_ns - call.start_ns
+        compiled = rows[rows[:, KEY] == COMPILE_KEY]
+        length_ns = call.end_ns - call.start_ns - int((compiled[:, END] - compiled[:, START]).sum())
+        counts = self._counts[id(call)]
         if not len(modules):
             return None if net is None else Model(net, net, counts, length_ns)
         again = np.column_stack((modules[:, START], modules[:, END], modules[:, KEY], np.ones(len(modules), np.int64)))

@@ -78,6 +78,12 @@ class Stride:
     observed: Observed = field(default_factory=Observed)
     aftermath: Observed = field(default_factory=Observed)  # traced steps with a window, and without
 
+    def leave_out(self, wall_ns: int, cpu_ns: int) -> None:
+        """Take time that no other step will need, a compilation, out of the length of these."""
+        self.start_ns += wall_ns
+        if self.cpu_ns is not None:
+            self.cpu_ns += cpu_ns
+
 
 class Conductor:
     """Keeps the books of one session's tracing and decides what the next steps record.

@@ -19,6 +19,7 @@ from torchwatt.tracing.margins import NO_MARGINS, Margins, widen
 from torchwatt.tracing.ranges import self_times
 from torchwatt.tracing.rows import (
     COMMUNICATION_KEY,
+    COMPILE_KEY,
     DATA_KEY,
     END,
     FIRST_SCOPE_KEY,
@@ -124,7 +125,9 @@ def split(
         breaks: Times that no record is put together across, such as those at which scopes began that are still open.
         margins: What torch does around optimizer steps and backward calls; it is added to theirs.
     """
-    reserved = (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY, PROFILER_KEY)
+    reserved = (
+        OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY, COMPILE_KEY, PROFILER_KEY,
+    )  # fmt: skip
     rows = np.isin(table[:, KEY], reserved) | (table[:, KEY] <= FIRST_SCOPE_KEY)
     rows |= table[:, TASK] <= LIGHT_TASK
     rows &= table[:, START] >= since_ns
@@ -133,6 +136,9 @@ def split(
     )
     first = np.array([call.start_ns for call in calls], dtype=np.int64)
     last = np.array([call.end_ns for call in calls], dtype=np.int64)
+    rows &= ~_compiled_in(
+        table, np.append(table[~rows, START], first[~light]), np.append(table[~rows, END], last[~light])
+    )
     starts = np.sort(np.concatenate((table[~rows, START], first[~light])))
     rows &= ~_holds(table[:, START], table[:, END], starts)
     light &= ~_holds(first, last, starts)
@@ -157,6 +163,14 @@ def split(
     return Parts(
         np.flatnonzero(~rows), tuple(c for c, own in zip(calls, light, strict=True) if not own), records, len(edges)
     )
+
+
+def _compiled_in(table: IntArray, start: IntArray, end: IntArray) -> NDArray[np.bool_]:
+    """Say of each row whether it is a compilation within an interval that is kept: templates of that need to know."""
+    inside = np.zeros(len(table), dtype=np.bool_)
+    for i in np.flatnonzero(table[:, KEY] == COMPILE_KEY):
+        inside[i] = ((start <= table[i, START]) & (end >= table[i, END])).any()
+    return inside
 
 
 def _widened(

@@ -13,14 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from torchwatt.core.meter import Event, Severity
 from torchwatt.tracing.calibrate import calibrate
 from torchwatt.tracing.collectives import collectives, reducers
+from torchwatt.tracing.compile_watch import CompileWatch
+from torchwatt.tracing.compiled_calls import CompiledCalls
 from torchwatt.tracing.devices.watch import Watch
+from torchwatt.tracing.dynamo import step_hooks
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.optimizers import optimizer_hooks
 from torchwatt.tracing.patches import Patches
@@ -72,6 +74,10 @@ class Hub:
         self.stepping = Stepping(self)
         self.step_ended = self.stepping.step_ended
         self.look_closer = self.stepping.look_closer
+        self.decide_if_due = self.stepping.decide_if_due
+        self.compile_watch = CompileWatch(self)
+        self.compiled_calls = CompiledCalls(self)
+        self.compile_watch.when_imported(self.compiled_calls.attach)
 
     def install(self) -> None:
         """Put every wrapper in place, or none."""
@@ -84,9 +90,9 @@ class Hub:
             for owner, name in reducers():
                 self.patches.add(owner, name, reducer_ready(self))
             self._time_collectives()
-            begins, ended = optimizer_hooks(self)
-            self.patches.keep(register_optimizer_step_pre_hook(begins))
-            self.patches.keep(register_optimizer_step_post_hook(ended))
+            for hook in step_hooks(*optimizer_hooks(self)):
+                self.patches.keep(hook)
+            self.compile_watch.start()
         except BaseException:
             self.remove()
             raise
@@ -103,6 +109,7 @@ class Hub:
         self.quiet.alone, self.quiet.asleep, self.quiet.inside = False, 0, 0
         for log in list(self.logs):
             log.mode = OFF
+        self.compile_watch.remove()
         self.patches.remove()
         if self.devices is not None:
             self.devices.close()
@@ -270,6 +277,7 @@ class _Forks:
         _guard = threading.RLock()
         hub, ACTIVE.hub = ACTIVE.hub, None
         if hub is not None:
+            hub.patches.renew_lock()
             hub.remove()
 
 

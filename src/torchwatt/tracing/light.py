@@ -16,6 +16,7 @@ from torchwatt.tracing.filling import fitted
 from torchwatt.tracing.fold import ANY_GRAPH, Kinds, Records
 from torchwatt.tracing.overhead import net_clock
 from torchwatt.tracing.rows import (
+    COMPILE_KEY,
     END,
     FORWARD_TASK,
     KEY,
@@ -27,7 +28,7 @@ from torchwatt.tracing.rows import (
     UNCOUNTED_COMMUNICATION_KEY,
 )  # fmt: skip
 from torchwatt.tracing.signatures import CallPattern, Signature, TracedCall, traced_calls
-from torchwatt.tracing.template import Template, relative_sd
+from torchwatt.tracing.template import Call, Template, relative_sd
 
 MOST_COMPARED = 64  # traced calls of one kind, evenly spread, for the spread between them
 ENOUGH = 4  # traced calls of a kind, and others, before their lengths are compared
@@ -97,6 +98,7 @@ class ForwardBook:
 
     def __init__(self, table: IntArray, paths: Paths, call_ns: float = 0.0) -> None:
         self._table = table
+        self._compiled = table[table[:, KEY] == COMPILE_KEY]
         self._paths = paths
         self._call_ns = call_ns
         self._of: dict[tuple[int, int], list[TracedCall]] = defaultdict(list)
@@ -171,8 +173,13 @@ class ForwardBook:
 
     def _sample(self, call: TracedCall) -> Sample | None:
         template = self.template(call)
-        length_ns = float(self._table[call.row, END] - self._table[call.row, START])
-        return None if template is None else sample_of(template, length_ns, call.counts)
+        return None if template is None else sample_of(template, float(self._on_clock(call).net_ns), call.counts)
+
+    def _on_clock(self, call: TracedCall) -> Call:
+        """Return a traced call's interval, with the compilations in it, which no other call has."""
+        start, end = int(self._table[call.row, START]), int(self._table[call.row, END])
+        inside = self._compiled[(self._compiled[:, START] >= start) & (self._compiled[:, END] <= end)]
+        return Call(start, end, tuple((int(s), int(e)) for s, e in inside[:, [START, END]]))
 
     def template(self, call: TracedCall, uncertain: frozenset[int] = NO_KEYS) -> Template | None:
         """Return what a traced call consisted of; None if it called nothing."""
@@ -189,15 +196,17 @@ class ForwardBook:
 
     def _made(self, call: TracedCall) -> Template | None:
         rows = self._table[call.first : call.row]
-        start, end = int(self._table[call.row, START]), int(self._table[call.row, END])
-        rows = rows[(rows[:, START] >= start) & (rows[:, TASK] == FORWARD_TASK)]
+        on_clock = self._on_clock(call)
+        rows = rows[(rows[:, START] >= on_clock.start_ns) & (rows[:, TASK] == FORWARD_TASK)]
+        rows = rows[rows[:, KEY] != COMPILE_KEY]
         if not len(rows):
             return None
         rows = rows[np.lexsort((-rows[:, END], rows[:, START]))]
-        clock = net_clock((start, end), rows[:, START], rows[:, END], self._call_ns)
+        start, end = on_clock.to_net(rows[:, START]), on_clock.to_net(rows[:, END])
+        clock = net_clock((0, on_clock.net_ns), start, end, self._call_ns)
         if clock.total_ns <= 0:
             return None
-        first, last = clock.at(rows[:, START]) / clock.total_ns, clock.at(rows[:, END]) / clock.total_ns
+        first, last = clock.at(start) / clock.total_ns, clock.at(end) / clock.total_ns
         counted = (rows[:, KEY] != UNCOUNTED_COMMUNICATION_KEY).astype(np.int64)
         return Template(first, last, rows[:, KEY], counted)
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from torchwatt.tracing.devices.watch import Watch
+from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, FULL, OFF, OPTIMIZER_KEY
 from torchwatt.tracing.signatures import Signatures
-from torchwatt.tracing.wrappers import graph_task_id, is_dynamo_compiling, sequence_nr
+from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
 Hook = Callable[[Any, Any, Any], None]
 
@@ -59,7 +60,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if log.mode >= ASLEEP:
             return
         key = key_of(id(optimizer)) or newcomer(optimizer)
-        if log.lead_optimizer is None:
+        if log.lead_optimizer is None or log.lead_optimizer < 0:  # or a compiled function
             log.lead_optimizer, log.stepless = key, False
         log.opened[key] = clock()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 
+from torchwatt.tracing.dynamo import StepHook
 from torchwatt.tracing.patch import Patch
 from torchwatt.tracing.wrappers import Wrapped
 
@@ -31,7 +33,10 @@ class Patches:
         self._fixed: list[Patch] = []
         self._module: Patch | None = None
         self._classes: dict[type, Patch | None] = {}
-        self._handles: list[Any] = []
+        self._hooks: list[StepHook] = []
+        self._aside = 0  # compilations under way
+        self._lifted: list[Patch] = []  # to be put back after them
+        self._lock = threading.RLock()
 
     def add(self, owner: Any, name: str, wrap: Callable[[Wrapped], Wrapped]) -> bool:
         """Patch an attribute for the whole session; False if there is none of that name."""
@@ -40,9 +45,9 @@ class Patches:
         self._fixed.append(Patch(owner, name, wrap))
         return True
 
-    def keep(self, handle: Any) -> None:
-        """Remember the handle of a hook."""
-        self._handles.append(handle)
+    def keep(self, hook: StepHook) -> None:
+        """Remember a hook."""
+        self._hooks.append(hook)
 
     def add_module(self, wrap: Callable[[Wrapped], Wrapped]) -> None:
         """Patch `nn.Module.__call__`."""
@@ -51,30 +56,78 @@ class Patches:
     @property
     def module_is_on(self) -> bool:
         """Whether `nn.Module.__call__` is patched."""
-        return self._module is not None and self._module.on
+        return self._module is not None and (self._module.on or self._module in self._lifted)
 
     def put_module(self) -> None:
-        """Put the wrapper of all modules in place."""
-        if self._module is not None:
-            self._module.put()
+        """Put the wrapper of all modules in place, or have it put there after the compilation that is under way."""
+        with self._lock:
+            if self._module is not None and self._aside and self._module not in self._lifted:
+                self._lifted.append(self._module)
+            elif self._module is not None and not self._aside:
+                self._module.put()
 
     def take_module(self) -> bool:
         """Take it off; False if somebody else's is on top, or it was moved too often."""
         global _swaps  # noqa: PLW0603 - what is limited is the class's, and the class is the process's
-        if self._module is None or _swaps >= MAX_SWAPS or not self._module.remove():
-            return False
-        _swaps += 1
-        return True
+        with self._lock:
+            if self._module is not None and self._module in self._lifted:
+                self._lifted.remove(self._module)
+                return True
+            if self._module is None or _swaps >= MAX_SWAPS or not self._module.remove():
+                return False
+            _swaps += 1
+            return True
+
+    def step_aside(self) -> None:
+        """Take everything off until `step_back`: what torch compiles meanwhile, and its guards, is torch's alone."""
+        global _swaps  # noqa: PLW0603 - as above
+        with self._lock:
+            self._aside += 1
+            for hook in self._hooks:
+                hook.lift()
+            if self._aside > 1 or _swaps >= MAX_SWAPS:
+                return
+            self._lifted = [patch for patch in self._in_place() if patch.remove()]
+            _swaps += self._module in self._lifted
+
+    def step_back(self) -> None:
+        """Put back what was taken off, after the last of several compilations."""
+        with self._lock:
+            self._aside -= 1
+            if not self._aside:
+                for hook in self._hooks:
+                    hook.put()
+                lifted, self._lifted = self._lifted, []
+                for patch in reversed(lifted):
+                    patch.put()
+
+    def renew_lock(self) -> None:
+        """Forget who held the lock: in a forked child that thread does not exist."""
+        self._lock = threading.RLock()
+
+    def _in_place(self) -> list[Patch]:
+        """Return the patches that are on, those on top of others first."""
+        classes = [patch for patch in self._classes.values() if patch is not None]
+        module = [self._module] if self._module else []
+        return [patch for patch in (*reversed(classes), *module, *reversed(self._fixed)) if patch.on]
+
+    def restore_keepers(self) -> None:
+        """Give `nn.Module.__call__` itself to modules of torch that were imported while ours was in its place."""
+        if self._module is not None:
+            _restore(self._module)
 
     def watch(self, owner: type, wrap: Callable[[type], Callable[[Wrapped], Wrapped]]) -> bool:
         """Patch the `__call__` of one class, once, and say whether that is new; a class that resists is left alone."""
-        if owner in self._classes or len(self._classes) >= MAX_CLASSES or not issubclass(owner, nn.Module):
-            return False
-        try:
-            self._classes[owner] = Patch(owner, "__call__", wrap(owner))
-        except (AttributeError, TypeError):
-            self._classes[owner] = None
-        return True
+        with self._lock:
+            if owner in self._classes or len(self._classes) >= MAX_CLASSES or not issubclass(owner, nn.Module):
+                return False
+            if self._aside:
+                return False  # it will be asked for again
+            try:
+                self._classes[owner] = Patch(owner, "__call__", wrap(owner))
+            except (AttributeError, TypeError):
+                self._classes[owner] = None
+            return True
 
     def watched(self, owners: Iterable[type]) -> bool:
         """Say whether all of these classes are patched."""
@@ -82,18 +135,17 @@ class Patches:
 
     def remove(self) -> None:
         """Take everything off; what others put on top of ours stays and finds ours inert."""
-        for handle in self._handles:
-            handle.remove()
-        module = [self._module] if self._module else []
-        classes = [patch for patch in self._classes.values() if patch is not None]
-        for patch in (*reversed(classes), *module, *reversed(self._fixed)):
-            patch.remove()
-        if self._module is not None:
-            _restore(self._module)
-        self._handles.clear()
-        self._fixed.clear()
-        self._classes.clear()
-        self._module = None
+        for hook in self._hooks:
+            hook.remove()
+        with self._lock:
+            self._lifted.clear()
+            for patch in self._in_place():
+                patch.remove()
+            self.restore_keepers()
+            self._hooks.clear()
+            self._fixed.clear()
+            self._classes.clear()
+            self._module = None
 
 
 def _restore(patch: Patch) -> None:

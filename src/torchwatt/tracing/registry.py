@@ -11,9 +11,10 @@ from types import CodeType, FrameType
 from typing import Any
 
 from torch import nn
+from torch.fx import GraphModule
 
 from torchwatt.tracing.frames import variable_name
-from torchwatt.tracing.rows import UNKNOWN_KEY
+from torchwatt.tracing.rows import COMPILED_KEY, UNKNOWN_KEY
 
 # Wrappers that repeat the wrapped module's name; `module` counts only below the data-parallel classes.
 TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -85,6 +86,7 @@ class Registry:
         self.choices: set[int] = set()  # modules in lists and dicts: a program may call some of them
         self.dirty = False  # a module was seen whose place is not known yet
         self.calls_code: frozenset[CodeType] = frozenset()  # code of our call wrapper: a frame of it means depth > 0
+        self.compiled_code: frozenset[CodeType] = frozenset()  # code of what torch.compile returns
         self._refs: dict[int, weakref.ref[Any]] = {}
         self._by_hooks: dict[int, int] = {}  # data-parallel replicas share this dict with their original
         self._replicas: set[object] = set()
@@ -99,6 +101,8 @@ class Registry:
                 known = self.by_id.get(id(module))
                 if known is not None:
                     return known
+                if isinstance(module, GraphModule) and self._is_compiled(module, sys._getframe(1)):
+                    return self._remember(module, COMPILED_KEY)
                 if getattr(module, "_is_replica", False) and (original := self._original(module)):
                     self._remember(module, original)
                     return original
@@ -144,6 +148,11 @@ class Registry:
             self._optimizers[key] = kind
             return self._remember(optimizer, key)
 
+    def function_key(self) -> int:
+        """Return a key for the rows of a compiled function."""
+        with self._lock:
+            return self._new()
+
     def class_of(self, key: int) -> type | None:
         """Return the class of a module or optimizer that is alive."""
         thing = self._alive(key)
@@ -164,6 +173,13 @@ class Registry:
                 self.parent.setdefault(key, at[path.rpartition(".")[0]])
             if isinstance(child, CONTAINERS) and len(child) > 1:
                 self.choices.update(self._key(each) for each in child._modules.values() if each is not None)
+
+    def _is_compiled(self, module: nn.Module, frame: FrameType | None) -> bool:
+        """Say whether a graph that runs within a call is what a compiler made of modules, and itself none of them."""
+        if not self.enclosed(frame) and not self.enclosed(frame, self.compiled_code):
+            return False
+        self.refresh()
+        return id(module) not in self.by_id
 
     def _ancestor(self, root: Root) -> Root | None:
         for other in reversed(self.roots):
@@ -213,12 +229,13 @@ class Registry:
         self.by_id[ident] = key
         return key
 
-    def enclosed(self, frame: FrameType | None) -> bool:
-        """Say whether another module's call is below this frame of our wrapper."""
+    def enclosed(self, frame: FrameType | None, codes: frozenset[CodeType] | None = None) -> bool:
+        """Say whether another module's call, or a call of `codes`, is below this frame of our wrapper."""
+        codes = self.calls_code if codes is None else codes
         while frame is not None and frame.f_code in self.calls_code:
             frame = frame.f_back  # the wrapper's own frames of this very call
         while frame is not None:
-            if frame.f_code in self.calls_code:
+            if frame.f_code in codes:
                 return True
             frame = frame.f_back
         return False

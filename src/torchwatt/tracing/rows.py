@@ -17,6 +17,8 @@ UNKNOWN_KEY = -3
 STEP_KEY = -4  # a step of which only the end was noted
 COMMUNICATION_KEY = -5
 UNCOUNTED_COMMUNICATION_KEY = -6  # waits for collectives and copies around them: no calls of their own
+COMPILE_KEY = -8
+COMPILED_KEY = 0  # of a compiler's graphs: their calls are part of what was compiled, and not logged
 PROFILER_KEY = -7  # our own work: a decision about the next steps, a window that opens or closes
 FIRST_SCOPE_KEY = -10  # scopes count down from here; modules count up from 1
 

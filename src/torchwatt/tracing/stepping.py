@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from torchwatt.core.meter import Severity
+from torchwatt.tracing.compile_watch import CompileWatch
 from torchwatt.tracing.conductor import Conductor, Costs
 from torchwatt.tracing.counting import Counting
 from torchwatt.tracing.devices.watch import Watch
@@ -39,6 +40,7 @@ class Host(Protocol):
     manual_steps: bool
     quiet: Quiet
     devices: Watch | None
+    compile_watch: CompileWatch
 
     def watch(self, key: int) -> None:
         """Patch the class of a module that is called outside any other."""
@@ -170,6 +172,11 @@ class Stepping:
         if self._host.devices is not None and self.conductor is not None and log.mode != OFF:
             self._host.devices.call_ended(log, self.conductor)
 
+    def decide_if_due(self, log: Log) -> None:
+        """Decide on the next steps of a thread where that had to wait for the end of a call."""
+        if log.stride.steps >= log.stride.planned:
+            self.decide(log)
+
     def decide(self, log: Log) -> None:
         """Book the steps that are over and decide what the next ones record."""
         conductor = self.conductor
@@ -177,6 +184,7 @@ class Stepping:
             return
         self._rise(log)
         began, own_began, before = self._host.clock_ns(), own_ns(), log.mode
+        self._host.compile_watch.look()
         if self._host.registry.dirty:
             self._host.registry.refresh()
         if len(log.rows) > COMPACT_ROWS:

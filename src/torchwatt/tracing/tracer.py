@@ -212,6 +212,7 @@ class Tracer:
             done_ns=end if done_ns is None else min(done_ns, end),
             registry=hub.registry,
             scopes=dict(hub.scopes),
+            functions=dict(hub.compiled_calls.named),
             signatures=tuple(hub.signatures.of),
             given=self._given,
             steps=tuple(self._marks.entries()) if self._marks is not None else (),

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, DATA_KEY, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
+from torchwatt.tracing.rows import ASLEEP, COMPILED_KEY, DATA_KEY, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
 from torchwatt.tracing.signatures import UNKNOWN, Signatures
 
 Wrapped = Callable[..., Any]
@@ -33,16 +34,36 @@ def _outside() -> int:
     return -1
 
 
+class _Never:
+    _is_compiling_flag = False
+
+
 sequence_nr: Callable[[], int] = getattr(torch._C._autograd, "_get_sequence_nr", _zero)
 graph_task_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", _outside)
 
 
-# Of torch's two questions whether it compiles, the one that costs a third: Dynamo answers it while it traces.
-is_dynamo_compiling: Callable[[], bool] = getattr(torch.compiler, "is_dynamo_compiling", torch.compiler.is_compiling)
+# Its answer without Dynamo, read and not asked for: a compiled program would compile torch's function for our sake.
+compiler: Any = torch.compiler if hasattr(torch.compiler, "_is_compiling_flag") else _Never()
+
+
+class CompiledCalls(Protocol):
+    """Calls of compiled functions, outside any module."""
+
+    running: int  # at the moment, on all threads
+
+    def takes_backward(self) -> bool:
+        """Say whether a backward call that begins now on this thread is part of such a function."""
+
+    def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
+        """Run it as such."""
 
 
 class Host(Protocol):
     """What the wrappers need of the hub."""
+
+    @property
+    def compiled_calls(self) -> CompiledCalls:
+        """Return what knows of compiled functions."""
 
     local: threading.local
     quiet: Quiet
@@ -77,9 +98,9 @@ class Host(Protocol):
         """Say whether a module that was just registered is called outside any other, and watch its class if so."""
 
 
-def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
+def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - what each call pays for, in one place
     """Return the wrapper of `nn.Module.__call__`: one tuple a call, also when the call raises."""
-    compiling, local, new_log = torch.compiler.is_compiling, host.local, host.log
+    compiling, local, new_log = is_dynamo_compiling, host.local, host.log
     clock, seq, task = host.clock_ns, sequence_nr, graph_task_id
     key_of = host.registry.by_id.get
     overflow, force_rows = host.overflow, host.force_rows
@@ -87,6 +108,8 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
 
     def wrap(original: Wrapped) -> Wrapped:
         def logged(log: Log, key: int, module: Any, args: Any, kwargs: Any) -> Any:
+            if key == COMPILED_KEY:
+                return original(module, *args, **kwargs)
             s0, start = seq(), clock()
             try:
                 return original(module, *args, **kwargs)
@@ -94,7 +117,7 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
                 log.rows.append((key, start, clock(), s0, seq(), task()))
 
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
-            if compiling():
+            if compiling() or compiler._is_compiling_flag:
                 return original(self, *args, **kwargs)
             try:
                 log = local.log
@@ -105,7 +128,7 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:
                     return original(self, *args, **kwargs)
                 return outermost(__call__, log, self, args, kwargs)
             key = key_of(id(self))
-            if key is None:
+            if not key:  # not seen before, or of a compiler
                 return newcomer(logged, log, self, args, kwargs)
             rows, graph = log.rows, task()
             s0, start = seq(), clock()
@@ -178,7 +201,6 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
 def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
     """Return what a module call outside any other does: in a step that is not traced it is all that is logged."""
     registry, clock, grad_enabled, task = host.registry, host.clock_ns, torch.is_grad_enabled, graph_task_id
-    compiling = torch.compiler.is_compiling
     quiet, called, signatures = host.quiet, host.quiet.called, host.signatures
 
     def newcomer(module: Any) -> int:
@@ -187,7 +209,7 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
         return key
 
     def outermost(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
-        if compiling():  # without Dynamo
+        if compiler._is_compiling_flag:
             return call(module, *args, **kwargs)
         log.inside = True
         if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and (log.calls_asleep or grad_enabled()):
@@ -247,6 +269,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
     compiling, task, seq = is_dynamo_compiling, graph_task_id, sequence_nr
     log_of, clock = host.log, host.clock_ns
     quiet, ident = host.quiet, threading.get_ident
+    compiled = host.compiled_calls
     counted, called = host.signatures.counted, host.quiet.called
 
     def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
@@ -290,6 +313,8 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
         def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
             if compiling():
                 return original(*args, **kwargs)
+            if compiled.running and compiled.takes_backward():
+                return compiled.run_backward(original, args, kwargs)
             if counted:
                 return counting(original, args, kwargs)
             return run(original, args, kwargs)
@@ -316,11 +341,11 @@ def reducer_ready(host: Host) -> Callable[[Wrapped], Wrapped]:
 
 def timed(host: Host, key: int) -> Callable[[Wrapped], Wrapped]:
     """Return a wrapper that books each call to a reserved key."""
-    compiling, clock = torch.compiler.is_compiling, host.clock_ns
+    compiling, clock = is_dynamo_compiling, host.clock_ns
 
     def wrap(original: Wrapped) -> Wrapped:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if compiling():
+            if compiling() or compiler._is_compiling_flag:
                 return original(*args, **kwargs)
             log = host.log()
             if log.mode >= ASLEEP or (log.inside and log.mode == LIGHT):  # inside an outermost call it is filled in

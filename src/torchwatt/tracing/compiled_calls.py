@@ -1,0 +1,294 @@
+"""Compiled functions that are called outside any module: a whole training step, a loss, an update."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from torchwatt.core.meter import Severity
+from torchwatt.tracing.compile_watch import CompileWatch
+from torchwatt.tracing.dynamo import outer_codes
+from torchwatt.tracing.log import Log
+from torchwatt.tracing.quiet import Quiet
+from torchwatt.tracing.registry import Registry
+from torchwatt.tracing.rows import ASLEEP, FORWARD_TASK, FULL, KEY, LIGHT, LIGHT_TASK, OFF, OPTIMIZER_KEY
+from torchwatt.tracing.wrappers import MOST_CALLS_ASLEEP, Wrapped, graph_task_id, sequence_nr
+
+# Code that names one of these computes gradients itself, so that a call of it is more than a forward pass.
+GRADIENTS = frozenset({"backward", "grad", "value_and_grad", "grad_and_value", "vjp", "jacrev"})
+BACKWARD_TASK = 0  # any graph task: the row is of a backward pass
+
+
+class Host(Protocol):
+    """What this needs of the hub."""
+
+    clock_ns: Callable[[], int]
+    manual_steps: bool
+    quiet: Quiet
+    registry: Registry
+    compile_watch: CompileWatch
+
+    def log(self) -> Log:
+        """Return this thread's log."""
+
+    def scope_key(self, name: str) -> int:
+        """Return the key of a range that has a name."""
+
+    def note(self, severity: Severity, code: str, message: str) -> None:
+        """Record an event, each code once."""
+
+    def outermost_begins(self, log: Log) -> None:
+        """Take notice of a call outside any other: where there are no steps, each such call is one."""
+
+    def outermost_ended(self, log: Log) -> None:
+        """Take notice of the end of such a call."""
+
+    def step_ended(self, log: Log, end_ns: int) -> None:
+        """A step of this thread is over."""
+
+    def decide_if_due(self, log: Log) -> None:
+        """Decide on the next steps, where that had to wait for the end of a call."""
+
+
+@dataclass(slots=True, eq=False)
+class Function:
+    """A compiled function, as far as its calls have shown."""
+
+    name: str
+    key: int  # of its rows: a module's, OPTIMIZER_KEY, or its own
+    step_key: int  # of the steps that its calls end; 0: it ends none
+    is_opaque: bool = True  # no module was seen to run inside
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call that is under way."""
+
+    frame: FrameType
+    log: Log
+    function: Function
+    start_ns: int
+    number: int  # autograd's, at the beginning
+    rows: int  # in the log at the beginning
+    ends: list[tuple[int, int]]  # of optimizer steps, in the log, and how many there were
+    ended: int
+    is_step: bool  # the call was announced as a step, since nothing else marks any
+
+
+class CompiledCalls:
+    """Notices the outermost calls of compiled functions, also of those that were compiled before the session.
+
+    Every function that `torch.compile` returns switches Dynamo on and off by `set_eval_frame`, looked up in its module
+    at each call: a wrapper there sees whose call begins and ends, without touching the function. What is called inside
+    a module, an optimizer's step or another compiled function is part of that.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._local = threading.local()
+        self._functions: dict[int, tuple[Callable[[], Any], Function]] = {}
+        self._codes: frozenset[CodeType] = frozenset()
+        self.named: dict[int, tuple[str, int]] = {}  # functions with forward rows of their own: name, parameters used
+        self.running = 0
+
+    def attach(self, eval_frame: Any) -> None:
+        """Hook `torch._dynamo.eval_frame`."""
+        self._codes = self._host.registry.compiled_code = outer_codes(eval_frame)
+        for name in ("set_eval_frame", "_maybe_set_eval_frame"):
+            self._host.compile_watch.hook(eval_frame, name, self._switch)
+
+    def _switch(self, original: Wrapped) -> Wrapped:
+        codes, frame_of, began, ended = self._codes, sys._getframe, self._began, self._ended
+
+        def set_eval_frame(callback: Any) -> Any:
+            frame = frame_of(1)
+            if frame.f_code not in codes:
+                return original(callback)
+            if callback is not None:
+                began(frame)  # while Dynamo is off
+                return original(callback)
+            prior = original(callback)
+            ended(frame)
+            return prior
+
+        return set_eval_frame
+
+    def _began(self, frame: FrameType) -> None:
+        host, local = self._host, self._local
+        if getattr(local, "call", None) is not None or host.compile_watch.is_compiling:
+            return
+        log = host.log()
+        if log.mode == OFF or log.inside or log.opened or host.quiet.inside == log.ident or graph_task_id() >= 0:
+            return
+        if log.mode == FULL and host.registry.enclosed(frame):
+            return
+        log.settle()
+        function = self._function(frame)
+        is_step = False
+        if (
+            log.mode == ASLEEP
+            and log.calls_asleep < MOST_CALLS_ASLEEP
+            and (log.calls_asleep or torch.is_grad_enabled())
+        ):
+            log.calls_asleep += 1
+        elif not function.step_key and (log.stepless or log.mode == ASLEEP or not torch.is_grad_enabled()):
+            is_step = True
+            host.outermost_begins(log)
+        log.inside = True
+        self.running += 1
+        local.call = Call(
+            frame, log, function, host.clock_ns(), sequence_nr(), len(log.rows), log.ends, len(log.ends), is_step
+        )  # fmt: skip
+
+    def _ended(self, frame: FrameType) -> None:
+        call: Call | None = getattr(self._local, "call", None)
+        if call is None or call.frame is not frame:
+            return
+        self._local.call = None
+        self.running -= 1
+        host, log, function, end_ns = self._host, call.log, call.function, self._host.clock_ns()
+        log.inside = False
+        if log.mode == OFF:
+            return
+        log.settle()
+        if log.mode in {FULL, LIGHT}:
+            self._log(call, end_ns)
+        stepped = len(log.ends) > (call.ended if log.ends is call.ends else 0)
+        if function.step_key and not stepped and not host.manual_steps:
+            self._end_step(log, function.step_key, end_ns)
+        if call.is_step:
+            host.outermost_ended(log)
+        host.decide_if_due(log)
+
+    def _log(self, call: Call, end_ns: int) -> None:
+        log, function = call.log, call.function
+        if log.mode == FULL:
+            function.is_opaque = all(row[KEY] <= 0 for row in log.rows[call.rows :])
+        task = LIGHT_TASK if log.mode == LIGHT and function.key > 0 else FORWARD_TASK
+        log.rows.append((function.key, call.start_ns, end_ns, call.number, sequence_nr(), task))
+        if function.step_key and function.key != OPTIMIZER_KEY and function.is_opaque:
+            text = (
+                f"{function.name}() is compiled as a whole: its energy is one row, {function.name}, and not split into "
+                "layers, since a compiled graph does not say which of its kernels belong to which module"
+            )
+            self._host.note("warning", "COMPILED_WHOLE", text)
+
+    def _end_step(self, log: Log, key: int, end_ns: int) -> None:
+        if log.lead_optimizer is None:
+            log.lead_optimizer, log.stepless = key, False
+        log.ends.append((key, end_ns))
+        if key == log.lead_optimizer:
+            self._host.step_ended(log, end_ns)
+
+    def takes_backward(self) -> bool:
+        """Say whether a backward call that begins now is part of a compiled function of which no module is seen."""
+        call: Call | None = getattr(self._local, "call", None)
+        return call is not None and call.function.is_opaque
+
+    def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
+        """Run a backward call within a compiled function, whose calls are whole steps from now on."""
+        call: Call = self._local.call
+        function, log, number = call.function, call.log, sequence_nr()
+        if function.key > 0 or not function.step_key:
+            self._make_step(function)
+        start_ns = self._host.clock_ns()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            if log.mode in {FULL, LIGHT}:
+                log.settle()
+                log.rows.append((function.key, start_ns, self._host.clock_ns(), number, sequence_nr(), BACKWARD_TASK))
+
+    def _make_step(self, function: Function) -> None:
+        function.key = self._host.scope_key(function.name)
+        function.step_key = function.step_key or function.key
+
+    def _function(self, frame: FrameType) -> Function:
+        values = frame.f_locals
+        fn = values.get("fn")
+        known = self._functions.get(id(fn))
+        if known is not None and known[0]() is fn:
+            return known[1]
+        given = (*(values.get("args") or ()), *(values.get("kwargs") or {}).values())
+        function = self._described(fn, given)
+        try:
+            self._functions[id(fn)] = weakref.ref(fn), function
+        except TypeError:  # of a kind without weak references: kept until the session ends
+            self._functions[id(fn)] = (lambda: fn), function
+        return function
+
+    def _described(self, fn: Any, given: tuple[Any, ...]) -> Function:
+        name = str(getattr(fn, "__name__", type(fn).__name__))
+        for layer in _layers(fn):
+            owner = getattr(layer, "__self__", None)
+            if isinstance(owner, nn.Module):
+                return Function(name, self._host.registry.register(owner), 0, is_opaque=False)
+            if isinstance(owner, Optimizer) and name == "step":
+                return Function(name, OPTIMIZER_KEY, self._host.registry.optimizer_key(owner))
+        words, used = _words(fn), [*_used(fn), *given]
+        optimizers = [thing for thing in used if isinstance(thing, Optimizer)] if "step" in words else []
+        modules = [thing for thing in used if isinstance(thing, nn.Module)]
+        key = self._host.registry.function_key()
+        function = Function(name, key, 0)
+        if optimizers:
+            distinct = {id(optimizer) for optimizer in optimizers}
+            one = self._host.registry.optimizer_key(optimizers[0]) if len(distinct) == 1 else 0
+            if not modules and not words & GRADIENTS:
+                function.key, function.step_key = OPTIMIZER_KEY, one or self._host.scope_key(name)
+            else:
+                function.step_key = one
+                self._make_step(function)
+        elif words & GRADIENTS:
+            self._make_step(function)
+        if function.key == key:
+            self.named[key] = name, sum(p.numel() for module in {*modules} for p in module.parameters())
+        return function
+
+
+def _layers(fn: Any) -> Iterator[Any]:
+    """Yield a function and what it wraps, the outermost first."""
+    for _ in range(16):
+        yield fn
+        fn = getattr(fn, "__wrapped__", None) or getattr(fn, "func", None)
+        if fn is None:
+            return
+
+
+def _code(fn: Any) -> CodeType | None:
+    code = getattr(fn, "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+def _words(fn: Any) -> set[str]:
+    """Return the names that the code of a function uses, nested functions included."""
+    open_codes = [code for layer in _layers(fn) if (code := _code(layer)) is not None]
+    words: set[str] = set()
+    while open_codes:
+        code = open_codes.pop()
+        words |= {*code.co_names, *code.co_freevars}
+        open_codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return words
+
+
+def _used(fn: Any) -> Iterator[Any]:
+    """Yield what a function refers to by name: free variables, globals, and attributes of the object it belongs to."""
+    words = _words(fn)
+    for layer in _layers(fn):
+        for cell in getattr(layer, "__closure__", None) or ():
+            try:
+                yield cell.cell_contents
+            except ValueError:  # not filled yet
+                continue
+        scope = getattr(layer, "__globals__", {})
+        own = getattr(getattr(layer, "__self__", None), "__dict__", {})
+        yield from (scope[word] for word in words if word in scope)
+        yield from (own[word] for word in words if word in own)

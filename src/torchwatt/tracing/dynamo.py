@@ -1,0 +1,190 @@
+"""What is used of torch.compile's tracer, Dynamo: looked up only where a program has imported it, never imported here.
+
+Private names differ between torch 2.4 and 2.13; each is guarded by `getattr`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec, PathFinder
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+# Of torch's two questions whether it compiles, the one that costs a third: Dynamo answers it while it traces.
+is_dynamo_compiling: Callable[[], bool] = getattr(torch.compiler, "is_dynamo_compiling", torch.compiler.is_compiling)
+
+DYNAMO = "torch._dynamo"
+OUTER_NAMES = ("compile_wrapper", "_fn")  # the function that `torch.compile` returns, from 2.8 on and before
+
+
+def eval_frame_module() -> ModuleType | None:
+    """Return `torch._dynamo.eval_frame` where the program has imported all of Dynamo, else None."""
+    dynamo = sys.modules.get(DYNAMO)
+    ready = dynamo is not None and hasattr(dynamo, "callback_handler") and hasattr(dynamo, "reset")
+    return sys.modules.get("torch._dynamo.eval_frame") if ready else None
+
+
+class ImportHook:
+    """Calls a function once, as soon as the program has imported `torch._dynamo`."""
+
+    def __init__(self, imported: Callable[[], None]) -> None:
+        self._imported = imported
+        sys.meta_path.insert(0, self)
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Find `torch._dynamo` as Python does, and have its loader tell when it is done."""
+        if name != DYNAMO:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self)
+        return spec
+
+    def done(self) -> None:
+        """Say that Dynamo is there."""
+        if self in sys.meta_path:
+            self.remove()
+            self._imported()
+
+    def remove(self) -> None:
+        """Stop waiting."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+
+class _Loader(Loader):
+    """Loads a module as its own loader does, leaves that in its place, and tells when it is done."""
+
+    def __init__(self, loader: Loader, hook: ImportHook) -> None:
+        self._loader = loader
+        self._hook = hook
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Make the module."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module."""
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._hook.done()
+
+
+def outer_codes(eval_frame: ModuleType) -> frozenset[CodeType]:
+    """Return the code of what `torch.compile` returns: all such functions share it, also those made earlier."""
+    context = getattr(eval_frame, "_TorchDynamoContext", None)
+    made_by = vars(context).get("__call__") if isinstance(context, type) else None
+    code = getattr(made_by, "__code__", None)
+    inner = code.co_consts if isinstance(code, CodeType) else ()
+    return frozenset(each for each in inner if isinstance(each, CodeType) and each.co_name in OUTER_NAMES)
+
+
+def skip_own_code(eval_frame: ModuleType) -> None:
+    """Have Dynamo run our functions as they are, where a compiled program calls them outside its graphs."""
+    skip = getattr(eval_frame, "skip_code", None)
+    if skip is not None:
+        for code in set(_own_code()) - _skipped:
+            skip(code)
+            _skipped.add(code)
+
+
+_skipped: set[CodeType] = set()  # what Dynamo was told holds for the process
+
+
+def _own_code() -> Iterator[CodeType]:
+    package = __name__.partition(".")[0]
+    yield from _code_of(is_dynamo_compiling)  # which hardly anybody else asks
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == package and module is not None:
+            for value in list(vars(module).values()):
+                if getattr(value, "__module__", None) == name:
+                    yield from _code_of(value)
+
+
+def _code_of(value: Any) -> Iterator[CodeType]:
+    if isinstance(value, FunctionType):
+        inner = inspect.unwrap(value)  # a decorator's own code is others' as well
+        if isinstance(inner, FunctionType):
+            yield from _nested(inner.__code__)
+    elif isinstance(value, staticmethod | classmethod):
+        yield from _code_of(value.__func__)
+    elif isinstance(value, property):
+        yield from _code_of(value.fget)
+    elif isinstance(value, type):
+        for member in list(vars(value).values()):
+            if not isinstance(member, type):
+                yield from _code_of(member)
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
+
+
+class StepHook:
+    """A hook around every optimizer's step that programs compiled with or without it cannot tell from its absence.
+
+    Dynamo guards on the number of entries of torch's tables of hooks: one more, and each compiled `optimizer.step`
+    is compiled again. The tables are `OrderedDict`s, read by their `values()` at each step: an attribute of that name
+    on the table itself adds our hook to what eager steps see, and no guard looks at it.
+
+    Args:
+        table: Torch's table of global hooks.
+        hook: Called as `hook(optimizer, args, kwargs)`.
+        register: Torch's own way, where the table is of another kind.
+    """
+
+    def __init__(
+        self, table: Mapping[int, Any] | None, hook: Callable[..., None], register: Callable[[Any], Any]
+    ) -> None:
+        self._table = table if isinstance(table, OrderedDict) and "values" not in vars(table) else None
+        self._handle: Any = None
+        if self._table is None:
+            self._handle = register(hook)
+            return
+        plain = self._table.values
+
+        def values() -> Iterator[Any]:
+            yield from plain()
+            yield hook
+
+        self._values = values
+        self.put()
+
+    def put(self) -> None:
+        """Put the hook on."""
+        if self._table is not None:
+            vars(self._table)["values"] = self._values
+
+    def lift(self) -> None:
+        """Take the hook off, for as long as Dynamo reads the table."""
+        if self._table is not None and vars(self._table).get("values") is self._values:
+            del vars(self._table)["values"]
+
+    def remove(self) -> None:
+        """Take the hook off for good."""
+        self.lift()
+        if self._handle is not None:
+            self._handle.remove()
+
+
+def step_hooks(begins: Callable[..., None], ended: Callable[..., None]) -> tuple[StepHook, StepHook]:
+    """Put a hook before and one after every step of any optimizer."""
+    torch_optimizer = sys.modules["torch.optim.optimizer"]
+    before = getattr(torch_optimizer, "_global_optimizer_pre_hooks", None)
+    after = getattr(torch_optimizer, "_global_optimizer_post_hooks", None)
+    return (
+        StepHook(before, begins, register_optimizer_step_pre_hook),
+        StepHook(after, ended, register_optimizer_step_post_hook),
+    )

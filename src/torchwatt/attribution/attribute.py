@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torchwatt.attribution.bands import with_bands
+from torchwatt.attribution.bands import add_bands
 from torchwatt.attribution.covered import without
 from torchwatt.attribution.curves import Metered, dated, integral_between, metered
 from torchwatt.attribution.device_ledger import device_ledger
@@ -66,7 +66,7 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
             ledger, said = device_ledger(found, blank, curve, recording, trace, known)
             ledgers.append(ledger)
             events += said
-    return Attribution(with_bands(ledgers, recording.meters), tuple(curves), tuple(unavailable), tuple(events))
+    return Attribution(add_bands(ledgers, recording.meters), tuple(curves), tuple(unavailable), tuple(events))
 
 
 def _metered(meter: Meter, recording: Recording) -> Metered | Unavailable:

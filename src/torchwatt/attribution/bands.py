@@ -12,7 +12,7 @@ from torchwatt.core.meter import Meter
 Band = tuple[float, float]  # how far another meter may be below and above, as parts of the joules
 
 
-def banded(entry: Entry, band: Band | None, unknown_j: float = 0.0) -> Entry:
+def add_band(entry: Entry, band: Band | None, unknown_j: float = 0.0) -> Entry:
     """Return an entry with its systematic band; unknown where its meter states none.
 
     Args:
@@ -28,14 +28,14 @@ def banded(entry: Entry, band: Band | None, unknown_j: float = 0.0) -> Entry:
     return replace(entry, energy_systematic_lo_j=own_j - below_j, energy_systematic_hi_j=own_j + above_j)
 
 
-def with_bands(ledgers: Iterable[Ledger], meters: Iterable[Meter]) -> tuple[Ledger, ...]:
+def add_bands(ledgers: Iterable[Ledger], meters: Iterable[Meter]) -> tuple[Ledger, ...]:
     """Give every entry that has none the band of its meter."""
     bands = {meter.domain: meter.accuracy_rel for meter in meters}
     return tuple(
         replace(
             ledger,
             entries=tuple(
-                entry if entry.energy_systematic_lo_j is not None else banded(entry, bands.get(ledger.domain))
+                entry if entry.energy_systematic_lo_j is not None else add_band(entry, bands.get(ledger.domain))
                 for entry in ledger.entries
             ),
         )

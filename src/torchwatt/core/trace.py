@@ -61,8 +61,8 @@ class Trace:
     cost_s: float = 0.0  # what tracing itself cost the user's thread, measured and extrapolated
     windows: int = 0  # how many backward windows were traced
     activities: tuple[Activity, ...] = ()  # what devices did, one value a device
-    traced_steps: int = 0  # steps whose modules were traced; the others are filled in from them
     step_stages: tuple[str, ...] = ()  # train, validation or inference, of each of `steps`; empty: not known
+    traced_steps: int = 0  # steps whose modules were traced; the others are filled in from them
 
     def __post_init__(self) -> None:
         columns = (self.start_ns, self.end_ns, self.thread, self.filled, self.calls)

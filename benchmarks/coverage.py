@@ -160,10 +160,10 @@ def measure(name):
     report = run.report
     rows = [
         (f"{e.domain} {e.fqn} {e.phase} {e.stage}", e.energy_self_j, e.energy_self_lo_j, e.energy_self_hi_j)
-        for ledger in report.counted_ledgers
+        for ledger in report.counted
         for e in ledger.entries
     ]
-    rows += [(f"{x.domain} total", x.energy_j, x.energy_lo_j, x.energy_hi_j) for x in report.counted_ledgers]
+    rows += [(f"{x.domain} total", x.energy_j, x.energy_lo_j, x.energy_hi_j) for x in report.counted]
     lo_j, hi_j = report.interval_j or (None, None)
     return [*rows, ("run total", report.energy_j, lo_j, hi_j)]
 

@@ -61,7 +61,7 @@ def _declared(report: Report) -> Row:
 
 
 def _energies(report: Report) -> Row:
-    ledgers, interval_j, systematic_j = report.counted_ledgers, report.interval_j, report.systematic_j
+    ledgers, interval_j, systematic_j = report.counted, report.interval_j, report.systematic_j
     total_j = report.energy_j
     entries = [entry for ledger in ledgers for entry in ledger.entries]
     booked_j = fsum(entry.energy_self_j for entry in entries)

@@ -23,7 +23,7 @@ def window_rows(report: Report) -> Iterator[Row]:
     # A window's joules lie between readings, so they are derived, at best.
     known: Provenance | None = weakest("derived", report.provenance) if report.provenance else None
     found = [(w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j, "") for w in report.windows]
-    domains = [str(ledger.domain) for ledger in report.counted_ledgers]
+    domains = [str(ledger.domain) for ledger in report.counted]
     found += [(s.start_ns, s.end_ns, "step", str(s.index), _all_j(s.energy_j, domains), s.stage) for s in report.steps]
     ordered = sorted(found, key=lambda w: (w[0], -w[1], w[2], w[3]))
     bands = _bands_j(report, [(w[0], w[1]) for w in ordered])
@@ -57,12 +57,12 @@ def _systematic(energy_j: float, below_j: float, above_j: float) -> Row:
 
 def _bands_j(report: Report, windows: Sequence[tuple[int, int]]) -> list[tuple[float, float]] | None:
     """Return how far below and above another meter may say of each window; None where a meter states no band."""
-    if not windows or not report.counted_ledgers:
+    if not windows or not report.counted:
         return None
     start_ns, end_ns = np.array(windows, dtype=np.int64).T
     curves = {str(curve.domain): curve for curve in report.curves}
     below_j, above_j = np.zeros(len(windows)), np.zeros(len(windows))
-    for name in (str(ledger.domain) for ledger in report.counted_ledgers):
+    for name in (str(ledger.domain) for ledger in report.counted):
         meter, curve = report.meter(name), curves.get(name)
         if meter is None or meter.accuracy_rel is None or curve is None:
             return None

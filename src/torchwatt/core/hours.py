@@ -45,7 +45,7 @@ def hour_of(instant: datetime) -> int:
 def hour_energies(report: Report) -> tuple[HourEnergy, ...]:
     """Cut every counted domain at the hours of UTC; a domain whose curve is not its ledger's is left out."""
     curves = {str(curve.domain): curve for curve in report.curves}
-    return tuple(item for x in report.counted_ledgers for item in _hours(report, x, curves.get(str(x.domain))))
+    return tuple(item for x in report.counted for item in _hours(report, x, curves.get(str(x.domain))))
 
 
 def _hours(report: Report, ledger: Ledger, curve: EnergyCurve | None) -> Iterator[HourEnergy]:

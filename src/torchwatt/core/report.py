@@ -84,14 +84,14 @@ class Report:
         return sum(step.count for step in self.steps)
 
     @property
-    def counted_ledgers(self) -> tuple[Ledger, ...]:
+    def counted(self) -> tuple[Ledger, ...]:
         """Return the ledgers inside the total."""
         return tuple(ledger for ledger in self.ledgers if ledger.counted)
 
     @property
     def energy_j(self) -> float | None:
         """Return the joules of all metered domains that count; None where nothing was metered."""
-        return fsum(ledger.energy_j for ledger in self.counted_ledgers) if self.counted_ledgers else None
+        return fsum(ledger.energy_j for ledger in self.counted) if self.counted else None
 
     @property
     def interval_j(self) -> tuple[float, float] | None:
@@ -99,7 +99,7 @@ class Report:
 
         Domains vary together, with how long the run takes, so their intervals are added. None where one has none.
         """
-        ends = [(ledger.energy_lo_j, ledger.energy_hi_j) for ledger in self.counted_ledgers]
+        ends = [(ledger.energy_lo_j, ledger.energy_hi_j) for ledger in self.counted]
         known = [(lo, hi) for lo, hi in ends if lo is not None and hi is not None]
         return (fsum(lo for lo, _ in known), fsum(hi for _, hi in known)) if ends and len(known) == len(ends) else None
 
@@ -110,7 +110,7 @@ class Report:
         A meter's band is common to all its joules and meters of one kind err alike, so bands are added, not combined
         in quadrature. None where a meter states no band, or was away for a part of the run.
         """
-        return self._systematic_j(self.counted_ledgers)
+        return self._systematic_j(self.counted)
 
     def systematic_of(self, ledger: Ledger) -> tuple[float, float] | None:
         """Return what another meter would say of one domain."""
@@ -132,7 +132,7 @@ class Report:
     @property
     def provenance(self) -> Provenance | None:
         """Return the weakest provenance among the domains of the total."""
-        return weakest(*(ledger.provenance for ledger in self.counted_ledgers)) if self.counted_ledgers else None
+        return weakest(*(ledger.provenance for ledger in self.counted)) if self.counted else None
 
     @property
     def carbon_g(self) -> float | None:

@@ -85,7 +85,7 @@ def metrics_of(report: Report) -> Mapping[str, float]:
         "carbon/gwp_location_g": report.carbon_g,
         "carbon/gwp_market_g": _market_g(report),
     }
-    found |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.counted_ledgers}
+    found |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.counted}
     if total_j is not None and report.units and units > 0:
         found[f"energy/j_per_{_safe(unit)}"] = total_j / units
     found |= _per_step(report)
@@ -98,7 +98,7 @@ def _per_step(report: Report) -> dict[str, float | None]:
     if len(stages) < 2:
         known = report.energy_j is not None and report.step_count > 0
         return {"energy/j_per_step": (report.energy_j or 0.0) / report.step_count} if known else {}
-    names = [str(ledger.domain) for ledger in report.counted_ledgers]
+    names = [str(ledger.domain) for ledger in report.counted]
     found: dict[str, float | None] = {}
     for stage in sorted(stages):
         steps = [s for s in report.steps if s.stage == stage and all(name in s.energy_j for name in names)]
@@ -118,9 +118,8 @@ def tags_of(report: Report, manifest_sha256: str) -> Mapping[str, str]:
         "torchwatt.status": report.status,
         "torchwatt.exit_reason": report.exit_reason,
         "torchwatt.provenance": report.provenance or "",
-        "torchwatt.measurement_level": measurement_level((x.domain.kind, x.provenance) for x in report.counted_ledgers)
-        or "",
-        "torchwatt.boundary": ";".join(sorted(str(ledger.domain) for ledger in report.counted_ledgers)),
+        "torchwatt.measurement_level": measurement_level((x.domain.kind, x.provenance) for x in report.counted) or "",
+        "torchwatt.boundary": ";".join(sorted(str(ledger.domain) for ledger in report.counted)),
         "torchwatt.boundary_excluded": ";".join(sorted({gone.domain for gone in report.unavailable})),
         "torchwatt.region": (grid.zone or "") if grid is not None else "",
         "torchwatt.grid_source": f"{grid.source_name} {grid.data_year or ''}".strip() if grid is not None else "",

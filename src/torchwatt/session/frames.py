@@ -54,7 +54,7 @@ def steps(report: Report) -> pd.DataFrame:
     """Return one row per step, in a long run per `steps` of them: what it did, when, how long, joules if known."""
     import pandas as pd
 
-    domains = [str(ledger.domain) for ledger in report.counted_ledgers]
+    domains = [str(ledger.domain) for ledger in report.counted]
     rows = [
         {
             "step": step.index,

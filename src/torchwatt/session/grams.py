@@ -85,11 +85,11 @@ def _subjects(report: Report, cut: tuple[HourEnergy, ...]) -> Iterator[Subject]:
         whole[item.hour].append(item.energy_j)
     if report.energy_j is not None:
         lo_j, hi_j = report.systematic_j or (None, None)
-        complete = len(by_device) == len(report.counted_ledgers)
+        complete = len(by_device) == len(report.counted)
         hourly_j = {hour: fsum(parts) for hour, parts in whole.items()} if complete else {}
-        known = weakest(*(ledger.provenance for ledger in report.counted_ledgers))
+        known = weakest(*(ledger.provenance for ledger in report.counted))
         yield Subject("run", report.energy_j, known, lo_j, hi_j, hourly_j)
-    for ledger in report.counted_ledgers:
+    for ledger in report.counted:
         name = str(ledger.domain)
         meter = report.meter(name)
         band = meter.accuracy_rel if meter is not None and ledger.is_whole else None

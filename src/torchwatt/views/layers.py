@@ -58,7 +58,7 @@ def layer_sums(report: Report) -> tuple[LayerSum, ...]:
     """Return every name of the books, most joules first."""
     classes = class_names(report)
     by_fqn: dict[str, list[Entry]] = defaultdict(list)
-    for ledger in report.counted_ledgers:
+    for ledger in report.counted:
         for entry in ledger.entries:
             by_fqn[entry.fqn].append(entry)
     layers = [_layer(fqn, entries, classes.get(fqn, "")) for fqn, entries in by_fqn.items()]

@@ -45,7 +45,7 @@ def layer_rows(report: Report) -> list[dict[str, Any]]:
     """
     classes = class_names(report)
     rows = []
-    for ledger in report.counted_ledgers:
+    for ledger in report.counted:
         stages = {entry.stage for entry in ledger.entries}
         total_j = {name: totals((e for e in ledger.entries if e.stage == name), classes) for name in stages}
         ordered = sorted(ledger.entries, key=lambda e: (-e.energy_self_j, e.fqn, e.phase, e.stage))

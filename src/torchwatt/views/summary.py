@@ -265,7 +265,7 @@ def _step_rate(report: Report, steps: Sequence[Step], name: str, many: str) -> R
 
 def step_j(report: Report, step: Step) -> float | None:
     """Return a step's joules over all counted domains, None where one of them was not known."""
-    parts = [step.energy_j.get(str(ledger.domain)) for ledger in report.counted_ledgers]
+    parts = [step.energy_j.get(str(ledger.domain)) for ledger in report.counted]
     return fsum(p for p in parts if p is not None) if parts and None not in parts else None
 
 

@@ -101,11 +101,11 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
         return []
     everything = layer_sums(report)
     layers = [layer for layer in everything if not layer.reserved]
-    entries = [entry for ledger in report.counted_ledgers for entry in ledger.entries]
+    entries = [entry for ledger in report.counted for entry in ledger.entries]
     backward = any(entry.phase == "backward" for entry in entries)
     sheet = _Sheet(totals(entries, class_names(report)), report.energy_j, width - _FIXED, backward, ties(layers))
     shown, folded = fold(layers, max(max_layers, 0))
-    over = " + ".join(str(ledger.domain) for ledger in report.counted_ledgers)
+    over = " + ".join(str(ledger.domain) for ledger in report.counted)
     lines = [f"layers, {over}", _line("layer", [name for name, _ in _COLUMNS], sheet), "-" * width]
     modules = class_names(report)
     for layer in shown:

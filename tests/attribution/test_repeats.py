@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.worlds import MS, World, meter_of
-from torchwatt.attribution.alike import alike, shared
+from torchwatt.attribution.alike import alike_groups, share_strength
 from torchwatt.attribution.attribute import attribute
-from torchwatt.attribution.bands import banded, with_bands
-from torchwatt.attribution.repeats import grid_of, student
+from torchwatt.attribution.bands import add_band, add_bands
+from torchwatt.attribution.repeats import grid_of, student_quantile
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Entry
 from torchwatt.core.terms import UNATTRIBUTED, Domain, Slot
@@ -126,7 +126,7 @@ def test_alike_modules_keep_their_sum(values, data):
     energy_j = np.array(values)
     sd_j = np.array([data.draw(st.floats(1e-3, 10.0)) * value for value in values])
     group = np.zeros(len(values), dtype=np.int64)
-    after_j, after_sd_j = shared(energy_j, sd_j, np.ones(len(values)), group)
+    after_j, after_sd_j = share_strength(energy_j, sd_j, np.ones(len(values)), group)
     assert fsum(after_j) == pytest.approx(fsum(values), rel=1e-9)
     assert np.all(after_j > 0)
     assert np.all(np.isfinite(after_sd_j))
@@ -136,23 +136,27 @@ def test_alike_modules_keep_their_sum(values, data):
 def test_equal_evidence_gives_equal_rows(energy_j, relative, count):
     group = np.zeros(count, dtype=np.int64)
     same = np.full(count, energy_j)
-    after_j, after_sd_j = shared(same, relative * same, np.full(count, 7.0), group)
+    after_j, after_sd_j = share_strength(same, relative * same, np.full(count, 7.0), group)
     assert np.ptp(after_j) <= 1e-12 * energy_j
     assert np.ptp(after_sd_j) <= 1e-12 * energy_j
 
 
 def test_noise_is_shared_and_a_real_difference_stays():
     group, calls = np.zeros(4, dtype=np.int64), np.full(4, 100.0)
-    noisy, _ = shared(np.array([1.76, 0.75, 1.2, 1.1]), np.full(4, 0.5), calls, group)
+    noisy, _ = share_strength(np.array([1.76, 0.75, 1.2, 1.1]), np.full(4, 0.5), calls, group)
     assert np.ptp(noisy) < 0.05
-    real, _ = shared(np.array([8.0, 1.0, 1.0, 1.0]), np.full(4, 0.02), calls, group)
+    real, _ = share_strength(np.array([8.0, 1.0, 1.0, 1.0]), np.full(4, 0.02), calls, group)
     assert real == pytest.approx([8.0, 1.0, 1.0, 1.0], rel=0.01)
 
 
 def test_alike_modules_that_ran_more_often_get_more():
-    after_j, _ = shared(np.array([9.0, 1.5]), np.array([3.0, 1.0]), np.array([30.0, 5.0]), np.zeros(2, dtype=np.int64))
+    after_j, _ = share_strength(
+        np.array([9.0, 1.5]), np.array([3.0, 1.0]), np.array([30.0, 5.0]), np.zeros(2, dtype=np.int64)
+    )
     assert after_j[0] / after_j[1] == pytest.approx(6.0)
-    unknown, _ = shared(np.array([9.0, 1.5]), np.array([3.0, 1.0]), np.array([30.0, 0.0]), np.zeros(2, dtype=np.int64))
+    unknown, _ = share_strength(
+        np.array([9.0, 1.5]), np.array([3.0, 1.0]), np.array([30.0, 0.0]), np.zeros(2, dtype=np.int64)
+    )
     assert unknown.tolist() == [9.0, 1.5]
 
 
@@ -161,16 +165,18 @@ def test_alike_is_class_size_phase_and_place():
     modules += [ModuleInfo("blocks.3.fc", "Linear", 20, 80), ModuleInfo("head", "Linear", 10, 40)]
     slots = [Slot(m.fqn, "forward") for m in modules]
     slots += [Slot("blocks.0.fc", "backward"), Slot(UNATTRIBUTED, "other"), Slot("blocks.1.fc2x", "forward")]
-    assert alike(slots, modules).tolist() == [0, 0, 0, -1, -1, -1, -1, -1]
+    assert alike_groups(slots, modules).tolist() == [0, 0, 0, -1, -1, -1, -1, -1]
 
 
 @given(st.floats(0, 1e6), st.floats(-1, 0), st.floats(0, 1), st.floats(0, 1e3))
 def test_a_systematic_band_holds_its_number_and_is_never_narrower_than_the_meters(own_j, lo, hi, unknown_j):
     entry = Entry(CPU, "a", "forward", own_j, None, None, None, None, 1.0, 1, "fit", "apportioned")
-    found = banded(entry, (lo, hi), unknown_j)
+    found = add_band(entry, (lo, hi), unknown_j)
     assert found.energy_systematic_lo_j <= min(own_j * (1 + lo), own_j) + 1e-9 * own_j
     assert found.energy_systematic_hi_j >= max(own_j * (1 + hi), own_j) - 1e-9 * own_j
-    assert banded(entry, None, unknown_j).energy_systematic_lo_j is None
+    assert add_band(entry, None).energy_systematic_lo_j is None
+    split = add_band(entry, None, unknown_j + 1)  # a meter without a band: what the split leaves open is known
+    assert split.energy_systematic_hi_j - own_j == pytest.approx(unknown_j + 1)
 
 
 def test_bands_that_are_there_stay():
@@ -178,9 +184,9 @@ def test_bands_that_are_there_stay():
     recording = world.recording()
     meters = (replace(recording.meters[0], accuracy_rel=(-0.05, 0.05)),)
     found = attribute(replace(recording, meters=meters), trace, 0, world.end_ns).ledgers
-    assert with_bands(found, [meter_of(recording.series[0].channel, accuracy_rel=(-0.5, 0.5))]) == found
+    assert add_bands(found, [meter_of(recording.series[0].channel, accuracy_rel=(-0.5, 0.5))]) == found
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(3, 2.353), (7, 1.895), (11, 1.796), (1e6, 1.645)])
 def test_students_quantiles(freedom, quantile):
-    assert float(student(freedom)) == pytest.approx(quantile, rel=0.01)
+    assert float(student_quantile(freedom)) == pytest.approx(quantile, rel=0.01)

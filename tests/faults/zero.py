@@ -23,7 +23,15 @@ from torchwatt.views import to_html_page, to_text
 _NOTHING = re.compile(r"(?<![\d.,+\-e])[+-]?0(?:\.0+)?\s?[nµmkMG]?(?:J|Wh|W)\b")
 # Columns of the files that say joules or watts; a band or a static part may be 0, a counter's gap is a difference.
 _SAYS = re.compile(r"^(energy|power|static).*_(j|w)$|_per_call_j$")
-_MAY_BE_0 = {"energy_u_j", "reading_u_j", "energy_lo_j", "energy_self_lo_j", "energy_static_j", "energy_dynamic_j"}
+_MAY_BE_0 = {
+    "energy_u_j",
+    "reading_u_j",
+    "energy_lo_j",
+    "energy_it_lo_j",
+    "energy_self_lo_j",
+    "energy_static_j",
+    "energy_dynamic_j",
+}
 # Sums over reserved rows: nothing idle and nothing unattributed is a fact about a run, where it has joules at all.
 _SUMS = {"energy_unattributed_j", "energy_idle_j"}
 

@@ -87,7 +87,7 @@ def test_layers_of_a_strangers_files_are_near_the_truth(worlds, tmp_path, told, 
         assert fsum(off.values()) / fsum(truth.values()) <= 0.08
         largest = sorted(truth, key=truth.get)[-10:]
         tops.append(fsum(off[key] for key in largest) / fsum(truth[key] for key in largest))
-        low, high = ([float(rows[k][f"energy_self_{end}_j"]) for k in truth] for end in ("lo", "hi"))
+        low, high = ([float(rows[k][f"energy_systematic_{end}_j"]) for k in truth] for end in ("lo", "hi"))
         inside = [a <= joules <= b for a, b, joules in zip(low, high, truth.values(), strict=True)]
         assert np.mean(inside) >= 0.75  # 80 classes of one world: 0.90 less more than four standard deviations
         assert {row["method"] for key, row in rows.items() if key in truth} == {"fit"}

@@ -7,7 +7,7 @@ from math import fsum, sin
 
 import numpy as np
 
-from torchwatt.attribution.bands import with_bands
+from torchwatt.attribution.bands import add_bands
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.ledger import Entry, Ledger
@@ -64,7 +64,7 @@ def sample_report(**changes) -> Report:
         start_ns=START_NS,
         end_ns=START_NS + int(DURATION_S * 1e9),
         start_unix_ns=1_795_500_000_123_456_789,
-        ledgers=with_bands((_ledger(curve) for curve in curves), _meters()),
+        ledgers=add_bands((_ledger(curve) for curve in curves), _meters()),
         curves=curves,
         meters=_meters(),
         unavailable=(

@@ -21,7 +21,7 @@ from torchwatt.core.trace import ModuleInfo
 _INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
-def alike(slots: Sequence[Slot], modules: Iterable[ModuleInfo]) -> IntArray:
+def alike_groups(slots: Sequence[Slot], modules: Iterable[ModuleInfo]) -> IntArray:
     """Return a number for each slot: slots of alike modules, in one phase, have the same; -1 has no like."""
     known = {module.fqn: module for module in modules}
     kinds: dict[tuple[object, ...], list[int]] = {}
@@ -37,14 +37,16 @@ def alike(slots: Sequence[Slot], modules: Iterable[ModuleInfo]) -> IntArray:
     return found
 
 
-def shared(energy_j: FloatArray, sd_j: FloatArray, calls: FloatArray, group: IntArray) -> tuple[FloatArray, FloatArray]:
+def share_strength(
+    energy_j: FloatArray, sd_j: FloatArray, calls: FloatArray, group: IntArray
+) -> tuple[FloatArray, FloatArray]:
     """Return joules after alike slots have shared their strength, and their standard deviations.
 
     Args:
         energy_j: Joules of each slot.
         sd_j: Their errors beside each other, without what moves all of them together.
         calls: Calls of each slot; a group in which some are not known shares nothing.
-        group: As `alike` returns.
+        group: As `alike_groups` returns.
     """
     energy_j, sd_j = energy_j.copy(), sd_j.copy()
     for number in range(int(group.max(initial=-1)) + 1):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torchwatt.attribution.bands import with_bands
+from torchwatt.attribution.bands import add_bands
 from torchwatt.attribution.covered import without
 from torchwatt.attribution.curves import Metered, dated, integral_between, metered
 from torchwatt.attribution.device_ledger import device_ledger
@@ -79,7 +79,7 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
             events += (*said, *(replace(event, t_ns=end_ns) for event in told))
     whole = contained(ledgers, curves, recording.meters, trace, recording.get(PROCESS_CPU))
     return Attribution(
-        with_bands(whole, recording.meters), tuple(curves), tuple(unavailable), tuple(events), recording.meters
+        add_bands(whole, recording.meters), tuple(curves), tuple(unavailable), tuple(events), recording.meters
     )
 
 

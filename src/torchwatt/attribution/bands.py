@@ -12,8 +12,8 @@ from torchwatt.core.meter import Meter
 Band = tuple[float, float]  # how far another meter may be below and above, as parts of the joules
 
 
-def banded(entry: Entry, band: Band | None, unknown_j: float = 0.0) -> Entry:
-    """Return an entry with its systematic band; unknown where its meter states none.
+def add_band(entry: Entry, band: Band | None, unknown_j: float = 0.0) -> Entry:
+    """Return an entry with its systematic band; of a meter that states none, only what the split leaves open.
 
     Args:
         entry: Any.
@@ -21,21 +21,21 @@ def banded(entry: Entry, band: Band | None, unknown_j: float = 0.0) -> Entry:
         unknown_j: Half width of what is not known of its part of the meter's joules, and is the same in every repeat:
             what a fit leaves open, or how far powers spread that time share takes to be equal.
     """
-    if band is None:
+    if band is None and unknown_j == 0:
         return replace(entry, energy_systematic_lo_j=None, energy_systematic_hi_j=None)
-    below_j, above_j = (hypot(entry.energy_self_j * end, unknown_j) for end in band)
+    below_j, above_j = (hypot(entry.energy_self_j * end, unknown_j) for end in band or (0.0, 0.0))
     own_j = entry.energy_self_j
     return replace(entry, energy_systematic_lo_j=own_j - below_j, energy_systematic_hi_j=own_j + above_j)
 
 
-def with_bands(ledgers: Iterable[Ledger], meters: Iterable[Meter]) -> tuple[Ledger, ...]:
+def add_bands(ledgers: Iterable[Ledger], meters: Iterable[Meter]) -> tuple[Ledger, ...]:
     """Give every entry that has none the band of its meter."""
     bands = {meter.domain: meter.accuracy_rel for meter in meters}
     return tuple(
         replace(
             ledger,
             entries=tuple(
-                entry if entry.energy_systematic_lo_j is not None else banded(entry, bands.get(ledger.domain))
+                entry if entry.energy_systematic_lo_j is not None else add_band(entry, bands.get(ledger.domain))
                 for entry in ledger.entries
             ),
         )

@@ -7,7 +7,7 @@ from math import fsum
 
 import numpy as np
 
-from torchwatt.attribution.bands import Band, banded
+from torchwatt.attribution.bands import Band, add_band
 from torchwatt.attribution.covered import clip, stretches, without
 from torchwatt.attribution.device import DeviceFit, fit_device
 from torchwatt.attribution.estimate import Estimate
@@ -15,7 +15,7 @@ from torchwatt.attribution.exposure import expose
 from torchwatt.attribution.guards import SHOW_GROUP, SHOW_SELF, measured_share
 from torchwatt.attribution.known import Known
 from torchwatt.attribution.posterior import hold_to_total, lift_to_idle
-from torchwatt.attribution.repeats import Spread, grid_of, spread_of, student
+from torchwatt.attribution.repeats import Spread, grid_of, spread_of, student_quantile
 from torchwatt.attribution.timeline import Pieces, gaps
 from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
@@ -160,7 +160,7 @@ def _by_fit(estimate: Estimate, jacobian: FloatArray, energy_j: float) -> tuple[
     booked_j = jacobian @ held.power_w
     # The clusters see what the noise model does not, but they are few: the wider of the two, and Student's t.
     variance = np.maximum(*(_variance(jacobian, matrix) for matrix in (held.robust, held.model)))
-    few = float(student(max(estimate.clusters - 1, 2))) / Z90
+    few = float(student_quantile(max(estimate.clusters - 1, 2))) / Z90
     sd_j, sampling_j = (
         np.sqrt(np.maximum(found, 0.0)) * few for found in (variance, _variance(jacobian, held.sampling))
     )
@@ -235,7 +235,7 @@ def entries(
     rows = {slot: i for i, slot in enumerate(books.slots)}
     exact_j, half_j = _exact(books), books.half_j
     made = [
-        banded(
+        add_band(
             _entry(books, i, float(exact_j[i]), static_w, calls.get(slot, 0), None if half_j is None else half_j[i]),
             band,
             Z90 * float(books.sd_j[i]),
@@ -246,7 +246,7 @@ def entries(
     nobody = Slot(UNATTRIBUTED, "other")
     if books.unwatched_s > 0 and nobody not in rows:
         rest = _unwatched(books, float(exact_j[-1]), static_w, None if half_j is None else half_j[-1])
-        made.append(banded(rest, band))
+        made.append(add_band(rest, band))
     return tuple(made)
 
 

@@ -64,13 +64,13 @@ def grid_of(curve: EnergyCurve, trace: Trace, columns: int, steps: Sequence[tupl
     steps = steps or trace.steps
     if len(steps) < LEAST_BLOCKS + 1:
         return _by_time(curve)
-    starts, stages, counts = _together(trace, steps, max(NUMBERS // max(columns, 1), 4 * BLOCKS))
+    starts, stages, counts = _merge_steps(trace, steps, max(NUMBERS // max(columns, 1), 4 * BLOCKS))
     edges = np.concatenate(([curve.start_ns], starts, [steps[-1][1], curve.end_ns]))
     edges = np.maximum.accumulate(np.clip(edges, curve.start_ns, curve.end_ns))
     owner = np.concatenate(([-1], np.arange(len(starts)), [-1]))  # whose each interval is
     keep = np.diff(edges) > 0
     owner, t_ns = owner[keep], np.concatenate((edges[:-1][keep], edges[-1:]))
-    owner[_silent(curve, t_ns)] = -1
+    owner[_touches_silence(curve, t_ns)] = -1
     block = np.full(len(owner), -1)
     stage: list[int] = []
     most = min(BLOCKS, len(curve.t_ns) // 2)
@@ -84,7 +84,7 @@ def grid_of(curve: EnergyCurve, trace: Trace, columns: int, steps: Sequence[tupl
     return Grid(t_ns, block, np.where(owner >= 0, counts[owner], 1.0), np.array(stage, dtype=np.int64))
 
 
-def _together(trace: Trace, steps: Sequence[tuple[int, int]], most: int) -> tuple[IntArray, list[str], FloatArray]:
+def _merge_steps(trace: Trace, steps: Sequence[tuple[int, int]], most: int) -> tuple[IntArray, list[str], FloatArray]:
     """Return start, stage and number of steps, of neighbours together where there are more than `most`."""
     stages = trace.step_stages if len(trace.step_stages) == len(steps) else ("",) * len(steps)
     counts = trace.step_counts if len(trace.step_counts) == len(steps) else (1,) * len(steps)
@@ -98,13 +98,13 @@ def _together(trace: Trace, steps: Sequence[tuple[int, int]], most: int) -> tupl
 def _by_time(curve: EnergyCurve) -> Grid:
     most = min(BLOCKS, len(curve.t_ns) // 2)
     t_ns = np.unique(np.linspace(curve.start_ns, curve.end_ns, max(most, 1) + 1).astype(np.int64))
-    heard = np.flatnonzero(~_silent(curve, t_ns))
+    heard = np.flatnonzero(~_touches_silence(curve, t_ns))
     block, known = np.full(len(t_ns) - 1, -1), len(heard) if len(heard) >= LEAST_BLOCKS else 0
     block[heard[:known]] = np.arange(known)
     return Grid(t_ns, block, np.ones(len(block)), np.zeros(known, dtype=np.int64))
 
 
-def _silent(curve: EnergyCurve, t_ns: IntArray) -> np.ndarray:
+def _touches_silence(curve: EnergyCurve, t_ns: IntArray) -> np.ndarray:
     """Tell which intervals touch a silence, whose joules nobody knows."""
     touched = np.zeros(len(t_ns) - 1, dtype=np.bool_)
     for lo, hi in curve.silent:
@@ -132,12 +132,12 @@ class Spread:
 
     def total_half_j(self, reading_j: float) -> float:
         """Return half the 90 % interval of the total; two runs differ by the drift of both."""
-        return float(np.hypot(np.sqrt(2.0) * student(self.freedom_total) * self.total_j, Z90 * reading_j))
+        return float(np.hypot(np.sqrt(2.0) * student_quantile(self.freedom_total) * self.total_j, Z90 * reading_j))
 
     def half_j(self, fit_j: FloatArray) -> FloatArray:
         """Return half the 90 % intervals of the slots; `fit_j` is the standard deviation of fitted joules."""
-        drift = student(self.freedom_total) * self.drift_j
-        traced = student(self.freedom) * self.traced_j
+        drift = student_quantile(self.freedom_total) * self.drift_j
+        traced = student_quantile(self.freedom) * self.traced_j
         return np.asarray(np.sqrt(2.0 * (drift**2 + traced**2) + (Z90 * fit_j) ** 2), dtype=np.float64)
 
 
@@ -163,7 +163,7 @@ def spread_of(
     phase = np.array([phases[slot.phase] for slot in slots], dtype=np.int64)
     by_phase = np.zeros((parts.rows, len(phases)))
     np.add.at(by_phase, (parts.row, phase[parts.column]), parts.filled_s)
-    common = _relative(parts.energy_j[:, None], grid)[:, 0]
+    common = _relative_spread(parts.energy_j[:, None], grid)[:, 0]
     total_j = _drift(parts.energy_j[:, None], common[:, None], grid)[0]
     drift_j, traced_j, freedom = (np.zeros(parts.columns) for _ in range(3))
     wide = max(CHUNK_NUMBERS // max(parts.rows, 1), 1)
@@ -178,10 +178,10 @@ def spread_of(
         template /= np.maximum(by_phase[:, phase[first : first + count]], 1e-12)
         part = slice(first, first + count)
         share = carried.sum(axis=0) / np.maximum(own.sum(axis=0), 1e-12)
-        alone = _drift(own, _relative(own, grid), grid)
+        alone = _drift(own, _relative_spread(own, grid), grid)
         drift_j[part] = share * _drift(own, common[:, None], grid) + (1.0 - share) * alone
         known = np.array([rel_sd.get(first + i, ASSUMED_REL_SD) for i in range(count)])
-        traced_j[part], freedom[part] = _traced(own, carried, template, parts.energy_j, known * share)
+        traced_j[part], freedom[part] = _traced_error(own, carried, template, parts.energy_j, known * share)
     return Spread(float(total_j), float(_freedom(grid)), drift_j, traced_j, freedom)
 
 
@@ -207,7 +207,7 @@ def _freedom(grid: Grid) -> int:
     return max(len(grid.stage) - len(_stages(grid)), 1)
 
 
-def _relative(joules: FloatArray, grid: Grid) -> FloatArray:
+def _relative_spread(joules: FloatArray, grid: Grid) -> FloatArray:
     """Return (stages, columns): how far blocks of a stage differ, per step and relative to their mean."""
     found = grid.block >= 0
     count = np.bincount(grid.block[found], grid.steps[found], len(grid.stage))
@@ -234,7 +234,7 @@ def _drift(joules: FloatArray, relative: FloatArray, grid: Grid) -> FloatArray:
     return np.asarray(drift + typical * joules[of_row < 0].sum(axis=0), dtype=np.float64)
 
 
-def _traced(
+def _traced_error(
     own: FloatArray, carried: FloatArray, template: FloatArray, energy_j: FloatArray, assumed_rel: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Return the error that each slot's joules have from the steps that were traced, and its degrees of freedom.
@@ -263,7 +263,7 @@ def _traced(
     return np.sqrt(variance) * scale, np.maximum(all_, 1.0)
 
 
-def student(freedom: FloatArray | float) -> FloatArray:
+def student_quantile(freedom: FloatArray | float) -> FloatArray:
     """Return the two-sided 90 % quantile of Student's t (Cornish and Fisher, 1938)."""
     degrees = np.maximum(np.asarray(freedom, dtype=np.float64), 1.0)
     z = Z90

@@ -7,9 +7,9 @@ from math import fsum
 
 import numpy as np
 
-from torchwatt.attribution.alike import alike, shared
+from torchwatt.attribution.alike import alike_groups, share_strength
 from torchwatt.attribution.apportion import Booked, apportion
-from torchwatt.attribution.bands import Band, banded
+from torchwatt.attribution.bands import Band, add_band
 from torchwatt.attribution.exposure import Exposure, expose
 from torchwatt.attribution.fit import Fit, fit_power, share_by_time
 from torchwatt.attribution.gaps import GAP_SLOTS, name_gaps
@@ -57,7 +57,7 @@ class Split:
         carried, calls = self._carried_share(time_s), calls_of(self.trace, self.curve, len(self.slots))
         half_j = self.spread.half_j(self.fit_sd_j) if self.spread is not None else None
         return tuple(
-            banded(
+            add_band(
                 self._entry(
                     i,
                     float(energy_j[i]),
@@ -133,7 +133,7 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
     # One cut that reaches back far enough for every lag; what lies before the first span is outside.
     cut = pieces(trace, curve.start_ns - max(LAGS_NS) - 2 * TRIAL_NS, curve.end_ns)
     named = name_gaps(cut, trace, process_cpu)
-    group = alike(slots, trace.modules)
+    group = alike_groups(slots, trace.modules)
     if curve.provenance == "measured":
         lag = best_lag(curve, named, idle)
         exposure, fit, booked = _booked(curve, named, idle, group, lag.ns)
@@ -149,7 +149,7 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
     energy_j, fit_j = booked.energy_j, booked.sampling_j
     if spread is not None:
         errors_j = np.hypot(spread.traced_j, fit_j)
-        energy_j, after_j = shared(energy_j, errors_j, calls_of(trace, curve, len(slots)), group)
+        energy_j, after_j = share_strength(energy_j, errors_j, calls_of(trace, curve, len(slots)), group)
         less = _ratio(after_j, errors_j)
         spread, fit_j = spread.rescaled(_ratio(energy_j, booked.energy_j), less), fit_j * less
     return Split(curve, trace, slots, exposure, fit, booked, energy_j, fit_j, spread)

@@ -62,8 +62,8 @@ class Trace:
     windows: int = 0  # how many backward windows were traced
     activities: tuple[Activity, ...] = ()  # what devices did, one value a device
     untold_calls: frozenset[int] = frozenset()  # slots of which it is not known how often they ran
-    traced_steps: int = 0  # steps whose modules were traced; the others are filled in from them
     step_stages: tuple[str, ...] = ()  # train, validation or inference, of each of `steps`; empty: not known
+    traced_steps: int = 0  # steps whose modules were traced; the others are filled in from them
 
     def __post_init__(self) -> None:
         columns = (self.start_ns, self.end_ns, self.thread, self.filled, self.calls)

@@ -8,7 +8,7 @@ from hashlib import sha256
 from math import fsum
 from typing import cast
 
-from torchwatt.attribution.bands import with_bands
+from torchwatt.attribution.bands import add_bands
 from torchwatt.attribution.jobs.booking import Booked, book
 from torchwatt.attribution.jobs.clocks import Clock, clocks
 from torchwatt.attribution.jobs.lines import curve_of
@@ -54,7 +54,7 @@ def merge(job: Job) -> Report:
         start_ns=start_ns,
         end_ns=end_ns,
         start_unix_ns=start_ns + anchor_ns,
-        ledgers=with_bands((_over(books.ledger, (end_ns - start_ns) / NS_PER_S) for _, books in booked), meters),
+        ledgers=add_bands((_over(books.ledger, (end_ns - start_ns) / NS_PER_S) for _, books in booked), meters),
         curves=curves,
         meters=meters,
         unavailable=gone_of(job, metered),

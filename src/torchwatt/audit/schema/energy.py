@@ -17,8 +17,8 @@ from torchwatt.audit.schema.model import (
 from torchwatt.core.terms import PHASES
 
 _SYSTEMATIC = (
-    "what another meter would say: the band of this one, and, where layers were told apart by time alone, how far the "
-    "powers of layers usually spread"
+    "what another meter would say: the band of this one, if it states one, and what the split between rows leaves "
+    "open: the fit's error, or, where layers were told apart by time alone, how far their powers usually spread"
 )
 WINDOW_KINDS = (
     "load", "compile", "warmup", "idle", "steady_state", "step", "epoch", "evaluation", "checkpoint", "prefill",

@@ -6,7 +6,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,24 +44,26 @@ class _Head:
     cost_s: float
     windows: int
     devices: tuple[_Device, ...]
-    untold_calls: tuple[int, ...] = ()
     traced_steps: int = 0
-    stages: tuple[tuple[str, int], ...] = ()  # of the steps, and of how many in a row
+    stages: tuple[str, ...] = ()  # the words of step_stages; where there are none, their column is left out
+    untold_calls: tuple[int, ...] = ()
 
 
 def pack_trace(trace: Trace, until_ns: int) -> bytes:
     """Return a frame's payload."""
     devices = tuple(_Device(a.device, a.slots, a.signatures, a.notes) for a in trace.activities)
+    stages = tuple(dict.fromkeys(trace.step_stages))
     head = to_json(
         _Head(
             until_ns, trace.slots, trace.modules, dict(trace.carry_rel_sd), trace.events, trace.cost_s, trace.windows,
-            devices, tuple(sorted(trace.untold_calls)), trace.traced_steps,
-            tuple((stage, len(list(same))) for stage, same in groupby(trace.step_stages)),
+            devices, trace.traced_steps, stages, tuple(sorted(trace.untold_calls)),
         )
     )  # fmt: skip
     steps = _pairs(trace.steps)
     columns = [*_spans(trace.slot, trace.start_ns, trace.end_ns, trace.thread, trace.filled, trace.calls)]
     columns += [steps[:, 0], steps[:, 1], np.array(trace.step_counts, dtype=np.int64)]
+    if stages:
+        columns.append(np.array([stages.index(stage) for stage in trace.step_stages], dtype=np.int64))
     for a in trace.activities:
         covered, device_steps = _pairs(a.covered), _pairs(a.steps)
         columns += _spans(a.slot, a.start_ns, a.end_ns, a.stream, a.filled, a.signature)
@@ -99,6 +100,9 @@ def _next(arrays: Iterator[IntArray]) -> IntArray:
 def _trace(head: _Head, arrays: Iterator[IntArray]) -> Trace:
     slot, start, end, thread, filled, calls = _read_spans(arrays, len(head.slots))
     begins, ends, counts = _next(arrays), _next(arrays), _next(arrays)
+    stage = _next(arrays).tolist() if head.stages else []
+    if stage and not 0 <= min(stage) <= max(stage) < len(head.stages):
+        raise ValueError("an index is out of range")
     activities = tuple(_activity(device, arrays) for device in head.devices)
     return Trace(
         head.slots, slot, start, end, thread, filled.astype(np.bool_), calls,
@@ -112,7 +116,7 @@ def _trace(head: _Head, arrays: Iterator[IntArray]) -> Trace:
         activities=activities,
         untold_calls=frozenset(head.untold_calls),
         traced_steps=head.traced_steps,
-        step_stages=tuple(stage for stage, n in head.stages for _ in range(min(n, len(begins)))),
+        step_stages=tuple(head.stages[index] for index in stage),
     )  # fmt: skip
 
 

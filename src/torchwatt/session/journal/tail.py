@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import fsum
 
 from torchwatt.attribution.attribute import Attribution, attribute
-from torchwatt.attribution.bands import with_bands
+from torchwatt.attribution.bands import add_bands
 from torchwatt.attribution.known import Known
 from torchwatt.core.errors import LedgerError
 from torchwatt.core.ledger import Entry, Ledger
@@ -37,7 +37,7 @@ def attributed(
         with_tail(by_domain[ledger.domain], ledger) if ledger.domain in by_domain else ledger
         for ledger in whole.ledgers
     )
-    ledgers = with_bands(ledgers, recording.meters)
+    ledgers = add_bands(ledgers, recording.meters)
     seen = {(event.code, event.subject, event.message) for event in whole.events}
     events = (*whole.events, *(e for e in split.events if (e.code, e.subject, e.message) not in seen))
     return replace(whole, ledgers=ledgers, events=events), tuple(_told(ledgers, split.ledgers, until_ns, bounds))

@@ -9,6 +9,7 @@ from tests.support.bundles import rich_report
 from torchwatt.audit import read_bundle, verify, write_bundle
 from torchwatt.audit.rebuild import rebuild
 from torchwatt.core.errors import BundleError
+from torchwatt.core.terms import OTHER_PROCESSES
 from torchwatt.session.frames import layers, steps
 
 
@@ -66,7 +67,11 @@ def test_steps_keep_their_stage(tmp_path):
 def test_a_domain_that_is_not_counted_stays_with_books_of_its_own(tmp_path):
     report = rich_report()
     gpu, *others = report.ledgers
-    apart = replace(report, ledgers=(replace(gpu, counted=False), *others), impacts=(), factors=())
+    whole = replace(gpu.entries[0], fqn=OTHER_PROCESSES, phase="other", energy_self_j=gpu.energy_j, calls=0)
+    whole = replace(whole, energy_self_hi_j=1.1 * gpu.energy_j, energy_systematic_hi_j=1.1 * gpu.energy_j)
+    whole = replace(whole, energy_static_j=None, energy_dynamic_j=None)
+    theirs = replace(gpu, counted=False, entries=(whole,))
+    apart = replace(report, ledgers=(theirs, *others), impacts=(), factors=())
     bundle = write_bundle(apart, tmp_path / "audit")
     assert verify(bundle).ok, verify(bundle)
     read = read_bundle(bundle)

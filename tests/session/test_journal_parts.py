@@ -47,8 +47,10 @@ def traces(draw):
         SLOTS, slot, start, start + length, thread, filled.astype(bool), calls, steps, tuple(range(len(steps))),
         (ModuleInfo("a.b", "Linear", 4, 16, ("c",)),), {1: 0.25}, (Event(5, "info", "CODE", "run", "words"),), 0.5, 3,
         draw(st.sampled_from([(), (device,)])),
-        tuple(draw(st.sampled_from(["train", "validation", ""])) for _ in steps) if draw(st.booleans()) else (),
-        draw(st.integers(0, 99)),
+        step_stages=(
+            tuple(draw(st.sampled_from(["train", "validation", ""])) for _ in steps) if draw(st.booleans()) else ()
+        ),
+        traced_steps=draw(st.integers(0, 99)),
     )  # fmt: skip
 
 

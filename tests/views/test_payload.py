@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.support.reports import HOSTILE, bare_report, named_report, sample_report
 from tests.views import golden
 from torchwatt.core.meter import Event
-from torchwatt.session.run import MAX_HTML_BYTES
+from torchwatt.session.faces import MAX_HTML_BYTES
 from torchwatt.views import MIME, format_energy, to_html_fragment, to_payload, to_text
 from torchwatt.views.payload import MAX_BYTES, number
 

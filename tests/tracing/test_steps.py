@@ -103,7 +103,7 @@ def test_two_backward_calls_after_one_forward_call_are_one_round():
 
 def test_evaluations_are_steps_of_their_own_and_no_part_of_the_next_round():
     called = calls((10, 20), (40, 50), (60, 61, False), (70, 71, False), (80, 90), (120, 121, False))
-    seen = evidence(called, [(20, 30), (50, 55), (90, 95)], optimizers=[(1, 35, 1), (1, 58, 1), (1, 100, 1)])
+    seen = evidence(called, [(20, 30), (50, 55), (90, 95)], optimizers=[[(1, 35, 1), (1, 58, 1), (1, 100, 1)]])
     assert steps_of(seen)[0] == [
         Step(10, 35, 1, "train"), Step(40, 58, 1, "train"), Step(60, 61, 1, "validation"),
         Step(70, 71, 1, "validation"), Step(80, 100, 1, "train"), Step(120, 121, 1, "validation"),
@@ -112,16 +112,28 @@ def test_evaluations_are_steps_of_their_own_and_no_part_of_the_next_round():
 
 def test_calls_without_gradients_in_every_round_are_part_of_it():
     called = calls((10, 12, False), (12, 20), (40, 42, False), (42, 50), (70, 72, False), (72, 80))
-    seen = evidence(called, [(20, 30), (50, 55), (80, 85)], optimizers=[(1, 35, 1), (1, 58, 1), (1, 90, 1)])
+    seen = evidence(called, [(20, 30), (50, 55), (80, 85)], optimizers=[[(1, 35, 1), (1, 58, 1), (1, 90, 1)]])
     assert [(s.start_ns, s.end_ns) for s in steps_of(seen)[0]] == [(10, 35), (40, 58), (70, 90)]
 
 
-def test_a_call_of_the_larger_model_is_a_step_with_those_of_the_smaller_that_lead_to_it():
+def test_calls_without_gradients_after_each_round_are_steps_of_their_own():
+    called = calls((10, 20), (35, 40, False), (50, 60), (75, 80, False), (90, 99), (115, 120, False))
+    found, _ = steps_of(evidence(called, [(20, 30), (60, 70), (100, 110)]))
+    assert [step.stage for step in found] == ["train", "validation"] * 3
+
+
+def test_each_call_of_a_model_is_a_step_where_nothing_is_trained():
     both = calls((10, 11), (12, 13), (14, 20), (30, 31), (32, 40), grown=False)
-    seen = evidence(replace(both, main=np.array([False, False, True, False, True])))
+    seen = evidence(replace(both, main=np.array([True, True, True, False, True])))
     found, are_calls = steps_of(seen)
-    assert found == [Step(10, 20, 1, "inference"), Step(30, 40, 1, "inference")]
+    assert [(step.start_ns, step.end_ns) for step in found] == [(10, 11), (12, 13), (14, 20), (32, 40)]
+    assert {step.stage for step in found} == {"inference"}
     assert are_calls
+
+
+def test_steps_of_several_threads_end_where_those_of_each_do():
+    seen = evidence(calls(), optimizers=[[(1, 10, 1), (1, 30, 1)], [(2, 20, 1), (2, 40, 1)]])
+    assert [(s.start_ns, s.end_ns) for s in steps_of(seen)[0]] == [(0, 10), (10, 20), (20, 30), (30, 40)]
 
 
 @given(st.lists(st.sampled_from("FBEO"), max_size=60))
@@ -134,7 +146,7 @@ def test_steps_are_sorted_and_apart_whatever_a_program_does(events):
             backward.append((10 * i, 10 * i + 5))
         else:
             optimizers.append((1, 10 * i + 5, 1))
-    found, _ = steps_of(evidence(calls(*called), backward, optimizers=optimizers))
+    found, _ = steps_of(evidence(calls(*called), backward, optimizers=[optimizers] if optimizers else []))
     bounds = [(step.start_ns, step.end_ns) for step in found]
     assert all(start <= end for start, end in bounds)
     assert all(a[1] <= b[0] for a, b in pairwise(bounds))

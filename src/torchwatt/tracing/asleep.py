@@ -22,9 +22,12 @@ from torchwatt.tracing.template import Call, Template, relative_sd
 
 MOST_STEPS = 512  # to choose from, evenly spread
 NEAR = 16  # templates that take turns
+NEIGHBOURS = 64  # steps that follow another
+NO_STEPS: IntArray = np.zeros((0, 2), dtype=np.int64)
+CALM = 25.0  # percentile of lengths: of steps in which no other program ran
 DISTURBED = 4.0  # times the median length
 ENOUGH = 8  # steps of each sort before they are compared
-MOST_MARK_NS = 40_000.0  # per span: what is dearer is no cost of ours
+MOST_MARK_NS = 60_000.0  # per span: what is dearer is no cost of ours
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,8 +75,8 @@ class StepBook:
         traced: The same of steps that were traced: for those in which what ran in no other.
         modules: Which of them ran when, and what slots stand for.
         apart: Slots of what no other step has, our own work and compilations, which are taken out.
-        usual_ns: How long steps are of which only the end is noted; None where that is not known. What the others
-            are longer is what noting their bounds costs: it is taken out, too.
+        asleep: When the steps began of which only the end is noted, and how long they took, sorted; shape (n, 2). What
+            the others are longer is what noting their bounds costs: it is taken out, too.
         after_ns: How long torch is busy with a step after its end was noted.
     """
 
@@ -85,7 +88,7 @@ class StepBook:
         modules: Modules,
         *,
         apart: Sequence[int],
-        usual_ns: float | None = None,
+        asleep: IntArray = NO_STEPS,
         after_ns: int = 0,
     ) -> None:
         self._models: list[_StepModel] = []
@@ -97,7 +100,7 @@ class StepBook:
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
             found = _undisturbed(_found(spans, bounds, apart, after_ns))
-            cost_ns = _mark_ns(found, usual_ns)
+            cost_ns = _mark_ns(found, asleep)
             for call, inside in found:
                 template = _net_template(call, inside, cost_ns)
                 if template is not None:
@@ -124,7 +127,7 @@ class StepBook:
     def _match(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
         """Return the steps in which the same modules ran, with what may not have run given to what surely did."""
         known = [model for model in self._known(ran, uncertain) if ran.matches(model.counts)]
-        return [model for model in known if not model.traced] or known
+        return _evened([model for model in known if not model.traced] or known)
 
     def _known(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
         """Return the steps of which is known how often the counted modules ran."""
@@ -204,26 +207,58 @@ def _undisturbed(found: Found) -> list[tuple[Call, IntArray]]:
     return [each for each in found if each[0].net_ns <= DISTURBED * usual_ns]
 
 
-def _mark_ns(found: Found, usual_ns: float | None) -> float:
-    """Return what noting one outermost span of a step costs."""
-    if usual_ns is None or len(found) < ENOUGH:
+def _mark_ns(found: Found, asleep: IntArray) -> float:
+    """Return what noting one outermost span of a step costs.
+
+    Steps are compared with the ones that followed: how fast a machine is may change from second to second.
+    """
+    if len(asleep) < ENOUGH or len(found) < ENOUGH:
         return 0.0
-    excess_ns = float(np.median([call.net_ns for call, _ in found])) - usual_ns
+    first = np.searchsorted(asleep[:, 0], [call.start_ns for call, _ in found])
+    excess_ns = [
+        call.net_ns - np.percentile(asleep[i : i + NEIGHBOURS, 1], CALM)
+        for i, (call, _) in zip(np.minimum(first, len(asleep) - ENOUGH).tolist(), found, strict=True)
+    ]
     spans = float(np.median([len(top_level(inside[:, 1], inside[:, 2])) for _, inside in found]))
-    return min(max(excess_ns / max(spans, 1.0), 0.0), MOST_MARK_NS)
+    return min(max(float(np.percentile(excess_ns, CALM)) / max(spans, 1.0), 0.0), MOST_MARK_NS)
 
 
-def usual_ns(records: Records, asleep: IntArray) -> float | None:
-    """Return the median length of the steps among some records, without what lies in them; None where few are."""
-    if len(asleep) < ENOUGH:
-        return None
+def lengths_of(records: Records, asleep: IntArray) -> IntArray:
+    """Return when steps began and how long each took, without what lies in them, sorted; shape (n, 2)."""
     steps = records.take(asleep)
     others = records.take(np.setdiff1d(np.arange(len(records)), asleep))
     top = top_level(others.start, others.end)
     start, end = others.start[top], others.end[top]
     total = np.concatenate(([0], np.cumsum(end - start)))
     inside = total[np.searchsorted(start, steps.end)] - total[np.searchsorted(start, steps.start)]
-    return float(np.median(np.maximum(steps.end - steps.start - inside, 0) / steps.count))
+    return np.column_stack((steps.start, np.maximum(steps.end - steps.start - inside, 0) // steps.count))
+
+
+def _evened(models: Sequence[_StepModel]) -> list[_StepModel]:
+    """Give steps of one kind the usual length of each of their outermost parts.
+
+    Another program that ran meanwhile made one part of one step longer; over many steps it makes all longer alike.
+    """
+    groups: dict[tuple[int, ...], list[tuple[_StepModel, FloatArray]]] = defaultdict(list)
+    for model in models:
+        template = model.template
+        top = top_level(template.first, template.last)
+        bounds = np.concatenate(([0.0], np.column_stack((template.first[top], template.last[top])).ravel(), [1.0]))
+        groups[tuple(template.owner[top].tolist())].append((model, np.maximum.accumulate(bounds)))
+    result = []
+    for group in groups.values():
+        if len(group) < ENOUGH:
+            result += [model for model, _ in group]
+            continue
+        parts = np.median([np.diff(bounds) * model.length_ns for model, bounds in group], axis=0)
+        usual = np.concatenate(([0.0], np.cumsum(parts))) / max(float(parts.sum()), 1.0)
+        result += [replace(model, template=_warped(model.template, bounds, usual)) for model, bounds in group]
+    return sorted(result, key=lambda model: model.start_ns)
+
+
+def _warped(template: Template, bounds: FloatArray, usual: FloatArray) -> Template:
+    first = np.interp(template.first, bounds, usual)
+    return replace(template, first=first, last=np.maximum(np.interp(template.last, bounds, usual), first))
 
 
 def _net_template(call: Call, spans: IntArray, cost_ns: float) -> Template | None:

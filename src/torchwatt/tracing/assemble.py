@@ -14,7 +14,7 @@ from torchwatt.core.meter import Event, IntArray
 from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Phase
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
-from torchwatt.tracing.asleep import Modules, Ran, Slots, StepBook, steps_among, usual_ns
+from torchwatt.tracing.asleep import Modules, Ran, Slots, StepBook, lengths_of, steps_among
 from torchwatt.tracing.backward import BackwardBook
 from torchwatt.tracing.columns import Columns
 from torchwatt.tracing.compose import Tree
@@ -274,7 +274,7 @@ class _Assembly:
         spans = self.columns.of_thread(thread)
         book = StepBook(
             spans, look.skeletons, look.traced, Modules(self._ran(log), self.tree, self._module_slots()), apart=apart,
-            usual_ns=usual_ns(records, asleep), after_ns=round(log.margins.optimizer_after_ns),
+            asleep=lengths_of(records, asleep), after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))
         rest = records.take(np.setdiff1d(asleep, [i for i, _ in chosen]))
@@ -303,9 +303,11 @@ class _Assembly:
                 ran = paths.signature(what[3])
                 counts = {**ran.counts, what[1]: 1 + ran.counts.get(what[1], 0)}
                 found.append((start, counts, ran.over | self.outermost))
+        # The end of an optimizer step is that of the step: it lies in it.
+        found += [(end - 1, {key: 1}, None) for key, end, count in look.optimizers if count == 1]
         found.sort(key=lambda each: each[0])
         starts, ran_counts, over = zip(*found, strict=True) if found else ((), (), ())
-        return Ran(starts, ran_counts, over, self.outermost)
+        return Ran(starts, ran_counts, over, self.outermost.union(key for key, *_ in look.optimizers))
 
     def _module_slots(self) -> Slots:
         """Return which module each slot stands for by now."""
@@ -353,15 +355,17 @@ class _Assembly:
         )  # fmt: skip
         return steps_of(seen)
 
-    def _optimizers(self, log: Log) -> list[OptimizerEnd]:
-        """Return the ends of optimizer steps of a thread, else of the first thread with any, and of their peers'."""
+    def _optimizers(self, log: Log) -> list[list[OptimizerEnd]]:
+        """Return the ends of optimizer steps of a thread and those of its optimizers on others, else of each thread."""
         inside = {
             other: [each for each in look.optimizers if self.view.start_ns < each[1] <= self.view.end_ns]
             for other, look in self.looks.items()
         }
-        own = inside[log] or min((ends for ends in inside.values() if ends), key=lambda ends: ends[0][1], default=[])
-        keys = {key for key, *_ in own}
-        return sorted((each for ends in inside.values() for each in ends if each[0] in keys), key=lambda each: each[1])
+        if not inside[log]:
+            return [ends for ends in inside.values() if ends]
+        keys = {key for key, *_ in inside[log]}
+        ours = (each for ends in inside.values() for each in ends if each[0] in keys)
+        return [sorted(ours, key=lambda each: each[1])]
 
     def _outermost(self, rows: IntArray, records: Records, kinds: Kinds) -> Calls:
         """Return a thread's calls of modules outside any other."""
@@ -377,15 +381,19 @@ class _Assembly:
         start, end = np.concatenate((traced[:, START], light.start)), np.concatenate((traced[:, END], light.end))
         count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count))
         order = np.argsort(start, kind="stable")
-        main = np.isin(key, list(self._main(set(key.tolist()))))
+        main = np.isin(key, list(self._main(set(key.tolist()), trained=bool(grown.any()))))
         return Calls(start[order], end[order], count[order], grown[order], main[order])
 
-    def _main(self, called: set[int]) -> set[int]:
-        """Return which of the called modules are the model: the given one, else the largest."""
-        if called & self.names.main:
-            return called & self.names.main
+    def _main(self, called: set[int], *, trained: bool) -> set[int]:
+        """Return which of the called modules are models: where something is trained, those as large as the given one.
+
+        Without a given one that is called the largest counts; without any that has parameters each does.
+        """
         sizes = {key: self._params(key) for key in called}
-        return {key for key, size in sizes.items() if size == max(sizes.values())}
+        largest = max(sizes.values(), default=0)
+        given = [size for key, size in sizes.items() if key in self.names.main]
+        least = min(given, default=largest) if trained or not largest else 1
+        return {key for key, size in sizes.items() if size >= least}
 
     def _params(self, key: int) -> int:
         """Return the parameters of a module and all below it, or of the modules that a compiled function names."""

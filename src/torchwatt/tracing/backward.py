@@ -19,6 +19,7 @@ from torchwatt.tracing.fold import Kinds, Records
 from torchwatt.tracing.join import inner_spans, join
 from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.log import Log, Look
+from torchwatt.tracing.margins import widen
 from torchwatt.tracing.ranges import top_level
 from torchwatt.tracing.rows import COMPILE_KEY, END, KEY, LIGHT_TASK, SEQ0, SEQ1, START, Backward
 from torchwatt.tracing.signatures import Signature
@@ -161,7 +162,10 @@ class BackwardBook:
         """Add the spans of some calls of traced steps; `slot_of` maps an owner's key to its backward slot."""
         start = np.array([call.start_ns for call in calls], dtype=np.int64)
         end = np.array([call.end_ns for call in calls], dtype=np.int64)
-        columns.add(columns.index(UNATTRIBUTED, "backward"), start, end, thread=thread, filled=False, calls=1)
+        table = self._tables[log]
+        bounds = np.concatenate((table[:, START], start)), np.concatenate((table[:, END], end))
+        wide = widen(start, end, bounds, log.margins.backward_before_ns, 0.0)
+        columns.add(columns.index(UNATTRIBUTED, "backward"), *wide, thread=thread, filled=False, calls=1)
         filler, one = Filler(columns, thread, slot_of), np.ones(1, dtype=np.int64)
         for call in calls:
             if call.nodes is not None:
@@ -204,7 +208,7 @@ class BackwardBook:
         self.uncertain |= uncertain
         key = id(model), uncertain
         if key not in self._reassigned:
-            plain_ = reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain))
+            plain_ = reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain) or None)
             self._reassigned[key] = ElasticTemplate(plain_, model.length_ns)
         return self._reassigned[key]
 

@@ -24,7 +24,7 @@ PASSING_CALLS = 0.8  # a call inside another that passes the wrapper of its clas
 COLD_MORE, COLD_HALF_NS = 3.3, 250_000.0
 # Of steps whose ends alone are noted some have their bounds noted, too: from these it is known how such steps are
 # divided into forward, backward, optimizer and the rest.
-FIRST_SKELETONS, SKELETONS = 12, 5
+FIRST_SKELETONS, SKELETONS = 16, 12
 SKELETON_SHARE = 0.2  # of the budget, for them and for the decisions around them
 SPREAD = 0.4  # strides differ in length by so much at random: what recurs every so many steps must not be missed
 COUNTING_SHARE = 0.3  # of the budget, for counting modules of which a program may call some
@@ -150,6 +150,10 @@ class Conductor:
         if traced:
             stride.planned = max(min(stride.planned, (self.limit.max_spans - spans) // max(stride.calls, 1)), 1)
         return stride.mode
+
+    def show_again(self) -> None:
+        """Something new begins: steps of which the end alone is noted are divided otherwise by now."""
+        self._skeletons, self._skeleton_ns = 0, 0
 
     def _planned(self, stride: Stride, cost_ns: float, light_ns: float, now_ns: int) -> int:
         """Return how many steps go by until the next decision."""

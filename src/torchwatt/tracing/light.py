@@ -168,7 +168,9 @@ class ForwardBook:
         self.uncertain |= uncertain
         template = self._composers[key].compose(ran, length_ns)
         return (
-            template if template is None else reassigned(template, lambda k: self._paths.tree.enclosing(k, uncertain))
+            template
+            if template is None
+            else reassigned(template, lambda k: self._paths.tree.enclosing(k, uncertain) or None)
         )
 
     def _sample(self, call: TracedCall) -> Sample | None:
@@ -188,7 +190,7 @@ class ForwardBook:
             if uncertain:
                 plain = self.template(call)
                 enclosing = self._paths.tree.enclosing
-                made = None if plain is None else reassigned(plain, lambda key: enclosing(key, uncertain))
+                made = None if plain is None else reassigned(plain, lambda key: enclosing(key, uncertain) or None)
             else:
                 made = self._made(call)
             self._templates[known] = made
@@ -244,10 +246,10 @@ class ForwardBook:
         return shares
 
 
-def reassigned(template: Template, owner_of: Callable[[int], int]) -> Template:
-    """Give each piece to another owner, 0 for nobody; how often the new owner ran is told elsewhere."""
+def reassigned(template: Template, owner_of: Callable[[int], int | None]) -> Template:
+    """Give each piece to another owner, None for nobody; how often the new owner ran is told elsewhere."""
     owners = [owner_of(int(owner)) for owner in template.owner]
-    same = np.array([new == int(old) for new, old in zip(owners, template.owner, strict=True)], dtype=np.bool_)
-    kept = np.array(owners, dtype=np.int64) != 0
-    calls = np.where(same, template.calls, 0)
-    return Template(template.first[kept], template.last[kept], np.array(owners, dtype=np.int64)[kept], calls[kept])
+    kept = np.array([owner is not None for owner in owners], dtype=np.bool_)
+    owner = np.array([owner for owner in owners if owner is not None], dtype=np.int64)
+    calls = np.where(owner == template.owner[kept], template.calls[kept], 0)
+    return Template(template.first[kept], template.last[kept], owner, calls)

@@ -68,7 +68,9 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if compiling():
             return
         if quiet.steps < quiet.most and quiet.asleep == ident() and quiet.optimizer == id(optimizer):
-            end, called = clock(), tuple(quiet.called)
+            end = clock()
+            quiet.called.append(id(optimizer))
+            called = tuple(quiet.called)
             number = by_ids.get(called)
             quiet.ends.append((end, signatures.number(called) if number is None else number))
             quiet.called.clear()
@@ -91,6 +93,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
             if start is not None and (mode == FULL or not log.inside):
                 number = seq()
                 log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph))
+        quiet.note(optimizer, asleep=mode == ASLEEP)
         log.settle()
         log.ends.append((key, end))
         _take_lead(host, log, key, end, new=new)

@@ -31,6 +31,11 @@ class Quiet:
         if not stride.planned:  # another thread wants a look, and said so a moment ago
             self.stir()
 
+    def note(self, optimizer: object, *, asleep: bool) -> None:
+        """Note which optimizer stepped, where that is all that is known of a step beside the calls in it."""
+        if asleep and self.alone:
+            self.called.append(id(optimizer))
+
     def stir(self) -> None:
         """Have the end of the next step seen by the thread's books, which may know better."""
         self.most = 0

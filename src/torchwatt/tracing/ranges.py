@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from torchwatt.core.meter import IntArray
+from torchwatt.core.meter import FloatArray, IntArray
 
 NOBODY = -1
 
@@ -69,7 +69,7 @@ def extend(start: Sequence[int], end: Sequence[int], limit: int) -> tuple[list[i
     return ends, up
 
 
-def top_level(start: IntArray, end: IntArray) -> IntArray:
+def top_level(start: IntArray | FloatArray, end: IntArray | FloatArray) -> IntArray:
     """Return the indices, in order of start, of the intervals that no earlier interval encloses."""
     order = np.lexsort((-end, start))
     if not len(order):

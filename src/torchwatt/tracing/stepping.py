@@ -25,6 +25,7 @@ from torchwatt.tracing.signatures import UNKNOWN, Signatures
 from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
 own_ns = own_time()
+COLD_STEPS = 4  # of those that show how others are divided: what notes their bounds has cold caches, and is slow
 FOLD_STEPS = 2_048  # not traced, between two folds
 
 
@@ -94,6 +95,7 @@ class Stepping:
         """Something new begins: trace the next step, if there is room."""
         if self.conductor is not None:
             self.conductor.budget.curious = True
+            self.conductor.show_again()
             self._host.quiet.stir()
             for log in list(self._host.logs):
                 log.stride.planned = 0
@@ -108,7 +110,7 @@ class Stepping:
         elif log.step_end:  # the first one began who knows when
             if log.mode == FULL:
                 log.traced.extend((log.step_end, end_ns))
-            elif stride.skeleton and stride.steps:  # the first of several has cold caches and the decision in it
+            elif stride.skeleton and stride.steps >= COLD_STEPS:
                 log.add_skeleton(log.step_end, end_ns)
         log.step_end = end_ns
         stride.steps += 1
@@ -242,7 +244,7 @@ class Stepping:
     def _arrange(self, log: Log, conductor: Conductor) -> None:
         """Have the wrapper of all modules in place if and only if somebody needs it."""
         (self._tracing.add if log.mode == FULL else self._tracing.discard)(log)
-        wanted = bool(self._tracing) or not (conductor.narrow or log.mode == ASLEEP)
+        wanted = bool(self._tracing) or not (conductor.narrow or log.mode == ASLEEP or log.stride.skeleton)
         if wanted == self._host.patches.module_is_on or not (wanted or conductor.can_narrow):
             return
         with self._arranging:

@@ -1,8 +1,9 @@
 """Steps of the program's main loop, from what was seen of it. Pure.
 
-What a step is stands in docs/attribution.md, "Steps": the user's own marks; else a round of the optimizers; else, where
-backward calls are seen, the time from one forward call to the next one that follows a backward call; else a call of the
-largest model. A call that computes no gradient is a step of its own, unless such calls are part of nearly every round.
+What a step is stands in docs/attribution.md, "Steps": the user's own marks; else a round of the optimizers; else,
+where backward calls are seen, the time from one forward call to the next one that follows a backward call; else a call
+of a model. Where something is trained, a call of the model that computes no gradient is a step of its own, unless
+rounds begin with such calls.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Calls:
     end_ns: IntArray
     count: IntArray
     grown: NDArray[np.bool_]  # made a graph for a backward pass
-    main: NDArray[np.bool_]  # of the largest model that was called
+    main: NDArray[np.bool_]  # of a model; where something is trained, of the largest
 
     def take(self, which: NDArray[np.bool_]) -> Calls:
         """Return some of them."""
@@ -60,7 +61,7 @@ class Evidence:
     calls: Calls
     backward_ns: IntArray  # start_ns and end_ns of backward calls, sorted; shape (n, 2)
     backward_count: IntArray
-    optimizers: Sequence[OptimizerEnd] = ()  # sorted by time
+    optimizers: Sequence[Sequence[OptimizerEnd]] = ()  # of each thread whose steps these are, sorted by time
     unseen_ns: IntArray = field(default_factory=lambda: NO_STRETCH)  # steps of which only the end was noted
     marks: Sequence[Mark] = ()  # the user's own
     resumed: Mapping[int, int] = field(default_factory=lambda: NEVER)
@@ -73,7 +74,8 @@ def steps_of(seen: Evidence) -> tuple[list[Step], bool]:
         return _with_stages(steps, seen), False
     if seen.optimizers:
         forward_ns = seen.calls.start_ns[seen.calls.grown]
-        return _rounds_and_evaluations(seen, rounds(seen.optimizers, forward_ns, seen.unseen_ns)), False
+        marks = sorted(mark for ends in seen.optimizers for mark in rounds(ends, forward_ns, seen.unseen_ns))
+        return _rounds_and_evaluations(seen, marks), False
     if len(seen.backward_ns):
         return _rounds_and_evaluations(seen, _backward_rounds(seen)), False
     return _model_calls(seen.calls, INFERENCE), True
@@ -106,9 +108,8 @@ def steps_between(
 
 def _with_stages(steps: Sequence[Step], seen: Evidence) -> list[Step]:
     """Name what the user's own steps did: training if a backward call or an optimizer step ended inside."""
-    ends = np.sort(np.concatenate((
-        seen.backward_ns[:, 1], seen.unseen_ns[:, 1], np.array([end for _, end, _ in seen.optimizers], dtype=np.int64)
-    )))  # fmt: skip
+    optimizers = np.array([end for ends in seen.optimizers for _, end, _ in ends], dtype=np.int64)
+    ends = np.sort(np.concatenate((seen.backward_ns[:, 1], seen.unseen_ns[:, 1], optimizers)))
     bounds = np.array([(step.start_ns, step.end_ns) for step in steps], dtype=np.int64).reshape(-1, 2)
     trained = np.searchsorted(ends, bounds[:, 1], side="right") > np.searchsorted(ends, bounds[:, 0], side="right")
     other = VALIDATION if len(ends) else INFERENCE
@@ -156,6 +157,8 @@ def _evaluations(seen: Evidence, marks: Sequence[Mark]) -> Calls:
     leading = ~calls.grown & calls.main & ((calls.start_ns < first_ns[gap]) | (gap == len(ends)))
     numbers = np.bincount(gap[leading], calls.count[leading], len(ends) + 1)
     usual = float(np.median(numbers[: len(ends)])) if len(ends) else 0.0
+    if len(ends) and numbers[0] < usual:
+        usual = 0.0  # the first round does not begin with such calls: they follow the rounds
     evaluates = numbers > REGULAR_MORE * usual
     evaluates[len(ends)] |= numbers[len(ends)] > usual
     # What is called after the last round leads to no update, with or without gradients.
@@ -170,15 +173,9 @@ def _before_backward(calls: Calls, backward_ns: IntArray) -> NDArray[np.bool_]:
 
 
 def _model_calls(calls: Calls, stage: str) -> list[Step]:
-    """Take calls of the largest model for steps; calls of others that lead to one (a draft's) are inside it."""
-    main = np.flatnonzero(calls.main)
-    if not len(main):
-        return []
-    previous_end = np.concatenate(([np.iinfo(np.int64).min], calls.end_ns[main[:-1]]))
-    others = calls.start_ns[~calls.main]
-    lead = np.append(others, np.iinfo(np.int64).max)[np.searchsorted(others, previous_end)]
-    begins = np.minimum(calls.start_ns[main], lead)
-    columns = begins.tolist(), calls.end_ns[main].tolist(), calls.count[main].tolist()
+    """Take calls of models for steps."""
+    main = calls.take(calls.main)
+    columns = main.start_ns.tolist(), main.end_ns.tolist(), main.count.tolist()
     return [Step(*each, stage) for each in zip(*columns, strict=True)]
 
 

@@ -24,10 +24,11 @@ MOST_STEPS = 512  # to choose from, evenly spread
 NEAR = 16  # templates that take turns
 NEIGHBOURS = 64  # steps that follow another
 NO_STEPS: IntArray = np.zeros((0, 2), dtype=np.int64)
+IN_GAPS = 0.7  # of what noting bounds costs lies beside the spans; cold caches make the spans longer, too
 CALM = 25.0  # percentile of lengths: of steps in which no other program ran
 DISTURBED = 4.0  # times the median length
 ENOUGH = 8  # steps of each sort before they are compared
-MOST_MARK_NS = 60_000.0  # per span: what is dearer is no cost of ours
+MOST_MARK_NS = 50_000.0  # per span: what is dearer is no cost of ours
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +98,7 @@ class StepBook:
         self._matching: dict[int, list[_StepModel]] = {}
         self._composers: dict[frozenset[int], Composer] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
+        self.untold = False  # of some steps it is not known at all what ran
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
             found = _undisturbed(_found(spans, bounds, apart, after_ns))
@@ -114,7 +116,10 @@ class StepBook:
             kind = int(records.kind[i])
             task = kinds.of[kind][3]
             told = paths.signature(task if isinstance(task, int) else LIGHT_TASK)
-            ran = told if task == LIGHT_TASK - UNKNOWN else Signature(told.counts, told.over | self._outermost)
+            if task == LIGHT_TASK - UNKNOWN:
+                ran, self.untold = told, True
+            else:
+                ran = Signature(told.counts, told.over | self._outermost)
             if kind not in self._matching:
                 self._matching[kind] = self._match(ran, paths.uncertain_in_step(ran))
             template = self._taking_turns(self._matching[kind], int(records.start[i]), turn)
@@ -220,7 +225,8 @@ def _mark_ns(found: Found, asleep: IntArray) -> float:
         for i, (call, _) in zip(np.minimum(first, len(asleep) - ENOUGH).tolist(), found, strict=True)
     ]
     spans = float(np.median([len(top_level(inside[:, 1], inside[:, 2])) for _, inside in found]))
-    return min(max(float(np.percentile(excess_ns, CALM)) / max(spans, 1.0), 0.0), MOST_MARK_NS)
+    of_gaps = IN_GAPS * float(np.percentile(excess_ns, CALM))
+    return min(max(of_gaps / max(spans, 1.0), 0.0), MOST_MARK_NS)
 
 
 def lengths_of(records: Records, asleep: IntArray) -> IntArray:

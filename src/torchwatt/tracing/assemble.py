@@ -186,7 +186,7 @@ class _Assembly:
 
     def _untold_slots(self) -> frozenset[int]:
         """Return the slots of which it is not known how often they ran."""
-        inside = [key for key in self.tree.parent if self.tree.enclosing(key, self.untold) != key]
+        inside = self.untold | {key for key in self.tree.parent if self.tree.enclosing(key, self.untold) != key}
         both = {slot for key in inside for slot in (self._forward_slot(key), self._backward_slot(key))}
         return frozenset(both & set(range(len(self.columns.slots))) | self.columns.untold_calls)
 
@@ -284,7 +284,7 @@ class _Assembly:
         Filler(self.columns, thread, int).fill_records(records, chosen)
         self.filled_steps += int(records.count[asleep].sum()) - int(rest.count.sum())
         self.unfilled_steps += int(rest.count.sum())
-        self.untold |= book.uncertain
+        self.untold |= book.uncertain | (set(self.tree.parent) | self.outermost if book.untold else set())
         self.untold_steps += int(records.count[asleep].sum()) if book.uncertain else 0
         for slot, sd in book.carry_rel_sd().items():
             self.carried[slot] = max(sd, self.carried.get(slot, 0.0))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import UNATTRIBUTED
 from torchwatt.tracing.columns import Columns
-from torchwatt.tracing.compose import Composer, Tree, sample_of
+from torchwatt.tracing.compose import UNKNOWN_CALLS, Composer, Tree, sample_of
 from torchwatt.tracing.elastic import ElasticTemplate
 from torchwatt.tracing.filling import Filler, fitted
 from torchwatt.tracing.fold import Kinds, Records
@@ -208,7 +208,7 @@ class BackwardBook:
         self.uncertain |= uncertain
         key = id(model), uncertain
         if key not in self._reassigned:
-            plain_ = reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain) or None)
+            plain_ = _untold(reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain) or None))
             self._reassigned[key] = ElasticTemplate(plain_, model.length_ns)
         return self._reassigned[key]
 
@@ -252,6 +252,13 @@ class BackwardBook:
                 windows.append(window)
             groups.append(windows)
         return relative_sd(groups)
+
+
+def _untold(template: Template) -> Template:
+    """Say of owners that only have the time of others that it is not known how often they ran."""
+    ran = set(template.owner[template.calls != 0].tolist())
+    untold = np.array([owner not in ran for owner in template.owner.tolist()], dtype=np.bool_)
+    return replace(template, calls=np.where(untold, UNKNOWN_CALLS, template.calls))
 
 
 def _elastic(call: Call, pieces: IntArray) -> ElasticTemplate | None:

@@ -176,15 +176,15 @@ class _Rates:
         """Give a module that was never traced what those like it took, with all inside, for so many calls."""
         name = self._tree.alike.get(key)
         twins = [k for k in self._over if self._anchors[k] and name is not None and self._tree.alike.get(k) == name]
-        sums: dict[int, tuple[float, int]] = {}
+        sums: dict[int, float] = defaultdict(float)
         for twin in twins:
             for owner in self._by_anchor[twin]:
                 module = self._module_of(owner)
                 own = self._beside(owner, self._tree.counterpart(twin if module is None else module, twin, key))
-                time_ns, calls = sums.get(own, (0.0, 0))
-                sums[own] = time_ns + self._time[owner], calls + self._calls[owner]
+                sums[own] += self._time[owner]
         of = sum(self._anchors[k] for k in twins)
-        return {own: _scaled(time_ns, calls, count, of) for own, (time_ns, calls) in sums.items()}
+        # Its own calls were counted; of what is inside it is not known how often that runs.
+        return {own: (ns * count / of, count if own == key else UNKNOWN_CALLS) for own, ns in sums.items()}
 
     def _laid(self, weights: Mapping[int, tuple[float, int]], whole_ns: float) -> Template:
         def middle(owner: int) -> float:

@@ -27,7 +27,7 @@ COLD_MORE, COLD_HALF_NS = 3.3, 250_000.0
 FIRST_SKELETONS, SKELETONS = 16, 12
 SKELETON_SHARE = 0.2  # of the budget, for them and for the decisions around them
 SPREAD = 0.4  # strides differ in length by so much at random: what recurs every so many steps must not be missed
-COUNTING_SHARE = 0.3  # of the budget, for counting modules of which a program may call some
+COUNTING_SHARE = 0.5  # of the budget, for counting modules of which a program may call some
 MOST_KINDS = 32  # of backward calls whose lengths are compared
 CHECK_EVERY = 8  # traced steps between two looks at what tracing is seen to cost
 # A window costs more than its own clocks show: recording slows the call down and leaves cold caches. Steps with and

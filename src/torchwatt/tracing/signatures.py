@@ -153,9 +153,9 @@ def affordable(
     found: set[int] = set()
     for keys in wanted:
         kinds = {key: kind for key in keys if (kind := kind_of(key)) is not None}
-        more = sum(calls.get(kind, 0) for kind in set(kinds.values()) - chosen)
-        if more <= most:
-            most -= more
-            chosen |= set(kinds.values())
-            found |= kinds.keys()
+        for kind in sorted(set(kinds.values()) - chosen, key=lambda kind: calls.get(kind, 0)):
+            if calls.get(kind, 0) <= most:
+                most -= calls.get(kind, 0)
+                chosen.add(kind)
+        found |= {key for key, kind in kinds.items() if kind in chosen}
     return found

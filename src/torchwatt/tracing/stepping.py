@@ -205,12 +205,13 @@ class Stepping:
         if conductor.limited:
             self._host.note("info", "SPANS_SAMPLED", conductor.limit.message)
         self._arrange(log, conductor)
-        if log.stride.light_steps >= FOLD_STEPS and graph_task_id() < 0:
-            self._fold(log)
         self._log_own(log, began)
+        if log.stride.light_steps >= FOLD_STEPS and graph_task_id() < 0:
+            self._fold(log, self._host.clock_ns())
         conductor.decided(own_ns() - own_began)
 
     def _mode_changed(self, log: Log, before: int) -> None:
+        log.calls_asleep = 0
         if log.mode != ASLEEP:
             self._forget_called(log)
         self._host.quiet.asleep = log.ident if self._host.quiet.alone and log.mode == ASLEEP else 0
@@ -235,11 +236,12 @@ class Stepping:
             first = len(log.rows) - (log.total() - log.stride.first_row)
             self._counting.study(log, first, partial(conductor.most_counted, log.stride))
 
-    def _fold(self, log: Log) -> None:
+    def _fold(self, log: Log, began_ns: int) -> None:
         log.stride.light_steps = 0
-        if log.fold(self._host.clock_ns()) > 1:
+        if log.fold(began_ns) > 1:
             text = "of steps that were not traced only sums over neighbouring steps are kept"
             self._host.note("info", "STEPS_FOLDED", text)
+        self._log_own(log, began_ns)  # it begins when what was folded ends
 
     def _arrange(self, log: Log, conductor: Conductor) -> None:
         """Have the wrapper of all modules in place if and only if somebody needs it."""

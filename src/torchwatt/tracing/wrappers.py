@@ -23,6 +23,7 @@ from torchwatt.tracing.signatures import UNKNOWN, Signatures
 Wrapped = Callable[..., Any]
 
 MOST_CALLS_ASLEEP = 64  # outermost calls without the end of a step: the loop is another by now
+FAILED = 0  # stands for a call that raised, among ids of modules: then it is not known what ran
 MOST_QUIET = 32  # of them, before they are counted in the log
 
 
@@ -154,7 +155,8 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
     """
     compiling, local, new_log, outermost = is_dynamo_compiling, host.local, host.log, _outermost(host)
     quiet, ident, module, grad_enabled = host.quiet, threading.get_ident, nn.Module, torch.is_grad_enabled
-    counted, called = host.signatures.counted, host.quiet.called.append
+    counted, called, known = host.signatures.counted, host.quiet.called.append, host.registry.by_id
+    outermost_newcomer = _outermost_newcomer(host)
     own, direct = "__call__" in vars(owner), owner.__mro__[1] is module  # with nothing in between to be patched
 
     def wrap(original: Wrapped) -> Wrapped:  # noqa: C901 - as above
@@ -163,7 +165,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
 
         plain = original if own else below
 
-        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: C901, N807
             if compiling():
                 return original(self, *args, **kwargs)
             call = plain if own or not direct or type(self) is not owner else module.__call__
@@ -174,10 +176,15 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
             else:
                 if quiet.asleep == me and quiet.calls < MOST_QUIET and (quiet.calls or grad_enabled()):
                     quiet.calls += 1
+                    if id(self) not in known:
+                        outermost_newcomer(self)
                     called(id(self))
                     try:
                         quiet.inside = me  # here: an interrupt may come between any two lines
                         return call(self, *args, **kwargs)
+                    except BaseException:
+                        called(FAILED)
+                        raise
                     finally:
                         quiet.inside = 0
                 try:
@@ -198,15 +205,24 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
     return wrap
 
 
-def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
+def _outermost_newcomer(host: Host) -> Callable[[Any], int]:
+    """Return what the first call of a module outside any other does in a step that is not traced."""
+
+    def newcomer(module: Any) -> int:
+        key = host.registry.register(module)
+        host.is_new_outermost(key)
+        return key
+
+    host.registry.calls_code |= {newcomer.__code__}
+    return newcomer
+
+
+def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # noqa: C901 - as above
     """Return what a module call outside any other does: in a step that is not traced it is all that is logged."""
     registry, clock, grad_enabled, task = host.registry, host.clock_ns, torch.is_grad_enabled, graph_task_id
     quiet, called, signatures = host.quiet, host.quiet.called, host.signatures
 
-    def newcomer(module: Any) -> int:
-        key = registry.register(module)
-        host.is_new_outermost(key)
-        return key
+    newcomer = _outermost_newcomer(host)
 
     def outermost(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
         if compiler._is_compiling_flag:
@@ -215,9 +231,14 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
         if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and (log.calls_asleep or grad_enabled()):
             log.calls_asleep += task() < 0
             if quiet.alone:
+                if id(module) not in registry.by_id:
+                    newcomer(module)
                 called.append(id(module))
             try:
                 return call(module, *args, **kwargs)
+            except BaseException:
+                called.append(FAILED)
+                raise
             finally:
                 log.inside = False
         step = False

@@ -17,6 +17,8 @@ import torch
 from interleaved import Pausable
 from torch import nn
 
+from torchwatt.tracing.dynamo import step_hooks
+from torchwatt.tracing.optimizers import optimizer_hooks
 from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
 
 MODES = {FULL: "traced", LIGHT: "outermost calls noted", ASLEEP: "ends noted"}
@@ -146,6 +148,14 @@ def lower_stamps(stamps):
         nn.Module.__call__, torch.autograd._engine_run_backward = module, backward
 
 
+def replace_hooks(hub, around):
+    """Put hooks around every optimizer step that do what the session's do, within something else."""
+    patches = hub.patches
+    for hook in patches._hooks:
+        hook.remove()
+    patches._hooks[:] = step_hooks(*(around(hook) for hook in optimizer_hooks(hub)))
+
+
 def measure(width, shape, own, budget, steps):
     torch.manual_seed(0)
     stamps, took_ns = Stamps(), []
@@ -160,9 +170,7 @@ def measure(width, shape, own, budget, steps):
         for _ in range(5):
             stamped("first")
         traced = Pausable(model, budget)
-        traced.pause()
-        traced.hooks = [stamps.around(hook) for hook in traced.hooks]
-        traced.resume()
+        replace_hooks(traced.hub, stamps.around)
         for turn in range(2 * steps // TURN):
             bare = bool(turn % 2)
             if bare:

@@ -35,13 +35,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from performance.models import narrow_transformer, own_transformer, transformer_on
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from torchwatt.core.terms import PROFILER
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.readers.cputime import process_cpu_s
 from torchwatt.tracing import Tracer
-from torchwatt.tracing.optimizers import optimizer_hooks
 from torchwatt.tracing.rows import OFF
 from torchwatt.tracing.state import ACTIVE
 
@@ -83,7 +81,6 @@ class Pausable:
             self.tracer = Tracer(model, overhead_budget=budget, clock_ns=self.clock_ns)
             self.tracer.start()
             self.hub = ACTIVE.hub
-            self.hooks = optimizer_hooks(self.hub)
 
     def clock_ns(self):
         return (self.since_ns or time.monotonic_ns()) - self.away_ns
@@ -99,11 +96,7 @@ class Pausable:
         self.modes = {log: log.mode for log in self.hub.logs}
         for log in self.modes:
             log.mode = OFF
-        patches = self.hub.patches
-        for handle in patches._handles:
-            handle.remove()
-        every = [*patches._classes.values(), patches._module, *patches._fixed]
-        self.taken = [patch for patch in every if patch is not None and patch.on and patch.remove()]
+        self.hub.patches.step_aside()
 
     def resume(self):
         if self.tracer is not None:
@@ -111,11 +104,7 @@ class Pausable:
         os.kill(self.feed.sampler_pid, signal.SIGCONT)
 
     def _put_on(self):
-        for patch in reversed(self.taken):
-            patch.put()
-        begins, ended = self.hooks
-        handles = [register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ended)]
-        self.hub.patches._handles[:] = handles
+        self.hub.patches.step_back()
         for log, mode in self.modes.items():
             log.mode = mode
         self.away_ns += time.monotonic_ns() - self.since_ns

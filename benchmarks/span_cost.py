@@ -63,7 +63,7 @@ def windows(net, x, n):
         plain, seen = calls[0], [c for c in calls if c.nodes is not None]
         for call in seen:
             slower = (call.end_ns - call.start_ns) - (plain.end_ns - plain.start_ns)
-            yield call.cost_ns / 1e6, slower / 1e6, len(call.nodes.seq)
+            yield call.cost_ns / 1e6, slower / 1e6, len(call.nodes.nodes().seq)
         tracer.stop()
 
 

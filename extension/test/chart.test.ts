@@ -152,7 +152,7 @@ describe('a report', () => {
       domains: [],
       power_w: null,
       rates: [],
-      energy: { value_j: null, bounds_90_j: null, provenance: null, text: '—' }
+      energy: { value_j: null, interval_90_j: null, provenance: null, text: '—' }
     };
     const node = report(payload);
     expect(node.querySelector('[data-figure=energy] .tw-figure-value')?.textContent).toBe('—');

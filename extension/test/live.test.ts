@@ -120,6 +120,12 @@ describe('the CSV', () => {
     const text = layersCsv({ ...golden(), name: 'n', layers: [evil], reserved: [], folded: null });
     expect(text.split('\n')[1]).toBe(`n,'=cmd(),"A,""B""",forward,1,,,1,apportioned`);
   });
+
+  test('leaves calls empty that are not known of all steps', () => {
+    const untold = { ...row('expert', null, 1), calls: null };
+    const text = layersCsv({ ...golden(), name: 'n', layers: [untold], reserved: [], folded: null });
+    expect(text.split('\n')[1]).toBe('n,expert,Linear,forward,1,,,,apportioned');
+  });
 });
 
 test('a report of another version is none', () => {

@@ -32,8 +32,8 @@ describe('numbers are written as Python writes them', () => {
 
   test('the golden total reads the same here and there', () => {
     const { energy } = golden();
-    const [lo, hi] = energy.bounds_90_j ?? [null, null];
-    expect(`${formatEnergy(energy.value_j)} (${formatInterval(lo, hi)})`).toBe(energy.text);
+    const [lo, hi] = energy.interval_90_j ?? [null, null];
+    expect(`${formatEnergy(energy.value_j)} (90 % of repeats: ${formatInterval(lo, hi)})`).toBe(energy.text);
   });
 
   test('the golden grams read the same here and there', () => {

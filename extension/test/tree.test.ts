@@ -37,6 +37,16 @@ describe('the tree', () => {
     ]);
   });
 
+  test('has no calls where they are not known, and marks an order that cannot be told', () => {
+    const layers = [
+      { ...row('a', null, 5), calls: null, tied: true },
+      { ...row('b', null, 4), calls: 7 }
+    ];
+    const [a, b] = branches({ layers, reserved: [], folded: null });
+    expect([a && column(a, 'calls'), b && column(b, 'calls')]).toEqual([null, 7]);
+    expect([a?.tied, b?.tied]).toEqual([true, false]);
+  });
+
   test('shows what was folded with its joules', () => {
     const folded = branches(many(20)).find(one => one.kind === 'folded');
     expect([folded?.name, folded?.totalJ]).toEqual(['other (700)', 3.5]);

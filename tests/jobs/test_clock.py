@@ -57,7 +57,8 @@ def measured(store, offset_ns, **kinds):
 
 @pytest.mark.parametrize("offset_ns", [0, 3_600_000_000_000, -7_123_456_789])
 @pytest.mark.parametrize("delay_s", [0.0, 0.004])
-def test_the_offset_is_found_within_its_bound(offset_ns, delay_s):
+def test_the_offset_is_found_within_its_bound(offset_ns, delay_s, monkeypatch):
+    monkeypatch.setattr(clocks, "STOP_S", 30.0)  # both ends share one process here, and the machine may be busy
     found = measured(Store(delay_s), offset_ns)
     assert len(found) >= 2  # at the start and at the end
     for look in found:

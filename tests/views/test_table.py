@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -6,6 +7,7 @@ from tests.support.reports import HOSTILE, bare_report, named_report, sample_rep
 from tests.views import golden
 from torchwatt.core.meter import Event
 from torchwatt.views import to_text
+from torchwatt.views.summary import cost
 
 
 def test_golden_text():
@@ -49,6 +51,13 @@ def test_without_meters_there_are_dashes_and_no_zeros():
 def test_carbon_says_how_to_get_it():
     text = to_text(sample_report(impacts=(), factors=()))
     assert "No carbon: give region=" in text
+
+
+@pytest.mark.parametrize(
+    ("traced", "said"), [(9, "9 of 40 steps traced, the others filled in from them"), (40, "40 of 40 steps traced")]
+)
+def test_how_many_steps_were_traced_is_said(traced, said):
+    assert cost(replace(sample_report(), traced_steps=traced)).endswith(said)
 
 
 def test_no_escape_sequence_reaches_the_terminal():

@@ -293,7 +293,8 @@ def cost(report: Report) -> str:
         share = report.tracing_cost_s / report.duration_s if report.duration_s > 0 else None
         words.append(f"tracing {format_time(report.tracing_cost_s)} ({format_share(share)} of the run)")
     if report.traced_steps:
-        words.append(f"{report.traced_steps} of {report.step_count} steps traced, the others filled in from them")
+        others = ", the others filled in from them" if report.traced_steps < report.step_count else ""
+        words.append(f"{report.traced_steps} of {report.step_count} steps traced{others}")
     return " · ".join(words)
 
 

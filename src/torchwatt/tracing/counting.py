@@ -37,11 +37,11 @@ class Counting:
         self._wanted: tuple[frozenset[int], frozenset[int]] | None = None
 
     def study(self, log: Log, first_row: int, most_calls: Callable[[int], float]) -> None:
-        """Look at a traced step that has ended.
+        """Look at traced steps that have ended.
 
         Args:
             log: Of its thread, which is the only one that logs.
-            first_row: Where the step begins among the log's tuples.
+            first_row: Where the first of them begins among the log's tuples.
             most_calls: How many more calls a step may pass a wrapper, given how many it has in all.
         """
         if self._studied >= STUDIED_STEPS or first_row < 0:
@@ -57,12 +57,15 @@ class Counting:
         if wanted != self._wanted and any(wanted):
             self._wanted = wanted
             forward = table[(table[:, TASK] == FORWARD_TASK) & (table[:, KEY] > 0), KEY].tolist()
-            self._count(wanted, forward, most_calls(len(forward)))
+            steps = max(log.stride.steps, 1)
+            self._count(wanted, forward, steps, most_calls(len(forward) // steps))
 
-    def _count(self, wanted: tuple[frozenset[int], frozenset[int]], forward: list[int], most: float) -> None:
+    def _count(
+        self, wanted: tuple[frozenset[int], frozenset[int]], forward: list[int], steps: int, most: float
+    ) -> None:
         registry, signatures = self._host.registry, self._host.signatures
         kinds = Counter(kind for key in forward if (kind := registry.class_of(key)) is not None)
-        found = affordable(wanted, registry.class_of, kinds, most)
+        found = affordable(wanted, registry.class_of, {kind: n / steps for kind, n in kinds.items()}, most)
         modules = {key: module for key in found if (module := registry.module(key)) is not None}
         if modules.keys() == signatures.over:
             return

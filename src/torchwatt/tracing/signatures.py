@@ -139,7 +139,7 @@ class CallPattern:
 
 
 def affordable(
-    wanted: Sequence[Collection[int]], kind_of: Callable[[int], type | None], calls: Mapping[type, int], most: float
+    wanted: Sequence[Collection[int]], kind_of: Callable[[int], type | None], calls: Mapping[type, float], most: float
 ) -> set[int]:
     """Return which modules can be counted: a wrapper on their class is passed by all of its instances.
 

@@ -128,10 +128,15 @@ class Stepping:
         quiet.called.clear()
         return number
 
-    def _forget_called(self, log: Log) -> None:
-        """Drop what was noted of a step that is not ended as it began."""
-        if log.noted is self._host.quiet.ends:
-            self._host.quiet.called.clear()
+    def end_part(self, log: Log, end_ns: int) -> None:
+        """Log what was noted of a step that does not end asleep as it began: its part until now."""
+        quiet = self._host.quiet
+        if log.noted is not quiet.ends or not quiet.called:
+            return
+        log.settle()
+        number = self._ran()
+        if log.step_end < end_ns:
+            log.end_asleep(max((end for _, end in log.ends if end > log.step_end), default=end_ns), number)
 
     def _rise(self, log: Log) -> None:
         """Take note of the steps that passed by quietly."""
@@ -212,8 +217,8 @@ class Stepping:
 
     def _mode_changed(self, log: Log, before: int) -> None:
         log.calls_asleep = 0
-        if log.mode != ASLEEP:
-            self._forget_called(log)
+        if before == ASLEEP != log.mode:
+            self.end_part(log, self._host.clock_ns())
         self._host.quiet.asleep = log.ident if self._host.quiet.alone and log.mode == ASLEEP else 0
         if before == FULL != log.mode:
             for key in outermost_keys(log.rows):

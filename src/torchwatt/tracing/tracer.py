@@ -201,6 +201,8 @@ class Tracer:
         if os.getpid() != self._pid:
             return EMPTY_TRACE  # a forked child: the parent has the trace
         end = self._clock_ns()
+        if last and self._log is not None:
+            hub.stepping.end_part(self._log, end)
         if last and hub.devices is not None:
             hub.devices.abandon()
         events = [event for event in list(hub.events) if event.t_ns >= self._start_ns or event.severity == "warning"]

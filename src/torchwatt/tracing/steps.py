@@ -1,6 +1,6 @@
 """Steps of the program's main loop, from what was seen of it. Pure.
 
-What a step is stands in docs/attribution.md, "Steps": the user's own marks; else a round of the optimizers; else,
+What a step is stands in docs/steps.md: the user's own marks; else a round of the optimizers; else,
 where backward calls are seen, the time from one forward call to the next one that follows a backward call; else a call
 of a model. Where something is trained, a call of the model that computes no gradient is a step of its own, unless
 rounds begin with such calls.

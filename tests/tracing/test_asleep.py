@@ -80,7 +80,7 @@ def test_a_thread_that_starts_while_the_first_one_sleeps_is_heard():
         thread = threading.Thread(target=learn)
         thread.start()
         thread.join()
-    assert calls(run.trace, "Other", "forward") == 20
+    assert calls(run.trace, "other", "forward") == 20
 
 
 def test_a_worker_whose_every_call_falls_into_another_threads_is_heard():

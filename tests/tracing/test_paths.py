@@ -156,7 +156,7 @@ def test_a_call_is_composed_of_what_ran_in_it():
 def test_what_was_never_traced_takes_what_its_likes_took():
     composer = Composer([sample({2: 2}, k4=60)], TREE, lambda key: key)
     template = composer.compose(Signature({3: 1}, BOTH), 50.0)
-    assert dict(zip(template.owner.tolist(), template.calls.tolist(), strict=True)) == {5: 1}
+    assert dict(zip(template.owner.tolist(), template.calls.tolist(), strict=True)) == {5: UNKNOWN_CALLS}
 
 
 def test_what_is_like_nothing_is_left_to_what_is_around_it():

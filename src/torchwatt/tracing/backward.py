@@ -162,8 +162,8 @@ class BackwardBook:
         """Add the spans of some calls of traced steps; `slot_of` maps an owner's key to its backward slot."""
         start = np.array([call.start_ns for call in calls], dtype=np.int64)
         end = np.array([call.end_ns for call in calls], dtype=np.int64)
-        table = self._tables[log]
-        bounds = np.concatenate((table[:, START], start)), np.concatenate((table[:, END], end))
+        others = columns.of_thread(thread)
+        bounds = np.concatenate((others[:, 1], start)), np.concatenate((others[:, 2], end))
         wide = widen(start, end, bounds, log.margins.backward_before_ns, 0.0)
         columns.add(columns.index(UNATTRIBUTED, "backward"), *wide, thread=thread, filled=False, calls=1)
         filler, one = Filler(columns, thread, slot_of), np.ones(1, dtype=np.int64)

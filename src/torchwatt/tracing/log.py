@@ -242,9 +242,12 @@ class Log:
             look, tail = self.look(), self._tail
             calls = [call for call in look.calls if call.start_ns >= self._folded_ns]
             breaks = [*self.open_scopes, *self.skeletons]
-            parts = split(
-                look.table[tail:], calls, self.kinds, since_ns=self._folded_ns, breaks=breaks, margins=self.margins
-            )
+            # What followed the latest end of a step may lie in the next one: it is folded with that.
+            until_ns = self.step_end or now_ns
+            body = look.table[tail:]
+            late = len(body) - int(np.searchsorted(body[:, END], until_ns, side="right"))
+            body = body[: len(body) - late]
+            parts = split(body, calls, self.kinds, since_ns=self._folded_ns, breaks=breaks, margins=self.margins)
             self._records = join_records((self._records, shifted(parts.records, self._runs, self._units)))
             self._runs += parts.runs
             self._units += len(parts.records)
@@ -254,8 +257,10 @@ class Log:
                 if self._g == COARSEST:  # traced steps stand between them: the limit of spans makes those rarer
                     break
             older = look.calls[: len(look.calls) - len(calls)]
-            self._drop(look.table, np.concatenate((np.arange(tail), parts.kept + tail)), (*older, *parts.calls))
-            self._folded_ns = now_ns
+            kept = np.arange(tail), parts.kept + tail, np.arange(len(look.table) - late, len(look.table))
+            self._drop(look.table, np.concatenate(kept), (*older, *parts.calls))
+            self._tail -= late
+            self._folded_ns = until_ns
             return self._g
 
     def _drop(self, table: IntArray, kept: IntArray, calls: tuple[Backward, ...]) -> None:

@@ -306,7 +306,10 @@ def test_noted_ends_are_booked_once_where_a_look_comes_in_between():
     with asleep(net) as (run, opt):
         log = run.tracer._hub.logs[0]
         log.settle()
-        train(net, 10, opt)
+        more = 0
+        while len(log.noted) < 5:
+            train(net, 1, opt)
+            more += 1
         before, booked = len(log.noted), []
         end_asleep = type(log).end_asleep
 
@@ -322,7 +325,7 @@ def test_noted_ends_are_booked_once_where_a_look_comes_in_between():
                 log.settle()
             log.settle()
         assert len(booked) == len(set(booked)) == before
-    assert steps_of(run.trace) in {209, 210}  # the interrupted one may be lost
+    assert steps_of(run.trace) in {199 + more, 200 + more}  # the interrupted one may be lost
 
 
 def test_the_users_own_steps_end_those_that_were_found():

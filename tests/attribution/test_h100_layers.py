@@ -15,6 +15,7 @@ from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import Series
 from torchwatt.core.terms import Slot
+from torchwatt.core.trace import trace_from_spans
 from torchwatt.tracing.devices.spread import spread
 from torchwatt.tracing.devices.stamps import Busy
 
@@ -53,7 +54,8 @@ def books():
     activity = spread(list(windows(found)), steps, str)
     ring = Series(RING, found["ring_ns"], found["ring_mw"].astype(np.float64), np.zeros_like(found["ring_ns"]))
     curve = EnergyCurve(GPU, found["curve_ns"], found["curve_j"], "counter", "measured")
-    return device_books(curve, activity, ring, "h100", Known())
+    trace = trace_from_spans((), steps=[(start, end) for start, end in found["steps"].tolist()])
+    return device_books(curve, activity, trace, ring, "h100", Known())
 
 
 def error(books, joules):

@@ -62,6 +62,7 @@ def test_waiting_for_other_ranks_is_no_work_of_a_layer(pair, kind):
         check(seen, (1 + late) * BOUND, equal=not late)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_four_ranks_show_their_layers_too(four, kind):
     # On fewer cores than ranks any rank may be interrupted anywhere: what holds, holds of all of them together.

@@ -40,6 +40,7 @@ def test_rows_and_steps_of_a_module_are_those_of_its_gpu_and_of_its_cpu(run_on):
     assert 0.3 * found["total_j"] < found["step_j"] <= found["total_j"] * 1.001
 
 
+@pytest.mark.heavy
 def test_the_published_case_of_a_counter_that_is_larger_by_a_factor(run_on):
     """Its counter is 1.6 times the GPU's joules, which is the module's only over whole periods."""
     machine = gpu(0, SQUARE, "module_extra_w 150", "energy_gain 1.6", OURS, name="NVIDIA GH200 480GB")
@@ -60,6 +61,7 @@ def test_two_gpus_of_one_module_share_one_counter(run_on):
     books_balance(found)
 
 
+@pytest.mark.heavy
 def test_two_modules_that_draw_the_same_are_two(run_on):
     machine = "\n".join(superchip(i, steady(250.0), OURS, module=i) for i in range(2))
     found = run_on(machine, program(3.0))
@@ -69,6 +71,7 @@ def test_two_modules_that_draw_the_same_are_two(run_on):
     books_balance(found)
 
 
+@pytest.mark.heavy
 def test_a_superchip_whose_counter_is_the_gpus_own_has_no_module(run_on):
     machine = gpu(0, SQUARE, "module 0", "module_extra_w 150", OURS, name="NVIDIA GH200 480GB")
     found = run_on(machine, program(3.5))
@@ -88,6 +91,7 @@ def test_an_h100_without_grace_stays_as_it_was(run_on):
     books_balance(found)
 
 
+@pytest.mark.heavy
 def test_a_counter_of_a_module_that_cannot_be_read_gets_an_interval_that_holds_the_truth(run_on):
     machine = gpu(0, SQUARE, "energy_gain 1.6", OURS, name="NVIDIA GH200 480GB")
     found = run_on(machine, program(5.5))

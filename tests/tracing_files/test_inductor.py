@@ -23,6 +23,7 @@ class Block(nn.Module):
         return x + self.fc2(self.act(self.fc1(x)))
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) for the CPU inductor")
 @pytest.mark.slow
 def test_the_compiler_tells_blocks_of_a_loop_apart_forward_and_backward(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,7 +106,8 @@ class _Assembly:
         self.outermost = frozenset(self._outermost_keys())
         self.tree = self._tree()
         self.paths = {
-            log: paths_of(look.table, self.tree, view.signatures, self.outermost) for log, look in self.looks.items()
+            log: paths_of(look.table, self.tree, view.signatures, self.outermost, self._siblings())
+            for log, look in self.looks.items()
         }
 
     def _tree(self) -> Tree:
@@ -116,6 +118,13 @@ class _Assembly:
         like = {alike[key] for key in called if key in alike}
         called.update(key for key, name in alike.items() if name in like)
         return Tree(nearest_called(self.view.registry.parent, called), alike, self.names.fqn)
+
+    def _siblings(self) -> Mapping[int, frozenset[int]]:
+        """Return the modules of each list or dict that has modules to choose from, by each of them."""
+        parent, lists = self.view.registry.parent, defaultdict[int, set[int]](set)
+        for key in self.view.registry.choices:
+            lists[parent.get(key, 0)].add(key)
+        return {key: frozenset(keys) for keys in lists.values() for key in keys}
 
     def _outermost_keys(self) -> Iterator[int]:
         """Yield the modules that were called outside any other in steps that were not traced."""
@@ -292,6 +301,7 @@ class _Assembly:
     def _ran(self, log: Log) -> Ran:
         """Return which modules ran in the outermost calls of a thread."""
         look, paths, records = self.looks[log], self.paths[log], self.records[log]
+        always = self.outermost.union(key for key, *_ in look.optimizers)
         found: list[tuple[int, Mapping[int, int], frozenset[int] | None]] = [
             (int(look.table[call.row, START]), call.counts, None) for call in paths.calls
         ]
@@ -302,12 +312,12 @@ class _Assembly:
             if count == 1 and _is_forward(what):
                 ran = paths.signature(what[3])
                 counts = {**ran.counts, what[1]: 1 + ran.counts.get(what[1], 0)}
-                found.append((start, counts, ran.over | self.outermost))
+                found.append((start, counts, ran.over | always))
         # The end of an optimizer step is that of the step: it lies in it.
         found += [(end - 1, {key: 1}, None) for key, end, count in look.optimizers if count == 1]
         found.sort(key=lambda each: each[0])
         starts, ran_counts, over = zip(*found, strict=True) if found else ((), (), ())
-        return Ran(starts, ran_counts, over, self.outermost.union(key for key, *_ in look.optimizers))
+        return Ran(starts, ran_counts, over, always)
 
     def _module_slots(self) -> Slots:
         """Return which module each slot stands for by now."""

@@ -6,6 +6,7 @@ import bisect
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -70,16 +71,27 @@ NOTHING_KNOWN = Signature()
 
 
 def paths_of(
-    table: IntArray, tree: Tree, signatures: Sequence[Signature], outermost: frozenset[int] = NO_KEYS
+    table: IntArray,
+    tree: Tree,
+    signatures: Sequence[Signature],
+    outermost: frozenset[int] = NO_KEYS,
+    siblings: Mapping[int, frozenset[int]] = MappingProxyType({}),
 ) -> Paths:
-    """Study the traced calls of a log."""
+    """Study the traced calls of a log.
+
+    Where one module of a list is not always called, none of its `siblings` is known to be.
+    """
     calls = traced_calls(table)
     patterns: dict[tuple[int, int], CallPattern] = defaultdict(CallPattern)
     for call in calls:
         key, size = kind_of(table, call.row)
         for each in ((key, size), (key, ANY_GRAPH)):
             patterns[each].add(call.counts, tree.parent)
-    return Paths(calls, {kind: frozenset(p.varying) for kind, p in patterns.items()}, tree, signatures, outermost)
+    varying = {
+        kind: frozenset(pattern.varying).union(*(siblings.get(key, NO_KEYS) for key in pattern.varying))
+        for kind, pattern in patterns.items()
+    }
+    return Paths(calls, varying, tree, signatures, outermost)
 
 
 def kind_of(table: IntArray, row: int) -> tuple[int, int]:

@@ -88,7 +88,7 @@ def test_time_goes_to_the_expert_that_ran():
     seconds = [sum(ns for name, ns in own.items() if name.startswith(f"experts.{k}")) for k in range(6)]
     for k in range(6):
         share = seconds[k] / sum(seconds)
-        assert abs(share - truth[k] / total) < 0.15, (k, share, truth[k] / total)
+        assert abs(share - truth[k] / total) < 0.25, (k, share, truth[k] / total)
 
 
 def test_what_is_not_counted_and_varies_is_the_enclosing_ones():

@@ -213,7 +213,9 @@ class WindowLaws:
                     expected=f"at most {limit_j!r}", found=joules,
                 )  # fmt: skip
             index = int(number(cells, "window_id") or 0)
-            self.facts.windows[index] = WindowFact(row, text(cells, "kind"), int(start), int(end), joules)
+            self.facts.windows[index] = WindowFact(
+                row, text(cells, "kind"), int(start), int(end), joules, text(cells, "name")
+            )
 
     def _limit_j(self, kind: str) -> float | None:
         """Return the most that a window can hold; None where that cannot be said.

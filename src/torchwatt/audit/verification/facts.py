@@ -40,6 +40,7 @@ class WindowFact:
     start_ns: int
     end_ns: int
     energy_j: float | None
+    name: str = ""
 
 
 @dataclass(slots=True)

@@ -146,8 +146,23 @@ def _units(facts: Facts) -> Iterator[Expected]:
     elif f";{unit}={count!r};" not in f";{counted};":
         yield "units_counted", f"{unit}={count!r}", 0.0
     if "window" not in facts.broken:
-        steps = sum(window.kind == "step" for window in facts.windows.values())
-        yield "step_count", steps, 0.0
+        yield "step_count", _step_count(facts), 0.0
+
+
+def _step_count(facts: Facts) -> int | None:
+    """Return how many steps the rows of `window` stand for, as far as they say it.
+
+    A step's name is its number. In a long run a row stands for the steps up to the number of the next one; for how
+    many the last row stands only `step_count` itself says.
+    """
+    names = [window.name for window in facts.windows.values() if window.kind == "step"]
+    if not all(name.isdecimal() and name.isascii() for name in names):
+        return len(names)
+    numbers, told = sorted(int(name) for name in names), number(facts.run, "step_count")
+    if numbers and numbers[0] == 0 and len(set(numbers)) == len(numbers) and told is not None and told > numbers[-1]:
+        folded = numbers[-1] >= len(numbers)  # rows of several steps: the last one may be one, too
+        return int(told) if folded else len(numbers)
+    return len(numbers)
 
 
 def _times(facts: Facts, file: str, findings: Findings) -> None:

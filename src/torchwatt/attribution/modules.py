@@ -11,7 +11,7 @@ import numpy as np
 from torchwatt.attribution.scopes import CONTAINS
 from torchwatt.attribution.split import split
 from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.ledger import Entry, Ledger, total_self_j
+from torchwatt.core.ledger import Entry, Ledger, same_calls, total_self_j
 from torchwatt.core.meter import Meter, Series
 from torchwatt.core.terms import Domain, weakest
 from torchwatt.core.trace import Trace
@@ -116,7 +116,7 @@ def _sum(domain: Domain, same: Sequence[Entry]) -> Entry:
         energy_static_j=static_j,
         energy_dynamic_j=None if static_j is None else energy_j - static_j,
         time_self_s=max(e.time_self_s for e in same),
-        calls=_most([e.calls for e in same]),
+        calls=same_calls([e.calls for e in same]),
         provenance=weakest(*(e.provenance for e in same)),
         carried_share=max(e.carried_share for e in same),
         measured_share=None,
@@ -133,9 +133,3 @@ def _root(widths_j: Sequence[float | None]) -> float | None:
 
 def _all_of(values: Sequence[float | None]) -> float | None:
     return None if None in values else fsum(v for v in values if v is not None)
-
-
-def _most(calls: Sequence[int | None]) -> int | None:
-    """Return the calls of rows that count the same ones; None where one does not know them."""
-    known = [each for each in calls if each is not None]
-    return max(known) if len(known) == len(calls) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum, isclose
 
@@ -93,3 +93,9 @@ def covers_all(coverage: float, window_s: float) -> bool:
 def total_self_j(entries: Iterable[Entry]) -> float:
     """Add up self energies, independent of their order."""
     return fsum(entry.energy_self_j for entry in entries)
+
+
+def same_calls(calls: Sequence[int | None]) -> int | None:
+    """Return the calls of entries that count the same ones; None where one of them does not know how many."""
+    known = [each for each in calls if each is not None]
+    return max(known, default=0) if len(known) == len(calls) else None

@@ -16,10 +16,12 @@ from torchwatt.tracing.margins import NO_MARGINS
 from torchwatt.tracing.rounds import OptimizerEnd, OptimizerEnds
 from torchwatt.tracing.rows import (
     END,
+    FORWARD_TASK,
     FULL,
     KEY,
     LIGHT_TASK,
     OPTIMIZER_KEY,
+    PROFILER_KEY,
     START,
     STEP_KEY,
     TASK,
@@ -153,6 +155,10 @@ class Log:
                 self._compacted = sum(len(chunk) for chunk in self._chunks)
             raise
         del self.noted[: len(noted)]
+
+    def add_own(self, began_ns: int, end_ns: int, number: int) -> None:
+        """Log our own work; `number` is autograd's, and does not change in it."""
+        self.rows.append((PROFILER_KEY, began_ns, end_ns, number, number, FORWARD_TASK))
 
     def add_skeleton(self, start_ns: int, end_ns: int) -> None:
         """Note a step that shows how others are divided; of many every second one goes."""

@@ -20,7 +20,7 @@ from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FORWARD_TASK, FULL, LIGHT, OFF, PROFILER_KEY
+from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FULL, LIGHT, OFF
 from torchwatt.tracing.signatures import UNKNOWN, Signatures
 from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
@@ -229,8 +229,8 @@ class Stepping:
 
     def _log_own(self, log: Log, began_ns: int) -> None:
         """Log the decision as our own work; it is nothing that a forward pass did."""
-        number, total = sequence_nr(), log.total()
-        log.rows.append((PROFILER_KEY, began_ns, self._host.clock_ns(), number, number, FORWARD_TASK))
+        total = log.total()
+        log.add_own(began_ns, self._host.clock_ns(), sequence_nr())
         log.stride.first_row += 1
         if log.since == total:
             log.since += 1

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import INFERENCE, TRAIN, VALIDATION
-from torchwatt.tracing.rounds import NO_STRETCH, NOTHING, Mark, OptimizerEnd, rounds
+from torchwatt.tracing.rounds import NO_STRETCH, Mark, OptimizerEnd, rounds
 
 NEVER: Mapping[int, int] = MappingProxyType({})
 REGULAR_MORE = 2  # times as many calls without gradients as rounds usually have are an evaluation
@@ -177,6 +177,3 @@ def _model_calls(calls: Calls, stage: str) -> list[Step]:
     main = calls.take(calls.main)
     columns = main.start_ns.tolist(), main.end_ns.tolist(), main.count.tolist()
     return [Step(*each, stage) for each in zip(*columns, strict=True)]
-
-
-NO_CALLS = Calls(NOTHING, NOTHING, NOTHING, np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=np.bool_))

@@ -13,7 +13,7 @@ from torchwatt.tracing import kineto
 from torchwatt.tracing.conductor import Conductor
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.log import Log
-from torchwatt.tracing.rows import FORWARD_TASK, FULL, KEY, LIGHT_TASK, PROFILER_KEY, TASK, Backward
+from torchwatt.tracing.rows import FULL, KEY, LIGHT_TASK, TASK, Backward
 from torchwatt.tracing.wrappers import Wrapped, sequence_nr
 
 # Windows whose nodes are read when the trace is put together; the older ones of a longer run are read one by one.
@@ -61,7 +61,7 @@ class Windows:
         began = self._clock_ns()
         window = self._open(conductor, log, kind)
         if window is not None:
-            self._log_own(log, began)
+            log.add_own(began, self._clock_ns(), sequence_nr())
             first += 1
         start = self._clock_ns()
         try:
@@ -73,14 +73,9 @@ class Windows:
                 conductor.backward_took(kind, end - start, recorded=window is not None)
             if window is not None:
                 self._close(conductor, log, window, kind, call, expected)
-                self._log_own(log, end)
+                log.add_own(end, self._clock_ns(), sequence_nr())
             log.backwards.append(call)
             log.since = log.total()
-
-    def _log_own(self, log: Log, began_ns: int) -> None:
-        """Log what a window takes beside the call as our own work."""
-        number = sequence_nr()
-        log.rows.append((PROFILER_KEY, began_ns, self._clock_ns(), number, number, FORWARD_TASK))
 
     def _open(self, conductor: Conductor | None, log: Log, kind: Hashable) -> kineto.Window | None:
         if conductor is None or self._broken or not _forward_is_known(log):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from math import fsum, isfinite
 from typing import Any
 
+from torchwatt.core.ledger import same_calls
 from torchwatt.core.report import Report
 from torchwatt.core.terms import Phase
 from torchwatt.views import summary
@@ -187,16 +188,10 @@ def _booked(layer: LayerSum) -> dict[str, Any]:
         "class": text(layer.class_name),
         "self_j": _by_phase({phase: found.energy_j for phase, found in layer.phases.items()}),
         "interval_j": {p: [number(f.lo_j), number(f.hi_j)] for p, f in layer.phases.items() if f.lo_j is not None},
-        "calls": _most([entry.calls for entry in layer.entries]),
+        "calls": same_calls([entry.calls for entry in layer.entries]),
         "provenance": layer.provenance,
     }
 
 
 def _by_phase(values: Mapping[Phase, float]) -> dict[str, float | None]:
     return {str(phase): number(value) for phase, value in values.items()}
-
-
-def _most(counts: Sequence[int | None]) -> int | None:
-    # Every domain counts the same calls; adding them up would count a call once a meter.
-    known = [count for count in counts if count is not None]
-    return max(known, default=0) if len(known) == len(counts) else None

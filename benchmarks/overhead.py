@@ -111,6 +111,40 @@ def shortest():
     return model, step
 
 
+def by_hand(width, batch):
+    """Return a trainer without an optimizer."""
+
+    def make():
+        model, x = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)), torch.randn(batch, width)
+
+        def step():
+            model.zero_grad()
+            model(x).square().mean().backward()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.sub_(p.grad, alpha=1e-4)
+
+        return model, step
+
+    return make
+
+
+def answers(width, batch, layers=3):
+    """Return what only calls its model, without gradients."""
+
+    def make():
+        linears = [each for _ in range(layers) for each in (nn.Linear(width, width), nn.ReLU())]
+        model, x = nn.Sequential(*linears).eval(), torch.randn(batch, width)
+
+        def step():
+            with torch.no_grad():
+                model(x).argmax(dim=-1)
+
+        return model, step
+
+    return make
+
+
 MODELS = {
     "transformer": transformer,
     "cnn": cnn,
@@ -119,6 +153,15 @@ MODELS = {
     "1 ms": perceptron(128, 64),
     "5 ms": perceptron(384, 128),
     "20 ms": perceptron(768, 256),
+    "by hand, 0.2 ms": by_hand(16, 8),
+    "by hand, 1 ms": by_hand(192, 64),
+    "by hand, 5 ms": by_hand(512, 128),
+    "by hand, 20 ms": by_hand(1024, 256),
+    "inference, 0.1 ms": answers(32, 8),
+    "inference, 0.2 ms": answers(32, 8, layers=9),
+    "inference, 1 ms": answers(256, 96),
+    "inference, 5 ms": answers(512, 160),
+    "inference, 20 ms": answers(1024, 192),
 }
 BY_LENGTH = [name for name in MODELS if name.endswith(" ms")]  # of a step
 BUDGETS = {"layers on": 0.01, "layers, budget 0.001": 0.001}

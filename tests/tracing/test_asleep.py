@@ -1,20 +1,23 @@
 """Steps of which only the end is noted: what is heard meanwhile, and what passes by."""
 
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
+from itertools import pairwise
 from queue import SimpleQueue
 from unittest.mock import patch
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import optimizer as optim
 
-from tests.tracing.nets import Net, batch, calls, traced, train
+from tests.tracing.nets import Net, batch, calls, spans, traced, train
 from torchwatt.tracing.budget import DECISION_SHARE, MOST_STEPS, Budget
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.outermost import passing_calls
-from torchwatt.tracing.rows import ASLEEP, END, FIRST_SCOPE_KEY, KEY, OPTIMIZER_KEY, STEP_KEY
+from torchwatt.tracing.rows import ASLEEP, END, FIRST_SCOPE_KEY, FULL, KEY, OPTIMIZER_KEY, STEP_KEY
 from torchwatt.tracing.scope import scope
 from torchwatt.tracing.wrappers import MOST_CALLS_ASLEEP
 
@@ -313,7 +316,7 @@ def test_noted_ends_are_booked_once_where_a_look_comes_in_between():
         before, booked = len(log.noted), []
         end_asleep = type(log).end_asleep
 
-        def interrupted(self, end_ns, signature):
+        def interrupted(self, end_ns, signature=0):
             self.settle()  # a finaliser
             end_asleep(self, end_ns, signature)
             booked.append(end_ns)
@@ -392,3 +395,192 @@ def test_what_is_new_is_looked_at_after_the_next_step():
         hub.look_closer()
         train(net, 1, opt)
         assert stride.start_ns > before_ns
+
+
+def update(net, steps, inputs=batch):
+    """Train without an optimizer."""
+    for _ in range(steps):
+        net.zero_grad()
+        net(inputs()).square().mean().backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                p.sub_(p.grad, alpha=0.01)
+
+
+@contextmanager
+def asleep_by_hand(net):
+    """Trace a loop without an optimizer until the thread notes the ends of steps only."""
+    with traced(net, overhead_budget=THRIFTY) as run:
+        update(net, 200)
+        assert run.tracer._hub.logs[0].mode == ASLEEP
+        yield run
+
+
+def stages(trace):
+    found = Counter()
+    for stage, n in zip(trace.step_stages, trace.step_counts or [1] * len(trace.steps), strict=True):
+        found[stage] += n
+    return found
+
+
+def test_steps_without_an_optimizer_are_slept_through():
+    net = Net()
+    with asleep_by_hand(net) as run:
+        update(net, 300)
+        log = run.tracer._hub.logs[0]
+        assert log.mode == ASLEEP
+        assert not log.rows or log.rows[-1][KEY] <= 0
+    assert stages(run.trace) == {"train": 500}
+    assert calls(run.trace, "(root)", "forward") == calls(run.trace, "head", "backward") == 500
+    assert all(a <= b for (_, a), (b, _) in pairwise(run.trace.steps))
+
+
+def test_the_first_backward_call_after_a_forward_pass_ends_a_step_whatever_follows():
+    net = Net()
+
+    def attack(steps):
+        for _ in range(steps):
+            x = batch().requires_grad_()
+            y = net(x).square().mean()
+            torch.autograd.grad(y, [x], retain_graph=True)
+            torch.autograd.grad(y, [x])
+
+    with traced(net, overhead_budget=THRIFTY) as run:
+        attack(200)
+        assert run.tracer._hub.logs[0].mode == ASLEEP
+        attack(100)
+    assert stages(run.trace) == {"train": 300}
+    assert calls(run.trace, "(root)", "forward") == 300
+
+
+def test_gradients_of_functions_end_steps():
+    net = Net()
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+    gradient = torch.func.grad(lambda w, x: torch.func.functional_call(net, w, (x,)).square().mean())
+    with traced(net, overhead_budget=THRIFTY) as run:
+        for _ in range(300):
+            gradients = gradient(weights, batch())
+            weights = {name: w - 0.01 * gradients[name] for name, w in weights.items()}
+        assert run.tracer._hub.logs[0].mode == ASLEEP
+    assert stages(run.trace) == {"train": 300}
+
+
+def test_an_optimizer_that_comes_later_tells_the_ends_from_then_on():
+    net = Net()
+    with asleep_by_hand(net) as run:
+        opt = torch.optim.SGD(net.parameters(), 0.01)
+        train(net, 100, opt)
+        log = run.tracer._hub.logs[0]
+        log.settle()
+        assert len(log.ends) + len(log.look().optimizers) >= 100
+        assert not run.tracer._hub.quiet.by_hand
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_evaluations_between_steps_wake_nobody_and_are_counted(by_hand):
+    net = Net()
+    opt = None if by_hand else torch.optim.SGD(net.parameters(), 0.01)
+    learn = (lambda n: update(net, n)) if by_hand else (lambda n: train(net, n, opt))
+    with traced(net, overhead_budget=THRIFTY) as run:
+        learn(200)
+        hub = run.tracer._hub
+        assert hub.logs[0].mode == ASLEEP
+        with patch.object(hub.stepping, "outermost_begins", wraps=hub.stepping.outermost_begins) as looked_at:
+            for _ in range(20):
+                learn(3)
+                with torch.no_grad():
+                    for _ in range(5):
+                        net(batch())
+            assert hub.logs[0].mode == ASLEEP
+        assert looked_at.call_count <= 20
+    assert stages(run.trace) == {"train": 260, "validation": 100}
+    assert calls(run.trace, "(root)", "forward") == calls(run.trace, "head", "forward") == 360
+
+
+def test_data_of_an_evaluation_in_a_sleeping_thread_are_loading():
+    net = Net()
+    loader = torch.utils.data.DataLoader(torch.randn(40, 16), batch_size=8)
+    with asleep_by_hand(net) as run, torch.no_grad():
+        for x in loader:
+            net(x)
+    assert len(spans(run.trace, "(data)", "data")) >= 4
+    assert stages(run.trace) == {"train": 200, "validation": 5}
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_calls_that_answer_pass_with_few_touches_and_are_steps(gradients):
+    net = Net()
+    with traced(net, overhead_budget=THRIFTY) as run, torch.set_grad_enabled(gradients):
+        for _ in range(200):
+            net(batch())
+        hub = run.tracer._hub
+        with patch.object(hub.stepping, "outermost_begins", wraps=hub.stepping.outermost_begins) as looked_at:
+            for _ in range(300):
+                net(batch())
+        assert looked_at.call_count < 30
+    assert stages(run.trace) == {"inference": 500}
+    assert calls(run.trace, "(root)", "forward") == calls(run.trace, "head", "forward") == 500
+
+
+def test_two_models_that_answer_by_turns_keep_their_calls():
+    large, small = Net(depth=3), Net(depth=1)
+    models = nn.ModuleDict({"large": large, "small": small})
+    with traced(models, overhead_budget=THRIFTY) as run, torch.inference_mode():
+        for i in range(400):
+            models["small" if i % 5 else "large"](batch())
+    assert stages(run.trace) == {"inference": 400}
+    assert [calls(run.trace, name, "forward") for name in ("large", "small")] == [80, 320]
+
+
+def test_waits_between_answers_are_nobodys_forward():
+    net = Net()
+    with traced(net, overhead_budget=THRIFTY) as run, torch.no_grad():
+        for i in range(300):
+            net(batch())
+            if i % 30 == 29:
+                time.sleep(0.02)
+    inside_ns = sum(end - start for start, end, _ in spans(run.trace, "(root)", "forward"))
+    longest_ns = max(end - start for start, end, _ in spans(run.trace, "(root)", "forward"))
+    assert inside_ns < run.trace.steps[-1][1] - run.trace.steps[0][0] - 9 * 20_000_000
+    assert longest_ns < 300 * 20_000_000
+
+
+def test_a_loop_that_answers_begins_to_train():
+    net = Net()
+    with traced(net, overhead_budget=THRIFTY) as run:
+        with torch.no_grad():
+            for _ in range(200):
+                net(batch())
+        update(net, 200)
+        assert run.tracer._hub.logs[0].mode == ASLEEP
+    assert stages(run.trace) == {"train": 200, "validation": 200}
+
+
+def test_another_thread_without_an_optimizer_sleeps_too():
+    net = Net()
+
+    def work():
+        update(net, 300)
+        modes.append(run.tracer._hub.log().mode)
+
+    modes = []
+    with traced(net, overhead_budget=THRIFTY) as run:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert modes == [ASLEEP]
+    assert calls(run.trace, "(root)", "forward") == 300
+
+
+def test_a_decision_at_the_begin_of_a_call_logs_that_call_in_full():
+    net = Net()
+    with traced(net, overhead_budget=THRIFTY) as run, torch.no_grad():
+        for _ in range(200):
+            net(batch())
+        hub = run.tracer._hub
+        hub.look_closer()
+        net(batch())
+        log = hub.logs[0]
+        rows = {int(row[KEY]) for row in log.rows[-8:]} if log.mode == FULL else set()
+    assert calls(run.trace, "(root)", "forward") == 201
+    assert not rows or len(rows) > 1

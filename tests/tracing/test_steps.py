@@ -88,7 +88,8 @@ def evidence(called, backward=(), **given):
     backward = np.array(backward, dtype=np.int64).reshape(-1, 2)
     starts = np.sort(np.concatenate((called.start_ns, backward[:, 0])))
     end_ns = given.pop("end_ns", 1_000)
-    return Evidence(0, end_ns, starts, called, backward, np.ones(len(backward), np.int64), **given)
+    ones, first = np.ones(len(backward), np.int64), np.zeros(len(backward), np.bool_)
+    return Evidence(0, end_ns, starts, called, backward, ones, **{"backward_again": first, **given})
 
 
 def test_a_round_without_an_optimizer_lasts_until_the_next_call():

@@ -47,6 +47,8 @@ from torchwatt.tracing.rows import (
 )
 from torchwatt.tracing.signatures import Signature, nearest_called, traced_calls
 from torchwatt.tracing.steps import Calls, Evidence, Step, steps_of
+from torchwatt.tracing.structure import is_again
+from torchwatt.tracing.template import Template
 
 MAX_FILLED = 300_000  # spans, about 15 MB
 LEAST_RECORDS = 1_024
@@ -103,6 +105,7 @@ class _Assembly:
         self.filled_calls = self.filled_steps = self.unfilled_steps = 0
         self.untold: set[int] = set()  # modules of which it is not always known whether they ran
         self.untold_calls = self.untold_steps = 0
+        self.by_hand: dict[Log, IntArray] = {}  # steps of which only the end was noted, that no optimizer ended
         self.outermost = frozenset(self._outermost_keys())
         self.tree = self._tree()
         self.paths = {
@@ -286,6 +289,7 @@ class _Assembly:
             asleep=lengths_of(records, asleep), after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))
+        self.by_hand[log] = self._by_hand(records, asleep, chosen)
         rest = records.take(np.setdiff1d(asleep, [i for i, _ in chosen]))
         if len(rest):
             slot = self.columns.index(UNATTRIBUTED, "other")
@@ -297,6 +301,14 @@ class _Assembly:
         self.untold_steps += int(records.count[asleep].sum()) if book.uncertain else 0
         for slot, sd in book.carry_rel_sd().items():
             self.carried[slot] = max(sd, self.carried.get(slot, 0.0))
+
+    def _by_hand(self, records: Records, asleep: IntArray, chosen: Sequence[tuple[int, Template]]) -> IntArray:
+        """Return steps that end with a backward call: end_ns, count, and when their first forward call begins."""
+        begins = {i for i, slot in enumerate(self.columns.slots) if slot.phase in {"forward", "data"}}
+        first = {i: template.first[np.isin(template.owner, list(begins))][:1].sum() for i, template in chosen}
+        start, end, count = records.start[asleep], records.end[asleep], records.count[asleep]
+        share = np.array([first.get(i, 0.0) for i in asleep.tolist()])
+        return np.column_stack((end, count, start + (share * (end - start) / count).astype(np.int64)))
 
     def _ran(self, log: Log) -> Ran:
         """Return which modules ran in the outermost calls of a thread."""
@@ -351,15 +363,26 @@ class _Assembly:
         traced = np.array([(c.start_ns, c.end_ns) for c in self.calls[log]], dtype=np.int64).reshape(-1, 2)
         backward_ns = np.concatenate((traced, np.column_stack((backward.start, backward.end))))
         counts = np.concatenate((np.ones(len(traced), dtype=np.int64), backward.count))
+        again = [is_again(call.cache["keys"]) for call in self.calls[log]]
+        again += [is_again(kinds.of[kind][1:]) for kind in backward.kind.tolist()]
+        calls = self._outermost(rows, records, kinds)
+        optimizers, begins = self._optimizers(log), np.zeros(0, dtype=np.int64)
+        if not optimizers and log in self.by_hand:
+            end, count, begins = self.by_hand[log].T
+            backward_ns = np.concatenate((backward_ns, np.column_stack((end - 1, end))))
+            counts, again = np.concatenate((counts, count)), again + [False] * len(count)
+            calls = calls.with_training(begins, end - 1, count)
         order = np.argsort(backward_ns[:, 0], kind="stable")
-        ours = records.take(np.flatnonzero(~np.isin(records.kind, kinds.where("row", PROFILER_KEY))))
+        no_spans = [*kinds.where("row", PROFILER_KEY), *(of_step if len(begins) else ())]
+        ours = records.take(np.flatnonzero(~np.isin(records.kind, no_spans)))
         own = rows[rows[:, KEY] != PROFILER_KEY, START]
         seen = Evidence(
             view.start_ns, view.end_ns,
-            starts_ns=np.sort(np.concatenate((own, ours.start, traced[:, 0])).astype(np.int64)),
-            calls=self._outermost(rows, records, kinds),
+            starts_ns=np.sort(np.concatenate((own, ours.start, traced[:, 0], begins)).astype(np.int64)),
+            calls=calls,
             backward_ns=backward_ns[order], backward_count=counts[order],
-            optimizers=self._optimizers(log),
+            backward_again=np.array(again, dtype=np.bool_)[order],
+            optimizers=optimizers,
             unseen_ns=np.column_stack((asleep.start, asleep.end)),
             marks=[mark for mark in view.steps if mark[0] <= view.end_ns], resumed=view.resumed,
         )  # fmt: skip

@@ -17,8 +17,8 @@ LEAST_SHARE = 0.2  # of what tracing may spend, for looking closer, even where t
 EARLY_STEPS = 3  # traced whatever they cost: nothing could be filled from nothing
 WINDOW_SHARE = 0.6  # of what the fixed cost leaves, if there are backward calls; the rest is for traced steps
 SLEEP_SHARE = 0.4  # of the budget: if noting the bounds of steps costs more, only their ends are noted
-MOST_STEPS = 64  # between two decisions, which cost time too
-MOST_ASLEEP_NS = 250_000_000  # between two decisions while only the ends of steps are noted
+MOST_STEPS = 64  # traced between two decisions, which cost time too
+MOST_BETWEEN_NS = 250_000_000  # between two decisions where short steps are not traced: more of them than that
 DECISION_SHARE = 0.05  # of the budget, for decisions to go on without tracing
 NARROW_SHARE = 0.25  # of the budget: if passing calls through costs more, the wrapper comes off between traced steps
 
@@ -109,7 +109,7 @@ class Budget:
         now_ns: int,
         *,
         traced: bool,
-        asleep: bool = False,
+        around_ns: float = 0.0,
         decision_ns: float = 0.0,
     ) -> int:
         """Return how many steps may go by until another decision could be different.
@@ -119,13 +119,15 @@ class Budget:
             step_ns: Length of a step.
             now_ns: The time.
             traced: Whether these steps are traced.
-            asleep: Whether only their ends are noted: then a decision costs many times what a step does.
+            around_ns: What of that is spent once for all steps that are traced one after the other.
             decision_ns: What a decision costs: it is put off until it is worth that.
         """
         room, income_ns = self.room_ns("calls", now_ns), max(self.share * step_ns, 1.0)
         if traced:
-            steps = room / 8 / max(cost_ns, 1.0) if self.traced_steps > EARLY_STEPS else 1.0
+            most = float(MOST_STEPS)
+            each_ns = max(cost_ns - around_ns, 1.0)
+            steps = max(room / 8 / max(cost_ns, 1.0), around_ns / each_ns) if self.traced_steps > EARLY_STEPS else 1.0
         else:
+            most = max(MOST_STEPS, MOST_BETWEEN_NS / max(step_ns, 1.0))
             steps = max((cost_ns - room) / 2, decision_ns / DECISION_SHARE) / income_ns
-        most = max(MOST_STEPS, MOST_ASLEEP_NS / max(step_ns, 1.0)) if asleep else MOST_STEPS
         return round(min(max(steps, 1.0), most))

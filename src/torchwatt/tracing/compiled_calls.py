@@ -160,7 +160,7 @@ class CompiledCalls:
         if log.mode == OFF:
             return
         log.settle()
-        if log.mode in {FULL, LIGHT}:
+        if log.mode != ASLEEP or call.is_step:
             self._log(call, end_ns)
         stepped = len(log.ends) > (call.ended if log.ends is call.ends else 0)
         if function.step_key and not stepped and not host.manual_steps:
@@ -173,7 +173,7 @@ class CompiledCalls:
         log, function = call.log, call.function
         if log.mode == FULL:
             function.is_opaque = all(row[KEY] <= 0 for row in log.rows[call.rows :])
-        task = LIGHT_TASK if log.mode == LIGHT and function.key > 0 else FORWARD_TASK
+        task = LIGHT_TASK if log.mode != FULL and function.key > 0 else FORWARD_TASK
         log.rows.append((function.key, call.start_ns, end_ns, call.number, sequence_nr(), task))
         if function.step_key and function.key != OPTIMIZER_KEY and function.is_opaque:
             text = (

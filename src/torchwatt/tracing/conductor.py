@@ -18,6 +18,7 @@ LIGHT_ROW_CALLS = 4.0  # an outermost call, an optimizer step, a batch of data
 BACKWARD_CALLS = 10.0
 HOOK_CALLS = 4.0  # the end of a step
 ASLEEP_CALLS = 5.5  # a step of which only the end is noted, and its outermost call
+ANSWER_CALLS = 2.5  # a call without gradients of which only the bounds are noted
 PASSING_CALLS = 0.8  # a call inside another that passes the wrapper of its class
 # Calls are calibrated in a loop, and between matrix products caches are cold: in place (benchmarks/in_place.py) they
 # are 2.6 times as dear with 0.24 ms between two of them, and 4.0 to 4.3 times with 1.7 ms.
@@ -64,6 +65,7 @@ class Stride:
     mode: int = FULL
     first_row: int = 0
     steps: int = 0  # ended since the decision
+    answered: int = 0  # of these, calls without gradients of which only the bounds were noted
     planned: int = 1  # so many until the next one
     windowed: bool = False
     skeleton: bool = False  # these steps show how those are divided of which the end alone is noted
@@ -103,6 +105,7 @@ class Conductor:
         self.limited = False
         self.narrow = False  # the wrapper should be off between traced steps
         self.can_narrow = True
+        self.unwrapped = False  # it was off before the latest decision
         self.pacer = Pacer(start_ns) if windows else None
         self._checked = 0
         self._backwards: dict[Hashable, Observed] = {}
@@ -144,7 +147,7 @@ class Conductor:
         stride.start_ns, stride.first_row = now_ns, rows
         stride.skeleton = asleep and not traced and now_ns >= self._skeleton_ns
         stride.mode = FULL if traced else ASLEEP if asleep and not stride.skeleton else LIGHT
-        stride.windowed, stride.backwards, stride.steps = False, 0, 0
+        stride.windowed, stride.backwards, stride.steps, stride.answered = False, 0, 0, 0
         stride.cpu_ns, stride.window_ns = cpu_ns, 0
         stride.planned = self._planned(stride, cost_ns, light_ns, now_ns)
         if traced:
@@ -165,15 +168,15 @@ class Conductor:
             return steps
         steps = self.budget.steps_until_news(
             cost_ns, stride.step_ns, now_ns,
-            traced=stride.mode == FULL, asleep=stride.mode == ASLEEP, decision_ns=self.costs.decision_ns,
+            traced=stride.mode == FULL, around_ns=self._around_ns(), decision_ns=self.costs.decision_ns,
         )  # fmt: skip
         if stride.mode == FULL or steps < 4:
             return steps
         return round(steps * self._random.uniform(1 - SPREAD, 1 + SPREAD))
 
-    def decided(self, own_ns: int) -> None:
-        """Book what a decision cost."""
-        self.budget.pay("fixed", own_ns)
+    def decided(self, own_ns: int, *, traced: bool) -> None:
+        """Book what a decision cost; `traced`: steps are traced before or after it, and it would not be there else."""
+        self.budget.pay("calls" if traced else "fixed", own_ns)
         self.costs.decision_ns += (own_ns - self.costs.decision_ns) * (0.1 if self.costs.decision_ns else 1.0)
 
     def wants_window(self, stride: Stride, kind: Hashable, now_ns: int) -> bool:
@@ -238,7 +241,8 @@ class Conductor:
         return stride.calls * self.costs.passing_ns * self._dearer(stride)
 
     def _pay(self, stride: Stride, rows: float, n: int) -> None:
-        call_ns = self.call_ns(stride)
+        call_ns, answers = self.call_ns(stride), min(stride.answered, n)
+        rows = max(rows * n - answers, 0.0) / max(n - answers, 1)  # of the other steps
         if stride.mode == FULL:
             fixed = (HOOK_CALLS + stride.backwards / n * BACKWARD_CALLS + stride.passing * PASSING_CALLS) * call_ns
             self.budget.pay("calls", n * rows * call_ns * self.costs.factor)
@@ -246,14 +250,19 @@ class Conductor:
             fixed = self._light_ns(stride, rows, stride.backwards / n)
         else:
             fixed = (ASLEEP_CALLS + stride.passing * PASSING_CALLS) * call_ns
-        self.budget.pay("fixed", n * fixed)
+        each_ns = (ANSWER_CALLS + stride.passing * PASSING_CALLS) * call_ns
+        self.budget.pay("fixed", (n - answers) * fixed + answers * each_ns)
 
     def _light_ns(self, stride: Stride, rows: float = 2.0, backwards: float = 1.0) -> float:
         calls = HOOK_CALLS + rows * LIGHT_ROW_CALLS + backwards * BACKWARD_CALLS + stride.passing * PASSING_CALLS
         return calls * self.call_ns(stride) + (0.0 if self.narrow else self._passing_ns(stride))
 
     def _traced_ns(self, stride: Stride) -> float:
-        return stride.calls * self.call_ns(stride) * self.costs.factor + self.narrow * self.costs.swap_ns
+        return stride.calls * self.call_ns(stride) * self.costs.factor + self._around_ns()
+
+    def _around_ns(self) -> float:
+        """Return what is spent before and after steps that are traced, whatever their number."""
+        return 2 * self.costs.decision_ns + (self.costs.swap_ns if self.unwrapped else 0.0)
 
     def _check(self, stride: Stride) -> None:
         """Believe the clock where it shows more than the calibration; never less, since less may be luck."""

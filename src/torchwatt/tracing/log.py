@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 
@@ -15,12 +16,12 @@ from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_recor
 from torchwatt.tracing.margins import NO_MARGINS
 from torchwatt.tracing.rounds import OptimizerEnd, OptimizerEnds
 from torchwatt.tracing.rows import (
+    DATA_KEY,
     END,
     FORWARD_TASK,
     FULL,
     KEY,
     LIGHT_TASK,
-    OPTIMIZER_KEY,
     PROFILER_KEY,
     START,
     STEP_KEY,
@@ -56,10 +57,10 @@ class Log:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_settling", "_tail",
-        "_units", "backwards", "before", "call_ns", "calls_asleep", "ends", "former", "ident", "inside",
-        "kinds", "lead_optimizer", "margins", "mode", "native", "noted", "open_scopes", "opened",
-        "optimizer_ends", "others", "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride",
-        "traced", "tracers",
+        "_units", "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "deaf", "ends",
+        "former", "ident", "inside", "kinds", "lead_optimizer", "margins", "mode", "native", "noted",
+        "open_scopes", "opened", "optimizer_ends", "others", "reducers", "rows", "since", "skeletons",
+        "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -75,7 +76,9 @@ class Log:
         self.since = 0  # where the rows after the latest backward call begin
         self.reducers: set[int] = set()  # of DDP, made ready in the forward passes since: the next backward uses them
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
-        self.noted: list[tuple[int, int]] = []  # end_ns and signature of `Quiet` steps, to be settled
+        self.noted: list[Row] = []  # ends of `Quiet` steps, and calls without gradients, to be settled
+        self.answers = 0  # so many calls without gradients may be noted without a look at what comes next
+        self.answered = 0  # were, since the thread's books knew of them
         self.optimizer_ends = OptimizerEnds()  # earlier ones
         self.opened: dict[int, int] = {}  # optimizer steps that have begun: id -> start_ns
         self.open_scopes: list[int] = []  # when they began
@@ -83,6 +86,7 @@ class Log:
         self.step_end = 0  # of the latest step
         self.traced = array("q")  # start and end of each traced step
         self.skeletons = array("q")  # start and end of steps whose bounds were noted among those that only end
+        self.deaf = False  # the forward pass before the latest backward call was not seen
         self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted, see `Quiet`
         self.inside = False  # within an outermost call, as far as its class is known to make such calls
         self.tracers: list[tuple[object, int]] = []  # those that were started on this thread: (tracer, start_ns)
@@ -114,7 +118,7 @@ class Log:
         return reduces
 
     def settle(self) -> None:
-        """Log the ends of steps that were only noted, before anything that comes after them."""
+        """Log the ends of steps and the calls that were only noted, before anything that comes after them."""
         if not self.noted:  # an end leaves the list when it is booked
             return
         with self._lock:
@@ -125,28 +129,35 @@ class Log:
                 if len(self.noted) > FEW_NOTED:
                     self._settle_many()
                 while self.noted:  # one by one: an interrupt may come between any two lines
-                    end, signature = self.noted[0]
-                    if end > self.step_end:
-                        self.end_asleep(end, signature)
-                        self.ends.append((self.lead_optimizer or OPTIMIZER_KEY, end))
+                    row = self.noted[0]
+                    if row[END] > self.step_end:
+                        self._settle_one(row)
                     del self.noted[0]
             finally:
                 self._settling = False
 
+    def _settle_one(self, row: Row) -> None:
+        if row[KEY] == STEP_KEY:
+            self.end_asleep(row[END], LIGHT_TASK - row[TASK])
+            if self.lead_optimizer is not None:
+                self.ends.append((self.lead_optimizer, row[END]))
+        else:
+            self.rows.append(row)
+            self.step_end = row[END]  # what follows is no part of it
+
     def _settle_many(self) -> None:
-        """Log many ends at once."""
+        """Log many of them at once."""
         self._compact()
         noted = list(self.noted)
-        found = np.array([each for each in noted if each[0] > self.step_end], dtype=np.int64).reshape(-1, 2)
-        ends, last_ns = found[:, 0], noted[-1][0]
-        rows = np.zeros((len(ends), 6), dtype=np.int64)
-        rows[:, KEY], rows[:, TASK] = STEP_KEY, LIGHT_TASK - found[:, 1]
-        rows[:, START], rows[:, END] = np.concatenate(([self.step_end], ends))[:-1], ends
-        key = self.lead_optimizer or OPTIMIZER_KEY
+        rows = _table([row for row in noted if row[END] > self.step_end])
+        last_ns = noted[-1][END]
+        steps = rows[:, KEY] == STEP_KEY
+        rows[steps, START] = np.concatenate(([self.step_end], rows[:, END]))[:-1][steps]
         done = len(self._chunks), len(self.ends)
         try:
             self._chunks.append(rows)
-            self.ends.extend(zip(repeat(key), ends.tolist(), strict=False))
+            if self.lead_optimizer is not None:
+                self.ends.extend(zip(repeat(self.lead_optimizer), rows[steps, END].tolist(), strict=False))
             self._compacted += len(rows)
             self.step_end = max(self.step_end, last_ns)  # from here on these ends count as logged
         except BaseException:  # an interrupt: as if nothing had been done
@@ -155,6 +166,11 @@ class Log:
                 self._compacted = sum(len(chunk) for chunk in self._chunks)
             raise
         del self.noted[: len(noted)]
+
+    def evaluates(self) -> bool:
+        """Say whether the latest that was noted is a call of a module, or data for it, and not the end of a step."""
+        latest = self.noted or self.rows
+        return bool(latest) and (latest[-1][KEY] > 0 or latest[-1][KEY] == DATA_KEY)
 
     def add_own(self, began_ns: int, end_ns: int, number: int) -> None:
         """Log our own work; `number` is autograd's, and does not change in it."""
@@ -192,8 +208,7 @@ class Log:
     def _compact(self) -> None:
         n = len(self.rows)
         if n:
-            flat = chain.from_iterable(self.rows[:n])
-            self._chunks.append(np.fromiter(flat, np.int64, 6 * n).reshape(n, 6))
+            self._chunks.append(_table(self.rows[:n]))
             del self.rows[:n]
             self._compacted += n
 
@@ -284,3 +299,7 @@ class Log:
         self.before = None if self.before is None else moved(self.before)
         self.since = int(place[self.since])
         self.stride.first_row = int(place[self.stride.first_row])
+
+
+def _table(rows: Sequence[Row]) -> IntArray:
+    return np.fromiter(chain.from_iterable(rows), np.int64, 6 * len(rows)).reshape(-1, 6)

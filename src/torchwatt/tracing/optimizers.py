@@ -47,7 +47,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
     compiling, clock, seq, task = is_dynamo_compiling, host.clock_ns, sequence_nr, graph_task_id
     key_of, local, log_of = host.registry.by_id.get, host.local, host.log
     quiet, ident = host.quiet, threading.get_ident
-    signatures, by_ids = host.signatures, host.signatures.by_ids
+    signatures = host.signatures
 
     def newcomer(optimizer: Any) -> int:
         host.look_closer()
@@ -70,12 +70,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if quiet.steps < quiet.most and quiet.asleep == ident() and quiet.optimizer == id(optimizer):
             end = clock()
             quiet.called.append(id(optimizer))
-            called = tuple(quiet.called)
-            number = by_ids.get(called)
-            quiet.ends.append((end, signatures.number(called) if number is None else number))
-            quiet.called.clear()
-            quiet.steps += 1
-            quiet.calls = 0
+            quiet.end_step(end, signatures)
             return
         try:
             log = local.log
@@ -85,6 +80,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if mode == OFF:
             return
         end = clock()
+        log.settle()
         key = key_of(id(optimizer))
         if new := key is None:
             key = newcomer(optimizer)
@@ -94,7 +90,6 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
                 number = seq()
                 log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph))
         quiet.note(optimizer, asleep=mode == ASLEEP)
-        log.settle()
         log.ends.append((key, end))
         _take_lead(host, log, key, end, new=new)
         if key == log.lead_optimizer and not host.manual_steps:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from torchwatt.tracing.conductor import Stride
+from torchwatt.tracing.rows import LIGHT_TASK, STEP_KEY, Row
+from torchwatt.tracing.signatures import Signatures
 
 
 class Quiet:
@@ -12,7 +14,7 @@ class Quiet:
     may be quiet, for as long as no other logs anything.
     """
 
-    __slots__ = ("alone", "asleep", "called", "calls", "ends", "inside", "most", "optimizer", "steps")
+    __slots__ = ("alone", "asleep", "by_hand", "called", "calls", "ends", "inside", "most", "optimizer", "steps")
 
     def __init__(self) -> None:
         self.alone = False  # the main thread logs, and no other ever did
@@ -20,16 +22,33 @@ class Quiet:
         self.inside = 0  # the same, while it is inside an outermost call of such a step
         self.calls = 0  # outermost calls since the end of a step
         self.called: list[int] = []  # ids of modules called outside any other, or counted, since the end of a step
-        self.ends: list[tuple[int, int]] = []  # of steps, with signatures, for the thread's log to book
+        self.ends: list[Row] = []  # ends of steps, and calls without gradients, for the thread's log to book
         self.steps = 0  # ended here since the thread's books knew of them
         self.most = 0  # so many may, of this optimizer
         self.optimizer = 0  # its id
+        self.by_hand = False  # no optimizer: the first backward call after a call of a module ends a step
 
     def rest(self, optimizer: int, stride: Stride) -> None:
-        """From now on note only the ends of an optimizer's steps, until the thread's next decision."""
+        """From now on note only the ends of steps, until the thread's next decision.
+
+        Args:
+            optimizer: Id of the one whose steps they are; 0: there is none.
+            stride: Of the thread.
+        """
         self.optimizer, self.most = optimizer, stride.planned - stride.steps - 1
         if not stride.planned:  # another thread wants a look, and said so a moment ago
             self.stir()
+
+    def end_step(self, end_ns: int, signatures: Signatures) -> None:
+        """Note the end of a step, and which modules were called in it."""
+        called = tuple(self.called)
+        number = signatures.by_ids.get(called)
+        if number is None:
+            number = signatures.number(called)
+        self.ends.append((STEP_KEY, 0, end_ns, 0, 0, LIGHT_TASK - number))  # it began where the one before ended
+        self.called.clear()
+        self.steps += 1
+        self.calls = 0
 
     def note(self, optimizer: object, *, asleep: bool) -> None:
         """Note which optimizer stepped, where that is all that is known of a step beside the calls in it."""

@@ -98,7 +98,7 @@ class Stepping:
             self.conductor.show_again()
             self._host.quiet.stir()
             for log in list(self._host.logs):
-                log.stride.planned = 0
+                log.stride.planned = log.answers = 0  # what passes by is noted by then
 
     def step_ended(self, log: Log, end_ns: int) -> None:
         """Note the end of a step; now and then decide on the next ones."""
@@ -118,6 +118,12 @@ class Stepping:
             self._devices(self._host.devices, log, stamp=True)
         if stride.steps >= stride.planned:
             self.decide(log)
+        self._leave_alone(log)
+
+    def _leave_alone(self, log: Log) -> None:
+        """Let so many calls without gradients pass as the next decision leaves time for."""
+        stride, watched = log.stride, self._host.devices is not None
+        log.answers = 0 if log.mode == FULL or watched else max(stride.planned - stride.steps - 1, 0)
 
     def _ran(self) -> int:
         """Return the signature of what ran in a step of which the end alone is noted."""
@@ -140,6 +146,10 @@ class Stepping:
 
     def _rise(self, log: Log) -> None:
         """Take note of the steps that passed by quietly."""
+        log.settle()
+        log.stride.steps += log.answered
+        log.stride.answered += log.answered
+        log.answers = log.answered = 0
         if log.noted is self._host.quiet.ends:
             log.stride.steps += self._host.quiet.rise()
             log.settle()
@@ -154,28 +164,36 @@ class Stepping:
 
     def backward_ended(self, log: Log, *, fresh: bool) -> None:
         """Take the end of a backward call for the end of a step where no optimizer steps."""
-        log.stepless = False
+        if log.stepless:
+            log.stepless, log.step_end = False, 0  # who knows when the first step began
+            log.stride.planned = 0  # that was for another loop
         if fresh and log.lead_optimizer is None and not self._host.manual_steps:
             self.step_ended(log, self._host.clock_ns())
+            if self._host.quiet.asleep == log.ident and self._host.devices is None:
+                self._host.quiet.rest(0, log.stride)
 
     def outermost_begins(self, log: Log) -> None:
         """Take a call outside any other for a step where nothing else marks steps, or gradients are off."""
-        if log.mode == ASLEEP:
-            log.stride.planned = 0  # the loop that it slept in is over
-        elif not log.stepless and torch.is_grad_enabled():
-            return
-        stride = log.stride
+        if torch.is_grad_enabled():
+            if log.mode == ASLEEP:
+                log.stride.planned = 0  # the loop that it slept in is over
+            elif not log.stepless:
+                return
+        stride, began_ns = log.stride, self._host.clock_ns()
         self._rise(log)
         stride.steps += 1
         log.inside = False
         if self._host.devices is not None:
             self._devices(self._host.devices, log, stamp=False)
         if stride.steps >= stride.planned:
-            self.decide(log)
+            self.decide(log, began_ns)
+        self._leave_alone(log)
         log.inside = True
 
     def outermost_ended(self, log: Log) -> None:
         """Take notice of the end of a call that may be a step."""
+        if not torch.is_grad_enabled():
+            log.step_end = self._host.clock_ns()  # of the steps that follow it is no part
         if self._host.devices is not None and self.conductor is not None and log.mode != OFF:
             self._host.devices.call_ended(log, self.conductor)
 
@@ -184,13 +202,19 @@ class Stepping:
         if log.stride.steps >= log.stride.planned:
             self.decide(log)
 
-    def decide(self, log: Log) -> None:
-        """Book the steps that are over and decide what the next ones record."""
+    def decide(self, log: Log, began_ns: int | None = None) -> None:
+        """Book the steps that are over and decide what the next ones record.
+
+        Args:
+            log: Of the thread.
+            began_ns: When our own work began, if that was before.
+        """
         conductor = self.conductor
         if conductor is None or log.mode == OFF or log.inside or self._host.quiet.inside == log.ident:
             return
+        began = self._host.clock_ns() if began_ns is None else began_ns
+        own_began, before = own_ns(), log.mode
         self._rise(log)
-        began, own_began, before = self._host.clock_ns(), own_ns(), log.mode
         self._host.compile_watch.look()
         if self._host.registry.dirty:
             self._host.registry.refresh()
@@ -199,7 +223,10 @@ class Stepping:
         kept = sum(each.kept() for each in list(self._host.logs))
         if before == FULL:
             self._study(log, conductor)
-        can_sleep = not log.stepless and log.lead_optimizer is not None and torch.is_grad_enabled()
+        else:
+            conductor.unwrapped = not self._host.patches.module_is_on
+        by_hand = not (self._host.manual_steps or log.deaf)
+        can_sleep = not log.stepless and (log.lead_optimizer is not None or by_hand)
         cpu_ns = own_began if log.ident == threading.get_ident() else None
         log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)
         if self._host.devices is not None and self._host.devices.records(log):
@@ -213,13 +240,17 @@ class Stepping:
         self._log_own(log, began)
         if log.stride.light_steps >= FOLD_STEPS and graph_task_id() < 0:
             self._fold(log, self._host.clock_ns())
-        conductor.decided(own_ns() - own_began)
+        took_ns = own_ns() - own_began
+        conductor.decided(took_ns, traced=FULL in {before, log.mode})
+        log.stride.leave_out(self._host.clock_ns() - began, took_ns)
 
     def _mode_changed(self, log: Log, before: int) -> None:
         log.calls_asleep = 0
         if before == ASLEEP != log.mode:
             self.end_part(log, self._host.clock_ns())
-        self._host.quiet.asleep = log.ident if self._host.quiet.alone and log.mode == ASLEEP else 0
+        quiet = self._host.quiet
+        quiet.asleep = log.ident if quiet.alone and log.mode == ASLEEP else 0
+        quiet.by_hand = log.lead_optimizer is None
         if before == FULL != log.mode:
             for key in outermost_keys(log.rows):
                 self._host.watch(key)

@@ -43,9 +43,17 @@ class Calls:
     grown: NDArray[np.bool_]  # made a graph for a backward pass
     main: NDArray[np.bool_]  # of a model; where something is trained, of the largest
 
-    def take(self, which: NDArray[np.bool_]) -> Calls:
+    def take(self, which: NDArray[np.bool_] | IntArray) -> Calls:
         """Return some of them."""
         return Calls(self.start_ns[which], self.end_ns[which], self.count[which], self.grown[which], self.main[which])
+
+    def with_training(self, start_ns: IntArray, end_ns: IntArray, count: IntArray) -> Calls:
+        """Return these and calls of the model that made a graph, sorted by start."""
+        made = np.ones(len(start_ns), dtype=np.bool_)
+        start, end = np.concatenate((self.start_ns, start_ns)), np.concatenate((self.end_ns, end_ns))
+        grown, main = np.concatenate((self.grown, made)), np.concatenate((self.main, made))
+        whole = Calls(start, end, np.concatenate((self.count, count)), grown, main)
+        return whole.take(np.argsort(start, kind="stable"))
 
     def __len__(self) -> int:
         return len(self.start_ns)
@@ -61,6 +69,7 @@ class Evidence:
     calls: Calls
     backward_ns: IntArray  # start_ns and end_ns of backward calls, sorted; shape (n, 2)
     backward_count: IntArray
+    backward_again: NDArray[np.bool_]  # not the first ones through their forward pass
     optimizers: Sequence[Sequence[OptimizerEnd]] = ()  # of each thread whose steps these are, sorted by time
     unseen_ns: IntArray = field(default_factory=lambda: NO_STRETCH)  # steps of which only the end was noted
     marks: Sequence[Mark] = ()  # the user's own
@@ -124,7 +133,9 @@ def _backward_rounds(seen: Evidence) -> list[Mark]:
     start, end, count = seen.backward_ns[:, 0], seen.backward_ns[:, 1], seen.backward_count
     before = np.searchsorted(seen.calls.start_ns[seen.calls.grown], start)
     last = np.append(np.diff(before) > 0, True)  # the backward call after which the model is called again
-    ends, counts = end[last], np.maximum.reduceat(count, np.concatenate(([0], np.flatnonzero(last)[:-1] + 1)))
+    groups = np.concatenate(([0], np.flatnonzero(last)[:-1] + 1))
+    first = np.add.reduceat(np.where(seen.backward_again, 0, count), groups)
+    ends, counts = end[last], np.where(first > 0, first, np.maximum.reduceat(count, groups))
     following = np.append(seen.starts_ns, seen.end_ns)[np.searchsorted(seen.starts_ns, ends)]
     updates = np.maximum(following[:-1] - ends[:-1], 0)  # by hand, until the next span begins
     latest = ends[-1] + (int(np.median(updates)) if len(updates) else 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,6 +32,11 @@ def keys_of(table: IntArray, call: Backward, before: Backward | None) -> tuple[K
             )
         call.cache["keys"] = known
     return known
+
+
+def is_again(keys: Sequence[object]) -> bool:
+    """Say whether a call, by its structures, is not the first one through its forward pass."""
+    return any(isinstance(key, tuple) and _times(key) for key in keys)
 
 
 def _times(key: Key) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from torchwatt.tracing.answers import answering
 from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
@@ -155,8 +156,10 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
     """
     compiling, local, new_log, outermost = is_dynamo_compiling, host.local, host.log, _outermost(host)
     quiet, ident, module, grad_enabled = host.quiet, threading.get_ident, nn.Module, torch.is_grad_enabled
+    clock = host.clock_ns
     counted, called, known = host.signatures.counted, host.quiet.called.append, host.registry.by_id
     outermost_newcomer = _outermost_newcomer(host)
+    may_answer, answer = answering(host, outermost_newcomer, sequence_nr, graph_task_id)
     own, direct = "__call__" in vars(owner), owner.__mro__[1] is module  # with nothing in between to be patched
 
     def wrap(original: Wrapped) -> Wrapped:  # noqa: C901 - as above
@@ -165,7 +168,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
 
         plain = original if own else below
 
-        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: C901, N807
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: C901, N807, PLR0912
             if compiling():
                 return original(self, *args, **kwargs)
             call = plain if own or not direct or type(self) is not owner else module.__call__
@@ -187,19 +190,22 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
                         raise
                     finally:
                         quiet.inside = 0
+                start = clock()
                 try:
                     log = local.log
                 except AttributeError:
                     log = new_log()
+                if log.answers and may_answer(log):
+                    return answer(call, log, start, self, args, kwargs)
                 if quiet.asleep == me and quiet.calls == MOST_QUIET:
                     quiet.calls, log.calls_asleep = MOST_QUIET + 1, MOST_QUIET  # the log goes on counting
                 if not log.inside and log.mode != OFF:
-                    return outermost(call, log, self, args, kwargs)
+                    return outermost(plain, log, self, args, kwargs)  # what is below may be about to change
                 if log.mode != FULL and quiet.alone and id(self) in counted:
                     called(id(self))
             return call(self, *args, **kwargs)
 
-        host.registry.calls_code |= {f.__code__ for f in (__call__, below, outermost)}
+        host.registry.calls_code |= {f.__code__ for f in (__call__, below, outermost, answer)}
         return __call__
 
     return wrap
@@ -224,6 +230,18 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
 
     newcomer = _outermost_newcomer(host)
 
+    def logged(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
+        key = registry.by_id.get(id(module)) or newcomer(module)
+        s0, start, before = sequence_nr(), clock(), len(called)
+        try:
+            return call(module, *args, **kwargs)
+        finally:
+            end, s1 = clock(), sequence_nr()
+            known = quiet.alone or not signatures.counted
+            number = signatures.number(called[before:]) if known else UNKNOWN
+            del called[before:]
+            log.rows.append((key, start, end, s0, s1, LIGHT_TASK - number))
+
     def outermost(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
         if compiler._is_compiling_flag:
             return call(module, *args, **kwargs)
@@ -245,21 +263,14 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
         try:
             if task() >= 0:
                 return call(module, *args, **kwargs)
-            if log.stepless or log.mode == ASLEEP or not grad_enabled():
+            apart = not grad_enabled()  # it answers, and is no part of a step of training
+            if log.stepless or log.mode == ASLEEP or apart:
                 step = True
                 host.outermost_begins(log)
-            if log.mode != LIGHT:
-                return call(module, *args, **kwargs)
-            key = registry.by_id.get(id(module)) or newcomer(module)
-            s0, start, before = sequence_nr(), clock(), len(called)
-            try:
-                return call(module, *args, **kwargs)
-            finally:
-                end, s1 = clock(), sequence_nr()
-                known = quiet.alone or not signatures.counted
-                number = signatures.number(called[before:]) if known else UNKNOWN
-                del called[before:]
-                log.rows.append((key, start, end, s0, s1, LIGHT_TASK - number))
+            if log.mode == LIGHT or (log.mode == ASLEEP and apart):
+                log.settle()
+                return logged(call, log, module, args, kwargs)
+            return call(module, *args, **kwargs)
         finally:
             log.inside = False
             if step:
@@ -291,7 +302,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
     log_of, clock = host.log, host.clock_ns
     quiet, ident = host.quiet, threading.get_ident
     compiled = host.compiled_calls
-    counted, called = host.signatures.counted, host.quiet.called
+    counted, called, ending = host.signatures.counted, host.quiet.called, _ending(host)
 
     def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
         reduces, start = log.takes_reducers(), clock()
@@ -309,9 +320,13 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
         log = log_of()
         # Inside another backward (checkpoint) it belongs to the outer one.
         if log.mode >= ASLEEP or task() >= 0:
-            return original(*args, **kwargs)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                if log.mode == ASLEEP and log.calls_asleep and task() < 0:
+                    host.backward_ended(log, fresh=True)
         since, first = log.since, log.total()
-        unseen = first == since and log.mode == LIGHT and seq() > log.stride.seq
+        unseen = log.deaf = first == since and log.mode == LIGHT and seq() > log.stride.seq
         if unseen:
             host.look_closer()  # a forward pass went by
         try:
@@ -336,6 +351,8 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
                 return original(*args, **kwargs)
             if compiled.running and compiled.takes_backward():
                 return compiled.run_backward(original, args, kwargs)
+            if quiet.by_hand and quiet.calls and quiet.asleep == ident() and task() < 0:
+                return ending(counting if counted else run, original, args, kwargs)
             if counted:
                 return counting(original, args, kwargs)
             return run(original, args, kwargs)
@@ -343,6 +360,24 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
         return _engine_run_backward
 
     return wrap
+
+
+def _ending(host: Host) -> Callable[..., Any]:
+    """Return what runs a backward call that ends a step of which the end alone is noted, where no optimizer does."""
+    quiet, clock, signatures, log_of, backward_ended = (
+        host.quiet, host.clock_ns, host.signatures, host.log, host.backward_ended,
+    )  # fmt: skip
+
+    def ending(run: Wrapped, original: Wrapped, args: Any, kwargs: Any) -> Any:
+        try:
+            return run(original, args, kwargs)
+        finally:
+            if quiet.steps < quiet.most:
+                quiet.end_step(clock(), signatures)
+            else:
+                backward_ended(log_of(), fresh=True)
+
+    return ending
 
 
 def reducer_ready(host: Host) -> Callable[[Wrapped], Wrapped]:
@@ -369,8 +404,11 @@ def timed(host: Host, key: int) -> Callable[[Wrapped], Wrapped]:
             if compiling() or compiler._is_compiling_flag:
                 return original(*args, **kwargs)
             log = host.log()
-            if log.mode >= ASLEEP or (log.inside and log.mode == LIGHT):  # inside an outermost call it is filled in
+            if log.mode == OFF or (log.inside and log.mode == LIGHT):  # inside an outermost call it is filled in
                 return original(*args, **kwargs)
+            if log.mode == ASLEEP and (log.inside or not log.evaluates()):
+                return original(*args, **kwargs)
+            log.settle()
             s0, start, mode = sequence_nr(), clock(), log.mode
             if key == DATA_KEY:
                 log.mode = OFF  # transforms that are modules are part of loading

@@ -1,0 +1,72 @@
+"""Calls that answer and do not train: their bounds are noted with few touches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from torchwatt.tracing.log import Log
+from torchwatt.tracing.quiet import Quiet
+from torchwatt.tracing.registry import Registry
+from torchwatt.tracing.rows import LIGHT_TASK, OFF
+from torchwatt.tracing.signatures import NOTHING_COUNTED, UNKNOWN, Signatures
+
+Wrapped = Callable[..., Any]
+
+
+class Host(Protocol):
+    """What this needs of the hub."""
+
+    quiet: Quiet
+    registry: Registry
+    signatures: Signatures
+    clock_ns: Callable[[], int]
+
+
+def answering(
+    host: Host, newcomer: Callable[[Any], int], sequence_nr: Callable[[], int], graph_task_id: Callable[[], int]
+) -> tuple[Callable[[Log], bool], Callable[..., Any]]:
+    """Return what says of a call outside any other whether it is noted here, and what notes it.
+
+    Such a call computes no gradients, or nothing of its thread ever did. It is a step of its own.
+
+    Args:
+        host: Of the session.
+        newcomer: Gives a module its key.
+        sequence_nr: Autograd's number of the next node.
+        graph_task_id: Below zero outside backward calls.
+    """
+    quiet, clock, signatures, called = host.quiet, host.clock_ns, host.signatures, host.quiet.called
+    counted, key_of = signatures.counted, host.registry.by_id.get
+    grad_enabled, ident = torch.is_grad_enabled, threading.get_ident
+
+    def may(log: Log) -> bool:
+        apart = log.mode < OFF and not (log.inside or log.calls_asleep)
+        return apart and (log.stepless or not grad_enabled()) and graph_task_id() < 0
+
+    def answer(call: Wrapped, log: Log, start_ns: int, module: Any, args: Any, kwargs: Any) -> Any:
+        key = key_of(id(module)) or newcomer(module)
+        before, number, alone = len(called), sequence_nr(), quiet.alone
+        log.answers -= 1
+        log.answered += 1
+        try:
+            log.inside = True
+            if alone:
+                quiet.inside = ident()
+            return call(module, *args, **kwargs)
+        finally:
+            log.inside = False
+            if alone:
+                quiet.inside = 0
+            ran = signature_of(before) if counted else NOTHING_COUNTED
+            log.noted.append((key, start_ns, clock(), number, sequence_nr(), LIGHT_TASK - ran))
+
+    def signature_of(before: int) -> int:
+        number = signatures.number(called[before:]) if quiet.alone else UNKNOWN
+        del called[before:]
+        return number
+
+    return may, answer

@@ -225,7 +225,8 @@ class Stepping:
             self._study(log, conductor)
         else:
             conductor.unwrapped = not self._host.patches.module_is_on
-        by_hand = not (self._host.manual_steps or log.deaf)
+        # Without an optimizer only the main thread sleeps: of others it is not known which modules ran in such steps.
+        by_hand = self._host.quiet.alone and not (self._host.manual_steps or log.deaf)
         can_sleep = not log.stepless and (log.lead_optimizer is not None or by_hand)
         cpu_ns = own_began if log.ident == threading.get_ident() else None
         log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)

@@ -276,6 +276,7 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
             if step:
                 host.outermost_ended(log)
 
+    host.registry.calls_code |= {logged.__code__}
     return outermost
 
 

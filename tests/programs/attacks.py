@@ -192,3 +192,64 @@ def saliency(parts: Parts):
         print(f"{shown.mean().item():.6f}")
 
     return model, run
+
+
+@program()
+def signs_small(parts: Parts):
+    """Steps along the sign of the gradient of a tiny model, far below a millisecond each."""
+    model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 4)).eval()
+    parts.count(model)
+
+    def run():
+        for _ in parts.rounds(60):
+            x, labels = torch.randn(16, 32), torch.randint(0, 4, (16,))
+            for _ in range(20):
+                x.requires_grad_()
+                found = gradient(parts, nn.functional.cross_entropy(logits(parts, model, x), labels), x)
+                x = (x.detach() + 0.01 * found.sign()).clamp(-3, 3)
+                parts.steps["train"] += 1
+        print(f"{x.sum().item():.4f}")
+
+    return model, run
+
+
+@program(counts=("forward",))  # second derivatives run through a module more than once
+def meta_by_hand(parts: Parts):
+    """Each task adapts a copy of the weights by hand, twice; the loss after that moves the weights themselves."""
+    model = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 1))
+    parts.count(model)
+    forward = model.forward
+
+    def timed(x):
+        parts.start("forward")
+        y = forward(x)
+        parts.start("other")
+        return y
+
+    model.forward = timed
+
+    def run():
+        weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+
+        def loss_of(values, x):
+            y = torch.func.functional_call(model, values, (x,))
+            return (y - x.sum(dim=1, keepdim=True)).square().mean()
+
+        def slopes(loss, of, create_graph):
+            parts.start("backward")
+            found = torch.autograd.grad(loss, list(of.values()), create_graph=create_graph)
+            parts.start("other")
+            parts.steps["train"] += 1
+            return dict(zip(of, found, strict=True))
+
+        for _ in parts.rounds(120):
+            adapted = weights
+            for _ in range(2):
+                found = slopes(loss_of(adapted, torch.randn(32, 16)), adapted, create_graph=True)
+                adapted = {name: p - 0.01 * found[name] for name, p in adapted.items()}
+            loss = loss_of(adapted, torch.randn(32, 16))
+            found = slopes(loss, weights, create_graph=False)
+            weights = {name: (p - 0.01 * found[name]).detach().requires_grad_() for name, p in weights.items()}
+        print(f"{loss.item():.4f}")
+
+    return model, run

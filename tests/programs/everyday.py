@@ -265,6 +265,27 @@ def quantized_inference(parts: Parts):
 
 
 @program()
+def evaluation_with_loader(parts: Parts):
+    """A finished model answers the batches of a loader, without gradients."""
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)).eval()
+    parts.count(model)
+
+    @torch.no_grad()
+    def run():
+        right, batches = 0, len(parts.rounds(500))
+        data = torch.utils.data.TensorDataset(torch.randn(16 * batches, 64), torch.randint(0, 10, (16 * batches,)))
+        for x, labels in parts.fetched(torch.utils.data.DataLoader(data, batch_size=16)):
+            parts.start("forward")
+            y = model(x)
+            parts.start("other")
+            right += int((y.argmax(dim=-1) == labels).sum())
+            parts.steps["inference"] += 1
+        print(right)
+
+    return model, run
+
+
+@program()
 def server(parts: Parts):
     """Requests of one to 32 samples from a queue, with short waits between."""
     model = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 16)).eval()

@@ -16,10 +16,12 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Sampler
 from torchwatt.session.counted import Counted
 from torchwatt.session.grams import grams_so_far
+from torchwatt.session.running_energy import RunningEnergy
 from torchwatt.session.session import Session
 from torchwatt.views import Point
 
 LOOK_BACK_NS = 3 * NS_PER_S  # what is read again each time: slow meters answer once a second
+MARGIN_NS = 3 * NS_PER_S // 2  # and more than one answer before it
 LONGEST_NS = 60 * NS_PER_S  # after a stall, no more than that
 STALE_NS = 3 * NS_PER_S  # older watts are not "now"
 
@@ -27,16 +29,15 @@ STALE_NS = 3 * NS_PER_S  # older watts are not "now"
 class Pulse:
     """Joules so far and watts now, by domain; call `beat` from one thread, a few times a second.
 
-    Joules are added up beat by beat from the last readings, so the final report, which sees all readings at once, may
-    differ in the last digits.
+    Joules are added up beat by beat from the last readings. The final report, which sees all readings at once, may
+    differ by what a meter publishes at a time.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._known_ns: dict[str, int] = {}
+        self._running: dict[str, RunningEnergy] = {}
         self._watts: dict[str, float] = {}
         self._counted = Counted(session)
-        self._energy_j: dict[str, float] = {}
         self.points: deque[Point] = deque(maxlen=240)
         self.whole: tuple[int, float] | None = None  # the last instant that all meters have passed; joules until then
         self.gaps = 0  # times that a meter was silent: joules are missing since
@@ -45,7 +46,7 @@ class Pulse:
     @property
     def energy_j(self) -> dict[str, float]:
         """Return the joules so far by domain, of those that make the total."""
-        return self._named(self._energy_j)
+        return self._named({domain: running.total_j for domain, running in self._running.items()})
 
     def _named(self, by_domain: Mapping[str, float]) -> dict[str, float]:
         names = self._counted.names()
@@ -62,9 +63,9 @@ class Pulse:
         if fresh:
             feed.mark()
         now_ns, start_ns = time.monotonic_ns(), self._session.start_ns
-        oldest = min(self._known_ns.values(), default=start_ns)
+        oldest = min((running.settled_ns for running in self._running.values()), default=start_ns)
         longest_ns = now_ns - start_ns if fresh else LONGEST_NS
-        since_ns = max(min(now_ns - LOOK_BACK_NS, oldest), now_ns - longest_ns) - NS_PER_S // 2
+        since_ns = max(min(now_ns - LOOK_BACK_NS, oldest), now_ns - longest_ns) - MARGIN_NS
         peeks = isinstance(feed, Sampler) and not fresh
         recording = cast("Sampler", feed).peek(since_ns) if peeks else feed.snapshot(since_ns)
         curves: dict[str, EnergyCurve] = {}
@@ -94,7 +95,7 @@ class Pulse:
 
     def power_w(self, now_ns: int) -> dict[str, float | None]:
         """Return the latest watts of each domain; None where no meter answered lately."""
-        fresh = {domain: now_ns - known_ns < STALE_NS for domain, known_ns in self._known_ns.items()}
+        fresh = {domain: now_ns - running.end_ns < STALE_NS for domain, running in self._running.items()}
         names = self._counted.names()
         return {name: self._watts.get(domain) if fresh.get(domain) else None for domain, name in names.items()}
 
@@ -113,30 +114,30 @@ class Pulse:
     def _whole(self, curves: Mapping[str, EnergyCurve]) -> tuple[int, float] | None:
         """Return the last instant for which all joules are known, and them; None where that cannot be said."""
         names = self._counted.names()
-        if not curves or not names or names.keys() - self._known_ns.keys():
+        if not curves or not names or names.keys() - self._running.keys():
             return None
-        t_ns = min(self._known_ns[domain] for domain in names)
-        ahead = [curves[domain] for domain in names if self._known_ns[domain] > t_ns and domain in curves]
+        t_ns = min(self._running[domain].end_ns for domain in names)
+        ahead = [curves[domain] for domain in names if self._running[domain].end_ns > t_ns and domain in curves]
         if any(curve.start_ns > t_ns for curve in ahead):
             return None
-        rest_j = fsum(curve.between(t_ns, self._known_ns[str(curve.domain)]) for curve in ahead)
-        return t_ns, fsum(self._energy_j[domain] for domain in names) - rest_j
+        rest_j = fsum(curve.between(t_ns, self._running[str(curve.domain)].end_ns) for curve in ahead)
+        return t_ns, fsum(self._running[domain].total_j for domain in names) - rest_j
 
     def _add(self, meter: Meter, recording: Recording, start_ns: int) -> EnergyCurve | None:
         domain, found = str(meter.domain), metered(meter, recording)
         if isinstance(found, Unavailable):
             return None
         curve: EnergyCurve = found.curve
-        known_ns = self._known_ns.get(domain, start_ns)
+        running = self._running.get(domain) or RunningEnergy(start_ns)
+        known_ns = running.end_ns
         if curve.end_ns <= known_ns:
             return curve
         for t_ns in [t for t in self._asked if known_ns < t <= curve.end_ns]:
-            self._asked[t_ns][domain] = self._energy_j.get(domain, 0.0) + curve.between(known_ns, t_ns)
+            self._asked[t_ns][domain] = running.at(curve, t_ns)
         self.gaps += any(lo < curve.end_ns and hi > known_ns for lo, hi in curve.silent)
-        joules = curve.between(known_ns, curve.end_ns)
-        self._energy_j[domain] = self._energy_j.get(domain, 0.0) + joules
         # Where the meter was silent the joules are unknown, and so is their mean.
         seconds = (curve.end_ns - max(known_ns, curve.start_ns)) / NS_PER_S
-        self._watts[domain] = joules / seconds
-        self._known_ns[domain] = curve.end_ns
+        self._watts[domain] = curve.between(known_ns, curve.end_ns) / seconds
+        running.extend(curve, curve.end_ns)
+        self._running[domain] = running
         return curve

@@ -1,0 +1,69 @@
+"""Processes that begin with torch and torchwatt imported, which takes seconds: they are forked from one that did it.
+
+For tests of what a program does, not of how it begins and ends: nothing that `atexit` keeps is run in them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from multiprocessing import forkserver, get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+NVML = "libnvidia-ml.so.1"
+_context = get_context("forkserver")
+_context.set_forkserver_preload(["tests.support.ready_imports"])
+
+
+def call(function: Callable[..., object], *arguments: Any, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Call a function of a module in a process of its own; return its exit status and what it wrote.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer, and was killed.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ONE_THREAD.items():
+            patch.setenv(name, value)
+        forkserver.ensure_running()
+    with TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = _context.Process(target=_redirected, args=(paths, function, arguments))
+        process.start()
+        process.join(timeout_s)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired([function.__name__], timeout_s)
+        stdout, stderr = (path.read_text() if path.exists() else "" for path in paths)
+    return subprocess.CompletedProcess([function.__name__], process.exitcode or 0, stdout, stderr)
+
+
+def run_code(code: str, env: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run Python as `python -c` does; the library of NVML is taken from LD_LIBRARY_PATH."""
+    return call(_run_code, code, dict(env), timeout_s=timeout_s)
+
+
+def _redirected(paths: list[Path], function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    for fd, path in zip((1, 2), paths, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), fd)
+    function(*arguments)
+
+
+def _run_code(code: str, env: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(env)
+    for folder in env.get("LD_LIBRARY_PATH", "").split(os.pathsep):  # the loader read the variable long ago
+        if folder and (Path(folder) / NVML).is_file():
+            ctypes.CDLL(str(Path(folder) / NVML))
+    sys.argv = ["-c"]
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    exec(compile(code, "<string>", "exec"), vars(main))  # noqa: S102  a test's own code

@@ -10,8 +10,9 @@ FRONT_SOURCES := $(wildcard extension/src/*.ts extension/style/* extension/schem
 NODE_MODULES := extension/node_modules/.yarn-state.yml
 JLPM := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/jlpm
 SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 2 --dist loadfile --no-loadscope-reorder
-ALONE := $(BIN)/python -m pytest -m "alone and not heavy"
-HEAVY := $(BIN)/python -m pytest -m heavy
+# Only the files that have such tests are collected: importing all of them takes half a minute.
+ALONE := $(BIN)/python -m pytest -m "alone and not heavy" $(shell grep -rl --include=*.py "mark.alone" tests)
+HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rl --include=*.py "mark.heavy" tests)
 DEMO := demo-output
 OLD_KERNEL := tests/notebook/requirements-old-kernel.txt
 

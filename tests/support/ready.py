@@ -24,8 +24,12 @@ _context = get_context("forkserver")
 _context.set_forkserver_preload(["tests.support.ready_imports"])
 
 
-def call(function: Callable[..., object], *arguments: Any, timeout_s: float) -> subprocess.CompletedProcess[str]:
+def call(
+    function: Callable[..., object], *arguments: Any, timeout_s: float, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Call a function of a module in a process of its own; return its exit status and what it wrote.
+
+    The environment is this process's if none is given. The library of NVML is taken from LD_LIBRARY_PATH.
 
     Raises:
         subprocess.TimeoutExpired: It took longer, and was killed.
@@ -36,7 +40,8 @@ def call(function: Callable[..., object], *arguments: Any, timeout_s: float) -> 
         forkserver.ensure_running()
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _context.Process(target=_redirected, args=(paths, function, arguments))
+        variables = dict(os.environ if env is None else env)
+        process = _context.Process(target=_in_place, args=(paths, variables, function, arguments))
         process.start()
         process.join(timeout_s)
         if process.is_alive():
@@ -48,22 +53,24 @@ def call(function: Callable[..., object], *arguments: Any, timeout_s: float) -> 
 
 
 def run_code(code: str, env: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run Python as `python -c` does; the library of NVML is taken from LD_LIBRARY_PATH."""
-    return call(_run_code, code, dict(env), timeout_s=timeout_s)
+    """Run Python as `python -c` does."""
+    return call(_run_code, code, timeout_s=timeout_s, env=env)
 
 
-def _redirected(paths: list[Path], function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+def _in_place(
+    paths: list[Path], env: dict[str, str], function: Callable[..., object], arguments: tuple[Any, ...]
+) -> None:
     for fd, path in zip((1, 2), paths, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), fd)
-    function(*arguments)
-
-
-def _run_code(code: str, env: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(env)
     for folder in env.get("LD_LIBRARY_PATH", "").split(os.pathsep):  # the loader read the variable long ago
         if folder and (Path(folder) / NVML).is_file():
             ctypes.CDLL(str(Path(folder) / NVML))
+    function(*arguments)
+
+
+def _run_code(code: str) -> None:
     sys.argv = ["-c"]
     main = sys.modules["__main__"] = ModuleType("__main__")
     exec(compile(code, "<string>", "exec"), vars(main))  # noqa: S102  a test's own code

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REQUIRE_SIMHW
-from tests.support import ready
+from tests.support.ready import run_script
 
 SOURCE = Path(__file__).resolve().parents[1] / "support" / "simulated" / "simnvml.c"
 
@@ -46,9 +45,7 @@ def run_on(nvml_folder: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
             "TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none"),
             "OMP_NUM_THREADS": "1",
         }
-        done = ready.run_code(code, os.environ | settings | env, timeout_s=120.0)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = run_script(code, os.environ | settings | env, timeout_s=120.0)
         return {**found, "epoch_ns": epoch_ns}
 
     return run

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import run_script
+from tests.support.ready import run_script
 from torchwatt.attribution.gaps import IDLE_MIN_NS
 from torchwatt.core.terms import IDLE, UNATTRIBUTED
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import torchwatt as tw
-from tests.conftest import run_script
+from tests.support.ready import run_script
 from torchwatt.audit import verify
 from torchwatt.cli.parser import run as torchwatt
 from torchwatt.core.errors import BundleError, ConfigError

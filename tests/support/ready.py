@@ -6,6 +6,7 @@ For tests of what a program does, not of how it begins and ends: nothing that `a
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import subprocess
 import sys
@@ -52,9 +53,11 @@ def call(
     return subprocess.CompletedProcess([function.__name__], process.exitcode or 0, stdout, stderr)
 
 
-def run_code(code: str, env: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run Python as `python -c` does."""
-    return call(_run_code, code, timeout_s=timeout_s, env=env)
+def run_script(code: str, env: Mapping[str, str] | None = None, timeout_s: float = 60.0) -> dict[str, Any]:
+    """Run Python as `python -c` does, and return the JSON of its last line."""
+    done = call(_run_code, code, timeout_s=timeout_s, env=env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _in_place(

@@ -22,6 +22,7 @@ from torchwatt.session import frames
 from torchwatt.session.faces import MAX_HTML_BYTES
 from torchwatt.views import format_energy, live_layers, to_html_fragment, to_html_page, to_payload, to_text
 from torchwatt.views.payload import MAX_BYTES
+from torchwatt.views.tree import MAX_DEPTH
 
 OWN_ROWS = (UNATTRIBUTED, "(profiler)", "(compile)")
 
@@ -179,7 +180,8 @@ def check_csv(report, truth):
 
 def check_all(report, *, csv=True):
     truth = Truth(report)
-    count = len(truth.names)
+    shallow = all(name.count(".") < MAX_DEPTH - 1 for name in truth.names)
+    count = len(truth.names) if shallow else 10**6
     check_rows(report, truth)
     check_text(report, truth)
     if csv:

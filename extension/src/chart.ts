@@ -248,16 +248,13 @@ function unavailable(list: readonly Gone[], open = false): HTMLElement | null {
   return lines.length ? h('details', { class: 'tw-gone', open }, title, ...lines) : null;
 }
 
-function foldedNote({ folded }: Payload): HTMLElement | null {
-  return (
-    folded &&
-    h(
-      'div',
-      { class: 'tw-note' },
-      `other (${folded.layers}): the smallest ${folded.layers} layers, together ` +
-        `${formatEnergy(folded.energy_j)}; run.layers and the CSV of the kernel have all of them.`
-    )
-  );
+function foldedNote({ layers, folded }: Payload): HTMLElement | null {
+  const count = layers.reduce((sum, row) => sum + (row.folded ?? 0), folded?.layers ?? 0);
+  const where = folded
+    ? `at the end, other (${count}), together ${formatEnergy(folded.energy_j)}`
+    : 'as "(n smaller)" inside of what contains them, whose total they are part of';
+  const all = 'run.layers and the CSV of the kernel have all of them.';
+  return count ? h('div', { class: 'tw-note' }, `The ${count} smallest layers stand ${where}; ${all}`) : null;
 }
 
 function events(payload: Payload): HTMLElement | null {

@@ -54,7 +54,9 @@ class EnergyCurve:
 
     def at(self, t_ns: IntArray | int) -> FloatArray:
         """Return cumulative joules at instants; flat outside the known range."""
-        return np.asarray(np.interp(np.asarray(t_ns), self.t_ns, self.energy_j), dtype=np.float64)
+        # From the first point on: nanoseconds since a machine began have more digits than a float after a hundred days.
+        since_ns = np.asarray(t_ns) - self.t_ns[0]
+        return np.asarray(np.interp(since_ns, self.t_ns - self.t_ns[0], self.energy_j), dtype=np.float64)
 
     def between(self, start_ns: int, end_ns: int) -> float:
         """Return the joules between two instants, as far as they are known."""

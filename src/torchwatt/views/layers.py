@@ -109,10 +109,9 @@ def _sum_known(values: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """Layers that are not shown: how many names, how many of their rows, how many joules."""
+    """Layers that are not shown: how many names, how many joules."""
 
     layers: int
-    rows: int
     energy_j: float
 
 
@@ -122,4 +121,4 @@ def fold(layers: Sequence[LayerSum], shown: int) -> tuple[tuple[LayerSum, ...], 
         return tuple(layers), None
     rest = layers[shown:]
     energy_j = fsum(entry.energy_self_j for layer in rest for entry in layer.entries)
-    return tuple(layers[:shown]), Folded(len(rest), sum(len(layer.phases) for layer in rest), energy_j)
+    return tuple(layers[:shown]), Folded(len(rest), energy_j)

@@ -10,9 +10,10 @@ from torchwatt.core.meter import Meter, Unavailable
 from torchwatt.core.report import Report
 from torchwatt.views.payload import layers_payload, number, text
 from torchwatt.views.summary import step_rates
+from torchwatt.views.tree import books
 
 SCHEMA, VERSION = "torchwatt.live", 1
-MAX_LAYERS = 150  # of a message; the rest is folded, with its joules
+MAX_LAYERS = 150  # modules of a message; the rest is folded in what contains it
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def live_layers(report: Report) -> dict[str, Any]:
     return {
         "steps": len(report.steps),
         "per_step": "" if rate is None else rate.value,
-        "layers": {"as_of_s": number(report.duration_s), **layers_payload(report, MAX_LAYERS)},
+        "layers": {"as_of_s": number(report.duration_s), **layers_payload(books(report), MAX_LAYERS)},
     }
 
 

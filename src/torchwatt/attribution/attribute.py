@@ -59,7 +59,7 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
     for meter in recording.meters:
         if all(channel.quantity == "gauge" for channel in meter.channels):
             continue  # tells what happened, meters no energy
-        found = _metered(meter, recording)
+        found = _metered(meter, recording, (start_ns, end_ns))
         if isinstance(found, Unavailable):
             unavailable.append(found)
             continue
@@ -70,6 +70,8 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
             continue
         curves.append(curve)
         blank = _blank(found, curve, recording, start_ns, end_ns)
+        if known.baseline:
+            blank = replace(blank, static_w=_static_w(found, start_ns))
         if meter.domain.kind in HOST_KINDS:
             ledgers.append(_host_ledger(found, blank, split(curve, trace, recording.get(PROCESS_CPU))))
         else:
@@ -102,10 +104,10 @@ def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:
     return [Event(end_ns, "info", "CHILD_PROCESSES", "run", message)]
 
 
-def _metered(meter: Meter, recording: Recording) -> Metered | Unavailable:
+def _metered(meter: Meter, recording: Recording, window: tuple[int, int]) -> Metered | Unavailable:
     """Build a meter's curve; readings that make none take no other meter along."""
     try:
-        return metered(meter, recording)
+        return metered(meter, recording, window)
     except SensorError as error:
         return Unavailable(str(meter.domain), f"its readings make no curve: {error}")
 
@@ -154,7 +156,6 @@ def _blank(found: Metered, curve: EnergyCurve, recording: Recording, start_ns: i
         known_s=known_ns / NS_PER_S,
         window_s=(end_ns - start_ns) / NS_PER_S,
         energy_u_j=curve.u_j,
-        static_w=_static_w(found, start_ns),
         cross_check_j=_cross_check_j(curve, recording, found),
     )
     return _with_counter(head, recording, found, curve)

@@ -135,8 +135,10 @@ class Pulse:
         self.gaps += any(lo < curve.end_ns and hi > known_ns for lo, hi in curve.silent)
         joules = curve.between(known_ns, curve.end_ns)
         self._energy_j[domain] = self._energy_j.get(domain, 0.0) + joules
-        # Where the meter was silent the joules are unknown, and so is their mean.
-        seconds = (curve.end_ns - max(known_ns, curve.start_ns)) / NS_PER_S
-        self._watts[domain] = joules / seconds
+        mean_w = curve.mean_w(known_ns, curve.end_ns)
+        if mean_w is None:
+            self._watts.pop(domain, None)
+        else:
+            self._watts[domain] = mean_w
         self._known_ns[domain] = curve.end_ns
         return curve

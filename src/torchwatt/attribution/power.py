@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,8 +89,8 @@ def reading_u_j(series: Series, integral: Integral, start_ns: int, end_ns: int) 
     inside = len(series.between(start_ns, end_ns))
     if inside < FEW_READINGS:
         spread_w = float(np.std(series.raw)) * series.channel.scale
-        return spread_w * (end_ns - start_ns) / NS_PER_S / np.sqrt(inside + 1.0)
-    return float(np.median(np.diff(integral[1]))) / np.sqrt(6.0)
+        return spread_w * (end_ns - start_ns) / NS_PER_S / sqrt(inside + 1.0)
+    return float(np.median(np.diff(integral[1]))) / sqrt(6.0)
 
 
 def integrate(series: Series) -> Integral:

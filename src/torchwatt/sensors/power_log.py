@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +35,7 @@ LARGEST_RAW = 1e18  # a counter of 64 bits in millijoules
 MOST_CARDS = 4096
 DATELESS = "dateless"  # of a recording's `meta`: its times are times of day
 ZONELESS = "zoneless"  # its times are text without a zone, read as UTC
+MOST_SURPLUS = 0.02  # part of the lines that two writers may have mixed up
 _ENOUGH = 0.9  # a power column with so many of the best one's readings is as good
 _BACK_NS = 5 * NS_PER_S  # a step back in time that no scheduling explains
 # Of a last line without a line end it is not known whether it is whole.
@@ -59,6 +61,8 @@ class _Log:
     cards: dict[Card, _Readings] = field(default_factory=dict)
     unread: int = 0  # lines with readings whose time is not one
     unread_time: str = ""  # the first of them
+    rows: int = 0
+    surplus: list[int] = field(default_factory=list)  # numbers of lines with more cells than columns
     left_out: list[str] = field(default_factory=list)
 
 
@@ -112,6 +116,11 @@ def _read(log: _Log, rows: Iterable[Row]) -> None:
             else:
                 log.left_out.append(_CUT)
             before = row
+    if len(log.surplus) > MOST_SURPLUS * log.rows:
+        raise SensorError(
+            f"{log.name}, line {log.surplus[0]}: more cells than columns: numbers with decimal commas need quotes, "
+            "another separator than the comma, or a decimal point"
+        )
     if log.clock.doubtful:
         raise SensorError(
             f"{log.name}: the date {log.clock.doubtful} may be day and month or month and day: write it as 2026-12-31"
@@ -136,6 +145,10 @@ def _shape(cell: str) -> tuple[int, str]:
 
 
 def _read_row(log: _Log, columns: Columns, row: Row) -> None:
+    log.rows += 1
+    if len(row.cells) > len(columns.names):
+        log.surplus.append(row.number)
+        return
     # The last cell of a line that is too short may be cut.
     cells = row.cells if len(row.cells) >= len(columns.names) else row.cells[:-1]
     if max(columns.time) >= len(cells):
@@ -157,12 +170,12 @@ def _read_row(log: _Log, columns: Columns, row: Row) -> None:
                 raise SensorError(f"{log.name}, line {row.number}: more than {MOST_CARDS} cards: the columns that name "
                                   "cards change from line to line")  # fmt: skip
             readings = log.cards[one] = _Readings()
-        _add(readings, quantity, t_ns, cell, f"line {row.number}: {cell.strip()[:LONGEST_CELL]!r} in {quantity.name!r}")
+        _add(log.name, readings, quantity, t_ns, cell, row.number)
 
 
 def _amounts(columns: Columns, cells: Sequence[str]) -> Iterator[tuple[Card, Quantity, str]]:
     """Yield the cells of a row with power or energy, and whose they are."""
-    named = card({kind: cells[place] for kind, place in columns.cards.items() if place < len(cells)})
+    named = card(tuple((kind, cells[place]) for kind, place in columns.cards.items() if place < len(cells)))
     if columns.metric is not None and columns.value is not None:
         if max(columns.metric, columns.value) < len(cells):
             metric = cells[columns.metric]
@@ -176,7 +189,7 @@ def _amounts(columns: Columns, cells: Sequence[str]) -> Iterator[tuple[Card, Qua
             yield (named if wide is None else replace(wide, host=wide.host or named.host)), quantity, cells[place]
 
 
-def _add(readings: _Readings, quantity: Quantity, t_ns: int, cell: str, where: str) -> None:
+def _add(name: str, readings: _Readings, quantity: Quantity, t_ns: int, cell: str, number: int) -> None:
     if quantity.kind == "counter":
         value = counter_value(cell)
         if quantity.scale is not None and abs(value) < LARGEST_RAW:
@@ -188,17 +201,23 @@ def _add(readings: _Readings, quantity: Quantity, t_ns: int, cell: str, where: s
     scale = power_scale(found.unit) if found.unit else quantity.scale
     if scale is None:
         if not found.unit:
-            raise SensorError(f"{where} names no unit: write it into the column's name, such as [W]")
+            raise SensorError(
+                f"{name}, {_where(quantity, cell, number)} names no unit: write it into the column's name, such as [W]"
+            )
         return  # a temperature, a share
     power_w = found.value * scale
     if not 0 <= power_w <= MOST_CARD_W:
-        readings.absurd.setdefault(quantity, f"{where} is {power_w:.6g} W")
+        readings.absurd.setdefault(quantity, f"{_where(quantity, cell, number)} is {power_w:.6g} W")
         return
     if found.doubtful and power_w * 1000 <= MOST_CARD_W:
-        readings.doubtful.setdefault(quantity, where)
+        readings.doubtful.setdefault(quantity, _where(quantity, cell, number))
     elif "," in cell:
         readings.commas.add(quantity)
     readings.values[quantity].append((t_ns, power_w))
+
+
+def _where(quantity: Quantity, cell: str, number: int) -> str:
+    return f"line {number}: {cell.strip()[:LONGEST_CELL]!r} in {quantity.name[:LONGEST_CELL]!r}"
 
 
 # From readings to meters
@@ -311,7 +330,7 @@ def _check_one(log: _Log, key: Card, t_ns: IntArray, power_w: FloatArray) -> Non
     """Refuse lines of one name that tell of two cards: logs of several machines that were put into one file."""
     back = np.flatnonzero(np.diff(t_ns) < -_BACK_NS) + 1
     parts = np.split(np.arange(len(t_ns)), back)
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in pairwise(parts):
         lo, hi = max(t_ns[before].min(), t_ns[after].min()), min(t_ns[before].max(), t_ns[after].max())
         shorter = min(np.ptp(t_ns[before]), np.ptp(t_ns[after]))
         if shorter <= 0 or hi - lo < shorter / 2:
@@ -387,6 +406,10 @@ def _events(t_ns: int, log: _Log, cards: Sequence[_OneCard]) -> Iterator[Event]:
         yield Event(t_ns, "info", "CLOCK_SET_BACK", "run", message)
     if log.unread:
         message = f"{log.unread} lines of {log.name} have no time that can be read ({log.unread_time}): left out"
+        yield Event(t_ns, "warning", "READINGS_LEFT_OUT", "run", message)
+    if log.surplus:
+        many = f"{len(log.surplus)} lines of {log.name} (the first: {log.surplus[0]})"
+        message = f"{many} have more cells than columns: left out"
         yield Event(t_ns, "warning", "READINGS_LEFT_OUT", "run", message)
     for why in log.left_out:
         yield Event(t_ns, "info", "READINGS_LEFT_OUT", "run", f"{log.name}: {why}: left out")

@@ -47,8 +47,8 @@ def select_cards(
     indexed = {f"gpu:{index}": meter for meter in log.meters if (index := meter.fact("index"))}
     if len(devices) > 1 and sorted(indexed) == sorted(devices) and len(indexed) == len(log.meters):
         message = (
-            "cards of the power log are matched to the trace's devices by index: where CUDA_VISIBLE_DEVICES orders them "
-            "otherwise, --device says how"
+            "cards of the power log are matched to the trace's devices by index: where CUDA_VISIBLE_DEVICES orders "
+            "them otherwise, --device says how"
         )
         return renamed(log, indexed), (Event(0, "info", "CARDS_BY_INDEX", "run", message),)
     raise ConfigError(_cannot_tell(log, devices))
@@ -88,7 +88,7 @@ def _picked(meters: Sequence[Meter], devices: Sequence[str], wanted: Sequence[st
         cards = {device: picked(meters, wanted[_number(device)]) for device in devices}
     else:
         raise ConfigError(
-            f"--device names {len(wanted)} cards, the trace holds {', '.join(devices)}: name one for each, in that order"
+            f"--device names {len(wanted)} cards, the trace holds {', '.join(devices)}: name one for each of them"
         )
     if len({id(meter) for meter in cards.values()}) < len(cards):
         raise ConfigError("--device names one card twice")
@@ -119,8 +119,9 @@ def _cannot_tell(log: Recording, devices: Sequence[str]) -> str:
     cards = [f"{Card.of(meter).text} ({_mean_w(log, meter)})" for meter in log.meters]
     several = f"{len(cards)} cards" if len(cards) > 1 else "one card"
     return (
-        f"the power log has {several}, and which is {' and which '.join(devices)} cannot be told, for CUDA_VISIBLE_DEVICES "
-        f"may have numbered them otherwise: give --device with an index, uuid or bus id for each; found: {_listed(cards)}"
+        f"the power log has {several}, and which is {' and which '.join(devices)} cannot be told, for "
+        "CUDA_VISIBLE_DEVICES may have numbered them otherwise: give --device with an index, uuid or bus id for each; "
+        f"found: {_listed(cards)}"
     )
 
 

@@ -199,14 +199,9 @@ def _share(ledger: Ledger, total_j: float) -> str:
 
 # What a reader must know before the first number: whose joules are in the total, and whose are not.
 _HEAD = (
-    "DEVICE_USER_UNKNOWN",
-    "CARDS_BY_INDEX",
-    "OTHER_PROCESSES",
-    "OTHER_CARDS",
-    "SCOPE_UNKNOWN",
-    "MODULE_COUNTER",
+    "DEVICE_USER_UNKNOWN", "CARDS_BY_INDEX", "OTHER_PROCESSES", "OTHER_CARDS", "SCOPE_UNKNOWN", "MODULE_COUNTER",
     "CHILD_PROCESSES",
-)
+)  # fmt: skip
 
 
 def head_notes(report: Report) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from torchwatt.audit.exports.cells import (
     when,
 )
 from torchwatt.audit.reader import Bundle
+from torchwatt.audit.run_row import PART_OF_KIND
 from torchwatt.audit.schema import Row
 from torchwatt.core.ledger import mean_power_w
 
@@ -60,7 +61,8 @@ def _row(bundle: Bundle) -> dict[str, str | float | int | None]:
         "experiment_id": _safe(text(run, "parent_run_id")),
         "duration": duration_s,
         "emissions": kilograms,
-        "emissions_rate": _rate(bundle, kilograms, duration_s),
+        # CodeCarbon's own quotient of the two cells before.
+        "emissions_rate": None if kilograms is None or duration_s <= 0 else kilograms / duration_s,
         **_energies(bundle, duration_s, pue_of(bundle)),
         "water_consumed": None if water is None else number(water, "value"),
         "country_iso_code": zone if len(zone) == 3 else None,
@@ -94,12 +96,6 @@ def _mean_power_w(devices: Sequence[Row], duration_s: float) -> float | None:
     return mean_power_w(
         (number(row, "energy_j") or 0.0, (number(row, "coverage_ratio") or 0.0) * duration_s) for row in devices
     )
-
-
-def _rate(bundle: Bundle, kilograms: float | None, duration_s: float) -> float | None:
-    """Return kilograms a second: those of the joules, at the mean power of the metered time."""
-    energy_j, power_w = number(bundle.run, "energy_it_j"), _mean_power_w(counted(bundle), duration_s)
-    return None if kilograms is None or power_w is None or not energy_j else kilograms / energy_j * power_w
 
 
 def _hardware(bundle: Bundle) -> dict[str, str | int | None]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import FloatArray, IntArray, Meter
+from torchwatt.core.units import NS_PER_S
 
 # Names of columns, in order of preference.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -60,10 +62,11 @@ class Card:
         return cls(**{field.name: meter.fact(field.name) or "" for field in fields(cls)})
 
 
-def card(cells: Mapping[str, str]) -> Card:
-    """Make a card of cells by column: a uuid or a bus id is known as such in whatever column it stands."""
-    parts = {}
-    for kind, cell in cells.items():
+@lru_cache(maxsize=1 << 12)
+def card(cells: tuple[tuple[str, str], ...]) -> Card:
+    """Make a card of (kind, cell) pairs: a uuid or a bus id is known as such in whatever column it stands."""
+    parts: dict[str, str] = {}
+    for kind, cell in cells:
         value = cell.strip().strip('"')
         if value.lower() in _MISSING:
             continue
@@ -132,7 +135,7 @@ def lines_per_tick(t_ns: IntArray, power_w: FloatArray) -> int:
         tick_ns = float(np.quantile(apart_ns, share))
         if not tick_ns > 0:
             break
-        limit_ns = min(tick_ns / 4, _TICK_NS)
+        limit_ns = min(tick_ns / 10, _TICK_NS)
         ends = np.flatnonzero(apart_ns > limit_ns) + 1
         sizes = np.diff(np.concatenate(([0], ends, [len(t_ns)])))
         usual = int(np.median(sizes))
@@ -143,8 +146,10 @@ def lines_per_tick(t_ns: IntArray, power_w: FloatArray) -> int:
 
 def _differ(t_ns: IntArray, power_w: FloatArray, sizes: IntArray, usual: int) -> bool:
     """Tell whether the lines of one tick are those of several cards, where equal whole seconds leave it open."""
-    if np.any(t_ns % 1_000_000_000) or len(sizes) < 3:
-        return bool(len(sizes) >= 3 or np.any(t_ns % 1_000_000_000))
+    if np.any(t_ns % NS_PER_S):
+        return True
+    if len(sizes) < 3:
+        return False
     firsts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
     ticks = power_w[np.add.outer(firsts[sizes == usual], np.arange(usual))]
     within, between = np.abs(np.diff(ticks, axis=1)).mean(), np.abs(np.diff(ticks, axis=0)).mean()
@@ -154,7 +159,7 @@ def _differ(t_ns: IntArray, power_w: FloatArray, sizes: IntArray, usual: int) ->
 def places(t_ns: IntArray, count: int) -> IntArray:
     """Return the place of each line in its tick of `count` lines; -1 for those of a tick with more or fewer."""
     apart_ns = np.abs(np.diff(t_ns))
-    limit_ns = min(float(apart_ns.max()) / 4, _TICK_NS)
+    limit_ns = min(float(apart_ns.max()) / 10, _TICK_NS)
     ends = [0, *(np.flatnonzero(apart_ns > limit_ns) + 1).tolist(), len(t_ns)]
     found = np.full(len(t_ns), -1, dtype=np.int64)
     for lo, hi in pairwise(ends):

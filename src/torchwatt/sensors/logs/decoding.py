@@ -1,4 +1,4 @@
-"""Text of a log file, whatever wrote it: UTF-8 or UTF-16, with or without a byte order mark, with holes or cut short."""
+"""Text of a log file: UTF-8 or UTF-16, with or without a byte order mark, with holes, or cut short."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SPACES = "\t\n\r\f\v\x1b"  # and the escape sequences of terminals
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line without its end; `number` counts from 1, `ended` is False for the last one of a file without line end."""
+    """One line without its end: `number` counts from 1, `ended` is False where the file stops before a line end."""
 
     number: int
     text: str
@@ -42,11 +42,8 @@ def log_lines(file: BinaryIO, name: str) -> Iterator[Line]:
     _check_text(start.decode(encoding, "replace"), name)
     file.seek(0)
     text = TextIOWrapper(file, encoding=encoding, errors="replace", newline=None)
-    try:
-        for number, line in enumerate(bounded_lines(text), 1):
-            yield Line(number, line.rstrip("\n").replace("\0", ""), line.endswith("\n"))
-    finally:
-        text.detach()
+    for number, line in enumerate(bounded_lines(text), 1):
+        yield Line(number, line.rstrip("\n").replace("\0", ""), line.endswith("\n"))
 
 
 def _encoding(start: bytes) -> str:

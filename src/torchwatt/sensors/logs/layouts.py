@@ -1,4 +1,4 @@
-"""The layouts of power logs: tables with any separator, samples of Prometheus, and nvidia-smi's reports in text and XML."""
+"""The layouts of power logs: tables with any separator, samples of Prometheus, nvidia-smi's reports."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torchwatt.sensors.logs.quantities import LONGEST_CELL, amount, power_scale
 from torchwatt.sensors.logs.timestamps import LogClock
 
 LOG_A_CARD = "log the cards with nvidia-smi --query-gpu=timestamp,index,uuid,power.draw --format=csv -lms 100"
+LOG_AMD = "log the cards with amd-smi monitor --power-usage --watch 1 --csv"
 _LOOKED_AT = 60  # lines, to tell the layout
 _SHOWN = 20  # names of columns in an error
 _MOST_JSON = 1 << 26  # characters
@@ -38,24 +39,22 @@ _REPORT_NAMES = {
 _SAMPLE = re.compile(
     r"([A-Za-z_:][\w:]*(?:\{.*\})?)\s+([-+\w.]+)(?:\s+(-?[\d.]+(?:e[-+]?\d+)?))?\s*(?:#.*)?", re.IGNORECASE
 )
-# What is no log of a card's power, by what its first lines say: the pattern, what it is, and what to do.
-_REFUSED: tuple[tuple[str, str], ...] = (
-    (r"\|\s*NVIDIA-SMI\s", f"is the screen of nvidia-smi, which has no columns: {LOG_A_CARD}"),
-    (r"^#.*\bgpu\s+pid\b", f"is of nvidia-smi pmon, which lists processes and no power: {LOG_A_CARD}"),
-    (r"^#\s*gpu\s.*\bpwr\b", "is of nvidia-smi dmon without times: add -o DT"),
-    (r"^#\s*gpu\s", f"is of nvidia-smi dmon without power: add -s p -o DT, or {LOG_A_CARD}"),
-    (r"^#\s*Entity\b", f"is of dcgmi dmon, which writes no times: {LOG_A_CARD}"),
-    (r"^GPU\[\d+\]\s*:|ROCm System Management Interface", "is the screen of rocm-smi, which has no times: log with"
-     " amd-smi monitor --power-usage --watch 1 --csv"),
-    (r"\b(PkgWatt|CorWatt|Busy%|Bzy_MHz)\b", f"is of turbostat, which meters the CPU and not the cards: {LOG_A_CARD}"),
-    (r"\bUser\s+Nice\s+Sys\s+Idle\b", f"is of powerstat, which meters the whole machine and not the cards: {LOG_A_CARD}"),
-    (r"\b(energy_consumed|emissions_rate)\b", "is codecarbon's file of totals, one row a run, and holds no readings:"
-     f" {LOG_A_CARD}"),
-    (r"\bConsumedEnergy(Raw)?\b", f"is Slurm's accounting, one total a job, and holds no readings: {LOG_A_CARD}"),
-    (r"Instantaneous power reading|DCMI", f"is of ipmitool, which meters the node and not the cards: {LOG_A_CARD}"),
-    (r"power/energy-(pkg|cores|ram|gpu|psys)/", f"is of perf stat, which meters the CPU and not the cards: {LOG_A_CARD}"),
-    (r"\*\*\* Sampled system activity", f"is of powermetrics, which meters the whole chip and not a card: {LOG_A_CARD}"),
-)  # fmt: skip
+# What is no log of a card's power: a pattern of its first lines, what it is, and what to do.
+_REFUSED: tuple[tuple[str, str, str], ...] = (
+    (r"\|\s*NVIDIA-SMI\s", "is the screen of nvidia-smi, which has no columns", LOG_A_CARD),
+    (r"^#.*\bgpu\s+pid\b", "is of nvidia-smi pmon, which lists processes and no power", LOG_A_CARD),
+    (r"^#\s*gpu\s.*\bpwr\b", "is of nvidia-smi dmon without times", "add -o DT"),
+    (r"^#\s*gpu\s", "is of nvidia-smi dmon without power", "add -s p -o DT"),
+    (r"^#\s*Entity\b", "is of dcgmi dmon, which writes no times", LOG_A_CARD),
+    (r"^GPU\[\d+\]\s*:|ROCm System Management", "is the screen of rocm-smi, which has no times", LOG_AMD),
+    (r"\b(PkgWatt|CorWatt|Busy%|Bzy_MHz)\b", "is of turbostat, which meters the CPU and not the cards", LOG_A_CARD),
+    (r"\bUser\s+Nice\s+Sys\s+Idle\b", "is of powerstat, which meters the whole machine", LOG_A_CARD),
+    (r"\b(energy_consumed|emissions_rate)\b", "is codecarbon's: totals, one row a run, and no readings", LOG_A_CARD),
+    (r"\bConsumedEnergy(Raw)?\b", "is Slurm's accounting: one total a job, and no readings", LOG_A_CARD),
+    (r"Instantaneous power reading|DCMI", "is of ipmitool, which meters the node and not the cards", LOG_A_CARD),
+    (r"power/energy-\w+/", "is of perf stat, which meters the CPU and not the cards", LOG_A_CARD),
+    (r"\*\*\* Sampled system activity", "is of powermetrics, which meters the whole chip", LOG_A_CARD),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +80,9 @@ def log_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
         return _xml_rows(lines)
     if "NVSMI LOG" in text:
         return _report_rows(lines)
-    for pattern, cause in _REFUSED:
+    for pattern, cause, fix in _REFUSED:
         if re.search(pattern, text, re.MULTILINE):
-            raise SensorError(f"{name} {cause}")
+            raise SensorError(f"{name} {cause}: {fix}")
     if re.search(r"^# (HELP|TYPE) |^[A-Za-z_:][\w:]*\{.*\} ", text, re.MULTILINE):
         return _sample_rows(lines, name)
     if text.lstrip().startswith(("{", "[")):
@@ -112,59 +111,39 @@ _DELIMITERS = (",", ";", "\t", "|", " ")
 
 
 def _table_rows(lines: Iterator[Line], first: Sequence[Line], name: str) -> Iterator[Row]:
+    """Read a table; a header may come late, come again, and change what the columns are."""
     found = next((found for line in first if (found := _header(line.text)) is not None), None)
-    if found is None:
-        columns, delimiter = _without_header(first, name)
+    columns, delimiter = found or _without_header(first, name)
+    started = found is None
+    if started:
         yield Row(0, (), columns)
-    else:
-        columns, delimiter = found
     split = _split(delimiter)
-    started, extra = found is None, 0
-    several = 0
     for line in lines:
-        if not line.text.strip():
-            continue
-        text = line.text.strip().strip("|") if delimiter == "|" else line.text
-        cells = split(text)
-        if len(cells) >= 2 and not any(char.isdigit() for char in cells[0]):
-            renewed = columns_of([cell.lstrip("# ") for cell in cells])
-            if renewed is not None:
-                columns, started = renewed, True
-                yield Row(line.number, cells, renewed)
-                continue
-        if not started:
-            continue
-        wanted = len(columns.names)
-        while len(cells) > wanted and not cells[-1].strip():
-            cells.pop()
-        if len(cells) > wanted:
-            cells = _mended(line.text, cells, columns, delimiter)
-        if len(cells) > wanted:
-            extra += 1
-            if LogClock().read(_time_cell(cells, columns), columns.time_unit) is not None:
-                several = several or line.number
-            continue
-        yield Row(line.number, cells, ended=line.ended)
-        if several and extra > 20:
-            break
-    if several:
-        raise SensorError(
-            f"{name}, line {several}: more cells than columns: numbers with decimal commas need quotes, another "
-            "separator than the comma, or a decimal point"
-        )
+        cells = split(line.text.strip().strip("|") if delimiter == "|" else line.text)
+        renewed = _renewed(cells)
+        if renewed is not None:
+            columns, started = renewed, True
+            yield Row(line.number, cells, renewed)
+        elif started and line.text.strip():
+            yield Row(line.number, _fitting(line.text, cells, columns, delimiter), ended=line.ended)
 
 
-def _time_cell(cells: Sequence[str], columns: Columns) -> str:
-    return " ".join(cells[place].strip() for place in columns.time if place < len(cells))
+def _renewed(cells: Sequence[str]) -> Columns | None:
+    """Return the columns where a line is a header: its first cell has no digit."""
+    if len(cells) < 2 or any(char.isdigit() for char in cells[0]):
+        return None
+    return columns_of([cell.lstrip("# ") for cell in cells])
 
 
-def _mended(text: str, cells: list[str], columns: Columns, delimiter: str) -> list[str]:
-    """Split a line again whose commas are decimal ones too, or whose time is two words."""
+def _fitting(text: str, cells: list[str], columns: Columns, delimiter: str) -> list[str]:
+    """Split a line again whose commas are decimal ones too, or whose time is two words, where that fits the header."""
     wanted = len(columns.names)
-    if delimiter == ",":
+    while len(cells) > wanted and not cells[-1].strip():
+        cells.pop()
+    if len(cells) > wanted and delimiter == ",":
         again = _split(", ")(text)
         return again if len(again) == wanted else cells
-    if delimiter == " " and len(cells) == wanted + 1 and len(columns.time) == 1:
+    if len(cells) == wanted + 1 and delimiter == " " and len(columns.time) == 1:
         place = columns.time[0]
         return [*cells[:place], f"{cells[place]} {cells[place + 1]}", *cells[place + 2 :]]
     return cells
@@ -175,7 +154,7 @@ def _header(text: str) -> tuple[Columns, str] | None:
     if not plain or len(plain) > 1 << 20:
         return None
     for delimiter in _DELIMITERS:
-        if delimiter in plain.replace("\t", "\t"):
+        if delimiter in plain:
             columns = columns_of(_split(delimiter)(plain))
             if columns is not None:
                 return columns, delimiter
@@ -286,8 +265,8 @@ def _json_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
 def _report_rows(lines: Iterator[Line]) -> Iterator[Row]:
     """Read what nvidia-smi -q prints, again and again with -l."""
     yield Row(0, (), columns_of(_REPORT))
-    stamp, values, section = "", {}, ""
-    number = 0
+    stamp, section, number = "", "", 0
+    values: dict[str, str] = {}
     for line in lines:
         number = line.number
         key, colon, value = line.text.partition(" : ")
@@ -306,7 +285,8 @@ def _report_rows(lines: Iterator[Line]) -> Iterator[Row]:
 def _xml_rows(lines: Iterator[Line]) -> Iterator[Row]:
     """Read what nvidia-smi -q -x prints: one element a line."""
     yield Row(0, (), columns_of(_REPORT))
-    stamp, values, section = "", {}, ""
+    stamp, section = "", ""
+    values: dict[str, str] = {}
     for line in lines:
         for tag, value in re.findall(r"<(/?[\w]+)[^>]*>([^<]*)", line.text[: 1 << 14]):
             if tag == "timestamp":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torchwatt.sensors.logs.cards import COLUMNS, Card, card
 from torchwatt.sensors.logs.quantities import energy_scale, power_scale, split_unit, time_unit_ns
@@ -111,12 +112,8 @@ def columns_of(header: Sequence[str]) -> Columns | None:
     time = _time(plain)
     if time is None:
         return None
-    cards = {
-        kind: bases.index(name)
-        for kind, names in reversed(COLUMNS.items())
-        for name in reversed(names)
-        if name in bases
-    }
+    places_of = {kind: [bases.index(name) for name in names if name in bases] for kind, names in COLUMNS.items()}
+    cards = {kind: places[0] for kind, places in places_of.items() if places}
     metric = next((bases.index(name) for name in _METRICS if name in bases), None)
     value = bases.index("value") if "value" in bases else None
     quantities, wide = _quantities(header, plain)
@@ -185,6 +182,7 @@ def _of_one_card(name: str, base: str, unit: str) -> Quantity | None:
     return Quantity(name.strip(), "power", None, "replay", len(_ORDER)) if alone else None
 
 
+@lru_cache(maxsize=1 << 12)
 def series_of(metric: str) -> tuple[Quantity | None, Card] | None:
     """Read a series of Prometheus such as `DCGM_FI_DEV_POWER_USAGE{gpu="0", UUID="GPU-..."}`; None without labels.
 
@@ -197,8 +195,8 @@ def series_of(metric: str) -> tuple[Quantity | None, Card] | None:
     labels = {key.lower(): value for key, value in _LABELS.findall(rest)}
     if not name:
         base, unit = split_unit(labels.get("__name__", ""))
-    cells = {kind: next((labels[key] for key in names if key in labels), "") for kind, names in COLUMNS.items()}
-    one = card({kind: cell for kind, cell in cells.items() if cell})
+    cells = ((kind, next((labels[key] for key in names if key in labels), "")) for kind, names in COLUMNS.items())
+    one = card(tuple((kind, cell) for kind, cell in cells if cell))
     if not base:
         return Quantity(metric.strip(), "power", None, "replay", len(_ORDER)), one
     return _quantity(name, base, unit), one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from math import nan
 
 LONGEST_CELL = 200  # characters
@@ -31,13 +32,14 @@ _GROUPS = re.compile(r"[-+]?\d{1,3}(?:([.,'\u00a0\u202f])\d{3})(?:\1\d{3})*(?:[.
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """A number with the unit that its cell names, "" where it names none; `doubtful` is 1,234: thousands or decimals."""
+    """A number with the unit of its cell, "" where it has none; `doubtful` is 1,234: thousands or decimals."""
 
     value: float
     unit: str = ""
     doubtful: bool = False
 
 
+@lru_cache(maxsize=1 << 14)
 def amount(cell: str) -> Amount | None:
     """Read a cell such as `200.5 W`, `200,5`, `1.234,5 mW` or `1,234.5`; None where it holds no number."""
     match = _CELL.fullmatch(cell[:LONGEST_CELL].strip().strip('"'))

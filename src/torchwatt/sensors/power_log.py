@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from torchwatt.core.meter import Channel, Event, FloatArray, IntArray, Meter, Re
 from torchwatt.core.terms import Domain
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.logs.cards import Card, card, lines_per_tick, places
-from torchwatt.sensors.logs.decoding import log_lines
+from torchwatt.sensors.logs.decoding import log_lines, open_log
 from torchwatt.sensors.logs.layouts import LOG_A_CARD, Row, log_rows
 from torchwatt.sensors.logs.log_columns import Columns, Quantity, series_of
 from torchwatt.sensors.logs.quantities import (
@@ -84,24 +84,19 @@ def read_power_log(path: str | os.PathLike[str], zone: str | None = None) -> Rec
             than 1 GiB, or a power that no card draws.
         ConfigError: There is no such zone.
     """
-    name = Path(path).name
-    log = _Log(name, LogClock(zone_of(zone)))
+    path = Path(path)
+    log = _Log(path.name, LogClock(zone_of(zone)))
     try:
-        with Path(path).open("rb") as file:
-            _check_size(file, name)
-            _read(log, log_rows(log_lines(file, name), name))
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise SensorError(f"{path} has {size} bytes, more than {MAX_BYTES}: cut it to the time of the trace")
+        with open_log(path) as file:
+            _read(log, log_rows(log_lines(file), path.name))
     except SensorError:
         raise
     except OSError as error:
         raise SensorError(f"cannot read {path}: {error.strerror or error}") from error
     return _recording(log)
-
-
-def _check_size(file: BinaryIO, name: str) -> None:
-    size = file.seek(0, os.SEEK_END)
-    if size > MAX_BYTES:
-        raise SensorError(f"{name} has {size} bytes, more than {MAX_BYTES}: cut it to the time of the trace")
-    file.seek(0)
 
 
 def _read(log: _Log, rows: Iterable[Row]) -> None:
@@ -128,20 +123,19 @@ def _read(log: _Log, rows: Iterable[Row]) -> None:
 
 
 def _is_whole(row: Row, before: Row | None) -> bool:
-    """Tell whether a last line without a line end is whole: it looks like the one before, to its last digit."""
+    """Tell whether a last line without a line end is whole: its last cell has the form of the one in the line before.
+
+    A number without decimals shows no form: with fewer digits than the one before it may have been longer.
+    """
     if before is None or len(row.cells) != len(before.cells):
         return False
     mine, theirs = row.cells[-1].strip(), before.cells[-1].strip()
-    if mine == theirs or not any(char.isdigit() for char in theirs):
-        return mine == theirs
-    return _shape(mine) == _shape(theirs) and (len(mine) == len(theirs) or not mine[-1].isdigit() or "." in mine)
+    return _form(mine) == _form(theirs) and (_form(mine) != "" or len(mine) >= len(theirs))
 
 
-def _shape(cell: str) -> tuple[int, str]:
-    """Return how many digits follow the point, and what follows the digits."""
-    head = cell.rstrip("".join(sorted({char for char in cell if not char.isdigit()})))
-    point = max(head.rfind("."), head.rfind(","))
-    return (len(head) - point if point >= 0 else 0), cell[len(head) :]
+def _form(cell: str) -> str:
+    """Return what follows the digits before the point, with each digit written 0: `.00 W` of `200.25 W`."""
+    return re.sub(r"\d", "0", re.sub(r"^[-+]?\d+", "", cell))
 
 
 def _read_row(log: _Log, columns: Columns, row: Row) -> None:
@@ -149,8 +143,7 @@ def _read_row(log: _Log, columns: Columns, row: Row) -> None:
     if len(row.cells) > len(columns.names):
         log.surplus.append(row.number)
         return
-    # The last cell of a line that is too short may be cut.
-    cells = row.cells if len(row.cells) >= len(columns.names) else row.cells[:-1]
+    cells = row.cells
     if max(columns.time) >= len(cells):
         return
     time = " ".join(cells[place].strip() for place in columns.time)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import TextIOWrapper
-from typing import BinaryIO
+from pathlib import Path
+from typing import TextIO
 
 from torchwatt.core.errors import SensorError
 from torchwatt.disk.inflate import bounded_lines
@@ -30,19 +30,27 @@ class Line:
     ended: bool
 
 
-def log_lines(file: BinaryIO, name: str) -> Iterator[Line]:
-    """Yield the lines of a log; NUL bytes, which a crash leaves behind, are left out.
+def open_log(path: Path) -> TextIO:
+    """Open a log as text of the encoding that its first bytes show; bytes that are none of it become `\ufffd`.
 
     Raises:
         SensorError: The file is not text.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(_SNIFFED)
+    encoding = _encoding(start)
+    _check_text(start.decode(encoding, "replace"), path.name)
+    return path.open(encoding=encoding, errors="replace")
+
+
+def log_lines(file: TextIO) -> Iterator[Line]:
+    """Yield the lines of a log; NUL bytes, which a crash leaves behind, are left out.
+
+    Raises:
         OSError: A line is too long.
     """
-    start = file.read(_SNIFFED)
-    encoding = _encoding(start)
-    _check_text(start.decode(encoding, "replace"), name)
-    file.seek(0)
-    text = TextIOWrapper(file, encoding=encoding, errors="replace", newline=None)
-    for number, line in enumerate(bounded_lines(text), 1):
+    for number, line in enumerate(bounded_lines(file), 1):
         yield Line(number, line.rstrip("\n").replace("\0", ""), line.endswith("\n"))
 
 
@@ -61,4 +69,4 @@ def _check_text(text: str, name: str) -> None:
     text = text.replace("\0", "")
     strange = sum(char == "�" or (char < " " and char not in _SPACES) for char in text)
     if strange > max(_STRANGE * len(text), 1):
-        raise SensorError(f"{name} is not text: give a power log as CSV, such as nvidia-smi --format=csv writes")
+        raise SensorError(f"{name} is not text: give a power log as CSV, as nvidia-smi --format=csv writes it")

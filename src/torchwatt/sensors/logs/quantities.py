@@ -42,7 +42,7 @@ class Amount:
 @lru_cache(maxsize=1 << 14)
 def amount(cell: str) -> Amount | None:
     """Read a cell such as `200.5 W`, `200,5`, `1.234,5 mW` or `1,234.5`; None where it holds no number."""
-    match = _CELL.fullmatch(cell[:LONGEST_CELL].strip().strip('"'))
+    match = _CELL.fullmatch(cell.strip().strip('"')) if len(cell) <= LONGEST_CELL else None
     if match is None:
         return None
     digits, unit = match.groups()

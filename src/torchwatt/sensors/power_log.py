@@ -28,6 +28,7 @@ from torchwatt.sensors.logs.quantities import (
     power_scale,
 )
 from torchwatt.sensors.logs.timestamps import LogClock, zone_of
+from torchwatt.sensors.nvml import ACCURACY, ACCURACY_SOURCE
 
 MAX_BYTES = 1 << 30  # a month at ten readings a second
 MAX_DEVICE = 2**16
@@ -377,7 +378,10 @@ def _metered(number: int, one: _OneCard) -> tuple[Meter, list[Series]]:
         )
     facts = tuple((item.name, value) for item in fields(Card) if (value := getattr(one.card, item.name)))
     model = one.card.name or f"GPU {one.card.index or number}"
-    return Meter(domain, tuple(s.channel for s in series), "measured", "device", model, facts=facts), series
+    meter = Meter(domain, tuple(s.channel for s in series), "measured", "device", model, facts=facts)
+    if all(s.channel.sensor.startswith("nvml") for s in series):
+        meter = replace(meter, vendor="NVIDIA", accuracy_rel=ACCURACY, accuracy_source=ACCURACY_SOURCE)
+    return meter, series
 
 
 def _period(t_ns: IntArray) -> int:

@@ -98,7 +98,7 @@ def picked(meters: Sequence[Meter], wanted: str) -> Meter:
     found = [meter for meter in meters if _is_meant(Card.of(meter), wanted.strip())]
     if len(found) == 1:
         return found[0]
-    known = "; ".join(Card.of(meter).text for meter in meters)
+    known = "; ".join(Card.of(meter).text for meter in found or meters)
     raise ConfigError(f"--device {wanted} is {'none' if not found else 'more than one'} of the log's cards: {known}")
 
 

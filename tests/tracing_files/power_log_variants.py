@@ -178,7 +178,8 @@ READ = (
     Variant(
         "Grafana CSV, one column a series",
         lines(
-            '"Time","DCGM_FI_DEV_POWER_USAGE{gpu=""0"", UUID=""GPU-0a""}","DCGM_FI_DEV_POWER_USAGE{gpu=""1"", UUID=""GPU-1a""}"',
+            '"Time","DCGM_FI_DEV_POWER_USAGE{gpu=""0"", UUID=""GPU-0a""}",'
+            '"DCGM_FI_DEV_POWER_USAGE{gpu=""1"", UUID=""GPU-1a""}"',
             *(f'"2026-06-15 10:00:{15 * i:02}",100,30' for i in range(3)),
         ),
         {"GPU-0a": 3000.0, "GPU-1a": 900.0},
@@ -214,7 +215,7 @@ READ = (
             "1781517602,0,205000",
         ),
         {"gpu:0": 200.0},
-    ),  # fmt: skip
+    ),
     Variant(
         "amd-smi monitor --csv --watch",
         lines(
@@ -235,7 +236,7 @@ READ = (
             "1781517602,0,100 W,800 mV",
         ),
         {"gpu:0": 200.0},
-    ),  # fmt: skip
+    ),
     Variant(
         "rocm-smi --showpower --csv with a time in front",
         lines(
@@ -302,66 +303,130 @@ READ = (
             f"{DAY} 10:00:01.000, 200,50 W, 40",
         ),
         {"gpu:0": 150.5},
-    ),  # fmt: skip
+    ),
     Variant(
         "UTF-16 with a byte order mark (PowerShell)", UTF16.replace("\n", "\r\n").encode("utf-16"), {"gpu:0": 150.0}
     ),
     Variant("UTF-16 without one", UTF16.encode("utf-16-le"), {"gpu:0": 150.0}),
     Variant(
         "byte order mark, CRLF, comments, NUL bytes, a repeated header, and a cut last line",
-        b"\xef\xbb\xbf# made by hand\r\ntimestamp, power.draw [W]\r\n2026/06/15 10:00:00.000, 100.00 W\r\n# note\r\n\0\0\0\0"
-        b"timestamp, power.draw [W]\r\n2026/06/15 10:00:01.000, 200.00 W\r\nFailed to initialize NVML\r\n"
+        b"\xef\xbb\xbf# made by hand\r\ntimestamp, power.draw [W]\r\n2026/06/15 10:00:00.000, 100.00 W\r\n# note\r\n"
+        b"\0\0\0\0timestamp, power.draw [W]\r\n2026/06/15 10:00:01.000, 200.00 W\r\nFailed to initialize NVML\r\n"
         b"2026/06/15 10:00:02.000, 20",
         {"gpu:0": 150.0},
     ),
 )
 
 REFUSED = (
-    Variant("nvidia-smi's screen", "+-----+\n| NVIDIA-SMI 550.54   Driver Version: 550.54 |\n+-----+\n",
-            refused="screen of nvidia-smi.*--query-gpu"),
-    Variant("nvidia-smi pmon", "# gpu        pid  type    sm   mem\n    0      12345     C    90    40\n",
-            refused="pmon.*no power.*--query-gpu"),
-    Variant("nvidia-smi dmon without -o", "# gpu   pwr gtemp\n# Idx     W     C\n    0   100    40\n",
-            refused="dmon without times: add -o DT"),
-    Variant("nvidia-smi --query-gpu without timestamp", "index, power.draw [W]\n0, 100.00 W\n0, 100.00 W\n",
-            refused="no column of time"),
-    Variant("nvidia-smi --format=csv,noheader,nounits", f"{DAY} 10:00:00.000, 0, 100.00\n{DAY} 10:00:01.000, 0, 100.00\n",
-            refused="no header line.*put one on top"),
-    Variant("nvidia-smi -q once", "==============NVSMI LOG==============\nTimestamp : Mon Jun 15 10:00:00 2026\n"
-            "GPU 00000000:3B:00.0\n    Power Readings\n        Power Draw : 100.00 W\n", refused="fewer than two readings"),
-    Variant("dcgmi dmon -e 155,156", "#Entity   POWER    TOTEC\nID        W        mJ\nGPU 0     100.0    5000\n",
-            refused="dcgmi dmon.*no times"),
-    Variant("dcgm-exporter's page, scraped once", 'DCGM_FI_DEV_POWER_USAGE{gpu="0",UUID="GPU-0a"} 100.0\n',
-            refused="without times.*query_range"),
-    Variant("rocm-smi's screen", "======= ROCm System Management Interface =======\n"
-            "GPU[0]          : Average Graphics Package Power (W): 35.0\n", refused="rocm-smi.*amd-smi"),
-    Variant("rocm-smi --showpower --csv", "device,Average Graphics Package Power (W)\ncard0,35.0\ncard1,35.0\n",
-            refused="no column of time"),
-    Variant("turbostat", "Core\tCPU\tBusy%\tBzy_MHz\tPkgWatt\tRAMWatt\n-\t-\t9\t2000\t70.1\t3.0\n",
-            refused="turbostat.*CPU.*--query-gpu"),
-    Variant("powerstat", "  Time    User  Nice   Sys  Idle    IO  Run Ctxt/s  IRQ/s Fork Exec Exit  Watts\n"
-            "10:00:00   1.0   0.0   0.5  98.5   0.0    1    500    300    0    0    0  15.20\n",
-            refused="powerstat.*whole machine"),
-    Variant("codecarbon's emissions.csv", "timestamp,project_name,run_id,duration,emissions,emissions_rate,cpu_power,gpu_power\n"
-            "2026-06-15T10:00:00,p,x,10,0.1,0.01,40,100\n", refused="codecarbon.*no readings"),
+    Variant(
+        "nvidia-smi's screen",
+        "+-----+\n| NVIDIA-SMI 550.54   Driver Version: 550.54 |\n+-----+\n",
+        refused="screen of nvidia-smi.*--query-gpu",
+    ),
+    Variant(
+        "nvidia-smi pmon",
+        "# gpu        pid  type    sm   mem\n    0      12345     C    90    40\n",
+        refused="pmon.*no power.*--query-gpu",
+    ),
+    Variant(
+        "nvidia-smi dmon without -o",
+        "# gpu   pwr gtemp\n# Idx     W     C\n    0   100    40\n",
+        refused="dmon without times: add -o DT",
+    ),
+    Variant(
+        "nvidia-smi --query-gpu without timestamp",
+        "index, power.draw [W]\n0, 100.00 W\n0, 100.00 W\n",
+        refused="no column of time",
+    ),
+    Variant(
+        "nvidia-smi --format=csv,noheader,nounits",
+        f"{DAY} 10:00:00.000, 0, 100.00\n{DAY} 10:00:01.000, 0, 100.00\n",
+        refused="no header line.*put one on top",
+    ),
+    Variant(
+        "nvidia-smi -q once",
+        "==============NVSMI LOG==============\nTimestamp : Mon Jun 15 10:00:00 2026\n"
+        "GPU 00000000:3B:00.0\n    Power Readings\n        Power Draw : 100.00 W\n",
+        refused="fewer than two readings",
+    ),
+    Variant(
+        "dcgmi dmon -e 155,156",
+        "#Entity   POWER    TOTEC\nID        W        mJ\nGPU 0     100.0    5000\n",
+        refused="dcgmi dmon.*no times",
+    ),
+    Variant(
+        "dcgm-exporter's page, scraped once",
+        'DCGM_FI_DEV_POWER_USAGE{gpu="0",UUID="GPU-0a"} 100.0\n',
+        refused="without times.*query_range",
+    ),
+    Variant(
+        "rocm-smi's screen",
+        "======= ROCm System Management Interface =======\n"
+        "GPU[0]          : Average Graphics Package Power (W): 35.0\n",
+        refused="rocm-smi.*amd-smi",
+    ),
+    Variant(
+        "rocm-smi --showpower --csv",
+        "device,Average Graphics Package Power (W)\ncard0,35.0\ncard1,35.0\n",
+        refused="no column of time",
+    ),
+    Variant(
+        "turbostat",
+        "Core\tCPU\tBusy%\tBzy_MHz\tPkgWatt\tRAMWatt\n-\t-\t9\t2000\t70.1\t3.0\n",
+        refused="turbostat.*CPU.*--query-gpu",
+    ),
+    Variant(
+        "powerstat",
+        "  Time    User  Nice   Sys  Idle    IO  Run Ctxt/s  IRQ/s Fork Exec Exit  Watts\n"
+        "10:00:00   1.0   0.0   0.5  98.5   0.0    1    500    300    0    0    0  15.20\n",
+        refused="powerstat.*whole machine",
+    ),
+    Variant(
+        "codecarbon's emissions.csv",
+        "timestamp,project_name,run_id,duration,emissions,emissions_rate,cpu_power,gpu_power\n"
+        "2026-06-15T10:00:00,p,x,10,0.1,0.01,40,100\n",
+        refused="codecarbon.*no readings",
+    ),
     Variant("Slurm's sacct", "JobID|Elapsed|ConsumedEnergyRaw\n1|00:10:00|12345\n", refused="Slurm.*one total a job"),
     Variant("ipmitool", "    Instantaneous power reading:                   220 Watts\n", refused="ipmitool.*node"),
     Variant("perf stat -I", "1.000,70.1,Joules,power/energy-pkg/,100,100.00,,\n", refused="perf stat.*CPU"),
-    Variant("a power that no card draws", lines("timestamp,power", f"{DAY} 10:00:00.000,200000", f"{DAY} 10:00:01.000,200001"),
-            refused=r"line 2: '200000' in 'power' is 200000 W.*unit"),
-    Variant("a negative power", lines("timestamp,power [W]", f"{DAY} 10:00:00.000,100", f"{DAY} 10:00:01.000,-5"),
-            refused=r"line 3: '-5' in 'power \[W\]' is -5 W"),
-    Variant("decimal commas between commas", lines("timestamp,power_w", f"{DAY} 10:00:00.000,100,5", f"{DAY} 10:00:01.000,200,5"),
-            refused="line 2: more cells than columns: .*decimal commas"),
-    Variant("thousands or decimals", lines("timestamp;power_w", f"{DAY} 10:00:00.000;1,234", f"{DAY} 10:00:01.000;1,235"),
-            refused=r"line 2: '1,234' in 'power_w' may be thousands or decimals"),
-    Variant("day and month that may be swapped", lines("time;power_w", "05/06/2026 10:00:00;100", "05/06/2026 10:00:01;100"),
-            refused="05/06/2026 may be day and month"),
-    Variant("times that are none", lines("timestamp,power_w", "yesterday,100", "today,100"),
-            refused="no time can be read: line 2 has 'yesterday'.*write times as"),
+    Variant(
+        "a power that no card draws",
+        lines("timestamp,power", f"{DAY} 10:00:00.000,200000", f"{DAY} 10:00:01.000,200001"),
+        refused=r"line 2: '200000' in 'power' is 200000 W.*unit",
+    ),
+    Variant(
+        "a negative power",
+        lines("timestamp,power [W]", f"{DAY} 10:00:00.000,100", f"{DAY} 10:00:01.000,-5"),
+        refused=r"line 3: '-5' in 'power \[W\]' is -5 W",
+    ),
+    Variant(
+        "decimal commas between commas",
+        lines("timestamp,power_w", f"{DAY} 10:00:00.000,100,5", f"{DAY} 10:00:01.000,200,5"),
+        refused="line 2: more cells than columns: .*decimal commas",
+    ),
+    Variant(
+        "thousands or decimals",
+        lines("timestamp;power_w", f"{DAY} 10:00:00.000;1,234", f"{DAY} 10:00:01.000;1,235"),
+        refused=r"line 2: '1,234' in 'power_w' may be thousands or decimals",
+    ),
+    Variant(
+        "day and month that may be swapped",
+        lines("time;power_w", "05/06/2026 10:00:00;100", "05/06/2026 10:00:01;100"),
+        refused="05/06/2026 may be day and month",
+    ),
+    Variant(
+        "times that are none",
+        lines("timestamp,power_w", "yesterday,100", "today,100"),
+        refused="no time can be read: line 2 has 'yesterday'.*write times as",
+    ),
     Variant("columns without a unit", lines("Time,GPU 0", f"{DAY} 10:00:00.000,100"), refused="names no unit.*\\[W\\]"),
-    Variant("two machines in one file without hostname",
-            lines("timestamp,index,power_w", *(f"{DAY} 10:00:{i:02}.000,0,{p + i % 3}" for p in (100, 30) for i in range(20))),
-            refused="two series of readings for one time.*hostname"),
+    Variant(
+        "two machines in one file without hostname",
+        lines(
+            "timestamp,index,power_w", *(f"{DAY} 10:00:{i:02}.000,0,{p + i % 3}" for p in (100, 30) for i in range(20))
+        ),
+        refused="two series of readings for one time.*hostname",
+    ),
     Variant("a picture", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(1, 32)) * 4, refused="is not text"),
-)  # fmt: skip
+)

@@ -44,7 +44,7 @@ def once_a_second(watts=lambda i: 200 + (i % 3) / 10, first_s=-4.7, count=11):
     return [f"{stamp(first_s + i)}, {watts(i):.2f} W" for i in range(count)]
 
 
-def four_cards(columns="timestamp, index, power.draw [W]", card=lambda g: str(g)):
+def four_cards(columns="timestamp, index, power.draw [W]", card=str):
     rows = (f"{stamp(-1 + i / 10 + g / 250)}, {card(g)}, {(20, 20, 20, 300)[g]} W" for i in range(25) for g in range(4))
     return [columns, *rows]
 
@@ -171,7 +171,9 @@ def test_a_card_of_one_node_is_named_with_it(tmp_path):
     )
     read = log(tmp_path, "hostname,timestamp,index,power.draw [W]", *rows)
     assert torchwatt.attribute(trace(tmp_path), read, device="node1/1").energy_j == pytest.approx(120 * RUN_S)
-    with pytest.raises(ConfigError, match=r"--device 1 is more than one of the log's cards: node0 index 1; node1 index 1"):
+    with pytest.raises(
+        ConfigError, match=r"--device 1 is more than one of the log's cards: node0 index 1; node1 index 1"
+    ):
         torchwatt.attribute(trace(tmp_path), read, device=1)
 
 
@@ -184,7 +186,9 @@ def test_a_model_that_one_card_alone_has_tells_the_card(tmp_path):
 def test_two_devices_are_given_their_cards_in_the_order_of_cuda_visible_devices(tmp_path):
     traces = [trace(tmp_path), trace(tmp_path, device=1, name="u.json")]
     report = torchwatt.attribute(traces, log(tmp_path, *four_cards()), device=(3, 1))
-    assert {str(x.domain): x.energy_j for x in report.ledgers} == pytest.approx({"gpu:0": 300 * RUN_S, "gpu:1": 20 * RUN_S})
+    assert {str(x.domain): x.energy_j for x in report.ledgers} == pytest.approx(
+        {"gpu:0": 300 * RUN_S, "gpu:1": 20 * RUN_S}
+    )
     with pytest.raises(ConfigError, match="one card twice"):
         torchwatt.attribute(traces, log(tmp_path, *four_cards()), device=(3, 3))
     with pytest.raises(ConfigError, match=r"--device 7 is none of the log's cards"):

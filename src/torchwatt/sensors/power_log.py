@@ -88,9 +88,7 @@ def read_power_log(path: str | os.PathLike[str], zone: str | None = None) -> Rec
     path = Path(path)
     log = _Log(path.name, LogClock(zone_of(zone)))
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise SensorError(f"{path} has {size} bytes, more than {MAX_BYTES}: cut it to the time of the trace")
+        _check_size(path)
         with open_log(path) as file:
             _read(log, log_rows(log_lines(file), path.name))
     except SensorError:
@@ -98,6 +96,12 @@ def read_power_log(path: str | os.PathLike[str], zone: str | None = None) -> Rec
     except OSError as error:
         raise SensorError(f"cannot read {path}: {error.strerror or error}") from error
     return _recording(log)
+
+
+def _check_size(path: Path) -> None:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise SensorError(f"{path} has {size} bytes, more than {MAX_BYTES}: cut it to the time of the trace")
 
 
 def _read(log: _Log, rows: Iterable[Row]) -> None:

@@ -237,3 +237,16 @@ def test_the_command_takes_the_cards_as_cuda_visible_devices_has_them(tmp_path):
     done = subprocess.run([*line, "--device", "3"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "energy     120 J" in done.stdout
+
+
+@pytest.mark.parametrize("seconds", [0.4, 2.5])
+def test_a_counter_that_is_read_once_a_second_is_interpolated_at_the_runs_ends(tmp_path, seconds):
+    path = save(tmp_path, [module("A_0", 0, int(seconds * 1e6)), *pair(1, 0, int(seconds * 1e6), 1)])
+    rows = (f"{BASE_NS / 1e9 - 4.7 + i:.3f},{150_000 * i}" for i in range(12))
+    report = torchwatt.attribute(path, log(tmp_path, "t_unix_s,energy_mj", *rows))
+    assert report.status == "complete"
+    assert report.energy_j == pytest.approx(150 * seconds, rel=1e-3)
+
+
+def test_joules_per_counted_thing_are_unknown_where_a_part_of_the_run_was_not_metered(partial):
+    assert partial.energy_per(10) is None

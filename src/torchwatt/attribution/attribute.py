@@ -19,7 +19,7 @@ from torchwatt.attribution.sentence import how_known
 from torchwatt.attribution.split import Split, split
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.errors import SensorError
-from torchwatt.core.ledger import Ledger
+from torchwatt.core.ledger import LEAST_COVERAGE, Ledger
 from torchwatt.core.meter import Event, Meter, Recording, Unavailable
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
@@ -128,7 +128,8 @@ def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     """Cut the curve to the run.
 
     A counter that keeps up with its polls is cut at its first and last reading inside the run, so that its joules
-    are the difference of two readings that an auditor can look up; anything else is cut at the run's own ends.
+    are the difference of two readings that an auditor can look up; anything else is cut at the run's own ends, and so is
+    a counter whose readings inside the run leave much of it out, as those of a saved log do.
     """
     curve = found.curve
     if found.polls is None or curve.method != "counter":
@@ -138,6 +139,8 @@ def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     if len(inside) < 2:
         return curve.clip(start_ns, end_ns)
     ends = inside[[0, -1]]
+    if int(np.diff(poll_ns[ends])[0]) < LEAST_COVERAGE * (end_ns - start_ns):
+        return curve.clip(start_ns, end_ns)
     between = (curve.t_ns > poll_ns[ends[0]]) & (curve.t_ns < poll_ns[ends[1]])
     energy_j = np.concatenate((poll_j[ends[:1]], curve.energy_j[between], poll_j[ends[1:]]))
     t_ns = np.concatenate((poll_ns[ends[:1]], curve.t_ns[between], poll_ns[ends[1:]]))

@@ -104,6 +104,12 @@ class Report:
         """Return the mean power of the domains that count, each over the time for which it was metered."""
         return mean_power_w((ledger.energy_j, ledger.known_s) for ledger in self.counted)
 
+    def energy_per(self, count: float) -> float | None:
+        """Return joules per counted thing; None where a part of the run was not metered, for it had things as well."""
+        if self.energy_j is None or count <= 0 or self.coverage < LEAST_COVERAGE:
+            return None
+        return self.energy_j / count
+
     @property
     def coverage(self) -> float:
         """Return the part of the run for which the least covered domain of the total was metered."""

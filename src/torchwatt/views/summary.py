@@ -246,8 +246,11 @@ def rates(report: Report) -> tuple[Rate, ...]:
     """Return joules per step and per counted unit."""
     found = list(step_rates(report))
     for unit, count in sorted(report.units.items()):
-        each_j = report.energy_j / count if report.energy_j is not None and count > 0 else None
-        found.append(Rate(f"per {unit}", format_energy(each_j), f"{format_count(count)} counted, total / count"))
+        found.append(
+            Rate(
+                f"per {unit}", format_energy(report.energy_per(count)), f"{format_count(count)} counted, total / count"
+            )
+        )
     return tuple(found)
 
 

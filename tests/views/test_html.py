@@ -107,7 +107,7 @@ def test_the_numbers_of_the_text_are_in_the_html():
         "7.40 kJ",
         "90 % of repeats: 7.18 to 7.62 kJ · another meter: 6.86 to 7.94 kJ",
         "138 mg CO2e",
-        "308 W",
+        "310 W",
         "5.46 kJ",
         "90 % of repeats: 5.30 to 5.63 kJ",
         "per training step",

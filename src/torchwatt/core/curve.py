@@ -63,6 +63,15 @@ class EnergyCurve:
         lo, hi = self.at(np.array([start_ns, end_ns]))
         return float(hi - lo)
 
+    def mean_w(self, start_ns: int, end_ns: int) -> float | None:
+        """Return the mean power over the metered part of a window: its joules over the time outside of silences.
+
+        None where no part of the window was metered.
+        """
+        lo, hi = max(start_ns, self.start_ns), min(end_ns, self.end_ns)
+        known_ns = hi - lo - sum(max(min(b, hi) - max(a, lo), 0) for a, b in self.unheard_ns())
+        return self.between(lo, hi) / (known_ns / NS_PER_S) if hi > lo and known_ns > 0 else None
+
     def knows(self, start_ns: int, end_ns: int) -> bool:
         """Return whether a window was metered throughout; half a reading interval at the run's own ends is forgiven."""
         return not np.isnan(self.parts_j(np.array([start_ns]), np.array([end_ns]))[0])

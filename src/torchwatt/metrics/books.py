@@ -196,10 +196,11 @@ class Books:
             key = _key(one.key, meter, recording.meters, names[device])
             one.booked_j[names[device]] += joules
             self._energy_j.add(key, joules)
-            # Where the meter was silent the joules are unknown, and so is their mean.
-            seconds = (to_ns - max(from_ns, found.curve.start_ns)) / NS_PER_S
-            if seconds > 0:
-                one.watts[key] = (to_ns, found.curve.between(from_ns, to_ns) / seconds)
+            mean_w = found.curve.mean_w(from_ns, to_ns)
+            if mean_w is None:
+                one.watts.pop(key, None)
+            else:
+                one.watts[key] = (to_ns, mean_w)
             if not key.whole_machine:
                 fresh.append((joules, meter.provenance, from_ns, to_ns))
         self._price(one, fresh)

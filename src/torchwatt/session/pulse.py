@@ -135,9 +135,11 @@ class Pulse:
         for t_ns in [t for t in self._asked if known_ns < t <= curve.end_ns]:
             self._asked[t_ns][domain] = running.at(curve, t_ns)
         self.gaps += any(lo < curve.end_ns and hi > known_ns for lo, hi in curve.silent)
-        # Where the meter was silent the joules are unknown, and so is their mean.
-        seconds = (curve.end_ns - max(known_ns, curve.start_ns)) / NS_PER_S
-        self._watts[domain] = curve.between(known_ns, curve.end_ns) / seconds
+        mean_w = curve.mean_w(known_ns, curve.end_ns)
+        if mean_w is None:
+            self._watts.pop(domain, None)
+        else:
+            self._watts[domain] = mean_w
         running.extend(curve, curve.end_ns)
         self._running[domain] = running
         return curve

@@ -102,4 +102,4 @@ class Run(ReportFaces):
         n = float(report.step_count) if unit == "step" else self._session.units.get(unit, 0.0)
         if n <= 0:
             raise ConfigError(f"no {unit!r} was counted: call run.count({unit!r}, n) inside the block")
-        return None if report.energy_j is None else report.energy_j / n
+        return report.energy_per(n)

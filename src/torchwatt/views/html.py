@@ -59,13 +59,15 @@ def _figures(report: Report) -> list[str]:
     known = report.provenance
     energy = format_wh(report.energy_j) if known else "nothing was metered"
     repeat = summary.bounds_text(report.energy_j, report.interval_j)
-    words = (energy, f"{summary.REPEAT}: {repeat}" if repeat else "", summary.systematic_text(report))
+    repeat = f"{summary.REPEAT}: {repeat}" if repeat else ""
+    words = (energy, summary.coverage_text(report), repeat, summary.systematic_text(report))
     energy = " · ".join(word for word in words if word)
     carbon = summary.carbon(report)
-    power = "over the run, all counted domains together" if known else "nothing was metered"
+    part = "metered part of the run" if summary.coverage_text(report) else "run"
+    power = f"over the {part}, all counted domains together" if known else "nothing was metered"
     cards = [
         _figure("energy", format_energy(report.energy_j), energy, known),
-        _figure("mean power", format_power(summary.mean_power_w(report)), power, known and "derived"),
+        _figure("mean power", format_power(report.mean_power_w), power, known and "derived"),
         _figure("carbon", carbon.grams, " ".join((carbon.how, *carbon.notes)) if carbon.grams == DASH else carbon.how,
                 None if carbon.grams == DASH else "derived"),
     ]  # fmt: skip

@@ -66,7 +66,7 @@ def _payload(report: Report, booked: Books, layers: int, points: int, events: in
             "text": summary.energy_text(report),
         },
         "notes": [text(note) for note in summary.head_notes(report)],
-        "power_w": number(summary.mean_power_w(report)),
+        "power_w": number(report.mean_power_w),
         "carbon": {"value_g": number(report.carbon_g), "text": carbon.grams, "how": text(carbon.how)},
         "rates": [
             {"label": text(rate.label), "value": rate.value, "detail": rate.detail} for rate in summary.rates(report)

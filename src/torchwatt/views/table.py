@@ -59,7 +59,7 @@ def _head(report: Report, width: int) -> list[str]:
     lines += _labelled("", systematic, width)
     for note in summary.head_notes(report):
         lines += _labelled("", note, width)
-    lines += _labelled("power", f"{format_power(summary.mean_power_w(report))} mean", width)
+    lines += _labelled("power", f"{format_power(report.mean_power_w)} mean", width)
     grams = "" if carbon.grams == DASH else f"{carbon.grams} · "
     lines += _labelled("carbon", grams + carbon.how, width)
     for note in carbon.notes:

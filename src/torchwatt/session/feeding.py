@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import warnings
 
+from torchwatt.core.warn import warn
 from torchwatt.sensors import Feed, Sampler, discover
 from torchwatt.sensors.silent import Silent
 from torchwatt.session.jobs.member import Member
@@ -50,5 +50,5 @@ def rest(feed: Feed, seconds: float) -> None:
 
 def _silent(error: BaseException) -> Silent:
     silent = Silent(error)
-    warnings.warn(f"torchwatt: {silent.reason}", RuntimeWarning, stacklevel=2)
+    warn(f"torchwatt: {silent.reason}")
     return silent

@@ -13,6 +13,8 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.replay import ReplayedPower
 from torchwatt.core.report import Status
 from torchwatt.core.terms import Slot
+from torchwatt.core.tracebacks import drop_own_frames, hide_own_frames
+from torchwatt.core.warn import warn
 from torchwatt.sensors import Feed
 from torchwatt.session.options import DEFAULT_BASELINE_S, DEFAULT_JOB_WAIT_S, options
 from torchwatt.session.run import Run
@@ -124,7 +126,11 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            hide_own_frames(error)
         self.end(*outcome_of(error))
+        for note in self._session.notes if self._session is not None else ():
+            warn(f"torchwatt: {note}")
 
     def end(self, status: Status = "complete", reason: str = "") -> None:
         """End what `__enter__` began, and say why; for loops of others, which call back and know no `with`."""
@@ -144,9 +150,13 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
 
             @functools.wraps(function)
             async def profiled_async(*args: Any, **kwargs: Any) -> Any:
-                with profile(self._model, **self._given) as run:
-                    profiled_async.run = run  # type: ignore[attr-defined]
-                    return await function(*args, **kwargs)
+                try:
+                    with profile(self._model, **self._given) as run:
+                        profiled_async.run = run  # type: ignore[attr-defined]
+                        return await function(*args, **kwargs)
+                except BaseException as error:
+                    drop_own_frames(error)
+                    raise
 
             return cast("Callable[P, R]", profiled_async)
 
@@ -154,17 +164,25 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
 
             @functools.wraps(function)
             def profiled_generator(*args: Any, **kwargs: Any) -> Any:
-                with profile(self._model, **self._given) as run:
-                    profiled_generator.run = run  # type: ignore[attr-defined]
-                    return (yield from function(*args, **kwargs))
+                try:
+                    with profile(self._model, **self._given) as run:
+                        profiled_generator.run = run  # type: ignore[attr-defined]
+                        return (yield from function(*args, **kwargs))
+                except BaseException as error:
+                    drop_own_frames(error)
+                    raise
 
             return cast("Callable[P, R]", profiled_generator)
 
         @functools.wraps(function)
         def profiled(*args: P.args, **kwargs: P.kwargs) -> R:
-            with profile(self._model, **{**self._given, "live": "off"}) as run:
-                profiled.run = run  # type: ignore[attr-defined]
-                return function(*args, **kwargs)
+            try:
+                with profile(self._model, **{**self._given, "live": "off"}) as run:
+                    profiled.run = run  # type: ignore[attr-defined]
+                    return function(*args, **kwargs)
+            except BaseException as error:
+                drop_own_frames(error)
+                raise
 
         return profiled
 

@@ -50,6 +50,11 @@ class Run(ReportFaces):
         return self._session.asked.name
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done about the files that were asked for, beyond writing them: folders made, names that differ."""
+        return tuple(self._session.notes)
+
+    @property
     def nested(self) -> bool:
         """Whether this run is a window of another one, whose joules contain its own."""
         return self._session.nested

@@ -6,7 +6,6 @@ import contextlib
 import os
 import threading
 import time
-import warnings
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from torchwatt.core.meter import Event, Recording
 from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
+from torchwatt.core.warn import warn
 from torchwatt.sensors import Feed
 from torchwatt.session import active, listeners
 from torchwatt.session.feeding import found_feed, rest, started
@@ -54,6 +54,7 @@ class Session:
         self.pid = os.getpid()
         self.report: Report | None = None
         self.units: dict[str, float] = {}
+        self.notes: list[str] = []  # on the files that were written
         self.task = active.current_task()
         self._counting = threading.Lock()
         self.windows: list[Window] = []
@@ -357,7 +358,7 @@ class Session:
     def _fault(self, code: str, what: str, error: Exception) -> None:
         message = f"{what}: {type(error).__name__}: {error}"
         self._events.append(Event(time.monotonic_ns(), "error", code, "run", message))
-        warnings.warn(f"torchwatt: {message}", RuntimeWarning, stacklevel=2)
+        warn(f"torchwatt: {message}")
 
     @property
     def elapsed_s(self) -> float:

@@ -172,7 +172,9 @@ def wait_for_threads() -> None:
         threading._shutdown()  # type: ignore[attr-defined]
     except BaseException as error:
         hide_own_frames(error)
-        _print(f"Exception ignored in: {threading!r}\n{''.join(traceback.format_exception(error))}".rstrip())
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        _print(f"Exception ignored in: {threading!r}\nTraceback (most recent call last):")
+        _print(f"{frames}{type(error).__name__}: {error}")
 
 
 def _exit_status(error: SystemExit) -> int:

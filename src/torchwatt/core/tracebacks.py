@@ -6,6 +6,7 @@ wrapper that takes its own frames off in such a handler leaves none, and costs n
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import TracebackType
 
 from torchwatt.core.errors import TorchwattError
@@ -57,11 +58,14 @@ def _began_here(trace: TracebackType | None) -> bool:
 
 def _without_own(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback linked past our frames."""
-    kept = []
+    kept: list[TracebackType] = []
     while trace is not None:
         if not _is_own(trace):
             kept.append(trace)
         trace = trace.tb_next
-    for above, below in zip(kept, [*kept[1:], None], strict=True):
+    if not kept:
+        return None
+    for above, below in pairwise(kept):
         above.tb_next = below
-    return kept[0] if kept else None
+    kept[-1].tb_next = None
+    return kept[0]

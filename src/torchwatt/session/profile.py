@@ -191,6 +191,6 @@ def outcome_of(error: BaseException | None) -> tuple[Status, str]:
     """Return how a block ended: a clean `sys.exit()` is an end like any other."""
     if error is None:
         return "complete", ""
-    if isinstance(error, SystemExit) and error.code in {None, 0}:
+    if isinstance(error, SystemExit) and (error.code is None or (isinstance(error.code, int) and error.code == 0)):
         return "complete", "SystemExit"
     return "aborted", type(error).__name__

@@ -31,6 +31,7 @@ def _options(asked: argparse.Namespace) -> dict[str, Any]:
         **_keeping(asked),
         "csv": asked.csv,
         "html": asked.html,
+        "overwrite": asked.overwrite,
         "layers": asked.layers,
     }
 

@@ -101,6 +101,8 @@ class _Report:
         if self._shown:
             return
         self._shown = True
-        for note in self._run.notes:
-            self._told.say(f"torchwatt: {note}")
         self._told.say(repr(self._run))
+        for note in self._run.file_notes:
+            self._told.say(f"torchwatt: {note}")
+        for path in self._run.files:
+            self._told.say(f"torchwatt: written: {path}")

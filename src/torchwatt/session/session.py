@@ -6,8 +6,9 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -35,6 +36,9 @@ from torchwatt.tracing.dither import Dither
 from torchwatt.tracing.marks import Marks
 from torchwatt.tracing.steps import steps_between
 
+if TYPE_CHECKING:
+    from torchwatt.session.files import Written
+
 NO_STARTS = np.zeros(0, dtype=np.int64)
 MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
@@ -47,14 +51,14 @@ class Session:
     outer's, not more of them. In a forked child nothing of a session runs and every method does nothing.
     """
 
-    def __init__(self, asked: Options, model: Any = None) -> None:
+    def __init__(self, asked: Options, models: Sequence[tuple[str, Any]] = ()) -> None:
         self.asked = asked
         self.run_id = new_run_id()
         self.thread = threading.get_ident()
         self.pid = os.getpid()
         self.report: Report | None = None
         self.units: dict[str, float] = {}
-        self.notes: list[str] = []  # on the files that were written
+        self.written: Written | None = None
         self.task = active.current_task()
         self._counting = threading.Lock()
         self.windows: list[Window] = []
@@ -64,10 +68,10 @@ class Session:
         self._outer: Session | None = None
         self._feed: Feed | None = None
         self._journal: Journal | None = None
-        self._tracer = Tracer(model, overhead_budget=asked.overhead_budget) if asked.layers else None
+        self._tracer = Tracer(models=models, overhead_budget=asked.overhead_budget) if asked.layers else None
         self._marks = Marks()  # steps that the user marks, where no tracer takes them
         self._start_ns = self._start_unix_ns = 0
-        self._model = model
+        self._model = models[0][1] if models else None  # tells on which device this process runs
         self._member: Member | None = None  # of a job of several ranks
         self.job_report: Report | None = None
         self.ended_ns: int | None = None  # what is metered later is no more of this run
@@ -298,7 +302,10 @@ class Session:
         from torchwatt.session.files import write_all
 
         report = self._of_record()
-        return report is not None and write_all(report, self.asked)
+        if report is None:
+            return False
+        self.written = write_all(report, self.asked)
+        return self.written.whole
 
     def _undo(self, feed: Feed) -> None:
         with contextlib.suppress(Exception):

@@ -76,7 +76,7 @@ class Report:
     def __repr__(self) -> str:
         # The fields of a run fill pages; `views.to_text` writes what people read.
         known = "nothing metered" if self.energy_j is None else f"{self.energy_j:.6g} J"
-        return f"<Report {self.name!r} {self.run_id}: {self.status}, {known} in {self.duration_s:.3f} s>"
+        return f"<Report {self.name!a} {self.run_id}: {self.status}, {known} in {self.duration_s:.3f} s>"
 
     @property
     def duration_s(self) -> float:

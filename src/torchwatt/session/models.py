@@ -94,12 +94,12 @@ def _reason(given: Any) -> str:  # noqa: PLR0911  one sentence for each kind of 
         if _is(given, module, name):
             return f"that is {what}; give the model, and {what} is seen by itself"
     if _is_module(getattr(given, "model", None)):
-        return f"that is a {kind}; give the model in it: profile({kind.lower()}.model)"
+        return f"that is {_a(kind)}; give the model in it: profile({kind.lower()}.model)"
     if hasattr(given, "__next__"):
-        return f"a {kind} is no model; give the model itself, and not model.parameters() or model.modules()"
+        return f"{_a(kind)} is no model; give the model itself, and not model.parameters() or model.modules()"
     if callable(given):
         return "profile takes a model, or nothing: write @profile() with parentheses to decorate a function"
-    return f"a {kind} is no model; give a torch.nn.Module, or {LEAVE_OUT}"
+    return f"{_a(kind)} is no model; give a torch.nn.Module, or {LEAVE_OUT}"
 
 
 def _is_module(value: Any) -> bool:
@@ -110,6 +110,10 @@ def _is(value: Any, module: str, name: str) -> bool:
     """Say whether a value is of a class, whose module is not imported for that: else there is no such value."""
     kind = getattr(sys.modules.get(module), name, None)
     return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[:1].lower() in "aeiou" else f"a {kind}"
 
 
 def _shown(value: Any) -> str:

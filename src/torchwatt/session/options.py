@@ -63,6 +63,7 @@ def options(given: Mapping[str, Any]) -> Options:
     for switch in ("layers", "live"):
         if given[switch] not in ("on", "off"):
             raise ConfigError(f"{switch}={given[switch]!r}: give 'on' or 'off'")
+    _check_kinds(given)
     budget = _number("overhead_budget", given["overhead_budget"], low=0.0, high=1.0)
     baseline_s = _number("baseline_s", given["baseline_s"], low=0.0, high=60.0)
     if not isinstance(given["overwrite"], bool):
@@ -80,7 +81,7 @@ def options(given: Mapping[str, Any]) -> Options:
         keep=_store(given.get("keep")),
         journal=_journal(given.get("journal")),
         project=_project(given),
-        powercap_root=None if given["powercap_root"] is None else Path(given["powercap_root"]),
+        powercap_root=_path("powercap_root", given["powercap_root"]),
         feed=given["feed"],
         dither_s=_number("dither_s", given["dither_s"], low=0.0, high=0.1),
         replays=tuple(given["replays"]),
@@ -95,6 +96,28 @@ def carbon_asked(given: Mapping[str, Any]) -> Asked:
     return Asked(**{item.name: given.get(item.name) for item in fields(Asked)})
 
 
+def _check_kinds(given: Mapping[str, Any]) -> None:
+    """Refuse what is of another kind than the option.
+
+    Raises:
+        ConfigError: An option is; the message says what it takes.
+    """
+    replays, work, factors, pue = (given[name] for name in ("replays", "work", "factors", "pue"))
+    each = factors if isinstance(factors, list | tuple) else () if factors is None else (factors,)
+    numbers = pue if isinstance(pue, list | tuple) else () if pue is None else (pue,)
+    for name, good, takes in (
+        ("region", isinstance(given["region"], str | None), "a place, such as 'FRA' or 'USA/california'"),
+        ("facility", isinstance(given["facility"], str | None), "a site, such as 'scaleway/fr-par-2'"),
+        ("factors", all(isinstance(path, str | os.PathLike) for path in each), "a file, or a list of files"),
+        ("pue", all(isinstance(n, int | float) for n in numbers), "a number, or (value, lo, hi)"),
+        ("feed", given["feed"] is None or hasattr(given["feed"], "meters"), "such as torchwatt.sensors.Replay"),
+        ("replays", isinstance(replays, list | tuple), "what torchwatt.replay found, in a list"),
+        ("work", isinstance(work, Mapping | None), "what torchwatt.work_of found"),
+    ):
+        if not good:
+            raise ConfigError(f"{name}={given[name]!r}: give {takes}")
+
+
 def _number(name: str, value: Any, *, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or not low <= value <= high:
         raise ConfigError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
@@ -105,17 +128,17 @@ def _store(keep: str | os.PathLike[str] | bool | None) -> Path | None:
     """Return where to keep the run; True is the user's own store."""
     if keep is None or isinstance(keep, bool):
         return default_store() if keep else None
-    return Path(keep).absolute()
+    return _path("keep", keep)
 
 
 def _job(given: str | os.PathLike[str] | None) -> Path | None:
     """Return where ranks leave their bundles; the environment names it once for all ranks of a job."""
     found = given or os.environ.get(JOB_VARIABLE)
-    return Path(found).absolute() if found else None
+    return _path("job", found) if found else None
 
 
 def _journal(journal: str | os.PathLike[str] | bool | None) -> Path | bool:
-    return bool(journal) if journal is None or isinstance(journal, bool) else Path(journal).absolute()
+    return bool(journal) if journal is None or isinstance(journal, bool) else _path("journal", journal) or False
 
 
 def _project(given: Mapping[str, Any]) -> str:

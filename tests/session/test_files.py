@@ -24,7 +24,7 @@ def profiled(**asked):
 def test_running_all_again_writes_the_page_again_and_the_tables_beside_the_first(tmp_path):
     asked = {"csv": tmp_path / "audit", "html": tmp_path / "report.html"}
     first = profiled(**asked, name="first")
-    with pytest.warns(RuntimeWarning, match="holds an earlier run: this one is in .*audit-2"):
+    with pytest.warns(RuntimeWarning, match="is not empty: this run is in .*audit-2"):
         second = profiled(**asked, name="second")
     assert first.files == (tmp_path / "audit", tmp_path / "report.html")
     assert second.files == (tmp_path / "audit-2", tmp_path / "report.html")

@@ -208,7 +208,7 @@ def test_options_are_checked_before_anything_starts(tmp_path):
         ({"layers": "maybe"}, "layers"),
         ({"pue": 0.5}, "pue"),
         ({"overhead_budget": 7}, "overhead_budget"),
-        ({"csv": tmp_path / "full"}, "csv"),
+        ({"csv": tmp_path / "full" / "file"}, "csv"),
         ({"intensity_g_per_kwh": -1}, "intensity"),
     ):
         with pytest.raises(ConfigError, match=word), tw.profile(**options):

@@ -55,7 +55,7 @@ def write_all(report: Report, asked: Options) -> Written:
         paths.append(written)
         notes += [f"made the folder {folder} for {what}={str(target)!r}" for folder in made]
         if what == "csv" and written != target:
-            notes.append(f"{target} holds an earlier run: this one is in {written}")
+            notes.append(f"{target} is not empty: this run is in {written}")
     return Written(tuple(paths), tuple(notes), whole)
 
 

@@ -50,7 +50,7 @@ WRONG = {
     "two models": ((net(), net()), {}, r"several models in a list: profile\(\[generator, critic\]\)"),
     "a region without its name": ((net(), "FRA"), {}, "needs its name, such as region='FRA'"),
     "a name without its name": ((net(), "my run"), {}, "needs its name, such as name='my run'"),
-    "a misspelt option": ((), {"regoin": "FRA"}, "no option regoin=: did you mean region="),
+    "a misspelt option": ((), {"reggion": "FRA"}, "no option reggion=: did you mean region="),
     "an option of nobody": ((), {"qqqqqq": 1}, "no option qqqqqq=: help"),
     "an unknown region": ((), {"region": "Atlantis"}, "Atlantis"),
     "a number for a region": ((), {"region": 75}, "region=75"),

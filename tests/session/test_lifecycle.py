@@ -458,3 +458,19 @@ def test_a_meter_without_a_band_leaves_the_total_without_an_interval():
     assert report.systematic_j is not None
     unknown = tuple(replace(meter, accuracy_rel=None) for meter in report.meters)
     assert replace(report, meters=unknown).systematic_j is None
+
+
+def test_a_torch_that_cannot_be_traced_is_metered_without_layers(monkeypatch):
+    from torchwatt.tracing import Tracer
+
+    def fail(_self):
+        raise AttributeError("torch has no such thing")
+
+    monkeypatch.setattr(Tracer, "start", fail)
+    with pytest.warns(RuntimeWarning, match="modules are not traced: AttributeError"), tw.profile(baseline_s=0) as run:
+        run.step()
+        ran = True
+    assert ran
+    assert run.energy_j is not None
+    assert "TRACE_LOST" in set(run.events.code)
+    str(run)

@@ -104,10 +104,7 @@ class Session:
                     self._journal.lend(feed)
                 feed = started(feed, given=feed is self.asked.feed)
                 rest(feed, self.asked.baseline_s)
-            if self._tracer is not None:
-                facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
-                self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
-                self._tracer.start()
+            self._start_tracer(feed)
             if self._dither is not None:
                 self._dither.start()
             self._feed = feed
@@ -125,6 +122,18 @@ class Session:
             active.leave(self)
             self._undo(feed)
             raise
+
+    def _start_tracer(self, feed: Feed) -> None:
+        """Begin to trace; a torch in which that fails is metered without layers: the program runs all the same."""
+        if self._tracer is None:
+            return
+        facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
+        try:
+            self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
+            self._tracer.start()
+        except Exception as error:
+            self._fault("TRACE_LOST", "modules are not traced", error)
+            self._tracer = None
 
     @property
     def outer(self) -> Session | None:

@@ -164,6 +164,51 @@ def test_mistakes_are_one_line_and_exit_code_2(args, words):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("python", "train.py", "-x"), "python is Python itself: torchwatt runs your script with the Python that"),
+        ((sys.executable, "-m", "tool"), "torchwatt run -m tool"),
+        (("python3.11",), "torchwatt run train.py"),
+        (("bash", "train.sh"), "bash is a command, and torchwatt runs a Python script or, with -m, a module"),
+        (("-m", "no_such_module_at_all"), "no module named no_such_module_at_all"),
+    ],
+)
+def test_what_is_no_script_is_refused_with_what_to_write(args, words):
+    done = torchwatt("run", *args)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_option_of_ours_after_the_script_is_the_scripts_and_mentioned_where_it_seems_meant_for_us(tmp_path):
+    path = script(tmp_path, "import sys; print(sys.argv[1:])")
+    done = torchwatt("run", "--layers", "off", path, "--region", "FRA", "--csv=audit", "--epochs", "3", cwd=tmp_path)
+    assert done.stdout == "['--region', 'FRA', '--csv=audit', '--epochs', '3']\n"
+    assert f"--region after {path} goes to the script; to torchwatt: torchwatt run --region ... {path}" in done.stderr
+    assert "--csv after" in done.stderr
+    assert "--epochs after" not in done.stderr
+    path.write_text("import argparse; p = argparse.ArgumentParser(); p.add_argument('--region'); p.parse_args()")
+    assert "after" not in torchwatt("run", "--layers", "off", path, "--region", "FRA").stderr
+    path.write_text("pass")
+    assert "after" not in torchwatt("run", "--layers", "off", path, "--", "--region", "FRA").stderr
+
+
+def test_a_run_names_its_files_and_the_folders_that_were_made(tmp_path):
+    path = script(tmp_path, "import sys; sys.stderr = open('train.log', 'w'); sys.stderr.close()")
+    for name in ("audit", "audit-2"):
+        done = torchwatt(
+            "run", "--layers", "off", "--csv", "out/audit", "--html", "out/r.html", path, cwd=tmp_path
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"torchwatt: written: {tmp_path / 'out' / name}\n" in done.stderr
+        assert f"torchwatt: written: {tmp_path / 'out' / 'r.html'}\n" in done.stderr
+        assert (f"made the folder {tmp_path / 'out'} for csv" in done.stderr) == (name == "audit")
+        assert ("audit is not empty: this run is in" in done.stderr) == (name == "audit-2")
+    torchwatt("run", "-q", "--layers", "off", "--csv", "out/audit", "--overwrite", path, cwd=tmp_path)
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["audit", "audit-2", "r.html"]
+
+
 def test_doctor_lets_no_escape_sequence_of_a_drivers_text_reach_the_terminal(monkeypatch, capsys):
     from torchwatt.cli import doctor
     from torchwatt.core.meter import Unavailable

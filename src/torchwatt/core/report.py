@@ -77,7 +77,7 @@ class Report:
         # The fields of a run fill pages; `views.to_text` writes what people read.
         known = "nothing metered" if self.energy_j is None else f"{self.energy_j:.6g} J"
         part = f" in the metered {self.coverage:.1%}" if self.counted and self.coverage < LEAST_COVERAGE else ""
-        return f"<Report {self.name!r} {self.run_id}: {self.status}, {known}{part} in {self.duration_s:.3f} s>"
+        return f"<Report {self.name!a} {self.run_id}: {self.status}, {known}{part} in {self.duration_s:.3f} s>"
 
     @property
     def duration_s(self) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
+from torchwatt.core.warn import warn
 from torchwatt.notebook.beats import Beats
 from torchwatt.notebook.comm import channel
 from torchwatt.notebook.history import record_of
@@ -41,7 +41,7 @@ class View:
                 import torchwatt.notebook.widget  # noqa: F401
             except Exception as error:
                 self._live = False
-                warnings.warn(f"torchwatt shows no live view: {error}", RuntimeWarning, stacklevel=3)
+                warn(f"torchwatt shows no live view: {error}", stacklevel=3)
 
     def begin(self, run: Run) -> None:
         """Put the live view where the report will be."""
@@ -78,7 +78,7 @@ class View:
             if place() != "nowhere" and not run.nested:
                 channel().tell(record_of(run.report, cell_id(self._shell)))
         except Exception as error:  # a fault of ours must not take the place of the user's exception
-            warnings.warn(f"torchwatt could not show the report: {error}", RuntimeWarning, stacklevel=3)
+            warn(f"torchwatt could not show the report: {error}", stacklevel=3)
 
     def _show(self, run: Run) -> None:
         if self._handle is not None and not self._cleared:

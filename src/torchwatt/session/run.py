@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isfinite
+from pathlib import Path
 
 from torchwatt.carbon import HOW_TO_GET_GRAMS
 from torchwatt.core.errors import ConfigError
@@ -48,6 +49,16 @@ class Run(ReportFaces):
     def name(self) -> str:
         """The name shown in reports."""
         return self._session.asked.name
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files and folders that were asked for, written after the block."""
+        return self._session.written.paths if self._session.written is not None else ()
+
+    @property
+    def file_notes(self) -> tuple[str, ...]:
+        """What there is to say about `files`: folders made on the way, names that differ from what was asked for."""
+        return self._session.written.notes if self._session.written is not None else ()
 
     @property
     def nested(self) -> bool:

@@ -385,9 +385,9 @@ class Tally:
         """Learn how calls and steps are divided from those that were seen inside."""
         inside = np.flatnonzero(items.top != NOBODY)
         top = items.top[inside]
-        for key in np.unique(items.key[top]).tolist():
-            which = inside[items.key[top] == key]
-            pattern = self._patterns[CALL, key]
+        for outer in np.unique(items.key[top]).tolist():
+            which = inside[items.key[top] == outer]
+            pattern = self._patterns[CALL, outer]
             count = int((items.top[which] == which).sum())
             number = _by_key(items.key[which])
             self._compare(pattern, number / count)
@@ -399,8 +399,8 @@ class Tally:
             if call.nodes is not None:
                 self._study_backward(thread, call, items)
         if thread.log is self._own:
-            for number, bounds in thread.pairs():
-                self._study_steps(self._patterns[STEP, number], bounds, items)
+            for which_steps, bounds in thread.pairs():
+                self._study_steps(self._patterns[STEP, which_steps], bounds, items)
 
     def _compare(self, pattern: _Pattern, each: FloatArray) -> None:
         before = pattern.calls.of_modules[FORWARD] / max(pattern.count, 1)

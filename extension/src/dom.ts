@@ -3,6 +3,12 @@
 type Child = Node | string | null | undefined | false;
 type Attributes = Readonly<Record<string, string | number | boolean | null | undefined>>;
 
+/**
+ * The root of a view. A key that is pressed inside is not for the notebook, where `d d` deletes the cell; what is
+ * clicked between the rows takes the focus to the root, and not to the cell.
+ */
+export const ROOT: Attributes = { class: 'tw-root', tabindex: -1, 'data-lm-suppress-shortcuts': true };
+
 const SVG = 'http://www.w3.org/2000/svg';
 
 export function h<K extends keyof HTMLElementTagNameMap>(

@@ -127,6 +127,8 @@ export interface Begin {
 /** One beat of a running cell. Everything but `points` is absolute, so that a lost message costs nothing. */
 export interface Beat {
   readonly t_s: number;
+  /** Until when all joules are known; missing: until now. */
+  readonly as_of_s?: number;
   readonly energy_j: Joules;
   readonly carbon_g: number | null;
   readonly power_w: Readonly<Record<string, number | null>>;
@@ -136,7 +138,7 @@ export interface Beat {
     readonly t_s: readonly number[];
     readonly power_w: Readonly<Record<string, readonly (number | null)[]>>;
   };
-  /** Steps, joules a step and layers as of an instant, at most once a second. */
+  /** Steps and joules a step, with each beat where layers are traced; layers as of an instant, now and then. */
   readonly steps?: number;
   readonly per_step?: string;
   readonly layers?: Layers & { readonly as_of_s: number };

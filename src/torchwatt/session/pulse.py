@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from torchwatt.views import Point
 LOOK_BACK_NS = 3 * NS_PER_S  # what is read again each time: slow meters answer once a second
 MARGIN_NS = 3 * NS_PER_S // 2  # and more than one answer before it
 LONGEST_NS = 60 * NS_PER_S  # after a stall, no more than that
+HISTORY = 1_024  # beats: four minutes
 STALE_NS = 3 * NS_PER_S  # older watts are not "now"
 
 
@@ -42,6 +44,41 @@ class Pulse:
         self.whole: tuple[int, float] | None = None  # the last instant that all meters have passed; joules until then
         self.gaps = 0  # times that a meter was silent: joules are missing since
         self._asked: dict[int, dict[str, float]] = {}
+        self._history: dict[str, deque[tuple[int, float]]] = {}  # of each meter, instants and joules until then
+
+    @property
+    def start_ns(self) -> int:
+        """Return when the run began."""
+        return self._session.start_ns
+
+    @property
+    def as_of_s(self) -> float:
+        """Return until when the joules of all meters are known that answered lately, in seconds since the start."""
+        now_ns = time.monotonic_ns()
+        known = [t_ns for _, t_ns in self.metered().values() if now_ns - t_ns < STALE_NS]
+        return (min(known, default=now_ns) - self.start_ns) / NS_PER_S
+
+    def metered(self) -> dict[str, tuple[str, int]]:
+        """Return of each counted meter the domain that its joules count for, and until when they are known."""
+        names = self._counted.names()
+        known_ns = {domain: running.end_ns for domain, running in self._running.items()}
+        return {domain: (name, known_ns.get(domain, 0)) for domain, name in names.items()}
+
+    def energy_at(self, domain: str, t_ns: int) -> float:
+        """Return a meter's joules from the start to an instant of the last minutes; beyond what is known, all of them.
+
+        Within a beat the power is taken to be constant.
+        """
+        points = self._history.get(domain)
+        if not points:
+            return 0.0
+        at = bisect.bisect_left(points, (t_ns, 0.0))
+        if at == 0:
+            return points[0][1]
+        if at == len(points):
+            return points[-1][1]
+        (from_ns, from_j), (to_ns, to_j) = points[at - 1], points[at]
+        return from_j + (to_j - from_j) * (t_ns - from_ns) / (to_ns - from_ns)
 
     @property
     def energy_j(self) -> dict[str, float]:
@@ -142,4 +179,6 @@ class Pulse:
             self._watts[domain] = mean_w
         running.extend(curve, curve.end_ns)
         self._running[domain] = running
+        points = self._history.setdefault(domain, deque([(start_ns, 0.0)], maxlen=HISTORY))
+        points.append((curve.end_ns, running.total_j))
         return curve

@@ -11,6 +11,7 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.report import Report
 from torchwatt.session.faces import ReportFaces
 from torchwatt.session.jobs.job_run import JobRun
+from torchwatt.session.live_layers import LiveLayers
 from torchwatt.session.pulse import Pulse
 from torchwatt.session.session import Session
 
@@ -82,6 +83,11 @@ class Run(ReportFaces):
     def pulse(self) -> Pulse:
         """Return a cheap look at the meters while the run runs."""
         return Pulse(self._session)
+
+    def live_layers(self, pulse: Pulse) -> LiveLayers | None:
+        """Return steps and layers while the run runs; None where layers are not traced."""
+        tracer = self._session.tracer
+        return None if tracer is None else LiveLayers(self._session, tracer, pulse)
 
     def step(self) -> None:
         """Mark the end of a step where automatic detection cannot know it; from then on only marks count."""

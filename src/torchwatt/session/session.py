@@ -141,6 +141,16 @@ class Session:
         return self._outer
 
     @property
+    def tracer(self) -> Tracer | None:
+        """Return what traces layers; None where nothing does."""
+        return self._tracer
+
+    @property
+    def start_unix_ns(self) -> int:
+        """Return when the run began in the world."""
+        return self._start_unix_ns
+
+    @property
     def nested(self) -> bool:
         """Return whether this is a window of another session."""
         return self._outer is not None

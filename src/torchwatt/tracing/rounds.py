@@ -67,8 +67,8 @@ def rounds(
         forward_ns: When calls of the model began, as far as they were seen, sorted.
         unseen_ns: Stretches in which they were not seen, sorted; shape (n, 2).
     """
-    if not ends:
-        return []
+    if len({key for key, *_ in ends}) < 2:
+        return [(end_ns, count) for _, end_ns, count in ends]
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for key, end_ns, _ in ends:
@@ -102,8 +102,6 @@ class _Joined:
 
 def _joined(ends: Sequence[OptimizerEnd], forward_ns: IntArray, unseen_ns: IntArray) -> _Joined:
     keys = [key for key, *_ in ends]
-    if len(set(keys)) < 2:
-        return _Joined(set(), keys, cycle=False)
     times = np.array([end_ns for _, end_ns, _ in ends], dtype=np.int64)
     between = np.diff(np.searchsorted(forward_ns, times), prepend=0)
     hidden = _overlap(unseen_ns, times)

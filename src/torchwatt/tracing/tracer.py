@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torchwatt.tracing.hub import Hub
     from torchwatt.tracing.log import Log
     from torchwatt.tracing.marks import Marks
+    from torchwatt.tracing.tally import Tally
 
 DEFAULT_MAX_SPANS = 50_000  # about 10 MB with what belongs to them; a thousand steps of fifty modules
 TOLERATED = 1.2  # of the budget, before it is said that it was too small
@@ -177,6 +178,31 @@ class Tracer:
             if self._hub is None:
                 raise TraceError("snapshot() before start()")
             return self._assemble(self._hub, most_filled=most_filled)
+
+    def tally(self, start_ns: int) -> Tally:
+        """Return sums of what runs from now on, for a view of the session that began at `start_ns`.
+
+        Raises:
+            TraceError: It is not running.
+        """
+        from torchwatt.tracing.tally import Tally
+
+        hub, log = self._hub, self._log
+        if hub is None or log is None:
+            raise TraceError("tally() of a tracer that does not run")
+        return Tally(
+            hub,
+            log,
+            lambda: self._logs(hub) if self._log is not None else (),
+            lambda: self._marks.steps if self._marks is not None else None,
+            start_ns=start_ns,
+            given=self._given,
+        )
+
+    def pay(self, cost_ns: int) -> None:
+        """Book what a view of the running session cost: it comes out of the budget of tracing."""
+        if self._conductor is not None:
+            self._conductor.budget.pay("fixed", cost_ns)
 
     def stop(self, done_ns: int | None = None) -> Trace:
         """Stop, take every wrapper off, and return the trace; again: return the same trace.

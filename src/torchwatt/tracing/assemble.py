@@ -12,7 +12,7 @@ import numpy as np
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Event, IntArray
-from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Phase
+from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Phase, Slot
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
 from torchwatt.tracing.asleep import Modules, Ran, Slots, StepBook, lengths_of, steps_among
@@ -29,6 +29,7 @@ from torchwatt.tracing.ranges import top_level, uncross
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rounds import Mark, OptimizerEnd
 from torchwatt.tracing.rows import (
+    BACKWARD_KEY,
     COMMUNICATION_KEY,
     COMPILE_KEY,
     DATA_KEY,
@@ -102,6 +103,7 @@ class _Assembly:
         self.carried: dict[int, float] = {}
         self.filled_calls = self.filled_steps = self.unfilled_steps = 0
         self.untold: set[int] = set()  # modules of which it is not always known whether they ran
+        self.unseen: set[int] = set()  # modules of which no window shows what they do in a backward call
         self.untold_calls = self.untold_steps = 0
         self.outermost = frozenset(self._outermost_keys())
         self.tree = self._tree()
@@ -195,9 +197,13 @@ class _Assembly:
 
     def _untold_slots(self) -> frozenset[int]:
         """Return the slots of which it is not known how often they ran."""
-        inside = self.untold | {key for key in self.tree.parent if self.tree.enclosing(key, self.untold) != key}
-        both = {slot for key in inside for slot in (self._forward_slot(key), self._backward_slot(key))}
-        return frozenset(both & set(range(len(self.columns.slots))) | self.columns.untold_calls)
+        number = len(self.columns.slots)
+        forward = {self._forward_slot(key) for key in self._with_inside(self.untold)}
+        backward = {self._backward_slot(key) for key in self._with_inside(self.untold | self.unseen)}
+        return frozenset((forward | backward) & set(range(number)) | self.columns.untold_calls())
+
+    def _with_inside(self, keys: set[int]) -> set[int]:
+        return keys | {key for key in self.tree.parent if self.tree.enclosing(key, keys) != key}
 
     def _backward_slot(self, key: int) -> int:
         return self._slot(key, backward=True)
@@ -271,6 +277,7 @@ class _Assembly:
         self.filled_calls += int(records.count[[i for i, _ in chosen]].sum()) if chosen else 0
         self.carried |= forward.carry_rel_sd(self._forward_slot, filled)
         self.untold |= forward.uncertain | book.uncertain
+        self.unseen |= set(self.tree.parent) | self.outermost if book.untold else book.unseen
         self.untold_calls += forward.untold
 
     def _asleep(self, log: Log, thread: int) -> None:
@@ -301,7 +308,7 @@ class _Assembly:
     def _ran(self, log: Log) -> Ran:
         """Return which modules ran in the outermost calls of a thread."""
         look, paths, records = self.looks[log], self.paths[log], self.records[log]
-        always = self.outermost.union(key for key, *_ in look.optimizers)
+        always = self.outermost.union(key for key, *_ in look.optimizers) | {BACKWARD_KEY}
         found: list[tuple[int, Mapping[int, int], frozenset[int] | None]] = [
             (int(look.table[call.row, START]), call.counts, None) for call in paths.calls
         ]
@@ -313,11 +320,14 @@ class _Assembly:
                 ran = paths.signature(what[3])
                 counts = {**ran.counts, what[1]: 1 + ran.counts.get(what[1], 0)}
                 found.append((start, counts, ran.over | always))
+            elif count == 1 and what[0] == "backward":
+                found.append((start, {BACKWARD_KEY: 1}, None))
+        found += [(call.start_ns, {BACKWARD_KEY: 1}, None) for call in self.calls[log]]
         # The end of an optimizer step is that of the step: it lies in it.
         found += [(end - 1, {key: 1}, None) for key, end, count in look.optimizers if count == 1]
         found.sort(key=lambda each: each[0])
         starts, ran_counts, over = zip(*found, strict=True) if found else ((), (), ())
-        return Ran(starts, ran_counts, over, always)
+        return Ran(starts, ran_counts, over, always, _led_ns(look), frozenset().union(*paths.varying.values()))
 
     def _module_slots(self) -> Slots:
         """Return which module each slot stands for by now."""
@@ -331,10 +341,16 @@ class _Assembly:
             if slot.phase in {"forward", "backward"} and slot.fqn in by_name
         }
 
-        def beside(slot: int, key: int) -> int:
-            return self.columns.index(self.names.of(key), slots[slot].phase)
+        backward = {i for i, slot in enumerate(slots) if slot.phase == "backward"}
 
-        return Slots(keys, beside)
+        def beside(slot: int, key: int) -> int:
+            found = self.columns.index(self.names.of(key), slots[slot].phase)
+            if slot in backward:
+                backward.add(found)
+            return found
+
+        keys |= {i: BACKWARD_KEY for i, slot in enumerate(slots) if slot == Slot(UNATTRIBUTED, "backward")}
+        return Slots(keys, beside, backward.__contains__)
 
     def _kind_slot(self, kind: tuple[Any, ...]) -> int:
         if kind[0] == "backward":
@@ -475,6 +491,16 @@ class _Assembly:
 
 def _bounds(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
     return [(step.start_ns, step.end_ns, step.count) for step in steps]
+
+
+def _led_ns(look: Look) -> IntArray:
+    """Return when the forward pass before each backward call began, and the call itself; shape (n, 2)."""
+    found = []
+    for call in look.calls:
+        rows = look.table[call.since : call.first]
+        begun = rows[(rows[:, KEY] > 0) & (rows[:, SEQ1] > rows[:, SEQ0]), START]
+        found.append((int(begun.min()) if len(begun) else call.start_ns, call.start_ns))
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
 def _is_forward(kind: tuple[Hashable, ...]) -> bool:

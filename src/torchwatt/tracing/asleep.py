@@ -16,7 +16,7 @@ from torchwatt.tracing.fold import Kinds, Records
 from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.overhead import net_clock
 from torchwatt.tracing.ranges import top_level
-from torchwatt.tracing.rows import LIGHT_TASK, STEP_KEY
+from torchwatt.tracing.rows import BACKWARD_KEY, LIGHT_TASK, STEP_KEY
 from torchwatt.tracing.signatures import UNKNOWN, Signature
 from torchwatt.tracing.template import Call, Template, relative_sd
 
@@ -114,6 +114,7 @@ class StepBook:
         self._composers: dict[frozenset[int], Composer] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self.untold = False  # of some steps it is not known at all what ran
+        self.unlike: set[int] = set()  # modules that ran in steps that are like none, or that are like none themselves
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
             found = _undisturbed(_found(spans, bounds, apart, after_ns))
@@ -142,6 +143,8 @@ class StepBook:
             if template is None and ran.over:
                 length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
                 template = self._composed(ran, paths.uncertain_in_step(ran), length_ns)
+            if template is None:
+                self.unlike |= ran.counts.keys()
             if template is not None:
                 yield i, template
 
@@ -152,7 +155,8 @@ class StepBook:
             begun = [self._beginning(model, ran) for model in known]
             return [model for model in begun if model is not None]
         known = [model for model in known if ran.matches(model.counts)]
-        return self._agreed(_evened([model for model in known if not model.traced] or known), known)
+        chosen = _evened([model for model in known if not model.traced] or known)
+        return self._agreed(chosen, known) if ran.over else chosen
 
     def _beginning(self, model: _StepModel, ran: Signature) -> _StepModel | None:
         """Return the first part of a step, if that is what ran in one that ended before its time."""
@@ -216,6 +220,7 @@ class StepBook:
             samples = [sample_of(model.template, model.length_ns, model.counts) for model in known]
             led = Led(self._slots.is_backward, self._ran.outermost, self._straddles)
             self._composers[ran.over] = Composer(samples, self._tree, self._slots.keys.get, self._slots.beside, led)
+        self.unlike |= self._composers[ran.over].unlike(ran) - {BACKWARD_KEY}
         return self._composers[ran.over].compose(ran, length_ns)
 
     def carry_rel_sd(self) -> dict[int, float]:

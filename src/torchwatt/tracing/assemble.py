@@ -103,6 +103,8 @@ class _Assembly:
         self.carried: dict[int, float] = {}
         self.filled_calls = self.filled_steps = self.unfilled_steps = 0
         self.untold: set[int] = set()  # modules of which it is not always known whether they ran
+        self.unlike: set[int] = set()  # modules of which it is not known what ran in them, or what they took
+        self.unlike_calls = 0
         self.unseen: set[int] = set()  # modules of which no window shows what they do in a backward call
         self.untold_calls = self.untold_steps = 0
         self.outermost = frozenset(self._outermost_keys())
@@ -198,8 +200,9 @@ class _Assembly:
     def _untold_slots(self) -> frozenset[int]:
         """Return the slots of which it is not known how often they ran."""
         number = len(self.columns.slots)
-        forward = {self._forward_slot(key) for key in self._with_inside(self.untold)}
-        backward = {self._backward_slot(key) for key in self._with_inside(self.untold | self.unseen)}
+        untold = self._with_inside(self.untold) | self._with_inside(self.unlike) - self.outermost
+        forward = {self._forward_slot(key) for key in untold}
+        backward = {self._backward_slot(key) for key in untold | self._with_inside(self.unseen | self.unlike)}
         return frozenset((forward | backward) & set(range(number)) | self.columns.untold_calls())
 
     def _with_inside(self, keys: set[int]) -> set[int]:
@@ -277,6 +280,8 @@ class _Assembly:
         self.filled_calls += int(records.count[[i for i, _ in chosen]].sum()) if chosen else 0
         self.carried |= forward.carry_rel_sd(self._forward_slot, filled)
         self.untold |= forward.uncertain | book.uncertain
+        self.unlike |= forward.unlike
+        self.unlike_calls += forward.unfilled
         self.unseen |= set(self.tree.parent) | self.outermost if book.untold else book.unseen
         self.untold_calls += forward.untold
 
@@ -300,6 +305,7 @@ class _Assembly:
         Filler(self.columns, thread, int).fill_records(records, chosen)
         self.filled_steps += int(records.count[asleep].sum()) - int(rest.count.sum())
         self.unfilled_steps += int(rest.count.sum())
+        self.unlike |= book.unlike
         self.untold |= book.uncertain | (set(self.tree.parent) | self.outermost if book.untold else set())
         self.untold_steps += int(records.count[asleep].sum()) if book.uncertain else 0
         for slot, sd in book.carry_rel_sd().items():
@@ -465,6 +471,9 @@ class _Assembly:
         if self.filled_calls:
             text = f"{self.filled_calls} outermost calls were not traced inside: their layers are filled in from others"
             notes.append(Event(end, "info", "CALLS_FILLED", "run", text))
+        if self.unlike_calls:
+            text = f"{self.unlike_calls} outermost calls are of modules that were never traced inside"
+            notes.append(Event(end, "info", "CALLS_UNLIKE", "run", text))
         if self.filled_steps:
             text = f"of {self.filled_steps} steps only the end was noted: their layers are filled in from others"
             notes.append(Event(end, "info", "STEPS_FILLED", "run", text))

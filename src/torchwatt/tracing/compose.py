@@ -71,6 +71,10 @@ class Tree:
             at = self.parent.get(at)
         return at == outer
 
+    def holds(self, key: int) -> bool:
+        """Say whether modules lie in a module that are called themselves."""
+        return key in self.parent.values()
+
     def anchor(self, key: int, counted: frozenset[int]) -> int | None:
         """Return the smallest module around a module, or itself, that was counted."""
         at: int | None = key
@@ -262,7 +266,7 @@ class _Rates:
             for sample in self._samples
             if pattern is None or self._led.pattern(sample.counts) == pattern
         ]
-        calls, of = (max(seen, key=lambda each: each[1]) if seen else (0, 0))
+        calls, of = max(seen, key=lambda each: each[1]) if seen else (0, 0)
         same = all(n >= 0 and n * of == calls * times for n, times in seen)
         return (calls, of) if of and same else None
 
@@ -299,4 +303,3 @@ def _usual(times_ns: Sequence[float]) -> float:
     if len(times_ns) < FEW_SAMPLES:
         return min(times_ns, default=0.0)
     return float(np.median(times_ns))
-

@@ -7,6 +7,7 @@ makes its first gradient before it enters the engine. In steps of 0.2 ms that is
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -16,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from torchwatt.core.meter import IntArray
+from torchwatt.tracing.own_time import own_time
 
 LOOPS = 24
+MOST_IN_PLACE, ENOUGH_IN_PLACE = 8, 3
 # The code around is longer than what can be repeated here: in steps of 0.2 and 1.2 ms the margins were 1.4 to 2.7 times
 # what the loop and the coldness of the program's caches explain (torch 2.13, a clock around `step` and `backward`).
 MORE_IN_PLACE = 2.2
+own_ns = own_time()
 FIRST, LAST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
@@ -43,20 +47,64 @@ class Margins:
 NO_MARGINS = Margins()
 
 
+class InPlace:
+    """Measures margins in some traced steps, where the program's own work has left the caches cold.
+
+    Between matrix products they are ten times what they are in a loop.
+    """
+
+    def __init__(self) -> None:
+        self._before_ns: deque[int] = deque(maxlen=MOST_IN_PLACE)
+        self._after_ns: deque[int] = deque(maxlen=MOST_IN_PLACE)
+
+    def after_backward(self) -> int:
+        """Take as long as an optimizer step takes until it calls the first hook; return the time of all this in ns."""
+        return self._measure(self._before_ns, is_start=True)
+
+    def after_optimizer(self) -> int:
+        """Take as long as an optimizer step takes after the last hook; return the time of all this in ns."""
+        return self._measure(self._after_ns, is_start=False)
+
+    @staticmethod
+    def _measure(times_ns: deque[int], *, is_start: bool) -> int:
+        if len(times_ns) == MOST_IN_PLACE:
+            return 0
+        began = own_ns()
+        opened, closing = _optimizer_range(lambda: (own_ns(), own_ns()))
+        closed = own_ns()
+        times_ns.append(opened - began if is_start else closed - closing)
+        return closed - began
+
+    def margins(self, in_a_loop: Margins) -> Margins | None:
+        """Return what was measured; None while that is too little."""
+        if min(len(self._before_ns), len(self._after_ns)) < ENOUGH_IN_PLACE:
+            return None
+        before, after = median(self._before_ns), median(self._after_ns)
+        colder = before / max(in_a_loop.optimizer_before_ns, 1.0)
+        return Margins(before, after, in_a_loop.backward_before_ns * colder)
+
+
+def _optimizer_range(inside: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """Open and close a range as `Optimizer.step` does around its hooks, and return what `inside` does."""
+    import torch
+
+    hooks: tuple[Callable[[], None], ...] = ()
+    with torch.autograd.profiler.record_function(f"Optimizer.step#{Margins.__name__}.step"):
+        for hook in chain(hooks, hooks):
+            hook()
+        return inside()
+
+
 def measure() -> Margins:
     """Measure them in a loop, in about a millisecond; nothing of the user's is called."""
     import torch
 
     before, after = [], []
-    hooks: tuple[Callable[[], None], ...] = ()
     for _ in range(LOOPS):
         began = time.perf_counter_ns()
-        with torch.autograd.profiler.record_function(f"Optimizer.step#{Margins.__name__}.step"):
-            for hook in chain(hooks, hooks):
-                hook()
-            entered = time.perf_counter_ns()
+        entered, leaving = _optimizer_range(lambda: (time.perf_counter_ns(), time.perf_counter_ns()))
         before.append(entered - began)
-        after.append(time.perf_counter_ns() - entered)
+        after.append(time.perf_counter_ns() - leaving)
     return Margins(median(before), median(after), _before_backward(torch))
 
 

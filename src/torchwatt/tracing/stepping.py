@@ -206,7 +206,7 @@ class Stepping:
             log.mode, log.stride.mode, log.stride.planned = FULL, FULL, 1
         self._mode_changed(log, before)
         log.call_ns = conductor.call_ns(log.stride)
-        log.margins = conductor.margins(log.stride)
+        log.margins = log.in_place.margins(conductor.costs.margins) or conductor.margins(log.stride)
         if conductor.limited:
             self._host.note("info", "SPANS_SAMPLED", conductor.limit.message)
         self._arrange(log, conductor)

@@ -80,6 +80,8 @@ class Windows:
                 self._seen |= keys
                 log.add_own(end, self._clock_ns(), sequence_nr())
             log.backwards.append(call)
+            if window is None and conductor is not None and log.lead_optimizer is not None:
+                self._measure(conductor, log, end)
             log.since = log.total()
 
     def _open(self, conductor: Conductor | None, log: Log, path: Hashable, *, is_new: bool) -> kineto.Window | None:
@@ -120,6 +122,12 @@ class Windows:
                 self._note("info", "CLOCK_STEPPED", "the wall clock was set during a window: window dropped")
         except Exception as error:
             self._give_up(error)
+
+    def _measure(self, conductor: Conductor, log: Log, end_ns: int) -> None:
+        """Measure what an optimizer step begins with, where it may begin."""
+        if own_ns := log.in_place.after_backward():
+            conductor.budget.pay("fixed", own_ns)
+            log.add_own(end_ns, self._clock_ns(), sequence_nr())
 
     def _read_older(self, recorded: kineto.Recorded | None) -> int:
         """Bound what is kept in torch's form; return what that took in ns."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.compose import Composer, Led, Tree, calls_of, differing, sample_of, untold
@@ -124,7 +125,7 @@ class StepBook:
                 if template is not None:
                     counts, over = ran.within(call.start_ns, call.end_ns)
                     self._straddles |= ran.straddles(call.start_ns, call.end_ns)
-                    self._models.append(_StepModel(call, call.net_ns, template, counts, over, is_traced))
+                    self._models.append(_StepModel(call, inside[:, 1], call.net_ns, template, counts, over, is_traced))
         self._models.sort(key=lambda model: model.start_ns)
 
     def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
@@ -168,9 +169,8 @@ class StepBook:
         if not ran.matches(counts):
             return None
         end_ns = calls[ran_until][0] if ran_until < len(calls) else model.end_ns
-        part = model.bounds.to_net(np.array([end_ns], dtype=np.int64))[0] / max(model.bounds.net_ns, 1)
-        template = _first_part(model.template, float(part))
-        return None if template is None else replace(model, template=template, length_ns=round(model.length_ns * part))
+        template = _first_part(model.template, model.starts_ns < end_ns)
+        return None if template is None else replace(model, template=template)
 
     def _agreed(self, models: Sequence[_StepModel], known: Sequence[_StepModel]) -> list[_StepModel]:
         """Leave open how often what ran in steps where the same was counted, and which do not agree about it."""
@@ -237,6 +237,7 @@ class StepBook:
 @dataclass(frozen=True, slots=True, eq=False)
 class _StepModel:
     bounds: Call
+    starts_ns: IntArray  # of the spans that the template is made of
     length_ns: int
     template: Template
     counts: Mapping[int, int]
@@ -335,9 +336,9 @@ def _warped(template: Template, bounds: FloatArray, usual: FloatArray) -> Templa
     return replace(template, first=first, last=np.maximum(np.interp(template.last, bounds, usual), first))
 
 
-def _first_part(template: Template, part: float) -> Template | None:
-    """Return what a template consists of until a fraction of its length."""
-    begun = template.first < part
+def _first_part(template: Template, begun: NDArray[np.bool_]) -> Template | None:
+    """Return what a template consists of until the first span that had not begun."""
+    part = float(template.first[~begun].min(initial=1.0))
     if part <= 0 or not begun.any():
         return None
     first, last = template.first[begun] / part, np.minimum(template.last[begun] / part, 1.0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Event, IntArray
@@ -48,6 +49,7 @@ from torchwatt.tracing.rows import (
 )
 from torchwatt.tracing.signatures import Signature, nearest_called, traced_calls
 from torchwatt.tracing.steps import Calls, Evidence, Step, steps_of
+from torchwatt.tracing.template import Template
 
 MAX_FILLED = 300_000  # spans, about 15 MB
 LEAST_RECORDS = 1_024
@@ -100,6 +102,7 @@ class _Assembly:
         self.names.fqn.update({key: name for key, (name, _) in view.functions.items() if key in self.used})
         self.scope_names = {key: name for name, key in view.scopes.items()}
         self.columns = Columns()
+        self.passed: dict[Log, list[tuple[int, int, int, int]]] = {}  # calls in steps of which only the end was noted
         self.carried: dict[int, float] = {}
         self.filled_calls = self.filled_steps = self.unfilled_steps = 0
         self.untold: set[int] = set()  # modules of which it is not always known whether they ran
@@ -303,6 +306,7 @@ class _Assembly:
             slot = self.columns.index(UNATTRIBUTED, "other")
             self.columns.add(slot, rest.start, rest.end, thread=thread, filled=False, calls=0)
         Filler(self.columns, thread, int).fill_records(records, chosen)
+        self.passed[log] = list(self._passed(log, dict(chosen)))
         self.filled_steps += int(records.count[asleep].sum()) - int(rest.count.sum())
         self.unfilled_steps += int(rest.count.sum())
         self.unlike |= book.unlike
@@ -310,6 +314,31 @@ class _Assembly:
         self.untold_steps += int(records.count[asleep].sum()) if book.uncertain else 0
         for slot, sd in book.carry_rel_sd().items():
             self.carried[slot] = max(sd, self.carried.get(slot, 0.0))
+
+    def _passed(self, log: Log, chosen: Mapping[int, Template]) -> Iterator[tuple[int, int, int, int]]:
+        """Yield start, end, count and key of the calls that made no graph, in steps of which only the end was noted."""
+        records, kinds = self.records[log], self.looks[log].kinds
+        idle = {root.key for root in self.view.registry.roots} - self._growing(log)
+        for i in steps_among(records, kinds).tolist():
+            task = kinds.of[int(records.kind[i])][3]
+            counts = self.paths[log].signature(task).counts if isinstance(task, int) else {}
+            template, start = chosen.get(i), int(records.start[i])
+            length = int(records.end[i]) - start
+            for key in counts.keys() & idle:
+                slot = self._forward_slot(key)
+                which = [] if template is None else np.flatnonzero(template.owner == slot)[: counts[key]].tolist()
+                spans = [(template.first[j], template.last[j]) for j in which] if template is not None else []
+                each = counts[key] * int(records.count[i]) // max(len(spans), 1)
+                for first, last in spans or [(0.0, 0.0)]:
+                    yield start + round(first * length), start + round(last * length), each, key
+
+    def _growing(self, log: Log) -> set[int]:
+        """Return the modules of which a call was seen to make a graph, and those that would with gradients on."""
+        table, alive = self.looks[log].table, self.view.registry.module
+        grown = {int(what[1]) for what in self.looks[log].kinds.of if _is_forward(what) and what[2] != 0}  # type: ignore[call-overload]
+        grown |= set(table[(table[:, KEY] > 0) & (table[:, SEQ1] > table[:, SEQ0]), KEY].tolist())
+        roots = {root.key: alive(root.key) for root in self.view.registry.roots}
+        return grown | {key for key, root in roots.items() if root is None or _wants_gradients(root)}
 
     def _ran(self, log: Log) -> Ran:
         """Return which modules ran in the outermost calls of a thread."""
@@ -379,7 +408,7 @@ class _Assembly:
         seen = Evidence(
             view.start_ns, view.end_ns,
             starts_ns=np.sort(np.concatenate((own, ours.start, traced[:, 0])).astype(np.int64)),
-            calls=self._outermost(rows, records, kinds),
+            calls=self._outermost(log, rows, records, kinds),
             backward_ns=backward_ns[order], backward_count=counts[order],
             optimizers=self._optimizers(log),
             unseen_ns=np.column_stack((asleep.start, asleep.end)),
@@ -399,19 +428,22 @@ class _Assembly:
         ours = (each for ends in inside.values() for each in ends if each[0] in keys)
         return [sorted(ours, key=lambda each: each[1])]
 
-    def _outermost(self, rows: IntArray, records: Records, kinds: Kinds) -> Calls:
-        """Return a thread's calls of modules outside any other."""
+    def _outermost(self, log: Log, rows: IntArray, records: Records, kinds: Kinds) -> Calls:
+        """Return a thread's calls of modules outside any other, as far as they were seen or made no graph."""
         traced = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
         traced = traced[top_level(traced[:, START], traced[:, END])]
         number = np.flatnonzero(np.isin(records.kind, [i for i, kind in enumerate(kinds.of) if _is_forward(kind)]))
         light = records.take(number)
         of = [kinds.of[kind] for kind in light.kind.tolist()]
-        key = np.concatenate((traced[:, KEY], np.array([what[1] for what in of], dtype=np.int64)))
-        grown = np.concatenate(
-            (traced[:, SEQ1] > traced[:, SEQ0], np.array([what[2] != 0 for what in of], dtype=np.bool_))
-        )
-        start, end = np.concatenate((traced[:, START], light.start)), np.concatenate((traced[:, END], light.end))
-        count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count))
+        passed = np.array(self.passed.get(log, ()), dtype=np.int64).reshape(-1, 4)
+        key = np.concatenate((traced[:, KEY], np.array([what[1] for what in of], dtype=np.int64), passed[:, 3]))
+        grown = np.concatenate((
+            traced[:, SEQ1] > traced[:, SEQ0], np.array([what[2] != 0 for what in of], dtype=np.bool_),
+            np.zeros(len(passed), dtype=np.bool_),
+        ))  # fmt: skip
+        start = np.concatenate((traced[:, START], light.start, passed[:, 0]))
+        end = np.concatenate((traced[:, END], light.end, passed[:, 1]))
+        count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count, passed[:, 2]))
         order = np.argsort(start, kind="stable")
         main = np.isin(key, list(self._main(set(key.tolist()), trained=bool(grown.any()))))
         return Calls(start[order], end[order], count[order], grown[order], main[order])
@@ -500,6 +532,10 @@ class _Assembly:
 
 def _bounds(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
     return [(step.start_ns, step.end_ns, step.count) for step in steps]
+
+
+def _wants_gradients(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _led_ns(look: Look) -> IntArray:

@@ -160,12 +160,6 @@ def vae_gan(parts: Parts):
     parts.count_both_ways(decoder, "decoder")
     parts.count_both_ways(critic, "critic")
 
-    def forward(model, x):
-        parts.start("forward")
-        y = model(x)
-        parts.start("other")
-        return y
-
     def backward(loss):
         parts.start("backward")
         loss.backward()
@@ -173,25 +167,27 @@ def vae_gan(parts: Parts):
 
     def run():
         for _ in parts.rounds(90):
-            x = torch.randn(48, 96)
-            mean, spread = forward(encoder, x).chunk(2, dim=1)
-            y = forward(decoder, mean + torch.randn(48, 16) * (0.5 * spread).exp())
+            x, noise = torch.randn(48, 96), torch.randn(48, 16)
             for optimizer in optimizers.values():
                 optimizer.zero_grad()
-            loss = (y - x).square().mean() + 0.01 * (mean.square() + spread.exp() - spread).mean()
-            if random.random() < 0.5:
-                loss = loss - 0.1 * forward(critic, y).mean()
-            backward(loss)
+            parts.start("forward")
+            mean, spread = encoder(x).chunk(2, dim=1)
+            y = decoder(mean + noise * (0.5 * spread).exp())
+            score = critic(y).mean() if random.random() < 0.5 else 0.0
+            parts.start("other")
+            backward((y - x).square().mean() + 0.01 * (mean.square() + spread.exp() - spread).mean() - 0.1 * score)
             update(parts, optimizers["encoder"])
             if random.random() < 0.7:
                 update(parts, optimizers["decoder"])
             if random.random() < 0.4:
                 optimizers["critic"].zero_grad()
-                loss = forward(critic, y.detach()).mean() - forward(critic, x).mean()
-                backward(loss)
+                parts.start("forward")
+                scores = critic(y.detach()), critic(x)
+                parts.start("other")
+                backward(scores[0].mean() - scores[1].mean())
                 update(parts, optimizers["critic"])
             parts.steps["train"] += 1
-        print(f"{loss.item():.6f}")
+        print(f"{y.mean().item():.6f}")
 
     return {"encoder": encoder, "decoder": decoder, "critic": critic}, run
 

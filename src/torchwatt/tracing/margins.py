@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from torchwatt.core.meter import IntArray
+from torchwatt.tracing.kineto import user_is_profiling
 from torchwatt.tracing.own_time import own_time
 
 LOOPS = 24
@@ -56,24 +57,31 @@ class InPlace:
     def __init__(self) -> None:
         self._before_ns: deque[int] = deque(maxlen=MOST_IN_PLACE)
         self._after_ns: deque[int] = deque(maxlen=MOST_IN_PLACE)
+        self._open: Any = None
 
     def after_backward(self) -> int:
-        """Take as long as an optimizer step takes until it calls the first hook; return the time of all this in ns."""
-        return self._measure(self._before_ns, is_start=True)
-
-    def after_optimizer(self) -> int:
-        """Take as long as an optimizer step takes after the last hook; return the time of all this in ns."""
-        return self._measure(self._after_ns, is_start=False)
-
-    @staticmethod
-    def _measure(times_ns: deque[int], *, is_start: bool) -> int:
-        if len(times_ns) == MOST_IN_PLACE:
+        """Do what an optimizer step does before its first hook; return the time of all this in ns."""
+        if len(self._before_ns) == MOST_IN_PLACE or user_is_profiling():
             return 0
         began = own_ns()
-        opened, closing = _optimizer_range(lambda: (own_ns(), own_ns()))
-        closed = own_ns()
-        times_ns.append(opened - began if is_start else closed - closing)
-        return closed - began
+        opened = _open_range()
+        self._before_ns.append(own_ns() - began)
+        opened.__exit__(None, None, None)
+        return own_ns() - began
+
+    def optimizer_begins(self) -> None:
+        """Open a range that lies in that of the optimizer step."""
+        if len(self._after_ns) < MOST_IN_PLACE and not user_is_profiling():
+            self._open = _open_range()
+
+    def optimizer_ended(self) -> int:
+        """Do what an optimizer step does after its last hook; return the time of that in ns."""
+        if self._open is None:
+            return 0
+        opened, self._open, began = self._open, None, own_ns()
+        opened.__exit__(None, None, None)
+        self._after_ns.append(own_ns() - began)
+        return self._after_ns[-1]
 
     def margins(self, in_a_loop: Margins) -> Margins | None:
         """Return what was measured; None while that is too little."""
@@ -84,15 +92,16 @@ class InPlace:
         return Margins(before, after, in_a_loop.backward_before_ns * colder)
 
 
-def _optimizer_range(inside: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-    """Open and close a range as `Optimizer.step` does around its hooks, and return what `inside` does."""
+def _open_range() -> Any:
+    """Open a range as `Optimizer.step` does before its hooks, and call as many hooks: none."""
     import torch
 
     hooks: tuple[Callable[[], None], ...] = ()
-    with torch.autograd.profiler.record_function(f"Optimizer.step#{Margins.__name__}.step"):
-        for hook in chain(hooks, hooks):
-            hook()
-        return inside()
+    opened: Any = torch.autograd.profiler.record_function(f"Optimizer.step#{Margins.__name__}.step")
+    opened.__enter__()
+    for hook in chain(hooks, hooks):
+        hook()
+    return opened
 
 
 def measure() -> Margins:
@@ -102,9 +111,10 @@ def measure() -> Margins:
     before, after = [], []
     for _ in range(LOOPS):
         began = time.perf_counter_ns()
-        entered, leaving = _optimizer_range(lambda: (time.perf_counter_ns(), time.perf_counter_ns()))
+        opened, entered = _open_range(), time.perf_counter_ns()
+        opened.__exit__(None, None, None)
         before.append(entered - began)
-        after.append(time.perf_counter_ns() - leaving)
+        after.append(time.perf_counter_ns() - entered)
     return Margins(median(before), median(after), _before_backward(torch))
 
 

@@ -62,6 +62,8 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         key = key_of(id(optimizer)) or newcomer(optimizer)
         if log.lead_optimizer is None or log.lead_optimizer < 0:  # or a compiled function
             log.lead_optimizer, log.stepless = key, False
+        if log.mode == FULL:
+            log.in_place.optimizer_begins()
         log.opened[key] = clock()
 
     def ended(optimizer: Any, _args: Any, _kwargs: Any) -> None:
@@ -106,7 +108,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
 
 def _note_end(host: Host, log: Log, key: int, end: int) -> None:
     """Note the end of an optimizer step; in some traced steps, what torch does after it."""
-    if log.mode == FULL and log.in_place.after_optimizer():
+    if log.mode == FULL and log.in_place.optimizer_ended():
         log.add_own(end, host.clock_ns(), sequence_nr())
     log.settle()
     log.ends.append((key, end))

@@ -131,9 +131,9 @@ def _overlap(unseen_ns: IntArray, times: IntArray) -> NDArray[np.bool_]:
 
 
 def _lead(keys: Sequence[int]) -> int | None:
-    """Return the optimizer between two steps of which no other steps twice, more rarely than by chance; if any."""
+    """Return the optimizer, of a few, between two steps of which others step twice more rarely than by chance."""
     numbers = Counter(keys)
-    for lead, n in numbers.most_common():
+    for lead, n in numbers.most_common() if len(numbers) <= MOST_PERIOD else ():
         others = {key: k for key, k in numbers.items() if key != lead}
         by_chance = sum(k * k / (n + k) for k in others.values())
         if by_chance >= ENOUGH_BY_CHANCE and _twice(keys, lead) <= FEW_TWICE * sum(others.values()):

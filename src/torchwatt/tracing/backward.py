@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import UNATTRIBUTED
 from torchwatt.tracing.columns import Columns
-from torchwatt.tracing.compose import UNKNOWN_CALLS, Composer, Tree, sample_of
+from torchwatt.tracing.compose import Composer, Led, Tree, calls_of, differing, sample_of, untold
 from torchwatt.tracing.elastic import ElasticTemplate
 from torchwatt.tracing.filling import Filler, fitted
 from torchwatt.tracing.fold import Kinds, Records
@@ -63,7 +63,13 @@ class Model:
     length_ns: int
 
 
-_Found = tuple[list[tuple[int, Model]], bool]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """Recorded calls that stand for a call that was not, by time; and owners of which they do not tell how often."""
+
+    entries: list[tuple[int, Model]]
+    matched: bool
+    untold: Callable[[int], bool]
 
 
 def most_alike(entries: Sequence[tuple[int, Model]], t_ns: int, length_ns: float) -> Model | None:
@@ -84,8 +90,11 @@ class BackwardBook:
         self._tree = next((each.tree for each in paths.values()), Tree({}, {}))
         self._catalogue: Catalogue[Model] = Catalogue()
         self._composer: Composer | None = None
+        self._left_open: dict[tuple[int, int], tuple[Template, Template]] = {}
         self._reassigned: dict[tuple[int, frozenset[int]], ElasticTemplate] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
+        self.unseen: set[int] = set()  # modules of whose backward calls the same is true
+        self.untold = False  # of some calls it is not known at all what ran
         self._models: dict[Hashable, list[Model]] = defaultdict(list)
         self._lanes: list[IntArray] = []
         self.mismatched = 0
@@ -179,7 +188,7 @@ class BackwardBook:
                 found = self._candidates(call.cache["keys"], ran)
                 model, template = self._find(found, ran, call.start_ns, call.end_ns - call.start_ns, 1)
                 clock = self._on_clock(log, call)
-                template = template if model is None else model.net.fitted(clock.net_ns)
+                template = template if model is None else self._told(model.net.fitted(clock.net_ns), found)
                 if template is not None:
                     first, last = stretch(template, clock)
                     filler.fill(template, first[None], last[None], one)
@@ -197,7 +206,8 @@ class BackwardBook:
             ran, uncertain, found = known[kind]
             count = int(records.count[i])
             model, template = self._find(found, ran, start, float(records.end[i] - records.start[i]) / count, count)
-            template = template if model is None else fitted(self._known(model, uncertain), records, i)
+            if model is not None:
+                template = self._told(fitted(self._known(model, uncertain), records, i), found)
             if template is not None:
                 yield i, template
 
@@ -208,33 +218,50 @@ class BackwardBook:
         self.uncertain |= uncertain
         key = id(model), uncertain
         if key not in self._reassigned:
-            plain_ = _untold(reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain) or None))
-            self._reassigned[key] = ElasticTemplate(plain_, model.length_ns)
+            made = reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain) or None)
+            called = {owner for owner, calls in calls_of(made).items() if calls}
+            # Others only have the time of what is inside them.
+            made = untold(made, lambda owner: owner not in called)
+            self._reassigned[key] = ElasticTemplate(made, model.length_ns)
         return self._reassigned[key]
 
+    def _told(self, template: Template, found: _Found) -> Template:
+        """Return a template of a recorded call, with the calls left open that other such calls do not confirm."""
+        key = id(template), id(found)
+        if key not in self._left_open:  # both are kept, so that no other has their ids
+            self._left_open[key] = template, untold(template, found.untold)
+        return self._left_open[key][1]
+
     def _candidates(self, keys: Sequence[Hashable], ran: Signature) -> _Found:
-        return self._catalogue.candidates(plain(keys), lambda model: ran.matches(model.counts))
+        entries, matched = self._catalogue.candidates(plain(keys), lambda model: ran.matches(model.counts))
+        if not matched and not ran.over:
+            return _Found(entries, matched, lambda _: True)
+        differ = differing([calls_of(model.whole.plain) for _, model in entries])
+        return _Found(entries, matched, differ.__contains__)
 
     def _find(
         self, found: _Found, ran: Signature, t_ns: int, length_ns: float, count: int
     ) -> tuple[Model | None, Template | None]:
         """Return the nearest recorded call after a forward pass in which the same ran, else a composed template."""
-        entries, matched = found
-        model = most_alike(entries, t_ns, length_ns)
-        if model is None and ran.over:
-            template = self._composed(ran, length_ns)
-            self.unfilled += count * (template is None)
-            return None, template
-        self.unfilled += count * (model is None)
-        self.mismatched += count * (model is not None and not matched)
-        return model, None
+        model = most_alike(found.entries, t_ns, length_ns)
+        if model is not None:
+            self.mismatched += count * (not found.matched)
+            return model, None
+        composer = self._made()
+        template = composer.compose(ran, length_ns) if ran.over else None
+        unseen = set(ran.counts) if template is None else composer.unlike(ran)
+        self.unfilled += count * (template is None or bool(unseen))
+        self.unseen |= unseen
+        self.untold |= template is None and not ran.counts
+        return None, template
 
-    def _composed(self, ran: Signature, length_ns: float) -> Template | None:
+    def _made(self) -> Composer:
         if self._composer is None:
             models = [model for group in self._models.values() for model in group if model.counts]
             samples = [sample_of(model.whole.plain, model.length_ns, model.counts) for model in models]
-            self._composer = Composer(samples, self._tree, lambda owner: owner if owner > 0 else None)
-        return self._composer.compose(ran, length_ns)
+            led = Led(lambda _: True, frozenset().union(*(each.outermost for each in self._paths.values())))
+            self._composer = Composer(samples, self._tree, lambda owner: owner if owner > 0 else None, led=led)
+        return self._composer
 
     def _all_keys(self) -> frozenset[int]:
         """Return the modules that ran in any forward pass that led to a recorded call."""
@@ -252,13 +279,6 @@ class BackwardBook:
                 windows.append(window)
             groups.append(windows)
         return relative_sd(groups)
-
-
-def _untold(template: Template) -> Template:
-    """Say of owners that only have the time of others that it is not known how often they ran."""
-    ran = set(template.owner[template.calls != 0].tolist())
-    untold = np.array([owner not in ran for owner in template.owner.tolist()], dtype=np.bool_)
-    return replace(template, calls=np.where(untold, UNKNOWN_CALLS, template.calls))
 
 
 def _elastic(call: Call, pieces: IntArray) -> ElasticTemplate | None:

@@ -13,7 +13,7 @@ import numpy as np
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, shifted, split
-from torchwatt.tracing.margins import NO_MARGINS
+from torchwatt.tracing.margins import NO_MARGINS, InPlace
 from torchwatt.tracing.rounds import OptimizerEnd, OptimizerEnds
 from torchwatt.tracing.rows import (
     END,
@@ -105,7 +105,7 @@ class Log:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
-        "backwards", "before", "call_ns", "calls_asleep", "ends", "former", "ident", "inside",
+        "backwards", "before", "call_ns", "calls_asleep", "ends", "former", "ident", "in_place", "inside",
         "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "noted", "open_scopes", "opened",
         "optimizer_ends", "others", "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride",
         "traced", "tracers",
@@ -139,6 +139,7 @@ class Log:
         self.kinds = Kinds()
         self.call_ns = 0.0  # what logging one call costs
         self.margins = NO_MARGINS  # of torch's own work around what is seen of it
+        self.in_place = InPlace()
         self._chunks: list[IntArray] = []
         self._compacted = 0
         self._records = no_records()

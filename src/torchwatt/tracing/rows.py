@@ -20,6 +20,7 @@ UNCOUNTED_COMMUNICATION_KEY = -6  # waits for collectives and copies around them
 COMPILE_KEY = -8
 COMPILED_KEY = 0  # of a compiler's graphs: their calls are part of what was compiled, and not logged
 PROFILER_KEY = -7  # our own work: a decision about the next steps, a window that opens or closes
+BACKWARD_KEY = -9  # a backward call, where it is counted like the modules that ran in a step
 FIRST_SCOPE_KEY = -10  # scopes count down from here; modules count up from 1
 
 FORWARD_TASK = -1  # what torch says outside a backward call

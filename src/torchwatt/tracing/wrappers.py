@@ -19,7 +19,7 @@ from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, COMPILED_KEY, DATA_KEY, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
-from torchwatt.tracing.signatures import UNKNOWN, Signatures
+from torchwatt.tracing.signatures import BACKWARD, UNKNOWN, Signatures
 
 Wrapped = Callable[..., Any]
 
@@ -300,7 +300,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
     log_of, clock = host.log, host.clock_ns
     quiet, ident = host.quiet, threading.get_ident
     compiled = host.compiled_calls
-    counted, called = host.signatures.counted, host.quiet.called
+    counted, called, one = host.signatures.counted, host.quiet.called, (BACKWARD,)
 
     def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
         reduces, start = log.takes_reducers(), clock()
@@ -314,7 +314,11 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
 
     def run(original: Wrapped, args: Any, kwargs: Any) -> Any:
         if quiet.asleep == ident():
-            return original(*args, **kwargs)
+            before = len(called)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                called[before:] = one  # what ran again in it is no call of the forward pass
         log = log_of()
         # Inside another backward (checkpoint) it belongs to the outer one.
         if log.mode >= ASLEEP or task() >= 0:
@@ -346,7 +350,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
             try:
                 if compiled.running and compiled.takes_backward():
                     return compiled.run_backward(original, args, kwargs)
-                if counted:
+                if counted and quiet.asleep != ident():
                     return counting(original, args, kwargs)
                 return run(original, args, kwargs)
             except BaseException as error:

@@ -149,6 +149,29 @@ def test_noise_is_shared_and_a_real_difference_stays():
     assert real == pytest.approx([8.0, 1.0, 1.0, 1.0], rel=0.01)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 12, 48])
+def test_equal_modules_come_out_equal_in_spite_of_noise(count):
+    rng, group = np.random.default_rng(count), np.zeros(count, dtype=np.int64)
+    apart = []
+    for _ in range(200):
+        noisy = 1.0 + 0.15 * rng.standard_normal(count)
+        after_j, after_sd_j = share_strength(noisy, np.full(count, 0.15), np.ones(count), group)
+        apart.append(after_j.max() / after_j.min())
+        assert np.all(after_sd_j > 0.1 / np.sqrt(count))
+    assert np.mean(np.array(apart) <= 1.1) >= 0.85  # before they shared: none of 48, one in five of two
+
+
+@given(st.integers(3, 24), st.floats(0.01, 0.07), st.integers(0, 2**32 - 1))
+def test_one_of_equal_modules_that_does_half_the_work_stays_at_half(count, relative, seed):
+    """The first of some equal layers computes no gradient of its input."""
+    rng = np.random.default_rng(seed)
+    true_j = np.array([0.5, *np.ones(count - 1)])
+    noisy = true_j + relative * np.clip(rng.standard_normal(count), -2, 2)
+    after_j, _ = share_strength(noisy, np.full(count, relative), np.ones(count), np.zeros(count, dtype=np.int64))
+    assert after_j[0] == pytest.approx(noisy[0], rel=1e-9)
+    assert after_j[1:].max() <= 1.01 * max(noisy[1:].max() / noisy[1:].min(), 1.0) * after_j[1:].min()
+
+
 def test_alike_modules_that_ran_more_often_get_more():
     after_j, _ = share_strength(
         np.array([9.0, 1.5]), np.array([3.0, 1.0]), np.array([30.0, 5.0]), np.zeros(2, dtype=np.int64)

@@ -17,8 +17,7 @@ from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.elastic import ElasticTemplate, is_communication
 from torchwatt.tracing.template import Template
 
-UNDISTURBED = 0.25  # of like pieces this quantile was not interrupted
-LONGER, SHORTEST_NS = 2.0, 200_000.0  # a piece that is so many times, and so much, longer than that was
+LONGER, SHORTEST_NS = 2.0, 200_000.0  # so many times, and so much, longer than the shortest of like pieces
 
 
 def even_out(calls: Sequence[ElasticTemplate], away_ns: Sequence[int]) -> list[ElasticTemplate]:
@@ -38,9 +37,9 @@ def even_out(calls: Sequence[ElasticTemplate], away_ns: Sequence[int]) -> list[E
             order = orders[members[0]]
             pieces = np.stack([_pieces_ns(calls[i], order) for i in members])
             works = ~_in_communication(calls[members[0]].plain, order)
-            usual = np.quantile(pieces, UNDISTURBED, axis=0, method="lower")
+            least = pieces.min(axis=0)  # on a crowded machine most calls are interrupted in the same layer
             for i, own in zip(members, pieces, strict=True):
-                evened = _evened(own, usual, works, away_ns[i])
+                evened = _evened(own, least, works, away_ns[i])
                 if evened is not own:
                     found[i] = _with_pieces(calls[i], order, evened)
     return found
@@ -67,8 +66,8 @@ def _in_communication(template: Template, order: IntArray) -> np.ndarray:
     return np.concatenate(([False], depth > 0))
 
 
-def _evened(own: FloatArray, usual: FloatArray, works: np.ndarray, away_ns: float) -> FloatArray:
-    surplus = np.where(works & (own > LONGER * usual + SHORTEST_NS), own - usual, 0.0)
+def _evened(own: FloatArray, least: FloatArray, works: np.ndarray, away_ns: float) -> FloatArray:
+    surplus = np.where(works & (own > LONGER * least + SHORTEST_NS), own - least, 0.0)
     if not surplus.any() or away_ns <= 0:
         return own
     left = own - surplus * min(away_ns / surplus.sum(), 1.0)

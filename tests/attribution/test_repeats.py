@@ -13,7 +13,7 @@ from tests.support.worlds import MS, World, meter_of
 from torchwatt.attribution.alike import alike_groups, share_strength
 from torchwatt.attribution.attribute import attribute
 from torchwatt.attribution.bands import add_band, add_bands
-from torchwatt.attribution.repeats import grid_of, student_quantile
+from torchwatt.attribution.repeats import flicker_ratio, grid_of, student_quantile
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Entry
 from torchwatt.core.terms import UNATTRIBUTED, Domain, Slot
@@ -82,6 +82,29 @@ def test_intervals_hold_their_numbers_and_books_balance(seed, steps, layers):
     assert ledger.energy_lo_j <= ledger.energy_j <= ledger.energy_hi_j
     for entry in ledger.entries:
         assert 0 <= entry.energy_self_lo_j <= entry.energy_self_j <= entry.energy_self_hi_j
+
+
+@pytest.mark.parametrize(("blocks", "apart"), [(4, 3), (12, 1), (12, 40)])
+def test_flicker_noise_differs_so_much_more_between_runs_than_between_the_blocks_of_one(blocks, apart):
+    """Noise of equal power in each octave, made here from white noise, cut into runs and those into blocks."""
+    rng = np.random.default_rng(0)
+    size, block = 2**16, 16
+    shape = np.concatenate(([0.0], np.fft.rfftfreq(size)[1:] ** -0.5))
+    between, within = [], []
+    for _ in range(40):
+        noise = np.fft.irfft(shape * (rng.standard_normal(len(shape)) + 1j * rng.standard_normal(len(shape))))
+        runs = noise[: size // (block * blocks) * block * blocks].reshape(-1, blocks, block).mean(axis=2)
+        mean = runs.mean(axis=1)
+        between.append(np.mean((mean[apart:] - mean[:-apart]) ** 2) / 2)
+        within.append(np.mean(runs.var(axis=1, ddof=1)))
+    assert flicker_ratio(apart, blocks) == pytest.approx(np.mean(between) / np.mean(within), rel=0.1)
+
+
+def test_the_interval_of_a_short_run_is_wider_than_that_of_a_long_one_that_varies_as_much():
+    speed = np.repeat(1.0 + 0.05 * np.random.default_rng(0).standard_normal(20), 10)
+    runs = [ledger_of(*_drifting(1, scale * speed)) for scale in (1.0, 40.0)]
+    short, long = ((x.energy_hi_j - x.energy_lo_j) / x.energy_j for x in runs)
+    assert 1.2 * long < short < 3.0 * long
 
 
 def test_a_run_that_is_too_short_has_no_interval_rather_than_a_narrow_one():

@@ -1,10 +1,14 @@
 """Laws of evening out what the machine did to single recorded calls."""
 
+import time
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tracing.nets import Net, batch, traced
 from torchwatt.tracing.elastic import ElasticTemplate
 from torchwatt.tracing.interrupted import even_out
 from torchwatt.tracing.rows import COMMUNICATION_KEY
@@ -89,3 +93,27 @@ def test_calls_of_other_shape_are_not_compared():
 def test_a_layer_that_waits_in_every_call_is_left_alone():
     calls = calls_with([(1, 8.0)] * 6)
     assert even_out(calls, [8 * MS] * 6) == calls
+
+
+class Waiting(torch.autograd.Function):
+    """In backward its thread does not run for a while."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        time.sleep(0.02)
+        return grad
+
+
+def test_a_recorded_call_knows_how_long_its_thread_did_not_run():
+    model = Net()
+    with traced(model) as run:
+        for waits in (False, False, True):
+            y = model(batch())
+            (Waiting.apply(y) if waits else y).sum().backward()
+        call = run.tracer._log.backwards[-1]
+    assert call.nodes is not None
+    assert 19 * MS <= call.away_ns <= call.end_ns - call.start_ns

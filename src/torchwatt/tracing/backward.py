@@ -16,6 +16,7 @@ from torchwatt.tracing.compose import Composer, Led, Tree, calls_of, differing, 
 from torchwatt.tracing.elastic import ElasticTemplate
 from torchwatt.tracing.filling import Filler, fitted
 from torchwatt.tracing.fold import Kinds, Records
+from torchwatt.tracing.interrupted import even_out
 from torchwatt.tracing.join import inner_spans, join
 from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.log import Log, Look
@@ -105,19 +106,26 @@ class BackwardBook:
             for call in look.calls:
                 # Another backward call through the same forward pass has none of its own.
                 before = self._counts[id(call)] = self._forward(log, call) or before
-                self._study(log, call)
+        recorded: dict[Hashable, list[tuple[Backward, Model]]] = defaultdict(list)
+        for log, look in looks.items():
+            for call in look.calls:
+                model = self._study(log, call)
+                if model is not None:
+                    recorded[plain(call.cache["keys"])[:1]].append((call, model))
+        for first, calls in recorded.items():
+            for (call, _), model in zip(calls, _undisturbed(calls), strict=True):
+                self._catalogue.add(plain(call.cache["keys"]), call.start_ns, model)
+                self._models[first].append(model)
 
-    def _study(self, log: Log, call: Backward) -> None:
+    def _study(self, log: Log, call: Backward) -> Model | None:
+        """Return what a call was seen to consist of; None of a call that was not recorded."""
         if call.nodes is None:
-            return
+            return None
         self._lanes += self.pieces(log, call)
         if "model" not in call.cache:
             call.cache["model"] = self._model(log, call)
         model: Model | None = call.cache["model"]
-        if model is not None:
-            keys = plain(call.cache["keys"])
-            self._catalogue.add(keys, call.start_ns, model)
-            self._models[keys[:1]].append(model)
+        return model
 
     def _model(self, log: Log, call: Backward) -> Model | None:
         lanes = self.pieces(log, call)
@@ -279,6 +287,17 @@ class BackwardBook:
                 windows.append(window)
             groups.append(windows)
         return relative_sd(groups)
+
+
+def _undisturbed(calls: Sequence[tuple[Backward, Model]]) -> list[Model]:
+    """Return the models of recorded calls of one structure, with their interruptions spread over their work."""
+    away_ns = [call.away_ns for call, _ in calls]
+    nets, wholes = (
+        even_out([getattr(model, name) for _, model in calls], away_ns) for name in ("net", "whole")
+    )  # fmt: skip
+    return [
+        replace(model, net=net, whole=whole) for (_, model), net, whole in zip(calls, nets, wholes, strict=True)
+    ]  # fmt: skip
 
 
 def _elastic(call: Call, pieces: IntArray) -> ElasticTemplate | None:

@@ -64,4 +64,5 @@ class Backward:
     reduces: bool = False  # DDP adds up the gradients of all ranks in it
     nodes: Nodes | Unread | None = None  # of a window
     cost_ns: int = 0  # of the window
+    away_ns: int = 0  # of a recorded call: how long its thread did not run
     cache: dict[str, Any] = field(default_factory=dict)  # what assembly found out once

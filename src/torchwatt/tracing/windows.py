@@ -67,12 +67,13 @@ class Windows:
         if window is not None:
             log.add_own(began, self._clock_ns(), sequence_nr())
             first += 1
-        start = self._clock_ns()
+        start, own_start = self._clock_ns(), kineto.own_ns() if window is not None else 0
         try:
             return original(*args, **kwargs)
         finally:
-            end = self._clock_ns()
+            own_end, end = kineto.own_ns() if window is not None else 0, self._clock_ns()
             call = Backward(start, end, since, first, log.total(), light=False, reduces=reduces)
+            call.away_ns = max(end - start - (own_end - own_start), 0) if window is not None else 0
             if conductor is not None:
                 conductor.backward_took(kind, end - start, recorded=window is not None)
             if window is not None:

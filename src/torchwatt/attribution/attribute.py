@@ -128,8 +128,8 @@ def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     """Cut the curve to the run.
 
     A counter that keeps up with its polls is cut at its first and last reading inside the run, so that its joules
-    are the difference of two readings that an auditor can look up; anything else is cut at the run's own ends, and so is
-    a counter whose readings inside the run leave much of it out, as those of a saved log do.
+    are the difference of two readings that an auditor can look up; anything else is cut at the run's own ends, and so
+    is a counter whose readings inside the run leave much of it out, as those of a saved log do.
     """
     curve = found.curve
     if found.polls is None or curve.method != "counter":

@@ -7,6 +7,7 @@ import pytest
 
 from tests.cli.programs import EVERYDAY, PROGRAMS, seen
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all programs
 BESIDE = 3  # at a time: most of a program's time is waiting
 RARE = [name for name in PROGRAMS if name not in EVERYDAY]
 
@@ -49,7 +50,6 @@ def test_a_program_ends_as_in_plain_python_and_its_report_is_kept(name, everyday
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", RARE)
 def test_so_does_a_rare_one(name, rare):
     same(name, *rare[name]())

@@ -166,9 +166,9 @@ def wait_for_threads() -> None:
     It tells the workers of pools that nobody shut down that no more work comes. The interpreter finds it done. An
     interrupt ends the waiting, and is reported as the interpreter reports it.
     """
-    import concurrent.futures.thread  # noqa: F401  it cannot be imported after this, and a report may need it
-
     try:
+        import concurrent.futures.thread  # noqa: F401  it cannot be imported after this, and a report may need it
+
         threading._shutdown()  # type: ignore[attr-defined]
     except BaseException as error:
         hide_own_frames(error)

@@ -60,6 +60,9 @@ def run_script(
     except TorchwattError as error:
         stack.close()
         raise Refused(str(error)) from error
+    except KeyboardInterrupt:  # before the program began
+        stack.close()
+        return leave(None)
     for option in own_options(args, program.source, known):
         told.say(
             f"torchwatt: {option} after {script} goes to the script; to torchwatt: torchwatt run {option} ... {script}"

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import torchwatt as tw
+from tests.support import ready
 from tests.support.bundles import offline_report, rich_report
+from tests.support.ready import run_script
 from tests.support.reports import HOSTILE, bare_report, named_report
 from torchwatt.audit import read_bundle, verify, write_bundle
 from torchwatt.core.meter import Channel, Meter, Recording, series
@@ -44,7 +46,8 @@ def run_python(*args, code=0):
 
 def digits(request, target):
     pytest.importorskip("sklearn", reason="scikit-learn carries the digits")
-    run_python("-m", "torchwatt", "demo", "--epochs", 4, "--region", "FRA", "--pue", 1.2, "--csv", target)
+    done = ready.torchwatt("demo", "--epochs", 4, "--region", "FRA", "--pue", 1.2, "--csv", target)
+    assert done.returncode == 0, done.stderr
 
 
 def minilm(request, target):
@@ -53,11 +56,13 @@ def minilm(request, target):
 
 
 def two_gpus(request, target):
-    simnvml, run_sim = request.getfixturevalue("simnvml"), request.getfixturevalue("run_sim")
+    simnvml = request.getfixturevalue("simnvml")
     trace = simnvml.Trace.bursts(base=100.0, high=600.0, on=0.030, period=0.130)
     used = {"noise_w": 2.0, "proc": "self 4g 90 C"}  # by whoever looks: the sampler is a child of the run
     scenario = simnvml.Scenario().gpu("hopper", trace, **used).gpu("ga100", trace, **used)
-    run_sim(scenario, TWO_GPUS.format(target=str(target)))
+    env = scenario.env(target.with_name("scenario"), simnvml.libdir, CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    env["TORCHWATT_POWERCAP_ROOT"] = str(target.with_name("none"))
+    run_script(TWO_GPUS.format(target=str(target)), env)
     counted = [row["device_id"] for row in read_bundle(target)["device"] if row["counted"]]
     assert {"gpu:0", "gpu:1"} <= set(counted)
 

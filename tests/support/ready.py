@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -58,6 +59,30 @@ def run_script(code: str, env: Mapping[str, str] | None = None, timeout_s: float
     done = call(_run_code, code, timeout_s=timeout_s, env=env)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def torchwatt(*arguments: object, cwd: str | Path = ".") -> subprocess.CompletedProcess[str]:
+    """Run a command of torchwatt."""
+    return call(_torchwatt, list(map(str, arguments)), cwd, timeout_s=170.0)
+
+
+def run_path(path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a Python file as `python FILE ARGUMENT ...` does."""
+    return call(_run_path, path, list(map(str, arguments)), timeout_s=170.0)
+
+
+def _run_path(path: Path, arguments: list[str]) -> None:
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def _torchwatt(arguments: list[str], cwd: str | Path) -> None:
+    from torchwatt.__main__ import main
+
+    os.chdir(cwd)
+    sys.argv = ["torchwatt", *arguments]
+    sys.exit(main(arguments))
 
 
 def _in_place(

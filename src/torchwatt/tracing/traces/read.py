@@ -49,7 +49,20 @@ def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK) -> Kineto:
         raise TraceError(f"cannot read {path}: {error.strerror or error}") from error
     if not gathered.events:
         raise TraceError(f"{name} holds no complete event: export it again, and let the export finish")
+    _refuse_merged(name, gathered)
     return _kineto(name, found, gathered)
+
+
+def _refuse_merged(name: str, gathered: Gathered) -> None:
+    """Refuse what several processes did: their correlation ids, streams and devices have the same numbers."""
+    gathered.flush()
+    several = max(gathered.processes.values(), key=len, default=set())
+    if len(several) > 1:
+        names = ", ".join(sorted(map(str, several))[:8])
+        raise TraceError(
+            f"{name} holds the calls of {len(several)} processes ({names}), as a merge of several ranks does: whose a "
+            "kernel is cannot be told. Give the trace of each rank, one --trace a rank"
+        )
 
 
 @contextmanager

@@ -1,0 +1,138 @@
+"""The live view of hundreds of modules: steps, joules and layers move all the time, and no key harms anything."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from tests.browser.conftest import PICTURES
+from tests.browser.test_live import LIVE, REPORT, start
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400)]
+
+BIG = """%load_ext torchwatt
+import json, time, torch
+from torch import nn
+torch.set_num_threads(1)
+block = lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+model = nn.Sequential(*[block() for _ in range(80)], nn.Linear(64, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+done = 0
+def train(seconds):
+    global done
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        optimizer.zero_grad()
+        model(torch.randn(32, 64)).square().mean().backward()
+        optimizer.step()
+        done += 1
+        if done % 50 == 0:
+            print("step", done, flush=True)
+print(len(list(model.modules())))"""
+# What the view shows, four times a second: its ages in seconds, steps, joules, and the joules of the model.
+SAMPLE = """() => { window.seen = []; clearInterval(window.sampling);
+    const number = one => parseFloat(one?.textContent ?? '');
+    window.sampling = setInterval(() => {
+        const live = document.querySelector('.tw-live');
+        if (!live || live.dataset.age === undefined) return;
+        const figure = name => live.querySelector(`[data-figure='${name}'] .tw-figure-value`);
+        seen.push({t: performance.now() / 1000, age: Number(live.dataset.age),
+            layersAge: live.dataset.layersAge === '' ? null : Number(live.dataset.layersAge),
+            beats: Number(live.dataset.beats ?? 0), steps: number(figure('steps')),
+            root: live.querySelector("tr[data-key='(root)'] [data-column=total]")?.textContent ?? '',
+            stale: live.querySelectorAll('.tw-stale').length});
+    }, 250); }"""
+
+
+@pytest.mark.alone  # ages of what is shown
+@pytest.mark.parametrize("seconds", [15, pytest.param(60, marks=pytest.mark.heavy)])
+def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook, seconds):
+    lab.open(notebook(BIG, f"%%energy -o run --region FRA\ntrain({seconds})", "print(done, run.report.step_count)"))
+    lab.page.evaluate(SAMPLE)
+    start(lab)
+    lab.page.wait_for_selector(LIVE)
+    lab.page.wait_for_timeout(1000 * seconds * 2 // 3)
+    PICTURES.mkdir(exist_ok=True)
+    lab.page.screenshot(path=PICTURES / f"alive-{seconds}.png")
+    lab.page.wait_for_selector(REPORT)
+    seen = lab.page.evaluate("() => { clearInterval(sampling); return seen }")
+    (PICTURES / f"alive-{seconds}.json").write_text(json.dumps(seen))
+    settled = [one for one in seen if one["t"] - seen[0]["t"] > 3]
+    assert len(settled) >= 2 * seconds
+    ages = sorted(one["age"] for one in settled)
+    assert ages[len(ages) * 9 // 10] <= 0.5, ages[-20:]
+    assert ages[-1] <= 1.5
+    layers = [one["layersAge"] for one in settled]
+    assert None not in layers
+    assert max(layers) <= 5.5, max(layers)
+    longest = {name: longest_stillness([(one["t"], one[name]) for one in settled]) for name in ("steps", "root")}
+    assert longest["steps"] <= 1.5, longest
+    assert longest["root"] <= 6, longest
+    done, reported = map(int, "".join(o["text"] for o in lab.cells()[2]["outputs"]).split())
+    assert done == reported
+    assert 0.8 * done <= seen[-1]["steps"] <= done
+
+
+def longest_stillness(samples):
+    """Return for how many seconds a value stayed the same at most."""
+    changes = [samples[0][0], *(b[0] for a, b in pairwise(samples) if a[1] != b[1]), samples[-1][0]]
+    return max(b - a for a, b in pairwise(changes))
+
+
+@pytest.mark.parametrize("extra", ["", "%%energy -o run\ntrain(120)"])
+def test_no_key_in_the_layers_reaches_the_notebook(lab, notebook, extra):
+    """Delete, cut, insert, change, move: what the notebook's command mode has single keys for."""
+    measured = extra or "%%energy -o run\ntrain(1)"
+    lab.open(notebook(BIG, measured, "1"))
+    page, root = lab.page, LIVE if extra else ".tw-root:not(.tw-live)"
+    start(lab)
+    page.wait_for_selector(f"{root} .tw-table tbody tr[data-key='(root)']")
+    before = sources(page)
+    for place in (
+        "tbody tr[data-key='(root)'] .tw-fqn",
+        "td.tw-number",
+        ".tw-box",
+        ".tw-sort",
+        ".tw-button",
+        "h4",
+        ".tw-legend",
+    ):
+        page.locator(f"{root} {place}").first.click(force=True)
+        page.wait_for_timeout(100)
+        for key in (
+            "d",
+            "d",
+            "x",
+            "a",
+            "b",
+            "m",
+            "y",
+            "r",
+            "c",
+            "v",
+            "z",
+            "0",
+            "0",
+            "ArrowDown",
+            "ArrowUp",
+            "Enter",
+            "Delete",
+        ):
+            page.keyboard.press(key)
+        page.wait_for_timeout(200)
+        assert sources(page) == before, place
+        assert page.locator(".jp-Dialog").count() == 0, place
+    page.locator(f"{root} .tw-search").fill("")
+    page.locator(f"{root} .tw-search").press_sequentially("ddxabm")
+    assert sources(page) == before
+    if extra:
+        lab.command("notebook:interrupt-kernel")
+        page.wait_for_selector(REPORT)
+
+
+def sources(page):
+    """Return type and text of each cell."""
+    return page.evaluate("""() => jupyterapp.shell.currentWidget.content.widgets.map(
+        cell => [cell.model.type, cell.model.sharedModel.source])""")

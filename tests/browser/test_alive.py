@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
+import nbformat
 import pytest
 
 from tests.browser.conftest import PICTURES
 from tests.browser.test_live import LIVE, REPORT, start
+from tests.notebook.kernel import MIME
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -46,6 +49,20 @@ SAMPLE = """() => { window.seen = []; clearInterval(window.sampling);
     }, 250); }"""
 
 
+PLACES = (
+    "tbody tr .tw-fqn",
+    "td.tw-number",
+    ".tw-box",
+    ".tw-sort",
+    ".tw-button",
+    "h4",
+    ".tw-legend",
+    ".tw-figure",
+    "summary",
+)
+KEYS = ("d", "d", "x", "a", "b", "m", "y", "r", "c", "v", "z", "0", "0", "ArrowDown", "ArrowUp", "Enter", "Delete")
+
+
 @pytest.mark.alone  # ages of what is shown
 @pytest.mark.parametrize("seconds", [15, pytest.param(60, marks=pytest.mark.heavy)])
 def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook, seconds):
@@ -59,14 +76,16 @@ def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook
     lab.page.wait_for_selector(REPORT)
     seen = lab.page.evaluate("() => { clearInterval(sampling); return seen }")
     (PICTURES / f"alive-{seconds}.json").write_text(json.dumps(seen))
-    settled = [one for one in seen if one["t"] - seen[0]["t"] > 3]
-    assert len(settled) >= 2 * seconds
+    last = max(one["beats"] for one in seen)
+    ended = next(one["t"] for one in seen if one["beats"] == last)  # the run is over, and its report is being made
+    settled = [one for one in seen if one["t"] - seen[0]["t"] > 3 and one["t"] <= ended]
+    assert len(settled) >= 2 * (seconds - 4)
     ages = sorted(one["age"] for one in settled)
     assert ages[len(ages) * 9 // 10] <= 0.5, ages[-20:]
     assert ages[-1] <= 1.5
     layers = [one["layersAge"] for one in settled]
     assert None not in layers
-    assert max(layers) <= 5.5, max(layers)
+    assert max(layers) <= 5, max(layers)
     longest = {name: longest_stillness([(one["t"], one[name]) for one in settled]) for name in ("steps", "root")}
     assert longest["steps"] <= 1.5, longest
     assert longest["root"] <= 6, longest
@@ -81,55 +100,32 @@ def longest_stillness(samples):
     return max(b - a for a, b in pairwise(changes))
 
 
-@pytest.mark.parametrize("extra", ["", "%%energy -o run\ntrain(120)"])
-def test_no_key_in_the_layers_reaches_the_notebook(lab, notebook, extra):
-    """Delete, cut, insert, change, move: what the notebook's command mode has single keys for."""
-    measured = extra or "%%energy -o run\ntrain(1)"
-    lab.open(notebook(BIG, measured, "1"))
-    page, root = lab.page, LIVE if extra else ".tw-root:not(.tw-live)"
-    start(lab)
-    page.wait_for_selector(f"{root} .tw-table tbody tr[data-key='(root)']")
+def test_no_key_in_a_report_reaches_the_notebook(lab, folder):
+    """Delete, cut, insert, change, move, run: what the notebook's command mode has single keys for."""
+    payload = json.loads((Path(__file__).parents[1] / "views" / "golden" / "payload.json").read_text())
+    output = nbformat.v4.new_output("display_data", {MIME: payload, "text/plain": "a report"})
+    cells = [
+        nbformat.v4.new_code_cell("1"),
+        nbformat.v4.new_code_cell("2", outputs=[output]),
+        nbformat.v4.new_code_cell("3"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "keys.ipynb")
+    lab.open("keys.ipynb", kernel=False)
+    page = lab.page
+    page.wait_for_selector(".tw-table tbody tr")
     before = sources(page)
-    for place in (
-        "tbody tr[data-key='(root)'] .tw-fqn",
-        "td.tw-number",
-        ".tw-box",
-        ".tw-sort",
-        ".tw-button",
-        "h4",
-        ".tw-legend",
-    ):
-        page.locator(f"{root} {place}").first.click(force=True)
-        page.wait_for_timeout(100)
-        for key in (
-            "d",
-            "d",
-            "x",
-            "a",
-            "b",
-            "m",
-            "y",
-            "r",
-            "c",
-            "v",
-            "z",
-            "0",
-            "0",
-            "ArrowDown",
-            "ArrowUp",
-            "Enter",
-            "Delete",
-        ):
+    for place in PLACES:
+        page.locator(f".tw-root {place}").first.click(force=True)
+        for key in KEYS:
             page.keyboard.press(key)
-        page.wait_for_timeout(200)
+        page.wait_for_timeout(100)
         assert sources(page) == before, place
         assert page.locator(".jp-Dialog").count() == 0, place
-    page.locator(f"{root} .tw-search").fill("")
-    page.locator(f"{root} .tw-search").press_sequentially("ddxabm")
+    page.locator(".tw-search").press_sequentially("ddxabm")
     assert sources(page) == before
-    if extra:
-        lab.command("notebook:interrupt-kernel")
-        page.wait_for_selector(REPORT)
+    page.locator(".jp-InputArea-prompt").first.click()  # outside of the view they do what they always did
+    page.keyboard.press("b")
+    assert len(sources(page)) == len(before) + 1
 
 
 def sources(page):

@@ -60,11 +60,10 @@ def test_each_message_has_steps_and_layers_come_with_joules_that_add_up(monkeypa
             train(model, optimizer, 15)
             beats._beat()
             time.sleep(0.25)
-        beats.close()
     assert beats.failures == []
     messages = [message for _, message in shown.messages]
     assert [message["steps"] for message in messages] == [15, 30, 45, 60, 75, 90]
-    assert all(0 <= message["t_s"] - message["as_of_s"] for message in messages)
+    assert all(message["t_s"] >= message["as_of_s"] for message in messages)
     with_layers = [message for message in messages if "layers" in message]
     assert with_layers
     for message in with_layers:
@@ -126,7 +125,6 @@ def test_the_cost_of_the_view_comes_out_of_the_budget_of_tracing(monkeypatch):
         spent_ns = run._session.tracer._conductor.budget.total_ns
         beats._beat()
         assert run._session.tracer._conductor.budget.total_ns > spent_ns
-        beats.close()
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def in_widgets(kernel):
 def test_a_report_appears_inside_an_output_widget(kernel):
     cell = kernel.run(
         TRAIN,
-        "out = widgets.Output()\ndisplay(out)\nwith out:\n    with tw.profile(model):\n        work()\n    print('done')",
+        "out = widgets.Output()\ndisplay(out)\nwith out:\n    with tw.profile(model):\n        work()\n    print(1)",
     )
     assert [len(each) for each in in_widgets(kernel)] == [1]
     assert reports(cell) == []

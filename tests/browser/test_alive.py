@@ -22,15 +22,15 @@ torch.set_num_threads(1)
 block = lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
 model = nn.Sequential(*[block() for _ in range(80)], nn.Linear(64, 10))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-done = 0
+done, longest = 0, 0.0
 def train(seconds):
-    global done
+    global done, longest
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while (began := time.monotonic()) < end:
         optimizer.zero_grad()
         model(torch.randn(32, 64)).square().mean().backward()
         optimizer.step()
-        done += 1
+        done, longest = done + 1, max(longest, time.monotonic() - began)
         if done % 50 == 0:
             print("step", done, flush=True)
 print(len(list(model.modules())))"""
@@ -66,7 +66,9 @@ KEYS = ("d", "d", "x", "a", "b", "m", "y", "r", "c", "v", "z", "0", "0", "ArrowD
 @pytest.mark.alone  # ages of what is shown
 @pytest.mark.parametrize("seconds", [15, pytest.param(60, marks=pytest.mark.heavy)])
 def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook, seconds):
-    lab.open(notebook(BIG, f"%%energy -o run --region FRA\ntrain({seconds})", "print(done, run.report.step_count)"))
+    lab.open(
+        notebook(BIG, f"%%energy -o run --region FRA\ntrain({seconds})", "print(done, run.report.step_count, longest)")
+    )
     lab.page.evaluate(SAMPLE)
     start(lab)
     lab.page.wait_for_selector(LIVE)
@@ -87,10 +89,10 @@ def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook
     assert None not in layers
     assert max(layers) <= 5, max(layers)
     longest = {name: longest_stillness([(one["t"], one[name]) for one in settled]) for name in ("steps", "root")}
-    assert longest["steps"] <= 1.5, longest
-    assert longest["root"] <= 6, longest
-    done, reported = map(int, "".join(o["text"] for o in lab.cells()[2]["outputs"]).split())
+    done, reported, longest_s = map(float, "".join(o["text"] for o in lab.cells()[2]["outputs"]).split())
     assert done == reported
+    assert longest["steps"] <= longest_s + 1, longest
+    assert longest["root"] <= 5.5, longest
     assert 0.8 * done <= seen[-1]["steps"] <= done
 
 

@@ -84,6 +84,7 @@ bench: setup
 	$(BIN)/python benchmarks/span_cost.py
 	$(BIN)/python benchmarks/overhead.py
 	PYTHONPATH=. $(BIN)/python benchmarks/live_view.py
+	PYTHONPATH=. $(BIN)/python benchmarks/live_view.py --ages
 	$(BIN)/python benchmarks/interleaved.py
 	$(BIN)/python benchmarks/interleaved.py --model "0.2 ms" "1 ms" "5 ms" "20 ms" --run control 0.01 --seconds 20
 	$(BIN)/python benchmarks/in_place.py

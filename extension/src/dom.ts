@@ -4,10 +4,14 @@ type Child = Node | string | null | undefined | false;
 type Attributes = Readonly<Record<string, string | number | boolean | null | undefined>>;
 
 /**
- * The root of a view. A key that is pressed inside is not for the notebook, where `d d` deletes the cell; what is
- * clicked between the rows takes the focus to the root, and not to the cell.
+ * A key that is pressed in a view is not for the notebook, where `d d` deletes the cell. JupyterLab asks the focused
+ * element before those around it: each that can have the focus must say so.
  */
-export const ROOT: Attributes = { class: 'tw-root', tabindex: -1, 'data-lm-suppress-shortcuts': true };
+const OWN_KEYS = 'data-lm-suppress-shortcuts';
+const FOCUSABLE = new Set(['a', 'button', 'input', 'select', 'summary', 'textarea']);
+
+/** The root of a view; what is clicked in it takes the focus to the root, and not to the cell. */
+export const ROOT: Attributes = { class: 'tw-root', tabindex: -1 };
 
 const SVG = 'http://www.w3.org/2000/svg';
 
@@ -17,7 +21,7 @@ export function h<K extends keyof HTMLElementTagNameMap>(
   ...children: Child[]
 ): HTMLElementTagNameMap[K] {
   const made = document.createElement(name);
-  set(made, attributes);
+  set(made, FOCUSABLE.has(name) ? { ...attributes, [OWN_KEYS]: true } : attributes);
   made.append(...present(children));
   return made;
 }
@@ -34,6 +38,9 @@ export function s<K extends keyof SVGElementTagNameMap>(
 }
 
 export function set(element: Element, attributes: Attributes): void {
+  if (attributes.tabindex !== undefined) {
+    element.setAttribute(OWN_KEYS, '');
+  }
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) {
       element.removeAttribute(name);

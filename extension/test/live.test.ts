@@ -82,12 +82,16 @@ describe('how old a live view is', () => {
   });
 });
 
-test('a key in a view is not for the notebook, and the view takes the focus of what is clicked in it', () => {
-  const { node } = new ReportView(golden());
-  expect(node.hasAttribute('data-lm-suppress-shortcuts')).toBe(true);
-  expect(node.getAttribute('tabindex')).toBe('-1');
-  const table = historyTable([], null);
-  expect(table.hasAttribute('data-lm-suppress-shortcuts')).toBe(true);
+describe('keys in a view are not for the notebook', () => {
+  const FOCUSABLE = 'a, button, input, select, summary, textarea, [tabindex]';
+  const live = new LiveView({ ...BEGIN, traces: true });
+  const views = { report: new ReportView(golden()).node, live: live.node, history: historyTable([], null) };
+
+  test.each(Object.entries(views))('of the %s: everything that can have the focus says so', (_, node) => {
+    const found = [node, ...node.querySelectorAll(FOCUSABLE)];
+    expect(found.filter(one => !one.hasAttribute('data-lm-suppress-shortcuts'))).toEqual([]);
+    expect(node.getAttribute('tabindex')).toBe('-1'); // takes the focus of what is clicked in it
+  });
 });
 
 test('a live view that gets no message greys what it shows and says how old it is', () => {

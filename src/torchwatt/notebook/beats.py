@@ -8,6 +8,7 @@ import time
 from math import fsum
 from typing import TYPE_CHECKING, Any
 
+from torchwatt.core.units import NS_PER_S
 from torchwatt.notebook.comm import channel
 from torchwatt.notebook.history import Record
 from torchwatt.notebook.pace import Pace
@@ -41,6 +42,7 @@ class Beats:
         self._count = 0
         self._status_s = 0.0
         self.failures: list[str] = []
+        self.spent_s = 0.0  # CPU time of the thread
         self._pulse = run.pulse()
         self._layers = run.live_layers(self._pulse) if handle is not None else None
         # ipykernel finds the cell of a message in a context variable, which a new thread does not inherit.
@@ -79,6 +81,13 @@ class Beats:
 
     def _beat(self) -> None:
         began_ns = time.thread_time_ns()
+        self._show_beat()
+        cost_ns = time.thread_time_ns() - began_ns
+        self.spent_s += cost_ns / NS_PER_S
+        if self._layers is not None:
+            self._layers.pay(cost_ns)
+
+    def _show_beat(self) -> None:
         recording = self._pulse.beat()
         now_s = time.monotonic()
         if self._handle is None or now_s - self._status_s >= STATUS_S:
@@ -86,8 +95,6 @@ class Beats:
             channel().tell(self._record())
         if self._handle is not None:
             self._show(recording)
-        if self._layers is not None:
-            self._layers.pay(time.thread_time_ns() - began_ns)
 
     def _show(self, recording: Recording) -> None:
         """Send joules and steps, and now and then the layers; before the first message show the view."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 SHARE = 0.002  # of one CPU
 CREDIT_S = 0.03  # so that a short run sees its layers, too
 SHORTEST_S = 1.0
-LATEST_S = 4.0  # what people look at is not to be older than five seconds
+LATEST_S = 3.5  # what people look at is not to be older than five seconds
 MOST_SHARE = 0.02  # of one CPU, for that
 
 

@@ -10,6 +10,7 @@ to which modules ran in it; both book the same time.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from torchwatt.tracing.hub import Hub
     from torchwatt.tracing.log import Log, LogReader
 
+MANY_ALIKE, FAR_MORE = 4, 2.0
 PAUSE_NS = 500_000_000  # between two calls: so long that the CPU time of the process says whether something ran
 MOST_HELD = 50_000  # rows of calls that have not ended; with more, what has ended is counted
 
@@ -497,8 +499,8 @@ class Tally:
 
     def spread(self, sums: Sums) -> Sums:
         """Return sums in which calls and steps are divided among what ran in them, as far as that was seen."""
-        found = Sums()
-        found.add(Sums.of(sums.of_modules, {}))
+        self.names(sums)  # by which alike modules are told
+        found = Sums.of(sums.of_modules, {})
         rest = dict(sums.rest)
         steps = rest.pop((STEP, 0), 0.0)
         pattern = self._patterns[STEP, 1] if self._patterns[STEP, 1].count else self._patterns[STEP, 0]
@@ -521,7 +523,21 @@ class Tally:
         known = self._patterns.get((kind, key))
         if kind == GRADIENT and (known is None or not known.count):
             known = next((each for (name, _), each in self._patterns.items() if name == GRADIENT and each.count), None)
-        return known.ns if known is not None and known.ns.total() > 0 else None
+        if known is None or known.ns.total() <= 0:
+            return None
+        return self._calm(known.ns) if kind == GRADIENT else known.ns
+
+    def _calm(self, ns: Sums) -> Sums:
+        """Cut what one of many alike modules has far more of than the others: another program ran in its few calls."""
+        found = Sums.of(ns.of_modules, ns.rest)
+        amounts = found.of_modules[BACKWARD]
+        alike: dict[object, list[int]] = defaultdict(list)
+        for key in np.flatnonzero(amounts).tolist():
+            alike[self._hub.registry.facts.get(key), re.sub(r"\d+", "#", self._names.of(key))].append(key)
+        for keys in alike.values():
+            if len(keys) >= MANY_ALIKE:
+                amounts[keys] = np.minimum(amounts[keys], FAR_MORE * np.median(amounts[keys]))
+        return found
 
     def device_shares(self, device: str) -> Mapping[Slot, float]:
         """Return ns by what a device was seen doing, and not doing, in the windows in which it was watched."""

@@ -14,7 +14,9 @@ from torchwatt.tracing.margins import MOST_IN_PLACE, InPlace, Margins
 from torchwatt.tracing.state import ACTIVE
 
 stateless = torch.nn.utils.stateless
-FUNCTIONS = ((stateless, "_functional_call"), (eager_transforms, "grad_and_value_impl"))
+FUNCTIONS = (
+    (stateless, "_functional_call"), (eager_transforms, "_autograd_grad"), (eager_transforms, "grad_and_value_impl"),
+)  # fmt: skip
 
 
 def originals():
@@ -53,7 +55,7 @@ def test_its_own_time_is_forward_and_backward_and_no_call():
     assert (trace.start_ns[around] <= trace.start_ns[root]).all()
     assert (trace.end_ns[around] >= trace.end_ns[root]).all()
     assert trace.calls[around].sum() == 0
-    assert (trace.slot == which["backward"]).sum() == 40  # the call, and what follows it
+    assert (trace.slot == which["backward"]).sum() == 40  # the call, and what is around it
     assert trace.calls[trace.slot == which["backward"]].sum() == 20
     assert len(trace.steps) == 20
 

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import trace_rules
 from torch._dynamo.utils import counters
 from torch._functorch import eager_transforms
 
@@ -14,9 +15,7 @@ from torchwatt.tracing.margins import MOST_IN_PLACE, InPlace, Margins
 from torchwatt.tracing.state import ACTIVE
 
 stateless = torch.nn.utils.stateless
-FUNCTIONS = (
-    (stateless, "_functional_call"), (eager_transforms, "_autograd_grad"), (eager_transforms, "grad_and_value_impl"),
-)  # fmt: skip
+FUNCTIONS = ((stateless, "_functional_call"), (eager_transforms, "grad_and_value_impl"))
 
 
 def originals():
@@ -55,7 +54,7 @@ def test_its_own_time_is_forward_and_backward_and_no_call():
     assert (trace.start_ns[around] <= trace.start_ns[root]).all()
     assert (trace.end_ns[around] >= trace.end_ns[root]).all()
     assert trace.calls[around].sum() == 0
-    assert (trace.slot == which["backward"]).sum() == 40  # the call, and what is around it
+    assert (trace.slot == which["backward"]).sum() == 40  # the call, and what follows it
     assert trace.calls[trace.slot == which["backward"]].sum() == 20
     assert len(trace.steps) == 20
 
@@ -72,6 +71,11 @@ def test_what_is_compiled_finds_torchs_own_functions():
     counters["frames"]["total"] = 1
     with traced(nn.Linear(4, 4)):
         assert originals() == before
+
+
+def test_dynamo_keeps_none_of_the_functions_that_are_wrapped():
+    rules = trace_rules.get_torch_obj_rule_map()
+    assert not [function for function in originals() if function in rules]
 
 
 def test_margins_are_measured_in_place_a_few_times_and_in_no_profile_of_the_user():

@@ -1,7 +1,8 @@
-"""The own time of `torch.func`: of a functional call it is forward, from where gradients are asked for backward.
+"""The own time of `torch.func`: of a functional call it is forward, after the gradients came it is backward.
 
 `functional_call` swaps parameters around a module's call, and `grad` unwraps what the backward call returned: an eighth
 of a step of 4 ms. What is compiled inlines these functions, and guards them: they are wrapped only while nothing is.
+Functions that Dynamo has rules for, such as `_autograd_grad`, are left alone: it looks them up once and keeps them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
-from torchwatt.tracing.rows import AROUND_KEY, ASLEEP, FORWARD_TASK
+from torchwatt.tracing.rows import AROUND_KEY, ASLEEP, END, FORWARD_TASK
 from torchwatt.tracing.wrappers import Wrapped, graph_task_id, sequence_nr
 
 BACKWARD_TASK = 0  # of a row that is part of a backward pass
@@ -24,7 +25,6 @@ BACKWARD_TASK = 0  # of a row that is part of a backward pass
 class Host(Protocol):
     """What the wrappers need of the hub."""
 
-    local: threading.local
     quiet: Quiet
     clock_ns: Callable[[], int]
 
@@ -38,7 +38,6 @@ def wrap_functional(host: Host, patches: Patches) -> None:
     if utils is not None and any(utils.counters.values()):
         return
     patches.add_until_compiled("torch.nn.utils.stateless", "_functional_call", _forward(host))
-    patches.add_until_compiled("torch._functorch.eager_transforms", "_autograd_grad", _gradients(host))
     patches.add_until_compiled("torch._functorch.eager_transforms", "grad_and_value_impl", _backward(host))
 
 
@@ -67,17 +66,6 @@ def _forward(host: Host) -> Callable[[Wrapped], Wrapped]:
     return wrap
 
 
-def _gradients(host: Host) -> Callable[[Wrapped], Wrapped]:
-    def wrap(original: Wrapped) -> Wrapped:
-        def _autograd_grad(*args: Any, **kwargs: Any) -> Any:
-            host.local.gradients_ns = host.clock_ns()
-            return original(*args, **kwargs)
-
-        return _autograd_grad
-
-    return wrap
-
-
 def _backward(host: Host) -> Callable[[Wrapped], Wrapped]:
     def wrap(original: Wrapped) -> Wrapped:
         def grad_and_value_impl(*args: Any, **kwargs: Any) -> Any:
@@ -88,8 +76,10 @@ def _backward(host: Host) -> Callable[[Wrapped], Wrapped]:
             try:
                 return original(*args, **kwargs)
             finally:
-                since, number = getattr(host.local, "gradients_ns", 0), sequence_nr()
-                if since > began:
+                last = log.backwards[-1].end_ns if log.backwards else 0
+                if last > began:
+                    number = sequence_nr()
+                    since = max(last, log.rows[-1][END] if log.rows else 0)
                     log.rows.append((AROUND_KEY, since, host.clock_ns(), number, number, BACKWARD_TASK))
 
         return grad_and_value_impl

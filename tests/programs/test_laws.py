@@ -38,22 +38,12 @@ def is_installed(name: str) -> bool:
 
 LONGER = 6.0  # times
 ALWAYS_NOTED = "steps without an optimizer always have their bounds noted, which takes a share of steps this short"
-TORCH_FUNC = "torch.func's own Python time around `autograd.grad` is no part of the backward call that is seen"
-COMPOSED = "backward calls of steps that are composed at the ends of a loop's phases are off by a few"
+VMAP = "what vmap unwraps after the backward call is the program's backward, and no part of what is seen"
 KNOWN = {
-    ("phases", "functional_updates"): TORCH_FUNC,
-    ("phases", "per_sample_gradients"): TORCH_FUNC,
+    ("phases", "per_sample_gradients"): VMAP,
     ("phases", "momentum_by_hand_small"): ALWAYS_NOTED,
     ("phases", "inference_of_100_us"): ALWAYS_NOTED,
     ("phases", "step_that_is_retried"): "a forward call that raises ends no span of its own while the thread sleeps",
-    ("groups", "transformer_tied"): "the gradient of a tied weight is accumulated beside one of its two modules",
-    ("calls", "folds"): COMPOSED,
-    ("calls", "folds_with_functions"): COMPOSED,
-    ("calls", "gan"): COMPOSED,
-    ("calls", "tasks_at_random"): COMPOSED,
-    ("calls", "ensemble_at_random"): COMPOSED,
-    ("calls", "step_that_is_retried"): COMPOSED,
-    ("steps", "moving_average"): "a call with gradients on of a copy without any passes by a sleeping thread",
 }
 
 

@@ -30,6 +30,7 @@ from torchwatt.tracing.ranges import top_level, uncross
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rounds import Mark, OptimizerEnd
 from torchwatt.tracing.rows import (
+    AROUND_KEY,
     BACKWARD_KEY,
     COMMUNICATION_KEY,
     COMPILE_KEY,
@@ -245,7 +246,7 @@ class _Assembly:
         slots = np.array([self._slot(int(k) // 2, backward=bool(k % 2)) for k in kinds], dtype=np.int64)
         # A wrapper (DDP, torch.compile) and what it wraps share a name: count the call once.
         repeats = [wrapper for wrapper, inner in self.names.wrapped.items() if inner in self.used]
-        calls = 1 - np.isin(rows[:, KEY], [*repeats, UNCOUNTED_COMMUNICATION_KEY])
+        calls = 1 - np.isin(rows[:, KEY], [*repeats, UNCOUNTED_COMMUNICATION_KEY, AROUND_KEY])
         start, end = rows[:, START].copy(), rows[:, END].copy()
         self._uncross(start, end, np.flatnonzero(rows[:, KEY] <= FIRST_SCOPE_KEY), self.calls[log])
         self.columns.add(slots[kind], start, end, thread=thread, filled=False, calls=calls)
@@ -271,8 +272,8 @@ class _Assembly:
         slot = np.array([self._kind_slot(kind) for kind in kinds.of], dtype=np.int64)[records.kind]
         own = np.setdiff1d(np.arange(len(records)), steps_among(records, kinds))
         bare = records.take(own)
-        waits = [i for i, kind in enumerate(kinds.of) if kind[:2] == ("row", UNCOUNTED_COMMUNICATION_KEY)]
-        calls = bare.count * ~np.isin(bare.kind, waits)
+        uncounted = [*kinds.where("row", UNCOUNTED_COMMUNICATION_KEY), *kinds.where("row", AROUND_KEY)]
+        calls = bare.count * ~np.isin(bare.kind, uncounted)
         self.columns.add(slot[own], bare.start, bare.end, thread=thread, filled=False, calls=calls)
         paths = self.paths[log]
         forward = ForwardBook(self.looks[log].table, paths, log.call_ns)
@@ -403,8 +404,9 @@ class _Assembly:
         backward_ns = np.concatenate((traced, np.column_stack((backward.start, backward.end))))
         counts = np.concatenate((np.ones(len(traced), dtype=np.int64), backward.count))
         order = np.argsort(backward_ns[:, 0], kind="stable")
-        ours = records.take(np.flatnonzero(~np.isin(records.kind, kinds.where("row", PROFILER_KEY))))
-        own = rows[rows[:, KEY] != PROFILER_KEY, START]
+        apart = [*kinds.where("row", PROFILER_KEY), *kinds.where("row", AROUND_KEY)]
+        ours = records.take(np.flatnonzero(~np.isin(records.kind, apart)))
+        own = rows[~np.isin(rows[:, KEY], (PROFILER_KEY, AROUND_KEY)), START]
         seen = Evidence(
             view.start_ns, view.end_ns,
             starts_ns=np.sort(np.concatenate((own, ours.start, traced[:, 0])).astype(np.int64)),

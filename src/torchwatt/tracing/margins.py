@@ -85,9 +85,10 @@ class InPlace:
 
     def margins(self, in_a_loop: Margins) -> Margins | None:
         """Return what was measured; None while that is too little."""
-        if min(len(self._before_ns), len(self._after_ns)) < ENOUGH_IN_PLACE:
+        if len(self._before_ns) < ENOUGH_IN_PLACE:
             return None
-        before, after = median(self._before_ns), median(self._after_ns)
+        before = median(self._before_ns)
+        after = median(self._after_ns or (in_a_loop.optimizer_after_ns,))
         colder = before / max(in_a_loop.optimizer_before_ns, 1.0)
         return Margins(before, after, in_a_loop.backward_before_ns * colder)
 

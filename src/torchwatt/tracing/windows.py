@@ -81,7 +81,7 @@ class Windows:
                 self._seen |= keys
                 log.add_own(end, self._clock_ns(), sequence_nr())
             log.backwards.append(call)
-            if window is None and conductor is not None and log.lead_optimizer is not None:
+            if window is None and conductor is not None:
                 self._measure(conductor, log, end)
             log.since = log.total()
 
@@ -125,7 +125,7 @@ class Windows:
             self._give_up(error)
 
     def _measure(self, conductor: Conductor, log: Log, end_ns: int) -> None:
-        """Measure what an optimizer step begins with, where it may begin."""
+        """Measure what an optimizer step begins with, where it may begin; a backward call begins with the like."""
         if own_ns := log.in_place.after_backward():
             conductor.budget.pay("fixed", own_ns)
             log.add_own(end_ns, self._clock_ns(), sequence_nr())

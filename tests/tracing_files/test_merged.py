@@ -12,12 +12,16 @@ def event(category, name, ts, pid, tid, **args):
     return {"ph": "X", "cat": category, "name": name, "ts": ts, "dur": 10, "pid": pid, "tid": tid, "args": args}
 
 
-def rank(process, device, module):
+def rank(process, device, module, steps=3):
     return [
-        event("python_function", f"nn.Module: {module}_0", 0, process, 1, **{"Python id": 1}),
-        event("cpu_op", "aten::mm", 1, process, 1),
-        event("cuda_runtime", "cudaLaunchKernel", 2, process, 1, correlation=7),
-        event("kernel", "gemm", 5, device, 7, device=device, stream=7, correlation=7),
+        each
+        for n in range(steps)
+        for each in (
+            event("python_function", f"nn.Module: {module}_0", 100 * n, process, 1, **{"Python id": 1}),
+            event("cpu_op", "aten::mm", 100 * n + 1, process, 1),
+            event("cuda_runtime", "cudaLaunchKernel", 100 * n + 2, process, 1, correlation=n),
+            event("kernel", "gemm", 100 * n + 5, device, 7, device=device, stream=7, correlation=n),
+        )
     ]
 
 
@@ -43,5 +47,6 @@ def test_ranks_in_one_file_are_refused_with_their_processes(processes, devices, 
 
 
 def test_one_process_with_several_devices_and_threads_is_read(tmp_path):
-    events = rank(10, 0, "A") + [{**each, "tid": 2} for each in rank(10, 1, "B")[:3]] + rank(10, 1, "B")[3:]
+    events = rank(10, 0, "A") + [{**each, "tid": 2} for each in rank(10, 1, "B") if each["cat"] != "kernel"]
+    events += [event("cpu_op", "aten::mm", 900, "damaged", 1)]
     assert read_trace(write(tmp_path, events)) is not None

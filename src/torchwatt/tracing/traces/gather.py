@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -76,7 +76,7 @@ class Gathered:
         self.blocks: dict[str, list[Block]] = {k: [] for k in ("records", "launches", "ops", "ranges", "flows")}
         self.events = 0
         self.timeless = 0  # events whose time makes no sense
-        self.processes: defaultdict[str, set[int | str]] = defaultdict(set)  # that made operators, launches, modules
+        self.processes: defaultdict[str, Counter[int | str]] = defaultdict(Counter)  # of operators, launches, modules
         self._waiting: dict[str, list[Event]] = {}
 
     def add(self, events: Sequence[Event]) -> None:

@@ -128,8 +128,8 @@ def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     """Cut the curve to the run.
 
     A counter that keeps up with its polls is cut at its first and last reading inside the run, so that its joules
-    are the difference of two readings that an auditor can look up; anything else is cut at the run's own ends, and so is
-    a counter with readings on both sides whose readings inside leave much of the run out, as those of a slow log do.
+    are the difference of two readings that an auditor can look up. Anything else is cut at the run's own ends, and so
+    is a counter with readings on both sides whose readings inside leave much of the run out, as those of a slow log do.
     """
     curve = found.curve
     if found.polls is None or curve.method != "counter":

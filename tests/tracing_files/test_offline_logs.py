@@ -246,6 +246,7 @@ def test_a_counter_that_is_read_once_a_second_is_interpolated_at_the_runs_ends(t
     report = torchwatt.attribute(path, log(tmp_path, "t_unix_s,energy_mj", *rows))
     assert report.status == "complete"
     assert report.energy_j == pytest.approx(150 * seconds, rel=1e-3)
+    assert not verify(write_csv(report, tmp_path / "audit")).findings
 
 
 def test_joules_per_counted_thing_are_unknown_where_a_part_of_the_run_was_not_metered(partial):

@@ -128,8 +128,8 @@ def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     """Cut the curve to the run.
 
     A counter that keeps up with its polls is cut at its first and last reading inside the run, so that its joules
-    are the difference of two readings that an auditor can look up; anything else is cut at the run's own ends, and so
-    is a counter whose readings inside the run leave much of it out, as those of a saved log do.
+    are the difference of two readings that an auditor can look up. Anything else is cut at the run's own ends, and so
+    is a counter with readings on both sides whose readings inside leave much of the run out, as those of a slow log do.
     """
     curve = found.curve
     if found.polls is None or curve.method != "counter":
@@ -139,7 +139,8 @@ def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     if len(inside) < 2:
         return curve.clip(start_ns, end_ns)
     ends = inside[[0, -1]]
-    if int(np.diff(poll_ns[ends])[0]) < LEAST_COVERAGE * (end_ns - start_ns):
+    on_both_sides = poll_ns[0] <= start_ns and end_ns <= poll_ns[-1]
+    if on_both_sides and int(np.diff(poll_ns[ends])[0]) < LEAST_COVERAGE * (end_ns - start_ns):
         return curve.clip(start_ns, end_ns)
     between = (curve.t_ns > poll_ns[ends[0]]) & (curve.t_ns < poll_ns[ends[1]])
     energy_j = np.concatenate((poll_j[ends[:1]], curve.energy_j[between], poll_j[ends[1:]]))

@@ -112,6 +112,7 @@ class BackwardBook:
                 model = self._study(log, call)
                 if model is not None:
                     recorded[plain(call.cache["keys"])[:1]].append((call, model))
+        self._recorded = {first: [model for _, model in calls] for first, calls in recorded.items()}  # as they were
         for first, calls in recorded.items():
             for (call, _), model in zip(calls, _undisturbed(calls), strict=True):
                 self._catalogue.add(plain(call.cache["keys"]), call.start_ns, model)
@@ -276,17 +277,25 @@ class BackwardBook:
         return frozenset(key for group in self._models.values() for model in group for key in model.counts)
 
     def carry_rel_sd(self, slot_of: Callable[[int], int]) -> dict[int, float]:
-        """Return the relative SD of each backward slot's share between windows."""
-        groups = []
-        for models in self._models.values():
-            windows = []
-            for model in models:
-                window: dict[int, float] = defaultdict(float)
-                for key, share in model.whole.plain.shares().items():
-                    window[slot_of(key)] += share
-                windows.append(window)
-            groups.append(windows)
-        return relative_sd(groups)
+        """Return the relative SD of each backward slot's share between windows.
+
+        Interruptions are spread over a window's work, as far as another window shows what was not interrupted: the
+        more windows, the less it matters how far they differed before.
+        """
+        before = relative_sd([_shares(models, slot_of) for models in self._recorded.values()])
+        after = relative_sd([_shares(models, slot_of) for models in self._models.values()])
+        count = max(sum(map(len, self._models.values())), 1)
+        return {slot: math.hypot(after[slot], sd / count) for slot, sd in before.items()}
+
+
+def _shares(models: Sequence[Model], slot_of: Callable[[int], int]) -> list[Mapping[int, float]]:
+    windows: list[Mapping[int, float]] = []
+    for model in models:
+        window: dict[int, float] = defaultdict(float)
+        for key, share in model.whole.plain.shares().items():
+            window[slot_of(key)] += share
+        windows.append(window)
+    return windows
 
 
 def _undisturbed(calls: Sequence[tuple[Backward, Model]]) -> list[Model]:

@@ -9,9 +9,11 @@ FRONT := src/torchwatt/labextension/package.json
 FRONT_SOURCES := $(wildcard extension/src/*.ts extension/style/* extension/schema/*.json extension/*.json extension/yarn.lock)
 NODE_MODULES := extension/node_modules/.yarn-state.yml
 JLPM := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/jlpm
-SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 2 --dist loadfile --no-loadscope-reorder
-ALONE := $(BIN)/python -m pytest -m "alone and not heavy"
-HEAVY := $(BIN)/python -m pytest -m heavy
+# Three for two processors: a third of the time tests wait for meters that are simulated in real time, or for a browser.
+SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 3 --dist loadfile --no-loadscope-reorder
+# Only the files that have such tests are collected: importing all of them takes half a minute.
+ALONE := $(BIN)/python -m pytest -m "alone and not heavy" $(shell grep -rl --include=*.py "mark.alone" tests)
+HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rl --include=*.py "mark.heavy" tests)
 DEMO := demo-output
 OLD_KERNEL := tests/notebook/requirements-old-kernel.txt
 
@@ -82,6 +84,7 @@ bench: setup
 	$(BIN)/python benchmarks/span_cost.py
 	$(BIN)/python benchmarks/overhead.py
 	PYTHONPATH=. $(BIN)/python benchmarks/live_view.py
+	PYTHONPATH=. $(BIN)/python benchmarks/live_view.py --ages
 	$(BIN)/python benchmarks/interleaved.py
 	$(BIN)/python benchmarks/interleaved.py --model "0.2 ms" "1 ms" "5 ms" "20 ms" --run control 0.01 --seconds 20
 	$(BIN)/python benchmarks/in_place.py

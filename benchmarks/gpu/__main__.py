@@ -13,7 +13,20 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PHASES = ("facts", "windows", "wave", "calibrate", "train", "killed", "traces", "truth", "replayed", "steps", "host")
+PHASES = (
+    "facts",
+    "windows",
+    "wave",
+    "calibrate",
+    "train",
+    "killed",
+    "traces",
+    "truth",
+    "replayed",
+    "steps",
+    "host",
+    "experts",
+)
 
 
 def main():

@@ -5,10 +5,10 @@
  */
 
 import { layersCsv } from './csv';
-import { h, say } from './dom';
+import { h, ROOT, say } from './dom';
 import { type Figure, Figures } from './figures';
 import { Icicle } from './icicle';
-import { LiveState } from './live';
+import { ageText, FRESH, LiveState } from './live';
 import { DASH, formatEnergy, formatPower, formatTime } from './numbers';
 import type { Beat, Begin, DomainInfo, Gone, Layers, Payload } from './payload';
 import { joined, PowerLine } from './power';
@@ -37,7 +37,7 @@ export class LayersView {
 }
 
 abstract class View {
-  readonly node = h('section', { class: 'tw-root' });
+  readonly node = h('section', ROOT);
   protected readonly power = new PowerLine();
   protected readonly layers = new LayersView();
   protected readonly figures = new Figures();
@@ -109,6 +109,8 @@ export class ReportView extends View {
   }
 }
 
+const AGES_MS = 250;
+
 /** A run while it runs. It needs nothing from the kernel. */
 export class LiveView extends View {
   private readonly state: LiveState;
@@ -118,6 +120,9 @@ export class LiveView extends View {
     'measuring'
   );
   private readonly asOf = h('span', { class: 'tw-note' });
+  private readonly age = h('span', { class: 'tw-age' });
+  private readonly layersAge = h('span', { class: 'tw-age' });
+  private readonly clock = setInterval(() => this.drawAges(), AGES_MS);
   private waiting = false;
 
   constructor(begin: Begin) {
@@ -125,10 +130,10 @@ export class LiveView extends View {
     this.state = new LiveState(begin);
     this.node.classList.add('tw-live');
     this.node.append(
-      h('header', { class: 'tw-head' }, h('h3', {}, begin.name || 'torchwatt run'), this.status),
+      h('header', { class: 'tw-head' }, h('h3', {}, begin.name || 'torchwatt run'), this.status, this.age),
       this.figures.node,
       this.power.node,
-      h('h4', {}, 'Layers ', this.asOf),
+      h('h4', {}, 'Layers ', this.asOf, ' ', this.layersAge),
       this.layers.node
     );
     const gone = unavailable(begin.unavailable, begin.domains.length === 0);
@@ -155,14 +160,35 @@ export class LiveView extends View {
 
   /** Say that nothing more will come. */
   lost(reason: string): void {
+    clearInterval(this.clock);
     this.status.className = 'tw-status tw-status-aborted';
     say(this.status, reason);
+  }
+
+  override dispose(): void {
+    clearInterval(this.clock);
+    super.dispose();
+  }
+
+  /** Grey what is older than it should be; also while no message comes. */
+  private drawAges(): void {
+    const ages = this.state.ages();
+    const figures = ageText(ages.figures, FRESH.figures);
+    const layers = ageText(ages.layers, FRESH.layers);
+    say(this.age, figures);
+    say(this.layersAge, layers);
+    this.figures.node.classList.toggle('tw-stale', figures !== '');
+    this.power.node.classList.toggle('tw-stale', figures !== '');
+    this.layers.node.classList.toggle('tw-stale', layers !== '');
+    this.node.dataset.age = ages.figures.toFixed(2);
+    this.node.dataset.layersAge = ages.layers === null ? '' : ages.layers.toFixed(2);
   }
 
   private draw(): void {
     if (!this.node.isConnected) {
       return;
     }
+    this.drawAges();
     this.node.dataset.beats = String(this.state.beats);
     this.figures.show(this.state.figures());
     this.power.show(this.state.columns());
@@ -248,16 +274,13 @@ function unavailable(list: readonly Gone[], open = false): HTMLElement | null {
   return lines.length ? h('details', { class: 'tw-gone', open }, title, ...lines) : null;
 }
 
-function foldedNote({ folded }: Payload): HTMLElement | null {
-  return (
-    folded &&
-    h(
-      'div',
-      { class: 'tw-note' },
-      `other (${folded.layers}): the smallest ${folded.layers} layers, together ` +
-        `${formatEnergy(folded.energy_j)}; run.layers and the CSV of the kernel have all of them.`
-    )
-  );
+function foldedNote({ layers, folded }: Payload): HTMLElement | null {
+  const count = layers.reduce((sum, row) => sum + (row.folded ?? 0), folded?.layers ?? 0);
+  const where = folded
+    ? `at the end, other (${count}), together ${formatEnergy(folded.energy_j)}`
+    : 'as "(n smaller)" inside of what contains them, whose total they are part of';
+  const all = 'run.layers and the CSV of the kernel have all of them.';
+  return count ? h('div', { class: 'tw-note' }, `The ${count} smallest layers stand ${where}; ${all}`) : null;
 }
 
 function events(payload: Payload): HTMLElement | null {

@@ -27,7 +27,9 @@ export function compare(a: Payload, b: Payload): readonly Difference[] {
 }
 
 function selfByName(payload: Payload): Map<string, number | null> {
-  const rows = [...payload.layers, ...payload.reserved].filter(row => Object.keys(row.self_j).length > 0);
+  // What is folded in two reports may be different modules.
+  const layers = payload.layers.filter(row => !row.folded);
+  const rows = [...layers, ...payload.reserved].filter(row => Object.keys(row.self_j).length > 0);
   return new Map(rows.map(row => [row.fqn, sumKnown(Object.values(row.self_j))]));
 }
 

@@ -3,6 +3,16 @@
 type Child = Node | string | null | undefined | false;
 type Attributes = Readonly<Record<string, string | number | boolean | null | undefined>>;
 
+/**
+ * A key that is pressed in a view is not for the notebook, where `d d` deletes the cell. JupyterLab asks the focused
+ * element before those around it: each that can have the focus must say so.
+ */
+const OWN_KEYS = 'data-lm-suppress-shortcuts';
+const FOCUSABLE = new Set(['a', 'button', 'input', 'select', 'summary', 'textarea']);
+
+/** The root of a view; what is clicked in it takes the focus to the root, and not to the cell. */
+export const ROOT: Attributes = { class: 'tw-root', tabindex: -1 };
+
 const SVG = 'http://www.w3.org/2000/svg';
 
 export function h<K extends keyof HTMLElementTagNameMap>(
@@ -11,7 +21,7 @@ export function h<K extends keyof HTMLElementTagNameMap>(
   ...children: Child[]
 ): HTMLElementTagNameMap[K] {
   const made = document.createElement(name);
-  set(made, attributes);
+  set(made, FOCUSABLE.has(name) ? { ...attributes, [OWN_KEYS]: true } : attributes);
   made.append(...present(children));
   return made;
 }
@@ -28,6 +38,9 @@ export function s<K extends keyof SVGElementTagNameMap>(
 }
 
 export function set(element: Element, attributes: Attributes): void {
+  if (attributes.tabindex !== undefined) {
+    element.setAttribute(OWN_KEYS, '');
+  }
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) {
       element.removeAttribute(name);

@@ -1,6 +1,6 @@
 /** The session's runs as a table, each with a way to its cell. */
 
-import { h } from './dom';
+import { h, ROOT } from './dom';
 import { DASH, formatEnergy, formatMass, formatTime } from './numbers';
 
 export interface HistoryRow {
@@ -43,5 +43,5 @@ export function historyTable(
     h('thead', {}, h('tr', {}, ...head)),
     h('tbody', {}, ...lines)
   );
-  return h('div', { class: 'tw-root' }, rows.length ? table : h('p', {}, 'nothing was measured yet'));
+  return h('div', ROOT, rows.length ? table : h('p', {}, 'nothing was measured yet'));
 }

@@ -6,12 +6,27 @@ import type { Beat, Begin } from './payload';
 import type { Columns } from './power';
 
 const WINDOW_S = 60;
+/** Seconds; what is older is grey and says how old it is. */
+export const FRESH = { figures: 0.5, layers: 5 } as const;
+
+export interface Ages {
+  readonly figures: number;
+  /** Null before the first layers. */
+  readonly layers: number | null;
+}
+
+/** Say how old something is that is older than it should be. */
+export function ageText(age: number | null, fresh: number): string {
+  return age !== null && age > fresh ? `${age < 10 ? age.toFixed(1) : Math.round(age)} s old` : '';
+}
 
 export class LiveState {
   latest: Beat | null = null;
   beats = 0;
   private readonly t_s: number[] = [];
   private readonly power = new Map<string, (number | null)[]>();
+  private takenMs = 0;
+  private layersAsOf: number | null = null;
   private steps: { readonly count: number; readonly each: string } | null = null;
   private layers: NonNullable<Beat['layers']> | null = null;
 
@@ -21,10 +36,13 @@ export class LiveState {
     }
   }
 
-  take(beat: Beat): void {
+  /** Take a message that came at `nowMs`, by any clock that does not stand still. */
+  take(beat: Beat, nowMs = performance.now()): void {
     this.latest = beat;
+    this.takenMs = nowMs;
     this.beats += 1;
     this.layers = beat.layers ?? this.layers;
+    this.layersAsOf = beat.layers?.as_of_s ?? this.layersAsOf;
     this.steps = beat.steps === undefined ? this.steps : { count: beat.steps, each: beat.per_step ?? '' };
     // A counter may turn out to be that of a whole module: its line begins when that is known.
     for (const domain of Object.keys(beat.points.power_w)) {
@@ -48,6 +66,18 @@ export class LiveState {
         values.splice(0, old);
       }
     }
+  }
+
+  /** Return how old in seconds what is shown is, also while no message comes. */
+  ages(nowMs = performance.now()): Ages {
+    if (!this.latest) {
+      return { figures: 0, layers: null };
+    }
+    const now = this.latest.t_s + (nowMs - this.takenMs) / 1000;
+    return {
+      figures: now - (this.latest.as_of_s ?? this.latest.t_s),
+      layers: this.layersAsOf === null ? null : now - this.layersAsOf
+    };
   }
 
   columns(): Columns {

@@ -11,7 +11,7 @@ import { LabIcon } from '@jupyterlab/ui-components';
 import { Widget } from '@lumino/widgets';
 import { LayersView } from './chart';
 import { compareTable } from './compare';
-import { arrange, h, say } from './dom';
+import { arrange, h, ROOT, say } from './dom';
 import { DASH, formatEnergy, formatMass, formatPower, formatTime } from './numbers';
 import { type CellReport, reportsOf } from './reports';
 import { CommandIDs, ISessions, type SessionRun } from './tokens';
@@ -52,9 +52,7 @@ class EnergyPanel extends Widget {
     this.title.caption = 'Energy of this notebook (torchwatt)';
     this.addClass('tw-panel');
     const hint = h('div', { class: 'tw-note' }, 'Pick one run for its layers, two to compare them.');
-    this.node.append(
-      h('div', { class: 'tw-root' }, h('h3', {}, 'Energy'), this.notebook, this.list, hint, this.detail)
-    );
+    this.node.append(h('div', ROOT, h('h3', {}, 'Energy'), this.notebook, this.list, hint, this.detail));
     this.size.observe(this.node);
     const again = (): void => this.draw();
     tracker.currentChanged.connect((_, panel) => {

@@ -25,6 +25,10 @@ export interface LayerRow extends Booked {
   readonly parent: number | null;
   /** Its order cannot be told from that of the layer with the next more joules. */
   readonly tied?: boolean;
+  /** Stands for so many modules of its parent that are not shown; `self_j` is what they used together. */
+  readonly folded?: number;
+  /** The sum of `total_j`, as Python rounds it; missing in reports of older versions. */
+  readonly energy_j?: Joules;
   readonly total_j: ByPhase;
   /** The part of `total_j` that is known to be static power; `static_whole` says whether all of it is known. */
   readonly static_j?: ByPhase;
@@ -34,6 +38,7 @@ export interface LayerRow extends Booked {
 export interface Layers {
   readonly layers: readonly LayerRow[];
   readonly reserved: readonly Booked[];
+  /** What reports of older versions left out of their parents. */
   readonly folded: { readonly layers: number; readonly energy_j: Joules } | null;
 }
 
@@ -122,6 +127,8 @@ export interface Begin {
 /** One beat of a running cell. Everything but `points` is absolute, so that a lost message costs nothing. */
 export interface Beat {
   readonly t_s: number;
+  /** Until when all joules are known; missing: until now. */
+  readonly as_of_s?: number;
   readonly energy_j: Joules;
   readonly carbon_g: number | null;
   readonly power_w: Readonly<Record<string, number | null>>;
@@ -131,7 +138,7 @@ export interface Beat {
     readonly t_s: readonly number[];
     readonly power_w: Readonly<Record<string, readonly (number | null)[]>>;
   };
-  /** Steps, joules a step and layers as of an instant, at most once a second. */
+  /** Steps and joules a step, with each beat where layers are traced; layers as of an instant, now and then. */
   readonly steps?: number;
   readonly per_step?: string;
   readonly layers?: Layers & { readonly as_of_s: number };

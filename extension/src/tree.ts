@@ -30,7 +30,7 @@ export interface Branch {
   readonly tied?: boolean;
 }
 
-/** Build the branches of a report, most joules first: modules, then reserved names, then what was folded. */
+/** Build the branches of a report: modules, most joules first, then reserved names. */
 export function branches(layers: Layers): readonly Branch[] {
   const children: LayerRow[][] = layers.layers.map(() => []);
   const tops: LayerRow[] = [];
@@ -51,8 +51,8 @@ function branch(row: LayerRow, children: readonly Branch[]): Branch {
     ...booked(row),
     key: row.fqn,
     name: row.name,
-    kind: 'layer',
-    totalJ: total(row.total_j),
+    kind: row.folded ? 'folded' : 'layer',
+    totalJ: row.energy_j ?? total(row.total_j),
     phases: row.total_j,
     parts: parts(row.total_j, row.static_j ?? {}),
     staticJ: staticOf(row.static_j ?? {}),

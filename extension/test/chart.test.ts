@@ -132,6 +132,9 @@ describe('a report', () => {
     expect(node.textContent).toContain('show 200 more of 1011');
     click(node, 'show 200 more');
     expect(rows(node).length).toBe(400);
+    expect(node.textContent).toContain(
+      'The 700 smallest layers stand at the end, other (700), together 3.50 J'
+    );
     expect(node.textContent).toContain('other (700)');
     expect(node.textContent).toContain('3.50 J');
   });

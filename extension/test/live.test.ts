@@ -1,23 +1,25 @@
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
+import { LiveView, ReportView } from '../src/chart';
 import { compare } from '../src/compare';
 import { layersCsv } from '../src/csv';
-import { LiveState } from '../src/live';
+import { historyTable } from '../src/history';
+import { ageText, FRESH, LiveState } from '../src/live';
 import { isProfiled, profiled } from '../src/magic';
-import { asPayload } from '../src/payload';
+import { asPayload, type Begin } from '../src/payload';
 import { joined } from '../src/power';
 import { golden, row } from './fixture';
 
-const state = (): LiveState =>
-  new LiveState({
-    schema: 'torchwatt.live',
-    version: 1,
-    run_id: '',
-    name: '',
-    carbon_how: '',
-    traces: false,
-    unavailable: [],
-    domains: [{ domain: 'cpu', provenance: 'measured', meter: '' }]
-  });
+const BEGIN: Begin = {
+  schema: 'torchwatt.live',
+  version: 1,
+  run_id: '',
+  name: '',
+  carbon_how: '',
+  traces: false,
+  unavailable: [],
+  domains: [{ domain: 'cpu', provenance: 'measured', meter: '' }]
+};
+const state = (): LiveState => new LiveState(BEGIN);
 const beat = (times: number[], now = times[times.length - 1] ?? 0) => ({
   t_s: now,
   energy_j: now,
@@ -49,6 +51,71 @@ describe('the line of a live view', () => {
     one.take({ ...beat([1, 2]), points: { t_s: [1, 2], power_w: { cpu: [5, null] } } });
     expect(one.columns().power_w.cpu).toEqual([5, null]);
   });
+});
+
+describe('how old a live view is', () => {
+  test('grows while no message comes, and says so only when it is too old', () => {
+    const one = state();
+    one.take(
+      { ...beat([1, 10]), as_of_s: 9.8, layers: { as_of_s: 8, layers: [], reserved: [], folded: null } },
+      1000
+    );
+    expect(one.ages(1000).figures).toBeCloseTo(0.2);
+    expect(one.ages(1000).layers).toBeCloseTo(2);
+    expect(one.ages(5000).figures).toBeCloseTo(4.2);
+    expect(one.ages(5000).layers).toBeCloseTo(6);
+    expect(ageText(0.2, FRESH.figures)).toBe('');
+    expect(ageText(4.2, FRESH.figures)).toBe('4.2 s old');
+    expect(ageText(62.3, FRESH.layers)).toBe('62 s old');
+  });
+
+  test('is that of the layers that came last, also when later messages bring none', () => {
+    const one = state();
+    one.take({ ...beat([2]), layers: { as_of_s: 2, layers: [], reserved: [], folded: null } }, 0);
+    one.take(beat([9]), 7000);
+    expect(one.ages(7000)).toEqual({ figures: 0, layers: 7 });
+  });
+
+  test('is unknown before the first layers', () => {
+    expect(state().ages(5)).toEqual({ figures: 0, layers: null });
+    expect(ageText(null, 5)).toBe('');
+  });
+});
+
+describe('keys in a view are not for the notebook', () => {
+  const FOCUSABLE = 'a, button, input, select, summary, textarea, [tabindex]';
+  const live = new LiveView({ ...BEGIN, traces: true });
+  const views = { report: new ReportView(golden()).node, live: live.node, history: historyTable([], null) };
+
+  test.each(Object.entries(views))('of the %s: everything that can have the focus says so', (_, node) => {
+    const found = [node, ...node.querySelectorAll(FOCUSABLE)];
+    expect(found.filter(one => !one.hasAttribute('data-lm-suppress-shortcuts'))).toEqual([]);
+    expect(node.getAttribute('tabindex')).toBe('-1'); // takes the focus of what is clicked in it
+  });
+});
+
+test('a live view that gets no message greys what it shows and says how old it is', () => {
+  vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance', 'requestAnimationFrame'] });
+  const view = new LiveView({ ...BEGIN, traces: true });
+  document.body.append(view.node);
+  view.take({
+    ...beat([1]),
+    steps: 3,
+    layers: { as_of_s: 1, layers: [row('a', null, 1)], reserved: [], folded: null }
+  });
+  vi.advanceTimersByTime(300);
+  expect(view.node.querySelector('.tw-stale')).toBeNull();
+  vi.advanceTimersByTime(1000);
+  expect(view.node.querySelector('.tw-figures')?.classList.contains('tw-stale')).toBe(true);
+  expect(view.node.querySelector('.tw-head')?.textContent).toMatch(/1\.\d s old/);
+  expect(view.node.querySelector('.tw-split')?.classList.contains('tw-stale')).toBe(false);
+  vi.advanceTimersByTime(5000);
+  expect(view.node.querySelector('.tw-split')?.classList.contains('tw-stale')).toBe(true);
+  view.take(beat([8]));
+  vi.advanceTimersByTime(20);
+  expect(view.node.querySelector('.tw-figures')?.classList.contains('tw-stale')).toBe(false);
+  view.dispose();
+  vi.useRealTimers();
 });
 
 test('what turns out to be inside of a module makes room for the module, and the total is its own', () => {

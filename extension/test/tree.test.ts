@@ -16,7 +16,7 @@ describe('the tree', () => {
   test('cuts every branch into parts that add up to it', () => {
     for (const one of everyBranch(branches(golden()))) {
       const parts = PARTS.reduce((sum, part) => sum + one.parts[part], 0);
-      expect(parts).toBeCloseTo(one.totalJ, 3);
+      expect(parts / one.totalJ).toBeCloseTo(1, 5); // six figures each
     }
   });
 
@@ -47,7 +47,23 @@ describe('the tree', () => {
     expect([a?.tied, b?.tied]).toEqual([true, false]);
   });
 
-  test('shows what was folded with its joules', () => {
+  test('shows what was folded inside its parent, whose total is that of Python', () => {
+    const layers = [
+      { ...row('net', null, 12.0001, null), energy_j: 12 },
+      row('net.big', 0, 8),
+      { ...row('net.(3 smaller)', 0, 4), name: '(3 smaller)', folded: 3 }
+    ];
+    const tops = branches({ layers, reserved: [], folded: null });
+    expect(tops.map(one => [one.name, one.totalJ])).toEqual([['net', 12]]);
+    const inside = tops[0]?.children ?? [];
+    expect(inside.map(one => [one.name, one.kind, one.totalJ, one.selfJ])).toEqual([
+      ['big', 'layer', 8, 8],
+      ['(3 smaller)', 'folded', 4, 4]
+    ]);
+    expect(column(inside[1] as (typeof inside)[number], 'total')).toBe(4);
+  });
+
+  test('shows what a report of an older version folded at the end, with its joules', () => {
     const folded = branches(many(20)).find(one => one.kind === 'folded');
     expect([folded?.name, folded?.totalJ]).toEqual(['other (700)', 3.5]);
   });

@@ -139,7 +139,7 @@ def test_a_stale_sensor_is_found_and_undone():
 
 def test_what_the_readings_cannot_tell_apart_is_time_share_and_says_so():
     world = World([30, 30], [0.5, 0.5], steps=400, gap_ms=0.1, gap_w=30)
-    recording = world.recording(noise_uj=100_000)
+    recording = world.recording(noise_uj=30_000)
     exact = replace(recording.meters[0], accuracy_rel=(0.0, 0.0))
     ledger = attribute(replace(recording, meters=(exact,)), world.trace, 0, world.end_ns).ledgers[0]
     assert {e.method for e in ledger.entries} == {"time_share"}

@@ -16,17 +16,21 @@ from torchwatt.core.terms import IDLE, UNATTRIBUTED, Slot
 
 BY_NAME = {case.name: case for case in CASES}
 SEED = 11  # not one of the benchmark's
+USUAL = ("T1", "T2", "T4", "T9", "T11")  # the plain one, and one of each way in which a sensor tells less
+every_case = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in USUAL else [pytest.mark.heavy]) for name in BY_NAME]
+)
 
 
 class Scores(dict):
-    """The twelve cases with one seed each, run when a test first asks for one."""
+    """The twelve cases with one seed each, run when a test first asks for one; seven of them in `make test-all`."""
 
     def __missing__(self, name):
         self[name] = score(BY_NAME[name].run(SEED))
         return self[name]
 
-    def all(self):
-        return {case.name: self[case.name] for case in CASES}
+    def inside(self, names):
+        return np.mean([self[name].inside for name in names])
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def scores():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(BY_NAME))
+@every_case
 def test_layers_are_known_as_well_as_promised(scores, name):
     case, found = BY_NAME[name], scores[name]
     assert found.ew <= case.ew
@@ -46,14 +50,20 @@ def test_layers_are_known_as_well_as_promised(scores, name):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_ninety_percent_intervals_hold_nine_times_in_ten(scores):
+    """Fits of some 70 classes: layers of one fit err together, so a sample of five is known to about 0.06."""
+    assert scores.inside(USUAL) >= 0.78
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_ninety_percent_intervals_of_all_cases_hold_nine_times_in_ten(scores):
     """Twelve fits of some 70 classes: layers of one fit err together, so a sample of twelve is known to about 0.04."""
-    assert 0.82 <= np.mean([found.inside for found in scores.all().values()]) <= 0.98
+    assert 0.82 <= scores.inside(BY_NAME) <= 0.98
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(BY_NAME))
+@every_case
 def test_books_balance_and_the_total_is_the_meters(scores, name):
     found = scores[name]
     assert total_self_j(found.ledger.entries) == pytest.approx(found.ledger.energy_j, rel=1e-9)

@@ -69,6 +69,7 @@ def test_the_rings_joules_are_the_counters_over_the_same_time(load):
     assert ring.t_ns[0] < start_ns - 2 * 10**9
 
 
+@pytest.mark.heavy
 def test_dating_samples_between_two_looks_would_make_them_half_a_period_too_old(ring_model):
     polled = replace(h100.ring("steady"), channel=replace(h100.RING, sensor="nvml_power_instant"))
     model = calibrate_square_wave(h100.edges_ns("steady"), polled)

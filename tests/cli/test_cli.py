@@ -8,6 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support import ready
+from tests.support.bundles import rich_report
+from torchwatt.audit import write_bundle
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -25,14 +29,14 @@ def script(tmp_path, text):
 
 
 def test_an_unmodified_script_gets_its_layers_and_keeps_its_output(tmp_path):
-    done = torchwatt(
+    done = ready.torchwatt(
         "run", "--csv", tmp_path / "audit", "--html", tmp_path / "r.html", EXAMPLES / "plain_training.py", "--epochs", 2
     )
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["epoch 0", "epoch 1"]
     for name in ("blocks.0.mlp.0", "criterion", "(optimizer)", "(data)", "backward"):
         assert name in done.stderr
-    shown = torchwatt("show", tmp_path / "audit", "--all")
+    shown = ready.torchwatt("show", tmp_path / "audit", "--all")
     assert shown.returncode == 0, shown.stderr
     assert "blocks.1.attention" in shown.stdout
     page = (tmp_path / "r.html").read_text()
@@ -98,7 +102,7 @@ late = pool.submit(time.sleep, 1.2)  # what was handed in is finished, as in pla
 def test_files_are_written_where_they_were_asked_for_even_if_the_script_moves(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     path = script(tmp_path, "import os; os.chdir('elsewhere')")
-    torchwatt("run", "-q", "--csv", "audit", path, cwd=tmp_path)
+    ready.torchwatt("run", "-q", "--csv", "audit", path, cwd=tmp_path)
     assert (tmp_path / "audit" / "run.csv").is_file()
 
 
@@ -120,7 +124,7 @@ def test_folders_and_standard_input_run_as_in_python(tmp_path):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
-    torchwatt("run", "-q", "--csv", tmp_path / "audit", script(tmp_path, "pass"))
+    write_bundle(rich_report(), tmp_path / "audit")
     command = f"{sys.executable} -m torchwatt show {tmp_path / 'audit'} | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)  # noqa: S602
     assert done.stderr == ""
@@ -145,6 +149,51 @@ def test_mistakes_are_one_line_and_exit_code_2(args, words):
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("python", "train.py", "-x"), "python is Python itself: torchwatt runs your script with the Python that"),
+        ((sys.executable, "-m", "tool"), "torchwatt run -m tool"),
+        (("python3.11",), "torchwatt run train.py"),
+        (("bash", "train.sh"), "bash is a command, and torchwatt runs a Python script or, with -m, a module"),
+        (("-m", "no_such_module_at_all"), "no module named no_such_module_at_all"),
+    ],
+)
+def test_what_is_no_script_is_refused_with_what_to_write(args, words):
+    done = torchwatt("run", *args)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_option_of_ours_after_the_script_is_the_scripts_and_mentioned_where_it_seems_meant_for_us(tmp_path):
+    path = script(tmp_path, "import sys; print(sys.argv[1:])")
+    done = torchwatt("run", "--layers", "off", path, "--region", "FRA", "--csv=audit", "--epochs", "3", cwd=tmp_path)
+    assert done.stdout == "['--region', 'FRA', '--csv=audit', '--epochs', '3']\n"
+    assert f"--region after {path} goes to the script; to torchwatt: torchwatt run --region ... {path}" in done.stderr
+    assert "--csv after" in done.stderr
+    assert "--epochs after" not in done.stderr
+    path.write_text("import argparse; p = argparse.ArgumentParser(); p.add_argument('--region'); p.parse_args()")
+    assert "after" not in torchwatt("run", "--layers", "off", path, "--region", "FRA").stderr
+    path.write_text("pass")
+    assert "after" not in torchwatt("run", "--layers", "off", path, "--", "--region", "FRA").stderr
+
+
+def test_a_run_names_its_files_and_the_folders_that_were_made(tmp_path):
+    path = script(tmp_path, "import sys; sys.stderr = open('train.log', 'w'); sys.stderr.close()")
+    for name in ("audit", "audit-2"):
+        done = torchwatt(
+            "run", "--layers", "off", "--csv", "out/audit", "--html", "out/r.html", path, cwd=tmp_path
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"torchwatt: written: {tmp_path / 'out' / name}\n" in done.stderr
+        assert f"torchwatt: written: {tmp_path / 'out' / 'r.html'}\n" in done.stderr
+        assert (f"made the folder {tmp_path / 'out'} for csv" in done.stderr) == (name == "audit")
+        assert ("audit is not empty: this run is in" in done.stderr) == (name == "audit-2")
+    torchwatt("run", "-q", "--layers", "off", "--csv", "out/audit", "--overwrite", path, cwd=tmp_path)
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["audit", "audit-2", "r.html"]
 
 
 def test_doctor_lets_no_escape_sequence_of_a_drivers_text_reach_the_terminal(monkeypatch, capsys):
@@ -174,7 +223,7 @@ def test_the_console_script_is_the_same_program():
 
 @pytest.mark.slow
 def test_the_demo_learns_and_shows_forward_and_backward_of_every_layer(tmp_path):
-    done = torchwatt("demo", "--region", "FRA", "--csv", tmp_path / "audit", "--html", tmp_path / "report.html")
+    done = ready.torchwatt("demo", "--region", "FRA", "--csv", tmp_path / "audit", "--html", tmp_path / "report.html")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     for name in ("conv1", "conv2", "conv3", "fc1", "fc2", "relu1", "pool", "flatten"):
@@ -203,33 +252,31 @@ def test_the_words_before_the_script_are_ours_and_those_after_it_the_scripts():
 
 
 def test_verify_says_ok_or_where_it_is_not_and_exits_with_it(tmp_path):
-    from tests.support.bundles import rich_report
-    from torchwatt.audit import write_bundle
-
     bundle = write_bundle(rich_report(), tmp_path / "audit")
-    good = torchwatt("verify", bundle)
+    good = ready.torchwatt("verify", bundle)
     assert (good.returncode, good.stderr) == (0, "")
     assert good.stdout.endswith(f"OK: {bundle}\n")
     (bundle / "layer.csv").write_bytes((bundle / "layer.csv").read_bytes().replace(b"forward", b"forwards", 1))
-    bad = torchwatt("verify", bundle)
+    bad = ready.torchwatt("verify", bundle)
     assert bad.returncode == 1
     assert (
         "CELL layer.csv row 6 column phase: is no word of this column; expected one of forward, backward" in bad.stdout
     )
-    none = torchwatt("verify", tmp_path)
+    none = ready.torchwatt("verify", tmp_path)
     assert none.returncode == 2
     assert "no bundle" in none.stderr
 
 
-def test_a_projects_chain_and_key_are_taken_from_the_environment(tmp_path):
+def test_a_projects_chain_and_key_are_taken_from_the_environment(tmp_path, monkeypatch):
     path = script(tmp_path, "import torch\ntorch.nn.Linear(2, 2)(torch.ones(1, 2))")
     chain = tmp_path / "runs" / "chain.jsonl"
+    monkeypatch.setenv("TORCHWATT_CHAIN", str(chain))
     for name in ("a", "b"):
-        done = torchwatt("run", "-q", "--csv", tmp_path / "runs" / name, path, env={"TORCHWATT_CHAIN": str(chain)})
+        done = torchwatt("run", "-q", "--csv", tmp_path / "runs" / name, path)
         assert done.returncode == 0, done.stderr
-    good = torchwatt("verify", tmp_path / "runs" / "b", "--chain", chain, "--runs", tmp_path / "runs")
+    good = ready.torchwatt("verify", tmp_path / "runs" / "b", "--chain", chain, "--runs", tmp_path / "runs")
     assert good.returncode == 0, good.stdout
     (tmp_path / "runs" / "a").rename(tmp_path / "hidden")
-    bad = torchwatt("verify", tmp_path / "runs" / "b", "--chain", chain, "--runs", tmp_path / "runs")
+    bad = ready.torchwatt("verify", tmp_path / "runs" / "b", "--chain", chain, "--runs", tmp_path / "runs")
     assert bad.returncode == 1
     assert "CHAIN chain.jsonl row 1 column bundle" in bad.stdout

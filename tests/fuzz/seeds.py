@@ -100,8 +100,16 @@ def exchanges() -> list[bytes]:
 
 
 def power_logs() -> list[bytes]:
-    """Return logs of nvidia-smi and of a script."""
-    return [POWER[:600], IDLE[:300], b"\xef\xbb\xbft_ns,gpu,power_mw,energy_j\r\n1,0,1000,1\r\n2000000,0,2000,2\r\n"]
+    """Return logs of nvidia-smi, of a script, and of all the programs that docs/power_logs.md names."""
+    from tests.tracing_files.power_log_variants import READ, REFUSED
+
+    variants = [variant.bytes for variant in (*READ, *REFUSED)]
+    return [
+        *variants,
+        POWER[:600],
+        IDLE[:300],
+        b"\xef\xbb\xbft_ns,gpu,power_mw,energy_j\r\n1,0,1000,1\r\n2000000,0,2000,2\r\n",
+    ]
 
 
 def calibrations() -> list[bytes]:

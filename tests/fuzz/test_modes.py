@@ -97,14 +97,18 @@ def test_a_planted_link_is_not_followed(tmp_path, victim):
         new_file(planted)
     with pytest.raises(OSError, match="symbolic link"):
         appended_file(planted)
-    with pytest.raises(BundleError, match="exists already"):
-        write_html(rich_report(), planted)
     with pytest.raises(BundleError, match="cannot write the chain"):
         write_bundle(rich_report(), tmp_path / "audit", seal=Seal(planted))
     with pytest.raises(BundleError, match="cannot save"):
         save_recording(World([50.0], [5.0], steps=3).recording(), planted)
     with pytest.raises(BundleError, match="exists already"):
         export([write_bundle(rich_report(), tmp_path / "good")], "codecarbon", planted)
+
+
+def test_a_page_replaces_a_planted_link_and_not_what_it_leads_to(tmp_path, victim):
+    (tmp_path / "planted").symlink_to(victim)
+    write_html(rich_report(), tmp_path / "planted")
+    assert not (tmp_path / "planted").is_symlink()
 
 
 def test_a_link_in_place_of_a_file_that_is_replaced_is_replaced(tmp_path, victim):

@@ -179,6 +179,25 @@ def test_a_resumed_training_goes_on_from_the_joules_in_the_checkpoint(world, tmp
     assert isclose(fsum(second.run.epochs.energy_j), second.run.energy_j, rel_tol=1e-12)
 
 
+def test_a_finder_of_batch_sizes_is_no_resumed_training(world, tmp_path, caplog):
+    class Data(pl.LightningDataModule):
+        batch_size = 2
+
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(DATA, batch_size=self.batch_size)
+
+        val_dataloader = train_dataloader
+
+    energy, model, data = callback(world, layers="off"), Model(world, 0.002), Data()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "logger": False}
+    used = pl.Trainer(default_root_dir=tmp_path, callbacks=[energy], max_epochs=1, **quiet)
+    pl.tuner.Tuner(used).scale_batch_size(model, datamodule=data, max_trials=1, steps_per_trial=1)
+    used.fit(model, datamodule=data)
+    assert "says nothing of earlier joules" not in caplog.text
+    assert energy.run.status == "complete"
+    assert energy.run.report.step_count == used.global_step
+
+
 def test_a_fault_of_ours_ends_metering_and_not_training(world, tmp_path, monkeypatch, caplog):
     from torchwatt.session.pulse import Pulse
 

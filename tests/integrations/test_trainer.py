@@ -87,7 +87,8 @@ def trained(world, tmp_path_factory):
 
 def test_epochs_and_what_lies_outside_add_up_to_the_report_to_the_digit(trained):
     run = trained[0].run
-    assert run.status == "complete"
+    assert run.report.exit_reason == ""
+    assert "METERING_FAILED" not in set(run.events.code)
     assert isclose(fsum(run.epochs.energy_j), run.energy_j, rel_tol=1e-12)
     assert isclose(parts_j(run), run.energy_j, rel_tol=1e-12)
     assert run.epochs.epoch.tolist() == ["0", "1", "(outside)"]
@@ -201,6 +202,45 @@ def test_an_exception_in_a_step_passes_and_the_report_is_there(world, tmp_path, 
     assert energy.run.report.step_count == 3
     assert energy.run.energy_j > 0
     assert energy.run.epochs.steps.tolist() == [3, 0]
+
+
+class Greedy(Model):
+    """Has no memory for more than two sequences a batch, which it notices in its second forward call."""
+
+    calls = 0
+
+    def forward(self, input_ids=None, labels=None):
+        self.calls += 1
+        if len(input_ids) > 2 and self.calls > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 999 bytes")
+        return super().forward(input_ids=input_ids, labels=labels)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("late", [False, True])
+def test_attempts_with_other_batch_sizes_are_one_run_and_one_budget(world, tmp_path, late):
+    energy = callback(world, layers="off", csv=tmp_path / "audit", energy_budget_j=1e6)
+    used = trainer(
+        world, tmp_path, None if late else energy, model=Greedy(world), auto_find_batch_size=True, num_train_epochs=1,
+        per_device_train_batch_size=8,
+    )  # fmt: skip
+    if late:
+        used.add_callback(energy)
+    begun_ns = time.monotonic_ns()
+    used.train()
+    ended_ns = time.monotonic_ns()
+    run = energy.run
+    assert run.report.exit_reason == ""
+    assert "METERING_FAILED" not in set(run.events.code)
+    assert used.state.global_step == 16
+    assert run.report.step_count == 17  # one of the first attempt
+    assert [path.name for path in tmp_path.glob("audit*")] == ["audit"]
+    assert (run.report.end_ns - run.report.start_ns) > 0.8 * (ended_ns - begun_ns)
+    assert run.energy_j > truth_j(world, begun_ns, ended_ns) * 0.8
+    assert "BEGAN_AGAIN" in set(run.events.code)
+    first = run
+    used.train()
+    assert energy.run.run_id != first.run_id
 
 
 def test_one_that_was_added_late_ends_when_it_is_looked_at_and_says_so(world, tmp_path):

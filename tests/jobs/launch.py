@@ -60,10 +60,10 @@ class Launched:
         return self.powercap.energy_j(name, curve.start_ns, curve.end_ns)
 
 
-def launch(simnvml: Any, powercap: FakePowercap, folder: Path, args: list[str], gpus: int = 5) -> Launched:
-    """Run a job of four ranks to its end."""
+def launch(simnvml: Any, powercap: FakePowercap, folder: Path, args: list[str], ranks: int = 4) -> Launched:
+    """Run a job to its end, on a machine with one GPU more than it has ranks."""
     scenario = simnvml.Scenario()
-    for n in range(gpus):
+    for n in range(ranks + 1):
         trace = simnvml.Trace.bursts(base=80.0 + 10 * n, high=400.0 + 50 * n, on=0.03 + 0.01 * n, period=0.13)
         uuid = f"GPU-aaaaaaaa-0000-0000-0000-00000000000{n}"
         scenario.gpu("ideal", trace, noise_w=2.0, uuid=uuid, proc="self 4g 90 C")  # a rank's sampler is a child of it
@@ -73,6 +73,6 @@ def launch(simnvml: Any, powercap: FakePowercap, folder: Path, args: list[str], 
         for name, value in scenario.env(folder.with_suffix(".scenario"), simnvml.libdir).items()
         if name in {"SIMNVML_SCENARIO", "LD_LIBRARY_PATH"}
     }
-    command = torchrun([str(folder), *args], env=env)
+    command = torchrun([str(folder), *args], env=env, nproc=ranks)
     done = subprocess.run(command, env={**env, **simulated}, capture_output=True, text=True, timeout=240, check=False)
     return Launched(folder, done.returncode, done.stdout + done.stderr, scenario, powercap)

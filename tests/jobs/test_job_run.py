@@ -1,15 +1,21 @@
 """A job is shown, read and written like a run."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 from tests.jobs.test_spool import left
 from tests.support.ranks import lost, record
 from torchwatt import merge
+from torchwatt.attribution.jobs.merge import merge as merge_records
+from torchwatt.attribution.jobs.record import Job
 from torchwatt.audit import verify
 from torchwatt.session.faces import ReportFaces
 from torchwatt.session.run import Run
 from torchwatt.views import to_text
+from torchwatt.views.layers import TIED
+from torchwatt.views.ranks import across
 
 
 @pytest.fixture
@@ -47,6 +53,34 @@ def test_tables_of_a_job_add_up(job):
     assert pd.isna(ranks.energy_j[2])  # never 0 for unknown
     assert ranks.energy_device_j[:2].sum() + ranks.energy_host_j[:2].sum() == pytest.approx(ranks.energy_j[:2].sum())
     assert (job.status, job.units, job.name) == ("partial", {"image": 16.0}, "made")
+
+
+def without_package(found):
+    """Leave out the package, whose part of a rank has no interval."""
+    kept = tuple(ledger for ledger in found.report.ledgers if ledger.domain.kind != "cpu")
+    return replace(found, report=replace(found.report, ledgers=kept))
+
+
+def test_layers_across_ranks_whose_order_cannot_be_told_are_marked(tmp_path):
+    records = [without_package(record(rank, 2, ram_j=17.0)) for rank in range(2)]
+    job = merge(left(tmp_path / "job", records))
+    rows = [(row.name, row.phase, row.tied) for row in across(job.report)]
+    assert rows == [  # 100, 94 and 40 J, each known to a tenth
+        ("fc", "backward", False),
+        ("fc", "forward", True),
+        ("(communication)", "communication", False),
+    ]
+    text = repr(job).partition("layers across ranks")[2]
+    assert text.count(" ~") == 1
+    assert TIED in text
+    assert TIED in job._repr_html_().partition("Layers across ranks")[2]
+
+
+def test_a_job_says_how_many_of_its_steps_were_traced(tmp_path):
+    first, second = record(0, 2), record(1, 2)
+    first = replace(first, report=replace(first.report, traced_steps=1))
+    job = merge_records(Job("made", 2, {0: first, 1: second}, {}))
+    assert "1 of 2 steps traced" in to_text(job)
 
 
 def test_a_job_is_written_as_a_run_is(job, tmp_path):

@@ -43,6 +43,7 @@ def test_without_files_asked_for_a_rank_leaves_nothing_and_waits_for_nobody(rank
     assert "cpu:0" in {gone.domain for gone in second.report.unavailable}
 
 
+@pytest.mark.alone  # joules within two percent
 def test_ranks_leave_their_parts_and_are_merged_later_once(rank, tmp_path, powercap):
     rank(0, job=tmp_path)
     report = tw.merge(tmp_path).report

@@ -1,4 +1,4 @@
-"""Four real ranks under torchrun, with a simulated GPU each and one simulated package for all of them."""
+"""Real ranks under torchrun, a simulated GPU each and one package for all: four in a job that ends well, two else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def whole(simnvml, powercap, tmp_path_factory):
 @pytest.fixture(scope="module")
 def killed(simnvml, powercap, tmp_path_factory):
     """A job of which rank 1 gets SIGKILL in the middle; torchrun then ends the others."""
-    found = launch(simnvml, powercap, tmp_path_factory.mktemp("killed") / "spool", ["2.4", "-1", "1"])
+    found = launch(simnvml, powercap, tmp_path_factory.mktemp("killed") / "spool", ["2.4", "-1", "1"], ranks=2)
     assert found.code != 0
     return found
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REQUIRE_SIMHW, run_script
+from tests.conftest import REQUIRE_SIMHW
+from tests.support.ready import run_script
 
 SOURCE = Path(__file__).resolve().parents[1] / "support" / "simulated" / "simnvml.c"
 

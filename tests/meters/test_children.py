@@ -1,8 +1,12 @@
 """CPU time of child processes is work: the parent's waiting is not called idle while they compute."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
-from tests.conftest import run_script
+from tests.support.ready import run_script
 from torchwatt.attribution.gaps import IDLE_MIN_NS
 from torchwatt.core.terms import IDLE, UNATTRIBUTED
 
@@ -52,3 +56,31 @@ def test_a_process_that_sleeps_is_still_idle():
     found = run_script(SLEEPING)
     assert found["rows"] == [IDLE]
     assert "CHILD_PROCESSES" not in found["codes"]
+
+
+POOL = """
+import json, multiprocessing as mp, time
+import torchwatt as tw
+
+def burn(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+if __name__ == "__main__":
+    with mp.get_context({how!r}).Pool(2) as pool:
+        pool.map(burn, [0.01, 0.01])
+        with tw.profile(layers="off") as run:
+            pool.map(burn, [0.8, 0.8])
+    rows = run.layers
+    print(json.dumps({{"rows": sorted(set(rows.fqn)), "text": str(run)}}))
+"""
+
+
+@pytest.mark.parametrize("how", ["fork", "forkserver"])
+def test_workers_that_were_there_before_the_run_are_named_and_not_idle(how, tmp_path):
+    (tmp_path / "pool.py").write_text(POOL.format(how=how))
+    done = subprocess.run([sys.executable, tmp_path / "pool.py"], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["rows"] == [UNATTRIBUTED]
+    assert "child processes used" in found["text"]

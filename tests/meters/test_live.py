@@ -21,7 +21,7 @@ with tw.profile(layers="off", region="FRA") as run:
 settled = {key.device: joules for key, joules in books.look().energy_j.items()}
 print(json.dumps({
     "live": live_j, "grams": grams, "seen": seen, "settled": settled,
-    "total_j": run.energy_j, "final_g": run.report.carbon_g,
+    "total_j": run.energy_j, "duration_s": run.report.duration_s, "final_g": run.report.carbon_g,
     "ledgers": {str(x.domain): x.energy_j for x in run.report.ledgers if x.counted},
 }))
 """
@@ -41,9 +41,10 @@ def test_live_figures_and_metrics_add_up_to_the_report(run_on, machine, domains)
     found = run_on(machine, WATCHED)
     assert set(found["ledgers"]) == set(found["live"]) == domains
     assert {device for device, joules in found["settled"].items() if joules} == domains
-    assert {d: j for d, j in found["settled"].items() if j} == pytest.approx(
-        found["ledgers"], rel=0.03
-    )  # never goes back
-    assert sum(found["seen"].values()) <= found["total_j"] * 1.02
+    # A live figure goes on from the last publications of a counter: where polls are late, it is so much ahead.
+    ahead_rel = 0.25 / found["duration_s"]
+    settled_j = {device: joules for device, joules in found["settled"].items() if joules}  # never goes back
+    assert settled_j == pytest.approx(found["ledgers"], rel=ahead_rel)
+    assert sum(found["seen"].values()) <= found["total_j"] * (1 + ahead_rel)
     assert sum(found["live"].values()) == pytest.approx(found["total_j"], rel=0.35)  # half a second is not seen yet
-    assert found["grams"] <= found["final_g"] * 1.02
+    assert found["grams"] <= found["final_g"] * (1 + ahead_rel)

@@ -1,6 +1,8 @@
 """The same account by every way out, as their readers see it."""
 
+import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -255,17 +257,21 @@ def test_without_layers_asked_for_there_are_none(endpoint):
 
 
 def test_torchwatt_run_exports_where_it_is_told_and_refuses_what_it_does_not_know(tmp_path, powercap):
-    from torchwatt.cli.script import Refused, run_script
-
     script = tmp_path / "train.py"
     script.write_text("import time; time.sleep(0.1)")
-    options = {"layers": "off", "powercap_root": powercap.root, "baseline_s": 0}
-    asked = {"module": False, "quiet": True, "options": options}
-    assert run_script(str(script), [], **asked, metrics=[f"textfile:{tmp_path / 'x.prom'}"]) == 0
+
+    def run(where):
+        command = [sys.executable, "-m", "torchwatt", "run", "-q", "--layers", "off", "--metrics", where, str(script)]
+        env = {**os.environ, "TORCHWATT_POWERCAP_ROOT": str(powercap.root)}
+        return subprocess.run(command, capture_output=True, text=True, env=env)
+
+    done = run(f"textfile:{tmp_path / 'x.prom'}")
+    assert (done.returncode, done.stderr) == (0, "")
     found = parsed((tmp_path / "x.prom").read_text())
     assert {dict(has)["device"] for name, has in found if name == ENERGY} >= {"cpu:0", "dram:0"}
-    with pytest.raises(Refused, match="give prometheus:PORT"):
-        run_script(str(script), [], **asked, metrics=["graphite:1"])
+    refused = run("graphite:1")
+    assert refused.returncode == 2
+    assert "give prometheus:PORT" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class Kernel:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
+        self.widgets: dict[str, dict[str, Any]] = {}  # of the notebook that ran last: state by model
 
     def __enter__(self) -> Self:
         self._client = self._client_for()
@@ -45,6 +46,7 @@ class Kernel:
         client.km, client.kc, client.owns_km = self._client.km, self._client.kc, False
         with contextlib.suppress(CellExecutionError):
             client.execute()
+        self.widgets = client.widget_state
         return notebook.cells
 
     def run(self, *sources: str) -> NotebookNode:

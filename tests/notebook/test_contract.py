@@ -14,6 +14,7 @@ from torchwatt.notebook.flags import FLAGS, Asked, parse
 
 ONLY_IN_PYTHON = (
     "model", "overhead_budget", "baseline_s", "powercap_root", "feed", "dither_s", "replays", "work",
+    "misplaced", "unknown",  # mistakes
     "journal", "job", "job_wait_s",  # for scripts: `torchwatt run`, torchrun
 )  # fmt: skip
 

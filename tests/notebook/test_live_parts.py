@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchwatt.notebook.history import MAX_RUNS, MIME, History, Record
-from torchwatt.notebook.pace import CREDIT_S, LONGEST_S, SHARE, SHORTEST_S, Pace
+from torchwatt.notebook.pace import CREDIT_S, LATEST_S, MOST_SHARE, SHARE, SHORTEST_S, Pace
 from torchwatt.views import Point, beat_payload
 
 
@@ -16,28 +16,31 @@ def record(number, **more):
     return Record(f"id{number}", f"run <{number}>", more.pop("cell_id", "abc"), "complete", 1.5, 2.5, None, **more)
 
 
-@given(st.lists(st.floats(0.0001, LONGEST_S), min_size=1, max_size=60))
-def test_work_that_grows_never_takes_more_than_its_share(costs):
-    pace, spent = Pace(), 0.0
+@given(st.lists(st.floats(0.0001, 1.0), min_size=1, max_size=60))
+def test_work_is_never_more_than_its_share_and_never_late_where_it_costs_little(costs):
+    pace, spent, last_s = Pace(), 0.0, 0.0
     tick = 0
-    for cost in costs:
-        while not pace.due(tick / 4) and tick < 20_000:
+    for before, cost in zip([0.0, *costs], costs, strict=False):
+        while not pace.due(tick / 4):
             tick += 1
-        if tick >= 20_000:
-            break
-        pace.paid(tick / 4, cost)
-        before, spent = spent, spent + cost
-        # The next cost is not known beforehand: the share holds for what was spent before.
-        assert before <= CREDIT_S + SHARE * tick / 4 + 1e-9
+        t_s = tick / 4
+        pace.paid(t_s, cost)
+        # The next cost is not known beforehand: shares hold for what was spent before.
+        within = spent + before <= CREDIT_S + SHARE * t_s + 1e-9
+        assert within or before <= MOST_SHARE * (t_s - last_s) + 1e-9
+        assert t_s - last_s <= max(LATEST_S, before / MOST_SHARE) + 0.25
+        assert t_s - last_s >= SHORTEST_S
+        spent, last_s = spent + cost, t_s
 
 
-def test_nothing_is_done_twice_within_a_second_or_after_it_was_felt():
+def test_nothing_is_done_twice_within_a_second_and_what_is_dear_is_done_again_later():
     pace = Pace()
     pace.paid(1.0, 0.001)
     assert not pace.due(1.0 + SHORTEST_S / 2)
     assert pace.due(1.0 + SHORTEST_S)
-    pace.paid(10.0, LONGEST_S * 1.1)
-    assert not pace.due(1e9)
+    pace.paid(10.0, 0.5)
+    assert not pace.due(10.0 + 0.9 * 0.5 / MOST_SHARE)
+    assert pace.due(10.0 + 0.5 / MOST_SHARE)
 
 
 def test_the_history_keeps_the_latest_runs_and_says_a_run_once():
@@ -65,12 +68,13 @@ def test_an_empty_history_says_so():
 
 def test_a_beat_adds_domains_up_and_keeps_the_unknown_unknown():
     points = [Point(0.25, {"cpu": 1.0, "gpu": None}), Point(0.5, {"cpu": 2.0, "gpu": 3.0})]
-    beat = beat_payload(points, {"cpu": 1.0, "gpu": 2.0}, {"cpu": 2.0, "gpu": None}, None)
+    beat = beat_payload(points, {"cpu": 1.0, "gpu": 2.0}, {"cpu": 2.0, "gpu": None}, None, 0.4)
+    assert beat["as_of_s"] == 0.4
     assert beat["energy_j"] == pytest.approx(fsum([1.0, 2.0]))
     assert beat["power_w"] == {"cpu": 2.0, "gpu": None}
     assert beat["points"] == {"t_s": [0.25, 0.5], "power_w": {"cpu": [1.0, 2.0], "gpu": [None, 3.0]}}
     assert beat["carbon_g"] is None
-    assert beat_payload([], {}, {}, None)["energy_j"] is None
+    assert beat_payload([], {}, {}, None, -0.1)["energy_j"] is None
 
 
 @pytest.mark.alone  # joules within ten percent

@@ -139,12 +139,18 @@ def test_a_local_name_is_known_to_the_line_form(kernel):
 
 
 def test_a_folder_of_tables_is_written_where_asked_and_never_over_another(kernel, folder):
+    """Restart and Run All goes through: the tables of the second run stand beside those of the first."""
     kernel.run(f'%%energy -q --csv "{folder}" --region FRA\nmodel(ones);')
-    assert (folder / "run.csv").is_file()
-    refused, later = kernel.run_all(f'%%energy -q --csv "{folder}"\nran_again = 1', "1")
-    assert "exists already" in errors(refused)[0]
-    assert later.execution_count is None
-    assert kernel.value("'ran_again' in globals()") is False
+    first = (folder / "run.csv").read_bytes()
+    page = folder.parent / "page.html"
+    for _ in range(2):
+        kernel.run_all(f'%%energy -q --csv "{folder}" --html "{page}"\nran_again = 1', "1")
+    assert kernel.value("ran_again") == 1
+    assert (folder / "run.csv").read_bytes() == first
+    assert (folder.with_name(f"{folder.name}-3") / "run.csv").is_file()
+    assert page.is_file()
+    kernel.run(f'%%energy -q --csv "{folder}" --overwrite\n1')
+    assert (folder / "run.csv").read_bytes() != first
 
 
 def test_mistakes_are_one_clean_line_and_stop_run_all(kernel):

@@ -1,12 +1,13 @@
 """All programs, by name."""
 
-from tests.programs import attacks, attention, compiled, everyday, libraries, routing, several, sizes, updates
+from tests.programs import attacks, attention, chance, compiled, everyday, libraries, routing, several, sizes, updates
 from tests.programs.truth import PROGRAMS
 
 __all__ = [
     "PROGRAMS",
     "attacks",
     "attention",
+    "chance",
     "compiled",
     "everyday",
     "libraries",

@@ -1,7 +1,5 @@
 """Runs programs under torchwatt and sets the report beside the program's own truth.
 
-    python -m tests.programs.measure FILE NAME ...      one process for a group of programs, results as JSON in FILE
-
 Shares are parts of the joules of the CPU, and of the seconds of the program's clock. The CPU's joules are modelled even
 where they are metered: then they follow the time of the process, and the clock knows the right shares. `(profiler)`
 is in neither. What is no forward, backward, optimizer, data, communication or compile is `other` in both: `(outside)`,
@@ -11,7 +9,6 @@ count in that phase. Where something is compiled, the shares of the other phases
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import json
@@ -261,22 +258,14 @@ def loaded(values: dict[str, Any]) -> Result:
     return Result(**{**values, **pairs})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("names", nargs="+")
-    parser.add_argument("--length", type=float, default=1.0)
-    asked = parser.parse_args()
-    with asked.file.open("w") as file:
-        for name in asked.names:
+def write_results(file: Path, names: Iterable[str], length: float = 1.0) -> None:
+    """Run programs until most runs of each are within the bound, three times at most; write each as a line of JSON."""
+    with file.open("w") as lines:
+        for name in names:
             within = 0
             for _ in range(REPEATS):
-                result = measure(name, asked.length)
-                print(json.dumps(asdict(result)), file=file, flush=True)
+                result = measure(name, length)
+                print(json.dumps(asdict(result)), file=lines, flush=True)
                 within += is_within(result)
                 if within > REPEATS // 2:  # so is their median, whatever the last would be
                     break
-
-
-if __name__ == "__main__":
-    main()

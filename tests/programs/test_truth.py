@@ -79,6 +79,18 @@ def test_calls_without_gradients_are_followed_by_no_backward_pass():
     assert (parts.calls["(root)"], parts.graded_calls["(root)"]) == (2, 1)
 
 
+def test_backward_calls_are_counted_where_a_gradient_comes_through():
+    parts = Parts()
+    model = parts.count_both_ways(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    model(torch.ones(4)).sum().backward()
+    model(torch.ones(4))  # nothing follows
+    (model(torch.ones(4)) + model(torch.ones(4))).sum().backward()
+    with torch.no_grad():
+        model(torch.ones(4))
+    assert set(parts.calls.values()) == {5}
+    assert set(parts.graded_calls.values()) == {3}
+
+
 def result(**shares):
     return Result("program", 1.0, 5.0, shares, {}, {}, {}, [], [], [], 0.0, [])
 

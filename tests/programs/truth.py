@@ -71,6 +71,27 @@ class Parts:
             module.forward = self._counting(full, forward_of(module))
         return model
 
+    def count_both_ways(self, model: nn.Module, prefix: str = "") -> nn.Module:
+        """Count as `count` does, and backward calls where a gradient comes to what a module returned: a tensor."""
+        self.count(model, prefix)
+        for name, module in model.named_modules():
+            full = ".".join(part for part in (prefix, name) if part) or "(root)"
+            module.forward = self._counting_gradients(full, forward_of(module))
+        return model
+
+    def _counting_gradients(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        graded = self.graded_calls
+
+        @wraps(forward)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            y = forward(*args, **kwargs)
+            graded[name] -= torch.is_grad_enabled()  # as `count` has it
+            if y.requires_grad:
+                y.register_hook(lambda _: graded.update([name]))
+            return y
+
+        return counted
+
     def time_calls(self, model: nn.Module, stage: str) -> None:
         """Time each call of a model as forward, and count it as a step: for loops that a library writes."""
         forward = forward_of(model)

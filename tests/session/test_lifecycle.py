@@ -78,11 +78,14 @@ def test_a_clean_sys_exit_is_a_complete_run():
 
 
 def test_a_real_interrupt_signal_stops_the_block_and_keeps_the_report():
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timers = [threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGINT)) for after_s in (0.3, 5.0)]
     with pytest.raises(KeyboardInterrupt), tw.profile() as run:
         work()
-        timer.start()
-        time.sleep(20)  # Python drops an interrupt that arrives inside a weakref callback: give it none to hit
+        for timer in timers:
+            timer.start()
+        time.sleep(20)  # Python drops an interrupt that arrives inside a weakref callback: there is a second one
+    for timer in timers:
+        timer.cancel()
     assert run.report.exit_reason == "KeyboardInterrupt"
     assert run.energy_j is not None
 
@@ -208,7 +211,7 @@ def test_options_are_checked_before_anything_starts(tmp_path):
         ({"layers": "maybe"}, "layers"),
         ({"pue": 0.5}, "pue"),
         ({"overhead_budget": 7}, "overhead_budget"),
-        ({"csv": tmp_path / "full"}, "csv"),
+        ({"csv": tmp_path / "full" / "file"}, "csv"),
         ({"intensity_g_per_kwh": -1}, "intensity"),
     ):
         with pytest.raises(ConfigError, match=word), tw.profile(**options):
@@ -427,7 +430,7 @@ def test_a_count_that_is_none_is_named(given):
 def test_files_that_could_not_be_written_are_refused_before_the_run(tmp_path):
     (tmp_path / "file").write_text("")
     for target in ({"csv": tmp_path / "file"}, {"csv": tmp_path / "file" / "x"}, {"html": tmp_path / "file" / "x"}):
-        with pytest.raises(ConfigError, match=r"exists already|could not be written"), tw.profile(**target):
+        with pytest.raises(ConfigError, match=r"is a file|could not be written"), tw.profile(**target):
             pytest.fail("the block must not run")
     with tw.profile(html=tmp_path / "new" / "report.html", layers="off"):
         pass
@@ -458,3 +461,19 @@ def test_a_meter_without_a_band_leaves_the_total_without_an_interval():
     assert report.systematic_j is not None
     unknown = tuple(replace(meter, accuracy_rel=None) for meter in report.meters)
     assert replace(report, meters=unknown).systematic_j is None
+
+
+def test_a_torch_that_cannot_be_traced_is_metered_without_layers(monkeypatch):
+    from torchwatt.tracing import Tracer
+
+    def fail(_self):
+        raise AttributeError("torch has no such thing")
+
+    monkeypatch.setattr(Tracer, "start", fail)
+    with pytest.warns(RuntimeWarning, match="modules are not traced: AttributeError"), tw.profile(baseline_s=0) as run:
+        run.step()
+        ran = True
+    assert ran
+    assert run.energy_j is not None
+    assert "TRACE_LOST" in set(run.events.code)
+    str(run)

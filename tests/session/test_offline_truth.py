@@ -63,9 +63,9 @@ def world(folder, seed):
     return folder, simulated
 
 
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory):
-    return [world(tmp_path_factory.mktemp("strangers") / str(seed), seed) for seed in (11, 12, 13)]
+@pytest.fixture(scope="module", params=[(11,), pytest.param((12, 13), marks=pytest.mark.heavy)], ids=["one", "two"])
+def worlds(tmp_path_factory, request):
+    return [world(tmp_path_factory.mktemp("strangers") / str(seed), seed) for seed in request.param]
 
 
 def attributed(folder, out, *options):

@@ -293,12 +293,11 @@ def test_an_optimizer_that_takes_the_place_of_the_first_is_heard(kind):
     assert list(marks.values()) == ([330] if kind is torch.optim.SGD else [200, 130])  # told by their class
 
 
-@pytest.mark.parametrize("calls_a_step", [40, MOST_CALLS_ASLEEP])
-def test_a_step_of_many_calls_is_slept_through(calls_a_step):
+def test_a_step_of_many_calls_is_slept_through():
     net = Net()
     with asleep(net) as (run, opt), patch.object(run.tracer._hub.stepping, "outermost_begins") as woken:
         for _ in range(2 * MOST_STEPS):
-            for _ in range(calls_a_step):
+            for _ in range(MOST_CALLS_ASLEEP):
                 net(batch(1)).sum().backward()
             opt.step()
         assert not woken.called

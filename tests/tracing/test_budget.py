@@ -6,7 +6,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from torchwatt.tracing.budget import EARLY_STEPS, HEAD_START_NS, MOST_BETWEEN_NS, MOST_STEPS, Budget
+from torchwatt.tracing.budget import (
+    EARLY_STEPS,
+    HEAD_START_NS,
+    MOST_BETWEEN_NS,
+    MOST_STEPS,
+    WINDOW_OVERDRAFT,
+    Budget,
+)
 from torchwatt.tracing.conductor import MOST_AFTERMATH, Conductor, Costs, Stride
 from torchwatt.tracing.observed import ENOUGH, Observed
 from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
@@ -128,6 +135,26 @@ def test_something_new_goes_before_what_is_known():
     budget.curious = True
     assert budget.grants_step(MS, 0)
     assert not budget.curious
+
+
+@given(cost_ms=st.integers(1, 20), now_s=st.integers(0, 60))
+def test_windows_of_what_none_has_shown_are_lent_so_much_and_no_more(cost_ms, now_s):
+    budget, now = Budget(0.01, 0), now_s * 1000 * MS
+    budget.has_windows = True
+    while cost_ms * MS <= budget.lent_ns(now):
+        budget.pay("windows", cost_ms * MS)
+    assert budget.total_ns <= (1 + WINDOW_OVERDRAFT) * budget.allowance_ns(now)
+    assert budget.total_ns + cost_ms * MS > (1 + WINDOW_OVERDRAFT) * budget.allowance_ns(now)
+
+
+def test_a_backward_call_through_other_modules_is_recorded_where_those_known_must_wait():
+    conductor = Conductor(0.01, windows=True, max_spans=10**9, start_ns=0, costs=Costs(call_ns=2_000, passing_ns=500))
+    stride = Stride(0)
+    assert not conductor.wants_window(stride, "a", MS)  # the first call pays torch's lazy initialisation
+    assert conductor.wants_window(stride, "a", 2 * MS)
+    conductor.window_taken(stride, "a", 5 * MS, 3 * MS)
+    assert not conductor.wants_window(stride, "b", 4 * MS)
+    assert conductor.wants_window(stride, "b", 4 * MS, is_new=True)
 
 
 def test_a_wrapper_that_costs_more_than_it_was_calibrated_to_is_found_out():

@@ -3,6 +3,7 @@ import functools
 import statistics
 import threading
 import time
+from itertools import product
 
 import numpy as np
 import pytest
@@ -265,8 +266,11 @@ def test_a_compilation_of_autograd_s_own_thread_lies_in_the_backward_call_that_w
     assert run.trace.end_ns[mine].max() <= run.trace.end_ns[outer].max()
 
 
-@pytest.mark.parametrize("budget", [0, 1e-4, 0.01, 0.9])
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize(
+    ("form", "budget"),
+    [*product(FORMS, [0.01, 0.9]), *product([whole_step, model, blocks], [0, 1e-4])],
+    ids=lambda value: getattr(value, "__name__", None),
+)
 def test_each_round_of_the_loop_is_a_step(form, budget):
     forget()
     net, step = form(backend="eager")
@@ -343,6 +347,7 @@ def test_compiled_functions_inside_a_model_are_no_steps():
     assert "gelu" not in {slot.fqn for slot in run.trace.slots}
 
 
+@pytest.mark.alone  # each block's seconds within a half
 def test_identical_blocks_compiled_one_by_one_come_out_alike():
     forget()
     net = Net(depth=3, width=128)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from torchwatt.tracing.backward import NEAR, Model, most_alike
 from torchwatt.tracing.elastic import ElasticTemplate
-from torchwatt.tracing.join import UNOWNED, join, reduction
+from torchwatt.tracing.join import MOST_AFTER_NS, UNOWNED, join, reduction
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.rows import COMMUNICATION_KEY, FORWARD_TASK, Backward, Nodes
 from torchwatt.tracing.structure import keys_of
@@ -43,6 +43,11 @@ def test_the_reducer_works_after_each_gradient_and_waits_after_the_last_one():
 
 def test_where_nothing_is_reduced_the_engine_belongs_to_the_layers():
     assert pieces(reduces=False) == [(10, 30, 2, 1), (30, 100, 1, 1)]
+
+
+def test_an_interruption_after_the_last_node_is_no_work_of_the_layer_that_was_last():
+    late = Backward(5, 30_000_000, 0, 0, 0, light=False, nodes=CALL)
+    assert join(late, TWO_LAYERS)[0] == [(10, 30, 2, 1), (30, 41 + MOST_AFTER_NS, 1, 1)]
 
 
 def test_gradients_inside_a_node_are_reduced_there():

@@ -50,6 +50,29 @@ def test_one_of_many_chosen_at_random_is_a_step_of_its_own():
     assert len(ends_of(keys, forward_ns=before_each(keys))) == 300
 
 
+def skipping(first, *others, n=120):
+    """One optimizer that steps in every round, and others that step in some, the first among them, before or after."""
+    random = np.random.default_rng(1)
+    every = [[key for key, share in others if random.random() < share or not i] for i in range(n)]
+    return [key for found in every for key in ([0, *found] if first else [*found, 0])]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("others", [[(1, 0.4)], [(1, 0.7), (2, 0.4)], [(1, 0.9), (2, 0.1), (3, 0.5)]])
+def test_some_that_skip_rounds_are_of_the_round_of_one_that_does_not(first, others):
+    keys = skipping(first, *others)
+    ends = ends_of(keys, forward_ns=before_each(keys))
+    assert len(ends) == 120
+    if not first:
+        assert ends == [10 * (i + 1) for i, key in enumerate(keys) if key == 0]
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.7, 0.3), (0.5, 0.25, 0.25), (0.8, 0.1, 0.1)])
+def test_a_few_chosen_at_random_are_steps_of_their_own(shares):
+    keys = np.random.default_rng(2).choice(len(shares), 400, p=shares).tolist()
+    assert len(ends_of(keys, forward_ns=before_each(keys))) == 400
+
+
 def test_steps_whose_ends_alone_were_noted_say_nothing_of_calls_between():
     keys = [1, 2, 3, 4, 5] * 40
     seen = np.array([1, 11, 21, 31, 41])  # a call before each, in the first round

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from tests.support.reports import bare_report, named_report, sample_report
 from torchwatt.core.ledger import Entry
-from torchwatt.core.terms import PHASES, RESERVED, ROOT, Domain, Slot
+from torchwatt.core.terms import PHASES, RESERVED, ROOT, Domain
 from torchwatt.views import LAYER_COLUMNS, layer_rows, to_text
 from torchwatt.views.curve import extremes, ticks
 from torchwatt.views.layers import class_names, fold, layer_sums, tied, ties
 from torchwatt.views.summary import domains, step_rates
-from torchwatt.views.tree import totals, tree
+from torchwatt.views.tree import containers, totals, tree
 
 parts = st.sampled_from(["a", "b", "c", "0", "1"])
 fqns = st.one_of(st.lists(parts, min_size=1, max_size=4).map(".".join), st.sampled_from([ROOT, *RESERVED]))
@@ -29,21 +29,23 @@ def entries(draw):
     ]
 
 
+def totals_of(booked, modules=()):
+    inside = containers((e.fqn for e in booked), modules)
+    return totals(((e.fqn, e.phase, e.energy_self_j) for e in booked), inside)
+
+
 @given(entries())
 def test_a_total_is_the_sum_of_the_selfs_below(booked):
-    found = totals(booked)
-    for slot, total_j in found.items():
+    found = totals_of(booked)
+    for name, phase in [(name, phase) for name, by_phase in found.items() for phase in by_phase]:
         below = [
             e.energy_self_j
             for e in booked
-            if e.phase == slot.phase
-            and (
-                e.fqn == slot.fqn
-                or (e.fqn.startswith(f"{slot.fqn}.") and slot.fqn not in RESERVED)
-                or (slot.fqn == ROOT and e.fqn not in RESERVED)
-            )
+            if e.phase == phase
+            and e.fqn not in RESERVED
+            and (e.fqn == name or e.fqn.startswith(f"{name}.") or name == ROOT)
         ]
-        assert isclose(total_j, fsum(below), rel_tol=1e-12, abs_tol=1e-12)
+        assert isclose(found[name][phase], fsum(below), rel_tol=1e-12, abs_tol=1e-12)
 
 
 @given(st.lists(fqns, min_size=1, max_size=12, unique=True))
@@ -68,8 +70,8 @@ def test_folded_and_shown_are_everything(names, count):
 def test_root_owns_the_modules_of_the_model_and_no_scope():
     report = named_report(ROOT, "fc", "loss")
     (ledger,) = report.ledgers
-    known = totals(ledger.entries, {ROOT, "fc"})
-    assert known[Slot(ROOT, "forward")] == 2.0
+    known = totals_of(ledger.entries, {ROOT, "fc"})
+    assert known[ROOT]["forward"] == 2.0
     tops = tree(layer_sums(report), {ROOT, "fc"})
     assert [node.fqn for node in tops] == [ROOT, "loss"]
 

@@ -66,9 +66,12 @@ def test_a_huge_report_stays_small_and_says_what_it_folded():
     events = tuple(Event(i, "warning", "X" * 900, "y" * 900, "z" * 9000) for i in range(3000))
     value = to_payload(named_report(*names))
     assert len(json.dumps(value)) < MAX_BYTES
-    assert value["folded"]["layers"] > 2000
-    shown = fsum(fsum(row["self_j"].values()) for row in value["layers"])
-    assert shown + value["folded"]["energy_j"] == pytest.approx(9000.0)
+    assert value["folded"] is None
+    (folded,) = [row for row in value["layers"] if "folded" in row]
+    assert folded["folded"] > 2000
+    assert folded["fqn"] == f"model.layers.({folded['folded']} smaller)"
+    assert value["layers"][folded["parent"]]["fqn"] == "model.layers"
+    assert fsum(fsum(row["self_j"].values()) for row in value["layers"]) == pytest.approx(9000.0)
     assert len(json.dumps(to_payload(sample_report(events=events)))) < MAX_BYTES
 
 
@@ -84,4 +87,4 @@ def test_a_report_adds_less_than_200_kb_to_a_notebook_and_loses_no_joule(length)
     html = to_html_fragment(report, max_bytes=MAX_HTML_BYTES)
     texts = (to_text(report), html, json.dumps(to_payload(report)))
     assert sum(len(part.encode()) for part in texts) < 200_000
-    assert "other (" in html
+    assert " smaller)" in html

@@ -35,7 +35,8 @@ def test_every_layer_has_a_forward_and_a_backward_line():
 
 def test_folded_lines_say_how_many_joules_they_hold():
     text = to_text(sample_report(), max_layers=3)
-    assert re.search(r"\.\.\. 15 more \(29 rows\) +4\.27 kJ", text)
+    assert re.search(r"\(15 smaller\) +4\.87 kJ", text)
+    assert re.search(r"\(root\) +forward +24\.4 J .* 2\.09 kJ", text)  # of all modules, also those that are not listed
     assert "(optimizer)" in text
     assert re.search(r"all of the above .* 100\.0 %", text)
 

@@ -1,9 +1,10 @@
 """Alike modules share their strength: the joules of repeated blocks are shrunk to each other by their evidence.
 
 Modules are alike where class, parameters and name but for its indices are the same: `blocks.3.fc1` and `blocks.7.fc1`.
-Joules a call of alike modules are taken to be normal around a common mean; how far they truly differ comes from the
-data (empirical Bayes; DerSimonian and Laird, Controlled Clinical Trials 7, 1986). Where they differ no more than their
-errors explain, they come out equal; where the errors are small, nothing changes. A group's joules stay what they were.
+Joules a call of alike modules are taken to lie on one level or a few, and to be normal around it; how far they truly
+differ comes from the data (empirical Bayes by moments; DerSimonian and Laird, Controlled Clinical Trials 7, 1986).
+Where they differ no more than chance explains, they come out equal; where errors are small, nothing changes. A group's
+joules stay what they were.
 """
 
 from __future__ import annotations
@@ -61,19 +62,78 @@ def _shrunk(energy_j: FloatArray, sd_j: FloatArray, calls: FloatArray) -> tuple[
     each, variance = energy_j / calls, (sd_j / calls) ** 2
     # The errors of small values are small because they are small: alike slots have one relative error, of their mean.
     variance = np.maximum(variance, float(np.median(variance)))
-    true = _between(each, variance)
-    weight = 1.0 / (variance + true)
+    moved, after = np.empty_like(each), np.empty_like(each)
+    for level in _levels(each, variance):
+        moved[level], after[level] = _shrunk_level(each[level], variance[level])
+        moved[level] *= fsum(energy_j[level]) / fsum(moved[level] * calls[level])
+    return moved * calls, np.sqrt(after) * calls
+
+
+def _levels(each: FloatArray, variance: FloatArray) -> list[IntArray]:
+    """Cut values into levels that truly differ: the first of equal blocks often does less, and moves no other one.
+
+    Sorted values are cut in two where that explains most, as long as it explains more than cutting noise would.
+    """
+    todo, found = [np.argsort(each, kind="stable")], []
+    while todo:
+        level = todo.pop()
+        weight = np.cumsum(1.0 / variance[level])
+        pull = np.cumsum(each[level] / variance[level])
+        below, above = weight[:-1], weight[-1] - weight[:-1]
+        explained = below * above / weight[-1] * (pull[:-1] / below - (pull[-1] - pull[:-1]) / above) ** 2
+        if len(level) > 1 and explained.max() > _explained_by_chance(len(level)):
+            cut = int(np.argmax(explained)) + 1
+            todo += [level[:cut], level[cut:]]
+        else:
+            found.append(level)
+    return found
+
+
+def _explained_by_chance(count: int) -> float:
+    """Return what the best cut of so many equal values explains of their noise at most, 95 %, in variances.
+
+    The mean of Hartigan (Annals of Statistics 6, 1978), 2/pi each; the rest from draws of 2 to 200 values.
+    """
+    return 2.0 / np.pi * count + 1.65 * float(np.sqrt(count)) + 0.8
+
+
+def _shrunk_level(each: FloatArray, variance: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return values of one level after they were shrunk to each other, and their variances.
+
+    They move as far as if nothing beyond chance were true of their differences. How well they are known is said as if
+    it were: what the values might as well be is inside their errors.
+    """
+    weight = 1.0 / variance
     mean = float(weight @ each / weight.sum())
-    kept = true / (true + variance)
-    moved = (mean + kept * (each - mean)) * calls
-    after = (kept * variance + (1.0 - kept) ** 2 / weight.sum()) * calls**2
-    scale = fsum(energy_j) / fsum(moved)
-    return moved * scale, np.sqrt(after) * scale
+    freedom = len(each) - 1
+    least, usual = (_between(each, variance, chance) for chance in (_chi_square_95(freedom), freedom))
+    moved, likely = (mean + _kept(true, variance) * (each - mean) for true in (least, usual))
+    kept = _kept(usual, variance)
+    return moved, kept * variance + (1.0 - kept) ** 2 / weight.sum() + (likely - moved) ** 2
 
 
-def _between(each: FloatArray, variance: FloatArray) -> float:
-    """Return the variance of the true values around their mean, by moments; 0 where the errors explain it all."""
+def _kept(true: float, variance: FloatArray) -> FloatArray:
+    return true / (true + variance)
+
+
+def _between(each: FloatArray, variance: FloatArray, chance: float) -> float:
+    """Return the variance of the true values around their mean, by moments; 0 where chance explains it all.
+
+    Args:
+        each: Values.
+        variance: Of their errors.
+        chance: The weighted sum of squares that the errors alone are taken to make.
+    """
     weight = 1.0 / variance
     mean = weight @ each / weight.sum()
-    surplus = float(weight @ (each - mean) ** 2) - (len(each) - 1)
-    return max(surplus / float(weight.sum() - (weight**2).sum() / weight.sum()), 0.0)
+    surplus = float(weight @ (each - mean) ** 2) - chance
+    spread = float(weight.sum() - (weight**2).sum() / weight.sum())
+    return max(surplus / spread, 0.0) if spread > 0 else 0.0
+
+
+def _chi_square_95(freedom: int) -> float:
+    """Return the upper 5 % point of chi square (Wilson and Hilferty, 1931)."""
+    if freedom == 0:
+        return 0.0
+    part = 2.0 / (9.0 * freedom)
+    return float(freedom * (1.0 - part + 1.645 * np.sqrt(part)) ** 3)

@@ -19,7 +19,7 @@ from torchwatt.attribution.sentence import how_known
 from torchwatt.attribution.split import Split, split
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.errors import SensorError
-from torchwatt.core.ledger import Ledger
+from torchwatt.core.ledger import LEAST_COVERAGE, Ledger
 from torchwatt.core.meter import Event, Meter, Recording, Unavailable
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
@@ -59,7 +59,7 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
     for meter in recording.meters:
         if all(channel.quantity == "gauge" for channel in meter.channels):
             continue  # tells what happened, meters no energy
-        found = _metered(meter, recording)
+        found = _metered(meter, recording, (start_ns, end_ns))
         if isinstance(found, Unavailable):
             unavailable.append(found)
             continue
@@ -70,6 +70,8 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
             continue
         curves.append(curve)
         blank = _blank(found, curve, recording, start_ns, end_ns)
+        if known.baseline:
+            blank = replace(blank, static_w=_static_w(found, start_ns))
         if meter.domain.kind in HOST_KINDS:
             ledgers.append(_host_ledger(found, blank, split(curve, trace, recording.get(PROCESS_CPU))))
         else:
@@ -102,10 +104,10 @@ def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:
     return [Event(end_ns, "info", "CHILD_PROCESSES", "run", message)]
 
 
-def _metered(meter: Meter, recording: Recording) -> Metered | Unavailable:
+def _metered(meter: Meter, recording: Recording, window: tuple[int, int]) -> Metered | Unavailable:
     """Build a meter's curve; readings that make none take no other meter along."""
     try:
-        return metered(meter, recording)
+        return metered(meter, recording, window)
     except SensorError as error:
         return Unavailable(str(meter.domain), f"its readings make no curve: {error}")
 
@@ -126,7 +128,8 @@ def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     """Cut the curve to the run.
 
     A counter that keeps up with its polls is cut at its first and last reading inside the run, so that its joules
-    are the difference of two readings that an auditor can look up; anything else is cut at the run's own ends.
+    are the difference of two readings that an auditor can look up. Anything else is cut at the run's own ends, and so
+    is a counter with readings on both sides whose readings inside leave much of the run out, as those of a slow log do.
     """
     curve = found.curve
     if found.polls is None or curve.method != "counter":
@@ -136,6 +139,9 @@ def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     if len(inside) < 2:
         return curve.clip(start_ns, end_ns)
     ends = inside[[0, -1]]
+    on_both_sides = poll_ns[0] <= start_ns and end_ns <= poll_ns[-1]
+    if on_both_sides and int(np.diff(poll_ns[ends])[0]) < LEAST_COVERAGE * (end_ns - start_ns):
+        return curve.clip(start_ns, end_ns)
     between = (curve.t_ns > poll_ns[ends[0]]) & (curve.t_ns < poll_ns[ends[1]])
     energy_j = np.concatenate((poll_j[ends[:1]], curve.energy_j[between], poll_j[ends[1:]]))
     t_ns = np.concatenate((poll_ns[ends[:1]], curve.t_ns[between], poll_ns[ends[1:]]))
@@ -154,7 +160,6 @@ def _blank(found: Metered, curve: EnergyCurve, recording: Recording, start_ns: i
         known_s=known_ns / NS_PER_S,
         window_s=(end_ns - start_ns) / NS_PER_S,
         energy_u_j=curve.u_j,
-        static_w=_static_w(found, start_ns),
         cross_check_j=_cross_check_j(curve, recording, found),
     )
     return _with_counter(head, recording, found, curve)

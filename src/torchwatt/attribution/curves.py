@@ -9,7 +9,17 @@ import numpy as np
 from torchwatt.attribution import broken
 from torchwatt.attribution.counter import unwrap
 from torchwatt.attribution.covered import without
-from torchwatt.attribution.power import GAP_NS, Integral, absurd, integrate, knows, later, usable
+from torchwatt.attribution.power import (
+    GAP_NS,
+    Integral,
+    absurd,
+    integrate,
+    knows,
+    later,
+    reading_u_j,
+    usable,
+    with_ends,
+)
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import Event, FloatArray, IntArray, Meter, Recording, Series, Unavailable
 from torchwatt.core.terms import Method
@@ -41,22 +51,31 @@ class Metered:
         return sum(max(min(hi, end_ns) - max(lo, start_ns), 0) for lo, hi in self.silent)
 
 
-def metered(meter: Meter, recording: Recording) -> Metered | Unavailable:
-    """Build the curve of one meter: its counter where it has one, else its integrated power."""
+def metered(meter: Meter, recording: Recording, window: tuple[int, int] | None = None) -> Metered | Unavailable:
+    """Build the curve of one meter: its counter where it has one, else its integrated power.
+
+    Args:
+        meter: One of the recording's.
+        recording: Its readings, those before and after the run included.
+        window: Start and end of the run in ns: power is interpolated at both, and gaps outside are no events. By
+            default all of the recording.
+    """
     power = _series(recording, meter, "power")
     counter = _series(recording, meter, "counter")
-    integral = integrate(power) if power is not None else None
+    if window is None and power is not None:
+        window = int(power.t_ns[0]), int(power.t_ns[-1])
+    integral = integrate(with_ends(power, *window)) if power is not None and window is not None else None
     if counter is not None:
         made = _from_counter(meter, counter, power, integral)
         read = recording.get(counter.channel.key) or counter
         return replace(made, events=(*made.events, *broken.late_events(read), *_absurd_events(meter, recording)))
-    if integral is None or power is None:
+    if integral is None or power is None or window is None:
         return Unavailable(str(meter.domain), "the meter was found but gave fewer than two readings")
     t_ns, energy_j, silent = integral
-    events = [*_gap_events(meter, silent), *_frozen_power(meter, power), *_absurd_events(meter, recording)]
+    events = [*_gap_events(meter, silent, *window), *_absurd_events(meter, recording)]
+    events += _frozen_power(meter, power.between(*window))
     method: Method = "load_model" if meter.provenance == "modelled" else "power_integral"
-    # Two ends, each off by at most half a reading interval at the mean power.
-    u_j = float(np.median(np.diff(energy_j))) / np.sqrt(6.0)
+    u_j = reading_u_j(power, integral, *window)
     curve = EnergyCurve(meter.domain, t_ns, energy_j, method, meter.provenance, u_j, silent=silent)
     return Metered(meter, curve, tuple(events), silent=silent)
 
@@ -125,7 +144,9 @@ def _cross_check(meter: Meter, curve: EnergyCurve, integral: Integral | None) ->
     return [Event(curve.end_ns, "warning", "CROSS_CHECK", str(meter.domain), message)]
 
 
-def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...]) -> list[Event]:
+def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...], start_ns: int, end_ns: int) -> list[Event]:
+    """Name the stretches of the run without a power reading."""
+    parts = ((max(lo, start_ns), min(hi, end_ns)) for lo, hi in silent)
     return [
         Event(
             lo,
@@ -134,7 +155,8 @@ def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...]) -> list[Event
             str(meter.domain),
             f"no power reading for {(hi - lo) / NS_PER_S:.2f} s: the energy of that time is unknown, and not counted",
         )
-        for lo, hi in silent
+        for lo, hi in parts
+        if hi > lo
     ]
 
 
@@ -153,7 +175,7 @@ def _absurd_events(meter: Meter, recording: Recording) -> list[Event]:
 
 def _frozen_power(meter: Meter, power: Series, curve: EnergyCurve | None = None) -> list[Event]:
     """Say when a power sensor repeats one value for seconds, unless the counter agrees with it."""
-    if power.channel.sensor in {"tdp_model", "ram_model"}:
+    if power.channel.sensor in {"tdp_model", "ram_model"} or len(power) < 2:
         return []
     change = np.flatnonzero((np.diff(power.raw) != 0) | (np.diff(power.t_ns) > GAP_NS))  # nobody repeats in a silence
     firsts, lasts = np.concatenate(([0], change + 1)), np.concatenate((change, [len(power) - 1]))

@@ -79,7 +79,8 @@ def fit_device(
     """
     columns = columns_of(activity)
     seen = publications(power) if power is not None else None
-    idle_w = known.idle_w.get(activity.device, _quiet_w(seen, int(parts[0, 0])))
+    quiet_w = _quiet_w(seen, int(parts[0, 0])) if known.baseline else None
+    idle_w = known.idle_w.get(activity.device, quiet_w)
     result = DeviceFit(columns, None, "", idle_w, seen)
     if power is None or seen is None:
         return replace(result, reason="no power sensor, or one that hardly ever changes")

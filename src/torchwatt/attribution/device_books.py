@@ -86,7 +86,9 @@ def device_books(
     if fit.estimate is not None and not fit.reason:
         energy_j, sd_j, sampling_j = _by_fit(fit.estimate, jacobian, watched_j)
     else:
-        energy_j, sd_j, sampling_j = share_j, TIME_SHARE_SD_REL * share_j, np.zeros(len(share_j))
+        reading_rel = curve.u_j / curve.total_j if curve.total_j > 0 else 0.0
+        sd_j = float(np.hypot(TIME_SHARE_SD_REL, reading_rel)) * share_j
+        energy_j, sampling_j = share_j, np.zeros(len(share_j))
     measured, measured_in = _measured(fit, jacobian)
     total_s = (curve.end_ns - curve.start_ns - sum(hi - lo for lo, hi in unheard)) / NS_PER_S
     time_s = np.append(fit.columns.shared_s, max(watched_s - fit.columns.shared_s.sum(), 0.0))

@@ -53,6 +53,7 @@ class Known:
     work: Mapping[str | Slot, tuple[float, float]] = field(default_factory=dict)
     cuda: CudaUse | None = None  # None: nobody asked the process
     named: frozenset[str] = frozenset()  # cards that the user named: they count, whoever used them
+    baseline: bool = True  # the readings before the run are of a quiet machine: they give its static power
 
 
 NOTHING = Known()

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import sqrt
+
 import numpy as np
 from numpy.typing import NDArray
 
 from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
-# A longer silence of a power sensor is unknown energy, not a straight line between two readings.
+# A longer silence of a power sensor is unknown energy, not a straight line between two readings. A log that is read
+# less often than that has a gap where some of its readings are missing.
 GAP_NS = 2 * NS_PER_S
+GAP_READINGS = 3
+LONGEST_GAP_NS = 180 * NS_PER_S
+# Of a run with fewer readings, the mean power is known as well as the readings are alike.
+FEW_READINGS = 3
 # These say the mean since the previous reading; all others say the power at the reading.
 INTERVAL_MEAN = frozenset({"tdp_model"})
 # No board draws more; 2**32-1 mW is how a driver says -1.
@@ -48,11 +56,48 @@ def later(t_ns: IntArray) -> BoolArray:
     return np.concatenate((first, t_ns[1:] > np.maximum.accumulate(t_ns)[:-1]))
 
 
+def gap_ns(series: Series) -> int:
+    """Return the longest distance of two readings between which power is taken to be known."""
+    return max(GAP_NS, min(GAP_READINGS * series.channel.period_ns, LONGEST_GAP_NS))
+
+
+def with_ends(series: Series, start_ns: int, end_ns: int) -> Series:
+    """Add the power at a run's ends, interpolated where readings lie on both sides and no gap is between them."""
+    if series.channel.sensor in INTERVAL_MEAN:
+        return series
+    ends_ns = np.setdiff1d(np.array([start_ns, end_ns], dtype=np.int64), series.t_ns)
+    at = np.searchsorted(series.t_ns, ends_ns)
+    between = (at > 0) & (at < len(series))
+    ends_ns, at = ends_ns[between], at[between]
+    near = series.t_ns[at] - series.t_ns[at - 1] <= gap_ns(series)
+    ends_ns, at = ends_ns[near], at[near]
+    raw = np.interp(ends_ns, series.t_ns, series.raw)
+    return replace(
+        series,
+        t_ns=np.insert(series.t_ns, at, ends_ns),
+        raw=np.insert(series.raw, at, raw),
+        late_ns=np.insert(series.late_ns, at, 0),
+    )
+
+
+def reading_u_j(series: Series, integral: Integral, start_ns: int, end_ns: int) -> float:
+    """Return the standard uncertainty of a run's joules that comes from reading power only now and then.
+
+    Two ends, each off by at most half a reading interval at the mean power. A run with fewer than three readings may
+    have had any power that the readings around it show.
+    """
+    inside = len(series.between(start_ns, end_ns))
+    if inside < FEW_READINGS:
+        spread_w = float(np.std(series.raw)) * series.channel.scale
+        return spread_w * (end_ns - start_ns) / NS_PER_S / sqrt(inside + 1.0)
+    return float(np.median(np.diff(integral[1]))) / sqrt(6.0)
+
+
 def integrate(series: Series) -> Integral:
     """Integrate power readings to cumulative joules.
 
     Trapezoid between readings, repeated values kept: dropping them turns a flat stretch before a burst into a
-    ramp. Nothing is booked over a silence longer than two seconds.
+    ramp. Nothing is booked over a silence longer than `gap_ns`.
 
     Returns:
         Times, joules since the first reading, and the silent stretches.
@@ -60,7 +105,7 @@ def integrate(series: Series) -> Integral:
     power_w = series.raw * series.channel.scale
     dt_ns = np.diff(series.t_ns)
     mean_w = power_w[1:] if series.channel.sensor in INTERVAL_MEAN else (power_w[1:] + power_w[:-1]) / 2
-    known = dt_ns <= GAP_NS
+    known = dt_ns <= gap_ns(series)
     step_j = np.where(known, mean_w * dt_ns / NS_PER_S, 0.0)
     silent = tuple((int(series.t_ns[i]), int(series.t_ns[i + 1])) for i in np.flatnonzero(~known))
     return series.t_ns, np.concatenate(([0.0], np.cumsum(step_j))), silent

@@ -25,6 +25,7 @@ from torchwatt.core.units import NS_PER_S
 
 BLOCKS = 12
 LEAST_BLOCKS = 4
+APART_S = 600.0  # repeats are taken to lie ten minutes apart: slower changes than that are in no interval
 # One traced step says nothing about how far it is from others; our own default, with the weight of so many more.
 ASSUMED_REL_SD, ASSUMED_FREEDOM = 0.3, 3.0
 SAME_TEMPLATE_REL = 0.02  # filled steps whose shares differ by less were filled from the same traced step
@@ -126,6 +127,11 @@ class Spread:
     traced_j: FloatArray
     freedom: FloatArray
 
+    @property
+    def traced_sd_j(self) -> FloatArray:
+        """Return the error of the traced steps as of a normal distribution whose 90 % are as wide."""
+        return np.asarray(self.traced_j * student_quantile(self.freedom) / Z90, dtype=np.float64)
+
     def rescaled(self, joules: FloatArray, errors: FloatArray) -> Spread:
         """Return the spread after each slot's joules, and their errors, became so many times what they were."""
         return replace(self, drift_j=self.drift_j * joules, traced_j=self.traced_j * errors)
@@ -214,12 +220,30 @@ def _relative_spread(joules: FloatArray, grid: Grid) -> FloatArray:
     sums = np.zeros((len(grid.stage), joules.shape[1]))
     np.add.at(sums, grid.block[found], joules[found])
     each = sums / count[:, None]
+    length_s = float(grid.t_ns[-1] - grid.t_ns[0]) / NS_PER_S
     rows = []
     for stage in _stages(grid):
         mine = each[grid.stage == stage]
         mean = mine.mean(axis=0)
-        rows.append(np.divide(mine.std(axis=0, ddof=1), mean, out=np.zeros_like(mean), where=mean > 0))
+        drift = mine.std(axis=0, ddof=1) * np.sqrt(flicker_ratio(1.0 + APART_S / length_s, len(mine)))
+        rows.append(np.divide(drift, mean, out=np.zeros_like(mean), where=mean > 0))
     return np.stack(rows)
+
+
+def flicker_ratio(apart: float, blocks: int) -> float:
+    """Return the variance between runs over that between the blocks of one run, of flicker noise.
+
+    Barnes, Tables of bias functions B1 and B2 (NBS Technical Note 375, 1969): what 1/f noise does to averages over
+    times with pauses between them, and to so many that follow each other.
+
+    Args:
+        apart: From the start of a run to that of the next, in lengths of a run, at least 1.
+        blocks: Into so many the run is cut.
+    """
+    before = (apart - 1.0) ** 2 * np.log(apart - 1.0) if apart > 1.0 else 0.0
+    between = ((apart + 1.0) ** 2 * np.log(apart + 1.0) + before) / 2.0 - apart**2 * np.log(apart)
+    within = blocks * np.log(blocks) / (blocks - 1)
+    return float(between / within)
 
 
 def _drift(joules: FloatArray, relative: FloatArray, grid: Grid) -> FloatArray:

@@ -148,7 +148,7 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
     spread = spread_of(by_step, fit.power_w, grid, slots, trace.carry_rel_sd)
     energy_j, fit_j = booked.energy_j, booked.sampling_j
     if spread is not None:
-        errors_j = np.hypot(spread.traced_j, fit_j)
+        errors_j = np.hypot(spread.traced_sd_j, fit_j)
         energy_j, after_j = share_strength(energy_j, errors_j, calls_of(trace, curve, len(slots)), group)
         less = _ratio(after_j, errors_j)
         spread, fit_j = spread.rescaled(_ratio(energy_j, booked.energy_j), less), fit_j * less

@@ -25,6 +25,7 @@ _HOMES = {
     "Verification": "verification",
     "read_bundle": "reader",
     "verify": "verification",
+    "free_name": "writer",
     "write_bundle": "writer",
     "write_files": "writer",
 }
@@ -36,6 +37,7 @@ __all__ = [
     "SampleFormat",
     "Seal",
     "Verification",
+    "free_name",
     "read_bundle",
     "verify",
     "write_bundle",

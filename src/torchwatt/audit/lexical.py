@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from math import isfinite
 
 from torchwatt.audit.schema import Column, Value
@@ -27,13 +28,17 @@ SAFE_TEXT = r"^[^=+\-@\t\r\n＝＋－＠][^\r\n]*$"
 _ESCAPED = re.compile(r"\\(\\|u[0-9a-f]{4})")
 
 
+# Python's csv takes cells of 131,072 characters, and escaping may write six for one.
+LONGEST_TEXT = 20_000
+
+
 def utc(unix_ns: int) -> datetime:
     """Return an instant with microseconds; integer arithmetic, because a float loses them."""
     return _EPOCH + timedelta(microseconds=unix_ns // 1000)
 
 
 def to_cell(value: Value, column: Column) -> str:
-    """Write one value.
+    """Write one value; text beyond `LONGEST_TEXT` is cut.
 
     Raises:
         BundleError: A required cell is empty, a number is not finite, or the type is not the column's.
@@ -47,7 +52,7 @@ def to_cell(value: Value, column: Column) -> str:
     if column.type == "timestamp" and isinstance(value, datetime):
         return value.astimezone(UTC).strftime(TIME_FORMAT).rjust(27, "0")  # strftime does not pad years below 1000
     if column.type == "string" and isinstance(value, str):
-        return escape(value)
+        return escape(shortened(value))
     if column.type in {"integer", "number"} and isinstance(value, int | float):
         return _number(value, column)
     raise BundleError(f"{column.name}: {value!r} is no {column.type}")
@@ -66,7 +71,7 @@ def _number(value: float, column: Column) -> str:
 
 
 def from_cell(text: str, column: Column) -> Value:
-    """Read one cell; the exact inverse of `to_cell`.
+    """Read one cell; the exact inverse of `to_cell`, but for text that was cut.
 
     Raises:
         BundleError: The text is not what `to_cell` would write for the column's type.
@@ -93,6 +98,14 @@ def _stamp(text: str) -> datetime:
         return datetime.strptime(text, TIME_FORMAT).replace(tzinfo=UTC)
     except ValueError as error:
         raise BundleError(f"no such time: {text!r}") from error
+
+
+def shortened(text: str) -> str:
+    """Cut text that is longer than readers take; a digest tells it from others that begin alike."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{text[: LONGEST_TEXT - len(digest) - 3]}...{digest}"
 
 
 def escape(text: str) -> str:

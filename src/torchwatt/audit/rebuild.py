@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -199,9 +200,12 @@ def _edges(row: Row, start_ns: int) -> tuple[int, int]:
 def _steps(bundle: Bundle, start_ns: int, curves: Sequence[EnergyCurve]) -> Iterator[Step]:
     """Read the steps' joules from the curves again: the table holds their sum."""
     rows = [row for row in bundle["window"] if row["kind"] == "step"]
-    numbers = [int(text(row, "name")) for row in rows]
+    numbers = [[int(part) for part in text(row, "name").split("-")] for row in rows]
     total = int(number(bundle.run, "step_count") or 0)
-    for row, index, after in zip(rows, numbers, [*numbers[1:], total], strict=False):
+    # In older bundles a row has its first number only, and stands for the steps up to the next row.
+    follows = [*(first for first, *_ in numbers[1:]), total]
+    for row, (index, *last), following in zip(rows, numbers, follows, strict=False):
+        after = last[0] + 1 if last else following
         lo, hi = _edges(row, start_ns)
         known = {str(curve.domain): curve.between(lo, hi) for curve in curves if curve.knows(lo, hi)}
         yield Step(index, lo, hi, known, max(after - index, 1), text(row, "stage"))
@@ -218,8 +222,7 @@ def _modules(bundle: Bundle) -> Iterator[ModuleInfo]:
 
 
 def _units(told: str) -> dict[str, float]:
-    pairs = (part.rpartition("=") for part in told.split(";") if part)
-    return {unit: float(count) for unit, _, count in pairs}
+    return {unit: float(count) for unit, count in re.findall(r"(.+?)=([0-9][0-9.e+-]*)(?:;|$)", told)}
 
 
 def _whole(row: Row, name: str) -> int | None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from math import fsum, sqrt
 
 import numpy as np
 
 from torchwatt.audit.devices import salted
-from torchwatt.audit.lexical import utc
+from torchwatt.audit.lexical import LONGEST_TEXT, utc
 from torchwatt.audit.schema import DECLARED, SCHEMA_VERSION, Row
 from torchwatt.core.errors import BundleError
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.report import Z90, Report
 from torchwatt.core.terms import UNATTRIBUTED
 
+LONGEST_UNIT = 200  # characters
 PART_OF_KIND = {"gpu": "accelerator", "cpu": "cpu", "dram": "dram", "ram": "dram"}
 
 
@@ -110,11 +112,13 @@ def _root_sum_of_squares(ledgers: tuple[Ledger, ...]) -> float | None:
 
 def _units(report: Report) -> Row:
     unit, count = functional_unit(report)
+    counted = [f"{name[:LONGEST_UNIT]}={count!r}" for name, count in sorted(report.units.items())]
+    ends = accumulate(len(each) + 1 for each in counted)
     return {
         "functional_unit": unit,
         "functional_unit_count": count,
         "functional_unit_provenance": "declared" if report.units else "assumed",
-        "units_counted": ";".join(f"{name}={value!r}" for name, value in sorted(report.units.items())),
+        "units_counted": ";".join(each for each, end in zip(counted, ends, strict=True) if end <= LONGEST_TEXT),
         "step_count": report.step_count,
         "traced_step_count": report.traced_steps,
     }
@@ -122,7 +126,8 @@ def _units(report: Report) -> Row:
 
 def functional_unit(report: Report) -> tuple[str, float]:
     """Return what impacts are divided by: the first counted unit by name, else the run itself."""
-    return next(iter(sorted(report.units.items())), ("run", 1.0))
+    unit, count = next(iter(sorted(report.units.items())), ("run", 1.0))
+    return unit[:LONGEST_UNIT], count
 
 
 def _place(report: Report) -> Row:

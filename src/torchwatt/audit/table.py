@@ -8,7 +8,7 @@ from datetime import datetime
 from io import StringIO
 from itertools import pairwise
 
-from torchwatt.audit.lexical import to_cell
+from torchwatt.audit.lexical import shortened, to_cell
 from torchwatt.audit.schema import Row, Table, Value
 from torchwatt.core.errors import BundleError
 
@@ -39,7 +39,7 @@ def sortable(value: Value) -> tuple[float, str]:
     """Return one part of a key."""
     if isinstance(value, datetime):
         return value.timestamp(), ""
-    return (value, "") if isinstance(value, int | float) else (0, "" if value is None else str(value))
+    return (value, "") if isinstance(value, int | float) else (0, "" if value is None else shortened(str(value)))
 
 
 def _refuse_twins(table: Table, ordered: list[Row]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from torchwatt.audit.schema import Row
 from torchwatt.core.hours import hour_energies
-from torchwatt.core.report import Report
+from torchwatt.core.report import Report, Step
 from torchwatt.core.terms import Provenance, weakest
 
 BLOCKS = 12  # of the run, whose differences its interval comes from (attribution.repeats): no shorter window has one
@@ -24,7 +24,7 @@ def window_rows(report: Report) -> Iterator[Row]:
     known: Provenance | None = weakest("derived", report.provenance) if report.provenance else None
     found = [(w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j, "") for w in report.windows]
     domains = [str(ledger.domain) for ledger in report.counted]
-    found += [(s.start_ns, s.end_ns, "step", str(s.index), _all_j(s.energy_j, domains), s.stage) for s in report.steps]
+    found += [(s.start_ns, s.end_ns, "step", _numbers(s), _all_j(s.energy_j, domains), s.stage) for s in report.steps]
     ordered = sorted(found, key=lambda w: (w[0], -w[1], w[2], w[3]))
     bands = _bands_j(report, [(w[0], w[1]) for w in ordered])
     for index, (start_ns, end_ns, kind, name, energy_j, stage) in enumerate(ordered):
@@ -41,6 +41,11 @@ def window_rows(report: Report) -> Iterator[Row]:
             **_repeat(report, energy_j, end_ns - start_ns),
             **({} if energy_j is None or bands is None else _systematic(energy_j, *bands[index])),
         }
+
+
+def _numbers(step: Step) -> str:
+    """Return a step's number; of a row that stands for several, the first and the last of them."""
+    return str(step.index) if step.count == 1 else f"{step.index}-{step.index + step.count - 1}"
 
 
 def _repeat(report: Report, energy_j: float | None, long_ns: int) -> Row:

@@ -21,7 +21,7 @@ from torchwatt.audit.seal import MANIFEST, NO_SEAL, STATEMENT, Seal, digests, ma
 from torchwatt.audit.table import table_bytes
 from torchwatt.core.errors import BundleError
 from torchwatt.core.report import Report
-from torchwatt.disk.private import new_file, private_folder
+from torchwatt.disk.private import FOLDER, new_file, private_folder
 
 
 def write_bundle(
@@ -97,7 +97,8 @@ def write_files(
 def _write_folder(target: Path, files: Mapping[str, bytes], key: Path | None) -> Path:
     hidden = target.with_name(f".{target.name}.{token_hex(4)}.part")
     try:
-        private_folder(hidden)
+        private_folder(target if target.parent == target.parent.parent else target.parent)
+        hidden.mkdir(mode=FOLDER)
         for name, content in files.items():
             _write(hidden / name, content)
         if key is not None:
@@ -110,6 +111,21 @@ def _write_folder(target: Path, files: Mapping[str, bytes], key: Path | None) ->
         raise BundleError(f"cannot write the bundle {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+    return target
+
+
+def free_name(directory: Path) -> Path:
+    """Return a folder that a bundle can be written to: the named one, or the first of `NAME-2`, `NAME-3`, ... .
+
+    Raises:
+        BundleError: The name is a file's.
+    """
+    number, target = 1, directory
+    while target.is_dir() and any(target.iterdir()):
+        number += 1
+        target = directory.with_name(f"{directory.name}-{number}")
+    if target.exists() and not target.is_dir():
+        raise BundleError(f"{target} is a file: name a folder for the audit tables")
     return target
 
 

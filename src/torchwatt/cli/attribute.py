@@ -21,6 +21,11 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("attribute", help="which layers of a saved trace used the joules of a power log")
     parser.add_argument("--trace", action="append", required=True, metavar="FILE", help="torch.profiler's, one a rank")
     parser.add_argument("--power", metavar="CSV", help="power readings; without them there are times and no joules")
+    parser.add_argument(
+        "--device", action="append", default=[], metavar="CARD",
+        help="the log's cards that are the trace's devices, by index, uuid or bus id, as CUDA_VISIBLE_DEVICES was: 3,1",
+    )  # fmt: skip
+    parser.add_argument("--zone", metavar="NAME", help="of the log's times without one: Europe/Paris; default UTC")
     parser.add_argument("--offset", metavar="S", help="seconds to add to the trace's times; `fit` searches for them")
     parser.add_argument("--sensor", default="auto", metavar="FAMILY", help="a100, h100, ada, volta, ...; default auto")
     parser.add_argument("--idle", metavar="CSV", help="power readings of the device at rest")
@@ -54,6 +59,8 @@ def attribute(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
         _offset(asked.offset),
         asked.sensor,
         asked.idle,
+        tuple(card.strip() for cards in asked.device for card in cards.split(",") if card.strip()),
+        asked.zone,
     )
     found = run_offline(files)
     if found.report is not None:

@@ -31,6 +31,7 @@ def _options(asked: argparse.Namespace) -> dict[str, Any]:
         **_keeping(asked),
         "csv": asked.csv,
         "html": asked.html,
+        "overwrite": asked.overwrite,
         "layers": asked.layers,
     }
 
@@ -52,7 +53,13 @@ def _keeping(asked: argparse.Namespace) -> dict[str, Any]:
 def _run(asked: argparse.Namespace) -> int:
     options = {**_options(asked), "journal": asked.journal or not asked.no_journal}
     return run_script(
-        asked.script, asked.args, module=asked.module, quiet=asked.quiet, options=options, metrics=asked.metrics
+        asked.script,
+        asked.args,
+        module=asked.module,
+        quiet=asked.quiet,
+        options=options,
+        metrics=asked.metrics,
+        known=asked.known,
     )
 
 

@@ -30,9 +30,8 @@ def demo(*, epochs: int, options: dict[str, Any], out: IO[str]) -> int:
     right = accuracy(model, test)
     print(run, file=out)
     print(f"\nTest accuracy on {len(test)} unseen digits: {right:.1%}", file=out)
-    for flag in ("csv", "html"):
-        if options[flag]:
-            print(f"Written: {options[flag]}", file=out)
+    for path in run.files:
+        print(f"Written: {path}", file=out)
     return 0 if right > 0.95 else 1
 
 

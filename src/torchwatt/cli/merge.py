@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torchwatt.session.jobs.merged import merge
@@ -32,8 +33,8 @@ def run_merge(asked: Namespace, carbon: Mapping[str, Any]) -> int:
     """
     job = merge(asked.directory, **carbon)
     report = job.report
-    if asked.csv:
-        job.to_csv(asked.csv)
+    if asked.csv and (written := job.to_csv(asked.csv)) != Path(asked.csv).absolute():
+        print(f"torchwatt: {asked.csv} is not empty: the job is in {written}", file=sys.stderr)
     if asked.html:
         job.to_html(asked.html)
     if not asked.quiet:

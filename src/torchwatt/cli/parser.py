@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from torchwatt.cli import attribute, fleet, merge, recover
 from torchwatt.core.errors import TorchwattError
+from torchwatt.core.plain_text import let_print
 from torchwatt.core.version import __version__
 
 USAGE_ERROR = 2
 FLAGS = frozenset(
-    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal"}
+    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite"}
 )  # options of `run` that take no value
 LONGEST_ERROR = 4000  # characters
 TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
@@ -113,8 +114,11 @@ def _measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="keep the run in the store; see `torchwatt runs`")
     parser.add_argument("--store", metavar="DIR", help="where to keep it; default TORCHWATT_STORE, or your data folder")
     parser.add_argument("--project", help="under which project; default: default")
-    parser.add_argument("--csv", metavar="DIR", help="write the audit tables into a new folder")
-    parser.add_argument("--html", metavar="FILE", help="write the report as one page")
+    parser.add_argument(
+        "--csv", metavar="DIR", help="write the audit tables into a folder; where it holds a run, into DIR-2 beside it"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the bundle that --csv names, nothing else")
+    parser.add_argument("--html", metavar="FILE", help="write the report as one page, over an older one")
     parser.add_argument("--layers", choices=["on", "off"], default="on", help="off: meter only")
 
 
@@ -129,6 +133,13 @@ def _cut(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[: at + 1], argv[at + 1 :]
 
 
+def _options_of_run(parser: argparse.ArgumentParser) -> list[str]:
+    """Return the long options of `torchwatt run`."""
+    commands = next(action for action in parser._actions if action.dest == "command").choices
+    assert isinstance(commands, dict)  # noqa: S101  of sub-commands
+    return [name for action in commands["run"]._actions for name in action.option_strings if name.startswith("--")]
+
+
 def run(argv: Sequence[str]) -> int:
     """Parse and execute; errors of ours become one line on stderr and exit code 2."""
     from torchwatt.cli import commands
@@ -138,15 +149,15 @@ def run(argv: Sequence[str]) -> int:
     ours, scripts = _cut(list(argv))
     asked = parser.parse_args(ours)
     if asked.command == "run":
-        asked.args = scripts
+        asked.args, asked.known = scripts, _options_of_run(parser)
+    else:
+        let_print(sys.stdout)
     try:
         return commands.COMMANDS[asked.command](asked)
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (TorchwattError, Refused) as error:
-        if asked.command == "run" and not isinstance(error, Refused):
-            raise  # the script's own
         from torchwatt.views.summary import printable_lines
 
         said = str(error)[:LONGEST_ERROR]  # names in it come from files of anybody

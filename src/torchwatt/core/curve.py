@@ -54,12 +54,23 @@ class EnergyCurve:
 
     def at(self, t_ns: IntArray | int) -> FloatArray:
         """Return cumulative joules at instants; flat outside the known range."""
-        return np.asarray(np.interp(np.asarray(t_ns), self.t_ns, self.energy_j), dtype=np.float64)
+        # From the first point on: nanoseconds since a machine began have more digits than a float after a hundred days.
+        since_ns = np.asarray(t_ns) - self.t_ns[0]
+        return np.asarray(np.interp(since_ns, self.t_ns - self.t_ns[0], self.energy_j), dtype=np.float64)
 
     def between(self, start_ns: int, end_ns: int) -> float:
         """Return the joules between two instants, as far as they are known."""
         lo, hi = self.at(np.array([start_ns, end_ns]))
         return float(hi - lo)
+
+    def mean_w(self, start_ns: int, end_ns: int) -> float | None:
+        """Return the mean power over the metered part of a window: its joules over the time outside of silences.
+
+        None where no part of the window was metered.
+        """
+        lo, hi = max(start_ns, self.start_ns), min(end_ns, self.end_ns)
+        known_ns = hi - lo - sum(max(min(b, hi) - max(a, lo), 0) for a, b in self.unheard_ns())
+        return self.between(lo, hi) / (known_ns / NS_PER_S) if hi > lo and known_ns > 0 else None
 
     def knows(self, start_ns: int, end_ns: int) -> bool:
         """Return whether a window was metered throughout; half a reading interval at the run's own ends is forgiven."""

@@ -12,6 +12,7 @@ from torchwatt.core.terms import Domain, Method, Phase, Provenance
 # A meter that was away for longer leaves a hole in the run.
 FULL_COVERAGE = 0.995
 EDGE_S = 0.5
+LEAST_COVERAGE = 0.95  # of a run of any length: below, the joules are those of a part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,24 @@ class Ledger:
 
 def covers_all(coverage: float, window_s: float) -> bool:
     """Return whether a meter known for this part of a run leaves no hole in it; else its joules have no interval."""
-    return coverage >= FULL_COVERAGE or (1.0 - coverage) * window_s <= EDGE_S
+    return coverage >= FULL_COVERAGE or (coverage >= LEAST_COVERAGE and (1.0 - coverage) * window_s <= EDGE_S)
+
+
+def mean_power_w(parts: Iterable[tuple[float, float]]) -> float | None:
+    """Return the mean power of domains that draw power at the same time: each one's joules over its metered seconds.
+
+    Args:
+        parts: Joules and metered seconds (not the seconds of the run) of each domain.
+
+    Returns:
+        The sum of the domains' means; None without domains, or where one has joules and no metered time.
+    """
+    means_w = []
+    for energy_j, known_s in parts:
+        if known_s <= 0:
+            return None
+        means_w.append(energy_j / known_s)
+    return fsum(means_w) if means_w else None
 
 
 def total_self_j(entries: Iterable[Entry]) -> float:

@@ -10,7 +10,7 @@ from typing import Literal
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.job import RankPart
-from torchwatt.core.ledger import Ledger
+from torchwatt.core.ledger import LEAST_COVERAGE, Ledger, mean_power_w
 from torchwatt.core.meter import Event, Meter, SamplerStats, Unavailable
 from torchwatt.core.terms import Provenance, weakest
 from torchwatt.core.trace import ModuleInfo
@@ -76,7 +76,8 @@ class Report:
     def __repr__(self) -> str:
         # The fields of a run fill pages; `views.to_text` writes what people read.
         known = "nothing metered" if self.energy_j is None else f"{self.energy_j:.6g} J"
-        return f"<Report {self.name!r} {self.run_id}: {self.status}, {known} in {self.duration_s:.3f} s>"
+        part = f" in the metered {self.coverage:.1%}" if self.counted and self.coverage < LEAST_COVERAGE else ""
+        return f"<Report {self.name!a} {self.run_id}: {self.status}, {known}{part} in {self.duration_s:.3f} s>"
 
     @property
     def duration_s(self) -> float:
@@ -97,6 +98,22 @@ class Report:
     def energy_j(self) -> float | None:
         """Return the joules of all metered domains that count; None where nothing was metered."""
         return fsum(ledger.energy_j for ledger in self.counted) if self.counted else None
+
+    @property
+    def mean_power_w(self) -> float | None:
+        """Return the mean power of the domains that count, each over the time for which it was metered."""
+        return mean_power_w((ledger.energy_j, ledger.known_s) for ledger in self.counted)
+
+    def energy_per(self, count: float) -> float | None:
+        """Return joules per counted thing; None where a part of the run was not metered, for it had things as well."""
+        if self.energy_j is None or count <= 0 or self.coverage < LEAST_COVERAGE:
+            return None
+        return self.energy_j / count
+
+    @property
+    def coverage(self) -> float:
+        """Return the part of the run for which the least covered domain of the total was metered."""
+        return min((ledger.coverage for ledger in self.counted), default=0.0)
 
     @property
     def interval_j(self) -> tuple[float, float] | None:

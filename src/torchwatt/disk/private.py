@@ -7,6 +7,7 @@ the folder first: a folder that is there already keeps its mode.
 from __future__ import annotations
 
 import os
+from errno import EPERM
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO, cast
@@ -38,14 +39,29 @@ def _opened(path: Path, how: int) -> BinaryIO:
     return cast("BinaryIO", os.fdopen(os.open(path, flags, FILE), "ab" if how & os.O_APPEND else "wb"))
 
 
+def missing_folders(path: Path) -> list[Path]:
+    """Return the folders that are to be made for a folder to be there, from above to below.
+
+    Raises:
+        PermissionError: One of them lies directly under the root, where a typing mistake or a volume that was not
+            mounted is more likely than a wish: whoever wants it there makes it.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    for folder in missing:
+        if folder.is_absolute() and folder.parent == folder.parent.parent and not folder.exists():
+            raise PermissionError(
+                EPERM, f"{folder} does not exist, and no folder is made directly under /", str(folder)
+            )
+    return missing[::-1]
+
+
 def private_folder(path: Path) -> None:
     """Make a folder and those above it that are missing; one that is there keeps its mode.
 
     Raises:
-        OSError: One cannot be made, or a file is in the way.
+        OSError: One cannot be made, would lie directly under the root, or a file is in the way.
     """
-    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
-    for folder in reversed(missing):
+    for folder in missing_folders(path.absolute()):
         folder.mkdir(mode=FOLDER, exist_ok=True)
 
 

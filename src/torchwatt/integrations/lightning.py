@@ -134,12 +134,13 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
         return training.used.to_json()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what a checkpoint says was used."""
-        self._earlier = carried_from(state_dict)
+        """Go on from what a checkpoint says was used; where training runs, that is part of its own joules."""
+        if self._training is None:
+            self._earlier = carried_from(state_dict)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-        """Note that this fit goes on from a checkpoint."""
-        self._resumed = True
+        """Note that this fit goes on from a checkpoint; a finder of batch sizes goes back to one before any step."""
+        self._resumed = self._training is None and checkpoint.get("global_step", 0) > 0
 
     def _log(self, trainer: Any, found: dict[str, float]) -> None:
         """Write a row as Lightning's own LearningRateMonitor does.

@@ -86,8 +86,8 @@ def metrics_of(report: Report) -> Mapping[str, float]:
         "carbon/gwp_market_g": _market_g(report),
     }
     found |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.counted}
-    if total_j is not None and report.units and units > 0:
-        found[f"energy/j_per_{_safe(unit)}"] = total_j / units
+    if report.units:
+        found[f"energy/j_per_{_safe(unit)}"] = report.energy_per(units)
     found |= _per_step(report)
     return {name: value for name, value in found.items() if value is not None}
 
@@ -96,8 +96,7 @@ def _per_step(report: Report) -> dict[str, float | None]:
     """Return joules a step; where steps do unlike things, those of each stage by themselves, never mixed."""
     stages = {step.stage for step in report.steps}
     if len(stages) < 2:
-        known = report.energy_j is not None and report.step_count > 0
-        return {"energy/j_per_step": (report.energy_j or 0.0) / report.step_count} if known else {}
+        return {"energy/j_per_step": report.energy_per(report.step_count)}
     names = [str(ledger.domain) for ledger in report.counted]
     found: dict[str, float | None] = {}
     for stage in sorted(stages):

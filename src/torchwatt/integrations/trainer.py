@@ -33,6 +33,8 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
     _thread = 0
     _guarded = True  # an exception in training will be seen
     _carried: Carried | None = None  # what the trainer's state carries
+    _calls = 0  # of `train`
+    _begun_in = 0  # which of them the training began in
 
     @property
     def run(self) -> Run | None:
@@ -42,6 +44,10 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
             training.note("LEFT_OPEN", "training ended without a word: the joules until now are in this run")
             self._end("aborted", "training ended without a word")
         return self._run
+
+    def called(self) -> None:
+        """Note that `train` was called."""
+        self._calls += 1
 
     def failed(self, error: BaseException) -> None:
         """End the run when an exception passes through `train`."""
@@ -66,14 +72,23 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         self._attach()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Begin to meter."""
-        self._guarded = not self._attach()
+        """Begin to meter; where `auto_find_batch_size` lets the same `train` begin its loop again, go on."""
+        attached = self._attach()
+        self._carried = None
+        if self._training is not None and self._begun_in == self._calls and not attached:
+            self._go_on()
+            return
+        self._guarded, self._begun_in = not attached, self._calls
         self._thread = threading.get_ident()
         earlier = carried_from(_kept(state))
-        self._carried = None
         training = self._begin(model, processes=args.world_size, earlier=earlier, resumed=state.global_step > 0)
         if self._trainer is not None and runs_beside(self._trainer.callback_handler.callbacks):
             training.note("CODECARBON_BESIDE", EXPLAINED)
+
+    @harmless
+    def _go_on(self) -> None:
+        if self._training is not None:
+            self._training.began_again()
 
     @harmless
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

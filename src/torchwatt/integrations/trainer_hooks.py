@@ -17,6 +17,9 @@ from typing import Any, Protocol
 class Host(Protocol):
     """The callback."""
 
+    def called(self) -> None:
+        """`train` begins; it may begin its loop several times, each with a smaller batch."""
+
     def failed(self, error: BaseException) -> None:
         """Training ends in an exception, which passes through."""
 
@@ -44,6 +47,7 @@ def attach(trainer: Any, host: Host) -> bool:
 
     @functools.wraps(train)
     def metered_train(*args: Any, **kwargs: Any) -> Any:
+        host.called()
         try:
             return train(*args, **kwargs)
         except BaseException as error:  # also an interrupt; it goes on below

@@ -79,6 +79,16 @@ class Training:
         self._trained = 0
         self._check()
 
+    def began_again(self) -> None:
+        """Note that the loop begins anew, after an attempt that failed: its joules are part of this training."""
+        self.pause_ended()
+        self.look("rest")
+        self._close_epoch()
+        self._session.resume()
+        self._last_ns = time.monotonic_ns()
+        message = f"the loop began again after {self.steps} steps, as with a smaller batch: all attempts count"
+        self._session.note(Event(self._last_ns, "info", "BEGAN_AGAIN", "run", message))
+
     def epoch_began(self, number: int) -> None:
         """Note the beginning of an epoch, which is the end of the one before."""
         self.pause_ended()

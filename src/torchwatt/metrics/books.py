@@ -25,6 +25,7 @@ from torchwatt.metrics.peek import LOOK_BACK_NS, is_live, peek
 from torchwatt.session import listeners
 from torchwatt.session.counted import Counted
 from torchwatt.session.grams import grams_so_far
+from torchwatt.session.running_energy import RunningEnergy
 from torchwatt.session.session import Session
 
 STALE_NS = 3 * NS_PER_S  # older watts are not "now"
@@ -97,7 +98,7 @@ class Books:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._watched: list[_Watched] = []
-        self._known_ns: dict[str, int] = {}
+        self._running: dict[str, RunningEnergy] = {}
         self._energy_j: Account[DeviceKey] = Account()
         self._location_g: Account[RunKey] = Account()
         self._unpriced_j: Account[RunKey] = Account()
@@ -131,8 +132,7 @@ class Books:
                 self._settle(found, session.report)
                 self._layers.add(found.key.run, found.key.project, session.report.counted)
                 return
-            oldest_ns = min((self._known_ns.get(str(m.domain), 0) for m in recording.meters), default=0)
-            since_ns = max(oldest_ns, found.since_ns) - LOOK_BACK_NS
+            since_ns = self._unsettled_ns(found) - LOOK_BACK_NS
             self._book(found, recording.between(since_ns, time.monotonic_ns()), session.ended_ns or time.monotonic_ns())
 
     def look(self) -> Look:
@@ -141,8 +141,8 @@ class Books:
             now_ns = time.monotonic_ns()
             watched = [one for one in self._watched if one.session.running] if os.getpid() == self._pid else []
             for one in watched:
-                clocks = [max(self._known_ns.get(str(m.domain), 0), one.since_ns) for m in one.session.feed.meters]
-                recording = peek(one.session.feed, min([now_ns - LOOK_BACK_NS, *clocks]) - LOOK_BACK_NS)
+                since_ns = min(now_ns - LOOK_BACK_NS, self._unsettled_ns(one)) - LOOK_BACK_NS
+                recording = peek(one.session.feed, since_ns)
                 self._book(one, recording, min(now_ns, one.session.ended_ns or now_ns))
             watts: dict[DeviceKey, float] = {}
             for one in watched:  # the older session's, where two meter a device
@@ -171,6 +171,12 @@ class Books:
             alone = alone and not self._watched
             self._watched.append(_Watched(session, RunKey(name, session.asked.project), since_ns, alone))
 
+    def _unsettled_ns(self, one: _Watched) -> int:
+        """Return the instant from which a session's meters are read again."""
+        devices = [str(meter.domain) for meter in one.session.feed.meters]
+        settled_ns = [self._running[d].settled_ns if d in self._running else 0 for d in devices]
+        return max(min(settled_ns, default=0), one.since_ns)
+
     def _book(self, one: _Watched, recording: Recording, end_ns: int) -> None:
         """Book each device from its clock on."""
         fresh: list[tuple[float, Provenance, int, int]] = []
@@ -180,18 +186,21 @@ class Books:
             device = str(meter.domain)
             if found is None or isinstance(found, Unavailable) or device not in names:
                 continue
-            from_ns, to_ns = max(self._known_ns.get(device, 0), one.since_ns), min(found.curve.end_ns, end_ns)
+            running = self._running.get(device)
+            if running is None or running.end_ns < one.since_ns:
+                running = self._running[device] = RunningEnergy(one.since_ns)
+            from_ns, to_ns = running.end_ns, min(found.curve.end_ns, end_ns)
             if to_ns <= from_ns:
                 continue
-            joules = found.curve.between(from_ns, to_ns)
+            joules = running.extend(found.curve, to_ns)
             key = _key(one.key, meter, recording.meters, names[device])
             one.booked_j[names[device]] += joules
             self._energy_j.add(key, joules)
-            self._known_ns[device] = to_ns
-            # Where the meter was silent the joules are unknown, and so is their mean.
-            seconds = (to_ns - max(from_ns, found.curve.start_ns)) / NS_PER_S
-            if seconds > 0:
-                one.watts[key] = (to_ns, joules / seconds)
+            mean_w = found.curve.mean_w(from_ns, to_ns)
+            if mean_w is None:
+                one.watts.pop(key, None)
+            else:
+                one.watts[key] = (to_ns, mean_w)
             if not key.whole_machine:
                 fresh.append((joules, meter.provenance, from_ns, to_ns))
         self._price(one, fresh)
@@ -205,7 +214,7 @@ class Books:
                 if counted_j or one.booked_j[device]:
                     key = _key(one.key, meter, report.meters, device)
                     self._energy_j.add(key, counted_j - one.booked_j[device])
-                self._known_ns[device] = report.end_ns
+                self._running[device] = RunningEnergy(report.end_ns)
         if report.carbon_g is not None:
             self._location_g.add(one.key, report.carbon_g - one.booked_g)
         elif report.ledgers:

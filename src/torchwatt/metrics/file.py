@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from pathlib import Path
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.warn import warn
 from torchwatt.metrics.endpoint import MISSING
 from torchwatt.metrics.exporter import Exporter
 from torchwatt.metrics.families import registry_of
@@ -54,7 +54,7 @@ class Textfile(Exporter):
             self._failed = False
         except OSError as error:  # a full disk must not end the user's run; once is said, and the next may work
             if not self._failed:
-                warnings.warn(f"torchwatt could not write {self.path}: {error}", RuntimeWarning, stacklevel=2)
+                warn(f"torchwatt could not write {self.path}: {error}")
             self._failed = True
 
     def _end(self) -> None:

@@ -8,12 +8,14 @@ import time
 from math import fsum
 from typing import TYPE_CHECKING, Any
 
+from torchwatt.core.units import NS_PER_S
 from torchwatt.notebook.comm import channel
 from torchwatt.notebook.history import Record
 from torchwatt.notebook.pace import Pace
-from torchwatt.views import beat_payload, begin_payload, live_layers
+from torchwatt.views import beat_payload, begin_payload, live_layers, live_steps
 
 if TYPE_CHECKING:
+    from torchwatt.core.meter import Recording
     from torchwatt.notebook.widget import LiveWidget
     from torchwatt.session import Run
 
@@ -40,7 +42,9 @@ class Beats:
         self._count = 0
         self._status_s = 0.0
         self.failures: list[str] = []
+        self.spent_s = 0.0  # CPU time of the thread
         self._pulse = run.pulse()
+        self._layers = run.live_layers(self._pulse) if handle is not None else None
         # ipykernel finds the cell of a message in a context variable, which a new thread does not inherit.
         target = contextvars.copy_context().run
         self._thread = threading.Thread(target=target, args=(self._loop,), daemon=True, name="torchwatt-live")
@@ -53,6 +57,8 @@ class Beats:
         """End the thread; one that hangs in a send is left behind."""
         self._stop.set()
         self._thread.join(2.0)
+        if self._layers is not None:
+            self._layers.close()
 
     def close(self) -> None:
         """Close the widget."""
@@ -74,31 +80,48 @@ class Beats:
             due_s = max(due_s + (STATUS_S if self._handle is None else PERIOD_S), time.monotonic())
 
     def _beat(self) -> None:
+        began_ns = time.thread_time_ns()
+        self._show_beat()
+        cost_ns = time.thread_time_ns() - began_ns
+        self.spent_s += cost_ns / NS_PER_S
+        if self._layers is not None:
+            self._layers.pay(cost_ns)
+
+    def _show_beat(self) -> None:
         recording = self._pulse.beat()
         now_s = time.monotonic()
         if self._handle is None or now_s - self._status_s >= STATUS_S:
             self._status_s = now_s
             channel().tell(self._record())
-        if self._handle is None:
-            return
+        if self._handle is not None:
+            self._show(recording)
+
+    def _show(self, recording: Recording) -> None:
+        """Send joules and steps, and now and then the layers; before the first message show the view."""
         if self._widget is None:
             self._open(recording)
-        points = list(self._pulse.points)[-(WHOLE if self._count % 40 == 0 else RECENT) :]
-        message = beat_payload(points, self._pulse.energy_j, points[-1].power_w, self._pulse.carbon_g())
+        pulse = self._pulse
+        points = list(pulse.points)[-(WHOLE if self._count % 40 == 0 else RECENT) :]
+        message = beat_payload(points, pulse.energy_j, points[-1].power_w, pulse.carbon_g(), pulse.as_of_s)
         self._count += 1
-        t_s = points[-1].t_s
-        if not self._run.traces or not self._pace.due(t_s):
+        if self._layers is None:
             self._send(message)
             return
-        before_s = time.thread_time()
-        self._send(message | live_layers(self._run.report))
+        t_s = points[-1].t_s
+        due, before_s = self._pace.due(t_s), time.thread_time()
+        self._layers.update(read=due)
+        message |= live_steps(self._layers.steps, self._layers.step_j())
+        if not due:
+            self._send(message)
+            return
+        self._send(message | live_layers(self._layers.report()))
         self._pace.paid(t_s, time.thread_time() - before_s)
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._widget is not None and not self._stop.is_set():
             self._widget.send({"kind": "beat", **message})
 
-    def _open(self, recording: Any) -> None:
+    def _open(self, recording: Recording) -> None:
         from torchwatt.notebook.widget import LiveWidget
 
         run = self._run

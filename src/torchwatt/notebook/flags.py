@@ -34,6 +34,7 @@ FLAGS: Mapping[str, Flag] = {
     "--csv": Flag("csv", "DIR"),
     "--no-live": Flag(""),
     "--html": Flag("html", "FILE"),
+    "--overwrite": Flag("overwrite"),
     "--keep": Flag("keep"),
     "--project": Flag("project", "NAME"),
     "--layers": Flag("layers", "on|off", ("on", "off")),

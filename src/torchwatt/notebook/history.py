@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
+from torchwatt.core.plain_text import printable_here
 from torchwatt.core.report import Report
 from torchwatt.views import DASH, format_energy, format_mass, format_time
 
@@ -57,7 +58,7 @@ class History:
         rows = [("run", "energy", "carbon", "time", "status"), *(_cells(record) for record in self)]
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join(lines) if len(self) else "nothing was measured yet"
+        return printable_here("\n".join(lines)) if len(self) else "nothing was measured yet"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         bundle: dict[str, Any] = {

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
+from torchwatt.core.warn import warn
 from torchwatt.notebook.beats import Beats
 from torchwatt.notebook.comm import channel
 from torchwatt.notebook.history import record_of
-from torchwatt.notebook.place import cell_id, place, shell, wants_live
+from torchwatt.notebook.place import cell_id, in_output_widget, place, request_id, shell, wants_live
 
 if TYPE_CHECKING:
     from torchwatt.session import Run
@@ -41,7 +41,7 @@ class View:
                 import torchwatt.notebook.widget  # noqa: F401
             except Exception as error:
                 self._live = False
-                warnings.warn(f"torchwatt shows no live view: {error}", RuntimeWarning, stacklevel=3)
+                warn(f"torchwatt shows no live view: {error}", stacklevel=3)
 
     def begin(self, run: Run) -> None:
         """Put the live view where the report will be."""
@@ -49,6 +49,7 @@ class View:
         if place() != "kernel" or run.nested:
             self._live = False
             return
+        self._live = self._live and not in_output_widget()
         with contextlib.suppress(Exception):
             if self._live:
                 from torchwatt.notebook.widget import Placeholder
@@ -78,7 +79,7 @@ class View:
             if place() != "nowhere" and not run.nested:
                 channel().tell(record_of(run.report, cell_id(self._shell)))
         except Exception as error:  # a fault of ours must not take the place of the user's exception
-            warnings.warn(f"torchwatt could not show the report: {error}", RuntimeWarning, stacklevel=3)
+            warn(f"torchwatt could not show the report: {error}", stacklevel=3)
 
     def _show(self, run: Run) -> None:
         if self._handle is not None and not self._cleared:
@@ -87,8 +88,11 @@ class View:
         display(run)  # type: ignore[no-untyped-call]
 
     def _see(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Notice `clear_output()` of the user: it takes our place away, so the report needs a new one."""
-        if message.get("header", {}).get("msg_type") == "clear_output":
+        """Notice `clear_output()` of the user: it takes our place away, so the report needs a new one.
+
+        Inside an `ipywidgets.Output` it clears that, and not the cell.
+        """
+        if message.get("header", {}).get("msg_type") == "clear_output" and not in_output_widget():
             self._cleared = True
         return message
 
@@ -96,15 +100,15 @@ class View:
 class BlockView(View):
     """The view of `with profile()`: a window of another run and the twenty-first run of a cell are not shown."""
 
-    _shown: tuple[Any, int] = (None, 0)
+    _shown: tuple[str | None, int] = (None, 0)
 
     def __init__(self) -> None:
         super().__init__(quiet=place() == "nowhere")
 
     def begin(self, run: Run) -> None:
-        """Count the runs of a cell."""
+        """Count the runs of a cell, or of one move of a widget of `interact`."""
         cls = type(self)
-        here = getattr(self._shell, "execution_count", None)
+        here = request_id(self._shell)
         count = cls._shown[1] + 1 if cls._shown[0] == here else 1
         cls._shown = (here, count)
         self._quiet = self._quiet or run.nested or count > MAX_REPORTS

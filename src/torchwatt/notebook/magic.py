@@ -71,8 +71,9 @@ class EnergyMagics(Magics):
           --facility SITE  a site that publishes its PUE, such as scaleway/fr-par-2
           --pue X          facility energy over IT energy, at least 1 (grams only)
           --factors FILE   your own factors, or an Electricity Maps history file
-          --csv DIR        write the audit tables into a new folder
-          --html FILE      write the report as one page
+          --csv DIR        write the audit tables into a folder; where it holds a run, into DIR-2 beside it
+          --overwrite      replace the bundle that DIR holds, and nothing else
+          --html FILE      write the report as one page, over an older one
           --keep           keep the run in your store; see `torchwatt runs`
           --project NAME   under which project it is kept
           --layers on|off  off: meter only

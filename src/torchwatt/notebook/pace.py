@@ -1,16 +1,18 @@
-"""How often something that costs more and more may be done."""
+"""How often something may be done that takes the interpreter from the program for a while."""
 
 from __future__ import annotations
 
 SHARE = 0.002  # of one CPU
 CREDIT_S = 0.03  # so that a short run sees its layers, too
 SHORTEST_S = 1.0
-LONGEST_S = 0.5  # the interpreter is held for about as long: more would be felt
+LATEST_S = 3.5  # what people look at is not to be older than five seconds
+MOST_SHARE = 0.02  # of one CPU, for that
 
 
 class Pace:
-    """Spaces out work whose cost grows with the run, so that all of it stays below a share of one CPU.
+    """Spaces out work whose cost may grow, so that it stays below a share of one CPU.
 
+    Work that would be late is done all the same, as long as it stays below `MOST_SHARE`; then ever later, never never.
     Times are seconds since the run began; the next cost is taken to be the last one.
     """
 
@@ -23,9 +25,12 @@ class Pace:
 
     def due(self, t_s: float) -> bool:
         """Return whether the work may be done now."""
-        if t_s - self._last_s < SHORTEST_S or self._last_cost_s > LONGEST_S:
+        waited_s = t_s - self._last_s
+        if waited_s < SHORTEST_S:
             return False
-        return self._spent_s + self._last_cost_s <= self._credit_s + self._share * t_s
+        if self._spent_s + self._last_cost_s <= self._credit_s + self._share * t_s:
+            return True
+        return waited_s >= max(LATEST_S, self._last_cost_s / MOST_SHARE)
 
     def paid(self, t_s: float, cost_s: float) -> None:
         """Say that the work was done, and what CPU time it took."""

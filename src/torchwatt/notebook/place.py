@@ -32,6 +32,27 @@ def wants_live(ip: Any) -> bool:
     return "Capturing" not in type(ip.display_pub).__name__
 
 
+def in_output_widget() -> bool:
+    """Return whether an `ipywidgets.Output` takes what is shown now, as in `with out:` and in `interact`.
+
+    It keeps outputs in a widget of its own, where none can be updated later.
+    """
+    output, widget = (sys.modules.get(f"ipywidgets.widgets.{name}") for name in ("widget_output", "widget"))
+    if output is None:
+        return False
+    with contextlib.suppress(Exception):  # where ipywidgets keeps its widgets is its own affair
+        widgets = list(widget._instances.values())  # type: ignore[union-attr]
+        return any(isinstance(one, output.Output) and one.msg_id for one in widgets)
+    return False
+
+
+def request_id(ip: Any) -> str | None:
+    """Return the id of the message that the kernel answers now: a cell that runs, or a widget that was moved."""
+    with contextlib.suppress(Exception):
+        return str(ip.get_parent()["header"]["msg_id"])
+    return None
+
+
 def cell_id(ip: Any) -> str | None:
     """Return the id of the cell that runs, as JupyterLab tells it."""
     with contextlib.suppress(Exception):

@@ -28,7 +28,7 @@ def gpu_facts(nvml: Any, handle: Any, index: int) -> tuple[tuple[str, str], ...]
     for name, ask in asked.items():
         try:
             said = ask()
-        except nvml.NVMLError:
+        except (AttributeError, nvml.NVMLError):  # an old binding lacks some
             continue
         facts[name] = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
     return tuple(facts.items())
@@ -49,7 +49,7 @@ def sharing(nvml: Any, handle: Any, mig: str | None) -> tuple[bool, tuple[str, .
         return True, (MIG_NOTE,), f"{MIG_NOTE}; joules of other slices are inside and cannot be told apart"
     try:
         pids = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-    except nvml.NVMLError as error:
+    except (AttributeError, nvml.NVMLError) as error:
         return False, (f"other processes unknown: {error}",), ""
     count, sure = other_processes(pids, os.getpid())
     if not count:
@@ -63,7 +63,7 @@ def sharing(nvml: Any, handle: Any, mig: str | None) -> tuple[bool, tuple[str, .
 def _mig_enabled(nvml: Any, handle: Any) -> bool:
     try:
         return bool(nvml.nvmlDeviceGetMigMode(handle)[0])
-    except nvml.NVMLError:
+    except (AttributeError, nvml.NVMLError):
         return False
 
 

@@ -65,7 +65,7 @@ def discover_nvml(
     def probe() -> None:
         try:
             found.append(_probe(env, pid or os.getpid()))
-        except Exception as error:  # a binding of another make: the user's run goes on without GPUs
+        except BaseException as error:  # a binding of another make: the user's run goes on without GPUs
             found.append(Discovery((), (Unavailable("gpu", f"NVML discovery failed: {error!r}"),)))
 
     thread = threading.Thread(target=probe, name="torchwatt-nvml", daemon=True)
@@ -160,7 +160,7 @@ class _Probe:
         return found
 
     def _most_migs(self, handle: Any) -> int:
-        with contextlib.suppress(self._nvml.NVMLError):
+        with contextlib.suppress(AttributeError, self._nvml.NVMLError):
             return int(self._nvml.nvmlDeviceGetMaxMigDeviceCount(handle))
         return 0
 

@@ -1,17 +1,14 @@
-"""Power readings that somebody else wrote down: a CSV as `nvidia-smi --format=csv`, a script or a meter leaves it."""
+"""Power readings that other programs wrote down: nvidia-smi, DCGM, Prometheus, amd-smi, xpu-smi, or a script."""
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from decimal import Decimal
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
@@ -19,230 +16,420 @@ from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Event, FloatArray, IntArray, Meter, Recording, Series
 from torchwatt.core.terms import Domain
 from torchwatt.core.units import NS_PER_S
-from torchwatt.disk.inflate import bounded_lines
+from torchwatt.sensors.logs.cards import Card, card, lines_per_tick, places
+from torchwatt.sensors.logs.decoding import log_lines, open_log
+from torchwatt.sensors.logs.layouts import LOG_A_CARD, Row, log_rows
+from torchwatt.sensors.logs.log_columns import Columns, Quantity, series_of
+from torchwatt.sensors.logs.quantities import (
+    LONGEST_CELL,
+    MOST_CARD_W,
+    amount,
+    counter_value,
+    power_scale,
+)
+from torchwatt.sensors.logs.timestamps import LogClock, zone_of
+from torchwatt.sensors.nvml import ACCURACY, ACCURACY_SOURCE
 
-TIMES = ("t_ns", "t_unix_ns", "unix_ns", "t_unix_s", "unix_s", "t_us", "t_ms", "t_s", "timestamp", "time", "t")
-DEVICES = ("device", "index", "gpu", "gpu_index", "device_id")
-COUNTERS = {"energy_mj": 1e-3, "energy_j": 1.0, "total_energy_consumption_mj": 1e-3}
-# Column, watts per unit, and the sensor that it names. The value of the instant beats the average of a second.
-POWERS: Mapping[str, tuple[float, str]] = {
-    "power.draw.instant_w": (1.0, "nvml_power_instant"),
-    "power_w": (1.0, "replay"),
-    "power.draw_w": (1.0, "nvml_power"),
-    "power.draw.average_w": (1.0, "nvml_power"),
-    "power_mw": (1e-3, "replay"),
-    "power": (1.0, "replay"),
-    "watts": (1.0, "replay"),
-    "w": (1.0, "replay"),
-}
-_UNITS_NS = (("_ns", 1), ("_us", 1_000), ("_ms", 1_000_000), ("_s", NS_PER_S))
-_STAMPS = ("%Y/%m/%d %H:%M:%S.%f", "%Y/%m/%d %H:%M:%S")
-# A log may be anybody's: what no meter says is left out, and counted.
 MAX_BYTES = 1 << 30  # a month at ten readings a second
 MAX_DEVICE = 2**16
-LARGEST_W, LARGEST_RAW = 1e9, 1e18  # a power station; a counter of 64 bits in millijoules
-LATEST_NS = 2**62  # the year 2116: differences of times fit 64 bits
-LONGEST_CELL = 200  # characters
-_SHOWN = 20  # names of columns in an error
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    time: int
-    time_name: str
-    power: int
-    scale: float
-    sensor: str
-    device: int | None
-    counter: int | None
-    counter_scale: float
+LARGEST_RAW = 1e18  # a counter of 64 bits in millijoules
+MOST_CARDS = 4096
+DATELESS = "dateless"  # of a recording's `meta`: its times are times of day
+ZONELESS = "zoneless"  # its times are text without a zone, read as UTC
+MOST_SURPLUS = 0.02  # part of the lines that two writers may have mixed up
+_ENOUGH = 0.9  # a power column with so many of the best one's readings is as good
+_BACK_NS = 5 * NS_PER_S  # a step back in time that no scheduling explains
+# Of a last line without a line end it is not known whether it is whole.
+_CUT = "the last line was cut while it was written"
 
 
 @dataclass(slots=True)
-class _Read:
-    """(t_ns, power, counter) by device; whether times were text without a zone; readings that no meter can say."""
+class _Readings:
+    """What one card's lines hold: (t_ns, value) of each column, in the order of the file."""
 
-    by_device: dict[int, list[tuple[int, float, float]]] = field(default_factory=lambda: defaultdict(list))
-    zoneless: bool = False
-    impossible: int = 0
+    values: dict[Quantity, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
+    absurd: dict[Quantity, str] = field(default_factory=dict)  # the first cell that no card can draw
+    doubtful: dict[Quantity, str] = field(default_factory=dict)  # the first cell of a kind such as 1,234
+    commas: set[Quantity] = field(default_factory=set)  # columns with a comma that is a decimal one for certain
 
 
-def read_power_log(path: str | os.PathLike[str]) -> Recording:
-    """Read a power log as a recording; its clock is unix time in nanoseconds.
+@dataclass(slots=True)
+class _Log:
+    """All that was read of a file."""
 
-    Columns, in any order and with or without units in brackets: a time (`t_ns`, `t_unix_s`, `timestamp`, ...; numbers
-    in a column without unit are seconds, ms, us or ns by their size), a power (`power_w`, `power.draw [W]`, ...), and
-    if present a `device` index and a counter (`energy_mj`). Text stamps without zone, as nvidia-smi writes them, are
-    read as UTC and the recording's events say so. Readings that are no number are left out.
+    name: str
+    clock: LogClock
+    cards: dict[Card, _Readings] = field(default_factory=dict)
+    unread: int = 0  # lines with readings whose time is not one
+    unread_time: str = ""  # the first of them
+    rows: int = 0
+    surplus: list[int] = field(default_factory=list)  # numbers of lines with more cells than columns
+    left_out: list[str] = field(default_factory=list)
+
+
+def read_power_log(path: str | os.PathLike[str], zone: str | None = None) -> Recording:
+    """Read a power log as a recording with one meter for each card; its clock is unix time in nanoseconds.
+
+    docs/power_logs.md lists the layouts, units and times that are read, and those that are refused. Meters are called
+    by the cards' indices where the log has them, else in the order in which the cards appear; what the log says of a
+    card (index, uuid, bus_id, serial, host, name) is in its facts. `meta` says whether times were without a date or a
+    zone.
+
+    Args:
+        path: The file.
+        zone: IANA name of the zone of times without one, such as "Europe/Paris"; by default they are read as UTC and
+            an event says so.
 
     Raises:
-        SensorError: The file cannot be read, has no such columns, has fewer than two readings, or more than 1 GiB.
+        SensorError: The file cannot be read, is no log of cards' power, has fewer than two readings of any card, more
+            than 1 GiB, or a power that no card draws.
+        ConfigError: There is no such zone.
     """
+    path = Path(path)
+    log = _Log(path.name, LogClock(zone_of(zone)))
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            columns, read = _read(file, path)
+        _check_size(path)
+        with open_log(path) as file:
+            _read(log, log_rows(log_lines(file), path.name))
     except SensorError:
         raise
     except OSError as error:
         raise SensorError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise SensorError(f"{path} is no text: give a CSV with a time and a power column") from error
-    except csv.Error as error:
-        raise SensorError(f"{path} is no CSV of power readings: {error}") from error
-    meters, series = [], []
-    for device, readings in sorted(read.by_device.items()):
-        if len(readings) > 1:
-            meter, found = _metered(device, readings, columns)
-            meters.append(meter)
-            series += found
-    if not meters:
-        raise SensorError(f"{path} has fewer than two readings with a time and a power")
-    first = min(int(s.t_ns[0]) for s in series)
-    return Recording(
-        tuple(meters), tuple(series), events=tuple(_events(first, Path(path).name, read)), anchors=((first, first),)
-    )
+    return _recording(log)
 
 
-def _read(file: TextIO, path: str | os.PathLike[str]) -> tuple[_Columns, _Read]:
-    """Read row by row: a row is kept as three numbers."""
-    size = file.seek(0, os.SEEK_END)
+def _check_size(path: Path) -> None:
+    size = path.stat().st_size
     if size > MAX_BYTES:
         raise SensorError(f"{path} has {size} bytes, more than {MAX_BYTES}: cut it to the time of the trace")
-    file.seek(0)
-    rows = (row for row in csv.reader(bounded_lines(file)) if row)
-    columns = _columns(next(rows, []), path)
-    return columns, _by_device(rows, columns)
 
 
-def _columns(header: Sequence[str], path: str | os.PathLike[str]) -> _Columns:
-    names = [_plain(name) for name in header]
-    time = next((name for name in TIMES if name in names), None)
-    power = next((name for name in POWERS if name in names), None)
-    if time is None or power is None:
-        lacking = "time (t_ns, t_unix_s, timestamp)" if time is None else "power (power_w, power.draw [W])"
-        shown = ", ".join(name[:LONGEST_CELL] for name in header[:_SHOWN])
-        raise SensorError(f"{path} has no column of {lacking}; its columns are: {shown or 'none'}")
-    device = next((names.index(name) for name in DEVICES if name in names), None)
-    counter = next((name for name in COUNTERS if name in names), None)
-    scale, sensor = POWERS[power]
-    return _Columns(
-        names.index(time), time, names.index(power), scale, sensor, device,
-        names.index(counter) if counter else None, COUNTERS[counter] if counter else 0.0,
-    )  # fmt: skip
-
-
-def _plain(name: str) -> str:
-    """Write ` Power.Draw [W]` as `power.draw_w`."""
-    name = " ".join(name[:LONGEST_CELL].split())
-    return re.sub(r" ?[\[(] ?(\w+) ?[\])]", r"_\1", name).strip().lower().replace(" ", "_")
-
-
-def _by_device(rows: Iterable[Sequence[str]], columns: _Columns) -> _Read:
-    read = _Read()
+def _read(log: _Log, rows: Iterable[Row]) -> None:
+    columns: Columns | None = None
+    before: Row | None = None
     for row in rows:
-        if len(row) <= max(columns.time, columns.power):
-            continue  # the last line of a log that was cut
-        t_ns, text = _time_ns(row[columns.time].strip(), columns.time_name)
-        power = _number(row[columns.power])
-        device = _cell(row, columns.device, 0.0)
-        device = 0.0 if np.isnan(device) else device
-        if t_ns is None or abs(t_ns) >= LATEST_NS or np.isnan(power):
-            continue
-        if not (abs(power * columns.scale) < LARGEST_W and 0 <= device < MAX_DEVICE):
-            read.impossible += 1
-            continue
-        read.zoneless |= text
-        counter = _cell(row, columns.counter, np.nan)
-        read.by_device[int(device)].append((t_ns, power, counter if abs(counter) < LARGEST_RAW else np.nan))
-    return read
+        if row.columns is not None:
+            columns = row.columns
+        elif columns is not None:
+            if row.ended or _is_whole(row, before):
+                _read_row(log, columns, row)
+            else:
+                log.left_out.append(_CUT)
+            before = row
+    if len(log.surplus) > MOST_SURPLUS * log.rows:
+        raise SensorError(
+            f"{log.name}, line {log.surplus[0]}: more cells than columns: numbers with decimal commas need quotes, "
+            "another separator than the comma, or a decimal point"
+        )
+    if log.clock.doubtful:
+        raise SensorError(
+            f"{log.name}: the date {log.clock.doubtful} may be day and month or month and day: write it as 2026-12-31"
+        )
 
 
-def _cell(row: Sequence[str], column: int | None, otherwise: float) -> float:
-    return _number(row[column]) if column is not None and column < len(row) else otherwise
+def _is_whole(row: Row, before: Row | None) -> bool:
+    """Tell whether a last line without a line end is whole: its last cell has the form of the one in the line before.
+
+    A number without decimals shows no form: with fewer digits than the one before it may have been longer.
+    """
+    if before is None or len(row.cells) != len(before.cells):
+        return False
+    mine, theirs = row.cells[-1].strip(), before.cells[-1].strip()
+    return _form(mine) == _form(theirs) and (_form(mine) != "" or len(mine) >= len(theirs))
 
 
-def _time_ns(cell: str, name: str) -> tuple[int | None, bool]:
-    """Return unix nanoseconds, and whether the cell was text without a zone."""
-    if len(cell) > LONGEST_CELL:
-        return None, False
-    if _NUMBER.fullmatch(cell):
-        return _from_number(cell, name), False
-    for form in _STAMPS:
-        try:
-            return _unix_ns(datetime.strptime(cell, form).replace(tzinfo=UTC)), True
-        except ValueError:
-            continue
-    try:
-        stamp = datetime.fromisoformat(cell)
-    except ValueError:
-        return None, False
-    return _unix_ns(stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)), stamp.tzinfo is None
+def _form(cell: str) -> str:
+    """Return what follows the digits before the point, with each digit written 0: `.00 W` of `200.25 W`."""
+    return re.sub(r"\d", "0", re.sub(r"^[-+]?\d+", "", cell))
 
 
-def _from_number(cell: str, name: str) -> int | None:
-    try:
-        t_ns = int((Decimal(cell) * _unit_ns(cell, name)).to_integral_value())  # a double would lose digits
-    except (ArithmeticError, ValueError):  # an exponent that no number of this world has
+def _read_row(log: _Log, columns: Columns, row: Row) -> None:
+    log.rows += 1
+    if len(row.cells) > len(columns.names):
+        log.surplus.append(row.number)
+        return
+    cells = row.cells
+    if max(columns.time) >= len(cells):
+        return
+    time = " ".join(cells[place].strip() for place in columns.time)
+    found = list(_amounts(columns, cells))
+    if not found:
+        return
+    t_ns = log.clock.read(time, columns.time_unit)
+    if t_ns is None:
+        if any(amount(cell) is not None for _, _, cell in found):
+            log.unread += 1
+            log.unread_time = log.unread_time or f"line {row.number} has {time[:LONGEST_CELL]!r}"
+        return
+    for one, quantity, cell in found:
+        readings = log.cards.get(one)
+        if readings is None:
+            if len(log.cards) >= MOST_CARDS:
+                raise SensorError(f"{log.name}, line {row.number}: more than {MOST_CARDS} cards: the columns that name "
+                                  "cards change from line to line")  # fmt: skip
+            readings = log.cards[one] = _Readings()
+        _add(log.name, readings, quantity, t_ns, cell, row.number)
+
+
+def _amounts(columns: Columns, cells: Sequence[str]) -> Iterator[tuple[Card, Quantity, str]]:
+    """Yield the cells of a row with power or energy, and whose they are."""
+    named = card(tuple((kind, cells[place]) for kind, place in columns.cards.items() if place < len(cells)))
+    if columns.metric is not None and columns.value is not None:
+        if max(columns.metric, columns.value) < len(cells):
+            metric = cells[columns.metric]
+            quantity, labelled = series_of(metric if "{" in metric else metric + "{}") or (None, Card())
+            if quantity is not None:
+                yield (labelled if labelled != Card() else named), quantity, cells[columns.value]
+        return
+    for place, quantity in columns.quantities:
+        if place < len(cells):
+            wide = columns.wide.get(place)
+            yield (named if wide is None else replace(wide, host=wide.host or named.host)), quantity, cells[place]
+
+
+def _add(name: str, readings: _Readings, quantity: Quantity, t_ns: int, cell: str, number: int) -> None:
+    if quantity.kind == "counter":
+        value = counter_value(cell)
+        if quantity.scale is not None and abs(value) < LARGEST_RAW:
+            readings.values[quantity].append((t_ns, value))
+        return
+    found = amount(cell)
+    if found is None:
+        return
+    scale = power_scale(found.unit) if found.unit else quantity.scale
+    if scale is None:
+        if not found.unit:
+            raise SensorError(
+                f"{name}, {_where(quantity, cell, number)} names no unit: write it into the column's name, such as [W]"
+            )
+        return  # a temperature, a share
+    power_w = found.value * scale
+    if not 0 <= power_w <= MOST_CARD_W:
+        readings.absurd.setdefault(quantity, f"{_where(quantity, cell, number)} is {power_w:.6g} W")
+        return
+    if found.doubtful and power_w * 1000 <= MOST_CARD_W:
+        readings.doubtful.setdefault(quantity, _where(quantity, cell, number))
+    elif "," in cell:
+        readings.commas.add(quantity)
+    readings.values[quantity].append((t_ns, power_w))
+
+
+def _where(quantity: Quantity, cell: str, number: int) -> str:
+    return f"line {number}: {cell.strip()[:LONGEST_CELL]!r} in {quantity.name[:LONGEST_CELL]!r}"
+
+
+# From readings to meters
+
+
+@dataclass(frozen=True, slots=True)
+class _OneCard:
+    card: Card
+    power: tuple[Quantity, IntArray, FloatArray] | None
+    counter: tuple[Quantity, IntArray, FloatArray] | None
+    ordered: bool = False  # told by its place among the lines of a tick
+
+
+def _recording(log: _Log) -> Recording:
+    cards = [one for key, readings in _merged(log.cards).items() for one in _cards(log, key, readings)]
+    cards = [one for one in cards if one.power is not None or one.counter is not None]
+    if not cards:
+        raise SensorError(_nothing(log))
+    meters, series = [], []
+    for number, one in _numbered(cards):
+        meter, read = _metered(number, one)
+        meters.append(meter)
+        series += read
+    first = min(int(one.t_ns[0]) for one in series)
+    meta = {DATELESS: log.clock.dateless, ZONELESS: log.clock.zoneless}
+    events = tuple(_events(first, log, cards))
+    return Recording(tuple(meters), tuple(series), events=events, anchors=((first, first),), meta=meta)
+
+
+def _nothing(log: _Log) -> str:
+    if log.unread:
+        return f"{log.name}: no time can be read: {log.unread_time}: write times as 2026-12-31T23:59:59.500Z"
+    return f"{log.name} has fewer than two readings with a time and a power: {LOG_A_CARD}"
+
+
+def _merged(cards: Mapping[Card, _Readings]) -> Mapping[Card, _Readings]:
+    """Put the lines of a card together that name it by its uuid, whatever else they say of it."""
+    by_uuid: dict[str, Card] = {}
+    merged: dict[Card, _Readings] = {}
+    for key, readings in cards.items():
+        known = by_uuid.setdefault(key.uuid, key) if key.uuid else key
+        if known in merged:
+            for quantity, values in readings.values.items():
+                merged[known].values[quantity] += values
+            merged[known].absurd |= readings.absurd
+        else:
+            merged[known] = readings
+    return merged
+
+
+def _cards(log: _Log, key: Card, readings: _Readings) -> Iterator[_OneCard]:
+    """Choose a card's power and counter; lines that name no single card are told apart by their place in a tick."""
+    power = _best(log, readings)
+    counters = [
+        (q, *_arrays(values)) for q, values in readings.values.items() if q.kind == "counter" and len(values) > 1
+    ]
+    counter = counters[0] if counters else None
+    if power is None:
+        yield _OneCard(key, None, counter and _sorted(counter))
+        return
+    quantity, t_ns, power_w = power
+    count = 1 if key.named else lines_per_tick(t_ns, power_w)
+    if count > 1:
+        place = places(t_ns, count)
+        for number in range(count):
+            part = _sorted((quantity, t_ns[place == number], power_w[place == number]))
+            yield _OneCard(replace(key, index=str(number)), part, None, ordered=True)
+        return
+    _check_one(log, key, t_ns, power_w)
+    if log.clock.whole_seconds:
+        t_ns = _spread(t_ns)
+    yield _OneCard(key, _sorted((quantity, t_ns, power_w)), counter and _sorted(counter))
+
+
+def _best(log: _Log, readings: _Readings) -> tuple[Quantity, IntArray, FloatArray] | None:
+    """Return the readings of the best power column: of those with about the most readings, the finest sensor's.
+
+    Raises:
+        SensorError: A cell of it is no power of a card, or may be two.
+    """
+    counts = {q: len(readings.values.get(q, ())) for q in {*readings.values, *readings.absurd} if q.kind == "power"}
+    if not counts:
         return None
-    return t_ns if abs(t_ns) < 2**63 else None
+    counts |= {q: counts[q] + 1 for q in readings.absurd}
+    most = max(counts.values())
+    best = min((q for q, count in counts.items() if count >= _ENOUGH * most), key=lambda q: (q.rank, q.name))
+    if best in readings.absurd:
+        raise SensorError(
+            f"{log.name}, {readings.absurd[best]}, and no card draws less than 0 or more than {MOST_CARD_W:.0f} W: "
+            "name its unit in the header or the cell (W, mW, kW), or remove the line"
+        )
+    if best in readings.doubtful and best not in readings.commas:
+        raise SensorError(f"{log.name}, {readings.doubtful[best]} may be thousands or decimals: write a decimal point")
+    values = readings.values[best]
+    return (best, *_arrays(values)) if len(values) > 1 else None
 
 
-def _unit_ns(cell: str, name: str) -> int:
-    unit = next((ns for suffix, ns in _UNITS_NS if name.endswith(suffix)), None)
-    if unit is not None:
-        return unit
-    # A date of this century: seconds have 10 digits, and each unit three more.
-    sizes = ((10**11, NS_PER_S), (10**14, 1_000_000), (10**17, 1_000))
-    return next((ns for limit, ns in sizes if abs(float(cell)) < limit), 1)
+def _arrays(values: Sequence[tuple[int, float]]) -> tuple[IntArray, FloatArray]:
+    t_ns, numbers = zip(*values, strict=True)
+    return np.array(t_ns, dtype=np.int64), np.array(numbers, dtype=np.float64)
 
 
-def _unix_ns(stamp: datetime) -> int:
-    whole = int(stamp.replace(microsecond=0).timestamp())
-    return whole * NS_PER_S + stamp.microsecond * 1000
+def _sorted(found: tuple[Quantity, IntArray, FloatArray]) -> tuple[Quantity, IntArray, FloatArray]:
+    quantity, t_ns, values = found
+    order = np.argsort(t_ns, kind="stable")
+    return quantity, t_ns[order], values[order]
 
 
-def _number(cell: str) -> float:
-    match = _NUMBER.search(cell[:LONGEST_CELL])
-    return float(match.group()) if match is not None else np.nan
+def _check_one(log: _Log, key: Card, t_ns: IntArray, power_w: FloatArray) -> None:
+    """Refuse lines of one name that tell of two cards: logs of several machines that were put into one file."""
+    back = np.flatnonzero(np.diff(t_ns) < -_BACK_NS) + 1
+    parts = np.split(np.arange(len(t_ns)), back)
+    for before, after in pairwise(parts):
+        lo, hi = max(t_ns[before].min(), t_ns[after].min()), min(t_ns[before].max(), t_ns[after].max())
+        shorter = min(np.ptp(t_ns[before]), np.ptp(t_ns[after]))
+        if shorter <= 0 or hi - lo < shorter / 2:
+            continue
+        twice = set(zip(t_ns[before].tolist(), power_w[before].tolist(), strict=True))
+        if not twice >= set(zip(t_ns[after].tolist(), power_w[after].tolist(), strict=True)):
+            raise SensorError(
+                f"{log.name}: card {key.text} has two series of readings for one time: logs of several machines in one "
+                "file need a column hostname"
+            )
 
 
-def _metered(device: int, readings: list[tuple[int, float, float]], columns: _Columns) -> tuple[Meter, list[Series]]:
-    readings.sort(key=lambda reading: reading[0])
-    t_ns = np.array([r[0] for r in readings], dtype=np.int64)
-    domain = Domain("gpu", device)
-    period = int(np.median(np.diff(t_ns)))
-    channel = Channel(domain, "power", "power", "W", columns.scale, period, columns.sensor)
-    series = [_series(channel, t_ns, np.array([r[1] for r in readings]))]
-    counter = np.array([r[2] for r in readings])
-    if np.isfinite(counter).sum() > 1:
-        energy = Channel(domain, "energy", "counter", "J", columns.counter_scale, period, "nvml_energy_counter")
-        series.insert(0, _series(energy, t_ns, counter))
-    meter = Meter(domain, tuple(s.channel for s in series), "measured", "device", f"GPU {device}")
+def _spread(t_ns: IntArray) -> IntArray:
+    """Spread the readings of one whole second over it: they were cut to it."""
+    seconds, place, count = np.unique(t_ns, return_inverse=True, return_counts=True)
+    usual = int(np.median(count))
+    if usual < 2:
+        return t_ns
+    order = np.argsort(place, kind="stable")
+    firsts = np.concatenate(([0], np.cumsum(count)[:-1]))
+    within = np.arange(len(t_ns)) - firsts[place[order]]
+    # The first second may have begun before the log: its readings are the last ones of it.
+    late = np.where((place[order] == 0) & (count[0] < usual), usual - count[0], 0)
+    found = np.empty_like(t_ns)
+    found[order] = seconds[place[order]] + (within + late) * NS_PER_S // np.maximum(count[place[order]], usual)
+    return found
+
+
+def _numbered(cards: Sequence[_OneCard]) -> Iterator[tuple[int, _OneCard]]:
+    """Number cards by their indices where these are all there and different, else in order of appearance."""
+    indices = [one.card.index for one in cards]
+    if len(set(indices)) == len(cards) and all(index and int(index) < MAX_DEVICE for index in indices):
+        yield from sorted(((int(one.card.index), one) for one in cards), key=lambda pair: pair[0])
+    else:
+        yield from enumerate(cards)
+
+
+def _metered(number: int, one: _OneCard) -> tuple[Meter, list[Series]]:
+    domain = Domain("gpu", number)
+    series = []
+    if one.counter is not None:
+        quantity, t_ns, raw = one.counter
+        scale = quantity.scale or 1.0
+        series.append(
+            _series(Channel(domain, "energy", "counter", "J", scale, _period(t_ns), quantity.sensor), t_ns, raw)
+        )
+    if one.power is not None:
+        quantity, t_ns, power_w = one.power
+        series.append(
+            _series(Channel(domain, "power", "power", "W", 1.0, _period(t_ns), quantity.sensor), t_ns, power_w)
+        )
+    facts = tuple((item.name, value) for item in fields(Card) if (value := getattr(one.card, item.name)))
+    model = one.card.name or f"GPU {one.card.index or number}"
+    meter = Meter(domain, tuple(s.channel for s in series), "measured", "device", model, facts=facts)
+    if all(s.channel.sensor.startswith("nvml") for s in series):
+        meter = replace(meter, vendor="NVIDIA", accuracy_rel=ACCURACY, accuracy_source=ACCURACY_SOURCE)
     return meter, series
 
 
+def _period(t_ns: IntArray) -> int:
+    return max(int(np.median(np.diff(t_ns))), 1)
+
+
 def _series(channel: Channel, t_ns: IntArray, raw: FloatArray) -> Series:
-    keep = np.isfinite(raw)
-    return Series(channel, t_ns[keep], raw[keep], np.zeros(int(keep.sum()), dtype=np.int64))
+    return Series(channel, t_ns, raw, np.zeros(len(t_ns), dtype=np.int64))
 
 
-def _events(t_ns: int, name: str, read: _Read) -> Iterator[Event]:
-    if read.zoneless:
-        message = f"times in {name} have no zone and are read as UTC; if the log was written elsewhere, give an offset"
+def _events(t_ns: int, log: _Log, cards: Sequence[_OneCard]) -> Iterator[Event]:
+    if log.clock.zoneless:
+        message = (
+            f"times in {log.name} have no zone and are read as UTC; if the log was written elsewhere, give its zone"
+        )
         yield Event(t_ns, "info", "CLOCK_ASSUMED", "run", message)
-    if read.impossible:
-        message = f"{read.impossible} readings of {name} are left out: no device has such a power or such an index"
+    if log.clock.set_back:
+        message = f"the clock of {log.name} went back by an hour, as summer time ends: its times are read as going on"
+        yield Event(t_ns, "info", "CLOCK_SET_BACK", "run", message)
+    if log.unread:
+        message = f"{log.unread} lines of {log.name} have no time that can be read ({log.unread_time}): left out"
         yield Event(t_ns, "warning", "READINGS_LEFT_OUT", "run", message)
+    if log.surplus:
+        many = f"{len(log.surplus)} lines of {log.name} (the first: {log.surplus[0]})"
+        message = f"{many} have more cells than columns: left out"
+        yield Event(t_ns, "warning", "READINGS_LEFT_OUT", "run", message)
+    for why in log.left_out:
+        yield Event(t_ns, "info", "READINGS_LEFT_OUT", "run", f"{log.name}: {why}: left out")
+    if any(one.ordered for one in cards):
+        message = f"no column of {log.name} tells its {len(cards)} cards apart: their order in each tick does"
+        yield Event(t_ns, "info", "CARDS_BY_ORDER", "run", message)
 
 
-def renamed(recording: Recording, index: int) -> Recording:
-    """Return a recording of one device as that of another index: a log without a device column is device 0."""
-    domain = Domain("gpu", index)
-    meter = recording.meters[0]
-    channels = {c.key: replace(c, domain=domain) for c in meter.channels}
-    return replace(
-        recording,
-        meters=(replace(meter, domain=domain, channels=tuple(channels.values()), model=f"GPU {index}"),),
-        series=tuple(replace(s, channel=channels[s.channel.key]) for s in recording.series),
-    )
+def renamed(recording: Recording, cards: Mapping[str, Meter]) -> Recording:
+    """Return the recording of chosen cards under the domains of the trace; the others are left out.
+
+    Args:
+        recording: A power log.
+        cards: The log's meter of each domain, such as "gpu:0".
+    """
+    meters, series = [], []
+    for name, meter in cards.items():
+        domain = Domain("gpu", int(name.partition(":")[2]))
+        channels = {c.key: replace(c, domain=domain) for c in meter.channels}
+        meters.append(replace(meter, domain=domain, channels=tuple(channels.values())))
+        series += [replace(s, channel=channels[s.channel.key]) for s in recording.series if s.channel.key in channels]
+    return replace(recording, meters=tuple(meters), series=tuple(series))

@@ -9,6 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from torchwatt.core.warn import warn
+from torchwatt.session.replaced import before_exec, forget_before_exec
+
 
 class Closeable(Protocol):
     """What this list needs to know of a session."""
@@ -33,6 +36,7 @@ def enter(session: Closeable) -> None:
         _drop_inherited()
         if not _active:
             atexit.register(_close_all)
+            before_exec(_replaced)
         _active.append(session)
 
 
@@ -43,6 +47,7 @@ def leave(session: Closeable) -> None:
             _active.remove(session)
         if not _active:
             atexit.unregister(_close_all)
+            forget_before_exec(_replaced)
 
 
 def current_task() -> int | None:
@@ -82,8 +87,15 @@ def _drop_inherited() -> None:
     _active[:] = [s for s in _active if s.pid == os.getpid()]
 
 
-def _close_all() -> None:
+def _close_all(reason: str = "still open when the program ended") -> int:
     with _lock:
         open_ones: list[Callable[[str], None]] = [s.close for s in reversed(_active) if s.pid == os.getpid()]
     for close in open_ones:
-        close("still open when the program ended")
+        close(reason)
+    return len(open_ones)
+
+
+def _replaced(by: str) -> None:
+    """End all sessions before `os.exec*` makes this process another program."""
+    if _close_all(f"replaced by {by}"):
+        warn(f"torchwatt: this program replaced itself by {by}: its run ends here, and what follows is not measured")

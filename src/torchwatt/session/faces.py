@@ -9,6 +9,7 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.plain_text import printable_here
 from torchwatt.core.report import Report
 from torchwatt.session import frames
 from torchwatt.session.files import keep_run, write_csv, write_html
@@ -89,17 +90,17 @@ class ReportFaces(ABC):
         chain: str | os.PathLike[str] | None = None,
         sign_key: str | os.PathLike[str] | None = None,
     ) -> Path:
-        """Write the audit tables into a new folder, which `torchwatt verify` can check.
+        """Write the audit tables into a folder of their own, which `torchwatt verify` can check; return that folder.
 
         Args:
-            directory: The folder to make.
+            directory: The folder to make; where there is a run in it, the tables go into `NAME-2` beside it.
             samples: The power curve as `parquet` or `csv.gz`; `auto` is Parquet where pyarrow is installed.
             overwrite: Replace an older bundle of that name; anything else is never replaced.
             chain: A file to which one line a bundle is added, so that a removed run shows; else `TORCHWATT_CHAIN`.
             sign_key: An SSH key to sign with; else `TORCHWATT_SIGN_KEY`.
 
         Raises:
-            BundleError: The folder exists and is not empty, cannot be written, or the key cannot be used.
+            BundleError: The name is a file's, the folder cannot be written, or the key cannot be used.
         """
         return write_csv(
             self.report, directory, samples=samples, overwrite=overwrite, chain=chain, sign_key=sign_key
@@ -121,16 +122,17 @@ class ReportFaces(ABC):
         return keep_run(self.report, store, project)
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Write one self-contained page.
+        """Write one self-contained page, over an older one.
 
         Raises:
-            BundleError: The file exists or cannot be written.
+            BundleError: The name is that of something else than a file, or it cannot be written.
         """
         return write_html(self.report, path)
 
     def __repr__(self) -> str:
         # As wide as the terminal, within what reads well; 100 where there is none.
-        return to_text(self.report, width=min(max(get_terminal_size((100, 24)).columns, 100), 140))
+        width = min(max(get_terminal_size((100, 24)).columns, 100), 140)
+        return printable_here(to_text(self.report, width=width))  # a training that prints its run must not end in that
 
     def _repr_html_(self) -> str:
         return to_html_fragment(self.report, max_bytes=MAX_HTML_BYTES)
@@ -138,7 +140,7 @@ class ReportFaces(ABC):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         report = self.report
         bundle: dict[str, Any] = {
-            "text/plain": to_text(report),
+            "text/plain": printable_here(to_text(report)),
             "text/html": self._repr_html_(),
             MIME: to_payload(report),
         }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import warnings
 
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.warn import warn
 from torchwatt.sensors import Feed, Sampler, discover
 from torchwatt.sensors.silent import Silent
 from torchwatt.session.jobs.member import Member
 from torchwatt.session.options import Options
 
-NOTHING_LEFT = (OSError, MemoryError, RuntimeError)  # descriptors, memory, threads
 THRIFTY_BUDGET = 0.002  # of overhead: reading the process's clocks ten times a second costs about that part of a core
 
 
@@ -25,15 +25,17 @@ def found_feed(asked: Options, member: Member | None) -> Feed:
         found = discover(powercap_root=asked.powercap_root, family=None if member is None else os.getppid())
         thrifty = asked.overhead_budget <= THRIFTY_BUDGET
         return Sampler(found if member is None else member.discovered(found), thrifty=thrifty)
-    except NOTHING_LEFT as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # descriptors, memory, threads, a binding of another make: the program runs all the same
         return _silent(error)
 
 
 def started(feed: Feed, *, given: bool) -> Feed:
-    """Start the meters; without descriptors, memory or threads they are silent, unless the user gave them."""
+    """Start the meters; those that cannot be started are silent, unless the user gave them."""
     try:
         feed.start()
-    except NOTHING_LEFT as error:
+    except Exception as error:
         if given:
             raise
         with contextlib.suppress(Exception):
@@ -50,5 +52,5 @@ def rest(feed: Feed, seconds: float) -> None:
 
 def _silent(error: BaseException) -> Silent:
     silent = Silent(error)
-    warnings.warn(f"torchwatt: {silent.reason}", RuntimeWarning, stacklevel=2)
+    warn(f"torchwatt: {silent.reason}")
     return silent

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torchwatt.audit import SampleFormat, Seal, write_bundle
+from torchwatt.audit import SampleFormat, Seal, free_name, write_bundle
 from torchwatt.audit.store import Store
 from torchwatt.core.errors import BundleError
 from torchwatt.core.report import Report
-from torchwatt.disk.private import new_file, private_folder
+from torchwatt.core.warn import warn
+from torchwatt.disk.private import missing_folders, private_folder, replace_file
 from torchwatt.session.options import Options
 from torchwatt.views import to_html_page
 
@@ -20,19 +22,41 @@ CHAIN = "TORCHWATT_CHAIN"
 KEY = "TORCHWATT_SIGN_KEY"
 
 
-def write_all(report: Report, asked: Options) -> bool:
-    """Write what a session was asked for; whether all of it was. What fails is a warning, and the rest is written."""
-    whole = True
-    keep = partial(keep_run, project=asked.project)
-    for target, write in ((asked.csv, write_csv), (asked.html, write_html), (asked.keep, keep)):
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Files and folders that a session wrote, and what there is to say about them."""
+
+    paths: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()  # folders that were made on the way, names that differ from what was asked for
+    whole: bool = True  # nothing failed
+
+
+def write_all(report: Report, asked: Options) -> Written:
+    """Write what a session was asked for.
+
+    What fails is a warning, and the rest is written: a full disk must not take the user's exception's place.
+    """
+    whole, notes, paths = True, [], []
+    wanted: list[tuple[str, Path | None, Callable[[Report, Path], Path]]] = [
+        ("csv", asked.csv, partial(write_csv, overwrite=asked.overwrite)),
+        ("html", asked.html, write_html),
+        ("keep", asked.keep, partial(keep_run, project=asked.project)),
+    ]
+    for what, target, write in wanted:
         if target is None:
             continue
         try:
-            write(report, target)
-        except Exception as error:  # a full disk must not take the user's exception's place
+            made = [] if what == "keep" else missing_folders(target.parent)
+            written = write(report, target)
+        except Exception as error:
             whole = False
-            warnings.warn(f"torchwatt could not write {target}: {error}", RuntimeWarning, stacklevel=2)
-    return whole
+            warn(f"torchwatt could not write {target}: {error}")
+            continue
+        paths.append(written)
+        notes += [f"made the folder {folder} for {what}={str(target)!r}" for folder in made]
+        if what == "csv" and written != target:
+            notes.append(f"{target} is not empty: this run is in {written}")
+    return Written(tuple(paths), tuple(notes), whole)
 
 
 def write_csv(
@@ -44,9 +68,12 @@ def write_csv(
     chain: str | os.PathLike[str] | None = None,
     sign_key: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write the audit tables into a new folder; see `Run.to_csv`."""
+    """Write the audit tables into a folder of their own; see `Run.to_csv`."""
     seal = Seal(_path(chain, CHAIN), _path(sign_key, KEY))
-    return write_bundle(report, directory, samples=samples, overwrite=overwrite, seal=seal)
+    target = Path(directory).absolute()
+    if not overwrite:
+        target = free_name(target)
+    return write_bundle(report, target, samples=samples, overwrite=overwrite, seal=seal)
 
 
 def _path(given: str | os.PathLike[str] | None, variable: str) -> Path | None:
@@ -65,26 +92,17 @@ def keep_run(report: Report, store: str | os.PathLike[str] | None, project: str)
 
 
 def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
-    """Write one self-contained page; never over an existing file.
+    """Write one self-contained page, in place of an older file of that name; folders above it are made.
 
     Raises:
-        BundleError: The file exists or cannot be written.
+        BundleError: The name is that of something else than a file, or it cannot be written.
     """
-    target = Path(path)
+    target = Path(path).absolute()
+    if target.exists() and not target.is_file():
+        raise BundleError(f"{target} is no file: name one for the page, such as {target / 'report.html'}")
     try:
         private_folder(target.parent)
-        page = to_html_page(report).encode()
-        with new_file(target) as file:
-            whole = False
-            try:
-                file.write(page)
-                file.flush()
-                whole = True
-            finally:
-                if not whole:  # a full disk: half a page is none
-                    target.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise BundleError(f"{target} exists already: name another file, or move it") from error
+        replace_file(target, to_html_page(report).encode())
     except OSError as error:
         raise BundleError(f"cannot write {target}: {error.strerror}") from error
     return target

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from typing import TYPE_CHECKING, Protocol
 
 from torchwatt.core.meter import Event
+from torchwatt.core.warn import warn
 
 if TYPE_CHECKING:
     from torchwatt.core.meter import Recording
@@ -69,4 +69,4 @@ def ended(session: Session, recording: Recording) -> None:
 def _failed(session: Session, what: str, error: Exception) -> None:
     message = f"{what}: {type(error).__name__}: {error}"
     session.note(Event(time.monotonic_ns(), "warning", "METRICS_LOST", "run", message))
-    warnings.warn(f"torchwatt: {message}", RuntimeWarning, stacklevel=3)
+    warn(f"torchwatt: {message}", stacklevel=3)

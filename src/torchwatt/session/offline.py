@@ -15,11 +15,12 @@ from torchwatt.attribution.kernel import FAMILIES
 from torchwatt.attribution.known import Known
 from torchwatt.core.activity import Activity
 from torchwatt.core.errors import ConfigError
-from torchwatt.core.meter import Event, Recording
+from torchwatt.core.meter import Event, Meter, Recording
 from torchwatt.core.report import Report
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S, ns_from_s
-from torchwatt.sensors.power_log import read_power_log, renamed
+from torchwatt.sensors.power_log import DATELESS, ZONELESS, read_power_log
+from torchwatt.session.card_selection import cards_at_rest, select_cards
 from torchwatt.session.options import Options
 from torchwatt.session.settle import Bounds, Outcome, settle
 from torchwatt.session.software import new_run_id
@@ -28,9 +29,10 @@ from torchwatt.tracing.traces.clock import fit_offset
 
 StrPath = str | os.PathLike[str]
 Offset = float | Literal["fit"] | None
-# Readings before a live run are a quiet baseline; what ran before a recorded trace is not known, so that shorter than
-# any baseline is all that is kept: enough to know the power at the trace's start.
-LEAD_NS = 99_000_000
+# Of a log that goes on for weeks, what lies around the trace: enough to know how often the sensor was read.
+AROUND_NS = 60 * NS_PER_S
+AROUND_READINGS = 20
+DAY_NS = 86_400 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Files:
 
     `offset` is in seconds, added to the traces' times, or to be fitted. `sensor` is the family of the GPU's power
     sensor (a100, h100, ...), which "auto" leaves to the readings. `idle` is a power log of the same devices at rest.
+    `device` names the log's cards that are the trace's devices, in the order of these, as CUDA_VISIBLE_DEVICES does.
+    `zone` is that of the log's times, where they have none.
     """
 
     traces: tuple[StrPath, ...]
@@ -48,6 +52,8 @@ class Files:
     offset: Offset = None
     sensor: str = "auto"
     idle: StrPath | None = None
+    device: tuple[str, ...] = ()
+    zone: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,16 +72,21 @@ def attribute(
     offset: Offset = None,
     sensor: str = "auto",
     idle: StrPath | None = None,
+    device: str | int | Sequence[str | int] = (),
+    zone: str | None = None,
 ) -> Report:
     """Say which layers of a recorded run used the joules of a power log.
 
     Args:
         trace: A trace saved by torch.profiler (.json, .json.gz), or one per rank.
-        power: A CSV of power readings; `torchwatt.sensors.power_log.read_power_log` says which columns.
+        power: A log of power readings; docs/power_logs.md says which.
         offset: Seconds to add to the trace's times to reach those of the log; "fit" searches for it.
         sensor: Family of the power sensor: "a100", "h100", "ada", "ampere", "volta", "turing", "pascal"; "auto" lets
             the readings decide.
         idle: A power log of the device at rest with its context loaded: its static power.
+        device: Which of the log's cards the trace's devices are, by index, uuid, bus id, serial number, host or name,
+            in the order of the trace's devices: what CUDA_VISIBLE_DEVICES was.
+        zone: Time zone of the log's times where they have none, such as "Europe/Paris"; by default UTC.
 
     Raises:
         TraceError: A trace cannot be read.
@@ -83,7 +94,9 @@ def attribute(
         ConfigError: Trace and log do not belong together: other devices, another time.
     """
     traces = (trace,) if isinstance(trace, (str, os.PathLike)) else tuple(trace)
-    found = run_offline(Files(traces, power, offset=offset, sensor=sensor, idle=idle))
+    named = (device,) if isinstance(device, str | int) else tuple(device)
+    files = Files(traces, power, offset=offset, sensor=sensor, idle=idle, device=tuple(map(str, named)), zone=zone)
+    found = run_offline(files)
     assert found.report is not None  # noqa: S101  # a power log always gives one
     return found.report
 
@@ -105,10 +118,12 @@ def run_offline(files: Files) -> Offline:
     _one_device_each(joined)
     if files.power is None:
         return Offline(joined, None)
-    recording = _matched(read_power_log(files.power), joined)
-    events: tuple[Event, ...] = ()
+    log = read_power_log(files.power, files.zone)
+    recording, events = select_cards(log, joined, files.device)
+    recording = _dated(recording, joined)
     if files.offset == "fit":
-        joined, events = _fitted(joined, recording)
+        joined, told = _fitted(joined, recording)
+        events += told
     elif files.offset is None and any(one.clock == "unknown" for one in joined):
         raise ConfigError("the trace does not say what its clock is: give --offset SECONDS, or --offset fit")
     return Offline(joined, _report(joined, recording, files, events), events)
@@ -132,26 +147,35 @@ def _report(joined: Sequence[Joined], recording: Recording, files: Files, events
         new_run_id(),
         Options(name=name, layers=False),
         Bounds(start_ns, end_ns, start_ns),
-        recording.between(start_ns - LEAD_NS, max(int(series.t_ns[-1]) for series in recording.series)),
+        _around(recording, start_ns, end_ns),
         trace,
-        Outcome("complete", known=_known(files, [str(meter.domain) for meter in recording.meters])),
+        Outcome("complete", events=recording.events, known=_known(files, recording.meters)),
     )
 
 
-def _known(files: Files, domains: Sequence[str]) -> Known:
-    """Return what the caller said about the devices: their sensors, and their power at rest."""
+def _around(recording: Recording, start_ns: int, end_ns: int) -> Recording:
+    """Leave out what lies far from the run."""
+    period_ns = max(series.channel.period_ns for series in recording.series)
+    around_ns = max(AROUND_NS, AROUND_READINGS * period_ns)
+    return recording.between(start_ns - around_ns, end_ns + around_ns)
+
+
+def _known(files: Files, meters: Sequence[Meter]) -> Known:
+    """Return what the caller said about the devices: their sensors, and their power at rest.
+
+    What ran before a recorded trace is not known: the log's readings before it are no baseline.
+    """
+    domains = [str(meter.domain) for meter in meters]
     if files.sensor != "auto" and files.sensor not in FAMILIES:
         raise ConfigError(f"no sensor family {files.sensor!r}: give auto or one of {', '.join(FAMILIES)}")
     families = {} if files.sensor == "auto" else dict.fromkeys(domains, files.sensor)
     idle_w: dict[str, float] = {}
     if files.idle is not None:
-        rest = read_power_log(files.idle)
-        if len(rest.meters) == len(domains) == 1:
-            rest = renamed(rest, int(domains[0].partition(":")[2]))
+        rest = cards_at_rest(read_power_log(files.idle, files.zone), meters)
         for series in rest.series:
             if series.channel.quantity == "power":
                 idle_w[str(series.channel.domain)] = float(np.mean(series.raw)) * series.channel.scale
-    return Known(families=families, idle_w=idle_w)
+    return Known(families=families, idle_w=idle_w, baseline=False)
 
 
 def _window(activities: Sequence[Activity]) -> tuple[int, int]:
@@ -174,15 +198,17 @@ def _one_device_each(joined: Sequence[Joined]) -> None:
             seen[activity.device] = one.source
 
 
-def _matched(recording: Recording, joined: Sequence[Joined]) -> Recording:
-    """Check that the log's devices are the trace's; a log of one device is that of a trace with one device."""
-    devices = sorted({activity.device for one in joined for activity in one.activities})
-    logged = [str(meter.domain) for meter in recording.meters]
-    if len(devices) == 1 and len(logged) == 1:
-        return renamed(recording, int(devices[0].partition(":")[2]))
-    if devices and not set(devices) & set(logged):
-        raise ConfigError(f"the trace holds {', '.join(devices)}, the power log {', '.join(logged)}: name its devices")
-    return recording
+def _dated(recording: Recording, joined: Sequence[Joined]) -> Recording:
+    """Put a log whose times have no date on the day of the trace."""
+    starts = [int(activity.start_ns.min()) for one in joined for activity in one.activities if len(activity)]
+    if not recording.meta.get(DATELESS) or not starts:
+        return recording
+    middle_ns = np.median([np.median(series.t_ns) for series in recording.series])
+    days = round((min(starts) - middle_ns) / DAY_NS)
+    moved = tuple(replace(series, t_ns=series.t_ns + days * DAY_NS) for series in recording.series)
+    message = "times of the power log have no date: they are taken to be of the trace's day"
+    event = Event(min(starts), "info", "DATE_ASSUMED", "run", message)
+    return replace(recording, series=moved, events=(*recording.events, event))
 
 
 def _fitted(joined: Sequence[Joined], recording: Recording) -> tuple[tuple[Joined, ...], tuple[Event, ...]]:
@@ -229,9 +255,12 @@ def _overlap(recording: Recording, start_ns: int, end_ns: int) -> None:
     first = min(int(series.t_ns[0]) for series in recording.series)
     last = max(int(series.t_ns[-1]) for series in recording.series)
     if end_ns <= first or start_ns >= last:
+        zone = "; times of the log have no zone and were read as UTC: --zone NAME says which is theirs"
         raise ConfigError(
             f"the power log ({_utc(first)} to {_utc(last)}) and the trace ({_utc(start_ns)} to {_utc(end_ns)}) do not "
             "overlap: give --offset SECONDS to add to the trace's times, or --offset fit"
+            + zone
+            * bool(recording.meta.get(ZONELESS))
         )
 
 

@@ -10,11 +10,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from torchwatt.audit.seal import MANIFEST
 from torchwatt.audit.store import PROJECT, default_store, project_name
 from torchwatt.carbon import Asked, Plan, plan
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.replay import ReplayedPower
 from torchwatt.core.terms import Slot
+from torchwatt.disk.private import missing_folders
 from torchwatt.sensors import Feed
 
 DEFAULT_BASELINE_S = 0.2
@@ -33,6 +35,7 @@ class Options:
     baseline_s: float = DEFAULT_BASELINE_S
     csv: Path | None = None
     html: Path | None = None
+    overwrite: bool = False  # an older bundle where `csv` is
     keep: Path | None = None
     journal: Path | bool = False  # True: in the store, removed at the end
     project: str = PROJECT
@@ -60,9 +63,12 @@ def options(given: Mapping[str, Any]) -> Options:
     for switch in ("layers", "live"):
         if given[switch] not in ("on", "off"):
             raise ConfigError(f"{switch}={given[switch]!r}: give 'on' or 'off'")
+    _check_kinds(given)
     budget = _number("overhead_budget", given["overhead_budget"], low=0.0, high=1.0)
     baseline_s = _number("baseline_s", given["baseline_s"], low=0.0, high=60.0)
-    csv, html = _target("csv", given["csv"]), _target("html", given["html"])
+    if not isinstance(given["overwrite"], bool):
+        raise ConfigError(f"overwrite={given['overwrite']!r}: give True or False")
+    csv, html = _csv(given["csv"], overwrite=given["overwrite"]), _html(given["html"])
     return Options(
         name=str(given["name"] or "run"),
         carbon=plan(carbon_asked(given), datetime.now(UTC)),
@@ -71,10 +77,11 @@ def options(given: Mapping[str, Any]) -> Options:
         baseline_s=baseline_s,
         csv=csv,
         html=html,
+        overwrite=given["overwrite"],
         keep=_store(given.get("keep")),
         journal=_journal(given.get("journal")),
         project=_project(given),
-        powercap_root=None if given["powercap_root"] is None else Path(given["powercap_root"]),
+        powercap_root=_path("powercap_root", given["powercap_root"]),
         feed=given["feed"],
         dither_s=_number("dither_s", given["dither_s"], low=0.0, high=0.1),
         replays=tuple(given["replays"]),
@@ -89,6 +96,28 @@ def carbon_asked(given: Mapping[str, Any]) -> Asked:
     return Asked(**{item.name: given.get(item.name) for item in fields(Asked)})
 
 
+def _check_kinds(given: Mapping[str, Any]) -> None:
+    """Refuse what is of another kind than the option.
+
+    Raises:
+        ConfigError: An option is; the message says what it takes.
+    """
+    replays, work, factors, pue = (given[name] for name in ("replays", "work", "factors", "pue"))
+    each = factors if isinstance(factors, list | tuple) else () if factors is None else (factors,)
+    numbers = pue if isinstance(pue, list | tuple) else () if pue is None else (pue,)
+    for name, good, takes in (
+        ("region", isinstance(given["region"], str | None), "a place, such as 'FRA' or 'USA/california'"),
+        ("facility", isinstance(given["facility"], str | None), "a site, such as 'scaleway/fr-par-2'"),
+        ("factors", all(isinstance(path, str | os.PathLike) for path in each), "a file, or a list of files"),
+        ("pue", all(isinstance(n, int | float) for n in numbers), "a number, or (value, lo, hi)"),
+        ("feed", given["feed"] is None or hasattr(given["feed"], "meters"), "such as torchwatt.sensors.Replay"),
+        ("replays", isinstance(replays, list | tuple), "what torchwatt.replay found, in a list"),
+        ("work", isinstance(work, Mapping | None), "what torchwatt.work_of found"),
+    ):
+        if not good:
+            raise ConfigError(f"{name}={given[name]!r}: give {takes}")
+
+
 def _number(name: str, value: Any, *, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or not low <= value <= high:
         raise ConfigError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
@@ -99,17 +128,17 @@ def _store(keep: str | os.PathLike[str] | bool | None) -> Path | None:
     """Return where to keep the run; True is the user's own store."""
     if keep is None or isinstance(keep, bool):
         return default_store() if keep else None
-    return Path(keep).absolute()
+    return _path("keep", keep)
 
 
 def _job(given: str | os.PathLike[str] | None) -> Path | None:
     """Return where ranks leave their bundles; the environment names it once for all ranks of a job."""
     found = given or os.environ.get(JOB_VARIABLE)
-    return Path(found).absolute() if found else None
+    return _path("job", found) if found else None
 
 
 def _journal(journal: str | os.PathLike[str] | bool | None) -> Path | bool:
-    return bool(journal) if journal is None or isinstance(journal, bool) else Path(journal).absolute()
+    return bool(journal) if journal is None or isinstance(journal, bool) else _path("journal", journal) or False
 
 
 def _project(given: Mapping[str, Any]) -> str:
@@ -120,15 +149,46 @@ def _project(given: Mapping[str, Any]) -> str:
     return project_name(str(given["project"]))
 
 
-def _target(name: str, value: str | os.PathLike[str] | None) -> Path | None:
-    """Refuse before the run what could not be written after it; absolute, as the run may change its folder."""
+def _csv(value: str | os.PathLike[str] | None, *, overwrite: bool) -> Path | None:
+    """Return where the tables go; another run there is left alone or, where that was asked for, replaced."""
+    path = _path("csv", value)
+    if path is None:
+        return None
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"csv={str(path)!r} is a file: name a folder")
+    if overwrite and path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
+        raise ConfigError(
+            f"csv={str(path)!r} holds no bundle, and overwrite= replaces nothing else: name another folder"
+        )
+    return _writable("csv", path, path)
+
+
+def _html(value: str | os.PathLike[str] | None) -> Path | None:
+    """Return where the page goes, over an older one."""
+    path = _path("html", value)
+    if path is None:
+        return None
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"html={str(path)!r} is no file: name one, such as {str(path / 'report.html')!r}")
+    return _writable("html", path, path.parent)
+
+
+def _path(name: str, value: Any) -> Path | None:
+    """Return a path, absolute, as the run may change its folder."""
     if value is None:
         return None
-    path = Path(value).absolute()
-    empty_folder = name == "csv" and path.is_dir() and not any(path.iterdir())
-    if path.exists() and not empty_folder:
-        raise ConfigError(f"{name}={str(path)!r} exists already; an audit file is made once: name another, or move it")
-    above = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise ConfigError(f"{name}={value!r}: give a path")
+    return Path(value).expanduser().absolute()
+
+
+def _writable(name: str, path: Path, folder: Path) -> Path:
+    """Refuse before the run what could not be written after it."""
+    try:
+        missing_folders(folder)
+    except PermissionError as error:
+        raise ConfigError(f"{name}={str(path)!r}: {error.strerror}; make it, or name another") from error
+    above = next(parent for parent in (path.parent, *path.parents) if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise ConfigError(f"{name}={str(path)!r} could not be written: {above} is no folder that you may write to")
     return path

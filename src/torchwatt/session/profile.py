@@ -7,13 +7,16 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar, cast
 
-from torchwatt.core.errors import ConfigError
+from torchwatt.core.errors import ConfigError, TorchwattError
 from torchwatt.core.replay import ReplayedPower
 from torchwatt.core.report import Status
 from torchwatt.core.terms import Slot
+from torchwatt.core.tracebacks import below_own_frames, drop_own_frames, hide_own_frames
+from torchwatt.core.warn import warn
 from torchwatt.sensors import Feed
+from torchwatt.session.models import models_of, refuse_misplaced, refuse_unknown
 from torchwatt.session.options import DEFAULT_BASELINE_S, DEFAULT_JOB_WAIT_S, options
 from torchwatt.session.run import Run
 from torchwatt.session.session import Session
@@ -36,7 +39,8 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
     then carries the latest result as `function.run`.
 
     Args:
-        model: Names its modules as in `state_dict`. Without it, modules are found and named by themselves.
+        model: Names its modules as in `state_dict`. Several in a list, or in a mapping from names to models, are named
+            by the variables that hold them, or by these names. Without it, modules are found and named by themselves.
         region: Where the electricity comes from ("FRA", "USA/california"); without it there are no grams.
         intensity_g_per_kwh: Your own number for the grid, instead of a region's.
         market: gCO2e/kWh of your electricity contract, for a market-based total beside the location-based one.
@@ -47,8 +51,9 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         layers: "on" or "off"; off meters only.
         overhead_budget: Part of the time that looking into backward passes may cost.
         baseline_s: Quiet time sampled before the block, to know the static power and to hear every meter once.
-        csv: A folder that does not exist yet: the audit tables are written there at the end.
-        html: A file that does not exist yet: the report is written there at the end.
+        csv: A folder: the audit tables are written there at the end; where it holds a run, into `NAME-2` beside it.
+        html: A file: the report is written there at the end, over an older one.
+        overwrite: Replace the bundle that `csv` holds; anything but a bundle is never replaced.
         keep: A store (a folder), or True for your own: the run is kept there at the end; see `torchwatt runs`.
         project: Under which project it is kept; default "default".
         journal: A folder that does not exist yet: readings and layers are written there while the run runs, so that
@@ -72,8 +77,8 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
 
     def __init__(  # noqa: PLR0913  # the product's options, each named
         self,
-        model: nn.Module | None = None,
-        *,
+        model: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module] | None = None,
+        *misplaced: Never,
         region: str | None = None,
         intensity_g_per_kwh: float | None = None,
         market: float | None = None,
@@ -86,6 +91,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         baseline_s: float = DEFAULT_BASELINE_S,
         csv: str | os.PathLike[str] | None = None,
         html: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
         keep: str | os.PathLike[str] | bool | None = None,
         project: str | None = None,
         journal: str | os.PathLike[str] | bool | None = None,
@@ -97,20 +103,33 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         work: Mapping[Slot, tuple[float, float]] | None = None,
         job: str | os.PathLike[str] | None = None,
         job_wait_s: float = DEFAULT_JOB_WAIT_S,
+        **unknown: Never,
     ) -> None:
         given = dict(locals())
-        del given["self"], given["model"]
-        if callable(model) and not hasattr(model, "named_modules"):
-            raise ConfigError("profile takes a model, or nothing: write @profile() with parentheses to decorate")
-        self._given = given
+        del given["self"], given["model"], given["misplaced"], given["unknown"]
+        try:
+            refuse_misplaced(misplaced)
+            refuse_unknown(unknown, given)
+            self._models = models_of(model)
+        except ConfigError as error:
+            error.__traceback__ = below_own_frames(error.__traceback__)  # the message says it; the user's line remains
+            raise
         self._model = model
+        self._given = given
         self._session: Session | None = None
         self._watcher = watcher("off")
 
     def __enter__(self) -> Run:
+        try:
+            return self._begin()
+        except TorchwattError as error:
+            error.__traceback__ = below_own_frames(error.__traceback__)  # the message says it; the user's line remains
+            raise
+
+    def _begin(self) -> Run:
         if self._session is not None and self._session.running:
             raise ConfigError("this profile() is already running: make a new one for a nested block")
-        self._session = Session(options(self._given), self._model)
+        self._session = Session(options(self._given), self._models)
         self._watcher = watcher(self._given["live"])
         self._session.start()
         run = Run(self._session)
@@ -124,7 +143,12 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            hide_own_frames(error)
         self.end(*outcome_of(error))
+        written = self._session.written if self._session is not None else None
+        for note in written.notes if written is not None else ():
+            warn(f"torchwatt: {note}")
 
     def end(self, status: Status = "complete", reason: str = "") -> None:
         """End what `__enter__` began, and say why; for loops of others, which call back and know no `with`."""
@@ -144,9 +168,13 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
 
             @functools.wraps(function)
             async def profiled_async(*args: Any, **kwargs: Any) -> Any:
-                with profile(self._model, **self._given) as run:
-                    profiled_async.run = run  # type: ignore[attr-defined]
-                    return await function(*args, **kwargs)
+                try:
+                    with profile(self._model, **self._given) as run:
+                        profiled_async.run = run  # type: ignore[attr-defined]
+                        return await function(*args, **kwargs)
+                except BaseException as error:
+                    drop_own_frames(error)
+                    raise
 
             return cast("Callable[P, R]", profiled_async)
 
@@ -154,17 +182,25 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
 
             @functools.wraps(function)
             def profiled_generator(*args: Any, **kwargs: Any) -> Any:
-                with profile(self._model, **self._given) as run:
-                    profiled_generator.run = run  # type: ignore[attr-defined]
-                    return (yield from function(*args, **kwargs))
+                try:
+                    with profile(self._model, **self._given) as run:
+                        profiled_generator.run = run  # type: ignore[attr-defined]
+                        return (yield from function(*args, **kwargs))
+                except BaseException as error:
+                    drop_own_frames(error)
+                    raise
 
             return cast("Callable[P, R]", profiled_generator)
 
         @functools.wraps(function)
         def profiled(*args: P.args, **kwargs: P.kwargs) -> R:
-            with profile(self._model, **{**self._given, "live": "off"}) as run:
-                profiled.run = run  # type: ignore[attr-defined]
-                return function(*args, **kwargs)
+            try:
+                with profile(self._model, **{**self._given, "live": "off"}) as run:
+                    profiled.run = run  # type: ignore[attr-defined]
+                    return function(*args, **kwargs)
+            except BaseException as error:
+                drop_own_frames(error)
+                raise
 
         return profiled
 
@@ -173,6 +209,6 @@ def outcome_of(error: BaseException | None) -> tuple[Status, str]:
     """Return how a block ended: a clean `sys.exit()` is an end like any other."""
     if error is None:
         return "complete", ""
-    if isinstance(error, SystemExit) and error.code in {None, 0}:
+    if isinstance(error, SystemExit) and (error.code is None or (isinstance(error.code, int) and error.code == 0)):
         return "complete", "SystemExit"
     return "aborted", type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -16,36 +17,73 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import Sampler
 from torchwatt.session.counted import Counted
 from torchwatt.session.grams import grams_so_far
+from torchwatt.session.running_energy import RunningEnergy
 from torchwatt.session.session import Session
 from torchwatt.views import Point
 
 LOOK_BACK_NS = 3 * NS_PER_S  # what is read again each time: slow meters answer once a second
+MARGIN_NS = 3 * NS_PER_S // 2  # and more than one answer before it
 LONGEST_NS = 60 * NS_PER_S  # after a stall, no more than that
+HISTORY = 1_024  # beats: four minutes
 STALE_NS = 3 * NS_PER_S  # older watts are not "now"
 
 
 class Pulse:
     """Joules so far and watts now, by domain; call `beat` from one thread, a few times a second.
 
-    Joules are added up beat by beat from the last readings, so the final report, which sees all readings at once, may
-    differ in the last digits.
+    Joules are added up beat by beat from the last readings. The final report, which sees all readings at once, may
+    differ by what a meter publishes at a time.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._known_ns: dict[str, int] = {}
+        self._running: dict[str, RunningEnergy] = {}
         self._watts: dict[str, float] = {}
         self._counted = Counted(session)
-        self._energy_j: dict[str, float] = {}
         self.points: deque[Point] = deque(maxlen=240)
         self.whole: tuple[int, float] | None = None  # the last instant that all meters have passed; joules until then
         self.gaps = 0  # times that a meter was silent: joules are missing since
         self._asked: dict[int, dict[str, float]] = {}
+        self._history: dict[str, deque[tuple[int, float]]] = {}  # of each meter, instants and joules until then
+
+    @property
+    def start_ns(self) -> int:
+        """Return when the run began."""
+        return self._session.start_ns
+
+    @property
+    def as_of_s(self) -> float:
+        """Return until when the joules of all meters are known that answered lately, in seconds since the start."""
+        now_ns = time.monotonic_ns()
+        known = [t_ns for _, t_ns in self.metered().values() if now_ns - t_ns < STALE_NS]
+        return (min(known, default=now_ns) - self.start_ns) / NS_PER_S
+
+    def metered(self) -> dict[str, tuple[str, int]]:
+        """Return of each counted meter the domain that its joules count for, and until when they are known."""
+        names = self._counted.names()
+        known_ns = {domain: running.end_ns for domain, running in self._running.items()}
+        return {domain: (name, known_ns.get(domain, 0)) for domain, name in names.items()}
+
+    def energy_at(self, domain: str, t_ns: int) -> float:
+        """Return a meter's joules from the start to an instant of the last minutes; beyond what is known, all of them.
+
+        Within a beat the power is taken to be constant.
+        """
+        points = self._history.get(domain)
+        if not points:
+            return 0.0
+        at = bisect.bisect_left(points, (t_ns, 0.0))
+        if at == 0:
+            return points[0][1]
+        if at == len(points):
+            return points[-1][1]
+        (from_ns, from_j), (to_ns, to_j) = points[at - 1], points[at]
+        return from_j + (to_j - from_j) * (t_ns - from_ns) / (to_ns - from_ns)
 
     @property
     def energy_j(self) -> dict[str, float]:
         """Return the joules so far by domain, of those that make the total."""
-        return self._named(self._energy_j)
+        return self._named({domain: running.total_j for domain, running in self._running.items()})
 
     def _named(self, by_domain: Mapping[str, float]) -> dict[str, float]:
         names = self._counted.names()
@@ -62,9 +100,9 @@ class Pulse:
         if fresh:
             feed.mark()
         now_ns, start_ns = time.monotonic_ns(), self._session.start_ns
-        oldest = min(self._known_ns.values(), default=start_ns)
+        oldest = min((running.settled_ns for running in self._running.values()), default=start_ns)
         longest_ns = now_ns - start_ns if fresh else LONGEST_NS
-        since_ns = max(min(now_ns - LOOK_BACK_NS, oldest), now_ns - longest_ns) - NS_PER_S // 2
+        since_ns = max(min(now_ns - LOOK_BACK_NS, oldest), now_ns - longest_ns) - MARGIN_NS
         peeks = isinstance(feed, Sampler) and not fresh
         recording = cast("Sampler", feed).peek(since_ns) if peeks else feed.snapshot(since_ns)
         curves: dict[str, EnergyCurve] = {}
@@ -94,7 +132,7 @@ class Pulse:
 
     def power_w(self, now_ns: int) -> dict[str, float | None]:
         """Return the latest watts of each domain; None where no meter answered lately."""
-        fresh = {domain: now_ns - known_ns < STALE_NS for domain, known_ns in self._known_ns.items()}
+        fresh = {domain: now_ns - running.end_ns < STALE_NS for domain, running in self._running.items()}
         names = self._counted.names()
         return {name: self._watts.get(domain) if fresh.get(domain) else None for domain, name in names.items()}
 
@@ -113,30 +151,34 @@ class Pulse:
     def _whole(self, curves: Mapping[str, EnergyCurve]) -> tuple[int, float] | None:
         """Return the last instant for which all joules are known, and them; None where that cannot be said."""
         names = self._counted.names()
-        if not curves or not names or names.keys() - self._known_ns.keys():
+        if not curves or not names or names.keys() - self._running.keys():
             return None
-        t_ns = min(self._known_ns[domain] for domain in names)
-        ahead = [curves[domain] for domain in names if self._known_ns[domain] > t_ns and domain in curves]
+        t_ns = min(self._running[domain].end_ns for domain in names)
+        ahead = [curves[domain] for domain in names if self._running[domain].end_ns > t_ns and domain in curves]
         if any(curve.start_ns > t_ns for curve in ahead):
             return None
-        rest_j = fsum(curve.between(t_ns, self._known_ns[str(curve.domain)]) for curve in ahead)
-        return t_ns, fsum(self._energy_j[domain] for domain in names) - rest_j
+        rest_j = fsum(curve.between(t_ns, self._running[str(curve.domain)].end_ns) for curve in ahead)
+        return t_ns, fsum(self._running[domain].total_j for domain in names) - rest_j
 
     def _add(self, meter: Meter, recording: Recording, start_ns: int) -> EnergyCurve | None:
         domain, found = str(meter.domain), metered(meter, recording)
         if isinstance(found, Unavailable):
             return None
         curve: EnergyCurve = found.curve
-        known_ns = self._known_ns.get(domain, start_ns)
+        running = self._running.get(domain) or RunningEnergy(start_ns)
+        known_ns = running.end_ns
         if curve.end_ns <= known_ns:
             return curve
         for t_ns in [t for t in self._asked if known_ns < t <= curve.end_ns]:
-            self._asked[t_ns][domain] = self._energy_j.get(domain, 0.0) + curve.between(known_ns, t_ns)
+            self._asked[t_ns][domain] = running.at(curve, t_ns)
         self.gaps += any(lo < curve.end_ns and hi > known_ns for lo, hi in curve.silent)
-        joules = curve.between(known_ns, curve.end_ns)
-        self._energy_j[domain] = self._energy_j.get(domain, 0.0) + joules
-        # Where the meter was silent the joules are unknown, and so is their mean.
-        seconds = (curve.end_ns - max(known_ns, curve.start_ns)) / NS_PER_S
-        self._watts[domain] = joules / seconds
-        self._known_ns[domain] = curve.end_ns
+        mean_w = curve.mean_w(known_ns, curve.end_ns)
+        if mean_w is None:
+            self._watts.pop(domain, None)
+        else:
+            self._watts[domain] = mean_w
+        running.extend(curve, curve.end_ns)
+        self._running[domain] = running
+        points = self._history.setdefault(domain, deque([(start_ns, 0.0)], maxlen=HISTORY))
+        points.append((curve.end_ns, running.total_j))
         return curve

@@ -127,12 +127,16 @@ def _loop_for(once: Callable[[], None], seconds: float) -> int:
 def _results(jobs: list[_Job], quiet: tuple[int, int], recording: Recording) -> list[ReplayedPower]:
     found = [metered(meter, recording) for meter in recording.meters if _measures(meter)]
     curves = [one for one in found if isinstance(one, Metered)]
-    return [_result(job, one, quiet) for one in curves for job in jobs if job.windows]
+    results = [_result(job, one, quiet) for one in curves for job in jobs]
+    return [result for result in results if result is not None]
 
 
-def _result(job: _Job, one: Metered, quiet: tuple[int, int]) -> ReplayedPower:
+def _result(job: _Job, one: Metered, quiet: tuple[int, int]) -> ReplayedPower | None:
+    """Return the mean power of a job's windows; None where none of them was metered."""
     curve = one.curve
-    means_w = [curve.between(a, b) / ((b - a) / NS_PER_S) for a, b, _ in job.windows]
+    means_w = [mean_w for a, b, _ in job.windows if (mean_w := curve.mean_w(a, b)) is not None]
+    if not means_w:
+        return None
     seconds = sum(b - a for a, b, _ in job.windows) / NS_PER_S
     loops = sum(n for _, _, n in job.windows)
     reading_w = curve.u_j * sqrt(len(means_w)) / seconds
@@ -145,5 +149,5 @@ def _result(job: _Job, one: Metered, quiet: tuple[int, int]) -> ReplayedPower:
         seconds=seconds,
         loops=loops,
         call_s=seconds / max(loops, 1),
-        quiet_w=curve.between(*quiet) / ((quiet[1] - quiet[0]) / NS_PER_S),
+        quiet_w=curve.mean_w(*quiet),
     )

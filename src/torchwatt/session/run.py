@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isfinite
+from pathlib import Path
 
 from torchwatt.carbon import HOW_TO_GET_GRAMS
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.report import Report
 from torchwatt.session.faces import ReportFaces
 from torchwatt.session.jobs.job_run import JobRun
+from torchwatt.session.live_layers import LiveLayers
 from torchwatt.session.pulse import Pulse
 from torchwatt.session.session import Session
 
@@ -50,6 +52,16 @@ class Run(ReportFaces):
         return self._session.asked.name
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files and folders that were asked for, written after the block."""
+        return self._session.written.paths if self._session.written is not None else ()
+
+    @property
+    def file_notes(self) -> tuple[str, ...]:
+        """What there is to say about `files`: folders made on the way, names that differ from what was asked for."""
+        return self._session.written.notes if self._session.written is not None else ()
+
+    @property
     def nested(self) -> bool:
         """Whether this run is a window of another one, whose joules contain its own."""
         return self._session.nested
@@ -71,6 +83,11 @@ class Run(ReportFaces):
     def pulse(self) -> Pulse:
         """Return a cheap look at the meters while the run runs."""
         return Pulse(self._session)
+
+    def live_layers(self, pulse: Pulse) -> LiveLayers | None:
+        """Return steps and layers while the run runs; None where layers are not traced."""
+        tracer = self._session.tracer
+        return None if tracer is None else LiveLayers(self._session, tracer, pulse)
 
     def step(self) -> None:
         """Mark the end of a step where automatic detection cannot know it; from then on only marks count."""
@@ -102,4 +119,4 @@ class Run(ReportFaces):
         n = float(report.step_count) if unit == "step" else self._session.units.get(unit, 0.0)
         if n <= 0:
             raise ConfigError(f"no {unit!r} was counted: call run.count({unit!r}, n) inside the block")
-        return None if report.energy_j is None else report.energy_j / n
+        return report.energy_per(n)

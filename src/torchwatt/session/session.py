@@ -6,9 +6,9 @@ import contextlib
 import os
 import threading
 import time
-import warnings
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from torchwatt.core.meter import Event, Recording
 from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
+from torchwatt.core.warn import warn
 from torchwatt.sensors import Feed
 from torchwatt.session import active, listeners
 from torchwatt.session.feeding import found_feed, rest, started
@@ -35,6 +36,9 @@ from torchwatt.tracing.dither import Dither
 from torchwatt.tracing.marks import Marks
 from torchwatt.tracing.steps import steps_between
 
+if TYPE_CHECKING:
+    from torchwatt.session.files import Written
+
 NO_STARTS = np.zeros(0, dtype=np.int64)
 MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
@@ -47,13 +51,14 @@ class Session:
     outer's, not more of them. In a forked child nothing of a session runs and every method does nothing.
     """
 
-    def __init__(self, asked: Options, model: Any = None) -> None:
+    def __init__(self, asked: Options, models: Sequence[tuple[str, Any]] = ()) -> None:
         self.asked = asked
         self.run_id = new_run_id()
         self.thread = threading.get_ident()
         self.pid = os.getpid()
         self.report: Report | None = None
         self.units: dict[str, float] = {}
+        self.written: Written | None = None
         self.task = active.current_task()
         self._counting = threading.Lock()
         self.windows: list[Window] = []
@@ -63,10 +68,10 @@ class Session:
         self._outer: Session | None = None
         self._feed: Feed | None = None
         self._journal: Journal | None = None
-        self._tracer = Tracer(model, overhead_budget=asked.overhead_budget) if asked.layers else None
+        self._tracer = Tracer(models=models, overhead_budget=asked.overhead_budget) if asked.layers else None
         self._marks = Marks()  # steps that the user marks, where no tracer takes them
         self._start_ns = self._start_unix_ns = 0
-        self._model = model
+        self._model = models[0][1] if models else None  # tells on which device this process runs
         self._member: Member | None = None  # of a job of several ranks
         self.job_report: Report | None = None
         self.ended_ns: int | None = None  # what is metered later is no more of this run
@@ -99,10 +104,7 @@ class Session:
                     self._journal.lend(feed)
                 feed = started(feed, given=feed is self.asked.feed)
                 rest(feed, self.asked.baseline_s)
-            if self._tracer is not None:
-                facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
-                self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
-                self._tracer.start()
+            self._start_tracer(feed)
             if self._dither is not None:
                 self._dither.start()
             self._feed = feed
@@ -121,10 +123,32 @@ class Session:
             self._undo(feed)
             raise
 
+    def _start_tracer(self, feed: Feed) -> None:
+        """Begin to trace; a torch in which that fails is metered without layers: the program runs all the same."""
+        if self._tracer is None:
+            return
+        facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
+        try:
+            self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
+            self._tracer.start()
+        except Exception as error:
+            self._fault("TRACE_LOST", "modules are not traced", error)
+            self._tracer = None
+
     @property
     def outer(self) -> Session | None:
         """Return the session that this is a window of."""
         return self._outer
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """Return what traces layers; None where nothing does."""
+        return self._tracer
+
+    @property
+    def start_unix_ns(self) -> int:
+        """Return when the run began in the world."""
+        return self._start_unix_ns
 
     @property
     def nested(self) -> bool:
@@ -297,7 +321,10 @@ class Session:
         from torchwatt.session.files import write_all
 
         report = self._of_record()
-        return report is not None and write_all(report, self.asked)
+        if report is None:
+            return False
+        self.written = write_all(report, self.asked)
+        return self.written.whole
 
     def _undo(self, feed: Feed) -> None:
         with contextlib.suppress(Exception):
@@ -357,7 +384,7 @@ class Session:
     def _fault(self, code: str, what: str, error: Exception) -> None:
         message = f"{what}: {type(error).__name__}: {error}"
         self._events.append(Event(time.monotonic_ns(), "error", code, "run", message))
-        warnings.warn(f"torchwatt: {message}", RuntimeWarning, stacklevel=2)
+        warn(f"torchwatt: {message}")
 
     @property
     def elapsed_s(self) -> float:

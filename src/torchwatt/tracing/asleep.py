@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.tracing.compose import Composer, Tree, sample_of
+from torchwatt.tracing.compose import Composer, Led, Tree, calls_of, differing, sample_of, untold
 from torchwatt.tracing.fold import Kinds, Records
 from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.overhead import net_clock
 from torchwatt.tracing.ranges import top_level
-from torchwatt.tracing.rows import LIGHT_TASK, STEP_KEY
+from torchwatt.tracing.rows import BACKWARD_KEY, LIGHT_TASK, STEP_KEY
 from torchwatt.tracing.signatures import UNKNOWN, Signature
 from torchwatt.tracing.template import Call, Template, relative_sd
 
@@ -37,6 +38,7 @@ class Slots:
 
     keys: Mapping[int, int] = field(default_factory=dict)
     beside: Callable[[int, int], int] = lambda slot, _: slot
+    is_backward: Callable[[int], bool] = lambda _: False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +48,10 @@ class Ran:
     start_ns: Sequence[int]
     counts: Sequence[Mapping[int, int]]
     over: Sequence[frozenset[int] | None]  # modules that were counted; None: all were
-    outermost: frozenset[int] = frozenset()  # modules that were called outside any other: those are always counted
+    # Modules called outside any other, optimizers, and `BACKWARD_KEY` for a backward call: those are always counted.
+    outermost: frozenset[int] = frozenset()
+    led_ns: IntArray = field(default_factory=lambda: NO_STEPS)  # forward pass and backward call, starts; shape (n, 2)
+    varying: frozenset[int] = frozenset()  # modules that are not always called as often
 
     def within(self, start_ns: int, end_ns: int) -> tuple[Mapping[int, int], frozenset[int] | None]:
         """Return the calls between two instants, and of which modules they are known; None: of all."""
@@ -56,6 +61,16 @@ class Ran:
             known = self.over[i]
             over = known if over is None else over if known is None else over & known
         return total, over
+
+    def sequence(self, start_ns: int, end_ns: int) -> Iterator[tuple[int, Mapping[int, int]]]:
+        """Yield when each call between two instants began, and what ran in it."""
+        for i in range(bisect.bisect_left(self.start_ns, start_ns), bisect.bisect_left(self.start_ns, end_ns)):
+            yield self.start_ns[i], self.counts[i]
+
+    def straddles(self, start_ns: int, end_ns: int) -> bool:
+        """Say whether a backward call between two instants follows a forward pass that began before."""
+        inside = (self.led_ns[:, 1] >= start_ns) & (self.led_ns[:, 1] < end_ns)
+        return bool((self.led_ns[inside, 0] < start_ns).any())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,11 +109,13 @@ class StepBook:
     ) -> None:
         self._models: list[_StepModel] = []
         ran = modules.ran
-        self._tree, self._slots, self._outermost = modules.tree, modules.slots, ran.outermost
+        self._tree, self._slots, self._ran = modules.tree, modules.slots, ran
+        self._straddles = False
         self._matching: dict[int, list[_StepModel]] = {}
         self._composers: dict[frozenset[int], Composer] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self.untold = False  # of some steps it is not known at all what ran
+        self.unlike: set[int] = set()  # modules that ran in steps that are like none, or that are like none themselves
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
             found = _undisturbed(_found(spans, bounds, apart, after_ns))
@@ -107,7 +124,8 @@ class StepBook:
                 template = _net_template(call, inside, cost_ns)
                 if template is not None:
                     counts, over = ran.within(call.start_ns, call.end_ns)
-                    self._models.append(_StepModel(call.start_ns, call.net_ns, template, counts, over, is_traced))
+                    self._straddles |= ran.straddles(call.start_ns, call.end_ns)
+                    self._models.append(_StepModel(call, inside[:, 1], call.net_ns, template, counts, over, is_traced))
         self._models.sort(key=lambda model: model.start_ns)
 
     def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
@@ -119,20 +137,53 @@ class StepBook:
             if task == LIGHT_TASK - UNKNOWN:
                 ran, self.untold = told, True
             else:
-                ran = Signature(told.counts, told.over | self._outermost)
+                ran = Signature(told.counts, told.over | self._ran.outermost, told.part)
             if kind not in self._matching:
                 self._matching[kind] = self._match(ran, paths.uncertain_in_step(ran))
             template = self._taking_turns(self._matching[kind], int(records.start[i]), turn)
             if template is None and ran.over:
                 length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
                 template = self._composed(ran, paths.uncertain_in_step(ran), length_ns)
+            if template is None:
+                self.unlike |= ran.counts.keys()
             if template is not None:
                 yield i, template
 
     def _match(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
         """Return the steps in which the same modules ran, with what may not have run given to what surely did."""
-        known = [model for model in self._known(ran, uncertain) if ran.matches(model.counts)]
-        return _evened([model for model in known if not model.traced] or known)
+        known = self._known(ran, uncertain)
+        if ran.part:
+            begun = [self._beginning(model, ran) for model in known]
+            return [model for model in begun if model is not None]
+        known = [model for model in known if ran.matches(model.counts)]
+        chosen = _evened([model for model in known if not model.traced] or known)
+        return self._agreed(chosen, known) if ran.over else chosen
+
+    def _beginning(self, model: _StepModel, ran: Signature) -> _StepModel | None:
+        """Return the first part of a step, if that is what ran in one that ended before its time."""
+        ran_until, counts = 0, Counter[int]()
+        calls = list(self._ran.sequence(model.start_ns, model.end_ns))
+        while ran_until < len(calls) and not ran.matches(counts):
+            counts.update(calls[ran_until][1])
+            ran_until += 1
+        if not ran.matches(counts):
+            return None
+        end_ns = calls[ran_until][0] if ran_until < len(calls) else model.end_ns
+        template = _first_part(model.template, model.starts_ns < end_ns)
+        return None if template is None else replace(model, template=template)
+
+    def _agreed(self, models: Sequence[_StepModel], known: Sequence[_StepModel]) -> list[_StepModel]:
+        """Leave open how often what ran in steps where the same was counted, and which do not agree about it."""
+        calls = [calls_of(model.template) for model in known]
+        differ = differing(calls)
+        if self._straddles:  # what ran in a backward pass was called in the step before
+            slots = {slot for each in calls for slot in each}
+            differ |= {slot for slot in slots if self._slots.is_backward(slot) and self._varies(slot)}
+        return [replace(model, template=untold(model.template, differ.__contains__)) for model in models]
+
+    def _varies(self, slot: int) -> bool:
+        key = self._slots.keys.get(slot)
+        return key is not None and self._tree.enclosing(key, self._ran.varying) != key
 
     def _known(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
         """Return the steps of which is known how often the counted modules ran."""
@@ -140,7 +191,12 @@ class StepBook:
         if not uncertain:
             return known
         self.uncertain |= uncertain
-        return [replace(m, template=reassigned(m.template, partial(self._enclosing, uncertain))) for m in known]
+        return [replace(model, template=self._reassigned(model.template, uncertain)) for model in known]
+
+    def _reassigned(self, template: Template, uncertain: frozenset[int]) -> Template:
+        made = reassigned(template, partial(self._enclosing, uncertain))
+        called = {slot for slot, calls in calls_of(made).items() if calls}
+        return untold(made, lambda slot: self._slots.is_backward(slot) and slot not in called)
 
     def _enclosing(self, uncertain: frozenset[int], slot: int) -> int:
         key = self._slots.keys.get(slot)
@@ -162,7 +218,9 @@ class StepBook:
         if ran.over not in self._composers:
             known = [model for model in self._known(ran, uncertain) if model.counts]
             samples = [sample_of(model.template, model.length_ns, model.counts) for model in known]
-            self._composers[ran.over] = Composer(samples, self._tree, self._slots.keys.get, self._slots.beside)
+            led = Led(self._slots.is_backward, self._ran.outermost, self._straddles)
+            self._composers[ran.over] = Composer(samples, self._tree, self._slots.keys.get, self._slots.beside, led)
+        self.unlike |= self._composers[ran.over].unlike(ran) - {BACKWARD_KEY}
         return self._composers[ran.over].compose(ran, length_ns)
 
     def carry_rel_sd(self) -> dict[int, float]:
@@ -178,12 +236,23 @@ class StepBook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _StepModel:
-    start_ns: int
+    bounds: Call
+    starts_ns: IntArray  # of the spans that the template is made of
     length_ns: int
     template: Template
     counts: Mapping[int, int]
     over: frozenset[int] | None
     traced: bool  # all its calls were logged, which made it longer
+
+    @property
+    def start_ns(self) -> int:
+        """Return when it began."""
+        return self.bounds.start_ns
+
+    @property
+    def end_ns(self) -> int:
+        """Return when it ended."""
+        return self.bounds.end_ns
 
 
 Found = Sequence[tuple[Call, IntArray]]
@@ -265,6 +334,15 @@ def _evened(models: Sequence[_StepModel]) -> list[_StepModel]:
 def _warped(template: Template, bounds: FloatArray, usual: FloatArray) -> Template:
     first = np.interp(template.first, bounds, usual)
     return replace(template, first=first, last=np.maximum(np.interp(template.last, bounds, usual), first))
+
+
+def _first_part(template: Template, begun: NDArray[np.bool_]) -> Template | None:
+    """Return what a template consists of until the first span that had not begun."""
+    part = float(template.first[~begun].min(initial=1.0))
+    if part <= 0 or not begun.any():
+        return None
+    first, last = template.first[begun] / part, np.minimum(template.last[begun] / part, 1.0)
+    return Template(first, last, template.owner[begun], template.calls[begun])
 
 
 def _net_template(call: Call, spans: IntArray, cost_ns: float) -> Template | None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Event, IntArray
-from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Phase
+from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Phase, Slot
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
 from torchwatt.tracing.asleep import Modules, Ran, Slots, StepBook, lengths_of, steps_among
@@ -29,6 +30,8 @@ from torchwatt.tracing.ranges import top_level, uncross
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rounds import Mark, OptimizerEnd
 from torchwatt.tracing.rows import (
+    AROUND_KEY,
+    BACKWARD_KEY,
     COMMUNICATION_KEY,
     COMPILE_KEY,
     DATA_KEY,
@@ -101,9 +104,13 @@ class _Assembly:
         self.names.fqn.update({key: name for key, (name, _) in view.functions.items() if key in self.used})
         self.scope_names = {key: name for name, key in view.scopes.items()}
         self.columns = Columns()
+        self.passed: dict[Log, list[tuple[int, int, int, int]]] = {}  # calls in steps of which only the end was noted
         self.carried: dict[int, float] = {}
         self.filled_calls = self.filled_steps = self.unfilled_steps = 0
         self.untold: set[int] = set()  # modules of which it is not always known whether they ran
+        self.unlike: set[int] = set()  # modules of which it is not known what ran in them, or what they took
+        self.unlike_calls = 0
+        self.unseen: set[int] = set()  # modules of which no window shows what they do in a backward call
         self.untold_calls = self.untold_steps = 0
         self.by_hand: dict[Log, IntArray] = {}  # steps of which only the end was noted, that no optimizer ended
         self.outermost = frozenset(self._outermost_keys())
@@ -198,9 +205,14 @@ class _Assembly:
 
     def _untold_slots(self) -> frozenset[int]:
         """Return the slots of which it is not known how often they ran."""
-        inside = self.untold | {key for key in self.tree.parent if self.tree.enclosing(key, self.untold) != key}
-        both = {slot for key in inside for slot in (self._forward_slot(key), self._backward_slot(key))}
-        return frozenset(both & set(range(len(self.columns.slots))) | self.columns.untold_calls)
+        number = len(self.columns.slots)
+        untold = self._with_inside(self.untold) | self._with_inside(self.unlike) - self.outermost
+        forward = {self._forward_slot(key) for key in untold}
+        backward = {self._backward_slot(key) for key in untold | self._with_inside(self.unseen | self.unlike)}
+        return frozenset((forward | backward) & set(range(number)) | self.columns.untold_calls())
+
+    def _with_inside(self, keys: set[int]) -> set[int]:
+        return keys | {key for key in self.tree.parent if self.tree.enclosing(key, keys) != key}
 
     def _backward_slot(self, key: int) -> int:
         return self._slot(key, backward=True)
@@ -236,7 +248,7 @@ class _Assembly:
         slots = np.array([self._slot(int(k) // 2, backward=bool(k % 2)) for k in kinds], dtype=np.int64)
         # A wrapper (DDP, torch.compile) and what it wraps share a name: count the call once.
         repeats = [wrapper for wrapper, inner in self.names.wrapped.items() if inner in self.used]
-        calls = 1 - np.isin(rows[:, KEY], [*repeats, UNCOUNTED_COMMUNICATION_KEY])
+        calls = 1 - np.isin(rows[:, KEY], [*repeats, UNCOUNTED_COMMUNICATION_KEY, AROUND_KEY])
         start, end = rows[:, START].copy(), rows[:, END].copy()
         self._uncross(start, end, np.flatnonzero(rows[:, KEY] <= FIRST_SCOPE_KEY), self.calls[log])
         self.columns.add(slots[kind], start, end, thread=thread, filled=False, calls=calls)
@@ -262,8 +274,8 @@ class _Assembly:
         slot = np.array([self._kind_slot(kind) for kind in kinds.of], dtype=np.int64)[records.kind]
         own = np.setdiff1d(np.arange(len(records)), steps_among(records, kinds))
         bare = records.take(own)
-        waits = [i for i, kind in enumerate(kinds.of) if kind[:2] == ("row", UNCOUNTED_COMMUNICATION_KEY)]
-        calls = bare.count * ~np.isin(bare.kind, waits)
+        uncounted = [*kinds.where("row", UNCOUNTED_COMMUNICATION_KEY), *kinds.where("row", AROUND_KEY)]
+        calls = bare.count * ~np.isin(bare.kind, uncounted)
         self.columns.add(slot[own], bare.start, bare.end, thread=thread, filled=False, calls=calls)
         paths = self.paths[log]
         forward = ForwardBook(self.looks[log].table, paths, log.call_ns)
@@ -274,6 +286,9 @@ class _Assembly:
         self.filled_calls += int(records.count[[i for i, _ in chosen]].sum()) if chosen else 0
         self.carried |= forward.carry_rel_sd(self._forward_slot, filled)
         self.untold |= forward.uncertain | book.uncertain
+        self.unlike |= forward.unlike
+        self.unlike_calls += forward.unfilled
+        self.unseen |= set(self.tree.parent) | self.outermost if book.untold else book.unseen
         self.untold_calls += forward.untold
 
     def _asleep(self, log: Log, thread: int) -> None:
@@ -289,14 +304,17 @@ class _Assembly:
             asleep=lengths_of(records, asleep), after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))
-        self.by_hand[log] = self._by_hand(records, asleep, chosen)
+        is_part = [bool(self.paths[log].signature(kinds.of[kind][3]).part) for kind in records.kind[asleep].tolist()]
+        self.by_hand[log] = self._by_hand(records, asleep[~np.array(is_part)], chosen)
         rest = records.take(np.setdiff1d(asleep, [i for i, _ in chosen]))
         if len(rest):
             slot = self.columns.index(UNATTRIBUTED, "other")
             self.columns.add(slot, rest.start, rest.end, thread=thread, filled=False, calls=0)
         Filler(self.columns, thread, int).fill_records(records, chosen)
+        self.passed[log] = list(self._passed(log, dict(chosen)))
         self.filled_steps += int(records.count[asleep].sum()) - int(rest.count.sum())
         self.unfilled_steps += int(rest.count.sum())
+        self.unlike |= book.unlike
         self.untold |= book.uncertain | (set(self.tree.parent) | self.outermost if book.untold else set())
         self.untold_steps += int(records.count[asleep].sum()) if book.uncertain else 0
         for slot, sd in book.carry_rel_sd().items():
@@ -310,10 +328,35 @@ class _Assembly:
         share = np.array([first.get(i, 0.0) for i in asleep.tolist()])
         return np.column_stack((end, count, start + (share * (end - start) / count).astype(np.int64)))
 
+    def _passed(self, log: Log, chosen: Mapping[int, Template]) -> Iterator[tuple[int, int, int, int]]:
+        """Yield start, end, count and key of the calls that made no graph, in steps of which only the end was noted."""
+        records, kinds = self.records[log], self.looks[log].kinds
+        idle = {root.key for root in self.view.registry.roots} - self._growing(log)
+        for i in steps_among(records, kinds).tolist():
+            task = kinds.of[int(records.kind[i])][3]
+            counts = self.paths[log].signature(task).counts if isinstance(task, int) else {}
+            template, start = chosen.get(i), int(records.start[i])
+            length = int(records.end[i]) - start
+            for key in counts.keys() & idle:
+                slot = self._forward_slot(key)
+                which = [] if template is None else np.flatnonzero(template.owner == slot)[: counts[key]].tolist()
+                spans = [(template.first[j], template.last[j]) for j in which] if template is not None else []
+                each = counts[key] * int(records.count[i]) // max(len(spans), 1)
+                for first, last in spans or [(0.0, 0.0)]:
+                    yield start + round(first * length), start + round(last * length), each, key
+
+    def _growing(self, log: Log) -> set[int]:
+        """Return the modules of which a call was seen to make a graph, and those that would with gradients on."""
+        table, alive = self.looks[log].table, self.view.registry.module
+        grown = {int(what[1]) for what in self.looks[log].kinds.of if _is_forward(what) and what[2] != 0}  # type: ignore[call-overload]
+        grown |= set(table[(table[:, KEY] > 0) & (table[:, SEQ1] > table[:, SEQ0]), KEY].tolist())
+        roots = {root.key: alive(root.key) for root in self.view.registry.roots}
+        return grown | {key for key, root in roots.items() if root is None or _wants_gradients(root)}
+
     def _ran(self, log: Log) -> Ran:
         """Return which modules ran in the outermost calls of a thread."""
         look, paths, records = self.looks[log], self.paths[log], self.records[log]
-        always = self.outermost.union(key for key, *_ in look.optimizers)
+        always = self.outermost.union(key for key, *_ in look.optimizers) | {BACKWARD_KEY}
         found: list[tuple[int, Mapping[int, int], frozenset[int] | None]] = [
             (int(look.table[call.row, START]), call.counts, None) for call in paths.calls
         ]
@@ -325,11 +368,14 @@ class _Assembly:
                 ran = paths.signature(what[3])
                 counts = {**ran.counts, what[1]: 1 + ran.counts.get(what[1], 0)}
                 found.append((start, counts, ran.over | always))
+            elif count == 1 and what[0] == "backward":
+                found.append((start, {BACKWARD_KEY: 1}, None))
+        found += [(call.start_ns, {BACKWARD_KEY: 1}, None) for call in self.calls[log]]
         # The end of an optimizer step is that of the step: it lies in it.
         found += [(end - 1, {key: 1}, None) for key, end, count in look.optimizers if count == 1]
         found.sort(key=lambda each: each[0])
         starts, ran_counts, over = zip(*found, strict=True) if found else ((), (), ())
-        return Ran(starts, ran_counts, over, always)
+        return Ran(starts, ran_counts, over, always, _led_ns(look), frozenset().union(*paths.varying.values()))
 
     def _module_slots(self) -> Slots:
         """Return which module each slot stands for by now."""
@@ -343,10 +389,16 @@ class _Assembly:
             if slot.phase in {"forward", "backward"} and slot.fqn in by_name
         }
 
-        def beside(slot: int, key: int) -> int:
-            return self.columns.index(self.names.of(key), slots[slot].phase)
+        backward = {i for i, slot in enumerate(slots) if slot.phase == "backward"}
 
-        return Slots(keys, beside)
+        def beside(slot: int, key: int) -> int:
+            found = self.columns.index(self.names.of(key), slots[slot].phase)
+            if slot in backward:
+                backward.add(found)
+            return found
+
+        keys |= {i: BACKWARD_KEY for i, slot in enumerate(slots) if slot == Slot(UNATTRIBUTED, "backward")}
+        return Slots(keys, beside, backward.__contains__)
 
     def _kind_slot(self, kind: tuple[Any, ...]) -> int:
         if kind[0] == "backward":
@@ -365,7 +417,7 @@ class _Assembly:
         counts = np.concatenate((np.ones(len(traced), dtype=np.int64), backward.count))
         again = [is_again(call.cache["keys"]) for call in self.calls[log]]
         again += [is_again(kinds.of[kind][1:]) for kind in backward.kind.tolist()]
-        calls = self._outermost(rows, records, kinds)
+        calls = self._outermost(log, rows, records, kinds)
         optimizers, begins = self._optimizers(log), np.zeros(0, dtype=np.int64)
         if not optimizers and log in self.by_hand:
             end, count, begins = self.by_hand[log].T
@@ -373,9 +425,10 @@ class _Assembly:
             counts, again = np.concatenate((counts, count)), again + [False] * len(count)
             calls = calls.with_training(begins, end - 1, count)
         order = np.argsort(backward_ns[:, 0], kind="stable")
-        no_spans = [*kinds.where("row", PROFILER_KEY), *(of_step if len(begins) else ())]
-        ours = records.take(np.flatnonzero(~np.isin(records.kind, no_spans)))
-        own = rows[rows[:, KEY] != PROFILER_KEY, START]
+        apart = [*kinds.where("row", PROFILER_KEY), *kinds.where("row", AROUND_KEY)]
+        apart += of_step if len(begins) else ()
+        ours = records.take(np.flatnonzero(~np.isin(records.kind, apart)))
+        own = rows[~np.isin(rows[:, KEY], (PROFILER_KEY, AROUND_KEY)), START]
         seen = Evidence(
             view.start_ns, view.end_ns,
             starts_ns=np.sort(np.concatenate((own, ours.start, traced[:, 0], begins)).astype(np.int64)),
@@ -400,19 +453,22 @@ class _Assembly:
         ours = (each for ends in inside.values() for each in ends if each[0] in keys)
         return [sorted(ours, key=lambda each: each[1])]
 
-    def _outermost(self, rows: IntArray, records: Records, kinds: Kinds) -> Calls:
-        """Return a thread's calls of modules outside any other."""
+    def _outermost(self, log: Log, rows: IntArray, records: Records, kinds: Kinds) -> Calls:
+        """Return a thread's calls of modules outside any other, as far as they were seen or made no graph."""
         traced = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
         traced = traced[top_level(traced[:, START], traced[:, END])]
         number = np.flatnonzero(np.isin(records.kind, [i for i, kind in enumerate(kinds.of) if _is_forward(kind)]))
         light = records.take(number)
         of = [kinds.of[kind] for kind in light.kind.tolist()]
-        key = np.concatenate((traced[:, KEY], np.array([what[1] for what in of], dtype=np.int64)))
-        grown = np.concatenate(
-            (traced[:, SEQ1] > traced[:, SEQ0], np.array([what[2] != 0 for what in of], dtype=np.bool_))
-        )
-        start, end = np.concatenate((traced[:, START], light.start)), np.concatenate((traced[:, END], light.end))
-        count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count))
+        passed = np.array(self.passed.get(log, ()), dtype=np.int64).reshape(-1, 4)
+        key = np.concatenate((traced[:, KEY], np.array([what[1] for what in of], dtype=np.int64), passed[:, 3]))
+        grown = np.concatenate((
+            traced[:, SEQ1] > traced[:, SEQ0], np.array([what[2] != 0 for what in of], dtype=np.bool_),
+            np.zeros(len(passed), dtype=np.bool_),
+        ))  # fmt: skip
+        start = np.concatenate((traced[:, START], light.start, passed[:, 0]))
+        end = np.concatenate((traced[:, END], light.end, passed[:, 1]))
+        count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count, passed[:, 2]))
         order = np.argsort(start, kind="stable")
         main = np.isin(key, list(self._main(set(key.tolist()), trained=bool(grown.any()))))
         return Calls(start[order], end[order], count[order], grown[order], main[order])
@@ -472,6 +528,9 @@ class _Assembly:
         if self.filled_calls:
             text = f"{self.filled_calls} outermost calls were not traced inside: their layers are filled in from others"
             notes.append(Event(end, "info", "CALLS_FILLED", "run", text))
+        if self.unlike_calls:
+            text = f"{self.unlike_calls} outermost calls are of modules that were never traced inside"
+            notes.append(Event(end, "info", "CALLS_UNLIKE", "run", text))
         if self.filled_steps:
             text = f"of {self.filled_steps} steps only the end was noted: their layers are filled in from others"
             notes.append(Event(end, "info", "STEPS_FILLED", "run", text))
@@ -498,6 +557,20 @@ class _Assembly:
 
 def _bounds(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
     return [(step.start_ns, step.end_ns, step.count) for step in steps]
+
+
+def _wants_gradients(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _led_ns(look: Look) -> IntArray:
+    """Return when the forward pass before each backward call began, and the call itself; shape (n, 2)."""
+    found = []
+    for call in look.calls:
+        rows = look.table[call.since : call.first]
+        begun = rows[(rows[:, KEY] > 0) & (rows[:, SEQ1] > rows[:, SEQ0]), START]
+        found.append((int(begun.min()) if len(begun) else call.start_ns, call.start_ns))
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
 
 
 def _is_forward(kind: tuple[Hashable, ...]) -> bool:

@@ -12,10 +12,11 @@ import numpy as np
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import UNATTRIBUTED
 from torchwatt.tracing.columns import Columns
-from torchwatt.tracing.compose import UNKNOWN_CALLS, Composer, Tree, sample_of
+from torchwatt.tracing.compose import Composer, Led, Tree, calls_of, differing, sample_of, untold
 from torchwatt.tracing.elastic import ElasticTemplate
 from torchwatt.tracing.filling import Filler, fitted
 from torchwatt.tracing.fold import Kinds, Records
+from torchwatt.tracing.interrupted import even_out
 from torchwatt.tracing.join import inner_spans, join
 from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.log import Log, Look
@@ -63,7 +64,13 @@ class Model:
     length_ns: int
 
 
-_Found = tuple[list[tuple[int, Model]], bool]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """Recorded calls that stand for a call that was not, by time; and owners of which they do not tell how often."""
+
+    entries: list[tuple[int, Model]]
+    matched: bool
+    untold: Callable[[int], bool]
 
 
 def most_alike(entries: Sequence[tuple[int, Model]], t_ns: int, length_ns: float) -> Model | None:
@@ -84,8 +91,11 @@ class BackwardBook:
         self._tree = next((each.tree for each in paths.values()), Tree({}, {}))
         self._catalogue: Catalogue[Model] = Catalogue()
         self._composer: Composer | None = None
+        self._left_open: dict[tuple[int, int], tuple[Template, Template]] = {}
         self._reassigned: dict[tuple[int, frozenset[int]], ElasticTemplate] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
+        self.unseen: set[int] = set()  # modules of whose backward calls the same is true
+        self.untold = False  # of some calls it is not known at all what ran
         self._models: dict[Hashable, list[Model]] = defaultdict(list)
         self._lanes: list[IntArray] = []
         self.mismatched = 0
@@ -96,19 +106,27 @@ class BackwardBook:
             for call in look.calls:
                 # Another backward call through the same forward pass has none of its own.
                 before = self._counts[id(call)] = self._forward(log, call) or before
-                self._study(log, call)
+        recorded: dict[Hashable, list[tuple[Backward, Model]]] = defaultdict(list)
+        for log, look in looks.items():
+            for call in look.calls:
+                model = self._study(log, call)
+                if model is not None:
+                    recorded[plain(call.cache["keys"])[:1]].append((call, model))
+        self._recorded = {first: [model for _, model in calls] for first, calls in recorded.items()}  # as they were
+        for first, calls in recorded.items():
+            for (call, _), model in zip(calls, _undisturbed(calls), strict=True):
+                self._catalogue.add(plain(call.cache["keys"]), call.start_ns, model)
+                self._models[first].append(model)
 
-    def _study(self, log: Log, call: Backward) -> None:
+    def _study(self, log: Log, call: Backward) -> Model | None:
+        """Return what a call was seen to consist of; None of a call that was not recorded."""
         if call.nodes is None:
-            return
+            return None
         self._lanes += self.pieces(log, call)
         if "model" not in call.cache:
             call.cache["model"] = self._model(log, call)
         model: Model | None = call.cache["model"]
-        if model is not None:
-            keys = plain(call.cache["keys"])
-            self._catalogue.add(keys, call.start_ns, model)
-            self._models[keys[:1]].append(model)
+        return model
 
     def _model(self, log: Log, call: Backward) -> Model | None:
         lanes = self.pieces(log, call)
@@ -179,7 +197,7 @@ class BackwardBook:
                 found = self._candidates(call.cache["keys"], ran)
                 model, template = self._find(found, ran, call.start_ns, call.end_ns - call.start_ns, 1)
                 clock = self._on_clock(log, call)
-                template = template if model is None else model.net.fitted(clock.net_ns)
+                template = template if model is None else self._told(model.net.fitted(clock.net_ns), found)
                 if template is not None:
                     first, last = stretch(template, clock)
                     filler.fill(template, first[None], last[None], one)
@@ -197,7 +215,8 @@ class BackwardBook:
             ran, uncertain, found = known[kind]
             count = int(records.count[i])
             model, template = self._find(found, ran, start, float(records.end[i] - records.start[i]) / count, count)
-            template = template if model is None else fitted(self._known(model, uncertain), records, i)
+            if model is not None:
+                template = self._told(fitted(self._known(model, uncertain), records, i), found)
             if template is not None:
                 yield i, template
 
@@ -208,57 +227,86 @@ class BackwardBook:
         self.uncertain |= uncertain
         key = id(model), uncertain
         if key not in self._reassigned:
-            plain_ = _untold(reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain) or None))
-            self._reassigned[key] = ElasticTemplate(plain_, model.length_ns)
+            made = reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain) or None)
+            called = {owner for owner, calls in calls_of(made).items() if calls}
+            # Others only have the time of what is inside them.
+            made = untold(made, lambda owner: owner not in called)
+            self._reassigned[key] = ElasticTemplate(made, model.length_ns)
         return self._reassigned[key]
 
+    def _told(self, template: Template, found: _Found) -> Template:
+        """Return a template of a recorded call, with the calls left open that other such calls do not confirm."""
+        key = id(template), id(found)
+        if key not in self._left_open:  # both are kept, so that no other has their ids
+            self._left_open[key] = template, untold(template, found.untold)
+        return self._left_open[key][1]
+
     def _candidates(self, keys: Sequence[Hashable], ran: Signature) -> _Found:
-        return self._catalogue.candidates(plain(keys), lambda model: ran.matches(model.counts))
+        entries, matched = self._catalogue.candidates(plain(keys), lambda model: ran.matches(model.counts))
+        if not matched and not ran.over:
+            return _Found(entries, matched, lambda _: True)
+        differ = differing([calls_of(model.whole.plain) for _, model in entries])
+        return _Found(entries, matched, differ.__contains__)
 
     def _find(
         self, found: _Found, ran: Signature, t_ns: int, length_ns: float, count: int
     ) -> tuple[Model | None, Template | None]:
         """Return the nearest recorded call after a forward pass in which the same ran, else a composed template."""
-        entries, matched = found
-        model = most_alike(entries, t_ns, length_ns)
-        if model is None and ran.over:
-            template = self._composed(ran, length_ns)
-            self.unfilled += count * (template is None)
-            return None, template
-        self.unfilled += count * (model is None)
-        self.mismatched += count * (model is not None and not matched)
-        return model, None
+        model = most_alike(found.entries, t_ns, length_ns)
+        if model is not None:
+            self.mismatched += count * (not found.matched)
+            return model, None
+        composer = self._made()
+        template = composer.compose(ran, length_ns) if ran.over else None
+        unseen = set(ran.counts) if template is None else composer.unlike(ran)
+        self.unfilled += count * (template is None or bool(unseen))
+        self.unseen |= unseen
+        self.untold |= template is None and not ran.counts
+        return None, template
 
-    def _composed(self, ran: Signature, length_ns: float) -> Template | None:
+    def _made(self) -> Composer:
         if self._composer is None:
             models = [model for group in self._models.values() for model in group if model.counts]
             samples = [sample_of(model.whole.plain, model.length_ns, model.counts) for model in models]
-            self._composer = Composer(samples, self._tree, lambda owner: owner if owner > 0 else None)
-        return self._composer.compose(ran, length_ns)
+            led = Led(lambda _: True, frozenset().union(*(each.outermost for each in self._paths.values())))
+            self._composer = Composer(samples, self._tree, lambda owner: owner if owner > 0 else None, led=led)
+        return self._composer
 
     def _all_keys(self) -> frozenset[int]:
         """Return the modules that ran in any forward pass that led to a recorded call."""
         return frozenset(key for group in self._models.values() for model in group for key in model.counts)
 
     def carry_rel_sd(self, slot_of: Callable[[int], int]) -> dict[int, float]:
-        """Return the relative SD of each backward slot's share between windows."""
-        groups = []
-        for models in self._models.values():
-            windows = []
-            for model in models:
-                window: dict[int, float] = defaultdict(float)
-                for key, share in model.whole.plain.shares().items():
-                    window[slot_of(key)] += share
-                windows.append(window)
-            groups.append(windows)
-        return relative_sd(groups)
+        """Return the relative SD of each backward slot's share between windows.
+
+        Interruptions are spread over a window's work, as far as another window shows what was not interrupted: the
+        more windows, the less it matters how far they differed before.
+        """
+        before = relative_sd([_shares(models, slot_of) for models in self._recorded.values()])
+        after = relative_sd([_shares(models, slot_of) for models in self._models.values()])
+        count = max(sum(map(len, self._models.values())), 1)
+        return {slot: math.hypot(after[slot], sd / count) for slot, sd in before.items()}
 
 
-def _untold(template: Template) -> Template:
-    """Say of owners that only have the time of others that it is not known how often they ran."""
-    ran = set(template.owner[template.calls != 0].tolist())
-    untold = np.array([owner not in ran for owner in template.owner.tolist()], dtype=np.bool_)
-    return replace(template, calls=np.where(untold, UNKNOWN_CALLS, template.calls))
+def _shares(models: Sequence[Model], slot_of: Callable[[int], int]) -> list[Mapping[int, float]]:
+    windows: list[Mapping[int, float]] = []
+    for model in models:
+        window: dict[int, float] = defaultdict(float)
+        for key, share in model.whole.plain.shares().items():
+            window[slot_of(key)] += share
+        windows.append(window)
+    return windows
+
+
+def _undisturbed(calls: Sequence[tuple[Backward, Model]]) -> list[Model]:
+    """Return the models of recorded calls of one structure, with their interruptions spread over their work."""
+    away_ns = [call.away_ns for call, _ in calls]
+    nets, wholes = (
+        even_out([getattr(model, name) for _, model in calls], away_ns) for name in ("net", "whole")
+    )  # fmt: skip
+    return [
+        replace(model, net=net, whole=whole) for (_, model), net, whole in zip(calls, nets, wholes, strict=True)
+    ]  # fmt: skip
 
 
 def _elastic(call: Call, pieces: IntArray) -> ElasticTemplate | None:

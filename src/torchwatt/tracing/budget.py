@@ -13,6 +13,7 @@ HEAD_START_NS = 2_000_000_000
 TRACING_SHARE = 0.7
 # For what was never seen before, so many times what may be spent is lent: else its layers would have no figures at all.
 OVERDRAFT = 3.0
+WINDOW_OVERDRAFT = 1.0
 LEAST_SHARE = 0.2  # of what tracing may spend, for looking closer, even where the fixed cost alone is too much
 EARLY_STEPS = 3  # traced whatever they cost: nothing could be filled from nothing
 WINDOW_SHARE = 0.6  # of what the fixed cost leaves, if there are backward calls; the rest is for traced steps
@@ -62,6 +63,10 @@ class Budget:
         """Return what an account may still spend: its part of what the fixed cost leaves, and never more than all."""
         part = WINDOW_SHARE if account == "windows" else 1 - WINDOW_SHARE if self.has_windows else 1.0
         return min(part * self._closer_ns(now_ns) - self.spent_ns[account], self._left_ns(now_ns))
+
+    def lent_ns(self, now_ns: int) -> float:
+        """Return what may be spent on a window of what none has shown; it is paid back."""
+        return self._left_ns(now_ns) + WINDOW_OVERDRAFT * self._closer_ns(now_ns)
 
     def _closer_ns(self, now_ns: int) -> float:
         """Return what may be spent on looking closer, on all accounts but the fixed one."""

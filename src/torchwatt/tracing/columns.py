@@ -12,11 +12,13 @@ from torchwatt.core.terms import Phase, Slot
 
 
 class Columns:
-    """Spans of all kinds, added in blocks; `index` gives a slot its number."""
+    """Spans of all kinds, added in blocks; `index` gives a slot its number.
+
+    A span whose calls are below zero says that it is not known how often its slot ran.
+    """
 
     def __init__(self) -> None:
         self.slots: dict[Slot, int] = {}
-        self.untold_calls: set[int] = set()  # slots whose calls are not all known
         self._blocks: list[tuple[IntArray, IntArray, IntArray, IntArray, IntArray, IntArray]] = []
 
     def index(self, fqn: str, phase: Phase) -> int:
@@ -33,9 +35,13 @@ class Columns:
         self._blocks.append((slot_, start_, end_, thread_, filled_, calls_))
 
     def of_thread(self, thread: int) -> IntArray:
-        """Return the spans of a thread added so far: slot, start_ns, end_ns, calls, one line each."""
+        """Return the spans of a thread added so far: slot, start_ns, end_ns, calls (below zero: unknown)."""
         parts = [np.column_stack((b[0], b[1], b[2], b[5])) for b in self._blocks if len(b[3]) and b[3][0] == thread]
         return np.concatenate(parts) if parts else np.empty((0, 4), dtype=np.int64)
+
+    def untold_calls(self) -> set[int]:
+        """Return the slots of which it is not known how often they ran."""
+        return {slot for block in self._blocks for slot in block[0][block[5] < 0].tolist()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the columns as `Trace` wants them."""
@@ -45,4 +51,4 @@ class Columns:
             return empty | {"filled": np.zeros(0, dtype=np.bool_)}
         joined = [np.concatenate(block) for block in zip(*self._blocks, strict=True)]
         result: dict[str, NDArray[Any]] = dict(zip(names, joined, strict=True))
-        return result | {"filled": result["filled"].astype(np.bool_)}
+        return result | {"filled": result["filled"].astype(np.bool_), "calls": np.maximum(result["calls"], 0)}

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from torchwatt.core.meter import Severity
+from torchwatt.core.tracebacks import drop_own_frames
 from torchwatt.tracing.dynamo import ImportHook, eval_frame_module, skip_own_code
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.own_time import own_time
@@ -173,6 +174,9 @@ class CompileWatch:
             self.began()
             try:
                 return original(*args, **kwargs)
+            except BaseException as error:
+                drop_own_frames(error)
+                raise
             finally:
                 self.ended()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from torchwatt.core.terms import ROOT
 from torchwatt.tracing.signatures import Signature
 from torchwatt.tracing.template import Template
 
@@ -54,8 +55,25 @@ class Tree:
 
     def counterpart(self, key: int, of: int, within: int) -> int:
         """Return what in one module corresponds to a module in another one like it, by name; else the module itself."""
-        name = self.names.get(within, "") + self.names.get(key, "").removeprefix(self.names.get(of, ""))
-        return next((k for k in self.parent if self.names.get(k) == name), within)
+        if key == of:
+            return within
+        place = self._name(key).removeprefix(self._name(of)).removeprefix(".")
+        name = ".".join(part for part in (self._name(within), place) if part)
+        return next((k for k in self.parent if self.names.get(k) == name and self._is_in(k, within)), within)
+
+    def _name(self, key: int) -> str:
+        name = self.names.get(key, "")
+        return "" if name == ROOT else name
+
+    def _is_in(self, key: int, outer: int) -> bool:
+        at: int | None = key
+        while at is not None and at != outer:
+            at = self.parent.get(at)
+        return at == outer
+
+    def holds(self, key: int) -> bool:
+        """Say whether modules lie in a module that are called themselves."""
+        return key in self.parent.values()
 
     def anchor(self, key: int, counted: frozenset[int]) -> int | None:
         """Return the smallest module around a module, or itself, that was counted."""
@@ -74,11 +92,53 @@ def sample_of(template: Template, total_ns: float, counts: Mapping[int, int]) ->
         weight[owner] += float(last - first)
     shares = template.shares()
     times = {owner: share * total_ns for owner, share in shares.items()}
-    calls = Counter[int]()
-    for owner, n in zip(template.owner.tolist(), template.calls.tolist(), strict=True):
-        calls[owner] += n
     middles = {owner: middle[owner] / weight[owner] if weight[owner] > 0 else 0.5 for owner in shares}
-    return Sample(total_ns, times, middles, calls, counts)
+    return Sample(total_ns, times, middles, calls_of(template), counts)
+
+
+def calls_of(template: Template) -> dict[int, int]:
+    """Return how often each owner of a template was called; below zero: not known."""
+    calls: dict[int, int] = {}
+    for owner, n in zip(template.owner.tolist(), template.calls.tolist(), strict=True):
+        known = calls.setdefault(owner, 0)
+        calls[owner] = UNKNOWN_CALLS if min(known, n) < 0 else known + n
+    return calls
+
+
+def differing(calls: Sequence[Mapping[int, int]]) -> set[int]:
+    """Return the owners that were not called as often in all of some calls or steps."""
+    owners = {owner for each in calls for owner in each}
+    return {owner for owner in owners if len({each.get(owner, 0) for each in calls}) > 1}
+
+
+def untold(template: Template, is_untold: Callable[[int], bool]) -> Template:
+    """Say of some owners that it is not known how often they ran."""
+    which = np.array([is_untold(owner) for owner in template.owner.tolist()], dtype=np.bool_)
+    return replace(template, calls=np.where(which, UNKNOWN_CALLS, template.calls)) if which.any() else template
+
+
+@dataclass(frozen=True, slots=True)
+class Led:
+    """Owners whose calls follow from those of the counted modules only where the calls outside are in proportion.
+
+    A backward pass runs through as many calls of a module as the forward pass made, unless one of these led to none: a
+    call of the model more, with as many backward calls, may be an evaluation.
+
+    Args:
+        owners: Says whether an owner is one of them.
+        outside: Modules called outside any other, optimizers, and what stands for a backward call.
+        straddles: Whether a backward pass may follow a forward pass of the step before.
+    """
+
+    owners: Callable[[int], bool] = lambda _: False
+    outside: frozenset[int] = frozenset()
+    straddles: bool = False
+
+    def pattern(self, counts: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
+        """Return the calls outside, in lowest terms."""
+        found = sorted((key, n) for key, n in counts.items() if n and key in self.outside)
+        unit = math.gcd(*(n for _, n in found)) if found else 1
+        return tuple((key, n // unit) for key, n in found)
 
 
 class Composer:
@@ -89,6 +149,7 @@ class Composer:
         tree: How modules lie in one another.
         module_of: Key of the module that an owner stands for; None: no module.
         beside: Owner that stands for another module in the same phase, by an owner and the module's key.
+        led: Which owners' calls follow from those of others in some calls only.
     """
 
     def __init__(
@@ -97,11 +158,13 @@ class Composer:
         tree: Tree,
         module_of: Callable[[int], int | None],
         beside: Callable[[int, int], int] = lambda _, key: key,
+        led: Led | None = None,
     ) -> None:
         self._samples = samples
         self._tree = tree
         self._module_of = module_of
         self._beside = beside
+        self._led = led or Led()
         self._made: dict[frozenset[int], _Rates] = {}
 
     def compose(self, ran: Signature, total_ns: float) -> Template | None:
@@ -110,12 +173,17 @@ class Composer:
         A module that was never traced gets what modules like it took, as a whole. If there are none like it, its time
         is left out: it is the enclosing one's.
         """
-        if not self._samples:
-            return None
-        rates = self._made.get(ran.over)
-        if rates is None:
-            rates = self._made[ran.over] = _Rates(self._samples, self._tree, (self._module_of, self._beside), ran.over)
-        return rates.template(ran, total_ns)
+        return self._rates(ran.over).template(ran, total_ns) if self._samples else None
+
+    def unlike(self, ran: Signature) -> set[int]:
+        """Return the counted modules that ran, and that no traced call shows, nor one like them."""
+        return self._rates(ran.over).unlike(ran)
+
+    def _rates(self, over: frozenset[int]) -> _Rates:
+        if over not in self._made:
+            owners = self._module_of, self._beside, self._led
+            self._made[over] = _Rates(self._samples, self._tree, owners, over)
+        return self._made[over]
 
 
 class _Rates:
@@ -125,70 +193,103 @@ class _Rates:
         self,
         samples: Sequence[Sample],
         tree: Tree,
-        owners: tuple[Callable[[int], int | None], Callable[[int, int], int]],
+        owners: tuple[Callable[[int], int | None], Callable[[int, int], int], Led],
         over: frozenset[int],
     ) -> None:
         self._tree, self._over = tree, over
-        self._module_of, self._beside = module_of, _ = owners
-        self._n = len(samples)
+        self._module_of, self._beside, self._led = module_of, _, _ = owners
+        self._samples = samples
         self._anchors = Counter[int]()
-        self._calls = Counter[int]()
+        self._calls: dict[tuple[int, tuple[tuple[int, int], ...] | None], tuple[int, int] | None] = {}
         self._time: dict[int, float] = defaultdict(float)
         self._moment: dict[int, float] = defaultdict(float)
         for sample in samples:
             self._anchors.update({key: sample.counts.get(key, 0) for key in over})
-            self._calls.update(sample.calls)
             for owner, time_ns in sample.time_ns.items():
                 self._time[owner] += time_ns
                 self._moment[owner] += time_ns * sample.middle[owner]
         # What no owner has: of the call itself.
         self._rest_ns = _usual([s.total_ns - math.fsum(s.time_ns.values()) for s in samples])
         self._by_anchor: dict[int | None, list[int]] = defaultdict(list)
+        self._anchor: dict[int, int | None] = {}
         for owner in self._time:
             key = module_of(owner)
             anchor = None if key is None else tree.anchor(key, over)
             self._by_anchor[anchor].append(owner)
-            calls = [1 if anchor is None else sample.counts.get(anchor, 0) for sample in samples]
-            of = self._n if anchor is None else self._anchors[anchor]
-            self._time[owner] = of * _usual(
-                [sample.time_ns.get(owner, 0.0) / n for sample, n in zip(samples, calls, strict=True) if n]
-            )
+            self._anchor[owner] = anchor
+            times = [
+                sample.time_ns.get(owner, 0.0) / n for sample in samples if (n := self._anchor_calls(sample, anchor))
+            ]
+            # Of one call of the anchor.
+            self._moment[owner] /= self._time[owner] if self._time[owner] > 0 else 1.0
+            self._time[owner] = _usual(times)
+
+    @staticmethod
+    def _anchor_calls(sample: Sample, anchor: int | None) -> int:
+        return 1 if anchor is None else sample.counts.get(anchor, 0)
 
     def template(self, ran: Signature, total_ns: float) -> Template | None:
-        weights = {owner: self._weight(owner, 1, self._n) for owner in self._by_anchor[None]}
-        missing = False
+        """Return what the call consisted of, as far as it is known."""
+        pattern = self._led.pattern(ran.counts)
+        weights = {owner: self._weight(owner, 1, pattern) for owner in self._by_anchor[None]}
         for key, count in ran.counts.items():
             if key in self._over and self._anchors[key]:
-                weights |= {owner: self._weight(owner, count, self._anchors[key]) for owner in self._by_anchor[key]}
+                weights |= {owner: self._weight(owner, count, pattern) for owner in self._by_anchor[key]}
             elif key in self._over:
-                like = self._like(key, count)
-                missing |= not like
-                weights |= like
+                weights |= self._like(key, count)
+        if self._led.straddles and not any(self._led.pattern(sample.counts) == pattern for sample in self._samples):
+            others = (owner for owner in self._anchor if self._led.owners(owner) and owner not in weights)
+            weights |= dict.fromkeys(others, (0.0, UNKNOWN_CALLS))
         known_ns = math.fsum(ns for ns, _ in weights.values()) + max(self._rest_ns, 0.0)
-        whole_ns = max(total_ns, known_ns) if missing else known_ns
+        whole_ns = max(total_ns, known_ns) if self.unlike(ran) else known_ns
         return self._laid(weights, whole_ns) if whole_ns > 0 and weights else None
 
-    def _weight(self, owner: int, count: int, of: int) -> tuple[float, int]:
+    def unlike(self, ran: Signature) -> set[int]:
+        """Return the counted modules that ran, and that no sample shows, nor one like them."""
+        counted = (key for key, count in ran.counts.items() if count and key in self._over)
+        return {key for key in counted if not self._anchors[key] and not self._like(key, 1)}
+
+    def _weight(self, owner: int, count: int, pattern: tuple[tuple[int, int], ...]) -> tuple[float, int]:
         """Return the time of an owner, and its calls, for so many calls of what it lies in."""
-        return _scaled(self._time[owner], self._calls[owner], count, of)
+        which = owner, pattern if self._led.owners(owner) else None
+        if which not in self._calls:
+            self._calls[which] = self._rate(*which)
+        rate = self._calls[which]
+        calls, rest = divmod(rate[0] * count, rate[1]) if rate is not None else (0, 1)
+        return self._time[owner] * count, UNKNOWN_CALLS if rest else calls
+
+    def _rate(self, owner: int, pattern: tuple[tuple[int, int], ...] | None) -> tuple[int, int] | None:
+        """Return an owner's calls for so many of its anchor; None where samples differ, or none is of the pattern."""
+        anchor = self._anchor[owner]
+        seen = [
+            (sample.calls.get(owner, 0), self._anchor_calls(sample, anchor))
+            for sample in self._samples
+            if pattern is None or self._led.pattern(sample.counts) == pattern
+        ]
+        calls, of = max(seen, key=lambda each: each[1]) if seen else (0, 0)
+        same = all(n >= 0 and n * of == calls * times for n, times in seen)
+        return (calls, of) if of and same else None
 
     def _like(self, key: int, count: int) -> dict[int, tuple[float, int]]:
         """Give a module that was never traced what those like it took, with all inside, for so many calls."""
         name = self._tree.alike.get(key)
         twins = [k for k in self._over if self._anchors[k] and name is not None and self._tree.alike.get(k) == name]
         sums: dict[int, float] = defaultdict(float)
+        counted: set[int] = set()
         for twin in twins:
             for owner in self._by_anchor[twin]:
                 module = self._module_of(owner)
                 own = self._beside(owner, self._tree.counterpart(twin if module is None else module, twin, key))
-                sums[own] += self._time[owner]
+                sums[own] += self._time[owner] * self._anchors[twin]
+                if module == twin and not self._led.owners(owner):
+                    counted.add(own)
         of = sum(self._anchors[k] for k in twins)
-        # Its own calls were counted; of what is inside it is not known how often that runs.
-        return {own: (ns * count / of, count if own == key else UNKNOWN_CALLS) for own, ns in sums.items()}
+        # Its own calls were counted; of what is inside it, or follows from it, it is not known how often that runs.
+        return {own: (ns * count / of, count if own in counted else UNKNOWN_CALLS) for own, ns in sums.items()}
 
     def _laid(self, weights: Mapping[int, tuple[float, int]], whole_ns: float) -> Template:
         def middle(owner: int) -> float:
-            return self._moment[owner] / self._time[owner] if self._time.get(owner) else 0.5
+            return self._moment.get(owner, 0.5)
 
         order = sorted(weights, key=lambda owner: (middle(owner), owner))
         last = np.minimum(np.cumsum([weights[owner][0] for owner in order]) / whole_ns, 1.0)
@@ -202,9 +303,3 @@ def _usual(times_ns: Sequence[float]) -> float:
     if len(times_ns) < FEW_SAMPLES:
         return min(times_ns, default=0.0)
     return float(np.median(times_ns))
-
-
-def _scaled(time_ns: float, calls: int, count: int, of: int) -> tuple[float, int]:
-    """Return the time and the calls, if these are a whole number, for so many calls of what they lie in."""
-    number, rest = divmod(calls * count, of)
-    return time_ns * count / of, UNKNOWN_CALLS if rest else number

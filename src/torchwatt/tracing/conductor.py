@@ -179,12 +179,20 @@ class Conductor:
         self.budget.pay("calls" if traced else "fixed", own_ns)
         self.costs.decision_ns += (own_ns - self.costs.decision_ns) * (0.1 if self.costs.decision_ns else 1.0)
 
-    def wants_window(self, stride: Stride, kind: Hashable, now_ns: int) -> bool:
-        """Say whether a backward call is to be recorded; to be asked once for each."""
+    def wants_window(self, stride: Stride, kind: Hashable, now_ns: int, *, is_new: bool = False) -> bool:
+        """Say whether a backward call is to be recorded; to be asked once for each.
+
+        Args:
+            stride: Of the thread that makes the call.
+            kind: Calls of one kind fill each other.
+            now_ns: The time.
+            is_new: It goes through modules that no recorded call went through.
+        """
         self.budget.has_windows = self.pacer is not None
         if self.pacer is None or self.budget.share <= 0:
             return False
-        wanted = self.pacer.wants(kind, now_ns, self.budget.room_ns("windows", now_ns))
+        room_ns = self.budget.lent_ns(now_ns) if is_new else self.budget.room_ns("windows", now_ns)
+        wanted = self.pacer.wants(kind, now_ns, room_ns)
         stride.windowed |= wanted
         if wanted:
             stride.planned = min(stride.planned, stride.steps + 1)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchwatt.core.meter import FloatArray
+from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.rows import COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY
 from torchwatt.tracing.template import Template
 
@@ -27,9 +27,9 @@ class ElasticTemplate:
 
     def __init__(self, template: Template, net_ns: int) -> None:
         self.plain = template
-        self._net_ns = net_ns
+        self.net_ns = net_ns
         self._fitted: dict[int, Template] = {}
-        mine = np.isin(template.owner, (COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY))
+        mine = is_communication(template.owner)
         first, last = _union(template.first[mine], template.last[mine])
         bounds, place = np.unique(np.concatenate((template.first, template.last)), return_inverse=True)
         self._first, self._last = place[: len(template.first)], place[len(template.first) :]
@@ -46,7 +46,7 @@ class ElasticTemplate:
         """Return the template for a call of another net length."""
         if self.is_rigid or net_ns <= 0:
             return self.plain
-        notch = round(math.log(net_ns / self._net_ns) / FINEST)
+        notch = round(math.log(net_ns / self.net_ns) / FINEST)
         if notch not in self._fitted:
             self._fitted[notch] = self._made(math.exp(notch * FINEST))
         return self._fitted[notch]
@@ -59,6 +59,11 @@ class ElasticTemplate:
         moved = slope * self._work_before + talk_slope * self._talk_before
         moved = np.minimum(np.maximum.accumulate(moved), 1.0)  # rounding must not make neighbours cross
         return replace(self.plain, first=moved[self._first], last=moved[self._last])
+
+
+def is_communication(owner: IntArray) -> np.ndarray:
+    """Tell which owners of pieces are the communication."""
+    return np.isin(owner, (COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY))
 
 
 def _union(first: FloatArray, last: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -26,9 +26,7 @@ class Filler:
         """Add a template laid over calls, one row each; `count` says how many calls a row stands for."""
         slot = np.array([self._slot_of(int(key)) for key in template.owner], dtype=np.int64)
         slots = np.tile(slot, len(first))
-        untold = template.calls < 0
-        self._columns.untold_calls.update(slot[untold].tolist())
-        calls = (np.where(untold, 0, template.calls)[None, :] * count[:, None]).ravel()
+        calls = (template.calls[None, :] * count[:, None]).ravel()  # below zero: not known
         self._columns.add(slots, first.ravel(), last.ravel(), thread=self._thread, filled=True, calls=calls)
 
     def fill_records(self, records: Records, chosen: Iterable[tuple[int, Template]]) -> None:

@@ -18,6 +18,7 @@ from torchwatt.core.meter import IntArray
 from torchwatt.tracing.margins import NO_MARGINS, Margins, widen
 from torchwatt.tracing.ranges import self_times
 from torchwatt.tracing.rows import (
+    AROUND_KEY,
     COMMUNICATION_KEY,
     COMPILE_KEY,
     DATA_KEY,
@@ -126,7 +127,7 @@ def split(
         margins: What torch does around optimizer steps and backward calls; it is added to theirs.
     """
     reserved = (
-        OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY, COMPILE_KEY, PROFILER_KEY,
+        OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY, COMPILE_KEY, PROFILER_KEY, AROUND_KEY,
     )  # fmt: skip
     rows = np.isin(table[:, KEY], reserved) | (table[:, KEY] <= FIRST_SCOPE_KEY)
     rows |= table[:, TASK] <= LIGHT_TASK

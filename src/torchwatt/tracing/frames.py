@@ -1,28 +1,55 @@
-"""The name a user's variable gives to a module: what a reader of the report would call it."""
+"""What the user's frames say of a module: the variable that holds it, and the module whose method calls it.
+
+The program's own objects are looked at without running their code: a proxy may raise, or build what it stands for.
+"""
 
 from __future__ import annotations
 
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import FrameType, GetSetDescriptorType, ModuleType
 from typing import Any
 
 MAX_FRAMES = 30
-# f_locals of a running function is a copy that the frame keeps (before 3.13): frame, variable, argument.
-OWN_REFERENCES = 3
+# f_locals of a running function is a copy that the frame keeps (before 3.13): frame, two variables, argument.
+OWN_REFERENCES = 4
 
+
+class _Plain:
+    """Has attributes as every class without `__slots__` gives them."""
+
+
+_MADE_BY_CLASS = vars(_Plain)["__dict__"]
 _OURS = str(Path(__file__).resolve().parents[1])
 
 
 def variable_name(module: Any, frame: FrameType | None) -> str | None:
     """Return the name that holds a module in the nearest user frame: a variable, else an attribute."""
     for user in _user_frames(frame):
-        name = _in_frame(module, user)
-        if name:
-            return name
+        with _locals(user) as names:
+            found = _holder(module, names) or _attribute(module, names) or _holder(module, user.f_globals)
+        if found:
+            return found
     return None
+
+
+def caller_of(module: Any, frame: FrameType | None) -> Any:
+    """Return the outermost module that contains this one, and whose method calls it; itself where there is none.
+
+    The `forward` of such a module need not be called: Lightning calls `training_step`.
+    """
+    found = module
+    for user in _user_frames(frame):
+        if not user.f_code.co_argcount:
+            continue
+        with _locals(user) as names:
+            first = names.get(user.f_code.co_varnames[0])
+        if first is not None and _contains(first, found):
+            found = first
+    return found
 
 
 def _user_frames(frame: FrameType | None) -> Iterator[FrameType]:
@@ -37,14 +64,14 @@ def _user_frames(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _in_frame(module: Any, frame: FrameType) -> str | None:
+@contextmanager
+def _locals(frame: FrameType) -> Iterator[Mapping[str, Any]]:
     names = frame.f_locals
-    found = _holder(module, names) or _attribute(module, names) or _holder(module, frame.f_globals)
+    yield names
     is_copy = bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED) and type(names) is dict
     # Unless the user holds this very dict (`locals()`), empty it: it would keep tensors and models alive.
     if is_copy and sys.getrefcount(names) <= OWN_REFERENCES:
         names.clear()
-    return found
 
 
 def _holder(module: Any, names: Mapping[str, Any]) -> str | None:
@@ -55,13 +82,47 @@ def _holder(module: Any, names: Mapping[str, Any]) -> str | None:
 
 def _attribute(module: Any, names: Mapping[str, Any]) -> str | None:
     for name, value in list(names.items()):
-        attributes = getattr(value, "__dict__", None)
-        if not isinstance(attributes, dict) or inspect.ismodule(value) or isinstance(value, type):
+        attributes = own_attributes(value)
+        if attributes is None or issubclass(type(value), ModuleType | type):
             continue
-        children = attributes.get("_modules")
-        held = _holder(module, attributes)
-        if held is None and isinstance(children, dict):
-            held = _holder(module, children)
+        held = _holder(module, attributes) or _holder(module, children_of(value))
         if held:
             return held if name == "self" else f"{name}.{held}"
     return None
+
+
+def _contains(outer: Any, module: Any) -> bool:
+    """Say whether a module is below another one."""
+    waiting, seen = [outer], {id(module)}
+    while waiting:
+        for child in list(children_of(waiting.pop()).values()):
+            if child is module and outer is not module:
+                return True
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                waiting.append(child)
+    return False
+
+
+def children_of(value: Any) -> Mapping[str, Any]:
+    """Return the modules directly below a module; of anything else, none."""
+    children = (own_attributes(value) or {}).get("_modules")
+    return children if isinstance(children, dict) else {}
+
+
+def own_attributes(value: Any) -> dict[str, Any] | None:
+    """Return an object's attributes as `vars` does, but never by code of its class; None where it has none.
+
+    Only what `class` makes is known to be read so: proxies that are written in C answer for what they stand for.
+    """
+    for cls in _of_type("__mro__", type(value)):
+        found = _of_type("__dict__", cls).get("__dict__")
+        if found is not None:
+            plain = type(found) is GetSetDescriptorType and found.__doc__ == _MADE_BY_CLASS.__doc__
+            attributes = found.__get__(value) if plain else None
+            return attributes if type(attributes) is dict else None
+    return None
+
+
+def _of_type(name: str, cls: type) -> Any:
+    return type.__dict__[name].__get__(cls)  # past a metaclass

@@ -23,6 +23,7 @@ from torchwatt.tracing.compile_watch import CompileWatch
 from torchwatt.tracing.compiled_calls import CompiledCalls
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.dynamo import step_hooks
+from torchwatt.tracing.functional import wrap_functional
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.optimizers import optimizer_hooks
 from torchwatt.tracing.patches import Patches
@@ -90,6 +91,7 @@ class Hub:
             for owner, name in reducers():
                 self.patches.add(owner, name, reducer_ready(self))
             self._time_collectives()
+            wrap_functional(self, self.patches)
             for hook in step_hooks(*optimizer_hooks(self)):
                 self.patches.keep(hook)
             self.compile_watch.start()

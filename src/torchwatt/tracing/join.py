@@ -12,6 +12,7 @@ from torchwatt.tracing.ranges import NOBODY, extend, innermost, parents, top_lev
 from torchwatt.tracing.rows import COMMUNICATION_KEY, END, FIRST_SCOPE_KEY, KEY, SEQ0, SEQ1, START, Backward, Nodes
 
 REDUCTION = -2  # in place of the number of a call: one call of the reducer in each backward
+MOST_AFTER_NS = 200_000  # what the engine does when all nodes have run; more is an interruption, or somebody's callback
 UNOWNED = 0  # keys of modules are above, all others below
 Piece = tuple[int, int, int, int]  # start_ns, end_ns, key of the owner, calls (1 for a call's first piece)
 
@@ -116,7 +117,8 @@ def join(call: Backward, own: IntArray, others: Sequence[IntArray] = ()) -> list
             lane += reduction(start, end, nodes.seq[m].tolist(), call.end_ns)
             lane.sort(key=lambda node: (node[0], -node[1]))
         columns = [[node[i] for node in lane] for i in range(4)]
-        lanes.append(pieces(columns[0], columns[1], columns[2], columns[3], call.end_ns))
+        limit = min(call.end_ns, max(columns[1]) + MOST_AFTER_NS)
+        lanes.append(pieces(columns[0], columns[1], columns[2], columns[3], limit))
     return lanes
 
 

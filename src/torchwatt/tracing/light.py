@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -51,10 +51,18 @@ class Paths:
     tree: Tree
     signatures: Sequence[Signature]
     outermost: frozenset[int] = frozenset()  # modules that were called outside any other
+    inside: Mapping[int, frozenset[int]] = field(default_factory=dict)  # what was ever called in a module
 
     def uncertain(self, key: int, size: int, ran: Signature) -> frozenset[int]:
         """Return the modules of which it is not known whether they ran in a call, or how often."""
-        return self.varying.get((key, size), NO_KEYS) - ran.over
+        if (key, size) in self.varying:
+            return self.varying[key, size] - ran.over
+        # Where all traced calls made graphs of one size, a call that made another may have been through other modules.
+        inside = self.inside.get(key, NO_KEYS)
+        traced = {other for of, other in self.varying if of == key and other > 0}
+        if size > 0 and len(traced) == 1 and not inside & ran.over:
+            return inside
+        return self.varying.get((key, ANY_GRAPH), NO_KEYS) - ran.over
 
     def uncertain_in_step(self, ran: Signature) -> frozenset[int]:
         """Return the same for a step of which only the end was noted."""
@@ -91,7 +99,11 @@ def paths_of(
         kind: frozenset(pattern.varying).union(*(siblings.get(key, NO_KEYS) for key in pattern.varying))
         for kind, pattern in patterns.items()
     }
-    return Paths(calls, varying, tree, signatures, outermost)
+    inside: dict[int, frozenset[int]] = defaultdict(frozenset)
+    for call in calls:
+        key, _ = kind_of(table, call.row)
+        inside[key] |= call.counts.keys() - {key}
+    return Paths(calls, varying, tree, signatures, outermost, inside)
 
 
 def kind_of(table: IntArray, row: int) -> tuple[int, int]:
@@ -123,6 +135,8 @@ class ForwardBook:
         self._composers: dict[int, Composer] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self.untold = 0  # calls in which that is so
+        self.unlike: set[int] = set()  # modules that ran, and of which no traced call shows what is in them
+        self.unfilled = 0  # calls of such modules
         self._elastic: dict[tuple[int, frozenset[int]], ElasticTemplate] = {}
 
     def nearest(self, records: Records, kinds: Kinds) -> Iterator[tuple[int, Template]]:
@@ -144,6 +158,9 @@ class ForwardBook:
         matching = self._match(key, size, task, ran)
         if not matching:
             composed = self._composed(key, ran, length_ns)
+            if composed is None and self._paths.tree.holds(key):
+                self.unlike.add(key)
+                self.unfilled += count
             return None if composed is None else ElasticTemplate(composed, round(length_ns))
         starts = [start for start, _ in matching]
         at = bisect.bisect(starts, t_ns)
@@ -178,6 +195,7 @@ class ForwardBook:
             self._composers[key] = Composer(found, self._paths.tree, lambda owner: owner)
         uncertain = self._paths.uncertain(key, ANY_GRAPH, ran)
         self.uncertain |= uncertain
+        self.unlike |= self._composers[key].unlike(ran)
         template = self._composers[key].compose(ran, length_ns)
         return (
             template

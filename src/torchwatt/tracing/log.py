@@ -13,7 +13,7 @@ import numpy as np
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, shifted, split
-from torchwatt.tracing.margins import NO_MARGINS
+from torchwatt.tracing.margins import NO_MARGINS, InPlace
 from torchwatt.tracing.rounds import OptimizerEnd, OptimizerEnds
 from torchwatt.tracing.rows import (
     DATA_KEY,
@@ -35,6 +35,7 @@ MAX_RECORDS = 16_384
 COARSEST = 1 << 40
 MAX_SKELETONS = 1_024
 FEW_NOTED = 32
+NO_ROWS: IntArray = np.empty((0, 6), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,13 +53,60 @@ class Look:
     optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
 
 
+class LogReader:
+    """Hands out what is new in a log since the last time; what is folded meanwhile is kept for it as it was."""
+
+    __slots__ = ("_calls", "_ends", "_log", "_position", "_rows", "_until_ns")
+
+    def __init__(self, log: Log, position: int, until_ns: int) -> None:
+        self._log = log
+        self._position = position  # in the log's table
+        self._until_ns = until_ns  # end of the latest backward call that was handed out
+        self._rows: list[IntArray] = []
+        self._calls: list[Backward] = []
+        self._ends: list[tuple[int, int]] = []
+
+    def take(self) -> tuple[IntArray, list[Backward], list[tuple[int, int]]]:
+        """Return new rows, backward calls, and ends of optimizer steps (key, end_ns)."""
+        with self._log.lock:
+            self._log.compact()
+            self.keep()
+            rows, calls, ends = self._rows, self._calls, self._ends
+            self._rows, self._calls, self._ends = [], [], []
+        return np.concatenate(rows) if rows else NO_ROWS, calls, ends
+
+    def keep(self) -> None:
+        """Set aside what is new, before rows change their places."""
+        rows = self._log.rows_from(self._position)
+        self._rows += rows
+        self._position += sum(len(each) for each in rows)
+        for call in reversed(self._log.backwards):
+            if call.end_ns <= self._until_ns:
+                break
+            self._calls.append(call)
+        self._until_ns = max((call.end_ns for call in self._calls), default=self._until_ns)
+        self._log.book_ends()
+
+    def ended(self, ends: Sequence[tuple[int, int]]) -> None:
+        """Take ends of optimizer steps."""
+        self._ends.extend(ends)
+
+    def waiting(self) -> int:
+        """Return how many ends of optimizer steps there are that were not taken: cheap."""
+        return len(self._ends) + len(self._log.ends) + len(self._log.noted)
+
+    def moved(self, position: int) -> None:
+        """Go on at a place of the new table."""
+        self._position = position
+
+
 class Log:
     """Spans of one thread, appended by it alone; other threads may settle what it noted, compact and read."""
 
     __slots__ = (
-        "_chunks", "_compacted", "_folded_ns", "_g", "_lock", "_records", "_runs", "_settling", "_tail",
-        "_units", "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "deaf", "ends",
-        "former", "ident", "inside", "kinds", "lead_optimizer", "margins", "mode", "native", "noted",
+        "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
+        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "deaf", "ends", "former", "ident",
+        "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "noted",
         "open_scopes", "opened", "optimizer_ends", "others", "reducers", "rows", "since", "skeletons",
         "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
@@ -94,6 +142,7 @@ class Log:
         self.kinds = Kinds()
         self.call_ns = 0.0  # what logging one call costs
         self.margins = NO_MARGINS  # of torch's own work around what is seen of it
+        self.in_place = InPlace()
         self._chunks: list[IntArray] = []
         self._compacted = 0
         self._records = no_records()
@@ -101,7 +150,8 @@ class Log:
         self._runs = self._units = self._tail = 0
         self._folded_ns = 0
         self._settling = False
-        self._lock = threading.RLock()  # a finaliser of the user may run within
+        self._readers: list[LogReader] = []
+        self.lock = threading.RLock()  # a finaliser of the user may run within
 
     def claimed(self, since_ns: int) -> bool:
         """Say whether a tracer ran on this thread after a moment: then its spans are that tracer's alone."""
@@ -121,7 +171,7 @@ class Log:
         """Log the ends of steps and the calls that were only noted, before anything that comes after them."""
         if not self.noted:  # an end leaves the list when it is booked
             return
-        with self._lock:
+        with self.lock:
             if self._settling:  # a finaliser or a signal's handler asks again
                 return
             self._settling = True
@@ -190,18 +240,18 @@ class Log:
 
     def total(self) -> int:
         """Return how many rows there are."""
-        with self._lock:
+        with self.lock:
             self.settle()
             return self._compacted + len(self.rows)
 
     def kept(self) -> int:
         """Return how many rows and records there are: what memory has to hold."""
-        with self._lock:
+        with self.lock:
             return self.total() + len(self._records)
 
     def compact(self) -> None:
         """Move the tuples into an array: 48 bytes a row instead of about 300."""
-        with self._lock:
+        with self.lock:
             self.settle()
             self._compact()
 
@@ -214,7 +264,7 @@ class Log:
 
     def clear(self) -> None:
         """Forget everything."""
-        with self._lock:
+        with self.lock:
             for held in (self.rows, self.backwards, self._chunks, self.ends, self.noted):
                 held.clear()
             self.optimizer_ends = OptimizerEnds()
@@ -224,22 +274,21 @@ class Log:
     def table(self) -> IntArray:
         """Return all rows so far, one line each, in the order in which they ended."""
         self.compact()
-        with self._lock:
+        with self.lock:
             if len(self._chunks) > 1:
                 self._chunks = [np.concatenate(self._chunks)]
-            return self._chunks[0] if self._chunks else np.empty((0, 6), dtype=np.int64)
+            return self._chunks[0] if self._chunks else NO_ROWS
 
     def look(self) -> Look:
         """Return a copy that later appends and folds leave alone."""
-        with self._lock:
+        with self.lock:
             calls = tuple(self.backwards)  # first: whatever a call refers to in the table is there by then
             table = self.table()
             for call in calls:
                 if "keys" not in call.cache:
                     keys_of(table, call, self.before)
                     self.before = call
-            ends, self.ends = self.ends, []
-            self.optimizer_ends.extend(ends)
+            self.book_ends()
             optimizers = tuple(self.optimizer_ends.entries())
             return Look(
                 table,
@@ -253,13 +302,45 @@ class Log:
                 optimizers,
             )
 
+    def book_ends(self) -> None:
+        """Move the ends of optimizer steps to the earlier ones."""
+        ends, self.ends = self.ends, []
+        self.optimizer_ends.extend(ends)
+        for reader in self._readers:
+            reader.ended(ends)
+
+    def reader(self, *, from_start: bool) -> LogReader:
+        """Return a reader of what is logged from now on, or from the start."""
+        with self.lock:
+            latest_ns = self.backwards[-1].end_ns if self.backwards and not from_start else 0
+            made = LogReader(self, 0 if from_start else self.total(), latest_ns)
+            self.book_ends()
+            self._readers.append(made)
+            return made
+
+    def forget_reader(self, reader: LogReader) -> None:
+        """Keep nothing more for a reader."""
+        with self.lock:
+            self._readers = [each for each in self._readers if each is not reader]
+
+    def rows_from(self, position: int) -> list[IntArray]:
+        """Return the rows from a place of the table on, in parts; what was not compacted is not among them."""
+        found: list[IntArray] = []
+        at = self._compacted
+        for chunk in reversed(self._chunks):
+            if at <= position:
+                break
+            at -= len(chunk)
+            found.insert(0, chunk[max(position - at, 0) :])
+        return found
+
     def fold(self, now_ns: int) -> int:
         """Replace what belongs to steps that were not traced by records, ever coarser ones; outside calls only.
 
         Returns:
             How many steps' worth of neighbours a record stands for by now: 1 if each is still itself.
         """
-        with self._lock:
+        with self.lock:
             look, tail = self.look(), self._tail
             calls = [call for call in look.calls if call.start_ns >= self._folded_ns]
             breaks = [*self.open_scopes, *self.skeletons]
@@ -285,6 +366,9 @@ class Log:
             return self._g
 
     def _drop(self, table: IntArray, kept: IntArray, calls: tuple[Backward, ...]) -> None:
+        for reader in self._readers:
+            reader.keep()
+            reader.moved(len(kept))
         mask = np.zeros(len(table) + 1, dtype=np.int64)
         mask[kept + 1] = 1
         place = np.cumsum(mask)  # old position -> new position

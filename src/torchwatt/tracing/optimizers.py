@@ -62,6 +62,8 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         key = key_of(id(optimizer)) or newcomer(optimizer)
         if log.lead_optimizer is None or log.lead_optimizer < 0:  # or a compiled function
             log.lead_optimizer, log.stepless = key, False
+        if log.mode == FULL:
+            log.in_place.optimizer_begins()
         log.opened[key] = clock()
 
     def ended(optimizer: Any, _args: Any, _kwargs: Any) -> None:
@@ -90,7 +92,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
                 number = seq()
                 log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph))
         quiet.note(optimizer, asleep=mode == ASLEEP)
-        log.ends.append((key, end))
+        _note_end(host, log, key, end)
         _take_lead(host, log, key, end, new=new)
         if key == log.lead_optimizer and not host.manual_steps:
             host.step_ended(log, end)
@@ -98,6 +100,14 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
                 quiet.rest(id(optimizer), log.stride)
 
     return begins, ended
+
+
+def _note_end(host: Host, log: Log, key: int, end: int) -> None:
+    """Note the end of an optimizer step; in some traced steps, what torch does after it."""
+    if log.mode == FULL and log.in_place.optimizer_ended():
+        log.add_own(end, host.clock_ns(), sequence_nr())
+    log.settle()
+    log.ends.append((key, end))
 
 
 def _take_lead(host: Host, log: Log, key: int, end: int, *, new: bool) -> None:

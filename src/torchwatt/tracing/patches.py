@@ -31,6 +31,8 @@ class Patches:
 
     def __init__(self) -> None:
         self._fixed: list[Patch] = []
+        self._frail: list[Patch] = []  # gone as soon as something is compiled
+        self._compiled = False
         self._module: Patch | None = None
         self._classes: dict[type, Patch | None] = {}
         self._hooks: list[StepHook] = []
@@ -44,6 +46,16 @@ class Patches:
             return False
         self._fixed.append(Patch(owner, name, wrap))
         return True
+
+    def add_until_compiled(self, module: str, name: str, wrap: Callable[[Wrapped], Wrapped]) -> None:
+        """Patch a function of a module that is loaded, until something is compiled for the first time."""
+        owner = sys.modules.get(module)
+        if not self._compiled and hasattr(owner, name):
+            self._frail.append(Patch(owner, name, wrap))
+
+    def _drop_frail(self) -> None:
+        while self._frail:
+            self._frail.pop().remove()
 
     def keep(self, hook: StepHook) -> None:
         """Remember a hook."""
@@ -83,6 +95,8 @@ class Patches:
         global _swaps  # noqa: PLW0603 - as above
         with self._lock:
             self._aside += 1
+            self._compiled = True
+            self._drop_frail()
             for hook in self._hooks:
                 hook.lift()
             if self._aside > 1 or _swaps >= MAX_SWAPS:
@@ -141,6 +155,7 @@ class Patches:
             self._lifted.clear()
             for patch in self._in_place():
                 patch.remove()
+            self._drop_frail()
             self.restore_keepers()
             self._hooks.clear()
             self._fixed.clear()

@@ -87,6 +87,19 @@ def self_times(start: Sequence[float], end: Sequence[float]) -> list[float]:
     return own
 
 
+def enclosing(start: IntArray, end: IntArray) -> IntArray:
+    """Return each interval's enclosing one as `parents` does, for many; sorted by start, outer before inner."""
+    found = np.full(len(start), NOBODY, dtype=np.int64)
+    depth = np.arange(len(start)) - np.searchsorted(np.sort(end), start, side="right")
+    above = np.flatnonzero(depth <= 0)
+    for level in range(1, int(depth.max(initial=0)) + 1):
+        here = np.flatnonzero(depth == level)
+        place = np.searchsorted(above, here) - 1
+        found[here[place >= 0]] = above[place[place >= 0]]
+        above = here
+    return found
+
+
 def uncross(start: IntArray, end: IntArray, soft: IntArray) -> None:
     """Cut, in place, the `soft` intervals that cross others; the rest must be nested or apart already.
 

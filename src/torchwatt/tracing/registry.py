@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
-from torchwatt.tracing.frames import variable_name
+from torchwatt.tracing.frames import caller_of, own_attributes, variable_name
 from torchwatt.tracing.rows import COMPILED_KEY, UNKNOWN_KEY
 
 # Wrappers that repeat the wrapped module's name; `module` counts only below the data-parallel classes.
@@ -65,7 +65,7 @@ def walk(module: nn.Module, path: str = "", plain: str = "", above: tuple[int, .
     for leaf, child in list(module._modules.items()):
         if child is None or id(child) in above:
             continue
-        through = leaf in TRANSPARENT or (leaf == "module" and isinstance(module, PARALLEL))
+        through = leaf in TRANSPARENT or (leaf == "module" and issubclass(type(module), PARALLEL))
         below = plain if through else f"{plain}.{leaf}" if plain else leaf
         yield from walk(child, f"{path}.{leaf}" if path else leaf, below, (*above, id(module)))
 
@@ -101,18 +101,24 @@ class Registry:
                 known = self.by_id.get(id(module))
                 if known is not None:
                     return known
-                if isinstance(module, GraphModule) and self._is_compiled(module, sys._getframe(1)):
+                if issubclass(type(module), GraphModule) and self._is_compiled(module, sys._getframe(1)):
                     return self._remember(module, COMPILED_KEY)
-                if getattr(module, "_is_replica", False) and (original := self._original(module)):
+                if (own_attributes(module) or {}).get("_is_replica") and (original := self._original(module)):
                     self._remember(module, original)
                     return original
                 if self.enclosed(sys._getframe(1)):
                     self.dirty = True
                     return self._key(module)
-                return self.add_root(module, variable_name(module, sys._getframe(1))).key
+                frame = sys._getframe(1)
+                root = caller_of(module, frame)
+                self.add_root(root, variable_name(root, frame))
+                return self._key(module)
         except Exception:
+            import traceback
+
+            traceback.print_exc()
             # The user's forward must not fail because a module resists being looked at.
-            return UNKNOWN_KEY
+            return self.by_id.get(id(module), UNKNOWN_KEY)
 
     def add_root(self, module: nn.Module, name: str | None) -> Root:
         """Register a root and everything below it."""
@@ -171,7 +177,7 @@ class Registry:
             root.paths[path, key] = plain
             if path:
                 self.parent.setdefault(key, at[path.rpartition(".")[0]])
-            if isinstance(child, CONTAINERS) and len(child) > 1:
+            if issubclass(type(child), CONTAINERS) and len(child._modules) > 1:
                 self.choices.update(self._key(each) for each in child._modules.values() if each is not None)
 
     def _is_compiled(self, module: nn.Module, frame: FrameType | None) -> bool:

@@ -16,6 +16,8 @@ Mark = tuple[int, int]  # end_ns, and how many steps end there
 
 MOST_PERIOD = 4  # optimizer steps in a round of a loop that calls the model between them (a GAN, actor and critic)
 REGULAR = 0.9  # of the steps follow the period
+# Optimizers that step at random come twice between two steps of another one as often as chance will have it.
+ENOUGH_BY_CHANCE, FEW_TWICE = 6.0, 0.02
 MAX_ENDS = 20_000
 NOTHING: IntArray = np.zeros(0, dtype=np.int64)
 NO_STRETCH: IntArray = np.zeros((0, 2), dtype=np.int64)
@@ -59,27 +61,31 @@ def rounds(
     """Return where rounds end, and how many end there.
 
     The steps of two optimizers are of one round if the model was not called between them (encoder and decoder, an
-    optimizer a layer), or if they take turns in a short cycle (a GAN). A round has at most one step of each. Optimizers
-    of which one had done before the other began (the phases of a fine-tuning, folds) have no round in common.
+    optimizer a layer), if they take turns in a short cycle (a GAN), or if all others step once at most between two
+    steps of one of them (a GAN that skips updates). A round has at most one step of each. Optimizers of which one had
+    done before the other began (the phases of a fine-tuning, folds) have no round in common.
 
     Args:
         ends: Sorted by time.
         forward_ns: When calls of the model began, as far as they were seen, sorted.
         unseen_ns: Stretches in which they were not seen, sorted; shape (n, 2).
     """
-    if not ends:
-        return []
+    if len({key for key, *_ in ends}) < 2:
+        return [(end_ns, count) for _, end_ns, count in ends]
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for key, end_ns, _ in ends:
         first.setdefault(key, end_ns)
         last[key] = end_ns
     joined = _joined(ends, forward_ns, unseen_ns)
+    lead = _lead([key for key, *_ in ends])
+    leads_last = lead is not None and ends[0][0] != lead
     result: list[Mark] = []
     members: set[int] = set()
     for i, (key, end_ns, count) in enumerate(ends):
         apart = key in members or count > 1 or any(last[other] < first[key] for other in members)
-        if members and not apart and joined(i):
+        apart |= leads_last and lead in members
+        if members and not apart and (joined(i) or lead is not None):
             result[-1] = end_ns, result[-1][1]
         else:
             members = set()
@@ -102,8 +108,6 @@ class _Joined:
 
 def _joined(ends: Sequence[OptimizerEnd], forward_ns: IntArray, unseen_ns: IntArray) -> _Joined:
     keys = [key for key, *_ in ends]
-    if len(set(keys)) < 2:
-        return _Joined(set(), keys, cycle=False)
     times = np.array([end_ns for _, end_ns, _ in ends], dtype=np.int64)
     between = np.diff(np.searchsorted(forward_ns, times), prepend=0)
     hidden = _overlap(unseen_ns, times)
@@ -122,6 +126,27 @@ def _overlap(unseen_ns: IntArray, times: IntArray) -> NDArray[np.bool_]:
     before = np.searchsorted(unseen_ns[:, 0], times) - 1  # the latest stretch that began earlier
     latest_end = np.append(unseen_ns[:, 1], np.iinfo(np.int64).min)[before]
     return np.asarray(latest_end > np.concatenate((times[:1], times[:-1])), dtype=np.bool_)
+
+
+def _lead(keys: Sequence[int]) -> int | None:
+    """Return the optimizer, of a few, between two steps of which others step twice more rarely than by chance."""
+    numbers = Counter(keys)
+    for lead, n in numbers.most_common() if len(numbers) <= MOST_PERIOD else ():
+        others = {key: k for key, k in numbers.items() if key != lead}
+        by_chance = sum(k * k / (n + k) for k in others.values())
+        if by_chance >= ENOUGH_BY_CHANCE and _twice(keys, lead) <= FEW_TWICE * sum(others.values()):
+            return lead
+    return None
+
+
+def _twice(keys: Sequence[int], lead: int) -> int:
+    """Return how often another optimizer steps again without a step of this one in between."""
+    members: set[int] = set()
+    twice = 0
+    for key in keys:
+        twice += key in members
+        members = set() if key == lead else members | {key}
+    return twice
 
 
 def _is_cycle(keys: Sequence[int]) -> bool:

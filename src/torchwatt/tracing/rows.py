@@ -20,7 +20,9 @@ UNCOUNTED_COMMUNICATION_KEY = -6  # waits for collectives and copies around them
 COMPILE_KEY = -8
 COMPILED_KEY = 0  # of a compiler's graphs: their calls are part of what was compiled, and not logged
 PROFILER_KEY = -7  # our own work: a decision about the next steps, a window that opens or closes
-FIRST_SCOPE_KEY = -10  # scopes count down from here; modules count up from 1
+BACKWARD_KEY = -9  # a backward call, where it is counted like the modules that ran in a step
+AROUND_KEY = -10  # torch.func's own time around a module's call, and after a backward call
+FIRST_SCOPE_KEY = -20  # scopes count down from here; modules count up from 1
 
 FORWARD_TASK = -1  # what torch says outside a backward call
 LIGHT_TASK = -2  # ours: an outermost call of a step whose modules were not traced; minus the number of its signature
@@ -63,4 +65,5 @@ class Backward:
     reduces: bool = False  # DDP adds up the gradients of all ranks in it
     nodes: Nodes | Unread | None = None  # of a window
     cost_ns: int = 0  # of the window
+    away_ns: int = 0  # of a recorded call: how long its thread did not run
     cache: dict[str, Any] = field(default_factory=dict)  # what assembly found out once

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import RESERVED, ROOT
+from torchwatt.core.tracebacks import drop_own_frames
 from torchwatt.tracing.state import ACTIVE
 
 P = ParamSpec("P")
@@ -65,8 +66,12 @@ class Scope:
 
             @functools.wraps(function)
             async def run_async(*args: Any, **kwargs: Any) -> Any:
-                with Scope(name):
-                    return await function(*args, **kwargs)
+                try:
+                    with Scope(name):
+                        return await function(*args, **kwargs)
+                except BaseException as error:
+                    drop_own_frames(error)
+                    raise
 
             return cast("Callable[P, R]", run_async)
 
@@ -74,15 +79,23 @@ class Scope:
 
             @functools.wraps(function)
             def run_generator(*args: Any, **kwargs: Any) -> Any:
-                with Scope(name):
-                    return (yield from function(*args, **kwargs))
+                try:
+                    with Scope(name):
+                        return (yield from function(*args, **kwargs))
+                except BaseException as error:
+                    drop_own_frames(error)
+                    raise
 
             return cast("Callable[P, R]", run_generator)
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            with Scope(name):
-                return function(*args, **kwargs)
+            try:
+                with Scope(name):
+                    return function(*args, **kwargs)
+            except BaseException as error:
+                drop_own_frames(error)
+                raise
 
         return run
 

@@ -10,18 +10,23 @@ import numpy as np
 
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.ranges import top_level
-from torchwatt.tracing.rows import END, FORWARD_TASK, KEY, START, TASK
+from torchwatt.tracing.rows import BACKWARD_KEY, END, FORWARD_TASK, KEY, START, TASK
 
 MOST_SIGNATURES = 4_096
 NOTHING_COUNTED, UNKNOWN = 0, 1  # numbers of signatures
+BACKWARD = -1  # stands for a backward call, among ids of modules
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """How often modules were called, by key; `over` are those that were counted, others are not known."""
+    """How often modules were called, by key; `over` are those that were counted, others are not known.
+
+    Of a step that ended before its time, `part` has the keys in the order of the calls.
+    """
 
     counts: Mapping[int, int] = field(default_factory=dict)
     over: frozenset[int] = frozenset()
+    part: tuple[int, ...] = ()
 
     def matches(self, counts: Mapping[int, int]) -> bool:
         """Say whether in a traced call or step the counted modules ran as often."""
@@ -41,7 +46,7 @@ class Signatures:
         self.over: frozenset[int] = frozenset()  # their keys
         self.of: list[Signature] = [Signature(), Signature()]
         self.by_ids: dict[tuple[int, ...], int] = {(): NOTHING_COUNTED}
-        self._numbers: dict[tuple[frozenset[tuple[int, int]], frozenset[int]], int] = {}
+        self._numbers: dict[tuple[frozenset[tuple[int, int]], frozenset[int], tuple[int, ...]], int] = {}
 
     def count(self, modules: Mapping[int, int]) -> None:
         """Count these modules from now on: key by id."""
@@ -59,20 +64,28 @@ class Signatures:
     def number(self, ids: Sequence[int]) -> int:
         """Return the number for modules called one after the other, by id."""
         known = self.by_ids.get(tuple(ids))
-        return self._new(tuple(ids)) if known is None else known
+        if known is not None:
+            return known
+        number = self._new(tuple(ids))
+        if number != UNKNOWN and len(self.by_ids) < MOST_SIGNATURES:
+            self.by_ids[tuple(ids)] = number
+        return number
 
-    def _new(self, ids: tuple[int, ...]) -> int:
-        keys = [self._key_of(each) for each in ids]
-        counts = Counter(key for key in keys if key is not None)
-        if len(self.of) >= MOST_SIGNATURES or None in keys:
+    def number_of_part(self, ids: Sequence[int]) -> int:
+        """Return the number for modules called in a step that ends before its time."""
+        return self._new(tuple(ids), is_part=True)
+
+    def _new(self, ids: tuple[int, ...], *, is_part: bool = False) -> int:
+        keys = [BACKWARD_KEY if each == BACKWARD else self._key_of(each) for each in ids]
+        known = tuple(key for key in keys if key is not None)
+        if len(self.of) >= MOST_SIGNATURES or len(known) < len(keys):
             return UNKNOWN
-        what = frozenset(counts.items()), self.over.union(counts)
+        counts = Counter(known)
+        what = frozenset(counts.items()), self.over.union(counts), known if is_part else ()
         number = self._numbers.get(what)
         if number is None:
             number = self._numbers[what] = len(self.of)
-            self.of.append(Signature(dict(counts), what[1]))
-        if len(self.by_ids) < MOST_SIGNATURES:
-            self.by_ids[ids] = number
+            self.of.append(Signature(dict(counts), *what[1:]))
         return number
 
 

@@ -125,12 +125,12 @@ class Stepping:
         stride, watched = log.stride, self._host.devices is not None
         log.answers = 0 if log.mode == FULL or watched else max(stride.planned - stride.steps - 1, 0)
 
-    def _ran(self) -> int:
-        """Return the signature of what ran in a step of which the end alone is noted."""
+    def _ran(self, *, is_part: bool = False) -> int:
+        """Return the signature of what ran in a step of which the end alone is noted, or in its first part."""
         quiet, signatures = self._host.quiet, self._host.signatures
         if not quiet.alone:
             return UNKNOWN
-        number = signatures.number(quiet.called)
+        number = (signatures.number_of_part if is_part else signatures.number)(quiet.called)
         quiet.called.clear()
         return number
 
@@ -140,7 +140,7 @@ class Stepping:
         if log.noted is not quiet.ends or not quiet.called:
             return
         log.settle()
-        number = self._ran()
+        number = self._ran(is_part=True)
         if log.step_end < end_ns:
             log.end_asleep(max((end for _, end in log.ends if end > log.step_end), default=end_ns), number)
 
@@ -234,7 +234,7 @@ class Stepping:
             log.mode, log.stride.mode, log.stride.planned = FULL, FULL, 1
         self._mode_changed(log, before)
         log.call_ns = conductor.call_ns(log.stride)
-        log.margins = conductor.margins(log.stride)
+        log.margins = log.in_place.margins(conductor.costs.margins) or conductor.margins(log.stride)
         if conductor.limited:
             self._host.note("info", "SPANS_SAMPLED", conductor.limit.message)
         self._arrange(log, conductor)

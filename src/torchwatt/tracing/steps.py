@@ -81,13 +81,18 @@ def steps_of(seen: Evidence) -> tuple[list[Step], bool]:
     if seen.marks:
         steps = steps_between(seen.marks, seen.starts_ns, seen.origin_ns, seen.resumed)
         return _with_stages(steps, seen), False
+    marks = marks_of(seen)
+    if marks is not None:
+        return _rounds_and_evaluations(seen, marks), False
+    return _model_calls(seen.calls, INFERENCE), True
+
+
+def marks_of(seen: Evidence) -> list[Mark] | None:
+    """Return where rounds of training end; None where nothing is trained."""
     if seen.optimizers:
         forward_ns = seen.calls.start_ns[seen.calls.grown]
-        marks = sorted(mark for ends in seen.optimizers for mark in rounds(ends, forward_ns, seen.unseen_ns))
-        return _rounds_and_evaluations(seen, marks), False
-    if len(seen.backward_ns):
-        return _rounds_and_evaluations(seen, _backward_rounds(seen)), False
-    return _model_calls(seen.calls, INFERENCE), True
+        return sorted(mark for ends in seen.optimizers for mark in rounds(ends, forward_ns, seen.unseen_ns))
+    return _backward_rounds(seen) if len(seen.backward_ns) else None
 
 
 def steps_between(
@@ -145,7 +150,7 @@ def _backward_rounds(seen: Evidence) -> list[Mark]:
 
 def _rounds_and_evaluations(seen: Evidence, marks: Sequence[Mark]) -> list[Step]:
     """Return the rounds as training steps, and evaluations between them as validation steps."""
-    evaluations = _evaluations(seen, marks)
+    evaluations = evaluations_of(seen, marks)
     ends = np.array([end for end, _ in marks], dtype=np.int64)
     resumed = dict(seen.resumed)
     for at in evaluations.end_ns.tolist():
@@ -157,7 +162,7 @@ def _rounds_and_evaluations(seen: Evidence, marks: Sequence[Mark]) -> list[Step]
     return sorted([*train, *_model_calls(evaluations, VALIDATION)], key=lambda step: step.start_ns)
 
 
-def _evaluations(seen: Evidence, marks: Sequence[Mark]) -> Calls:
+def evaluations_of(seen: Evidence, marks: Sequence[Mark]) -> Calls:
     """Return the calls, no part of a round, that evaluate the model."""
     calls, ends = seen.calls, np.array([end for end, _ in marks], dtype=np.int64)
     gap = np.searchsorted(ends, calls.start_ns, side="right")  # a call in gap i comes before the end of round i

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torchwatt.tracing.hub import Hub
     from torchwatt.tracing.log import Log
     from torchwatt.tracing.marks import Marks
+    from torchwatt.tracing.tally import Tally
 
 DEFAULT_MAX_SPANS = 50_000  # about 10 MB with what belongs to them; a thousand steps of fifty modules
 TOLERATED = 1.2  # of the budget, before it is said that it was too small
@@ -35,6 +37,7 @@ class Tracer:
     Args:
         model: Its children are named as in its `state_dict`. Without it, modules that are called outside any
             other module become roots, named by the user's variable.
+        models: Several models instead, each with its name, "" for that of the user's variable: they become roots.
         windows: Trace some backward calls node by node; without, backward is one `(unattributed)` span a call.
         overhead_budget: Share of the session's time that tracing may cost the user's threads. Where tracing
             every call costs more, only some steps are traced; what the others did is filled in from them. With 0
@@ -50,6 +53,7 @@ class Tracer:
         self,
         model: nn.Module | None = None,
         *,
+        models: Sequence[tuple[str, nn.Module]] = (),
         windows: bool = True,
         overhead_budget: float = 0.01,
         max_spans: int = DEFAULT_MAX_SPANS,
@@ -59,7 +63,8 @@ class Tracer:
             raise ConfigError(f"overhead_budget must be from 0 to 1, not {overhead_budget}")
         if max_spans < 1:
             raise ConfigError(f"max_spans must be at least 1, not {max_spans}")
-        self._model = None if model is None else weakref.ref(model)
+        given = models if model is None else (("", model),)
+        self._models = tuple((name, weakref.ref(each)) for name, each in given)
         self._windows = windows
         self._budget = overhead_budget
         self._max_spans = max_spans
@@ -106,16 +111,25 @@ class Tracer:
                 start_ns=self._start_ns,
                 costs=hub.costs,
             )
-            model = None if self._model is None else self._model()
-            if model is not None:
-                self._given = hub.registry.add_root(model, None).key
-                hub.watch(self._given)
+            self._add_models(hub)
             if self._windows and self._budget > 0 and hub.users == 1:
                 self._watch_devices(hub)
             hub.stepping.join(self._conductor, self._log)
         except BaseException:
             self._leave(hub)
             raise
+
+    def _add_models(self, hub: Hub) -> None:
+        """Make roots of the models that were given; a single one is the main root, and its names have no prefix."""
+        from torchwatt.tracing.frames import variable_name
+
+        alive = [(name, model) for name, ref in self._models if (model := ref()) is not None]
+        for name, model in alive:
+            alone = len(alive) == 1
+            label = None if alone else name or variable_name(model, sys._getframe(1))
+            key = hub.registry.add_root(model, label).key
+            self._given = key if alone else None
+            hub.watch(key)
 
     def _watch_devices(self, hub: Hub) -> None:
         import torch
@@ -165,6 +179,31 @@ class Tracer:
                 raise TraceError("snapshot() before start()")
             return self._assemble(self._hub, most_filled=most_filled)
 
+    def tally(self, start_ns: int) -> Tally:
+        """Return sums of what runs from now on, for a view of the session that began at `start_ns`.
+
+        Raises:
+            TraceError: It is not running.
+        """
+        from torchwatt.tracing.tally import Tally
+
+        hub, log = self._hub, self._log
+        if hub is None or log is None:
+            raise TraceError("tally() of a tracer that does not run")
+        return Tally(
+            hub,
+            log,
+            lambda: self._logs(hub) if self._log is not None else (),
+            lambda: self._marks.steps if self._marks is not None else None,
+            start_ns=start_ns,
+            given=self._given,
+        )
+
+    def pay(self, cost_ns: int) -> None:
+        """Book what a view of the running session cost: it comes out of the budget of tracing."""
+        if self._conductor is not None:
+            self._conductor.budget.pay("fixed", cost_ns)
+
     def stop(self, done_ns: int | None = None) -> Trace:
         """Stop, take every wrapper off, and return the trace; again: return the same trace.
 
@@ -190,7 +229,8 @@ class Tracer:
             self._log.former.append((self._start_ns, self._clock_ns()))
         if self._conductor is not None:
             hub.stepping.leave(self._conductor)
-        self._hub = self._log = self._model = None
+        self._hub = self._log = None
+        self._models = ()
         release(hub)
 
     def _assemble(

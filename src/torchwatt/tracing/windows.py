@@ -31,6 +31,7 @@ class Windows:
         self.devices: Watch | None = None
         self._note = note
         self._broken = False
+        self._seen: set[int] = set()  # modules in the forward passes of recorded calls
         self._unread: deque[kineto.Recorded] = deque()
 
     def warm_up(self) -> None:
@@ -57,33 +58,40 @@ class Windows:
         reduces = log.takes_reducers()
         # A cheap guess; the exact structure comes later.
         kind = first - since, log.rows[-1][KEY] if log.rows else 0, reduces
+        # Of calls with as many rows, those through other modules are worth windows of their own.
+        keys = frozenset([row[KEY] for row in log.rows[-max(first - since, 1) :] if row[KEY] > 0])
+        path = hash(keys), reduces
         expected = round(NODES_PER_NUMBER * (sequence_nr() - log.stride.seq))
         began = self._clock_ns()
-        window = self._open(conductor, log, kind)
+        window = self._open(conductor, log, path, is_new=not keys <= self._seen)
         if window is not None:
             log.add_own(began, self._clock_ns(), sequence_nr())
             first += 1
-        start = self._clock_ns()
+        start, own_start = self._clock_ns(), kineto.own_ns() if window is not None else 0
         try:
             return original(*args, **kwargs)
         finally:
-            end = self._clock_ns()
+            own_end, end = kineto.own_ns() if window is not None else 0, self._clock_ns()
             call = Backward(start, end, since, first, log.total(), light=False, reduces=reduces)
+            call.away_ns = max(end - start - (own_end - own_start), 0) if window is not None else 0
             if conductor is not None:
                 conductor.backward_took(kind, end - start, recorded=window is not None)
             if window is not None:
-                self._close(conductor, log, window, kind, call, expected)
+                self._close(conductor, log, window, (kind, path), call, expected)
+                self._seen |= keys
                 log.add_own(end, self._clock_ns(), sequence_nr())
             log.backwards.append(call)
+            if window is None and conductor is not None:
+                self._measure(conductor, log, end)
             log.since = log.total()
 
-    def _open(self, conductor: Conductor | None, log: Log, kind: Hashable) -> kineto.Window | None:
+    def _open(self, conductor: Conductor | None, log: Log, path: Hashable, *, is_new: bool) -> kineto.Window | None:
         if conductor is None or self._broken or not _forward_is_known(log):
             return None
         if self.devices is not None and self.devices.is_on:
             return None
         try:
-            if not conductor.wants_window(log.stride, kind, self._clock_ns()):
+            if not conductor.wants_window(log.stride, path, self._clock_ns(), is_new=is_new):
                 return None
             if kineto.user_is_profiling():
                 self._note("info", "PROFILER_BUSY", "another profiler was running: its backward calls have no window")
@@ -99,7 +107,7 @@ class Windows:
         conductor: Conductor | None,
         log: Log,
         window: kineto.Window,
-        kind: Hashable,
+        kinds: tuple[Hashable, Hashable],
         call: Backward,
         expected: int,
     ) -> None:
@@ -108,13 +116,19 @@ class Windows:
             call.cost_ns = window.cost_ns + self._read_older(recorded)
             if conductor is not None:
                 # What recording itself costs is in the window's own figure; the clock may show more.
-                more_ns = max(conductor.slowdown_ns(kind) - window.recording_ns, 0.0)
+                more_ns = max(conductor.slowdown_ns(kinds[0]) - window.recording_ns, 0.0)
                 own_ns = call.cost_ns + round(more_ns)
-                call.cost_ns = conductor.window_taken(log.stride, kind, own_ns, call.end_ns)
+                call.cost_ns = conductor.window_taken(log.stride, kinds[1], own_ns, call.end_ns)
             if call.nodes is None:
                 self._note("info", "CLOCK_STEPPED", "the wall clock was set during a window: window dropped")
         except Exception as error:
             self._give_up(error)
+
+    def _measure(self, conductor: Conductor, log: Log, end_ns: int) -> None:
+        """Measure what an optimizer step begins with, where it may begin; a backward call begins with the like."""
+        if own_ns := log.in_place.after_backward():
+            conductor.budget.pay("fixed", own_ns)
+            log.add_own(end_ns, self._clock_ns(), sequence_nr())
 
     def _read_older(self, recorded: kineto.Recorded | None) -> int:
         """Bound what is kept in torch's form; return what that took in ns."""

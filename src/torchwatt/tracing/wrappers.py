@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from torchwatt.core.tracebacks import below_own_frames, drop_own_frames
 from torchwatt.tracing.answers import answering
 from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, COMPILED_KEY, DATA_KEY, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
-from torchwatt.tracing.signatures import UNKNOWN, Signatures
+from torchwatt.tracing.signatures import BACKWARD, UNKNOWN, Signatures
 
 Wrapped = Callable[..., Any]
 
@@ -108,7 +109,7 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
     overflow, force_rows = host.overflow, host.force_rows
     outermost, newcomer = _outermost(host), _newcomer(host)
 
-    def wrap(original: Wrapped) -> Wrapped:
+    def wrap(original: Wrapped) -> Wrapped:  # noqa: C901 - as above
         def logged(log: Log, key: int, module: Any, args: Any, kwargs: Any) -> Any:
             if key == COMPILED_KEY:
                 return original(module, *args, **kwargs)
@@ -122,24 +123,28 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
             if compiling() or compiler._is_compiling_flag:
                 return original(self, *args, **kwargs)
             try:
-                log = local.log
-            except AttributeError:
-                log = new_log()
-            if log.mode:
-                if log.inside or log.mode >= ASLEEP:
+                try:
+                    log = local.log
+                except AttributeError:
+                    log = new_log()
+                if log.mode:
+                    if log.inside or log.mode >= ASLEEP:
+                        return original(self, *args, **kwargs)
+                    return outermost(__call__, log, self, args, kwargs)
+                key = key_of(id(self))
+                if not key:  # not seen before, or of a compiler
+                    return newcomer(logged, log, self, args, kwargs)
+                rows, graph = log.rows, task()
+                s0, start = seq(), clock()
+                try:
                     return original(self, *args, **kwargs)
-                return outermost(__call__, log, self, args, kwargs)
-            key = key_of(id(self))
-            if not key:  # not seen before, or of a compiler
-                return newcomer(logged, log, self, args, kwargs)
-            rows, graph = log.rows, task()
-            s0, start = seq(), clock()
-            try:
-                return original(self, *args, **kwargs)
-            finally:
-                rows.append((key, start, clock(), s0, seq(), graph))
-                if len(rows) > force_rows:
-                    overflow(log)
+                finally:
+                    rows.append((key, start, clock(), s0, seq(), graph))
+                    if len(rows) > force_rows:
+                        overflow(log)
+            except BaseException as error:
+                drop_own_frames(error)
+                raise
 
         host.registry.calls_code |= {f.__code__ for f in (__call__, logged, outermost, newcomer)}
         return __call__
@@ -171,39 +176,43 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: C901, N807, PLR0912
             if compiling():
                 return original(self, *args, **kwargs)
-            call = plain if own or not direct or type(self) is not owner else module.__call__
-            me = ident()
-            if quiet.inside == me:
-                if id(self) in counted:
-                    called(id(self))
-            else:
-                if quiet.asleep == me and quiet.calls < MOST_QUIET and (quiet.calls or grad_enabled()):
-                    quiet.calls += 1
-                    if id(self) not in known:
-                        outermost_newcomer(self)
-                    called(id(self))
+            try:
+                call = plain if own or not direct or type(self) is not owner else module.__call__
+                me = ident()
+                if quiet.inside == me:
+                    if id(self) in counted:
+                        called(id(self))
+                else:
+                    if quiet.asleep == me and quiet.calls < MOST_QUIET and (quiet.calls or grad_enabled()):
+                        quiet.calls += 1
+                        if id(self) not in known:
+                            outermost_newcomer(self)
+                        called(id(self))
+                        try:
+                            quiet.inside = me  # here: an interrupt may come between any two lines
+                            return call(self, *args, **kwargs)
+                        except BaseException:
+                            called(FAILED)
+                            raise
+                        finally:
+                            quiet.inside = 0
+                    start = clock()
                     try:
-                        quiet.inside = me  # here: an interrupt may come between any two lines
-                        return call(self, *args, **kwargs)
-                    except BaseException:
-                        called(FAILED)
-                        raise
-                    finally:
-                        quiet.inside = 0
-                start = clock()
-                try:
-                    log = local.log
-                except AttributeError:
-                    log = new_log()
-                if log.answers and may_answer(log):
-                    return answer(call, log, start, self, args, kwargs)
-                if quiet.asleep == me and quiet.calls == MOST_QUIET:
-                    quiet.calls, log.calls_asleep = MOST_QUIET + 1, MOST_QUIET  # the log goes on counting
-                if not log.inside and log.mode != OFF:
-                    return outermost(plain, log, self, args, kwargs)  # what is below may be about to change
-                if log.mode != FULL and quiet.alone and id(self) in counted:
-                    called(id(self))
-            return call(self, *args, **kwargs)
+                        log = local.log
+                    except AttributeError:
+                        log = new_log()
+                    if log.answers and may_answer(log):
+                        return answer(call, log, start, self, args, kwargs)
+                    if quiet.asleep == me and quiet.calls == MOST_QUIET:
+                        quiet.calls, log.calls_asleep = MOST_QUIET + 1, MOST_QUIET  # the log goes on counting
+                    if not log.inside and log.mode != OFF:
+                        return outermost(plain, log, self, args, kwargs)  # what is below may be about to change
+                    if log.mode != FULL and quiet.alone and id(self) in counted:
+                        called(id(self))
+                return call(self, *args, **kwargs)
+            except BaseException as error:
+                drop_own_frames(error)
+                raise
 
         host.registry.calls_code |= {f.__code__ for f in (__call__, below, outermost, answer)}
         return __call__
@@ -297,13 +306,14 @@ def _newcomer(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
     return newcomer
 
 
-def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - each call is paid for
+def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PLR0915 - each call is paid for
     """Return the wrapper of `torch.autograd._engine_run_backward`, which every backward pass goes through."""
     compiling, task, seq = is_dynamo_compiling, graph_task_id, sequence_nr
     log_of, clock = host.log, host.clock_ns
     quiet, ident = host.quiet, threading.get_ident
     compiled = host.compiled_calls
-    counted, called, ending = host.signatures.counted, host.quiet.called, _ending(host)
+    counted, called, one = host.signatures.counted, host.quiet.called, (BACKWARD,)
+    ending = _ending(host)
 
     def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
         reduces, start = log.takes_reducers(), clock()
@@ -317,7 +327,11 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
 
     def run(original: Wrapped, args: Any, kwargs: Any) -> Any:
         if quiet.asleep == ident():
-            return original(*args, **kwargs)
+            before = len(called)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                called[before:] = one  # what ran again in it is no call of the forward pass
         log = log_of()
         # Inside another backward (checkpoint) it belongs to the outer one.
         if log.mode >= ASLEEP or task() >= 0:
@@ -350,13 +364,18 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - e
         def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
             if compiling():
                 return original(*args, **kwargs)
-            if compiled.running and compiled.takes_backward():
-                return compiled.run_backward(original, args, kwargs)
-            if quiet.by_hand and quiet.calls and quiet.asleep == ident() and task() < 0:
-                return ending(counting if counted else run, original, args, kwargs)
-            if counted:
-                return counting(original, args, kwargs)
-            return run(original, args, kwargs)
+            try:
+                if compiled.running and compiled.takes_backward():
+                    return compiled.run_backward(original, args, kwargs)
+                if quiet.asleep == ident():
+                    if quiet.by_hand and quiet.calls and task() < 0:
+                        return ending(run, original, args, kwargs)
+                elif counted:
+                    return counting(original, args, kwargs)
+                return run(original, args, kwargs)
+            except BaseException as error:
+                drop_own_frames(error)
+                raise
 
         return _engine_run_backward
 
@@ -387,9 +406,13 @@ def reducer_ready(host: Host) -> Callable[[Wrapped], Wrapped]:
 
     def wrap(original: Wrapped) -> Wrapped:
         def prepare_for_backward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if quiet.asleep != ident() and (log := host.log()).mode < ASLEEP:
-                log.reducers.add(id(self))
-            return original(self, *args, **kwargs)
+            try:
+                if quiet.asleep != ident() and (log := host.log()).mode < ASLEEP:
+                    log.reducers.add(id(self))
+                return original(self, *args, **kwargs)
+            except BaseException as error:
+                error.__traceback__ = below_own_frames(error.__traceback__)  # all of them: below is no Python
+                raise
 
         return prepare_for_backward
 
@@ -404,21 +427,25 @@ def timed(host: Host, key: int) -> Callable[[Wrapped], Wrapped]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if compiling() or compiler._is_compiling_flag:
                 return original(*args, **kwargs)
-            log = host.log()
-            if log.mode == OFF or (log.inside and log.mode == LIGHT):  # inside an outermost call it is filled in
-                return original(*args, **kwargs)
-            if log.mode == ASLEEP and (log.inside or not log.evaluates()):
-                return original(*args, **kwargs)
-            log.settle()
-            s0, start, mode = sequence_nr(), clock(), log.mode
-            if key == DATA_KEY:
-                log.mode = OFF  # transforms that are modules are part of loading
             try:
-                return original(*args, **kwargs)
-            finally:
-                if log.mode == OFF and not host.off:
-                    log.mode = mode
-                log.rows.append((key, start, clock(), s0, sequence_nr(), graph_task_id()))
+                log = host.log()
+                if log.mode == OFF or (log.inside and log.mode == LIGHT):  # inside an outermost call it is filled in
+                    return original(*args, **kwargs)
+                if log.mode == ASLEEP and (log.inside or not log.evaluates()):
+                    return original(*args, **kwargs)
+                log.settle()
+                s0, start, mode = sequence_nr(), clock(), log.mode
+                if key == DATA_KEY:
+                    log.mode = OFF  # transforms that are modules are part of loading
+                try:
+                    return original(*args, **kwargs)
+                finally:
+                    if log.mode == OFF and not host.off:
+                        log.mode = mode
+                    log.rows.append((key, start, clock(), s0, sequence_nr(), graph_task_id()))
+            except BaseException as error:
+                error.__traceback__ = below_own_frames(error.__traceback__)  # all of them: below may be C++
+                raise
 
         return call
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torchwatt.views.html import to_html_fragment
-from torchwatt.views.live import Point, beat_payload, begin_payload, live_layers
+from torchwatt.views.live import Point, beat_payload, begin_payload, live_layers, live_steps
 from torchwatt.views.numbers import (
     DASH,
     format_energy,
@@ -31,6 +31,7 @@ __all__ = [
     "format_time",
     "layer_rows",
     "live_layers",
+    "live_steps",
     "to_html_fragment",
     "to_html_page",
     "to_payload",

@@ -6,17 +6,18 @@ from torchwatt.core.meter import Event
 from torchwatt.core.report import Report
 from torchwatt.views import summary
 from torchwatt.views.curve import to_image
-from torchwatt.views.layer_html import MAX_ROWS, layers_block
+from torchwatt.views.layer_html import MAX_MODULES, layers_block
 from torchwatt.views.markup import RULE, chip, muted, tag, text
 from torchwatt.views.numbers import DASH, format_energy, format_power, format_time, format_wh
 from torchwatt.views.rank_table import rank_block
+from torchwatt.views.tree import books
 
 _CARD = (
     f"box-sizing:border-box;border:{RULE};border-radius:8px;background:rgba(128,128,128,0.06);padding:10px 14px;"
     "margin:0 10px 10px 0;flex:1 1 210px;max-width:480px"
 )
 _CARDS = "display:flex;flex-wrap:wrap"
-_CAPS = (MAX_ROWS, 400, 150, 60, 20, 0)  # rows of the module tree, tried in turn
+_CAPS = (MAX_MODULES, 200, 100, 50, 20, 5, 1)  # modules of the tree, tried in turn
 _MAX_EVENTS = 50
 _MAX_TEXT = 400
 
@@ -26,13 +27,13 @@ def to_html_fragment(report: Report, max_bytes: int | None = None) -> str:
 
     Args:
         report: What to show.
-        max_bytes: Fold layers until it is smaller; what is folded is counted, with its joules.
+        max_bytes: Fold layers until it is smaller; what is folded is counted in its parent, with its joules.
     """
     above = _head(report) + _domains(report) + _missing(report) + _curve(report)
     below = rank_block(report) + _events(report) + _foot(report)
-    found = ""
-    for max_rows in _CAPS:
-        blocks = above + layers_block(report, max_rows) + below
+    booked, found = books(report), ""
+    for max_modules in _CAPS:
+        blocks = above + layers_block(booked, report.energy_j, max_modules) + below
         found = tag("div", blocks, "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
         if max_bytes is None or len(found.encode()) < max_bytes:
             break
@@ -58,13 +59,15 @@ def _figures(report: Report) -> list[str]:
     known = report.provenance
     energy = format_wh(report.energy_j) if known else "nothing was metered"
     repeat = summary.bounds_text(report.energy_j, report.interval_j)
-    words = (energy, f"{summary.REPEAT}: {repeat}" if repeat else "", summary.systematic_text(report))
+    repeat = f"{summary.REPEAT}: {repeat}" if repeat else ""
+    words = (energy, summary.coverage_text(report), repeat, summary.systematic_text(report))
     energy = " · ".join(word for word in words if word)
     carbon = summary.carbon(report)
-    power = "over the run, all counted domains together" if known else "nothing was metered"
+    part = "metered part of the run" if summary.coverage_text(report) else "run"
+    power = f"over the {part}, all counted domains together" if known else "nothing was metered"
     cards = [
         _figure("energy", format_energy(report.energy_j), energy, known),
-        _figure("mean power", format_power(summary.mean_power_w(report)), power, known and "derived"),
+        _figure("mean power", format_power(report.mean_power_w), power, known and "derived"),
         _figure("carbon", carbon.grams, " ".join((carbon.how, *carbon.notes)) if carbon.grams == DASH else carbon.how,
                 None if carbon.grams == DASH else "derived"),
     ]  # fmt: skip

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from math import fsum
 
 from torchwatt.core.ledger import Entry
-from torchwatt.core.report import Report
 from torchwatt.core.terms import ROOT, Phase
-from torchwatt.views.layers import TIED, Folded, LayerSum, class_names, fold, layer_sums, ties
+from torchwatt.views.layers import TIED, Folded, LayerSum, fold, ties
 from torchwatt.views.markup import BACKWARD, FORWARD, OTHER, RULE, bar, chip, muted, tag, text
 from torchwatt.views.numbers import DASH, format_energy, format_interval, format_share, format_time
-from torchwatt.views.tree import Node, tree
+from torchwatt.views.tree import Books, Node, fold_tree, smaller
 
-MAX_ROWS = 1000  # of the tree's tables
+MAX_MODULES = 500  # of the tree
 _TOP_LAYERS = 12
 _MAX_NAME = 64
 # Said, and not left to the page: some take the padding of tables away. Where cells are many, once a table: cellspacing.
@@ -37,15 +35,11 @@ _DETAIL = (
 )
 
 
-def layers_block(report: Report, max_rows: int = MAX_ROWS) -> str:
+def layers_block(booked: Books, run_j: float | None, max_modules: int = MAX_MODULES) -> str:
     """Return the table and the tree; empty where nothing was metered."""
-    run_j = report.energy_j
     if run_j is None:
         return ""
-    everything = layer_sums(report)
-    layers = [layer for layer in everything if not layer.reserved]
-    reserved = [layer for layer in everything if layer.reserved]
-    return _title() + _top_table(layers, reserved, run_j) + _whole_tree(report, layers, run_j, max_rows)
+    return _title() + _top_table(booked.modules, booked.reserved, run_j) + _whole_tree(booked, run_j, max_modules)
 
 
 def _title() -> str:
@@ -92,9 +86,7 @@ def _row(layer: LayerSum, whole: float, run_j: float, *, tied: bool = False) -> 
 
 
 def _folded_row(folded: Folded, run_j: float) -> str:
-    name = tag(
-        "td", muted(f"other ({folded.layers} layers; see the tree below)"), f"{_PADDING};text-align:left", colspan="4"
-    )
+    name = tag("td", muted(f"{smaller(folded.layers)}, see the tree below"), f"{_PADDING};text-align:left", colspan="4")
     share = _right(format_share(_share(folded.energy_j, run_j)))
     return tag("tr", name + _right(format_energy(folded.energy_j)) + tag("td", "") + share + tag("td", ""))
 
@@ -125,15 +117,12 @@ def _short(name: str) -> str:
     return name if len(name) <= _MAX_NAME else f"{name[:20]}...{name[-_MAX_NAME + 23 :]}"
 
 
-def _whole_tree(report: Report, layers: Sequence[LayerSum], run_j: float, max_rows: int) -> str:
-    if not layers:
+def _whole_tree(booked: Books, run_j: float, max_modules: int) -> str:
+    if not booked.tops:
         return ""
-    kept, folded = fold(layers, _fitting(layers, max_rows))
-    nodes = tree(kept, class_names(report))
+    nodes = fold_tree(booked.tops, max_modules)
     whole = max((node.total_j for node in nodes), default=0.0)
     rows = "".join(_node(node, whole, run_j, open_=len(nodes) == 1) for node in nodes)
-    if folded is not None:
-        rows += tag("div", f"other ({folded.layers}): {format_energy(folded.energy_j)}", "margin-left:16px")
     named = ("forward", "backward", "total", "share")
     head = " ".join(tag("span", name, _NUMBER) for name in named) + tag("span", "", "display:inline-block;width:150px")
     what = tag("b", "Module tree") + f" {muted('total, children included; open a module for what is its own')}"
@@ -141,13 +130,9 @@ def _whole_tree(report: Report, layers: Sequence[LayerSum], run_j: float, max_ro
     return tag("div", tag("span", muted(head), _NUMBERS) + what, style) + rows
 
 
-def _fitting(layers: Sequence[LayerSum], max_rows: int) -> int:
-    """Return how many of the layers have together at most so many rows."""
-    rows = accumulate(len(layer.entries) for layer in layers)
-    return sum(count <= max_rows for count in rows)
-
-
 def _node(node: Node, whole: float, run_j: float, *, open_: bool = False) -> str:
+    if node.smaller:
+        return tag("div", _node_line(node, whole, run_j), "padding:2px 0 2px 16px")
     children = "".join(_node(child, whole, run_j, open_=len(node.children) == 1) for child in node.children)
     line = tag("summary", _node_line(node, whole, run_j), "cursor:pointer;padding:2px 0")
     inside = tag("div", _details(node) + children, "margin-left:16px")
@@ -162,7 +147,7 @@ def _node_line(node: Node, whole: float, run_j: float) -> str:
     parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, other or 0.0)]
     spans = " ".join(tag("span", number, _NUMBER) for number in numbers)
     block = f"display:inline-block;width:140px;margin-left:10px;vertical-align:middle;{bar(parts, whole)}"
-    name = text(_short(node.name))
+    name = muted(node.name) if node.smaller else text(_short(node.name))
     kind = f" {muted(text(node.layer.class_name[:40]), '11px')}" if node.layer and node.layer.class_name else ""
     return f"{tag('span', spans + tag('span', '&nbsp;', block), _NUMBERS)}{name}{kind}"
 

@@ -67,7 +67,11 @@ def layer_sums(report: Report) -> tuple[LayerSum, ...]:
 
 def ties(layers: Sequence[LayerSum]) -> frozenset[str]:
     """Return the names whose order cannot be told from the one before: the difference's interval includes 0."""
-    return frozenset(below.fqn for above, below in pairwise(layers) if tied(_ends(above.entries), _ends(below.entries)))
+    return frozenset(
+        below.fqn
+        for above, below in pairwise(layers)
+        if tied(half_interval(above.entries), half_interval(below.entries))
+    )
 
 
 def tied(above: tuple[float, float | None], below: tuple[float, float | None]) -> bool:
@@ -76,7 +80,8 @@ def tied(above: tuple[float, float | None], below: tuple[float, float | None]) -
     return len(halves) == 2 and above[0] - below[0] <= hypot(*halves)
 
 
-def _ends(entries: Sequence[Entry]) -> tuple[float, float | None]:
+def half_interval(entries: Sequence[Entry]) -> tuple[float, float | None]:
+    """Return the joules of some entries, and half their 90 % interval; None where one of them has none."""
     energy_j = fsum(entry.energy_self_j for entry in entries)
     hi_j = _sum_known(entry.energy_self_hi_j for entry in entries)
     return energy_j, None if hi_j is None else hi_j - energy_j
@@ -109,10 +114,9 @@ def _sum_known(values: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """Layers that are not shown: how many names, how many of their rows, how many joules."""
+    """Layers that are not shown: how many names, how many joules."""
 
     layers: int
-    rows: int
     energy_j: float
 
 
@@ -122,4 +126,4 @@ def fold(layers: Sequence[LayerSum], shown: int) -> tuple[tuple[LayerSum, ...], 
         return tuple(layers), None
     rest = layers[shown:]
     energy_j = fsum(entry.energy_self_j for layer in rest for entry in layer.entries)
-    return tuple(layers[:shown]), Folded(len(rest), sum(len(layer.phases) for layer in rest), energy_j)
+    return tuple(layers[:shown]), Folded(len(rest), energy_j)

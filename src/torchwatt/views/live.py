@@ -8,11 +8,12 @@ from typing import Any
 
 from torchwatt.core.meter import Meter, Unavailable
 from torchwatt.core.report import Report
+from torchwatt.views.numbers import format_energy
 from torchwatt.views.payload import layers_payload, number, text
-from torchwatt.views.summary import step_rates
+from torchwatt.views.tree import books
 
 SCHEMA, VERSION = "torchwatt.live", 1
-MAX_LAYERS = 150  # of a message; the rest is folded, with its joules
+MAX_LAYERS = 150  # modules of a message; the rest is folded in what contains it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +51,24 @@ def begin_payload(
 
 
 def beat_payload(
-    points: Sequence[Point], domains_j: Mapping[str, float], power_w: Mapping[str, float | None], carbon_g: float | None
+    points: Sequence[Point],
+    domains_j: Mapping[str, float],
+    power_w: Mapping[str, float | None],
+    carbon_g: float | None,
+    as_of_s: float,
 ) -> dict[str, Any]:
-    """Return one beat without layers; `points` are the last ones of the line, the newest last."""
+    """Return one beat without layers.
+
+    Args:
+        points: The last ones of the line, the newest last.
+        domains_j: Joules so far by domain.
+        power_w: Watts now by domain.
+        carbon_g: Grams so far.
+        as_of_s: Until when all joules are known; a meter that answers once a second is late.
+    """
     return {
         "t_s": number(points[-1].t_s) if points else 0.0,
+        "as_of_s": number(max(as_of_s, 0.0)),
         "energy_j": number(sum(domains_j.values())) if domains_j else None,
         "carbon_g": number(carbon_g),
         "power_w": {domain: number(watts) for domain, watts in power_w.items()},
@@ -66,14 +80,14 @@ def beat_payload(
     }
 
 
+def live_steps(steps: int, step_j: float | None) -> dict[str, Any]:
+    """Return how many steps have ended, and the joules of one."""
+    return {"steps": steps, "per_step": "" if step_j is None else format_energy(step_j)}
+
+
 def live_layers(report: Report) -> dict[str, Any]:
-    """Return steps and layers as of a snapshot."""
-    rate = next(iter(step_rates(report)), None)
-    return {
-        "steps": len(report.steps),
-        "per_step": "" if rate is None else rate.value,
-        "layers": {"as_of_s": number(report.duration_s), **layers_payload(report, MAX_LAYERS)},
-    }
+    """Return the layers until the end of a report."""
+    return {"layers": {"as_of_s": number(report.duration_s), **layers_payload(books(report), MAX_LAYERS)}}
 
 
 def _energetic(meters: Sequence[Meter]) -> list[Meter]:

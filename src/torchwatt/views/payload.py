@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from math import fsum, isfinite
+from math import isfinite
 from typing import Any
 
 from torchwatt.core.ledger import same_calls
@@ -14,8 +13,8 @@ from torchwatt.core.report import Report
 from torchwatt.core.terms import Phase
 from torchwatt.views import summary
 from torchwatt.views.curve import power_line
-from torchwatt.views.layers import LayerSum, class_names, fold, layer_sums, ties
-from torchwatt.views.tree import Node, tree
+from torchwatt.views.layers import LayerSum, ties
+from torchwatt.views.tree import Books, Node, books, fold_tree
 
 MIME = "application/vnd.torchwatt.report.v1+json"
 VERSION = 1
@@ -38,15 +37,16 @@ _CAPS = (
 
 def to_payload(report: Report) -> dict[str, Any]:
     """Return the report as a JSON value below 95 KB; what does not fit is folded and counted."""
+    booked = books(report)
     value: dict[str, Any] = {}
     for caps in _CAPS:
-        value = _payload(report, *caps)
+        value = _payload(report, booked, *caps)
         if len(json.dumps(value, allow_nan=False)) < MAX_BYTES:
             break
     return value
 
 
-def _payload(report: Report, layers: int, points: int, events: int, domains: int) -> dict[str, Any]:
+def _payload(report: Report, booked: Books, layers: int, points: int, events: int, domains: int) -> dict[str, Any]:
     carbon = summary.carbon(report)
     return {
         "schema": "torchwatt.report",
@@ -66,7 +66,7 @@ def _payload(report: Report, layers: int, points: int, events: int, domains: int
             "text": summary.energy_text(report),
         },
         "notes": [text(note) for note in summary.head_notes(report)],
-        "power_w": number(summary.mean_power_w(report)),
+        "power_w": number(report.mean_power_w),
         "carbon": {"value_g": number(report.carbon_g), "text": carbon.grams, "how": text(carbon.how)},
         "rates": [
             {"label": text(rate.label), "value": rate.value, "detail": rate.detail} for rate in summary.rates(report)
@@ -77,7 +77,7 @@ def _payload(report: Report, layers: int, points: int, events: int, domains: int
             for gone in report.unavailable[:domains]
         ],
         "curves": [_curve(report, index, points) for index in range(min(len(report.curves), domains))],
-        **layers_payload(report, layers),
+        **layers_payload(booked, layers),
         "events": [
             {"t_s": number((e.t_ns - report.start_ns) / 1e9), "severity": e.severity, "code": text(e.code),
              "subject": text(e.subject), "message": text(e.message)}
@@ -142,44 +142,43 @@ def _curve(report: Report, index: int, points: int) -> dict[str, Any]:
     }
 
 
-def layers_payload(report: Report, cap: int) -> dict[str, Any]:
-    """Return the tree of the `cap` biggest layers, the reserved names, and what was folded."""
-    everything = layer_sums(report)
-    kept, folded = fold([layer for layer in everything if not layer.reserved], cap)
+def layers_payload(booked: Books, most: int) -> dict[str, Any]:
+    """Return the tree of the `most` biggest modules, the rest as rows of their parents, and the reserved names."""
     rows: list[dict[str, Any]] = []
-    unordered = ties([layer for layer in everything if not layer.reserved])
-    for node in tree(kept, class_names(report)):
+    unordered = ties(booked.modules)
+    for node in fold_tree(booked.tops, most):
         _flatten(node, None, rows)
     for row in rows:
         if row["fqn"] in unordered:
             row["tied"] = True
-    return {
-        "layers": rows,
-        "reserved": [_booked(layer) for layer in everything if layer.reserved],
-        "folded": {"layers": folded.layers, "energy_j": number(folded.energy_j)} if folded else None,
-    }
+    # `folded` is what older reports left out at the end; now it is a row of its parent.
+    return {"layers": rows, "reserved": [_booked(layer) for layer in booked.reserved], "folded": None}
 
 
-def _flatten(node: Node, parent: int | None, rows: list[dict[str, Any]]) -> dict[Phase, list[float | None]]:
-    """Write the tree as rows; `parent` is the index of a row before. Returns all static parts by phase.
+def _flatten(node: Node, parent: int | None, rows: list[dict[str, Any]]) -> None:
+    """Write the tree as rows; `parent` is the index of a row before.
 
     `static_j` is the part of the total that is known to be static; `static_whole` says whether all of it is known.
     """
     index = len(rows)
-    own = _booked(node.layer) if node.layer else {"self_j": {}, "provenance": None, "calls": 0, "class": ""}
     total_j = _by_phase(node.total_by_phase)
-    row = {**own, "fqn": text(node.fqn), "name": text(node.name), "parent": parent, "total_j": total_j}
-    rows.append(row)
-    parts: dict[Phase, list[float | None]] = defaultdict(list)
-    for entry in node.layer.entries if node.layer else ():
-        parts[entry.phase].append(entry.energy_static_j)
+    own = _booked(node.layer) if node.layer else {"self_j": {}, "provenance": None, "calls": 0, "class": ""}
+    if node.smaller:
+        own |= {"self_j": total_j, "calls": None, "folded": node.smaller}
+    rows.append(
+        {
+            **own,
+            "fqn": text(node.fqn),
+            "name": text(node.name),
+            "parent": parent,
+            "energy_j": number(node.total_j),
+            "total_j": total_j,
+            "static_j": _by_phase(node.static_by_phase),
+            "static_whole": node.static_whole,
+        }
+    )
     for child in node.children:
-        for phase, values in _flatten(child, index, rows).items():
-            parts[phase] += values
-    known = {phase: [value for value in values if value is not None] for phase, values in parts.items()}
-    row["static_j"] = _by_phase({phase: fsum(values) for phase, values in known.items() if values})
-    row["static_whole"] = all(len(known[phase]) == len(values) for phase, values in parts.items())
-    return parts
+        _flatten(child, index, rows)
 
 
 def _booked(layer: LayerSum) -> dict[str, Any]:

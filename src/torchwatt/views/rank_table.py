@@ -9,12 +9,14 @@ from torchwatt.core.job import RankPart
 from torchwatt.core.report import Report
 from torchwatt.core.terms import COMMUNICATION
 from torchwatt.views import ranks
+from torchwatt.views.layers import TIED
 from torchwatt.views.markup import muted, tag, text
 from torchwatt.views.numbers import DASH, format_energy
 from torchwatt.views.summary import printable
 
 MOST_RANKS = 32  # more are told by the extremes; all are in rank.csv
 MOST_LAYERS = 12
+_MARK = " ~"
 _ACROSS = ("layer", "phase", "sum", "min", "max", "max/mean", "of rank")
 
 
@@ -30,6 +32,7 @@ def rank_lines(report: Report, width: int) -> list[str]:
     found = _across_rows(report)
     if found:
         lines += ["", "layers across ranks", *_aligned([_ACROSS, *found], width, left=(0, 1))]
+        lines += [TIED] if any(name.endswith(_MARK) for name, *_ in found) else []
     return [line.replace("µ", "u") for line in lines]
 
 
@@ -46,8 +49,12 @@ def rank_block(report: Report) -> str:
     rows = _across_rows(report)
     if rows:
         found += tag("div", "Layers across ranks", "font-size:15px;font-weight:600;margin:14px 0 6px 0")
-        found += _html(_ACROSS, rows, left=(0, 1))
+        found += _html(_ACROSS, rows, left=(0, 1)) + _legend(rows)
     return found
+
+
+def _legend(rows: Sequence[tuple[str, ...]]) -> str:
+    return tag("div", muted(text(TIED))) if any(name.endswith(_MARK) for name, *_ in rows) else ""
 
 
 def _shown(report: Report) -> tuple[list[RankPart], int]:
@@ -70,7 +77,7 @@ def _across_rows(report: Report) -> list[tuple[str, ...]]:
     kept += tuple(row for row in found[MOST_LAYERS:] if row.name == COMMUNICATION or row.phase == "communication")
     return [
         (
-            printable(row.name), row.phase, format_energy(row.sum_j), format_energy(row.min_j),
+            printable(row.name) + _MARK * row.tied, row.phase, format_energy(row.sum_j), format_energy(row.min_j),
             format_energy(row.max_j), DASH if row.imbalance is None else f"{row.imbalance:.2f}", str(row.max_rank),
         )
         for row in kept

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum
 
 from torchwatt.core.job import RankPart
+from torchwatt.core.ledger import Entry
 from torchwatt.core.report import Report
 from torchwatt.core.terms import NO_RANK
+from torchwatt.views.layers import half_interval, tied
 from torchwatt.views.numbers import DASH, format_energy, format_time
 
 HOST = frozenset({"cpu", "dram", "ram", "psys"})
@@ -26,6 +28,7 @@ class Across:
     max_j: float
     max_rank: int
     ranks: int  # how many were metered
+    tied: bool = False  # whether it may as well come before the row above it
 
     @property
     def imbalance(self) -> float | None:
@@ -48,7 +51,21 @@ def across(report: Report) -> tuple[Across, ...]:
     rows = [
         _across(*slot, {rank: fsum(joules) for rank, joules in found.items()}, parts) for slot, found in by_slot.items()
     ]
-    return tuple(sorted(rows, key=lambda row: (-row.sum_j, row.name, row.phase)))
+    ordered = sorted(rows, key=lambda row: (-row.sum_j, row.name, row.phase))
+    half_j = _half_j(report)
+    ends = [(row.sum_j, half_j.get((row.name, row.phase))) for row in ordered]
+    return tuple(
+        replace(row, tied=i > 0 and tied(ends[i - 1], ends[i])) for i, row in enumerate(ordered)
+    )  # fmt: skip
+
+
+def _half_j(report: Report) -> dict[tuple[str, str], float | None]:
+    """Return half the 90 % interval of each row of the job's books; None where a part of it has none."""
+    found: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for ledger in report.counted:
+        for entry in ledger.entries:
+            found[entry.fqn, entry.phase].append(entry)
+    return {slot: half_interval(entries)[1] for slot, entries in found.items()}
 
 
 def _across(name: str, phase: str, found: dict[int, float], parts: Sequence[RankPart]) -> Across:

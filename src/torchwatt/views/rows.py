@@ -6,9 +6,9 @@ from typing import Any
 
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.report import Report
-from torchwatt.core.terms import Slot
+from torchwatt.core.terms import Phase
 from torchwatt.views.layers import class_names, tied
-from torchwatt.views.tree import totals
+from torchwatt.views.tree import containers, totals
 
 LAYER_COLUMNS = (
     "domain",
@@ -42,18 +42,53 @@ LAYER_COLUMNS = (
 def layer_rows(report: Report) -> list[dict[str, Any]]:
     """Return one row per (domain, fqn, phase, stage), most joules first within its domain; None is unknown.
 
-    `tied` is true where a row may as well come before the one above it: their difference's interval includes 0.
+    A module that used nothing itself has a row for each phase in which something inside it did. `tied` is true where a
+    row may as well come before the one above it: their difference's interval includes 0.
     """
     classes = class_names(report)
+    inside = containers((entry.fqn for ledger in report.counted for entry in ledger.entries), classes)
     rows = []
     for ledger in report.counted:
-        stages = {entry.stage for entry in ledger.entries}
-        total_j = {name: totals((e for e in ledger.entries if e.stage == name), classes) for name in stages}
+        total = {
+            stage: totals(((e.fqn, e.phase, e.energy_self_j) for e in ledger.entries if e.stage == stage), inside)
+            for stage in sorted({entry.stage for entry in ledger.entries})
+        }
         ordered = sorted(ledger.entries, key=lambda e: (-e.energy_self_j, e.fqn, e.phase, e.stage))
         for above, entry in zip([None, *ordered], ordered, strict=False):
-            row = _row(ledger, entry, total_j[entry.stage][Slot(entry.fqn, entry.phase)], classes.get(entry.fqn))
+            # A reserved name contains nothing: its total is its own.
+            total_j = total[entry.stage].get(entry.fqn, {}).get(entry.phase, entry.energy_self_j)
+            row = _row(ledger, entry, total_j, classes.get(entry.fqn))
             rows.append(row | {"tied": above is not None and tied(_half(above), _half(entry))})
+        booked = {(entry.fqn, entry.phase, entry.stage) for entry in ledger.entries}
+        rows += [
+            _container_row(ledger, fqn, phase, stage, total_j, classes.get(fqn))
+            for stage, by_name in total.items()
+            for fqn, by_phase in reversed(by_name.items())
+            for phase, total_j in by_phase.items()
+            if (fqn, phase, stage) not in booked
+        ]
     return rows
+
+
+def _container_row(
+    ledger: Ledger, fqn: str, phase: Phase, stage: str, total_j: float, module_class: str | None
+) -> dict[str, Any]:
+    """Write a module to which nothing is booked itself in this phase: by the books its self energy is 0."""
+    known = {
+        "domain": str(ledger.domain),
+        "fqn": fqn,
+        "phase": phase,
+        "stage": stage,
+        "module_class": module_class,
+        "energy_self_j": 0.0,
+        "energy_total_j": total_j,
+        "energy_share": 0.0 if ledger.energy_j > 0 else None,
+        "time_self_s": 0.0,
+        "provenance": "derived",
+        "counted": ledger.counted,
+        "tied": False,
+    }
+    return {column: known.get(column) for column in LAYER_COLUMNS}
 
 
 def _half(entry: Entry) -> tuple[float, float | None]:

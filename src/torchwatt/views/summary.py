@@ -9,7 +9,7 @@ from math import fsum
 from statistics import median
 
 from torchwatt.core.factor import Factor, Impact
-from torchwatt.core.ledger import Ledger
+from torchwatt.core.ledger import LEAST_COVERAGE, Ledger
 from torchwatt.core.meter import Event, Unavailable
 from torchwatt.core.report import Report, Step
 from torchwatt.core.terms import INFERENCE, TRAIN, VALIDATION, kind_of
@@ -45,7 +45,15 @@ REPEAT, METER = "90 % of repeats", "another meter"
 def energy_text(report: Report) -> str:
     """Return the total with what another repeat would give, 90 %: the basis of every interval of a row."""
     bounds = bounds_text(report.energy_j, report.interval_j)
-    return f"{format_energy(report.energy_j)} ({REPEAT}: {bounds})" if bounds else format_energy(report.energy_j)
+    energy = f"{format_energy(report.energy_j)} ({REPEAT}: {bounds})" if bounds else format_energy(report.energy_j)
+    return " · ".join(word for word in (energy, coverage_text(report)) if word)
+
+
+def coverage_text(report: Report) -> str:
+    """Say for which part of the run the total was metered, where that is below 95 %; else empty."""
+    if not report.counted or report.coverage >= LEAST_COVERAGE:
+        return ""
+    return f"metered for {report.coverage * 100:.1f} % of the run"
 
 
 def systematic_text(report: Report) -> str:
@@ -62,13 +70,6 @@ def bounds_text(energy_j: float | None, bounds: tuple[float, float] | None) -> s
         wh_per_j = 1000 / J_PER_KWH
         return format_interval(bounds[0] * wh_per_j, bounds[1] * wh_per_j, "Wh")
     return format_interval(*bounds)
-
-
-def mean_power_w(report: Report) -> float | None:
-    """Return the mean power of the counted domains over the run."""
-    if report.energy_j is None or report.duration_s <= 0:
-        return None
-    return report.energy_j / report.duration_s
 
 
 SPOKEN = {"energy_j": "the joules"}  # what an uncertainty comes from, in words where it is no factor of a source
@@ -197,7 +198,10 @@ def _share(ledger: Ledger, total_j: float) -> str:
 
 
 # What a reader must know before the first number: whose joules are in the total, and whose are not.
-_HEAD = ("DEVICE_USER_UNKNOWN", "OTHER_PROCESSES", "SCOPE_UNKNOWN", "MODULE_COUNTER", "CHILD_PROCESSES")
+_HEAD = (
+    "DEVICE_USER_UNKNOWN", "CARDS_BY_INDEX", "OTHER_PROCESSES", "OTHER_CARDS", "SCOPE_UNKNOWN", "MODULE_COUNTER",
+    "CHILD_PROCESSES",
+)  # fmt: skip
 
 
 def head_notes(report: Report) -> tuple[str, ...]:
@@ -242,8 +246,11 @@ def rates(report: Report) -> tuple[Rate, ...]:
     """Return joules per step and per counted unit."""
     found = list(step_rates(report))
     for unit, count in sorted(report.units.items()):
-        each_j = report.energy_j / count if report.energy_j is not None and count > 0 else None
-        found.append(Rate(f"per {unit}", format_energy(each_j), f"{format_count(count)} counted, total / count"))
+        found.append(
+            Rate(
+                f"per {unit}", format_energy(report.energy_per(count)), f"{format_count(count)} counted, total / count"
+            )
+        )
     return tuple(found)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 from textwrap import wrap
 
 from torchwatt.core.report import Report
-from torchwatt.core.terms import Phase, Slot
+from torchwatt.core.terms import ROOT, Phase
 from torchwatt.views import summary
 from torchwatt.views.layers import TIED, Folded, LayerSum, PhaseSum, class_names, fold, layer_sums, ties
 from torchwatt.views.numbers import (
@@ -21,7 +21,7 @@ from torchwatt.views.numbers import (
     format_wh,
 )
 from torchwatt.views.rank_table import rank_lines
-from torchwatt.views.tree import totals
+from torchwatt.views.tree import containers, smaller, totals
 
 _LABEL = 11
 _MAX_EVENTS = 12
@@ -59,7 +59,7 @@ def _head(report: Report, width: int) -> list[str]:
     lines += _labelled("", systematic, width)
     for note in summary.head_notes(report):
         lines += _labelled("", note, width)
-    lines += _labelled("power", f"{format_power(summary.mean_power_w(report))} mean", width)
+    lines += _labelled("power", f"{format_power(report.mean_power_w)} mean", width)
     grams = "" if carbon.grams == DASH else f"{carbon.grams} · "
     lines += _labelled("carbon", grams + carbon.how, width)
     for note in carbon.notes:
@@ -91,7 +91,7 @@ def _domains(report: Report, width: int) -> list[str]:
 class _Sheet:
     """What the lines of the table need to know."""
 
-    total_j: dict[Slot, float]
+    total_j: Mapping[str, Mapping[Phase, float]]
     run_j: float
     name_width: int
     backward: bool  # anything ran backward: then a layer without it is worth a line
@@ -105,11 +105,13 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
     layers = [layer for layer in everything if not layer.reserved]
     entries = [entry for ledger in report.counted for entry in ledger.entries]
     backward = any(entry.phase == "backward" for entry in entries)
-    sheet = _Sheet(totals(entries, class_names(report)), report.energy_j, width - _FIXED, backward, ties(layers))
-    shown, folded = fold(layers, max(max_layers, 0))
+    modules = class_names(report)
+    inside = containers((entry.fqn for entry in entries), modules)
+    total_j = totals(((entry.fqn, entry.phase, entry.energy_self_j) for entry in entries), inside)
+    sheet = _Sheet(total_j, report.energy_j, width - _FIXED, backward, ties(layers))
+    shown, folded = _listed(layers, max(max_layers, 0), LayerSum(ROOT, modules.get(ROOT, ""), {}, ()), inside)
     over = " + ".join(str(ledger.domain) for ledger in report.counted)
     lines = [f"layers, {over}", _line("layer", [name for name, _ in _COLUMNS], sheet), "-" * width]
-    modules = class_names(report)
     for layer in shown:
         lines += _layer(layer, sheet, is_module=not modules or layer.fqn in modules)
     if folded is not None:
@@ -126,6 +128,18 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
     if any(layer.fqn in sheet.ties for layer in shown):
         lines.append(TIED)
     return [_ascii(line) for line in lines]
+
+
+def _listed(
+    layers: Sequence[LayerSum], most: int, root: LayerSum, inside: Container[str]
+) -> tuple[tuple[LayerSum, ...], Folded | None]:
+    """Keep the layers that used most themselves, and the model as a whole, whose total contains all its modules."""
+    shown, folded = fold(layers, most)
+    if most == 0 or ROOT not in inside or any(layer.fqn == ROOT for layer in shown):
+        return shown, folded
+    root = next((layer for layer in layers if layer.fqn == ROOT), root)
+    shown, folded = fold([layer for layer in layers if layer.fqn != ROOT], most - 1)
+    return (root, *shown), folded
 
 
 def _layer(layer: LayerSum, sheet: _Sheet, *, is_module: bool) -> Iterator[str]:
@@ -146,13 +160,13 @@ def _reserved(layer: LayerSum, sheet: _Sheet) -> Iterator[str]:
 def _cells(layer: LayerSum, phase: Phase, sheet: _Sheet) -> list[str]:
     found: PhaseSum | None = layer.phases.get(phase)
     if found is None:
-        total = sheet.total_j.get(Slot(layer.fqn, phase))
+        total = sheet.total_j.get(layer.fqn, {}).get(phase)
         return [phase, DASH, DASH, format_energy(total), DASH, DASH]
     return [
         "" if layer.fqn == f"({phase})" else phase,
         format_energy(found.energy_j),
         format_interval(found.lo_j, found.hi_j),
-        DASH if layer.reserved else format_energy(sheet.total_j[Slot(layer.fqn, phase)]),
+        DASH if layer.reserved else format_energy(sheet.total_j[layer.fqn][phase]),
         format_share(found.energy_j / sheet.run_j if sheet.run_j > 0 else None),
         found.provenance,
     ]
@@ -160,8 +174,7 @@ def _cells(layer: LayerSum, phase: Phase, sheet: _Sheet) -> list[str]:
 
 def _folded(folded: Folded, sheet: _Sheet) -> str:
     share = format_share(folded.energy_j / sheet.run_j if sheet.run_j > 0 else None)
-    name = f"... {folded.layers} more ({folded.rows} rows)"
-    return _line(name, ["", format_energy(folded.energy_j), "", "", share, ""], sheet)
+    return _line(smaller(folded.layers), ["", format_energy(folded.energy_j), "", "", share, ""], sheet)
 
 
 def _line(name: str, cells: Sequence[str], sheet: _Sheet) -> str:

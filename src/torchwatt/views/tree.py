@@ -1,55 +1,77 @@
-"""Self and total: who contains whom, by dotted name."""
+"""Self and total: who contains whom, by dotted name. Every view takes its totals from here, before it folds any."""
 
 from __future__ import annotations
 
+import heapq
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import fsum
 
-from torchwatt.core.ledger import Entry
-from torchwatt.core.terms import RESERVED, ROOT, Phase, Slot
-from torchwatt.views.layers import LayerSum
+from torchwatt.core.report import Report
+from torchwatt.core.terms import RESERVED, ROOT, Phase
+from torchwatt.views.layers import LayerSum, class_names, layer_sums
 
-MAX_DEPTH = 24  # deeper names keep their last dots; a browser, and recursion, end somewhere
+MAX_DEPTH = 32  # levels of a tree that are shown: deeper ones are indented beyond a page, and recursion ends somewhere
+TOP = ""  # contains what nothing else contains
 
 
-def ancestors(fqn: str, modules: Collection[str]) -> Iterator[str]:
-    """Yield the names that contain a name, itself first.
+def containers(names: Iterable[str], modules: Collection[str] = ()) -> dict[str, str]:
+    """Return what directly contains each name, for the names themselves and all that contain them, innermost first.
 
-    `(root)` contains every name of the main model: those among `modules`, or, where the modules are not
-    known, every name that is not reserved. Reserved names contain nothing and are in nothing.
+    `a.b` is in `a`, and `a` is in `TOP` or in `(root)`, which contains every name of the main model: those whose first
+    part is one of `modules`, or, where the modules are not known, all of them. Reserved names contain nothing and are
+    in nothing: they are left out.
     """
-    yield fqn
-    if fqn in RESERVED or fqn == ROOT:
-        return
-    end = fqn.rfind(".")
-    while end > 0:
-        yield fqn[:end]
-        end = fqn.rfind(".", 0, end)
-    if not modules or fqn in modules:
-        yield ROOT
+    named = [name for name in names if name not in RESERVED]
+    rooted = ROOT in modules or ROOT in named
+    tops = {module.partition(".")[0] for module in modules}
+    inside: dict[str, str] = {ROOT: TOP} if rooted else {}
+    for name in named:
+        inner = name
+        while inner not in inside and inner.rfind(".") > 0:
+            container = inner.rpartition(".")[0]
+            inside[inner] = container
+            inner = container
+        if inner not in inside:
+            inside[inner] = ROOT if rooted and (not modules or inner in tops) else TOP
+    return dict(sorted(inside.items(), key=lambda item: (item[0] == ROOT, -item[0].count("."))))
 
 
-def totals(entries: Iterable[Entry], modules: Collection[str] = ()) -> dict[Slot, float]:
-    """Return total joules, children included, of each slot and of the names above it."""
-    parts: dict[Slot, list[float]] = defaultdict(list)
-    for entry in entries:
-        for name in ancestors(entry.fqn, modules):
-            parts[Slot(name, entry.phase)].append(entry.energy_self_j)
-    return {slot: fsum(joules) for slot, joules in parts.items()}
+def totals(booked: Iterable[tuple[str, Phase, float]], inside: Mapping[str, str]) -> dict[str, dict[Phase, float]]:
+    """Return by name and phase what is booked to it and to all that it contains.
+
+    Args:
+        booked: Name, phase and joules; reserved names have no total and are passed by.
+        inside: What contains each name, innermost first (see `containers`).
+    """
+    parts: dict[str, dict[Phase, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for name, phase, energy_j in booked:
+        parts[name][phase].append(energy_j)
+    found: dict[str, dict[Phase, float]] = {}
+    for name, container in inside.items():
+        found[name] = {phase: fsum(joules) for phase, joules in parts.pop(name, {}).items()}
+        for phase, total_j in found[name].items():
+            parts[container][phase].append(total_j)
+    return found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One module of the tree: `layer` is what is booked to itself, None for a pure container."""
+    """One module of the tree: `layer` is what is booked to itself, None for a pure container.
+
+    Where `smaller` is not 0 it stands for so many modules, inside of what contains them, that are not shown.
+    """
 
     name: str
     fqn: str
     layer: LayerSum | None
     children: tuple[Node, ...]
     total_by_phase: Mapping[Phase, float]
+    static_by_phase: Mapping[Phase, float]  # the part of the total that is known to be static power
+    static_whole: bool  # whether that is all of it
+    count: int = 1  # modules: itself and all inside it
+    smaller: int = 0
 
     @property
     def total_j(self) -> float:
@@ -60,40 +82,83 @@ class Node:
 def tree(layers: Sequence[LayerSum], modules: Collection[str] = ()) -> tuple[Node, ...]:
     """Return the top nodes, most joules first; reserved names are not in it."""
     own = {layer.fqn: layer for layer in layers if not layer.reserved}
-    kids: dict[str, dict[str, None]] = defaultdict(dict)
-    tops: dict[str, None] = {}
-    for fqn in own:
-        _link(fqn, ROOT in own and (not modules or fqn in modules), kids, tops)
-    return _sorted(_node(fqn, "", own, kids) for fqn in tops)
+    inside = containers(own, modules)
+    entries = [entry for layer in own.values() for entry in layer.entries]
+    total = totals(((e.fqn, e.phase, e.energy_self_j) for e in entries), inside)
+    static = totals(((e.fqn, e.phase, e.energy_static_j) for e in entries if e.energy_static_j is not None), inside)
+    unknown = totals(((e.fqn, e.phase, 1.0) for e in entries if e.energy_static_j is None), inside)
+    children: dict[str, list[Node]] = defaultdict(list)
+    for fqn, container in inside.items():
+        below = _sorted(children.pop(fqn, ()))
+        name = fqn if container in {TOP, ROOT} else fqn.removeprefix(f"{container}.")
+        count = 1 + sum(node.count for node in below)
+        node = Node(name, fqn, own.get(fqn), below, total[fqn], static[fqn], not unknown[fqn], count)
+        children[container].append(node)
+    return _sorted(children[TOP])
 
 
-def _link(fqn: str, under_root: bool, kids: dict[str, dict[str, None]], tops: dict[str, None]) -> None:
-    if fqn == ROOT:
-        tops[ROOT] = None
-        return
-    path = _path(fqn)
-    for parent, child in pairwise(path):
-        kids[parent][child] = None
-    (kids[ROOT] if under_root else tops)[path[0]] = None
+@dataclass(frozen=True, slots=True, eq=False)
+class Books:
+    """What a report books to modules and to reserved names, each most joules first, and its modules as a tree."""
+
+    modules: tuple[LayerSum, ...]
+    reserved: tuple[LayerSum, ...]
+    tops: tuple[Node, ...]
 
 
-def _path(fqn: str) -> list[str]:
-    """Return a name and what contains it, outermost first: `a.b` is `a`, `a.b`."""
-    parts = fqn.split(".", MAX_DEPTH)
-    return [".".join(parts[: n + 1]) for n in range(len(parts))]
+def books(report: Report) -> Books:
+    """Add up a report once, for views that then show more or less of it."""
+    everything = layer_sums(report)
+    modules = tuple(layer for layer in everything if not layer.reserved)
+    reserved = tuple(layer for layer in everything if layer.reserved)
+    return Books(modules, reserved, tree(modules, class_names(report)))
 
 
-def _node(fqn: str, parent: str, own: Mapping[str, LayerSum], kids: Mapping[str, Mapping[str, None]]) -> Node:
-    children = _sorted(_node(child, fqn, own, kids) for child in kids.get(fqn, ()))
-    layer = own.get(fqn)
+def fold_tree(tops: Sequence[Node], most: int) -> tuple[Node, ...]:
+    """Keep the `most` modules of most joules, each with all that contains it; the rest is "(n smaller)" in its parent.
+
+    Totals stay as they are. A module that would be the only one to be folded in its parent is shown instead.
+    """
+    kept: list[Node] = []
+    waiting = [(-node.total_j, node.fqn, node, 1) for node in tops]
+    heapq.heapify(waiting)
+    while waiting and len(kept) < most:
+        _, _, node, depth = heapq.heappop(waiting)
+        kept.append(node)
+        if depth < MAX_DEPTH:
+            for child in node.children:
+                heapq.heappush(waiting, (-child.total_j, child.fqn, child, depth + 1))
+    shown: dict[str, Node] = {}
+    for node in reversed(kept):  # a container was kept before what is inside it
+        shown[node.fqn] = replace(node, children=_folded(node.children, shown, node.fqn))
+    return _folded(tops, shown, TOP)
+
+
+def _folded(siblings: Sequence[Node], shown: Mapping[str, Node], container: str) -> tuple[Node, ...]:
+    rest = [node for node in siblings if node.fqn not in shown]
+    found = [shown[node.fqn] for node in siblings if node.fqn in shown]
+    count = sum(node.count for node in rest)
+    if count <= 1:
+        return tuple(found + rest)
+    name = smaller(count)
+    fqn = name if container in {TOP, ROOT} else f"{container}.{name}"
+    total = _sum_by_phase(node.total_by_phase for node in rest)
+    static = _sum_by_phase(node.static_by_phase for node in rest)
+    whole = all(node.static_whole for node in rest)
+    return (*found, Node(name, fqn, None, (), total, static, whole, count, smaller=count))
+
+
+def _sum_by_phase(values: Iterable[Mapping[Phase, float]]) -> dict[Phase, float]:
     parts: dict[Phase, list[float]] = defaultdict(list)
-    for phase, energy in layer.phases.items() if layer else ():
-        parts[phase].append(energy.energy_j)
-    for child in children:
-        for phase, energy_j in child.total_by_phase.items():
+    for by_phase in values:
+        for phase, energy_j in by_phase.items():
             parts[phase].append(energy_j)
-    name = fqn.removeprefix(f"{parent}.") if parent not in {"", ROOT} else fqn
-    return Node(name, fqn, layer, children, {phase: fsum(joules) for phase, joules in parts.items()})
+    return {phase: fsum(joules) for phase, joules in parts.items()}
+
+
+def smaller(count: int) -> str:
+    """Return what stands for so many modules that are not shown."""
+    return f"({count} smaller)"
 
 
 def _sorted(nodes: Iterable[Node]) -> tuple[Node, ...]:

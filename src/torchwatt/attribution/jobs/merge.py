@@ -64,6 +64,7 @@ def merge(job: Job) -> Report:
         units=_units(found),
         sampler=_sampler(found),
         tracing_cost_s=max((r.tracing_cost_s for r in found if r.tracing_cost_s is not None), default=None),
+        traced_steps=next((report.traced_steps for report in found if report.steps), None),  # of those in `steps`
         exit_reason=reason,
         software=first.software,
         declared={

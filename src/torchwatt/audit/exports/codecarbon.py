@@ -23,7 +23,9 @@ from torchwatt.audit.exports.cells import (
     when,
 )
 from torchwatt.audit.reader import Bundle
+from torchwatt.audit.run_row import PART_OF_KIND
 from torchwatt.audit.schema import Row
+from torchwatt.core.ledger import mean_power_w
 
 COLUMNS = (
     "timestamp", "project_name", "run_id", "experiment_id", "duration", "emissions", "emissions_rate", "cpu_power",
@@ -33,7 +35,7 @@ COLUMNS = (
     "ram_total_size", "tracking_mode", "cpu_utilization_percent", "gpu_utilization_percent",
     "ram_utilization_percent", "ram_used_gb", "on_cloud", "pue", "wue",
 )  # fmt: skip
-_PARTS = {"cpu": "energy_cpu_j", "gpu": "energy_accelerator_j", "ram": "energy_dram_j"}
+_PARTS = {"cpu": "cpu", "gpu": "accelerator", "ram": "dram"}  # its name and that of our columns
 
 
 def emissions_csv(bundles: Sequence[Bundle]) -> bytes:
@@ -59,8 +61,9 @@ def _row(bundle: Bundle) -> dict[str, str | float | int | None]:
         "experiment_id": _safe(text(run, "parent_run_id")),
         "duration": duration_s,
         "emissions": kilograms,
+        # CodeCarbon's own quotient of the two cells before.
         "emissions_rate": None if kilograms is None or duration_s <= 0 else kilograms / duration_s,
-        **_energies(run, duration_s, pue_of(bundle)),
+        **_energies(bundle, duration_s, pue_of(bundle)),
         "water_consumed": None if water is None else number(water, "value"),
         "country_iso_code": zone if len(zone) == 3 else None,
         "region": part or None,
@@ -75,17 +78,24 @@ def _row(bundle: Bundle) -> dict[str, str | float | int | None]:
     }
 
 
-def _energies(run: Row, duration_s: float, known_pue: float | None) -> dict[str, float | None]:
+def _energies(bundle: Bundle, duration_s: float, known_pue: float | None) -> dict[str, float | None]:
     """Return kWh and mean W of the parts, and of all, behind the building's meter where a PUE is known."""
     pue = known_pue or 1.0
-    found: dict[str, float | None] = {}
-    for part, column in _PARTS.items():
-        energy = kwh(run, column)
-        found[f"{part}_energy"] = None if energy is None else energy * pue
-        joules = number(run, column)
-        found[f"{part}_power"] = None if joules is None or duration_s <= 0 else joules / duration_s * pue
-    total = kwh(run, "energy_it_j")
-    return found | {"energy_consumed": None if total is None else total * pue}
+    energies: dict[str, float | None] = {}
+    for part, ours in _PARTS.items():
+        devices = [row for row in counted(bundle) if PART_OF_KIND.get(text(row, "kind")) == ours]
+        energy, power_w = kwh(bundle.run, f"energy_{ours}_j"), _mean_power_w(devices, duration_s)
+        energies[f"{part}_energy"] = None if energy is None else energy * pue
+        energies[f"{part}_power"] = None if energy is None or power_w is None else power_w * pue
+    total = kwh(bundle.run, "energy_it_j")
+    return energies | {"energy_consumed": None if total is None else total * pue}
+
+
+def _mean_power_w(devices: Sequence[Row], duration_s: float) -> float | None:
+    """Return the mean power of devices, each over the time for which it was metered."""
+    return mean_power_w(
+        (number(row, "energy_j") or 0.0, (number(row, "coverage_ratio") or 0.0) * duration_s) for row in devices
+    )
 
 
 def _hardware(bundle: Bundle) -> dict[str, str | int | None]:

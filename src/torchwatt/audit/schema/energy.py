@@ -33,7 +33,7 @@ WINDOW = Table(
     (
         RUN_ID,
         integer("window_id", "1", "0, 1, 2, ...", required=True, minimum=0),
-        string("name", "what the user called it, or the step's number"),
+        string("name", "what the user called it, or the step's number; 24-25: the row stands for these steps"),
         string("kind", "what it was", required=True, values=WINDOW_KINDS),
         integer("t_start_ns", "ns", "since the start of the run, monotonic", required=True),
         integer("t_end_ns", "ns", "since the start of the run, monotonic", required=True),

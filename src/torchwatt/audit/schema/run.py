@@ -35,7 +35,7 @@ _MEASURED = (
     string("functional_unit", "what J per unit refers to; `run` if nothing was counted", required=True),
     number("functional_unit_count", "1", "how many", required=True, minimum=0),
     provenance("functional_unit_provenance", "declared by the user, or assumed", required=True),
-    string("units_counted", "all units that the user counted, name=count, ;-list"),
+    string("units_counted", "all units that the user counted, name=count, ;-list; as many as fit in 20,000 characters"),
     integer("step_count", "1", "steps seen", required=True, minimum=0),
     string("zone", "zone of the grid factor"),
     number("pue", "1", "facility energy over IT energy, the value of pue_factor_id", minimum=1),

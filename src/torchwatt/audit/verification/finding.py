@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torchwatt.core.plain_text import printable_here
+
 Code = Literal[
     "FILE",  # missing, or not what the manifest says
     "HASH",  # bytes differ from the manifest
@@ -48,7 +50,7 @@ class Finding:
         said = f"{self.code} {place}: {printable(self.reason[:LONGEST_REASON])}"
         if self.expected or self.found:
             said += f"; expected {_shown(self.expected)}, found {_shown(self.found)}"
-        return said
+        return printable_here(said)
 
 
 def _shown(text: str) -> str:
@@ -111,4 +113,4 @@ class Verification:
         yield f"OK: {self.directory}" if self.ok else f"NOT OK: {self.count} findings ({told})"
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return printable_here("\n".join(self.lines()))

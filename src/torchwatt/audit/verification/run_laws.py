@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from math import fsum, sqrt
@@ -15,6 +16,7 @@ from torchwatt.core.terms import PROVENANCES
 
 Z90 = 1.6448536269514722  # half width of a two-sided 90 % interval, in standard deviations
 PART_OF_KIND = {"gpu": "accelerator", "cpu": "cpu", "dram": "dram", "ram": "dram"}
+_NUMBERS = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 Expected = tuple[str, Value, float]  # column, value, size of what was subtracted to get it
 
 
@@ -152,12 +154,21 @@ def _units(facts: Facts) -> Iterator[Expected]:
 def _step_count(facts: Facts) -> int | None:
     """Return how many steps the rows of `window` stand for, as far as they say it.
 
-    A step's name is its number. In a long run a row stands for the steps up to the number of the next one; for how
-    many the last row stands only `step_count` itself says.
+    A step's name is its number, or in a long run the first and the last number of those that the row stands for.
     """
     names = [window.name for window in facts.windows.values() if window.kind == "step"]
-    if not all(name.isdecimal() and name.isascii() for name in names):
+    found = [_NUMBERS.fullmatch(name) for name in names]
+    if not all(found):
         return len(names)
+    spans = sorted((int(each[1]), int(each[2] or each[1])) for each in found if each)
+    if any(first != last for first, last in spans):
+        follows = [0, *(last + 1 for _, last in spans)]
+        return follows[-1] if [first for first, _ in spans] == follows[:-1] else len(names)
+    return _step_count_of_old(facts, names)
+
+
+def _step_count_of_old(facts: Facts, names: list[str]) -> int | None:
+    """Return the same where rows have only their first number: of the last row `step_count` itself says how many."""
     numbers, told = sorted(int(name) for name in names), number(facts.run, "step_count")
     if numbers and numbers[0] == 0 and len(set(numbers)) == len(numbers) and told is not None and told > numbers[-1]:
         folded = numbers[-1] >= len(numbers)  # rows of several steps: the last one may be one, too

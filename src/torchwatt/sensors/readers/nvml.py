@@ -45,14 +45,45 @@ def load_nvml() -> Any:
     """
     try:
         import pynvml
-    except ImportError as error:
-        message = f"gpu: cannot import pynvml ({error}); pip install nvidia-ml-py"
+    except Exception as error:  # also one that is broken, or whose own warning is an error in this program
+        message = f"gpu: cannot import pynvml ({type(error).__name__}: {error}); pip install -U nvidia-ml-py"
         raise SensorError(message, code="SENSOR_MISSING") from error
+    lacking = [name for name in ("NVMLError", "nvmlInit", "nvmlShutdown") if not hasattr(pynvml, name)]
+    if lacking:
+        message = f"gpu: pynvml ({getattr(pynvml, '__file__', None)}) is none of NVIDIA's: it has no {lacking[0]}"
+        raise SensorError(message, code="SENSOR_MISSING")
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise nvml_error("gpu", "nvmlInit", error) from error
-    return pynvml
+    return OldBinding(pynvml) if _gives_bytes(pynvml) else pynvml
+
+
+def _gives_bytes(nvml: Any) -> bool:
+    try:
+        return isinstance(nvml.nvmlSystemGetDriverVersion(), bytes)
+    except (AttributeError, nvml.NVMLError):
+        return False
+
+
+class OldBinding:
+    """A pynvml that takes and gives bytes (up to 11.4 and nvidia-ml-py 11.450), with text as in newer ones."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        if not name.startswith("nvml"):  # a class or a number
+            return value
+
+        def call(*args: Any) -> Any:
+            given = (arg.encode() if isinstance(arg, str) else arg for arg in args)
+            said = value(*given)
+            return said.decode(errors="replace") if isinstance(said, bytes) else said
+
+        setattr(self, name, call)
+        return call
 
 
 def nvml_error(domain: str, what: str, error: Any) -> SensorError:

@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torchwatt.core.job import Place, RankFacts
 from torchwatt.core.meter import Meter, Recording
 from torchwatt.core.report import Report
 from torchwatt.core.trace import Trace
+from torchwatt.core.warn import warn
 from torchwatt.sensors.protocol import Discovery
 from torchwatt.session.jobs import parcel, spool
 from torchwatt.session.jobs.clock import Answers, Looks
@@ -163,7 +163,7 @@ class Member:
         except Exception as error:  # rank 0 is gone, and its store with it
             where = "it is lost" if self._temporary else f"it is in {self._folder}"
             message = f"torchwatt: rank 0 did not get what rank {self.place.rank} measured: {error}; {where}"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            warn(message)
 
     def _gathered(self) -> Job:
         """Wait for the others' files, no longer than asked, and read the folder with whatever came."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchwatt.core.errors import BundleError
 from torchwatt.core.frame import Frame, Kind, decode
+from torchwatt.core.warn import warn
 from torchwatt.sensors.journal.rings import READINGS
 from torchwatt.session.journal.place import IN_STORE, WORK, remove
 from torchwatt.session.journal.read import content
@@ -62,7 +62,7 @@ def prune(store: Path, most: int = MOST_JOURNALS, most_bytes: int = MOST_BYTES) 
         total -= oldest.bytes
         remove(oldest.path)
         text = f"torchwatt removed the journal of run {oldest.run_id}: more than {most} were never recovered"
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        warn(text)
 
 
 def _stored(path: Path) -> StoredJournal | None:

@@ -7,7 +7,6 @@ import os
 import queue
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from torchwatt.core.frame import Kind
 from torchwatt.core.meter import Event, Recording
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
+from torchwatt.core.warn import warn
 from torchwatt.sensors import Feed, Sampler
 from torchwatt.sensors.journal.rings import (
     INSTANT,
@@ -264,5 +264,4 @@ class Journal:
         """Warn once, whichever of the two files ended first."""
         if message and not self._warned:
             self._warned = True
-            with contextlib.suppress(Warning):  # warnings may be errors in the user's program
-                warnings.warn(f"torchwatt: {message}", RuntimeWarning, stacklevel=2)
+            warn(f"torchwatt: {message}")

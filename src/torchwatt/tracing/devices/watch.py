@@ -238,6 +238,15 @@ class Watch:
         events = tuple(Event(now_ns, "warning", "WINDOW_LOST", "run", text) for text in self._jobs.failures)
         return named, events
 
+    def windows(self) -> list[tuple[Activity, ...]]:
+        """Return what was recorded in the windows that are known by now, under the names of the devices' meters."""
+        self._jobs.look()
+        names = device_names(torch.cuda, self._meters) if self._jobs.windows and not self._forced else {}
+        return [
+            tuple(replace(activity, device=names.get(activity.device, activity.device)) for activity in window)
+            for window in self._jobs.windows
+        ]
+
     def done(self, steps: Sequence[Step], now_ns: int, *, calls: bool) -> list[Step]:
         """Return when the program's one device did the host's steps; several devices have no time in common."""
         only = self._clocks.only() if self._clocks is not None else NO_STAMPS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
@@ -28,6 +28,7 @@ RECORDS = {
 ANNOTATIONS = ("user_annotation", "annotation", "UserAnnotation")
 PYTHON = ("python_function",)
 FLOW = "fwdbwd"
+OF_A_PROCESS = frozenset((*OPERATORS, *LAUNCHES, *PYTHON))
 WANTED = frozenset((*OPERATORS, *LAUNCHES, *RECORDS, *ANNOTATIONS, *PYTHON, FLOW))
 
 BATCH = 1 << 11  # events turned into columns at a time: numpy's calls cost little, and they still lie in the cache
@@ -75,6 +76,7 @@ class Gathered:
         self.blocks: dict[str, list[Block]] = {k: [] for k in ("records", "launches", "ops", "ranges", "flows")}
         self.events = 0
         self.timeless = 0  # events whose time makes no sense
+        self.processes: defaultdict[str, Counter[int | str]] = defaultdict(Counter)  # of operators, launches, modules
         self._waiting: dict[str, list[Event]] = {}
 
     def add(self, events: Sequence[Event]) -> None:
@@ -96,6 +98,8 @@ class Gathered:
     def flush(self) -> None:
         """Turn waiting events into columns."""
         for category, members in self._waiting.items():
+            if category in OF_A_PROCESS:
+                self.processes[category].update(event.pid for event in members if event.pid != -1)
             if category in RECORDS:
                 self._records(members, RECORDS[category])
             elif category in OPERATORS:

@@ -71,6 +71,7 @@ def join(
         lost=max(len(links.unanswered) - sum(len(c.names) for c in seen), 0),
         modules=module_infos(host.claims.paths),
         notes=notes,
+        device_names=tuple((f"gpu:{number}", name) for number, name in trace.device_names),
     )
 
 

@@ -56,6 +56,7 @@ class Joined:
     lost: int  # launches whose record is missing
     modules: tuple[ModuleInfo, ...] = ()
     notes: tuple[str, ...] = ()
+    device_names: tuple[tuple[str, str], ...] = ()  # model by device, as the trace has it
 
     @property
     def total_kernel_ns(self) -> int:

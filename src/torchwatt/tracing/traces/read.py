@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -24,6 +24,7 @@ _GZIP = b"\x1f\x8b"
 _UNIX_US = 10**15
 # A base beyond the year 2096 is none; added to times of an event that are nearly as large it would not fit 64 bits.
 LATEST_BASE_NS = 4 * 10**18
+MERGED_SHARE = 100  # a process with fewer than one of so many calls of another is none
 _MOST_RANKS = 10**7
 
 
@@ -49,7 +50,26 @@ def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK) -> Kineto:
         raise TraceError(f"cannot read {path}: {error.strerror or error}") from error
     if not gathered.events:
         raise TraceError(f"{name} holds no complete event: export it again, and let the export finish")
+    _refuse_merged(name, gathered)
     return _kineto(name, found, gathered)
+
+
+def _refuse_merged(name: str, gathered: Gathered) -> None:
+    """Refuse what several processes did: their correlation ids, streams and devices have the same numbers."""
+    gathered.flush()
+    several = max((_doing(calls) for calls in gathered.processes.values()), key=len, default=[])
+    if len(several) > 1:
+        names = ", ".join(sorted(map(str, several))[:8])
+        raise TraceError(
+            f"{name} holds the calls of {len(several)} processes ({names}), as a merge of several ranks does: whose a "
+            "kernel is cannot be told. Give the trace of each rank, one --trace a rank"
+        )
+
+
+def _doing(calls: Mapping[int | str, int]) -> list[int | str]:
+    """Return the processes of these calls; a few with an odd number are damage, not a process."""
+    least = max(2, max(calls.values(), default=0) / MERGED_SHARE)
+    return [process for process, count in calls.items() if count >= least]
 
 
 @contextmanager

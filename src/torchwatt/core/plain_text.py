@@ -1,0 +1,50 @@
+"""Text for streams that cannot encode all of Unicode: ASCII stands in for what they lack, and nothing raises."""
+
+from __future__ import annotations
+
+import codecs
+import locale
+import sys
+from typing import Any
+
+PLAIN_ERRORS = "torchwatt.plain"  # name of the error handler, as in `stream.reconfigure(errors=PLAIN_ERRORS)`
+ASCII_FOR = {
+    "·": "|", "—": "-", "–": "-", "−": "-", "…": "...", "±": "+/-", "×": "x", "µ": "u", "μ": "u", "≤": "<=", "≥": ">=",
+    "→": "->", "²": "2", "₂": "2", "°": "deg", "’": "'", "“": '"', "”": '"', "\N{NO-BREAK SPACE}": " ",
+}  # fmt: skip
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(map(_ascii, lacking)), error.end
+
+
+def _ascii(char: str) -> str:
+    return ASCII_FOR.get(char) or char.encode("ascii", "backslashreplace").decode("ascii")
+
+
+codecs.register_error(PLAIN_ERRORS, _replace)
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """Return a text with ASCII for what an encoding lacks; an encoding that nobody knows lacks nothing."""
+    try:
+        return text.encode(encoding or "utf-8", PLAIN_ERRORS).decode(encoding or "utf-8")
+    except LookupError:
+        return text
+
+
+def printable_here(text: str) -> str:
+    """Return a text that `print` and files opened without an encoding can take in this process."""
+    if text.isascii():
+        return text
+    in_files = locale.getpreferredencoding(do_setlocale=False)
+    return encodable(encodable(text, getattr(sys.stdout, "encoding", None)), in_files)
+
+
+def let_print(stream: Any) -> None:
+    """Have a text stream replace what it cannot encode; a stream of another kind is left as it is."""
+    if hasattr(stream, "reconfigure") and getattr(stream, "errors", None) == "strict":
+        stream.reconfigure(errors=PLAIN_ERRORS)

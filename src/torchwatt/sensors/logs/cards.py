@@ -1,0 +1,168 @@
+"""The cards of a power log: by what they are told apart, and which of them a user means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import pairwise
+
+import numpy as np
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.meter import FloatArray, IntArray, Meter
+from torchwatt.core.units import NS_PER_S
+
+# Names of columns, in order of preference.
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "index": ("index", "gpu", "gpu_index", "gpu_id", "device", "device_id", "deviceid", "idx", "gpu_idx", "card"),
+    "uuid": ("uuid", "gpu_uuid", "device_uuid", "unique_id", "gpu_unique_id"),
+    "bus_id": ("pci.bus_id", "gpu_bus_id", "pci_bus_id", "bus_id", "pci_bus", "bdf"),
+    "serial": ("serial", "gpu_serial", "serial_number"),
+    "host": ("hostname", "host", "node", "nodename", "node_name", "machine", "instance"),
+    "name": ("name", "gpu_name", "modelname", "model_name", "product_name", "gpu_model", "model", "card_series"),
+}
+_UUID = re.compile(r"(?:GPU|MIG)-[0-9a-zA-Z-]+")
+_BUS = re.compile(r"(?:[0-9a-f]{4,8}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]", re.IGNORECASE)
+_INDEX = re.compile(r"(?:card|gpu|nvidia|cuda|device)?[ :_#\[]*(\d{1,5})\]?", re.IGNORECASE)
+_MISSING = frozenset(
+    {"", "-", "n/a", "[n/a]", "[not supported]", "[unknown error]", "err!", "none", "null", "nan", "0x0"}
+)
+_TICK_NS = 20_000_000  # nvidia-smi asks its cards one after the other, some milliseconds each
+_MOST_CARDS = 64
+_EXACT = 0.9  # part of the ticks that have as many lines as the log has cards
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a log says of the card of a reading, as text; empty where it says nothing."""
+
+    index: str = ""
+    uuid: str = ""
+    bus_id: str = ""
+    serial: str = ""
+    host: str = ""
+    name: str = ""
+
+    @property
+    def named(self) -> bool:
+        """Return whether one card alone can be meant: a name or a host may be common to several."""
+        return bool(self.index or self.uuid or self.bus_id or self.serial)
+
+    @property
+    def text(self) -> str:
+        """Return what is known, for a list."""
+        parts = (self.host, self.index and f"index {self.index}", self.uuid, self.bus_id, self.serial, self.name)
+        return " ".join(part for part in parts if part) or "not named"
+
+    @classmethod
+    def of(cls, meter: Meter) -> Card:
+        """Return the card of a meter that was read from a log."""
+        return cls(**{field.name: meter.fact(field.name) or "" for field in fields(cls)})
+
+
+@lru_cache(maxsize=1 << 12)
+def card(cells: tuple[tuple[str, str], ...]) -> Card:
+    """Make a card of (kind, cell) pairs: a uuid or a bus id is known as such in whatever column it stands."""
+    parts: dict[str, str] = {}
+    for kind, cell in cells:
+        value = cell.strip().strip('"')
+        if value.lower() in _MISSING:
+            continue
+        if _UUID.fullmatch(value):
+            parts["uuid"] = value
+        elif kind in {"index", "bus_id"} and _BUS.fullmatch(value):
+            parts["bus_id"] = plain_bus(value)
+        elif kind == "index":
+            number = _INDEX.fullmatch(value)
+            parts.setdefault("index" if number else "name", str(int(number.group(1))) if number else value)
+        else:
+            parts.setdefault(kind, value)
+    return Card(**parts)
+
+
+def plain_bus(bus_id: str) -> str:
+    """Write `00000000:3B:00.0` and `0000:3b:00.0` alike: `3b:00.0`, with its domain where that is not 0."""
+    domain, _, rest = bus_id.lower().rpartition(":")[0].rpartition(":")
+    short = f"{rest}:{bus_id.lower().rpartition(':')[2]}"
+    return f"{int(domain, 16):04x}:{short}" if domain and int(domain, 16) else short
+
+
+def picked(meters: Sequence[Meter], wanted: str) -> Meter:
+    """Return the card that a user means by an index, a uuid or its beginning, a bus id, a serial number, host or name.
+
+    Raises:
+        ConfigError: None or several of the cards are meant; the sentence lists them.
+    """
+    found = [meter for meter in meters if _is_meant(Card.of(meter), wanted.strip())]
+    if len(found) == 1:
+        return found[0]
+    known = "; ".join(Card.of(meter).text for meter in found or meters)
+    raise ConfigError(f"--device {wanted} is {'none' if not found else 'more than one'} of the log's cards: {known}")
+
+
+def _is_meant(one: Card, wanted: str) -> bool:
+    low = wanted.lower()
+    host, _, inner = wanted.rpartition("/")
+    if host and one.host == host:
+        return _is_meant(Card(one.index, one.uuid, one.bus_id, one.serial, "", one.name), inner)
+    if one.uuid and len(low) >= 5 and one.uuid.lower().startswith(low):
+        return True
+    if _BUS.fullmatch(wanted):
+        return one.bus_id == plain_bus(wanted)
+    number = _INDEX.fullmatch(wanted)
+    if number is not None and one.index == str(int(number.group(1))):
+        return True
+    return low in {part.lower() for part in (one.uuid, one.serial, one.host, one.name) if part}
+
+
+def lines_per_tick(t_ns: IntArray, power_w: FloatArray) -> int:
+    """Return how many cards the lines of a log are from that names none: those of one tick follow within milliseconds.
+
+    Args:
+        t_ns: In the order of the file.
+        power_w: The readings.
+
+    Returns:
+        1 where each line is a tick of its own. Lines of the same whole second may be several readings of one card as
+        well: then the powers decide, which repeat card by card.
+    """
+    apart_ns = np.abs(np.diff(t_ns))
+    if len(apart_ns) < 3:
+        return 1
+    for share in (1.0, 0.97, 0.9, 0.75, 0.5):
+        tick_ns = float(np.quantile(apart_ns, share))
+        if not tick_ns > 0:
+            break
+        limit_ns = min(tick_ns / 10, _TICK_NS)
+        ends = np.flatnonzero(apart_ns > limit_ns) + 1
+        sizes = np.diff(np.concatenate(([0], ends, [len(t_ns)])))
+        usual = int(np.median(sizes))
+        if len(sizes) >= 2 and 2 <= usual <= _MOST_CARDS and float((sizes == usual).mean()) >= _EXACT:
+            return usual if _differ(t_ns, power_w, sizes, usual) else 1
+    return 1
+
+
+def _differ(t_ns: IntArray, power_w: FloatArray, sizes: IntArray, usual: int) -> bool:
+    """Tell whether the lines of one tick are those of several cards, where equal whole seconds leave it open."""
+    if np.any(t_ns % NS_PER_S):
+        return True
+    if len(sizes) < 3:
+        return False
+    firsts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+    ticks = power_w[np.add.outer(firsts[sizes == usual], np.arange(usual))]
+    within, between = np.abs(np.diff(ticks, axis=1)).mean(), np.abs(np.diff(ticks, axis=0)).mean()
+    return bool(within > 3 * between + 0.5)
+
+
+def places(t_ns: IntArray, count: int) -> IntArray:
+    """Return the place of each line in its tick of `count` lines; -1 for those of a tick with more or fewer."""
+    apart_ns = np.abs(np.diff(t_ns))
+    limit_ns = min(float(apart_ns.max()) / 10, _TICK_NS)
+    ends = [0, *(np.flatnonzero(apart_ns > limit_ns) + 1).tolist(), len(t_ns)]
+    found = np.full(len(t_ns), -1, dtype=np.int64)
+    for lo, hi in pairwise(ends):
+        if hi - lo == count:
+            found[lo:hi] = np.arange(count)
+    return found

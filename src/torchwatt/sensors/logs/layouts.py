@@ -1,0 +1,308 @@
+"""The layouts of power logs: tables with any separator, samples of Prometheus, nvidia-smi's reports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+
+from torchwatt.core.errors import SensorError
+from torchwatt.sensors.logs.decoding import Line
+from torchwatt.sensors.logs.log_columns import Columns, columns_of
+from torchwatt.sensors.logs.quantities import LONGEST_CELL, amount, power_scale
+from torchwatt.sensors.logs.timestamps import LogClock
+
+LOG_A_CARD = "log the cards with nvidia-smi --query-gpu=timestamp,index,uuid,power.draw --format=csv -lms 100"
+LOG_AMD = "log the cards with amd-smi monitor --power-usage --watch 1 --csv"
+_LOOKED_AT = 60  # lines, to tell the layout
+_SHOWN = 20  # names of columns in an error
+_MOST_JSON = 1 << 26  # characters
+_REPORT = (
+    "timestamp",
+    "name",
+    "uuid",
+    "serial",
+    "pci.bus_id",
+    "power.draw.instant",
+    "power.draw",
+    "power.draw.average",
+)
+_REPORT_NAMES = {
+    "product name": "name", "gpu uuid": "uuid", "serial number": "serial", "power draw": "power.draw",
+    "average power draw": "power.draw.average", "instantaneous power draw": "power.draw.instant",
+    "product_name": "name", "uuid": "uuid", "serial": "serial", "power_draw": "power.draw",
+    "average_power_draw": "power.draw.average", "instant_power_draw": "power.draw.instant",
+}  # fmt: skip
+_SAMPLE = re.compile(
+    r"([A-Za-z_:][\w:]*(?:\{.*\})?)\s+([-+\w.]+)(?:\s+(-?[\d.]+(?:e[-+]?\d+)?))?\s*(?:#.*)?", re.IGNORECASE
+)
+# What is no log of a card's power: a pattern of its first lines, what it is, and what to do.
+_REFUSED: tuple[tuple[str, str, str], ...] = (
+    (r"\|\s*NVIDIA-SMI\s", "is the screen of nvidia-smi, which has no columns", LOG_A_CARD),
+    (r"^#.*\bgpu\s+pid\b", "is of nvidia-smi pmon, which lists processes and no power", LOG_A_CARD),
+    (r"^#\s*gpu\s.*\bpwr\b", "is of nvidia-smi dmon without times", "add -o DT"),
+    (r"^#\s*gpu\s", "is of nvidia-smi dmon without power", "add -s p -o DT"),
+    (r"^#\s*Entity\b", "is of dcgmi dmon, which writes no times", LOG_A_CARD),
+    (r"^GPU\[\d+\]\s*:|ROCm System Management", "is the screen of rocm-smi, which has no times", LOG_AMD),
+    (r"\b(PkgWatt|CorWatt|Busy%|Bzy_MHz)\b", "is of turbostat, which meters the CPU and not the cards", LOG_A_CARD),
+    (r"\bUser\s+Nice\s+Sys\s+Idle\b", "is of powerstat, which meters the whole machine", LOG_A_CARD),
+    (r"\b(energy_consumed|emissions_rate)\b", "is codecarbon's: totals, one row a run, and no readings", LOG_A_CARD),
+    (r"\bConsumedEnergy(Raw)?\b", "is Slurm's accounting: one total a job, and no readings", LOG_A_CARD),
+    (r"Instantaneous power reading|DCMI", "is of ipmitool, which meters the node and not the cards", LOG_A_CARD),
+    (r"power/energy-\w+/", "is of perf stat, which meters the CPU and not the cards", LOG_A_CARD),
+    (r"\*\*\* Sampled system activity", "is of powermetrics, which meters the whole chip", LOG_A_CARD),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Cells of one line; `columns` is set where the line is a header, for the rows from here on."""
+
+    number: int
+    cells: Sequence[str]
+    columns: Columns | None = None
+    ended: bool = True
+
+
+def log_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
+    """Yield the header and the rows of a log, whatever its layout.
+
+    Raises:
+        SensorError: It is no log of a card's power; the sentence says what it is, and what to do.
+    """
+    first = list(islice(lines, _LOOKED_AT))
+    text = "\n".join(line.text for line in first)
+    lines = chain(first, lines)
+    if re.search(r"^\s*<(\?xml|nvidia_smi_log|!DOCTYPE)", text):
+        return _xml_rows(lines)
+    if "NVSMI LOG" in text:
+        return _report_rows(lines)
+    for pattern, cause, fix in _REFUSED:
+        if re.search(pattern, text, re.MULTILINE):
+            raise SensorError(f"{name} {cause}: {fix}")
+    if re.search(r"^# (HELP|TYPE) |^[A-Za-z_:][\w:]*\{.*\} ", text, re.MULTILINE):
+        return _sample_rows(lines, name)
+    if text.lstrip().startswith(("{", "[")):
+        return _json_rows(lines, name)
+    return _table_rows(lines, first, name)
+
+
+# Tables
+
+
+def _split(delimiter: str) -> Callable[[str], list[str]]:
+    if delimiter == " ":
+        return str.split
+    if delimiter == ", ":
+        return lambda text: re.split(r",\s+", text)
+
+    def split(text: str) -> list[str]:
+        if '"' not in text:
+            return text.split(delimiter)
+        return next(csv.reader([text], delimiter=delimiter, skipinitialspace=True), [])
+
+    return split
+
+
+_DELIMITERS = (",", ";", "\t", "|", " ")
+
+
+def _table_rows(lines: Iterator[Line], first: Sequence[Line], name: str) -> Iterator[Row]:
+    """Read a table; a header may come late, come again, and change what the columns are."""
+    found = next((found for line in first if (found := _header(line.text)) is not None), None)
+    columns, delimiter = found or _without_header(first, name)
+    started = found is None
+    if started:
+        yield Row(0, (), columns)
+    split = _split(delimiter)
+    for line in lines:
+        cells = split(line.text.strip().strip("|") if delimiter == "|" else line.text)
+        renewed = _renewed(cells)
+        if renewed is not None:
+            columns, started = renewed, True
+            yield Row(line.number, cells, renewed)
+        elif started and line.text.strip():
+            yield Row(line.number, _fitting(line.text, cells, columns, delimiter), ended=line.ended)
+
+
+def _renewed(cells: Sequence[str]) -> Columns | None:
+    """Return the columns where a line is a header: its first cell has no digit."""
+    if len(cells) < 2 or any(char.isdigit() for char in cells[0]):
+        return None
+    return columns_of([cell.lstrip("# ") for cell in cells])
+
+
+def _fitting(text: str, cells: list[str], columns: Columns, delimiter: str) -> list[str]:
+    """Split a line again whose commas are decimal ones too, or whose time is two words, where that fits the header."""
+    wanted = len(columns.names)
+    while len(cells) > wanted and not cells[-1].strip():
+        cells.pop()
+    if len(cells) > wanted and delimiter == ",":
+        again = _split(", ")(text)
+        return again if len(again) == wanted else cells
+    if len(cells) == wanted + 1 and delimiter == " " and len(columns.time) == 1:
+        place = columns.time[0]
+        return [*cells[:place], f"{cells[place]} {cells[place + 1]}", *cells[place + 2 :]]
+    return cells
+
+
+def _header(text: str) -> tuple[Columns, str] | None:
+    plain = text.strip().lstrip("#").strip().strip("|")
+    if not plain or len(plain) > 1 << 20:
+        return None
+    for delimiter in _DELIMITERS:
+        if delimiter in plain:
+            columns = columns_of(_split(delimiter)(plain))
+            if columns is not None:
+                return columns, delimiter
+    return None
+
+
+def _without_header(first: Sequence[Line], name: str) -> tuple[Columns, str]:
+    """Tell the columns of a log without a header: a time, and one cell that names watts."""
+    rows = [line for line in first if line.text.strip()]
+    for line in rows[:1]:
+        for delimiter in _DELIMITERS[:4]:
+            table = [_split(delimiter)(row.text) for row in rows]
+            names = _names_by_looks([cells for cells in table if len(cells) == len(table[0])])
+            columns = columns_of(names) if names else None
+            if columns is not None:
+                return columns, delimiter
+        shown = ", ".join(cell.strip()[:LONGEST_CELL] for cell in _split(",")(line.text)[:_SHOWN])
+        raise SensorError(_lacking(name, line.text, shown))
+    raise SensorError(f"{name} has no column of time (t_ns, t_unix_s, timestamp); its columns are: none")
+
+
+def _lacking(name: str, text: str, shown: str) -> str:
+    begins = (
+        LogClock().read(text.split(",", maxsplit=1)[0].split(";", maxsplit=1)[0].split("\t", maxsplit=1)[0], "")
+        is not None
+    )
+    if begins and any(char in text for char in ",;\t"):
+        return (
+            f"{name} has no header line, and no column that names watts: put one on top, such as "
+            "timestamp,index,power.draw [W]"
+        )
+    cells = [part for delimiter in ",;\t" if delimiter in text for part in text.split(delimiter)] or [text]
+    has_time = any(columns_of([cell, "power_w"]) is not None for cell in cells)
+    lacking = "power (power_w, power.draw [W])" if has_time else "time (t_ns, t_unix_s, timestamp)"
+    return f"{name} has no column of {lacking}; its columns are: {shown or 'none'}"
+
+
+def _names_by_looks(table: Sequence[Sequence[str]]) -> list[str]:
+    """Name the columns of rows without a header; [] where time or power cannot be told."""
+    if not table:
+        return []
+    names = [""] * len(table[0])
+    for place in range(len(names)):
+        cells = [row[place].strip() for row in table]
+        if (
+            "timestamp" not in names
+            and LogClock().read(cells[0], "") is not None
+            and re.search(r"\d{2}:\d{2}|\d{10}", cells[0])
+        ):
+            names[place] = "timestamp"
+        elif any(re.fullmatch(r"(GPU|MIG)-[0-9A-Za-z-]+", cell) for cell in cells):
+            names[place] = "uuid"
+        elif any(re.fullmatch(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9]", cell) for cell in cells):
+            names[place] = "pci.bus_id"
+        elif any((found := amount(cell)) is not None and found.unit and power_scale(found.unit) for cell in cells):
+            names[place] = "power"
+        elif _counts_cards(cells):
+            names[place] = "index"
+    return names if names.count("power") == 1 and "timestamp" in names else []
+
+
+def _counts_cards(cells: Sequence[str]) -> bool:
+    """Tell whether whole numbers go round as the indices of several cards do: 0, 1, 2, 0, 1, 2."""
+    count = len(set(cells))
+    return 2 <= count < len(cells) and all(cell == str(place % count) for place, cell in enumerate(cells))
+
+
+# Prometheus
+
+
+def _sample_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
+    """Read the text format of Prometheus; its times are in milliseconds, those of OpenMetrics in seconds."""
+    yield Row(0, (), columns_of(("timestamp", "metric", "value")))
+    for line in lines:
+        match = _SAMPLE.fullmatch(line.text.strip())
+        if match is None or line.text.startswith("#") or "power" not in match.group(1).lower():
+            continue
+        if match.group(3) is None:
+            raise SensorError(
+                f"{name}, line {line.number}: samples of Prometheus without times are one instant: export the series "
+                "over the run's time (query_range, or Grafana's CSV)"
+            )
+        yield Row(line.number, (match.group(3), match.group(1), match.group(2)))
+
+
+def _json_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
+    """Read an answer of Prometheus's query_range."""
+    yield Row(0, (), columns_of(("timestamp", "metric", "value")))
+    text, size = [], 0
+    for line in lines:
+        size += len(line.text)
+        if size > _MOST_JSON:
+            raise SensorError(f"{name} has more than {_MOST_JSON} characters of JSON: export it as CSV")
+        text.append(line.text)
+    try:
+        series = json.loads("\n".join(text))["data"]["result"]
+        for one in series:
+            labels = ",".join(f'{key}="{value}"' for key, value in one["metric"].items())
+            for t_s, value in one["values"]:
+                yield Row(1, (str(t_s), f"{{{labels}}}", str(value)))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise SensorError(f"{name} is JSON, and no answer of Prometheus's query_range: {LOG_A_CARD}") from error
+
+
+# nvidia-smi -q
+
+
+def _report_rows(lines: Iterator[Line]) -> Iterator[Row]:
+    """Read what nvidia-smi -q prints, again and again with -l."""
+    yield Row(0, (), columns_of(_REPORT))
+    stamp, section, number = "", "", 0
+    values: dict[str, str] = {}
+    for line in lines:
+        number = line.number
+        key, colon, value = line.text.partition(" : ")
+        plain = key.strip().lower()
+        if re.match(r"GPU [0-9A-Fa-f]{4,8}:", line.text) or plain == "timestamp":
+            yield from _report_row(number, stamp, values)
+            values = {"pci.bus_id": line.text.split()[1]} if plain != "timestamp" else {}
+            stamp = value.strip() if plain == "timestamp" else stamp
+        elif not colon:
+            section = plain
+        elif plain in _REPORT_NAMES and "module" not in section and "limit" not in plain:
+            values.setdefault(_REPORT_NAMES[plain], value.strip())
+    yield from _report_row(number, stamp, values)
+
+
+def _xml_rows(lines: Iterator[Line]) -> Iterator[Row]:
+    """Read what nvidia-smi -q -x prints: one element a line."""
+    yield Row(0, (), columns_of(_REPORT))
+    stamp, section = "", ""
+    values: dict[str, str] = {}
+    for line in lines:
+        for tag, value in re.findall(r"<(/?[\w]+)[^>]*>([^<]*)", line.text[: 1 << 14]):
+            if tag == "timestamp":
+                stamp = value.strip()
+            elif tag == "gpu":
+                bus = re.search(r'id="([^"]*)"', line.text)
+                values = {"pci.bus_id": bus.group(1)} if bus else {}
+            elif tag == "/gpu":
+                yield from _report_row(line.number, stamp, values)
+                values = {}
+            elif tag.endswith("power_readings"):
+                section = "" if tag.startswith("/") else tag
+            elif tag in _REPORT_NAMES and "module" not in section:
+                values.setdefault(_REPORT_NAMES[tag], value.strip())
+
+
+def _report_row(number: int, stamp: str, values: dict[str, str]) -> Iterator[Row]:
+    if any(name.startswith("power") for name in values):
+        yield Row(number, tuple(stamp if name == "timestamp" else values.get(name, "") for name in _REPORT))

@@ -1,0 +1,226 @@
+"""Steps and layers of a running session, brought up to date at a cost that does not grow with the run.
+
+Joules of the host go to what ran when they were used, stretch by stretch: what is booked stays booked. Within a stretch
+every module draws the same power (the report's own answer where its readings cannot tell layers apart). Joules of a GPU
+are divided as the windows say in which it was watched. The report, which sees all readings at once, replaces this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from math import fsum, isclose
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from torchwatt.attribution.scopes import CONTAINS
+from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.report import Report
+from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain, Slot, kind_of
+from torchwatt.core.units import NS_PER_S
+from torchwatt.session.pulse import Pulse
+
+if TYPE_CHECKING:
+    from torchwatt.session.session import Session
+    from torchwatt.tracing import Tracer
+    from torchwatt.tracing.tally import Stretch, Sums
+
+HOST_KINDS = frozenset({"cpu", "dram", "ram"})
+LATE_NS = 4 * NS_PER_S  # a call that has not ended by then is shown as far as it is known
+READ_NS = NS_PER_S
+IDLE_CPU_SHARE = 0.05  # of one CPU, as in the report
+RECENT_NS = 10 * NS_PER_S  # joules a step are those of so long
+LIVE = Domain("live")
+
+
+class LiveLayers:
+    """Call `update` from one thread, a few times a second and after each beat of the pulse; `report` now and then."""
+
+    def __init__(self, session: Session, tracer: Tracer, pulse: Pulse) -> None:
+        from torchwatt.tracing.tally import Sums
+
+        self._session, self._tracer, self._pulse = session, tracer, pulse
+        self._tally = tracer.tally(pulse.start_ns)
+        self._pending: deque[Stretch] = deque()  # whose joules are not all known
+        self._booked_j, self._calls = Sums(), Sums()
+        self._gap_j: dict[str, float] = defaultdict(float)  # of time in which nothing was logged
+        self._as_of_ns = pulse.start_ns
+        self._cpu: deque[tuple[int, int]] = deque([(pulse.start_ns, time.process_time_ns())], maxlen=1_024)
+        self._read_ns = 0
+        self.steps = 0  # that have ended
+        self._recent: deque[tuple[int, int, float]] = deque([(pulse.start_ns, 0, 0.0)])  # instant, steps, joules
+
+    @property
+    def as_of_s(self) -> float:
+        """Return until when layers are known, since the start."""
+        return (self._as_of_ns - self._pulse.start_ns) / NS_PER_S
+
+    @property
+    def touched(self) -> int:
+        """Return how many rows, calls and entries the last update went through."""
+        return self._tally.touched
+
+    def step_j(self) -> float | None:
+        """Return the mean joules a step of the last seconds; None before the first step."""
+        (_, first, first_j), (_, last, last_j) = self._recent[0], self._recent[-1]
+        return (last_j - first_j) / (last - first) if last > first else None
+
+    def update(self, *, read: bool = False) -> None:
+        """Count steps; now and then, and where steps cannot be counted otherwise, read what ran since the last time.
+
+        Args:
+            read: Read it now, for a report.
+        """
+        now_ns = time.monotonic_ns()
+        self._cpu.append((now_ns, time.process_time_ns()))
+        steps = self._tally.steps_now()
+        if read or steps is None or now_ns - self._read_ns >= READ_NS:
+            self._read_ns = now_ns
+            self._read(now_ns)
+            steps = self._tally.steps
+        # The estimate between two counts may be one too high: a number that people watch does not fall.
+        self.steps = max(steps, self.steps)
+        if self.steps > self._recent[-1][1]:
+            self._recent.append((now_ns, self.steps, fsum(self._pulse.energy_j.values())))
+        while len(self._recent) > 2 and now_ns - self._recent[1][0] > RECENT_NS:
+            self._recent.popleft()
+
+    def _read(self, now_ns: int) -> None:
+        stretch = self._tally.update(now_ns)
+        if stretch is not None:
+            self._pending.append(stretch)
+        known_ns = self._known_ns()
+        while self._pending and self._pending[0].end_ns <= known_ns:
+            self._book(self._pending.popleft())
+
+    def pay(self, cost_ns: int) -> None:
+        """Book the CPU time that a view of this took to the budget of tracing."""
+        self._tracer.pay(cost_ns)
+
+    def close(self) -> None:
+        """Read no more."""
+        self._tally.close()
+
+    def report(self) -> Report:
+        """Return the layers as a report of one ledger, whose joules are all that were used until `as_of_s`."""
+        from torchwatt.tracing.tally import Sums
+
+        booked_j, gap_j, calls = self._booked_j, dict(self._gap_j), self._calls
+        as_of_ns = self._as_of_ns
+        known_ns = self._known_ns()
+        if not self._pending and known_ns - as_of_ns > LATE_NS:
+            late = self._tally.open(known_ns)
+            late.pauses = [(late.last_ns or late.start_ns, late.end_ns)]
+            booked_j, calls = Sums(), Sums()
+            booked_j.add(self._booked_j)
+            calls.add(self._calls)
+            self._add(late, booked_j, gap_j)
+            calls.add(late.calls)
+            as_of_ns = late.end_ns
+        entries = tuple(self._entries(booked_j, gap_j, calls, as_of_ns))
+        total_j = fsum(entry.energy_self_j for entry in entries)
+        ledger = Ledger(LIVE, total_j, entries, "time_share", "apportioned", 0.0, 0.0)
+        return Report(
+            run_id=self._session.run_id,
+            name=self._session.asked.name,
+            status="running",
+            start_ns=self._pulse.start_ns,
+            end_ns=as_of_ns,
+            start_unix_ns=self._session.start_unix_ns,
+            ledgers=(ledger,),
+            curves=(),
+            meters=(),
+            modules=self._tally.names(booked_j).modules,
+        )
+
+    def _known_ns(self) -> int:
+        return self._pulse.start_ns + round(self._pulse.as_of_s * NS_PER_S)
+
+    def _book(self, stretch: Stretch) -> None:
+        self._add(stretch, self._booked_j, self._gap_j)
+        self._calls.add(stretch.calls)
+        self._as_of_ns = stretch.end_ns
+
+    def _add(self, stretch: Stretch, booked_j: Sums, gap_j: dict[str, float]) -> None:
+        length_ns = stretch.end_ns - stretch.start_ns
+        if length_ns <= 0:
+            return
+        joules = self._host_j(stretch.end_ns) - self._host_j(stretch.start_ns)
+        booked_j.add(stretch.ns, joules / length_ns)
+        for name, ns in self._gap(stretch):
+            gap_j[name] = gap_j.get(name, 0.0) + joules * ns / length_ns
+
+    def _gap(self, stretch: Stretch) -> Iterator[tuple[str, float]]:
+        """Divide the time in which nothing was logged: before the first call, idle, and work outside of modules."""
+        outside_ns = 0.0
+        if stretch.start_ns == self._pulse.start_ns and stretch.first_ns:
+            outside_ns = min(float(stretch.first_ns - stretch.start_ns), stretch.gap_ns)
+            yield OUTSIDE, outside_ns
+        gap_ns = stretch.gap_ns - outside_ns
+        idle_ns = min(
+            fsum(end_ns - start_ns for start_ns, end_ns in stretch.pauses if self._idle(start_ns, end_ns)), gap_ns
+        )
+        yield IDLE, idle_ns
+        yield UNATTRIBUTED, gap_ns - idle_ns
+
+    def _idle(self, start_ns: int, end_ns: int) -> bool:
+        """Tell whether the process did nothing between two instants."""
+        t_ns, cpu_ns = np.array(self._cpu, dtype=np.float64).T
+        used_ns = float(np.diff(np.interp([start_ns, end_ns], t_ns, cpu_ns))[0])
+        return used_ns < IDLE_CPU_SHARE * (end_ns - start_ns)
+
+    def _host_j(self, t_ns: int) -> float:
+        """Return the joules of CPU and memory; of a module whose parts are metered, those that no GPU of it used."""
+        parts = []
+        for domain, (name, _) in self._pulse.metered().items():
+            if kind_of(name) in HOST_KINDS:
+                parts.append(self._pulse.energy_at(domain, t_ns))
+            elif kind_of(name) == "module":
+                inside = [self._pulse.energy_at(gpu, t_ns) for gpu in self._inside(domain)]
+                parts.append(max(self._pulse.energy_at(domain, t_ns) - fsum(inside), 0.0) if inside else 0.0)
+        return fsum(parts)
+
+    def _inside(self, domain: str) -> list[str]:
+        """Return the metered GPUs of a module."""
+        meters = {str(meter.domain): meter for meter in self._session.feed.meters}
+        inside = (meters[domain].fact(CONTAINS) or "").split(";") if domain in meters else []
+        return [gpu for gpu in inside if gpu in meters]
+
+    def _device_j(self, t_ns: int) -> dict[str, float]:
+        """Return the joules of each device; a module without parts is one."""
+        found: dict[str, float] = {}
+        for domain, (name, _) in self._pulse.metered().items():
+            if kind_of(name) == "module" and self._inside(domain):
+                found |= {gpu: self._pulse.energy_at(gpu, t_ns) for gpu in self._inside(domain)}
+            elif kind_of(name) not in HOST_KINDS:
+                found[domain] = self._pulse.energy_at(domain, t_ns)
+        return found
+
+    def _entries(self, booked_j: Sums, gap_j: Mapping[str, float], calls: Sums, as_of_ns: int) -> Iterator[Entry]:
+        found = self._tally.slots(self._tally.spread(booked_j))
+        for name, joules in gap_j.items():
+            found[Slot(name, "other")] = found.get(Slot(name, "other"), 0.0) + joules
+        # What counts may have become known later: then all that was booked is as much more, or less.
+        host_j, all_j = self._host_j(as_of_ns), fsum(found.values())
+        if all_j > 0 and not isclose(host_j, all_j, rel_tol=1e-9):
+            found = {slot: joules * host_j / all_j for slot, joules in found.items()}
+        for domain, joules in self._device_j(as_of_ns).items():
+            shares = self._tally.device_shares(domain) or {Slot(UNATTRIBUTED, "other"): 1.0}
+            whole = fsum(shares.values())
+            for slot, share in shares.items():
+                found[slot] = found.get(slot, 0.0) + joules * share / whole
+        names = self._tally.names(booked_j)
+        counts: dict[str, int | None] = {}
+        for key, count in self._tally.calls_of(calls).items():
+            if key not in names.wrapped:
+                before = counts.get(names.of(key), 0)
+                counts[names.of(key)] = None if count is None or before is None else before + count
+        for slot, joules in found.items():
+            if joules > 0:
+                yield _entry(slot, joules, counts.get(slot.fqn, 0))
+
+
+def _entry(slot: Slot, joules: float, calls: int | None) -> Entry:
+    return Entry(LIVE, slot.fqn, slot.phase, joules, None, None, None, None, 0.0, calls, "time_share", "apportioned")

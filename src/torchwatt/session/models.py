@@ -1,0 +1,126 @@
+"""What `profile()` was given as a model: checked before anything starts, in one sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from torchwatt.core.errors import ConfigError
+
+LEAVE_OUT = "leave it out, and modules are found by themselves"
+_LONGEST = 40
+
+
+def models_of(given: Any) -> tuple[tuple[str, Any], ...]:
+    """Return the models that were given with their names, "" where the user's variable is to name one.
+
+    Args:
+        given: A module, several in a list, or a mapping of names to modules; None for no model.
+
+    Raises:
+        ConfigError: It is something else; the message names it and the fix.
+    """
+    if given is None:
+        return ()
+    if _is_module(given):
+        return (("", given),)
+    if isinstance(given, Mapping):
+        _check_each(given.values(), "mapping", given)
+        return tuple((str(name), model) for name, model in given.items())
+    if isinstance(given, list | tuple | set | frozenset):
+        _check_each(given, type(given).__name__, given)
+        return tuple(("", model) for model in given)
+    raise ConfigError(f"profile({_shown(given)}): {_reason(given)}")
+
+
+def refuse_misplaced(values: tuple[Any, ...]) -> None:
+    """Refuse arguments without a name after the first.
+
+    Raises:
+        ConfigError: There are any; the message says what they may have been.
+    """
+    if not values:
+        return
+    if all(map(_is_module, values)):
+        raise ConfigError("profile() takes several models in a list: profile([generator, critic])")
+    first = values[0]
+    option = "region" if isinstance(first, str) and len(first) == 3 and first.isupper() else "name"
+    hint = f"{option}={first!r}" if isinstance(first, str) else "profile(model, region='FRA', csv='audit')"
+    raise ConfigError(f"profile(model, {_shown(first)}): everything but the model needs its name, such as {hint}")
+
+
+def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options that do not exist.
+
+    Raises:
+        ConfigError: There are any; the message names the nearest that does.
+    """
+    for name in names:
+        near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}=?" if near else "help(torchwatt.profile) lists them all"
+        raise ConfigError(f"profile() has no option {name}=: {hint}")
+
+
+def _check_each(models: Iterable[Any], kind: str, given: Any) -> None:
+    each = list(models)
+    tensors = [model for model in each if _is(model, "torch", "Tensor")]
+    if tensors and len(tensors) == len(each):
+        what = "a state_dict" if isinstance(given, Mapping) else "tensors"
+        raise ConfigError(f"profile() was given {what}: give the model itself, profile(model)")
+    if not each:
+        raise ConfigError(f"profile() was given an empty {kind}: {LEAVE_OUT}")
+    for model in each:
+        if not _is_module(model):
+            raise ConfigError(f"profile() takes models, and {_shown(model)} in the {kind} is none: {_reason(model)}")
+
+
+def _reason(given: Any) -> str:  # noqa: PLR0911  one sentence for each kind of mistake
+    kind = type(given).__name__
+    if isinstance(given, type):
+        return f"that is a class; build a model of it first: model = {given.__name__}(...)"
+    if isinstance(given, str):
+        option = "region" if len(given) == 3 and given.isupper() else "name"
+        return f"a text is no model; write {option}={given!r}"
+    if _is(given, "torch", "Tensor"):
+        return "that is a tensor, the result of a call; give the model itself: profile(model), not profile(model(x))"
+    for module, name, what in (
+        ("torch.optim.optimizer", "Optimizer", "an optimizer"),
+        ("torch.optim.lr_scheduler", "LRScheduler", "a scheduler"),
+        ("torch.utils.data", "DataLoader", "a DataLoader"),
+        ("torch.utils.data", "Dataset", "a dataset"),
+    ):
+        if _is(given, module, name):
+            return f"that is {what}; give the model, and {what} is seen by itself"
+    if _is_module(getattr(given, "model", None)):
+        return f"that is {_a(kind)}; give the model in it: profile({kind.lower()}.model)"
+    if hasattr(given, "__next__"):
+        return f"{_a(kind)} is no model; give the model itself, and not model.parameters() or model.modules()"
+    if callable(given):
+        return "profile takes a model, or nothing: write @profile() with parentheses to decorate a function"
+    return f"{_a(kind)} is no model; give a torch.nn.Module, or {LEAVE_OUT}"
+
+
+def _is_module(value: Any) -> bool:
+    return _is(value, "torch.nn", "Module")
+
+
+def _is(value: Any, module: str, name: str) -> bool:
+    """Say whether a value is of a class, whose module is not imported for that: else there is no such value."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind[:1].lower() in "aeiou" else f"a {kind}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as the user would recognise it, without asking it for a long text."""
+    if isinstance(value, type):
+        return value.__name__
+    if isinstance(value, str | int | float | bool):
+        text = repr(value)
+        return text if len(text) <= _LONGEST else text[:_LONGEST] + "..."
+    return getattr(value, "__qualname__", "") or f"<{type(value).__name__}>"

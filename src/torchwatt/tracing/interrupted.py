@@ -1,0 +1,82 @@
+"""Evens out interruptions: other programs take the core for milliseconds, in whichever layer happens to run. Pure.
+
+A recorded call is a template for many others. A layer of 0.2 ms in which the machine took the core away for 5 ms would
+stand for all of them as 25 times its work. Where a call's thread did not run for so long, what makes a piece much
+longer than the same piece of other calls is spread evenly over the work of that call: its length stays, and its
+communication.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from torchwatt.core.meter import FloatArray, IntArray
+from torchwatt.tracing.elastic import ElasticTemplate, is_communication
+from torchwatt.tracing.template import Template
+
+LONGER, SHORTEST_NS = 2.0, 200_000.0  # so many times, and so much, longer than the shortest of like pieces
+
+
+def even_out(calls: Sequence[ElasticTemplate], away_ns: Sequence[int]) -> list[ElasticTemplate]:
+    """Return the templates of calls of one structure without their interruptions.
+
+    Args:
+        calls: As recorded.
+        away_ns: How long the thread of each did not run during the call, waits for other ranks included.
+    """
+    found = list(calls)
+    alike: dict[bytes, list[int]] = defaultdict(list)
+    orders = [_order(call.plain) for call in calls]
+    for i, (call, order) in enumerate(zip(calls, orders, strict=True)):
+        alike[call.plain.owner.tobytes() + order.tobytes()].append(i)
+    for members in alike.values():
+        if len(members) > 1:
+            order = orders[members[0]]
+            pieces = np.stack([_pieces_ns(calls[i], order) for i in members])
+            works = ~_in_communication(calls[members[0]].plain, order)
+            least = pieces.min(axis=0)  # on a crowded machine most calls are interrupted in the same layer
+            for i, own in zip(members, pieces, strict=True):
+                evened = _evened(own, least, works, away_ns[i])
+                if evened is not own:
+                    found[i] = _with_pieces(calls[i], order, evened)
+    return found
+
+
+def _order(template: Template) -> IntArray:
+    """Return the order of a template's starts and ends; at one instant ends come first, of what lies inside before."""
+    count = len(template.first)
+    number = np.arange(count)
+    bounds = np.concatenate((template.first, template.last))
+    is_start = np.repeat([1, 0], count)
+    return np.lexsort((np.concatenate((number, -number)), is_start, bounds))
+
+
+def _pieces_ns(call: ElasticTemplate, order: IntArray) -> FloatArray:
+    """Return the times between neighbouring bounds, from the call's start to its end."""
+    bounds = np.concatenate((call.plain.first, call.plain.last))[order]
+    return np.asarray(np.diff(bounds, prepend=0.0, append=1.0) * call.net_ns, dtype=np.float64)
+
+
+def _in_communication(template: Template, order: IntArray) -> np.ndarray:
+    talks = is_communication(template.owner).astype(np.int64)
+    depth = np.cumsum(np.concatenate((talks, -talks))[order])
+    return np.concatenate(([False], depth > 0))
+
+
+def _evened(own: FloatArray, least: FloatArray, works: np.ndarray, away_ns: float) -> FloatArray:
+    surplus = np.where(works & (own > LONGER * least + SHORTEST_NS), own - least, 0.0)
+    if not surplus.any() or away_ns <= 0:
+        return own
+    left = own - surplus * min(away_ns / surplus.sum(), 1.0)
+    return np.where(works, left * (own[works].sum() / left[works].sum()), own)
+
+
+def _with_pieces(call: ElasticTemplate, order: IntArray, pieces_ns: FloatArray) -> ElasticTemplate:
+    template = call.plain
+    bounds = np.empty(len(order))
+    bounds[order] = np.minimum(np.cumsum(pieces_ns[:-1]) / call.net_ns, 1.0)
+    first, last = np.split(bounds, 2)
+    return ElasticTemplate(Template(first, last, template.owner, template.calls), call.net_ns)

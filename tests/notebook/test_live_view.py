@@ -1,0 +1,149 @@
+"""The live view without a browser: what the thread sends while a program trains."""
+
+import time
+from math import fsum
+
+import pytest
+import torch
+from torch import nn
+
+import torchwatt as tw
+from torchwatt.notebook.beats import Beats
+from torchwatt.views import live_layers
+
+
+def network(blocks, width=8):
+    return nn.Sequential(
+        *[nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) for _ in range(blocks)]
+    )
+
+
+def train(model, optimizer, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        optimizer.step()
+
+
+class Shown:
+    """Stands for the place in the notebook; keeps the messages that its widget is sent."""
+
+    def __init__(self, monkeypatch):
+        self.messages = []
+        monkeypatch.setattr("torchwatt.notebook.widget.LiveWidget", lambda _begin: self)
+
+    def update(self, widget):
+        assert widget is self
+
+    def send(self, message):
+        self.messages.append((time.monotonic_ns(), message))
+
+    def end(self):
+        pass
+
+
+def table_j(payload):
+    """Return the joules of all rows: what is in a parent stands in its total."""
+    tops = [row for row in payload["layers"] if row["parent"] is None]
+    return fsum(joules for row in tops for joules in row["total_j"].values()) + fsum(
+        joules for row in payload["reserved"] for joules in row["self_j"].values()
+    )
+
+
+def test_each_message_has_steps_and_layers_come_with_joules_that_add_up(monkeypatch):
+    model = network(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    shown = Shown(monkeypatch)
+    with tw.profile(model, live="off") as run:
+        beats = Beats(run, shown, None)
+        for _ in range(6):
+            train(model, optimizer, 15)
+            beats._beat()
+            time.sleep(0.25)
+    assert beats.failures == []
+    messages = [message for _, message in shown.messages]
+    assert [message["steps"] for message in messages] == [15, 30, 45, 60, 75, 90]
+    assert all(message["t_s"] >= message["as_of_s"] for message in messages)
+    with_layers = [message for message in messages if "layers" in message]
+    assert with_layers
+    for message in with_layers:
+        assert message["layers"]["as_of_s"] <= message["t_s"]
+        assert table_j(message["layers"]) <= message["energy_j"] * (1 + 1e-6)
+
+
+def test_what_is_booked_to_a_module_never_becomes_less_and_adds_up_to_the_joules_of_that_instant():
+    model = network(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before, as_of_s = {}, 0.0
+    with tw.profile(model, live="off", overhead_budget=1.0) as run:
+        pulse = run.pulse()
+        layers = run.live_layers(pulse)
+        for _ in range(5):
+            train(model, optimizer, 20)
+            time.sleep(0.2)  # the meters answer
+            pulse.beat()
+            layers.update(read=True)
+            booked = {key: float(joules) for key, joules in enumerate(layers._booked_j.of_modules["forward"])}
+            assert all(booked[key] >= joules for key, joules in before.items())
+            before = booked
+            report = layers.report()
+            assert report.duration_s >= as_of_s
+            as_of_s = report.duration_s
+            t_ns = report.end_ns
+            metered_j = fsum(pulse.energy_at(domain, t_ns) for domain in pulse.metered())
+            assert report.energy_j == pytest.approx(metered_j, rel=1e-6)
+            assert table_j(live_layers(report)["layers"]) == pytest.approx(metered_j, rel=1e-3)
+        layers.close()
+
+
+def test_a_program_that_rests_is_shown_as_idle_and_its_layers_do_not_stay_behind(monkeypatch):
+    monkeypatch.setattr("torchwatt.session.live_layers.LATE_NS", 600_000_000)
+    model = network(2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with tw.profile(model, live="off") as run:
+        pulse = run.pulse()
+        layers = run.live_layers(pulse)
+        train(model, optimizer, 20)
+        for _ in range(8):
+            time.sleep(0.25)
+            pulse.beat()
+            layers.update(read=True)
+        report = layers.report()
+        now_s = (time.monotonic_ns() - pulse.start_ns) / 1e9
+        assert now_s - report.duration_s < 1.2
+        by_name = {entry.fqn: entry.energy_self_j for entry in report.ledgers[0].entries}
+        assert by_name.get("(idle)", 0.0) + by_name.get("(unattributed)", 0.0) > 0.5 * report.energy_j
+        layers.close()
+
+
+def test_the_cost_of_the_view_comes_out_of_the_budget_of_tracing(monkeypatch):
+    model = network(2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with tw.profile(model, live="off") as run:
+        train(model, optimizer, 5)
+        beats = Beats(run, Shown(monkeypatch), None)
+        spent_ns = run._session.tracer._conductor.budget.total_ns
+        beats._beat()
+        assert run._session.tracer._conductor.budget.total_ns > spent_ns
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+@pytest.mark.parametrize(("blocks", "steps"), [(250, 40), (2, 10_000)])
+def test_work_is_bounded_for_a_thousand_modules_and_for_ten_thousand_steps(blocks, steps):
+    """Count what an update goes through, not the time: the last tenth of a run costs no more than the second."""
+    model = network(blocks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    touched = []
+    with tw.profile(model, live="off") as run:
+        pulse = run.pulse()
+        layers = run.live_layers(pulse)
+        for _ in range(20):
+            train(model, optimizer, steps // 20)
+            pulse.beat()
+            layers.update(read=True)
+            touched.append(layers.touched)
+        assert layers.steps == steps
+        assert len(live_layers(layers.report())["layers"]["layers"]) <= 200
+        layers.close()
+    assert max(touched[10:]) <= 2 * max(touched[2:10]) + 1_000

@@ -1,0 +1,218 @@
+"""Calls of a module are counted or left open, never invented: in every phase, whatever fills a step."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.tracing.nets import traced
+from tests.tracing.test_paths import counts
+from torchwatt.tracing.columns import Columns
+from torchwatt.tracing.compose import UNKNOWN_CALLS, Composer, Led, Sample, Tree, calls_of, differing, untold
+from torchwatt.tracing.filling import Filler
+from torchwatt.tracing.light import Paths
+from torchwatt.tracing.rows import BACKWARD_KEY
+from torchwatt.tracing.signatures import BACKWARD, UNKNOWN, Signature, Signatures
+from torchwatt.tracing.template import Template
+
+THRIFTY = 0.005  # so that most steps are noted by their ends
+
+
+def net(width=48, hidden=160):
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+def gradients_through(module, found, name):
+    """Count the calls of a module that a backward pass comes through, by a hook on what it returns."""
+
+    def after(_module, _args, y):
+        if y.requires_grad:
+            y.register_hook(lambda _: found.update([name]))
+
+    module.register_forward_hook(after)
+
+
+def hooked(**models):
+    found = Counter()
+    for top, model in models.items():
+        for name, module in model.named_modules():
+            gradients_through(module, found, f"{top}.{name}" if name else top)
+    return found
+
+
+def wrong(trace, true, phase="backward"):
+    told = counts(trace, phase)
+    return {name: (true[name], told[name]) for name in true if name in told and told[name] != true[name]}
+
+
+@pytest.mark.parametrize("budget", [0.01, THRIFTY])
+def test_a_call_that_no_backward_pass_follows_is_none_of_a_backward_pass(budget):
+    encoder = net()
+    true = hooked(encoder=encoder)
+    opt = torch.optim.SGD(encoder.parameters(), 0.01)
+    with traced(overhead_budget=budget) as run:
+        for step in range(500):
+            opt.zero_grad()
+            (encoder(torch.randn(16, 48)) - encoder(torch.randn(16, 48))).square().mean().backward()
+            opt.step()
+            if step % 12 == 11:
+                encoder(torch.randn(16, 48))  # with gradients on, and nothing follows
+    assert not wrong(run.trace, true)
+
+
+@pytest.mark.parametrize("budget", [0.01, THRIFTY])
+def test_what_ran_backward_in_the_step_after_is_told_right(budget):
+    generator, critic = net(), net()
+    true = hooked(generator=generator, critic=critic)
+    optimizers = [torch.optim.SGD(model.parameters(), 0.01) for model in (critic, generator)]
+    with traced(overhead_budget=budget) as run:
+        for _ in range(300):
+            fake = generator(torch.randn(16, 48))
+            (critic(torch.randn(16, 48)).mean() - critic(fake.detach()).mean()).backward()
+            optimizers[0].step()
+            critic(fake).mean().backward()
+            optimizers[1].step()
+    assert not wrong(run.trace, true)
+    assert counts(run.trace, "backward")["generator.0"] == 300  # what always runs is told
+
+
+class Loops(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.cell, self.head = nn.Linear(24, 48), nn.GRUCell(48, 64), nn.Linear(64, 4)
+
+    def forward(self, x, length):
+        state = torch.zeros(len(x), 64)
+        for t in range(length):
+            state = self.cell(self.embed(x[:, t]), state)
+        return self.head(state)
+
+
+@pytest.mark.parametrize("budget", [0.01, THRIFTY])
+def test_loops_of_random_length_have_their_calls_or_none(budget):
+    model = Loops()
+    true = hooked(model=model)
+    forward, opt = Counter(), torch.optim.SGD(model.parameters(), 0.01)
+    with traced(overhead_budget=budget) as run:
+        for _ in range(250):
+            opt.zero_grad()
+            length = random.randint(1, 6)
+            forward["model.cell"] += length
+            forward["model.embed"] += length
+            model(torch.randn(16, 6, 24), length).square().mean().backward()
+            opt.step()
+    plain = {name.removeprefix("model."): n for name, n in true.items()}
+    assert not wrong(run.trace, plain)
+    assert not wrong(run.trace, {name.removeprefix("model."): n for name, n in forward.items()}, "forward")
+
+
+def test_a_plain_loop_keeps_all_its_calls():
+    model = net()
+    opt = torch.optim.AdamW(model.parameters())
+    with traced(model, overhead_budget=THRIFTY) as run:
+        for _ in range(400):
+            opt.zero_grad()
+            model(torch.randn(16, 48)).square().mean().backward()
+            opt.step()
+    assert [counts(run.trace)[name] for name in ("(root)", "0", "1", "2")] == [400] * 4
+    assert [counts(run.trace, "backward")[name] for name in ("0", "1", "2")] == [400] * 3
+
+
+# The parts, with counts of their own.
+
+ROOT, CHILD, OWN = 1, 2, 12  # a module, one in it, and the owner of its backward calls
+TREE = Tree({CHILD: ROOT}, {})
+LED = Led(lambda owner: owner == OWN, frozenset({ROOT, BACKWARD_KEY}))
+
+
+def module_of(owner):
+    return CHILD if owner in {CHILD, OWN} else ROOT
+
+
+def sample(root, child, backward, own):
+    times = {ROOT: 10.0, CHILD: 20.0, OWN: 30.0}
+    counted = {ROOT: root, CHILD: child, BACKWARD_KEY: backward}
+    return Sample(100.0, times, dict.fromkeys(times, 0.5), {ROOT: root, CHILD: child, OWN: own}, counted)
+
+
+def composed(samples, counted, led=LED):
+    over = frozenset({ROOT, CHILD, BACKWARD_KEY})
+    template = Composer(samples, TREE, module_of, led=led).compose(Signature(counted, over), 100.0)
+    return calls_of(template)
+
+
+def test_backward_calls_follow_from_forward_calls_where_the_calls_outside_are_in_proportion():
+    samples = [sample(1, 2, 1, 2), sample(1, 3, 1, 3)]
+    assert composed(samples, {ROOT: 2, CHILD: 7, BACKWARD_KEY: 2})[OWN] == 7
+    assert composed(samples, {ROOT: 2, CHILD: 7, BACKWARD_KEY: 1}) == {ROOT: 2, CHILD: 7, OWN: UNKNOWN_CALLS}
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=4), st.integers(1, 9))
+def test_a_rate_stands_for_others_only_where_all_samples_have_it(seen, child):
+    samples = [sample(1, times, 1, own) for times, own in seen]
+    told = composed(samples, {ROOT: 1, CHILD: child, BACKWARD_KEY: 1})[OWN]
+    rates = {own / times for times, own in seen}
+    assert told == UNKNOWN_CALLS or rates == {told / child}
+
+
+def test_a_pass_that_began_in_the_step_before_leaves_all_open_in_a_step_like_none():
+    samples, ran = [sample(2, 1, 2, 1)], {ROOT: 1, BACKWARD_KEY: 2}
+    assert OWN not in composed(samples, ran)
+    straddling = Led(LED.owners, LED.outside, straddles=True)
+    assert composed(samples, ran, straddling)[OWN] == UNKNOWN_CALLS
+
+
+def test_a_module_of_a_model_without_a_name_has_its_counterpart_in_another_one():
+    tree = Tree({2: 1, 4: 3, 6: 5}, {}, {1: "(root)", 2: "fc", 3: "(root)", 4: "fc", 5: "a", 6: "a.fc"})
+    assert tree.counterpart(2, 1, 3) == 4
+    assert tree.counterpart(2, 1, 5) == 6
+    assert tree.counterpart(1, 1, 3) == 3
+
+
+def template(*calls):
+    n = len(calls)
+    return Template(np.linspace(0, 0.9, n), np.linspace(0.1, 1, n), np.arange(n), np.array(calls))
+
+
+def test_what_some_calls_do_not_confirm_is_left_open():
+    first, second = template(1, 2, 3), template(1, 3)
+    differ = differing([calls_of(first), calls_of(second)])
+    assert differ == {1, 2}
+    assert calls_of(untold(first, differ.__contains__)) == {0: 1, 1: UNKNOWN_CALLS, 2: UNKNOWN_CALLS}
+
+
+def test_calls_that_are_not_known_stay_unknown_whoever_reads_them():
+    columns = Columns()
+    slot = [columns.index("a", "backward"), columns.index("b", "backward")]
+    one = np.zeros((1, 2), dtype=np.int64)
+    Filler(columns, 0, slot.__getitem__).fill(template(UNKNOWN_CALLS, 2), one, one + 5, np.array([3]))
+    assert columns.of_thread(0)[:, 3].tolist() == [-3, 6]
+    assert columns.untold_calls() == {slot[0]}
+    assert columns.arrays()["calls"].tolist() == [0, 6]
+
+
+def test_backward_calls_are_counted_among_modules_and_parts_of_steps_keep_their_order():
+    keys = {100: 1, 200: 2}
+    signatures = Signatures(keys.get)
+    whole = signatures.number([100, BACKWARD, 200])
+    assert signatures.of[whole].counts == {1: 1, BACKWARD_KEY: 1, 2: 1}
+    assert signatures.number([200, 100, BACKWARD]) == whole
+    part = signatures.number_of_part([100, BACKWARD, 200])
+    assert signatures.of[part].part == (1, BACKWARD_KEY, 2)
+    assert part != whole
+    assert signatures.number([100, 300]) == UNKNOWN
+
+
+@settings(max_examples=30)
+@given(st.sets(st.integers(1, 4), min_size=1), st.integers(0, 5))
+def test_a_graph_of_a_size_that_was_never_traced_may_be_of_another_path(traced_sizes, size):
+    varying = {(1, each): frozenset() for each in (*traced_sizes, -1)}
+    paths = Paths((), varying, TREE, (), inside={1: frozenset({CHILD})})
+    is_open = size > 0 and size not in traced_sizes and len(traced_sizes) == 1
+    assert paths.uncertain(1, size, Signature()) == ({CHILD} if is_open else set())
+    assert not paths.uncertain(1, size, Signature({CHILD: 1}, frozenset({CHILD})))

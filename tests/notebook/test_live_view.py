@@ -10,6 +10,7 @@ from torch import nn
 import torchwatt as tw
 from torchwatt.notebook.beats import Beats
 from torchwatt.views import live_layers
+from torchwatt.views.live import MAX_LAYERS
 
 
 def network(blocks, width=8):
@@ -144,6 +145,8 @@ def test_work_is_bounded_for_a_thousand_modules_and_for_ten_thousand_steps(block
             layers.update(read=True)
             touched.append(layers.touched)
         assert layers.steps == steps
-        assert len(live_layers(layers.report())["layers"]["layers"]) <= 200
+        assert (
+            len(live_layers(layers.report())["layers"]["layers"]) <= 2 * MAX_LAYERS
+        )  # and what stands for the rest in each
         layers.close()
     assert max(touched[10:]) <= 2 * max(touched[2:10]) + 1_000

@@ -109,9 +109,9 @@ def test_steps_counted_piece_by_piece_are_those_of_the_whole_loop(pieces):
         assert count.looked_at <= 12 * KEPT + 4 * (len(calls) + len(backward) + len(ends))
     calls, backward, ends = ([each for piece in pieces for each in piece[i]] for i in range(3))
     starts = np.sort(np.concatenate((calls_of(calls).start_ns, bounds(backward)[:, 0])))
-    whole = Evidence(
-        0, t, starts, calls_of(calls), bounds(backward), np.ones(len(backward), dtype=np.int64), [ends] if ends else ()
-    )
+    one = np.ones(len(backward), dtype=np.int64)
+    again = np.zeros(len(backward), dtype=np.bool_)
+    whole = Evidence(0, t, starts, calls_of(calls), bounds(backward), one, again, [ends] if ends else ())
     assert count.count() == pytest.approx(sum(step.count for step in steps_of(whole)[0]), abs=1)
 
 

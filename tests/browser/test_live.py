@@ -20,7 +20,8 @@ WATCH = """() => { window.beats = [];
     watching.observe(document.body, {subtree: true, attributes: true, attributeFilter: ['data-beats']}); }"""
 # What Python shows of the modules, in the digits that people see: its own numbers are the reference.
 TRUTH = """from torchwatt.views import format_energy
-sums = run.layers.groupby(["fqn", "phase"]).energy_self_j.sum()
+booked = run.layers[run.layers.provenance != "derived"]  # the others only contain modules
+sums = booked.groupby(["fqn", "phase"]).energy_self_j.sum()
 print(json.dumps([[f, p, format_energy(j)] for (f, p), j in sums.items()]))
 print(format_energy(run.energy_j), "|", format_energy(run.layers.energy_self_j.sum()))"""
 

@@ -225,12 +225,18 @@ def test_a_systematic_band_holds_its_number_and_is_never_narrower_than_the_meter
     assert split.energy_systematic_hi_j - own_j == pytest.approx(unknown_j + 1)
 
 
-def test_bands_that_are_there_stay():
+def test_bands_that_are_there_stay_where_they_are_as_wide_as_the_meters():
     world, trace = stepped([30.0, 40.0], [5.0, 5.0])
     recording = world.recording()
     meters = (replace(recording.meters[0], accuracy_rel=(-0.05, 0.05)),)
     found = attribute(replace(recording, meters=meters), trace, 0, world.end_ns).ledgers
-    assert add_bands(found, [meter_of(recording.series[0].channel, accuracy_rel=(-0.5, 0.5))]) == found
+    assert add_bands(found, [meter_of(recording.series[0].channel, accuracy_rel=(-0.04, 0.04))]) == found
+    # Another rank of a job may know less of the same meter.
+    wider = add_bands(found, [meter_of(recording.series[0].channel, accuracy_rel=(-0.5, 0.6))])
+    assert wider != found
+    for entry in wider[0].entries:
+        assert entry.energy_systematic_lo_j <= 0.5 * entry.energy_self_j * (1 + 1e-9)
+        assert entry.energy_systematic_hi_j >= 1.6 * entry.energy_self_j * (1 - 1e-9)
 
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(3, 2.353), (7, 1.895), (11, 1.796), (1e6, 1.645)])

@@ -148,7 +148,8 @@ def calls(parts: Parts, rows: pd.DataFrame, phases: tuple[str, ...]) -> Iterable
     """Yield calls of every module of the report that the program counted."""
     for phase in phases:
         counted = parts.calls if phase == "forward" else parts.graded_calls
-        for fqn, told in rows[(rows.phase == phase) & rows.fqn.isin(parts.calls)].groupby("fqn").calls:
+        of_phase = (rows.phase == phase) & (rows.provenance != "derived")  # the others only contain modules
+        for fqn, told in rows[of_phase & rows.fqn.isin(parts.calls)].groupby("fqn").calls:
             yield f"{fqn}/{phase}", Pair(counted[fqn], None if told.isna().any() else int(told.sum()))
 
 

@@ -39,7 +39,9 @@ def is_installed(name: str) -> bool:
 LONGER = 6.0  # times
 VMAP = "what vmap unwraps after the backward call is the program's backward, and no part of what is seen"
 CYCLE = "steps of several lengths by turns, in which the same modules ran, are filled with the median of each part"
+COLD = "the only window of a short run is that of the first step, in which torch's kernels are cold (45 ms for 0.8)"
 KNOWN = {
+    ("groups", "transformer_tied"): COLD,
     ("phases", "per_sample_gradients"): VMAP,
     ("phases", "meta_by_hand"): CYCLE,
     ("phases", "step_that_is_retried"): "a forward call that raises ends no span of its own while the thread sleeps",

@@ -29,15 +29,23 @@ def add_band(entry: Entry, band: Band | None, unknown_j: float = 0.0) -> Entry:
 
 
 def add_bands(ledgers: Iterable[Ledger], meters: Iterable[Meter]) -> tuple[Ledger, ...]:
-    """Give every entry that has none the band of its meter."""
+    """Give every entry at least the band of its meter: another rank may know less of a meter than the entry's own."""
     bands = {meter.domain: meter.accuracy_rel for meter in meters}
     return tuple(
-        replace(
-            ledger,
-            entries=tuple(
-                entry if entry.energy_systematic_lo_j is not None else add_band(entry, bands.get(ledger.domain))
-                for entry in ledger.entries
-            ),
-        )
+        replace(ledger, entries=tuple(_at_least(entry, bands.get(ledger.domain)) for entry in ledger.entries))
         for ledger in ledgers
+    )
+
+
+def _at_least(entry: Entry, band: Band | None) -> Entry:
+    lo_j, hi_j = entry.energy_systematic_lo_j, entry.energy_systematic_hi_j
+    if lo_j is None or hi_j is None:
+        return add_band(entry, band)
+    if band is None:
+        return entry
+    below_j, above_j = (abs(entry.energy_self_j * end) for end in band)
+    return replace(
+        entry,
+        energy_systematic_lo_j=min(lo_j, entry.energy_self_j - below_j),
+        energy_systematic_hi_j=max(hi_j, entry.energy_self_j + above_j),
     )

@@ -40,9 +40,7 @@ LONGER = 6.0  # times
 VMAP = "what vmap unwraps after the backward call is the program's backward, and no part of what is seen"
 CYCLE = "steps of several lengths by turns, in which the same modules ran, are filled with the median of each part"
 COLD = "the only window of a short run is that of the first step, in which torch's kernels are cold (45 ms for 0.8)"
-UNCOUNTED = (
-    "on a busy machine counting what ran is beyond the budget: joules are the enclosing module's (PATHS_UNKNOWN)"
-)
+UNCOUNTED = "on a busy machine counting is beyond the budget: joules are the enclosing module's (PATHS_UNKNOWN)"
 NESTED = "now and then a step is filled from one in which another group of blocks was dropped"
 KNOWN = {
     ("groups", "transformer_tied"): COLD,

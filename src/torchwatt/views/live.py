@@ -66,9 +66,10 @@ def beat_payload(
         carbon_g: Grams so far.
         as_of_s: Until when all joules are known; a meter that answers once a second is late.
     """
+    t_s = points[-1].t_s if points else 0.0
     return {
-        "t_s": number(points[-1].t_s) if points else 0.0,
-        "as_of_s": number(max(as_of_s, 0.0)),
+        "t_s": number(t_s),
+        "as_of_s": number(min(max(as_of_s, 0.0), t_s)),
         "energy_j": number(sum(domains_j.values())) if domains_j else None,
         "carbon_g": number(carbon_g),
         "power_w": {domain: number(watts) for domain, watts in power_w.items()},

@@ -13,7 +13,7 @@ from torch import nn
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Event, IntArray
-from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Phase, Slot
+from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
 from torchwatt.tracing.asleep import Modules, Ran, Slots, StepBook, lengths_of, steps_among
@@ -25,20 +25,17 @@ from torchwatt.tracing.filling import Filler
 from torchwatt.tracing.fold import Kinds, Records, join_records, merge, shifted, split
 from torchwatt.tracing.light import ForwardBook, paths_of
 from torchwatt.tracing.log import Log, Look
-from torchwatt.tracing.naming import Names, resolve
+from torchwatt.tracing.naming import RESERVED_SLOTS, Names, models_among, resolve
 from torchwatt.tracing.ranges import top_level, uncross
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rounds import Mark, OptimizerEnd
 from torchwatt.tracing.rows import (
     AROUND_KEY,
     BACKWARD_KEY,
-    COMMUNICATION_KEY,
     COMPILE_KEY,
-    DATA_KEY,
     END,
     FIRST_SCOPE_KEY,
     KEY,
-    OPTIMIZER_KEY,
     PROFILER_KEY,
     SEQ0,
     SEQ1,
@@ -225,15 +222,8 @@ class _Assembly:
             return self.columns.index(self.names.of(key), "backward" if backward else "forward")
         if key <= FIRST_SCOPE_KEY:
             return self.columns.index(self.scope_names[key], "backward" if backward else "other")
-        reserved: dict[int, tuple[str, Phase]] = {
-            OPTIMIZER_KEY: (OPTIMIZER, "optimizer"),
-            DATA_KEY: (DATA, "data"),
-            COMMUNICATION_KEY: (COMMUNICATION, "communication"),
-            COMPILE_KEY: (COMPILE, "compile"),
-            PROFILER_KEY: (PROFILER, "other"),
-            UNCOUNTED_COMMUNICATION_KEY: (COMMUNICATION, "communication"),
-        }
-        return self.columns.index(*reserved.get(key, (UNATTRIBUTED, "backward" if backward else "forward")))
+        slot = RESERVED_SLOTS.get(key, Slot(UNATTRIBUTED, "backward" if backward else "forward"))
+        return self.columns.index(slot.fqn, slot.phase)
 
     def _kept_rows(self, log: Log) -> IntArray:
         table = self.looks[log].table
@@ -470,19 +460,9 @@ class _Assembly:
         end = np.concatenate((traced[:, END], light.end, passed[:, 1]))
         count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count, passed[:, 2]))
         order = np.argsort(start, kind="stable")
-        main = np.isin(key, list(self._main(set(key.tolist()), trained=bool(grown.any()))))
+        sizes = {each: self._params(each) for each in set(key.tolist())}
+        main = np.isin(key, list(models_among(sizes, self.names.main, trained=bool(grown.any()))))
         return Calls(start[order], end[order], count[order], grown[order], main[order])
-
-    def _main(self, called: set[int], *, trained: bool) -> set[int]:
-        """Return which of the called modules are models: where something is trained, those as large as the given one.
-
-        Without a given one that is called the largest counts; without any that has parameters each does.
-        """
-        sizes = {key: self._params(key) for key in called}
-        largest = max(sizes.values(), default=0)
-        given = [size for key, size in sizes.items() if key in self.names.main]
-        least = min(given, default=largest) if trained or not largest else 1
-        return {key for key, size in sizes.items() if size >= least}
 
     def _params(self, key: int) -> int:
         """Return the parameters of a module and all below it, or of the modules that a compiled function names."""

@@ -91,7 +91,7 @@ class BackwardBook:
         self._tree = next((each.tree for each in paths.values()), Tree({}, {}))
         self._catalogue: Catalogue[Model] = Catalogue()
         self._composer: Composer | None = None
-        self._left_open: dict[tuple[int, int], tuple[Template, Template]] = {}
+        self._left_open: dict[tuple[int, int], tuple[Template, _Found, Template]] = {}
         self._reassigned: dict[tuple[int, frozenset[int]], ElasticTemplate] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self.unseen: set[int] = set()  # modules of whose backward calls the same is true
@@ -238,8 +238,8 @@ class BackwardBook:
         """Return a template of a recorded call, with the calls left open that other such calls do not confirm."""
         key = id(template), id(found)
         if key not in self._left_open:  # both are kept, so that no other has their ids
-            self._left_open[key] = template, untold(template, found.untold)
-        return self._left_open[key][1]
+            self._left_open[key] = template, found, untold(template, found.untold)
+        return self._left_open[key][2]
 
     def _candidates(self, keys: Sequence[Hashable], ran: Signature) -> _Found:
         entries, matched = self._catalogue.candidates(plain(keys), lambda model: ran.matches(model.counts))

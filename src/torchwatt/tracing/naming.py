@@ -6,9 +6,37 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torchwatt.core.meter import IntArray
-from torchwatt.core.terms import RESERVED, ROOT, UNATTRIBUTED
+from torchwatt.core.terms import (
+    COMMUNICATION,
+    COMPILE,
+    DATA,
+    OPTIMIZER,
+    PROFILER,
+    RESERVED,
+    ROOT,
+    UNATTRIBUTED,
+    Slot,
+)
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.tracing.registry import Facts, Root
+from torchwatt.tracing.rows import (
+    COMMUNICATION_KEY,
+    COMPILE_KEY,
+    DATA_KEY,
+    OPTIMIZER_KEY,
+    PROFILER_KEY,
+    UNCOUNTED_COMMUNICATION_KEY,
+)
+
+# What rows that are no call of a module are booked to.
+RESERVED_SLOTS: Mapping[int, Slot] = {
+    OPTIMIZER_KEY: Slot(OPTIMIZER, "optimizer"),
+    DATA_KEY: Slot(DATA, "data"),
+    COMMUNICATION_KEY: Slot(COMMUNICATION, "communication"),
+    UNCOUNTED_COMMUNICATION_KEY: Slot(COMMUNICATION, "communication"),
+    COMPILE_KEY: Slot(COMPILE, "compile"),
+    PROFILER_KEY: Slot(PROFILER, "other"),
+}
 
 
 @dataclass(slots=True)
@@ -24,6 +52,22 @@ class Names:
     def of(self, key: int) -> str:
         """Return the name of a module's key."""
         return self.fqn.get(key, UNATTRIBUTED)
+
+
+def models_among(sizes: Mapping[int, int], main: Collection[int], *, trained: bool) -> set[int]:
+    """Return which of the called modules are models: where something is trained, those as large as the given one.
+
+    Without a given one that is called the largest counts; without any that has parameters each does.
+
+    Args:
+        sizes: Parameters of each called module, by key.
+        main: Keys of the given model.
+        trained: Whether a call made a graph.
+    """
+    largest = max(sizes.values(), default=0)
+    given = [size for key, size in sizes.items() if key in main]
+    least = min(given, default=largest) if trained or not largest else 1
+    return {key for key, size in sizes.items() if size >= least}
 
 
 def resolve(

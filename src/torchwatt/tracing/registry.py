@@ -114,9 +114,6 @@ class Registry:
                 self.add_root(root, variable_name(root, frame))
                 return self._key(module)
         except Exception:
-            import traceback
-
-            traceback.print_exc()
             # The user's forward must not fail because a module resists being looked at.
             return self.by_id.get(id(module), UNKNOWN_KEY)
 

@@ -22,12 +22,7 @@ from numpy.typing import NDArray
 from torchwatt.core.activity import Activity
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.terms import (
-    COMMUNICATION,
-    COMPILE,
-    DATA,
     IDLE,
-    OPTIMIZER,
-    PROFILER,
     UNATTRIBUTED,
     Slot,
 )
@@ -35,13 +30,11 @@ from torchwatt.tracing.devices.watch import KEY_MARK
 from torchwatt.tracing.join import join
 from torchwatt.tracing.log import NO_ROWS
 from torchwatt.tracing.margins import widen
-from torchwatt.tracing.naming import Names, resolve
+from torchwatt.tracing.naming import RESERVED_SLOTS, Names, models_among, resolve
 from torchwatt.tracing.ranges import NOBODY, enclosing
 from torchwatt.tracing.rounds import OptimizerEnd
 from torchwatt.tracing.rows import (
-    COMMUNICATION_KEY,
     COMPILE_KEY,
-    DATA_KEY,
     END,
     FIRST_SCOPE_KEY,
     FORWARD_TASK,
@@ -54,7 +47,6 @@ from torchwatt.tracing.rows import (
     START,
     STEP_KEY,
     TASK,
-    UNCOUNTED_COMMUNICATION_KEY,
     Backward,
     Nodes,
 )
@@ -74,14 +66,6 @@ Kind = tuple[str, int]
 FORWARD, BACKWARD = "forward", "backward"  # a module itself, in a call whose modules were logged
 CALL, GRADIENT, STEP = "call", "gradient", "step"  # an outermost call, a backward call, a step, not seen inside
 OWN = "own"  # what is no module, by the key of its rows; 0: not logged
-_RESERVED: Mapping[int, Slot] = {
-    OPTIMIZER_KEY: Slot(OPTIMIZER, "optimizer"),
-    DATA_KEY: Slot(DATA, "data"),
-    COMMUNICATION_KEY: Slot(COMMUNICATION, "communication"),
-    UNCOUNTED_COMMUNICATION_KEY: Slot(COMMUNICATION, "communication"),
-    COMPILE_KEY: Slot(COMPILE, "compile"),
-    PROFILER_KEY: Slot(PROFILER, "other"),
-}  # fmt: skip
 
 
 class Sums:
@@ -481,14 +465,12 @@ class Tally:
         return bool(self._hub.signatures.of[LIGHT_TASK - task].part)
 
     def _main(self, called: IntArray) -> list[int]:
-        """Return which modules are models, of those that were called outside any other (see `assemble`)."""
+        """Return which modules are models, of those that were called outside any other."""
         for key in np.unique(called).tolist():
             if key not in self._sizes:
                 self._sizes[key] = _params(self._hub, key)
-        largest = max(self._sizes.values(), default=0)
-        given = [size for key, size in self._sizes.items() if key == self._given or key in self._names.main]
-        least = min(given, default=largest) if self._trained or not largest else 1
-        return [key for key, size in self._sizes.items() if size >= least]
+        main = self._names.main if self._given is None else self._names.main | {self._given}
+        return list(models_among(self._sizes, main, trained=self._trained))
 
     def names(self, *sums: Sums) -> Names:
         """Return the names of the modules; found anew where there are others than the last time."""
@@ -609,7 +591,7 @@ class Tally:
             return Slot(next((name for name, at in self._hub.scopes.items() if at == key), UNATTRIBUTED), "other")
         if kind == GRADIENT:
             return Slot(UNATTRIBUTED, "backward")
-        return _RESERVED.get(key, Slot(UNATTRIBUTED, "other"))
+        return RESERVED_SLOTS.get(key, Slot(UNATTRIBUTED, "other"))
 
 
 def _by_kind(items: _Items, which: IntArray) -> Iterator[tuple[Kind, float, int]]:

@@ -285,12 +285,10 @@ PROGRAMS: Mapping[str, Program] = {
 
 # Those of `make test`; all the others are run by `make test-all`, since each takes seconds.
 EVERYDAY = (
-    "exit 3", "exit with a text", "exit with None and an object", "exit without a word", "chained exceptions",
-    "syntax error", "interrupt with a thread", "own broken pipe", "threads after exit", "blocked thread",
-    "pool that nobody shuts down", "handlers at exit", "own hook", "SIGTERM", "SIGINT", "SIGPIPE by default",
-    "reader that goes", "stderr replaced and closed", "failure with stderr closed", "no stdout", "latin-1", "exec",
-    "exec that fails", "fork and a failure of the child", "fork of a daemon", "processes by spawn", "what is in main",
-    "module of a package", "zip", "standard input", "optimised and strict", "model that fails",
+    "exit 3", "exit with a text", "chained exceptions", "syntax error", "interrupt with a thread", "blocked thread",
+    "pool that nobody shuts down", "handlers at exit", "own hook", "SIGTERM", "SIGPIPE by default",
+    "failure with stderr closed", "latin-1", "exec", "exec that fails", "fork and a failure of the child",
+    "processes by spawn", "module of a package", "standard input", "model that fails",
 )  # fmt: skip
 
 

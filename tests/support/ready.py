@@ -54,6 +54,11 @@ def call(
     return subprocess.CompletedProcess([function.__name__], process.exitcode or 0, stdout, stderr)
 
 
+def run_code(code: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run Python as `python -c` does."""
+    return call(_run_code, code, timeout_s=timeout_s)
+
+
 def run_script(code: str, env: Mapping[str, str] | None = None, timeout_s: float = 60.0) -> dict[str, Any]:
     """Run Python as `python -c` does, and return the JSON of its last line."""
     done = call(_run_code, code, timeout_s=timeout_s, env=env)

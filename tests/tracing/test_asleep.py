@@ -296,7 +296,7 @@ def test_an_optimizer_that_takes_the_place_of_the_first_is_heard(kind):
 def test_a_step_of_many_calls_is_slept_through():
     net = Net()
     with asleep(net) as (run, opt), patch.object(run.tracer._hub.stepping, "outermost_begins") as woken:
-        for _ in range(2 * MOST_STEPS):
+        for _ in range(MOST_STEPS + 50):
             for _ in range(MOST_CALLS_ASLEEP):
                 net(batch(1)).sum().backward()
             opt.step()

@@ -78,6 +78,15 @@ def simnvml(simhw: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPat
     return module
 
 
+# The time of a scenario begins with the code, however long its process took to start.
+BEGINS_NOW = """
+import os, time
+from pathlib import Path
+path = Path(os.environ["SIMNVML_SCENARIO"])
+path.write_text("epoch %d\\n%s" % (time.time_ns(), path.read_text().partition("\\n")[2]))
+"""
+
+
 @pytest.fixture
 def run_sim(simnvml: ModuleType, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Return a runner of code that finds the simulated library, as its sampler does, which inherits LD_LIBRARY_PATH."""
@@ -88,7 +97,10 @@ def run_sim(simnvml: ModuleType, tmp_path: Path) -> Callable[..., dict[str, Any]
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # simulated GPUs have different names
             **env,
         }
-        return ready.run_script(code, scenario.env(tmp_path / "scenario", simnvml.libdir, **env))
+        path = tmp_path / "scenario"
+        found = ready.run_script(BEGINS_NOW + code, scenario.env(path, simnvml.libdir, **env))
+        scenario.epoch = int(path.read_text().split()[1])
+        return found
 
     return run
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-pytestmark = [pytest.mark.simhw, pytest.mark.alone]  # counts readings and gaps in real time
+pytestmark = pytest.mark.simhw
 
 RUN = """
 import json, sys, time

@@ -98,7 +98,6 @@ def test_no_permission_is_unavailable_never_zero(simnvml, run_sim):
     assert any(domain.startswith("gpu") and "ermission" in reason for domain, reason in found["unavailable"])
 
 
-@pytest.mark.alone  # two seconds of hanging, from two seconds on
 def test_a_driver_that_hangs_for_two_seconds_costs_resolution_not_joules(simnvml, run_sim):
     scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(200), noise_w=2.0)
     scenario.line(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 NVML = "libnvidia-ml.so.1"
+_starting = Lock()  # tests begin several processes at once
 _context = get_context("forkserver")
 _context.set_forkserver_preload(["tests.support.ready_imports"])
 
@@ -36,7 +38,7 @@ def call(
     Raises:
         subprocess.TimeoutExpired: It took longer, and was killed.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    with _starting, pytest.MonkeyPatch.context() as patch:
         for name, value in ONE_THREAD.items():
             patch.setenv(name, value)
         forkserver.ensure_running()

@@ -68,9 +68,11 @@ def run_script(code: str, env: Mapping[str, str] | None = None, timeout_s: float
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def torchwatt(*arguments: object, cwd: str | Path = ".") -> subprocess.CompletedProcess[str]:
-    """Run a command of torchwatt."""
-    return call(_torchwatt, list(map(str, arguments)), cwd, timeout_s=170.0)
+def torchwatt(
+    *arguments: object, cwd: str | Path = ".", env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of torchwatt, in this process's environment with `env` on top."""
+    return call(_torchwatt, list(map(str, arguments)), cwd, timeout_s=170.0, env={**os.environ, **(env or {})})
 
 
 def run_path(path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

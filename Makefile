@@ -13,7 +13,7 @@ JLPM := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/jlpm
 SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 3 --dist loadfile --no-loadscope-reorder
 # Only the files that have such tests are collected: importing all of them takes half a minute.
 ALONE := $(BIN)/python -m pytest -m "alone and not heavy" $(shell grep -rl --include=*.py "mark.alone" tests)
-HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rlE --include=*.py "mark.heavy|heavy_unless" tests)
+HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rlE --include=test_*.py "mark.heavy|heavy_unless" tests)
 # Laws, with ten times as many examples as in `make test`.
 LAWS := $(BIN)/python -m pytest -m "not alone and not heavy" --hypothesis-profile heavy -n 3 --dist loadfile \
 	$(shell grep -rl --include=test_*.py "^@given" tests)

@@ -332,10 +332,21 @@ def _ready(process: subprocess.Popen[bytes], send: Sequence[int]) -> tuple[bytes
         while number == TRACEBACK and b"Error: " not in err.rpartition(b"\n")[0]:
             err += process.stderr.readline()
         if number == TRACEBACK:
-            time.sleep(0.5)  # until it waits for its threads
+            _until_it_rests(process.pid)  # it waits for its threads
         else:
             os.kill(process.pid, number)
     return out, err
+
+
+def _until_it_rests(pid: int, rest_s: float = 1.0) -> None:
+    """Wait until a process has slept, and used no CPU time, for a while: on a busy machine it is runnable meanwhile."""
+    before, since_s = "", time.monotonic()
+    while time.monotonic() < since_s + rest_s:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used = " ".join(rest[10:12])  # ticks of user and of system time
+        if state != "S" or used != before:
+            before, since_s = used, time.monotonic()
+        time.sleep(0.02)
 
 
 def _apart(err: str) -> tuple[str, str]:

@@ -1,6 +1,5 @@
 """What `profile()` is given by mistake: one sentence that names the thing and the fix, and nothing is left behind."""
 
-import threading
 import traceback
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader
 
 import torchwatt as tw
 from torchwatt.core.errors import TorchwattError
+from torchwatt.disk.helper_thread import helper_threads
 from torchwatt.session.models import models_of
 
 OURS = str(Path(tw.__file__).parent)
@@ -86,13 +86,13 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_argument_is_one_sentence_at_the_users_line(what):
     args, options, sentence = WRONG[what]
-    threads = threading.active_count()
+    threads = helper_threads()
     with pytest.raises(TorchwattError, match=sentence) as refused:
         tw.profile(*args, **options).__enter__()
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400
     assert OURS not in "".join(traceback.format_tb(refused.value.__traceback__))
-    assert threading.active_count() == threads
+    assert helper_threads() == threads
 
 
 def test_what_is_in_the_way_of_files_is_named_before_the_run(tmp_path):

@@ -85,8 +85,11 @@ class Tracer:
         """Tell which domain meters which GPU, by UUID ("GPU-..."), before the start; the outermost tracer's counts."""
         self._device_meters = dict(meters)
 
-    def start(self) -> None:
+    def start(self, marks: Marks | None = None) -> None:
         """Begin to trace, on the calling thread.
+
+        Args:
+            marks: Steps that the user has marked before; if there are any, only marks count.
 
         Raises:
             TraceError: It was started before.
@@ -115,6 +118,9 @@ class Tracer:
             if self._windows and self._budget > 0 and hub.users == 1:
                 self._watch_devices(hub)
             hub.stepping.join(self._conductor, self._log)
+            if marks is not None and marks.steps:
+                self._marks = marks
+                hub.manual_steps, self._log.stepless = True, False
         except BaseException:
             self._leave(hub)
             raise

@@ -52,7 +52,7 @@ def test_a_helper_thread_ends_and_may_be_joined():
 
 def test_a_sampler_that_python_cannot_start_has_ended(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with open(tmp_path / "memory", "w+b") as file:
+    with (tmp_path / "memory").open("w+b") as file:
         child = Child({}, file.fileno())
         assert not child.alive()
         assert child.wait(1.0)

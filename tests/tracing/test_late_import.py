@@ -55,7 +55,9 @@ def test_steps_and_modules_are_found_after_a_late_import():
 
 @pytest.mark.slow
 def test_a_program_without_torch_imports_none():
-    found = output_of("import sys, torchwatt\nwith torchwatt.profile() as run: pass\nrepr(run)\nprint('torch' in sys.modules)")
+    found = output_of(
+        "import sys, torchwatt\nwith torchwatt.profile() as run: pass\nrepr(run)\nprint('torch' in sys.modules)"
+    )
     assert found.stdout == "False\n"
 
 

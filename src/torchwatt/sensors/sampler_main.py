@@ -1,6 +1,6 @@
 """The sampler process: drivers' loops in threads; the main thread looks into /proc and after the others. Numpy-free.
 
-Started as `python -S -c BOOT SIZE` with SIZE bytes of JSON on stdin; it ends when a byte or the end of stdin comes, or
+Started as `python -S -c BOOT SIZE detached|child NAME` with SIZE bytes of JSON on stdin; it ends when a byte or the end of stdin comes, or
 when its parent is gone. Detached, it goes on in a child of that process, which ends.
 """
 
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 # Exactly argv[1] bytes are read, so that a stop byte that follows at once stays in the pipe for `select`.
 BOOT = """
 import json, os, sys
+if sys.argv[2] == "detached":
+    pid = os.fork()
+    if pid:
+        os.write(1, b"%d" % pid)
+        os._exit(0)
+    os.close(1)
+    os.open(os.devnull, os.O_WRONLY)
 size, data = int(sys.argv[1]), b""
 while len(data) < size:
     part = os.read(0, size - len(data))
@@ -35,13 +42,6 @@ while len(data) < size:
         sys.exit("the parent went away")
     data += part
 config = json.loads(data)
-if config["detached"]:
-    pid = os.fork()
-    if pid:
-        os.write(1, b"%d" % pid)
-        os._exit(0)
-    os.close(1)
-    os.open(os.devnull, os.O_WRONLY)
 sys.path.extend(config["path"])
 from torchwatt.sensors.sampler_main import main
 main(config)

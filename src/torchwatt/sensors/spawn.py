@@ -9,10 +9,9 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from torchwatt.core.errors import SensorError
 from torchwatt.sensors.board import anonymous_file
@@ -37,14 +36,22 @@ class Child:
             SensorError: SAMPLER_THREAD, if no process can be started here.
         """
         self.stopping = False
-        self._lock = threading.Lock()
-        self._detached: _Process | None = None
         told = {"fd": fd, "ppid": os.getpid(), "path": _import_path(), "detached": CAN_DETACH}
         data = json.dumps({**config, **told}).encode()
-        self._stderr = anonymous_file("torchwatt-stderr")
+        self._stderr, name = anonymous_file("torchwatt-stderr"), sampler_name(os.getpid())
         try:
             self._popen = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-B", "-c", BOOT, str(len(data)), sampler_name(os.getpid())],
+                [
+                    sys.executable,
+                    "-S",
+                    "-E",
+                    "-B",
+                    "-c",
+                    BOOT,
+                    str(len(data)),
+                    "detached" if CAN_DETACH else "child",
+                    name,
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if CAN_DETACH else subprocess.DEVNULL,
                 stderr=self._stderr,
@@ -55,45 +62,35 @@ class Child:
         except (OSError, ValueError, TypeError) as error:  # no executable, no more processes, embedded Python
             os.close(self._stderr)
             raise SensorError(f"cannot start the sampler process: {error}", code="SAMPLER_THREAD") from error
+        self._detached = _Process(self._detached_pid()) if CAN_DETACH else None
         with contextlib.suppress(OSError):  # it has ended already: `alive` and `why` tell
             self._send(data)
 
     @property
     def pid(self) -> int:
         """Return its process id."""
-        process = self._process()
-        return self._popen.pid if process is None else process.pid
+        return self._popen.pid if self._detached is None else self._detached.pid
 
-    def _process(self) -> _Process | None:
-        """Return the detached process, once the child that started it has ended; None where it is a child itself."""
-        if not CAN_DETACH:
-            return None
-        with self._lock:
-            if self._detached is None and self._popen.stdout is not None:
-                self._detached = _Process(self._detached_pid(self._popen.stdout))
-            return self._detached
-
-    def _detached_pid(self, stdout: IO[bytes]) -> int:
-        """Return the process id that the child wrote when it ended; 0 if it did not."""
+    def _detached_pid(self) -> int:
+        """Wait for the child to end; return the process id of its own child that it wrote, 0 if it did not."""
+        assert self._popen.stdout is not None  # noqa: S101  Popen made the pipe
         told = select.poll()
-        told.register(stdout, select.POLLIN)
+        told.register(self._popen.stdout, select.POLLIN)
         if not told.poll(START_S * 1e3):
             self._popen.kill()  # Python itself does not start
-        text = stdout.read()
-        stdout.close()
+        text = self._popen.stdout.read()
+        self._popen.stdout.close()
         self._popen.wait()
         return int(text) if text else 0
 
     def alive(self) -> bool:
         """Return whether it still runs."""
-        process = self._process()
-        return self._popen.poll() is None if process is None else not process.ended(0)
+        return self._popen.poll() is None if self._detached is None else not self._detached.ended(0)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Return when it has ended, or after so long; whether it has."""
-        process = self._process()
-        if process is not None:
-            return process.ended(timeout_s)
+        if self._detached is not None:
+            return self._detached.ended(timeout_s)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(timeout_s)
         return self._popen.poll() is not None
@@ -120,11 +117,10 @@ class Child:
         os.close(self._stderr)
 
     def _kill(self) -> None:
-        process = self._process()
-        if process is None:
+        if self._detached is None:
             self._popen.kill()
         else:
-            process.kill()
+            self._detached.kill()
 
     def _send(self, data: bytes) -> None:
         assert self._popen.stdin is not None  # noqa: S101  Popen made the pipe

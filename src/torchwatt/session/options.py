@@ -68,7 +68,7 @@ def options(given: Mapping[str, Any]) -> Options:
     baseline_s = _number("baseline_s", given["baseline_s"], low=0.0, high=60.0)
     if not isinstance(given["overwrite"], bool):
         raise ConfigError(f"overwrite={given['overwrite']!r}: give True or False")
-    csv, html = _csv(given["csv"], overwrite=given["overwrite"]), _html(given["html"])
+    csv, html = csv_target(given["csv"], overwrite=given["overwrite"]), html_target(given["html"])
     return Options(
         name=str(given["name"] or "run"),
         carbon=plan(carbon_asked(given), datetime.now(UTC)),
@@ -149,8 +149,12 @@ def _project(given: Mapping[str, Any]) -> str:
     return project_name(str(given["project"]))
 
 
-def _csv(value: str | os.PathLike[str] | None, *, overwrite: bool) -> Path | None:
-    """Return where the tables go; another run there is left alone or, where that was asked for, replaced."""
+def csv_target(value: str | os.PathLike[str] | None, *, overwrite: bool) -> Path | None:
+    """Return where the tables go; another run there is left alone or, where that was asked for, replaced.
+
+    Raises:
+        ConfigError: It is a file, cannot be written, or is to be replaced and holds something else than a bundle.
+    """
     path = _path("csv", value)
     if path is None:
         return None
@@ -163,8 +167,12 @@ def _csv(value: str | os.PathLike[str] | None, *, overwrite: bool) -> Path | Non
     return _writable("csv", path, path)
 
 
-def _html(value: str | os.PathLike[str] | None) -> Path | None:
-    """Return where the page goes, over an older one."""
+def html_target(value: str | os.PathLike[str] | None) -> Path | None:
+    """Return where the page goes, over an older one.
+
+    Raises:
+        ConfigError: It is no file, or cannot be written.
+    """
     path = _path("html", value)
     if path is None:
         return None

@@ -468,7 +468,7 @@ def test_a_meter_without_a_band_leaves_the_total_without_an_interval():
 def test_a_torch_that_cannot_be_traced_is_metered_without_layers(monkeypatch):
     from torchwatt.tracing import Tracer
 
-    def fail(_self):
+    def fail(_self, _marks):
         raise AttributeError("torch has no such thing")
 
     monkeypatch.setattr(Tracer, "start", fail)

@@ -61,6 +61,12 @@ class Beats:
         if self._layers is not None:
             self._layers.close()
 
+    def pause(self) -> None:
+        """End the thread and have the browser say what goes on: a report of thousands of modules takes seconds."""
+        self.stop()
+        if self._widget is not None:
+            self._widget.send({"kind": "settling"})
+
     def close(self) -> None:
         """Close the widget."""
         self.stop()

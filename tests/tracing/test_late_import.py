@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from torchwatt.tracing.late_import import LateImport
+from torchwatt.tracing.import_hook import ImportHook
 
 PROGRAM = """
     import os, sys
@@ -73,19 +73,19 @@ def modules(tmp_path, monkeypatch):
 
 def test_the_call_comes_once_after_the_modules_code(modules):
     seen = []
-    outer = LateImport("late_good", lambda: seen.append(("outer", sys.modules["late_good"].ready)))
-    LateImport("late_good", lambda: seen.append(("inner", sys.modules["late_good"].ready)))
+    outer = ImportHook("late_good", lambda: seen.append(("outer", sys.modules["late_good"].ready)))
+    ImportHook("late_good", lambda: seen.append(("inner", sys.modules["late_good"].ready)))
     import late_good
 
     assert seen == [("outer", True), ("inner", True)]
     assert type(late_good.__spec__.loader).__name__ == "SourceFileLoader"
-    assert not [finder for finder in sys.meta_path if isinstance(finder, LateImport)]
-    outer.cancel()
+    assert not [finder for finder in sys.meta_path if isinstance(finder, ImportHook)]
+    outer.remove()
 
 
 def test_an_import_that_fails_fails_as_before_and_the_next_is_waited_for(modules, tmp_path):
     seen = []
-    late = LateImport("late_bad", lambda: seen.append(1))
+    late = ImportHook("late_bad", lambda: seen.append(1))
     with pytest.raises(ImportError, match="half"):
         import late_bad
     assert not seen
@@ -100,11 +100,11 @@ def test_an_import_that_fails_fails_as_before_and_the_next_is_waited_for(modules
     assert late not in sys.meta_path
 
 
-def test_nothing_is_called_after_cancel(modules):
+def test_nothing_is_called_after_remove(modules):
     seen = []
-    late = LateImport("late_good", lambda: seen.append(1))
-    late.cancel()
-    late.cancel()
+    late = ImportHook("late_good", lambda: seen.append(1))
+    late.remove()
+    late.remove()
     import late_good  # noqa: F401
 
     assert not seen

@@ -1,7 +1,7 @@
 """The sampler process: drivers' loops in threads; the main thread looks into /proc and after the others. Numpy-free.
 
-Started as `python -S -c BOOT SIZE detached|child NAME` with SIZE bytes of JSON on stdin; it ends when a byte or the end of stdin comes, or
-when its parent is gone. Detached, it goes on in a child of that process, which ends.
+Started as `python -S -c BOOT SIZE detached|child NAME` with SIZE bytes of JSON on stdin; it ends when a byte or the end
+of stdin comes, or when its parent is gone. Detached, it goes on in a child of that process, which ends.
 """
 
 from __future__ import annotations

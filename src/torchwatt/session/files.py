@@ -56,13 +56,10 @@ def write_all(report: Report, asked: Options) -> Written:
     return Written(tuple(paths), tuple(notes), whole)
 
 
-def write_one(
-    report: Report, what: str, target: Path, write: Callable[[Report, Path], Path]
-) -> tuple[Path, list[str]]:
+def write_one(report: Report, what: str, target: Path, write: Callable[[Report, Path], Path]) -> tuple[Path, list[str]]:
     """Write one output; return where it is, and what there is to say: folders that were made, another name.
 
-    Args:
-        what: The option that asked for it: csv, html or keep.
+    `what` is the option that asked for it: csv, html or keep.
     """
     made = [] if what == "keep" else missing_folders(target.parent)
     written = write(report, target)

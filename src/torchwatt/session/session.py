@@ -34,7 +34,7 @@ from torchwatt.session.settle import Bounds, Outcome, settle, window_of
 from torchwatt.session.software import new_run_id
 from torchwatt.tracing import Tracer, wait_for_devices
 from torchwatt.tracing.dither import Dither
-from torchwatt.tracing.late_import import LateImport
+from torchwatt.tracing.import_hook import ImportHook
 from torchwatt.tracing.marks import Marks
 from torchwatt.tracing.steps import steps_between
 
@@ -71,7 +71,7 @@ class Session:
         self._feed: Feed | None = None
         self._journal: Journal | None = None
         self._tracer = Tracer(models=models, overhead_budget=asked.overhead_budget) if asked.layers else None
-        self._torch_import: LateImport | None = None  # a tracer begins with it
+        self._torch_import: ImportHook | None = None  # a tracer begins with it
         self._marks = Marks()  # steps that the user marks, where no tracer takes them
         self._start_ns = self._start_unix_ns = 0
         self._model = models[0][1] if models else None  # tells on which device this process runs
@@ -136,7 +136,7 @@ class Session:
             self._trace_from_now(self._tracer)
             return
         tracer, self._tracer = self._tracer, None
-        self._torch_import = LateImport("torch", lambda: self._trace_from_now(tracer) if self.running else None)
+        self._torch_import = ImportHook("torch", lambda: self._trace_from_now(tracer) if self.running else None)
 
     def _trace_from_now(self, tracer: Tracer) -> None:
         """Start a tracer; a torch in which that fails is metered without layers: the program runs all the same."""
@@ -150,7 +150,7 @@ class Session:
 
     def _expect_no_torch(self) -> None:
         if self._torch_import is not None:
-            self._torch_import.cancel()
+            self._torch_import.remove()
 
     @property
     def outer(self) -> Session | None:

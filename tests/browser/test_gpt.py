@@ -78,9 +78,7 @@ def test_the_rows_of_the_table_add_up_to_the_ledger(lab, notebook):
     lab.page.wait_for_selector(REPORT)
     PICTURES.mkdir(exist_ok=True)
     lab.page.screenshot(path=PICTURES / "gpt.png")
-    lab.page.wait_for_function(
-        "() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs?.toJSON().length"
-    )
+    lab.page.wait_for_function("() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs?.toJSON().length")
     shown = lab.page.evaluate("() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs.toJSON()")
     ledger = json.loads("".join(shown[0]["text"]))
     lab.page.get_by_role("button", name="expand all").last.click()

@@ -1,8 +1,10 @@
 """What `profile()` is given by mistake: one sentence that names the thing and the fix, and nothing is left behind."""
 
 import traceback
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -149,3 +151,23 @@ def test_wrapped_models_are_models():
     scripted, compiled = torch.jit.script(net()), torch.compile(net())
     for model in (scripted, compiled, nn.DataParallel(net()), nn.ModuleList([net()])):
         assert models_of(model) == (("", model),)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    with tw.profile(
+        layers="off", intensity_g_per_kwh=np.float32(50), pue=(np.float32(1.5), 1, Fraction(2)), baseline_s=np.int64(0)
+    ) as run:
+        run.count("image", np.int64(64))
+    assert run.energy_per("image") == pytest.approx(run.energy_j / 64)
+    assert run.carbon_g == pytest.approx(run.energy_j / 3.6e6 * 50 * 1.5)
+
+
+def test_who_looks_for_the_result_at_the_manager_is_told_where_it_is():
+    block = tw.profile(layers="off")
+    with block:
+        pass
+    with pytest.raises(AttributeError, match=r"what `with profile\(\) as run:` gives, so write run.energy_j"):
+        block.energy_j  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'no_such_thing'$"):
+        block.no_such_thing  # noqa: B018
+    assert not hasattr(block, "_repr_html_")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
         ("region", isinstance(given["region"], str | None), "a place, such as 'FRA' or 'USA/california'"),
         ("facility", isinstance(given["facility"], str | None), "a site, such as 'scaleway/fr-par-2'"),
         ("factors", all(isinstance(path, str | os.PathLike) for path in each), "a file, or a list of files"),
-        ("pue", all(isinstance(n, int | float) for n in numbers), "a number, or (value, lo, hi)"),
+        ("pue", all(isinstance(n, Real) for n in numbers), "a number, or (value, lo, hi)"),
         ("feed", given["feed"] is None or hasattr(given["feed"], "meters"), "such as torchwatt.sensors.Replay"),
         ("replays", isinstance(replays, list | tuple), "what torchwatt.replay found, in a list"),
         ("work", isinstance(work, Mapping | None), "what torchwatt.work_of found"),
@@ -119,7 +120,7 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
 
 
 def _number(name: str, value: Any, *, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value) or not low <= value <= high:
         raise ConfigError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
     return float(value)
 

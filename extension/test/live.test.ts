@@ -113,7 +113,13 @@ test('a live view says that the report is being made, and what it shows grows no
 test('a live view keeps a minute and one set of layers, however many messages a hidden tab was sent', () => {
   const one = new LiveState({ ...BEGIN, traces: true });
   for (let n = 0; n < 20_000; n++) {
-    one.take({ ...beat([n / 4]), layers: { as_of_s: n / 4, layers: [row('a', null, n)], reserved: [], folded: null } }, n);
+    one.take(
+      {
+        ...beat([n / 4]),
+        layers: { as_of_s: n / 4, layers: [row('a', null, n)], reserved: [], folded: null }
+      },
+      n
+    );
   }
   expect(one.columns().t_s.length).toBeLessThanOrEqual(242);
   expect(one.freshLayers()?.as_of_s).toBe(19_999 / 4);

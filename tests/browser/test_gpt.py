@@ -54,11 +54,8 @@ def train(steps):
         optimizer.zero_grad()
         gpt(torch.randint(64, (4, 16))).float().logsumexp(-1).mean().backward()
         optimizer.step()"""
-LEDGER = """from math import fsum
-counted = [ledger for ledger in run.report.ledgers if ledger.domain in run.report.counted]
-rows = [entry for ledger in counted for entry in ledger.entries]
-print(json.dumps({"run": run.energy_j, "rows": fsum(entry.energy_self_j for entry in rows),
-                  "modules": len(list(gpt.modules()))}))"""
+LEDGER = """print(json.dumps({"run": run.energy_j, "rows": run.layers.energy_self_j.sum(),
+    "root": run.layers[run.layers.fqn == "(root)"].energy_total_j.sum(), "modules": len(list(gpt.modules()))}))"""
 # Every row that is drawn once all are open: its name, level, and what stands in "total" and "self".
 ROWS = """() => [...document.querySelectorAll('.tw-root:not(.tw-live) .tw-table tbody tr')].map(row => ({
     key: row.dataset.key, level: Number(row.getAttribute('aria-level')),
@@ -87,7 +84,8 @@ def test_the_rows_of_the_table_add_up_to_the_ledger(lab, notebook):
     rows = lab.page.evaluate(ROWS)
     (PICTURES / "gpt-rows.json").write_text(json.dumps({"ledger": ledger, "rows": rows}, indent=1))
     lab.page.screenshot(path=PICTURES / "gpt-open.png")
-    assert ledger["modules"] == 536
+    assert ledger["modules"] > 480
+    assert joules(next(row["total"] for row in rows if row["key"] == "(root)")) == pytest.approx(ledger["root"], rel=0.01)
     tops = [joules(row["total"]) for row in rows if row["level"] == 1]
     assert sum(tops) == pytest.approx(ledger["run"], rel=0.01)
     assert ledger["rows"] == pytest.approx(ledger["run"], rel=1e-9)

@@ -266,6 +266,13 @@ PROGRAMS: Mapping[str, Program] = {
     "unraisable": Program("class A:\n    def __del__(self):\n        1 / 0\nA()\nprint('on')"),
     "own stream": Program("import io, sys\nsys.stdout = io.StringIO()\nprint('lost')\nsys.__stdout__.write('kept\\n')"),
     "asyncio": Program("import asyncio\nasync def main():\n    await asyncio.sleep(0)\n    1 / 0\nasyncio.run(main())"),
+    "what a program finds around it": Program(
+        "import os, sys, threading\nprint([t.name for t in threading.enumerate()], threading.active_count())\n"
+        "try:\n    os.waitpid(-1, os.WNOHANG)\nexcept ChildProcessError:\n    print('no child')\n"
+        "print(__builtins__.print is print, 'torch' in sys.modules)\nos.environ['OMP_NUM_THREADS'] = '1'\n"
+        "import torch\nprint(torch.get_num_threads())\ndel sys.excepthook\n1 / 0",
+        env={"OMP_NUM_THREADS": "3"}, traced=True,
+    ),
     "model that fails": Program(
         "import torch\nfrom torch import nn\nnet = nn.Sequential(nn.Linear(2, 2), nn.Linear(3, 3))\n"
         "try:\n    net(torch.ones(1, 2))\nexcept RuntimeError:\n    import traceback; traceback.print_exc()\n"
@@ -290,7 +297,8 @@ EVERYDAY = (
     "pool that nobody shuts down", "handlers at exit", "own hook", "SIGTERM", "SIGINT", "SIGPIPE by default",
     "reader that goes", "stderr replaced and closed", "failure with stderr closed", "no stdout", "latin-1", "exec",
     "exec that fails", "fork and a failure of the child", "fork of a daemon", "processes by spawn", "what is in main",
-    "module of a package", "zip", "standard input", "optimised and strict", "model that fails",
+    "module of a package", "zip", "standard input", "optimised and strict",
+    "what a program finds around it", "model that fails",
 )  # fmt: skip
 
 

@@ -266,6 +266,13 @@ PROGRAMS: Mapping[str, Program] = {
     "unraisable": Program("class A:\n    def __del__(self):\n        1 / 0\nA()\nprint('on')"),
     "own stream": Program("import io, sys\nsys.stdout = io.StringIO()\nprint('lost')\nsys.__stdout__.write('kept\\n')"),
     "asyncio": Program("import asyncio\nasync def main():\n    await asyncio.sleep(0)\n    1 / 0\nasyncio.run(main())"),
+    "what a program finds around it": Program(
+        "import os, sys, threading\nprint([t.name for t in threading.enumerate()], threading.active_count())\n"
+        "try:\n    os.waitpid(-1, os.WNOHANG)\nexcept ChildProcessError:\n    print('no child')\n"
+        "print(__builtins__.print is print, 'torch' in sys.modules)\nos.environ['OMP_NUM_THREADS'] = '1'\n"
+        "import torch\nprint(torch.get_num_threads())\ndel sys.excepthook\n1 / 0",
+        env={"OMP_NUM_THREADS": "3"}, traced=True,
+    ),
     "model that fails": Program(
         "import torch\nfrom torch import nn\nnet = nn.Sequential(nn.Linear(2, 2), nn.Linear(3, 3))\n"
         "try:\n    net(torch.ones(1, 2))\nexcept RuntimeError:\n    import traceback; traceback.print_exc()\n"
@@ -288,7 +295,7 @@ EVERYDAY = (
     "exit 3", "exit with a text", "chained exceptions", "syntax error", "interrupt with a thread", "blocked thread",
     "pool that nobody shuts down", "handlers at exit", "own hook", "SIGTERM", "SIGPIPE by default",
     "failure with stderr closed", "latin-1", "exec", "exec that fails", "fork and a failure of the child",
-    "processes by spawn", "module of a package", "standard input", "model that fails",
+    "processes by spawn", "module of a package", "standard input", "what a program finds around it", "model that fails",
 )  # fmt: skip
 
 

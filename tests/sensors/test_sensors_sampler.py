@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import run_script
 from tests.support.powercap import FakePowercap
 from torchwatt.core.errors import SensorError
+from torchwatt.disk.helper_thread import helper_threads
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.edges import EdgeReader, look_at_all
 from torchwatt.sensors.modelled import modelled_source, process_source
@@ -41,7 +42,7 @@ def open_files():
 
 
 def our_threads():
-    return [t.name for t in threading.enumerate() if t.name.startswith("torchwatt")]
+    return helper_threads()
 
 
 @pytest.fixture

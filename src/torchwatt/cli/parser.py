@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from torchwatt.cli import attribute, fleet, merge, recover
+from torchwatt.cli.outputs import add_outputs
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.plain_text import let_print
 from torchwatt.core.version import __version__
@@ -114,11 +115,7 @@ def _measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="keep the run in the store; see `torchwatt runs`")
     parser.add_argument("--store", metavar="DIR", help="where to keep it; default TORCHWATT_STORE, or your data folder")
     parser.add_argument("--project", help="under which project; default: default")
-    parser.add_argument(
-        "--csv", metavar="DIR", help="write the audit tables into a folder; where it holds a run, into DIR-2 beside it"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the bundle that --csv names, nothing else")
-    parser.add_argument("--html", metavar="FILE", help="write the report as one page, over an older one")
+    add_outputs(parser)
     parser.add_argument("--layers", choices=["on", "off"], default="on", help="off: meter only")
 
 

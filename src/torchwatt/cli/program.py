@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
 import io
 import os
@@ -39,7 +40,7 @@ class Program:
         Raises:
             ConfigError: There is no such script or module.
         """
-        self.main.__dict__["__builtins__"] = __builtins__
+        self.main.__dict__["__builtins__"] = builtins  # the module: programs look names up in it
         if sys.version_info < (3, 14):
             self.main.__annotations__ = {}
         path = Path(self.script)
@@ -135,6 +136,10 @@ def announce(error: BaseException | None) -> int | None:
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
     if sys.version_info >= (3, 12):
         sys.last_exc = error
+    if not hasattr(sys, "excepthook"):
+        _print("sys.excepthook is missing")
+        sys.__excepthook__(type(error), error, error.__traceback__)
+        return None if isinstance(error, KeyboardInterrupt) else 1
     try:
         sys.excepthook(type(error), error, error.__traceback__)
     except SystemExit as left:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Event, Meter, Unavailable
 from torchwatt.core.terms import MODULE_POWER, POWER_SAMPLES, USERS, Domain
 from torchwatt.core.units import NS_PER_S
+from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.sensors.gpu_facts import cpu_affinity, gpu_facts, sharing
 from torchwatt.sensors.nvml_ring import read_period_ns, ring_of
 from torchwatt.sensors.protocol import Discovery, MeteredSource, event, read_cost_s
@@ -68,7 +68,7 @@ def discover_nvml(
         except BaseException as error:  # a binding of another make: the user's run goes on without GPUs
             found.append(Discovery((), (Unavailable("gpu", f"NVML discovery failed: {error!r}"),)))
 
-    thread = threading.Thread(target=probe, name="torchwatt-nvml", daemon=True)
+    thread = HelperThread(probe, "torchwatt-nvml")
     thread.start()
     thread.join(probe_s)
     if not found:

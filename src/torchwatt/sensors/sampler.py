@@ -9,11 +9,13 @@ import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Event, Meter, Quantity, Recording, SamplerStats, Unavailable
 from torchwatt.core.units import NS_PER_S
+from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.sensors import gather
 from torchwatt.sensors.board import CPU_NS, ROUNDS, Board, anonymous_file
 from torchwatt.sensors.edges import EdgeReader, edge_channels, look_at_all
@@ -76,8 +78,8 @@ class _Running:
     pid: int
     start_ns: int
     child: Child | None = None
-    watch: threading.Thread | None = None
-    threads: list[threading.Thread] = field(default_factory=list)
+    watch: HelperThread | None = None
+    threads: list[HelperThread] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def rings(self) -> dict[str, Ring]:
@@ -91,7 +93,7 @@ class _Running:
         if self.child is not None:
             self.child.stop()
         deadline_s = time.monotonic() + timeout_s
-        watching = () if self.watch is None or self.watch is threading.current_thread() else (self.watch,)
+        watching = () if self.watch is None or self.watch.is_current() else (self.watch,)
         for thread in (*self.threads, *watching):
             thread.join(max(deadline_s - time.monotonic(), 0))
         for edge in self.edges:
@@ -198,8 +200,7 @@ class Sampler:
         except SensorError as error:
             self._event("warning", error.code, "run", f"sampling in threads of this process: {error}")
             return
-        watched = weakref.ref(self), running.child
-        running.watch = threading.Thread(target=_watch, args=watched, name="torchwatt-watch", daemon=True)
+        running.watch = HelperThread(partial(_watch, weakref.ref(self), running.child), "torchwatt-watch")
         running.watch.start()
 
     def _ready(self, running: _Running) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import isfinite
+from numbers import Real
 from pathlib import Path
 
 from torchwatt.carbon import HOW_TO_GET_GRAMS
@@ -105,7 +106,7 @@ class Run(ReportFaces):
         """
         if not isinstance(unit, str) or not unit:
             raise ConfigError(f"count({unit!r}, {n!r}): name the unit, such as 'image'")
-        if isinstance(n, bool) or not isinstance(n, int | float) or not isfinite(n) or n < 0:
+        if isinstance(n, bool) or not isinstance(n, Real) or not isfinite(n) or n < 0:
             raise ConfigError(f"count({unit!r}, {n!r}): give a number that is not negative")
         self._session.count(unit, float(n))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from torchwatt.session.settle import Bounds, Outcome, settle, window_of
 from torchwatt.session.software import new_run_id
 from torchwatt.tracing import Tracer, wait_for_devices
 from torchwatt.tracing.dither import Dither
+from torchwatt.tracing.import_hook import ImportHook
 from torchwatt.tracing.marks import Marks
 from torchwatt.tracing.steps import steps_between
 
@@ -69,6 +71,7 @@ class Session:
         self._feed: Feed | None = None
         self._journal: Journal | None = None
         self._tracer = Tracer(models=models, overhead_budget=asked.overhead_budget) if asked.layers else None
+        self._torch_import: ImportHook | None = None  # a tracer begins with it
         self._marks = Marks()  # steps that the user marks, where no tracer takes them
         self._start_ns = self._start_unix_ns = 0
         self._model = models[0][1] if models else None  # tells on which device this process runs
@@ -124,16 +127,30 @@ class Session:
             raise
 
     def _start_tracer(self, feed: Feed) -> None:
-        """Begin to trace; a torch in which that fails is metered without layers: the program runs all the same."""
+        """Begin to trace, at the latest when the program imports torch: its environment is read then, not before."""
         if self._tracer is None:
             return
         facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
+        self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
+        if "torch" in sys.modules:
+            self._trace_from_now(self._tracer)
+            return
+        tracer, self._tracer = self._tracer, None
+        self._torch_import = ImportHook("torch", lambda: self._trace_from_now(tracer) if self.running else None)
+
+    def _trace_from_now(self, tracer: Tracer) -> None:
+        """Start a tracer; a torch in which that fails is metered without layers: the program runs all the same."""
         try:
-            self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
-            self._tracer.start()
+            tracer.start(self._marks)
         except Exception as error:
             self._fault("TRACE_LOST", "modules are not traced", error)
             self._tracer = None
+        else:
+            self._tracer = tracer
+
+    def _expect_no_torch(self) -> None:
+        if self._torch_import is not None:
+            self._torch_import.remove()
 
     @property
     def outer(self) -> Session | None:
@@ -142,7 +159,7 @@ class Session:
 
     @property
     def tracer(self) -> Tracer | None:
-        """Return what traces layers; None where nothing does."""
+        """Return what traces layers; None where nothing does, or not before torch is imported."""
         return self._tracer
 
     @property
@@ -203,6 +220,7 @@ class Session:
         if not self.running:
             return
         late = Late()
+        self._expect_no_torch()
         late.run(self._end_dither)
         self.ended_ns = end_ns = late.run(self._last_look)
         trace = late.run(lambda: self._end_trace(end_ns))
@@ -327,6 +345,7 @@ class Session:
         return self.written.whole
 
     def _undo(self, feed: Feed) -> None:
+        self._expect_no_torch()
         with contextlib.suppress(Exception):
             if self._member is not None:
                 self._member.undo()

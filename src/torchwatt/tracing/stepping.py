@@ -43,6 +43,9 @@ class Host(Protocol):
     devices: Watch | None
     compile_watch: CompileWatch
 
+    def watch_cuda(self) -> None:
+        """Begin to record devices if CUDA is set up by now."""
+
     def watch(self, key: int) -> None:
         """Patch the class of a module that is called outside any other."""
 
@@ -216,6 +219,7 @@ class Stepping:
         own_began, before = own_ns(), log.mode
         self._rise(log)
         self._host.compile_watch.look()
+        self._host.watch_cuda()
         if self._host.registry.dirty:
             self._host.registry.refresh()
         if len(log.rows) > COMPACT_ROWS:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.tracing.compose import Composer, Led, Tree, calls_of, differing, sample_of, untold
+from torchwatt.tracing.compose import UNKNOWN_CALLS, Composer, Led, Tree, calls_of, differing, sample_of, untold
 from torchwatt.tracing.fold import Kinds, Records
 from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.overhead import net_clock
@@ -39,6 +39,7 @@ class Slots:
     keys: Mapping[int, int] = field(default_factory=dict)
     beside: Callable[[int, int], int] = lambda slot, _: slot
     is_backward: Callable[[int], bool] = lambda _: False
+    modules: frozenset[int] = frozenset()  # those whose slots are theirs alone
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +117,9 @@ class StepBook:
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self.untold = False  # of some steps it is not known at all what ran
         self.unlike: set[int] = set()  # modules that ran in steps that are like none, or that are like none themselves
+        self.unfilled: set[int] = set()  # modules that ran in steps that nothing fills
+        self.miscounted: set[int] = set()  # modules that ran more or less often than what fills their steps says
+        self._compared: dict[tuple[int, int], tuple[Template, Signature]] = {}
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
             found = _undisturbed(_found(spans, bounds, apart, after_ns))
@@ -146,8 +150,24 @@ class StepBook:
                 template = self._composed(ran, paths.uncertain_in_step(ran), length_ns)
             if template is None:
                 self.unlike |= ran.counts.keys()
-            if template is not None:
+                self.unfilled |= ran.counts.keys()
+            else:
+                self._compare(template, ran)
                 yield i, template
+
+    def _compare(self, template: Template, ran: Signature) -> None:
+        """Note the counted modules that a template of a step does not have as often as they ran in it."""
+        which = id(template), id(ran.counts)
+        if which in self._compared:
+            return
+        self._compared[which] = template, ran  # kept, so that no other has their ids
+        told = Counter[int]()
+        for slot, calls in calls_of(template).items():
+            key = self._slots.keys.get(slot)
+            if key is not None and not self._slots.is_backward(slot):
+                told[key] = calls
+        counted = self._slots.modules & ran.over
+        self.miscounted |= {key for key in counted if told[key] not in {ran.counts.get(key, 0), UNKNOWN_CALLS}}
 
     def _match(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
         """Return the steps in which the same modules ran, with what may not have run given to what surely did."""

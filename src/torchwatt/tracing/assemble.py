@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +36,7 @@ from torchwatt.tracing.rows import (
     END,
     FIRST_SCOPE_KEY,
     KEY,
+    OPTIMIZER_KEY,
     PROFILER_KEY,
     SEQ0,
     SEQ1,
@@ -107,6 +108,8 @@ class _Assembly:
         self.untold: set[int] = set()  # modules of which it is not always known whether they ran
         self.unlike: set[int] = set()  # modules of which it is not known what ran in them, or what they took
         self.unlike_calls = 0
+        self.unfilled: set[int] = set()  # modules that ran in steps that nothing fills
+        self.miscounted: set[int] = set()  # modules that ran more or less often than what fills their steps says
         self.unseen: set[int] = set()  # modules of which no window shows what they do in a backward call
         self.untold_calls = self.untold_steps = 0
         self.by_hand: dict[Log, IntArray] = {}  # steps of which only the end was noted, that no optimizer ended
@@ -203,10 +206,12 @@ class _Assembly:
     def _untold_slots(self) -> frozenset[int]:
         """Return the slots of which it is not known how often they ran."""
         number = len(self.columns.slots)
-        untold = self._with_inside(self.untold) | self._with_inside(self.unlike) - self.outermost
-        forward = {self._forward_slot(key) for key in untold}
+        unfilled = self._with_inside(self.unfilled)
+        untold = self._with_inside(self.untold) | self._with_inside(self.unlike) - self.outermost | unfilled
+        forward = {self._forward_slot(key) for key in untold | self.miscounted}
         backward = {self._backward_slot(key) for key in untold | self._with_inside(self.unseen | self.unlike)}
-        return frozenset((forward | backward) & set(range(number)) | self.columns.untold_calls())
+        reserved = {self._slot(OPTIMIZER_KEY, backward=False)} if unfilled else set()
+        return frozenset((forward | backward | reserved) & set(range(number)) | self.columns.untold_calls())
 
     def _with_inside(self, keys: set[int]) -> set[int]:
         return keys | {key for key in self.tree.parent if self.tree.enclosing(key, keys) != key}
@@ -305,6 +310,8 @@ class _Assembly:
         self.filled_steps += int(records.count[asleep].sum()) - int(rest.count.sum())
         self.unfilled_steps += int(rest.count.sum())
         self.unlike |= book.unlike
+        self.unfilled |= book.unfilled
+        self.miscounted |= book.miscounted
         self.untold |= book.uncertain | (set(self.tree.parent) | self.outermost if book.untold else set())
         self.untold_steps += int(records.count[asleep].sum()) if book.uncertain else 0
         for slot, sd in book.carry_rel_sd().items():
@@ -354,12 +361,13 @@ class _Assembly:
             records.kind.tolist(), records.start.tolist(), records.count.tolist(), strict=True
         ):
             what = look.kinds.of[kind]
-            if count == 1 and _is_forward(what):
+            if _is_forward(what):
                 ran = paths.signature(what[3])
-                counts = {**ran.counts, what[1]: 1 + ran.counts.get(what[1], 0)}
+                counts = {key: n * count for key, n in ran.counts.items()}
+                counts[what[1]] = count + counts.get(what[1], 0)
                 found.append((start, counts, ran.over | always))
-            elif count == 1 and what[0] == "backward":
-                found.append((start, {BACKWARD_KEY: 1}, None))
+            elif what[0] == "backward":
+                found.append((start, {BACKWARD_KEY: count}, None))
         found += [(call.start_ns, {BACKWARD_KEY: 1}, None) for call in self.calls[log]]
         # The end of an optimizer step is that of the step: it lies in it.
         found += [(end - 1, {key: 1}, None) for key, end, count in look.optimizers if count == 1]
@@ -388,7 +396,9 @@ class _Assembly:
             return found
 
         keys |= {i: BACKWARD_KEY for i, slot in enumerate(slots) if slot == Slot(UNATTRIBUTED, "backward")}
-        return Slots(keys, beside, backward.__contains__)
+        number = Counter(self.names.of(key) for key in self.used if key > 0)
+        alone = frozenset(key for key, name in self.names.fqn.items() if number[name] == 1)
+        return Slots(keys, beside, backward.__contains__, alone)
 
     def _kind_slot(self, kind: tuple[Any, ...]) -> int:
         if kind[0] == "backward":

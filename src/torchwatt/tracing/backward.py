@@ -24,6 +24,7 @@ from torchwatt.tracing.margins import widen
 from torchwatt.tracing.ranges import top_level
 from torchwatt.tracing.rows import COMPILE_KEY, END, KEY, LIGHT_TASK, SEQ0, SEQ1, START, Backward
 from torchwatt.tracing.signatures import Signature
+from torchwatt.tracing.structure import is_partial
 from torchwatt.tracing.template import Call, Catalogue, Template, around, relative_sd, stretch, template_of
 
 NEAR = 4  # calls before and after one that was not recorded, to choose from
@@ -191,6 +192,8 @@ class BackwardBook:
                     slot = np.array([slot_of(key) for key in table[:, 2].tolist()], dtype=np.int64)
                     where = thread if lane == 0 else 1000 * (thread + 1) + lane
                     columns.add(slot, table[:, 0], table[:, 1], thread=where, filled=False, calls=table[:, 3])
+            elif is_partial(call.cache["keys"]):
+                self._leave_open(1)
             else:
                 counts = self._counts[id(call)]
                 ran = Signature(counts, frozenset(counts) | self._all_keys())
@@ -209,6 +212,9 @@ class BackwardBook:
             what = kinds.of[kind]
             if what[0] != "backward":
                 continue
+            if is_partial(what[1:]):
+                self._leave_open(int(records.count[i]))
+                continue
             if kind not in known:
                 ran, uncertain = _forward_of(what[1:], paths)
                 known[kind] = ran, uncertain, self._candidates(what[1:], ran)
@@ -219,6 +225,11 @@ class BackwardBook:
                 template = self._told(fitted(self._known(model, uncertain), records, i), found)
             if template is not None:
                 yield i, template
+
+    def _leave_open(self, count: int) -> None:
+        """Take note of calls of which it is not known what ran in them."""
+        self.unfilled += count
+        self.untold = True
 
     def _known(self, model: Model, uncertain: frozenset[int]) -> ElasticTemplate:
         """Return a model's template, in which the time of what may not have run is the enclosing module's."""

@@ -29,7 +29,7 @@ from torchwatt.tracing.rows import (
     Backward,
     Row,
 )
-from torchwatt.tracing.structure import keys_of
+from torchwatt.tracing.structure import PARTIAL, keys_of
 
 MAX_RECORDS = 16_384
 COARSEST = 1 << 40
@@ -107,7 +107,7 @@ class Log:
         "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
         "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "deaf", "ends", "former", "ident",
         "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "noted",
-        "open_scopes", "opened", "optimizer_ends", "others", "reducers", "rows", "since", "skeletons",
+        "open_scopes", "opened", "optimizer_ends", "others", "partial", "reducers", "rows", "since", "skeletons",
         "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
@@ -121,6 +121,7 @@ class Log:
         self.rows: list[Row] = []
         self.backwards: list[Backward] = []
         self.before: Backward | None = None  # the latest backward call whose structure is known
+        self.partial = False  # calls since the latest backward call were noted, and not logged
         self.since = 0  # where the rows after the latest backward call begin
         self.reducers: set[int] = set()  # of DDP, made ready in the forward passes since: the next backward uses them
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
@@ -166,6 +167,13 @@ class Log:
         if len(self.reducers) == 1:
             self.reducers.clear()
         return reduces
+
+    def backward_ended(self, call: Backward) -> None:
+        """Log a backward call; where not all that led to it was logged, its structure is like no other's."""
+        if self.partial:
+            call.cache["keys"] = ((PARTIAL, 0),)
+        self.backwards.append(call)
+        self.since, self.partial = self.total(), False
 
     def settle(self) -> None:
         """Log the ends of steps and the calls that were only noted, before anything that comes after them."""
@@ -285,9 +293,9 @@ class Log:
             calls = tuple(self.backwards)  # first: whatever a call refers to in the table is there by then
             table = self.table()
             for call in calls:
-                if "keys" not in call.cache:
+                if not call.is_filed:
                     keys_of(table, call, self.before)
-                    self.before = call
+                    self.before, call.is_filed = call, True
             self.book_ends()
             optimizers = tuple(self.optimizer_ends.entries())
             return Look(
@@ -333,6 +341,15 @@ class Log:
             at -= len(chunk)
             found.insert(0, chunk[max(position - at, 0) :])
         return found
+
+    def recent(self) -> list[Row]:
+        """Return the rows since the latest decision, whether or not somebody has compacted them."""
+        with self.lock:
+            first = self.stride.first_row - (self.total() - len(self.rows))
+            if first >= 0:
+                return self.rows[first:]
+            compact = [row for rows in self.rows_from(self.stride.first_row) for row in rows.tolist()]
+            return [*map(tuple, compact), *self.rows]
 
     def fold(self, now_ns: int) -> int:
         """Replace what belongs to steps that were not traced by records, ever coarser ones; outside calls only.

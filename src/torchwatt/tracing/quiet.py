@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.rows import LIGHT_TASK, STEP_KEY, Row
-from torchwatt.tracing.signatures import Signatures
+from torchwatt.tracing.signatures import BACKWARD, Signatures
 
 
 class Quiet:
@@ -54,6 +54,10 @@ class Quiet:
         """Note which optimizer stepped, where that is all that is known of a step beside the calls in it."""
         if asleep and self.alone:
             self.called.append(id(optimizer))
+
+    def leads_on(self) -> bool:
+        """Say whether calls were noted that no backward call has followed by now."""
+        return bool(self.called) and self.called[-1] != BACKWARD
 
     def stir(self) -> None:
         """Have the end of the next step seen by the thread's books, which may know better."""

@@ -66,4 +66,5 @@ class Backward:
     nodes: Nodes | Unread | None = None  # of a window
     cost_ns: int = 0  # of the window
     away_ns: int = 0  # of a recorded call: how long its thread did not run
+    is_filed: bool = False  # its structure was looked at
     cache: dict[str, Any] = field(default_factory=dict)  # what assembly found out once

@@ -251,21 +251,25 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
             del called[before:]
             log.rows.append((key, start, end, s0, s1, LIGHT_TASK - number))
 
+    def noted(call: Wrapped, module: Any, args: Any, kwargs: Any) -> Any:
+        if quiet.alone:
+            if id(module) not in registry.by_id:
+                newcomer(module)
+            called.append(id(module))
+        try:
+            return call(module, *args, **kwargs)
+        except BaseException:
+            called.append(FAILED)
+            raise
+
     def outermost(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
         if compiler._is_compiling_flag:
             return call(module, *args, **kwargs)
         log.inside = True
         if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and (log.calls_asleep or grad_enabled()):
             log.calls_asleep += task() < 0
-            if quiet.alone:
-                if id(module) not in registry.by_id:
-                    newcomer(module)
-                called.append(id(module))
             try:
-                return call(module, *args, **kwargs)
-            except BaseException:
-                called.append(FAILED)
-                raise
+                return noted(call, module, args, kwargs)
             finally:
                 log.inside = False
         step = False
@@ -279,13 +283,16 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
             if log.mode == LIGHT or (log.mode == ASLEEP and apart):
                 log.settle()
                 return logged(call, log, module, args, kwargs)
+            if log.mode == ASLEEP:  # the decision was to sleep on
+                log.calls_asleep += 1
+                return noted(call, module, args, kwargs)
             return call(module, *args, **kwargs)
         finally:
             log.inside = False
             if step:
                 host.outermost_ended(log)
 
-    host.registry.calls_code |= {logged.__code__}
+    host.registry.calls_code |= {logged.__code__, noted.__code__}
     return outermost
 
 
@@ -321,8 +328,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
             return original(*args, **kwargs)
         finally:
             last = log.total()
-            log.backwards.append(Backward(start, clock(), since, first, last, light=True, reduces=reduces))
-            log.since = last
+            log.backward_ended(Backward(start, clock(), since, first, last, light=True, reduces=reduces))
             log.stride.backwards += 1
 
     def run(original: Wrapped, args: Any, kwargs: Any) -> Any:

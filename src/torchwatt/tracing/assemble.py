@@ -469,10 +469,11 @@ class _Assembly:
         start = np.concatenate((traced[:, START], light.start, passed[:, 0]))
         end = np.concatenate((traced[:, END], light.end, passed[:, 1]))
         count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count, passed[:, 2]))
+        until = np.concatenate((traced[:, END], _stretch_ends(records)[number], passed[:, 1]))
         order = np.argsort(start, kind="stable")
         sizes = {each: self._params(each) for each in set(key.tolist())}
         main = np.isin(key, list(models_among(sizes, self.names.main, trained=bool(grown.any()))))
-        return Calls(start[order], end[order], count[order], grown[order], main[order])
+        return Calls(start[order], end[order], count[order], grown[order], main[order], until[order])
 
     def _params(self, key: int) -> int:
         """Return the parameters of a module and all below it, or of the modules that a compiled function names."""
@@ -547,6 +548,15 @@ class _Assembly:
 
 def _bounds(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
     return [(step.start_ns, step.end_ns, step.count) for step in steps]
+
+
+def _stretch_ends(records: Records) -> IntArray:
+    """Return when the latest of the records ended that were added up with a record."""
+    both = np.column_stack((records.run, records.unit))
+    _, which = np.unique(both, axis=0, return_inverse=True)
+    latest = np.zeros(len(both), dtype=np.int64)
+    np.maximum.at(latest, which, records.end)
+    return latest[which]
 
 
 def _wants_gradients(module: nn.Module) -> bool:

@@ -102,7 +102,7 @@ class _Assembly:
         self.names.fqn.update({key: name for key, (name, _) in view.functions.items() if key in self.used})
         self.scope_names = {key: name for name, key in view.scopes.items()}
         self.columns = Columns()
-        self.passed: dict[Log, list[tuple[int, int, int, int]]] = {}  # calls in steps of which only the end was noted
+        self.passed: dict[Log, list[tuple[int, int, int, int, int]]] = {}  # calls in steps of which only the end was noted
         self.carried: dict[int, float] = {}
         self.filled_calls = self.filled_steps = self.unfilled_steps = 0
         self.untold: set[int] = set()  # modules of which it is not always known whether they ran
@@ -325,8 +325,8 @@ class _Assembly:
         share = np.array([first.get(i, 0.0) for i in asleep.tolist()])
         return np.column_stack((end, count, start + (share * (end - start) / count).astype(np.int64)))
 
-    def _passed(self, log: Log, chosen: Mapping[int, Template]) -> Iterator[tuple[int, int, int, int]]:
-        """Yield start, end, count and key of the calls that made no graph, in steps of which only the end was noted."""
+    def _passed(self, log: Log, chosen: Mapping[int, Template]) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield start, end, count, key and number of steps of the calls that made no graph, in steps of which only the end was noted."""
         records, kinds = self.records[log], self.looks[log].kinds
         idle = {root.key for root in self.view.registry.roots} - self._growing(log)
         for i in steps_among(records, kinds).tolist():
@@ -340,7 +340,7 @@ class _Assembly:
                 spans = [(template.first[j], template.last[j]) for j in which] if template is not None else []
                 each = counts[key] * int(records.count[i]) // max(len(spans), 1)
                 for first, last in spans or [(0.0, 0.0)]:
-                    yield start + round(first * length), start + round(last * length), each, key
+                    yield start + round(first * length), start + round(last * length), each, key, int(records.count[i])
 
     def _growing(self, log: Log) -> set[int]:
         """Return the modules of which a call was seen to make a graph, and those that would with gradients on."""
@@ -460,7 +460,7 @@ class _Assembly:
         number = np.flatnonzero(np.isin(records.kind, [i for i, kind in enumerate(kinds.of) if _is_forward(kind)]))
         light = records.take(number)
         of = [kinds.of[kind] for kind in light.kind.tolist()]
-        passed = np.array(self.passed.get(log, ()), dtype=np.int64).reshape(-1, 4)
+        passed = np.array(self.passed.get(log, ()), dtype=np.int64).reshape(-1, 5)
         key = np.concatenate((traced[:, KEY], np.array([what[1] for what in of], dtype=np.int64), passed[:, 3]))
         grown = np.concatenate((
             traced[:, SEQ1] > traced[:, SEQ0], np.array([what[2] != 0 for what in of], dtype=np.bool_),
@@ -469,11 +469,11 @@ class _Assembly:
         start = np.concatenate((traced[:, START], light.start, passed[:, 0]))
         end = np.concatenate((traced[:, END], light.end, passed[:, 1]))
         count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count, passed[:, 2]))
-        until = np.concatenate((traced[:, END], _stretch_ends(records)[number], passed[:, 1]))
+        rounds = np.concatenate((np.ones(len(traced), np.int64), _steps_beside(records, kinds)[number], passed[:, 4]))
         order = np.argsort(start, kind="stable")
         sizes = {each: self._params(each) for each in set(key.tolist())}
         main = np.isin(key, list(models_among(sizes, self.names.main, trained=bool(grown.any()))))
-        return Calls(start[order], end[order], count[order], grown[order], main[order], until[order])
+        return Calls(start[order], end[order], count[order], grown[order], main[order], rounds[order])
 
     def _params(self, key: int) -> int:
         """Return the parameters of a module and all below it, or of the modules that a compiled function names."""
@@ -550,13 +550,14 @@ def _bounds(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
     return [(step.start_ns, step.end_ns, step.count) for step in steps]
 
 
-def _stretch_ends(records: Records) -> IntArray:
-    """Return when the latest of the records ended that were added up with a record."""
-    both = np.column_stack((records.run, records.unit))
-    _, which = np.unique(both, axis=0, return_inverse=True)
-    latest = np.zeros(len(both), dtype=np.int64)
-    np.maximum.at(latest, which, records.end)
-    return latest[which]
+def _steps_beside(records: Records, kinds: Kinds) -> IntArray:
+    """Return in how many steps each record lay: those whose ends were added up beside it; at least 1."""
+    _, group = np.unique(np.column_stack((records.run, records.unit)), axis=0, return_inverse=True)
+    found = np.zeros(len(records), dtype=np.int64)
+    for which in ([*kinds.where("row", STEP_KEY), *kinds.where("row", OPTIMIZER_KEY)], kinds.where("backward")):
+        ends = np.bincount(group, records.count * np.isin(records.kind, which), len(records)).astype(np.int64)
+        found = np.where(found > 0, found, ends[group])  # backward calls where no optimizer steps
+    return np.maximum(found, 1)
 
 
 def _wants_gradients(module: nn.Module) -> bool:

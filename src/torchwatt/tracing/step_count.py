@@ -91,7 +91,7 @@ class StepCount:
 
 
 def _columns(calls: Calls) -> tuple[np.ndarray, ...]:
-    return calls.start_ns, calls.end_ns, calls.count, calls.grown, calls.main, calls.until_ns
+    return calls.start_ns, calls.end_ns, calls.count, calls.grown, calls.main, calls.rounds
 
 
 def _fewer(calls: Calls, backward_ns: IntArray) -> Calls:
@@ -102,5 +102,5 @@ def _fewer(calls: Calls, backward_ns: IntArray) -> Calls:
     first = np.concatenate(([0], np.flatnonzero(change) + 1, np.arange(old, len(calls))))
     last = np.append(first[1:], len(calls)) - 1
     count = np.add.reduceat(calls.count, first)
-    end_ns = calls.end_ns[last]
-    return Calls(calls.start_ns[first], end_ns, count, calls.grown[first], calls.main[first], end_ns)
+    columns = calls.grown[first], calls.main[first], calls.rounds[first]
+    return Calls(calls.start_ns[first], calls.end_ns[last], count, *columns)

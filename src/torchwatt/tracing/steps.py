@@ -42,11 +42,11 @@ class Calls:
     count: IntArray
     grown: NDArray[np.bool_]  # made a graph for a backward pass
     main: NDArray[np.bool_]  # of a model; where something is trained, of the largest
-    until_ns: IntArray  # of an entry of several: the end of the stretch in which they lay
+    rounds: IntArray  # of an entry of several: in so many rounds they lay; else 1
 
     def take(self, which: NDArray[np.bool_] | IntArray) -> Calls:
         """Return some of them."""
-        columns = self.start_ns, self.end_ns, self.count, self.grown, self.main, self.until_ns
+        columns = self.start_ns, self.end_ns, self.count, self.grown, self.main, self.rounds
         return Calls(*(column[which] for column in columns))
 
     def with_training(self, start_ns: IntArray, end_ns: IntArray, count: IntArray) -> Calls:
@@ -54,8 +54,8 @@ class Calls:
         made = np.ones(len(start_ns), dtype=np.bool_)
         start, end = np.concatenate((self.start_ns, start_ns)), np.concatenate((self.end_ns, end_ns))
         grown, main = np.concatenate((self.grown, made)), np.concatenate((self.main, made))
-        until = np.concatenate((self.until_ns, end_ns))
-        whole = Calls(start, end, np.concatenate((self.count, count)), grown, main, until)
+        rounds_ = np.concatenate((self.rounds, count))
+        whole = Calls(start, end, np.concatenate((self.count, count)), grown, main, rounds_)
         return whole.take(np.argsort(start, kind="stable"))
 
     def __len__(self) -> int:
@@ -173,13 +173,12 @@ def evaluations_of(seen: Evidence, marks: Sequence[Mark]) -> Calls:
     first_ns = np.append(busy_ns, np.iinfo(np.int64).max)[
         np.searchsorted(busy_ns, np.concatenate(([seen.origin_ns], ends)))
     ]
-    further = np.maximum(np.searchsorted(ends, calls.until_ns) - gap, 0)  # rounds that end in an entry's stretch
-    further = np.where(calls.count > 1, further, 0)
+    further = np.minimum(calls.rounds - 1, len(ends) - gap)
     leading = (calls.start_ns < first_ns[gap]) | (gap == len(ends)) | (further > 0)
     leading &= ~calls.grown & calls.main
     numbers = _spread(gap[leading], further[leading], calls.count[leading], len(ends) + 1)
     usual = float(np.median(numbers[: len(ends)])) if len(ends) else 0.0
-    if len(ends) and numbers[0] < usual:
+    if len(ends) and 2 * numbers[0] < usual:
         usual = 0.0  # the first round does not begin with such calls: they follow the rounds
     evaluates = numbers > REGULAR_MORE * usual
     evaluates[len(ends)] |= numbers[len(ends)] > usual

@@ -443,8 +443,7 @@ class Tally:
         key, grown = items.key[outer], items.grown[outer]
         self._trained |= bool(grown.any())
         one = np.ones(len(outer), dtype=np.int64)
-        end_ns = items.end[outer]
-        calls = Calls(items.start[outer], end_ns, one, grown, np.isin(key, self._main(key)), end_ns)
+        calls = Calls(items.start[outer], items.end[outer], one, grown, np.isin(key, self._main(key)), one)
         bounds = np.column_stack((items.start, items.end))
         own = next(each for thread, each in ends.items() if thread.log is self._own)
         self._optimizers.update(key for key, *_ in own)

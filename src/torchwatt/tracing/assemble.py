@@ -34,6 +34,7 @@ from torchwatt.tracing.rows import (
     BACKWARD_KEY,
     COMPILE_KEY,
     END,
+    FAILED_SIZE,
     FIRST_SCOPE_KEY,
     KEY,
     OPTIMIZER_KEY,
@@ -345,7 +346,8 @@ class _Assembly:
     def _growing(self, log: Log) -> set[int]:
         """Return the modules of which a call was seen to make a graph, and those that would with gradients on."""
         table, alive = self.looks[log].table, self.view.registry.module
-        grown = {int(what[1]) for what in self.looks[log].kinds.of if _is_forward(what) and what[2] != 0}  # type: ignore[call-overload]
+        kinds = self.looks[log].kinds.of
+        grown = {int(what[1]) for what in kinds if _is_forward(what) and what[2] not in {0, FAILED_SIZE}}  # type: ignore[call-overload]
         grown |= set(table[(table[:, KEY] > 0) & (table[:, SEQ1] > table[:, SEQ0]), KEY].tolist())
         roots = {root.key: alive(root.key) for root in self.view.registry.roots}
         return grown | {key for key, root in roots.items() if root is None or _wants_gradients(root)}
@@ -457,7 +459,9 @@ class _Assembly:
         """Return a thread's calls of modules outside any other, as far as they were seen or made no graph."""
         traced = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
         traced = traced[top_level(traced[:, START], traced[:, END])]
-        number = np.flatnonzero(np.isin(records.kind, [i for i, kind in enumerate(kinds.of) if _is_forward(kind)]))
+        traced = traced[traced[:, SEQ1] - traced[:, SEQ0] != FAILED_SIZE]
+        whole = [i for i, kind in enumerate(kinds.of) if _is_forward(kind) and kind[2] != FAILED_SIZE]
+        number = np.flatnonzero(np.isin(records.kind, whole))
         light = records.take(number)
         of = [kinds.of[kind] for kind in light.kind.tolist()]
         passed = np.array(self.passed.get(log, ()), dtype=np.int64).reshape(-1, 5)

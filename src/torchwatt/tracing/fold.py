@@ -23,6 +23,7 @@ from torchwatt.tracing.rows import (
     COMPILE_KEY,
     DATA_KEY,
     END,
+    FAILED_SIZE,
     FIRST_SCOPE_KEY,
     KEY,
     LIGHT_TASK,
@@ -193,7 +194,7 @@ def _sort(kind: tuple[Hashable, ...]) -> int:
         return _TRAINS
     if not isinstance(kind[1], int) or kind[1] <= 0:
         return _NEITHER
-    return _EVALUATES if kind[2] == 0 else _TRAINS
+    return {0: _EVALUATES, FAILED_SIZE: _NEITHER}.get(kind[2], _TRAINS)
 
 
 def _compiled_in(table: IntArray, start: IntArray, end: IntArray) -> NDArray[np.bool_]:

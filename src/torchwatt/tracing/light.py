@@ -19,6 +19,7 @@ from torchwatt.tracing.overhead import net_clock
 from torchwatt.tracing.rows import (
     COMPILE_KEY,
     END,
+    FAILED_SIZE,
     FORWARD_TASK,
     KEY,
     LIGHT_TASK,
@@ -93,6 +94,8 @@ def paths_of(
     patterns: dict[tuple[int, int], CallPattern] = defaultdict(CallPattern)
     for call in calls:
         key, size = kind_of(table, call.row)
+        if size == FAILED_SIZE:
+            continue
         for each in ((key, size), (key, ANY_GRAPH)):
             patterns[each].add(call.counts, tree.parent)
     varying = {
@@ -128,6 +131,8 @@ class ForwardBook:
         self._of: dict[tuple[int, int], list[TracedCall]] = defaultdict(list)
         for call in paths.calls:
             key, size = kind_of(table, call.row)
+            if size == FAILED_SIZE:
+                continue
             self._of[key, size].append(call)
             self._of[key, ANY_GRAPH].append(call)
         self._templates: dict[tuple[int, frozenset[int]], Template | None] = {}
@@ -154,6 +159,10 @@ class ForwardBook:
     def fill(self, kind: tuple[int, int, int], t_ns: int, length_ns: float, count: int) -> ElasticTemplate | None:
         """Return what fills calls that were not traced: key, size and task of their rows."""
         key, size, task = kind
+        if size == FAILED_SIZE:  # it ended nobody knows where
+            self.unlike.add(key)
+            self.unfilled += count
+            return None
         ran = self._paths.signature(task)
         matching = self._match(key, size, task, ran)
         if not matching:

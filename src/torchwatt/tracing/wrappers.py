@@ -19,7 +19,19 @@ from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, COMPILED_KEY, DATA_KEY, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
+from torchwatt.tracing.rows import (
+    ASLEEP,
+    COMPILED_KEY,
+    DATA_KEY,
+    FAILED_SIZE,
+    FULL,
+    LIGHT,
+    LIGHT_TASK,
+    OFF,
+    TASK,
+    Backward,
+    Row,
+)
 from torchwatt.tracing.signatures import BACKWARD, UNKNOWN, Signatures
 
 Wrapped = Callable[..., Any]
@@ -115,9 +127,12 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
                 return original(module, *args, **kwargs)
             s0, start = seq(), clock()
             try:
-                return original(module, *args, **kwargs)
-            finally:
-                log.rows.append((key, start, clock(), s0, seq(), task()))
+                y = original(module, *args, **kwargs)
+            except BaseException:
+                log.rows.append(_failed(key, start, clock(), s0, task()))
+                raise
+            log.rows.append((key, start, clock(), s0, seq(), task()))
+            return y
 
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
             if compiling() or compiler._is_compiling_flag:
@@ -137,11 +152,14 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
                 rows, graph = log.rows, task()
                 s0, start = seq(), clock()
                 try:
-                    return original(self, *args, **kwargs)
-                finally:
-                    rows.append((key, start, clock(), s0, seq(), graph))
-                    if len(rows) > force_rows:
-                        overflow(log)
+                    y = original(self, *args, **kwargs)
+                except BaseException:
+                    rows.append(_failed(key, start, clock(), s0, graph))
+                    raise
+                rows.append((key, start, clock(), s0, seq(), graph))
+                if len(rows) > force_rows:
+                    overflow(log)
+                return y
             except BaseException as error:
                 drop_own_frames(error)
                 raise
@@ -150,6 +168,11 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
         return __call__
 
     return wrap
+
+
+def _failed(key: int, start_ns: int, end_ns: int, number: int, graph: int) -> Row:
+    """Return the row of a call that raised; in a backward call that is how a recomputation ends where it may."""
+    return key, start_ns, end_ns, number, number + (FAILED_SIZE if graph < 0 else 0), graph
 
 
 def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - a call less is worth a branch
@@ -241,12 +264,14 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
 
     def logged(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
         key = registry.by_id.get(id(module)) or newcomer(module)
-        s0, start, before = sequence_nr(), clock(), len(called)
+        s0, start, before, failed = sequence_nr(), clock(), len(called), True
         try:
-            return call(module, *args, **kwargs)
+            y = call(module, *args, **kwargs)
+            failed = False
+            return y
         finally:
-            end, s1 = clock(), sequence_nr()
-            known = quiet.alone or not signatures.counted
+            end, s1 = clock(), s0 + FAILED_SIZE if failed else sequence_nr()
+            known = (quiet.alone or not signatures.counted) and not failed
             number = signatures.number(called[before:]) if known else UNKNOWN
             del called[before:]
             log.rows.append((key, start, end, s0, s1, LIGHT_TASK - number))

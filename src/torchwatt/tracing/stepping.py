@@ -234,7 +234,7 @@ class Stepping:
         log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)
         if self._host.devices is not None and self._host.devices.records(log):
             log.mode, log.stride.mode, log.stride.planned = FULL, FULL, 1
-        self._mode_changed(log, before, recent)
+        self._mode_changed(log, before, recent, began)
         log.call_ns = conductor.call_ns(log.stride)
         log.margins = log.in_place.margins(conductor.costs.margins) or conductor.margins(log.stride)
         if conductor.limited:
@@ -249,10 +249,10 @@ class Stepping:
         conductor.decided(took_ns, traced=FULL in {before, log.mode})
         log.stride.leave_out(self._host.clock_ns() - began, took_ns)
 
-    def _mode_changed(self, log: Log, before: int, recent: Sequence[Row]) -> None:
+    def _mode_changed(self, log: Log, before: int, recent: Sequence[Row], now_ns: int) -> None:
         log.calls_asleep = 0
         if before == ASLEEP != log.mode:
-            self.end_part(log, self._host.clock_ns())
+            self.end_part(log, now_ns)  # our own work begins
         quiet = self._host.quiet
         quiet.asleep = log.ident if quiet.alone and log.mode == ASLEEP else 0
         quiet.by_hand = log.lead_optimizer is None

@@ -295,8 +295,9 @@ class _Assembly:
             return
         apart = [self._slot(key, backward=False) for key in (PROFILER_KEY, COMPILE_KEY)]
         spans = self.columns.of_thread(thread)
+        modules = Modules(self._ran(log), self.tree, self._module_slots(), look.nodes)
         book = StepBook(
-            spans, look.skeletons, look.traced, Modules(self._ran(log), self.tree, self._module_slots()), apart=apart,
+            spans, look.skeletons, look.traced, modules, apart=apart,
             asleep=lengths_of(records, asleep), after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 
@@ -51,6 +51,7 @@ class Look:
     traced: tuple[int, ...]  # start_ns and end_ns of each traced step
     skeletons: tuple[int, ...]  # of each step whose bounds were noted among those of which the end alone is
     optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
+    nodes: Mapping[int, int]  # by the end of a step: how many autograd nodes it made outside backward calls
 
 
 class LogReader:
@@ -106,7 +107,7 @@ class Log:
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
         "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "deaf", "ends", "former", "ident",
-        "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "noted",
+        "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "nodes", "noted",
         "open_scopes", "opened", "optimizer_ends", "others", "partial", "reducers", "rows", "since", "skeletons",
         "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
@@ -135,6 +136,7 @@ class Log:
         self.step_end = 0  # of the latest step
         self.traced = array("q")  # start and end of each traced step
         self.skeletons = array("q")  # start and end of steps whose bounds were noted among those that only end
+        self.nodes: dict[int, int] = {}  # end_ns of a step -> how many autograd nodes it made outside backward calls
         self.deaf = False  # the forward pass before the latest backward call was not seen
         self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted, see `Quiet`
         self.inside = False  # within an outermost call, as far as its class is known to make such calls
@@ -308,6 +310,7 @@ class Log:
                 tuple(self.traced),
                 tuple(self.skeletons),
                 optimizers,
+                dict(self.nodes),
             )
 
     def book_ends(self) -> None:

@@ -21,7 +21,7 @@ from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FULL, LIGHT, OFF, Row
-from torchwatt.tracing.signatures import UNKNOWN, Signatures
+from torchwatt.tracing.signatures import NO_NODES, UNKNOWN, Signatures
 from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
 own_ns = own_time()
@@ -104,10 +104,15 @@ class Stepping:
         """Note the end of a step; now and then decide on the next ones."""
         stride = log.stride
         self._rise(log)
+        nodes = self._host.quiet.take_nodes(sequence_nr()) if self._host.quiet.alone else None
         if log.mode == ASLEEP:
+            if nodes is not None:
+                self._host.quiet.called.append(NO_NODES - nodes)
             log.end_asleep(end_ns, self._ran())
             log.calls_asleep = 0
         elif log.step_end:  # the first one began who knows when
+            if nodes is not None and (log.mode == FULL or stride.skeleton):
+                log.nodes[end_ns] = nodes
             if log.mode == FULL:
                 log.traced.extend((log.step_end, end_ns))
             elif stride.skeleton and stride.steps >= COLD_STEPS:

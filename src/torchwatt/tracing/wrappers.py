@@ -358,11 +358,12 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
 
     def run(original: Wrapped, args: Any, kwargs: Any) -> Any:
         if quiet.asleep == ident():
-            before = len(called)
+            before, number = len(called), seq()
             try:
                 return original(*args, **kwargs)
             finally:
                 called[before:] = one  # what ran again in it is no call of the forward pass
+                quiet.nodes_before += seq() - number
         log = log_of()
         # Inside another backward (checkpoint) it belongs to the outer one.
         if log.mode >= ASLEEP or task() >= 0:
@@ -371,7 +372,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
             finally:
                 if log.mode == ASLEEP and log.calls_asleep and task() < 0:
                     host.backward_ended(log, fresh=True)
-        since, first = log.since, log.total()
+        since, first, number = log.since, log.total(), seq()
         unseen = log.deaf = first == since and log.mode == LIGHT and seq() > log.stride.seq
         if unseen:
             host.look_closer()  # a forward pass went by
@@ -381,6 +382,8 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
             return bare(log, since, first, original, args, kwargs)
         finally:
             log.stride.seq = seq()
+            if quiet.alone:
+                quiet.nodes_before += log.stride.seq - number
             if log.lead_optimizer is None:
                 host.backward_ended(log, fresh=first > since or unseen)
 
@@ -424,7 +427,7 @@ def _ending(host: Host) -> Callable[..., Any]:
             return run(original, args, kwargs)
         finally:
             if quiet.steps < quiet.most:
-                quiet.end_step(clock(), signatures)
+                quiet.end_step(clock(), signatures, sequence_nr())
             else:
                 backward_ended(log_of(), fresh=True)
 

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.tracing.compose import Composer, Led, Tree, calls_of, differing, sample_of, untold
+from torchwatt.tracing.compose import UNKNOWN_CALLS, Composer, Led, Tree, calls_of, differing, sample_of, untold
 from torchwatt.tracing.fold import Kinds, Records
+from torchwatt.tracing.graph_size import GraphSizes
 from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.overhead import net_clock
 from torchwatt.tracing.ranges import top_level
@@ -39,6 +40,7 @@ class Slots:
     keys: Mapping[int, int] = field(default_factory=dict)
     beside: Callable[[int, int], int] = lambda slot, _: slot
     is_backward: Callable[[int], bool] = lambda _: False
+    modules: frozenset[int] = frozenset()  # those whose slots are theirs alone
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +82,13 @@ class Modules:
     ran: Ran = field(default_factory=lambda: Ran((), (), ()))
     tree: Tree = field(default_factory=lambda: Tree({}, {}))
     slots: Slots = field(default_factory=Slots)
+    nodes: Mapping[int, int] = field(default_factory=dict)  # by the end of a step, sorted: the size of its graph
+
+    def nodes_of(self, step: Call) -> int | None:
+        """Return the size of the graph of a step, which may last a little longer than its end was noted."""
+        ends = list(self.nodes)
+        before = bisect.bisect(ends, step.end_ns) - 1
+        return self.nodes[ends[before]] if before >= 0 and ends[before] > step.start_ns else None
 
 
 class StepBook:
@@ -112,10 +121,15 @@ class StepBook:
         self._tree, self._slots, self._ran = modules.tree, modules.slots, ran
         self._straddles = False
         self._matching: dict[int, list[_StepModel]] = {}
-        self._composers: dict[frozenset[int], Composer] = {}
+        self._uncertain: dict[int, frozenset[int]] = {}
+        self._composers: dict[tuple[frozenset[int], frozenset[int]], Composer] = {}
+        self._sizes: dict[frozenset[int], GraphSizes] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self.untold = False  # of some steps it is not known at all what ran
         self.unlike: set[int] = set()  # modules that ran in steps that are like none, or that are like none themselves
+        self.unfilled: set[int] = set()  # modules that ran in steps that nothing fills
+        self.miscounted: set[int] = set()  # modules that ran more or less often than what fills their steps says
+        self._compared: dict[tuple[int, int], tuple[Template, Signature]] = {}
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
             found = _undisturbed(_found(spans, bounds, apart, after_ns))
@@ -125,7 +139,10 @@ class StepBook:
                 if template is not None:
                     counts, over = ran.within(call.start_ns, call.end_ns)
                     self._straddles |= ran.straddles(call.start_ns, call.end_ns)
-                    self._models.append(_StepModel(call, inside[:, 1], call.net_ns, template, counts, over, is_traced))
+                    nodes = modules.nodes_of(call)
+                    self._models.append(
+                        _StepModel(call, inside[:, 1], call.net_ns, template, counts, over, is_traced, nodes)
+                    )
         self._models.sort(key=lambda model: model.start_ns)
 
     def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
@@ -137,17 +154,48 @@ class StepBook:
             if task == LIGHT_TASK - UNKNOWN:
                 ran, self.untold = told, True
             else:
-                ran = Signature(told.counts, told.over | self._ran.outermost, told.part)
+                ran = Signature(told.counts, told.over | self._ran.outermost, told.part, told.nodes)
             if kind not in self._matching:
-                self._matching[kind] = self._match(ran, paths.uncertain_in_step(ran))
+                self._uncertain[kind] = paths.uncertain_in_step(ran)
+                if not self._explained(ran):
+                    self._uncertain[kind] |= paths.inside_of(ran.counts) - ran.over
+                self._matching[kind] = self._match(ran, self._uncertain[kind])
             template = self._taking_turns(self._matching[kind], int(records.start[i]), turn)
             if template is None and ran.over:
                 length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
-                template = self._composed(ran, paths.uncertain_in_step(ran), length_ns)
+                template = self._composed(ran, self._uncertain[kind], length_ns)
             if template is None:
                 self.unlike |= ran.counts.keys()
-            if template is not None:
+                self.unfilled |= ran.counts.keys()
+            else:
+                self._compare(template, ran)
                 yield i, template
+
+    def _explained(self, ran: Signature) -> bool:
+        """Say whether a step's graph is as large as the calls make it that were counted in it."""
+        if ran.part or not ran.over:
+            return True
+        if ran.nodes is None:
+            return False
+        if ran.over not in self._sizes:
+            known = [model for model in self._models if model.over is None or ran.over <= model.over]
+            steps = [(model.counts, model.nodes) for model in known if model.nodes is not None]
+            self._sizes[ran.over] = GraphSizes(steps, ran.over, self._tree.alike)
+        return self._sizes[ran.over].explain(ran.counts, ran.nodes)
+
+    def _compare(self, template: Template, ran: Signature) -> None:
+        """Note the counted modules that a template of a step does not have as often as they ran in it."""
+        which = id(template), id(ran.counts)
+        if which in self._compared:
+            return
+        self._compared[which] = template, ran  # kept, so that no other has their ids
+        told = Counter[int]()
+        for slot, calls in calls_of(template).items():
+            key = self._slots.keys.get(slot)
+            if key is not None and not self._slots.is_backward(slot):
+                told[key] = calls
+        counted = self._slots.modules & ran.over
+        self.miscounted |= {key for key in counted if told[key] not in {ran.counts.get(key, 0), UNKNOWN_CALLS}}
 
     def _match(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
         """Return the steps in which the same modules ran, with what may not have run given to what surely did."""
@@ -156,6 +204,7 @@ class StepBook:
             begun = [self._beginning(model, ran) for model in known]
             return [model for model in begun if model is not None]
         known = [model for model in known if ran.matches(model.counts)]
+        known = [model for model in known if model.nodes == ran.nodes] or known
         chosen = _evened([model for model in known if not model.traced] or known)
         return self._agreed(chosen, known) if ran.over else chosen
 
@@ -215,13 +264,14 @@ class StepBook:
         return models[first + turn % min(NEAR, n)].template
 
     def _composed(self, ran: Signature, uncertain: frozenset[int], length_ns: float) -> Template | None:
-        if ran.over not in self._composers:
+        which = ran.over, uncertain
+        if which not in self._composers:
             known = [model for model in self._known(ran, uncertain) if model.counts]
             samples = [sample_of(model.template, model.length_ns, model.counts) for model in known]
             led = Led(self._slots.is_backward, self._ran.outermost, self._straddles)
-            self._composers[ran.over] = Composer(samples, self._tree, self._slots.keys.get, self._slots.beside, led)
-        self.unlike |= self._composers[ran.over].unlike(ran) - {BACKWARD_KEY}
-        return self._composers[ran.over].compose(ran, length_ns)
+            self._composers[which] = Composer(samples, self._tree, self._slots.keys.get, self._slots.beside, led)
+        self.unlike |= self._composers[which].unlike(ran) - {BACKWARD_KEY}
+        return self._composers[which].compose(ran, length_ns)
 
     def carry_rel_sd(self) -> dict[int, float]:
         """Return the relative SD of each slot's share between traced steps."""
@@ -243,6 +293,7 @@ class _StepModel:
     counts: Mapping[int, int]
     over: frozenset[int] | None
     traced: bool  # all its calls were logged, which made it longer
+    nodes: int | None  # of its graph, where that is known
 
     @property
     def start_ns(self) -> int:

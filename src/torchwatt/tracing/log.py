@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 
@@ -29,7 +29,7 @@ from torchwatt.tracing.rows import (
     Backward,
     Row,
 )
-from torchwatt.tracing.structure import keys_of
+from torchwatt.tracing.structure import PARTIAL, keys_of
 
 MAX_RECORDS = 16_384
 COARSEST = 1 << 40
@@ -51,6 +51,7 @@ class Look:
     traced: tuple[int, ...]  # start_ns and end_ns of each traced step
     skeletons: tuple[int, ...]  # of each step whose bounds were noted among those of which the end alone is
     optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
+    nodes: Mapping[int, int]  # by the end of a step: how many autograd nodes it made outside backward calls
 
 
 class LogReader:
@@ -106,8 +107,8 @@ class Log:
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
         "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "deaf", "ends", "former", "ident",
-        "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "noted",
-        "open_scopes", "opened", "optimizer_ends", "others", "reducers", "rows", "since", "skeletons",
+        "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "nodes", "noted",
+        "open_scopes", "opened", "optimizer_ends", "others", "partial", "reducers", "rows", "since", "skeletons",
         "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
@@ -121,6 +122,7 @@ class Log:
         self.rows: list[Row] = []
         self.backwards: list[Backward] = []
         self.before: Backward | None = None  # the latest backward call whose structure is known
+        self.partial = False  # calls since the latest backward call were noted, and not logged
         self.since = 0  # where the rows after the latest backward call begin
         self.reducers: set[int] = set()  # of DDP, made ready in the forward passes since: the next backward uses them
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
@@ -134,6 +136,7 @@ class Log:
         self.step_end = 0  # of the latest step
         self.traced = array("q")  # start and end of each traced step
         self.skeletons = array("q")  # start and end of steps whose bounds were noted among those that only end
+        self.nodes: dict[int, int] = {}  # end_ns of a step -> how many autograd nodes it made outside backward calls
         self.deaf = False  # the forward pass before the latest backward call was not seen
         self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted, see `Quiet`
         self.inside = False  # within an outermost call, as far as its class is known to make such calls
@@ -166,6 +169,13 @@ class Log:
         if len(self.reducers) == 1:
             self.reducers.clear()
         return reduces
+
+    def backward_ended(self, call: Backward) -> None:
+        """Log a backward call; where not all that led to it was logged, its structure is like no other's."""
+        if self.partial:
+            call.cache["keys"] = ((PARTIAL, 0),)
+        self.backwards.append(call)
+        self.since, self.partial = self.total(), False
 
     def settle(self) -> None:
         """Log the ends of steps and the calls that were only noted, before anything that comes after them."""
@@ -285,9 +295,9 @@ class Log:
             calls = tuple(self.backwards)  # first: whatever a call refers to in the table is there by then
             table = self.table()
             for call in calls:
-                if "keys" not in call.cache:
+                if not call.is_filed:
                     keys_of(table, call, self.before)
-                    self.before = call
+                    self.before, call.is_filed = call, True
             self.book_ends()
             optimizers = tuple(self.optimizer_ends.entries())
             return Look(
@@ -300,6 +310,7 @@ class Log:
                 tuple(self.traced),
                 tuple(self.skeletons),
                 optimizers,
+                dict(self.nodes),
             )
 
     def book_ends(self) -> None:
@@ -333,6 +344,15 @@ class Log:
             at -= len(chunk)
             found.insert(0, chunk[max(position - at, 0) :])
         return found
+
+    def recent(self) -> list[Row]:
+        """Return the rows since the latest decision, whether or not somebody has compacted them."""
+        with self.lock:
+            first = self.stride.first_row - (self.total() - len(self.rows))
+            if first >= 0:
+                return self.rows[first:]
+            compact = [row for rows in self.rows_from(self.stride.first_row) for row in rows.tolist()]
+            return [*map(tuple, compact), *self.rows]
 
     def fold(self, now_ns: int) -> int:
         """Replace what belongs to steps that were not traced by records, ever coarser ones; outside calls only.

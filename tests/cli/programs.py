@@ -319,7 +319,7 @@ def seen(program: Program, folder: Path, *, profiled: bool) -> Ended:
     )  # fmt: skip
     try:
         first, failed = _ready(process, program.send)
-        out, err = process.communicate(program.stdin.encode(), timeout=60)
+        out, err = process.communicate(program.stdin.encode(), timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

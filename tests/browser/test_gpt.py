@@ -61,7 +61,7 @@ ROWS = """() => [...document.querySelectorAll('.tw-root:not(.tw-live) .tw-table 
     key: row.dataset.key, level: Number(row.getAttribute('aria-level')),
     total: row.querySelector('[data-column=total]')?.textContent ?? '',
     self: row.querySelector('[data-column=self]')?.firstChild?.textContent ?? ''}))"""
-UNITS = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "nJ": 1e-9, "kJ": 1e3}
+UNITS = {"J": 1.0, "mJ": 1e-3, "µJ": 1e-6, "nJ": 1e-9, "kJ": 1e3}
 
 
 def joules(text: str) -> float:

@@ -94,7 +94,7 @@ def resolve_pue(pue: Ranged | None) -> Factor | None:
 
 
 def _ranged(given: Ranged) -> tuple[float, float | None, float | None]:
-    if isinstance(given, Real):
+    if not isinstance(given, Sequence):
         return float(given), None, None
     numbers = [float(number) for number in given]
     if len(numbers) != 3 or not all(map(isfinite, numbers)) or not numbers[1] <= numbers[0] <= numbers[2]:

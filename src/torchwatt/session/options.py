@@ -120,7 +120,7 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
 
 
 def _number(name: str, value: Any, *, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value) or not low <= float(value) <= high:
         raise ConfigError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
     return float(value)
 

@@ -41,11 +41,9 @@ VMAP = "what vmap unwraps after the backward call is the program's backward, and
 CYCLE = "steps of several lengths by turns, in which the same modules ran, are filled with the median of each part"
 COLD = "the only window of a short run is that of the first step, in which torch's kernels are cold (45 ms for 0.8)"
 UNCOUNTED = "on a busy machine counting is beyond the budget: joules are the enclosing module's (PATHS_UNKNOWN)"
-NESTED = "now and then a step is filled from one in which another group of blocks was dropped"
 KNOWN = {
     ("groups", "transformer_tied"): COLD,
     ("groups", "layer_drop"): UNCOUNTED,
-    ("calls", "layer_drop_nested"): NESTED,
     ("phases", "per_sample_gradients"): VMAP,
     ("phases", "meta_by_hand"): CYCLE,
     ("phases", "step_that_is_retried"): "a forward call that raises ends no span of its own while the thread sleeps",

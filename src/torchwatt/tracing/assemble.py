@@ -103,7 +103,9 @@ class _Assembly:
         self.names.fqn.update({key: name for key, (name, _) in view.functions.items() if key in self.used})
         self.scope_names = {key: name for name, key in view.scopes.items()}
         self.columns = Columns()
-        self.passed: dict[Log, list[tuple[int, int, int, int, int]]] = {}  # calls in steps of which only the end was noted
+        self.passed: dict[
+            Log, list[tuple[int, int, int, int, int]]
+        ] = {}  # calls in steps of which only the end was noted
         self.carried: dict[int, float] = {}
         self.filled_calls = self.filled_steps = self.unfilled_steps = 0
         self.untold: set[int] = set()  # modules of which it is not always known whether they ran
@@ -328,7 +330,7 @@ class _Assembly:
         return np.column_stack((end, count, start + (share * (end - start) / count).astype(np.int64)))
 
     def _passed(self, log: Log, chosen: Mapping[int, Template]) -> Iterator[tuple[int, int, int, int, int]]:
-        """Yield start, end, count, key and number of steps of the calls that made no graph, in steps of which only the end was noted."""
+        """Yield the calls that made no graph, in steps noted by their ends: start, end, count, key, number of steps."""
         records, kinds = self.records[log], self.looks[log].kinds
         idle = {root.key for root in self.view.registry.roots} - self._growing(log)
         for i in steps_among(records, kinds).tolist():

@@ -182,7 +182,8 @@ def _evaluations(start: IntArray, kind: IntArray, unit: IntArray, kinds: Kinds) 
     before = np.concatenate(([0, 0], length))[: len(length)]  # of the stretch of the same sort
     odd = (length != before) | (length > MOST_REGULAR)
     either = odd | np.append(odd[1:], True) | np.concatenate(([True], odd[:-1]))
-    return start[first[begins[either]]]
+    found: IntArray = start[first[begins[either]]]
+    return found
 
 
 _NEITHER, _EVALUATES, _TRAINS = range(3)
@@ -194,7 +195,9 @@ def _sort(kind: tuple[Hashable, ...]) -> int:
         return _TRAINS
     if not isinstance(kind[1], int) or kind[1] <= 0:
         return _NEITHER
-    return {0: _EVALUATES, FAILED_SIZE: _NEITHER}.get(kind[2], _TRAINS)
+    if kind[2] == FAILED_SIZE:
+        return _NEITHER
+    return _EVALUATES if kind[2] == 0 else _TRAINS
 
 
 def _compiled_in(table: IntArray, start: IntArray, end: IntArray) -> NDArray[np.bool_]:

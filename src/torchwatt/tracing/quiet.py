@@ -14,7 +14,19 @@ class Quiet:
     may be quiet, for as long as no other logs anything.
     """
 
-    __slots__ = ("alone", "asleep", "by_hand", "called", "calls", "ends", "inside", "most", "nodes_before", "optimizer", "steps")
+    __slots__ = (
+        "alone",
+        "asleep",
+        "by_hand",
+        "called",
+        "calls",
+        "ends",
+        "inside",
+        "most",
+        "nodes_before",
+        "optimizer",
+        "steps",
+    )
 
     def __init__(self) -> None:
         self.alone = False  # the main thread logs, and no other ever did
@@ -49,10 +61,10 @@ class Quiet:
         """Note the end of a step, which modules were called in it, and autograd's next number."""
         self.called.append(NO_NODES - self.take_nodes(number))
         called = tuple(self.called)
-        number = signatures.by_ids.get(called)
-        if number is None:
-            number = signatures.number(called)
-        self.ends.append((STEP_KEY, 0, end_ns, 0, 0, LIGHT_TASK - number))  # it began where the one before ended
+        signature = signatures.by_ids.get(called)
+        if signature is None:
+            signature = signatures.number(called)
+        self.ends.append((STEP_KEY, 0, end_ns, 0, 0, LIGHT_TASK - signature))  # it began where the one before ended
         self.called.clear()
         self.steps += 1
         self.calls = 0

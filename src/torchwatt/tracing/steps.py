@@ -46,8 +46,8 @@ class Calls:
 
     def take(self, which: NDArray[np.bool_] | IntArray) -> Calls:
         """Return some of them."""
-        columns = self.start_ns, self.end_ns, self.count, self.grown, self.main, self.rounds
-        return Calls(*(column[which] for column in columns))
+        bounds, count = (self.start_ns[which], self.end_ns[which]), self.count[which]
+        return Calls(*bounds, count, self.grown[which], self.main[which], self.rounds[which])
 
     def with_training(self, start_ns: IntArray, end_ns: IntArray, count: IntArray) -> Calls:
         """Return these and calls of the model that made a graph, sorted by start."""
@@ -169,7 +169,9 @@ def evaluations_of(seen: Evidence, marks: Sequence[Mark]) -> Calls:
     """Return the calls, no part of a round, that evaluate the model."""
     calls, ends = seen.calls, np.array([end for end, _ in marks], dtype=np.int64)
     gap = np.searchsorted(ends, calls.start_ns, side="right")  # a call in gap i comes before the end of round i
-    busy_ns = np.sort(np.concatenate((calls.start_ns[calls.grown], seen.backward_ns[:, 0])))
+    # An entry of several says where the first of them began, and not in which gaps the others lie.
+    began = calls.start_ns[calls.grown & (calls.count == 1)], seen.backward_ns[seen.backward_count == 1, 0]
+    busy_ns = np.sort(np.concatenate(began))
     first_ns = np.append(busy_ns, np.iinfo(np.int64).max)[
         np.searchsorted(busy_ns, np.concatenate(([seen.origin_ns], ends)))
     ]

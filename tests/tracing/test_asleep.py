@@ -315,9 +315,9 @@ def test_noted_ends_are_booked_once_where_a_look_comes_in_between():
         before, booked = len(log.noted), []
         end_asleep = type(log).end_asleep
 
-        def interrupted(self, end_ns, signature=0):
+        def interrupted(self, end_ns, *of_step):
             self.settle()  # a finaliser
-            end_asleep(self, end_ns, signature)
+            end_asleep(self, end_ns, *of_step)
             booked.append(end_ns)
             if len(booked) == 3:
                 raise KeyboardInterrupt

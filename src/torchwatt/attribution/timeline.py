@@ -97,7 +97,7 @@ def pieces(trace: Trace, start_ns: int, end_ns: int) -> Pieces:
     lo, hi, span = (np.concatenate(column) for column in zip(*parts, strict=True))
     if len(parts) > 1:
         lo, hi, span = _split_at_each_other(lo, hi, span)
-    slot, filled = np.append(trace.slot, NOBODY)[span], np.append(trace.filled, False)[span]  # noqa: FBT003 - a value
+    slot, filled = np.append(trace.slot, NOBODY)[span], np.append(trace.filled, False)[span]
     cuts = np.unique(np.concatenate((lo, hi, [start_ns, end_ns])))
     busy = np.bincount(np.searchsorted(cuts, lo), minlength=len(cuts)) if len(parts) > 1 else None
     weight = 1.0 / busy[np.searchsorted(cuts, lo)] if busy is not None else np.ones(len(lo))

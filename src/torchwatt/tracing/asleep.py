@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.tracing.compose import Composer, Led, Tree, calls_of, differing, sample_of, untold
-from torchwatt.tracing.fold import Kinds, Records
+from torchwatt.tracing.compose import FEW_SAMPLES, Composer, Led, Tree, calls_of, differing, sample_of, untold
+from torchwatt.tracing.fold import ANY_GRAPH, Kinds, Records
 from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.overhead import net_clock
 from torchwatt.tracing.ranges import top_level
@@ -93,6 +93,7 @@ class StepBook:
         apart: Slots of what no other step has, our own work and compilations, which are taken out.
         asleep: When the steps began of which only the end is noted, and how long they took, sorted; shape (n, 2). What
             the others are longer is what noting their bounds costs: it is taken out, too.
+        nodes: How many autograd nodes were made in noted and traced steps, by their end.
         after_ns: How long torch is busy with a step after its end was noted.
     """
 
@@ -105,6 +106,7 @@ class StepBook:
         *,
         apart: Sequence[int],
         asleep: IntArray = NO_STEPS,
+        nodes: Mapping[int, int] | None = None,
         after_ns: int = 0,
     ) -> None:
         self._models: list[_StepModel] = []
@@ -118,14 +120,15 @@ class StepBook:
         self.unlike: set[int] = set()  # modules that ran in steps that are like none, or that are like none themselves
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
-            found = _undisturbed(_found(spans, bounds, apart, after_ns))
+            found = _undisturbed(_found(spans, bounds, apart, after_ns, nodes or {}))
             cost_ns = _mark_ns(found, asleep)
-            for call, inside in found:
+            for call, inside, made in found:
                 template = _net_template(call, inside, cost_ns)
                 if template is not None:
                     counts, over = ran.within(call.start_ns, call.end_ns)
                     self._straddles |= ran.straddles(call.start_ns, call.end_ns)
-                    self._models.append(_StepModel(call, inside[:, 1], call.net_ns, template, counts, over, is_traced))
+                    model = _StepModel(call, inside[:, 1], call.net_ns, template, counts, over, is_traced, made)
+                    self._models.append(model)
         self._models.sort(key=lambda model: model.start_ns)
 
     def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
@@ -139,7 +142,8 @@ class StepBook:
             else:
                 ran = Signature(told.counts, told.over | self._ran.outermost, told.part)
             if kind not in self._matching:
-                self._matching[kind] = self._match(ran, paths.uncertain_in_step(ran))
+                matching = self._match(ran, paths.uncertain_in_step(ran), kinds.of[kind][2])
+                self._matching[kind] = matching
             template = self._taking_turns(self._matching[kind], int(records.start[i]), turn)
             if template is None and ran.over:
                 length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
@@ -149,14 +153,18 @@ class StepBook:
             if template is not None:
                 yield i, template
 
-    def _match(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
-        """Return the steps in which the same modules ran, with what may not have run given to what surely did."""
+    def _match(self, ran: Signature, uncertain: frozenset[int], nodes: Hashable) -> list[_StepModel]:
+        """Return the steps in which the same modules ran, with what may not have run given to what surely did.
+
+        Where steps of several kinds take turns (an inner and an outer loop), those with as many nodes are of one kind.
+        """
         known = self._known(ran, uncertain)
         if ran.part:
             begun = [self._beginning(model, ran) for model in known]
             return [model for model in begun if model is not None]
         known = [model for model in known if ran.matches(model.counts)]
-        chosen = _evened([model for model in known if not model.traced] or known)
+        alike = [model for model in known if model.nodes == nodes] or known
+        chosen = _evened([model for model in alike if not model.traced] or alike)
         return self._agreed(chosen, known) if ran.over else chosen
 
     def _beginning(self, model: _StepModel, ran: Signature) -> _StepModel | None:
@@ -243,6 +251,7 @@ class _StepModel:
     counts: Mapping[int, int]
     over: frozenset[int] | None
     traced: bool  # all its calls were logged, which made it longer
+    nodes: int  # that were made in it; ANY_GRAPH: not known
 
     @property
     def start_ns(self) -> int:
@@ -255,30 +264,36 @@ class _StepModel:
         return self.bounds.end_ns
 
 
-Found = Sequence[tuple[Call, IntArray]]
+Found = list[tuple[Call, IntArray, int]]
 
 
-def _found(spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns: int) -> list[tuple[Call, IntArray]]:
-    """Return each step, without our own work and compilations, and the spans in it."""
+def _found(
+    spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns: int, nodes: Mapping[int, int]
+) -> Found:
+    """Return each step without our own work and compilations, the spans in it, and how many nodes were made in it."""
     bounds = np.array(steps, dtype=np.int64).reshape(-1, 2)
     bounds = bounds[:: max(len(bounds) // MOST_STEPS, 1)]
+    made = [nodes.get(end, ANY_GRAPH) for end in bounds[:, 1].tolist()]
     following = np.append(spans[:, 1], np.iinfo(np.int64).max)[np.searchsorted(spans[:, 1], bounds)]
     bounds = np.minimum(bounds + after_ns, following)
     found = []
-    for start, end in bounds.tolist():
+    for (start, end), count in zip(bounds.tolist(), made, strict=True):
         first, last = np.searchsorted(spans[:, 1], (start, end))
         inside = spans[first:last].copy()
         inside[:, 2] = np.minimum(inside[:, 2], end)
         own = np.isin(inside[:, 0], apart)
         ours = inside[own][top_level(inside[own, 1], inside[own, 2])]
-        found.append((Call(start, end, tuple((int(s), int(e)) for _, s, e, _ in ours)), inside[~own]))
+        found.append((Call(start, end, tuple((int(s), int(e)) for _, s, e, _ in ours)), inside[~own], count))
     return found
 
 
-def _undisturbed(found: Found) -> list[tuple[Call, IntArray]]:
-    """Leave out steps that lasted many times as long as others: another program ran meanwhile."""
-    usual_ns = float(np.median([call.net_ns for call, _ in found])) if found else 0.0
-    return [each for each in found if each[0].net_ns <= DISTURBED * usual_ns]
+def _undisturbed(found: Found) -> Found:
+    """Leave out steps that lasted many times as long as others with as many nodes: another program ran meanwhile."""
+    lengths = defaultdict[int, list[int]](list)
+    for call, _, made in found:
+        lengths[made].append(call.net_ns)
+    usual_ns = {made: float(np.median(each)) for made, each in lengths.items()}
+    return [each for each in found if each[0].net_ns <= DISTURBED * usual_ns[each[2]]]
 
 
 def _mark_ns(found: Found, asleep: IntArray) -> float:
@@ -288,12 +303,12 @@ def _mark_ns(found: Found, asleep: IntArray) -> float:
     """
     if len(asleep) < ENOUGH or len(found) < ENOUGH:
         return 0.0
-    first = np.searchsorted(asleep[:, 0], [call.start_ns for call, _ in found])
+    first = np.searchsorted(asleep[:, 0], [call.start_ns for call, _, _ in found])
     excess_ns = [
         call.net_ns - np.percentile(asleep[i : i + NEIGHBOURS, 1], CALM)
-        for i, (call, _) in zip(np.minimum(first, len(asleep) - ENOUGH).tolist(), found, strict=True)
+        for i, (call, _, _) in zip(np.minimum(first, len(asleep) - ENOUGH).tolist(), found, strict=True)
     ]
-    spans = float(np.median([len(top_level(inside[:, 1], inside[:, 2])) for _, inside in found]))
+    spans = float(np.median([len(top_level(inside[:, 1], inside[:, 2])) for _, inside, _ in found]))
     of_gaps = IN_GAPS * float(np.percentile(excess_ns, CALM))
     return min(max(of_gaps / max(spans, 1.0), 0.0), MOST_MARK_NS)
 
@@ -322,7 +337,7 @@ def _evened(models: Sequence[_StepModel]) -> list[_StepModel]:
         groups[tuple(template.owner[top].tolist())].append((model, np.maximum.accumulate(bounds)))
     result = []
     for group in groups.values():
-        if len(group) < ENOUGH:
+        if len(group) < FEW_SAMPLES:
             result += [model for model, _ in group]
             continue
         parts = np.median([np.diff(bounds) * model.length_ns for model, bounds in group], axis=0)

@@ -291,7 +291,7 @@ class _Assembly:
         spans = self.columns.of_thread(thread)
         book = StepBook(
             spans, look.skeletons, look.traced, Modules(self._ran(log), self.tree, self._module_slots()), apart=apart,
-            asleep=lengths_of(records, asleep), after_ns=round(log.margins.optimizer_after_ns),
+            asleep=lengths_of(records, asleep), nodes=look.nodes, after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))
         is_part = [bool(self.paths[log].signature(kinds.of[kind][3]).part) for kind in records.kind[asleep].tolist()]

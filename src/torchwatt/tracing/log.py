@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 
@@ -23,6 +23,8 @@ from torchwatt.tracing.rows import (
     KEY,
     LIGHT_TASK,
     PROFILER_KEY,
+    SEQ0,
+    SEQ1,
     START,
     STEP_KEY,
     TASK,
@@ -50,6 +52,7 @@ class Look:
     kinds: Kinds
     traced: tuple[int, ...]  # start_ns and end_ns of each traced step
     skeletons: tuple[int, ...]  # of each step whose bounds were noted among those of which the end alone is
+    nodes: Mapping[int, int]  # how many autograd nodes were made in steps of either kind, by their end_ns
     optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
 
 
@@ -106,9 +109,9 @@ class Log:
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
         "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "deaf", "ends", "former", "ident",
-        "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "noted",
+        "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "nodes", "noted",
         "open_scopes", "opened", "optimizer_ends", "others", "reducers", "rows", "since", "skeletons",
-        "step_end", "stepless", "stride", "traced", "tracers",
+        "step_end", "step_node", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -132,8 +135,10 @@ class Log:
         self.open_scopes: list[int] = []  # when they began
         self.stepless = True  # no optimizer, backward call or user says where steps end: outermost calls do
         self.step_end = 0  # of the latest step
+        self.step_node = 0  # autograd's number of the next node at that time
         self.traced = array("q")  # start and end of each traced step
         self.skeletons = array("q")  # start and end of steps whose bounds were noted among those that only end
+        self.nodes: dict[int, int] = {}  # how many were made in each of these steps, by its end
         self.deaf = False  # the forward pass before the latest backward call was not seen
         self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted, see `Quiet`
         self.inside = False  # within an outermost call, as far as its class is known to make such calls
@@ -188,12 +193,12 @@ class Log:
 
     def _settle_one(self, row: Row) -> None:
         if row[KEY] == STEP_KEY:
-            self.end_asleep(row[END], LIGHT_TASK - row[TASK])
+            self.end_asleep(row[END], LIGHT_TASK - row[TASK], row[SEQ1])
             if self.lead_optimizer is not None:
                 self.ends.append((self.lead_optimizer, row[END]))
         else:
             self.rows.append(row)
-            self.step_end = row[END]  # what follows is no part of it
+            self.step_end, self.step_node = row[END], row[SEQ1]  # what follows is no part of it
 
     def _settle_many(self) -> None:
         """Log many of them at once."""
@@ -203,12 +208,14 @@ class Log:
         last_ns = noted[-1][END]
         steps = rows[:, KEY] == STEP_KEY
         rows[steps, START] = np.concatenate(([self.step_end], rows[:, END]))[:-1][steps]
+        rows[steps, SEQ0] = np.concatenate(([self.step_node], rows[:, SEQ1]))[:-1][steps]
         done = len(self._chunks), len(self.ends)
         try:
             self._chunks.append(rows)
             if self.lead_optimizer is not None:
                 self.ends.extend(zip(repeat(self.lead_optimizer), rows[steps, END].tolist(), strict=False))
             self._compacted += len(rows)
+            self.step_node = noted[-1][SEQ1]
             self.step_end = max(self.step_end, last_ns)  # from here on these ends count as logged
         except BaseException:  # an interrupt: as if nothing had been done
             if self.step_end < last_ns:
@@ -226,17 +233,25 @@ class Log:
         """Log our own work; `number` is autograd's, and does not change in it."""
         self.rows.append((PROFILER_KEY, began_ns, end_ns, number, number, FORWARD_TASK))
 
-    def add_skeleton(self, start_ns: int, end_ns: int) -> None:
+    def add_traced(self, end_ns: int, node: int) -> None:
+        """Note the end of a traced step, and autograd's number of the next node by then."""
+        self.traced.extend((self.step_end, end_ns))
+        self.nodes[end_ns] = node - self.step_node
+
+    def add_skeleton(self, end_ns: int, node: int) -> None:
         """Note a step that shows how others are divided; of many every second one goes."""
         if len(self.skeletons) >= 2 * MAX_SKELETONS:
             pairs = np.frombuffer(self.skeletons, dtype=np.int64).reshape(-1, 2)[::2].copy()
             self.skeletons = array("q", pairs.ravel().tolist())
-        self.skeletons.extend((start_ns, end_ns))
+            self.nodes = {end: self.nodes[end] for end in (*pairs[:, 1].tolist(), *self.traced[1::2])}
+        self.skeletons.extend((self.step_end, end_ns))
+        self.nodes[end_ns] = node - self.step_node
 
-    def end_asleep(self, end_ns: int, signature: int = 0) -> None:
-        """Log a step of which only the end is known, and which of the counted modules ran."""
+    def end_asleep(self, end_ns: int, signature: int = 0, node: int = 0) -> None:
+        """Log a step of which only the end is known, which of the counted modules ran, and how many nodes were made."""
         start_ns, self.step_end = self.step_end, end_ns
-        self.rows.append((STEP_KEY, start_ns, end_ns, 0, 0, LIGHT_TASK - signature))
+        first, self.step_node = self.step_node, node
+        self.rows.append((STEP_KEY, start_ns, end_ns, first, node, LIGHT_TASK - signature))
 
     def total(self) -> int:
         """Return how many rows there are."""
@@ -299,6 +314,7 @@ class Log:
                 self.kinds,
                 tuple(self.traced),
                 tuple(self.skeletons),
+                dict(self.nodes),
                 optimizers,
             )
 

@@ -72,7 +72,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if quiet.steps < quiet.most and quiet.asleep == ident() and quiet.optimizer == id(optimizer):
             end = clock()
             quiet.called.append(id(optimizer))
-            quiet.end_step(end, signatures)
+            quiet.end_step(end, seq(), signatures)
             return
         try:
             log = local.log

@@ -39,13 +39,13 @@ class Quiet:
         if not stride.planned:  # another thread wants a look, and said so a moment ago
             self.stir()
 
-    def end_step(self, end_ns: int, signatures: Signatures) -> None:
-        """Note the end of a step, and which modules were called in it."""
+    def end_step(self, end_ns: int, node: int, signatures: Signatures) -> None:
+        """Note the end of a step, autograd's number of the next node by then, and which modules were called in it."""
         called = tuple(self.called)
         number = signatures.by_ids.get(called)
         if number is None:
             number = signatures.number(called)
-        self.ends.append((STEP_KEY, 0, end_ns, 0, 0, LIGHT_TASK - number))  # it began where the one before ended
+        self.ends.append((STEP_KEY, 0, end_ns, 0, node, LIGHT_TASK - number))  # it began where the one before ended
         self.called.clear()
         self.steps += 1
         self.calls = 0

@@ -104,15 +104,16 @@ class Stepping:
         """Note the end of a step; now and then decide on the next ones."""
         stride = log.stride
         self._rise(log)
+        node = sequence_nr()
         if log.mode == ASLEEP:
-            log.end_asleep(end_ns, self._ran())
+            log.end_asleep(end_ns, self._ran(), node)
             log.calls_asleep = 0
         elif log.step_end:  # the first one began who knows when
             if log.mode == FULL:
-                log.traced.extend((log.step_end, end_ns))
+                log.add_traced(end_ns, node)
             elif stride.skeleton and stride.steps >= COLD_STEPS:
-                log.add_skeleton(log.step_end, end_ns)
-        log.step_end = end_ns
+                log.add_skeleton(end_ns, node)
+        log.step_end, log.step_node = end_ns, node
         stride.steps += 1
         if self._host.devices is not None:
             self._devices(self._host.devices, log, stamp=True)
@@ -142,7 +143,8 @@ class Stepping:
         log.settle()
         number = self._ran(is_part=True)
         if log.step_end < end_ns:
-            log.end_asleep(max((end for _, end in log.ends if end > log.step_end), default=end_ns), number)
+            last_ns = max((end for _, end in log.ends if end > log.step_end), default=end_ns)
+            log.end_asleep(last_ns, number, sequence_nr())
 
     def _rise(self, log: Log) -> None:
         """Take note of the steps that passed by quietly."""
@@ -193,7 +195,8 @@ class Stepping:
     def outermost_ended(self, log: Log) -> None:
         """Take notice of the end of a call that may be a step."""
         if not torch.is_grad_enabled():
-            log.step_end = self._host.clock_ns()  # of the steps that follow it is no part
+            # Of the steps that follow it is no part.
+            log.step_end, log.step_node = self._host.clock_ns(), sequence_nr()
         if self._host.devices is not None and self.conductor is not None and log.mode != OFF:
             self._host.devices.call_ended(log, self.conductor)
 

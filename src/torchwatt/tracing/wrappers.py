@@ -393,7 +393,7 @@ def _ending(host: Host) -> Callable[..., Any]:
             return run(original, args, kwargs)
         finally:
             if quiet.steps < quiet.most:
-                quiet.end_step(clock(), signatures)
+                quiet.end_step(clock(), sequence_nr(), signatures)
             else:
                 backward_ended(log_of(), fresh=True)
 

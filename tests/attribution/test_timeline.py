@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.attribution.timeline import NOBODY, PAUSE_NS, flatten, pieces
+from torchwatt.attribution.timeline import NOBODY, flatten, pieces
 from torchwatt.core.trace import Span, trace_from_spans
 
 
@@ -61,46 +61,6 @@ def test_two_threads_share_an_instant_equally():
         slot: float(((cut.end_ns - cut.start_ns) * cut.weight)[cut.slot == slot].sum()) for slot in np.unique(cut.slot)
     }
     assert seconds == {0: 7.5, 1: 12.5}
-
-
-def seconds_by_slot(spans, end_ns):
-    """Return how long each slot owned the window up to a time, by name and phase."""
-    trace = trace_from_spans(spans)
-    cut = pieces(trace, 0, end_ns)
-    names = [(slot.fqn, slot.phase) for slot in trace.slots]
-    owned = (cut.end_ns - cut.start_ns) * cut.weight
-    return {
-        names[slot] if slot != NOBODY else None: float(owned[cut.slot == slot].sum()) for slot in np.unique(cut.slot)
-    }
-
-
-def steps_of(thread, offset, *, phases=("forward", "backward"), n=8):
-    """Return steps of 10: two spans of 4, and 2 between this step and the next."""
-    return [
-        Span(f"m{thread}", phase, begin := offset + 10 * i + 4 * k, begin + 4, thread)
-        for i in range(n)
-        for k, phase in enumerate(phases)
-    ]
-
-
-@given(st.integers(0, 9))
-def test_what_a_thread_that_trains_does_between_its_spans_is_work_beside_another_thread(offset):
-    owned = seconds_by_slot([*steps_of(0, 0), *steps_of(1, offset)], 80)
-    alone = seconds_by_slot(steps_of(0, 0), 80)
-    assert isclose(owned[None], alone[None], abs_tol=offset)  # nobody's: two in ten, however the steps overlap
-
-
-def test_a_worker_that_answers_waits_between_its_spans():
-    answers = [Span("worker", "forward", 10 * i, 10 * i + 1, 1) for i in range(8)]
-    owned = seconds_by_slot([Span("busy", "forward", 0, 80), *answers], 80)
-    assert owned == {("busy", "forward"): 76.0, ("worker", "forward"): 4.0}
-
-
-def test_a_long_pause_of_a_thread_that_trains_is_none_of_its_work():
-    later = [Span("m1", "forward", PAUSE_NS + 8, PAUSE_NS + 12, 1)]
-    owned = seconds_by_slot([Span("busy", "forward", 0, PAUSE_NS + 12), *steps_of(1, 0, n=1), *later], PAUSE_NS + 12)
-    assert owned["busy", "forward"] == PAUSE_NS + 6
-    assert None not in owned
 
 
 def test_a_span_that_outlives_its_parent_is_clipped_to_it():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchwatt.attribution.timeline import NOBODY, PAUSE_NS, Pieces
+from torchwatt.attribution.timeline import NOBODY, Pieces
 from torchwatt.core.meter import IntArray, Series
 from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Slot
 from torchwatt.core.trace import Trace
@@ -12,6 +12,8 @@ from torchwatt.core.units import NS_PER_S
 
 GAP_SLOTS = (Slot(IDLE, "other"), Slot(UNATTRIBUTED, "other"), Slot(OUTSIDE, "other"))
 
+# Shorter pauses between two kernels of work are part of the work.
+IDLE_MIN_NS = 100_000_000
 # A shorter pause has no whole interval between two looks at the process's CPU time.
 IDLE_MIN_PERIODS = 2
 # Below this use of one CPU the process did nothing.
@@ -44,6 +46,6 @@ def _is_idle(start_ns: IntArray, end_ns: IntArray, process_cpu: Series | None) -
     cpu_s = np.maximum.accumulate(process_cpu.raw * process_cpu.channel.scale)
     used_s = np.interp(end_ns, process_cpu.t_ns, cpu_s) - np.interp(start_ns, process_cpu.t_ns, cpu_s)
     length_s = (end_ns - start_ns) / NS_PER_S
-    least_ns = max(PAUSE_NS, IDLE_MIN_PERIODS * process_cpu.channel.period_ns)
+    least_ns = max(IDLE_MIN_NS, IDLE_MIN_PERIODS * process_cpu.channel.period_ns)
     long_enough = end_ns - start_ns >= least_ns
     return np.asarray(long_enough & (used_s < IDLE_CPU_SHARE * length_s), dtype=np.bool_)

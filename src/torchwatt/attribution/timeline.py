@@ -1,9 +1,4 @@
-"""Who owned each instant: nested spans flattened to the innermost one, threads sharing by a stated rule.
-
-Threads that work at the same time each own an equal share. A thread that trains also works between its spans (losses,
-zeroing gradients, updates by hand): these pauses are nobody's, and as much as another thread's spans. What other
-threads do between theirs is not known: a worker that answers requests mostly waits for them.
-"""
+"""Who owned each instant: nested spans flattened to the innermost one, threads sharing by a stated rule."""
 
 from __future__ import annotations
 
@@ -15,7 +10,6 @@ from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.trace import Trace
 
 NOBODY = -1
-PAUSE_NS = 100_000_000  # shorter pauses between two pieces of work are part of the work
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,26 +72,20 @@ def _parents(start: IntArray, end: IntArray) -> IntArray:
 
 
 def pieces(trace: Trace, start_ns: int, end_ns: int) -> Pieces:
-    """Cut a window into pieces."""
+    """Cut a window into pieces; threads that work at the same time each own an equal share of it."""
     parts = []
-    threads = np.unique(trace.thread)
-    for thread in threads:
+    for thread in np.unique(trace.thread):
         mine = np.flatnonzero(trace.thread == thread)
         lo, hi, span = flatten(trace.start_ns[mine], trace.end_ns[mine])
-        owner = mine[span]
-        if len(threads) > 1 and _trains(trace, mine):
-            pause_lo, pause_hi = _pauses(lo, hi)
-            lo, hi = np.concatenate((lo, pause_lo)), np.concatenate((hi, pause_hi))
-            owner = np.concatenate((owner, np.full(len(pause_lo), NOBODY)))
         lo, hi = np.maximum(lo, start_ns), np.minimum(hi, end_ns)
         keep = hi > lo
-        parts.append((lo[keep], hi[keep], owner[keep]))
+        parts.append((lo[keep], hi[keep], mine[span[keep]]))
     if not parts:
         return _gap_only(start_ns, end_ns)
     lo, hi, span = (np.concatenate(column) for column in zip(*parts, strict=True))
     if len(parts) > 1:
         lo, hi, span = _split_at_each_other(lo, hi, span)
-    slot, filled = np.append(trace.slot, NOBODY)[span], np.append(trace.filled, False)[span]
+    slot, filled = trace.slot[span], trace.filled[span]
     cuts = np.unique(np.concatenate((lo, hi, [start_ns, end_ns])))
     busy = np.bincount(np.searchsorted(cuts, lo), minlength=len(cuts)) if len(parts) > 1 else None
     weight = 1.0 / busy[np.searchsorted(cuts, lo)] if busy is not None else np.ones(len(lo))
@@ -109,19 +97,6 @@ def pieces(trace: Trace, start_ns: int, end_ns: int) -> Pieces:
         np.concatenate((filled, np.zeros(len(gap_lo), dtype=np.bool_))),
         np.concatenate((weight, np.ones(len(gap_lo)))),
     )
-
-
-def _trains(trace: Trace, spans: IntArray) -> bool:
-    """Say whether some spans, of one thread, are those of a loop that trains."""
-    phases = {trace.slots[slot].phase for slot in np.unique(trace.slot[spans]).tolist()}
-    return {"forward", "backward"} <= phases
-
-
-def _pauses(lo: IntArray, hi: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the short stretches between those of a thread, which are apart and sorted."""
-    length = lo[1:] - hi[:-1]
-    short = (length > 0) & (length < PAUSE_NS)
-    return hi[:-1][short], lo[1:][short]
 
 
 def _gap_only(start_ns: int, end_ns: int) -> Pieces:

@@ -28,6 +28,7 @@ NO_STEPS: IntArray = np.zeros((0, 2), dtype=np.int64)
 IN_GAPS = 0.7  # of what noting bounds costs lies beside the spans; cold caches make the spans longer, too
 CALM = 25.0  # percentile of lengths: of steps in which no other program ran
 DISTURBED = 4.0  # times the median length
+FEW_READINGS = 3  # of the CPU time in a step
 ENOUGH = 8  # steps of each sort before they are compared
 MOST_MARK_NS = 50_000.0  # per span: what is dearer is no cost of ours
 
@@ -82,6 +83,19 @@ class Modules:
     slots: Slots = field(default_factory=Slots)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StepReadings:
+    """What was read at the bounds of steps.
+
+    Args:
+        nodes: How many autograd nodes were made in a step, by its end.
+        cpu: Times, sorted, and the thread's CPU time by then: what other programs take from a step is no part of it.
+    """
+
+    nodes: Mapping[int, int] = field(default_factory=dict)
+    cpu: IntArray = field(default_factory=lambda: NO_STEPS)
+
+
 class StepBook:
     """Steps of one thread whose bounds were noted, as templates whose owners are slots.
 
@@ -93,7 +107,7 @@ class StepBook:
         apart: Slots of what no other step has, our own work and compilations, which are taken out.
         asleep: When the steps began of which only the end is noted, and how long they took, sorted; shape (n, 2). What
             the others are longer is what noting their bounds costs: it is taken out, too.
-        nodes: How many autograd nodes were made in noted and traced steps, by their end.
+        readings: Of the noted and traced steps.
         after_ns: How long torch is busy with a step after its end was noted.
     """
 
@@ -106,7 +120,7 @@ class StepBook:
         *,
         apart: Sequence[int],
         asleep: IntArray = NO_STEPS,
-        nodes: Mapping[int, int] | None = None,
+        readings: StepReadings | None = None,
         after_ns: int = 0,
     ) -> None:
         self._models: list[_StepModel] = []
@@ -117,17 +131,19 @@ class StepBook:
         self._composers: dict[frozenset[int], Composer] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self.untold = False  # of some steps it is not known at all what ran
+        readings = readings or StepReadings()
         self.unlike: set[int] = set()  # modules that ran in steps that are like none, or that are like none themselves
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
-            found = _undisturbed(_found(spans, bounds, apart, after_ns, nodes or {}))
+            found = _undisturbed(_found(spans, bounds, apart, after_ns, readings.nodes))
             cost_ns = _mark_ns(found, asleep)
             for call, inside, made in found:
-                template = _net_template(call, inside, cost_ns)
+                ran_in, ran_inside = _on_cpu_clock(call, inside, readings.cpu)
+                template = _net_template(ran_in, ran_inside, cost_ns)
                 if template is not None:
                     counts, over = ran.within(call.start_ns, call.end_ns)
                     self._straddles |= ran.straddles(call.start_ns, call.end_ns)
-                    model = _StepModel(call, inside[:, 1], call.net_ns, template, counts, over, is_traced, made)
+                    model = _StepModel(call, inside[:, 1], ran_in.net_ns, template, counts, over, is_traced, made)
                     self._models.append(model)
         self._models.sort(key=lambda model: model.start_ns)
 
@@ -285,6 +301,26 @@ def _found(
         ours = inside[own][top_level(inside[own, 1], inside[own, 2])]
         found.append((Call(start, end, tuple((int(s), int(e)) for _, s, e, _ in ours)), inside[~own], count))
     return found
+
+
+def _on_cpu_clock(call: Call, spans: IntArray, cpu: IntArray) -> tuple[Call, IntArray]:
+    """Return a step and its spans with CPU times of the thread in place of times, where these were read often enough.
+
+    On a busy machine a step of 2 ms takes ten, and in which of its parts it waited is chance.
+    """
+    first, last = np.searchsorted(cpu[:, 0], (call.start_ns, call.end_ns + 1))
+    if last - first < FEW_READINGS:
+        return call, spans
+
+    def ran(t_ns: IntArray) -> IntArray:
+        return np.asarray(np.interp(t_ns, cpu[:, 0], cpu[:, 1]), dtype=np.int64)
+
+    start_ns, end_ns = ran(np.array([call.start_ns, call.end_ns])).tolist()
+    if end_ns <= start_ns:
+        return call, spans
+    inner = tuple((start, end) for start, end in ran(np.array(call.inner).reshape(-1, 2)).tolist())
+    bounds = ran(spans[:, 1:3])
+    return Call(start_ns, end_ns, inner), np.column_stack((spans[:, 0], bounds, spans[:, 3]))
 
 
 def _undisturbed(found: Found) -> Found:

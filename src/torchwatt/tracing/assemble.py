@@ -16,7 +16,7 @@ from torchwatt.core.meter import Event, IntArray
 from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
-from torchwatt.tracing.asleep import Modules, Ran, Slots, StepBook, lengths_of, steps_among
+from torchwatt.tracing.asleep import Modules, Ran, Slots, StepBook, StepReadings, lengths_of, steps_among
 from torchwatt.tracing.backward import BackwardBook
 from torchwatt.tracing.columns import Columns
 from torchwatt.tracing.compose import Tree
@@ -291,7 +291,8 @@ class _Assembly:
         spans = self.columns.of_thread(thread)
         book = StepBook(
             spans, look.skeletons, look.traced, Modules(self._ran(log), self.tree, self._module_slots()), apart=apart,
-            asleep=lengths_of(records, asleep), nodes=look.nodes, after_ns=round(log.margins.optimizer_after_ns),
+            asleep=lengths_of(records, asleep), readings=StepReadings(look.nodes, look.cpu),
+            after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))
         is_part = [bool(self.paths[log].signature(kinds.of[kind][3]).part) for kind in records.kind[asleep].tolist()]

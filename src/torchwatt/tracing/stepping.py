@@ -105,6 +105,7 @@ class Stepping:
         stride = log.stride
         self._rise(log)
         node = sequence_nr()
+        log.read_cpu(end_ns)
         if log.mode == ASLEEP:
             log.end_asleep(end_ns, self._ran(), node)
             log.calls_asleep = 0

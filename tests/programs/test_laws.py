@@ -40,14 +40,15 @@ def is_installed(name: str) -> bool:
 
 LONGER = 4.0  # times
 MORE_ROUNDS = 2
-VMAP = "what vmap unwraps after the backward call is the program's backward, and no part of what is seen"
+VMAP = "where vmap unwraps gradients Dynamo has rules for all functions: none can be wrapped, and it is no backward"
+WAITS = "spans are wall time: on a busy machine threads mostly wait, for the interpreter and for cores, and use nothing"
 UNCOUNTED = "on a busy machine counting is beyond the budget: joules are the enclosing module's (PATHS_UNKNOWN)"
 NESTED = "now and then a step is filled from one in which another group of blocks was dropped"
 KNOWN = {
     ("groups", "layer_drop"): UNCOUNTED,
     ("calls", "layer_drop_nested"): NESTED,
     ("phases", "per_sample_gradients"): VMAP,
-    ("phases", "step_that_is_retried"): "a forward call that raises ends no span of its own while the thread sleeps",
+    ("phases", "threads"): WAITS,
 }
 
 

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tracing.nets import Net, assert_nested, batch, calls, codes, traced, train
-from torchwatt.tracing.fold import MAX_KINDS, Kinds, Records, _units, merge, split
+from torchwatt.tracing.fold import MAX_KINDS, MAX_STEP_SIZES, Kinds, Records, _units, merge, split
 from torchwatt.tracing.marks import Marks
 from torchwatt.tracing.ranges import self_times
-from torchwatt.tracing.rows import LIGHT_TASK, OPTIMIZER_KEY, Backward
+from torchwatt.tracing.rows import LIGHT_TASK, OPTIMIZER_KEY, STEP_KEY, Backward
 
 INSIDE = st.sampled_from([(), ((1, 2),), ((0, 3), (1, 2)), ((0, 1), (2, 4))])
 
@@ -151,3 +151,10 @@ def test_evaluation_after_training_wakes_a_sleeping_thread():
     assert asleep == 2
     assert calls(run.trace, "(root)", "forward") == 300
     assert calls(run.trace, "head", "forward") == 300
+
+
+def test_steps_of_ever_other_graphs_are_few_kinds():
+    kinds = Kinds()
+    numbers = [kinds.number(("row", STEP_KEY, size, LIGHT_TASK)) for size in [*range(100), 5]]
+    assert len(set(numbers)) == MAX_STEP_SIZES + 1
+    assert numbers[5] == numbers[-1] != numbers[99] == numbers[98]

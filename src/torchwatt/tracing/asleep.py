@@ -127,7 +127,7 @@ class StepBook:
         ran = modules.ran
         self._tree, self._slots, self._ran = modules.tree, modules.slots, ran
         self._straddles = False
-        self._matching: dict[int, list[_StepModel]] = {}
+        self._matching: dict[tuple[Hashable, Hashable], list[_StepModel]] = {}
         self._composers: dict[frozenset[int], Composer] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self.untold = False  # of some steps it is not known at all what ran
@@ -146,6 +146,7 @@ class StepBook:
                     model = _StepModel(call, inside[:, 1], ran_in.net_ns, template, counts, over, is_traced, made)
                     self._models.append(model)
         self._models.sort(key=lambda model: model.start_ns)
+        self._sizes = {model.nodes for model in self._models}
 
     def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
         """Yield the steps among the records, each with the template that fills it: the near ones take turns."""
@@ -157,10 +158,11 @@ class StepBook:
                 ran, self.untold = told, True
             else:
                 ran = Signature(told.counts, told.over | self._ran.outermost, told.part)
-            if kind not in self._matching:
-                matching = self._match(ran, paths.uncertain_in_step(ran), kinds.of[kind][2])
-                self._matching[kind] = matching
-            template = self._taking_turns(self._matching[kind], int(records.start[i]), turn)
+            nodes = kinds.of[kind][2]
+            which = task, nodes if nodes in self._sizes else ANY_GRAPH
+            if which not in self._matching:
+                self._matching[which] = self._match(ran, paths.uncertain_in_step(ran), which[1])
+            template = self._taking_turns(self._matching[which], int(records.start[i]), turn)
             if template is None and ran.over:
                 length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
                 template = self._composed(ran, paths.uncertain_in_step(ran), length_ns)

@@ -31,12 +31,14 @@ from torchwatt.tracing.rows import (
     SEQ0,
     SEQ1,
     START,
+    STEP_KEY,
     TASK,
     UNCOUNTED_COMMUNICATION_KEY,
     Backward,
 )  # fmt: skip
 
 MAX_KINDS = 8_192  # beyond, calls of one module are one kind whatever graph they made
+MAX_STEP_SIZES = 32  # kinds of steps by the number of their nodes; those of further sizes are one kind
 ANY_GRAPH = -1
 
 
@@ -80,17 +82,25 @@ class Kinds:
     def __init__(self) -> None:
         self.of: list[tuple[Hashable, ...]] = []
         self._number: dict[tuple[Hashable, ...], int] = {}
+        self._step_sizes: set[Hashable] = set()
 
     def number(self, kind: tuple[Hashable, ...]) -> int:
         """Return the number of a kind; of a coarser one if there are too many."""
         known = self._number.get(kind)
         if known is None:
+            if kind[:2] == ("row", STEP_KEY):
+                kind = self._of_step(kind)
             if len(self.of) >= MAX_KINDS:
                 kind = ("row", kind[1], ANY_GRAPH, kind[3]) if kind[0] == "row" else ("backward",)
             known = self._number.setdefault(kind, len(self.of))
             if known == len(self.of):
                 self.of.append(kind)
         return known
+
+    def _of_step(self, kind: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+        if len(self._step_sizes) < MAX_STEP_SIZES:
+            self._step_sizes.add(kind[2])
+        return kind if kind[2] in self._step_sizes else (*kind[:2], ANY_GRAPH, *kind[3:])
 
     def where(self, *head: Hashable) -> list[int]:
         """Return the numbers of all kinds that begin so."""

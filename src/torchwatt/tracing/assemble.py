@@ -300,7 +300,7 @@ class _Assembly:
         modules = Modules(self._ran(log), self.tree, self._module_slots(), look.nodes)
         book = StepBook(
             spans, look.skeletons, look.traced, modules, apart=apart,
-            asleep=lengths_of(records, asleep), after_ns=round(log.margins.optimizer_after_ns),
+            asleep=lengths_of(records, asleep), cpu=look.cpu, after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))
         is_part = [bool(self.paths[log].signature(kinds.of[kind][3]).part) for kind in records.kind[asleep].tolist()]

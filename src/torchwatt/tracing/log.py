@@ -14,6 +14,7 @@ from torchwatt.core.meter import IntArray
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, shifted, split
 from torchwatt.tracing.margins import NO_MARGINS, InPlace
+from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.rounds import OptimizerEnd, OptimizerEnds
 from torchwatt.tracing.rows import (
     DATA_KEY,
@@ -34,7 +35,9 @@ from torchwatt.tracing.structure import PARTIAL, keys_of
 MAX_RECORDS = 16_384
 COARSEST = 1 << 40
 MAX_SKELETONS = 1_024
+MAX_CPU_READINGS = 16_384
 FEW_NOTED = 32
+own_ns = own_time()
 NO_ROWS: IntArray = np.empty((0, 6), dtype=np.int64)
 
 
@@ -50,6 +53,7 @@ class Look:
     kinds: Kinds
     traced: tuple[int, ...]  # start_ns and end_ns of each traced step
     skeletons: tuple[int, ...]  # of each step whose bounds were noted among those of which the end alone is
+    cpu: IntArray  # times, sorted, and the thread's CPU time by then; shape (n, 2)
     optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
     nodes: Mapping[int, int]  # by the end of a step: how many autograd nodes it made outside backward calls
 
@@ -106,8 +110,8 @@ class Log:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
-        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "deaf", "ends", "former", "ident",
-        "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "nodes", "noted",
+        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu", "deaf", "ends", "former",
+        "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "nodes", "noted",
         "open_scopes", "opened", "optimizer_ends", "others", "partial", "reducers", "rows", "since", "skeletons",
         "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
@@ -136,6 +140,7 @@ class Log:
         self.step_end = 0  # of the latest step
         self.traced = array("q")  # start and end of each traced step
         self.skeletons = array("q")  # start and end of steps whose bounds were noted among those that only end
+        self.cpu = array("q")  # times, and this thread's CPU time by then: at the bounds of what is logged outermost
         self.nodes: dict[int, int] = {}  # end_ns of a step -> how many autograd nodes it made outside backward calls
         self.deaf = False  # the forward pass before the latest backward call was not seen
         self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted, see `Quiet`
@@ -232,6 +237,14 @@ class Log:
         latest = self.noted or self.rows
         return bool(latest) and (latest[-1][KEY] > 0 or latest[-1][KEY] == DATA_KEY)
 
+    def read_cpu(self, t_ns: int) -> None:
+        """Note how long the thread, the calling one, has run by now; of many readings every second one goes."""
+        if len(self.cpu) >= 2 * MAX_CPU_READINGS:
+            pairs = np.frombuffer(self.cpu, dtype=np.int64).reshape(-1, 2)[::2].copy()
+            self.cpu = array("q", pairs.ravel().tolist())
+        if not self.cpu or t_ns > self.cpu[-2]:
+            self.cpu.extend((t_ns, own_ns()))
+
     def add_own(self, began_ns: int, end_ns: int, number: int) -> None:
         """Log our own work; `number` is autograd's, and does not change in it."""
         self.rows.append((PROFILER_KEY, began_ns, end_ns, number, number, FORWARD_TASK))
@@ -241,6 +254,8 @@ class Log:
         if len(self.skeletons) >= 2 * MAX_SKELETONS:
             pairs = np.frombuffer(self.skeletons, dtype=np.int64).reshape(-1, 2)[::2].copy()
             self.skeletons = array("q", pairs.ravel().tolist())
+            kept = {*pairs[:, 1].tolist(), *self.traced[1::2]}
+            self.nodes = {end: nodes for end, nodes in self.nodes.items() if end in kept}
         self.skeletons.extend((start_ns, end_ns))
 
     def end_asleep(self, end_ns: int, signature: int = 0) -> None:
@@ -309,6 +324,7 @@ class Log:
                 self.kinds,
                 tuple(self.traced),
                 tuple(self.skeletons),
+                np.array(self.cpu[:], dtype=np.int64).reshape(-1, 2),
                 optimizers,
                 dict(self.nodes),
             )

@@ -107,6 +107,7 @@ class Stepping:
         """Note the end of a step; now and then decide on the next ones."""
         stride = log.stride
         self._rise(log)
+        log.read_cpu(end_ns)
         nodes = self._host.quiet.take_nodes(sequence_nr()) if self._host.quiet.alone else None
         if log.mode == ASLEEP:
             if nodes is not None:

@@ -298,6 +298,7 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
             finally:
                 log.inside = False
         step = False
+        log.read_cpu(clock())
         try:
             if task() >= 0:
                 return call(module, *args, **kwargs)
@@ -314,6 +315,7 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
             return call(module, *args, **kwargs)
         finally:
             log.inside = False
+            log.read_cpu(clock())
             if step:
                 host.outermost_ended(log)
 
@@ -376,11 +378,13 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
         unseen = log.deaf = first == since and log.mode == LIGHT and seq() > log.stride.seq
         if unseen:
             host.look_closer()  # a forward pass went by
+        log.read_cpu(clock())
         try:
             if log.mode == FULL or (first > since and log.rows and log.rows[-1][TASK] > LIGHT_TASK):
                 return host.run_backward(original, args, kwargs)
             return bare(log, since, first, original, args, kwargs)
         finally:
+            log.read_cpu(clock())
             log.stride.seq = seq()
             if quiet.alone:
                 quiet.nodes_before += log.stride.seq - number

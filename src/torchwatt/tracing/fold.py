@@ -182,6 +182,7 @@ def _evaluations(start: IntArray, kind: IntArray, unit: IntArray, kinds: Kinds) 
     before = np.concatenate(([0, 0], length))[: len(length)]  # of the stretch of the same sort
     odd = (length != before) | (length > MOST_REGULAR)
     either = odd | np.append(odd[1:], True) | np.concatenate(([True], odd[:-1]))
+    either[:1] = False  # nothing lies before the first
     found: IntArray = start[first[begins[either]]]
     return found
 

@@ -19,6 +19,7 @@ from torchwatt.attribution.sentence import how_known
 from torchwatt.attribution.split import Split, split
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.errors import SensorError
+from torchwatt.core.instants import interpolate
 from torchwatt.core.ledger import LEAST_COVERAGE, Ledger
 from torchwatt.core.meter import Event, Meter, Recording, Unavailable
 from torchwatt.core.trace import Trace
@@ -91,7 +92,7 @@ def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:
     if any(series is None or len(series) < 2 for series in found):
         return []
     children_s, all_s = (
-        float(np.diff(np.interp([start_ns, end_ns], s.t_ns, np.maximum.accumulate(s.raw) * s.channel.scale))[0])
+        float(np.diff(interpolate([start_ns, end_ns], s.t_ns, np.maximum.accumulate(s.raw) * s.channel.scale))[0])
         for s in found
         if s is not None
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchwatt.attribution.power import GAP_NS, BoolArray, Integral
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import Channel, Event, FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
@@ -106,7 +107,7 @@ def bridge(
     dt_s = np.diff(t_ns) / NS_PER_S
     good_s = dt_s[~bad].sum()
     held_j = (step_j[~bad].sum() / good_s if good_s > 0 else 0.0) * dt_s
-    found_j = held_j if power is None else np.where(by_power, np.diff(np.interp(t_ns, *power[:2])), held_j)
+    found_j = held_j if power is None else np.where(by_power, np.diff(interpolate(t_ns, *power[:2])), held_j)
     return np.asarray(np.where(lost(t_ns, bad, by_power), 0.0, found_j), dtype=np.float64)
 
 
@@ -153,7 +154,7 @@ def still(
     add_j, keep = np.zeros_like(step_j), np.ones(len(t_ns), dtype=np.bool_)
     silent: list[tuple[int, int]] = []
     events: list[Event] = []
-    integral = np.interp(t_ns, *power[:2]) if power is not None else np.zeros(len(t_ns))
+    integral = interpolate(t_ns, *power[:2]) if power is not None else np.zeros(len(t_ns))
     changes = np.flatnonzero(moved)
     moving_s = np.diff(t_ns)[step_j > 0].sum() / NS_PER_S
     moving_w = step_j.sum() / moving_s if moving_s > 0 else 0.0

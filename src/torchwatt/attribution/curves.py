@@ -21,6 +21,7 @@ from torchwatt.attribution.power import (
     with_ends,
 )
 from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import Event, FloatArray, IntArray, Meter, Recording, Series, Unavailable
 from torchwatt.core.terms import Method
 from torchwatt.core.units import NS_PER_S
@@ -120,7 +121,7 @@ def integral_between(integral: Integral, start_ns: int, end_ns: int) -> float | 
     """Return the integrated joules of a window; None where power was not read throughout: half of them is no check."""
     if not knows(integral, start_ns, end_ns):
         return None
-    return float(np.diff(np.interp([start_ns, end_ns], *integral[:2]))[0])
+    return float(np.diff(interpolate([start_ns, end_ns], *integral[:2]))[0])
 
 
 def _cross_check(meter: Meter, curve: EnergyCurve, integral: Integral | None) -> list[Event]:
@@ -133,7 +134,7 @@ def _cross_check(meter: Meter, curve: EnergyCurve, integral: Integral | None) ->
     if np.diff(both, axis=1).sum() < CROSS_CHECK_NS:
         return []
     counted_j = float(np.diff(curve.at(both), axis=1).sum())
-    other_j = float(np.diff(np.interp(both, t_ns, energy_j), axis=1).sum())
+    other_j = float(np.diff(interpolate(both, t_ns, energy_j), axis=1).sum())
     off = abs(counted_j - other_j) / max(other_j, counted_j, 1e-12)
     if off <= CROSS_CHECK_REL:
         return []

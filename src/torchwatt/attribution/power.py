@@ -8,6 +8,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
@@ -71,7 +72,7 @@ def with_ends(series: Series, start_ns: int, end_ns: int) -> Series:
     ends_ns, at = ends_ns[between], at[between]
     near = series.t_ns[at] - series.t_ns[at - 1] <= gap_ns(series)
     ends_ns, at = ends_ns[near], at[near]
-    raw = np.interp(ends_ns, series.t_ns, series.raw)
+    raw = interpolate(ends_ns, series.t_ns, series.raw)
     return replace(
         series,
         t_ns=np.insert(series.t_ns, at, ends_ns),

@@ -18,6 +18,7 @@ from torchwatt.attribution.covered import without
 from torchwatt.attribution.curves import CROSS_CHECK_NS, CROSS_CHECK_REL, metered
 from torchwatt.attribution.power import Integral, integrate, later, usable
 from torchwatt.core.errors import SensorError
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import Channel, Event, IntArray, Meter, Recording, Series, Unavailable
 from torchwatt.core.terms import MODULE_POWER, Domain
 from torchwatt.core.units import NS_PER_S
@@ -105,7 +106,7 @@ def compare(meter: Meter, recording: Recording) -> Compared | None:
     both = _common(curve.start_ns, curve.end_ns, (gpu, module), made.silent)
     seconds = float(np.diff(both, axis=1).sum()) / NS_PER_S
     counter_j = float(np.diff(curve.at(both), axis=1).sum())
-    gpu_j, module_j = (float(np.diff(np.interp(both, t_ns, j), axis=1).sum()) for t_ns, j, _ in (gpu, module))
+    gpu_j, module_j = (float(np.diff(interpolate(both, t_ns, j), axis=1).sum()) for t_ns, j, _ in (gpu, module))
     if seconds * NS_PER_S >= LEAST_NS and module_j - gpu_j <= APART_REL * gpu_j:
         return None
     scope, why = _scope(counter_j, gpu_j, module_j, seconds)
@@ -195,7 +196,7 @@ def _without_module_ring(gpu: Meter, recording: Recording) -> Meter:
         return gpu
     both = _common(int(ring[0][0]), int(ring[0][-1]), (ring, module, polled), ())
     ring_j, module_j, gpu_j = (
-        float(np.diff(np.interp(both, t_ns, joules), axis=1).sum()) for t_ns, joules, _ in (ring, module, polled)
+        float(np.diff(interpolate(both, t_ns, joules), axis=1).sum()) for t_ns, joules, _ in (ring, module, polled)
     )
     if abs(ring_j - gpu_j) <= abs(ring_j - module_j):
         return gpu
@@ -233,7 +234,7 @@ def _with_disputed_band(meter: Meter, recording: Recording) -> tuple[Meter, list
     both = _common(made.curve.start_ns, made.curve.end_ns, (integral,), made.silent)
     length_ns = int(np.diff(both, axis=1).sum())
     counter_j = float(np.diff(made.curve.at(both), axis=1).sum())
-    power_j = float(np.diff(np.interp(both, *integral[:2]), axis=1).sum())
+    power_j = float(np.diff(interpolate(both, *integral[:2]), axis=1).sum())
     long = length_ns >= CROSS_CHECK_NS
     off = abs(counter_j - power_j) / max(counter_j, power_j, 1e-12)
     if length_ns < LEAST_NS or off <= (CROSS_CHECK_REL if long else SHORT_OFF_REL) or counter_j <= 0:
@@ -275,7 +276,7 @@ def _together(one: Meter, other: Meter, recording: Recording) -> bool:
     if not len(both):
         return False
     cuts = np.arange(both[0, 0], both[0, 1] + 1, NS_PER_S) if np.diff(both[0]) >= NS_PER_S else both[0]
-    a_j, b_j = (np.diff(np.interp(cuts, *integral[:2])) for integral in (first, second))
+    a_j, b_j = (np.diff(interpolate(cuts, *integral[:2])) for integral in (first, second))
     alike = abs(fsum(a_j) - fsum(b_j)) <= ALIKE_REL * fsum(a_j)
     return alike and bool(np.all(np.abs(a_j - b_j) <= ALIKE_SECOND_REL * np.maximum(a_j, b_j)))
 

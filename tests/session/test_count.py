@@ -38,7 +38,8 @@ RIGHT = [
 ]  # fmt: skip
 WRONG = [
     1e308, 1e-320, 2**53 + 1, 10**400, 10**5000, -(10**400), float("nan"), float("inf"), -float("inf"), -1, -0.5,
-    True, False, np.True_, torch.tensor(1, dtype=torch.bool), "64", b"64", None, [64], (64,), {}, object, np.array([7, 8]), np.array([7]),
+    True, False, np.True_, torch.tensor(1, dtype=torch.bool), "64", b"64", None, [64], (64,), {}, object,
+    np.array([7, 8]), np.array([7]),
     torch.tensor([7, 8]), torch.tensor(float("nan")), np.float32("inf"), np.nan, 1 + 0j, np.complex64(3), np.str_("64"),
     Decimal("NaN"), torch.empty(0), torch.empty((), device="meta"), np.datetime64("2026-01-01"),
     SimpleNamespace(item=lambda: 1 / 0),

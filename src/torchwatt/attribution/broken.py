@@ -143,6 +143,7 @@ class Still:
 
     add_j: FloatArray
     silent: Spans
+    bridged: Spans
     keep: BoolArray  # of the readings: one that repeats a stuck value dates nothing
     events: tuple[Event, ...]
 
@@ -153,6 +154,7 @@ def still(
     """Find stretches without a step but with work on the power sensor, or with nothing to say what was used."""
     add_j, keep = np.zeros_like(step_j), np.ones(len(t_ns), dtype=np.bool_)
     silent: list[tuple[int, int]] = []
+    bridged: list[tuple[int, int]] = []
     events: list[Event] = []
     integral = interpolate(t_ns, *power[:2]) if power is not None else np.zeros(len(t_ns))
     changes = np.flatnonzero(moved)
@@ -173,6 +175,7 @@ def still(
             keep[first + 1 : last + 1] = False
             told = "and then made up for it: when within that time its joules were used is not known"
         elif known:
+            bridged.append((int(t_ns[first]), int(t_ns[last])))
             add_j[first:last] = np.diff(integral[first : last + 1])
             told = f"while the power sensor showed {missed_j:.1f} J; that stretch is taken from the integrated power"
         else:
@@ -180,7 +183,7 @@ def still(
             told = "and no power was read: the joules of that time are unknown, and not counted"
         message = f"the counter stood still for {length_ns / NS_PER_S:.2f} s {told}"
         events.append(event(channel, int(t_ns[first]), "COUNTER_FROZEN", message))
-    return Still(add_j, tuple(silent), keep, tuple(events))
+    return Still(add_j, tuple(silent), tuple(bridged), keep, tuple(events))
 
 
 def event(channel: Channel, t_ns: int, code: str, message: str) -> Event:

@@ -15,7 +15,7 @@ from math import sqrt
 import numpy as np
 
 from torchwatt.attribution.kernel import FAMILIES, ONE_SECOND, family_of, nominal
-from torchwatt.attribution.publications import publications
+from torchwatt.attribution.publications import TOLERANCE_S, publications
 from torchwatt.core.meter import FloatArray, IntArray, Meter, Series
 from torchwatt.core.report import Z90
 from torchwatt.core.units import NS_PER_S
@@ -27,8 +27,13 @@ LEAST_STEPS = 3  # of fewer nobody can say that they repeat
 STRAYING = 0.3
 # Updates dated worse than this part of a step do not say which phases they saw.
 DATED = 0.125
+# A grid of updates that are read less often than this each may as well be another one.
+POLLS = 2.5
 # A part of a step as long as this is known by the phases beside it.
 FINE = 0.05
+CHANCE = 0.05
+# What makes up less than 2.3 / n of the time is missed by n looks at it in one of ten cases: 0.1 = (1 - 2.3 / n) ** n.
+MISSED = 2.3
 # Where a device tells no limit: no board on the market in 2026 is sold for more than 1.4 kW, most for less than 700 W.
 LIMIT_W = {"gpu": 1000.0, "cpu": 500.0}
 LIMIT_ELSE_W = 2000.0
@@ -76,12 +81,12 @@ def updates_of(power: Series) -> Updates:
     Of a sensor that never changes each reading is taken for an update, dated no better than the whole series.
     """
     origin_ns, watts = int(power.t_ns[0]), power.raw * power.channel.scale
+    poll_s = float(np.median(np.diff(power.t_ns))) / NS_PER_S
     seen = publications(power)
-    if seen is not None and seen.locked:
-        return Updates(seen.origin_ns, seen.at_s, seen.power_w, seen.period_s, seen.timing_sd_s)
+    if seen is not None and seen.locked and (seen.stamped or seen.period_s > POLLS * poll_s):
+        return Updates(seen.origin_ns, seen.at_s, seen.power_w, seen.period_s, max(seen.timing_sd_s, TOLERANCE_S))
     t_s = (power.t_ns - origin_ns) / NS_PER_S
     changed = np.flatnonzero(np.diff(watts) != 0) + 1
-    poll_s = float(np.median(np.diff(t_s)))
     if len(changed) < 2:
         return Updates(origin_ns, t_s, watts, poll_s, float(t_s[-1]))
     period_s = float(np.median(np.diff(t_s[changed])))
@@ -167,9 +172,13 @@ def unseen_phases(every: Updates, steps: Sequence[tuple[int, int, int]], window:
     phase = np.sort((every.at_s[known] - begin_s[row[known]]) / length_s[row[known]] % 1.0)
     if not len(phase):
         return 1.0, 0.0
-    apart = np.diff(np.append(phase, phase[0] + 1.0)) - window / step_s
+    apart = np.diff(np.append(phase, phase[0] + 1.0))
     fine = max(float(np.log(len(phase))) / len(phase), FINE)
-    return float(np.maximum(apart - fine, 0.0).sum()), min(max(float(apart.max()), 0.0), fine)
+    # How many gaps so long chance leaves between so many phases: of one that it never leaves all is unseen.
+    by_chance = len(phase) * np.maximum(1.0 - apart, 0.0) ** (len(phase) - 1) > CHANCE
+    gaps = np.maximum(apart - window / step_s, 0.0)
+    share = float(np.maximum(gaps - np.where(by_chance, fine, 0.0), 0.0).sum()) + MISSED / len(phase)
+    return min(share, 1.0), min(float(gaps.max()), fine)
 
 
 def _strays(starts: IntArray, counts: IntArray, step_s: float) -> bool:

@@ -18,7 +18,7 @@ from torchwatt.sensors.gpu_facts import cpu_affinity, gpu_facts, sharing
 from torchwatt.sensors.nvml_ring import read_period_ns, ring_of
 from torchwatt.sensors.protocol import Discovery, MeteredSource, event, read_cost_s
 from torchwatt.sensors.readers.nvml import USERS as LISTED
-from torchwatt.sensors.readers.nvml import NvmlReader, load_nvml, nvml_error, power_samples
+from torchwatt.sensors.readers.nvml import NvmlReader, load_nvml, nvml_error, power_samples, text_of
 from torchwatt.sensors.visible import Pick, select
 
 ACCURACY = (-0.05, 0.05)
@@ -148,7 +148,7 @@ class _Probe:
     def _uuid(self, index: int, handle: Any) -> str:
         with contextlib.suppress(self._nvml.NVMLError):
             if handle is not None:
-                return str(self._nvml.nvmlDeviceGetUUID(handle))
+                return text_of(self._nvml.nvmlDeviceGetUUID, handle)
         return f"(lost {index})"
 
     def _migs(self, handles: Mapping[int, Any]) -> dict[str, int]:
@@ -156,7 +156,7 @@ class _Probe:
         for index, handle in ((i, h) for i, h in handles.items() if h is not None):
             for i in range(self._most_migs(handle)):
                 with contextlib.suppress(nvml.NVMLError):  # an empty place: slices come and go
-                    found[nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))] = index
+                    found[text_of(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))] = index
         return found
 
     def _most_migs(self, handle: Any) -> int:
@@ -168,7 +168,7 @@ class _Probe:
         domain = Domain("gpu", ordinal)
         try:
             handle = self._nvml.nvmlDeviceGetHandleByIndex(pick.index)
-            uuid = self._nvml.nvmlDeviceGetUUID(handle)
+            uuid = text_of(self._nvml.nvmlDeviceGetUUID, handle)
             facts = gpu_facts(self._nvml, handle, pick.index)
         except self._nvml.NVMLError as error:
             self._give_up(domain, nvml_error(str(domain), "opening it", error))

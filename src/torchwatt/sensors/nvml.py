@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ GAUGE_PERIOD_NS = NS_PER_S
 # Energy and power reads may each take 1 % of the time, together 2 %.
 _TIME_SHARE = 0.01
 _PROBE_S = 10.0
+LATE_S = 0.5
 _POWERS = ("nvml_power_instant", "nvml_power_average", "nvml_power")
 _MODULE_POWERS = ("nvml_module_power_instant", "nvml_module_power_average", "nvml_module_power_samples")
 _GAUGES = {  # name -> (unit, scale)
@@ -77,6 +78,32 @@ def discover_nvml(
     return found[0]
 
 
+def late_gpus(there: Sequence[str], probe_s: float = LATE_S) -> tuple[Event, ...]:
+    """Return an event for each GPU that answers now and did not when GPUs were looked for; never raises.
+
+    Args:
+        there: UUIDs of those that answered then.
+        probe_s: Longest wait for the driver.
+    """
+    found: list[str] = []
+
+    def probe() -> None:
+        with contextlib.suppress(Exception):  # whatever fails now says nothing of GPUs that came
+            nvml = load_nvml()
+            try:
+                for index in range(nvml.nvmlDeviceGetCount()):
+                    with contextlib.suppress(nvml.NVMLError):
+                        found.append(text_of(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetHandleByIndex(index)))
+            finally:
+                nvml.nvmlShutdown()
+
+    thread = threading.Thread(target=probe, name="torchwatt-nvml", daemon=True)
+    thread.start()
+    thread.join(probe_s)
+    message = "is there now and was not when the run began: its joules are not metered; begin a new run to meter it"
+    return tuple(event("warning", "GPU_APPEARED", "gpu", f"{uuid} {message}") for uuid in found if uuid not in there)
+
+
 def _probe(environ: Mapping[str, str], pid: int) -> Discovery:
     try:
         nvml = load_nvml()
@@ -112,6 +139,7 @@ class _Probe:
         self._events: list[Event] = []
         self._unavailable: list[Unavailable] = []
         self._devices = 0
+        self._there: tuple[str, ...] | None = None
 
     def run(self) -> Discovery:
         picks = self._visible()
@@ -121,12 +149,13 @@ class _Probe:
         if len({one.meter.model for one in found}) > 1 and self._environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
             message = "GPU models differ: CUDA may number them fastest first, we count in PCI order; match by uuid"
             self._events.append(event("info", "VISIBLE_DEVICES", "gpu", message))
-        return Discovery(sources, tuple(self._unavailable), tuple(self._events))
+        return Discovery(sources, tuple(self._unavailable), tuple(self._events), self._there)
 
     def _visible(self) -> tuple[Pick, ...]:
         nvml, value = self._nvml, self._environ.get("CUDA_VISIBLE_DEVICES")
         handles = {i: self._handle(i) for i in range(nvml.nvmlDeviceGetCount())}
         uuids = [self._uuid(i, handle) for i, handle in handles.items()]
+        self._there = tuple(uuids) if value is None else None
         migs = self._migs(handles) if value and "MIG-" in value else {}
         selection = select(value, uuids, migs)
         if selection.stopped:

@@ -55,6 +55,14 @@ class Child:
         """Return whether it still runs."""
         return self._popen.poll() is None
 
+    def standing(self) -> bool:
+        """Return whether a signal or a debugger has stopped it: it lives, and does nothing."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        except (OSError, IndexError):
+            return False
+        return state in {b"T", b"t"}
+
     def wait(self) -> None:
         """Return when it has ended."""
         self._popen.wait()

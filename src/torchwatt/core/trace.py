@@ -63,6 +63,7 @@ class Trace:
     activities: tuple[Activity, ...] = ()  # what devices did, one value a device
     untold_calls: frozenset[int] = frozenset()  # slots of which it is not known how often they ran
     step_stages: tuple[str, ...] = ()  # train, validation or inference, of each of `steps`; empty: not known
+    thread_busy: tuple[float, ...] = ()  # of each thread number, the part of its spans' time on a CPU; empty: not known
     traced_steps: int = 0  # steps whose modules were traced; the others are filled in from them
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from torchwatt.core.meter import IntArray
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, shifted, split
 from torchwatt.tracing.margins import NO_MARGINS, InPlace
+from torchwatt.tracing.own_time import ThreadCpu
 from torchwatt.tracing.rounds import OptimizerEnd, OptimizerEnds
 from torchwatt.tracing.rows import (
     DATA_KEY,
@@ -105,7 +106,7 @@ class Log:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
-        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "deaf", "ends", "former", "ident",
+        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu", "deaf", "ends", "former", "ident",
         "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "noted",
         "open_scopes", "opened", "optimizer_ends", "others", "reducers", "rows", "since", "skeletons",
         "step_end", "stepless", "stride", "traced", "tracers",
@@ -114,6 +115,7 @@ class Log:
     def __init__(self, ident: int, start_ns: int = 0) -> None:
         self.ident = ident
         self.native = threading.get_native_id()  # what Kineto calls the thread
+        self.cpu = ThreadCpu(self.native)
         self.mode = FULL
         self.stride = Stride(start_ns)
         self.lead_optimizer: int | None = None  # its steps are this thread's

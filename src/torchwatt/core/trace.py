@@ -76,6 +76,8 @@ class Trace:
             raise TraceError("step counts are for all steps or for none")
         if len(self.step_stages) not in {0, len(self.steps)}:
             raise TraceError("stages are for all steps or for none")
+        if not all(0.0 <= part <= 1.0 for part in self.thread_busy):
+            raise TraceError("a thread is on a CPU for less than none or more than all of its time")
 
     def __len__(self) -> int:
         return len(self.slot)

@@ -106,8 +106,8 @@ class Log:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
-        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu", "deaf", "ends", "former", "ident",
-        "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "noted",
+        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu", "deaf", "ends", "former",
+        "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "noted",
         "open_scopes", "opened", "optimizer_ends", "others", "reducers", "rows", "since", "skeletons",
         "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A counter that lies is never "measured, -5..+5 %": in a run of any length its band holds the truth, or says unchecked."""
+"""A counter that lies is never "measured, -5..+5 %": its band holds the truth, or it is called unchecked."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ KINDS = {
 }
 
 
-def report_of(
-    gain, seconds, *, kind="gpu", counter_ms=20, power_ms=20, around_s=0.1, watts=200.0, swing_w=0.0, power=True
-):
+def report_of(gain, seconds, *, kind="gpu", counter_ms=20, power_ms=20, around_s=0.1, swing_w=0.0, power=True):
     """Meter a device whose counter says `gain` times the truth; `around_s` were recorded before and after the run."""
-    rng = np.random.default_rng(5)
+    rng, watts = np.random.default_rng(5), 200.0
     t_s = np.arange(0.0, seconds + 2 * around_s + 1e-9, 0.02)
     t_s = t_s + np.concatenate(([0.0], rng.uniform(-0.007, 0.007, len(t_s) - 1)))
 
@@ -35,9 +33,8 @@ def report_of(
 
     at_counter = np.floor((t_s + 0.333 * counter_ms / 1e3) / (counter_ms / 1e3)) * counter_ms / 1e3
     at_power = np.floor(t_s / (power_ms / 1e3)) * power_ms / 1e3
-    noise = rng.normal(0.0, 0.5, 1 + round(t_s[-1] / (power_ms / 1e3)))[
-        np.round(at_power / (power_ms / 1e3)).astype(int)
-    ]
+    update = np.round(at_power / (power_ms / 1e3)).astype(int)
+    noise = rng.normal(0.0, 0.5, update.max() + 1)[update]
     said_w = watts + swing_w * np.sin(3.7 * at_power) + noise
     domain, counts, reads = KINDS[kind]
     energy = Channel(domain, "energy", "counter", "J", 1e-3, 20 * MS, counts)
@@ -58,7 +55,7 @@ def honest(report, truth_j):
         return bool(report.unavailable)
     ledger = report.ledgers[0]
     lo_j, hi_j = report.systematic_of(ledger) or (0.0, np.inf)
-    return lo_j <= truth_j <= hi_j or "unchecked" in ledger.sentence
+    return lo_j <= truth_j * ledger.coverage <= hi_j or "unchecked" in ledger.sentence
 
 
 GAINS = st.one_of(st.sampled_from([1e-6, 1e-3, 0.5, 0.8, 1.25, 2.15, 10.0]), st.floats(0.0005, 5.0))

@@ -17,8 +17,10 @@ from torchwatt.core.report import Z90
 from torchwatt.core.units import NS_PER_S
 
 UNCHECKED = "unchecked"  # notes that say why a meter's band rests on nothing but its kind begin so
-# A comparison that is no better than this part of the joules checks nothing.
-USELESS_REL = 0.25
+# A comparison that is no better than this part of the joules does not check a band of 5 %.
+USELESS_REL = 0.05
+SLOWEST_UPDATE_S = 2.0
+FEW_CHANGES = 3  # of fewer, the spread says nothing: power may have been anything in between
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,11 @@ def check_counter(
     found = compare(meter, recording, counter)
     if isinstance(found, str):
         return _noted(meter, f"{UNCHECKED}: {found}"), []
+    slow = window is not None and bool(too_slow_s(counter, *window))
     if found.disputed:
-        slow = window is not None and bool(too_slow_s(counter, *window))
         return _widened(meter, found, slow=slow), [_event(meter, found, slow=slow)]
+    if found.off > CROSS_CHECK_REL:
+        meter = _widened(meter, found, slow=slow)
     if found.resolution > USELESS_REL:
         text = f"{found.seconds:.2g} s of counter and power agree to {found.off:.0%}, which is good to ±"
         return _noted(meter, f"{UNCHECKED}: {text}{min(found.resolution, 1.0):.0%} only"), []
@@ -95,7 +99,10 @@ def compare(meter: Meter, recording: Recording, counter: Series) -> Comparison |
     longest_s = window_s(power, meter.model, every.period_s)[1]
     sampled_j = Z90 * sampling_u_j(power, every, int(both[0, 0]), int(both[-1, 1]), longest_s)
     dated = float(np.median(np.diff(counter.t_ns))) / NS_PER_S / seconds
-    resolution = sampled_j / power_j + dated if power_j > 0 else 1.0
+    changes = int((np.diff(power.between(int(both[0, 0]), int(both[-1, 1])).raw) != 0).sum())
+    least = 0 if seconds < SLOWEST_UPDATE_S else 1  # a sensor that never changes for longer is no slow one
+    few = 1.0 / (changes + 2) if least <= changes < FEW_CHANGES else 0.0
+    resolution = sampled_j / power_j + dated + few if power_j > 0 else 1.0
     return Comparison(counter_j, power_j, seconds, resolution, int(both[-1, 1]))
 
 

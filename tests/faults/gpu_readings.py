@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.faults.nvml import GROUP, WATTS, both, energy_j, gpus, holds
 from tests.faults.registry import Seen, fault, proved
+from torchwatt.audit import verify, write_bundle
 from torchwatt.core.report import Report
 
 SESSION = "tests/session/test_nvml.py::"
@@ -189,6 +190,8 @@ def zero_by_turns(folder: Path) -> Iterator[Seen]:
         assert ledger.energy_u_j is not None
         assert abs(ledger.energy_j - 160 * ledger.known_s) < 0.02 * ledger.energy_j + 5
         assert abs(ledger.energy_j - 480) < 60
+        write_bundle(report, folder / f"bundle-{period_s}")
+        assert verify(folder / f"bundle-{period_s}").ok
         yield Seen.of(report, files=period_s == 1.0)
 
 

@@ -237,6 +237,19 @@ def slow_counter(folder: Path) -> Iterator[Seen]:
 
 @fault(
     GROUP,
+    "a meter that says more than the card's own power limit",
+    sees="`OVER_LIMIT`, and in the sentence that the meter is unchecked",
+    keeps="what the meter says, with the warning",
+)
+def above_limit(folder: Path) -> Iterator[Seen]:
+    for first in ([], [NO_COUNTER]):
+        report = gpus(folder, first=[*first, "limit_w 700", "phase 0", "seg 0 1500"], seconds=2)
+        assert "unchecked" in report.ledgers[0].sentence
+        yield Seen.of(report, files=False)
+
+
+@fault(
+    GROUP,
     "a frozen counter beside a power sensor that repeats one value",
     sees="`COUNTER_FROZEN` and `POWER_FROZEN`: the joules of that time rest on the value that does not change",
     keeps="the joules by that value, with the warning",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from torchwatt.attribution.bands import add_bands
 from torchwatt.attribution.covered import without
+from torchwatt.attribution.cross_check import UNCHECKED
 from torchwatt.attribution.curves import Metered, dated, integral_between, metered, series_of
 from torchwatt.attribution.device_ledger import device_ledger
 from torchwatt.attribution.device_users import set_apart, uses
@@ -29,6 +31,7 @@ from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 
 PHASES_UNSEEN = "PHASES_UNSEEN"  # an event: the run is partial, for most of a step was never sampled
+OVER_LIMIT = 1.25  # boards exceed their limit for moments, and meters by some per cent
 PROCESS_CPU, CHILDREN_CPU = "process/process_cpu", "process/children_cpu"
 # Below this part of one CPU, or of the CPU time of the process and its children, children are not worth a sentence.
 CHILDREN_SHARE = 0.05
@@ -77,6 +80,8 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
             continue
         found, curve, said = with_unseen(found, curve, recording, trace)
         events += said
+        found, over = over_limit(found, curve)
+        events += over
         known_as[meter.domain] = found.meter
         curves.append(curve)
         blank = _blank(found, curve, recording, start_ns, end_ns)
@@ -92,6 +97,19 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
     meters = tuple(known_as.get(meter.domain, meter) for meter in recording.meters)
     whole = contained(ledgers, curves, meters, trace, recording.get(PROCESS_CPU))
     return Attribution(add_bands(whole, meters), tuple(curves), tuple(unavailable), tuple(events), meters)
+
+
+def over_limit(found: Metered, curve: EnergyCurve) -> tuple[Metered, list[Event]]:
+    """Call a meter unchecked that says more than the device's own power limit allows, whichever of the two is wrong."""
+    told = found.meter.fact("power_limit_w") or ""
+    limit_w = float(told) if re.fullmatch(r"\d+(\.\d*)?", told) else 0.0
+    mean_w = curve.mean_w(curve.start_ns, curve.end_ns)
+    if not 0 < OVER_LIMIT * limit_w < (mean_w or 0.0):
+        return found, []
+    text = f"it says {mean_w:.4g} W where the device's limit is {limit_w:.4g} W"
+    meter = replace(found.meter, notes=(*found.meter.notes, f"{UNCHECKED}: {text}"))
+    event = Event(curve.end_ns, "warning", "OVER_LIMIT", str(found.meter.domain), f"{text}: one of the two is wrong")
+    return replace(found, meter=meter), [event]
 
 
 def with_unseen(

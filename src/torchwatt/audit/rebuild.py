@@ -237,7 +237,8 @@ def _curves(bundle: Bundle, start_ns: int) -> Iterator[EnergyCurve]:
         if row is None or len(since_ns) < 2:
             continue
         t_ns = since_ns + start_ns
-        gaps = np.flatnonzero(np.isnan(power_w[1:]) & (np.diff(t_ns) >= _HOLE_NS))
+        hole = (np.diff(t_ns) >= _HOLE_NS) | (np.diff(energy_j) == 0)
+        gaps = np.flatnonzero(np.isnan(power_w[1:]) & hole)
         silent = tuple((int(t_ns[i]), int(t_ns[i + 1])) for i in gaps.tolist())
         yield EnergyCurve(
             Domain.parse(name), t_ns, energy_j, cast("Any", text(row, "method")), cast("Any", text(row, "provenance")),

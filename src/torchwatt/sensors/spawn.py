@@ -87,6 +87,14 @@ class Child:
         """Return whether it still runs."""
         return self._popen.poll() is None if self._detached is None else not self._detached.ended(0)
 
+    def standing(self) -> bool:
+        """Return whether a signal or a debugger has stopped it: it lives, and does nothing."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        except (OSError, IndexError):
+            return False
+        return state in {b"T", b"t"}
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Return when it has ended, or after so long; whether it has."""
         if self._detached is not None:

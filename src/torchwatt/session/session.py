@@ -15,6 +15,7 @@ import numpy as np
 
 from torchwatt.attribution.kernel import SensorModel
 from torchwatt.attribution.known import Known
+from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Event, Recording
 from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from torchwatt.session.files import Written
 
 NO_STARTS = np.zeros(0, dtype=np.int64)
+MOST_COUNTED = 2**53  # above, a sum of counts is no longer exact
 MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
 
@@ -185,9 +187,16 @@ class Session:
         return self._feed
 
     def count(self, unit: str, n: float) -> None:
-        """Add to the units of work done; from any thread."""
+        """Add to the units of work done; from any thread.
+
+        Raises:
+            ConfigError: The sum would no longer be exact.
+        """
         with self._counting:
-            self.units[unit] = self.units.get(unit, 0.0) + n
+            counted = self.units.get(unit, 0.0) + n
+            if counted > MOST_COUNTED:
+                raise ConfigError(f"count: {counted:.6g} of a unit are more than 2**53, beyond which no sum is exact")
+            self.units[unit] = counted
 
     def step(self) -> None:
         """Mark the end of a step."""

@@ -51,6 +51,7 @@ from torchwatt.tracing.signatures import Signature, nearest_called, traced_calls
 from torchwatt.tracing.steps import Calls, Evidence, Step, steps_of
 from torchwatt.tracing.structure import is_again
 from torchwatt.tracing.template import Template
+from torchwatt.tracing.traces.busy import busy_ns
 
 MAX_FILLED = 300_000  # spans, about 15 MB
 LEAST_RECORDS = 1_024
@@ -203,8 +204,15 @@ class _Assembly:
             cost_s=s_from_ns(self.view.cost_ns),
             untold_calls=self._untold_slots(),
             traced_steps=sum(len(look.traced) // 2 for look in self.looks.values()),
+            thread_busy=tuple(self._busy(log, number, arrays) for number, log in enumerate(self.view.logs)),
             windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
         )
+
+    def _busy(self, log: Log, number: int, arrays: Mapping[str, IntArray]) -> float:
+        """Return for which part of its spans' time a thread was on a CPU; 1 where that is not known."""
+        cpu_ns, mine = log.cpu.until_now_ns(), arrays["thread"] == number
+        spans_ns = busy_ns(arrays["start_ns"][mine], arrays["end_ns"][mine])
+        return 1.0 if cpu_ns is None or spans_ns <= 0 else min(cpu_ns / spans_ns, 1.0)
 
     def _untold_slots(self) -> frozenset[int]:
         """Return the slots of which it is not known how often they ran."""

@@ -26,6 +26,7 @@ from torchwatt.tracing.dynamo import step_hooks
 from torchwatt.tracing.functional import wrap_functional
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.optimizers import optimizer_hooks
+from torchwatt.tracing.own_time import AtEnd
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
@@ -153,6 +154,7 @@ class Hub:
 
     def _new_log(self) -> Log:
         log = self.local.log = Log(threading.get_ident(), self.clock_ns())
+        self.local.at_end = AtEnd(log.cpu)
         if self.off:
             log.mode = OFF
             return log

@@ -14,7 +14,7 @@ from torchwatt.core.meter import IntArray
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, shifted, split
 from torchwatt.tracing.margins import NO_MARGINS, InPlace
-from torchwatt.tracing.own_time import own_time
+from torchwatt.tracing.own_time import ThreadCpu, own_time
 from torchwatt.tracing.rounds import OptimizerEnd, OptimizerEnds
 from torchwatt.tracing.rows import (
     DATA_KEY,
@@ -110,15 +110,16 @@ class Log:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
-        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu", "deaf", "ends", "former",
-        "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "nodes", "noted",
-        "open_scopes", "opened", "optimizer_ends", "others", "partial", "reducers", "rows", "since", "skeletons",
-        "step_end", "stepless", "stride", "traced", "tracers",
+        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu", "cpu_readings", "deaf", "ends",
+        "former", "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native",
+        "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "partial", "reducers", "rows", "since",
+        "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
         self.ident = ident
         self.native = threading.get_native_id()  # what Kineto calls the thread
+        self.cpu = ThreadCpu(self.native)
         self.mode = FULL
         self.stride = Stride(start_ns)
         self.lead_optimizer: int | None = None  # its steps are this thread's
@@ -140,7 +141,9 @@ class Log:
         self.step_end = 0  # of the latest step
         self.traced = array("q")  # start and end of each traced step
         self.skeletons = array("q")  # start and end of steps whose bounds were noted among those that only end
-        self.cpu = array("q")  # times, and this thread's CPU time by then: at the bounds of what is logged outermost
+        self.cpu_readings = array(
+            "q"
+        )  # times, and this thread's CPU time by then, at bounds of what is logged outermost
         self.nodes: dict[int, int] = {}  # end_ns of a step -> how many autograd nodes it made outside backward calls
         self.deaf = False  # the forward pass before the latest backward call was not seen
         self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted, see `Quiet`
@@ -239,11 +242,11 @@ class Log:
 
     def read_cpu(self, t_ns: int) -> None:
         """Note how long the thread, the calling one, has run by now; of many readings every second one goes."""
-        if len(self.cpu) >= 2 * MAX_CPU_READINGS:
-            pairs = np.frombuffer(self.cpu, dtype=np.int64).reshape(-1, 2)[::2].copy()
-            self.cpu = array("q", pairs.ravel().tolist())
-        if not self.cpu or t_ns > self.cpu[-2]:
-            self.cpu.extend((t_ns, own_ns()))
+        if len(self.cpu_readings) >= 2 * MAX_CPU_READINGS:
+            pairs = np.frombuffer(self.cpu_readings, dtype=np.int64).reshape(-1, 2)[::2].copy()
+            self.cpu_readings = array("q", pairs.ravel().tolist())
+        if not self.cpu_readings or t_ns > self.cpu_readings[-2]:
+            self.cpu_readings.extend((t_ns, own_ns()))
 
     def add_own(self, began_ns: int, end_ns: int, number: int) -> None:
         """Log our own work; `number` is autograd's, and does not change in it."""
@@ -324,7 +327,7 @@ class Log:
                 self.kinds,
                 tuple(self.traced),
                 tuple(self.skeletons),
-                np.array(self.cpu[:], dtype=np.int64).reshape(-1, 2),
+                np.array(self.cpu_readings[:], dtype=np.int64).reshape(-1, 2),
                 optimizers,
                 dict(self.nodes),
             )

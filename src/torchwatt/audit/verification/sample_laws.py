@@ -66,7 +66,8 @@ def _types(schema: object) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in cast("Sequence[object]", schema))  # type: ignore[attr-defined]
 
 
-# A meter that said nothing for so long leaves the power of that time empty; a shorter hole is a cell that is missing.
+# A meter that said nothing for so long, or nothing usable and no joules, leaves the power of that time empty; any other
+# hole is a cell that is missing.
 SILENCE_NS = 500_000_000
 
 
@@ -137,7 +138,7 @@ class SampleLaws:
                 self._tell(row, "energy_j", "a curve loses no energy", f"at least {before_j!r}", energy_j)
             expected = (energy_j - before_j) / ((t_ns - before_ns) / 1e9) if t_ns > before_ns else None
         step_ns = t_ns - self.last[1] if self.last else 0
-        if power_w is None and step_ns >= SILENCE_NS and self.last is not None:
+        if power_w is None and (step_ns >= SILENCE_NS or expected == 0) and self.last is not None:
             self.silences.setdefault(self.device, []).append((self.last[1], t_ns))
         elif not _agree(expected, power_w, energy_j, step_ns):
             self._tell(row, "power_w", "is not the slope of energy_j", expected, power_w)

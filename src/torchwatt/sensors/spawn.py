@@ -6,14 +6,12 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torchwatt.core.errors import SensorError
+from torchwatt.helper_process import helper_command
 from torchwatt.sensors.board import anonymous_file
-from torchwatt.sensors.sampler_main import BOOT
 
 _STDERR_BYTES = 400
 
@@ -28,11 +26,11 @@ class Child:
             SensorError: SAMPLER_THREAD, if no process can be started here.
         """
         self.stopping = False
-        data = json.dumps({**config, "fd": fd, "ppid": os.getpid(), "path": _import_path()}).encode()
+        data = json.dumps({**config, "fd": fd, "ppid": os.getpid()}).encode()
         self._stderr = anonymous_file("torchwatt-stderr")
         try:
             self._popen = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-B", "-c", BOOT, str(len(data))],
+                helper_command("torchwatt.sensors.sampler_main", str(len(data))),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
@@ -84,9 +82,3 @@ class Child:
         assert self._popen.stdin is not None  # noqa: S101  Popen made the pipe
         while data:
             data = data[self._popen.stdin.write(data) or 0 :]
-
-
-def _import_path() -> list[str]:
-    """Return where the child finds torchwatt and pynvml; the user's path, as the child runs without `site`."""
-    home = str(Path(__file__).resolve().parents[2])
-    return [*dict.fromkeys([home, *(str(Path(entry).resolve()) for entry in sys.path if entry)])]

@@ -56,7 +56,9 @@ def package_folders(path: list[str], home: Path = _HOME) -> list[str]:
     known = set(getattr(site, "getsitepackages", list)())
     if site.ENABLE_USER_SITE:
         known.add(site.getusersitepackages())
-    found = [entry for entry in path if os.path.isabs(entry) and (entry in known or Path(entry).name in _INSTALLED)]
+    found = [
+        entry for entry in path if entry in known or (Path(entry).is_absolute() and Path(entry).name in _INSTALLED)
+    ]
     if home.is_file() or next(home.glob("torchwatt-*.dist-info"), None) is not None:
         found.append(str(home))
     return list(dict.fromkeys(found))
@@ -68,7 +70,7 @@ def system_program(name: str) -> str:
     Raises:
         FileNotFoundError: It is not installed.
     """
-    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]
+    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if Path(folder).is_absolute()]
     found = shutil.which(name, path=os.pathsep.join(folders)) if folders else None
     if found is None:
         raise FileNotFoundError(f"{name} is not installed")

@@ -92,10 +92,8 @@ def ssh_keygen(action: str, *arguments: str, stdin: bytes = b"") -> str:
     """
     env = {**os.environ, "SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            [system_program("ssh-keygen"), "-Y", action, *arguments], input=stdin, capture_output=True, env=env, check=False,
-            timeout=_PATIENCE_S,
-        )  # fmt: skip
+        command = [system_program("ssh-keygen"), "-Y", action, *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, env=env, check=False, timeout=_PATIENCE_S)
     except subprocess.TimeoutExpired as error:
         raise BundleError(f"ssh-keygen -Y {action}: no answer in {_PATIENCE_S} s") from error
     except FileNotFoundError as error:

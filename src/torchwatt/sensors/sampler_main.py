@@ -1,7 +1,7 @@
 """The sampler process: drivers' loops in threads; the main thread looks into /proc and after the others. Numpy-free.
 
-Started by `helper_process` with one argument, SIZE, and SIZE bytes of JSON on stdin; it ends when a byte or the end of stdin comes, or
-when its parent is another than it was.
+Started by `helper_process` with one argument, SIZE, and SIZE bytes of JSON on stdin; it ends when a byte
+or the end of stdin comes, or when its parent is another than it was.
 """
 
 from __future__ import annotations

@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import os
+import zlib
 from collections.abc import Iterator
 from io import TextIOWrapper
 from math import isfinite
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from torchwatt.audit.inside import MAX_TABLE_BYTES
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.inflate import bounded_lines, inflated
+from torchwatt.disk.path_safety import kind_of, open_own
 
 MOST_POINTS = 50_000_000  # of all curves: a file that claims more is not read into memory
+# Times and joules rise from row to row, so a row takes a byte and more; a file of fewer repeats one row for ever.
+ROWS_A_BYTE, FREE_ROWS = 10, 1 << 20
+_FOOTER = 1 << 24  # bytes and entries
+PARQUET_LIMITS = {"thrift_string_size_limit": _FOOTER, "thrift_container_size_limit": _FOOTER}
+_LONGEST_ROW = 1 << 16  # characters
 Points = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 
-def read_samples(folder: Path) -> Iterator[Points]:
+def most_rows(file_bytes: int) -> int:
+    """Return how many rows a Parquet file of samples of that size can honestly hold."""
+    return max(FREE_ROWS, ROWS_A_BYTE * file_bytes)
+
+
+def read_samples(folder: Path, root: Path | None = None) -> Iterator[Points]:
     """Yield each device's name and points: t_ns since the start, power_w (NaN is missing), energy_j.
 
     Raises:
-        BundleError: The file is malformed or too long, or it is Parquet and pyarrow is not installed.
+        BundleError: The file is malformed, too long or no plain file, or it is Parquet and pyarrow is not installed.
     """
-    if (folder / "sample.parquet").is_file():
-        yield from _parquet(folder / "sample.parquet")
-    elif (folder / "sample.csv.gz").is_file():
-        yield from _csv(folder / "sample.csv.gz")
+    for name, read in (("sample.parquet", _parquet), ("sample.csv.gz", _csv)):
+        if kind_of(folder / name) is not None:
+            try:
+                with open_own(folder / name, MAX_TABLE_BYTES, root) as file:
+                    yield from read(folder / name, file)
+            except OSError as error:
+                raise BundleError(f"cannot read {folder / name}: {error.strerror or error}") from error
+            return
 
 
-def _parquet(path: Path) -> Iterator[Points]:
+def _parquet(path: Path, opened: BinaryIO) -> Iterator[Points]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -37,27 +56,28 @@ def _parquet(path: Path) -> Iterator[Points]:
         raise BundleError(f"{path} needs pyarrow to be read: pip install pyarrow") from error
     names = ["device_id", "t_ns", "power_w", "energy_j"]
     try:
-        file = pq.ParquetFile(path)
-        if file.metadata.num_rows > MOST_POINTS:
-            raise BundleError(f"{path}: {file.metadata.num_rows} points; more than {MOST_POINTS} are not read")
+        file = pq.ParquetFile(opened, **PARQUET_LIMITS)
+        most = min(MOST_POINTS, most_rows(os.fstat(opened.fileno()).st_size))
+        if file.metadata.num_rows > most:
+            raise BundleError(f"{path}: {file.metadata.num_rows} points; more than {most} are not read")
         table = file.read(names)
         device = np.array(table["device_id"].to_pylist(), dtype=object)
         columns = [table[name].to_numpy() for name in names[1:]]
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
     yield from _by_device(device, *columns)
 
 
-def _csv(path: Path) -> Iterator[Points]:
+def _csv(path: Path, packed: BinaryIO) -> Iterator[Points]:
     found: list[tuple[str, int, float, float]] = []
     try:
-        with gzip.open(path) as packed, TextIOWrapper(packed, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
+        with TextIOWrapper(inflated(packed), encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(bounded_lines(file, _LONGEST_ROW)):
                 if len(found) >= MOST_POINTS:
                     raise BundleError(f"{path}: more than {MOST_POINTS} points are not read")
                 power_w = float(row["power_w"]) if row["power_w"] else np.nan
                 found.append((row["device_id"], int(row["t_ns"]), power_w, float(row["energy_j"])))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (EOFError, ValueError, KeyError, TypeError, OverflowError, csv.Error, zlib.error) as error:
         raise BundleError(f"{path} cannot be read: {error!r}") from error
     columns = list(zip(*found, strict=True)) or [(), (), (), ()]
     device, t_ns, power, energy = columns

@@ -32,6 +32,9 @@ def add_parser(commands: Any) -> None:
     add.add_argument("--project", help="for all of them; default: the name of the folder around the bundles")
     add.add_argument("--samples", action="store_true", help="also copy the power curves")
     add.add_argument("--replace", action="store_true", help="replace a run that is there with other content")
+    add.add_argument(
+        "--shared", action="store_true", help="files get the umask's modes; default: only you can read them"
+    )
     add.add_argument("--jobs", type=int, metavar="N", help="processes; default: one a CPU, at most 8")
     sums = doing.add_parser("rollup", help="energy, grams and rates; what must not be added stands apart")
     _lake(sums)
@@ -63,7 +66,7 @@ def _ingest(asked: argparse.Namespace, out: IO[str]) -> int:
     if asked.jobs is not None and asked.jobs < 1:
         raise ConfigError(f"--jobs {asked.jobs}: give 1 or more")
     found = ingest(
-        open_lake(asked.lake),
+        open_lake(asked.lake, shared=asked.shared),
         asked.places,
         project=asked.project,
         samples=asked.samples,

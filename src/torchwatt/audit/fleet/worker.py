@@ -14,7 +14,7 @@ from torchwatt.audit.fleet.one import Found, How, add_one
 
 def work(root: Path, how: How) -> None:
     """Add what standard input names, until it ends."""
-    lake = Lake(str(root), LocalFiles(root))
+    lake = Lake(str(root), LocalFiles(root, how.shared))
     there = lake.runs()
     for line in sys.stdin:
         outcomes = [add_one(lake, Found(**one), there, how) for one in json.loads(line)]

@@ -15,6 +15,7 @@ from torchwatt.audit.exports.rollup import counted_run
 from torchwatt.audit.exports.totals import Counted
 from torchwatt.audit.reader import Bundle
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.path_safety import kind_of
 from torchwatt.disk.private import new_file
 
 VERSION = 1
@@ -100,7 +101,7 @@ def add_to_index(path: Path, run: StoredRun) -> None:
 
 def read_index(path: Path) -> tuple[StoredRun, ...] | None:
     """Return the runs by time; None where the index is missing, damaged or of another version."""
-    if not path.is_file() or path.is_symlink():
+    if kind_of(path) != "file":
         return None
     try:
         with _open(path) as database:

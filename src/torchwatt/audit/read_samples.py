@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from io import TextIOWrapper
 from math import isfinite
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from torchwatt.audit.inside import MAX_TABLE_BYTES
+from torchwatt.audit.lexical import from_cell
+from torchwatt.audit.schema.energy import SAMPLE
 from torchwatt.core.errors import BundleError
 from torchwatt.disk.inflate import bounded_lines, inflated
 from torchwatt.disk.path_safety import kind_of, open_own
@@ -24,6 +26,7 @@ ROWS_A_BYTE, FREE_ROWS = 10, 1 << 20
 _FOOTER = 1 << 24  # bytes and entries
 PARQUET_LIMITS = {"thrift_string_size_limit": _FOOTER, "thrift_container_size_limit": _FOOTER}
 _LONGEST_ROW = 1 << 16  # characters
+_COLUMNS = [SAMPLE.column(name) for name in ("device_id", "t_ns", "power_w", "energy_j")]
 Points = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -73,17 +76,22 @@ def _csv(path: Path, packed: BinaryIO) -> Iterator[Points]:
     try:
         with TextIOWrapper(inflated(packed), encoding="utf-8", newline="") as file:
             for row in csv.DictReader(bounded_lines(file, _LONGEST_ROW)):
-                if len(found) >= MOST_POINTS:
-                    raise BundleError(f"{path}: more than {MOST_POINTS} points are not read")
-                power_w = float(row["power_w"]) if row["power_w"] else np.nan
-                found.append((row["device_id"], int(row["t_ns"]), power_w, float(row["energy_j"])))
-    except (EOFError, ValueError, KeyError, TypeError, OverflowError, csv.Error, zlib.error) as error:
-        raise BundleError(f"{path} cannot be read: {error!r}") from error
+                cells = [from_cell(row[column.name], column) for column in _COLUMNS]
+                name, t, power_w, joules = cast("tuple[str, int, float | None, float]", cells)
+                found.append((name, t, np.nan if power_w is None else power_w, joules))
+                _refuse_more(len(found))
+    except (BundleError, EOFError, ValueError, KeyError, TypeError, AttributeError, csv.Error, zlib.error) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
     columns = list(zip(*found, strict=True)) or [(), (), (), ()]
     device, t_ns, power, energy = columns
     yield from _by_device(
         np.array(device, dtype=object), np.array(t_ns, dtype=np.int64), np.array(power), np.array(energy)
     )
+
+
+def _refuse_more(points: int) -> None:
+    if points > MOST_POINTS:
+        raise BundleError(f"more than {MOST_POINTS} points are not read")
 
 
 def _by_device(device: np.ndarray, t_ns: np.ndarray, power_w: np.ndarray, energy_j: np.ndarray) -> Iterator[Points]:

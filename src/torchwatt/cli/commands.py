@@ -51,6 +51,8 @@ def _keeping(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(asked: argparse.Namespace) -> int:
+    if asked.allow_host and not any(where.startswith("prometheus:") for where in asked.metrics):
+        raise ConfigError("--allow-host says under which names Prometheus asks: give --metrics prometheus:ADDRESS:PORT")
     options = {**_options(asked), "journal": asked.journal or not asked.no_journal}
     return run_script(
         asked.script,
@@ -59,6 +61,7 @@ def _run(asked: argparse.Namespace) -> int:
         quiet=asked.quiet,
         options=options,
         metrics=asked.metrics,
+        allow_hosts=asked.allow_host,
         known=asked.known,
     )
 

@@ -13,6 +13,7 @@ from torchwatt.audit.fleet import ROLLUPS, check_lake, ingest, open_lake, rollup
 from torchwatt.audit.fleet.ingest import summary
 from torchwatt.audit.lexical import escape
 from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.disk.private import new_file
 from torchwatt.views import DASH
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _rollup(asked: argparse.Namespace, out: IO[str]) -> int:
         print("\n".join(_table(found)), file=out)
         return 0
     try:
-        with target.open("xb") as file:
+        with new_file(target) as file:
             _write(found, file, target.suffix)
     except FileExistsError as error:
         raise BundleError(f"{target} exists already: name another file with --out, or move it") from error

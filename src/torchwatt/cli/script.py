@@ -29,6 +29,7 @@ def run_script(
     quiet: bool,
     options: dict[str, Any],
     metrics: Sequence[str] = (),
+    allow_hosts: Sequence[str] = (),
     known: Sequence[str] = (),
 ) -> int:
     """Run a program as `python SCRIPT ARGS` would, print the report to stderr, and return its exit status.
@@ -44,6 +45,7 @@ def run_script(
         quiet: Say nothing of ours, whatever happens.
         options: Of `profile()`.
         metrics: Live metrics, as on the command line.
+        allow_hosts: Names under which Prometheus may ask.
         known: Options of `torchwatt run`: one of them among `args` is mentioned if the script does not know it.
 
     Raises:
@@ -54,7 +56,7 @@ def run_script(
     try:
         program = Program(script, args, is_module=module)
         for where in metrics:
-            stack.enter_context(named(where))
+            stack.enter_context(named(where, allow_hosts))
         profiled = profile(name=Path(script).name, **options)
         run = profiled.__enter__()
     except TorchwattError as error:

@@ -7,10 +7,13 @@ the folder first: a folder that is there already keeps its mode.
 from __future__ import annotations
 
 import os
-from errno import EPERM
+import stat
+from errno import EINVAL, EPERM
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO, cast
+
+from torchwatt.disk.path_safety import SPECIAL
 
 FILE, FOLDER = 0o600, 0o700
 
@@ -29,9 +32,14 @@ def appended_file(path: Path) -> BinaryIO:
     """Open a file for appending, made if it is not there.
 
     Raises:
-        OSError: It cannot be opened, or is a link: what is appended must not end in another file.
+        OSError: It cannot be opened, or is a link: what is appended must not end in another file; or it is a pipe or a
+            device.
     """
-    return _opened(path, os.O_APPEND)
+    file = _opened(path, os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(EINVAL, SPECIAL, str(path))
+    return file
 
 
 def _opened(path: Path, how: int) -> BinaryIO:

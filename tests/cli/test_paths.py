@@ -201,3 +201,13 @@ def test_every_command_with_a_path_is_in_the_table():
                     "demo",  # as `run`
                     "recover",  # as `merge`
                 }, (name, option)
+
+
+@pytest.mark.parametrize("scenario", ["x" * 300, "x" * 101, "a/b", "..", "\x1b[31m", "", "-"])
+def test_a_scenario_that_is_no_name_is_refused_in_one_line(scenario, good, capsys):
+    code = run(["reprice", str(good["bundle"]), "--intensity", "50", f"--scenario={scenario}", "--to", "/nowhere/x"])
+    said = capsys.readouterr().err
+    assert code == 2
+    assert said.startswith("torchwatt: ")
+    assert len(said.splitlines()) == 1
+    assert len(said) < 400

@@ -14,7 +14,7 @@ from torchwatt.core.version import __version__
 
 USAGE_ERROR = 2
 FLAGS = frozenset(
-    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite"}
+    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite", "--shared"}
 )  # options of `run` that take no value
 LONGEST_ERROR = 4000  # characters
 TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
@@ -121,6 +121,7 @@ def _measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="keep the run in the store; see `torchwatt runs`")
     parser.add_argument("--store", metavar="DIR", help="where to keep it; default TORCHWATT_STORE, or your data folder")
     parser.add_argument("--project", help="under which project; default: default")
+    parser.add_argument("--shared", action="store_true", help="others may read the kept run, as the umask allows")
     parser.add_argument(
         "--csv", metavar="DIR", help="write the audit tables into a folder; where it holds a run, into DIR-2 beside it"
     )

@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--csv", metavar="DIR", help="write the audit tables into a new folder")
     parser.add_argument("--html", metavar="FILE", help="write the report as one page")
     parser.add_argument("--keep", action="store_true", help="keep the run in the store, and remove its journal there")
+    parser.add_argument("--shared", action="store_true", help="others may read the kept run, as the umask allows")
     parser.add_argument("--store", metavar="DIR", help="default TORCHWATT_STORE, or your data folder")
 
 
@@ -64,7 +65,10 @@ def recover(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
     if asked.html:
         print(f"written: {write_html(report, asked.html)}", file=out)
     if asked.keep:
-        print(f"kept: {store.keep(report, found.head.project)}", file=out)
+        kept = store.keep(report, found.head.project)
+        if asked.shared:
+            store.share(kept)
+        print(f"kept: {kept}", file=out)
         if path.absolute().parent == (store.root / IN_STORE).absolute():
             remove(path)
     return 0

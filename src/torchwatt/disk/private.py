@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from errno import EINVAL, EPERM
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO, cast
 
-from torchwatt.disk.path_safety import SPECIAL
+from torchwatt.disk.path_safety import SPECIAL, kind_of
 
 FILE, FOLDER = 0o600, 0o700
 
@@ -71,6 +72,18 @@ def private_folder(path: Path) -> None:
     """
     for folder in missing_folders(path.absolute()):
         folder.mkdir(mode=FOLDER, exist_ok=True)
+
+
+def share(paths: Iterable[Path]) -> None:
+    """Give files and folders the modes that the umask allows, as programs without a thought for privacy make them.
+
+    Raises:
+        OSError: One is not the caller's, or is not there.
+    """
+    os.umask(umask := os.umask(FOLDER))
+    for path in paths:
+        if kind_of(path) in {"file", "folder"}:
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask | (FOLDER if path.is_dir() else FILE))
 
 
 def replace_file(path: Path, content: bytes) -> None:

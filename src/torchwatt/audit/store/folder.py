@@ -18,7 +18,7 @@ from torchwatt.audit.writer import write_bundle
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.report import Report
 from torchwatt.disk.path_safety import folder_entries, kind_of, open_own
-from torchwatt.disk.private import FOLDER, new_file, private_folder
+from torchwatt.disk.private import FOLDER, new_file, private_folder, share
 
 INDEX = "index.sqlite"
 CHAIN = "chain.jsonl"
@@ -78,6 +78,19 @@ class Store:
             shutil.rmtree(hidden, ignore_errors=True)
             raise BundleError(f"cannot write {target}: {error}") from error
         return self._added(target, project)
+
+    def share(self, folder: Path) -> None:
+        """Let others read a kept run, as far as the umask allows; journals of runs that go on stay private.
+
+        Raises:
+            BundleError: A file is not the user's own.
+        """
+        project = folder.parent
+        try:
+            share((self.root, self.root / INDEX, project, project / CHAIN, folder))
+            share(folder / name for name in folder_entries(folder, self.root))
+        except OSError as error:
+            raise BundleError(f"cannot share {error.filename}: {error.strerror}") from error
 
     def runs(self, project: str | None = None, month: str | None = None) -> tuple[StoredRun, ...]:
         """Return the kept runs by time; the index is made again where it does not say what lies in the folder."""

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, fields
 from math import isfinite
 from pathlib import Path
 from secrets import token_hex
+from stat import S_IMODE
 
 from torchwatt.audit.exports.cells import number, text, when
 from torchwatt.audit.exports.rollup import counted_run
@@ -90,6 +91,8 @@ def write_index(path: Path, runs: Iterable[StoredRun]) -> None:
         database.execute(f"CREATE TABLE run ({', '.join(_COLUMNS)}, PRIMARY KEY (project, run_id))")
         database.execute(f"PRAGMA user_version = {VERSION}")
         _insert(database, runs)
+    if kind_of(path) == "file":
+        fresh.chmod(S_IMODE(path.stat().st_mode))  # of a store that is shared
     fresh.replace(path)
 
 

@@ -162,4 +162,4 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(monkeypatch):
         threading.Thread(target=drip, daemon=True).start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         with pytest.raises(FactorError, match=r"gave no answer: not within 0.5 s"):
-            fetch_hours([HOUR], zone="FR", token="t", at=NOON, url=url)
+            fetch_hours([HOUR], zone="FR", token="t", at=NOON, url=url)  # noqa: S106  of nobody

@@ -5,6 +5,8 @@ from dataclasses import replace
 import openpyxl
 import pytest
 
+from tests.exports.conftest import priced
+from tests.exports.test_boamps import DECLARED
 from tests.support.reports import HOSTILE, named_report, sample_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.audit.exports import FORMATS, export
@@ -12,10 +14,6 @@ from torchwatt.audit.fleet import ingest, open_lake
 from torchwatt.cli.parser import run
 
 LONG = ("x" * 131_073, "\x01" * 200_000, '"' * 150_000, "\u00e9\u2028" * 80_000, "\ud800" * 140_000, "a,b\n" * 9**5)
-DECLARED = {
-    "confidentiality": "public", "lifecycle_stage": "training", "task_family": "textGeneration",
-    "quantity_unit": "text",
-}  # fmt: skip
 NAMES = ["\x00\x01\x0b\x1f", "\ud800", "\ufffe\uffff", "\x1b]0;owned\x07", "=cmd()", "x" * 40_000, "]]>&<", *HOSTILE]
 
 
@@ -30,8 +28,10 @@ def test_a_bundle_of_the_longest_names_is_read_by_our_own_commands(tmp_path, cap
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 @pytest.mark.parametrize("to", FORMATS)
 def test_any_name_of_a_run_is_exported(to, name, tmp_path):
-    bundle = write_bundle(replace(sample_report(), name=name), tmp_path / "bundle")
-    out = export([bundle], to, tmp_path / "out", {} if to != "boamps" else DECLARED)
+    report = priced(replace(sample_report(), name=name), intensity_g_per_kwh=50)
+    bundle = write_bundle(report, tmp_path / "bundle")
+    declared = {"boamps": DECLARED, "huggingface": {"zone": "FRA"}}.get(to, {})
+    out = export([bundle], to, tmp_path / "out", declared)
     assert out.exists()
     if to == "xlsx":
         sheet = openpyxl.load_workbook(out)["runs"]

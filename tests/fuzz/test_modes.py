@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from stat import S_IMODE
 
 import pytest
@@ -86,7 +87,7 @@ def test_a_lake_and_a_store_are_private_unless_they_are_shared(tmp_path):
     assert {mode for name, mode in found.items() if ".journals" in name} == {0o700, 0o600}
     store.rebuild()
     assert modes(store.root)["index.sqlite"] == 0o644
-    Store(tmp_path / "store" / "root").keep(sample_report())
+    Store(tmp_path / "store" / "root").keep(replace(sample_report(), run_id="another"))
     assert sorted(set(modes(store.root).values())) == [0o600, 0o644, 0o700, 0o755]  # the next run is private again
 
 

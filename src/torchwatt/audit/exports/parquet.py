@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from torchwatt.audit.inside import content_of, is_own
 from torchwatt.audit.reader import Bundle
-from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Column, Table, Value
+from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Column, Table
 from torchwatt.core.errors import BundleError
-from torchwatt.core.plain_text import encodable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,12 +49,7 @@ def _arrow(table: Table, bundles: Sequence[Bundle]) -> pa.Table:
     fields = [arrow_field(column) for column in table.columns]
     schema = pa.schema(fields, metadata={"schema_version": SCHEMA_VERSION, "description": table.description})
     rows = [row for bundle in bundles for row in bundle[table.name]]
-    return pa.Table.from_pydict({name: [in_utf8(row[name]) for row in rows] for name in table.header}, schema=schema)
-
-
-def in_utf8(value: Value) -> Value:
-    """Return a cell that Arrow can hold: half of a surrogate pair, which a name may have, is written out."""
-    return encodable(value, "utf-8") if isinstance(value, str) else value
+    return pa.Table.from_pydict({name: [row[name] for row in rows] for name in table.header}, schema=schema)
 
 
 def arrow_field(column: Column) -> pa.Field:

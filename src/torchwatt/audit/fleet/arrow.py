@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from torchwatt.audit.exports.parquet import arrow_field, in_utf8
+from torchwatt.audit.exports.cells import in_utf8
+from torchwatt.audit.exports.parquet import arrow_field
 from torchwatt.audit.fleet.columns import columns_of
 from torchwatt.audit.schema import Row
 
@@ -39,7 +40,7 @@ def part_bytes(table: str, rows: Sequence[Row]) -> bytes:
     try:
         batch = pa.RecordBatch.from_struct_array(pa.array(rows, schema))
     except UnicodeEncodeError:  # a name holds half of a surrogate pair
-        rows = [{name: in_utf8(value) for name, value in row.items()} for row in rows]
+        rows = in_utf8(rows)
         batch = pa.RecordBatch.from_struct_array(pa.array(rows, schema))
     sink = pa.BufferOutputStream()
     pq.write_table(

@@ -147,13 +147,21 @@ def good(tmp_path_factory):
     return names
 
 
-# Each is another branch of the system's calls; the others are tried with `make test-all`.
+# Each is another branch of the system's calls; the others are tried with `make test-all`, and so are most of the cases
+# that need a process of their own.
 USUAL = {"folder", "pipe", "20 GB", "binary", "missing", "endless device", "300 characters", "not UTF-8"}
+ENDS_ITS_PROCESS = ("run --", "demo")
+CASES = [
+    pytest.param(command, way, marks=pytest.mark.heavy)
+    if way not in ({"missing"} if COMMANDS[command].startswith(ENDS_ITS_PROCESS) else USUAL)
+    else (command, way)
+    for command in COMMANDS
+    for way in WAYS
+]
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("way", [pytest.param(way, marks=[] if way in USUAL else pytest.mark.heavy) for way in WAYS])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("command", "way"), CASES)
 def test_a_path_ends_in_one_sentence(command, way, good, tmp_path, capsys, monkeypatch):
     if (command, way) in AS_PYTHON:
         return
@@ -167,7 +175,7 @@ def test_a_path_ends_in_one_sentence(command, way, good, tmp_path, capsys, monke
         copy = tmp_path / name
         shutil.copytree(path, copy) if path.is_dir() else shutil.copyfile(path, copy)
         words = [word.replace(str(path), str(copy)) for word in words]
-    if words[0] in {"run", "demo"}:  # which end the process that they are in
+    if COMMANDS[command].startswith(ENDS_ITS_PROCESS):
         done = torchwatt(*words, cwd=tmp_path)
         code, out, said = done.returncode, done.stdout, done.stderr
     else:

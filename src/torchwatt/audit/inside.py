@@ -15,6 +15,16 @@ MAX_MANIFEST_BYTES = 1 << 24  # also of a statement or a description: they have 
 MAX_FILE_BYTES = 1 << 32  # any file of a bundle, also where it is read in pieces
 MAX_TABLE_BYTES = 1 << 28  # a table that is read whole, a million layers; `verify` reads larger ones piece by piece
 
+# Times and joules rise from row to row, so a row takes a byte and more; a file of fewer repeats one row for ever.
+ROWS_A_BYTE, FREE_ROWS = 10, 1 << 20
+_FOOTER = 1 << 24  # bytes and entries
+PARQUET_LIMITS = {"thrift_string_size_limit": _FOOTER, "thrift_container_size_limit": _FOOTER}
+
+
+def most_rows(file_bytes: int) -> int:
+    """Return how many rows a Parquet file of samples of that size can honestly hold."""
+    return max(FREE_ROWS, ROWS_A_BYTE * file_bytes)
+
 
 def is_file_name(name: str) -> bool:
     """Return whether that is the name of a file in a bundle's folder."""

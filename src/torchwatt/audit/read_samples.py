@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
-from torchwatt.audit.inside import MAX_TABLE_BYTES
+from torchwatt.audit.inside import MAX_TABLE_BYTES, PARQUET_LIMITS, most_rows
 from torchwatt.audit.lexical import from_cell
 from torchwatt.audit.schema.energy import SAMPLE
 from torchwatt.core.errors import BundleError
@@ -21,18 +21,9 @@ from torchwatt.disk.inflate import bounded_lines, inflated
 from torchwatt.disk.path_safety import kind_of, open_own
 
 MOST_POINTS = 50_000_000  # of all curves: a file that claims more is not read into memory
-# Times and joules rise from row to row, so a row takes a byte and more; a file of fewer repeats one row for ever.
-ROWS_A_BYTE, FREE_ROWS = 10, 1 << 20
-_FOOTER = 1 << 24  # bytes and entries
-PARQUET_LIMITS = {"thrift_string_size_limit": _FOOTER, "thrift_container_size_limit": _FOOTER}
 _LONGEST_ROW = 1 << 16  # characters
 _COLUMNS = [SAMPLE.column(name) for name in ("device_id", "t_ns", "power_w", "energy_j")]
 Points = tuple[str, np.ndarray, np.ndarray, np.ndarray]
-
-
-def most_rows(file_bytes: int) -> int:
-    """Return how many rows a Parquet file of samples of that size can honestly hold."""
-    return max(FREE_ROWS, ROWS_A_BYTE * file_bytes)
 
 
 def read_samples(folder: Path, root: Path | None = None) -> Iterator[Points]:

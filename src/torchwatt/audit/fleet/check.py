@@ -9,7 +9,7 @@ from io import BytesIO
 from torchwatt.audit.fleet.columns import TABLES
 from torchwatt.audit.fleet.engine import connect, sql_file, statements
 from torchwatt.audit.fleet.lake import Lake
-from torchwatt.audit.read_samples import PARQUET_LIMITS, most_rows
+from torchwatt.audit.inside import PARQUET_LIMITS, most_rows
 
 MOST = 1000  # findings of one law
 _BATCH = 1 << 16  # rows

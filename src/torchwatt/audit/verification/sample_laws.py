@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-from torchwatt.audit.inside import MAX_FILE_BYTES
+from torchwatt.audit.inside import MAX_FILE_BYTES, PARQUET_LIMITS, most_rows
 from torchwatt.audit.lexical import LARGEST_NUMBER
-from torchwatt.audit.read_samples import PARQUET_LIMITS, most_rows
 from torchwatt.audit.schema import TABLE_BY_NAME, Value
 from torchwatt.audit.verification.cells import Piece, out_of_bounds, pieces
 from torchwatt.audit.verification.derived import same

@@ -148,7 +148,6 @@ def test_a_program_of_the_system_is_not_taken_from_the_current_folder(tmp_path, 
 
 
 STARTERS = {
-    "helper_process.py",
     "sensors/spawn.py",
     "tracing/devices/jobs.py",
     "audit/fleet/workers.py",

@@ -21,6 +21,7 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.tracebacks import below_own_frames, hide_own_frames
 
 INTERPRETER = re.compile(r"python[\d.]*(\.exe)?")
+MOST_SOURCE_BYTES = 1 << 28
 PACKED = frozenset({".zip", ".pyz", ".egg", ".whl"})
 
 
@@ -55,7 +56,9 @@ class Program:
             raise ConfigError(f"no such script: {self.script}{_command_hint(self.script)}")
         elif not self._is_packed:
             with io.open_code(str(path.absolute())) as file:
-                self.source = file.read()
+                self.source = file.read(MOST_SOURCE_BYTES + 1)
+            if len(self.source) > MOST_SOURCE_BYTES:
+                raise ConfigError(f"{self.script} has more than {MOST_SOURCE_BYTES} bytes: it is no script")
 
     @property
     def _is_packed(self) -> bool:

@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("journal", metavar="DIR|RUN", help="a journal, or a run whose journal lies in the store")
     add_outputs(parser)
     parser.add_argument("--keep", action="store_true", help="keep the run in the store, and remove its journal there")
+    parser.add_argument("--shared", action="store_true", help="others may read the kept run, as the umask allows")
     parser.add_argument("--store", metavar="DIR", help="default TORCHWATT_STORE, or your data folder")
 
 
@@ -61,7 +62,10 @@ def recover(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
     for line in outputs.write(report):
         print(line, file=out)
     if asked.keep:
-        print(f"kept: {store.keep(report, found.head.project)}", file=out)
+        kept = store.keep(report, found.head.project)
+        if asked.shared:
+            store.share(kept)
+        print(f"kept: {kept}", file=out)
         if path.absolute().parent == (store.root / IN_STORE).absolute():
             remove(path)
     return 0

@@ -1,15 +1,17 @@
 """The sampler process: drivers' loops in threads; the main thread looks into /proc and after the others. Numpy-free.
 
-Started as `python -S -c BOOT SIZE detached|child NAME` with SIZE bytes of JSON on stdin; it ends when a byte or the end
-of stdin comes, or when its parent is gone. Detached, it goes on in a child of that process, which ends.
+Started by `helper_process` with the arguments SIZE and NAME, and SIZE bytes of JSON on stdin; it ends when a byte or
+the end of stdin comes, or when its parent is gone.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,28 +26,6 @@ from torchwatt.sensors.ring import PERIOD_NS
 if TYPE_CHECKING:
     from torchwatt.sensors.journal.rings import RingJournal
 
-# Runs before anything can be imported: -S keeps start-up short, the user's path comes after the standard library.
-# Exactly argv[1] bytes are read, so that a stop byte that follows at once stays in the pipe for `select`.
-BOOT = """
-import json, os, sys
-if sys.argv[2] == "detached":
-    pid = os.fork()
-    if pid:
-        os.write(1, b"%d" % pid)
-        os._exit(0)
-    os.close(1)
-    os.open(os.devnull, os.O_WRONLY)
-size, data = int(sys.argv[1]), b""
-while len(data) < size:
-    part = os.read(0, size - len(data))
-    if not part:
-        sys.exit("the parent went away")
-    data += part
-config = json.loads(data)
-sys.path.extend(config["path"])
-from torchwatt.sensors.sampler_main import main
-main(config)
-"""
 ANCHOR_NS = 2 * NS_PER_S
 LOOK_NS = NS_PER_S // 2  # how often the main thread looks after the others
 _GC_OBJECTS = 50_000  # a loop makes no cycles; what errors leave behind is collected now and then
@@ -174,7 +154,23 @@ class Parent:
         return self._told
 
 
-def main(config: Mapping[str, Any]) -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Read the configuration from stdin and sample until told to stop; never returns."""
+    sample(json.loads(_received(int(arguments[0]))))
+
+
+def _received(size: int) -> bytes:
+    """Read exactly so many bytes from stdin: a stop byte that follows at once stays in the pipe for `select`."""
+    data = b""
+    while len(data) < size:
+        part = os.read(0, size - len(data))
+        if not part:
+            sys.exit("the parent went away")
+        data += part
+    return data
+
+
+def sample(config: Mapping[str, Any]) -> None:
     """Sample until told to stop; never returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the user's program
     gc.set_threshold(_GC_OBJECTS)

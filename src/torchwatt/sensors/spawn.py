@@ -8,14 +8,13 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torchwatt.core.errors import SensorError
+from torchwatt.helper_process import helper_command
 from torchwatt.sensors.board import anonymous_file
-from torchwatt.sensors.sampler_main import BOOT
 
 _STDERR_BYTES = 400
 START_S = 2.0
@@ -36,22 +35,12 @@ class Child:
             SensorError: SAMPLER_THREAD, if no process can be started here.
         """
         self.stopping = False
-        told = {"fd": fd, "ppid": os.getpid(), "path": _import_path(), "detached": CAN_DETACH}
+        told = {"fd": fd, "ppid": os.getpid(), "detached": CAN_DETACH}
         data = json.dumps({**config, **told}).encode()
         self._stderr, name = anonymous_file("torchwatt-stderr"), sampler_name(os.getpid())
         try:
             self._popen = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-S",
-                    "-E",
-                    "-B",
-                    "-c",
-                    BOOT,
-                    str(len(data)),
-                    "detached" if CAN_DETACH else "child",
-                    name,
-                ],
+                helper_command("torchwatt.sensors.sampler_main", str(len(data)), name, detached=CAN_DETACH),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE if CAN_DETACH else subprocess.DEVNULL,
                 stderr=self._stderr,
@@ -173,9 +162,3 @@ class _Process:
         """End it."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._fd, signal.SIGKILL)
-
-
-def _import_path() -> list[str]:
-    """Return where the child finds torchwatt and pynvml; the user's path, as the child runs without `site`."""
-    home = str(Path(__file__).resolve().parents[2])
-    return [*dict.fromkeys([home, *(str(Path(entry).resolve()) for entry in sys.path if entry)])]

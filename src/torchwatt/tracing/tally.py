@@ -549,7 +549,7 @@ class Tally:
         found: dict[Slot, float] = defaultdict(float)
         for slot, ns in self._devices.get(device, {}).items():
             key = slot.fqn.removeprefix(KEY_MARK)
-            named = slot.fqn.startswith(KEY_MARK) and key.isdigit()
+            named = slot.fqn.startswith(KEY_MARK) and key.isdecimal()
             found[Slot(self._names.of(int(key)), slot.phase) if named else slot] += ns
         return found
 

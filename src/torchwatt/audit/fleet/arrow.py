@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+from torchwatt.audit.exports.cells import in_utf8
 from torchwatt.audit.exports.parquet import arrow_field
 from torchwatt.audit.fleet.columns import columns_of
 from torchwatt.audit.schema import Row
@@ -35,7 +36,12 @@ def part_bytes(table: str, rows: Sequence[Row]) -> bytes:
 
     many = len(rows) >= _MANY
     # One conversion of all rows is three times as fast as one a column.
-    batch = pa.RecordBatch.from_struct_array(pa.array(rows, pa.struct(list(arrow_schema(table)))))
+    schema = pa.struct(list(arrow_schema(table)))
+    try:
+        batch = pa.RecordBatch.from_struct_array(pa.array(rows, schema))
+    except UnicodeEncodeError:  # a name holds half of a surrogate pair
+        rows = in_utf8(rows)
+        batch = pa.RecordBatch.from_struct_array(pa.array(rows, schema))
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_batches([batch]),

@@ -9,8 +9,10 @@ from io import BytesIO
 from torchwatt.audit.fleet.columns import TABLES
 from torchwatt.audit.fleet.engine import connect, sql_file, statements
 from torchwatt.audit.fleet.lake import Lake
+from torchwatt.audit.inside import PARQUET_LIMITS, most_rows
 
 MOST = 1000  # findings of one law
+_BATCH = 1 << 16  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,27 @@ def check_lake(lake: Lake) -> tuple[Broken, ...]:
         )
 
 
-def _damaged(lake: Lake) -> Iterator[Broken]:
-    import pyarrow as pa
+def _read(content: bytes) -> None:
+    """Read every row of a part, a batch at a time.
+
+    Raises:
+        OSError: It claims more rows than its bytes can hold.
+    """
     import pyarrow.parquet as pq
 
+    file = pq.ParquetFile(BytesIO(content), **PARQUET_LIMITS)
+    if file.metadata.num_rows > most_rows(len(content)):
+        raise OSError(f"{file.metadata.num_rows} rows are more than {len(content)} bytes can hold")
+    for _ in file.iter_batches(_BATCH):
+        pass
+
+
+def _damaged(lake: Lake) -> Iterator[Broken]:
+    import pyarrow as pa
+
     for table in TABLES:
-        for path in lake.files.parts(table):
+        for path in lake.parts(table):
             try:
-                pq.ParquetFile(BytesIO(lake.files.read(path) or b"")).read()
+                _read(lake.files.read(path) or b"")
             except (pa.ArrowException, OSError) as error:
                 yield Broken("DAMAGED", path, "a Parquet file", f"{error}; ingest its bundle again with --replace")

@@ -14,6 +14,7 @@ from torchwatt.audit.fleet.one import Found, How, Outcome, add_one
 from torchwatt.audit.fleet.workers import add_many
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import ConfigError
+from torchwatt.disk.path_safety import folder_entries
 
 DEFAULT_PROJECT = "default"
 UPLOADS = 16  # at a time
@@ -64,7 +65,8 @@ def ingest(
         ConfigError: A place is no folder, or pyarrow is not installed.
     """
     _need_pyarrow()
-    how = How(replace=replace, samples=samples)
+    shared = isinstance(lake.files, LocalFiles) and lake.files.shared
+    how = How(replace=replace, samples=samples, shared=shared)
     found = list(chain.from_iterable(bundles_below(Path(place), project) for place in places))
     lake.make()
     wanted = min(jobs or min(_cpus(), 8), len(found))
@@ -87,20 +89,22 @@ def bundles_below(place: Path, project: str | None = None) -> Iterator[Found]:
     """
     if not place.is_dir():
         raise ConfigError(f"{place} is no folder: give a store, a folder of bundles, or a bundle")
-    for folder in _walk(place, DEEPEST):
+    for folder in _walk(place, place, DEEPEST):
         inner = place not in {folder, folder.parent}
-        yield Found(str(folder), project or (folder.parent.name if inner else DEFAULT_PROJECT))
+        yield Found(str(folder), project or (folder.parent.name if inner else DEFAULT_PROJECT), str(place))
 
 
-def _walk(folder: Path, deeper: int) -> Iterator[Path]:
+def _walk(folder: Path, root: Path, deeper: int) -> Iterator[Path]:
     """Yield the folders with a manifest, hidden ones and links to folders left out, in order of name."""
-    if (folder / MANIFEST).is_file():
+    try:
+        entries = folder_entries(folder, root)
+    except OSError as error:
+        raise ConfigError(f"cannot read {folder}: {error.strerror}") from error
+    if MANIFEST in entries:  # also where it is a link: the bundle is then refused by name, and not passed over
         yield folder
-        return
-    if deeper:
-        with os.scandir(folder) as entries:
-            names = sorted(e.path for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
-        yield from chain.from_iterable(_walk(Path(name), deeper - 1) for name in names)
+    elif deeper:
+        below = (name for name, kind in entries.items() if kind == "folder" and not name.startswith("."))
+        yield from chain.from_iterable(_walk(folder / name, root, deeper - 1) for name in below)
 
 
 def _cpus() -> int:

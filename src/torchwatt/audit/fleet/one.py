@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -14,9 +15,11 @@ from torchwatt.audit.fleet.arrow import part_bytes
 from torchwatt.audit.fleet.columns import TABLES, lake_rows
 from torchwatt.audit.fleet.lake import Lake
 from torchwatt.audit.fleet.paths import part, run_of
+from torchwatt.audit.inside import MAX_MANIFEST_BYTES, content_of
 from torchwatt.audit.reader import read_bundle
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import BundleError, TorchwattError
+from torchwatt.disk.path_safety import kind_of
 
 State = Literal["added", "replaced", "present", "refused"]
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.][A-Za-z0-9_.-]*)")
@@ -28,6 +31,7 @@ class Found:
 
     directory: str
     project: str
+    root: str  # the folder that the user named: no link below it is followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class How:
 
     replace: bool = False
     samples: bool = False
+    shared: bool = False  # the lake's files get the modes of the umask
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +65,11 @@ def add_one(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcom
 
 
 def _add(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
-    folder = Path(found.directory)
-    manifest_sha256 = _unchanged(folder)
-    bundle = read_bundle(folder)
+    folder, root = Path(found.directory), Path(found.root)
+    listed, manifest_sha256 = _manifest(folder, root)
+    for table in TABLES:
+        _listed_content(folder / f"{table}.csv", root, listed)
+    bundle = read_bundle(folder, root)
     run_id, started_at = text(bundle.run, "run_id"), when(bundle.run, "started_at")
     if bundle.run["status"] == "running":
         raise BundleError(f"run {run_id} was still running: its whole is not known yet")
@@ -75,8 +82,8 @@ def _add(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
     rows = lake_rows(bundle, manifest_sha256)
     # Of a run that is replaced, a table without rows is written too: the old one's must not stay.
     parts = {table: part_bytes(table, rows[table]) for table in TABLES if rows[table] or before is not None}
-    if how.samples and (folder / "sample.parquet").is_file():
-        parts = {"sample": (folder / "sample.parquet").read_bytes(), **parts}
+    if how.samples and kind_of(folder / "sample.parquet") is not None:
+        parts = {"sample": _listed_content(folder / "sample.parquet", root, listed), **parts}
     mine = parts.pop("run")
     for table, content in parts.items():
         # What an ingest that died left of this run, or another is writing just now, has the same bytes.
@@ -87,26 +94,27 @@ def _add(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
     return Outcome(found.directory, state, layers=len(rows["layer"]))
 
 
-def _unchanged(folder: Path) -> str:
-    """Return the manifest's hash.
+def _manifest(folder: Path, root: Path) -> tuple[dict[str, str], str]:
+    """Return the hashes that the manifest lists by file name, and its own.
 
     Raises:
-        BundleError: A table differs from it.
+        BundleError: There is none, or it is no plain file of the bundle's own.
     """
-    try:
-        content = (folder / MANIFEST).read_bytes()
-    except OSError as error:
-        raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle") from error
-    listed = {m[2]: m[1] for line in content.decode(errors="replace").splitlines() if (m := _LINE.fullmatch(line))}
-    for table in TABLES:
-        name = f"{table}.csv"
-        try:
-            digest = sha256((folder / name).read_bytes()).hexdigest()
-        except OSError as error:
-            raise BundleError(f"cannot read {folder / name}: {error.strerror}") from error
-        if listed.get(name) != digest:
-            raise BundleError(f"{folder / name} differs from {MANIFEST}: run `torchwatt verify`")
-    return sha256(content).hexdigest()
+    content = content_of(folder / MANIFEST, MAX_MANIFEST_BYTES, root)
+    lines = content.decode(errors="replace").splitlines()
+    return {found[2]: found[1] for line in lines if (found := _LINE.fullmatch(line))}, sha256(content).hexdigest()
+
+
+def _listed_content(path: Path, root: Path, listed: Mapping[str, str]) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        BundleError: It cannot be read, or differs from the manifest.
+    """
+    content = content_of(path, root=root)
+    if listed.get(path.name) != sha256(content).hexdigest():
+        raise BundleError(f"{path} differs from {MANIFEST}: run `torchwatt verify`")
+    return content
 
 
 def _same(lake: Lake, path: str, manifest_sha256: str, how: How) -> State | None:

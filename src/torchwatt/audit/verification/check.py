@@ -101,7 +101,7 @@ class _Check:
         facts.impacts = list(self._all("impact"))
         subjects = [text(cells, "subject") for _, cells in facts.impacts]
         facts.fqn_j = {name.removeprefix("layer:"): Sum() for name in subjects if name.startswith("layer:")}
-        ranks = RankLaws(facts, findings, there=(self.folder / "rank.csv").is_file())
+        ranks = RankLaws(facts, findings, there=is_own(self.folder / "rank.csv"))
         layers, hours = LayerLaws("layer.csv", facts, findings), HourLaws("hourly.csv", facts, findings)
         for table, laws in (
             ("window", WindowLaws("window.csv", facts, findings)), ("layer", _Both(layers, ranks.books)),

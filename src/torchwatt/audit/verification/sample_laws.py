@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
+from torchwatt.audit.inside import MAX_FILE_BYTES, PARQUET_LIMITS, most_rows
 from torchwatt.audit.lexical import LARGEST_NUMBER
 from torchwatt.audit.schema import TABLE_BY_NAME, Value
 from torchwatt.audit.verification.cells import Piece, out_of_bounds, pieces
 from torchwatt.audit.verification.derived import same
 from torchwatt.audit.verification.facts import Facts, WindowFact, number
 from torchwatt.audit.verification.finding import Findings
+from torchwatt.disk.path_safety import open_own
 
 SAMPLE = TABLE_BY_NAME["sample"]
 CURVE_REL = 1e-9
 POINTS = 1 << 16
-# Times and joules rise from row to row, so a row takes a byte and more; a file of fewer repeats one row for ever.
-ROWS_A_BYTE, FREE_ROWS = 10, 1 << 20
-_THRIFT = 1 << 24  # bytes and entries of the footer
 
 
 def sample_pieces(path: Path, findings: Findings, *, newer: bool) -> Iterator[Piece]:
@@ -32,10 +32,9 @@ def sample_pieces(path: Path, findings: Findings, *, newer: bool) -> Iterator[Pi
     except ImportError:
         findings.notes.append(f"{path.name}: only its hash was checked, its contents need pyarrow")
         return
-    limits = {"thrift_string_size_limit": _THRIFT, "thrift_container_size_limit": _THRIFT}
     try:
-        with pq.ParquetFile(path, **limits) as file:
-            if file.metadata.num_rows > max(FREE_ROWS, ROWS_A_BYTE * path.stat().st_size):
+        with open_own(path, MAX_FILE_BYTES) as opened, pq.ParquetFile(opened, **PARQUET_LIMITS) as file:
+            if file.metadata.num_rows > most_rows(os.fstat(opened.fileno()).st_size):
                 findings.add("FORM", path.name, "more rows than its bytes can hold", found=file.metadata.num_rows)
                 return
             yield from _parquet(file, path.name, findings)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from torchwatt.audit.chain import FIRST, Link, read_chain
-from torchwatt.audit.inside import content_of, is_own
+from torchwatt.audit.inside import MAX_MANIFEST_BYTES, content_of, is_own
 from torchwatt.audit.seal import MANIFEST, NAMESPACE, SIGNATURE, STATEMENT, ssh_keygen
-from torchwatt.audit.verification.files import LARGEST_TEXT, digest
+from torchwatt.audit.verification.files import digest
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
 
@@ -75,8 +75,10 @@ def _links(links: tuple[Link, ...], file: str, findings: Findings) -> None:
 
 def _runs(links: tuple[Link, ...], file: str, runs: Path, findings: Findings) -> None:
     for number, link in enumerate(links, 1):
-        path = runs / Path(link.bundle).name / MANIFEST
-        found = digest(path) if is_own(path) else "no such bundle"
+        try:
+            found = digest(runs / Path(link.bundle).name / MANIFEST, runs)
+        except OSError:
+            found = "no such bundle"
         if found != link.manifest_sha256:
             findings.add(
                 "CHAIN", file, f"run {link.run_id} ({link.bundle}) is not in {runs.name}, or was replaced", row=number,
@@ -94,7 +96,7 @@ def check_signature(folder: Path, allowed_signers: Path | None, findings: Findin
     content = b""
     try:
         if is_own(folder / STATEMENT):
-            content = content_of(folder / STATEMENT, LARGEST_TEXT)
+            content = content_of(folder / STATEMENT, MAX_MANIFEST_BYTES)
         if allowed_signers is None:
             said = ssh_keygen("check-novalidate", "-n", NAMESPACE, "-s", str(signature), stdin=content)
             findings.notes.append(f"{said}; whose key that is was not checked: give --allowed-signers FILE")

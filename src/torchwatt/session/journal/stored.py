@@ -59,7 +59,7 @@ def find_journal(store: Path, wanted: str) -> Path:
 
 
 def prune(store: Path, most: int = MOST_JOURNALS, most_bytes: int = MOST_BYTES) -> None:
-    """Remove the oldest journals of dead runs beyond a number and a size, and say so; none of a store that is no folder."""
+    """Remove the oldest journals of dead runs beyond a number and a size, and say so; in a store that is a folder."""
     try:
         dead = [one for one in stored_journals(store) if one.alive is False]
     except BundleError:  # who writes a journal there learns what is wrong with it

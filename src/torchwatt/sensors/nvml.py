@@ -86,7 +86,7 @@ def late_gpus(there: Sequence[str], probe_s: float = LATE_S) -> tuple[Event, ...
     found: list[str] = []
 
     def probe() -> None:
-        with contextlib.suppress(Exception):  # whatever fails now says nothing of GPUs that came
+        with contextlib.suppress(Exception):  # a failure here is not evidence of a new GPU
             nvml = load_nvml()
             try:
                 for index in range(nvml.nvmlDeviceGetCount()):
@@ -101,7 +101,7 @@ def late_gpus(there: Sequence[str], probe_s: float = LATE_S) -> tuple[Event, ...
 
 
 def _run_within(probe: Callable[[], None], probe_s: float) -> None:
-    """Ask the driver in a thread of its own, and go on after so long: it may hang."""
+    """Run a probe of the driver in a thread and wait at most `probe_s` for it: the driver may hang."""
     thread = HelperThread(probe, "torchwatt-nvml")
     thread.start()
     thread.join(probe_s)

@@ -1,10 +1,12 @@
 """The command line as a user types it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tests.support import ready
@@ -204,6 +206,15 @@ def test_doctor_lets_no_escape_sequence_of_a_drivers_text_reach_the_terminal(mon
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert r"no \x1b[2J way" in out
+
+
+def test_doctor_as_json_holds_what_a_bug_report_needs(tmp_path):
+    done = ready.torchwatt("doctor", "--json", env={"TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none")})
+    found = json.loads(done.stdout)
+    assert found["packages"]["numpy"] == np.__version__
+    assert {meter["domain"] for meter in found["meters"]} >= {"ram"}
+    assert all(set(item) == {"domain", "reason", "fix"} for item in found["unavailable"])
+    assert any("powercap" in item["reason"] or "none" in item["reason"] for item in found["unavailable"])
 
 
 def test_doctor_says_what_is_metered_what_is_not_and_how_to_fix_it(tmp_path):

@@ -76,8 +76,8 @@ def _run(asked: argparse.Namespace) -> int:
     )
 
 
-def _doctor(_: argparse.Namespace) -> int:
-    return doctor()
+def _doctor(asked: argparse.Namespace) -> int:
+    return doctor(as_json=asked.json)
 
 
 def _show(asked: argparse.Namespace) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
+import json
+import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torchwatt.attribution.modules import homes
 from torchwatt.attribution.scopes import by_scope
 from torchwatt.attribution.sentence import COUNTER_COVERS
 from torchwatt.core.meter import Channel, Meter, Unavailable
 from torchwatt.core.terms import MODULE_POWER
+from torchwatt.core.version import __version__
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.protocol import Discovery
 from torchwatt.views.summary import printable_lines
@@ -18,10 +22,74 @@ from torchwatt.views.summary import printable_lines
 COMPARE_S = 4.0  # forty publications of a counter that is published ten times a second
 
 
-def doctor() -> int:
-    """Print one line per meter and per missing meter; exit code 0 if anything is measured, 1 if all is modelled."""
+PACKAGES = {"torch": "torch", "IPython (for %%energy)": "ipython", "codecarbon": "codecarbon"}
+# Of which a bug report states the version.
+REPORTED = (
+    "torch",
+    "nvidia-ml-py",
+    "numpy",
+    "ipython",
+    "ipywidgets",
+    "anywidget",
+    "jupyterlab",
+    "codecarbon",
+    "psutil",
+)
+
+
+def doctor(*, as_json: bool = False) -> int:
+    """Print one line per meter and per missing meter, or all of it as JSON, for a bug report.
+
+    Returns:
+        The exit status: 0 if anything is measured, 1 if all is modelled.
+    """
     found = discover()
     meters = [m for m in found.meters if any(c.quantity != "gauge" for c in m.channels)]
+    if as_json:
+        print(json.dumps(_facts(found, meters), indent=2))
+    else:
+        _print(found, meters)
+    return 0 if any(m.provenance == "measured" for m in meters) else 1
+
+
+def _facts(found: Discovery, meters: Sequence[Meter]) -> dict[str, Any]:
+    """Return what was found as JSON values: no serial numbers, host or user names."""
+    return {
+        "torchwatt": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": {name: _version(name) for name in REPORTED},
+        "meters": [
+            {
+                "domain": str(meter.domain),
+                "model": meter.model,
+                "provenance": meter.provenance,
+                "scope": meter.scope,
+                "accuracy_rel": meter.accuracy_rel,
+                "channels": [
+                    {"name": c.name, "sensor": c.sensor, "period_ms": c.period_ns / 1e6}
+                    for c in meter.channels
+                    if c.quantity != "gauge"
+                ],
+                "notes": list(meter.notes),
+            }
+            for meter in meters
+        ],
+        "unavailable": [{"domain": u.domain, "reason": u.reason, "fix": u.fix} for u in found.unavailable],
+        "events": [
+            {"severity": e.severity, "code": e.code, "subject": e.subject, "message": e.message} for e in found.events
+        ],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _print(found: Discovery, meters: Sequence[Meter]) -> None:
     covers = _covers(found)
     print("Metered here:")
     for meter in meters or ():
@@ -36,9 +104,8 @@ def doctor() -> int:
     for event in found.events:
         print(printable_lines(f"\n{event.severity}: {event.code} {event.subject}: {event.message}"))
     print("\nPackages:")
-    for name, module in (("torch", "torch"), ("IPython (for %%energy)", "IPython"), ("codecarbon", "codecarbon")):
-        print(f"  {name}: {'found' if importlib.util.find_spec(module) else 'missing'}")
-    return 0 if any(m.provenance == "measured" for m in meters) else 1
+    for label, name in PACKAGES.items():
+        print(f"  {label}: {_version(name) or 'missing'}")
 
 
 def _covers(found: Discovery) -> dict[str, tuple[str, ...]]:

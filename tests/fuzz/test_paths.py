@@ -249,7 +249,7 @@ def test_a_file_is_opened_step_by_step_and_named_in_errors(tmp_path):
     for bad, root, why in (
         (tmp_path / "l" / "b" / "file", tmp_path, "is a link"),
         (tmp_path / "a" / ".." / "a" / "b" / "file", tmp_path, "leads out"),
-        (tmp_path / "a" / "b\0c", tmp_path, "is no name"),
+        (tmp_path / "a" / "b\0c", tmp_path, "is not a file name"),
         (tmp_path / "a" / ("x" * 300), tmp_path, "too long"),
         (tmp_path / "none" / "file", tmp_path, "No such file"),
     ):

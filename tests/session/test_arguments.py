@@ -105,8 +105,8 @@ def test_what_is_in_the_way_of_files_is_named_before_the_run(tmp_path):
         ({"csv": tmp_path / "file"}, "is a file: name a folder"),
         ({"csv": tmp_path / "file" / "x"}, "could not be written"),
         ({"html": tmp_path / "file" / "x"}, "could not be written"),
-        ({"html": tmp_path}, "is no file"),
-        ({"html": "/dev/null"}, "is no file"),
+        ({"html": tmp_path}, "is not a file"),
+        ({"html": "/dev/null"}, "is not a file"),
         ({"csv": tmp_path / "mine", "overwrite": True}, "holds no bundle"),
     ):
         with pytest.raises(TorchwattError, match=sentence):

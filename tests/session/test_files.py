@@ -80,7 +80,7 @@ def test_a_page_replaces_a_file_and_nothing_that_is_none(tmp_path):
     assert (tmp_path / "victim").read_text() == "mine"
     os.mkfifo(tmp_path / "fifo")
     for name in ("fifo", "."):
-        with pytest.raises(BundleError, match="is no file"):
+        with pytest.raises(BundleError, match="is not a file"):
             write_html(sample_report(), tmp_path / name)
 
 

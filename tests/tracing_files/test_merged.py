@@ -41,7 +41,7 @@ def test_ranks_in_one_file_are_refused_with_their_processes(processes, devices, 
         for each in rank(process, n if devices == "each its own" else 0, f"Stage{n}")
         if not kinds or each["cat"] in {*kinds, "kernel"}
     ]
-    with pytest.raises(TraceError, match=f"{len(processes)} processes .*one --trace a rank") as caught:
+    with pytest.raises(TraceError, match=f"{len(processes)} processes .*one --trace per rank") as caught:
         read_trace(write(tmp_path, events))
     assert str(processes[0]) in str(caught.value)
 

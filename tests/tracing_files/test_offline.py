@@ -86,7 +86,7 @@ def test_a_trace_that_does_not_know_its_clock_needs_an_offset(tmp_path):
 
 def test_an_offset_that_cannot_be_told_is_refused(tmp_path):
     """Work that is uniform over the whole trace fits anywhere under constant power."""
-    with pytest.raises(ConfigError, match="no offset can be told"):
+    with pytest.raises(ConfigError, match="no offset could be found"):
         torchwatt.attribute(trace(tmp_path), power(tmp_path), offset="fit")
 
 

@@ -38,7 +38,7 @@ def embodied(lines: Iterable[tuple[str, Factor]]) -> tuple[Embodied, ...]:
         if factor.kind not in {*_KINDS, "lifetime", "share"}:
             continue
         if not device:
-            raise FactorError(f"{factor.kind}: the column device must say what it is about, such as gpu or gpu:0")
+            raise FactorError(f"{factor.kind}: the column `device` must name a device, such as gpu or gpu:0")
         if by_device.setdefault(device, {}).setdefault(factor.kind, factor) is not factor:
             raise FactorError(f"{device}: {factor.kind} is given twice")
     return tuple(_one(device, found) for device, found in sorted(by_device.items()))

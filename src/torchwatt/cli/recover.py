@@ -54,7 +54,7 @@ def recover(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
     if report.status == "running":
         if asked.keep:
             raise ConfigError(f"--keep: {report.exit_reason}; keep it when it has ended")
-        print(f"torchwatt: {report.exit_reason}; this is what is known so far", file=sys.stderr)
+        print(f"torchwatt: {report.exit_reason}; the report holds the readings until now", file=sys.stderr)
     print(to_text(report), file=out)
     for event in report.events:
         if event.code in TOLD:

@@ -155,7 +155,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:  # a NUL in the name
-        raise OSError(errno.EINVAL, "is no name of a file", str(path)) from error
+        raise OSError(errno.EINVAL, "is not a file name", str(path)) from error
     except OSError as error:
         linked = error.errno == errno.ELOOP or (error.errno == errno.ENOTDIR and kind_of(path) == "link")
         raise OSError(error.errno, LINK if linked else error.strerror, str(path)) from error

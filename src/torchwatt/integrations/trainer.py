@@ -41,8 +41,8 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         """The run of the training that runs, or ran last; None before the first."""
         training = self._training
         if training is not None and not self._guarded and not is_training(self._trainer, self._thread):
-            training.note("LEFT_OPEN", "training ended without a word: the joules until now are in this run")
-            self._end("aborted", "training ended without a word")
+            training.note("LEFT_OPEN", "training ended without `on_train_end`: this run holds the joules until now")
+            self._end("aborted", "training ended without `on_train_end`")
         return self._run
 
     def called(self) -> None:

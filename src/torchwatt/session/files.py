@@ -109,7 +109,7 @@ def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path).absolute()
     if target.exists() and not target.is_file():
-        raise BundleError(f"{target} is no file: name one for the page, such as {target / 'report.html'}")
+        raise BundleError(f"{target} is not a file: name one for the page, such as {target / 'report.html'}")
     try:
         private_folder(target.parent)
         replace_file(target, to_html_page(report).encode())

@@ -125,7 +125,7 @@ def run_offline(files: Files) -> Offline:
         joined, told = _fitted(joined, recording)
         events += told
     elif files.offset is None and any(one.clock == "unknown" for one in joined):
-        raise ConfigError("the trace does not say what its clock is: give --offset SECONDS, or --offset fit")
+        raise ConfigError("the trace does not name its clock: give --offset SECONDS, or --offset fit")
     return Offline(joined, _report(joined, recording, files, events), events)
 
 
@@ -222,7 +222,7 @@ def _fitted(joined: Sequence[Joined], recording: Recording) -> tuple[tuple[Joine
         found = fit_offset(device.start_ns, device.end_ns, power.t_ns, power.raw * power.channel.scale)
         if found.ambiguous:
             raise ConfigError(
-                f"{one.source}: no offset can be told: the best explains {found.explained:.0%} of the variance, "
+                f"{one.source}: no offset could be found: the best explains {found.explained:.0%} of the variance, "
                 f"another {found.runner_up:.0%}; give --offset SECONDS"
             )
         text = (

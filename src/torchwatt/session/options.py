@@ -178,7 +178,7 @@ def html_target(value: str | os.PathLike[str] | None) -> Path | None:
     if path is None:
         return None
     if path.exists() and not path.is_file():
-        raise ConfigError(f"html={str(path)!r} is no file: name one, such as {str(path / 'report.html')!r}")
+        raise ConfigError(f"html={str(path)!r} is not a file: name one, such as {str(path / 'report.html')!r}")
     return _writable("html", path, path.parent)
 
 

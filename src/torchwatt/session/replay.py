@@ -72,7 +72,9 @@ def replay(
 
     meters = feed or Sampler(discover(powercap_root=powercap_root))
     if not any(_measures(meter) for meter in meters.meters):
-        raise ConfigError("replay: nothing is measured here, only modelled; `torchwatt doctor` says what would help")
+        raise ConfigError(
+            "replay needs a measured domain, and all domains here are modelled; see `torchwatt doctor`"
+        )
     jobs = [_Job(work, phase) for work in capture(model, call) for phase in ("forward", "backward")]
     meters.start()
     try:

@@ -156,4 +156,4 @@ def _notes(host: Host, links: Links, assigned: Assigned, parts: Parts) -> Iterat
     if compiled := int((parts.triton & ~parts.shared).sum()):
         yield f"{compiled} compiled kernels have no provenance: booked to what encloses their launch"
     if host.trace.clock == "unknown":
-        yield "the trace does not say what its clock is: give an offset to align it with power readings"
+        yield "the trace does not name its clock: give an offset to align it with power readings"

@@ -68,8 +68,8 @@ def _refuse_merged(name: str, gathered: Gathered) -> None:
     if len(several) > 1:
         names = ", ".join(sorted(map(str, several))[:8])
         raise TraceError(
-            f"{name} holds the calls of {len(several)} processes ({names}), as a merge of several ranks does: whose a "
-            "kernel is cannot be told. Give the trace of each rank, one --trace a rank"
+            f"{name} holds the calls of {len(several)} processes ({names}), as a merge of several ranks does: "
+            "kernels cannot be assigned to them. Give the trace of each rank, one --trace per rank"
         )
 
 

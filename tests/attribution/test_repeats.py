@@ -130,7 +130,7 @@ def test_what_comes_once_drifts_as_the_machine_does():
     grid = grid_of(curve, replace(EMPTY_TRACE, steps=steps), 2)
     slots = (Slot(OUTSIDE, "other"), Slot("a", "forward"))
     spread = spread_of(expose(cut, grid.t_ns, curve.at(grid.t_ns), 2), np.full(2, 50.0), grid, slots, {})
-    assert spread.half_j(np.zeros(2))[0] < 0.1 * 250.0
+    assert spread.half_j(np.zeros(2), np.zeros(2))[0] < 0.1 * 250.0
 
 
 @pytest.mark.parametrize(("blocks", "apart"), [(4, 3), (12, 1), (12, 40)])

@@ -72,6 +72,21 @@ def test_what_a_script_pickles_at_exit_is_found(tmp_path):
     assert "__main__.A object" in done.stdout, done.stderr
 
 
+def test_the_report_comes_after_what_a_script_does_at_its_exit(tmp_path):
+    """Its joules are the run's, its traceback stands before the report, and so it does if it ends the process."""
+    text = "import atexit, sys, time\ndef late():\n    time.sleep(1.2)\n    raise ValueError('at exit')\n"
+    done = torchwatt("run", "--csv", tmp_path / "audit", script(tmp_path, text + "atexit.register(late)\n"))
+    assert done.returncode == 0
+    assert 0 < done.stderr.index("ValueError: at exit") < done.stderr.index("torchwatt · train.py · complete")
+    run = (tmp_path / "audit" / "run.csv").read_text().splitlines()
+    row = dict(zip(run[0].split(","), run[1].split(","), strict=False))
+    assert float(row["duration_s"]) > 1.1
+    text = "import atexit, os\natexit.register(lambda: os._exit(5))\n"
+    done = torchwatt("run", "--layers", "off", script(tmp_path, text))
+    assert done.returncode == 5
+    assert done.stderr.startswith("torchwatt · train.py · complete")
+
+
 def test_threads_of_a_script_belong_to_its_run(tmp_path):
     text = "import threading, time\nthreading.Thread(target=time.sleep, args=(1.2,)).start()"
     ready.torchwatt("run", "-q", "--csv", tmp_path / "audit", script(tmp_path, text))

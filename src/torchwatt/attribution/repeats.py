@@ -141,11 +141,17 @@ class Spread:
         """Return half the 90 % interval of the total; two runs differ by the drift of both."""
         return float(np.hypot(np.sqrt(2.0) * student_quantile(self.freedom_total) * self.total_j, Z90 * reading_j))
 
-    def half_j(self, fit_j: FloatArray) -> FloatArray:
-        """Return half the 90 % intervals of the slots; `fit_j` is the standard deviation of fitted joules."""
+    def half_j(self, fit_j: FloatArray, reading_j: FloatArray) -> FloatArray:
+        """Return half the 90 % intervals of the slots.
+
+        Args:
+            fit_j: Standard deviation of each slot's fitted joules.
+            reading_j: Each slot's part of the standard uncertainty of reading the meter: as in the total beside it.
+        """
         drift = student_quantile(self.freedom_total) * self.drift_j
         traced = student_quantile(self.freedom) * self.traced_j
-        return np.asarray(np.sqrt(2.0 * (drift**2 + traced**2) + (Z90 * fit_j) ** 2), dtype=np.float64)
+        once = Z90 * np.hypot(fit_j, reading_j)
+        return np.asarray(np.sqrt(2.0 * (drift**2 + traced**2) + once**2), dtype=np.float64)
 
 
 def spread_of(
@@ -193,6 +199,11 @@ def spread_of(
         error_j, freedom[part] = _traced_error(own, carried, template, parts.energy_j, known)
         traced_j[part] = share * error_j  # of what was traced itself nothing was carried over
     return Spread(float(total_j), float(_freedom(grid)), drift_j, traced_j, freedom)
+
+
+def reading_shares_j(curve: EnergyCurve, energy_j: FloatArray) -> FloatArray:
+    """Return each slot's part of the standard uncertainty of reading the meter, by its part of the joules."""
+    return energy_j * (curve.u_j / curve.total_j if curve.total_j > 0 else 0.0)
 
 
 def whole_interval_j(curve: EnergyCurve, trace: Trace) -> tuple[float, float] | tuple[None, None]:

@@ -87,6 +87,31 @@ def test_the_report_comes_after_what_a_script_does_at_its_exit(tmp_path):
     assert done.stderr.startswith("torchwatt · train.py · complete")
 
 
+FILES = """
+import os
+files = []
+try:
+    while True:
+        files.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    for file in files:
+        os.close(file)
+print(len(files))
+"""
+
+
+@pytest.mark.parametrize(("limit", "most"), [(20, 9), (256, 12)])
+def test_a_run_takes_few_of_the_files_that_a_script_may_open(tmp_path, limit, most):
+    path = script(tmp_path, FILES)
+
+    def opened(*command):
+        line = f"ulimit -n {limit}; exec " + " ".join(map(str, command))
+        return int(subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout)
+
+    plain = opened(sys.executable, path)
+    assert plain - most <= opened(sys.executable, "-m", "torchwatt", "run", "--layers", "off", path) < plain
+
+
 def test_threads_of_a_script_belong_to_its_run(tmp_path):
     text = "import threading, time\nthreading.Thread(target=time.sleep, args=(1.2,)).start()"
     ready.torchwatt("run", "-q", "--csv", tmp_path / "audit", script(tmp_path, text))

@@ -1,5 +1,6 @@
 """The command line as a user types it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,31 @@ def test_a_run_takes_few_of_the_files_that_a_script_may_open(tmp_path, limit, mo
 
     plain = opened(sys.executable, path)
     assert plain - most <= opened(sys.executable, "-m", "torchwatt", "run", "--layers", "off", path) < plain
+
+
+NUMPY = """
+import os, pickle, sys
+def threads():
+    return len(os.listdir("/proc/self/task"))
+print("numpy" in sys.modules, os.environ.get("OPENBLAS_NUM_THREADS"))
+before, os.environ["OPENBLAS_NUM_THREADS"] = threads(), sys.argv[1]
+import numpy.linalg
+import numpy as np
+print(threads() - before, np.__spec__.origin == np.__file__, type(np.__loader__).__name__)
+print(numpy.linalg.norm(np.ones((300, 300)) @ np.ones((300, 300))), pickle.loads(pickle.dumps(np.arange(3))))
+"""
+
+
+@pytest.mark.parametrize("wanted", ["1", "2", "many"])
+def test_a_script_imports_numpy_itself_with_threads_of_its_choice(tmp_path, wanted):
+    path = script(tmp_path, NUMPY)
+    env = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    outputs = [
+        subprocess.run([sys.executable, *how, path, wanted], capture_output=True, text=True, env=env, check=True).stdout
+        for how in ([], ["-m", "torchwatt", "run", "-q", "--layers", "off"])
+    ]
+    assert outputs[0] == outputs[1]
+    assert outputs[1].startswith("False None\n")
 
 
 def test_threads_of_a_script_belong_to_its_run(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 from torchwatt.cli.original import OriginalStderr
 from torchwatt.cli.program import Program, announce, leave, own_options, run_exit_handlers, wait_for_threads
+from torchwatt.cli.script_numpy import hide_numpy
 from torchwatt.core.errors import TorchwattError
 from torchwatt.metrics.exporter import Exporter
 from torchwatt.session import Run, profile
@@ -72,6 +73,7 @@ def run_script(
         )
     report = _Report(run, profiled, told)
     before_exec(report.replaced)
+    hide_numpy()
     ended_by = program.execute()
     status = announce(ended_by)
     if os.getpid() != pid:  # a forked child: nothing of a run is here

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+from pathlib import Path
 
 SPARE = 64  # where fewer are left, a run opens only what it cannot do without
 
@@ -17,7 +17,7 @@ def are_scarce() -> bool:
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return limit != resource.RLIM_INFINITY and limit - len(os.listdir("/proc/self/fd")) < SPARE
+        return limit != resource.RLIM_INFINITY and limit - len(list(Path("/proc/self/fd").iterdir())) < SPARE
     except ImportError:  # Windows has no such limit
         return False
     except OSError as error:

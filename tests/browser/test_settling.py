@@ -1,4 +1,4 @@
-"""The end of a cell in the live view: it says that the report is being made, also where the tab was hidden meanwhile."""
+"""The end of a cell in the live view: it says that the report is being made, and so does a tab that was hidden."""
 
 from __future__ import annotations
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    from torchwatt.cli.parser import run
+    from torchwatt.cli.script_numpy import one_blas_thread
 
-    return run(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    with one_blas_thread() if arguments[:1] == ["run"] else nullcontext():
+        from torchwatt.cli.parser import run
+
+    return run(arguments)
 
 
 if __name__ == "__main__":

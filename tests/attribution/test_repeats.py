@@ -13,11 +13,14 @@ from tests.support.worlds import MS, World, meter_of
 from torchwatt.attribution.alike import alike_groups, share_strength
 from torchwatt.attribution.attribute import attribute
 from torchwatt.attribution.bands import add_band, add_bands
-from torchwatt.attribution.repeats import flicker_ratio, grid_of, student_quantile
+from torchwatt.attribution.exposure import expose
+from torchwatt.attribution.repeats import flicker_ratio, grid_of, spread_of, student_quantile
+from torchwatt.attribution.timeline import Pieces
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Entry
-from torchwatt.core.terms import UNATTRIBUTED, Domain, Slot
-from torchwatt.core.trace import EMPTY_TRACE, ModuleInfo
+from torchwatt.core.report import Z90
+from torchwatt.core.terms import OUTSIDE, UNATTRIBUTED, Domain, Slot
+from torchwatt.core.trace import EMPTY_TRACE, ModuleInfo, trace_from_spans
 
 CPU = Domain("cpu", 0)
 
@@ -82,6 +85,52 @@ def test_intervals_hold_their_numbers_and_books_balance(seed, steps, layers):
     assert ledger.energy_lo_j <= ledger.energy_j <= ledger.energy_hi_j
     for entry in ledger.entries:
         assert 0 <= entry.energy_self_lo_j <= entry.energy_self_j <= entry.energy_self_hi_j
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(6, 60),
+    st.floats(0.0, 0.6),
+    st.floats(0.0, 0.6),
+    st.floats(1.0, 40.0),
+    st.floats(0.0, 30_000.0),
+)
+def test_no_row_may_use_more_than_its_total_may(seed, steps, before, after, scale, noise_uj):
+    """A run of few steps with nothing traced before and after them, as imports and saving a checkpoint are."""
+    rng = np.random.default_rng(seed)
+    world, trace = stepped(rng.uniform(1, 60, 3), rng.uniform(0.1, 2, 3), steps=steps, seed=seed, scale=scale)
+    first, last = (int(part * world.end_ns / 2) for part in (before, 2.0 - after))
+    inside = [s for s in world.spans if s.start_ns >= first and s.end_ns <= last]
+    marks = tuple((a, b) for a, b in trace.steps if a >= first and b <= last)
+    recording = world.recording(noise_uj=noise_uj, seed=seed)
+    meters = (replace(recording.meters[0], accuracy_rel=(-0.05, 0.05)),)
+    found = attribute(replace(recording, meters=meters), trace_from_spans(inside, steps=marks), 0, world.end_ns)
+    for ledger in found.ledgers:
+        systematic_hi_j = 1.05 * ledger.energy_j + Z90 * (ledger.energy_u_j or 0.0)
+        for entry in ledger.entries:
+            if ledger.energy_hi_j is not None:
+                assert entry.energy_self_j <= entry.energy_self_hi_j <= ledger.energy_hi_j * (1 + 1e-9)
+            assert 0 <= entry.energy_systematic_lo_j <= entry.energy_self_j * (1 + 1e-9)
+            assert entry.energy_self_j <= entry.energy_systematic_hi_j * (1 + 1e-9)
+            assert entry.energy_systematic_hi_j <= systematic_hi_j * (1 + 1e-9)
+
+
+def test_what_comes_once_drifts_as_the_machine_does():
+    """Of time outside of all steps a sliver lies between two of them: how slivers differ says nothing of the rest."""
+    t_ns = np.arange(0, 2001) * 10 * MS
+    watts = np.full(2000, 50.0)
+    curve = EnergyCurve(CPU, t_ns, np.concatenate(([0.0], np.cumsum(watts) * 0.01)), "counter", "measured")
+    steps = tuple(pairwise(range(5_000 * MS, 20_000 * MS, 500 * MS)))
+    edges = [0, *(a for a, _ in steps), steps[-1][1]]
+    edges.insert(10, edges[9] + MS)  # the sliver
+    slot = np.ones(len(edges) - 1, dtype=np.int64)
+    slot[[0, 9]] = 0
+    own = np.array(edges, dtype=np.int64)
+    cut = Pieces(own[:-1], own[1:], slot, slot < 0, np.ones(len(slot)))
+    grid = grid_of(curve, replace(EMPTY_TRACE, steps=steps), 2)
+    slots = (Slot(OUTSIDE, "other"), Slot("a", "forward"))
+    spread = spread_of(expose(cut, grid.t_ns, curve.at(grid.t_ns), 2), np.full(2, 50.0), grid, slots, {})
+    assert spread.half_j(np.zeros(2), np.zeros(2))[0] < 0.1 * 250.0
 
 
 @pytest.mark.parametrize(("blocks", "apart"), [(4, 3), (12, 1), (12, 40)])

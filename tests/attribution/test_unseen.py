@@ -162,3 +162,37 @@ def test_a_burst_shorter_than_the_window_of_its_sensor_lies_inside(sensor, secon
     report = settle("x", Options(), bounds, recording, EMPTY_TRACE, Outcome("complete"))
     lo_j, hi_j = report.systematic_j
     assert lo_j <= 500 * seconds <= hi_j, (lo_j, report.energy_j, hi_j)
+
+
+@settings(max_examples=40)
+@given(
+    st.floats(2.5, 120.0),
+    st.lists(st.tuples(st.floats(20.0, 650.0), st.floats(0.0, 1.0)), min_size=3, max_size=12),
+    st.floats(0.0, 0.45),
+    st.floats(0.55, 1.0),
+)
+@example(60.0, [(20.0, 1.0), (200.0, 0.0), (200.0, 1.0)], 0.1, 0.4)
+@example(60.0, [(20.0, 0.0), (200.0, 1.0)] * 5, 0.0, 1.0)
+@example(60.0, [(20.0, 1.0), (200.0, 1.0)] * 6, 0.0, 1.0)
+def test_between_readings_that_are_seconds_apart_power_may_be_anything_from_one_to_the_other(
+    every_s, readings, first, last
+):
+    """Each interval spends a drawn part of its time at the higher of its two readings and the rest at the lower."""
+    t_s = every_s * np.arange(len(readings))
+    watts = np.round([w for w, _ in readings], 3)
+    start_s, end_s = first * t_s[-1], last * t_s[-1]
+    truth_j = 0.0
+    for (at_s, a_w, part), (after_s, b_w, _) in pairwise(zip(t_s, watts, [p for _, p in readings], strict=True)):
+        seconds = max(min(after_s, end_s) - max(at_s, start_s), 0.0)
+        truth_j += seconds * (part * max(a_w, b_w) + (1 - part) * min(a_w, b_w))
+    channel = replace(power_channel(domain=GPU, sensor="nvml_power"), period_ns=int(every_s * 1e9))
+    t_ns = ORIGIN_NS + np.round(t_s * 1e9).astype(np.int64)
+    meter = Meter(GPU, (channel,), "measured", "device", "GPU", accuracy_rel=(0.0, 0.0))
+    recording = Recording((meter,), (Series(channel, t_ns, watts * 1e3, np.zeros_like(t_ns)),))
+    bounds = Bounds(ORIGIN_NS + round(start_s * 1e9), ORIGIN_NS + round(end_s * 1e9), 1)
+    report = settle("x", Options(), bounds, recording, EMPTY_TRACE, Outcome("complete"))
+    lo_j, hi_j = report.systematic_j
+    assert lo_j * (1 - 1e-9) <= truth_j <= hi_j * (1 + 1e-9), (lo_j, report.energy_j, hi_j)
+    assert f"power was read every {every_s:.3g} s" in report.ledgers[0].sentence
+    wide = [event for event in report.events if event.code == "READ_SELDOM"]
+    assert len(wide) == (hi_j - report.energy_j > 0.1 * report.energy_j)

@@ -1,6 +1,7 @@
 """The command line as a user types it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,71 @@ def test_what_a_script_pickles_at_exit_is_found(tmp_path):
     text = "import atexit, pickle\nclass A: pass\natexit.register(lambda: print(pickle.loads(pickle.dumps(A()))))"
     done = torchwatt("run", "-q", script(tmp_path, text))
     assert "__main__.A object" in done.stdout, done.stderr
+
+
+def test_the_report_comes_after_what_a_script_does_at_its_exit(tmp_path):
+    """Its joules are the run's, its traceback stands before the report, and so it does if it ends the process."""
+    text = "import atexit, sys, time\ndef late():\n    time.sleep(1.2)\n    raise ValueError('at exit')\n"
+    done = torchwatt("run", "--csv", tmp_path / "audit", script(tmp_path, text + "atexit.register(late)\n"))
+    assert done.returncode == 0
+    assert 0 < done.stderr.index("ValueError: at exit") < done.stderr.index("torchwatt · train.py · complete")
+    run = (tmp_path / "audit" / "run.csv").read_text().splitlines()
+    row = dict(zip(run[0].split(","), run[1].split(","), strict=False))
+    assert float(row["duration_s"]) > 1.1
+    text = "import atexit, os\natexit.register(lambda: os._exit(5))\n"
+    done = torchwatt("run", "--layers", "off", script(tmp_path, text))
+    assert done.returncode == 5
+    assert done.stderr.startswith("torchwatt · train.py · complete")
+
+
+FILES = """
+import os
+files = []
+try:
+    while True:
+        files.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    for file in files:
+        os.close(file)
+print(len(files))
+"""
+
+
+@pytest.mark.parametrize(("limit", "most"), [(20, 9), (256, 12)])
+def test_a_run_takes_few_of_the_files_that_a_script_may_open(tmp_path, limit, most):
+    path = script(tmp_path, FILES)
+
+    def opened(*command):
+        line = f"ulimit -n {limit}; exec " + " ".join(map(str, command))
+        return int(subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout)
+
+    plain = opened(sys.executable, path)
+    assert plain - most <= opened(sys.executable, "-m", "torchwatt", "run", "--layers", "off", path) < plain
+
+
+NUMPY = """
+import os, pickle, sys
+def threads():
+    return len(os.listdir("/proc/self/task"))
+print("numpy" in sys.modules, os.environ.get("OPENBLAS_NUM_THREADS"))
+before, os.environ["OPENBLAS_NUM_THREADS"] = threads(), sys.argv[1]
+import numpy.linalg
+import numpy as np
+print(threads() - before, np.__spec__.origin == np.__file__, type(np.__loader__).__name__)
+print(numpy.linalg.norm(np.ones((300, 300)) @ np.ones((300, 300))), pickle.loads(pickle.dumps(np.arange(3))))
+"""
+
+
+@pytest.mark.parametrize("wanted", ["1", "2", "many"])
+def test_a_script_imports_numpy_itself_with_threads_of_its_choice(tmp_path, wanted):
+    path = script(tmp_path, NUMPY)
+    env = {key: value for key, value in os.environ.items() if not key.endswith("_NUM_THREADS")}
+    outputs = [
+        subprocess.run([sys.executable, *how, path, wanted], capture_output=True, text=True, env=env, check=True).stdout
+        for how in ([], ["-m", "torchwatt", "run", "-q", "--layers", "off"])
+    ]
+    assert outputs[0] == outputs[1]
+    assert outputs[1].startswith("False None\n")
 
 
 def test_threads_of_a_script_belong_to_its_run(tmp_path):

@@ -71,6 +71,36 @@ def test_a_run_between_two_readings_is_as_uncertain_as_they_differ(tmp_path):
         assert rows["energy_systematic_lo_j"][name] < 300 * RUN_S / 2 < rows["energy_systematic_hi_j"][name]
 
 
+@pytest.mark.parametrize("columns", [NVIDIA, "timestamp, board_power_w"])
+def test_a_log_that_is_read_once_a_minute_says_so_and_how_little_that_is(tmp_path, columns):
+    """20 W a quarter of a minute before the run, 200 W after it."""
+    read = log(tmp_path, columns, *(f"{stamp(-195 + 60 * i)}, {20 if i < 4 else 200}" for i in range(7)))
+    report = torchwatt.attribute(trace(tmp_path), read)
+    assert report.status == "complete"
+    assert "power was read every 60 s" in report.ledgers[0].sentence
+    (told,) = [event for event in report.events if event.code == "READ_SELDOM"]
+    assert "changed by up to 180 W" in told.message
+    assert "READ_SELDOM" in to_text(report)
+    assert "READ_SELDOM" in to_html_fragment(report)
+    if columns == NVIDIA:
+        lo_j, hi_j = report.systematic_j
+        assert lo_j <= 20 * RUN_S < 200 * RUN_S <= hi_j
+
+
+def test_rows_have_the_uncertainty_of_reading_that_their_total_has(tmp_path):
+    """A steady run of 10 min whose readings, once a minute, go from 20 to 200 W and back: rows as uncertain as it."""
+    events = [module("Net_0", 0, 600_000_000)]
+    for n in range(120):
+        at = n * 5_000_000
+        events += [module(f"A_{n % 2}", at, 4_000_000), *pair(at + 1, at, 5_000_000, n + 1)]
+    read = log(tmp_path, NVIDIA, *(f"{stamp(-70 + 60 * i)}, {(20, 200)[i % 2]}" for i in range(14)))
+    report = torchwatt.attribute(save(tmp_path, events), read)
+    total = (report.interval_j[1] - report.interval_j[0]) / report.energy_j
+    for entry in report.ledgers[0].entries:
+        own = (entry.energy_self_hi_j - entry.energy_self_lo_j) / entry.energy_self_j
+        assert own > 0.9 * total
+
+
 def test_power_is_interpolated_at_the_runs_ends(tmp_path):
     """A ramp of 100 W a second from 0 W at -1 s: 100 to 140 W in the run."""
     read = log(tmp_path, NVIDIA, *(f"{stamp(t)}, {100 * (t + 1):.3f} W" for t in (-0.9, -0.3, 0.25, 1.5)))

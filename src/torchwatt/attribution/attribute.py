@@ -18,18 +18,20 @@ from torchwatt.attribution.known import NOTHING, Known
 from torchwatt.attribution.modules import contained, homes
 from torchwatt.attribution.power import INTERVAL_MEAN, integrate, usable
 from torchwatt.attribution.scopes import by_scope
-from torchwatt.attribution.sentence import UNSEEN, how_known
+from torchwatt.attribution.sentence import SELDOM, UNSEEN, how_known
 from torchwatt.attribution.split import Split, split
-from torchwatt.attribution.unseen import unseen
+from torchwatt.attribution.unseen import slow_intervals, unseen
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.errors import SensorError
 from torchwatt.core.instants import interpolate
 from torchwatt.core.ledger import LEAST_COVERAGE, Ledger
-from torchwatt.core.meter import Event, Meter, Recording, Unavailable
+from torchwatt.core.meter import Event, Meter, Recording, Series, Unavailable
+from torchwatt.core.report import Z90
 from torchwatt.core.terms import Domain
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 
+SELDOM_REL = 0.1  # readings that leave so much of the joules open are a warning
 PHASES_UNSEEN = "PHASES_UNSEEN"  # an event: the run is partial, for most of a step was never sampled
 OVER_LIMIT = 1.25  # boards exceed their limit for moments, and meters by some per cent
 PROCESS_CPU, CHILDREN_CPU = "process/process_cpu", "process/children_cpu"
@@ -129,23 +131,45 @@ def with_unseen(
         steps = [(start, end, 1) for start, end in work.steps]
     missed = unseen(power, found.meter, curve.start_ns, curve.end_ns, steps)
     curve = replace(curve, u_j=float(np.hypot(curve.u_j, missed.u_j)))
+    found, said = _read_seldom(found, curve, power)
     below, above = missed.band(curve.total_j, (curve.end_ns - curve.start_ns) / NS_PER_S)
     if missed.share <= 0:
-        return found, curve, []
+        return found, curve, said
     lo, hi = found.meter.accuracy_rel or (0.0, 0.0)
     band = ((1 + lo) * (1 + below) - 1, (1 + hi) * (1 + above) - 1)
     note = f"{UNSEEN}: {missed.share:.0%} of the run's phases met no update of the power sensor"
     source = "; ".join(filter(None, (found.meter.accuracy_source, "widened by the phases that were never sampled")))
     meter = replace(found.meter, accuracy_rel=band, accuracy_source=source, notes=(*found.meter.notes, note))
     if missed.share <= LOCKED_GAP:
-        return replace(found, meter=meter), curve, []
+        return replace(found, meter=meter), curve, said
     message = (
         f"steps run in sync with the power sensor: {missed.share:.0%} of a step was never sampled, and there is no "
         "counter. The joules rest on the rest of it, and their interval on the device's limits; vary the length of the "
         "steps, or meter a run that lasts longer"
     )
     told = Event(curve.end_ns, "warning", PHASES_UNSEEN, domain, message)
-    return replace(found, meter=meter), curve, [told]
+    return replace(found, meter=meter), curve, [*said, told]
+
+
+def _read_seldom(found: Metered, curve: EnergyCurve, power: Series) -> tuple[Metered, list[Event]]:
+    """Say how seldom power was read, where seconds lie between two readings, and what that means for the joules."""
+    edges, watts = slow_intervals(power, curve.start_ns, curve.end_ns)
+    if not len(edges):
+        return found, []
+    every_s = float(np.median(np.diff(power.t_ns))) / NS_PER_S
+    meter = replace(found.meter, notes=(*found.meter.notes, f"{SELDOM} every {every_s:.3g} s"))
+    half_j = Z90 * curve.u_j
+    if half_j <= SELDOM_REL * curve.total_j:
+        return replace(found, meter=meter), []
+    change_w = float(np.ptp(watts, axis=1).max())
+    message = (
+        f"power was read every {every_s:.3g} s and changed by up to {change_w:.3g} W from one reading to the next: "
+        f"in between it may have been anything from one to the other, so {curve.total_j:.4g} J are good to "
+        f"+-{half_j:.3g} J (90 %); log at least once a second"
+    )
+    return replace(found, meter=meter), [
+        Event(curve.end_ns, "warning", "READ_SELDOM", str(found.meter.domain), message)
+    ]
 
 
 def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:

@@ -8,6 +8,7 @@ from math import hypot
 
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Meter
+from torchwatt.core.report import Z90
 
 Band = tuple[float, float]  # how far another meter may be below and above, as parts of the joules
 
@@ -25,16 +26,40 @@ def add_band(entry: Entry, band: Band | None, unknown_j: float = 0.0) -> Entry:
         return replace(entry, energy_systematic_lo_j=None, energy_systematic_hi_j=None)
     below_j, above_j = (hypot(entry.energy_self_j * end, unknown_j) for end in band or (0.0, 0.0))
     own_j = entry.energy_self_j
-    return replace(entry, energy_systematic_lo_j=own_j - below_j, energy_systematic_hi_j=own_j + above_j)
+    lo_j = max(own_j - below_j, min(own_j, 0.0))  # nothing uses less than no joules
+    return replace(entry, energy_systematic_lo_j=lo_j, energy_systematic_hi_j=own_j + above_j)
 
 
 def add_bands(ledgers: Iterable[Ledger], meters: Iterable[Meter]) -> tuple[Ledger, ...]:
-    """Give every entry at least the band of its meter: another rank may know less of a meter than the entry's own."""
+    """Complete the intervals of all entries, once their ledgers are.
+
+    Every entry has at least the band of its meter, for another rank may know less of a meter than the entry's own. And
+    no part may use more than its whole: what each row may have used at most ends where the total's does.
+    """
     bands = {meter.domain: meter.accuracy_rel for meter in meters}
-    return tuple(
-        replace(ledger, entries=tuple(_at_least(entry, bands.get(ledger.domain)) for entry in ledger.entries))
-        for ledger in ledgers
+    return tuple(_completed(ledger, bands.get(ledger.domain)) for ledger in ledgers)
+
+
+def _completed(ledger: Ledger, band: Band | None) -> Ledger:
+    most_j = ledger.energy_hi_j
+    reading_j = Z90 * (ledger.energy_u_j or 0.0)
+    systematic_j = None if band is None else ledger.energy_j * (1.0 + band[1]) + reading_j
+    entries = (_at_least(entry, band) for entry in ledger.entries)
+    return replace(
+        ledger,
+        entries=tuple(
+            replace(
+                entry,
+                energy_self_hi_j=_at_most(entry.energy_self_hi_j, most_j, entry.energy_self_j),
+                energy_systematic_hi_j=_at_most(entry.energy_systematic_hi_j, systematic_j, entry.energy_self_j),
+            )
+            for entry in entries
+        ),
     )
+
+
+def _at_most(hi_j: float | None, most_j: float | None, own_j: float) -> float | None:
+    return hi_j if hi_j is None or most_j is None else max(min(hi_j, most_j), own_j)
 
 
 def _at_least(entry: Entry, band: Band | None) -> Entry:

@@ -15,7 +15,7 @@ from torchwatt.attribution.exposure import expose
 from torchwatt.attribution.guards import SHOW_GROUP, SHOW_SELF, measured_share
 from torchwatt.attribution.known import Known
 from torchwatt.attribution.posterior import hold_to_total, lift_to_idle
-from torchwatt.attribution.repeats import Spread, grid_of, spread_of, student_quantile
+from torchwatt.attribution.repeats import Spread, grid_of, reading_shares_j, spread_of, student_quantile
 from torchwatt.attribution.timeline import Pieces, gaps
 from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
@@ -54,7 +54,10 @@ class DeviceBooks:
     @property
     def half_j(self) -> FloatArray | None:
         """Return half the 90 % intervals of the rows, and of what was not watched: what another repeat would give."""
-        return self.spread.half_j(np.append(self.sampling_j, 0.0)) if self.spread is not None else None
+        if self.spread is None:
+            return None
+        reading_j = reading_shares_j(self.curve, np.append(self.energy_j, self.unwatched_j))
+        return self.spread.half_j(np.append(self.sampling_j, 0.0), reading_j)
 
     @property
     def interval_j(self) -> tuple[float, float] | tuple[None, None]:

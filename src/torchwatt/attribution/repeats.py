@@ -118,7 +118,7 @@ def _touches_silence(curve: EnergyCurve, t_ns: IntArray) -> np.ndarray:
 class Spread:
     """How far a repeat may be from this run, each a standard deviation in joules.
 
-    `drift_j` is what slow changes of the machine do to each slot, `traced_j` the error of the steps that were traced,
+    `drift_j` is what slow changes of the machine do to each slot, `traced_j` the error of what traced steps filled in,
     with `freedom` degrees; `total_j` and `freedom_total` are the drift of the domain's total. None: cannot be told.
     """
 
@@ -141,11 +141,17 @@ class Spread:
         """Return half the 90 % interval of the total; two runs differ by the drift of both."""
         return float(np.hypot(np.sqrt(2.0) * student_quantile(self.freedom_total) * self.total_j, Z90 * reading_j))
 
-    def half_j(self, fit_j: FloatArray) -> FloatArray:
-        """Return half the 90 % intervals of the slots; `fit_j` is the standard deviation of fitted joules."""
+    def half_j(self, fit_j: FloatArray, reading_j: FloatArray) -> FloatArray:
+        """Return half the 90 % intervals of the slots.
+
+        Args:
+            fit_j: Standard deviation of each slot's fitted joules.
+            reading_j: Each slot's part of the standard uncertainty of reading the meter: as in the total beside it.
+        """
         drift = student_quantile(self.freedom_total) * self.drift_j
         traced = student_quantile(self.freedom) * self.traced_j
-        return np.asarray(np.sqrt(2.0 * (drift**2 + traced**2) + (Z90 * fit_j) ** 2), dtype=np.float64)
+        once = Z90 * np.hypot(fit_j, reading_j)
+        return np.asarray(np.sqrt(2.0 * (drift**2 + traced**2) + once**2), dtype=np.float64)
 
 
 def spread_of(
@@ -171,7 +177,9 @@ def spread_of(
     by_phase = np.zeros((parts.rows, len(phases)))
     np.add.at(by_phase, (parts.row, phase[parts.column]), parts.filled_s)
     common = _relative_spread(parts.energy_j[:, None], grid)[:, 0]
-    total_j = _drift(parts.energy_j[:, None], common[:, None], grid)[0]
+    inside_j = _by_stage(parts.energy_j[:, None], grid)[:, 0]
+    once = float((inside_j * common).sum() / inside_j.sum()) if inside_j.sum() > 0 else float(common.mean())
+    total_j = _drift(parts.energy_j[:, None], common[:, None], grid, once)[0]
     drift_j, traced_j, freedom = (np.zeros(parts.columns) for _ in range(3))
     wide = max(CHUNK_NUMBERS // max(parts.rows, 1), 1)
     for first in range(0, parts.columns, wide):
@@ -185,11 +193,17 @@ def spread_of(
         template /= np.maximum(by_phase[:, phase[first : first + count]], 1e-12)
         part = slice(first, first + count)
         share = carried.sum(axis=0) / np.maximum(own.sum(axis=0), 1e-12)
-        alone = _drift(own, _relative_spread(own, grid), grid)
-        drift_j[part] = share * _drift(own, common[:, None], grid) + (1.0 - share) * alone
+        alone = _drift(own, _relative_spread(own, grid), grid, once)
+        drift_j[part] = share * _drift(own, common[:, None], grid, once) + (1.0 - share) * alone
         known = np.array([rel_sd.get(first + i, ASSUMED_REL_SD) for i in range(count)])
-        traced_j[part], freedom[part] = _traced_error(own, carried, template, parts.energy_j, known * share)
+        error_j, freedom[part] = _traced_error(own, carried, template, parts.energy_j, known)
+        traced_j[part] = share * error_j  # of what was traced itself nothing was carried over
     return Spread(float(total_j), float(_freedom(grid)), drift_j, traced_j, freedom)
+
+
+def reading_shares_j(curve: EnergyCurve, energy_j: FloatArray) -> FloatArray:
+    """Return each slot's part of the standard uncertainty of reading the meter, by its part of the joules."""
+    return energy_j * (curve.u_j / curve.total_j if curve.total_j > 0 else 0.0)
 
 
 def whole_interval_j(curve: EnergyCurve, trace: Trace) -> tuple[float, float] | tuple[None, None]:
@@ -247,16 +261,24 @@ def flicker_ratio(apart: float, blocks: int) -> float:
     return float(between / within)
 
 
-def _drift(joules: FloatArray, relative: FloatArray, grid: Grid) -> FloatArray:
-    """Return the standard deviation of each column's joules: stages drift together, and what comes once as they do."""
-    stages = _stages(grid)
+def _drift(joules: FloatArray, relative: FloatArray, grid: Grid, once: float) -> FloatArray:
+    """Return the standard deviation of each column's joules: its stages drift together.
+
+    Args:
+        joules: (intervals, columns).
+        relative: (stages, columns or 1): how far a stage's blocks drift.
+        grid: Of the same intervals.
+        once: How far what comes once drifts, outside of all blocks: as the machine does. What a column has inside of
+            blocks may be slivers of it, and their spread says nothing of the rest.
+    """
     in_blocks = grid.block >= 0
-    of_row = np.where(in_blocks, np.searchsorted(stages, grid.stage[grid.block]), -1)
-    sums = np.stack([joules[of_row == number].sum(axis=0) for number in range(len(stages))])
-    drift = (sums * relative).sum(axis=0)
-    inside = sums.sum(axis=0)
-    typical = np.divide(drift, inside, out=np.full_like(inside, float(relative.mean())), where=inside > 0)
-    return np.asarray(drift + typical * joules[of_row < 0].sum(axis=0), dtype=np.float64)
+    return np.asarray((_by_stage(joules, grid) * relative).sum(axis=0) + once * joules[~in_blocks].sum(axis=0))
+
+
+def _by_stage(joules: FloatArray, grid: Grid) -> FloatArray:
+    """Return (stages, columns): joules inside of the blocks of each stage."""
+    of_row = np.where(grid.block >= 0, grid.stage[grid.block], -1)
+    return np.stack([joules[of_row == stage].sum(axis=0) for stage in _stages(grid)])
 
 
 def _traced_error(

@@ -14,7 +14,7 @@ from torchwatt.attribution.exposure import Exposure, expose
 from torchwatt.attribution.fit import Fit, fit_power, share_by_time
 from torchwatt.attribution.gaps import GAP_SLOTS, name_gaps
 from torchwatt.attribution.lag import LAGS_NS, Lag, best_lag
-from torchwatt.attribution.repeats import Spread, grid_of, spread_of
+from torchwatt.attribution.repeats import Spread, grid_of, reading_shares_j, spread_of
 from torchwatt.attribution.timeline import Pieces, pieces
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Entry
@@ -55,7 +55,8 @@ class Split:
         """Make one entry for every slot that had time or joules; `band` is the meter's."""
         time_s, energy_j = self.exposure.time_s(), self._exact_j()
         carried, calls = self._carried_share(time_s), calls_of(self.trace, self.curve, len(self.slots))
-        half_j = self.spread.half_j(self.fit_sd_j) if self.spread is not None else None
+        reading_j = reading_shares_j(self.curve, energy_j)
+        half_j = self.spread.half_j(self.fit_sd_j, reading_j) if self.spread is not None else None
         return tuple(
             add_band(
                 self._entry(

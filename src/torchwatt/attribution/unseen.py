@@ -3,7 +3,8 @@
 A sensor that updates every 100 ms and looks at 25 of them says nothing of the other 75 (arXiv 2312.02741). Where steps
 and updates drift past each other, all phases of a step are seen in time, and the error of the mean is that of a sample.
 Where they run in step, the same phases are seen again and again, and of the others nothing is known but that a device
-draws no less than nothing and no more than its limit.
+draws no less than nothing and no more than its limit. Between two readings that are seconds apart, as in saved logs,
+power may have been anything from one to the other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from math import sqrt
 import numpy as np
 
 from torchwatt.attribution.kernel import FAMILIES, ONE_SECOND, family_of, nominal
+from torchwatt.attribution.power import GAP_NS, gap_ns
 from torchwatt.attribution.publications import TOLERANCE_S, publications
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import FloatArray, IntArray, Meter, Series
 from torchwatt.core.report import Z90
 from torchwatt.core.units import NS_PER_S
@@ -121,6 +124,7 @@ def unseen(
     sure_s, most_s = window_s(power, meter.model, every.period_s)
     limit_w = _limit_w(meter, power)
     u_j = sampling_u_j(power, every, start_ns, end_ns, most_s)
+    u_j = float(np.hypot(u_j, between_readings_j(power, start_ns, end_ns) / Z90))
     inside = [(a, b, n) for a, b, n in steps if a >= start_ns and b <= end_ns and b > a]
     if sum(n for *_, n in inside) < LEAST_STEPS:
         return Unseen(u_j, 0.0, limit_w)
@@ -144,6 +148,34 @@ def sampling_u_j(power: Series, every: Updates, start_ns: int, end_ns: int, most
     ends_j = [_range_w(power, t_ns, old_s) * old_s / 2 for t_ns in (start_ns, end_ns)]
     sample_j = ALIKE * spread_w * seconds / sqrt(max(len(inside), 1))
     return float(np.hypot(sample_j, sum(ends_j) / Z90))
+
+
+def slow_intervals(power: Series, start_ns: int, end_ns: int) -> tuple[IntArray, FloatArray]:
+    """Return the parts of a window that lie between two readings further apart than GAP_NS, gaps left out.
+
+    Returns:
+        (n, 2) starts and ends in ns, and (n, 2) watts: the readings before and after each.
+    """
+    watts = power.raw * power.channel.scale
+    apart_ns = np.diff(power.t_ns)
+    slow = np.flatnonzero(
+        (apart_ns > GAP_NS) & (apart_ns <= gap_ns(power)) & (power.t_ns[1:] > start_ns) & (power.t_ns[:-1] < end_ns)
+    )
+    edges = np.stack((np.maximum(power.t_ns[slow], start_ns), np.minimum(power.t_ns[slow + 1], end_ns)), axis=1)
+    return edges, np.stack((watts[slow], watts[slow + 1]), axis=1)
+
+
+def between_readings_j(power: Series, start_ns: int, end_ns: int) -> float:
+    """Return how far the joules of a window may be from a straight line between readings that are seconds apart.
+
+    Power may have been at either reading's value for any part of the time between both: all of them high, or all low.
+    """
+    edges, watts = slow_intervals(power, start_ns, end_ns)
+    seconds = np.diff(edges, axis=1)[:, 0] / NS_PER_S
+    line_w = interpolate(edges, power.t_ns, power.raw).mean(axis=1) * power.channel.scale
+    above_j = float(((watts.max(axis=1) - line_w) * seconds).sum())
+    below_j = float(((line_w - watts.min(axis=1)) * seconds).sum())
+    return max(above_j, below_j)
 
 
 def _range_w(power: Series, t_ns: int, reach_s: float) -> float:

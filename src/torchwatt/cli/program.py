@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import importlib.util
 import io
@@ -11,11 +12,12 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import NoReturn
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.tracebacks import below_own_frames, hide_own_frames
@@ -183,6 +185,26 @@ def wait_for_threads() -> None:
         frames = "".join(traceback.format_tb(error.__traceback__))
         _print(f"Exception ignored in: {threading!r}\nTraceback (most recent call last):")
         _print(f"{frames}{type(error).__name__}: {error}")
+
+
+def run_exit_handlers(before_exit: Callable[[], None]) -> None:
+    """Call what the program registered with `atexit`, with the interpreter's own function: it finds none left.
+
+    Args:
+        before_exit: Called before a handler ends the process by `os._exit`, after which nothing runs any more.
+    """
+    pid, plain_exit = os.getpid(), os._exit
+
+    def exit_(status: int) -> NoReturn:
+        if os.getpid() == pid:
+            before_exit()
+        plain_exit(status)
+
+    os._exit = exit_
+    try:
+        atexit._run_exitfuncs()
+    finally:
+        os._exit = plain_exit
 
 
 def _exit_status(error: SystemExit) -> int:

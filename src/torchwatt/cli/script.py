@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from torchwatt.cli.original import OriginalStderr
-from torchwatt.cli.program import Program, announce, leave, own_options, wait_for_threads
+from torchwatt.cli.program import Program, announce, leave, own_options, run_exit_handlers, wait_for_threads
+from torchwatt.cli.script_numpy import hide_numpy
 from torchwatt.core.errors import TorchwattError
 from torchwatt.metrics.exporter import Exporter
 from torchwatt.session import Run, profile
+from torchwatt.session.active import leave_open_at_exit
 from torchwatt.session.profile import outcome_of
 from torchwatt.session.replaced import before_exec, forget_before_exec
 
@@ -35,8 +37,8 @@ def run_script(
     """Run a program as `python SCRIPT ARGS` would, print the report to stderr, and return its exit status.
 
     Its output, its traceback and how it ends are those of plain Python, in Python's order: what ended it is announced
-    at once, then its threads are waited for, and then the run ends. The process is the program's from then on:
-    `sys.argv`, `sys.path` and `__main__` stay.
+    at once, then its threads are waited for, its handlers at exit are called, and then the run ends. The process is the
+    program's from then on: `sys.argv`, `sys.path` and `__main__` stay.
 
     Args:
         script: A file, a folder or a zip file with a `__main__.py`, "-" for standard input, or a module's name.
@@ -71,22 +73,31 @@ def run_script(
         )
     report = _Report(run, profiled, told)
     before_exec(report.replaced)
+    hide_numpy()
     ended_by = program.execute()
     status = announce(ended_by)
     if os.getpid() != pid:  # a forked child: nothing of a run is here
         return leave(status)
     wait_for_threads()
-    forget_before_exec(report.replaced)
+
+    def finish() -> None:
+        forget_before_exec(report.replaced)
+        try:
+            profiled.end(*outcome_of(ended_by))
+        finally:
+            report.show()
+            try:
+                written(run.files)
+            except TorchwattError as error:  # the script has ended as it did
+                told.say(f"torchwatt: {error}")
+            stack.close()
+
+    leave_open_at_exit()
+    run_exit_handlers(finish)
     try:
-        profiled.end(*outcome_of(ended_by))
+        finish()
     except KeyboardInterrupt:  # it came while the run ended, which it has
         status = None
-    report.show()
-    try:
-        written(run.files)
-    except TorchwattError as error:  # the script has ended as it did
-        told.say(f"torchwatt: {error}")
-    stack.close()
     return leave(status)
 
 

@@ -50,6 +50,11 @@ def leave(session: Closeable) -> None:
             forget_before_exec(_replaced)
 
 
+def leave_open_at_exit() -> None:
+    """Let handlers at exit run without ending the sessions that are open: the caller ends them afterwards."""
+    atexit.unregister(_close_all)
+
+
 def current_task() -> int | None:
     """Return the identity of the asyncio task that runs, None outside of one."""
     asyncio = sys.modules.get("asyncio")

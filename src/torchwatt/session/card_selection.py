@@ -111,7 +111,10 @@ def _others(log: Recording, cards: Mapping[str, Meter]) -> tuple[Event, ...]:
     others = [Card.of(meter).text for meter in log.meters if id(meter) not in used]
     if not others:
         return ()
-    message = f"{len(others)} other cards of the power log are not in the total: {_listed(others)}"
+    several = (
+        f"{len(others)} other cards of the power log are" if len(others) > 1 else "another card of the power log is"
+    )
+    message = f"{several} not in the total: {_listed(others)}"
     return (Event(0, "info", "OTHER_CARDS", "run", message),)
 
 

@@ -19,7 +19,7 @@ _MAX_NAME = 64
 _PADDING = "padding:3px 6px"
 _NUMBER = "display:inline-block;width:76px"
 _NUMBERS = "float:right;text-align:right;white-space:nowrap"
-_HEAD = ("layer", "forward", "backward", "other", "self", "", "share", "known")
+_HEAD = ("layer", "forward", "backward", "other", "self", "", "share", "provenance")
 _DETAIL = (
     "domain",
     "phase",
@@ -30,7 +30,7 @@ _DETAIL = (
     "calls",
     "J/call",
     "method",
-    "known",
+    "provenance",
     "carried",
 )
 

@@ -27,7 +27,7 @@ _LABEL = 11
 _MAX_EVENTS = 12
 _MAX_WINDOWS = 12
 _MAX_TEXT = 300
-_COLUMNS = (("phase", 9), ("self", 9), ("90 % of repeats", 16), ("total", 9), ("share", 7), ("known", 11))
+_COLUMNS = (("phase", 9), ("self", 9), ("90 % of repeats", 16), ("total", 9), ("share", 7), ("provenance", 11))
 _FIXED = sum(width + 2 for _, width in _COLUMNS)
 
 
@@ -180,7 +180,7 @@ def _folded(folded: Folded, sheet: _Sheet) -> str:
 def _line(name: str, cells: Sequence[str], sheet: _Sheet) -> str:
     text = _cut(name, sheet.name_width).ljust(sheet.name_width)
     for cell, (column, width) in zip(cells, _COLUMNS, strict=True):
-        text += "  " + (cell.ljust(width) if column in {"phase", "known"} else cell.rjust(width))
+        text += "  " + (cell.ljust(width) if column in {"phase", "provenance"} else cell.rjust(width))
     return text.rstrip()
 
 

@@ -9,6 +9,7 @@ from torchwatt.attribution.kernel import SensorModel
 from torchwatt.audit.store import default_store
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Event
+from torchwatt.disk.descriptors import are_scarce
 from torchwatt.sensors import Feed
 from torchwatt.session.journal.owner import this_process
 from torchwatt.session.journal.place import Place, in_store
@@ -32,6 +33,9 @@ def open_journal(
     if asked.journal is False:
         return None
     kept = asked.journal is not True
+    if not kept and are_scarce():
+        events.append(_none("the process may open few more files"))
+        return None
     path = asked.journal if not isinstance(asked.journal, bool) else in_store(asked.keep or default_store(), run_id)
     if not kept:
         prune(path.parent.parent)
@@ -40,9 +44,13 @@ def open_journal(
     except ConfigError as error:
         if kept:
             raise
-        events.append(Event(time.monotonic_ns(), "warning", "NO_JOURNAL", "run", f"a kill would lose the run: {error}"))
+        events.append(_none(str(error)))
         return None
     return Journal(place, _head(asked, run_id, feed, sensors), kept=kept)
+
+
+def _none(why: str) -> Event:
+    return Event(time.monotonic_ns(), "warning", "NO_JOURNAL", "run", f"a kill would lose the run: {why}")
 
 
 def _head(asked: Options, run_id: str, feed: Feed, sensors: Mapping[str, SensorModel]) -> Head:

@@ -20,9 +20,8 @@ from tests.support.powercap import FakePowercap
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Where it is there, jsonschema builds a grammar of IRIs for two seconds, which no schema here asks for.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-# Set where a missing compiler, recording or browser is a failure and not a skip: in CI.
+# Set where a missing compiler or browser is a failure and not a skip: in CI.
 REQUIRE_COMPILER = "TORCHWATT_REQUIRE_COMPILER"
-REQUIRE_TRACES = "TORCHWATT_REQUIRE_TRACES"
 # How long an example takes to make says how busy the machine is, and nothing about the code.
 settings.register_profile("torchwatt", suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=30)
 settings.register_profile("heavy", settings.get_profile("torchwatt"), max_examples=300)  # by `make test-all`
@@ -99,18 +98,6 @@ def run_on_gpus(nvml_simulator: Path, tmp_path: Path) -> Callable[..., Any]:
         pytest.fail(f"four runs began to sample {first_s} s or more after their process began")
 
     return run
-
-
-@pytest.fixture(scope="session")
-def traces_dir() -> Path:
-    """Return the folder of real recordings, which are others' data and not part of this repository."""
-    folder = Path(os.environ.get("TORCHWATT_TRACES", REPOSITORY.parent / "shared" / "traces"))
-    if not (folder / "index.json").is_file():
-        reason = f"no recordings in {folder}; name their folder by TORCHWATT_TRACES"
-        if os.environ.get(REQUIRE_TRACES):
-            pytest.fail(f"{REQUIRE_TRACES} is set, but {reason}")
-        pytest.skip(reason)
-    return folder
 
 
 @pytest.fixture

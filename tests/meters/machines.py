@@ -36,7 +36,7 @@ from torchwatt.audit import verify, write_bundle
 from torchwatt.views import to_payload
 net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
 sgd = torch.optim.SGD(net.parameters(), lr=0.01)
-with tw.profile(net) as run:
+with tw.profile(net, baseline_s={baseline_s}) as run:
     end = time.monotonic() + {seconds}
     while time.monotonic() < end:
         net(torch.randn(32, 64)).square().mean().backward(); sgd.step(); sgd.zero_grad()
@@ -73,6 +73,6 @@ print(json.dumps({{
 """
 
 
-def program(seconds: float) -> str:
+def program(seconds: float, baseline_s: float = 1.0) -> str:
     """Return the code of a training on the CPU that reports what its run found."""
-    return PROGRAM.format(seconds=seconds)
+    return PROGRAM.format(seconds=seconds, baseline_s=baseline_s)

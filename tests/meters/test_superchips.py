@@ -115,7 +115,7 @@ def test_a_counter_of_a_module_that_cannot_be_read_gets_an_interval_that_holds_t
 
 def test_a_run_too_short_to_tell_the_scope_says_so_and_its_interval_holds_the_truth(run_on):
     machine = Machine().module(33.0).superchip(300.0)  # the module draws 11 % more: a publication late is as much
-    found = run_on(machine, program(0.4))
+    found = run_on(machine, program(0.4, baseline_s=0))
     truth_j = gpu_j(machine, found)
     assert "SCOPE_UNKNOWN" in found["codes"]
     lo, hi = found["band"]["gpu:0"]

@@ -1,4 +1,4 @@
-"""Builds the simulated libnvidia-ml.so.1 with the C compiler of this machine, once for each version of its source."""
+"""Builds the simulated libnvidia-ml.so.1 with the C compiler of this machine, once for each version of its sources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("nvml_simulator.c")
+SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 LIBRARY = "libnvidia-ml.so.1"
 SCENARIO = "NVML_SIMULATOR_SCENARIO"  # the environment variable that names the scenario's file
 NO_COMPILER = "no C compiler (cc) to build the simulated NVML; apt install gcc libc6-dev"
@@ -25,13 +25,15 @@ def library_folder() -> Path:
         FileNotFoundError: There is no C compiler, and the library is not built yet.
         subprocess.CalledProcessError: The compiler failed; its message is on stderr.
     """
-    version = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    text = b"".join(source.read_bytes() for source in SOURCES)
+    version = hashlib.sha256(text + " ".join(FLAGS).encode()).hexdigest()[:16]
     folder = BUILDS / version
     if not (folder / LIBRARY).is_file():
         if shutil.which("cc") is None:
             raise FileNotFoundError(NO_COMPILER)
         folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / f"{os.getpid()}.so"  # other workers build at the same time
-        subprocess.run(["cc", *FLAGS, "-o", fresh, SOURCE, "-lm", "-lpthread"], check=True)
+        files = [source for source in SOURCES if source.suffix == ".c"]
+        subprocess.run(["cc", *FLAGS, "-o", fresh, *files, "-lm", "-lpthread"], check=True)
         fresh.replace(folder / LIBRARY)
     return folder

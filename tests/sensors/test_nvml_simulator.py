@@ -319,7 +319,7 @@ print(json.dumps([still, gone, n.nvmlDeviceGetName(gpus()[1]), code_of(n.nvmlDev
     ("line", "complaint"),
     [
         ("devise name=x", "no such statement: devise"),
-        ("device nmae=x", "no such key: nmae"),
+        ("device nam=x", "no such key: nam"),
         ("fault code=many", "no whole number: many"),
         ("hold from_s=1.5s", "no number: 1.5s"),
         ("power points=0", "no offset:watts: 0"),

@@ -319,7 +319,7 @@ print(json.dumps([still, gone, n.nvmlDeviceGetName(gpus()[1]), code_of(n.nvmlDev
     ("line", "complaint"),
     [
         ("devise name=x", "no such statement: devise"),
-        ("device nam=x", "no such key: nam"),
+        ("device label=x", "no such key: label"),
         ("fault code=many", "no whole number: many"),
         ("hold from_s=1.5s", "no number: 1.5s"),
         ("power points=0", "no offset:watts: 0"),

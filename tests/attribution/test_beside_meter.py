@@ -16,7 +16,7 @@ STEP_S = 1e-3  # of the meter: 1 kHz
 
 
 @dataclass(frozen=True)
-class Card:
+class SimulatedCard:
     """What a card says: `gain` times the mean over a window behind a low-pass, and an offset."""
 
     period_s: float
@@ -28,13 +28,13 @@ class Card:
 
 
 CARDS = {
-    "a boxcar of the whole period": Card(0.099964, 0.099964, 0.0, 1.06, -4.0),  # as a 3090
-    "a low-pass": Card(0.101145, 0.002, 0.012, 0.97, 3.0),  # as an A100
+    "a boxcar of the whole period": SimulatedCard(0.099964, 0.099964, 0.0, 1.06, -4.0),  # as a 3090
+    "a low-pass": SimulatedCard(0.101145, 0.002, 0.012, 0.97, 3.0),  # as an A100
 }
 
 
 @dataclass(frozen=True)
-class Recorded:
+class MeteredCard:
     """A load as the meter saw it, and the polls of the card beside it."""
 
     meter_ns: np.ndarray
@@ -42,7 +42,7 @@ class Recorded:
     power: Series
 
 
-def record(card: Card, seconds: float = 9.0) -> Recorded:
+def record(card: SimulatedCard, seconds: float = 9.0) -> MeteredCard:
     rng = np.random.default_rng(7)
     edges = np.cumsum(rng.uniform(0.03, 0.3, round(seconds / 0.1)))
     t_s = np.arange(0.0, seconds, STEP_S)
@@ -58,7 +58,7 @@ def record(card: Card, seconds: float = 9.0) -> Recorded:
     upper, lower = at_s - card.lag_s, at_s - card.lag_s - card.window_s
     mean_w = (np.interp(upper, ends_s, energy_j) - np.interp(lower, ends_s, energy_j)) / card.window_s
     meter_ns = np.round(t_s * 1e9).astype(np.int64) + ORIGIN_NS
-    return Recorded(
+    return MeteredCard(
         meter_ns, meter_w, polled(at_s, card.gain * mean_w + card.offset_w + 0.5 * rng.standard_normal(len(at_s)))
     )
 

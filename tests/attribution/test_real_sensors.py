@@ -8,7 +8,7 @@ import pytest
 
 from tests.attribution.recordings import beside_meter, polls
 from tests.support.heavy import heavy_unless
-from tests.support.recordings import recordings_of_others
+from tests.support.other_recordings import recordings_of_others
 from torchwatt.attribution.calibrate import calibrate_beside_meter, calibrate_square_wave, predict
 from torchwatt.attribution.look import Records, look
 from torchwatt.attribution.publications import publications

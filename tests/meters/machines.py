@@ -11,7 +11,7 @@ H100, GRACE_HOPPER = "NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB"
 SQUARE = PowerTrace.steps((0.0, 100.0), (0.5, 400.0), repeat_s=1.0)
 
 
-class Machine(Scenario):
+class CardMachine(Scenario):
     """A scenario whose GPUs are used by whoever reads them (the sampler is a part of the program), or by others."""
 
     def h100(self, power: PowerTrace | float, *, users: tuple[int | str, ...] = ("self",), **settings: object) -> Self:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.meters.machines import GRACE_HOPPER, SQUARE, Machine, program
+from tests.meters.machines import GRACE_HOPPER, SQUARE, CardMachine, program
 
 EXTRA_W = 150.0
 
@@ -22,7 +22,7 @@ def books_balance(found):
 
 @pytest.mark.heavy  # so long that the sensor's lag at both ends of a square wave is little of it
 def test_grace_hopper_counts_its_module_once_and_the_gpu_by_its_own_power(run_on):
-    machine = Machine().module(EXTRA_W).superchip(SQUARE)
+    machine = CardMachine().module(EXTRA_W).superchip(SQUARE)
     found = run_on(machine, program(20.0))
     module_j = machine.true_module_energy_j(0, [0], *found["span_ns"]["module:0"])
     assert found["counted"] == ["module:0"]
@@ -37,7 +37,7 @@ def test_grace_hopper_counts_its_module_once_and_the_gpu_by_its_own_power(run_on
 
 
 def test_rows_and_steps_of_a_module_are_those_of_its_gpu_and_of_its_cpu(run_on):
-    found = run_on(Machine().module(EXTRA_W).superchip(300.0), program(3.0))
+    found = run_on(CardMachine().module(EXTRA_W).superchip(300.0), program(3.0))
     rows = found["rows"]["module:0"]
     assert set(found["rows"]["gpu:0"]) | set(found["rows"]["cpu"]) == set(rows)
     rest_j = found["energy_j"]["module:0"] - found["energy_j"]["gpu:0"]
@@ -50,7 +50,7 @@ def test_rows_and_steps_of_a_module_are_those_of_its_gpu_and_of_its_cpu(run_on):
 @pytest.mark.heavy
 def test_the_published_case_of_a_counter_that_is_larger_by_a_factor(run_on):
     """Its counter is 1.6 times the GPU's joules, which is the module's only over whole periods."""
-    machine = Machine().module(EXTRA_W).h100(SQUARE, name=GRACE_HOPPER, module=0, counter_gain=1.6)
+    machine = CardMachine().module(EXTRA_W).h100(SQUARE, name=GRACE_HOPPER, module=0, counter_gain=1.6)
     found = run_on(machine, program(4.5))
     assert found["counted"] == ["module:0"]
     assert found["energy_j"]["gpu:0"] == pytest.approx(gpu_j(machine, found), rel=0.03)
@@ -61,7 +61,7 @@ def test_the_published_case_of_a_counter_that_is_larger_by_a_factor(run_on):
 
 
 def test_two_gpus_of_one_module_share_one_counter(run_on):
-    machine = Machine().module(200.0).superchip(250.0).superchip(450.0)
+    machine = CardMachine().module(200.0).superchip(250.0).superchip(450.0)
     found = run_on(machine, program(3.0))
     assert found["counted"] == ["module:0"]
     assert found["energy_j"]["module:0"] == pytest.approx(900.0 * found["duration_s"], rel=0.05)
@@ -72,7 +72,7 @@ def test_two_gpus_of_one_module_share_one_counter(run_on):
 
 @pytest.mark.heavy
 def test_two_modules_that_draw_the_same_are_two(run_on):
-    machine = Machine().module(EXTRA_W).module(EXTRA_W).superchip(250.0, module=0).superchip(250.0, module=1)
+    machine = CardMachine().module(EXTRA_W).module(EXTRA_W).superchip(250.0, module=0).superchip(250.0, module=1)
     found = run_on(machine, program(3.0))
     assert found["counted"] == ["module:0", "module:1"]
     assert found["total_j"] == pytest.approx(2 * 400.0 * found["duration_s"], rel=0.05)
@@ -82,7 +82,7 @@ def test_two_modules_that_draw_the_same_are_two(run_on):
 
 @pytest.mark.heavy
 def test_a_superchip_whose_counter_is_the_gpus_own_has_no_module(run_on):
-    machine = Machine().module(EXTRA_W).h100(SQUARE, name=GRACE_HOPPER, module=0)
+    machine = CardMachine().module(EXTRA_W).h100(SQUARE, name=GRACE_HOPPER, module=0)
     found = run_on(machine, program(3.5))
     assert found["counted"] == ["cpu", "gpu:0", "ram"]
     assert found["method"]["gpu:0"] == "counter"
@@ -92,7 +92,7 @@ def test_a_superchip_whose_counter_is_the_gpus_own_has_no_module(run_on):
 
 
 def test_an_h100_without_grace_stays_as_it_was(run_on):
-    machine = Machine().h100(SQUARE)
+    machine = CardMachine().h100(SQUARE)
     found = run_on(machine, program(3.5))
     assert found["counted"] == ["cpu", "gpu:0", "ram"]
     assert (found["method"]["gpu:0"], found["band"]["gpu:0"]) == ("counter", [-0.05, 0.05])
@@ -103,7 +103,7 @@ def test_an_h100_without_grace_stays_as_it_was(run_on):
 
 @pytest.mark.heavy
 def test_a_counter_of_a_module_that_cannot_be_read_gets_an_interval_that_holds_the_truth(run_on):
-    machine = Machine().h100(SQUARE, name=GRACE_HOPPER, counter_gain=1.6)
+    machine = CardMachine().h100(SQUARE, name=GRACE_HOPPER, counter_gain=1.6)
     found = run_on(machine, program(5.5))
     truth_j = gpu_j(machine, found)
     lo, hi = found["band"]["gpu:0"]
@@ -114,7 +114,7 @@ def test_a_counter_of_a_module_that_cannot_be_read_gets_an_interval_that_holds_t
 
 
 def test_a_run_too_short_to_tell_the_scope_says_so_and_its_interval_holds_the_truth(run_on):
-    machine = Machine().module(33.0).superchip(300.0)  # the module draws 11 % more: a publication late is as much
+    machine = CardMachine().module(33.0).superchip(300.0)  # the module draws 11 % more: a publication late is as much
     found = run_on(machine, program(0.4, baseline_s=0))
     truth_j = gpu_j(machine, found)
     assert "SCOPE_UNKNOWN" in found["codes"]
@@ -138,8 +138,8 @@ print(json.dumps({"text": out.getvalue()}))
 @pytest.mark.parametrize(
     ("machine", "said"),
     [
-        (Machine().module(EXTRA_W).superchip(120.0, users=()), "covers the module, not the GPU"),
-        (Machine().module(EXTRA_W).h100(120.0, users=(), module=0), "covers the GPU alone"),
+        (CardMachine().module(EXTRA_W).superchip(120.0, users=()), "covers the module, not the GPU"),
+        (CardMachine().module(EXTRA_W).h100(120.0, users=(), module=0), "covers the GPU alone"),
     ],
     ids=["module", "GPU"],
 )

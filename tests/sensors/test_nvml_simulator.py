@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.nvml_simulator import PowerLog, PowerTrace, Scenario, gpu_uuid, library, slice_uuid
+from tests.support.nvml_simulator import PowerFile, PowerTrace, Scenario, build_library, gpu_uuid, slice_uuid
 from tests.support.ready import run_script
 
 pytestmark = pytest.mark.simhw
@@ -276,15 +276,15 @@ print(json.dumps([os.getpid(), [[[p.pid, p.usedGpuMemory] for p in one(gpu)] for
 
 
 def test_power_that_is_set_meanwhile_is_followed_exactly(nvml_simulator, tmp_path):
-    log = PowerLog(tmp_path / "log", 100.0)
+    log = PowerFile(tmp_path / "log", 100.0)
     scenario = Scenario().gpu("ideal", log)
     code = """
 import json, os, time
 import pynvml as n
-from tests.support.nvml_simulator import PowerLog
+from tests.support.nvml_simulator import PowerFile
 n.nvmlInit()
 gpu = n.nvmlDeviceGetHandleByIndex(0)
-log, out = PowerLog(os.environ["POWER_LOG"]), []
+log, out = PowerFile(os.environ["POWER_LOG"]), []
 for watts in (300.0, 50.0, 700.0):
     begun = time.time_ns(), n.nvmlDeviceGetTotalEnergyConsumption(gpu), time.time_ns()
     log.set(watts)
@@ -335,11 +335,11 @@ def test_a_mistake_in_a_scenario_is_named_and_no_driver_starts(nvml_simulator, t
 
 
 def test_without_a_compiler_the_message_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(library, "BUILDS", tmp_path)
+    monkeypatch.setattr(build_library, "BUILDS", tmp_path)
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
-    library.library_folder.cache_clear()
+    build_library.library_folder.cache_clear()
     try:
         with pytest.raises(FileNotFoundError, match="no C compiler"):
-            library.library_folder()
+            build_library.library_folder()
     finally:
-        library.library_folder.cache_clear()
+        build_library.library_folder.cache_clear()

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.nvml_simulator import PowerLog, Scenario
+from tests.support.nvml_simulator import PowerFile, Scenario
 from tests.support.ready import run_script
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Unavailable
@@ -15,9 +15,9 @@ from torchwatt.session.calibrate import calibrate
 SECONDS = 12
 CALIBRATE = """
 import json, time
-from tests.support.nvml_simulator import PowerLog
+from tests.support.nvml_simulator import PowerFile
 from torchwatt.session.calibrate import calibrate
-power = PowerLog({log!r})
+power = PowerFile({log!r})
 
 def burn(duration_ns):
     power.set(310.0)
@@ -40,7 +40,7 @@ def calibrations(nvml_simulator, tmp_path_factory):
 
     def calibrated(window_ms, period_ms):
         folder = tmp_path_factory.mktemp("card")
-        power = PowerLog(folder / "power", 60.0)
+        power = PowerFile(folder / "power", 60.0)
         scenario = Scenario().gpu("hopper", power, update_ms=period_ms, instant_ms=window_ms, noise_w=0.5)
         none = {"TORCHWATT_POWERCAP_ROOT": str(folder / "none"), "TORCHWATT_CALIBRATIONS": str(folder)}
         env = scenario.environment(folder / "scenario", **none)

@@ -20,7 +20,7 @@ Layer = tuple[str, str]  # class and name, such as ("Linear", "Linear_3")
 COMPUTE, COMMUNICATION = 7, 20  # streams
 
 
-class Program:
+class SyntheticProgram:
     """Writes down what a host does and what its device works off; `owner_ns` is the truth by (module, phase)."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -148,9 +148,9 @@ def layers_of(count: int) -> list[Layer]:
     return [(kinds[i % 3], f"{kinds[i % 3]}_{i // 3}") for i in range(count)]
 
 
-def training(*, steps: int = 3, layers: int = 9, recompute: bool = False, reduce: bool = False) -> Program:
+def training(*, steps: int = 3, layers: int = 9, recompute: bool = False, reduce: bool = False) -> SyntheticProgram:
     """Return a training: forward, backward on another thread (with collectives, or recomputed layers), an optimizer."""
-    program, net = Program(steps * layers), layers_of(layers)
+    program, net = SyntheticProgram(steps * layers), layers_of(layers)
     for _ in range(steps):
         made = program.forward(net)
         program.backward(made, recompute=net[-3:] if recompute else (), reduce=reduce)
@@ -158,9 +158,9 @@ def training(*, steps: int = 3, layers: int = 9, recompute: bool = False, reduce
     return program
 
 
-def inference(*, calls: int = 4, layers: int = 12) -> Program:
+def inference(*, calls: int = 4, layers: int = 12) -> SyntheticProgram:
     """Return forward passes alone."""
-    program = Program(calls)
+    program = SyntheticProgram(calls)
     for _ in range(calls):
         program.forward(layers_of(layers))
     return program

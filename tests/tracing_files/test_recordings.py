@@ -10,7 +10,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from tests.support.recordings import recordings_of_others
+from tests.support.other_recordings import recordings_of_others
 from tests.tracing_files import reference
 from torchwatt.sensors.power_log import read_power_log
 from torchwatt.tracing.traces import join, read_trace

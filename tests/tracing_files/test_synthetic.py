@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tracing_files import reference
-from tests.tracing_files.synthetic import Program, inference, layers_of, training
+from tests.tracing_files.synthetic import SyntheticProgram, inference, layers_of, training
 from torchwatt.tracing.traces import join, read_trace
 
 PROGRAMS = {
@@ -69,7 +69,7 @@ def test_busy_time_is_less_than_the_sum_where_streams_overlap(tmp_path):
 
 def replayed(tmp_path, owner=None):
     """Return traces of a capture and of three replays of it, and the replays' truth."""
-    capture, replay = Program(1), Program(2)
+    capture, replay = SyntheticProgram(1), SyntheticProgram(2)
     capture.forward(layers_of(3))
     capture.capture(layers_of(12))
     replay.replay(capture.captured, 3, owner=owner)

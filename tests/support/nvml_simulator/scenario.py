@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote_from_bytes
 
-from tests.support.nvml_simulator.library import SCENARIO, library_folder
-from tests.support.nvml_simulator.power import PowerLog, PowerTrace
+from tests.support.nvml_simulator.build_library import SCENARIO, library_folder
+from tests.support.nvml_simulator.power_trace import PowerFile, PowerTrace
 
 GIB = 1 << 30
 # How often power is published and over which window before it is averaged: by the instant field, and by
@@ -66,7 +66,7 @@ class Scenario:
         self.origin_ns = origin_ns
         self.clock = clock
         self._call_delay_us = call_delay_us
-        self._powers: list[PowerTrace | PowerLog] = []
+        self._powers: list[PowerTrace | PowerFile] = []
         self._modules: list[float] = []
         self._faults_s: list[float] = []
         self._statements: list[str] = []
@@ -79,7 +79,7 @@ class Scenario:
     def gpu(
         self,
         model: str = "hopper",
-        power: PowerTrace | PowerLog | float = 100.0,
+        power: PowerTrace | PowerFile | float = 100.0,
         *,
         limit_w: float = 700.0,
         default_limit_w: float = 700.0,
@@ -104,7 +104,7 @@ class Scenario:
             **MODELS[model],
             **settings,
         }
-        self._powers.append(power if isinstance(power, PowerTrace | PowerLog) else PowerTrace.constant(power))
+        self._powers.append(power if isinstance(power, PowerTrace | PowerFile) else PowerTrace.constant(power))
         return self.add("device", **given).add_lines(*self._powers[-1].statements(device))
 
     def module(self, extra_w: float) -> Self:
@@ -198,7 +198,7 @@ class Scenario:
     def true_energy_j(self, gpu: int, start_ns: int, end_ns: int) -> float:
         """Return the exact joules of a GPU between two instants of the scenario's clock; it has an origin."""
         power = self._powers[gpu]
-        if isinstance(power, PowerLog):
+        if isinstance(power, PowerFile):
             return power.energy_j(start_ns, end_ns)
         assert self.origin_ns is not None, "the scenario has no origin"
         return power.energy_j((start_ns - self.origin_ns) / 1e9, (end_ns - self.origin_ns) / 1e9)

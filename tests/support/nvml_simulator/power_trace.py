@@ -16,7 +16,7 @@ _ENTRY = struct.Struct("<qd")  # Unix nanoseconds, watts
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class PowerPiece:
     """Watts from `at_s` on: (offset in s, W) in steps or in ramps; the last watts hold, or all repeats."""
 
     at_s: float
@@ -54,33 +54,33 @@ class Piece:
 class PowerTrace:
     """The true power of a GPU from the scenario's origin on; before it the first watts hold."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PowerPiece, ...]
 
     @classmethod
     def constant(cls, watts: float) -> PowerTrace:
         """Draw the same all the time."""
-        return cls((Piece(0.0, ((0.0, float(watts)),)),))
+        return cls((PowerPiece(0.0, ((0.0, float(watts)),)),))
 
     @classmethod
     def bursts(
         cls, base_w: float = 100.0, burst_w: float = 600.0, *, on_s: float = 0.030, period_s: float = 0.130
     ) -> PowerTrace:
         """Draw `burst_w` for the last `on_s` of each period, `base_w` for the rest of it."""
-        return cls((Piece(0.0, ((0.0, float(base_w)), (period_s - on_s, float(burst_w))), period_s),))
+        return cls((PowerPiece(0.0, ((0.0, float(base_w)), (period_s - on_s, float(burst_w))), period_s),))
 
     @classmethod
     def steps(cls, *points: tuple[float, float], repeat_s: float = 0.0) -> PowerTrace:
         """Draw given watts from given seconds on; the first at 0 s. Begin again every `repeat_s`, if not 0."""
-        return cls((Piece(0.0, points, repeat_s),))
+        return cls((PowerPiece(0.0, points, repeat_s),))
 
     @classmethod
     def ramps(cls, *points: tuple[float, float], repeat_s: float = 0.0) -> PowerTrace:
         """Draw watts that change evenly between given (s, W); the first at 0 s."""
-        return cls((Piece(0.0, points, repeat_s, ramp=True),))
+        return cls((PowerPiece(0.0, points, repeat_s, ramp=True),))
 
     def then(self, at_s: float, watts: float) -> PowerTrace:
         """Draw other watts from an instant on."""
-        return PowerTrace((*self.pieces, Piece(at_s, ((0.0, float(watts)),))))
+        return PowerTrace((*self.pieces, PowerPiece(at_s, ((0.0, float(watts)),))))
 
     def energy_j(self, start_s: float, end_s: float) -> float:
         """Return the exact joules between two instants."""
@@ -102,7 +102,7 @@ class PowerTrace:
         return [piece.statement(device) for piece in self.pieces]
 
 
-class PowerLog:
+class PowerFile:
     """True power that a program sets while the simulated GPU is read, from this process or another: a file."""
 
     def __init__(self, path: Path | str, watts: float | None = None) -> None:

@@ -107,7 +107,7 @@ bench: setup
 	$(BIN)/python benchmarks/join_speed.py
 	PYTHONPATH=. $(BIN)/python benchmarks/audit_speed.py
 	$(BIN)/python benchmarks/attribution_truth.py --minutes 23
-	$(BIN)/python benchmarks/sampler_cost.py
+	PYTHONPATH=. $(BIN)/python benchmarks/sampler_cost.py
 	$(BIN)/python benchmarks/performance
 	PYTHONPATH=. $(BIN)/python benchmarks/kills.py
 	PYTHONPATH=. $(BIN)/python benchmarks/fleet.py

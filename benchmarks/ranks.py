@@ -1,17 +1,14 @@
 """Four ranks under torchrun against the truth of simulated meters: DDP, FSDP with a late rank, and a killed rank.
 
-PYTHONPATH=src:. TORCHWATT_SIMHW=... python benchmarks/ranks.py [--seconds 4]
+PYTHONPATH=src:. python benchmarks/ranks.py [--seconds 4]
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
 import tempfile
 from math import fsum
 from pathlib import Path
-from types import ModuleType
 
 from tests.jobs.launch import Launched, launch
 from tests.support.powercap import FakePowercap
@@ -21,18 +18,6 @@ from torchwatt.audit import verify
 from torchwatt.core.report import Report
 from torchwatt.core.terms import NO_RANK
 from torchwatt.session.files import write_csv
-
-
-def simulator(folder: Path) -> ModuleType:
-    """Load the simulated NVML library, built."""
-    path = Path(os.environ["TORCHWATT_SIMHW"]) / "simnvml.py"
-    spec = importlib.util.spec_from_file_location("simnvml", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.libdir = module.build(folder)
-    return module
 
 
 def told(name: str, found: Launched, report: Report, folder: Path) -> None:
@@ -66,11 +51,10 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, FakePowercap(Path(name) / "powercap") as powercap:
         folder = Path(name)
-        simnvml = simulator(folder / "lib")
-        whole = launch(simnvml, powercap, folder / "whole", [asked.seconds, "2", "-1"])
+        whole = launch(powercap, folder / "whole", [asked.seconds, "2", "-1"])
         for block, label in (("job", "DDP"), ("job.2", "FSDP, rank 2 late")):
             told(label, whole, tw.merge(whole.folder / block).report, folder / f"audit-{block}")
-        killed = launch(simnvml, powercap, folder / "killed", [asked.seconds, "-1", "1"])
+        killed = launch(powercap, folder / "killed", [asked.seconds, "-1", "1"])
         told("DDP, rank 1 killed by SIGKILL", killed, tw.merge(killed.folder).report, folder / "audit-killed")
 
 

@@ -1,15 +1,14 @@
 """What the sampler process costs: CPU seconds a second of metering, and how often it wakes up.
 
-    python benchmarks/sampler_cost.py [--seconds 20] [--case modelled powercap nvml1 nvml8]
+    PYTHONPATH=. python benchmarks/sampler_cost.py [--seconds 20] [--case modelled powercap nvml1 nvml8]
 
 `modelled`: what a machine without any meter is given (models and the process's clocks). `powercap`: two counters in a
-simulated powercap tree, beside the process's clocks. `nvml1`, `nvml8`: GPUs of a simulated NVML library, whose folder
-TORCHWATT_SIMHW names; its calls cost less than a driver's, so what is shown is our own part. CPU time is the sampler
+simulated powercap tree, beside the process's clocks. `nvml1`, `nvml8`: GPUs of the tests' simulated NVML
+library, whose calls cost less than a driver's, so what is shown is our own part. CPU time is the sampler
 process's by its own clock, from two seconds after the start on; wake-ups are its threads' voluntary switches.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,20 +17,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.support.nvml_simulator import PowerTrace, Scenario
+from tests.support.powercap import FakePowercap
+
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.readers.cputime import process_cpu_s
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CASES = ("modelled", "powercap", "nvml1", "nvml8")
 SETTLE_S = 2.0
-
-
-def load(name, file):
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def wakeups(pid):
@@ -62,21 +55,14 @@ def run(case, seconds, folder):
     env = {**os.environ, "TORCHWATT_POWERCAP_ROOT": str(folder / "none"), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     command = [sys.executable, __file__, "--sample", str(seconds)]
     if case == "powercap":
-        powercap = load("powercap", REPOSITORY / "tests" / "support" / "powercap.py")
-        with powercap.FakePowercap(folder / "powercap") as tree:
+        with FakePowercap(folder / "powercap") as tree:
             env["TORCHWATT_POWERCAP_ROOT"] = str(tree.root)
             return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
     if case.startswith("nvml"):
-        home = os.environ.get("TORCHWATT_SIMHW")
-        if not home:
-            return None
-        simnvml = load("simnvml", Path(home) / "simnvml.py")
-        scenario = simnvml.Scenario()
+        scenario = Scenario()
         for _ in range(int(case[4:])):
-            scenario.gpu("hopper", simnvml.Trace.bursts(100, 600))
-        env = {**scenario.env(folder / "scenario", simnvml.build(folder)), **env, "SAMPLER_COST_BARE": "1"}
-        env["LD_LIBRARY_PATH"] = str(folder)
-        env["SIMNVML_SCENARIO"] = str(folder / "scenario")
+            scenario.gpu("hopper", PowerTrace.bursts())
+        env = scenario.environment(folder / "scenario") | env | {"SAMPLER_COST_BARE": "1"}
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 
 
@@ -93,9 +79,6 @@ def main():
     for case in asked.case:
         with tempfile.TemporaryDirectory() as folder:
             out = run(case, asked.seconds, Path(folder))
-        if out is None:
-            print(f"{case:10} needs TORCHWATT_SIMHW, the folder of the simulated NVML")
-            continue
         found = json.loads(out)
         print(f"{case:10} {found['cpu']:12.3%} {found['wakeups']:11.1f} {found['reads']:11.1f}", flush=True)
 

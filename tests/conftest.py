@@ -1,32 +1,27 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import math
 import os
-import re
-import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import ready
+from tests.support.nvml_simulator import Scenario, library_folder, origin_ns
 from tests.support.powercap import FakePowercap
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Where it is there, jsonschema builds a grammar of IRIs for two seconds, which no schema here asks for.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-# Set where a missing simulator or browser is a failure and not a skip: in CI.
-REQUIRE_SIMHW = "TORCHWATT_REQUIRE_SIMHW"
-REQUIRE_TRACES = "TORCHWATT_REQUIRE_TRACES"
+# Set where a missing compiler or browser is a failure and not a skip: in CI.
+REQUIRE_COMPILER = "TORCHWATT_REQUIRE_COMPILER"
 # How long an example takes to make says how busy the machine is, and nothing about the code.
 settings.register_profile("torchwatt", suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=30)
 settings.register_profile("heavy", settings.get_profile("torchwatt"), max_examples=300)  # by `make test-all`
@@ -64,86 +59,45 @@ def run_script(code: str, env: dict[str, str] | None = None, timeout_s: float = 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _skip(reason: str) -> None:
-    if os.environ.get(REQUIRE_SIMHW):
-        pytest.fail(f"{REQUIRE_SIMHW} is set, but {reason}")
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
-def simhw() -> Callable[[str], ModuleType]:
-    """Return a loader of the simulator's modules by name; skips where there is no simulator."""
-    folder = Path(os.environ.get("TORCHWATT_SIMHW", REPOSITORY.parent / "shared" / "simhw"))
-    if not (folder / "simnvml.py").is_file():
-        _skip(f"no simulated hardware in {folder}; name its folder by TORCHWATT_SIMHW")
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
-
-
-@pytest.fixture(scope="session")
-def simnvml(simhw: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """Return the module that writes scenarios, its library built; skips where there is no compiler."""
-    if shutil.which("cc") is None:
-        _skip("no C compiler (cc) to build the simulated NVML")
-    module = simhw("simnvml")
-    module.libdir = module.build(tmp_path_factory.mktemp("simnvml"))
-    return module
+def nvml_simulator() -> Path:
+    """Return the folder of the simulated NVML library, built; without a C compiler its tests are skipped."""
+    try:
+        return library_folder()
+    except FileNotFoundError as error:
+        if os.environ.get(REQUIRE_COMPILER):
+            pytest.fail(f"{REQUIRE_COMPILER} is set, but there is {error}")
+        pytest.skip(str(error))
 
 
 # The time of a scenario begins with the code, however long its process took to start.
-BEGINS_NOW = """
-import os, time
-from pathlib import Path
-path = Path(os.environ["SIMNVML_SCENARIO"])
-path.write_text("epoch %d\\n%s" % (time.time_ns(), path.read_text().partition("\\n")[2]))
-"""
+BEGIN_NOW = "from tests.support.nvml_simulator import begin_now\nbegin_now()\n"
 
 
 @pytest.fixture
-def run_sim(simnvml: ModuleType, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Return a runner of code that finds the simulated library, as its sampler does, which inherits LD_LIBRARY_PATH.
+def run_on_gpus(nvml_simulator: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Return a runner of code on a machine with simulated GPUs, which gives the JSON of the code's last line.
 
     On a busy machine a run may begin to sample after the scenario's first fault, which its code tells by
     `sampling_since_ns`. Such a run says nothing, and is run again.
     """
 
-    def run(scenario: Any, code: str, **env: str) -> dict[str, Any]:
+    def run(scenario: Scenario, code: str, *, timeout_s: float = 60.0, **env: str) -> Any:
         env = {
             "TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none"),
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # simulated GPUs have different names
             **env,
         }
-        path = tmp_path / "scenario"
+        path, first_s = tmp_path / "scenario", scenario.first_fault_s
+        code = code if scenario.clock else BEGIN_NOW + code
         for _ in range(4):
-            found = ready.run_script(BEGINS_NOW + code, scenario.env(path, simnvml.libdir, **env))
-            text = path.read_text()
-            scenario.epoch = int(text.split()[1])
-            first_s = min(map(float, re.findall(r" from=([0-9.]+)", text)), default=math.inf)
-            if first_s == math.inf or (found["sampling_since_ns"] - scenario.epoch) / 1e9 < first_s - 0.3:
+            found = ready.run_script(code, scenario.environment(path, **env), timeout_s)
+            scenario.origin_ns = origin_ns(path)
+            if first_s is None or (found["sampling_since_ns"] - scenario.origin_ns) / 1e9 < first_s - 0.3:
                 return found
         pytest.fail(f"four runs began to sample {first_s} s or more after their process began")
 
     return run
-
-
-@pytest.fixture(scope="session")
-def traces_dir() -> Path:
-    """Return the folder of real recordings, which are others' data and not part of this repository."""
-    folder = Path(os.environ.get("TORCHWATT_TRACES", REPOSITORY.parent / "shared" / "traces"))
-    if not (folder / "index.json").is_file():
-        reason = f"no recordings in {folder}; name their folder by TORCHWATT_TRACES"
-        if os.environ.get(REQUIRE_TRACES):
-            pytest.fail(f"{REQUIRE_TRACES} is set, but {reason}")
-        pytest.skip(reason)
-    return folder
 
 
 @pytest.fixture

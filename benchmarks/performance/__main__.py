@@ -3,8 +3,8 @@
     python benchmarks/performance [--table steps beside edges devices modules growth] [--tool NAME ...]
                                   [--pairs N] [--steps N] [--repeats N] [--minutes N] [--threads N]
 
-Every figure comes from a process of its own (child.py), all of them with the same simulated H100 where the simulator
-is found (TORCHWATT_SIMHW), else with what this machine has. Peers that are not installed are left out, and named:
+Every figure comes from a process of its own (child.py), all of them with the same simulated H100 where there is
+a C compiler to build it, else with what this machine has. Peers that are not installed are left out, and named:
 `pip install -r benchmarks/requirements.txt` into an environment of its own.
 
 steps    mean step with the tool / mean step without, neighbours in one process in the order ABBA; the median of the
@@ -131,7 +131,7 @@ def edges(asked, env):
 def devices(asked, _env):
     """Print what more devices cost; only where they can be simulated."""
     if environment(1) is None:
-        print("devices: left out, for there is no simulator of more devices here (TORCHWATT_SIMHW)")
+        print("devices: left out, for there is no C compiler to build the simulated NVML")
         return
     tools = [tool for tool in asked.tool if tool in {OURS[0], OURS[1]} or tool.startswith(("zeus", "codecarbon, 1 s"))]
     found = ((tool, n, edge(asked, environment(n), tool)) for tool in tools for n in (1, 2, 4, 8))

@@ -1,22 +1,21 @@
-"""Simulated GPUs, where their library is found: all tools then read the same devices through the real pynvml."""
+"""Simulated GPUs: all tools then read the same devices through the real pynvml."""
 
-import importlib.util
-import os
+import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.support.nvml_simulator import Scenario, library_folder
+
 
 def environment(gpus):
-    """Return the environment of a child that sees so many simulated H100s, None where there is no simulator."""
-    default = Path(__file__).resolve().parents[2].parent / "shared" / "simhw"
-    folder = Path(os.environ.get("TORCHWATT_SIMHW", default))
-    if not (folder / "simnvml.py").is_file():
+    """Return the environment of a child that sees so many simulated H100s, None where there is no C compiler."""
+    try:
+        library_folder()
+    except FileNotFoundError:
         return None
-    spec = importlib.util.spec_from_file_location("simnvml", folder / "simnvml.py")
-    simnvml = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(simnvml)
-    where = Path(tempfile.mkdtemp(prefix="performance-"))
-    scenario = simnvml.Scenario()
+    scenario = Scenario()
     for _ in range(gpus):
-        scenario.gpu("hopper", simnvml.Trace.const(250), noise_w=2.0)
-    return scenario.env(where / "scenario", simnvml.build(where))
+        scenario.gpu("hopper", 250, noise_w=2.0)
+    return scenario.environment(Path(tempfile.mkdtemp(prefix="performance-")) / "scenario")

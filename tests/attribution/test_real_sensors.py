@@ -1,21 +1,26 @@
-"""Public recordings of real cards: what NVML said beside what an external meter saw."""
+"""Public recordings of real cards: what NVML said beside what an external meter saw.
+
+`test_beside_meter.py` has the same laws on simulated cards, `test_h100.py` on our own recordings.
+"""
 
 import numpy as np
 import pytest
 
 from tests.attribution.recordings import beside_meter, polls
 from tests.support.heavy import heavy_unless
+from tests.support.other_recordings import recordings_of_others
 from torchwatt.attribution.calibrate import calibrate_beside_meter, calibrate_square_wave, predict
 from torchwatt.attribution.look import Records, look
 from torchwatt.attribution.publications import publications
 
+FOLDER = recordings_of_others() / "power" / "gpu_power_benchmark"
 # Name, period in ms (of ATTRIBUTION's analysis), largest rms error of the predicted readings in W.
 CARDS = [("3090", 99.964, 0.5), ("A100", 101.145, 2.0)]
 
 
 @pytest.fixture(scope="module")
-def folder(traces_dir):
-    return traces_dir / "power" / "gpu_power_benchmark"
+def folder():
+    return FOLDER
 
 
 class Calibrated(dict):

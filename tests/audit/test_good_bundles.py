@@ -11,6 +11,7 @@ import pytest
 import torchwatt as tw
 from tests.support import ready
 from tests.support.bundles import offline_report, rich_report
+from tests.support.nvml_simulator import PowerTrace, Scenario
 from tests.support.ready import run_script
 from tests.support.reports import HOSTILE, bare_report, named_report
 from torchwatt.audit import read_bundle, verify, write_bundle
@@ -52,11 +53,11 @@ def minilm(request, target):
 
 
 def two_gpus(request, target):
-    simnvml = request.getfixturevalue("simnvml")
-    trace = simnvml.Trace.bursts(base=100.0, high=600.0, on=0.030, period=0.130)
-    used = {"noise_w": 2.0, "proc": "self 4g 90 C"}  # by whoever looks: the sampler is a child of the run
-    scenario = simnvml.Scenario().gpu("hopper", trace, **used).gpu("ga100", trace, **used)
-    env = scenario.env(target.with_name("scenario"), simnvml.libdir, CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    request.getfixturevalue("nvml_simulator")
+    scenario = Scenario()
+    for model in ("hopper", "ga100"):
+        scenario.gpu(model, PowerTrace.bursts(), noise_w=2.0).process("self")  # the sampler is a child of the run
+    env = scenario.environment(target.with_name("scenario"), CUDA_DEVICE_ORDER="PCI_BUS_ID")
     env["TORCHWATT_POWERCAP_ROOT"] = str(target.with_name("none"))
     run_script(TWO_GPUS.format(target=str(target)), env)
     counted = [row["device_id"] for row in read_bundle(target)["device"] if row["counted"]]

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from tests.faults.nvml import GROUP, WATTS, both, energy_j, gpus, holds
 from tests.faults.registry import Seen, fault, proved
+from tests.support.nvml_simulator import PowerTrace
 from torchwatt.audit import verify, write_bundle
 from torchwatt.core.report import Report
 
 SESSION = "tests/session/test_nvml.py::"
 SAMPLED = "tests/sensors/test_sensors_sampled_gpu.py::"
 RING = "tests/sensors/test_sensors_samples_gpu.py::"
-NO_COUNTER = "energy none"
+NO_COUNTER = {"counter": "none"}
 
 
 @fault(
@@ -24,8 +25,8 @@ NO_COUNTER = "energy none"
     proofs=[SESSION + "test_a_counter_that_goes_backwards_is_bridged"],
 )
 def backwards(folder: Path) -> Iterator[Seen]:
-    for line in ("counter_add 3 -500000", "counter_reset 3 0", "counter_reset 3 1"):
-        yield both(gpus(folder, first=[line]))
+    for change in ("add_mj=-500000", "set_mj=0", "set_mj=1"):
+        yield both(gpus(folder, f"jump at_s=3 {change}"))
 
 
 @fault(
@@ -35,7 +36,7 @@ def backwards(folder: Path) -> Iterator[Seen]:
     keeps="the whole run",
 )
 def wraps(folder: Path) -> Iterator[Seen]:
-    yield both(gpus(folder, first=["energy0_mj 0", "counter_wrap_mj 400000"], seconds=6))
+    yield both(gpus(folder, first={"counter_start_mj": 0, "counter_wrap_mj": 400_000}, seconds=6))
 
 
 @fault(
@@ -45,7 +46,7 @@ def wraps(folder: Path) -> Iterator[Seen]:
     keeps="the joules before and after, and the time that they cover",
 )
 def reloaded(folder: Path) -> Iterator[Seen]:
-    report = gpus(folder, ["fault fn=* gpu=0 code=15 from=3 until=8"], ["counter_reset 5 0"], seconds=10)
+    report = gpus(folder, "fault device=0 code=15 from_s=3 until_s=8", "jump at_s=5 set_mj=0", seconds=10)
     ledger = report.ledgers[0]
     assert 4.5 < ledger.known_s < 5.5
     assert report.steps == ()
@@ -60,8 +61,7 @@ def reloaded(folder: Path) -> Iterator[Seen]:
 )
 def power_lost(folder: Path) -> Iterator[Seen]:
     parts = [("before", 0.0, 1.5), ("between", 3.0, 4.5), ("after", 8.0, 9.0)]
-    lines = ["fault fn=* gpu=0 code=16 from=3 until=8"]
-    report = gpus(folder, lines, [NO_COUNTER], seconds=10, parts=parts)
+    report = gpus(folder, "fault device=0 code=16 from_s=3 until_s=8", first=NO_COUNTER, seconds=10, parts=parts)
     assert 4.5 < report.ledgers[0].known_s < 5.5
     between = report.steps[1].energy_j
     assert set(between) == {"gpu:1"}
@@ -75,8 +75,9 @@ def power_lost(folder: Path) -> Iterator[Seen]:
     keeps="the other meters; of this one nothing, and no 0",
 )
 def away_for_all(folder: Path) -> Iterator[Seen]:
-    for first in ([NO_COUNTER], ["counter_reset 4 0"]):
-        report = gpus(folder, ["fault fn=* gpu=0 code=15 from=0.5 until=8.5"], first, seconds=7.4)
+    away = "fault device=0 code=15 from_s=0.5 until_s=8.5"
+    for first in (NO_COUNTER, {}):
+        report = gpus(folder, away, "jump at_s=4 set_mj=0", first=first, seconds=7.4)
         assert energy_j(report, "gpu:0") is None, report.ledgers[0]
         yield both(report)
 
@@ -89,9 +90,9 @@ def away_for_all(folder: Path) -> Iterator[Seen]:
     proofs=[SESSION + "test_a_frozen_counter_is_replaced_by_power_from_then_on"],
 )
 def frozen_counter(folder: Path) -> Iterator[Seen]:
-    yield both(gpus(folder, first=["counter_freeze 2 60"], seconds=6))
-    yield both(gpus(folder, first=["counter_freeze 2 5"], seconds=7))
-    yield both(gpus(folder, first=["counter_freeze -10 60"], seconds=6))
+    yield both(gpus(folder, "hold sensor=counter from_s=2", seconds=6))
+    yield both(gpus(folder, "hold sensor=counter from_s=2 until_s=5", seconds=7))
+    yield both(gpus(folder, "hold sensor=counter from_s=-10", seconds=6))
 
 
 @fault(
@@ -101,11 +102,11 @@ def frozen_counter(folder: Path) -> Iterator[Seen]:
     keeps="the joules up to then",
 )
 def frozen_alone(folder: Path) -> Iterator[Seen]:
-    lines = ["fault fn=FI:*,nvmlDeviceGetPowerUsage gpu=0 code=3"]
-    report = gpus(folder, lines, ["counter_freeze 3 60"], seconds=6)
+    no_power = "fault call=field:*,nvmlDeviceGetPowerUsage device=0 code=3"
+    report = gpus(folder, no_power, "hold sensor=counter from_s=3", seconds=6)
     assert 1.8 < report.ledgers[0].known_s < 2.2
     yield both(report)
-    report = gpus(folder, lines, ["counter_freeze -10 60"], seconds=6)
+    report = gpus(folder, no_power, "hold sensor=counter from_s=-10", seconds=6)
     assert energy_j(report, "gpu:0") is None
     yield both(report)
 
@@ -118,11 +119,11 @@ def frozen_alone(folder: Path) -> Iterator[Seen]:
     proofs=[SESSION + "test_a_stuck_power_sensor_is_said_and_the_counter_stands"],
 )
 def frozen_power(folder: Path) -> Iterator[Seen]:
-    first = ["power_freeze 1 60", "phase 1.2", "seg 0 800"]
-    report = gpus(folder, first=first, seconds=7)
+    power = {"power": PowerTrace.steps((0.0, WATTS[0]), (1.2, 800.0))}
+    report = gpus(folder, "hold sensor=power from_s=1", first=power, seconds=7)
     holds(report, "gpu:0", 800.0, rel=0.05)
     yield Seen.of(report)
-    report = gpus(folder, first=[NO_COUNTER, *first], seconds=7)
+    report = gpus(folder, "hold sensor=power from_s=1", first=NO_COUNTER | power, seconds=7)
     yield Seen.of(report)
 
 
@@ -133,7 +134,7 @@ def frozen_power(folder: Path) -> Iterator[Seen]:
     keeps="the whole run",
 )
 def stamps(folder: Path) -> Iterator[Seen]:
-    yield both(gpus(folder, first=["fv_timestamp tick", "instant_update_ms 60000", "noise_w 0"]))
+    yield both(gpus(folder, first={"stamp": "tick", "update_ms": 60_000, "noise_w": 0}))
 
 
 @fault(
@@ -143,9 +144,9 @@ def stamps(folder: Path) -> Iterator[Seen]:
     keeps="the whole run: by the readings around it, or from the integrated power",
 )
 def absurd_counter(folder: Path) -> Iterator[Seen]:
-    once = ["counter_add 3 18446744070000000000", "counter_add 3.05 -18446744070000000000"]
-    for first in (once, once[:1]):
-        yield both(gpus(folder, first=first))
+    once = ("jump at_s=3 add_mj=18446744070000000000", "jump at_s=3.05 add_mj=-18446744070000000000")
+    for statements in (once, once[:1]):
+        yield both(gpus(folder, *statements))
 
 
 @fault(
@@ -157,8 +158,7 @@ def absurd_counter(folder: Path) -> Iterator[Seen]:
 def absurd_power(folder: Path) -> Iterator[Seen]:
     for watts in (4294967.295, -1.0, 1e9):
         for until in (3.1, 60):
-            first = [NO_COUNTER, f"power_force 3 {until} {watts}"]
-            report = gpus(folder, first=first, seconds=6)
+            report = gpus(folder, f"force from_s=3 until_s={until} watts={watts}", first=NO_COUNTER, seconds=6)
             assert (report.ledgers[0].known_s > 5) == (until < 60)
             yield both(report)
 
@@ -172,7 +172,7 @@ def absurd_power(folder: Path) -> Iterator[Seen]:
 )
 def zero_power(folder: Path) -> Iterator[Seen]:
     for start, until in ((3, 3.2), (3, 6), (-10, 60)):
-        yield both(gpus(folder, first=[NO_COUNTER, f"power_force {start} {until} 0"], seconds=6))
+        yield both(gpus(folder, f"force from_s={start} until_s={until} watts=0", first=NO_COUNTER, seconds=6))
 
 
 @fault(
@@ -183,8 +183,8 @@ def zero_power(folder: Path) -> Iterator[Seen]:
 )
 def zero_by_turns(folder: Path) -> Iterator[Seen]:
     for period_s in (0.2, 1.0, 3.1):
-        lines = [NO_COUNTER, "noise_w 0", f"phase 0 period {period_s}", "seg 0 160", f"seg {period_s / 2} 0"]
-        report = gpus(folder, first=lines, seconds=6)
+        turns = PowerTrace.steps((0.0, 160.0), (period_s / 2, 0.0), repeat_s=period_s)
+        report = gpus(folder, first=NO_COUNTER | {"noise_w": 0, "power": turns}, seconds=6)
         ledger = report.ledgers[0]
         assert 0.35 < ledger.coverage < 0.65
         assert ledger.energy_u_j is not None
@@ -212,7 +212,7 @@ def _inside(report: Report, truth_j: float) -> None:
 def lying_counter(folder: Path) -> Iterator[Seen]:
     for gain in (0.001, 0.7, 1.3, 2.15):
         for seconds in (0.3, 1.0, 3.0, 6.0):
-            report = gpus(folder, first=[f"energy_gain {gain}"], seconds=seconds)
+            report = gpus(folder, first={"counter_gain": gain}, seconds=seconds)
             _inside(report, WATTS[0] * seconds)
             yield Seen.of(report, files=False)
 
@@ -226,8 +226,8 @@ def lying_counter(folder: Path) -> Iterator[Seen]:
 def slow_counter(folder: Path) -> Iterator[Seen]:
     for every_ms in (1000, 2000, 5000):
         for seconds in (0.5, 1.0, 2.0, 5.0):
-            lines = [f"energy_update_ms {every_ms}", "energy_phase_ms 333"]
-            report = gpus(folder, first=lines, seconds=seconds)
+            first = {"counter_update_ms": every_ms, "counter_phase_ms": 333}
+            report = gpus(folder, first=first, seconds=seconds)
             ledger = report.ledgers[0]
             assert abs(ledger.energy_j - WATTS[0] * seconds) < 0.02 * WATTS[0] * seconds + 5
             assert ledger.method == "power_integral"
@@ -242,8 +242,8 @@ def slow_counter(folder: Path) -> Iterator[Seen]:
     keeps="what the meter says, with the warning",
 )
 def above_limit(folder: Path) -> Iterator[Seen]:
-    for first in ([], [NO_COUNTER]):
-        report = gpus(folder, first=[*first, "limit_w 700", "phase 0", "seg 0 1500"], seconds=2)
+    for first in ({}, NO_COUNTER):
+        report = gpus(folder, first={**first, "limit_w": 700, "power": 1500.0}, seconds=2)
         assert "unchecked" in report.ledgers[0].sentence
         yield Seen.of(report, files=False)
 
@@ -255,7 +255,7 @@ def above_limit(folder: Path) -> Iterator[Seen]:
     keeps="the joules by that value, with the warning",
 )
 def frozen_both(folder: Path) -> Iterator[Seen]:
-    yield both(gpus(folder, first=["counter_freeze 2 60", "power_freeze 2 60"], seconds=6))
+    yield both(gpus(folder, "hold sensor=counter from_s=2", "hold sensor=power from_s=2", seconds=6))
 
 
 @fault(
@@ -266,9 +266,9 @@ def frozen_both(folder: Path) -> Iterator[Seen]:
     proofs=["tests/attribution/test_unseen.py"],
 )
 def in_step(folder: Path) -> Iterator[Seen]:
-    lines = [NO_COUNTER, "phase 0 period 0.1", "seg 0 600", "seg 0.05 100"]
+    first = NO_COUNTER | {"power": PowerTrace.steps((0.0, 600.0), (0.05, 100.0), repeat_s=0.1)}
     parts = [("a", n / 10, n / 10 + 0.09) for n in range(59)]
-    report = gpus(folder, first=lines, seconds=6, arch="hopper", parts=parts)
+    report = gpus(folder, first=first, seconds=6, model="hopper", parts=parts)
     _inside(report, 350.0 * 6)
     yield Seen.of(report, files=False)
 
@@ -280,7 +280,7 @@ def in_step(folder: Path) -> Iterator[Seen]:
     keeps="all GPUs, whole",
 )
 def odd_name(folder: Path) -> Iterator[Seen]:
-    report = gpus(folder, first=[], seconds=0.5, name=b"NVIDIA \xffGPU\xc3")
+    report = gpus(folder, first={"name": b"NVIDIA \xffGPU\xc3"}, seconds=0.5)
     assert report.meters[0].model == "NVIDIA \ufffdGPU\ufffd"
     yield both(report)
 
@@ -292,7 +292,7 @@ def odd_name(folder: Path) -> Iterator[Seen]:
     keeps="the GPUs that were there: devices are looked for once, at the start",
 )
 def late(folder: Path) -> Iterator[Seen]:
-    report = gpus(folder, ["fault fn=nvmlDeviceGetHandleByIndex* every=2 code=28 until=2"])
+    report = gpus(folder, "fault call=nvmlDeviceGetHandleByIndex device=0 code=28 until_s=2")
     (told,) = [event.message for event in report.events if event.code == "GPU_APPEARED"]
     assert told.startswith("GPU-")
     yield both(report)
@@ -310,9 +310,9 @@ def late(folder: Path) -> Iterator[Seen]:
 )
 def vanished(folder: Path) -> Iterator[Seen]:
     for code in (15, 16, 28):
-        yield both(gpus(folder, [f"fault fn=* gpu=0 code={code} from=3"]))
+        yield both(gpus(folder, f"fault device=0 code={code} from_s=3"))
         # A bus that hangs up answers nothing at all, not even how many devices there are.
-        yield Seen.of(gpus(folder, [f"fault fn=* code={code} from=3"]))
+        yield Seen.of(gpus(folder, f"fault code={code} from_s=3"))
 
 
 proved(

@@ -6,7 +6,7 @@ Runs in a process of its own, in which the simulator is the library that pynvml 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pynvml
 
 from tests.faults.registry import Seen, fault
 from tests.faults.virtual import UNIX_NS, Bench, layers
+from tests.support.nvml_simulator import SCENARIO, Scenario
 from torchwatt.core.report import Report
 from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.nvml import discover_nvml
@@ -22,7 +23,7 @@ GROUP = "GPUs and their driver"
 WATTS = (250.0, 400.0)
 CODES = sorted(value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_"))
 COUNTER, POWER = "nvmlDeviceGetTotalEnergyConsumption", "nvmlDeviceGetPowerUsage"
-INSTANT, FIELDS = "FI:186", "FI:*"
+INSTANT, FIELDS = "field:186", "field:*"
 GAUGES = (
     "nvmlDeviceGetUtilizationRates,nvmlDeviceGetMemoryInfo,nvmlDeviceGetTemperature,nvmlDeviceGetClockInfo,"
     "nvmlDeviceGetCurrentClocksEventReasons"
@@ -34,28 +35,17 @@ SHOWN = {1, 3, 4, 15, 999}
 
 def _scenario(
     folder: Path,
-    lines: Sequence[str] = (),
-    first: Sequence[str] = (),
-    *,
-    arch: str = "ideal",
-    users: Sequence[str] = ("self", "self"),
-    name: bytes = b"NVIDIA SimGPU",
+    statements: Sequence[str],
+    first: Mapping[str, object],
+    model: str,
+    users: Sequence[int | str],
 ) -> None:
-    """Write two GPUs and who uses them; `lines` are of the library, `first` of the first GPU, which is what fails."""
-    text = [f"epoch {UNIX_NS}", f"clock file {folder / 'clock'}", *lines]
+    """Write two GPUs and who uses them; `statements` are those of a scenario, `first` settings of the first GPU."""
+    scenario = Scenario(clock=folder / "clock", origin_ns=UNIX_NS)
     for index, watts in enumerate(WATTS):
-        text += [
-            f"gpu {arch}",
-            f"name {name.decode(errors='surrogateescape')}",
-            "noise_w 2",
-            "phase 0",
-            f"seg 0 {watts}",
-        ]
-        text.append(f"proc {users[index]} 4g 90 C")
-        text += first if index == 0 else ()
-    path = folder / "scenario"
-    path.write_text("\n".join(text) + "\n", errors="surrogateescape")
-    os.environ["SIMNVML_SCENARIO"] = str(path)
+        settings = {"power": watts, "noise_w": 2.0, **(first if index == 0 else {})}
+        scenario.gpu(model, **settings).process(users[index])
+    os.environ[SCENARIO] = str(scenario.add_lines(*statements).write(folder / "scenario"))
 
 
 def _clock(folder: Path) -> Callable[[float], None]:
@@ -71,23 +61,21 @@ def _clock(folder: Path) -> Callable[[float], None]:
 
 def gpus(
     folder: Path,
-    lines: Sequence[str] = (),
-    first: Sequence[str] = (),
-    *,
+    *statements: str,
+    first: Mapping[str, object] | None = None,
     later: Sequence[str] | None = None,
     seconds: float = SECONDS,
-    arch: str = "ideal",
+    model: str = "ideal",
     parts: Sequence[tuple[str, float, float]] = (),
-    users: Sequence[str] = ("self", "self"),
-    name: bytes = b"NVIDIA SimGPU",
+    users: Sequence[int | str] = ("self", "self"),
 ) -> Report:
-    """Meter two GPUs of 250 and 400 W for some virtual seconds; `later` replaces the faults after discovery."""
+    """Meter two GPUs of 250 and 400 W for some virtual seconds; `later` replaces the statements after discovery."""
     clock = _clock(folder)
-    _scenario(folder, lines, first, arch=arch, users=users, name=name)
+    _scenario(folder, statements, first or {}, model, users)
     found = discover_nvml({})
     bench = Bench(found, seconds, (clock,))
     if later is not None:
-        bench.before = partial(_scenario, folder, later, first, arch=arch)
+        bench.before = partial(_scenario, folder, later, first or {}, model, users)
     report = bench.report(*([layers(bench.start_ns, parts)] if parts else []))
     assert _closed(), "a reference on NVML was not given back"
     return report
@@ -135,7 +123,7 @@ def both(report: Report, code: int = 999) -> Seen:
 )
 def at_init(folder: Path) -> Iterator[Seen]:
     for code in CODES:
-        report = gpus(folder, [f"init_error {code}"], seconds=0.5)
+        report = gpus(folder, f"fault call=nvmlInit code={code}", seconds=0.5)
         assert report.ledgers == ()
         (gone,) = report.unavailable
         assert gone.domain == "gpu"
@@ -151,7 +139,7 @@ def at_init(folder: Path) -> Iterator[Seen]:
 )
 def at_second_init(folder: Path) -> Iterator[Seen]:
     for code in CODES:
-        report = gpus(folder, later=[f"init_error {code}"], seconds=2)
+        report = gpus(folder, later=[f"fault call=nvmlInit code={code}"], seconds=2)
         assert report.ledgers == ()
         assert {item.domain for item in report.unavailable} == {"gpu:0", "gpu:1"}
         assert any(f"NVML {code}" in event.message for event in report.events), report.events
@@ -166,12 +154,12 @@ def at_second_init(folder: Path) -> Iterator[Seen]:
 )
 def at_handles(folder: Path) -> Iterator[Seen]:
     for code in CODES:
-        report = gpus(folder, [f"fault fn=nvmlDeviceGetCount* code={code}"], seconds=0.5)
+        report = gpus(folder, f"fault call=nvmlDeviceGetCount code={code}", seconds=0.5)
         assert report.ledgers == ()
         yield Seen.of(report, files=code in SHOWN)
-        assert gpus(folder, [f"fault fn=nvmlDeviceGetHandleByUUID code={code}"], seconds=0.5).ledgers == ()
-        for call in ("nvmlDeviceGetHandleByIndex* every=2", "nvmlDeviceGetUUID gpu=0", "nvmlDeviceGetName gpu=0"):
-            yield both(gpus(folder, [f"fault fn={call} code={code}"], seconds=0.5), code)
+        assert gpus(folder, f"fault call=nvmlDeviceGetHandleByUUID code={code}", seconds=0.5).ledgers == ()
+        for call in ("nvmlDeviceGetHandleByIndex", "nvmlDeviceGetUUID", "nvmlDeviceGetName"):
+            yield both(gpus(folder, f"fault call={call} device=0 code={code}", seconds=0.5), code)
 
 
 @fault(
@@ -183,7 +171,7 @@ def at_handles(folder: Path) -> Iterator[Seen]:
 def at_reads(folder: Path) -> Iterator[Seen]:
     for code in CODES:
         for calls in (COUNTER, INSTANT, FIELDS, f"{COUNTER},{FIELDS},{POWER}", GAUGES):
-            report = gpus(folder, [f"fault fn={calls} gpu=0 code={code}"], seconds=1)
+            report = gpus(folder, f"fault call={calls} device=0 code={code}", seconds=1)
             if calls == COUNTER:
                 assert report.ledgers[0].method == "power_integral"
             if POWER in calls:
@@ -200,7 +188,7 @@ def at_reads(folder: Path) -> Iterator[Seen]:
 def from_the_middle(folder: Path) -> Iterator[Seen]:
     for code in CODES:
         for calls in ("*", COUNTER, INSTANT):
-            report = gpus(folder, [f"fault fn={calls} gpu=0 code={code} from=3"])
+            report = gpus(folder, f"fault call={calls} device=0 code={code} from_s=3")
             assert any(event.subject == "gpu:0" for event in report.events), (code, calls)
             assert "CROSS_CHECK" not in {e.code for e in report.events}
             ledger = report.ledgers[0]
@@ -219,7 +207,7 @@ def from_the_middle(folder: Path) -> Iterator[Seen]:
 )
 def for_a_while(folder: Path) -> Iterator[Seen]:
     for code in CODES:
-        report = gpus(folder, [f"fault fn=* gpu=0 code={code} from=2.5 until=4.5"], seconds=6)
+        report = gpus(folder, f"fault call=* device=0 code={code} from_s=2.5 until_s=4.5", seconds=6)
         assert "CROSS_CHECK" not in {e.code for e in report.events}
         assert report.ledgers[0].is_whole
         yield both(report, code)
@@ -233,7 +221,7 @@ def for_a_while(folder: Path) -> Iterator[Seen]:
     proofs=["tests/meters/test_others.py::test_a_card_whose_processes_cannot_be_seen_counts_and_the_head_says_so"],
 )
 def hidden_users(folder: Path) -> Iterator[Seen]:
-    report = gpus(folder, users=("4194303", "self"), seconds=2)
+    report = gpus(folder, users=(4194303, "self"), seconds=2)
     assert [str(led.domain) for led in report.counted] == ["gpu:0", "gpu:1"]
     assert [e.subject for e in report.events if e.code == "DEVICE_USER_UNKNOWN"] == ["gpu:0"]
     yield both(report)
@@ -247,7 +235,7 @@ def hidden_users(folder: Path) -> Iterator[Seen]:
     proofs=["tests/meters/test_others.py::test_a_card_of_others_keeps_its_joules_outside_of_the_total"],
 )
 def users_are_others(folder: Path) -> Iterator[Seen]:
-    report = gpus(folder, users=("1", "self"), seconds=2)  # process 1 is there, and no child of this one
+    report = gpus(folder, users=(1, "self"), seconds=2)  # process 1 is there, and no child of this one
     assert [str(led.domain) for led in report.counted] == ["gpu:1"]
     assert {entry.fqn for led in report.ledgers for entry in led.entries if not led.counted} == {"(other processes)"}
     yield both(report)

@@ -1,23 +1,22 @@
 """Inject every fault and print the table of what the user sees and what is kept.
 
-python -m tests.faults.table             runs them all (TORCHWATT_SIMHW names the simulated NVML) and prints
+python -m tests.faults.table             runs them all and prints
 python -m tests.faults.table --write     writes docs/faults.md as well, if all of them hold
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.faults import child
 from tests.faults.registry import FAULTS, Fault, table
+from tests.support.nvml_simulator import library_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "faults.md"
@@ -31,7 +30,7 @@ for a *silent zero*. Everything metered there draws power all the time, so a 0 i
 text or the HTML page would be a number that was made up, and fails. What is not known is an empty cell, NaN or a dash,
 and an event or a line under "not metered" says why.
 
-    TORCHWATT_SIMHW=... python -m tests.faults.table        injects them all and prints this table
+    python -m tests.faults.table        injects them all and prints this table
 
 "NVML" is a simulated driver library under the real `pynvml`; powercap is a folder of counters. Both are read by the
 sampler's own loop, in virtual time where waiting would prove nothing.
@@ -51,9 +50,9 @@ def page() -> str:
     return HEAD + table(everything())
 
 
-def environment(libdir: str | os.PathLike[str]) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return the environment of a child that finds the simulator as the driver's library."""
-    path = os.pathsep.join(filter(None, (str(libdir), os.environ.get("LD_LIBRARY_PATH"))))
+    path = os.pathsep.join(filter(None, (str(library_folder()), os.environ.get("LD_LIBRARY_PATH"))))
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     return {**os.environ, **threads, "LD_LIBRARY_PATH": path}
 
@@ -75,24 +74,12 @@ def results(process: subprocess.Popen[str], timeout_s: float = 170.0) -> dict[st
     return found
 
 
-def simulator(folder: Path) -> str:
-    """Build the simulated NVML and return its folder."""
-    home = Path(os.environ.get("TORCHWATT_SIMHW", REPOSITORY.parent / "shared" / "simhw"))
-    spec = importlib.util.spec_from_file_location("simnvml", home / "simnvml.py")
-    assert spec is not None, home
-    assert spec.loader is not None, home
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return str(module.build(folder))
-
-
 def main(arguments: list[str]) -> int:
     """Run all parts one after the other; print the table and what failed."""
     os.environ.setdefault("TORCHWATT_FAULT_SPANS", "1000000")  # the tests enter a tenth of it
     found: dict[str, dict[str, Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for part in child.PARTS:
-            found |= results(start(part, environment(simulator(Path(folder))) if part == "gpus" else None), 900)
+    for part in child.PARTS:
+        found |= results(start(part, environment() if part == "gpus" else None), 900)
     sys.stdout.write(page())
     for name, one in found.items():
         sys.stderr.write(f"{'FAILED' if one['error'] else 'ok':7}{one['seconds']:6.2f} s  {name}\n")

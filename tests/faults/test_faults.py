@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -49,8 +48,8 @@ def machine(machine_process: subprocess.Popen[str]) -> dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def gpus(simnvml: ModuleType) -> dict[str, dict[str, Any]]:
-    return table.results(table.start("gpus", table.environment(simnvml.libdir)))
+def gpus(nvml_simulator: Path) -> dict[str, dict[str, Any]]:
+    return table.results(table.start("gpus", table.environment()))
 
 
 @pytest.mark.parametrize("one", injected("meters", "user"))

@@ -6,10 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tests.support.nvml_simulator import SCENARIO, PowerTrace, Scenario
 from tests.support.powercap import FakePowercap
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.report import Report
@@ -46,32 +47,32 @@ class Launched:
     folder: Path
     code: int
     output: str
-    scenario: Any
+    scenario: Scenario
     powercap: FakePowercap
 
     def gpu_j(self, report: Report, curve: EnergyCurve) -> float:
         """Return the true joules of a GPU over its curve."""
         offset_ns = report.start_unix_ns - report.start_ns
         assert curve.domain.index is not None
-        return float(self.scenario.truth(curve.domain.index, curve.start_ns + offset_ns, curve.end_ns + offset_ns))
+        return self.scenario.true_energy_j(curve.domain.index, curve.start_ns + offset_ns, curve.end_ns + offset_ns)
 
     def package_j(self, name: str, curve: EnergyCurve) -> float:
         """Return the true joules of a zone over its curve; on one machine the job's clock is ours."""
         return self.powercap.energy_j(name, curve.start_ns, curve.end_ns)
 
 
-def launch(simnvml: Any, powercap: FakePowercap, folder: Path, args: list[str], ranks: int = 4) -> Launched:
+def launch(powercap: FakePowercap, folder: Path, args: list[str], ranks: int = 4) -> Launched:
     """Run a job to its end, on a machine with one GPU more than it has ranks."""
-    scenario = simnvml.Scenario()
+    scenario = Scenario(origin_ns=time.time_ns())
     for n in range(ranks + 1):
-        trace = simnvml.Trace.bursts(base=80.0 + 10 * n, high=400.0 + 50 * n, on=0.03 + 0.01 * n, period=0.13)
+        power = PowerTrace.bursts(80.0 + 10 * n, 400.0 + 50 * n, on_s=0.03 + 0.01 * n, period_s=0.13)
         uuid = f"GPU-aaaaaaaa-0000-0000-0000-00000000000{n}"
-        scenario.gpu("ideal", trace, noise_w=2.0, uuid=uuid, proc="self 4g 90 C")  # a rank's sampler is a child of it
+        scenario.gpu("ideal", power, noise_w=2.0, uuid=uuid).process("self")  # a rank's sampler is a child of it
     env = environment(TORCHWATT_POWERCAP_ROOT=str(powercap.root), CUDA_DEVICE_ORDER="PCI_BUS_ID")
     simulated = {
         name: value
-        for name, value in scenario.env(folder.with_suffix(".scenario"), simnvml.libdir).items()
-        if name in {"SIMNVML_SCENARIO", "LD_LIBRARY_PATH"}
+        for name, value in scenario.environment(folder.with_suffix(".scenario")).items()
+        if name in {SCENARIO, "LD_LIBRARY_PATH"}
     }
     command = torchrun([str(folder), *args], env=env, nproc=ranks)
     done = subprocess.run(command, env={**env, **simulated}, capture_output=True, text=True, timeout=240, check=False)

@@ -26,17 +26,17 @@ def powercap(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(simnvml, powercap, tmp_path_factory):
+def whole(nvml_simulator, powercap, tmp_path_factory):
     """A job that ends well: DDP, then FSDP with rank 2 late."""
-    found = launch(simnvml, powercap, tmp_path_factory.mktemp("whole") / "spool", ["1.5", "2", "-1"])
+    found = launch(powercap, tmp_path_factory.mktemp("whole") / "spool", ["1.5", "2", "-1"])
     assert found.code == 0, found.output
     return found
 
 
 @pytest.fixture(scope="module")
-def killed(simnvml, powercap, tmp_path_factory):
+def killed(nvml_simulator, powercap, tmp_path_factory):
     """A job of which rank 1 gets SIGKILL in the middle; torchrun then ends the others."""
-    found = launch(simnvml, powercap, tmp_path_factory.mktemp("killed") / "spool", ["2.4", "-1", "1"], ranks=2)
+    found = launch(powercap, tmp_path_factory.mktemp("killed") / "spool", ["2.4", "-1", "1"], ranks=2)
     assert found.code != 0
     return found
 

@@ -1,44 +1,31 @@
-"""Scenarios of simulated machines, the program that is metered on them, and the true joules by a plain clock."""
+"""Simulated machines with one kind of card, and the program that is metered on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Self
 
-OURS = "proc self 4g 90 C"  # whoever looks: the sampler is a part of the program
-LOW_W, HIGH_W, HALF_S = 100.0, 400.0, 0.5
+from tests.support.nvml_simulator import PowerTrace, Scenario
 
-
-def square_w(t_s: float) -> float:
-    """Return the watts of a GPU that works every other half second."""
-    return HIGH_W if t_s % (2 * HALF_S) >= HALF_S else LOW_W
+H100, GRACE_HOPPER = "NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB"
+# A GPU that works every other half second.
+SQUARE = PowerTrace.steps((0.0, 100.0), (0.5, 400.0), repeat_s=1.0)
 
 
-SQUARE = f"phase 0 period {2 * HALF_S}\nseg 0 {LOW_W}\nseg {HALF_S} {HIGH_W}"
+class CardMachine(Scenario):
+    """A scenario whose GPUs are used by whoever reads them (the sampler is a part of the program), or by others."""
 
+    def h100(self, power: PowerTrace | float, *, users: tuple[int | str, ...] = ("self",), **settings: object) -> Self:
+        """Add an H100, or a card of another name with its sensors."""
+        self.gpu("hopper", power, **{"name": H100, "noise_w": 1.0, **settings})
+        for pid in users:
+            self.process(pid)
+        return self
 
-def steady(watts: float) -> str:
-    """Return the true power of a GPU that draws the same all the time."""
-    return f"phase 0\nseg 0 {watts}"
-
-
-def gpu(index: int, power: str, *lines: str, name: str = "NVIDIA H100 80GB HBM3") -> str:
-    """Return one GPU of a scenario."""
-    uuid = f"GPU-11111111-2222-3333-4444-{index:012d}"
-    return "\n".join(("gpu hopper", f"name {name}", f"uuid {uuid}", "noise_w 1", *lines, power))
-
-
-def superchip(index: int, power: str, *lines: str, module: int = 0, extra_w: float = 150.0) -> str:
-    """Return a GPU whose energy counter is its module's."""
-    own = (f"module {module}", f"module_extra_w {extra_w}", "energy_scope module")
-    return gpu(index, power, *own, *lines, name="NVIDIA GH200 480GB")
-
-
-def true_j(watts: Callable[[float], float], found: dict[str, Any], domain: str, pieces: int = 40_000) -> float:
-    """Add up the true watts over the time of a domain's curve, piece by piece."""
-    start_s, end_s = ((t_ns - found["epoch_ns"]) / 1e9 for t_ns in found["span_ns"][domain])
-    width_s = (end_s - start_s) / pieces
-    return sum(watts(start_s + (i + 0.5) * width_s) for i in range(pieces)) * width_s
+    def superchip(
+        self, power: PowerTrace | float, *, module: int = 0, users: tuple[int | str, ...] = ("self",)
+    ) -> Self:
+        """Add a GPU on a module, whose energy counter is its module's."""
+        return self.h100(power, users=users, name=GRACE_HOPPER, module=module, counter="module")
 
 
 PROGRAM = """
@@ -49,7 +36,7 @@ from torchwatt.audit import verify, write_bundle
 from torchwatt.views import to_payload
 net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
 sgd = torch.optim.SGD(net.parameters(), lr=0.01)
-with tw.profile(net) as run:
+with tw.profile(net, baseline_s={baseline_s}) as run:
     end = time.monotonic() + {seconds}
     while time.monotonic() < end:
         net(torch.randn(32, 64)).square().mean().backward(); sgd.step(); sgd.zero_grad()
@@ -86,6 +73,6 @@ print(json.dumps({{
 """
 
 
-def program(seconds: float) -> str:
+def program(seconds: float, baseline_s: float = 0.2) -> str:
     """Return the code of a training on the CPU that reports what its run found."""
-    return PROGRAM.format(seconds=seconds)
+    return PROGRAM.format(seconds=seconds, baseline_s=baseline_s)

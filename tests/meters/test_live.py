@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.meters.machines import OURS, gpu, steady, superchip
+from tests.meters.machines import CardMachine
 
 WATCHED = """
 import json, time
@@ -30,10 +30,10 @@ print(json.dumps({
 @pytest.mark.parametrize(
     ("machine", "domains"),
     [
-        (superchip(0, steady(300.0), OURS), {"module:0"}),
-        ("\n".join(superchip(i, steady(200.0), OURS) for i in range(2)), {"module:0"}),
-        (gpu(0, steady(300.0), OURS), {"gpu:0", "cpu", "ram"}),
-        (gpu(0, steady(300.0)), {"cpu", "ram"}),
+        (CardMachine().module(150.0).superchip(300.0), {"module:0"}),
+        (CardMachine().module(150.0).superchip(200.0).superchip(200.0), {"module:0"}),
+        (CardMachine().h100(300.0), {"gpu:0", "cpu", "ram"}),
+        (CardMachine().h100(300.0, users=()), {"cpu", "ram"}),
     ],
     ids=["GH200", "GB200", "H100", "a card of others"],
 )

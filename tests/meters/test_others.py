@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.meters.machines import OURS, gpu, program, steady
+from tests.meters.machines import CardMachine, program
 from torchwatt.attribution.device_users import uses
 from torchwatt.attribution.known import CudaUse
 from torchwatt.core.meter import Channel, Meter, Recording, Series
@@ -35,9 +35,9 @@ def balanced(found):
     assert found["ok"], found["findings"]
 
 
-@pytest.mark.parametrize("listed", ["", f"proc {os.getpid()} 20g 95 C"], ids=["nobody listed", "another process"])
-def test_a_card_of_others_keeps_its_joules_outside_of_the_total(run_on, listed):
-    found = run_on(gpu(0, steady(300.0), listed), program(2.5))
+@pytest.mark.parametrize("users", [(), (os.getpid(),)], ids=["nobody listed", "another process"])
+def test_a_card_of_others_keeps_its_joules_outside_of_the_total(run_on, users):
+    found = run_on(CardMachine().h100(300.0, users=users), program(2.5))
     assert not counts(found)
     assert found["rows"]["gpu:0"] == ["(other processes)"]
     assert found["energy_j"]["gpu:0"] == pytest.approx(300.0 * found["duration_s"], rel=0.1)
@@ -50,7 +50,7 @@ def test_a_card_of_others_keeps_its_joules_outside_of_the_total(run_on, listed):
 
 
 def test_a_card_whose_processes_cannot_be_seen_counts_and_the_head_says_so(run_on):
-    found = run_on(gpu(0, steady(300.0), f"proc {NOT_HERE} 20g 95 C"), program(2.5))
+    found = run_on(CardMachine().h100(300.0, users=(NOT_HERE,)), program(2.5))
     assert counts(found)
     assert found["rows"]["gpu:0"] == ["(unattributed)"]
     sentence = "gpu:0 is in the total, though it may be that only others used it"
@@ -61,8 +61,7 @@ def test_a_card_whose_processes_cannot_be_seen_counts_and_the_head_says_so(run_o
 
 
 def test_of_two_cards_the_one_that_this_process_is_on_counts(run_on):
-    machine = "\n".join((gpu(0, steady(300.0), OURS), gpu(1, steady(200.0), f"proc {os.getpid()} 20g 95 C")))
-    found = run_on(machine, program(2.5))
+    found = run_on(CardMachine().h100(300.0).h100(200.0, users=(os.getpid(),)), program(2.5))
     assert found["counted"] == ["cpu", "gpu:0", "ram"]
     assert found["rows"]["gpu:1"] == ["(other processes)"]
     balanced(found)
@@ -71,15 +70,15 @@ def test_of_two_cards_the_one_that_this_process_is_on_counts(run_on):
 CHILD = """
 import os, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-with open(os.environ["SIMNVML_SCENARIO"], "a") as scenario:
-    scenario.write(f"proc {child.pid} 4g 90 C\\n")
+with open(os.environ["NVML_SIMULATOR_SCENARIO"], "a") as scenario:
+    scenario.write(f"process device=0 pid={child.pid}\\n")
 import atexit
 atexit.register(child.kill)
 """
 
 
 def test_a_card_that_a_child_process_uses_counts(run_on):
-    found = run_on(gpu(0, steady(300.0)), CHILD + program(2.5))
+    found = run_on(CardMachine().h100(300.0, users=()), CHILD + program(2.5))
     assert counts(found)
     assert "DEVICE_USER_UNKNOWN" not in found["codes"]
     balanced(found)

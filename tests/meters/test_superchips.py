@@ -2,9 +2,14 @@
 
 import pytest
 
-from tests.meters.machines import OURS, SQUARE, gpu, program, square_w, steady, superchip, true_j
+from tests.meters.machines import GRACE_HOPPER, SQUARE, CardMachine, program
 
 EXTRA_W = 150.0
+
+
+def gpu_j(machine, found, gpu=0):
+    """Return the exact joules of a GPU over its curve."""
+    return machine.true_energy_j(gpu, *found["span_ns"][f"gpu:{gpu}"])
 
 
 def books_balance(found):
@@ -17,11 +22,12 @@ def books_balance(found):
 
 @pytest.mark.heavy  # so long that the sensor's lag at both ends of a square wave is little of it
 def test_grace_hopper_counts_its_module_once_and_the_gpu_by_its_own_power(run_on):
-    found = run_on(superchip(0, SQUARE, OURS, extra_w=EXTRA_W), program(20.0))
-    module_j = true_j(lambda t: square_w(t) + EXTRA_W, found, "module:0")
+    machine = CardMachine().module(EXTRA_W).superchip(SQUARE)
+    found = run_on(machine, program(20.0))
+    module_j = machine.true_module_energy_j(0, [0], *found["span_ns"]["module:0"])
     assert found["counted"] == ["module:0"]
     assert found["energy_j"]["module:0"] == pytest.approx(module_j, rel=0.02)
-    assert found["energy_j"]["gpu:0"] == pytest.approx(true_j(square_w, found, "gpu:0"), rel=0.03)
+    assert found["energy_j"]["gpu:0"] == pytest.approx(gpu_j(machine, found), rel=0.03)
     assert found["method"]["gpu:0"] == "power_integral"
     assert {found["part_of"][part] for part in ("gpu:0", "cpu", "ram")} == {"module:0"}
     books_balance(found)
@@ -31,7 +37,7 @@ def test_grace_hopper_counts_its_module_once_and_the_gpu_by_its_own_power(run_on
 
 
 def test_rows_and_steps_of_a_module_are_those_of_its_gpu_and_of_its_cpu(run_on):
-    found = run_on(superchip(0, steady(300.0), OURS, extra_w=EXTRA_W), program(3.0))
+    found = run_on(CardMachine().module(EXTRA_W).superchip(300.0), program(3.0))
     rows = found["rows"]["module:0"]
     assert set(found["rows"]["gpu:0"]) | set(found["rows"]["cpu"]) == set(rows)
     rest_j = found["energy_j"]["module:0"] - found["energy_j"]["gpu:0"]
@@ -44,16 +50,18 @@ def test_rows_and_steps_of_a_module_are_those_of_its_gpu_and_of_its_cpu(run_on):
 @pytest.mark.heavy
 def test_the_published_case_of_a_counter_that_is_larger_by_a_factor(run_on):
     """Its counter is 1.6 times the GPU's joules, which is the module's only over whole periods."""
-    machine = gpu(0, SQUARE, "module_extra_w 150", "energy_gain 1.6", OURS, name="NVIDIA GH200 480GB")
+    machine = CardMachine().module(EXTRA_W).h100(SQUARE, name=GRACE_HOPPER, module=0, counter_gain=1.6)
     found = run_on(machine, program(4.5))
     assert found["counted"] == ["module:0"]
-    assert found["energy_j"]["gpu:0"] == pytest.approx(true_j(square_w, found, "gpu:0"), rel=0.03)
-    assert found["energy_j"]["module:0"] == pytest.approx(1.6 * true_j(square_w, found, "module:0"), rel=0.03)
+    assert found["energy_j"]["gpu:0"] == pytest.approx(gpu_j(machine, found), rel=0.03)
+    assert found["energy_j"]["module:0"] == pytest.approx(
+        1.6 * machine.true_energy_j(0, *found["span_ns"]["module:0"]), rel=0.03
+    )
     books_balance(found)
 
 
 def test_two_gpus_of_one_module_share_one_counter(run_on):
-    machine = "\n".join(superchip(i, steady(w), OURS, extra_w=200.0) for i, w in enumerate((250.0, 450.0)))
+    machine = CardMachine().module(200.0).superchip(250.0).superchip(450.0)
     found = run_on(machine, program(3.0))
     assert found["counted"] == ["module:0"]
     assert found["energy_j"]["module:0"] == pytest.approx(900.0 * found["duration_s"], rel=0.05)
@@ -64,7 +72,7 @@ def test_two_gpus_of_one_module_share_one_counter(run_on):
 
 @pytest.mark.heavy
 def test_two_modules_that_draw_the_same_are_two(run_on):
-    machine = "\n".join(superchip(i, steady(250.0), OURS, module=i) for i in range(2))
+    machine = CardMachine().module(EXTRA_W).module(EXTRA_W).superchip(250.0, module=0).superchip(250.0, module=1)
     found = run_on(machine, program(3.0))
     assert found["counted"] == ["module:0", "module:1"]
     assert found["total_j"] == pytest.approx(2 * 400.0 * found["duration_s"], rel=0.05)
@@ -74,29 +82,30 @@ def test_two_modules_that_draw_the_same_are_two(run_on):
 
 @pytest.mark.heavy
 def test_a_superchip_whose_counter_is_the_gpus_own_has_no_module(run_on):
-    machine = gpu(0, SQUARE, "module 0", "module_extra_w 150", OURS, name="NVIDIA GH200 480GB")
+    machine = CardMachine().module(EXTRA_W).h100(SQUARE, name=GRACE_HOPPER, module=0)
     found = run_on(machine, program(3.5))
     assert found["counted"] == ["cpu", "gpu:0", "ram"]
     assert found["method"]["gpu:0"] == "counter"
-    assert found["energy_j"]["gpu:0"] == pytest.approx(true_j(square_w, found, "gpu:0"), rel=0.02)
+    assert found["energy_j"]["gpu:0"] == pytest.approx(gpu_j(machine, found), rel=0.02)
     assert "covers the GPU alone" in found["sentence"]["gpu:0"]
     books_balance(found)
 
 
 def test_an_h100_without_grace_stays_as_it_was(run_on):
-    found = run_on(gpu(0, SQUARE, OURS), program(3.5))
+    machine = CardMachine().h100(SQUARE)
+    found = run_on(machine, program(3.5))
     assert found["counted"] == ["cpu", "gpu:0", "ram"]
     assert (found["method"]["gpu:0"], found["band"]["gpu:0"]) == ("counter", [-0.05, 0.05])
-    assert found["energy_j"]["gpu:0"] == pytest.approx(true_j(square_w, found, "gpu:0"), rel=0.02)
+    assert found["energy_j"]["gpu:0"] == pytest.approx(gpu_j(machine, found), rel=0.02)
     assert not {"MODULE_COUNTER", "SCOPE_UNKNOWN", "CROSS_CHECK", "DEVICE_USER_UNKNOWN"} & set(found["codes"])
     books_balance(found)
 
 
 @pytest.mark.heavy
 def test_a_counter_of_a_module_that_cannot_be_read_gets_an_interval_that_holds_the_truth(run_on):
-    machine = gpu(0, SQUARE, "energy_gain 1.6", OURS, name="NVIDIA GH200 480GB")
+    machine = CardMachine().h100(SQUARE, name=GRACE_HOPPER, counter_gain=1.6)
     found = run_on(machine, program(5.5))
-    truth_j = true_j(square_w, found, "gpu:0")
+    truth_j = gpu_j(machine, found)
     lo, hi = found["band"]["gpu:0"]
     assert found["energy_j"]["gpu:0"] * (1 + lo) <= truth_j <= found["energy_j"]["gpu:0"] * (1 + hi)
     assert "SCOPE_UNKNOWN" in found["codes"]
@@ -105,9 +114,9 @@ def test_a_counter_of_a_module_that_cannot_be_read_gets_an_interval_that_holds_t
 
 
 def test_a_run_too_short_to_tell_the_scope_says_so_and_its_interval_holds_the_truth(run_on):
-    near = superchip(0, steady(300.0), OURS, extra_w=40.0)  # the module draws 13 % more: a publication late is as much
-    found = run_on(near, program(0.4))
-    truth_j = true_j(lambda _: 300.0, found, "gpu:0")
+    machine = CardMachine().module(33.0).superchip(300.0)  # the module draws 11 % more: a publication late is as much
+    found = run_on(machine, program(0.4, baseline_s=0))
+    truth_j = gpu_j(machine, found)
     assert "SCOPE_UNKNOWN" in found["codes"]
     lo, hi = found["band"]["gpu:0"]
     assert found["energy_j"]["gpu:0"] * (1 + lo) <= truth_j <= found["energy_j"]["gpu:0"] * (1 + hi)
@@ -129,8 +138,8 @@ print(json.dumps({"text": out.getvalue()}))
 @pytest.mark.parametrize(
     ("machine", "said"),
     [
-        (superchip(0, steady(120.0)), "covers the module, not the GPU"),
-        (gpu(0, steady(120.0), "module 0", "module_extra_w 150"), "covers the GPU alone"),
+        (CardMachine().module(EXTRA_W).superchip(120.0, users=()), "covers the module, not the GPU"),
+        (CardMachine().module(EXTRA_W).h100(120.0, users=(), module=0), "covers the GPU alone"),
     ],
     ids=["module", "GPU"],
 )

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support.nvml_simulator import Scenario
 from torchwatt.core.errors import SensorError
 from torchwatt.sensors.readers.nvml import OldBinding, load_nvml
 
@@ -67,7 +68,7 @@ def test_the_program_always_runs(binding, tmp_path):
 
 
 @pytest.mark.simhw
-def test_a_binding_of_bytes_meters_as_a_newer_one(simnvml, run_sim, tmp_path):
+def test_a_binding_of_bytes_meters_as_a_newer_one(run_on_gpus, tmp_path):
     code = """
 import json, time
 import torchwatt as tw
@@ -78,9 +79,9 @@ print(json.dumps({"facts": dict(gpu.facts), "sensors": [c.sensor for c in gpu.ch
                   "energy_j": next(l.energy_j for l in run.report.ledgers if str(l.domain) == "gpu:0"),
                   "s": run.duration_s}))
 """
-    scenario = simnvml.Scenario().gpu("hopper", simnvml.Trace.const(180), noise_w=2.0)
-    newer = run_sim(scenario, code)
-    older = run_sim(scenario, code, **shadow(tmp_path, OF_BYTES))
+    scenario = Scenario().gpu("hopper", 180, noise_w=2.0)
+    newer = run_on_gpus(scenario, code)
+    older = run_on_gpus(scenario, code, **shadow(tmp_path, OF_BYTES))
     assert older["facts"] == newer["facts"]
     assert older["sensors"] == newer["sensors"]
     assert older["energy_j"] == pytest.approx(180 * older["s"], rel=0.1)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.support.nvml_simulator import PowerFile, Scenario
 from tests.support.ready import run_script
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Unavailable
@@ -13,18 +14,16 @@ from torchwatt.session.calibrate import calibrate
 
 SECONDS = 12
 CALIBRATE = """
-import importlib.util, json, time
+import json, time
+from tests.support.nvml_simulator import PowerFile
 from torchwatt.session.calibrate import calibrate
-spec = importlib.util.spec_from_file_location("simnvml", {module!r})
-sim = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sim)
-live = sim.LivePower({live!r}, 60.0)
+power = PowerFile({log!r})
 
 def burn(duration_ns):
-    live.set(310.0)
+    power.set(310.0)
     start_ns = time.monotonic_ns()
     time.sleep(duration_ns / 1e9)
-    live.set(60.0)
+    power.set(60.0)
     return start_ns, time.monotonic_ns()
 
 found = calibrate("gpu:0", seconds={seconds}, burn=burn)
@@ -36,17 +35,16 @@ SENSORS = {"a quarter of the time": (25, 100), "all the time": (100, 100)}  # wi
 
 
 @pytest.fixture(scope="module")
-def calibrations(simnvml, tmp_path_factory):
+def calibrations(nvml_simulator, tmp_path_factory):
     """Calibrate each card in a process of its own, all at once: they sleep nearly all of the time."""
 
     def calibrated(window_ms, period_ms):
         folder = tmp_path_factory.mktemp("card")
-        live = str(folder / "live")
-        settings = {"instant_update_ms": period_ms, "instant_window_ms": window_ms, "noise_w": 0.5}
-        scenario = simnvml.Scenario().gpu("hopper", lines=[f"live {live}"], **settings)
+        power = PowerFile(folder / "power", 60.0)
+        scenario = Scenario().gpu("hopper", power, update_ms=period_ms, instant_ms=window_ms, noise_w=0.5)
         none = {"TORCHWATT_POWERCAP_ROOT": str(folder / "none"), "TORCHWATT_CALIBRATIONS": str(folder)}
-        env = scenario.env(folder / "scenario", simnvml.libdir, **none)
-        found = run_script(CALIBRATE.format(module=simnvml.__file__, live=live, seconds=SECONDS), env, timeout_s=120.0)
+        env = scenario.environment(folder / "scenario", **none)
+        found = run_script(CALIBRATE.format(log=str(power.path), seconds=SECONDS), env, timeout_s=120.0)
         return found, json.loads((folder / "sensors.json").read_text())
 
     with ThreadPoolExecutor() as pool:

@@ -2,9 +2,11 @@
 
 import pytest
 
+from tests.support.nvml_simulator import PowerTrace, Scenario, slice_uuid
+
 pytestmark = pytest.mark.simhw
 
-BURST = {"base": 100.0, "high": 600.0, "on": 0.030, "period": 0.130}
+BURSTS = PowerTrace.bursts(100.0, 600.0, on_s=0.030, period_s=0.130)
 
 PROFILE = """
 import json, time
@@ -28,19 +30,18 @@ print(json.dumps({{
 """
 
 
-def profiled(run_sim, scenario, seconds, **env):
-    return run_sim(scenario, PROFILE.format(seconds=seconds), **env)
+def profiled(run_on_gpus, scenario, seconds, **env):
+    return run_on_gpus(scenario, PROFILE.format(seconds=seconds), **env)
 
 
 def truth_j(scenario, gpu, found):
-    return scenario.truth(gpu, *found["span_ns"][f"gpu:{gpu}"])
+    return scenario.true_energy_j(gpu, *found["span_ns"][f"gpu:{gpu}"])
 
 
 @pytest.mark.slow
-def test_two_gpus_in_bursts_are_metered_within_one_percent(simnvml, run_sim):
-    trace = simnvml.Trace.bursts(**BURST)
-    scenario = simnvml.Scenario().gpu("hopper", trace, noise_w=2.0).gpu("ga100", trace, noise_w=2.0)
-    found = profiled(run_sim, scenario, 8.0)
+def test_two_gpus_in_bursts_are_metered_within_one_percent(run_on_gpus):
+    scenario = Scenario().gpu("hopper", BURSTS, noise_w=2.0).gpu("ga100", BURSTS, noise_w=2.0)
+    found = profiled(run_on_gpus, scenario, 8.0)
     for gpu in (0, 1):
         assert found["energy_j"][f"gpu:{gpu}"] == pytest.approx(truth_j(scenario, gpu, found), rel=0.01)
         assert found["sensors"][f"gpu:{gpu}"] == ["nvml_energy_counter", "nvml_power_instant", "nvml_power_samples"]
@@ -48,9 +49,9 @@ def test_two_gpus_in_bursts_are_metered_within_one_percent(simnvml, run_sim):
     assert found["status"] == "complete"
 
 
-def test_without_a_counter_power_is_integrated_and_labelled(simnvml, run_sim):
-    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(180), energy="none", noise_w=2.0)
-    found = profiled(run_sim, scenario, 2.0)
+def test_without_a_counter_power_is_integrated_and_labelled(run_on_gpus):
+    scenario = Scenario().gpu("ideal", 180, counter="none", noise_w=2.0)
+    found = profiled(run_on_gpus, scenario, 2.0)
     assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.01)
     assert (found["method"]["gpu:0"], found["sensors"]["gpu:0"]) == (
         "power_integral",
@@ -58,52 +59,51 @@ def test_without_a_counter_power_is_integrated_and_labelled(simnvml, run_sim):
     )
 
 
-def test_a_lost_gpu_keeps_what_was_measured_and_says_when_it_ended(simnvml, run_sim):
-    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(250), noise_w=2.0)
-    scenario.line("fault fn=* gpu=0 code=15 from=3.5")
-    found = profiled(run_sim, scenario, 4.0)
+def test_a_lost_gpu_keeps_what_was_measured_and_says_when_it_ended(run_on_gpus):
+    scenario = Scenario().gpu("ideal", 250, noise_w=2.0)
+    scenario.fault("*", 15, gpu=0, from_s=3.5)
+    found = profiled(run_on_gpus, scenario, 4.0)
     assert "SENSOR_LOST" in found["codes"]
     assert found["status"] == "partial"
     assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.02)
     assert 0 < found["known_s"]["gpu:0"] < 3.6
 
 
-def test_a_counter_that_goes_backwards_is_bridged(simnvml, run_sim):
-    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(250), lines=["counter_reset 2.5 0"], noise_w=2.0)
-    found = profiled(run_sim, scenario, 3.5)
+def test_a_counter_that_goes_backwards_is_bridged(run_on_gpus):
+    scenario = Scenario().gpu("ideal", 250, noise_w=2.0).reset_counter(2.5)
+    found = profiled(run_on_gpus, scenario, 3.5)
     assert "COUNTER_RESET" in found["codes"]
     assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.02)
 
 
-def test_a_frozen_counter_is_replaced_by_power_from_then_on(simnvml, run_sim):
-    scenario = simnvml.Scenario().gpu("hopper", simnvml.Trace.const(250), lines=["counter_freeze 2 60"], noise_w=2.0)
-    found = profiled(run_sim, scenario, 5.0)
+def test_a_frozen_counter_is_replaced_by_power_from_then_on(run_on_gpus):
+    scenario = Scenario().gpu("hopper", 250, noise_w=2.0).freeze_counter(2, 60)
+    found = profiled(run_on_gpus, scenario, 5.0)
     assert "COUNTER_FROZEN" in found["codes"]
     assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.03)
 
 
-def test_a_stuck_power_sensor_is_said_and_the_counter_stands(simnvml, run_sim):
-    trace = simnvml.Trace([(0.0, 0.0, [(0.0, 100.0)]), (1.0, 0.0, [(0.0, 400.0)])])
-    scenario = simnvml.Scenario().gpu("ideal", trace, lines=["power_freeze 0.5 60"], noise_w=2.0)
-    found = profiled(run_sim, scenario, 6.0)
+def test_a_stuck_power_sensor_is_said_and_the_counter_stands(run_on_gpus):
+    scenario = Scenario().gpu("ideal", PowerTrace.steps((0.0, 100.0), (1.0, 400.0)), noise_w=2.0)
+    scenario.freeze_power(0.5, 60)
+    found = profiled(run_on_gpus, scenario, 6.0)
     assert {"POWER_FROZEN", "CROSS_CHECK"} <= set(found["codes"])
     assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.02)
 
 
-def test_no_permission_is_unavailable_never_zero(simnvml, run_sim):
-    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(100))
-    scenario.line("fault fn=nvmlDeviceGetTotalEnergyConsumption,nvmlDeviceGetPowerUsage,FI:* gpu=0 code=4")
-    found = profiled(run_sim, scenario, 0.5)
+def test_no_permission_is_unavailable_never_zero(run_on_gpus):
+    scenario = Scenario().gpu("ideal", 100)
+    scenario.fault("nvmlDeviceGetTotalEnergyConsumption,nvmlDeviceGetPowerUsage,field:*", 4, gpu=0)
+    found = profiled(run_on_gpus, scenario, 0.5)
     assert "gpu:0" not in found["energy_j"]
     assert any(domain.startswith("gpu") and "ermission" in reason for domain, reason in found["unavailable"])
 
 
-def test_a_driver_that_hangs_for_two_seconds_costs_resolution_not_joules(simnvml, run_sim):
-    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(200), noise_w=2.0)
-    scenario.line(
-        "fault fn=nvmlDeviceGetTotalEnergyConsumption,FI:186 gpu=0 from=2 until=4 hang_ms=2000 code=0 count=1"
-    )
-    found = profiled(run_sim, scenario, 5.0)
+def test_a_driver_that_hangs_for_two_seconds_costs_resolution_not_joules(run_on_gpus):
+    scenario = Scenario().gpu("ideal", 200, noise_w=2.0)
+    calls = "nvmlDeviceGetTotalEnergyConsumption,field:186"
+    scenario.fault(calls, gpu=0, from_s=2, until_s=4, hang_ms=2000, count=1)
+    found = profiled(run_on_gpus, scenario, 5.0)
     assert found["energy_j"]["gpu:0"] == pytest.approx(truth_j(scenario, 0, found), rel=0.02)
     assert "SENSOR_HANG" in found["codes"]
 
@@ -114,22 +114,16 @@ def test_a_driver_that_hangs_for_two_seconds_costs_resolution_not_joules(simnvml
         ("1", {"gpu:0"}),
         ("GPU-bbbbbbbb-0000-0000-0000-000000000002", {"gpu:0"}),
         ("GPU-bbbb", {"gpu:0"}),
-        ("MIG-{mig}", {"gpu:0"}),
+        (slice_uuid("GPU-bbbbbbbb-0000-0000-0000-000000000002", 0), {"gpu:0"}),
         ("", set()),
     ],
     ids=["index", "uuid", "prefix", "mig", "empty"],
 )
-def test_visible_devices_in_all_their_forms(simnvml, run_sim, visible, expected):
-    scenario = simnvml.Scenario()
-    scenario.gpu("ideal", simnvml.Trace.const(100), uuid="GPU-aaaaaaaa-0000-0000-0000-000000000001")
-    scenario.gpu("ideal", simnvml.Trace.const(300), uuid="GPU-bbbbbbbb-0000-0000-0000-000000000002", mig=2)
-    if "{mig}" in visible:
-        code = (
-            "import pynvml as n, json; n.nvmlInit(); h = n.nvmlDeviceGetHandleByIndex(1);"
-            "print(json.dumps(n.nvmlDeviceGetUUID(n.nvmlDeviceGetMigDeviceHandleByIndex(h, 0))))"
-        )
-        visible = run_sim(scenario, code)
-    found = profiled(run_sim, scenario, 0.6, CUDA_VISIBLE_DEVICES=visible)
+def test_visible_devices_in_all_their_forms(run_on_gpus, visible, expected):
+    scenario = Scenario()
+    scenario.gpu("ideal", 100, uuid="GPU-aaaaaaaa-0000-0000-0000-000000000001")
+    scenario.gpu("ideal", 300, uuid="GPU-bbbbbbbb-0000-0000-0000-000000000002", mig=2)
+    found = profiled(run_on_gpus, scenario, 0.6, CUDA_VISIBLE_DEVICES=visible)
     assert {name for name in found["energy_j"] if name.startswith("gpu")} == expected
     if expected:
         seconds = found["known_s"]["gpu:0"]
@@ -162,12 +156,12 @@ print(json.dumps({{
 """
 
 
-def test_the_drivers_samples_are_in_the_journal_of_a_killed_run(simnvml, run_sim, tmp_path):
-    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(250), noise_w=2.0)
+def test_the_drivers_samples_are_in_the_journal_of_a_killed_run(run_on_gpus, tmp_path):
+    scenario = Scenario().gpu("ideal", 250, noise_w=2.0)
     journal = str(tmp_path / "journal")
     with pytest.raises(AssertionError):  # it is killed
-        run_sim(scenario, KILLED.format(journal=journal))
-    found = run_sim(scenario, RECOVERED.format(journal=journal))
+        run_on_gpus(scenario, KILLED.format(journal=journal))
+    found = run_on_gpus(scenario, RECOVERED.format(journal=journal))
     assert found["samples"] > 1.4 / 0.02  # the last second is lost where all is killed at once, here it is not
     assert found["apart_ms"] == [20.0]
     assert found["sensor"] == "nvml_power_samples"

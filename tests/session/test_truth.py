@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torchwatt as tw
-from tests.support.powercap import FakePowercap, PowerLog
+from tests.support.powercap import FakePowercap
 from torchwatt.audit import verify
 
 pytestmark = pytest.mark.alone  # joules within ten percent of a tree whose power follows the code
@@ -55,44 +55,13 @@ class Layer(nn.Module):
 RANGE_UJ = 4_000_000
 
 
-class SimulatedTree:
-    """The simulated hardware's own powercap tree, told what to draw."""
-
-    def __init__(self, module, root):
-        self._log = PowerLog(STATIC_W, time.monotonic_ns())
-        self._tree = module.FakePowercap(root, package=self._joules_at, range_uj=RANGE_UJ)
-        self.root = self._tree.root
-
-    def _joules_at(self, since_s):  # seconds of the wall clock since the tree's own beginning
-        if since_s == 0:  # while it is made
-            return 0.0
-        return self._log.energy_j(self._tree.t0 + round(since_s * 1e9) - time.time_ns() + time.monotonic_ns())
-
-    def set(self, _zone, watts):
-        self._log.set(watts, time.monotonic_ns())
-
-    def energy_j(self, _zone, start_ns, end_ns):
-        return self._log.energy_j(end_ns) - self._log.energy_j(start_ns)
-
-    def __enter__(self):
-        self._tree.start()
-        return self
-
-    def __exit__(self, *_):
-        self._tree.stop()
-
-
 @pytest.fixture(
-    params=[0.001, pytest.param(0.010, marks=pytest.mark.heavy), None],
-    ids=["published every 1 ms", "every 10 ms", "by the simulated hardware"],
+    params=[0.001, pytest.param(0.010, marks=pytest.mark.heavy)],
+    ids=["published every 1 ms", "every 10 ms"],
 )
 def tree(tmp_path, request):
-    if request.param is None:
-        made = SimulatedTree(request.getfixturevalue("simhw")("fakepowercap"), tmp_path)
-    else:
-        zones = {"intel-rapl:0": ("package-0", STATIC_W)}
-        made = FakePowercap(tmp_path, zones, range_uj=RANGE_UJ, update_s=request.param)
-    with made as running:
+    zones = {"intel-rapl:0": ("package-0", STATIC_W)}
+    with FakePowercap(tmp_path, zones, range_uj=RANGE_UJ, update_s=request.param) as running:
         yield running
 
 

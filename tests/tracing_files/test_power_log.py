@@ -1,6 +1,7 @@
 """Power logs in the spellings that people have."""
 
-import numpy as np
+from datetime import UTC, datetime
+
 import pytest
 
 from torchwatt.core.errors import SensorError
@@ -85,13 +86,11 @@ def test_what_is_no_power_log_gives_one_error_that_names_it(tmp_path, text, word
     assert "p.csv" in str(error.value)
 
 
-def test_real_logs_of_nvidia_smi_are_read(traces_dir, tmp_path):
-    import gzip
-
-    for packed in sorted((traces_dir / "power" / "gpu_power_benchmark").glob("*_nvidia_smi.csv.gz")):
-        path = tmp_path / packed.stem
-        path.write_bytes(gzip.decompress(packed.read_bytes()))
-        (series,) = read_power_log(path).series
-        assert len(series) > 100
-        assert (np.diff(series.t_ns) >= 0).all()
-        assert 20 < float(np.median(series.raw)) < 500
+def test_a_log_of_nvidia_smi_of_a_minute_gives_every_reading(tmp_path):
+    t_ms = [1_700_000_000_000 + 20 * i for i in range(3000)]
+    watts = [60 + 0.07 * (i % 3000) for i in range(3000)]
+    stamps = [datetime.fromtimestamp(t / 1e3, UTC).strftime("%Y/%m/%d %H:%M:%S.%f")[:-3] for t in t_ms]
+    lines = [f"{stamp}, {w:.2f} W" for stamp, w in zip(stamps, watts, strict=True)]
+    (series,) = log(tmp_path, "\n".join(["timestamp, power.draw.instant [W]", *lines, ""])).series
+    assert series.t_ns.tolist() == [t * 1_000_000 for t in t_ms]
+    assert (series.raw * series.channel.scale).tolist() == pytest.approx(watts, abs=0.0051)

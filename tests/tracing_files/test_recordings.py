@@ -1,14 +1,21 @@
-"""Real recordings: the join's figures are the trace's own, and those of a slow join by other means."""
+"""Recordings of others: the join's figures are the trace's own, and those of a slow join by other means.
 
+`test_synthetic.py` has the same laws on generated traces, `test_own_recordings.py` on ours.
+"""
+
+import gzip
 import json
 from collections import defaultdict
 
 import numpy as np
 import pytest
 
+from tests.support.other_recordings import recordings_of_others
 from tests.tracing_files import reference
+from torchwatt.sensors.power_log import read_power_log
 from torchwatt.tracing.traces import join, read_trace
 
+TRACES = recordings_of_others()
 # Part of kernel time that reaches a module, a reserved row or a named range. Operators count for nothing here.
 NAMED = {
     "alexnet_sync_a100": 0.99,
@@ -101,7 +108,7 @@ LAYERS = {
 
 
 @pytest.fixture(scope="module")
-def found(traces_dir):
+def found():
     """Return a function that joins a recording once, with its capture where there is one."""
     known = {}
 
@@ -112,14 +119,14 @@ def found(traces_dir):
         return known[name]
 
     def path(name):
-        return traces_dir / "kineto" / f"{name}.json.gz"
+        return TRACES / "kineto" / f"{name}.json.gz"
 
     return of
 
 
 @pytest.fixture(scope="module")
-def raw(traces_dir):
-    return lambda name: reference.load(traces_dir / "kineto" / f"{name}.json.gz")
+def raw():
+    return lambda name: reference.load(TRACES / "kineto" / f"{name}.json.gz")
 
 
 def by_leaf(found):
@@ -132,10 +139,10 @@ def by_leaf(found):
     return times
 
 
-def test_every_recording_is_in_the_list(traces_dir):
+def test_every_recording_is_in_the_list():
     """A recording that is added must be given its bound."""
-    there = {path.name.removesuffix(".json.gz") for path in (traces_dir / "kineto").glob("*.json.gz")}
-    index = {row["file"].removesuffix(".json.gz") for row in json.loads((traces_dir / "index.json").read_text())}
+    there = {path.name.removesuffix(".json.gz") for path in (TRACES / "kineto").glob("*.json.gz")}
+    index = {row["file"].removesuffix(".json.gz") for row in json.loads((TRACES / "index.json").read_text())}
     assert there & index <= NAMED.keys() | WITHOUT_KERNELS
 
 
@@ -162,8 +169,8 @@ def test_every_layer_agrees_with_a_slow_join_by_other_means(name, found, raw):
     assert {key: times[key] for key in slow} == slow
 
 
-def test_a_trace_without_kernels_has_no_activity_and_says_no_wrong_figure(traces_dir):
-    one = join(read_trace(traces_dir / "kineto" / "cupti_range_a100.json.gz"))
+def test_a_trace_without_kernels_has_no_activity_and_says_no_wrong_figure():
+    one = join(read_trace(TRACES / "kineto" / "cupti_range_a100.json.gz"))
     assert one.activities == ()
     assert one.total_kernel_ns == 0
     assert one.named_share == 0
@@ -197,8 +204,8 @@ def replayed(capture, replay):
     return times
 
 
-def test_a_replay_without_its_capture_is_booked_to_what_encloses_it_and_said(traces_dir):
-    one = join(read_trace(traces_dir / "kineto" / "graph_replay_sglang_qwen3_8b_mi300x.json.gz"))
+def test_a_replay_without_its_capture_is_booked_to_what_encloses_it_and_said():
+    one = join(read_trace(TRACES / "kineto" / "graph_replay_sglang_qwen3_8b_mi300x.json.gz"))
     assert one.share("graph") > 0.98
     assert any("have no capture that fits" in text for text in one.notes)
 
@@ -215,3 +222,13 @@ def test_the_checkpointed_training_splits_as_published(found):
 def test_busy_time_is_less_than_the_sum_where_streams_overlap(found):
     one = found("train_ddp_ckpt_resnet_mi300x")
     assert 0 < one.busy_ns["gpu:2"] < one.total_kernel_ns
+
+
+def test_logs_of_nvidia_smi_are_read(tmp_path):
+    for packed in sorted((TRACES / "power" / "gpu_power_benchmark").glob("*_nvidia_smi.csv.gz")):
+        path = tmp_path / packed.stem
+        path.write_bytes(gzip.decompress(packed.read_bytes()))
+        (series,) = read_power_log(path).series
+        assert len(series) > 100
+        assert (np.diff(series.t_ns) >= 0).all()
+        assert 20 < float(np.median(series.raw)) < 500

@@ -338,21 +338,28 @@ class _Assembly:
         return np.column_stack((end, count, start + (share * (end - start) / count).astype(np.int64)))
 
     def _passed(self, log: Log, chosen: Mapping[int, Template]) -> Iterator[tuple[int, int, int, int, int]]:
-        """Yield the calls that made no graph, in steps noted by their ends: start, end, count, key, number of steps."""
+        """Yield the calls that made no graph and began steps noted by their ends: start, end, count, key, steps.
+
+        Where a record stands for several steps, `start` lies in the first of them and `end` in the last.
+        """
         records, kinds = self.records[log], self.looks[log].kinds
-        idle = {root.key for root in self.view.registry.roots} - self._growing(log)
+        growing = self._growing(log)
+        idle = {root.key for root in self.view.registry.roots} - growing
+        grown_slots = [self._forward_slot(root.key) for root in self.view.registry.roots if root.key in growing]
         for i in steps_among(records, kinds).tolist():
             task = kinds.of[int(records.kind[i])][3]
             counts = self.paths[log].signature(task).counts if isinstance(task, int) else {}
-            template, start = chosen.get(i), int(records.start[i])
-            length = int(records.end[i]) - start
+            template, steps = chosen.get(i), int(records.count[i])
+            start, end = int(records.start[i]), int(records.end[i])
+            each_ns = (end - start) / steps
             for key in counts.keys() & idle:
-                slot = self._forward_slot(key)
-                which = [] if template is None else np.flatnonzero(template.owner == slot)[: counts[key]].tolist()
-                spans = [(template.first[j], template.last[j]) for j in which] if template is not None else []
-                each = counts[key] * int(records.count[i]) // max(len(spans), 1)
-                for first, last in spans or [(0.0, 0.0)]:
-                    yield start + round(first * length), start + round(last * length), each, key, int(records.count[i])
+                if template is None:
+                    yield start, start, counts[key] * steps, key, steps
+                    continue
+                grown = template.first[np.isin(template.owner, grown_slots)].min(initial=1.0)
+                calls = (template.owner == self._forward_slot(key)) & (template.calls != 0) & (template.first < grown)
+                for first, last in zip(template.first[calls], template.last[calls], strict=True):
+                    yield start + round(first * each_ns), end - round((1 - last) * each_ns), steps, key, steps
 
     def _growing(self, log: Log) -> set[int]:
         """Return the modules of which a call was seen to make a graph, and those that would with gradients on."""
@@ -481,7 +488,7 @@ class _Assembly:
             traced[:, SEQ1] > traced[:, SEQ0], np.array([what[2] != 0 for what in of], dtype=np.bool_),
             np.zeros(len(passed), dtype=np.bool_),
         ))  # fmt: skip
-        start = np.concatenate((traced[:, START], light.start, passed[:, 0]))
+        start = np.concatenate((traced[:, START], _began(records)[number], passed[:, 0]))
         end = np.concatenate((traced[:, END], light.end, passed[:, 1]))
         count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count, passed[:, 2]))
         rounds = np.concatenate((np.ones(len(traced), np.int64), _steps_beside(records, kinds)[number], passed[:, 4]))
@@ -573,6 +580,14 @@ def _steps_beside(records: Records, kinds: Kinds) -> IntArray:
         ends = np.bincount(group, records.count * np.isin(records.kind, which), len(records)).astype(np.int64)
         found = np.where(found > 0, found, ends[group])  # backward calls where no optimizer steps
     return np.maximum(found, 1)
+
+
+def _began(records: Records) -> IntArray:
+    """Return when the first call of each record may have begun: of several, when all that was put together did."""
+    _, first, group = np.unique(
+        np.column_stack((records.run, records.unit)), axis=0, return_index=True, return_inverse=True
+    )
+    return np.where(records.count > 1, records.start[first[group]], records.start)
 
 
 def _wants_gradients(module: nn.Module) -> bool:

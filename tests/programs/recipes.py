@@ -121,13 +121,13 @@ def adversaries_with_penalty(parts: Parts):
                 of_critic.zero_grad()
                 backward(parts, loss)
                 update(parts, of_critic)
+                parts.steps["train"] += 1  # that of the generator shares a step with the last one
             of_generator.zero_grad()
             parts.start("forward")
             score = critic(generator(torch.randn(64, 32)))
             parts.start("other")
             backward(parts, -score.mean())
             update(parts, of_generator)
-            parts.steps["train"] += 1
         print(f"{loss.item():.6f}")
 
     return {"generator": generator, "critic": critic}, run
@@ -392,12 +392,12 @@ def triplets(parts: Parts):
     parts.count_both_ways(encoder)
 
     def run():
-        for _ in parts.rounds(120):
+        for step in parts.rounds(120):
             parts.start("forward")
             anchor, near, far = (encoder(torch.randn(24, 128)) for _ in range(3))
             parts.start("other")
             loss = functional.triplet_margin_loss(anchor, near, far)
-            if random.random() < 0.25:
+            if step % 4 == 1:
                 continue
             optimizer.zero_grad()
             backward(parts, loss)
@@ -410,7 +410,7 @@ def triplets(parts: Parts):
 
 @program()
 def teacher_follows_its_student(parts: Parts):
-    """Mean teacher: a few labelled samples, many without; batches come from worker processes, with one evaluation an epoch."""
+    """Mean teacher: a few labelled samples and many without; the weights' average teaches, and is evaluated."""
     student = nn.Sequential(nn.Linear(64, 320), nn.BatchNorm1d(320), nn.ReLU(), nn.Dropout(0.2), nn.Linear(320, 10))
     teacher = copy.deepcopy(student).requires_grad_(requires_grad=False)
     optimizer = torch.optim.AdamW(student.parameters(), 1e-3)
@@ -443,8 +443,9 @@ def teacher_follows_its_student(parts: Parts):
             student.eval()
             with torch.no_grad():
                 for x, _ in parts.fetched(DataLoader(data, batch_size=256)):
-                    forward(parts, student, x)
-                    parts.steps["validation"] += 1
+                    for model in (student, teacher):
+                        forward(parts, model, x)
+                        parts.steps["validation"] += 1
         print(f"{loss.item():.6f}")
 
     return {"student": student, "teacher": teacher}, run

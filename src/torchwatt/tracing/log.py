@@ -56,6 +56,7 @@ class Look:
     cpu: IntArray  # times, sorted, and the thread's CPU time by then; shape (n, 2)
     optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
     nodes: Mapping[int, int]  # by the end of a step: how many autograd nodes it made outside backward calls
+    inside: bool  # the records end within a step, after a call that made a graph
 
 
 class LogReader:
@@ -109,11 +110,11 @@ class Log:
     """Spans of one thread, appended by it alone; other threads may settle what it noted, compact and read."""
 
     __slots__ = (
-        "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
-        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu", "cpu_readings", "deaf", "ends",
-        "former", "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native",
-        "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "partial", "reducers", "rows", "since",
-        "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
+        "_chunks", "_compacted", "_folded_ns", "_g", "_is_inside", "_readers", "_records", "_runs", "_settling",
+        "_tail", "_units", "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu",
+        "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock",
+        "margins", "mode", "native", "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "partial",
+        "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -160,6 +161,7 @@ class Log:
         self._g = 1
         self._runs = self._units = self._tail = 0
         self._folded_ns = 0
+        self._is_inside = False  # what was folded ends within a step, after a call that made a graph
         self._settling = False
         self._readers: list[LogReader] = []
         self.lock = threading.RLock()  # a finaliser of the user may run within
@@ -330,6 +332,7 @@ class Log:
                 np.array(self.cpu_readings[:], dtype=np.int64).reshape(-1, 2),
                 optimizers,
                 dict(self.nodes),
+                self._is_inside,
             )
 
     def book_ends(self) -> None:
@@ -388,7 +391,11 @@ class Log:
             body = look.table[tail:]
             late = len(body) - int(np.searchsorted(body[:, END], until_ns, side="right"))
             body = body[: len(body) - late]
-            parts = split(body, calls, self.kinds, since_ns=self._folded_ns, breaks=breaks, margins=self.margins)
+            parts = split(
+                body, calls, self.kinds,
+                since_ns=self._folded_ns, breaks=breaks, margins=self.margins, inside=self._is_inside,
+            )  # fmt: skip
+            self._is_inside = parts.inside
             self._records = join_records((self._records, shifted(parts.records, self._runs, self._units)))
             self._runs += parts.runs
             self._units += len(parts.records)

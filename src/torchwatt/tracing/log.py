@@ -384,10 +384,11 @@ class Log:
         """
         with self.lock:
             look, tail = self.look(), self._tail
-            calls = [call for call in look.calls if call.start_ns >= self._folded_ns]
             breaks = [*self.open_scopes, *self.skeletons]
             # What followed the latest end of a step may lie in the next one: it is folded with that.
             until_ns = self.step_end or now_ns
+            later = [call for call in look.calls if call.end_ns > until_ns]
+            calls = [call for call in look.calls if self._folded_ns <= call.start_ns and call.end_ns <= until_ns]
             body = look.table[tail:]
             late = len(body) - int(np.searchsorted(body[:, END], until_ns, side="right"))
             body = body[: len(body) - late]
@@ -404,9 +405,9 @@ class Log:
                 self._records = merge(self._records, self._g)
                 if self._g == COARSEST:  # traced steps stand between them: the limit of spans makes those rarer
                     break
-            older = look.calls[: len(look.calls) - len(calls)]
+            older = look.calls[: len(look.calls) - len(calls) - len(later)]
             kept = np.arange(tail), parts.kept + tail, np.arange(len(look.table) - late, len(look.table))
-            self._drop(look.table, np.concatenate(kept), (*older, *parts.calls))
+            self._drop(look.table, np.concatenate(kept), (*older, *parts.calls, *later))
             self._tail -= late
             self._folded_ns = until_ns
             return self._g

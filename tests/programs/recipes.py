@@ -19,14 +19,15 @@ def backward(parts, loss):
     parts.start("other")
 
 
-def forward(parts, model, *args):
+def forward(parts, *call):
+    """Call a model, which no variable here holds: it has the name that the program gave it."""
     parts.start("forward")
-    y = model(*args)
+    y = call[0](*call[1:])
     parts.start("other")
     return y
 
 
-@program()
+@program(heavy=True)
 def diffusion_unet(parts: Parts):
     """A U-Net learns the noise in an image at a random time; the weights' average follows, and samples now and then."""
 
@@ -95,7 +96,7 @@ def diffusion_unet(parts: Parts):
     return {"model": model, "average": average}, run
 
 
-@program()
+@program(heavy=True)
 def adversaries_with_penalty(parts: Parts):
     """Wasserstein GAN: three updates of the critic, whose gradient's norm is penalised, for one of the generator."""
     generator = nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 128))
@@ -133,7 +134,7 @@ def adversaries_with_penalty(parts: Parts):
     return {"generator": generator, "critic": critic}, run
 
 
-@program(counts=("forward",))
+@program(counts=("forward",), heavy=True)
 def lstm_in_pieces(parts: Parts):
     """A language model over long texts, whose state is cut from its history after sixteen tokens."""
 
@@ -348,7 +349,7 @@ def adapters_in_a_frozen_transformer(parts: Parts):
     return model, run
 
 
-@program()
+@program(heavy=True)
 def autoencoder_with_several_losses(parts: Parts):
     """A variational autoencoder whose images a frozen net compares; its two losses have a backward pass each."""
     encoder = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 32))
@@ -408,7 +409,7 @@ def triplets(parts: Parts):
     return encoder, run
 
 
-@program()
+@program(heavy=True)
 def teacher_follows_its_student(parts: Parts):
     """Mean teacher: a few labelled samples and many without; the weights' average teaches, and is evaluated."""
     student = nn.Sequential(nn.Linear(64, 320), nn.BatchNorm1d(320), nn.ReLU(), nn.Dropout(0.2), nn.Linear(320, 10))
@@ -451,7 +452,7 @@ def teacher_follows_its_student(parts: Parts):
     return {"student": student, "teacher": teacher}, run
 
 
-@program()
+@program(heavy=True)
 def accumulation_clipped(parts: Parts):
     """Batches of different sizes until enough samples have come, then clipping, a step and a warm-up of its size."""
     model = nn.Sequential(nn.Linear(96, 384), nn.LayerNorm(384), nn.GELU(), nn.Linear(384, 96))

@@ -218,7 +218,7 @@ def _inside_told(
     """
     of = [kinds.of[number] for number in numbers.tolist()]
     sort = np.array([_sort(kind) for kind in of], dtype=np.int64)
-    grows = np.array([sort == _TRAINS and _is_call(kind) for kind, sort in zip(of, sort, strict=True)], dtype=np.bool_)
+    grows = np.array([sort == _TRAINS and _leads_on(kind) for kind, sort in zip(of, sort, strict=True)], dtype=np.bool_)
     grown = np.sort(np.concatenate((start[grows], kept[0], np.full(int(inside), FIRST + 1))))
     ends = np.sort(np.concatenate((start[(sort == _TRAINS) & ~grows], kept[1])))
 
@@ -232,8 +232,9 @@ def _inside_told(
     return told, bool(goes_on(np.array([LAST]))[0])
 
 
-def _is_call(kind: tuple[Hashable, ...]) -> bool:
-    return kind[0] == "row" and isinstance(kind[1], int) and kind[1] > 0
+def _leads_on(kind: tuple[Hashable, ...]) -> bool:
+    """Say whether records of a kind that trains are calls of a module, or the first part of a step."""
+    return kind[0] == "row" and isinstance(kind[1], int) and (kind[1] > 0 or (kind[1] == STEP_KEY and kind[2] != 0))
 
 
 def _sort(kind: tuple[Hashable, ...]) -> int:

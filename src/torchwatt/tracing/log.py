@@ -263,10 +263,10 @@ class Log:
             self.nodes = {end: nodes for end, nodes in self.nodes.items() if end in kept}
         self.skeletons.extend((start_ns, end_ns))
 
-    def end_asleep(self, end_ns: int, signature: int = 0) -> None:
-        """Log a step of which only the end is known, and which of the counted modules ran."""
+    def end_asleep(self, end_ns: int, signature: int = 0, *, goes_on: bool = False) -> None:
+        """Log a step of which only the end is known, and which of the counted modules ran; or a part that goes on."""
         start_ns, self.step_end = self.step_end, end_ns
-        self.rows.append((STEP_KEY, start_ns, end_ns, 0, 0, LIGHT_TASK - signature))
+        self.rows.append((STEP_KEY, start_ns, end_ns, 0, int(goes_on), LIGHT_TASK - signature))
 
     def total(self) -> int:
         """Return how many rows there are."""

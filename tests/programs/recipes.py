@@ -359,7 +359,7 @@ def autoencoder_with_several_losses(parts: Parts):
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-3)
     models = {"encoder": encoder, "decoder": decoder, "judge": judge}
     for name, model in models.items():
-        parts.count(model, name)
+        parts.count_both_ways(model, name)
 
     def run():
         for _ in parts.rounds(110):

@@ -1,6 +1,18 @@
 """All programs, by name."""
 
-from tests.programs import attacks, attention, chance, compiled, everyday, libraries, routing, several, sizes, updates
+from tests.programs import (
+    attacks,
+    attention,
+    chance,
+    compiled,
+    everyday,
+    libraries,
+    recipes,
+    routing,
+    several,
+    sizes,
+    updates,
+)
 from tests.programs.truth import PROGRAMS
 
 __all__ = [
@@ -11,6 +23,7 @@ __all__ = [
     "compiled",
     "everyday",
     "libraries",
+    "recipes",
     "routing",
     "several",
     "sizes",

@@ -129,7 +129,8 @@ class Parts:
         gradient of the module's weights.
         """
         for module in modules.values():
-            module.forward = self.timed(group, tuple(modules), forward_of(module), tuple(module.parameters()))
+            weights = tuple(each for each in module.parameters() if each.requires_grad)
+            module.forward = self.timed(group, tuple(modules), forward_of(module), weights)
 
     def timed(
         self, group: str, names: tuple[str, ...], call: Callable[..., Any], weights: tuple[nn.Parameter, ...] = ()

@@ -105,7 +105,7 @@ def calls(*spans, grown=True, main=True):
     table = np.array([span[:2] for span in spans], dtype=np.int64).reshape(-1, 2)
     flags = np.array([(span[2:] or (grown,))[0] for span in spans], dtype=bool)
     one = np.ones(len(table), np.int64)
-    return Calls(table[:, 0], table[:, 1], one, flags, np.full(len(table), main), one)
+    return Calls(table[:, 0], table[:, 1], one, flags, np.full(len(table), main), one, one == 0)
 
 
 def evidence(called, backward=(), **given):

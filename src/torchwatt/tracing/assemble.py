@@ -22,7 +22,7 @@ from torchwatt.tracing.columns import Columns
 from torchwatt.tracing.compose import Tree
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.filling import Filler
-from torchwatt.tracing.fold import Kinds, Records, join_records, merge, shifted, split
+from torchwatt.tracing.fold import Kinds, Records, join_records, lies_inside, merge, shifted, split
 from torchwatt.tracing.light import ForwardBook, paths_of
 from torchwatt.tracing.log import Log, Look
 from torchwatt.tracing.naming import RESERVED_SLOTS, Names, models_among, resolve
@@ -37,6 +37,7 @@ from torchwatt.tracing.rows import (
     FAILED_SIZE,
     FIRST_SCOPE_KEY,
     KEY,
+    LIGHT_TASK,
     OPTIMIZER_KEY,
     PROFILER_KEY,
     SEQ0,
@@ -94,7 +95,10 @@ class _Assembly:
         self.calls: dict[Log, list[Backward]] = {}
         for log in view.logs:
             look = log.look()
-            parts = split(look.table, look.calls, look.kinds, since_ns=view.start_ns, margins=log.margins)
+            parts = split(
+                look.table, look.calls, look.kinds,
+                since_ns=view.start_ns, margins=log.margins, inside=look.inside,
+            )  # fmt: skip
             shown = [c for c in parts.calls if self._shows(c)]
             self.looks[log], self.calls[log], self.kept[log] = look, shown, parts.kept
             self.records[log] = self._shown_records(look, parts.records)
@@ -338,21 +342,27 @@ class _Assembly:
         return np.column_stack((end, count, start + (share * (end - start) / count).astype(np.int64)))
 
     def _passed(self, log: Log, chosen: Mapping[int, Template]) -> Iterator[tuple[int, int, int, int, int]]:
-        """Yield the calls that made no graph, in steps noted by their ends: start, end, count, key, number of steps."""
+        """Yield the calls without a graph that steps noted by their ends began with: start, end, count, key, steps.
+
+        Where a record stands for several steps, `start` lies in the first of them and `end` in the last.
+        """
         records, kinds = self.records[log], self.looks[log].kinds
         idle = {root.key for root in self.view.registry.roots} - self._growing(log)
         for i in steps_among(records, kinds).tolist():
             task = kinds.of[int(records.kind[i])][3]
-            counts = self.paths[log].signature(task).counts if isinstance(task, int) else {}
-            template, start = chosen.get(i), int(records.start[i])
-            length = int(records.end[i]) - start
-            for key in counts.keys() & idle:
+            ran = self.paths[log].signature(task if isinstance(task, int) else LIGHT_TASK)
+            if ran.opens not in idle:
+                continue
+            template, steps = chosen.get(i), int(records.count[i])
+            start, end = int(records.start[i]), int(records.end[i])
+            each_ns = (end - start) / steps
+            for key in ran.counts.keys() & idle:
                 slot = self._forward_slot(key)
-                which = [] if template is None else np.flatnonzero(template.owner == slot)[: counts[key]].tolist()
+                which = [] if template is None else np.flatnonzero(template.owner == slot)[: ran.counts[key]].tolist()
                 spans = [(template.first[j], template.last[j]) for j in which] if template is not None else []
-                each = counts[key] * int(records.count[i]) // max(len(spans), 1)
+                each = ran.counts[key] * steps // max(len(spans), 1)
                 for first, last in spans or [(0.0, 0.0)]:
-                    yield start + round(first * length), start + round(last * length), each, key, int(records.count[i])
+                    yield start + round(first * each_ns), end - round((1.0 - last) * each_ns), each, key, steps
 
     def _growing(self, log: Log) -> set[int]:
         """Return the modules of which a call was seen to make a graph, and those that would with gradients on."""
@@ -481,14 +491,18 @@ class _Assembly:
             traced[:, SEQ1] > traced[:, SEQ0], np.array([what[2] != 0 for what in of], dtype=np.bool_),
             np.zeros(len(passed), dtype=np.bool_),
         ))  # fmt: skip
-        start = np.concatenate((traced[:, START], light.start, passed[:, 0]))
+        start = np.concatenate((traced[:, START], _began(records)[number], passed[:, 0]))
         end = np.concatenate((traced[:, END], light.end, passed[:, 1]))
         count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count, passed[:, 2]))
+        inside = np.concatenate((
+            np.zeros(len(traced), dtype=np.bool_), np.array([lies_inside(what) for what in of], dtype=np.bool_),
+            np.zeros(len(passed), dtype=np.bool_),
+        ))  # fmt: skip
         rounds = np.concatenate((np.ones(len(traced), np.int64), _steps_beside(records, kinds)[number], passed[:, 4]))
         order = np.argsort(start, kind="stable")
         sizes = {each: self._params(each) for each in set(key.tolist())}
         main = np.isin(key, list(models_among(sizes, self.names.main, trained=bool(grown.any()))))
-        return Calls(start[order], end[order], count[order], grown[order], main[order], rounds[order])
+        return Calls(start[order], end[order], count[order], grown[order], main[order], rounds[order], inside[order])
 
     def _params(self, key: int) -> int:
         """Return the parameters of a module and all below it, or of the modules that a compiled function names."""
@@ -573,6 +587,14 @@ def _steps_beside(records: Records, kinds: Kinds) -> IntArray:
         ends = np.bincount(group, records.count * np.isin(records.kind, which), len(records)).astype(np.int64)
         found = np.where(found > 0, found, ends[group])  # backward calls where no optimizer steps
     return np.maximum(found, 1)
+
+
+def _began(records: Records) -> IntArray:
+    """Return when the first call of each record may have begun: of several, when all that was put together did."""
+    _, first, group = np.unique(
+        np.column_stack((records.run, records.unit)), axis=0, return_index=True, return_inverse=True
+    )
+    return np.where(records.count > 1, records.start[first[group]], records.start)
 
 
 def _wants_gradients(module: nn.Module) -> bool:

@@ -284,7 +284,8 @@ class BackwardBook:
                 for model in models
                 for of in (model.net if net else model.whole,)
             ]
-            led = Led(lambda _: True, frozenset().union(*(each.outermost for each in self._paths.values())))
+            outside = frozenset[int]().union(*(each.outermost for each in self._paths.values()))
+            led = Led(lambda _: True, outside, of_one_call=True)
             self._composers[net] = Composer(samples, self._tree, lambda owner: owner if owner > 0 else None, led=led)
         return self._composers[net]
 

@@ -128,16 +128,18 @@ class Led:
         owners: Says whether an owner is one of them.
         outside: Modules called outside any other, optimizers, and what stands for a backward call.
         straddles: Whether a backward pass may follow a forward pass of the step before.
+        of_one_call: Calls outside are those that led to one backward call: twice as many led to another one.
     """
 
     owners: Callable[[int], bool] = lambda _: False
     outside: frozenset[int] = frozenset()
     straddles: bool = False
+    of_one_call: bool = False
 
     def pattern(self, counts: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
-        """Return the calls outside, in lowest terms."""
+        """Return the calls outside, in lowest terms where they are those of several backward calls."""
         found = sorted((key, n) for key, n in counts.items() if n and key in self.outside)
-        unit = math.gcd(*(n for _, n in found)) if found else 1
+        unit = math.gcd(*(n for _, n in found)) if found and not self.of_one_call else 1
         return tuple((key, n // unit) for key, n in found)
 
 

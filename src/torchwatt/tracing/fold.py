@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchwatt.core.meter import IntArray
-from torchwatt.tracing.margins import NO_MARGINS, Margins, widen
+from torchwatt.tracing.margins import FIRST, LAST, NO_MARGINS, Margins, widen
 from torchwatt.tracing.ranges import self_times
 from torchwatt.tracing.rows import (
     AROUND_KEY,
@@ -108,6 +108,7 @@ class Parts:
     calls: tuple[Backward, ...]
     records: Records
     runs: int  # how many runs ended
+    inside: bool  # a call that made a graph is the last of what trains: its step goes on
 
 
 def split(
@@ -118,6 +119,7 @@ def split(
     since_ns: int = 0,
     breaks: Sequence[int] = (),
     margins: Margins = NO_MARGINS,
+    inside: bool = False,
 ) -> Parts:
     """Tell the traced part of a stretch from the rest.
 
@@ -128,6 +130,7 @@ def split(
         since_ns: What began earlier is kept: what lay inside it may be folded already.
         breaks: Times that no record is put together across, such as those at which scopes began that are still open.
         margins: What torch does around optimizer steps and backward calls; it is added to theirs.
+        inside: A call that made a graph, and whose step goes on, came before.
     """
     reserved = (
         OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY, COMPILE_KEY, PROFILER_KEY, AROUND_KEY,
@@ -153,6 +156,10 @@ def split(
     start, end = _widened(table, mine, first, last, backward, margins)
     order = np.lexsort((-end, start))
     start, end, numbers = start[order], end[order], np.array(kind, dtype=np.int64)[order]
+    kept = table[~rows]
+    grown = kept[(kept[:, KEY] > 0) & (kept[:, SEQ1] > kept[:, SEQ0]) & (kept[:, TASK] < 0), START]
+    ends = np.concatenate((kept[kept[:, KEY] == OPTIMIZER_KEY, START], first[~light]))
+    numbers, inside = _inside_told(numbers, start, kinds, (grown, ends), inside=inside)
     unit = _units(start, end)
     edges = np.sort(np.concatenate((
         table[~rows, START], table[~rows, END], first[~light], last[~light], np.array(breaks, dtype=np.int64),
@@ -161,8 +168,9 @@ def split(
     run = np.searchsorted(edges, start, side="right")
     records = Records(numbers, start, end, np.ones(len(start), dtype=np.int64), run, unit)
     return Parts(
-        np.flatnonzero(~rows), tuple(c for c, own in zip(calls, light, strict=True) if not own), records, len(edges)
-    )
+        np.flatnonzero(~rows), tuple(c for c, own in zip(calls, light, strict=True) if not own), records, len(edges),
+        inside,
+    )  # fmt: skip
 
 
 def _evaluations(start: IntArray, kind: IntArray, unit: IntArray, kinds: Kinds) -> IntArray:
@@ -188,6 +196,45 @@ def _evaluations(start: IntArray, kind: IntArray, unit: IntArray, kinds: Kinds) 
 
 
 _NEITHER, _EVALUATES, _TRAINS = range(3)
+_INSIDE = "inside"  # the last part of the kind of a call without a graph, after one in the same step that made one
+
+
+def lies_inside(kind: tuple[Hashable, ...]) -> bool:
+    """Say whether calls of a kind made no graph, and came after one in the same step that made one."""
+    return kind[-1] == _INSIDE
+
+
+def _inside_told(
+    numbers: IntArray, start: IntArray, kinds: Kinds, kept: tuple[IntArray, IntArray], *, inside: bool
+) -> tuple[IntArray, bool]:
+    """Give calls without a graph within a step a kind of their own; say whether the last step goes on.
+
+    Args:
+        numbers: The kinds of records, in the order of these.
+        start: When each began.
+        kinds: Gets the new kinds.
+        kept: When calls that made graphs, and what comes after such calls, began in steps that are no records.
+        inside: A call that made a graph came before all this.
+    """
+    of = [kinds.of[number] for number in numbers.tolist()]
+    sort = np.array([_sort(kind) for kind in of], dtype=np.int64)
+    grows = np.array([sort == _TRAINS and _leads_on(kind) for kind, sort in zip(of, sort, strict=True)], dtype=np.bool_)
+    grown = np.sort(np.concatenate((start[grows], kept[0], np.full(int(inside), FIRST + 1))))
+    ends = np.sort(np.concatenate((start[(sort == _TRAINS) & ~grows], kept[1])))
+
+    def goes_on(t_ns: IntArray) -> NDArray[np.bool_]:
+        latest, end = (np.append(FIRST, each)[np.searchsorted(each, t_ns)] for each in (grown, ends))
+        return np.asarray(latest > end, dtype=np.bool_)
+
+    told = numbers.copy()
+    for i in np.flatnonzero((sort == _EVALUATES) & goes_on(start)).tolist():
+        told[i] = kinds.number((*of[i], _INSIDE))
+    return told, bool(goes_on(np.array([LAST]))[0])
+
+
+def _leads_on(kind: tuple[Hashable, ...]) -> bool:
+    """Say whether records of a kind that trains are calls of a module, or the first part of a step."""
+    return kind[0] == "row" and isinstance(kind[1], int) and (kind[1] > 0 or (kind[1] == STEP_KEY and kind[2] != 0))
 
 
 def _sort(kind: tuple[Hashable, ...]) -> int:
@@ -196,7 +243,7 @@ def _sort(kind: tuple[Hashable, ...]) -> int:
         return _TRAINS
     if not isinstance(kind[1], int) or kind[1] <= 0:
         return _NEITHER
-    if kind[2] == FAILED_SIZE:
+    if kind[2] == FAILED_SIZE or lies_inside(kind):
         return _NEITHER
     return _EVALUATES if kind[2] == 0 else _TRAINS
 

@@ -93,7 +93,8 @@ def paths_of(
 ) -> Paths:
     """Study the traced calls of a log.
 
-    Where one module of a list is not always called, none of its `siblings` is known to be.
+    Where one module of a list is not always called, none of its `siblings` is known to be; nor are they where a call
+    passes one of several alike: another call may choose another one, and make a graph of the same size.
     """
     calls = traced_calls(table)
     patterns: dict[tuple[int, int], CallPattern] = defaultdict(CallPattern)
@@ -101,8 +102,10 @@ def paths_of(
         key, size = kind_of(table, call.row)
         if size == FAILED_SIZE:
             continue
+        chosen = _choices(call.counts, siblings, tree)
         for each in ((key, size), (key, ANY_GRAPH)):
             patterns[each].add(call.counts, tree.parent)
+            patterns[each].varying |= chosen
     varying = {
         kind: frozenset(pattern.varying).union(*(siblings.get(key, NO_KEYS) for key in pattern.varying))
         for kind, pattern in patterns.items()
@@ -112,6 +115,16 @@ def paths_of(
         key, _ = kind_of(table, call.row)
         inside[key] |= call.counts.keys() - {key}
     return Paths(calls, varying, tree, signatures, outermost, inside)
+
+
+def _choices(counts: Mapping[int, int], siblings: Mapping[int, frozenset[int]], tree: Tree) -> set[int]:
+    """Return the called modules of lists in which modules alike were not called as often."""
+    found: set[int] = set()
+    for key in counts.keys() & siblings.keys():
+        alike = {other for other in siblings[key] if tree.alike.get(other) == tree.alike.get(key)}
+        if any(counts.get(other, 0) != counts[key] for other in alike):
+            found |= alike
+    return found
 
 
 def kind_of(table: IntArray, row: int) -> tuple[int, int]:

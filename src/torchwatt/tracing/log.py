@@ -56,6 +56,7 @@ class Look:
     cpu: IntArray  # times, sorted, and the thread's CPU time by then; shape (n, 2)
     optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
     nodes: Mapping[int, int]  # by the end of a step: how many autograd nodes it made outside backward calls
+    inside: bool  # the records end within a step, after a call that made a graph
 
 
 class LogReader:
@@ -109,11 +110,11 @@ class Log:
     """Spans of one thread, appended by it alone; other threads may settle what it noted, compact and read."""
 
     __slots__ = (
-        "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
-        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu", "cpu_readings", "deaf", "ends",
-        "former", "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native",
-        "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "partial", "reducers", "rows", "since",
-        "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
+        "_chunks", "_compacted", "_folded_ns", "_g", "_is_inside", "_readers", "_records", "_runs", "_settling",
+        "_tail", "_units", "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu",
+        "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock",
+        "margins", "mode", "native", "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "partial",
+        "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -160,6 +161,7 @@ class Log:
         self._g = 1
         self._runs = self._units = self._tail = 0
         self._folded_ns = 0
+        self._is_inside = False  # what was folded ends within a step, after a call that made a graph
         self._settling = False
         self._readers: list[LogReader] = []
         self.lock = threading.RLock()  # a finaliser of the user may run within
@@ -261,10 +263,10 @@ class Log:
             self.nodes = {end: nodes for end, nodes in self.nodes.items() if end in kept}
         self.skeletons.extend((start_ns, end_ns))
 
-    def end_asleep(self, end_ns: int, signature: int = 0) -> None:
-        """Log a step of which only the end is known, and which of the counted modules ran."""
+    def end_asleep(self, end_ns: int, signature: int = 0, *, goes_on: bool = False) -> None:
+        """Log a step of which only the end is known, and which of the counted modules ran; or a part that goes on."""
         start_ns, self.step_end = self.step_end, end_ns
-        self.rows.append((STEP_KEY, start_ns, end_ns, 0, 0, LIGHT_TASK - signature))
+        self.rows.append((STEP_KEY, start_ns, end_ns, 0, int(goes_on), LIGHT_TASK - signature))
 
     def total(self) -> int:
         """Return how many rows there are."""
@@ -330,6 +332,7 @@ class Log:
                 np.array(self.cpu_readings[:], dtype=np.int64).reshape(-1, 2),
                 optimizers,
                 dict(self.nodes),
+                self._is_inside,
             )
 
     def book_ends(self) -> None:
@@ -381,14 +384,19 @@ class Log:
         """
         with self.lock:
             look, tail = self.look(), self._tail
-            calls = [call for call in look.calls if call.start_ns >= self._folded_ns]
             breaks = [*self.open_scopes, *self.skeletons]
             # What followed the latest end of a step may lie in the next one: it is folded with that.
             until_ns = self.step_end or now_ns
+            later = [call for call in look.calls if call.end_ns > until_ns]
+            calls = [call for call in look.calls if self._folded_ns <= call.start_ns and call.end_ns <= until_ns]
             body = look.table[tail:]
             late = len(body) - int(np.searchsorted(body[:, END], until_ns, side="right"))
             body = body[: len(body) - late]
-            parts = split(body, calls, self.kinds, since_ns=self._folded_ns, breaks=breaks, margins=self.margins)
+            parts = split(
+                body, calls, self.kinds,
+                since_ns=self._folded_ns, breaks=breaks, margins=self.margins, inside=self._is_inside,
+            )  # fmt: skip
+            self._is_inside = parts.inside
             self._records = join_records((self._records, shifted(parts.records, self._runs, self._units)))
             self._runs += parts.runs
             self._units += len(parts.records)
@@ -397,9 +405,9 @@ class Log:
                 self._records = merge(self._records, self._g)
                 if self._g == COARSEST:  # traced steps stand between them: the limit of spans makes those rarer
                     break
-            older = look.calls[: len(look.calls) - len(calls)]
+            older = look.calls[: len(look.calls) - len(calls) - len(later)]
             kept = np.arange(tail), parts.kept + tail, np.arange(len(look.table) - late, len(look.table))
-            self._drop(look.table, np.concatenate(kept), (*older, *parts.calls))
+            self._drop(look.table, np.concatenate(kept), (*older, *parts.calls, *later))
             self._tail -= late
             self._folded_ns = until_ns
             return self._g

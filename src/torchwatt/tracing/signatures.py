@@ -24,13 +24,14 @@ class Signature:
     """How often modules were called, by key; `over` are those that were counted, others are not known.
 
     Of a step that ended before its time, `part` has the keys in the order of the calls. `nodes` is the size of a
-    step's graph, without what was made in backward calls; None: not known.
+    step's graph, without what was made in backward calls; None: not known. `opens` is what was called first.
     """
 
     counts: Mapping[int, int] = field(default_factory=dict)
     over: frozenset[int] = frozenset()
     part: tuple[int, ...] = ()
     nodes: int | None = None
+    opens: int | None = None
 
     def matches(self, counts: Mapping[int, int]) -> bool:
         """Say whether in a traced call or step the counted modules ran as often."""
@@ -87,12 +88,12 @@ class Signatures:
         if len(self.of) >= MOST_SIGNATURES or len(known) < len(keys):
             return UNKNOWN
         counts = Counter(known)
-        over, part = self.over.union(counts), known if is_part else ()
-        what = frozenset(counts.items()), over, part, nodes
+        over, part, opens = self.over.union(counts), known if is_part else (), known[0] if known else None
+        what = frozenset(counts.items()), over, part, nodes, opens
         number = self._numbers.get(what)
         if number is None:
             number = self._numbers[what] = len(self.of)
-            self.of.append(Signature(dict(counts), over, part, nodes))
+            self.of.append(Signature(dict(counts), over, part, nodes, opens))
         return number
 
 

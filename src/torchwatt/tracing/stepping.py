@@ -149,10 +149,13 @@ class Stepping:
         if log.noted is not quiet.ends or not quiet.called:
             return
         log.settle()
-        log.partial |= quiet.leads_on()
+        leads_on = quiet.leads_on()
+        log.partial |= leads_on
         number = self._ran(is_part=True)
         if log.step_end < end_ns:
-            log.end_asleep(max((end for _, end in log.ends if end > log.step_end), default=end_ns), number)
+            log.end_asleep(
+                max((end for _, end in log.ends if end > log.step_end), default=end_ns), number, goes_on=leads_on
+            )
 
     def _rise(self, log: Log) -> None:
         """Take note of the steps that passed by quietly."""

@@ -43,19 +43,21 @@ class Calls:
     grown: NDArray[np.bool_]  # made a graph for a backward pass
     main: NDArray[np.bool_]  # of a model; where something is trained, of the largest
     rounds: IntArray  # number of rounds that an entry of several calls covers; else 1
+    inside: NDArray[np.bool_]  # made no graph, after a call of the same round that made one
 
     def take(self, which: NDArray[np.bool_] | IntArray) -> Calls:
         """Return some of them."""
         bounds, count = (self.start_ns[which], self.end_ns[which]), self.count[which]
-        return Calls(*bounds, count, self.grown[which], self.main[which], self.rounds[which])
+        grown, main, inside = self.grown[which], self.main[which], self.inside[which]
+        return Calls(*bounds, count, grown, main, self.rounds[which], inside)
 
     def with_training(self, start_ns: IntArray, end_ns: IntArray, count: IntArray) -> Calls:
         """Return these and calls of the model that made a graph, sorted by start."""
         made = np.ones(len(start_ns), dtype=np.bool_)
         start, end = np.concatenate((self.start_ns, start_ns)), np.concatenate((self.end_ns, end_ns))
         grown, main = np.concatenate((self.grown, made)), np.concatenate((self.main, made))
-        rounds_ = np.concatenate((self.rounds, count))
-        whole = Calls(start, end, np.concatenate((self.count, count)), grown, main, rounds_)
+        rounds_, inside = np.concatenate((self.rounds, count)), np.concatenate((self.inside, ~made))
+        whole = Calls(start, end, np.concatenate((self.count, count)), grown, main, rounds_, inside)
         return whole.take(np.argsort(start, kind="stable"))
 
     def __len__(self) -> int:
@@ -177,7 +179,7 @@ def evaluations_of(seen: Evidence, marks: Sequence[Mark]) -> Calls:
     ]
     further = np.minimum(calls.rounds - 1, len(ends) - gap)
     leading = (calls.start_ns < first_ns[gap]) | (gap == len(ends)) | (further > 0)
-    leading &= ~calls.grown & calls.main
+    leading &= ~calls.grown & calls.main & ~calls.inside
     numbers = _spread(gap[leading], further[leading], calls.count[leading], len(ends) + 1)
     usual = float(np.median(numbers[: len(ends)])) if len(ends) else 0.0
     if len(ends) and 2 * numbers[0] < usual:

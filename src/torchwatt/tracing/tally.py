@@ -445,7 +445,7 @@ class Tally:
         key, grown = items.key[outer], items.grown[outer]
         self._trained |= bool(grown.any())
         one = np.ones(len(outer), dtype=np.int64)
-        calls = Calls(items.start[outer], items.end[outer], one, grown, np.isin(key, self._main(key)), one)
+        calls = Calls(items.start[outer], items.end[outer], one, grown, np.isin(key, self._main(key)), one, one == 0)
         bounds = np.column_stack((items.start, items.end))
         own = next(each for thread, each in ends.items() if thread.log is self._own)
         self._optimizers.update(key for key, *_ in own)

@@ -72,9 +72,7 @@ def replay(
 
     meters = feed or Sampler(discover(powercap_root=powercap_root))
     if not any(_measures(meter) for meter in meters.meters):
-        raise ConfigError(
-            "replay needs a measured domain, and all domains here are modelled; see `torchwatt doctor`"
-        )
+        raise ConfigError("replay needs a measured domain, and all domains here are modelled; see `torchwatt doctor`")
     jobs = [_Job(work, phase) for work in capture(model, call) for phase in ("forward", "backward")]
     meters.start()
     try:

@@ -167,7 +167,7 @@ def _curve(domain: Domain, mean_w: float, method: str) -> EnergyCurve:
 def _ledger(curve: EnergyCurve) -> Ledger:
     entries = (_entry(curve, "(unattributed)", "other", 1.0),) if curve.domain == RAM else _entries(curve)
     sentence = {
-        GPU: "energy counter of the device; layers by a fit over 38 windows",
+        GPU: "energy counter of the device; layers by power fitted to 38 readings",
         CPU: "energy counter of the package; layers by time share",
         RAM: "modelled from installed memory, 0.3 W per GB; not split into layers",
     }
@@ -177,7 +177,7 @@ def _ledger(curve: EnergyCurve) -> Ledger:
         entries=entries,
         method=curve.method,
         provenance=curve.provenance,
-        known_s=DURATION_S if curve.domain != CPU else 23.6,
+        known_s=DURATION_S,
         window_s=DURATION_S,
         energy_u_j={GPU: 12.0, CPU: 6.5, RAM: 40.0}[curve.domain],
         energy_lo_j=curve.total_j * 0.97,

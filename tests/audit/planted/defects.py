@@ -128,16 +128,12 @@ def factor_outside_its_own_interval(f: Forger, _: str) -> list[Place]:
     return [("factor", row)]
 
 
-@plant("factors", "gas", "market as location")
-def factor_of_another_nature(f: Forger, what: str) -> list[Place]:
-    if what == "gas":
-        row = grid(f)
-        row["gas"] = "CO2"
-    else:
-        row = f.row("factor", kind="residual_mix")
-        row.update(kind="contract_gwp", accounting_method="location")
-        for impact in f.tables["impact"]:
-            impact["formula"] = impact["formula"].replace("residual_mix", "contract_gwp")
+@plant("factors repriced", "market as location")
+def factor_of_another_nature(f: Forger, _: str) -> list[Place]:
+    row = f.row("factor", kind="residual_mix")
+    row.update(kind="contract_gwp", accounting_method="location")
+    for impact in f.tables["impact"]:
+        impact["formula"] = impact["formula"].replace("residual_mix", "contract_gwp")
     f.identify(row)
     rows = [i for i in f.tables["impact"] if row["factor_id"] in i["factor_ids"]]
     return [("factor", row), *whole("impact", rows)]
@@ -156,7 +152,7 @@ def declared_factor_called_sourced(f: Forger, _: str) -> list[Place]:
 
 @plant("counter hours")
 def factor_that_no_row_uses(f: Forger, _: str) -> list[Place]:
-    new = dict(grid(f)) | {"value": "3.0", "kind": "grid_wue", "unit": "L/kW.h"}
+    new = dict(grid(f)) | {"factor_id": "", "value": "3.0", "kind": "grid_wue", "unit": "L/kW.h"}
     f.tables["factor"].append(new)
     f.identify(new)
     return [("factor", new)]
@@ -479,7 +475,7 @@ def sure_rows_of_an_unsure_kind(f: Forger, table: str) -> list[Place]:
     return [(table, row)]
 
 
-@plant("cpu", "half", "a tenth")
+@plant("cpu", "half")
 @plant("imported", "half", "a tenth")
 def time_share_not_by_time(f: Forger, what: str) -> list[Place]:
     """Move joules from one layer to another that took as long; every sum and share stays right."""
@@ -498,7 +494,7 @@ def time_share_called_fit(f: Forger, _: str) -> list[Place]:
     rows = [row for row in f.tables["layer"] if row["method"] in {"time_share", "load_model"}]
     for row in rows:
         row["method"] = "fit"
-    return whole("layer", rows)
+    return [*whole("layer", rows), *whole("device", f.tables["device"])]
 
 
 @plant("counter factors", "no interval", "no fit told")
@@ -603,7 +599,7 @@ def reading_error_below_the_counters_step(f: Forger, u: str) -> list[Place]:
     return [("device", row)]
 
 
-@plant("gpu", "0.4", "2.5")
+@plant("gpu", "0.2", "4.0")
 def other_route_far_away(f: Forger, factor: str) -> list[Place]:
     row = next(r for r in f.tables["device"] if r["cross_check_j"])
     row["cross_check_j"] = repr(float(row["energy_j"]) * float(factor))
@@ -625,20 +621,18 @@ def static_power_above_the_mean(f: Forger, _: str) -> list[Place]:
     return [("device", row)]
 
 
-@plant("gpu", "more static than self", "more than static_w")
-def static_part_too_large(f: Forger, what: str) -> list[Place]:
-    rows = [r for r in f.tables["layer"] if r["energy_static_j"] and float(r["energy_self_j"]) > 0]
-    assert rows
-    for row in rows[: 1 if what == "more static than self" else None]:
-        row["energy_static_j"] = repr(float(row["energy_self_j"]) * (3.0 if what == "more static than self" else 1.0))
+@plant("gpu", "3.0")
+def static_part_too_large(f: Forger, factor: str) -> list[Place]:
+    row = next(r for r in f.tables["layer"] if r["energy_static_j"] and float(r["energy_self_j"]) > 0)
+    row["energy_static_j"] = repr(float(row["energy_self_j"]) * float(factor))
     f.settle()
-    return [*whole("layer", rows), *whole("device", f.tables["device"])]
+    return [("layer", row)]
 
 
-@plant("job gpu", "")
+@plant("job", "")
 def one_card_twice(f: Forger, _: str) -> list[Place]:
     """Call another domain the same card: its joules are in the total twice."""
-    rows = f.metered()[:2]
+    rows = f.rows("device", kind="gpu")[:2]
     for row in rows:
         row["device_hash"] = "a" * 64
     return whole("device", rows)
@@ -725,7 +719,8 @@ def status_that_contradicts_itself(f: Forger, what: str) -> list[Place]:
 # Plausibility of the run
 
 
-@plant("counter cpu imported", "10", "3")
+@plant("counter cpu", "10", "3")
+@plant("imported", "10")
 def more_time_than_there_was(f: Forger, factor: str) -> list[Place]:
     rows = [row for row in f.tables["layer"] if float(row["time_self_s"]) > 0]
     for row in rows:
@@ -1000,6 +995,14 @@ def joules_moved_between_fitted_layers(f: Forger, _: str) -> list[Place]:
         row["energy_self_j"] = repr(float(row["energy_self_j"]) + change)
     f.settle()
     return whole("layer", [one, other])
+
+
+@plant("cpu", argument=(
+    "Load changes from reading to reading, and rows shared by time have the powers of the readings in which they ran: "
+    "inside the span of the curve's powers another split is that of a program that ran at other times."
+))  # fmt: skip
+def joules_moved_within_the_powers_of_the_curve(f: Forger, _: str) -> list[Place]:
+    return time_share_not_by_time(f, "a tenth")
 
 
 @plant("cpu", argument="What a step did is said by the program; its joules and times stay.")

@@ -248,10 +248,14 @@ class Forger:
         for name in self.tables:
             content = table_bytes_of(self, name)
             if name == "sample":
-                files["sample.csv.gz"] = gzip.compress(content, 1, mtime=0)
+                files["sample.csv.gz"] = gzip.compress(content, 6, mtime=0)
             else:
                 files[f"{name}.csv"] = content
         return write_files(files, folder, run_id=self.run["run_id"], seal=seal)
+
+    def file(self, table: str) -> str:
+        """Return the file of a table, or of something else in the bundle."""
+        return table if "." in table else "sample.csv.gz" if table == "sample" else f"{table}.csv"
 
     def number(self, table: str, row: Cells) -> int:
         """Return a row's number as `verify` counts: from 1, without the header."""

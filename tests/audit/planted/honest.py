@@ -27,7 +27,7 @@ from torchwatt.session.settle import Bounds, Outcome, settle
 
 RUN_ID = "0193f2c1-7a55-7c11-9d2e-3f1a5b6c7d8e"
 MODULUS = 16_000_000  # microjoules: the recorded counter wraps every 16 J
-BEFORE_NOON_NS = 1_780_315_197_000_000_000  # 2026-06-01T11:59:57Z
+BEFORE_NOON_NS = 1_780_315_198_700_000_000  # 2026-06-01T11:59:58.7Z
 YEARLY = """\
 kind,value,unit,source_name,lo,hi,source_url,device,data_year,basis,accounting_method,zone,gas
 grid_gwp,50.0,g{CO2e}/kW.h,A grid operator,40.0,60.0,https://example.org/grid,,2025,lifecycle,location,FRA,CO2e
@@ -62,8 +62,8 @@ print(json.dumps(run.status))
 
 
 def replayed(start_unix_ns: int = BEFORE_NOON_NS, **asked: object) -> Report:
-    """Replay a recorded counter of a CPU package (three layers, 90 steps, 7 s) as a live run would be."""
-    world = World([30.0, 55.0, 12.0], [20.0, 35.0, 20.0], steps=90, seed=3)
+    """Replay a recorded counter of a CPU package (three layers, 40 steps, 3 s) as a live run would be."""
+    world = World([30.0, 55.0, 12.0], [20.0, 35.0, 20.0], steps=40, seed=3)
     recording = world.recording(period_ms=10.0, modulus=MODULUS, start_uj=4_242_424)
     carbon = plan(Asked(**asked), datetime.fromtimestamp(start_unix_ns // 10**9, UTC))
     options = Options(name="replayed", carbon=carbon, baseline_s=0.0)

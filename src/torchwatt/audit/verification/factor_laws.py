@@ -32,7 +32,7 @@ class FactorLaws:
 
     def finish(self) -> None:
         """Check every factor."""
-        if self.facts.broken & {"run", "device", "factor", "impact"}:
+        if self.facts.broken & {"factor", "impact"}:
             return
         used = {name for _, cells in self.facts.impacts for name in ids_of(cells)}
         used |= {text(self.facts.run, "pue_factor_id")}

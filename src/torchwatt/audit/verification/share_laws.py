@@ -22,6 +22,8 @@ TIME_REL, TIME_S = 1 + 1e-6, 2e-3
 POWER_REL = 0.01
 LEAST_S = 1e-4  # of a row whose power is looked at: shorter ones have the error of the run's edges
 _INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+_OF_MODULE = ("module_class", "params", "param_bytes")
+MOST_MODULES = 1 << 16  # that are remembered
 _Group = tuple[object, ...]
 
 
@@ -38,7 +40,7 @@ class ShareLaws:
         self.shared: dict[str, int] = {}  # the first row with a time_share_j that is its own, by device
         self.alike: dict[tuple[str, _Group], list[float]] = {}  # joules, seconds and first row
         self.longest: dict[str, tuple[int, float]] = {}
-        self.last: tuple[object, ...] = ()
+        self.modules: dict[str, tuple[object, ...]] = {}
         self.statics = {name: number(row, "static_w") for name, row in facts.devices.items()}
 
     def look(self, piece: Piece) -> None:
@@ -159,15 +161,21 @@ class ShareLaws:
                 )  # fmt: skip
 
     def _modules(self, piece: Piece) -> None:
-        """The rows of one module, which follow each other, say the same of it."""
-        names = ("device_id", "fqn", "module_class", "params", "param_bytes")
-        last = self.last
-        for row, *cells in zip(piece.rows, *(piece.columns[name] for name in names), strict=True):
-            if last and cells[:2] == list(last[:2]) and cells != list(last) and row not in piece.bad:
-                at = next(i for i, (one, other) in enumerate(zip(cells, last, strict=True)) if one != other)
-                self._tell(row, "LAW", names[at], "is another than in the row before, of the same module", last[at], cells[at])
-            last = tuple(cells)
-        self.last = last
+        """The rows of one module say the same of it, as far as modules can be remembered."""
+        classes = piece.columns["module_class"]
+        if not any(classes):
+            return
+        columns = (piece.columns[name] for name in ("fqn", *_OF_MODULE))
+        for row, name, *cells in zip(piece.rows, *columns, strict=True):
+            if cells[0] is None or row in piece.bad:
+                continue
+            known = self.modules.get(cast("str", name))
+            if known is None:
+                if len(self.modules) < MOST_MODULES:
+                    self.modules[cast("str", name)] = tuple(cells)
+            elif known != tuple(cells):
+                at = next(i for i, (one, other) in enumerate(zip(cells, known, strict=True)) if one != other)
+                self._tell(row, "LAW", _OF_MODULE[at], f"is another than in a row before of {name}", known[at], cells[at])
 
     def finish(self) -> None:
         """Check what only all rows together show."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.audit.counted_runs import run_of_text, text_of
+from torchwatt.audit.exports.counted_runs import run_of_text, text_of
 from torchwatt.audit.counting import CountedDevice, CountedRun, Counter, count_once
 from torchwatt.core.errors import BundleError
 

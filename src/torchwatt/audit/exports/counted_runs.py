@@ -18,7 +18,7 @@ OVERLAPPING = frozenset({"CONCURRENT_SESSION", "NESTED_SESSION"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def counted_run(bundle: Bundle, name: str = "") -> CountedRun:
+def run_of_bundle(bundle: Bundle, name: str = "") -> CountedRun:
     """Return a bundle as the rule sees it; by default it is named by its id."""
     run = bundle.run
     start_ns = (when(run, "started_at") - _EPOCH) // timedelta(microseconds=1) * 1000

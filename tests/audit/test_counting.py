@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.audit.exports.counted_runs import run_of_text, text_of
 from torchwatt.audit.counting import CountedDevice, CountedRun, Counter, count_once
+from torchwatt.audit.exports.counted_runs import run_of_text, text_of
 from torchwatt.core.errors import BundleError
 
 S = 10**9

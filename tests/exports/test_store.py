@@ -5,13 +5,10 @@ from dataclasses import replace
 import pytest
 
 from tests.exports.conftest import priced
-from tests.support.reports import RUN_ID, bare_report, sample_report
+from tests.support.reports import HOUR_NS, RUN_ID, bare_report, sample_report
 from torchwatt.audit import read_bundle, verify
 from torchwatt.audit.store import Store, default_store, shares, sums
 from torchwatt.core.errors import BundleError, ConfigError
-
-
-HOUR_NS = 3_600_000_000_000
 
 
 def report(number, **changes):

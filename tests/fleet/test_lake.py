@@ -21,7 +21,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from tests.exports.conftest import priced
 from tests.fleet.conftest import RUNS
 from tests.support.bundles import rich_report
-from tests.support.reports import HOSTILE, sample_report
+from tests.support.reports import HOSTILE, another_report, sample_report
 from torchwatt.audit import write_bundle
 from torchwatt.audit.fleet import check_lake, connect, ingest, open_lake, rollup, script
 from torchwatt.audit.fleet.lake import Lake, LocalFiles
@@ -35,7 +35,7 @@ NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 def runs(tmp_path):
     """Return a folder of three bundles."""
     for number in range(3):
-        write_bundle(sample_report(run_id=f"run-{number}"), tmp_path / "runs" / f"b{number}")
+        write_bundle(another_report(number), tmp_path / "runs" / f"b{number}")
     return tmp_path / "runs"
 
 
@@ -351,7 +351,7 @@ def test_what_is_missing_is_one_clear_error(tmp_path, runs, lake, monkeypatch):
 
 def test_a_lake_of_a_later_version_is_refused(lake, runs):
     lake.make()
-    (lake.files.root / "torchwatt-lake.json").write_text('{"format": "torchwatt-lake", "version": 3}\n')
+    (lake.files.root / "torchwatt-lake.json").write_text('{"format": "torchwatt-lake", "version": 4}\n')
     with pytest.raises(BundleError, match="another version"):
         ingest(lake, [runs])
 
@@ -424,4 +424,4 @@ def test_a_part_is_plain_parquet(made):
     _, _, good = made
     names = pq.ParquetFile(BytesIO(good)).schema_arrow.names
     assert names[:2] == ["run_id", "schema_version"]
-    assert names[-1] == "lake_manifest_sha256"
+    assert names[-1] == "lake_sample_sha256"

@@ -13,7 +13,7 @@ from torchwatt.audit import write_bundle
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.ledger import Entry, Ledger
-from torchwatt.core.meter import Channel, Event, Meter
+from torchwatt.core.meter import Channel, Event, Meter, SamplerStats
 from torchwatt.core.report import Report
 from torchwatt.core.terms import Domain
 from torchwatt.core.trace import ModuleInfo
@@ -48,14 +48,19 @@ def fleet_report(number: int) -> Report:
     curves.append(_curve(Domain("ram"), rng, duration_s, "load_model", "modelled"))
     model = ("TinyGPT", "ResNet", "Conformer")[number % 3]
     ledgers = tuple(_ledger(curve, depth, rng, duration_s, split=curve.domain.kind == "gpu") for curve in curves)
+    node = None if number % 23 == 11 else number % 60  # None: its devices are not identified
     report = Report(
         run_id=run_id(number), name=f"run {number}", status="partial" if number % 17 == 3 else "complete",
         start_ns=START_NS, end_ns=START_NS + int(duration_s * 1e9), start_unix_ns=start_unix_ns, ledgers=ledgers,
-        curves=tuple(curves), meters=tuple(_meter(curve) for curve in curves),
+        curves=tuple(curves), meters=tuple(_meter(curve, node) for curve in curves),
         modules=(ModuleInfo("(root)", model), *(ModuleInfo(f"blocks.{i}.mlp", "Linear", 10, 40) for i in range(depth))),
         units={} if number % 5 == 4 else {("token", "image")[number % 2]: float(rng.integers(1, 10**6))},
         events=(Event(START_NS, "warning", "CONCURRENT_SESSION", "run", "another"),) if number % 23 == 11 else (),
-        software={"torchwatt": "0.1.0", "python": "3.11.9", "os": "Linux", "host": f"node-{number % 60}"},
+        sampler=SamplerStats("process"),
+        software={
+            "torchwatt": "0.1.0", "python": "3.11.9", "os": "Linux", "host": f"node-{number % 60}",
+            **({} if node is None else {"machine": f"boot-{node}", "process": f"boot-{node}/{number}/1"}),
+        },
         declared={"model_id": "org/model-7b", "organisation": "ACME"} if number % 6 == 0 else {},
     )  # fmt: skip
     return _priced(report, market=number % 4 == 0) if number % 7 else report
@@ -91,13 +96,17 @@ def _ledger(curve: EnergyCurve, depth: int, rng: np.random.Generator, duration_s
     )  # fmt: skip
 
 
-def _meter(curve: EnergyCurve) -> Meter:
+def _meter(curve: EnergyCurve, node: int | None) -> Meter:
     measured = curve.provenance == "measured"
     sensor = {"gpu": "nvml_energy_counter", "cpu": "rapl"}.get(curve.domain.kind, "tdp_model")
     quantity = ("energy", "counter", "J") if measured else ("power", "power", "W")
     channel = Channel(curve.domain, *quantity, 1e-3 if measured else 1.0, 100_000_000, sensor)
     names = {"gpu": "NVIDIA H200", "cpu": "Xeon Platinum 8480+"}
-    return Meter(curve.domain, (channel,), curve.provenance, "device", names.get(curve.domain.kind, "64 GB"))
+    facts = (
+        (("uuid", f"GPU-{node:04}-{curve.domain.index}"),) if curve.domain.kind == "gpu" and node is not None else ()
+    )
+    model = names.get(curve.domain.kind, "64 GB")
+    return Meter(curve.domain, (channel,), curve.provenance, "device", model, facts=facts)
 
 
 def _priced(report: Report, *, market: bool) -> Report:

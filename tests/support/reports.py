@@ -99,6 +99,15 @@ def sample_report(**changes) -> Report:
     return replace(_with_carbon(report), **changes)
 
 
+HOUR_NS = 3_600_000_000_000
+
+
+def another_report(number: int, **changes) -> Report:
+    """Build the sample again under another id and some hours later: at the same time it would be a copy."""
+    later = {"run_id": f"run-{number}", "start_unix_ns": sample_report().start_unix_ns + number * HOUR_NS}
+    return sample_report(**{**later, **changes})
+
+
 def bare_report(**changes) -> Report:
     """Build a report of a machine without any meter: nothing is known and nothing may be 0."""
     report = Report(

@@ -37,7 +37,7 @@ def _options(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _carbon(asked: argparse.Namespace) -> dict[str, Any]:
-    names = ("region", "market", "facility", "pue", "factors")
+    names = ("region", "market", "facility", "pue", "factors", "allow_expired")
     return {name: getattr(asked, name) for name in names} | {"intensity_g_per_kwh": asked.intensity}
 
 

@@ -14,7 +14,7 @@ from torchwatt.core.version import __version__
 
 USAGE_ERROR = 2
 FLAGS = frozenset(
-    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite"}
+    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite", "--allow-expired"}
 )  # options of `run` that take no value
 LONGEST_ERROR = 4000  # characters
 TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
@@ -105,7 +105,13 @@ def _carbon(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--facility", metavar="SITE", help="a site that publishes its PUE, such as scaleway/fr-par-2")
     parser.add_argument("--pue", type=float, help="facility energy over IT energy")
     parser.add_argument(
-        "--factors", action="append", metavar="FILE", help="your factors, or an Electricity Maps history file"
+        "--factors",
+        action="append",
+        metavar="FILE",
+        help="your factors, your hours of the grid, or an Electricity Maps history file",
+    )
+    parser.add_argument(
+        "--allow-expired", action="store_true", help="apply factors outside of their dates, and say so in their rows"
     )
 
 

@@ -44,5 +44,6 @@ def part_bytes(table: str, rows: Sequence[Row]) -> bytes:
         use_dictionary=many,
         write_statistics=many,
         store_schema=False,
+        write_page_checksum=True,
     )
     return bytes(sink.getvalue())

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from torchwatt.audit.fleet.lake import Lake, LocalFiles
-from torchwatt.audit.fleet.one import Found, How, Outcome, add_one
+from torchwatt.audit.fleet.one import Found, How, Outcome, add_one, looks_like_bundle
 from torchwatt.audit.fleet.workers import add_many
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import ConfigError
@@ -36,6 +36,11 @@ class Ingested:
         """Return the bundles that are not in the lake, each with its reason."""
         return tuple(outcome for outcome in self.outcomes if outcome.state == "refused")
 
+    @property
+    def no_bundles(self) -> tuple[Outcome, ...]:
+        """Return the folders that are no bundles and have none in them."""
+        return tuple(outcome for outcome in self.outcomes if outcome.state == "no bundle")
+
 
 def ingest(
     lake: Lake,
@@ -48,8 +53,9 @@ def ingest(
 ) -> Ingested:
     """Add every bundle below some folders to a lake; a run that is in it is left as it is.
 
-    A bundle whose tables differ from its manifest, that cannot be read, or whose run was still running is refused and
-    named; all others go on. Several processes and machines may add to one lake at the same time.
+    A bundle of which a file differs from its manifest, that cannot be read, or whose run was still running is refused
+    and named, and so is a folder with tables and no manifest; all others go on. Several processes and machines may add
+    to one lake at the same time.
 
     Args:
         lake: Where to; made where there is nothing.
@@ -93,14 +99,19 @@ def bundles_below(place: Path, project: str | None = None) -> Iterator[Found]:
 
 
 def _walk(folder: Path, deeper: int) -> Iterator[Path]:
-    """Yield the folders with a manifest, hidden ones and links to folders left out, in order of name."""
-    if (folder / MANIFEST).is_file():
+    """Yield bundles, and the folders at the ends that are none, so that each is named; in order of name.
+
+    Hidden folders and links to folders are left out.
+    """
+    if (folder / MANIFEST).is_file() or looks_like_bundle(folder):
         yield folder
         return
-    if deeper:
-        with os.scandir(folder) as entries:
-            names = sorted(e.path for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+    with os.scandir(folder) as entries:
+        names = sorted(e.path for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+    if names and deeper:
         yield from chain.from_iterable(_walk(Path(name), deeper - 1) for name in names)
+    else:
+        yield folder
 
 
 def _cpus() -> int:
@@ -117,5 +128,5 @@ def _need_pyarrow() -> None:
 def summary(found: Iterable[Outcome]) -> str:
     """Say in one line what became of the bundles."""
     outcomes = Ingested(tuple(found))
-    words = [f"{outcomes.count(state)} {state}" for state in ("added", "replaced", "present", "refused")]
+    words = [f"{outcomes.count(state)} {state}" for state in ("added", "replaced", "present", "refused", "no bundle")]
     return ", ".join(word for word in words if not word.startswith("0 ")) or "no bundles"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MARKER = "torchwatt-lake.json"
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
-_MARK = json.dumps({"format": "torchwatt-lake", "version": 2}) + "\n"
+_MARK = json.dumps({"format": "torchwatt-lake", "version": 3}) + "\n"
 
 
 class Files(Protocol):

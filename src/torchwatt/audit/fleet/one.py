@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -15,10 +16,14 @@ from torchwatt.audit.fleet.columns import TABLES, lake_rows
 from torchwatt.audit.fleet.lake import Lake
 from torchwatt.audit.fleet.paths import part, run_of
 from torchwatt.audit.reader import read_bundle
+from torchwatt.audit.schema import TABLES as SCHEMA
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import BundleError, TorchwattError
 
-State = Literal["added", "replaced", "present", "refused"]
+State = Literal["added", "replaced", "present", "refused", "no bundle"]
+SAMPLES = "sample.parquet"
+_BLOCK = 1 << 20
+_FILES = (*(f"{table.name}.csv" for table in SCHEMA if table.format == "csv"), SAMPLES, "sample.csv.gz")
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.][A-Za-z0-9_.-]*)")
 
 
@@ -61,7 +66,9 @@ def add_one(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcom
 
 def _add(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
     folder = Path(found.directory)
-    manifest_sha256 = _unchanged(folder)
+    if not (folder / MANIFEST).is_file() and not looks_like_bundle(folder):
+        return Outcome(found.directory, "no bundle", f"no {MANIFEST} in it, and no table of a bundle")
+    manifest_sha256, listed = _unchanged(folder)
     bundle = read_bundle(folder)
     run_id, started_at = text(bundle.run, "run_id"), when(bundle.run, "started_at")
     if bundle.run["status"] == "running":
@@ -72,41 +79,84 @@ def _add(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
         return Outcome(found.directory, state)
     if before is not None and before != path:
         raise BundleError(f"run {run_id} is in project {run_of(before)[0]!r} already: one run is one project's")
-    rows = lake_rows(bundle, manifest_sha256)
+    samples = _samples(folder, listed, run_id) if how.samples else None
+    rows = lake_rows(bundle, manifest_sha256, sha256(samples).hexdigest() if samples is not None else None)
     # Of a run that is replaced, a table without rows is written too: the old one's must not stay.
     parts = {table: part_bytes(table, rows[table]) for table in TABLES if rows[table] or before is not None}
-    if how.samples and (folder / "sample.parquet").is_file():
-        parts = {"sample": (folder / "sample.parquet").read_bytes(), **parts}
+    if samples is not None:
+        parts["sample"] = samples
     mine = parts.pop("run")
+    device = part("device", found.project, started_at, run_id)
+    content = parts.pop("device", None) or part_bytes("device", ())
+    if not lake.files.write(device, content, replace=how.replace) and lake.files.read(device) != content:
+        # Of two that add one run at the same time, the second may not write over the parts of the first.
+        raise BundleError(f"run {run_id}: an ingest adds it with other content, or died doing so: see --replace")
     for table, content in parts.items():
         # What an ingest that died left of this run, or another is writing just now, has the same bytes.
         lake.files.write(part(table, found.project, started_at, run_id), content, replace=True)
     won = lake.files.write(path, mine, replace=before is not None)
     there[run_id] = path
+    if not won:
+        _same(lake, path, manifest_sha256, How())
     state = "replaced" if before is not None else "added" if won else "present"
     return Outcome(found.directory, state, layers=len(rows["layer"]))
 
 
-def _unchanged(folder: Path) -> str:
-    """Return the manifest's hash.
+def looks_like_bundle(folder: Path) -> bool:
+    """Return whether a folder has a table of a bundle, whatever else is missing."""
+    return any((folder / name).is_file() for name in _FILES)
+
+
+def _unchanged(folder: Path) -> tuple[str, dict[str, str]]:
+    """Return the manifest's hash and its hashes by file, each of which was compared with its file.
 
     Raises:
-        BundleError: A table differs from it.
+        BundleError: A file differs from it, or it does not name a table that is there.
     """
     try:
         content = (folder / MANIFEST).read_bytes()
     except OSError as error:
         raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle") from error
     listed = {m[2]: m[1] for line in content.decode(errors="replace").splitlines() if (m := _LINE.fullmatch(line))}
-    for table in TABLES:
-        name = f"{table}.csv"
-        try:
-            digest = sha256((folder / name).read_bytes()).hexdigest()
-        except OSError as error:
-            raise BundleError(f"cannot read {folder / name}: {error.strerror}") from error
-        if listed.get(name) != digest:
+    there = {name for name in _FILES if (folder / name).is_file()}
+    for name in sorted({f"{table}.csv" for table in TABLES} | there | listed.keys()):
+        if listed.get(name) != _digest(folder / name):
             raise BundleError(f"{folder / name} differs from {MANIFEST}: run `torchwatt verify`")
-    return sha256(content).hexdigest()
+    return sha256(content).hexdigest(), listed
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            found = sha256()
+            while block := file.read(_BLOCK):
+                found.update(block)
+            return found.hexdigest()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _samples(folder: Path, listed: Mapping[str, str], run_id: str) -> bytes | None:
+    """Return the samples of a bundle where they are Parquet.
+
+    Raises:
+        BundleError: They are not what the manifest lists, or no samples of this run.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if SAMPLES not in listed:
+        return None
+    content = (folder / SAMPLES).read_bytes()
+    if sha256(content).hexdigest() != listed[SAMPLES]:
+        raise BundleError(f"{folder / SAMPLES} differs from {MANIFEST}: run `torchwatt verify`")
+    try:
+        runs = pq.read_table(BytesIO(content))["run_id"].unique().to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise BundleError(f"{folder / SAMPLES} cannot be read: {error}") from error
+    if set(runs) - {run_id}:
+        raise BundleError(f"{folder / SAMPLES} has samples of another run")
+    return content
 
 
 def _same(lake: Lake, path: str, manifest_sha256: str, how: How) -> State | None:

@@ -11,23 +11,27 @@ import numpy as np
 from tests.support.reports import START_NS, bare_report
 from torchwatt.audit import write_bundle
 from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.factor import Factor, Impact
+from torchwatt.core.factor import Factor, Impact, identified
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter, SamplerStats
 from torchwatt.core.report import Report
-from torchwatt.core.terms import Domain
+from torchwatt.core.terms import Domain, weakest
 from torchwatt.core.trace import ModuleInfo
 
 PROJECTS = ("llm", "vision", "speech", "search")
 FIRST_UNIX_NS = 1_783_000_000_123_456_789  # 2026-07-02
 DAY_NS = 86_400_000_000_000
-LOCATION = Factor(
-    "grid_gwp-aaaaaaaaaaaa", "grid_gwp", 56.0, "g{CO2e}/kW.h", "sourced", "A yearly table", "FRA", 2025, "lifecycle",
-    "CO2e", "production", "location",
+LOCATION = identified(
+    Factor(
+        "", "grid_gwp", 56.0, "g{CO2e}/kW.h", "sourced", "A yearly table", "FRA", 2025, "lifecycle", "CO2e",
+        "production", "location", "https://example.org/grids",
+    )
 )  # fmt: skip
-MARKET = Factor(
-    "contract_gwp-bbbbbbbbbbbb", "contract_gwp", 8.0, "g{CO2e}/kW.h", "declared", "a contract", "FRA", 2025,
-    "lifecycle", "CO2e", "contract", "market",
+MARKET = identified(
+    Factor(
+        "", "contract_gwp", 8.0, "g{CO2e}/kW.h", "declared", "a contract", "FRA", 2025, "lifecycle", "CO2e", "contract",
+        "market",
+    )
 )  # fmt: skip
 
 
@@ -87,13 +91,23 @@ def _ledger(curve: EnergyCurve, depth: int, rng: np.random.Generator, duration_s
     joules[-1] = curve.total_j - fsum(joules[:-1])
     known = "modelled" if curve.provenance == "modelled" else "apportioned"
     entries = tuple(
-        Entry(curve.domain, fqn, phase, j, None, None, None, None, duration_s / len(slots), 0 if fqn == "(idle)" else 9,
+        Entry(curve.domain, fqn, phase, j, None, None, None, None, duration_s * j / curve.total_j, 0 if fqn == "(idle)" else 9,
               "load_model" if known == "modelled" else "time_share", known)
         for (fqn, phase), j in zip(slots, joules, strict=True)
     )  # fmt: skip
     return Ledger(
-        curve.domain, curve.total_j, entries, curve.method, curve.provenance, duration_s, duration_s, curve.u_j
+        curve.domain, curve.total_j, entries, curve.method, curve.provenance, duration_s, duration_s, curve.u_j,
+        **_readings(curve),
     )  # fmt: skip
+
+
+def _readings(curve: EnergyCurve) -> dict[str, float]:
+    """Return the counter's readings at both ends: microjoules of a package, millijoules of a GPU."""
+    if curve.method != "counter":
+        return {}
+    unit_j = 1e-6 if curve.domain.kind == "cpu" else 1e-3
+    ends = {"counter_start_raw": 0, "counter_end_raw": round(curve.total_j / unit_j)}
+    return {**ends, "counter_unit_j": unit_j, "counter_wraps": 0}
 
 
 def _meter(curve: EnergyCurve, node: int | None) -> Meter:
@@ -111,10 +125,12 @@ def _meter(curve: EnergyCurve, node: int | None) -> Meter:
 
 def _priced(report: Report, *, market: bool) -> Report:
     factors = (LOCATION, MARKET) if market else (LOCATION,)
-    kwh = report.energy_j / 3.6e6
+    subjects = [("run", report.energy_j, report.provenance)]
+    subjects += [(f"device:{ledger.domain}", ledger.energy_j, ledger.provenance) for ledger in report.ledgers]
     impacts = tuple(
-        Impact("run", "gwp", "usage", kwh * f.value, "g{CO2e}", f"energy_j/3.6e6*{f.kind}", (f.factor_id,), "derived",
-               "modelled" if f.provenance == "sourced" else "declared", accounting_method=f.accounting_method)
+        Impact(subject, "gwp", "usage", joules / 3.6e6 * f.value, "g{CO2e}", f"energy_j/3.6e6*{f.kind}", (f.factor_id,),
+               "derived", weakest(known, f.provenance), accounting_method=f.accounting_method)
         for f in factors
+        for subject, joules, known in subjects
     )  # fmt: skip
     return replace(report, factors=factors, impacts=impacts)

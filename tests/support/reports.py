@@ -9,7 +9,7 @@ import numpy as np
 
 from torchwatt.attribution.bands import add_bands
 from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.factor import Factor, Impact
+from torchwatt.core.factor import Factor, Impact, identified
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter, SamplerStats, Unavailable
 from torchwatt.core.report import Report, Step, Window
@@ -194,7 +194,17 @@ def _ledger(curve: EnergyCurve) -> Ledger:
         static_w={GPU: 81.0, CPU: 31.0, RAM: None}[curve.domain],
         cross_check_j=curve.cross_check_j,
         sentence=f"{curve.domain}: {sentence[curve.domain]}.",
+        **_readings(curve),
     )
+
+
+def _readings(curve: EnergyCurve) -> dict[str, float]:
+    """Return the counter's readings at both ends: millijoules of a GPU, microjoules of a package that wraps once."""
+    if curve.method != "counter":
+        return {}
+    start, unit_j, modulus = {GPU: (1_000_000, 1e-3, 0), CPU: (4_000_000_000, 1e-6, 2**32)}[curve.domain]
+    wraps, end = divmod(start + round(curve.total_j / unit_j), modulus) if modulus else (0, start + round(curve.total_j / unit_j))
+    return {"counter_start_raw": start, "counter_end_raw": end, "counter_unit_j": unit_j, "counter_wraps": wraps}
 
 
 def _entries(curve: EnergyCurve) -> tuple[Entry, ...]:
@@ -262,7 +272,7 @@ def _meters() -> tuple[Meter, ...]:
         ),
         Meter(
             CPU,
-            (energy(CPU, "rapl", 2**-14),),
+            (energy(CPU, "rapl", 1e-6),),
             "measured",
             "device",
             "Xeon Platinum 8480+",
@@ -286,12 +296,13 @@ def _meters() -> tuple[Meter, ...]:
 
 def _with_carbon(report: Report) -> Report:
     grid = Factor(
-        "grid_gwp-04e24bf0ce41", "grid_gwp", 56.039, "g{CO2e}/kW.h", "sourced",
+        "", "grid_gwp", 56.039, "g{CO2e}/kW.h", "sourced",
         "Our World in Data, from Ember", "FRA", 2023,
         "lifecycle", "CO2e", "production", "location", "https://ourworldindata.org", "codecarbon 3.3.2", "CC BY 4.0",
         coverage_note="yearly mean of the country's own generation, imports left out",
     )  # fmt: skip
-    pue = Factor("pue-000000000001", "pue", 1.2, "1", "declared", "declared by the user")
+    pue = identified(Factor("", "pue", 1.2, "1", "declared", "declared by the user"))
+    grid = identified(grid)
     subjects = [("run", report.energy_j)] + [(f"device:{x.domain}", x.energy_j) for x in report.ledgers]
     impacts = tuple(
         Impact(subject, "gwp", "usage", energy_j / 3.6e6 * pue.value * grid.value, "g{CO2e}",

@@ -70,8 +70,18 @@ def price(usage: Usage, plan: Plan, *, scenario: str = "as_run") -> Priced:
     everything = (*used, *_fixed(plan))
     needed = {name for impact in impacts for name in impact.factor_ids}
     kept = tuple(factor for factor in dict.fromkeys(everything) if factor.factor_id in needed)
+    notes += _stand_ins(kept, notes)
     notes += year_notes(tuple(factor for factor in kept if factor.kind in CRITERIA), usage.time[0])
     return Priced(kept, tuple(_finished(impact, usage, scenario) for impact in impacts), tuple(notes))
+
+
+def _stand_ins(factors: Sequence[Factor], notes: Sequence[Note]) -> Iterator[Note]:
+    """Say which factors stand for another one: a file may bring one that says so of itself."""
+    told = any(note.code == "FACTOR_FALLBACK" for note in notes)
+    for factor in factors:
+        if factor.fallback_from and not told:
+            text = f"{factor.kind} of {factor.source_name} stands for {factor.fallback_from}"
+            yield Note("warning", "FACTOR_FALLBACK", text)
 
 
 def _of(grid: tuple[Factor, ...], subject: Subject) -> tuple[Factor, ...]:

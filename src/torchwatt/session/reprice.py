@@ -85,8 +85,21 @@ def reprice(
     priced = price(usage_of_bundle(bundle), applied, scenario=label)
     if not priced.impacts:
         raise BundleError("; ".join(note.message for note in priced.notes) or "the run has no metered joules to price")
+    _refuse_repetition(bundle, priced)
     where = Path(target) if target is not None else Path(f"{os.fspath(directory).rstrip(os.sep)}.{scenario}")
     return Repriced(write_repriced(bundle, priced.factors, priced.impacts, where, seal), label, priced)
+
+
+def _refuse_repetition(bundle: Bundle, priced: Priced) -> None:
+    """Stop where a scenario would be an old one under a new name: whoever adds scenarios up would count it twice."""
+    new = {(i.subject, i.criterion, i.phase, i.accounting_method, i.value, ";".join(i.factor_ids)) for i in priced.impacts}
+    old: dict[str, set[tuple[object, ...]]] = defaultdict(set)
+    for row in bundle["impact"]:
+        key = tuple(row[name] for name in ("subject", "criterion", "phase", "accounting_method", "value"))
+        old[text(row, "scenario")].add((*key, text(row, "factor_ids")))
+    for scenario, rows in old.items():
+        if rows == new:
+            raise BundleError(f"{bundle.directory}: these factors give {scenario} again: give others")
 
 
 def _of_run(bundle: Bundle, kind: str) -> Factor | None:

@@ -47,7 +47,8 @@ class ImpactLaws:
             self._interval(row, cells)
             if not self.facts.old:
                 self._ends(row, cells)
-        self._complete()
+        if not self.facts.old:
+            self._complete()
         self._scenarios()
         self._scopes()
 
@@ -178,7 +179,7 @@ class ImpactLaws:
         declared = text(self.facts.run, "pue_factor_id")
         if cells["criterion"] == "energy" or (cells["criterion"] == "wcf" and "grid_wue" not in kinds):
             return
-        if declared and "pue" not in kinds:
+        if declared and "pue" not in kinds and not self.facts.old:
             self._tell("FORMULA", row, "factor_ids", "the PUE of the run is left out", declared, cells["factor_ids"])
         used = [name for name in ids_of(cells) if self.facts.factors.get(name, {}).get("kind") == "pue"]
         if cells["scenario"] == AS_RUN and used and used != [declared]:

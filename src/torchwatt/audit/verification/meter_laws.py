@@ -19,7 +19,7 @@ MODELS = frozenset({"tdp_model", "ram_model"})
 KINDS: Mapping[str, frozenset[str]] = {
     "nvml": frozenset({"gpu", "module"}),
     "rapl": frozenset({"cpu", "dram", "psys"}),
-    "tdp_model": frozenset({"cpu"}),
+    "tdp_model": frozenset({"cpu", "ram"}),
     "ram_model": frozenset({"ram"}),
 }
 COUNTERS = frozenset({"rapl", "nvml_energy_counter"})
@@ -58,9 +58,10 @@ class MeterLaws:
             self._power(name, row)
             if "event" not in self.facts.broken:
                 self._coverage(name, row)
-            key = text(row, "kind"), text(row, "device_hash")
-            if key[1] and row["counted"] and hashes.setdefault(key, name) != name:
-                self._tell(name, "LAW", "device_hash", f"is the device that {hashes[key]} is: its joules count twice")
+            for column in ("device_hash", "device_key"):
+                key = text(row, "kind"), text(row, column)
+                if key[1] and row["counted"] and hashes.setdefault(key, name) != name:
+                    self._tell(name, "LAW", column, f"is that of {hashes[key]}, too: its joules count twice")
         self._boundary()
 
     def _tell(  # a finding about one device

@@ -36,7 +36,9 @@ def planted(plant: Plant, bundle, folder):
     forger = Forger(bundle)
     places = plant.spoil(forger, plant.variant)
     sealed = forger.reseal(folder)
-    return verify(sealed), {(forger.file(table), None if row is None else forger.number(table, row)) for table, row in places}
+    return verify(sealed), {
+        (forger.file(table), None if row is None else forger.number(table, row)) for table, row in places
+    }
 
 
 def check(plant: Plant, bundle, folder):

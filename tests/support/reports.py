@@ -122,7 +122,20 @@ def bare_report(**changes) -> Report:
 def named_report(*names: str) -> Report:
     """Build a report whose layers have these names, 1 J forward and 2 J backward each."""
     entries = tuple(
-        Entry(GPU, name, phase, energy_j, None, None, None, None, 0.1, 1, "time_share", "apportioned")
+        Entry(
+            GPU,
+            name,
+            phase,
+            energy_j,
+            None,
+            None,
+            None,
+            None,
+            energy_j / (3.0 * len(names)),
+            1,
+            "time_share",
+            "apportioned",
+        )
         for name in names
         for phase, energy_j in (("forward", 1.0), ("backward", 2.0))
     )
@@ -203,7 +216,11 @@ def _readings(curve: EnergyCurve) -> dict[str, float]:
     if curve.method != "counter":
         return {}
     start, unit_j, modulus = {GPU: (1_000_000, 1e-3, 0), CPU: (4_000_000_000, 1e-6, 2**32)}[curve.domain]
-    wraps, end = divmod(start + round(curve.total_j / unit_j), modulus) if modulus else (0, start + round(curve.total_j / unit_j))
+    wraps, end = (
+        divmod(start + round(curve.total_j / unit_j), modulus)
+        if modulus
+        else (0, start + round(curve.total_j / unit_j))
+    )
     return {"counter_start_raw": start, "counter_end_raw": end, "counter_unit_j": unit_j, "counter_wraps": wraps}
 
 

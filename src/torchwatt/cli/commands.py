@@ -93,7 +93,10 @@ def _reprice(asked: argparse.Namespace) -> int:
 def _verify(asked: argparse.Namespace) -> int:
     from torchwatt.audit import verify
 
-    found = verify(asked.directory, chain=asked.chain, runs=asked.runs, allowed_signers=asked.allowed_signers)
+    found = verify(
+        asked.directory, chain=asked.chain, runs=asked.runs, allowed_signers=asked.allowed_signers,
+        require_signature=asked.require_signature, require_chain=asked.require_chain,
+    )  # fmt: skip
     print(found)
     return 0 if found.ok else FINDINGS
 

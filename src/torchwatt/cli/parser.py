@@ -55,6 +55,12 @@ def build() -> argparse.ArgumentParser:
     verify.add_argument("--chain", metavar="FILE", help="the project's chain: is this run in it, was none removed?")
     verify.add_argument("--runs", metavar="DIR", help="the folder that should hold every bundle of the chain")
     verify.add_argument("--allowed-signers", metavar="FILE", help="OpenSSH's list of keys: who signed?")
+    verify.add_argument(
+        "--require-signature", metavar="KEY", help="exit status 1 unless this key signed: its .pub file, or SHA256:..."
+    )
+    verify.add_argument(
+        "--require-chain", metavar="HEAD", help="exit status 1 unless --chain holds this head, which was kept elsewhere"
+    )
     demo = commands.add_parser("demo", help="train a small CNN on real digits and see where its joules went")
     _measuring(demo)
     demo.add_argument("--epochs", type=int, default=12)

@@ -92,7 +92,9 @@ def reprice(
 
 def _refuse_repetition(bundle: Bundle, priced: Priced) -> None:
     """Stop where a scenario would be an old one under a new name: whoever adds scenarios up would count it twice."""
-    new = {(i.subject, i.criterion, i.phase, i.accounting_method, i.value, ";".join(i.factor_ids)) for i in priced.impacts}
+    new = {
+        (i.subject, i.criterion, i.phase, i.accounting_method, i.value, ";".join(i.factor_ids)) for i in priced.impacts
+    }
     old: dict[str, set[tuple[object, ...]]] = defaultdict(set)
     for row in bundle["impact"]:
         key = tuple(row[name] for name in ("subject", "criterion", "phase", "accounting_method", "value"))

@@ -74,7 +74,9 @@ def report_of(  # noqa: PLR0917  the parts of a report
         curves=found.curves,
         meters=tuple(m for m in found.meters if any(c.quantity != "gauge" for c in m.channels)),
         unavailable=_distinct((*recording.unavailable, *found.unavailable)),
-        events=_in_order(_with_losses((*recording.events, *trace.events, *found.events, *outcome.events), found, bounds)),
+        events=_in_order(
+            _with_losses((*recording.events, *trace.events, *found.events, *outcome.events), found, bounds)
+        ),
         steps=tuple(_steps(trace, found.curves)),
         windows=tuple(_seen_whole(sorted(outcome.windows, key=_place), _counted_curves(found, outcome))),
         modules=trace.modules,

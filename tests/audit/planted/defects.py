@@ -182,7 +182,9 @@ def usage_by_another_formula(f: Forger, formula: str) -> list[Place]:
 def hours_by_the_cleanest_alone(f: Forger, number: str) -> list[Place]:
     rows = f.rows("impact", criterion="gwp")
     for row in rows:
-        clean = [name for name in row["factor_ids"].split(";") if name != f.rows("factor", kind="grid_gwp")[1]["factor_id"]]
+        clean = [
+            name for name in row["factor_ids"].split(";") if name != f.rows("factor", kind="grid_gwp")[1]["factor_id"]
+        ]
         row["factor_ids"] = ";".join(clean) if not number else row["factor_ids"]
         row["formula"] = row["formula"].replace("grid_gwp", f"grid_gwp_{number}") if number else row["formula"]
     f.price()
@@ -931,7 +933,9 @@ def modelled_run_halved(f: Forger, _: str) -> list[Place]:
     return whole("device", f.tables["device"])
 
 
-@plant("counter", argument="Every time in the bundle moves by the same days: an honest run of that day has these cells.")
+@plant(
+    "counter", argument="Every time in the bundle moves by the same days: an honest run of that day has these cells."
+)
 def whole_run_on_another_day(f: Forger, _: str) -> list[Place]:
     for table, columns in {"run": ("started_at", "ended_at"), "event": ("t",), "hourly": ("hour_utc",)}.items():
         for row in f.tables[table]:
@@ -948,7 +952,9 @@ def declared_fact(f: Forger, column: str) -> list[Place]:
     return [("run", f.run)]
 
 
-@plant("counter", argument="The user counts units; twice as many, counted and divided by alike, are another honest run.")
+@plant(
+    "counter", argument="The user counts units; twice as many, counted and divided by alike, are another honest run."
+)
 def units_counted_twice(f: Forger, _: str) -> list[Place]:
     run = f.run
     run["functional_unit_count"] = repr(2 * float(run["functional_unit_count"]))
@@ -957,7 +963,9 @@ def units_counted_twice(f: Forger, _: str) -> list[Place]:
     return [("run", run)]
 
 
-@plant("counter", argument="A PUE is the user's word: 1.05 under its own id and applied everywhere is an honest bundle.")
+@plant(
+    "counter", argument="A PUE is the user's word: 1.05 under its own id and applied everywhere is an honest bundle."
+)
 def another_pue_declared(f: Forger, _: str) -> list[Place]:
     row = f.row("factor", kind="pue")
     row["value"] = f.run["pue"] = "1.05"
@@ -1024,13 +1032,18 @@ def note_left_out(f: Forger, _: str) -> list[Place]:
     return [("event", None)]
 
 
-@plant("counter", argument="That nobody else used the package is not in its counter: a shared and a private run look alike.")
+@plant(
+    "counter",
+    argument="That nobody else used the package is not in its counter: a shared and a private run look alike.",
+)
 def sharing_not_told(f: Forger, _: str) -> list[Place]:
     f.row("device", device_id="cpu:0")["shared_with_others"] = ""
     return [("device", f.row("device", device_id="cpu:0"))]
 
 
-@plant("counter", argument="What a meter is called stands in no other cell: a renamed meter of the same kind is a meter.")
+@plant(
+    "counter", argument="What a meter is called stands in no other cell: a renamed meter of the same kind is a meter."
+)
 def meter_renamed(f: Forger, _: str) -> list[Place]:
     f.row("device", device_id="cpu:0")["model"] = "Xeon Platinum 8480+"
     return [("device", f.row("device", device_id="cpu:0"))]
@@ -1054,4 +1067,3 @@ def numbers() -> Iterator[tuple[str, int]]:
     """Return how many defects there are of each kind."""
     kinds = dict.fromkeys(each.kind for each in PLANTS)
     yield from ((kind, sum(each.kind == kind for each in PLANTS)) for kind in kinds)
-

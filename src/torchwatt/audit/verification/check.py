@@ -25,7 +25,7 @@ from torchwatt.audit.verification.files import (
     check_statement,
     sample_name,
 )
-from torchwatt.audit.verification.finding import Findings, Verification
+from torchwatt.audit.verification.finding import NO_CHECK_SHOWS, Findings, Verification
 from torchwatt.audit.verification.impact_laws import ImpactLaws
 from torchwatt.audit.verification.keys import Keys
 from torchwatt.audit.verification.meter_laws import MeterLaws
@@ -46,9 +46,15 @@ class Laws(Protocol):
 
 
 def verify(
-    directory: Path_, *, chain: Path_ | None = None, runs: Path_ | None = None, allowed_signers: Path_ | None = None
+    directory: Path_,
+    *,
+    chain: Path_ | None = None,
+    runs: Path_ | None = None,
+    allowed_signers: Path_ | None = None,
+    require_signature: str | None = None,
+    require_chain: str | None = None,
 ) -> Verification:
-    """Check a bundle: hashes, cells, keys, sums, every derived cell and impact, chain and signature.
+    """Check a bundle: hashes, cells, keys, sums, every derived cell and impact, what the rows mean, chain, signature.
 
     It needs the standard library only; the contents of Parquet samples are read where pyarrow is installed. Tables are
     read in pieces, so that the memory it takes does not grow with the rows of `layer` and `sample`.
@@ -58,6 +64,8 @@ def verify(
         chain: The project's chain, to check that this run is in it and none was removed.
         runs: The folder that should hold every bundle of the chain.
         allowed_signers: OpenSSH's file of allowed signers, to check who signed.
+        require_signature: A key that must have signed: its fingerprint (`SHA256:...`), or a file with public keys.
+        require_chain: A head that was kept elsewhere and must be in the chain.
 
     Raises:
         BundleError: There is no bundle in the folder, or it is of another major version.
@@ -69,13 +77,15 @@ def verify(
     check.tables()
     run_id = text(check.facts.run, "run_id")
     said = check_statement(folder, run_id, check.hashes, check.schema, check.findings, newer=check.newer)
-    check_chain(
+    place = check_chain(
         None if chain is None else Path(chain), said, check.hashes["MANIFEST.sha256"],
-        None if runs is None else Path(runs), check.findings,
+        None if runs is None else Path(runs), check.findings, require_chain,
     )  # fmt: skip
-    check_signature(folder, None if allowed_signers is None else Path(allowed_signers), check.findings)
-    found = check.findings
-    return Verification(str(folder), tuple(found.kept), found.count, tuple(found.notes), check.rows)
+    signers = None if allowed_signers is None else Path(allowed_signers)
+    signed = check_signature(folder, signers, check.findings, require_signature)
+    found, sealing = check.findings, replace(place, key=signed.key, signer=signed.signer, required=signed.required)
+    unseen = (*NO_CHECK_SHOWS, *sealing.unseen(), *check.unseen())
+    return Verification(str(folder), tuple(found.kept), found.count, tuple(found.notes), check.rows, sealing, unseen)
 
 
 class _Check:
@@ -92,6 +102,13 @@ class _Check:
         self.rows: dict[str, int] = {}
         self.known: dict[str, frozenset[Value]] = {}
         self.hashes = check_manifest(folder, self.findings)
+
+    def unseen(self) -> Iterator[str]:
+        """Yield what could not be looked at in a bundle of this version."""
+        if self.facts.old:
+            yield f"the ids of factors, and which rows of impact.csv there must be: version {self.schema.version} had no rule"
+        if self.newer:
+            yield f"what is new in {text(self.facts.run, 'schema_version')}: this torchwatt knows {CURRENT.version}"
 
     def tables(self) -> None:
         """Read the tables, small ones first: the large ones refer to them."""

@@ -67,7 +67,9 @@ class EventLaws:
         for (code, subject), event in self.facts.events.items():
             device = self.facts.devices.get(subject, {})
             if code in SILENT_CODES and number(device, "coverage_ratio") == 1.0 and not self.facts.merged:
-                self._tell(event.row, "code", f"{code} in {subject}, which was known all the time", "less than 1.0", 1.0)
+                self._tell(
+                    event.row, "code", f"{code} in {subject}, which was known all the time", "less than 1.0", 1.0
+                )
 
     def _tell(self, row: int | None, column: str, reason: str, expected: object = "", found: object = "") -> None:
         self.findings.add("LAW", FILE, reason, row=row, column=column, expected=expected, found=found)
@@ -89,4 +91,3 @@ class EventLaws:
             )  # fmt: skip
         if event is not None and as_run and not stands_in:
             self._tell(event.row, "code", "FACTOR_FALLBACK, and no factor of the run says what it stands for")
-

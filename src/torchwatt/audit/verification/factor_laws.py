@@ -43,7 +43,9 @@ class FactorLaws:
             self._words(name, row)
             self._times(name, row)
             if name not in used:
-                self._tell(name, "REFERENCE", "factor_id", "no row of impact.csv uses it: rows are missing", "a row", "none")
+                self._tell(
+                    name, "REFERENCE", "factor_id", "no row of impact.csv uses it: rows are missing", "a row", "none"
+                )
 
     def _tell(self, name: str, code: str, column: str, reason: str, expected: object = "", found: object = "") -> None:
         row = self.facts.factor_rows[name]
@@ -71,10 +73,19 @@ class FactorLaws:
         """What it says of its kind: contracts are market-based, and what a user declares has no other source."""
         market = text(row, "kind") in MARKET_KINDS or row["perspective"] in {"contract", "residual"}
         if market and row["accounting_method"] != "market":
-            self._tell(name, "LAW", "accounting_method", "a contract and a residual mix are market-based", "market", row["accounting_method"])
+            self._tell(
+                name,
+                "LAW",
+                "accounting_method",
+                "a contract and a residual mix are market-based",
+                "market",
+                row["accounting_method"],
+            )
         sourced = row["provenance"] in {"sourced", "measured"}
         if sourced and (row["source_name"] == BY_USER or not (row["source_url"] or row["source_sha256"])):
-            self._tell(name, "KNOWN", "provenance", "names no source that could be looked up", "declared", row["provenance"])
+            self._tell(
+                name, "KNOWN", "provenance", "names no source that could be looked up", "declared", row["provenance"]
+            )
 
     def _times(self, name: str, row: Row) -> None:
         begin, end, year = row["valid_from"], row["valid_to"], number(row, "data_year")

@@ -156,7 +156,9 @@ class ImpactLaws:
         elif phase == "embodied":
             if not formulas.is_embodied(criterion, found, kinds):
                 written = f"duration_s/{formulas.S_PER_YEAR}*...*(embodied_{criterion}*share/lifetime+...)"
-                self._tell("FORMULA", row, "formula", "is not the schema's for this row and its factors", written, found)
+                self._tell(
+                    "FORMULA", row, "formula", "is not the schema's for this row and its factors", written, found
+                )
             return
         else:
             expected = self._sum(cells)
@@ -236,7 +238,9 @@ class ImpactLaws:
         for key in wanted:
             if key not in self.rows:
                 what = f"{key[1]}, total, {method}, {scenario}"
-                self._tell("REFERENCE", row, "subject", f"{subject} has usage and embodied, and no row of {what}", what, "none")
+                self._tell(
+                    "REFERENCE", row, "subject", f"{subject} has usage and embodied, and no row of {what}", what, "none"
+                )
 
     def _scenarios(self) -> None:
         """A scenario is the run's own, or of a bundle that was priced again; none repeats another under a new name."""
@@ -262,7 +266,9 @@ class ImpactLaws:
         for row, cells in self.facts.impacts:
             group = tuple(text(cells, name) for name in ("criterion", "phase", "accounting_method", "scenario"))
             if scopes.setdefault(group, cells["ghg_scope"]) != cells["ghg_scope"]:
-                self._tell("LAW", row, "ghg_scope", "is another than that of its neighbours", scopes[group], cells["ghg_scope"])
+                self._tell(
+                    "LAW", row, "ghg_scope", "is another than that of its neighbours", scopes[group], cells["ghg_scope"]
+                )
 
     # Intervals
 
@@ -281,7 +287,11 @@ class ImpactLaws:
             return  # told by `_value`
         for column, wanted in zip(("lo", "hi"), expected, strict=True):
             found = number(cells, column)
-            agree = wanted is found if wanted is None or found is None else same(wanted, found, rel=INTERVAL_REL, scale=value)
+            agree = (
+                wanted is found
+                if wanted is None or found is None
+                else same(wanted, found, rel=INTERVAL_REL, scale=value)
+            )
             if not agree:
                 reason = "is not what the intervals of its inputs give"
                 self._tell("DERIVED", row, column, reason, "nothing" if wanted is None else wanted, found)

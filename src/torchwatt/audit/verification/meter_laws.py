@@ -94,7 +94,9 @@ class MeterLaws:
         if known == "modelled" and method != METHOD_OF_MODEL:
             self._tell(name, "LAW", "method", "what is modelled has no readings", METHOD_OF_MODEL, method)
         if method == METHOD_OF_MODEL and sensors & COUNTERS:
-            self._tell(name, "LAW", "sensor", "is a counter, and the joules are a model's", "tdp_model", ";".join(sensors))
+            self._tell(
+                name, "LAW", "sensor", "is a counter, and the joules are a model's", "tdp_model", ";".join(sensors)
+            )
 
     # The counter's own readings
 
@@ -113,7 +115,9 @@ class MeterLaws:
             self._tell(name, "LAW", "counter_modulus_raw", "wraps, and does not say where", "more than 0", modulus)
         for cell, value in (("start_raw", start), ("end_raw", end)):
             if modulus and value >= modulus:
-                self._tell(name, "LAW", f"counter_{cell}", "is beyond counter_modulus_raw", f"below {modulus:.0f}", value)
+                self._tell(
+                    name, "LAW", f"counter_{cell}", "is beyond counter_modulus_raw", f"below {modulus:.0f}", value
+                )
         self._unit(name, row, unit_j)
         self._gap(name, row, unit_j, difference_j)
         self._wraps(name, int(wraps))
@@ -133,7 +137,9 @@ class MeterLaws:
         u_j = number(row, "reading_u_j")
         least_j = unit_j / sqrt(6.0) * (1 - 1e-9)  # two ends, each uniform within a unit
         if row["method"] == "counter" and (number(row, "energy_j") or 0.0) > 0 and u_j is not None and u_j < least_j:
-            self._tell(name, "LAW", "reading_u_j", "is less than one unit of the counter tells", f"at least {least_j!r}", u_j)
+            self._tell(
+                name, "LAW", "reading_u_j", "is less than one unit of the counter tells", f"at least {least_j!r}", u_j
+            )
 
     def _gap(self, name: str, row: Row, unit_j: float, difference_j: float) -> None:
         """Joules beyond the two readings are those of a publication at each end, or an event says where they are from."""
@@ -169,15 +175,28 @@ class MeterLaws:
         low = 1 + min(number(row, "sensor_accuracy_lo_rel") or 0.0, 0.0)
         least_w = max(energy_j * low - Z90 * (number(row, "reading_u_j") or 0.0), 0.0) / known_s
         if limit_w and least_w > MOST_OFF_LIMIT * limit_w:
-            self._tell(name, "LAW", "power_limit_w", "is less than the mean power of the run", f"at least {least_w:.6g}", limit_w)
+            self._tell(
+                name,
+                "LAW",
+                "power_limit_w",
+                "is less than the mean power of the run",
+                f"at least {least_w:.6g}",
+                limit_w,
+            )
         ends_j = [number(row, f"energy_{basis}hi_j") or 0.0 for basis in ("", "systematic_")]
         most_w = max(energy_j + Z90 * (number(row, "reading_u_j") or 0.0), *ends_j) / known_s
         if static_w is not None and static_w > MOST_OFF_STATIC * most_w:
-            self._tell(name, "LAW", "static_w", "is more than the mean power of the run", f"at most {most_w:.6g}", static_w)
+            self._tell(
+                name, "LAW", "static_w", "is more than the mean power of the run", f"at most {most_w:.6g}", static_w
+            )
         apart = number(row, "cross_check_rel_diff")
         if apart is not None and _far(apart, known_s) and not self.facts.merged:
-            if not self.facts.events_of(name, frozenset({"CROSS_CHECK", "SCOPE_UNKNOWN", "MODULE_COUNTER"}) | METER_LOSSES):
-                self._tell(name, "LAW", "cross_check_rel_diff", "is far from 0, and no event CROSS_CHECK says so", "", apart)
+            if not self.facts.events_of(
+                name, frozenset({"CROSS_CHECK", "SCOPE_UNKNOWN", "MODULE_COUNTER"}) | METER_LOSSES
+            ):
+                self._tell(
+                    name, "LAW", "cross_check_rel_diff", "is far from 0, and no event CROSS_CHECK says so", "", apart
+                )
 
     # How much of the run is known
 
@@ -188,7 +207,9 @@ class MeterLaws:
         whole = covers_all(coverage, seconds)
         told = self.facts.events_of(name, METER_LOSSES) or (self.facts.merged and self.facts.has_event(METER_LOSSES))
         if not whole and not told:
-            self._tell(name, "LAW", "coverage_ratio", "leaves a part of the run out, and no event says so", 1.0, coverage)
+            self._tell(
+                name, "LAW", "coverage_ratio", "leaves a part of the run out, and no event says so", 1.0, coverage
+            )
         if not whole and self.facts.run["status"] == "complete":
             self.findings.add(
                 "LAW", "run.csv", f"is complete, and {name} was known for {coverage:.1%} of the run", row=1,

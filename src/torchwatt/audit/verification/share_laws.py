@@ -51,7 +51,9 @@ class ShareLaws:
         self._static(piece)
         self._modules(piece)
 
-    def _tell(self, row: int | None, code: str, column: str, reason: str, expected: object = "", found: object = "") -> None:
+    def _tell(
+        self, row: int | None, code: str, column: str, reason: str, expected: object = "", found: object = ""
+    ) -> None:
         self.findings.add(code, FILE, reason, row=row, column=column, expected=expected, found=found)  # type: ignore[arg-type]
 
     def _names(self, piece: Piece) -> None:
@@ -74,7 +76,9 @@ class ShareLaws:
             known = [s for s in own if s is not None]
             self.time_s[name] += sum(known)
             if known and max(known) > self.longest.get(name, (0, 0.0))[1]:
-                at = next(i for i, (d, s) in enumerate(zip(devices, seconds, strict=True)) if d == name and s == max(known))
+                at = next(
+                    i for i, (d, s) in enumerate(zip(devices, seconds, strict=True)) if d == name and s == max(known)
+                )
                 self.longest[name] = piece.rows[at], max(known)
 
     def _methods(self, piece: Piece) -> None:
@@ -88,21 +92,26 @@ class ShareLaws:
 
     def _fits(self, piece: Piece, methods: list[str]) -> None:
         devices = cast("list[str]", piece.columns["device_id"])
-        his, modelled = piece.columns["energy_systematic_hi_j"], {
-            name for name, row in self.facts.devices.items() if row["method"] == "load_model"
-        }
+        his, modelled = (
+            piece.columns["energy_systematic_hi_j"],
+            {name for name, row in self.facts.devices.items() if row["method"] == "load_model"},
+        )
         for row, device, method, hi in zip(piece.rows, devices, methods, his, strict=True):
             if method != "fit" or row in piece.bad:
                 continue
             self.fitted.setdefault(device, row)
             if device in modelled:
-                self._tell(row, "LAW", "method", f"{device} is modelled: there are no readings to fit to", "load_model", "fit")
+                self._tell(
+                    row, "LAW", "method", f"{device} is modelled: there are no readings to fit to", "load_model", "fit"
+                )
             if hi is None and not self.facts.old:
                 self._tell(row, "LAW", "energy_systematic_hi_j", "is empty: a fit says how far off it may be")
 
     def _shares(self, piece: Piece, methods: list[str]) -> None:
         columns = ("device_id", "fqn", "phase", "module_class", "params", "param_bytes", "time_self_s", "energy_self_j")
-        rows = zip(piece.rows, methods, piece.columns["time_share_j"], *(piece.columns[c] for c in columns), strict=True)
+        rows = zip(
+            piece.rows, methods, piece.columns["time_share_j"], *(piece.columns[c] for c in columns), strict=True
+        )
         for row, method, shared_j, device, name, phase, class_name, params, size, seconds, joules in rows:
             if method not in BY_TIME or row in piece.bad:
                 continue
@@ -113,8 +122,15 @@ class ShareLaws:
                 continue
             if shared_j is not None and method == "time_share":
                 self.shared.setdefault(device, row)
-                if not same(cast("float", shared_j), joules, rel=1e-6, scale=number(self.facts.devices.get(device, {}), "energy_j") or 0.0):
-                    self._tell(row, "DERIVED", "time_share_j", "is not energy_self_j of a row shared by time", joules, shared_j)
+                if not same(
+                    cast("float", shared_j),
+                    joules,
+                    rel=1e-6,
+                    scale=number(self.facts.devices.get(device, {}), "energy_j") or 0.0,
+                ):
+                    self._tell(
+                        row, "DERIVED", "time_share_j", "is not energy_self_j of a row shared by time", joules, shared_j
+                    )
             if class_name is not None and _INDEX.search(name):  # alike modules share what they use
                 key = device, (phase, _INDEX.sub("*", name), class_name, params, size)
                 found = self.alike.setdefault(key, [0.0, 0.0, row])
@@ -135,7 +151,9 @@ class ShareLaws:
         energy_j, all_s = number(self.facts.devices[device], "energy_j") or 0.0, self.facts.duration_s()
         busy_w = (energy_j - apart_j) / max(all_s - apart_s, 1e-9)
         idle_w = apart_j / apart_s if apart_s else 0.0
-        least_w = curve.least_w * min(1.0, busy_w / idle_w if idle_w > 0 else 1.0) if kind_of(device) in HOST_KINDS else 0.0
+        least_w = (
+            curve.least_w * min(1.0, busy_w / idle_w if idle_w > 0 else 1.0) if kind_of(device) in HOST_KINDS else 0.0
+        )
         power_w, slack = joules / seconds, TIME_S / max(seconds, TIME_S) * 0.1 + POWER_REL
         if not least_w * (1 - slack) <= power_w <= most_w * (1 + slack):
             self._tell(
@@ -175,7 +193,9 @@ class ShareLaws:
                     self.modules[cast("str", name)] = tuple(cells)
             elif known != tuple(cells):
                 at = next(i for i, (one, other) in enumerate(zip(cells, known, strict=True)) if one != other)
-                self._tell(row, "LAW", _OF_MODULE[at], f"is another than in a row before of {name}", known[at], cells[at])
+                self._tell(
+                    row, "LAW", _OF_MODULE[at], f"is another than in a row before of {name}", known[at], cells[at]
+                )
 
     def finish(self) -> None:
         """Check what only all rows together show."""
@@ -190,7 +210,9 @@ class ShareLaws:
                 reason = f"does not say what its rows of fit in {FILE} were fitted to"
                 self._of_device(name, reason, f"... {FITTED} ...", cells["how_known"])
             if told and name not in self.fitted and name in self.by_time and not self.facts.merged:
-                self._of_device(name, f"says {FITTED}, and its rows in {FILE} are shared by time", "", cells["how_known"])
+                self._of_device(
+                    name, f"says {FITTED}, and its rows in {FILE} are shared by time", "", cells["how_known"]
+                )
         if "event" not in self.facts.broken and not self.facts.merged:
             for device, row in self.shared.items():
                 if kind_of(device) not in HOST_KINDS and ("TIME_SHARE", device) not in self.facts.events:

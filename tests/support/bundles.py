@@ -103,7 +103,7 @@ def large_report(layers: int, hours: float, rate_hz: float, gpus: int = 1, steps
         curves.append(curve)
         ledgers.append(Ledger(domain, curve.total_j, entries, "counter", "measured", hours * 3600, hours * 3600, 0.5))
     report = sample_report(curves=tuple(curves), ledgers=tuple(ledgers), impacts=(), windows=(), steps=())
-    whole = replace(report, end_ns=int(t_ns[-1]), unavailable=(), meters=())
+    whole = replace(report, end_ns=int(t_ns[-1]), unavailable=(), meters=(), traced_steps=None if not steps else 9)
     return whole if not steps else replace(whole, steps=_steps(whole, steps))
 
 

@@ -11,13 +11,14 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from torchwatt.audit.lexical import escape, from_cell
+from torchwatt.audit.lexical import escape, from_cell, numbers_from_cells
 from torchwatt.audit.schema import Column, Table, Value
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
 from torchwatt.disk.inflate import bounded_lines, inflated
 
 ROWS = 4096
+FEW = 64
 LONGEST_ROW = 1 << 22  # characters
 Wrong = tuple[str, str]  # expected, reason
 
@@ -135,6 +136,10 @@ class _Cells:
         self.wrong: dict[str, Wrong] = {}
 
     def values(self, texts: tuple[str, ...], piece: Piece, findings: Findings, file: str) -> list[Value]:
+        if len(texts) > FEW and self.column.type in {"number", "integer"}:
+            read = numbers_from_cells(texts, self.column)
+            if read is not None:
+                return cast("list[Value]", read)
         distinct = set(texts)
         if len(distinct) > 64:  # numbers, mostly all different: nothing to remember from piece to piece
             self.known.clear()

@@ -14,8 +14,8 @@ from torchwatt.audit.schema.versions import CURRENT, is_newer, schema_of, versio
 from torchwatt.audit.seal import ORIGINAL_MANIFEST
 from torchwatt.audit.verification.cells import Piece, pieces
 from torchwatt.audit.verification.derived import Derived
-from torchwatt.audit.verification.event_laws import EventLaws
 from torchwatt.audit.verification.energy_laws import HourLaws, LayerLaws, WindowLaws, best_known, check_interval
+from torchwatt.audit.verification.event_laws import EventLaws
 from torchwatt.audit.verification.factor_laws import FactorLaws
 from torchwatt.audit.verification.facts import Facts, Sum, number, rows_of, text
 from torchwatt.audit.verification.files import (

@@ -13,6 +13,7 @@ _LIKE = str.maketrans(
     "\u03b1\u03b5\u03b9\u03bf\u03c1\u03c4\u03bc\u0131\u0261\u217c\u01c0",
     "acdeiopstmxyaeioptmigll",
 )
+_ASCII_BRACKETS = frozenset("()[]{}")
 _BRACKETS = frozenset("()[]{}\u2768\u2769\u207d\u207e\u208d\u208e\u27ee\u27ef\uff5f\uff60")
 
 
@@ -23,6 +24,8 @@ def _reserved() -> dict[str, str]:
 
 def looks_like(name: str) -> str:
     """Return the reserved name that a name could be taken for; "" where it is one, or looks like none."""
+    if name.isascii() and not (_ASCII_BRACKETS & set(name)):
+        return ""
     if name in RESERVED or name == ROOT:
         return ""
     plain = unicodedata.normalize("NFKC", name)

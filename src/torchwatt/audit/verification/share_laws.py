@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from math import fsum
 from typing import cast
 
 from torchwatt.audit.verification.cells import Piece
@@ -71,15 +72,14 @@ class ShareLaws:
     def _times(self, piece: Piece) -> None:
         devices = cast("list[str]", piece.columns["device_id"])
         seconds = piece.numbers("time_self_s")
-        for name in set(devices):
-            own = seconds if len(set(devices)) == 1 else [s for d, s in zip(devices, seconds, strict=True) if d == name]
-            known = [s for s in own if s is not None]
-            self.time_s[name] += sum(known)
-            if known and max(known) > self.longest.get(name, (0, 0.0))[1]:
-                at = next(
-                    i for i, (d, s) in enumerate(zip(devices, seconds, strict=True)) if d == name and s == max(known)
-                )
-                self.longest[name] = piece.rows[at], max(known)
+        names = set(devices)
+        for name in names:
+            own = range(len(devices)) if len(names) == 1 else [i for i, device in enumerate(devices) if device == name]
+            known = [(seconds[i] or 0.0, i) for i in own]
+            self.time_s[name] += fsum(spent_s for spent_s, _ in known)
+            longest_s, at = max(known)
+            if longest_s > self.longest.get(name, (0, 0.0))[1]:
+                self.longest[name] = piece.rows[at], longest_s
 
     def _methods(self, piece: Piece) -> None:
         """Keep what is shared by time; a fit is of readings, and says how far off it may be."""

@@ -28,6 +28,9 @@ Tables = dict[str, bytes]
 def rich_report() -> Report:
     """Build a report with a counter's readings, two hours, a market factor and facts that the user declared."""
     report = sample_report()
+    gpu = report.ledgers[0]
+    end_raw = 1_000_000 + round(gpu.energy_j * 1e3)
+    counted = replace(gpu, counter_start_raw=1_000_000, counter_end_raw=end_raw, counter_unit_j=1e-3, counter_wraps=0)
     contract = identified(
         Factor(
             "", "grid_gwp", 8.0, "g{CO2e}/kW.h", "declared", "contract", "FRA", 2025, "lifecycle", "CO2e", "contract",
@@ -46,6 +49,7 @@ def rich_report() -> Report:
     hour_ns = report.start_unix_ns // HOUR_NS * HOUR_NS + HOUR_NS
     return replace(
         report,
+        ledgers=(counted, *report.ledgers[1:]),
         factors=(*report.factors, contract),
         impacts=(*report.impacts, *bought),
         start_unix_ns=hour_ns - 10_000_000_789,  # ten seconds before the hour

@@ -91,30 +91,20 @@ def _ledger(curve: EnergyCurve, depth: int, rng: np.random.Generator, duration_s
     joules[-1] = curve.total_j - fsum(joules[:-1])
     known = "modelled" if curve.provenance == "modelled" else "apportioned"
     entries = tuple(
-        Entry(curve.domain, fqn, phase, j, None, None, None, None, duration_s * j / curve.total_j, 0 if fqn == "(idle)" else 9,
-              "load_model" if known == "modelled" else "time_share", known)
+        Entry(curve.domain, fqn, phase, j, None, None, None, None, duration_s * j / curve.total_j,
+              0 if fqn == "(idle)" else 9, "load_model" if known == "modelled" else "time_share", known)
         for (fqn, phase), j in zip(slots, joules, strict=True)
     )  # fmt: skip
     return Ledger(
         curve.domain, curve.total_j, entries, curve.method, curve.provenance, duration_s, duration_s, curve.u_j,
-        **_readings(curve),
     )  # fmt: skip
-
-
-def _readings(curve: EnergyCurve) -> dict[str, float]:
-    """Return the counter's readings at both ends: microjoules of a package, millijoules of a GPU."""
-    if curve.method != "counter":
-        return {}
-    unit_j = 1e-6 if curve.domain.kind == "cpu" else 1e-3
-    ends = {"counter_start_raw": 0, "counter_end_raw": round(curve.total_j / unit_j)}
-    return {**ends, "counter_unit_j": unit_j, "counter_wraps": 0}
 
 
 def _meter(curve: EnergyCurve, node: int | None) -> Meter:
     measured = curve.provenance == "measured"
     sensor = {"gpu": "nvml_energy_counter", "cpu": "rapl"}.get(curve.domain.kind, "tdp_model")
     quantity = ("energy", "counter", "J") if measured else ("power", "power", "W")
-    channel = Channel(curve.domain, *quantity, 1e-3 if measured else 1.0, 100_000_000, sensor)
+    channel = Channel(curve.domain, *quantity, 1e-3 if measured else 1.0, 300_000_000_000, sensor)
     names = {"gpu": "NVIDIA H200", "cpu": "Xeon Platinum 8480+"}
     facts = (
         (("uuid", f"GPU-{node:04}-{curve.domain.index}"),) if curve.domain.kind == "gpu" and node is not None else ()

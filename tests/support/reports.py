@@ -199,7 +199,7 @@ def _ledger(curve: EnergyCurve) -> Ledger:
         entries=entries,
         method=curve.method,
         provenance=curve.provenance,
-        known_s=DURATION_S,
+        known_s=DURATION_S if curve.domain != CPU else 23.6,
         window_s=DURATION_S,
         energy_u_j={GPU: 12.0, CPU: 6.5, RAM: 40.0}[curve.domain],
         energy_lo_j=curve.total_j * 0.97,
@@ -207,21 +207,7 @@ def _ledger(curve: EnergyCurve) -> Ledger:
         static_w={GPU: 81.0, CPU: 31.0, RAM: None}[curve.domain],
         cross_check_j=curve.cross_check_j,
         sentence=f"{curve.domain}: {sentence[curve.domain]}.",
-        **_readings(curve),
     )
-
-
-def _readings(curve: EnergyCurve) -> dict[str, float]:
-    """Return the counter's readings at both ends: millijoules of a GPU, microjoules of a package that wraps once."""
-    if curve.method != "counter":
-        return {}
-    start, unit_j, modulus = {GPU: (1_000_000, 1e-3, 0), CPU: (4_000_000_000, 1e-6, 2**32)}[curve.domain]
-    wraps, end = (
-        divmod(start + round(curve.total_j / unit_j), modulus)
-        if modulus
-        else (0, start + round(curve.total_j / unit_j))
-    )
-    return {"counter_start_raw": start, "counter_end_raw": end, "counter_unit_j": unit_j, "counter_wraps": wraps}
 
 
 def _entries(curve: EnergyCurve) -> tuple[Entry, ...]:
@@ -270,8 +256,11 @@ def _steps(curves: tuple[EnergyCurve, ...]) -> tuple[Step, ...]:
 
 
 def _meters() -> tuple[Meter, ...]:
+    # Read so seldom that a run may hold no two readings: `rich_report` gives those of the GPU.
     def energy(domain: Domain, sensor: str, scale: float) -> Channel:
-        return Channel(domain, "energy", "counter", "J", scale, 100_000_000, sensor, 2**32 if domain == CPU else None)
+        return Channel(
+            domain, "energy", "counter", "J", scale, 12_000_000_000, sensor, 2**32 if domain == CPU else None
+        )
 
     gpu_facts = (("uuid", UUID), ("driver", "590.12"), ("power_limit_w", "700"))
     return (

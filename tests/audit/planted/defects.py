@@ -54,7 +54,7 @@ def whole(table: str, rows: list[Cells]) -> list[Place]:
 
 def later(text: str, **shift: float) -> str:
     """Move a timestamp."""
-    moved = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ") + timedelta(**shift)
+    moved = datetime.fromisoformat(text) + timedelta(**shift)
     return moved.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -1050,8 +1050,8 @@ def meter_renamed(f: Forger, _: str) -> list[Place]:
 
 
 @plant("repriced", argument=(
-    "The first manifest is a file like any other: who rewrites it with the tables has made the first seal anew. Its hash "
-    "in a chain, or a signature, shows it."
+    "The first manifest is a file like any other: who rewrites it with the tables has made the first seal anew. Its "
+    "hash in a chain, or a signature, shows it."
 ))  # fmt: skip
 def measurement_and_first_seal_changed(f: Forger, _: str) -> list[Place]:
     before = f.other["original.MANIFEST.sha256"].decode()

@@ -106,7 +106,7 @@ class _Check:
     def unseen(self) -> Iterator[str]:
         """Yield what could not be looked at in a bundle of this version."""
         if self.facts.old:
-            yield f"the ids of factors, and which rows of impact.csv there must be: version {self.schema.version} had no rule"
+            yield f"whether factors have the ids of their contents: version {self.schema.version} had no rule"
         if self.newer:
             yield f"what is new in {text(self.facts.run, 'schema_version')}: this torchwatt knows {CURRENT.version}"
 

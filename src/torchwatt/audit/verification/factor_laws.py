@@ -1,4 +1,4 @@
-"""Factors: an id that is a hash of what they say, a unit and a value that their kind can have, and a row that uses them."""
+"""Factors: their id is a hash of what they say, their unit and value are of their kind, and a row uses them."""
 
 from __future__ import annotations
 

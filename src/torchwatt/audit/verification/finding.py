@@ -125,7 +125,7 @@ class Sealing:
         if not self.chain:
             yield "whether other runs were left out"
         else:
-            yield "whether runs were cut off the chain's end since, unless its head is kept elsewhere: --require-chain HEAD"
+            yield "whether runs were cut off the chain's end, unless its head is kept elsewhere: --require-chain HEAD"
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,13 +76,13 @@ class ImpactLaws:
     def _names(self, cells: Row) -> dict[str, float]:
         """Return what the names of a formula stand for; see `impact.formula` in the schema."""
         run = self.facts.run
-        method = {} if cells["accounting_method"] == "na" else {"accounting_method": "na"}
+        made = {**cells, "accounting_method": "na"}
         found = {
             "energy_j": self._energy_j(text(cells, "subject")),
             "duration_s": self.facts.duration_s(),
             "units": number(run, "functional_unit_count"),
             "usage": self.by_key.get(_key(cells, "usage")),
-            "embodied": self.by_key.get(_key(cells | method, "embodied")),
+            "embodied": self.by_key.get(_key(made, "embodied")),
         }
         device = self.facts.devices.get(text(cells, "subject").removeprefix("device:"))
         if device is not None:
@@ -169,8 +169,8 @@ class ImpactLaws:
     def _sum(self, cells: Row) -> tuple[str, ...]:
         """Return the formula of a total, or of a score: the usage's and the embodied's, of the same subject."""
         criterion = "gwp" if cells["criterion"] == "sci" else text(cells, "criterion")
-        usage = self.rows.get(_key(cells | {"criterion": criterion}, "usage"))
-        made = self.rows.get(_key(cells | {"criterion": criterion, "accounting_method": "na"}, "embodied"))
+        usage = self.rows.get(_key({**cells, "criterion": criterion}, "usage"))
+        made = self.rows.get(_key({**cells, "criterion": criterion, "accounting_method": "na"}, "embodied"))
         if usage is None or made is None:
             return ()
         both = f"{usage['formula']}+{made['formula']}"
@@ -212,10 +212,8 @@ class ImpactLaws:
     def _missing(self, group: Key, missing: set[str], subjects: Mapping[str, int]) -> None:
         scenario, criterion, method, phase = group
         for subject in sorted(missing):
-            self._tell(
-                "REFERENCE", min(subjects.values()), "subject", f"{subject} has no row of {criterion}, {phase}, {method}, {scenario}",
-                subject, ";".join(sorted(subjects)),
-            )  # fmt: skip
+            reason = f"{subject} has no row of {criterion}, {phase}, {method}, {scenario}"
+            self._tell("REFERENCE", min(subjects.values()), "subject", reason, subject, ";".join(sorted(subjects)))
 
     def _devices(self, subjects: Mapping[str, int]) -> None:
         """The run's hardware is that of the devices that have rows."""
@@ -298,8 +296,8 @@ class ImpactLaws:
 
     def _parts(self, cells: Row) -> tuple[dict[str, float], dict[str, Ends]]:
         criterion = "gwp" if cells["criterion"] == "sci" else text(cells, "criterion")
-        usage = self.rows[_key(cells | {"criterion": criterion}, "usage")]
-        made = self.rows[_key(cells | {"criterion": criterion, "accounting_method": "na"}, "embodied")]
+        usage = self.rows[_key({**cells, "criterion": criterion}, "usage")]
+        made = self.rows[_key({**cells, "criterion": criterion, "accounting_method": "na"}, "embodied")]
         rows = {"usage": usage, "embodied": made}
         values = {name: number(row, "value") or 0.0 for name, row in rows.items()}
         return values, {name: (number(row, "lo"), number(row, "hi")) for name, row in rows.items()}

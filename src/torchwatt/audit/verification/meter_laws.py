@@ -34,6 +34,8 @@ MOST_OFF_STATIC = 1.5  # a quiet moment before the run is known so well
 # sensors may differ by more, but by no factor of 3.
 CROSS_CHECK_S, CROSS_CHECK_REL = 5.0, 0.25
 SHORT_S, SHORT_FACTOR = 0.5, 3.0
+# What says that two routes to the same joules are apart.
+APART = METER_LOSSES | {"CROSS_CHECK", "SCOPE_UNKNOWN", "MODULE_COUNTER"}
 HOLE_NS, HOLE_REL = 2_000_000_000, 10.0
 EDGE_NS = 1_000_000
 COUNTER_CELLS = ("start_raw", "end_raw", "unit_j", "wraps", "modulus_raw", "difference_j", "gap_j")
@@ -142,7 +144,7 @@ class MeterLaws:
             )
 
     def _gap(self, name: str, row: Row, unit_j: float, difference_j: float) -> None:
-        """Joules beyond the two readings are those of a publication at each end, or an event says where they are from."""
+        """Joules beyond the two readings are of a publication at each end, or an event says where they come from."""
         energy_j = number(row, "energy_j")
         if energy_j is None:
             return
@@ -151,10 +153,8 @@ class MeterLaws:
             allowed_j = min(allowed_j, 2 * PUBLICATIONS * self.facts.curves[name].largest_j + 2 * unit_j)
         gap_j = energy_j - difference_j
         if abs(gap_j) > allowed_j and not self.facts.events_of(name, METER_LOSSES):
-            self._tell(
-                name, "LAW", "counter_gap_j", "is more than a counter's publications at both ends, and no event says why",
-                f"at most {allowed_j:.6g}", gap_j,
-            )  # fmt: skip
+            reason = "is more than a counter's publications at both ends, and no event says why"
+            self._tell(name, "LAW", "counter_gap_j", reason, f"at most {allowed_j:.6g}", gap_j)
 
     def _wraps(self, name: str, wraps: int) -> None:
         curve = self.facts.curves.get(name)
@@ -190,13 +190,10 @@ class MeterLaws:
                 name, "LAW", "static_w", "is more than the mean power of the run", f"at most {most_w:.6g}", static_w
             )
         apart = number(row, "cross_check_rel_diff")
-        if apart is not None and _far(apart, known_s) and not self.facts.merged:
-            if not self.facts.events_of(
-                name, frozenset({"CROSS_CHECK", "SCOPE_UNKNOWN", "MODULE_COUNTER"}) | METER_LOSSES
-            ):
-                self._tell(
-                    name, "LAW", "cross_check_rel_diff", "is far from 0, and no event CROSS_CHECK says so", "", apart
-                )
+        told = self.facts.merged or self.facts.events_of(name, APART)
+        if apart is not None and _far(apart, known_s) and not told:
+            reason = "is far from 0, and no event CROSS_CHECK says so"
+            self._tell(name, "LAW", "cross_check_rel_diff", reason, "", apart)
 
     # How much of the run is known
 
@@ -227,10 +224,8 @@ class MeterLaws:
         hole = curve.hole_ns > max(HOLE_NS, HOLE_REL * curve.usual_ns)
         missed = number(self.facts.run, "sampler_missed") or 0
         if hole and not told and not missed:
-            self.findings.add(
-                "LAW", self.facts.sample_file, f"{name} has no reading for {curve.hole_ns / 1e9:.3g} s, and no event says so",
-                row=curve.hole_row, column="t_ns",
-            )  # fmt: skip
+            reason = f"{name} has no reading for {curve.hole_ns / 1e9:.3g} s, and no event says so"
+            self.findings.add("LAW", self.facts.sample_file, reason, row=curve.hole_row, column="t_ns")
 
     def _boundary(self) -> None:
         """What could not be metered is named by the run and says why."""

@@ -55,24 +55,30 @@ def check_chain(
     _links(links, chain.name, findings)
     if required is not None:
         _head(links, chain.name, required, findings)
+    mine = _line_of(links, chain.name, said, manifest_sha256, findings)
+    if runs is not None:
+        _runs(links, chain.name, runs, findings)
+        _strangers(links, chain.name, runs, findings)
+    if mine is None:
+        return Sealing()
+    return Sealing(chain=chain.name, place=mine.index + 1, length=len(links), head=links[-1].chain_sha256)
+
+
+def _line_of(
+    links: tuple[Link, ...], file: str, said: Mapping[str, Any], manifest_sha256: str, findings: Findings
+) -> Link | None:
+    """Return the line of this bundle, which must be about its manifest."""
     mine = [link for link in links if link.chain_sha256 == said.get("chain_sha256")]
     if not mine:
-        findings.add(
-            "CHAIN", chain.name, "has no line for this bundle", expected=said.get("chain_sha256") or "a line",
-        )  # fmt: skip
+        findings.add("CHAIN", file, "has no line for this bundle", expected=said.get("chain_sha256") or "a line")
     for link in mine:
         told = (said.get("run_id"), said.get("prev_chain_sha256"), manifest_sha256)
         if (link.run_id, link.prev_chain_sha256, link.manifest_sha256) != told:
             findings.add(
-                "CHAIN", chain.name, "its line for this bundle is about other files", row=link.index + 1,
+                "CHAIN", file, "its line for this bundle is about other files", row=link.index + 1,
                 column="manifest_sha256", expected=manifest_sha256, found=link.manifest_sha256,
             )  # fmt: skip
-    if runs is not None:
-        _runs(links, chain.name, runs, findings)
-        _strangers(links, chain.name, runs, findings)
-    if not mine:
-        return Sealing()
-    return Sealing(chain=chain.name, place=mine[-1].index + 1, length=len(links), head=links[-1].chain_sha256)
+    return mine[-1] if mine else None
 
 
 def _head(links: tuple[Link, ...], file: str, required: str, findings: Findings) -> None:

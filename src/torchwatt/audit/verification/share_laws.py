@@ -26,6 +26,7 @@ _INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 _OF_MODULE = ("module_class", "params", "param_bytes")
 MOST_MODULES = 1 << 16  # that are remembered
 _Group = tuple[object, ...]
+_Cells = tuple[str, str, str, object, object, object, float, float]
 
 
 class ShareLaws:
@@ -112,25 +113,20 @@ class ShareLaws:
         rows = zip(
             piece.rows, methods, piece.columns["time_share_j"], *(piece.columns[c] for c in columns), strict=True
         )
-        for row, method, shared_j, device, name, phase, class_name, params, size, seconds, joules in rows:
+        for row, method, shared_j, *cells in rows:
             if method not in BY_TIME or row in piece.bad:
                 continue
-            self.by_time.add(str(device))
-            device, name, seconds, joules = str(device), str(name), cast("float", seconds), cast("float", joules)
+            device, name, phase, class_name, params, size, seconds, joules = cast("_Cells", cells)
+            self.by_time.add(device)
             if name in APART:
                 self.apart[device] = self.apart[device][0] + joules, self.apart[device][1] + seconds
                 continue
             if shared_j is not None and method == "time_share":
                 self.shared.setdefault(device, row)
-                if not same(
-                    cast("float", shared_j),
-                    joules,
-                    rel=1e-6,
-                    scale=number(self.facts.devices.get(device, {}), "energy_j") or 0.0,
-                ):
-                    self._tell(
-                        row, "DERIVED", "time_share_j", "is not energy_self_j of a row shared by time", joules, shared_j
-                    )
+                scale = number(self.facts.devices.get(device, {}), "energy_j") or 0.0
+                if not same(cast("float", shared_j), joules, rel=1e-6, scale=scale):
+                    reason = "is not energy_self_j of a row shared by time"
+                    self._tell(row, "DERIVED", "time_share_j", reason, joules, shared_j)
             if class_name is not None and _INDEX.search(name):  # alike modules share what they use
                 key = device, (phase, _INDEX.sub("*", name), class_name, params, size)
                 found = self.alike.setdefault(key, [0.0, 0.0, row])
@@ -230,9 +226,8 @@ class ShareLaws:
         most_s = self.facts.duration_s() * ranks * TIME_REL + TIME_S * ranks
         for device, spent_s in self.time_s.items():
             if kind_of(device) in HOST_KINDS and spent_s > most_s:
-                self._tell(
-                    None, "SUM", "time_self_s", f"rows of {device} took longer than the run", f"at most {most_s!r}", spent_s
-                )  # fmt: skip
+                reason = f"rows of {device} took longer than the run"
+                self._tell(None, "SUM", "time_self_s", reason, f"at most {most_s!r}", spent_s)
         for row, spent_s in self.longest.values():
             if spent_s > most_s:
                 self._tell(row, "LAW", "time_self_s", "took longer than the run", f"at most {most_s!r}", spent_s)

@@ -926,6 +926,15 @@ def everything_halved_with_its_readings(f: Forger, _: str) -> list[Place]:
     return [("device", row)]
 
 
+@plant("counter", argument=(
+    "A counter that started again has joules that its readings lack, and an event that says so: a forger can write it."
+))  # fmt: skip
+def joules_taken_off_with_an_event_that_excuses_it(f: Forger, _: str) -> list[Place]:
+    f.scale("cpu:0", 0.9)
+    f.add_event("COUNTER_RESET", "cpu:0")
+    return [("device", f.row("device", device_id="cpu:0"))]
+
+
 @plant("cpu", argument="A modelled run has no readings; a model of a smaller machine writes these very cells.")
 def modelled_run_halved(f: Forger, _: str) -> list[Place]:
     for row in f.metered():

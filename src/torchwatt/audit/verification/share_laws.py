@@ -43,7 +43,7 @@ class ShareLaws:
         self.alike: dict[tuple[str, _Group], list[float]] = {}  # joules, seconds and first row
         self.longest: dict[str, tuple[int, float]] = {}
         self.modules: dict[str, tuple[object, ...]] = {}
-        self.statics = {name: number(row, "static_w") for name, row in facts.devices.items()}
+        self.static_parts = {name: number(row, "static_w") for name, row in facts.devices.items()}
 
     def look(self, piece: Piece) -> None:
         """Check the rows of one piece."""
@@ -158,15 +158,15 @@ class ShareLaws:
             )  # fmt: skip
 
     def _static(self, piece: Piece) -> None:
-        statics = piece.numbers("energy_static_j")
-        if not any(statics):
+        static_parts = piece.numbers("energy_static_j")
+        if not any(static_parts):
             return
-        columns = zip(piece.rows, statics, piece.numbers("energy_self_j"), piece.numbers("time_self_s"),
+        columns = zip(piece.rows, static_parts, piece.numbers("energy_self_j"), piece.numbers("time_self_s"),
                       cast("list[str]", piece.columns["device_id"]), strict=True)  # fmt: skip
         for row, static_j, joules, seconds, device in columns:
             if static_j is None or joules is None or row in piece.bad:
                 continue
-            static_w = self.statics.get(device)
+            static_w = self.static_parts.get(device)
             limits = [joules] if static_w is None or seconds is None else [joules, static_w * seconds]
             if static_j > max(min(limits), 0.0) * (1 + 1e-9) + 1e-9:
                 self._tell(

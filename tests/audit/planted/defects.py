@@ -477,7 +477,6 @@ def sure_rows_of_an_unsure_kind(f: Forger, table: str) -> list[Place]:
     return [(table, row)]
 
 
-@plant("cpu", "half")
 @plant("imported", "half", "a tenth")
 def time_share_not_by_time(f: Forger, what: str) -> list[Place]:
     """Move joules from one layer to another that took as long; every sum and share stays right."""

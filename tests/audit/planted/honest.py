@@ -49,12 +49,12 @@ import json, time, torch, torchwatt as tw
 model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
 optimizer = torch.optim.SGD(model.parameters(), 0.1)
 with tw.profile(model, region="FRA", pue=1.2, csv={target!r}) as run:
-    for _ in range(20):
+    for _ in range(40):
         model(torch.ones(8, 32)).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         time.sleep(0.02)
-    run.count("sample", 160)
+    run.count("sample", 320)
 print(json.dumps(run.status))
 """
 

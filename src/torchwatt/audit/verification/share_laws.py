@@ -127,8 +127,8 @@ class ShareLaws:
                 if not same(cast("float", shared_j), joules, rel=1e-6, scale=scale):
                     reason = "is not energy_self_j of a row shared by time"
                     self._tell(row, "DERIVED", "time_share_j", reason, joules, shared_j)
-            if class_name is not None and _INDEX.search(name):  # alike modules share what they use
-                key = device, (phase, _INDEX.sub("*", name), class_name, params, size)
+            if class_name is not None and (place := _INDEX.sub("*", name)) != name:  # alike modules share what they use
+                key = device, (phase, place, class_name, params, size)
                 found = self.alike.setdefault(key, [0.0, 0.0, row])
                 found[0] += joules
                 found[1] += seconds

@@ -126,6 +126,20 @@ def test_an_overlap_that_a_clock_hides_is_in_the_readings():
     assert fsum(added(first, set_on).values()) == pytest.approx(150.0)
 
 
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(10**7, 2 * 10**8), min_size=40, max_size=40), st.data())
+def test_a_counter_that_wraps_is_unwrapped(origin, used_uj, data):
+    modulus = 2**32
+    runs, seconds = [], set()
+    for number in range(3):
+        start = data.draw(st.integers(0, 38))
+        end = data.draw(st.integers(start + 1, 40))
+        seconds |= set(range(start, end))
+        before, used = (origin + sum(used_uj[:start])) % modulus, sum(used_uj[start:end])
+        counter = Counter(before, before + used, 1e-6, modulus)
+        runs.append(run(f"r{number}", start, end + number * 1e-9, replace(device(used / 1e6), counter=counter)))
+    assert fsum(added(*runs).values()) == pytest.approx(sum(used_uj[second] for second in seconds) / 1e6)
+
+
 def test_a_meter_of_the_whole_machine_has_the_joules_of_its_card():
     node = run("n", 0, 100, device(5000.0, key="meter", kind="node", device_id="node"))
     card = run("g", 10, 20, device(300.0))

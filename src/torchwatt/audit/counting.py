@@ -34,7 +34,10 @@ Interval = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """The first and the last reading of a counter in a run, in its own unit; it did not wrap in between."""
+    """The first and the last reading of a counter in a run, in its own unit, the last one unwrapped.
+
+    `modulus_raw` is where the counter wraps, 0: never.
+    """
 
     start_raw: int
     end_raw: int
@@ -325,30 +328,44 @@ def _shared(ordered: Sequence[_Metered]) -> tuple[dict[tuple[str, str], float], 
 
 def _common(metered: _Metered, near: Sequence[_Metered]) -> tuple[dict[tuple[str, str], Interval], Interval]:
     """Return what others have in common with a device, by (run, device), on the counter's axis or else that of time."""
-    mine = _raw(metered)
-    if mine[1] > mine[0] and all(_one_count(metered, other) for other in near):
-        found = {other.key: _cut(_raw(other), mine) for other in near}
+    counter = metered.device.counter
+    raw = {other.key: _raw_beside(metered, other) for other in near}
+    readings = {key: interval for key, interval in raw.items() if interval is not None}
+    if counter is not None and len(readings) == len(raw):
+        mine = counter.start_raw, counter.end_raw
+        found = {key: _cut(interval, mine) for key, interval in readings.items()}
         return {key: (lo, hi) for key, (lo, hi) in found.items() if hi > lo}, mine
-    apart = {o.key for o in near if _one_count(metered, o) and _is_apart(_raw(metered), _raw(o))}
+    apart = {key for key, interval in readings.items() if counter is not None and _is_apart(counter, interval)}
     found = {other.key: _cut(other.time, metered.time) for other in near if other.key not in apart}
     return {key: (lo, hi) for key, (lo, hi) in found.items() if hi - lo > TOUCHING_NS}, metered.time
 
 
-def _one_count(one: _Metered, other: _Metered) -> bool:
-    """Return whether the raw readings of two runs are of one counter and can be compared."""
-    a, b = one.device.counter, other.device.counter
-    same = a is not None and b is not None and (a.unit_j, a.modulus_raw) == (b.unit_j, b.modulus_raw)
-    return same and one.own == other.own and _raw(other)[1] > _raw(other)[0]
-
-
-def _is_apart(one: Interval, other: Interval) -> bool:
-    lo, hi = _cut(one, other)
+def _is_apart(counter: Counter, interval: Interval) -> bool:
+    lo, hi = _cut((counter.start_raw, counter.end_raw), interval)
     return hi <= lo
 
 
-def _raw(metered: _Metered) -> Interval:
-    counter = metered.device.counter
-    return (counter.start_raw, counter.end_raw) if counter is not None else (0, 0)
+def _raw_beside(one: _Metered, other: _Metered) -> Interval | None:
+    """Return another run's readings on the axis of a run's own; None where they are not of one counter, or none moved.
+
+    A counter that wraps says where it was up to its modulus; the time between the runs says which one, where less than
+    one modulus can have been counted meanwhile.
+    """
+    a, b = one.device.counter, other.device.counter
+    if a is None or b is None or one.own != other.own or (a.unit_j, a.modulus_raw) != (b.unit_j, b.modulus_raw):
+        return None
+    used = (a.end_raw - a.start_raw, b.end_raw - b.start_raw)
+    if min(used) <= 0:
+        return None
+    if not a.modulus_raw:
+        return b.start_raw, b.end_raw
+    apart_ns = other.time[0] - one.time[0]
+    rates = [raw / max(m.time[1] - m.time[0], 1) for raw, m in zip(used, (one, other), strict=True)]
+    if abs(apart_ns) * max(rates) >= a.modulus_raw:
+        return None
+    expected = a.start_raw + apart_ns * (rates[0] if apart_ns > 0 else rates[1])
+    start_raw = b.start_raw + round((expected - b.start_raw) / a.modulus_raw) * a.modulus_raw
+    return start_raw, start_raw + used[1]
 
 
 def _cut(one: Interval, other: Interval) -> Interval:

@@ -51,11 +51,12 @@ def _device(row: Row) -> CountedDevice:
 
 
 def _counter(row: Row) -> Counter | None:
-    found = [row[name] for name in ("counter_start_raw", "counter_end_raw", "counter_unit_j", "counter_modulus_raw")]
-    start, end, unit_j, modulus = found
-    if row["counter_wraps"] or not (isinstance(start, int) and isinstance(end, int) and isinstance(unit_j, float)):
+    found = [row.get(name) for name in ("counter_start_raw", "counter_end_raw", "counter_wraps", "counter_modulus_raw")]
+    start, end, wraps, modulus = (value if isinstance(value, int) else None for value in found)
+    unit_j = number(row, "counter_unit_j")
+    if start is None or end is None or unit_j is None or (wraps and not modulus):
         return None
-    return Counter(start, end, unit_j, modulus if isinstance(modulus, int) else 0)
+    return Counter(start, end + (wraps or 0) * (modulus or 0), unit_j, modulus or 0)
 
 
 def text_of(run: CountedRun) -> str:

@@ -2,9 +2,9 @@
 
 PYTHONPATH=. python benchmarks/fleet.py [--bundles 5000] [--jobs 2] [--runs DIR] [--shared]
 
-`--runs` keeps the bundles, or takes them where they were kept. TMPDIR says where the rest goes. `--shared`: another fleet,
-whose processes share cards and packages, with copies under new ids and one bundle in fifty broken in one of ten ways; four
-programs ingest all of it at once, and every sum is compared with what the devices used.
+`--runs` keeps the bundles, or takes them where they were kept. TMPDIR says where the rest goes. `--shared`: another
+fleet, whose processes share cards and packages, with copies under new ids and one bundle in fifty broken in one of ten
+ways; four programs ingest all of it at once, and every sum is compared with what the devices used.
 """
 
 import argparse
@@ -87,7 +87,8 @@ def main():
     parser.add_argument("--shared", action="store_true")
     asked = parser.parse_args()
     if asked.shared:
-        return count_once(asked.bundles, asked.jobs)
+        count_once(asked.bundles, asked.jobs)
+        return
     with tempfile.TemporaryDirectory() as name:
         runs, lake = asked.runs or Path(name) / "runs", open_lake(Path(name) / "lake")
         if not runs.exists():

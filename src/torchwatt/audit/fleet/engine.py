@@ -178,7 +178,10 @@ def _counts(connection: duckdb.DuckDBPyConnection) -> pa.Table:
 
     # A run that two writers put under two projects is in `v_run` once, and so it is here.
     runs = dict(connection.execute("SELECT run_id, lake_metered FROM lake_run ORDER BY project DESC").fetchall())
-    shares = count_once(run_of_text(metered, run_id) for run_id, metered in runs.items())
+    try:
+        shares = count_once([run_of_text(metered, run_id) for run_id, metered in runs.items()])
+    except BundleError as error:
+        raise BundleError(f"the lake's `run` is damaged: {error}; see `torchwatt fleet verify`") from error
     rows = [row for run_id, share in sorted(shares.items()) for row in _count_rows(run_id, share)]
     fields = [("run_id", pa.string()), ("device_id", pa.string()), ("adds", pa.string()), ("share", pa.float64())]
     fields += [("energy_j", pa.float64()), ("seconds", pa.float64()), ("others", pa.list_(pa.string()))]

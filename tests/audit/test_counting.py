@@ -81,7 +81,18 @@ def test_what_is_kept_as_text_is_the_same_run(cards, picks):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", "null", '["a",1,2,3,[[1]],[],[],false]', '["a",1.5,2,3,[],[],[],0]']
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        "null",
+        "[" * 100_000,
+        '["a",1,2,NaN,[],[],[],false]',
+        '["a",1,2,3,[["g","gpu",1,"","","",{}]],[],[],false]',
+        '["a",1,2,3,[[1]],[],[],false]',
+        '["a",1.5,2,3,[],[],[],0]',
+    ],
 )
 def test_what_is_no_such_text_is_refused(content):
     with pytest.raises(BundleError, match="is not what a run metered"):
@@ -126,7 +137,7 @@ def test_an_overlap_that_a_clock_hides_is_in_the_readings():
     assert fsum(added(first, set_on).values()) == pytest.approx(150.0)
 
 
-@given(st.integers(0, 2**32 - 1), st.lists(st.integers(10**7, 2 * 10**8), min_size=40, max_size=40), st.data())
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 10**8), min_size=40, max_size=40), st.data())
 def test_a_counter_that_wraps_is_unwrapped(origin, used_uj, data):
     modulus = 2**32
     runs, seconds = [], set()

@@ -103,6 +103,7 @@ class RunShare:
     seconds: float
     shares: Mapping[str, float] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    identified: bool = True  # False: nobody could tell whether a device of it is another run's
 
     @property
     def share(self) -> float:
@@ -139,7 +140,8 @@ def count_once(runs: Iterable[CountedRun]) -> dict[str, RunShare]:
         once_j = fsum(d.energy_j * mine[d.device_id] for d in run.devices) if run.devices else None
         taken_ns = _covered([times[name] for name in beside if name in times], (run.start_ns, run.end_ns))
         seconds = 0.0 if state in NOTHING else max(run.duration_s - taken_ns / NS_PER_S, 0.0)
-        found[run.name] = RunShare(state, told_j, once_j, seconds, mine, tuple(sorted(beside)))
+        known = all(device.key for device in run.devices)
+        found[run.name] = RunShare(state, told_j, once_j, seconds, mine, tuple(sorted(beside)), known)
         if state not in NOTHING:
             times[run.name] = (run.start_ns, run.end_ns)
     return found
@@ -348,24 +350,34 @@ def _is_apart(counter: Counter, interval: Interval) -> bool:
 def _raw_beside(one: _Metered, other: _Metered) -> Interval | None:
     """Return another run's readings on the axis of a run's own; None where they are not of one counter, or none moved.
 
-    A counter that wraps says where it was up to its modulus; the time between the runs says which one, where less than
-    one modulus can have been counted meanwhile.
+    A counter that wraps says where it was up to its modulus. The later of two runs at one time began within what the
+    earlier one counted: where that is less than a modulus there is one answer, else the time says which.
     """
     a, b = one.device.counter, other.device.counter
     if a is None or b is None or one.own != other.own or (a.unit_j, a.modulus_raw) != (b.unit_j, b.modulus_raw):
         return None
-    used = (a.end_raw - a.start_raw, b.end_raw - b.start_raw)
-    if min(used) <= 0:
+    used_raw = b.end_raw - b.start_raw
+    if min(a.end_raw - a.start_raw, used_raw) <= 0:
         return None
-    if not a.modulus_raw:
-        return b.start_raw, b.end_raw
-    apart_ns = other.time[0] - one.time[0]
-    rates = [raw / max(m.time[1] - m.time[0], 1) for raw, m in zip(used, (one, other), strict=True)]
-    if abs(apart_ns) * max(rates) >= a.modulus_raw:
-        return None
-    expected = a.start_raw + apart_ns * (rates[0] if apart_ns > 0 else rates[1])
-    start_raw = b.start_raw + round((expected - b.start_raw) / a.modulus_raw) * a.modulus_raw
-    return start_raw, start_raw + used[1]
+    start_raw = b.start_raw
+    if a.modulus_raw:
+        if one.time[0] >= other.time[1] or other.time[0] >= one.time[1]:
+            return a.end_raw, a.end_raw  # how often it wrapped between them is not known, and nothing is common
+        later = one.time[0] <= other.time[0]
+        offset_raw = _turned(one, other) if later else _turned(other, one)
+        start_raw = a.start_raw + (offset_raw if later else -offset_raw)
+    return start_raw, start_raw + used_raw
+
+
+def _turned(first: _Metered, later: _Metered) -> int:
+    """Return how much a counter that wraps had counted of the first run when the later one began."""
+    a, b = first.device.counter, later.device.counter
+    if a is None or b is None:
+        return 0
+    least, used = (b.start_raw - a.start_raw) % a.modulus_raw, a.end_raw - a.start_raw
+    passed = (later.time[0] - first.time[0]) / max(first.time[1] - first.time[0], 1)
+    turns = round((used * passed - least) / a.modulus_raw) if used >= a.modulus_raw else 0
+    return least + max(turns, 0) * a.modulus_raw
 
 
 def _cut(one: Interval, other: Interval) -> Interval:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import Any
 
 from torchwatt.audit.counting import CountedDevice, CountedRun, Counter
@@ -95,7 +96,7 @@ def run_of_text(content: str, name: str = "") -> CountedRun:
             tuple(map(_text, sources)),
             bool(overlaps),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
         raise BundleError(f"{content[:80]!r} is not what a run metered: {error}") from error
 
 
@@ -118,6 +119,6 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise TypeError(f"{value!r} is no number")
     return float(value)

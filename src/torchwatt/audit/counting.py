@@ -193,8 +193,8 @@ def _copies(ordered: Sequence[CountedRun]) -> dict[tuple[str, str], str]:
     for run in ordered:
         for name in {copies[key] for key in _keys(run) if key in copies}:
             # A copy under another date: what no counter tells apart goes with what one does.
-            same = {(d.device_id, d.energy_j) for d in by_name[name].devices}
-            copies |= {(run.name, d.device_id): name for d in run.devices if (d.device_id, d.energy_j) in same}
+            same = {(d.device_id, d.key, d.energy_j) for d in by_name[name].devices}
+            copies |= {(run.name, d.device_id): name for d in run.devices if (d.device_id, d.key, d.energy_j) in same}
     return copies
 
 

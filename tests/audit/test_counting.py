@@ -81,7 +81,18 @@ def test_what_is_kept_as_text_is_the_same_run(cards, picks):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", "null", '["a",1,2,3,[[1]],[],[],false]', '["a",1.5,2,3,[],[],[],0]']
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        "null",
+        "[" * 100_000,
+        '["a",1,2,NaN,[],[],[],false]',
+        '["a",1,2,3,[["g","gpu",1,"","","",{}]],[],[],false]',
+        '["a",1,2,3,[[1]],[],[],false]',
+        '["a",1.5,2,3,[],[],[],0]',
+    ],
 )
 def test_what_is_no_such_text_is_refused(content):
     with pytest.raises(BundleError, match="is not what a run metered"):
@@ -124,6 +135,20 @@ def test_an_overlap_that_a_clock_hides_is_in_the_readings():
     first = run("a", 0, 10, device(100.0, raw=(0, 100_000)))
     set_on = run("b", 12, 22, device(100.0, raw=(50_000, 150_000)))
     assert fsum(added(first, set_on).values()) == pytest.approx(150.0)
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 10**8), min_size=40, max_size=40), st.data())
+def test_a_counter_that_wraps_is_unwrapped(origin, used_uj, data):
+    modulus = 2**32
+    runs, seconds = [], set()
+    for number in range(3):
+        start = data.draw(st.integers(0, 38))
+        end = data.draw(st.integers(start + 1, 40))
+        seconds |= set(range(start, end))
+        before, used = (origin + sum(used_uj[:start])) % modulus, sum(used_uj[start:end])
+        counter = Counter(before, before + used, 1e-6, modulus)
+        runs.append(run(f"r{number}", start, end + number * 1e-9, replace(device(used / 1e6), counter=counter)))
+    assert fsum(added(*runs).values()) == pytest.approx(sum(used_uj[second] for second in seconds) / 1e6)
 
 
 def test_a_meter_of_the_whole_machine_has_the_joules_of_its_card():

@@ -34,7 +34,10 @@ Interval = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """The first and the last reading of a counter in a run, in its own unit; it did not wrap in between."""
+    """The first and the last reading of a counter in a run, in its own unit, the last one unwrapped.
+
+    `modulus_raw` is where the counter wraps, 0: never.
+    """
 
     start_raw: int
     end_raw: int
@@ -100,6 +103,7 @@ class RunShare:
     seconds: float
     shares: Mapping[str, float] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    identified: bool = True  # False: nobody could tell whether a device of it is another run's
 
     @property
     def share(self) -> float:
@@ -136,7 +140,8 @@ def count_once(runs: Iterable[CountedRun]) -> dict[str, RunShare]:
         once_j = fsum(d.energy_j * mine[d.device_id] for d in run.devices) if run.devices else None
         taken_ns = _covered([times[name] for name in beside if name in times], (run.start_ns, run.end_ns))
         seconds = 0.0 if state in NOTHING else max(run.duration_s - taken_ns / NS_PER_S, 0.0)
-        found[run.name] = RunShare(state, told_j, once_j, seconds, mine, tuple(sorted(beside)))
+        known = all(device.key for device in run.devices)
+        found[run.name] = RunShare(state, told_j, once_j, seconds, mine, tuple(sorted(beside)), known)
         if state not in NOTHING:
             times[run.name] = (run.start_ns, run.end_ns)
     return found
@@ -188,8 +193,8 @@ def _copies(ordered: Sequence[CountedRun]) -> dict[tuple[str, str], str]:
     for run in ordered:
         for name in {copies[key] for key in _keys(run) if key in copies}:
             # A copy under another date: what no counter tells apart goes with what one does.
-            same = {(d.device_id, d.energy_j) for d in by_name[name].devices}
-            copies |= {(run.name, d.device_id): name for d in run.devices if (d.device_id, d.energy_j) in same}
+            same = {(d.device_id, d.key, d.energy_j) for d in by_name[name].devices}
+            copies |= {(run.name, d.device_id): name for d in run.devices if (d.device_id, d.key, d.energy_j) in same}
     return copies
 
 
@@ -325,30 +330,54 @@ def _shared(ordered: Sequence[_Metered]) -> tuple[dict[tuple[str, str], float], 
 
 def _common(metered: _Metered, near: Sequence[_Metered]) -> tuple[dict[tuple[str, str], Interval], Interval]:
     """Return what others have in common with a device, by (run, device), on the counter's axis or else that of time."""
-    mine = _raw(metered)
-    if mine[1] > mine[0] and all(_one_count(metered, other) for other in near):
-        found = {other.key: _cut(_raw(other), mine) for other in near}
+    counter = metered.device.counter
+    raw = {other.key: _raw_beside(metered, other) for other in near}
+    readings = {key: interval for key, interval in raw.items() if interval is not None}
+    if counter is not None and len(readings) == len(raw):
+        mine = counter.start_raw, counter.end_raw
+        found = {key: _cut(interval, mine) for key, interval in readings.items()}
         return {key: (lo, hi) for key, (lo, hi) in found.items() if hi > lo}, mine
-    apart = {o.key for o in near if _one_count(metered, o) and _is_apart(_raw(metered), _raw(o))}
+    apart = {key for key, interval in readings.items() if counter is not None and _is_apart(counter, interval)}
     found = {other.key: _cut(other.time, metered.time) for other in near if other.key not in apart}
     return {key: (lo, hi) for key, (lo, hi) in found.items() if hi - lo > TOUCHING_NS}, metered.time
 
 
-def _one_count(one: _Metered, other: _Metered) -> bool:
-    """Return whether the raw readings of two runs are of one counter and can be compared."""
-    a, b = one.device.counter, other.device.counter
-    same = a is not None and b is not None and (a.unit_j, a.modulus_raw) == (b.unit_j, b.modulus_raw)
-    return same and one.own == other.own and _raw(other)[1] > _raw(other)[0]
-
-
-def _is_apart(one: Interval, other: Interval) -> bool:
-    lo, hi = _cut(one, other)
+def _is_apart(counter: Counter, interval: Interval) -> bool:
+    lo, hi = _cut((counter.start_raw, counter.end_raw), interval)
     return hi <= lo
 
 
-def _raw(metered: _Metered) -> Interval:
-    counter = metered.device.counter
-    return (counter.start_raw, counter.end_raw) if counter is not None else (0, 0)
+def _raw_beside(one: _Metered, other: _Metered) -> Interval | None:
+    """Return another run's readings on the axis of a run's own; None where they are not of one counter, or none moved.
+
+    A counter that wraps says where it was up to its modulus. The later of two runs at one time began within what the
+    earlier one counted: where that is less than a modulus there is one answer, else the time says which.
+    """
+    a, b = one.device.counter, other.device.counter
+    if a is None or b is None or one.own != other.own or (a.unit_j, a.modulus_raw) != (b.unit_j, b.modulus_raw):
+        return None
+    used_raw = b.end_raw - b.start_raw
+    if min(a.end_raw - a.start_raw, used_raw) <= 0:
+        return None
+    start_raw = b.start_raw
+    if a.modulus_raw:
+        if one.time[0] >= other.time[1] or other.time[0] >= one.time[1]:
+            return a.end_raw, a.end_raw  # how often it wrapped between them is not known, and nothing is common
+        later = one.time[0] <= other.time[0]
+        offset_raw = _turned(one, other) if later else _turned(other, one)
+        start_raw = a.start_raw + (offset_raw if later else -offset_raw)
+    return start_raw, start_raw + used_raw
+
+
+def _turned(first: _Metered, later: _Metered) -> int:
+    """Return how much a counter that wraps had counted of the first run when the later one began."""
+    a, b = first.device.counter, later.device.counter
+    if a is None or b is None:
+        return 0
+    least, used = (b.start_raw - a.start_raw) % a.modulus_raw, a.end_raw - a.start_raw
+    passed = (later.time[0] - first.time[0]) / max(first.time[1] - first.time[0], 1)
+    turns = round((used * passed - least) / a.modulus_raw) if used >= a.modulus_raw else 0
+    return least + max(turns, 0) * a.modulus_raw
 
 
 def _cut(one: Interval, other: Interval) -> Interval:

@@ -64,6 +64,6 @@ def _group(group: Group) -> Iterator[str]:
             words.append(f"{format_mass(grams)} CO2e {method}-based")
     yield f"{group.project} {group.month}: {', '.join(words)}"
     for why in total.shared:
-        yield f"    counted once: {why}"
+        yield f"    each joule once: {why}"
     for why in total.refused:
         yield f"    not added: {why}"

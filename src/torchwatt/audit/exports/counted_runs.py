@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from math import isfinite
 from typing import Any
 
 from torchwatt.audit.counting import CountedDevice, CountedRun, Counter
@@ -51,11 +52,12 @@ def _device(row: Row) -> CountedDevice:
 
 
 def _counter(row: Row) -> Counter | None:
-    found = [row[name] for name in ("counter_start_raw", "counter_end_raw", "counter_unit_j", "counter_modulus_raw")]
-    start, end, unit_j, modulus = found
-    if row["counter_wraps"] or not (isinstance(start, int) and isinstance(end, int) and isinstance(unit_j, float)):
+    found = [row.get(name) for name in ("counter_start_raw", "counter_end_raw", "counter_wraps", "counter_modulus_raw")]
+    start, end, wraps, modulus = (value if isinstance(value, int) else None for value in found)
+    unit_j = number(row, "counter_unit_j")
+    if start is None or end is None or unit_j is None or (wraps and not modulus):
         return None
-    return Counter(start, end, unit_j, modulus if isinstance(modulus, int) else 0)
+    return Counter(start, end + (wraps or 0) * (modulus or 0), unit_j, modulus or 0)
 
 
 def text_of(run: CountedRun) -> str:
@@ -94,7 +96,7 @@ def run_of_text(content: str, name: str = "") -> CountedRun:
             tuple(map(_text, sources)),
             bool(overlaps),
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
         raise BundleError(f"{content[:80]!r} is not what a run metered: {error}") from error
 
 
@@ -117,6 +119,6 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise TypeError(f"{value!r} is no number")
     return float(value)

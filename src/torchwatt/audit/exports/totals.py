@@ -79,7 +79,7 @@ def total(runs: Iterable[Counted]) -> Total:
         location_g=None if energy_j is None or len(bases) > 1 else _grams(found, "location", refused),
         market_g=None if energy_j is None else _grams(found, "market", refused),
         refused=tuple(refused),
-        shared=tuple(_shared(everything)),
+        shared=(*_shared(everything), *_unidentified(found)),
         whole={other for run in found if run.share is not None for other in run.share.others}
         <= {run.name for run in everything},
     )
@@ -109,6 +109,11 @@ def _shared(runs: list[Counted]) -> Iterator[str]:
         same = f"{len(found)} shared the same devices at the same time" if len(found) > 1 else "1 shared its devices"
         once = f"counted once {once_j:.6g} J in {seconds:.6g} s (union of the intervals)"
         yield f"{same}: {told_j:.6g} J as they say, {once}"
+
+
+def _unidentified(runs: list[Counted]) -> Iterator[str]:
+    if found := [run for run in runs if run.share is not None and not run.share.identified]:
+        yield f"{_named(found)}: not all devices are identified; added, as no other run was beside them"
 
 
 def _named(runs: list[Counted]) -> str:

@@ -42,7 +42,7 @@ def check_lake(lake: Lake) -> tuple[Broken, ...]:
     """
     if damaged := tuple(_damaged(lake)) if lake.exists() else ():
         return damaged
-    with connect(lake) as connection:
+    with connect(lake, *(f"lake_{table}" for table in TABLES)) as connection:
         found = [
             Broken(law, *map(str, row))
             for law, statement in statements(sql_file("laws"))

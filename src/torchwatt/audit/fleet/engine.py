@@ -178,15 +178,20 @@ def _counts(connection: duckdb.DuckDBPyConnection) -> pa.Table:
 
     # A run that two writers put under two projects is in `v_run` once, and so it is here.
     runs = dict(connection.execute("SELECT run_id, lake_metered FROM lake_run ORDER BY project DESC").fetchall())
-    shares = count_once(run_of_text(metered, run_id) for run_id, metered in runs.items())
+    try:
+        shares = count_once([run_of_text(metered, run_id) for run_id, metered in runs.items()])
+    except BundleError as error:
+        raise BundleError(f"the lake's `run` is damaged: {error}; see `torchwatt fleet verify`") from error
     rows = [row for run_id, share in sorted(shares.items()) for row in _count_rows(run_id, share)]
     fields = [("run_id", pa.string()), ("device_id", pa.string()), ("adds", pa.string()), ("share", pa.float64())]
     fields += [("energy_j", pa.float64()), ("seconds", pa.float64()), ("others", pa.list_(pa.string()))]
+    fields += [("identified", pa.bool_())]
     return pa.Table.from_pylist(rows, pa.schema(fields))
 
 
 def _count_rows(run_id: str, found: RunShare) -> Iterator[dict[str, object]]:
     row = {"run_id": run_id, "adds": found.state, "others": list(found.others), "seconds": found.seconds}
+    row["identified"] = found.identified
     yield {**row, "device_id": "", "share": found.share, "energy_j": found.energy_j}
     for device_id, share in sorted(found.shares.items()):
         yield {**row, "device_id": device_id, "share": share, "energy_j": None}
@@ -197,7 +202,7 @@ def _counts_sql(lake: Lake) -> str:
     with connect(lake, COUNTS, "lake_run") as connection:
         rows = connection.table(COUNTS).fetchall()
     lines = ",\n".join(f"({', '.join(map(_literal, row))})" for row in rows)
-    columns = "run_id, device_id, adds, share, energy_j, seconds, others"
+    columns = "run_id, device_id, adds, share, energy_j, seconds, others, identified"
     head = (
         "-- What each run adds beside all others of this lake. After an ingest print this anew: until then the new\n"
         "-- runs are 'not compared'.\n"
@@ -209,6 +214,8 @@ def _counts_sql(lake: Lake) -> str:
 def _literal(value: object) -> str:
     if value is None:
         return "NULL::DOUBLE"
+    if isinstance(value, bool):
+        return str(value)
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]::VARCHAR[]"
     return f"{value!r}::DOUBLE" if isinstance(value, float) else "'" + str(value).replace("'", "''") + "'"

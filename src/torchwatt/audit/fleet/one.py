@@ -73,8 +73,8 @@ def _add(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
     run_id, started_at = text(bundle.run, "run_id"), when(bundle.run, "started_at")
     if bundle.run["status"] == "running":
         raise BundleError(f"run {run_id} was still running: its whole is not known yet")
-    before = there.get(run_id)
     path = part("run", found.project, started_at, run_id)
+    before = there.get(run_id) or (path if lake.files.read(path) is not None else None)  # added since we began
     if before is not None and (state := _same(lake, before, manifest_sha256, how)):
         return Outcome(found.directory, state)
     if before is not None and before != path:

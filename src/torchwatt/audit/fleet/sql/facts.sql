@@ -9,8 +9,8 @@ SELECT
     coalesce(lake_model, '(unknown)') AS model,
     coalesce(lake_boundary, '(nothing metered)') AS boundary,
     coalesce(counts.adds, 'not compared') AS adds,
-    counts.others AS others,
-    status, coalesce(counts.seconds, duration_s) AS duration_s,
+    counts.others AS others, coalesce(counts.identified, false) AS identified,
+    status, coalesce(counts.seconds, duration_s) AS duration_s, duration_s AS told_s,
     functional_unit AS unit,
     CASE WHEN counts.adds IN ('copy', 'part of a job') THEN NULL ELSE functional_unit_count END AS units,
     CASE WHEN counts.adds IS NULL OR counts.adds = 'yes' THEN energy_it_j ELSE counts.energy_j END AS energy_j,
@@ -59,7 +59,12 @@ SELECT
     run.project, run.month, run.boundary, run.adds, run.run_id, run.energy_j,
     impact.criterion, impact.phase, impact.accounting_method, impact.scenario,
     coalesce(impact.lake_basis, '') AS basis, coalesce(impact.ghg_scope, '') AS ghg_scope,
-    impact.value * run.share AS value, impact.unit
+    -- What was embodied goes with time and not with joules; a total of both cannot be parted.
+    CASE WHEN run.adds IN ('copy', 'part of a job') THEN 0 * impact.value
+        WHEN run.adds <> 'shared' THEN impact.value
+        WHEN impact.phase = 'usage' AND impact.criterion <> 'sci' THEN impact.value * run.share
+        WHEN impact.phase = 'embodied' THEN impact.value * run.duration_s / nullif(run.told_s, 0) END AS value,
+    impact.unit
 FROM lake_impact AS impact
 JOIN v_run AS run ON run.run_id = impact.run_id AND run.project = impact.project AND run.date = impact.date
 WHERE impact.subject = 'run';

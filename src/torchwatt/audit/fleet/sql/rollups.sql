@@ -13,6 +13,7 @@ SELECT
     count(*) AS runs,
     count(*) FILTER (energy_j IS NULL) AS n_unknown,
     count(*) FILTER (status <> 'complete') AS n_partial,
+    count(*) FILTER (NOT identified) AS n_unidentified,
     fsum(duration_s) / 3600 AS hours,
     fsum(energy_j) AS energy_j,
     fsum(told_j) AS told_j,

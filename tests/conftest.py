@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import ready
 from tests.support.powercap import FakePowercap
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -23,7 +24,8 @@ sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 REQUIRE_SIMHW = "TORCHWATT_REQUIRE_SIMHW"
 REQUIRE_TRACES = "TORCHWATT_REQUIRE_TRACES"
 # How long an example takes to make says how busy the machine is, and nothing about the code.
-settings.register_profile("torchwatt", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.register_profile("torchwatt", suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=30)
+settings.register_profile("heavy", settings.get_profile("torchwatt"), max_examples=300)  # by `make test-all`
 settings.load_profile("torchwatt")
 
 
@@ -76,9 +78,18 @@ def simnvml(simhw: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPat
     return module
 
 
+# The time of a scenario begins with the code, however long its process took to start.
+BEGINS_NOW = """
+import os, time
+from pathlib import Path
+path = Path(os.environ["SIMNVML_SCENARIO"])
+path.write_text("epoch %d\\n%s" % (time.time_ns(), path.read_text().partition("\\n")[2]))
+"""
+
+
 @pytest.fixture
 def run_sim(simnvml: ModuleType, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Return a runner: LD_LIBRARY_PATH must be set before a process starts, and the sampler inherits it."""
+    """Return a runner of code that finds the simulated library, as its sampler does, which inherits LD_LIBRARY_PATH."""
 
     def run(scenario: Any, code: str, **env: str) -> dict[str, Any]:
         env = {
@@ -86,7 +97,10 @@ def run_sim(simnvml: ModuleType, tmp_path: Path) -> Callable[..., dict[str, Any]
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # simulated GPUs have different names
             **env,
         }
-        return run_script(code, scenario.env(tmp_path / "scenario", simnvml.libdir, **env))
+        path = tmp_path / "scenario"
+        found = ready.run_script(BEGINS_NOW + code, scenario.env(path, simnvml.libdir, **env))
+        scenario.epoch = int(path.read_text().split()[1])
+        return found
 
     return run
 

@@ -124,6 +124,7 @@ export class LiveView extends View {
   private readonly layersAge = h('span', { class: 'tw-age' });
   private readonly clock = setInterval(() => this.drawAges(), AGES_MS);
   private waiting = false;
+  private ended = false;
 
   constructor(begin: Begin) {
     super();
@@ -158,6 +159,18 @@ export class LiveView extends View {
     }
   }
 
+  /** Say that the cell has ended and that its report is being made: nothing shown here grows old any more. */
+  settle(): void {
+    clearInterval(this.clock);
+    this.ended = true;
+    say(this.status, 'making the report');
+    for (const part of [this.figures.node, this.power.node, this.layers.node]) {
+      part.classList.remove('tw-stale');
+    }
+    say(this.age, '');
+    say(this.layersAge, '');
+  }
+
   /** Say that nothing more will come. */
   lost(reason: string): void {
     clearInterval(this.clock);
@@ -172,6 +185,9 @@ export class LiveView extends View {
 
   /** Grey what is older than it should be; also while no message comes. */
   private drawAges(): void {
+    if (this.ended) {
+      return;
+    }
     const ages = this.state.ages();
     const figures = ageText(ages.figures, FRESH.figures);
     const layers = ageText(ages.layers, FRESH.layers);

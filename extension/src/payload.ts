@@ -23,8 +23,6 @@ export interface Booked {
 export interface LayerRow extends Booked {
   readonly name: string;
   readonly parent: number | null;
-  /** Its order cannot be told from that of the layer with the next more joules. */
-  readonly tied?: boolean;
   /** Stands for so many modules of its parent that are not shown; `self_j` is what they used together. */
   readonly folded?: number;
   /** The sum of `total_j`, as Python rounds it; missing in reports of older versions. */

@@ -267,9 +267,9 @@ function makeRow(key: string): Drawn {
       });
       first.style.paddingLeft = `${6 + line.depth * 14}px`;
       say(twist, branch.children.length ? (line.open ? '▾' : '▸') : '');
-      say(name, branch.tied ? `${branch.name} ~` : branch.name);
+      say(name, line.tied ? `${branch.name} ~` : branch.name);
       say(kind, branch.className);
-      set(name, { title: branch.tied ? `${branch.fqn}: ${TIED}` : branch.fqn });
+      set(name, { title: line.tied ? `${branch.fqn}: ${TIED}` : branch.fqn });
     }
   };
 }

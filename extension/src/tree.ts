@@ -26,8 +26,6 @@ export interface Branch {
   readonly calls: number | null;
   readonly provenance: string | null;
   readonly children: readonly Branch[];
-  /** Its order cannot be told from that of the layer with the next more joules. */
-  readonly tied?: boolean;
 }
 
 /** Build the branches of a report: modules, most joules first, then reserved names. */
@@ -57,7 +55,6 @@ function branch(row: LayerRow, children: readonly Branch[]): Branch {
     parts: parts(row.total_j, row.static_j ?? {}),
     staticJ: staticOf(row.static_j ?? {}),
     staticWhole: row.static_whole ?? false,
-    tied: row.tied ?? false,
     children
   };
 }
@@ -180,6 +177,8 @@ export interface Line {
   readonly open: boolean;
   readonly siblings: number;
   readonly position: number;
+  /** Its order and that of the sibling above cannot be told apart: only where they are listed by what has an interval. */
+  readonly tied: boolean;
 }
 
 export interface Listing {
@@ -201,10 +200,12 @@ export function listing(
   let matches = 0;
   const visit = (list: readonly Branch[], depth: number): void => {
     const shown = words.length ? list.filter(one => within(one, words)) : list;
-    sorted(shown, key, descending).forEach((one, index) => {
+    sorted(shown, key, descending).forEach((one, index, all) => {
+      const above = key === 'self' && descending ? all[index - 1] : undefined;
       const open = one.children.length > 0 && (words.length > 0 || opened.has(one.key));
       matches += Number(!words.length || hit(one, words));
-      lines.push({ branch: one, depth, open, siblings: shown.length, position: index + 1 });
+      const tied = above !== undefined && mayComeBefore(one, above);
+      lines.push({ branch: one, depth, open, siblings: shown.length, position: index + 1, tied });
       if (open) {
         visit(one.children, depth + 1);
       }
@@ -212,6 +213,14 @@ export function listing(
   };
   visit(tops, 0);
   return { lines, matches };
+}
+
+/** Say whether the 90 % interval of the difference of two layers' own joules includes 0, as `tied` in Python. */
+function mayComeBefore(one: Branch, above: Branch): boolean {
+  if (!one.interval || !above.interval || one.selfJ === null || above.selfJ === null) {
+    return false;
+  }
+  return above.selfJ - one.selfJ <= Math.hypot(above.interval[1] - above.selfJ, one.interval[1] - one.selfJ);
 }
 
 function hit(one: Branch, words: readonly string[]): boolean {

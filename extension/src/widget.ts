@@ -25,6 +25,8 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
   const take = (message: { kind?: string }): void => {
     if (message.kind === 'beat') {
       view.take(message as unknown as Beat);
+    } else if (message.kind === 'settling') {
+      view.settle();
     }
   };
   const gone = (): void => {

@@ -94,6 +94,38 @@ describe('keys in a view are not for the notebook', () => {
   });
 });
 
+test('a live view says that the report is being made, and what it shows grows no older', () => {
+  vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance', 'requestAnimationFrame'] });
+  const view = new LiveView({ ...BEGIN, traces: true });
+  document.body.append(view.node);
+  view.take(beat([1]));
+  vi.advanceTimersByTime(1000);
+  expect(view.node.querySelector('.tw-stale')).not.toBeNull();
+  view.settle();
+  vi.advanceTimersByTime(5000);
+  expect(view.node.querySelector('.tw-status')?.textContent).toBe('making the report');
+  expect(view.node.querySelector('.tw-stale')).toBeNull();
+  expect(view.node.textContent).not.toMatch(/s old/);
+  view.dispose();
+  vi.useRealTimers();
+});
+
+test('a live view keeps a minute and one set of layers, however many messages a hidden tab was sent', () => {
+  const one = new LiveState({ ...BEGIN, traces: true });
+  for (let n = 0; n < 20_000; n++) {
+    one.take(
+      {
+        ...beat([n / 4]),
+        layers: { as_of_s: n / 4, layers: [row('a', null, n)], reserved: [], folded: null }
+      },
+      n
+    );
+  }
+  expect(one.columns().t_s.length).toBeLessThanOrEqual(242);
+  expect(one.freshLayers()?.as_of_s).toBe(19_999 / 4);
+  expect(one.freshLayers()).toBeNull();
+});
+
 test('a live view that gets no message greys what it shows and says how old it is', () => {
   vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance', 'requestAnimationFrame'] });
   const view = new LiveView({ ...BEGIN, traces: true });

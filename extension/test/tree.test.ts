@@ -37,14 +37,13 @@ describe('the tree', () => {
     ]);
   });
 
-  test('has no calls where they are not known, and marks an order that cannot be told', () => {
+  test('has no calls where they are not known', () => {
     const layers = [
-      { ...row('a', null, 5), calls: null, tied: true },
+      { ...row('a', null, 5), calls: null },
       { ...row('b', null, 4), calls: 7 }
     ];
     const [a, b] = branches({ layers, reserved: [], folded: null });
     expect([a && column(a, 'calls'), b && column(b, 'calls')]).toEqual([null, 7]);
-    expect([a?.tied, b?.tied]).toEqual([true, false]);
   });
 
   test('shows what was folded inside its parent, whose total is that of Python', () => {
@@ -80,6 +79,26 @@ describe('the listing', () => {
       .lines.filter(line => line.depth === 1)
       .map(line => line.branch.selfJ ?? -1);
     expect(values).toEqual([...values].sort((a, b) => b - a));
+  });
+
+  test('marks what may as well come before its sibling above, only where own joules order them', () => {
+    const within = (one: ReturnType<typeof row>, lo: number, hi: number) => ({
+      ...one,
+      interval_j: { forward: [lo, hi] as [number, number] }
+    });
+    const layers = [
+      within(row('a', null, 5), 4, 6),
+      within(row('b', null, 4), 3, 5),
+      within(row('c', null, 1), 0.9, 1.1),
+      row('d', null, 0.9)
+    ];
+    const tied = (key: 'self' | 'total', descending: boolean): string[] =>
+      listing(branches({ layers, reserved: [], folded: null }), new Set(), '', key, descending)
+        .lines.filter(line => line.tied)
+        .map(line => line.branch.key);
+    expect(tied('self', true)).toEqual(['b']); // 5 and 4, each +-1; 1 +- .1 is apart, of d no interval is known
+    expect(tied('self', false)).toEqual([]);
+    expect(tied('total', true)).toEqual([]);
   });
 
   test('puts the unknown last, whatever the direction', () => {

@@ -16,14 +16,14 @@ from torchwatt.core.terms import IDLE, UNATTRIBUTED, Slot
 
 BY_NAME = {case.name: case for case in CASES}
 SEED = 11  # not one of the benchmark's
-USUAL = ("T1", "T2", "T4", "T9", "T11")  # the plain one, and one of each way in which a sensor tells less
+USUAL = ("T1", "T4", "T9")  # the plain one, and two ways in which a sensor tells less
 every_case = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in USUAL else [pytest.mark.heavy]) for name in BY_NAME]
 )
 
 
 class Scores(dict):
-    """The twelve cases with one seed each, run when a test first asks for one; seven of them in `make test-all`."""
+    """The twelve cases with one seed each, run when a test first asks for one; nine of them in `make test-all`."""
 
     def __missing__(self, name):
         self[name] = score(BY_NAME[name].run(SEED))
@@ -51,7 +51,7 @@ def test_layers_are_known_as_well_as_promised(scores, name):
 
 @pytest.mark.slow
 def test_ninety_percent_intervals_hold_nine_times_in_ten(scores):
-    """Fits of some 70 classes: layers of one fit err together, so a sample of five is known to about 0.06."""
+    """Fits of some 70 classes: layers of one fit err together, so a sample of three is known to about 0.08."""
     assert scores.inside(USUAL) >= 0.78
 
 
@@ -89,9 +89,13 @@ def test_a_locked_phase_is_named_with_what_would_help():
 @pytest.mark.slow
 def test_the_sentence_names_the_kernel_that_the_readings_chose(scores):
     assert "nominal for a100" in scores["T1"].ledger.sentence
+    assert "one-second average" in scores["T9"].ledger.sentence
+
+
+@pytest.mark.heavy
+def test_the_sentence_names_what_the_readings_say_otherwise(scores):
     assert "low-pass" in scores["T2"].ledger.sentence
     assert "over nominal for a100" in scores["T2"].ledger.sentence
-    assert "one-second average" in scores["T9"].ledger.sentence
     assert "share the static power equally" in scores["T11"].ledger.sentence
 
 

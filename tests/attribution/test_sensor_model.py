@@ -136,8 +136,8 @@ def square_wave(sensor, *, on_s=0.037, off_s=0.036, minutes=0.4):
     [
         (Sensor(lag_s=0.004), 0.025, 0.0),
         (Sensor(window_s=0.002, tau_s=0.012, lag_s=0.001), 0.002, 0.012),
-        (Sensor(window_s=0.1, lag_s=0.02, noise_rel=0.002), 0.1, 0.0),
-        (Sensor(period_s=0.02, window_s=0.01, poll_s=0.002), 0.01, 0.0),
+        pytest.param(Sensor(window_s=0.1, lag_s=0.02, noise_rel=0.002), 0.1, 0.0, marks=pytest.mark.heavy),
+        pytest.param(Sensor(period_s=0.02, window_s=0.01, poll_s=0.002), 0.01, 0.0, marks=pytest.mark.heavy),
     ],
 )
 def test_a_square_wave_finds_period_window_low_pass_and_lag(sensor, window_s, tau_s):

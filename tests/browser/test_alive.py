@@ -64,7 +64,7 @@ KEYS = ("d", "d", "x", "a", "b", "m", "y", "r", "c", "v", "z", "0", "0", "ArrowD
 
 
 @pytest.mark.alone  # ages of what is shown
-@pytest.mark.parametrize("seconds", [15, pytest.param(60, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.heavy)])
 def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook, seconds):
     lab.open(
         notebook(BIG, f"%%energy -o run --region FRA\ntrain({seconds})", "print(done, run.report.step_count, longest)")

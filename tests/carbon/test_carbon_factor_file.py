@@ -136,3 +136,14 @@ def test_the_example_of_the_documentation_works(write):
     priced = price(usage(KWH_J), planned(factors=write(example)))
     assert {impact.criterion for impact in priced.impacts} == {"gwp", "sci"}
     assert found(priced, "run", "gwp", "total", "market").value > found(priced, "run", "gwp", "total", "location").value
+
+
+@pytest.mark.parametrize("number", ["\u0665\u0666", "\uff15\uff16", "5_6", "\u096b.\u0967", "5\u066b6"])
+@pytest.mark.parametrize("column", ["value", "lo", "hi", "data_year", "valid_from"])
+def test_digits_of_other_scripts_are_refused(write, number, column):
+    """Python would read them as 56; an auditor's spreadsheet would not."""
+    cells = {"kind": "grid_gwp", "value": "56", "unit": "g{CO2e}/kW.h", "source_name": "TSO", "lo": "50", "hi": "60"}
+    cells |= {"data_year": "2026", "valid_from": "2026-01-01T00:00:00Z"}
+    cells[column] = number if column != "valid_from" else f"20{number}-01-01T00:00:00Z"
+    with pytest.raises(FactorError, match=rf"column {column}: .*digits 0 to 9"):
+        planned(factors=write(",".join(cells) + "\n" + ",".join(cells.values()) + "\n"))

@@ -125,7 +125,7 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_one_module_of_all_can_open_a_connection_and_none_imports_it_by_itself():
+def test_one_module_of_all_can_open_a_connection_and_one_listens_and_none_imports_it_by_itself():
     import torchwatt
 
     root = Path(torchwatt.__file__).parent
@@ -136,5 +136,30 @@ def test_one_module_of_all_can_open_a_connection_and_none_imports_it_by_itself()
             able.add(path.relative_to(root).as_posix())
         if "torchwatt.carbon.electricity_maps_api" in names:
             users.add(path.relative_to(root).as_posix())
-    assert able == {"carbon/electricity_maps_api.py"}
+    assert able == {"carbon/electricity_maps_api.py", "metrics/endpoint.py"}  # which listens
     assert users == {"cli/reprice.py"}
+
+
+def test_an_answer_that_comes_byte_by_byte_is_given_up(monkeypatch):
+    """Each byte would start the time-out of a socket anew."""
+    import socket
+    import time
+
+    from torchwatt.carbon import electricity_maps_api
+
+    monkeypatch.setattr(electricity_maps_api, "OVERALL_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip():
+            link, _ = listening.accept()
+            try:
+                while True:
+                    link.sendall(b"H")
+                    time.sleep(0.05)
+            except OSError:
+                link.close()
+
+        threading.Thread(target=drip, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(FactorError, match=r"gave no answer: not within 0.5 s"):
+            fetch_hours([HOUR], zone="FR", token="t", at=NOON, url=url)  # noqa: S106  of nobody

@@ -1,6 +1,5 @@
 """The command line as a user types it."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +14,10 @@ from torchwatt.audit import write_bundle
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def torchwatt(*args, cwd=None, env=None):
+def torchwatt(*args, cwd=None):
+    """In a process of its own, for tests of how a program begins and ends."""
     command = [sys.executable, "-m", "torchwatt", *map(str, args)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd, env=env and {**os.environ, **env}, timeout=170
-    )
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=170)
 
 
 def script(tmp_path, text):
@@ -46,7 +44,7 @@ def test_an_unmodified_script_gets_its_layers_and_keeps_its_output(tmp_path):
 
 def test_arguments_exit_codes_and_name_are_the_scripts_own(tmp_path):
     path = script(tmp_path, "import sys; print(__name__, sys.argv[1:], sys.path[0]); sys.exit(7)")
-    done = torchwatt("run", "-q", path, "--epochs", "3", "-x")
+    done = ready.torchwatt("run", "-q", path, "--epochs", "3", "-x")
     assert done.stdout == f"__main__ ['--epochs', '3', '-x'] {tmp_path}\n"
     assert done.returncode == 7
     assert done.stderr == ""
@@ -54,7 +52,7 @@ def test_arguments_exit_codes_and_name_are_the_scripts_own(tmp_path):
 
 def test_an_exception_of_the_script_passes_and_its_report_is_printed(tmp_path):
     path = script(tmp_path, "import torch\ntorch.nn.Linear(2, 2)(torch.ones(1, 2))\nraise KeyError('mine')")
-    done = torchwatt("run", path)
+    done = ready.torchwatt("run", path)
     assert done.returncode == 1
     assert "KeyError: 'mine'" in done.stderr
     assert "aborted" in done.stderr
@@ -76,7 +74,7 @@ def test_what_a_script_pickles_at_exit_is_found(tmp_path):
 
 def test_threads_of_a_script_belong_to_its_run(tmp_path):
     text = "import threading, time\nthreading.Thread(target=time.sleep, args=(1.2,)).start()"
-    torchwatt("run", "-q", "--csv", tmp_path / "audit", script(tmp_path, text))
+    ready.torchwatt("run", "-q", "--csv", tmp_path / "audit", script(tmp_path, text))
     run = (tmp_path / "audit" / "run.csv").read_text().splitlines()
     row = dict(zip(run[0].split(","), run[1].split(","), strict=False))
     assert float(row["duration_s"]) > 1.1
@@ -108,7 +106,7 @@ def test_files_are_written_where_they_were_asked_for_even_if_the_script_moves(tm
 
 def test_an_error_of_ours_that_the_script_raises_is_the_scripts(tmp_path):
     path = script(tmp_path, "import torchwatt as tw\nwith tw.profile(region='Atlantis'): pass")
-    done = torchwatt("run", "-q", path)
+    done = ready.torchwatt("run", "-q", path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "Atlantis" in done.stderr
@@ -132,7 +130,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 
 def test_a_module_runs_with_m(tmp_path):
     (tmp_path / "tool.py").write_text("import sys; print('tool', sys.argv[1:])")
-    done = torchwatt("run", "-q", "-m", "tool", "a", cwd=tmp_path)
+    done = ready.torchwatt("run", "-q", "-m", "tool", "a", cwd=tmp_path)
     assert done.stdout == "tool ['a']\n"
 
 
@@ -145,7 +143,7 @@ def test_a_module_runs_with_m(tmp_path):
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(args, words):
-    done = torchwatt(*args)
+    done = ready.torchwatt(*args)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -162,7 +160,7 @@ def test_mistakes_are_one_line_and_exit_code_2(args, words):
     ],
 )
 def test_what_is_no_script_is_refused_with_what_to_write(args, words):
-    done = torchwatt("run", *args)
+    done = ready.torchwatt("run", *args)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -209,7 +207,7 @@ def test_doctor_lets_no_escape_sequence_of_a_drivers_text_reach_the_terminal(mon
 
 
 def test_doctor_says_what_is_metered_what_is_not_and_how_to_fix_it(tmp_path):
-    done = torchwatt("doctor", env={"TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none")})
+    done = ready.torchwatt("doctor", env={"TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none")})
     assert done.returncode in {0, 1}
     assert "Metered here:" in done.stdout
     assert "fix:" in done.stdout
@@ -276,7 +274,7 @@ def test_a_projects_chain_and_key_are_taken_from_the_environment(tmp_path, monke
     chain = tmp_path / "runs" / "chain.jsonl"
     monkeypatch.setenv("TORCHWATT_CHAIN", str(chain))
     for name in ("a", "b"):
-        done = torchwatt("run", "-q", "--csv", tmp_path / "runs" / name, path)
+        done = ready.torchwatt("run", "-q", "--csv", tmp_path / "runs" / name, path)
         assert done.returncode == 0, done.stderr
     good = ready.torchwatt("verify", tmp_path / "runs" / "b", "--chain", chain, "--runs", tmp_path / "runs")
     assert good.returncode == 0, good.stdout

@@ -2,20 +2,17 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from tests.support import ready
 from torchwatt.audit import verify
 
 
 def torchwatt(*args, **env):
-    command = [sys.executable, "-m", "torchwatt", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, timeout=120)
+    return ready.torchwatt(*args, env=env)
 
 
 def token(value):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults.nvml import GROUP, both, energy_j, gpus, holds
+from tests.faults.nvml import GROUP, WATTS, both, energy_j, gpus, holds
 from tests.faults.registry import Seen, fault, proved
+from torchwatt.audit import verify, write_bundle
+from torchwatt.core.report import Report
 
 SESSION = "tests/session/test_nvml.py::"
 SAMPLED = "tests/sensors/test_sensors_sampled_gpu.py::"
@@ -175,12 +177,125 @@ def zero_power(folder: Path) -> Iterator[Seen]:
 
 @fault(
     GROUP,
+    "0 W half of the time, and no counter",
+    sees="`partial`; `ZERO_READING`, `SAMPLE_GAP`: what is not known is not counted, and lowers the coverage",
+    keeps="the joules of the other half",
+)
+def zero_by_turns(folder: Path) -> Iterator[Seen]:
+    for period_s in (0.2, 1.0, 3.1):
+        lines = [NO_COUNTER, "noise_w 0", f"phase 0 period {period_s}", "seg 0 160", f"seg {period_s / 2} 0"]
+        report = gpus(folder, first=lines, seconds=6)
+        ledger = report.ledgers[0]
+        assert 0.35 < ledger.coverage < 0.65
+        assert ledger.energy_u_j is not None
+        assert abs(ledger.energy_j - 160 * ledger.known_s) < 0.02 * ledger.energy_j + 5
+        assert abs(ledger.energy_j - 480) < 60
+        write_bundle(report, folder / f"bundle-{period_s}")
+        assert verify(folder / f"bundle-{period_s}").ok
+        yield Seen.of(report, files=period_s == 1.0)
+
+
+def _inside(report: Report, truth_j: float) -> None:
+    """Check that the truth lies inside what another meter may say, or that the meter is called unchecked."""
+    ledger = report.ledgers[0]
+    lo_j, hi_j = report.systematic_of(ledger) or (0.0, 1e12)
+    assert lo_j <= truth_j * ledger.coverage <= hi_j or "unchecked" in ledger.sentence, (lo_j, truth_j, hi_j)
+
+
+@fault(
+    GROUP,
+    "a counter 1,000 times too small, or by 30 to 115 % too large, in a run of any length",
+    sees="`CROSS_CHECK`, or `SCOPE_UNKNOWN` where it says more than the power: its interval reaches to the power",
+    keeps="the counter's joules, and an interval that holds the true ones",
+    proofs=["tests/attribution/test_cross_check.py"],
+)
+def lying_counter(folder: Path) -> Iterator[Seen]:
+    for gain in (0.001, 0.7, 1.3, 2.15):
+        for seconds in (0.3, 1.0, 3.0, 6.0):
+            report = gpus(folder, first=[f"energy_gain {gain}"], seconds=seconds)
+            _inside(report, WATTS[0] * seconds)
+            yield Seen.of(report, files=False)
+
+
+@fault(
+    GROUP,
+    "a counter that publishes every one to five seconds, in a run as short",
+    sees="in the domain's sentence, that the counter publishes too seldom and its power was integrated",
+    keeps="the whole run, from the integrated power",
+)
+def slow_counter(folder: Path) -> Iterator[Seen]:
+    for every_ms in (1000, 2000, 5000):
+        for seconds in (0.5, 1.0, 2.0, 5.0):
+            lines = [f"energy_update_ms {every_ms}", "energy_phase_ms 333"]
+            report = gpus(folder, first=lines, seconds=seconds)
+            ledger = report.ledgers[0]
+            assert abs(ledger.energy_j - WATTS[0] * seconds) < 0.02 * WATTS[0] * seconds + 5
+            assert ledger.method == "power_integral"
+            assert "publishes every" in ledger.sentence
+            yield both(report)
+
+
+@fault(
+    GROUP,
+    "a meter that says more than the card's own power limit",
+    sees="`OVER_LIMIT`, and in the sentence that the meter is unchecked",
+    keeps="what the meter says, with the warning",
+)
+def above_limit(folder: Path) -> Iterator[Seen]:
+    for first in ([], [NO_COUNTER]):
+        report = gpus(folder, first=[*first, "limit_w 700", "phase 0", "seg 0 1500"], seconds=2)
+        assert "unchecked" in report.ledgers[0].sentence
+        yield Seen.of(report, files=False)
+
+
+@fault(
+    GROUP,
+    "a frozen counter beside a power sensor that repeats one value",
+    sees="`COUNTER_FROZEN` and `POWER_FROZEN`: the joules of that time rest on the value that does not change",
+    keeps="the joules by that value, with the warning",
+)
+def frozen_both(folder: Path) -> Iterator[Seen]:
+    yield both(gpus(folder, first=["counter_freeze 2 60", "power_freeze 2 60"], seconds=6))
+
+
+@fault(
+    GROUP,
+    "steps in sync with a power sensor that has no counter beside it",
+    sees="`partial`; `PHASES_UNSEEN`, and in the sentence which part of a step was never sampled",
+    keeps="an interval that holds whatever the device can draw in the phases that nobody saw",
+    proofs=["tests/attribution/test_unseen.py"],
+)
+def in_step(folder: Path) -> Iterator[Seen]:
+    lines = [NO_COUNTER, "phase 0 period 0.1", "seg 0 600", "seg 0.05 100"]
+    parts = [("a", n / 10, n / 10 + 0.09) for n in range(59)]
+    report = gpus(folder, first=lines, seconds=6, arch="hopper", parts=parts)
+    _inside(report, 350.0 * 6)
+    yield Seen.of(report, files=False)
+
+
+@fault(
+    GROUP,
+    "a device name that is not UTF-8",
+    sees="the name with marks for what cannot be read",
+    keeps="all GPUs, whole",
+)
+def odd_name(folder: Path) -> Iterator[Seen]:
+    report = gpus(folder, first=[], seconds=0.5, name=b"NVIDIA \xffGPU\xc3")
+    assert report.meters[0].model == "NVIDIA \ufffdGPU\ufffd"
+    yield both(report)
+
+
+@fault(
+    GROUP,
     "a GPU that appears after the run has begun",
-    sees="`unavailable`, with the error at the start: devices are looked for once, at the start",
-    keeps="the GPUs that were there",
+    sees="`unavailable`, with the error at the start, and `GPU_APPEARED` with its name at the end",
+    keeps="the GPUs that were there: devices are looked for once, at the start",
 )
 def late(folder: Path) -> Iterator[Seen]:
-    yield both(gpus(folder, ["fault fn=nvmlDeviceGetHandleByIndex* every=2 code=28 until=2"]))
+    report = gpus(folder, ["fault fn=nvmlDeviceGetHandleByIndex* every=2 code=28 until=2"])
+    (told,) = [event.message for event in report.events if event.code == "GPU_APPEARED"]
+    assert told.startswith("GPU-")
+    yield both(report)
 
 
 @fault(

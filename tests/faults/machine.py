@@ -238,8 +238,8 @@ def no_psutil(folder: Path) -> Iterator[Seen]:
 
 @fault(
     GROUP,
-    "the sampler is stopped for a while (SIGSTOP), or hangs until the end",
-    sees="`SAMPLE_GAP` when it goes on",
+    "the sampler is stopped (SIGSTOP) for a while, or until the end",
+    sees="`SAMPLE_GAP` when it goes on, `SAMPLER_STOPPED` with the reason where it does not",
     keeps="the counters' joules: both edges are read in the user's process",
 )
 def stopped_sampler(folder: Path) -> Iterator[Seen]:
@@ -254,8 +254,35 @@ def stopped_sampler(folder: Path) -> Iterator[Seen]:
                     time.sleep(0.1)
             holds(run.report)
             assert all(led.is_whole for led in run.report.ledgers)
+            end_s = time.monotonic() + 5.0  # it is no child of ours: init takes it from the list when it gets to it
+            while Path(f"/proc/{pid}").exists() and time.monotonic() < end_s:
+                time.sleep(0.02)
             assert not Path(f"/proc/{pid}").exists()
+            assert goes_on != any(event.code == "SAMPLER_STOPPED" for event in run.report.events)
             yield Seen.of(run.report)
+
+
+@fault(
+    GROUP,
+    "a limit on the size of files (ulimit -f) from the start of the program",
+    sees="nothing, with rings as long as it allows; `SAMPLER_THREAD` below 256 KiB",
+    keeps="every joule",
+)
+def small_files(folder: Path) -> Iterator[Seen]:
+    code = """
+with tw.profile(layers="off") as run:
+    time.sleep(0.6)
+told(run)
+"""
+    for kib in (4096, 255):
+        limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({kib * 1024}, {kib * 1024}))\n"
+        with metered(folder) as tree:
+            rc, out, err = _script(tree, limit + code, files=False)
+        assert (rc, err) == (0, ""), err
+        codes, watts, _ = json.loads(out.splitlines()[-1])
+        assert abs(watts["cpu:0"] / 40 - 1) < 0.1
+        assert ("SAMPLER_THREAD" in codes) == (kib < 256), (kib, codes)
+        yield Seen(frozenset(codes))
 
 
 _SCRIPT = """
@@ -265,13 +292,19 @@ from tests.faults.registry import Seen
 def told(run):
     report = run.report
     watts = {str(l.domain): l.energy_j / l.known_s for l in report.ledgers}
-    print(json.dumps([sorted(Seen.of(report).codes), watts, report.duration_s]), flush=True)
+    print(json.dumps([sorted(Seen.of(report, files={files}).codes), watts, report.duration_s]), flush=True)
 """
 
 
-def _script(tree: FakePowercap, code: str, during: Callable[[subprocess.Popen[str]], None] | None = None) -> list[Any]:
+def _script(
+    tree: FakePowercap,
+    code: str,
+    during: Callable[[subprocess.Popen[str]], None] | None = None,
+    *,
+    files: bool = True,
+) -> list[Any]:
     env = {**os.environ, "TORCHWATT_POWERCAP_ROOT": str(tree.root)}
-    argv = [sys.executable, "-c", _SCRIPT + code]
+    argv = [sys.executable, "-c", _SCRIPT.replace("{files}", str(files)) + code]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as child:
         if during is not None:
             during(child)

@@ -39,15 +39,22 @@ def _scenario(
     *,
     arch: str = "ideal",
     users: Sequence[str] = ("self", "self"),
+    name: bytes = b"NVIDIA SimGPU",
 ) -> None:
     """Write two GPUs and who uses them; `lines` are of the library, `first` of the first GPU, which is what fails."""
     text = [f"epoch {UNIX_NS}", f"clock file {folder / 'clock'}", *lines]
     for index, watts in enumerate(WATTS):
-        text += [f"gpu {arch}", "name NVIDIA SimGPU", "noise_w 2", "phase 0", f"seg 0 {watts}"]
+        text += [
+            f"gpu {arch}",
+            f"name {name.decode(errors='surrogateescape')}",
+            "noise_w 2",
+            "phase 0",
+            f"seg 0 {watts}",
+        ]
         text.append(f"proc {users[index]} 4g 90 C")
         text += first if index == 0 else ()
     path = folder / "scenario"
-    path.write_text("\n".join(text) + "\n")
+    path.write_text("\n".join(text) + "\n", errors="surrogateescape")
     os.environ["SIMNVML_SCENARIO"] = str(path)
 
 
@@ -72,10 +79,11 @@ def gpus(
     arch: str = "ideal",
     parts: Sequence[tuple[str, float, float]] = (),
     users: Sequence[str] = ("self", "self"),
+    name: bytes = b"NVIDIA SimGPU",
 ) -> Report:
     """Meter two GPUs of 250 and 400 W for some virtual seconds; `later` replaces the faults after discovery."""
     clock = _clock(folder)
-    _scenario(folder, lines, first, arch=arch, users=users)
+    _scenario(folder, lines, first, arch=arch, users=users, name=name)
     found = discover_nvml({})
     bench = Bench(found, seconds, (clock,))
     if later is not None:

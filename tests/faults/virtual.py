@@ -15,6 +15,7 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors import gather
 from torchwatt.sensors.board import Board
 from torchwatt.sensors.loop import SourceLoop
+from torchwatt.sensors.nvml import late_gpus
 from torchwatt.sensors.protocol import Discovery
 from torchwatt.sensors.sampler import sampler_config
 from torchwatt.sensors.sampler_main import capacities, make_loops
@@ -90,7 +91,8 @@ class Bench:
         rings, notes = dict(zip(keys, board.rings, strict=False)), board.notes()
         channels = [channel for meter in self.found.meters for channel in meter.channels]
         series = tuple(gather.make_series(c, rings[c.key]) for c in channels)
-        events = (*self.found.events, *gather.events(notes), *gather.throttling(series))
+        late = late_gpus(self.found.gpus) if self.found.gpus is not None else ()
+        events = (*self.found.events, *gather.events(notes), *gather.throttling(series), *late)
         missing = (*self.found.unavailable, *gather.silent(series, rings, notes))
         return Recording(self.found.meters, series, missing, events, stats=SamplerStats("process"))
 

@@ -135,7 +135,7 @@ def _after(lake, places, **asked):
 
 
 def test_a_disk_without_hard_links_holds_a_lake_too(runs, lake, monkeypatch):
-    def no_links(*names):
+    def no_links(*_, **__):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("os.link", no_links)

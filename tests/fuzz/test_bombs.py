@@ -69,6 +69,17 @@ def gigabytes(path: Path, before: bytes, filling: bytes, times: int = 160) -> Pa
     return path
 
 
+def crowd(path: Path, event: str, times: int = 20) -> Path:
+    """Write a trace of 2 million equal events, or of as many threads, as a gzip file of a megabyte or some."""
+    with path.open("wb") as file:
+        file.write(gzip.compress(b'{"traceEvents": [', mtime=0))
+        for part in range(times):
+            events = "".join(event.format(part * 100_000 + i) for i in range(100_000))
+            file.write(gzip.compress(events.encode(), 9, mtime=0))
+        file.write(gzip.compress(b"{}]}", mtime=0))
+    return path
+
+
 def hole(path: Path, size: int, before: bytes = b"") -> Path:
     """Write a file of zeros that takes no room on the disk."""
     with path.open("wb") as file:
@@ -105,6 +116,9 @@ def endless_rows(path: Path) -> None:
     pq.write_table(pa.Table.from_arrays(columns, schema=arrow_schema()), path, row_group_size=rows, compression="zstd")
 
 
+OP = '{{"ph":"X","cat":"cpu_op","name":"k","pid":0,"tid":7,"ts":1,"dur":1}},'
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bombs")
@@ -118,6 +132,8 @@ def told(tmp_path_factory):
         ("trace", gigabytes(folder / "name.json.gz", b'{"traceEvents": [{"name": "', b"x")),
         ("trace", gigabytes(folder / "tail.json.gz", b'{"traceEvents": [{"ph": "X"}], "a": "', b"x")),
         ("trace", folder / "nested.json"),
+        ("trace", crowd(folder / "events.json.gz", OP)),
+        ("trace", crowd(folder / "threads.json.gz", OP.replace('"tid":7', '"tid":{}'), 3)),
         ("recording", gigabytes(folder / "r.jsonl.gz", b"{", b" ")),
         ("power", folder / "columns.csv"),
         ("power", folder / "header.csv"),
@@ -141,7 +157,7 @@ def told(tmp_path_factory):
 def test_what_expands_out_of_all_proportion_is_refused_while_it_is_read(tmp_path):
     from torchwatt.disk.inflate import FREE_BYTES, inflated
 
-    with gigabytes(tmp_path / "z.gz", b"", b" ").open("rb") as packed, pytest.raises(OSError, match="200 times"):
+    with gigabytes(tmp_path / "z.gz", b"", b" ").open("rb") as packed, pytest.raises(OSError, match="100 times"):
         stream, taken = inflated(packed), 0
         while block := stream.read(MIB):
             taken += len(block)
@@ -149,23 +165,25 @@ def test_what_expands_out_of_all_proportion_is_refused_while_it_is_read(tmp_path
 
 
 REFUSED = {
-    "spaces.json.gz": "TraceError: .* (200 times|no list)",
+    "spaces.json.gz": "TraceError: .* (100 times|no list)",
     "name.json.gz": "TraceError: .* holds no complete event",
-    "tail.json.gz": "read",
+    "tail.json.gz": "TraceError: .* 100 times",
+    "events.json.gz": "TraceError: .* (more events than|100 times)",
+    "threads.json.gz": "TraceError: more than 65536 threads",
     "nested.json": "TraceError: .* holds no complete event",
     "r.jsonl.gz": "BundleError: .* a line is longer than",
     "columns.csv": "read",
     "header.csv": "SensorError: .* fewer than two readings",
     "digits.csv": "SensorError: .* fewer than two readings",
-    "hole.csv": "SensorError: .* more than 1073741824",
+    "hole.csv": "SensorError: .* at most 1073741824 are read: cut it",
     "line.csv": "SensorError: .* (a line is longer than|line contains NUL)",
     "sensors.json": "ConfigError: ",
-    "factors.csv": "FactorError: .* more than 67108864 bytes",
+    "factors.csv": "FactorError: .* at most 67108864 are read: give the hours",
     "answer": "FactorError: .* more than 4194304 bytes",
     "gz": "read: .*FORM sample.csv.gz: cannot be read after row 0: a line is longer than",
     "rows": "read: .*FORM sample.parquet: more rows than its bytes can hold",
     "quotes": "read: .*FORM layer.csv: cannot be read after row 0",
-    "large": "BundleError: .* has more than 268435456 bytes",
+    "large": "BundleError: .* at most 268435456 are read",
 }
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from stat import S_IMODE
 
 import pytest
 
 from tests.support.bundles import rich_report
+from tests.support.fleet import write_fleet
+from tests.support.ranks import record
+from tests.support.reports import sample_report
 from tests.support.worlds import World
 from torchwatt.audit import Seal, write_bundle
 from torchwatt.audit.exports import export
+from torchwatt.audit.fleet import ingest, open_lake
 from torchwatt.audit.store import Store
 from torchwatt.carbon import Asked
 from torchwatt.core.errors import BundleError
@@ -20,6 +25,8 @@ from torchwatt.disk.private import appended_file, new_file, private_folder, repl
 from torchwatt.sensors.calibrations import load_calibrations, save_calibration
 from torchwatt.sensors.replay import load_recording, save_recording
 from torchwatt.session.files import write_html
+from torchwatt.session.jobs import spool
+from torchwatt.session.journal.place import Place, in_store
 from torchwatt.session.reprice import reprice
 from torchwatt.tracing.devices.exchange import write_activities
 
@@ -59,6 +66,34 @@ def test_every_file_is_private_under_an_open_umask(tmp_path):
         save_recording(recording, tmp_path / name)
         assert len(load_recording(tmp_path / name).series) == 1
     write_activities(tmp_path / "w.npz", [])
+    assert_private(tmp_path)
+
+
+def test_a_lake_and_a_store_are_private_unless_they_are_shared(tmp_path):
+    write_fleet(tmp_path / "runs", range(2, 4))
+    for name, shared in (("lake", False), ("shared", True)):
+        ingest(open_lake(tmp_path / "in" / name, shared=shared), [tmp_path / "runs"])
+    assert_private(tmp_path / "in" / "lake")
+    assert modes(tmp_path / "in")["lake"] == 0o700
+    assert set(modes(tmp_path / "in" / "shared").values()) == {0o777, 0o666}
+    store = Store(tmp_path / "store" / "root")
+    kept = store.keep(rich_report())
+    Place(in_store(store.root, "r1"))
+    assert_private(tmp_path / "store")
+    os.umask(0o022)
+    store.share(kept)
+    found = modes(tmp_path / "store")
+    assert {mode for name, mode in found.items() if ".journals" not in name} == {0o755, 0o644}
+    assert {mode for name, mode in found.items() if ".journals" in name} == {0o700, 0o600}
+    store.rebuild()
+    assert modes(store.root)["index.sqlite"] == 0o644
+    Store(tmp_path / "store" / "root").keep(replace(sample_report(), run_id="another"))
+    assert sorted(set(modes(store.root).values())) == [0o600, 0o644, 0o700, 0o755]  # the next run is private again
+
+
+def test_a_journal_and_a_job_are_private(tmp_path):
+    Place(tmp_path / "a" / "b" / "journal")
+    spool.begin(tmp_path / "job", record(0, 1).facts)
     assert_private(tmp_path)
 
 

@@ -82,13 +82,14 @@ def test_a_store_that_goes_away_keeps_nobody_waiting():
     begun = time.monotonic()
     looks.stop()
     answers.stop()
-    assert time.monotonic() - begun < clocks.STOP_S + 0.5
+    assert time.monotonic() - begun < clocks.STOP_S + 20  # its threads would look for ever; the machine may be busy
 
 
-def test_rank_0_that_never_comes_keeps_nobody_waiting():
+def test_rank_0_that_never_comes_keeps_nobody_waiting(monkeypatch):
+    monkeypatch.setattr(clocks, "STOP_S", 60.0)  # an end that waited would wait so long
     begun = time.monotonic()
     assert Looks(Store(), "t", "ours").stop() == ()
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 20
 
 
 def test_a_number_whose_owner_died_does_not_stop_the_others():

@@ -6,6 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from tests.jobs.layers_job import ACCUMULATE, LAYERS, Seen, job
+from tests.support.heavy import heavy_unless
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed"),
@@ -14,7 +15,9 @@ pytestmark = [
 ]
 
 STEPS = 24
-KINDS = ("ddp", "accumulated", "zero", "late", "fsdp1", "fsdp2", "late fsdp2")
+USUAL = ("ddp", "accumulated", "late", "fsdp2")
+RARE = ("zero", "fsdp1", "late fsdp2")
+each_kind = pytest.mark.parametrize("kind", heavy_unless(lambda kind: kind in USUAL, USUAL + RARE))
 # Of the block's time. What the engine does around a layer, and ranks that share two cores, are in them;
 # benchmarks/jobs_layers.py holds the closer bound.
 BOUND = 0.06
@@ -23,9 +26,21 @@ CALLS = {"fsdp1": 3 * LAYERS, "fsdp2": 3 * LAYERS, "late fsdp2": 3 * LAYERS}
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """What two ranks of each kind of job saw."""
-    return job(tmp_path_factory.mktemp("pair"), KINDS, ranks=2, steps=STEPS)
+def usual(tmp_path_factory):
+    """What two ranks saw of each usual kind of job."""
+    return job(tmp_path_factory.mktemp("usual"), USUAL, ranks=2, steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory):
+    """What two ranks saw of each other kind of job."""
+    return job(tmp_path_factory.mktemp("rare"), RARE, ranks=2, steps=STEPS)
+
+
+@pytest.fixture
+def pair(request, kind):
+    """What two ranks saw of a kind of job."""
+    return request.getfixturevalue("usual" if kind in USUAL else "rare")[kind]
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +70,10 @@ def check(seen, bound, *, equal=True):
     assert max(factors) < 2.5 * min(factors) or not equal
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_waiting_for_other_ranks_is_no_work_of_a_layer(pair, kind):
     late = kind.startswith("late")  # few of its calls are recorded, and any of them may have been interrupted
-    for seen in pair[kind]:
+    for seen in pair:
         check(seen, (1 + late) * BOUND, equal=not late)
 
 
@@ -69,11 +84,11 @@ def test_four_ranks_show_their_layers_too(four, kind):
     check(together(four[kind]), BOUND, equal=False)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_collectives_are_counted_exactly(pair, kind):
     each = CALLS.get(kind, 1)  # DDP reduces once a step, also where it accumulates
     assert ACCUMULATE > 1
-    for seen in pair[kind]:
+    for seen in pair:
         if kind == "zero":  # a bucket of parameters from each rank
             assert seen.communication_calls % STEPS == 0
             assert seen.communication_calls >= 3 * STEPS

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchwatt as tw
@@ -105,7 +105,6 @@ def test_a_jobs_name_never_leaves_its_folder(tmp_path, name):
     assert spool.folder_of(tmp_path, name).parent == tmp_path
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=300) | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8), x, max_size=4), max_leaves=12,
@@ -115,7 +114,6 @@ def test_any_bytes_for_facts_are_a_clear_error(content):
         facts_of(content, "rank-00000.json")
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_any_value_in_a_fact_is_taken_or_refused_clearly(data):
     found = json.loads(facts_bytes(record(1, 3).facts))

@@ -58,6 +58,7 @@ def main() -> None:
     if rank == late:
         time.sleep(LATE_S)
     with tw.profile(sharded, name="fsdp", job=folder, csv=f"{folder}/merged") as run:
+        told["begun_ns"] = time.monotonic_ns()
         train(sharded, run, seconds, killed=False)
         dist.barrier()
     told["own_j"], told["domains"] = run.energy_j, sorted({str(x.domain) for x in run.report.ledgers})

@@ -4,8 +4,6 @@ import pytest
 
 from tests.meters.machines import OURS, SQUARE, gpu, program, square_w, steady, superchip, true_j
 
-pytestmark = pytest.mark.alone  # watts by a clock: another test beside it would take the sampler's time
-
 EXTRA_W = 150.0
 
 

@@ -1,7 +1,6 @@
 """The example notebook, top to bottom in a real kernel."""
 
 import re
-import time
 from pathlib import Path
 
 import nbformat
@@ -26,9 +25,7 @@ def test_it_is_kept_without_outputs(notebook):
 
 @pytest.mark.slow
 def test_it_runs_and_every_cell_shows_what_it_promises(notebook):
-    began = time.monotonic()
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    assert time.monotonic() - began < 100  # 20 s where nothing else runs
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()  # seconds of one cell: it trains for two
     code = {cell.source.splitlines()[0]: cell for cell in notebook.cells if cell.cell_type == "code"}
     report, smaller = [shown for cell in code.values() for shown in reports(cell)]
     assert "conv2" in smaller["text/plain"]

@@ -191,14 +191,16 @@ def test_a_syntax_error_shows_the_users_line_only_and_nothing_is_measured(kernel
 
 
 STATE = """
-import gc, threading, psutil
+import gc, os, psutil
+from torchwatt.disk.helper_thread import helper_threads
+from torchwatt.sensors.spawn import sampler_name
 def state():
     ip = get_ipython()
     hooks = [t for t in ip.input_transformers_post if "torchwatt" in type(t).__module__]
     completers = [r.pattern for r in ip.strdispatchers["complete_command"].regexs if "energy" in r.pattern]
     magics = [name for kind in ip.magics_manager.magics.values() for name in kind if "energy" in name]
-    children = [p for p in psutil.Process().children(recursive=True) if "torchwatt" in " ".join(p.cmdline())]
-    threads = [t.name for t in threading.enumerate() if "torchwatt" in t.name]
+    children = [p for p in psutil.process_iter(["cmdline"]) if sampler_name(os.getpid()) in (p.info["cmdline"] or ())]
+    threads = helper_threads()
     return len(hooks), len(completers), len(magics), len(children), len(threads), torch.nn.Module.__call__.__module__
 """
 

@@ -55,7 +55,7 @@ def train(parts, model, optimizer, rounds, *, step=None):
     print(f"{loss.item():.4f} {graphs()}")
 
 
-@program(heavy=True, counts=())
+@program(heavy=True, waits=True, counts=())
 def compiled_model(parts: Parts):
     """`torch.compile(model)`."""
     model = fresh()
@@ -64,7 +64,7 @@ def compiled_model(parts: Parts):
     return model, lambda: train(parts, compiled, optimizer, 120)
 
 
-@program(heavy=True, counts=())
+@program(heavy=True, waits=True, counts=())
 def compiled_whole_graph(parts: Parts):
     """`torch.compile(model, fullgraph=True)`."""
     model = fresh()
@@ -73,7 +73,7 @@ def compiled_whole_graph(parts: Parts):
     return model, lambda: train(parts, compiled, optimizer, 120)
 
 
-@program(heavy=True, counts=())
+@program(heavy=True, waits=True, counts=())
 def compiled_aot_eager(parts: Parts):
     """`torch.compile(model, backend="aot_eager")`: the graphs of AOT autograd, run by eager kernels."""
     model = fresh()
@@ -96,7 +96,7 @@ class Chain(nn.Module):
         return x
 
 
-@program(heavy=True, counts=())
+@program(heavy=True, waits=True, counts=())
 def compiled_blocks(parts: Parts):
     """`block.compile()` of three blocks alike, by turns with the clock."""
     fresh()
@@ -107,7 +107,7 @@ def compiled_blocks(parts: Parts):
     return model, lambda: train(parts, model, optimizer, 120)
 
 
-@program(heavy=True, counts=())
+@program(heavy=True, waits=True, counts=())
 def compiled_optimizer(parts: Parts):
     """`torch.compile(optimizer.step)` beside an eager model."""
     model = fresh()
@@ -115,7 +115,7 @@ def compiled_optimizer(parts: Parts):
     return model, lambda: train(parts, model, optimizer, 120, step=torch.compile(optimizer.step))
 
 
-@program(heavy=True, counts=(), shares=("compile",))
+@program(heavy=True, waits=True, counts=(), shares=("compile",))
 def compiled_train_step(parts: Parts):
     """`torch.compile(train_step)`: forward, backward and optimizer in one call, which nobody can take apart."""
     model = fresh()

@@ -187,7 +187,7 @@ def loader_with_module_transforms(parts: Parts):
     return loaded(parts, 0, 90)
 
 
-@program()
+@program(waits=True)
 def loader_with_workers(parts: Parts):
     """The same in two worker processes."""
     return loaded(parts, 2, 130)
@@ -202,7 +202,7 @@ def environment(pipe):
         pipe.send((state.tolist(), float(state[0] > 0)))
 
 
-@program()
+@program(waits=True)
 def reinforcement(parts: Parts):
     """REINFORCE with an environment in a process of its own: twenty calls of the policy for one step."""
     policy = nn.Sequential(nn.Linear(16, 128), nn.ReLU(), nn.Linear(128, 4))
@@ -285,7 +285,7 @@ def evaluation_with_loader(parts: Parts):
     return model, run
 
 
-@program()
+@program(waits=True)
 def server(parts: Parts):
     """Requests of one to 32 samples from a queue, with short waits between."""
     model = nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 16)).eval()
@@ -311,7 +311,7 @@ def server(parts: Parts):
 def threads(parts: Parts):
     """Two threads train a model each at the same time."""
     models = nn.ModuleList(nn.Sequential(nn.Linear(256, 768), nn.ReLU(), nn.Linear(768, 256)) for _ in range(2))
-    apart = [Parts(parts.length) for _ in models]
+    apart = [Parts(parts.length, parts.clock) for _ in models]
     for n, (each, model) in enumerate(zip(apart, models, strict=True)):
         each.count(model, str(n))
 

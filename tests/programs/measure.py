@@ -259,14 +259,14 @@ def loaded(values: dict[str, Any]) -> Result:
     return Result(**{**values, **pairs})
 
 
-def write_results(file: Path, names: Iterable[str], length: float = 1.0) -> None:
-    """Run programs until most runs of each are within the bound, three times at most; write each as a line of JSON."""
+def write_results(file: Path, names: Iterable[str], length: float = 1.0, repeats: int = REPEATS) -> None:
+    """Run programs until most of so many runs of each are within the bound; write each as a line of JSON."""
     with file.open("w") as lines:
         for name in names:
             within = 0
-            for _ in range(REPEATS):
+            for _ in range(repeats):
                 result = measure(name, length)
                 print(json.dumps(asdict(result)), file=lines, flush=True)
                 within += is_within(result)
-                if within > REPEATS // 2:  # so is their median, whatever the last would be
+                if within > repeats // 2:  # so is their median, whatever the last would be
                     break

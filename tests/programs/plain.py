@@ -7,6 +7,7 @@ status that `--status` names.
 import argparse
 import random
 import sys
+import time
 
 import torch
 
@@ -19,7 +20,7 @@ def prepare(name, length=1.0):
     torch.manual_seed(0)
     random.seed(0)
     torch.set_num_threads(1)
-    parts = Parts(length)
+    parts = Parts(length, time.perf_counter if PROGRAMS[name].waits else time.thread_time)
     models, run = PROGRAMS[name].make(parts)
     return parts, models, run
 

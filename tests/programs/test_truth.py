@@ -41,7 +41,7 @@ class Sleeper(nn.Module):
 @pytest.mark.parametrize("input_needs_gradient", [True, False])
 def test_timed_modules_get_the_time_that_they_took(input_needs_gradient):
     model = nn.Sequential(Sleeper(0.02, 0.05), Sleeper(0.04, 0.03))
-    parts = Parts()
+    parts = Parts(clock=time.perf_counter)
     parts.count(model)
     parts.time("first", {"0": model[0]})
     parts.time("second", {"1": model[1]})
@@ -63,10 +63,10 @@ def test_timed_modules_get_the_time_that_they_took(input_needs_gradient):
 
 def test_the_parts_add_up_to_all_the_time():
     parts = Parts()
-    began = time.perf_counter()
+    began = time.thread_time()
     for phase in ("forward", "backward", "optimizer", "data", "other"):
         parts.start(phase)
-    ended = time.perf_counter()
+    ended = time.thread_time()
     assert parts.total_s == pytest.approx(ended - began, abs=1e-3)
 
 

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from time import perf_counter
+from time import thread_time
 from typing import Any
 
 import torch
@@ -21,10 +21,14 @@ class Parts:
 
     `start(phase)` ends the part before. The program is in `other` until it starts a part: making models and batches,
     losses outside modules, `zero_grad`, hand-written updates. `length` is how much longer than usual the program runs.
+
+    The clock is that of the thread's CPU time, which the joules of a CPU follow: where other programs or threads take
+    the core away, nothing is used. A program that waits for others of its own needs a clock that goes on meanwhile.
     """
 
-    def __init__(self, length: float = 1.0) -> None:
+    def __init__(self, length: float = 1.0, clock: Callable[[], float] = thread_time) -> None:
         self.length = length
+        self.clock = clock
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.group_seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # group, phase
         self.groups: dict[str, tuple[str, ...]] = {}
@@ -32,20 +36,20 @@ class Parts:
         self.graded_calls: Counter[str] = Counter()  # those that a backward pass follows
         self.steps: Counter[str] = Counter()
         self._phase = "other"
-        self._since = perf_counter()
+        self._since = self.clock()
         self._open: tuple[str, float] | None = None  # a group whose backward has begun
         self._ends_by_itself = False  # the open group ends at the last gradient of its weights
 
     def start(self, phase: str) -> None:
         """End the part before and start this one."""
-        now = perf_counter()
+        now = self.clock()
         self.seconds[self._phase] += now - self._since
         self._end_backward(now)
         self._phase, self._since = phase, now
 
     def restart(self) -> None:
         """Leave out the seconds since the last `start`: before the run, and where a thread waits for others."""
-        self._phase, self._since = "other", perf_counter()
+        self._phase, self._since = "other", self.clock()
 
     def fetched(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yield batches, with the time that each took to come as `data`."""
@@ -139,13 +143,13 @@ class Parts:
                 return call(x, *args, **kwargs)
             if x.requires_grad:
                 x = x.view_as(x)  # so that the hook is on this use of the tensor alone
-                x.register_hook(lambda _: self._end_backward(perf_counter()))
+                x.register_hook(lambda _: self._end_backward(self.clock()))
             elif torch.is_grad_enabled():
                 while unhooked:
                     unhooked.pop().register_post_accumulate_grad_hook(lambda _: self._extend_backward())
-            began = perf_counter()
+            began = self.clock()
             y = call(x, *args, **kwargs)
-            seconds["forward"] += perf_counter() - began
+            seconds["forward"] += self.clock() - began
             first = y[0] if isinstance(y, tuple) else y
             if first.requires_grad:
                 first.register_hook(lambda _: self._begin_backward(group))
@@ -154,13 +158,13 @@ class Parts:
         return timed
 
     def _begin_backward(self, group: str) -> None:
-        now = perf_counter()
+        now = self.clock()
         self._end_backward(now)
         self._open, self._ends_by_itself = (group, now), False
 
     def _extend_backward(self) -> None:
         if self._open is not None:
-            now = perf_counter()
+            now = self.clock()
             group, since = self._open
             self.group_seconds[group]["backward"] += now - since
             self._open, self._ends_by_itself = (group, now), True
@@ -204,6 +208,7 @@ class Program:
     heavy: bool = False  # only in `make test-all`
     counts: tuple[str, ...] = ("forward", "backward")  # the phases whose calls the program counts
     shares: tuple[str, ...] = PHASES  # the phases that the program can tell apart
+    waits: bool = False  # for processes of its own, or asleep
     needs: str = ""  # a package of requirements-all.txt
 
 

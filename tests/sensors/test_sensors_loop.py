@@ -3,6 +3,7 @@ import mmap
 import threading
 from random import Random
 
+import numpy as np
 import pytest
 
 from torchwatt.core.errors import SensorError
@@ -143,7 +144,7 @@ def test_a_meter_that_never_answers_stays_failing(monkeypatch):
     assert "gone" in lost.reason
 
 
-def test_zero_watts_are_noted_and_the_sensor_is_polled_on(monkeypatch):
+def test_zero_watts_are_noted_and_kept_and_the_sensor_is_polled_on(monkeypatch):
     def read(world, key):
         if 3000 * MS < world.now_ns < 4000 * MS:
             raise SensorError("0 W", code="ZERO_READING")
@@ -152,7 +153,9 @@ def test_zero_watts_are_noted_and_the_sensor_is_polled_on(monkeypatch):
     world = World(monkeypatch, read)
     assert world.run() == ["ZERO_READING"]
     assert world.board.notes()[0].count == pytest.approx(100, abs=4)
-    assert world.board.rings[0].word(READS) == pytest.approx(900, abs=4)
+    raw = np.frombuffer(world.board.rings[0].read()[1], np.float64)
+    assert (raw == 1.0).sum() == pytest.approx(900, abs=4)
+    assert (raw == 0.0).sum() == world.board.notes()[0].count  # what is no reading is nobody's joules: attribution
 
 
 def test_nothing_to_say_is_not_recorded_and_no_error(monkeypatch):

@@ -26,17 +26,20 @@ def test_both_ways_to_count_cpu_time_and_memory_agree():
 
 
 def test_both_ways_to_count_the_machine_agree():
-    pair = Machine(), PortableMachine()
-    assert pair[0].busy_s() == pytest.approx(pair[1].busy_s(), abs=0.5)
-    pair[0].close()
+    machine, portable = Machine(), PortableMachine()
+    before_s, seen_s, after_s = machine.busy_s(), portable.busy_s(), machine.busy_s()
+    assert before_s - 0.1 <= seen_s <= after_s + 0.1  # ticks of 10 ms of each processor
+    machine.close()
 
 
 def test_children_count_and_keep_counting_when_they_have_ended():
     family = PortableFamily(os.getpid())
-    code = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass\ninput()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as child:
-        time.sleep(1.5)
-        seen = family.cpu_s()
+    code = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # it has worked
+        own_s, seen = time.process_time(), family.cpu_s()
+        assert seen > own_s + 0.25
         child.communicate(b"\n")
     assert family.cpu_s() >= seen
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-pytestmark = [pytest.mark.simhw, pytest.mark.alone]  # counts readings and gaps in real time
+pytestmark = pytest.mark.simhw
 
 RUN = """
 import json, sys, time
@@ -118,7 +118,8 @@ def test_zero_watts_are_missing_not_zero(simnvml, run_sim):
     result = run_sim(scenario, RUN.format(seconds=2.0))
     assert "ZERO_READING" in codes(result, "gpu:0")
     assert "gpu:0/energy" not in result["series"]
-    assert 0.0 not in {v for _, v in result["series"]["gpu:0/power"]}
+    said = {v for _, v in result["series"]["gpu:0/power"]}
+    assert 0.0 in said <= {0.0, 90_000.0}  # kept as said, and integrated by nobody
 
 
 def test_slow_calls_are_slow_readings_that_say_so(simnvml, run_sim):

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import run_script
 from tests.support.powercap import FakePowercap
 from torchwatt.core.errors import SensorError
+from torchwatt.disk.helper_thread import helper_threads
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.edges import EdgeReader, look_at_all
 from torchwatt.sensors.modelled import modelled_source, process_source
@@ -21,12 +22,10 @@ from torchwatt.sensors.protocol import Discovery, MeteredSource, merge
 from torchwatt.sensors.rapl import discover_rapl
 from torchwatt.sensors.readers.cputime import children_of, process_cpu_s
 
-pytestmark = pytest.mark.alone  # counts readings, gaps and joules in real time
-
 ENERGY = "cpu:0/energy"
 
 
-def gone(pid, within_s=5.0):
+def gone(pid, within_s=30.0):
     end_s = time.monotonic() + within_s
     while time.monotonic() < end_s:
         try:
@@ -43,7 +42,7 @@ def open_files():
 
 
 def our_threads():
-    return [t.name for t in threading.enumerate() if t.name.startswith("torchwatt")]
+    return helper_threads()
 
 
 @pytest.fixture
@@ -51,6 +50,7 @@ def found(powercap):
     return merge([discover_rapl(powercap.root), Discovery((process_source(),))])
 
 
+@pytest.mark.alone  # readings and joules of a tree that this process writes in real time
 def test_a_run_meters_what_was_used_and_leaves_nothing_behind(powercap, found):
     before = open_files()
     feed = Sampler(found)
@@ -127,6 +127,7 @@ def test_a_snapshot_is_live_and_any_thread_may_ask(found):
     assert feed.snapshot() is recording
 
 
+@pytest.mark.alone  # gaps in real time
 def test_a_sampler_that_is_full_thins_and_still_covers_the_run(found):
     feed = Sampler(found, capacity=16)
     feed.start()
@@ -283,7 +284,7 @@ def test_the_sampler_dies_with_its_parent_even_if_a_worker_lives_on(powercap):
 def test_an_exit_without_stop_leaves_no_process_and_no_noise(powercap):
     code = ORPHAN.split("if os.fork", maxsplit=1)[0] + "print(feed.sampler_pid, flush=True)"
     env = {**os.environ, "TORCHWATT_POWERCAP_ROOT": str(powercap.root)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=20, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
     assert done.stderr == ""
     assert gone(int(done.stdout))
 
@@ -326,14 +327,15 @@ class Stuck:
 
 def test_an_edge_that_hangs_costs_its_deadline_once_and_is_told(found, monkeypatch):
     release = threading.Event()
-    stuck = Stuck(found, monkeypatch, lambda: float(release.wait(20)))
+    stuck = Stuck(found, monkeypatch, lambda: float(release.wait(100)))
     reader = EdgeReader(stuck.source)
     start_s = time.monotonic()
     assert [(s, c) for s, c, _ in look_at_all([reader], 1.0)] == [("cpu:0, dram:0", "EDGE_READ_TIMEOUT")]
-    assert 0.9 < time.monotonic() - start_s < 5
+    assert 0.9 < time.monotonic() - start_s < 20
+    reader.ask().asked_s -= 60
     start_s = time.monotonic()
-    assert look_at_all([reader], 1.0)[0][1] == "EDGE_READ_TIMEOUT"
-    assert time.monotonic() - start_s < 0.9  # it is known to hang: nobody waits again
+    assert look_at_all([reader], 60.0)[0][1] == "EDGE_READ_TIMEOUT"
+    assert time.monotonic() - start_s < 20  # it is known to hang: nobody waits another minute
     release.set()
     reader.close()
     assert len(reader.edges[ENERGY]) == 1  # a late answer still has its own time
@@ -357,6 +359,7 @@ def test_sources_travel_as_json(found):
         again.close()
 
 
+@pytest.mark.alone  # gaps in real time
 def test_a_sampler_process_that_dies_is_replaced_at_once(tmp_path):
     with FakePowercap(tmp_path, {"intel-rapl:0": ("package-0", 40.0)}) as tree:
         feed = Sampler(discover(powercap_root=tree.root, nvml=False, modelled=False))

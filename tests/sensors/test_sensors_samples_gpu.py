@@ -7,7 +7,7 @@ import pytest
 from tests.sensors.test_sensors_nvml import FOUND
 from tests.sensors.test_sensors_sampled_gpu import RUN, codes
 
-pytestmark = [pytest.mark.simhw, pytest.mark.alone]  # counts readings in real time
+pytestmark = pytest.mark.simhw
 
 BURSTS = {"base": 100.0, "high": 600.0, "on": 0.030, "period": 0.130}
 # The simulated library stamps with a clock of its own, which this makes the time since boot.
@@ -41,6 +41,7 @@ def test_a_ring_is_a_channel_beside_the_power_that_is_polled(simnvml, run_sim):
     assert found["events"] == []
 
 
+@pytest.mark.alone  # counts readings in real time
 def test_every_sample_is_there_once_with_its_own_instant_to_the_end(simnvml, run_sim):
     scenario = gpu(simnvml)
     result = run_sim(scenario, RUN.format(seconds=3.4))

@@ -1,9 +1,10 @@
 """What `profile()` is given by mistake: one sentence that names the thing and the fix, and nothing is left behind."""
 
-import threading
 import traceback
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import torchwatt as tw
 from torchwatt.core.errors import TorchwattError
+from torchwatt.disk.helper_thread import helper_threads
 from torchwatt.session.models import models_of
 
 OURS = str(Path(tw.__file__).parent)
@@ -86,13 +88,13 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_argument_is_one_sentence_at_the_users_line(what):
     args, options, sentence = WRONG[what]
-    threads = threading.active_count()
+    threads = helper_threads()
     with pytest.raises(TorchwattError, match=sentence) as refused:
         tw.profile(*args, **options).__enter__()
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400
     assert OURS not in "".join(traceback.format_tb(refused.value.__traceback__))
-    assert threading.active_count() == threads
+    assert helper_threads() == threads
 
 
 def test_what_is_in_the_way_of_files_is_named_before_the_run(tmp_path):
@@ -149,3 +151,23 @@ def test_wrapped_models_are_models():
     scripted, compiled = torch.jit.script(net()), torch.compile(net())
     for model in (scripted, compiled, nn.DataParallel(net()), nn.ModuleList([net()])):
         assert models_of(model) == (("", model),)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    with tw.profile(
+        layers="off", intensity_g_per_kwh=np.float32(50), pue=(np.float32(1.5), 1, Fraction(2)), baseline_s=np.int64(0)
+    ) as run:
+        run.count("image", np.int64(64))
+    assert run.energy_per("image") == pytest.approx(run.energy_j / 64)
+    assert run.carbon_g == pytest.approx(run.energy_j / 3.6e6 * 50 * 1.5)
+
+
+def test_who_looks_for_the_result_at_the_manager_is_told_where_it_is():
+    block = tw.profile(layers="off")
+    with block:
+        pass
+    with pytest.raises(AttributeError, match=r"what `with profile\(\) as run:` gives, so write run.energy_j"):
+        block.energy_j  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'no_such_thing'$"):
+        block.no_such_thing  # noqa: B018
+    assert not hasattr(block, "_repr_html_")

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.conftest import run_script
+from tests.support.ready import run_script
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Unavailable
 from torchwatt.sensors.protocol import Discovery
@@ -46,7 +46,7 @@ def calibrations(simnvml, tmp_path_factory):
         scenario = simnvml.Scenario().gpu("hopper", lines=[f"live {live}"], **settings)
         none = {"TORCHWATT_POWERCAP_ROOT": str(folder / "none"), "TORCHWATT_CALIBRATIONS": str(folder)}
         env = scenario.env(folder / "scenario", simnvml.libdir, **none)
-        found = run_script(CALIBRATE.format(module=simnvml.__file__, live=live, seconds=SECONDS), env)
+        found = run_script(CALIBRATE.format(module=simnvml.__file__, live=live, seconds=SECONDS), env, timeout_s=120.0)
         return found, json.loads((folder / "sensors.json").read_text())
 
     with ThreadPoolExecutor() as pool:
@@ -65,7 +65,7 @@ def test_the_window_and_the_period_of_a_sensor_are_found_and_kept(calibrations, 
     # A low-pass may stand for a part of a boxcar: what counts is the age of the answer, half the window plus tau.
     age_s = model["kernel"]["window_s"] / 2 + model["kernel"]["tau_s"] + model["kernel"]["lag_s"]
     assert age_s == pytest.approx(window_ms / 2e3, abs=2e-3)
-    assert model["rms_w"] < 5.0
+    assert model["rms_w"] < 10.0  # of 250 W
     assert kept["sensors"] == {found["key"]: model, fine["key"]: fine["model"]}
     assert found["key"].endswith("/nvml_power_instant")
 
@@ -80,7 +80,7 @@ def test_the_drivers_own_samples_are_calibrated_by_the_same_load(calibrations):
     assert model["period_s"] == pytest.approx(0.020, abs=2e-4)
     age_s = model["kernel"]["window_s"] / 2 + model["kernel"]["tau_s"] + model["kernel"]["lag_s"]
     assert age_s == pytest.approx(0.010, abs=2e-3)  # the simulated ring holds means of 20 ms
-    assert model["rms_w"] < 5.0
+    assert model["rms_w"] < 10.0  # of 250 W
 
 
 def test_a_device_that_is_not_there_is_named_with_the_reason():

@@ -16,6 +16,8 @@ from torch import nn
 import torchwatt as tw
 from tests.conftest import run_script
 from torchwatt.core.errors import ConfigError, FactorError
+from torchwatt.disk.helper_thread import helper_threads
+from torchwatt.sensors.spawn import sampler_name
 
 
 def model():
@@ -30,10 +32,10 @@ def work(net=None, seconds=0.15):
 
 
 def leftovers():
-    """Return what a session may not leave: threads, children, patches."""
-    children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "torchwatt"], capture_output=True, text=True)
+    """Return what a session may not leave: threads, processes, patches."""
+    children = subprocess.run(["pgrep", "-f", f"{sampler_name(os.getpid())}$"], capture_output=True, text=True)
     return {
-        "threads": sorted(t.name for t in threading.enumerate() if "torchwatt" in t.name.lower()),
+        "threads": helper_threads(),
         "children": [line for line in children.stdout.split() if line],
         "patched": nn.Module.__call__.__module__,
         "descriptors": len(os.listdir("/proc/self/fd")),
@@ -466,7 +468,7 @@ def test_a_meter_without_a_band_leaves_the_total_without_an_interval():
 def test_a_torch_that_cannot_be_traced_is_metered_without_layers(monkeypatch):
     from torchwatt.tracing import Tracer
 
-    def fail(_self):
+    def fail(_self, _marks):
         raise AttributeError("torch has no such thing")
 
     monkeypatch.setattr(Tracer, "start", fail)

@@ -7,19 +7,13 @@ pytestmark = pytest.mark.simhw
 BURST = {"base": 100.0, "high": 600.0, "on": 0.030, "period": 0.130}
 
 PROFILE = """
-import json, os, time
-from pathlib import Path
+import json, time
 import torchwatt as tw
-import torchwatt.session.profile
-scenario = Path(os.environ["SIMNVML_SCENARIO"])
-epoch_ns = time.time_ns()  # the scenario begins now, however long imports took
-scenario.write_text("epoch %d\\n%s" % (epoch_ns, scenario.read_text().partition("\\n")[2]))
 with tw.profile(layers="off") as run:
     time.sleep({seconds})
 report = run.report
 offset = report.start_unix_ns - report.start_ns
 print(json.dumps({{
-    "epoch_ns": epoch_ns,
     "start_ns": report.start_unix_ns,
     "end_ns": report.end_ns + offset,
     "status": report.status,
@@ -35,9 +29,7 @@ print(json.dumps({{
 
 
 def profiled(run_sim, scenario, seconds, **env):
-    found = run_sim(scenario, PROFILE.format(seconds=seconds), **env)
-    scenario.epoch = found["epoch_ns"]
-    return found
+    return run_sim(scenario, PROFILE.format(seconds=seconds), **env)
 
 
 def truth_j(scenario, gpu, found):
@@ -106,7 +98,6 @@ def test_no_permission_is_unavailable_never_zero(simnvml, run_sim):
     assert any(domain.startswith("gpu") and "ermission" in reason for domain, reason in found["unavailable"])
 
 
-@pytest.mark.alone  # two seconds of hanging, from two seconds on
 def test_a_driver_that_hangs_for_two_seconds_costs_resolution_not_joules(simnvml, run_sim):
     scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(200), noise_w=2.0)
     scenario.line(

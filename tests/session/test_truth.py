@@ -82,7 +82,10 @@ class SimulatedTree:
         self._tree.stop()
 
 
-@pytest.fixture(params=[0.001, 0.010, None], ids=["published every 1 ms", "every 10 ms", "by the simulated hardware"])
+@pytest.fixture(
+    params=[0.001, pytest.param(0.010, marks=pytest.mark.heavy), None],
+    ids=["published every 1 ms", "every 10 ms", "by the simulated hardware"],
+)
 def tree(tmp_path, request):
     if request.param is None:
         made = SimulatedTree(request.getfixturevalue("simhw")("fakepowercap"), tmp_path)

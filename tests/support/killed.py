@@ -136,7 +136,7 @@ def has_spans(journal):
     return any(isinstance(part, Frame) and part.kind == Kind.TRACE for part in decode((journal / WORK).read_bytes()))
 
 
-def ended(pids, timeout_s=3.0):
+def ended(pids, timeout_s=30.0):
     """Wait until processes are gone; whether they are."""
     end_s = time.monotonic() + timeout_s
     while any(pid is not None and psutil.pid_exists(pid) for pid in pids):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing import forkserver, get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 NVML = "libnvidia-ml.so.1"
+_starting = Lock()  # tests begin several processes at once
 _context = get_context("forkserver")
 _context.set_forkserver_preload(["tests.support.ready_imports"])
 
@@ -36,7 +38,7 @@ def call(
     Raises:
         subprocess.TimeoutExpired: It took longer, and was killed.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    with _starting, pytest.MonkeyPatch.context() as patch:
         for name, value in ONE_THREAD.items():
             patch.setenv(name, value)
         forkserver.ensure_running()
@@ -54,6 +56,11 @@ def call(
     return subprocess.CompletedProcess([function.__name__], process.exitcode or 0, stdout, stderr)
 
 
+def run_code(code: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run Python as `python -c` does."""
+    return call(_run_code, code, timeout_s=timeout_s)
+
+
 def run_script(code: str, env: Mapping[str, str] | None = None, timeout_s: float = 60.0) -> dict[str, Any]:
     """Run Python as `python -c` does, and return the JSON of its last line."""
     done = call(_run_code, code, timeout_s=timeout_s, env=env)
@@ -61,9 +68,11 @@ def run_script(code: str, env: Mapping[str, str] | None = None, timeout_s: float
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def torchwatt(*arguments: object, cwd: str | Path = ".") -> subprocess.CompletedProcess[str]:
-    """Run a command of torchwatt."""
-    return call(_torchwatt, list(map(str, arguments)), cwd, timeout_s=170.0)
+def torchwatt(
+    *arguments: object, cwd: str | Path = ".", env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of torchwatt, in this process's environment with `env` on top."""
+    return call(_torchwatt, list(map(str, arguments)), cwd, timeout_s=170.0, env={**os.environ, **(env or {})})
 
 
 def run_path(path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

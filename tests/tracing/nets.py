@@ -1,5 +1,6 @@
 """Small models and the questions the tests ask of a trace."""
 
+from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
@@ -79,6 +80,18 @@ def assert_nested(trace):
 
 def names(trace, phase):
     return {slot.fqn for i, slot in enumerate(trace.slots) if slot.phase == phase and (trace.slot == i).any()}
+
+
+def counts(trace, phase="forward"):
+    """Return how often each module ran, without those of which the trace does not know it."""
+    found = Counter()
+    untold = set()
+    for slot, n in zip(trace.slot.tolist(), trace.calls.tolist(), strict=True):
+        if trace.slots[slot].phase == phase:
+            found[trace.slots[slot].fqn] += n
+            if slot in trace.untold_calls:
+                untold.add(trace.slots[slot].fqn)
+    return {name: n for name, n in found.items() if name not in untold}
 
 
 def calls(trace, fqn, phase):

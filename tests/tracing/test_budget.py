@@ -14,7 +14,7 @@ from torchwatt.tracing.budget import (
     WINDOW_OVERDRAFT,
     Budget,
 )
-from torchwatt.tracing.conductor import MOST_AFTERMATH, Conductor, Costs, Stride
+from torchwatt.tracing.conductor import MOST_AFTERMATH, WARM_STEP, Conductor, Costs, Stride
 from torchwatt.tracing.observed import ENOUGH, Observed
 from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
 
@@ -94,6 +94,18 @@ def test_a_short_run_is_traced_and_windowed_within_the_head_start():
     assert sum(mode == FULL for mode in loop.modes) >= EARLY_STEPS
     assert loop.windows >= 1
     assert loop.spent <= 0.01 * HEAD_START_NS
+
+
+@settings(max_examples=40, deadline=None)
+@given(step_ms=st.integers(1, 300), calls=st.integers(2, 300), window_us=st.integers(100, 3_000))
+def test_a_run_of_twenty_steps_shows_what_a_warm_step_is_like(step_ms, calls, window_us):
+    loop = Loop(0.01, step_ms * MS, calls, window_ns=window_us * 1_000)
+    windows = []
+    for _ in range(20):
+        loop.step()
+        windows.append(loop.windows)
+    assert FULL in loop.modes[WARM_STEP - 1 :]
+    assert windows[-1] > windows[WARM_STEP - 2]
 
 
 @pytest.mark.parametrize(("share", "paid_back_s"), [(0.01, 3.0), (0.001, 15.0)])

@@ -12,6 +12,7 @@ from torch import nn
 from torch._dynamo.utils import get_compilation_metrics
 
 from tests.conftest import run_script
+from tests.support.heavy import heavy_unless
 from tests.tracing.compiled import (
     FORMS,
     IN_ONE_GRAPH,
@@ -103,8 +104,11 @@ def test_inductor():
 
 
 # S and F: a session with the default budget and one that traces every call; N: none. Each runs a few steps.
-@pytest.mark.parametrize("order", ["SNFN", "NFNS"])
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+@pytest.mark.parametrize(
+    ("form", "order"),
+    heavy_unless(lambda pair: pair[1] == "SNFN" or pair[0] in {whole_step, blocks}, product(FORMS, ["SNFN", "NFNS"])),
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_no_graph_break_and_no_recompilation_is_ours(form, order):
     _assert_as_without(form, order, backend="eager")
 
@@ -183,7 +187,10 @@ def clocked(step, n):
 @pytest.mark.alone
 @pytest.mark.parametrize(
     ("form", "budget"),
-    [(whole_step, 0), (whole_step, 0.9), (blocks, 1e-4), (blocks, 0.9), (loss_function, 0), (update, 1e-4)],
+    heavy_unless(
+        lambda pair: pair in {(whole_step, 0.9), (blocks, 1e-4), (loss_function, 0)},  # each budget, a form each
+        [(whole_step, 0), (whole_step, 0.9), (blocks, 1e-4), (blocks, 0.9), (loss_function, 0), (update, 1e-4)],
+    ),
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_compilation_is_taken_out_of_whatever_it_interrupts(form, budget):
@@ -268,7 +275,10 @@ def test_a_compilation_of_autograd_s_own_thread_lies_in_the_backward_call_that_w
 
 @pytest.mark.parametrize(
     ("form", "budget"),
-    [*product(FORMS, [0.01, 0.9]), *product([whole_step, model, blocks], [0, 1e-4])],
+    heavy_unless(
+        lambda pair: pair[1] == 0.01 or pair[0] in {whole_step, blocks},
+        [*product(FORMS, [0.01, 0.9]), *product([whole_step, model, blocks], [0, 1e-4])],
+    ),
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_each_round_of_the_loop_is_a_step(form, budget):

@@ -353,3 +353,29 @@ def test_the_cost_of_windows_is_booked_and_stays_in_the_budget():
     assert spent > 0
     first = 0.05  # s: the first window is taken whatever it costs
     assert spent / 1e9 <= 0.01 * (elapsed + 2.0) + first
+
+
+def test_nobody_asks_for_cards_before_the_program_does(monkeypatch):
+    """The first question settles CUDA_VISIBLE_DEVICES, and a process that forks later could use no card."""
+
+    def asked():
+        raise AssertionError("asked")
+
+    for name in ("is_available", "device_count", "current_device"):
+        monkeypatch.setattr(torch.cuda, name, asked)
+    net = Net()
+    with traced(net) as run:
+        train(net, 30)
+        assert run.tracer._hub.devices is None
+    assert not [event for event in run.trace.events if event.severity != "info"]
+
+
+def test_devices_are_recorded_from_the_step_on_at_which_the_program_has_set_cuda_up(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)  # ask nothing else
+    net, other = Net(), Net()
+    with traced(net) as run:
+        train(net, 5)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        train(other, 5)
+        assert run.tracer._hub.devices is not None
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)

@@ -2,8 +2,6 @@
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 import weakref
 
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.conftest import run_script
+from tests.support import ready
 from tests.tracing.nets import Net, assert_nested, batch, calls, codes, names, spans, traced, train
 from torchwatt.core.errors import ConfigError, TraceError
 from torchwatt.tracing import Tracer, scope
@@ -69,7 +68,14 @@ def test_nothing_is_left_after_stop():
     assert hub() is None
 
 
-@pytest.mark.parametrize("first", ["", "torch.compile(net, backend='eager')(x)", "torch.export.export(net, (x,))"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "",
+        "torch.compile(net, backend='eager')(x)",
+        pytest.param("torch.export.export(net, (x,))", marks=pytest.mark.heavy),
+    ],
+)
 def test_torch_s_compiler_imported_in_a_session_keeps_torch_s_own_call(first):
     """In a process of its own: on import, torch._dynamo takes what `nn.Module.__call__` is at that moment."""
     code = f"""
@@ -330,12 +336,28 @@ def test_beyond_the_limit_steps_are_sampled_and_filled(has_steps):
     assert sum(filled for *_, filled in spans(trace, "blocks.1.fc2", "forward")) > 70
 
 
-def test_windows_are_silent_and_importing_is_light():
+def test_importing_is_light():
     code = (
-        "import sys, torchwatt.tracing; assert 'torch' not in sys.modules\n"
+        "import json, sys, torchwatt.tracing\n"
         "from torchwatt.tracing import Tracer, scope\n"
         "with scope('x'): pass\n"
-        "import torch\n"
+        "print(json.dumps('torch' in sys.modules))"
+    )
+    assert run_script(code) is False
+
+
+USES_THE_PROFILER = "p = torch.profiler.profile(); p.start(); p.stop(); print('user', file=sys.stderr, flush=True)\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "lines"),
+    [("", "", 0), (USES_THE_PROFILER, "", 3), ("", USES_THE_PROFILER, 3)],
+    ids=["alone", "after the user's own", "before the user's own"],
+)
+def test_windows_are_silent(first, last, lines):
+    code = (
+        "import sys, torch\n"
+        "from torchwatt.tracing import Tracer\n"
         "{first}"
         "net = torch.nn.Linear(4, 4)\n"
         "t = Tracer(net, overhead_budget=1.0); t.start()\n"
@@ -343,12 +365,9 @@ def test_windows_are_silent_and_importing_is_light():
         "assert t.stop().windows == 4 or t.stop().windows == 3, t.stop().windows\n"
         "{last}"
     )
-    user = "p = torch.profiler.profile(); p.start(); p.stop(); print('user', file=sys.stderr, flush=True)\n"
-    for first, last, lines in (("", "", 0), (user, "", 3), ("", user, 3)):
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(first=first, last=last)], capture_output=True, text=True, check=True
-        )
-        written = [line for line in done.stderr.splitlines() if "USDT" in line or "user" in line]
-        assert len(written) == lines, done.stderr
-        if not first and not last:
-            assert not done.stderr
+    done = ready.run_code(code.format(first=first, last=last))
+    assert done.returncode == 0, done.stderr
+    written = [line for line in done.stderr.splitlines() if "USDT" in line or "user" in line]
+    assert len(written) == lines, done.stderr
+    if not first and not last:
+        assert not done.stderr

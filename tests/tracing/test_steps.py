@@ -104,7 +104,8 @@ def test_a_long_run_keeps_its_number_of_steps(n, pattern):
 def calls(*spans, grown=True, main=True):
     table = np.array([span[:2] for span in spans], dtype=np.int64).reshape(-1, 2)
     flags = np.array([(span[2:] or (grown,))[0] for span in spans], dtype=bool)
-    return Calls(table[:, 0], table[:, 1], np.ones(len(table), np.int64), flags, np.full(len(table), main))
+    one = np.ones(len(table), np.int64)
+    return Calls(table[:, 0], table[:, 1], one, flags, np.full(len(table), main), one)
 
 
 def evidence(called, backward=(), **given):

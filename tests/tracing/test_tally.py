@@ -93,7 +93,7 @@ def loops(draw):
 def calls_of(calls):
     start, end, grown = (np.array([each[i] for each in calls]) for i in range(3)) if calls else (np.zeros(0),) * 3
     one = np.ones(len(calls), dtype=np.int64)
-    return Calls(start.astype(np.int64), end.astype(np.int64), one, grown.astype(bool), one.astype(bool))
+    return Calls(start.astype(np.int64), end.astype(np.int64), one, grown.astype(bool), one.astype(bool), one)
 
 
 def bounds(pairs):

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-import time
+import threading
 
 import torch
 
@@ -10,13 +10,14 @@ import torchwatt as tw
 from torchwatt.tracing.waiting import wait_for_devices
 
 
-def used(monkeypatch, *, contexts, fails=False, takes_s=0.0, captures=False):
-    """Let torch say which devices have a context; return the list of those that were waited for."""
+def used(monkeypatch, *, contexts, fails=False, done=None, captures=False):
+    """Let torch say which devices have a context; return the list of those that were waited for, each until `done`."""
     waited = []
 
     def synchronize(index=None):
         waited.append(index)
-        time.sleep(takes_s)
+        if done is not None:
+            done.wait()
         if fails:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
@@ -73,11 +74,10 @@ def test_one_device_that_failed_does_not_keep_the_others_from_being_waited_for(m
 
 
 def test_a_device_that_never_ends_is_not_waited_for_without_end(monkeypatch):
-    used(monkeypatch, contexts={0}, takes_s=0.5)
-    began = time.monotonic()
-    assert not wait_for_devices(0.05)
-    assert time.monotonic() - began < 0.4
-    time.sleep(0.5)  # its thread ends
+    done = threading.Event()
+    used(monkeypatch, contexts={0}, done=done)
+    assert not wait_for_devices(0.05)  # else it is here for ever
+    done.set()  # its thread ends
 
 
 def test_nothing_is_waited_for_while_a_graph_is_captured(monkeypatch):

@@ -1,13 +1,12 @@
 """From files to a report: joules are conserved, and what does not fit together is refused."""
 
-import subprocess
-import sys
 from math import fsum, isclose
 
 import numpy as np
 import pytest
 
 import torchwatt
+from tests.support import ready
 from tests.tracing_files.build import BASE_NS, kernel, module, pair, save
 from torchwatt.core.errors import ConfigError
 from torchwatt.session.offline import Files, run_offline
@@ -113,8 +112,7 @@ def test_a_trace_without_device_records_is_refused(tmp_path):
 
 
 def command(*args):
-    line = [sys.executable, "-m", "torchwatt", "attribute", *map(str, args)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+    return ready.torchwatt("attribute", *args)
 
 
 def test_the_command_prints_the_report_and_writes_the_bundle(tmp_path):

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from torchwatt.attribution.bands import add_bands
 from torchwatt.attribution.covered import without
-from torchwatt.attribution.curves import Metered, dated, integral_between, metered
+from torchwatt.attribution.cross_check import UNCHECKED
+from torchwatt.attribution.curves import Metered, dated, integral_between, metered, series_of
 from torchwatt.attribution.device_ledger import device_ledger
 from torchwatt.attribution.device_users import set_apart, uses
+from torchwatt.attribution.guards import LOCKED_GAP
 from torchwatt.attribution.known import NOTHING, Known
 from torchwatt.attribution.modules import contained, homes
-from torchwatt.attribution.power import integrate, usable
+from torchwatt.attribution.power import INTERVAL_MEAN, integrate, usable
 from torchwatt.attribution.scopes import by_scope
-from torchwatt.attribution.sentence import how_known
+from torchwatt.attribution.sentence import UNSEEN, how_known
 from torchwatt.attribution.split import Split, split
+from torchwatt.attribution.unseen import unseen
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.errors import SensorError
+from torchwatt.core.instants import interpolate
 from torchwatt.core.ledger import LEAST_COVERAGE, Ledger
 from torchwatt.core.meter import Event, Meter, Recording, Unavailable
+from torchwatt.core.terms import Domain
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 
+PHASES_UNSEEN = "PHASES_UNSEEN"  # an event: the run is partial, for most of a step was never sampled
+OVER_LIMIT = 1.25  # boards exceed their limit for moments, and meters by some per cent
 PROCESS_CPU, CHILDREN_CPU = "process/process_cpu", "process/children_cpu"
 # Below this part of one CPU, or of the CPU time of the process and its children, children are not worth a sentence.
 CHILDREN_SHARE = 0.05
@@ -48,13 +56,15 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
     Readings before `start_ns` are the quiet baseline and those after `end_ns` let slow counters publish; neither is
     booked. A device is split by its activity in the trace, the host by the trace's spans.
     """
-    scoped = by_scope(recording)
+    scoped = by_scope(recording, (start_ns, end_ns))
     recording = scoped.recording
     used = uses(recording, trace, known.cuda, start_ns, end_ns, known.named)
     home = homes(recording.meters)
     ledgers: list[Ledger] = []
     curves: list[EnergyCurve] = []
     unavailable: list[Unavailable] = []
+    known_as: dict[Domain, Meter] = {}
+    told_of = {(event.code, event.subject) for event in scoped.events}
     events: list[Event] = [*scoped.events, *_children(recording, start_ns, end_ns)]
     for meter in recording.meters:
         if all(channel.quantity == "gauge" for channel in meter.channels):
@@ -63,11 +73,16 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
         if isinstance(found, Unavailable):
             unavailable.append(found)
             continue
-        events += found.events
+        events += [event for event in found.events if (event.code, event.subject) not in told_of]
         curve = _window(found, start_ns, end_ns)
         if curve is None or _says_nothing(found, curve):
             unavailable.append(Unavailable(str(meter.domain), _why_nothing(curve)))
             continue
+        found, curve, said = with_unseen(found, curve, recording, trace)
+        events += said
+        found, over = over_limit(found, curve)
+        events += over
+        known_as[meter.domain] = found.meter
         curves.append(curve)
         blank = _blank(found, curve, recording, start_ns, end_ns)
         if known.baseline:
@@ -79,10 +94,58 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
             ledger, told = set_apart(ledger, used.get(str(meter.domain)), home.get(str(meter.domain), ""))
             ledgers.append(ledger)
             events += (*said, *(replace(event, t_ns=end_ns) for event in told))
-    whole = contained(ledgers, curves, recording.meters, trace, recording.get(PROCESS_CPU))
-    return Attribution(
-        add_bands(whole, recording.meters), tuple(curves), tuple(unavailable), tuple(events), recording.meters
+    meters = tuple(known_as.get(meter.domain, meter) for meter in recording.meters)
+    whole = contained(ledgers, curves, meters, trace, recording.get(PROCESS_CPU))
+    return Attribution(add_bands(whole, meters), tuple(curves), tuple(unavailable), tuple(events), meters)
+
+
+def over_limit(found: Metered, curve: EnergyCurve) -> tuple[Metered, list[Event]]:
+    """Call a meter unchecked that says more than the device's own power limit allows, whichever of the two is wrong."""
+    told = found.meter.fact("power_limit_w") or ""
+    limit_w = float(told) if re.fullmatch(r"\d+(\.\d*)?", told) else 0.0
+    mean_w = curve.mean_w(curve.start_ns, curve.end_ns)
+    if not 0 < OVER_LIMIT * limit_w < (mean_w or 0.0):
+        return found, []
+    text = f"it says {mean_w:.4g} W where the device's limit is {limit_w:.4g} W"
+    meter = replace(found.meter, notes=(*found.meter.notes, f"{UNCHECKED}: {text}"))
+    event = Event(curve.end_ns, "warning", "OVER_LIMIT", str(found.meter.domain), f"{text}: one of the two is wrong")
+    return replace(found, meter=meter), [event]
+
+
+def with_unseen(
+    found: Metered, curve: EnergyCurve, recording: Recording, trace: Trace
+) -> tuple[Metered, EnergyCurve, list[Event]]:
+    """Widen what is known of integrated power by what the sensor did not see of the run."""
+    power = series_of(recording, found.meter, "power")
+    if power is None or curve.method != "power_integral" or found.meter.provenance != "measured":
+        return found, curve, []
+    if power.channel.sensor in INTERVAL_MEAN:
+        return found, curve, []
+    domain = str(found.meter.domain)
+    work = next((activity for activity in trace.activities if activity.device == domain), None)
+    counts = trace.step_counts or (1,) * len(trace.steps)
+    steps = [(start, end, count) for (start, end), count in zip(trace.steps, counts, strict=True)]
+    if work is not None and work.steps:
+        steps = [(start, end, 1) for start, end in work.steps]
+    missed = unseen(power, found.meter, curve.start_ns, curve.end_ns, steps)
+    curve = replace(curve, u_j=float(np.hypot(curve.u_j, missed.u_j)))
+    below, above = missed.band(curve.total_j, (curve.end_ns - curve.start_ns) / NS_PER_S)
+    if missed.share <= 0:
+        return found, curve, []
+    lo, hi = found.meter.accuracy_rel or (0.0, 0.0)
+    band = ((1 + lo) * (1 + below) - 1, (1 + hi) * (1 + above) - 1)
+    note = f"{UNSEEN}: {missed.share:.0%} of the run's phases met no update of the power sensor"
+    source = "; ".join(filter(None, (found.meter.accuracy_source, "widened by the phases that were never sampled")))
+    meter = replace(found.meter, accuracy_rel=band, accuracy_source=source, notes=(*found.meter.notes, note))
+    if missed.share <= LOCKED_GAP:
+        return replace(found, meter=meter), curve, []
+    message = (
+        f"steps run in sync with the power sensor: {missed.share:.0%} of a step was never sampled, and there is no "
+        "counter. The joules rest on the rest of it, and their interval on the device's limits; vary the length of the "
+        "steps, or meter a run that lasts longer"
     )
+    told = Event(curve.end_ns, "warning", PHASES_UNSEEN, domain, message)
+    return replace(found, meter=meter), curve, [told]
 
 
 def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:
@@ -91,7 +154,7 @@ def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:
     if any(series is None or len(series) < 2 for series in found):
         return []
     children_s, all_s = (
-        float(np.diff(np.interp([start_ns, end_ns], s.t_ns, np.maximum.accumulate(s.raw) * s.channel.scale))[0])
+        float(np.diff(interpolate([start_ns, end_ns], s.t_ns, np.maximum.accumulate(s.raw) * s.channel.scale))[0])
         for s in found
         if s is not None
     )

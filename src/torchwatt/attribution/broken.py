@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchwatt.attribution.power import GAP_NS, BoolArray, Integral
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import Channel, Event, FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
@@ -106,7 +107,7 @@ def bridge(
     dt_s = np.diff(t_ns) / NS_PER_S
     good_s = dt_s[~bad].sum()
     held_j = (step_j[~bad].sum() / good_s if good_s > 0 else 0.0) * dt_s
-    found_j = held_j if power is None else np.where(by_power, np.diff(np.interp(t_ns, *power[:2])), held_j)
+    found_j = held_j if power is None else np.where(by_power, np.diff(interpolate(t_ns, *power[:2])), held_j)
     return np.asarray(np.where(lost(t_ns, bad, by_power), 0.0, found_j), dtype=np.float64)
 
 
@@ -142,6 +143,7 @@ class Still:
 
     add_j: FloatArray
     silent: Spans
+    bridged: Spans
     keep: BoolArray  # of the readings: one that repeats a stuck value dates nothing
     events: tuple[Event, ...]
 
@@ -152,8 +154,9 @@ def still(
     """Find stretches without a step but with work on the power sensor, or with nothing to say what was used."""
     add_j, keep = np.zeros_like(step_j), np.ones(len(t_ns), dtype=np.bool_)
     silent: list[tuple[int, int]] = []
+    bridged: list[tuple[int, int]] = []
     events: list[Event] = []
-    integral = np.interp(t_ns, *power[:2]) if power is not None else np.zeros(len(t_ns))
+    integral = interpolate(t_ns, *power[:2]) if power is not None else np.zeros(len(t_ns))
     changes = np.flatnonzero(moved)
     moving_s = np.diff(t_ns)[step_j > 0].sum() / NS_PER_S
     moving_w = step_j.sum() / moving_s if moving_s > 0 else 0.0
@@ -172,6 +175,7 @@ def still(
             keep[first + 1 : last + 1] = False
             told = "and then made up for it: when within that time its joules were used is not known"
         elif known:
+            bridged.append((int(t_ns[first]), int(t_ns[last])))
             add_j[first:last] = np.diff(integral[first : last + 1])
             told = f"while the power sensor showed {missed_j:.1f} J; that stretch is taken from the integrated power"
         else:
@@ -179,7 +183,7 @@ def still(
             told = "and no power was read: the joules of that time are unknown, and not counted"
         message = f"the counter stood still for {length_ns / NS_PER_S:.2f} s {told}"
         events.append(event(channel, int(t_ns[first]), "COUNTER_FROZEN", message))
-    return Still(add_j, tuple(silent), keep, tuple(events))
+    return Still(add_j, tuple(silent), tuple(bridged), keep, tuple(events))
 
 
 def event(channel: Channel, t_ns: int, code: str, message: str) -> Event:

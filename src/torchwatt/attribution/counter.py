@@ -37,6 +37,7 @@ class Unwrapped:
     u_j: float
     events: tuple[Event, ...]
     silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) whose joules are not known
+    bridged: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) whose joules come from integrated power
 
 
 def unwrap(series: Series, power: Integral | None) -> Unwrapped:
@@ -77,7 +78,9 @@ def unwrap(series: Series, power: Integral | None) -> Unwrapped:
     energy_j, t_ns = np.concatenate(([0.0], np.cumsum(step_j)))[still.keep], t_ns[still.keep]
     t_out, e_out, u_j, coarse = _publications(t_ns, energy_j, np.diff(energy_j), silent)
     bridged_j = float(bridge_j[bad].sum() + still.add_j.sum())
-    return Unwrapped(t_out, e_out, t_ns, energy_j, wrap_ns, coarse, bridged_j, u_j, tuple(events), silent)
+    return Unwrapped(
+        t_out, e_out, t_ns, energy_j, wrap_ns, coarse, bridged_j, u_j, tuple(events), silent, still.bridged
+    )
 
 
 def _meant(series: Series) -> tuple[IntArray, FloatArray, list[Event]]:

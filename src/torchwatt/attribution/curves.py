@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,10 @@ from torchwatt.attribution.covered import without
 from torchwatt.attribution.power import (
     GAP_NS,
     Integral,
+    Spans,
     absurd,
+    cut,
+    holes,
     integrate,
     knows,
     later,
@@ -21,6 +25,7 @@ from torchwatt.attribution.power import (
     with_ends,
 )
 from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import Event, FloatArray, IntArray, Meter, Recording, Series, Unavailable
 from torchwatt.core.terms import Method
 from torchwatt.core.units import NS_PER_S
@@ -28,6 +33,10 @@ from torchwatt.core.units import NS_PER_S
 # ATTRIBUTION guard (d): counter against integrated power, over at least five seconds.
 CROSS_CHECK_REL = 0.05
 CROSS_CHECK_NS = 5 * NS_PER_S
+# A counter that publishes more seldom, and less often in a run than that, is left for the power sensor beside it.
+SLOW_NS, ENOUGH_PUBLICATIONS = NS_PER_S // 2, 10
+SLOW_COUNTER = "the energy counter"  # the note says so in the domain's sentence
+MOST_GAPS = 5  # named one by one
 FROZEN_POWER_NS = 3 * NS_PER_S
 
 
@@ -41,6 +50,7 @@ class Metered:
     polls: tuple[IntArray, FloatArray] | None = None  # a counter's readings as they were polled, in joules
     wrap_ns: tuple[int, ...] = ()
     silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) without any reading: energy unknown
+    leaning: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) in which a counter was bridged by integrated power
 
     def wraps_between(self, start_ns: int, end_ns: int) -> int:
         """Return how often the counter wrapped in a window."""
@@ -60,13 +70,19 @@ def metered(meter: Meter, recording: Recording, window: tuple[int, int] | None =
         window: Start and end of the run in ns: power is interpolated at both, and gaps outside are no events. By
             default all of the recording.
     """
-    power = _series(recording, meter, "power")
-    counter = _series(recording, meter, "counter")
+    power = series_of(recording, meter, "power")
+    counter = series_of(recording, meter, "counter")
     if window is None and power is not None:
         window = int(power.t_ns[0]), int(power.t_ns[-1])
-    integral = integrate(with_ends(power, *window)) if power is not None and window is not None else None
-    if counter is not None:
-        made = _from_counter(meter, counter, power, integral)
+    gone, bridged = _holes(recording, power, window)
+    integral = (
+        integrate(cut(with_ends(power, *window), gone), gone) if power is not None and window is not None else None
+    )
+    slow_s = 0.0
+    if counter is not None and window is not None and integral is not None and knows(integral, *window):
+        slow_s = too_slow_s(counter, *window)
+    if counter is not None and not slow_s:
+        made = from_counter(meter, counter, power, integral)
         read = recording.get(counter.channel.key) or counter
         return replace(made, events=(*made.events, *broken.late_events(read), *_absurd_events(meter, recording)))
     if integral is None or power is None or window is None:
@@ -75,12 +91,26 @@ def metered(meter: Meter, recording: Recording, window: tuple[int, int] | None =
     events = [*_gap_events(meter, silent, *window), *_absurd_events(meter, recording)]
     events += _frozen_power(meter, power.between(*window))
     method: Method = "load_model" if meter.provenance == "modelled" else "power_integral"
-    u_j = reading_u_j(power, integral, *window)
+    # What is bridged may have been anything up to twice what was taken: a uniform distribution.
+    bridged_j = sum(integral_between(integral, lo, hi) or 0.0 for lo, hi in bridged)
+    u_j = float(np.hypot(reading_u_j(power, integral, *window), bridged_j / np.sqrt(3.0)))
     curve = EnergyCurve(meter.domain, t_ns, energy_j, method, meter.provenance, u_j, silent=silent)
+    if slow_s:
+        note = (
+            f"{SLOW_COUNTER} publishes every {slow_s:.2g} s, too seldom for so short a run: integrated power is booked"
+        )
+        meter = replace(meter, notes=(*meter.notes, note))
     return Metered(meter, curve, tuple(events), silent=silent)
 
 
-def _series(recording: Recording, meter: Meter, quantity: str) -> Series | None:
+def _holes(recording: Recording, power: Series | None, window: tuple[int, int] | None) -> tuple[Spans, Spans]:
+    """Return the stretches of a window in which a power sensor said nothing usable: unknown ones, and bridged ones."""
+    read = recording.get(power.channel.key) if power is not None else None
+    return holes(read, *window) if read is not None and window is not None else ((), ())
+
+
+def series_of(recording: Recording, meter: Meter, quantity: str) -> Series | None:
+    """Return the usable readings of a meter's counter or power, in time order; None where there are fewer than two."""
     for channel in meter.channels:
         found = recording.get(channel.key) if channel.quantity == quantity else None
         if found is None:
@@ -99,7 +129,22 @@ def dated(series: Series) -> Series:
     return Series(series.channel, series.t_ns[keep], series.raw[keep], series.late_ns[keep])
 
 
-def _from_counter(meter: Meter, counter: Series, power: Series | None, integral: Integral | None) -> Metered:
+def too_slow_s(counter: Series, start_ns: int, end_ns: int) -> float:
+    """Return how many seconds apart a counter publishes, if that is too seldom for the window to be read from it; or 0.
+
+    Of a counter that changed once or twice, the longest time for which it said the same.
+    """
+    changed_ns = counter.t_ns[1:][np.diff(counter.raw) != 0]
+    if not len(changed_ns):
+        return 0.0  # it stands still: that is another fault
+    ends_ns = np.concatenate((counter.t_ns[:1], changed_ns, counter.t_ns[-1:]))
+    every_ns = float(np.median(np.diff(changed_ns)) if len(changed_ns) > 2 else np.diff(ends_ns).max())
+    slow = every_ns >= SLOW_NS and end_ns - start_ns < ENOUGH_PUBLICATIONS * every_ns
+    return every_ns / NS_PER_S if slow else 0.0
+
+
+def from_counter(meter: Meter, counter: Series, power: Series | None, integral: Integral | None) -> Metered:
+    """Build a meter's curve from its counter, with the power beside it for what the counter does not tell."""
     found = unwrap(counter, integral)
     # A run that leans on integrated power for more than half of its joules is not known by its counter.
     leaning = found.bridged_j > 0.5 * max(float(found.energy_j[-1]), 1e-12)
@@ -112,15 +157,18 @@ def _from_counter(meter: Meter, counter: Series, power: Series | None, integral:
     # A slow counter's last reading is old; cutting a run there would cost it up to one publication.
     polls = None if found.coarse else (found.poll_ns, found.poll_j)
     if power is not None:
-        events += _frozen_power(meter, power, curve)
-    return Metered(meter, curve, tuple(events), polls=polls, wrap_ns=found.wrap_ns, silent=found.silent)
+        bridged = [(a, b) for a, b in found.bridged if knows(integral, a, b)] if integral is not None else []
+        events += _frozen_power(meter, power, curve, bridged)
+    return Metered(
+        meter, curve, tuple(events), polls=polls, wrap_ns=found.wrap_ns, silent=found.silent, leaning=found.bridged
+    )
 
 
 def integral_between(integral: Integral, start_ns: int, end_ns: int) -> float | None:
     """Return the integrated joules of a window; None where power was not read throughout: half of them is no check."""
     if not knows(integral, start_ns, end_ns):
         return None
-    return float(np.diff(np.interp([start_ns, end_ns], *integral[:2]))[0])
+    return float(np.diff(interpolate([start_ns, end_ns], *integral[:2]))[0])
 
 
 def _cross_check(meter: Meter, curve: EnergyCurve, integral: Integral | None) -> list[Event]:
@@ -133,7 +181,7 @@ def _cross_check(meter: Meter, curve: EnergyCurve, integral: Integral | None) ->
     if np.diff(both, axis=1).sum() < CROSS_CHECK_NS:
         return []
     counted_j = float(np.diff(curve.at(both), axis=1).sum())
-    other_j = float(np.diff(np.interp(both, t_ns, energy_j), axis=1).sum())
+    other_j = float(np.diff(interpolate(both, t_ns, energy_j), axis=1).sum())
     off = abs(counted_j - other_j) / max(other_j, counted_j, 1e-12)
     if off <= CROSS_CHECK_REL:
         return []
@@ -145,8 +193,12 @@ def _cross_check(meter: Meter, curve: EnergyCurve, integral: Integral | None) ->
 
 
 def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...], start_ns: int, end_ns: int) -> list[Event]:
-    """Name the stretches of the run without a power reading."""
-    parts = ((max(lo, start_ns), min(hi, end_ns)) for lo, hi in silent)
+    """Name the stretches of the run without a power reading; many of them in one sentence."""
+    parts = [(max(lo, start_ns), min(hi, end_ns)) for lo, hi in silent if min(hi, end_ns) > max(lo, start_ns)]
+    if len(parts) > MOST_GAPS:
+        all_s = sum(hi - lo for lo, hi in parts) / NS_PER_S
+        message = f"no power reading in {len(parts)} stretches, {all_s:.2f} s together: their energy is not counted"
+        return [Event(parts[0][0], "warning", "SAMPLE_GAP", str(meter.domain), message)]
     return [
         Event(
             lo,
@@ -156,7 +208,6 @@ def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...], start_ns: int
             f"no power reading for {(hi - lo) / NS_PER_S:.2f} s: the energy of that time is unknown, and not counted",
         )
         for lo, hi in parts
-        if hi > lo
     ]
 
 
@@ -173,8 +224,13 @@ def _absurd_events(meter: Meter, recording: Recording) -> list[Event]:
     return events
 
 
-def _frozen_power(meter: Meter, power: Series, curve: EnergyCurve | None = None) -> list[Event]:
-    """Say when a power sensor repeats one value for seconds, unless the counter agrees with it."""
+def _frozen_power(
+    meter: Meter, power: Series, curve: EnergyCurve | None = None, bridged: Sequence[tuple[int, int]] = ()
+) -> list[Event]:
+    """Say when a power sensor repeats one value for seconds, unless the counter agrees with it.
+
+    A counter that was bridged by that very power over half of the time agrees with nothing.
+    """
     if power.channel.sensor in {"tdp_model", "ram_model"} or len(power) < 2:
         return []
     change = np.flatnonzero((np.diff(power.raw) != 0) | (np.diff(power.t_ns) > GAP_NS))  # nobody repeats in a silence
@@ -186,10 +242,14 @@ def _frozen_power(meter: Meter, power: Series, curve: EnergyCurve | None = None)
         return []
     stuck_w = float(power.raw[first] * power.channel.scale)
     seconds = (end_ns - start_ns) / NS_PER_S
-    if curve is not None:
+    leaning_ns = sum(max(min(b, end_ns) - max(a, start_ns), 0) for a, b in bridged)
+    alone = curve is None or 2 * leaning_ns > end_ns - start_ns
+    if curve is not None and not alone:
         seen_w = curve.between(start_ns, end_ns) / seconds
         if abs(seen_w - stuck_w) <= CROSS_CHECK_REL * max(seen_w, stuck_w):
             return []
     said = f"the power sensor said {stuck_w:.6g} W without change for {seconds:.1f} s"
-    tail = "; the counter disagrees and is booked" if curve is not None else "; it may be stuck"
+    tail = "; it may be stuck" if alone else "; the counter disagrees and is booked"
+    if alone and curve is not None:
+        tail += ", and the counter beside it stood still: the joules of that time rest on this value"
     return [Event(start_ns, "warning", "POWER_FROZEN", str(meter.domain), said + tail)]

@@ -19,6 +19,7 @@ from torchwatt.attribution.repeats import Spread, grid_of, spread_of, student_qu
 from torchwatt.attribution.timeline import Pieces, gaps
 from torchwatt.core.activity import Activity
 from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.instants import interpolate
 from torchwatt.core.ledger import Entry
 from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.report import Z90
@@ -123,7 +124,7 @@ def _spread(curve: EnergyCurve, watched: Activity, trace: Trace, parts: IntArray
     lo, hi = gaps(watched.start_ns, watched.end_ns, curve.start_ns, curve.end_ns)
     nobody = np.zeros(len(lo), dtype=np.int64)
     still = expose(Pieces(lo, hi, nobody, nobody > 0, np.ones(len(lo))), grid.t_ns, energy_j, 1).mix(np.ones(1))
-    known_s = np.diff(np.interp(grid.t_ns, parts.ravel(), _watched_s(parts)))
+    known_s = np.diff(interpolate(grid.t_ns, parts.ravel(), _watched_s(parts)))
     unknown_s = np.maximum(np.diff(grid.t_ns) / NS_PER_S - known_s, 0.0)
     seen = expose(work, grid.t_ns, energy_j, count + 2)
     rows = np.arange(seen.rows)

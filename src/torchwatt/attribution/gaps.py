@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from torchwatt.attribution.timeline import NOBODY, Pieces
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import IntArray, Series
 from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Slot
 from torchwatt.core.trace import Trace
@@ -44,7 +45,7 @@ def _is_idle(start_ns: IntArray, end_ns: IntArray, process_cpu: Series | None) -
         return np.zeros(len(start_ns), dtype=np.bool_)
     # It never falls: where two readers saw different children, the one that saw more is right.
     cpu_s = np.maximum.accumulate(process_cpu.raw * process_cpu.channel.scale)
-    used_s = np.interp(end_ns, process_cpu.t_ns, cpu_s) - np.interp(start_ns, process_cpu.t_ns, cpu_s)
+    used_s = interpolate(end_ns, process_cpu.t_ns, cpu_s) - interpolate(start_ns, process_cpu.t_ns, cpu_s)
     length_s = (end_ns - start_ns) / NS_PER_S
     least_ns = max(IDLE_MIN_NS, IDLE_MIN_PERIODS * process_cpu.channel.period_ns)
     long_enough = end_ns - start_ns >= least_ns

@@ -8,6 +8,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
@@ -22,6 +23,8 @@ FEW_READINGS = 3
 INTERVAL_MEAN = frozenset({"tdp_model"})
 # No board draws more; 2**32-1 mW is how a driver says -1.
 PLAUSIBLE_BOARD_W = 4000.0
+# So much of a run, and so long at a time, a sensor may answer with what is no reading before its power is unknown.
+BRIDGED_REL, BRIDGED_NS = 0.05, NS_PER_S // 4
 # An integral reaches as far as its readings, and by so many of their distances beyond.
 EDGE_READINGS = 3
 EDGE_NS = NS_PER_S // 4
@@ -29,7 +32,8 @@ EDGE_NS = NS_PER_S // 4
 
 BoolArray = NDArray[np.bool_]
 # Times, cumulative joules, and the silent stretches (start_ns, end_ns) whose energy is unknown.
-Integral = tuple[IntArray, FloatArray, tuple[tuple[int, int], ...]]
+Spans = tuple[tuple[int, int], ...]
+Integral = tuple[IntArray, FloatArray, Spans]
 
 
 def usable(series: Series) -> Series:
@@ -37,10 +41,51 @@ def usable(series: Series) -> Series:
 
     A GPU that answers 0 W is a GPU whose sensor sleeps: missing, not free.
     """
-    keep = ~absurd(series)
-    if series.channel.sensor.startswith("nvml"):
-        keep &= series.raw > 0
+    keep = _is_usable(series)
     return Series(series.channel, series.t_ns[keep], series.raw[keep], series.late_ns[keep])
+
+
+def _is_usable(series: Series) -> BoolArray:
+    keep = ~absurd(series)
+    return np.asarray(keep & (series.raw > 0) if series.channel.sensor.startswith("nvml") else keep, dtype=np.bool_)
+
+
+def discarded(series: Series) -> Spans:
+    """Return the stretches in which a sensor answered, and only what is no reading: between the readings that are."""
+    bad = ~_is_usable(series)
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], bad, [False])).astype(np.int8))).reshape(-1, 2)
+    t_ns, last = series.t_ns, len(series) - 1
+    return tuple(
+        (
+            int(t_ns[first] - (t_ns[first] - t_ns[first - 1]) // 2) if first else int(t_ns[0]),
+            int(t_ns[after - 1] + (t_ns[after] - t_ns[after - 1]) // 2) if after <= last else int(t_ns[last]),
+        )
+        for first, after in edges.tolist()
+    )
+
+
+def holes(series: Series, start_ns: int, end_ns: int) -> tuple[Spans, Spans]:
+    """Divide what was discarded inside a window into stretches of unknown power and into those that may be bridged.
+
+    A moment here and there is a hiccup of the sensor, and power was as before and after it; much or long is none.
+    """
+    inside = [(max(a, start_ns), min(b, end_ns)) for a, b in discarded(series) if a < end_ns and b > start_ns]
+    long_ns = [b - a for a, b in inside]
+    few = sum(long_ns) <= BRIDGED_REL * (end_ns - start_ns) and max(long_ns, default=0) <= BRIDGED_NS
+    return ((), tuple(inside)) if few else (tuple(inside), ())
+
+
+def cut(series: Series, gone: Spans) -> Series:
+    """Hold the power of the usable readings around each stretch until it begins and from its end on."""
+    if not gone:
+        return series
+    at = [(t_ns, side) for span in gone for t_ns, side in zip(span, (-1, 0), strict=True)]
+    place = np.searchsorted(series.t_ns, [t_ns for t_ns, _ in at])
+    raw = series.raw[np.clip(place + np.array([side for _, side in at]), 0, len(series) - 1)]
+    t_ns = np.insert(series.t_ns, place, [t_ns for t_ns, _ in at])
+    keep = later(t_ns)
+    values = np.insert(series.raw, place, raw)
+    return Series(series.channel, t_ns[keep], values[keep], np.insert(series.late_ns, place, 0)[keep])
 
 
 def absurd(series: Series) -> BoolArray:
@@ -71,7 +116,7 @@ def with_ends(series: Series, start_ns: int, end_ns: int) -> Series:
     ends_ns, at = ends_ns[between], at[between]
     near = series.t_ns[at] - series.t_ns[at - 1] <= gap_ns(series)
     ends_ns, at = ends_ns[near], at[near]
-    raw = np.interp(ends_ns, series.t_ns, series.raw)
+    raw = interpolate(ends_ns, series.t_ns, series.raw)
     return replace(
         series,
         t_ns=np.insert(series.t_ns, at, ends_ns),
@@ -93,8 +138,8 @@ def reading_u_j(series: Series, integral: Integral, start_ns: int, end_ns: int) 
     return float(np.median(np.diff(integral[1]))) / sqrt(6.0)
 
 
-def integrate(series: Series) -> Integral:
-    """Integrate power readings to cumulative joules.
+def integrate(series: Series, gone: Spans = ()) -> Integral:
+    """Integrate power readings to cumulative joules; `gone` are stretches of unknown power, at which `cut` has cut.
 
     Trapezoid between readings, repeated values kept: dropping them turns a flat stretch before a burst into a
     ramp. Nothing is booked over a silence longer than `gap_ns`.
@@ -106,6 +151,8 @@ def integrate(series: Series) -> Integral:
     dt_ns = np.diff(series.t_ns)
     mean_w = power_w[1:] if series.channel.sensor in INTERVAL_MEAN else (power_w[1:] + power_w[:-1]) / 2
     known = dt_ns <= gap_ns(series)
+    for lo, hi in gone:
+        known &= (series.t_ns[1:] <= lo) | (series.t_ns[:-1] >= hi)
     step_j = np.where(known, mean_w * dt_ns / NS_PER_S, 0.0)
     silent = tuple((int(series.t_ns[i]), int(series.t_ns[i + 1])) for i in np.flatnonzero(~known))
     return series.t_ns, np.concatenate(([0.0], np.cumsum(step_j))), silent

@@ -17,6 +17,7 @@ import numpy as np
 
 from torchwatt.attribution.exposure import Exposure
 from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.instants import equally_apart
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.report import Z90
 from torchwatt.core.terms import UNATTRIBUTED, Slot
@@ -98,7 +99,7 @@ def _merge_steps(trace: Trace, steps: Sequence[tuple[int, int]], most: int) -> t
 
 def _by_time(curve: EnergyCurve) -> Grid:
     most = min(BLOCKS, len(curve.t_ns) // 2)
-    t_ns = np.unique(np.linspace(curve.start_ns, curve.end_ns, max(most, 1) + 1).astype(np.int64))
+    t_ns = np.unique(equally_apart(curve.start_ns, curve.end_ns, max(most, 1) + 1))
     heard = np.flatnonzero(~_touches_silence(curve, t_ns))
     block, known = np.full(len(t_ns) - 1, -1), len(heard) if len(heard) >= LEAST_BLOCKS else 0
     block[heard[:known]] = np.arange(known)

@@ -15,9 +15,11 @@ from typing import Literal
 import numpy as np
 
 from torchwatt.attribution.covered import without
-from torchwatt.attribution.curves import CROSS_CHECK_NS, CROSS_CHECK_REL, metered
+from torchwatt.attribution.cross_check import check_counter
+from torchwatt.attribution.curves import metered
 from torchwatt.attribution.power import Integral, integrate, later, usable
 from torchwatt.core.errors import SensorError
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import Channel, Event, IntArray, Meter, Recording, Series, Unavailable
 from torchwatt.core.terms import MODULE_POWER, Domain
 from torchwatt.core.units import NS_PER_S
@@ -34,8 +36,6 @@ APART_REL = 0.1
 NEAR = 0.35
 # Two GPUs whose module power is alike to this, over the run and in each second of it, are on one module.
 ALIKE_REL, ALIKE_SECOND_REL = 0.02, 0.1
-# Counter against power of a GPU whose module cannot be read, in a comparison that is too short for the usual 5 %.
-SHORT_OFF_REL = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class Scoped:
     events: tuple[Event, ...] = ()
 
 
-def by_scope(recording: Recording) -> Scoped:
+def by_scope(recording: Recording, window: tuple[int, int] | None = None) -> Scoped:
     """Give each counter that covers a module to a domain `module:<n>`, and its GPU the power at scope GPU.
 
     Where the scope cannot be told, the GPU's joules come from power at scope GPU, and its band reaches to what the
-    counter says. A recording without module power comes back as it is, but for the band of a counter that disagrees
-    with the power of its GPU.
+    counter says. A recording without module power comes back as it is, but for the bands of counters that disagree
+    with the power beside them; `window` is the run's.
     """
     compared = {meter.domain: compare(meter, recording) for meter in recording.meters if meter.domain.kind == "gpu"}
     events: list[Event] = []
@@ -71,8 +71,8 @@ def by_scope(recording: Recording) -> Scoped:
     for meter in recording.meters:
         result = compared.get(meter.domain)
         if result is None:
-            widened, disputes = _with_disputed_band(meter, recording)
-            meters.append(widened)
+            checked, disputes = check_counter(meter, recording, window)
+            meters.append(checked)
             events += disputes
         elif result.scope == "gpu":
             meters.append(_noted(meter, f"the energy counter covers the GPU alone: {result.why}"))
@@ -105,7 +105,7 @@ def compare(meter: Meter, recording: Recording) -> Compared | None:
     both = _common(curve.start_ns, curve.end_ns, (gpu, module), made.silent)
     seconds = float(np.diff(both, axis=1).sum()) / NS_PER_S
     counter_j = float(np.diff(curve.at(both), axis=1).sum())
-    gpu_j, module_j = (float(np.diff(np.interp(both, t_ns, j), axis=1).sum()) for t_ns, j, _ in (gpu, module))
+    gpu_j, module_j = (float(np.diff(interpolate(both, t_ns, j), axis=1).sum()) for t_ns, j, _ in (gpu, module))
     if seconds * NS_PER_S >= LEAST_NS and module_j - gpu_j <= APART_REL * gpu_j:
         return None
     scope, why = _scope(counter_j, gpu_j, module_j, seconds)
@@ -195,7 +195,7 @@ def _without_module_ring(gpu: Meter, recording: Recording) -> Meter:
         return gpu
     both = _common(int(ring[0][0]), int(ring[0][-1]), (ring, module, polled), ())
     ring_j, module_j, gpu_j = (
-        float(np.diff(np.interp(both, t_ns, joules), axis=1).sum()) for t_ns, joules, _ in (ring, module, polled)
+        float(np.diff(interpolate(both, t_ns, joules), axis=1).sum()) for t_ns, joules, _ in (ring, module, polled)
     )
     if abs(ring_j - gpu_j) <= abs(ring_j - module_j):
         return gpu
@@ -216,40 +216,6 @@ def _scope_event(meter: Meter, compared: Compared, recording: Recording) -> Even
         "is booked, and its interval reaches to the counter"
     )
     return Event(t_ns, "warning", "SCOPE_UNKNOWN", str(meter.domain), message)
-
-
-def _with_disputed_band(meter: Meter, recording: Recording) -> tuple[Meter, list[Event]]:
-    """Widen the band of a counter that disagrees with its GPU's power, where no module power could settle it."""
-    counter, power = meter.channel("counter"), meter.channel("power")
-    integral = _integral(recording.get(power.key)) if power is not None and _at_gpu_scope(power) else None
-    if meter.domain.kind != "gpu" or counter is None or integral is None or meter.accuracy_rel is None:
-        return meter, []
-    try:
-        made = metered(meter, recording)
-    except SensorError:
-        return meter, []
-    if isinstance(made, Unavailable):
-        return meter, []
-    both = _common(made.curve.start_ns, made.curve.end_ns, (integral,), made.silent)
-    length_ns = int(np.diff(both, axis=1).sum())
-    counter_j = float(np.diff(made.curve.at(both), axis=1).sum())
-    power_j = float(np.diff(np.interp(both, *integral[:2]), axis=1).sum())
-    long = length_ns >= CROSS_CHECK_NS
-    off = abs(counter_j - power_j) / max(counter_j, power_j, 1e-12)
-    if length_ns < LEAST_NS or off <= (CROSS_CHECK_REL if long else SHORT_OFF_REL) or counter_j <= 0:
-        return meter, []
-    lo, hi = meter.accuracy_rel
-    ratio = power_j / counter_j
-    band = (min(lo, ratio * (1 + lo) - 1), max(hi, ratio * (1 + hi) - 1))
-    source = f"{meter.accuracy_source}; widened to integrated power, which disagrees with the counter"
-    seconds = length_ns / NS_PER_S
-    message = (
-        f"the energy counter says {counter_j / seconds:.4g} W, power at scope GPU {power_j / seconds:.4g} W over "
-        f"{seconds:.3g} s, and the power of a module cannot be read: the counter is booked, it may cover more than the "
-        "GPU, and its interval reaches to the power"
-    )
-    events = [Event(int(both[-1, 1]), "warning", "SCOPE_UNKNOWN", str(meter.domain), message)] if ratio < 1 else []
-    return replace(meter, accuracy_rel=band, accuracy_source=source), events
 
 
 def covering_groups(covering: Sequence[Meter], recording: Recording) -> list[list[Meter]]:
@@ -275,7 +241,7 @@ def _together(one: Meter, other: Meter, recording: Recording) -> bool:
     if not len(both):
         return False
     cuts = np.arange(both[0, 0], both[0, 1] + 1, NS_PER_S) if np.diff(both[0]) >= NS_PER_S else both[0]
-    a_j, b_j = (np.diff(np.interp(cuts, *integral[:2])) for integral in (first, second))
+    a_j, b_j = (np.diff(interpolate(cuts, *integral[:2])) for integral in (first, second))
     alike = abs(fsum(a_j) - fsum(b_j)) <= ALIKE_REL * fsum(a_j)
     return alike and bool(np.all(np.abs(a_j - b_j) <= ALIKE_SECOND_REL * np.maximum(a_j, b_j)))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from torchwatt.attribution.cross_check import UNCHECKED
 from torchwatt.attribution.curves import Metered
 from torchwatt.attribution.device_books import DeviceBooks
 from torchwatt.attribution.fit import Fit
 from torchwatt.attribution.guards import SHOW_SELF
 from torchwatt.core.ledger import FULL_COVERAGE, Ledger
 
+UNSEEN = "never sampled"  # notes of what a power sensor did not see begin so
 COUNTER_COVERS = "the energy counter"  # notes that say what joules it has begin so
 
 _METER = {
@@ -30,6 +32,7 @@ def how_known(found: Metered, ledger: Ledger, how: Fit | DeviceBooks | None) -> 
     band = found.meter.accuracy_rel
     if band is not None:
         parts.append(f"meter good to {band[0]:+.0%}..{band[1]:+.0%}")
+    parts += [note for note in found.meter.notes if note.startswith((UNCHECKED, UNSEEN))]
     if ledger.coverage < FULL_COVERAGE:
         parts.append(f"known for {ledger.coverage:.1%} of the run")
     parts += _device(how) if isinstance(how, DeviceBooks) else [_layers(how)]

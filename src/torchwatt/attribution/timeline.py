@@ -10,6 +10,7 @@ from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.trace import Trace
 
 NOBODY = -1
+LEAST_BUSY = 1e-3  # a thread that only waits has a part too, or its joules would be none
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +73,7 @@ def _parents(start: IntArray, end: IntArray) -> IntArray:
 
 
 def pieces(trace: Trace, start_ns: int, end_ns: int) -> Pieces:
-    """Cut a window into pieces; threads that work at the same time each own an equal share of it."""
+    """Cut a window into pieces; threads that work at the same time share it by their CPU time, where that is known."""
     parts = []
     for thread in np.unique(trace.thread):
         mine = np.flatnonzero(trace.thread == thread)
@@ -87,8 +88,10 @@ def pieces(trace: Trace, start_ns: int, end_ns: int) -> Pieces:
         lo, hi, span = _split_at_each_other(lo, hi, span)
     slot, filled = trace.slot[span], trace.filled[span]
     cuts = np.unique(np.concatenate((lo, hi, [start_ns, end_ns])))
-    busy = np.bincount(np.searchsorted(cuts, lo), minlength=len(cuts)) if len(parts) > 1 else None
-    weight = 1.0 / busy[np.searchsorted(cuts, lo)] if busy is not None else np.ones(len(lo))
+    weight = np.ones(len(lo))
+    if len(parts) > 1:
+        at, own = np.searchsorted(cuts, lo), _busy(trace)[span]
+        weight = own / np.bincount(at, own, len(cuts))[at]
     gap_lo, gap_hi = gaps(lo, hi, start_ns, end_ns)
     return Pieces(
         np.concatenate((lo, gap_lo)),
@@ -97,6 +100,13 @@ def pieces(trace: Trace, start_ns: int, end_ns: int) -> Pieces:
         np.concatenate((filled, np.zeros(len(gap_lo), dtype=np.bool_))),
         np.concatenate((weight, np.ones(len(gap_lo)))),
     )
+
+
+def _busy(trace: Trace) -> FloatArray:
+    """Return for each span the part of its time that its thread spends on a CPU; all alike where that is not known."""
+    if not len(trace) or len(trace.thread_busy) <= int(trace.thread.max()):
+        return np.ones(len(trace))
+    return np.maximum(np.array(trace.thread_busy, dtype=np.float64), LEAST_BUSY)[trace.thread]
 
 
 def _gap_only(start_ns: int, end_ns: int) -> Pieces:

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.path_safety import read_named
 from torchwatt.disk.private import appended_file, private_folder
 
 FIRST = "0" * 64
 _MOST = 2**53
+_MOST_BYTES = 1 << 28  # half a million bundles
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -55,11 +57,13 @@ def read_chain(path: Path) -> tuple[Link, ...]:
         BundleError: A line is no line of a chain, or the file cannot be read.
     """
     try:
-        return tuple(_links(path, path.read_text(encoding="utf-8")))
+        return tuple(_links(path, read_named(path, _MOST_BYTES).decode()))
     except FileNotFoundError:
         return ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read the chain {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise BundleError(f"cannot read the chain {path}: not UTF-8 at byte {error.start}") from error
+    except OSError as error:
+        raise BundleError(f"cannot read the chain {path}: {error.strerror}") from error
 
 
 def _links(path: Path, text: str) -> Iterator[Link]:

@@ -111,7 +111,7 @@ class _Parser:
                 raise self._error("a parenthesis is open")
             return value
         token = self.tokens.pop() if self.tokens else ""
-        if token[:1].isdigit():
+        if token[:1].isdecimal():
             number = float(token)
             return lambda _: number
         if token[:1].isalpha() or token[:1] == "_":

@@ -6,11 +6,24 @@ import re
 from pathlib import Path
 
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.path_safety import kind_of, read_own
 
 # A file is named in manifests and a run becomes a folder's name: neither may lead out of the folder.
 FILE_NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,199}")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MAX_MANIFEST_BYTES = 1 << 24  # also of a statement or a description: they have kilobytes
+MAX_FILE_BYTES = 1 << 32  # any file of a bundle, also where it is read in pieces
 MAX_TABLE_BYTES = 1 << 28  # a table that is read whole, a million layers; `verify` reads larger ones piece by piece
+
+# Times and joules rise from row to row, so a row takes a byte and more; a file of fewer repeats one row for ever.
+ROWS_A_BYTE, FREE_ROWS = 10, 1 << 20
+_FOOTER = 1 << 24  # bytes and entries
+PARQUET_LIMITS = {"thrift_string_size_limit": _FOOTER, "thrift_container_size_limit": _FOOTER}
+
+
+def most_rows(file_bytes: int) -> int:
+    """Return how many rows a Parquet file of samples of that size can honestly hold."""
+    return max(FREE_ROWS, ROWS_A_BYTE * file_bytes)
 
 
 def is_file_name(name: str) -> bool:
@@ -31,26 +44,16 @@ def name_of_run(run_id: object, where: Path) -> str:
 
 def is_own(path: Path) -> bool:
     """Return whether a path is a plain file and no link: a link would show what the sender could not read himself."""
-    try:
-        return path.is_file() and not path.is_symlink()
-    except OSError:  # a name that is longer than any file's
-        return False
+    return kind_of(path) == "file"
 
 
-def content_of(path: Path, largest: int = MAX_TABLE_BYTES) -> bytes:
-    """Read a file of a bundle whole.
+def content_of(path: Path, largest: int = MAX_TABLE_BYTES, root: Path | None = None) -> bytes:
+    """Read a file of a bundle whole; `root` is the folder that the user named, see `path_safety`.
 
     Raises:
         BundleError: It is a link or no file, cannot be read, or is larger than that.
     """
-    if path.is_symlink():
-        raise BundleError(f"{path} is a link: a bundle is made of its own files")
     try:
-        with path.open("rb") as file:
-            content = b"" if file.seek(0, 2) > largest else file.read(file.seek(0) + largest + 1)
-            size = file.tell()
+        return read_own(path, largest, root)
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from error
-    if size > largest:
-        raise BundleError(f"{path} has more than {largest} bytes")
-    return content

@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import csv
-import gzip
+import os
+import zlib
 from collections.abc import Iterator
 from io import TextIOWrapper
 from math import isfinite
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 
+from torchwatt.audit.inside import MAX_TABLE_BYTES, PARQUET_LIMITS, most_rows
+from torchwatt.audit.lexical import from_cell
+from torchwatt.audit.schema.energy import SAMPLE
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.inflate import bounded_lines, inflated
+from torchwatt.disk.path_safety import kind_of, open_own
 
 MOST_POINTS = 50_000_000  # of all curves: a file that claims more is not read into memory
+_LONGEST_ROW = 1 << 16  # characters
+_COLUMNS = [SAMPLE.column(name) for name in ("device_id", "t_ns", "power_w", "energy_j")]
 Points = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 
-def read_samples(folder: Path) -> Iterator[Points]:
+def read_samples(folder: Path, root: Path | None = None) -> Iterator[Points]:
     """Yield each device's name and points: t_ns since the start, power_w (NaN is missing), energy_j.
 
     Raises:
-        BundleError: The file is malformed or too long, or it is Parquet and pyarrow is not installed.
+        BundleError: The file is malformed, too long or no plain file, or it is Parquet and pyarrow is not installed.
     """
-    if (folder / "sample.parquet").is_file():
-        yield from _parquet(folder / "sample.parquet")
-    elif (folder / "sample.csv.gz").is_file():
-        yield from _csv(folder / "sample.csv.gz")
+    for name, read in (("sample.parquet", _parquet), ("sample.csv.gz", _csv)):
+        if kind_of(folder / name) is not None:
+            try:
+                with open_own(folder / name, MAX_TABLE_BYTES, root) as file:
+                    yield from read(folder / name, file)
+            except OSError as error:
+                raise BundleError(f"cannot read {folder / name}: {error.strerror or error}") from error
+            return
 
 
-def _parquet(path: Path) -> Iterator[Points]:
+def _parquet(path: Path, opened: BinaryIO) -> Iterator[Points]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -37,33 +50,39 @@ def _parquet(path: Path) -> Iterator[Points]:
         raise BundleError(f"{path} needs pyarrow to be read: pip install pyarrow") from error
     names = ["device_id", "t_ns", "power_w", "energy_j"]
     try:
-        file = pq.ParquetFile(path)
-        if file.metadata.num_rows > MOST_POINTS:
-            raise BundleError(f"{path}: {file.metadata.num_rows} points; more than {MOST_POINTS} are not read")
+        file = pq.ParquetFile(opened, **PARQUET_LIMITS)
+        most = min(MOST_POINTS, most_rows(os.fstat(opened.fileno()).st_size))
+        if file.metadata.num_rows > most:
+            raise BundleError(f"{path}: {file.metadata.num_rows} points; more than {most} are not read")
         table = file.read(names)
         device = np.array(table["device_id"].to_pylist(), dtype=object)
         columns = [table[name].to_numpy() for name in names[1:]]
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
     yield from _by_device(device, *columns)
 
 
-def _csv(path: Path) -> Iterator[Points]:
+def _csv(path: Path, packed: BinaryIO) -> Iterator[Points]:
     found: list[tuple[str, int, float, float]] = []
     try:
-        with gzip.open(path) as packed, TextIOWrapper(packed, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if len(found) >= MOST_POINTS:
-                    raise BundleError(f"{path}: more than {MOST_POINTS} points are not read")
-                power_w = float(row["power_w"]) if row["power_w"] else np.nan
-                found.append((row["device_id"], int(row["t_ns"]), power_w, float(row["energy_j"])))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise BundleError(f"{path} cannot be read: {error!r}") from error
+        with TextIOWrapper(inflated(packed), encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(bounded_lines(file, _LONGEST_ROW)):
+                cells = [from_cell(row[column.name], column) for column in _COLUMNS]
+                name, t, power_w, joules = cast("tuple[str, int, float | None, float]", cells)
+                found.append((name, t, np.nan if power_w is None else power_w, joules))
+                _refuse_more(len(found))
+    except (BundleError, EOFError, ValueError, KeyError, TypeError, AttributeError, csv.Error, zlib.error) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
     columns = list(zip(*found, strict=True)) or [(), (), (), ()]
     device, t_ns, power, energy = columns
     yield from _by_device(
         np.array(device, dtype=object), np.array(t_ns, dtype=np.int64), np.array(power), np.array(energy)
     )
+
+
+def _refuse_more(points: int) -> None:
+    if points > MOST_POINTS:
+        raise BundleError(f"more than {MOST_POINTS} points are not read")
 
 
 def _by_device(device: np.ndarray, t_ns: np.ndarray, power_w: np.ndarray, energy_j: np.ndarray) -> Iterator[Points]:

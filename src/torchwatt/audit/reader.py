@@ -14,6 +14,7 @@ from torchwatt.audit.lexical import from_cell
 from torchwatt.audit.schema import Row, Table, Value
 from torchwatt.audit.schema.versions import CURRENT, Schema, schema_of, version_in
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.path_safety import kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +37,22 @@ class Bundle:
         return self.tables[table]
 
 
-def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
+def read_bundle(directory: str | os.PathLike[str], root: Path | None = None) -> Bundle:
     """Read the CSV tables of a bundle; for the samples see `read_samples`.
 
-    A newer minor version may have more columns at the end of a table; they are left out.
+    A newer minor version may have more columns at the end of a table; they are left out. Where the bundle was found
+    below a folder that the user named, that is `root`, and no link below it is followed.
 
     Raises:
         BundleError: A file is missing or malformed, or the bundle is of another major version.
     """
     folder = Path(directory)
-    version = version_in(folder)
+    version = version_in(folder, root)
     schema = schema_of(version)
     if schema is None:
         raise BundleError(f"{folder}: schema {version}; this torchwatt reads {CURRENT.version} and older")
     tables = {
-        table.name: _read_any(folder / f"{table.name}.csv", table, schema)
+        table.name: _read_any(folder / f"{table.name}.csv", table, schema, root)
         for table in schema.tables
         if table.format == "csv"
     }
@@ -61,15 +63,15 @@ def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
     return bundle
 
 
-def _read_any(path: Path, table: Table, schema: Schema) -> tuple[Row, ...]:
-    if table.optional and not path.exists():
+def _read_any(path: Path, table: Table, schema: Schema, root: Path | None) -> tuple[Row, ...]:
+    if table.optional and kind_of(path) is None:
         return ()
-    return tuple(schema.current(table.name, row, None) for row in _read(path, table))
+    return tuple(schema.current(table.name, row, None) for row in _read(path, table, root))
 
 
-def _read(path: Path, table: Table) -> tuple[Row, ...]:
+def _read(path: Path, table: Table, root: Path | None) -> tuple[Row, ...]:
     try:
-        text = content_of(path).decode()
+        text = content_of(path, root=root).decode()
     except UnicodeDecodeError as error:
         raise BundleError(f"{path}: not UTF-8 at byte {error.start}") from error
     lines = _records(path, text)

@@ -6,6 +6,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -26,28 +27,31 @@ from torchwatt.core.units import ns_from_s
 _HOLE_NS = 500_000_000  # as verification.sample_laws: an empty power this long is a meter that was away
 
 
-def rebuild(directory: str | os.PathLike[str], *, start_ns: int = 0, start_unix_ns: int | None = None) -> Report:
+def rebuild(
+    directory: str | os.PathLike[str], *, start_ns: int = 0, start_unix_ns: int | None = None, root: Path | None = None
+) -> Report:
     """Read a bundle's report back; impacts and factors are left to whoever prices it again.
 
     Args:
         directory: The bundle.
         start_ns: The monotonic instant at which it began, which no bundle holds.
         start_unix_ns: The same in unix time, where it is known better than to the bundle's microsecond.
+        root: The folder that the user named, where the bundle was found below it.
 
     Raises:
         BundleError: A table is malformed, or its books do not balance.
     """
-    bundle = read_bundle(directory)
+    bundle = read_bundle(directory, root)
     try:
-        return _report(bundle, start_ns, start_unix_ns)
+        return _report(bundle, start_ns, start_unix_ns, root)
     except (LedgerError, SensorError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{bundle.directory}: {error}") from error
 
 
-def _report(bundle: Bundle, start_ns: int, start_unix_ns: int | None) -> Report:
+def _report(bundle: Bundle, start_ns: int, start_unix_ns: int | None, root: Path | None) -> Report:
     run = bundle.run
     duration_s = number(run, "duration_s") or 0.0
-    curves = tuple(_curves(bundle, start_ns))
+    curves = tuple(_curves(bundle, start_ns, root))
     rows = bundle["device"]
     began = when(run, "started_at")
     return Report(
@@ -231,14 +235,15 @@ def _whole(row: Row, name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _curves(bundle: Bundle, start_ns: int) -> Iterator[EnergyCurve]:
+def _curves(bundle: Bundle, start_ns: int, root: Path | None) -> Iterator[EnergyCurve]:
     rows = {text(row, "device_id"): row for row in bundle["device"]}
-    for name, since_ns, power_w, energy_j in read_samples(bundle.directory):
+    for name, since_ns, power_w, energy_j in read_samples(bundle.directory, root):
         row = rows.get(name)
         if row is None or len(since_ns) < 2:
             continue
         t_ns = since_ns + start_ns
-        gaps = np.flatnonzero(np.isnan(power_w[1:]) & (np.diff(t_ns) >= _HOLE_NS))
+        hole = (np.diff(t_ns) >= _HOLE_NS) | (np.diff(energy_j) == 0)
+        gaps = np.flatnonzero(np.isnan(power_w[1:]) & hole)
         silent = tuple((int(t_ns[i]), int(t_ns[i + 1])) for i in gaps.tolist())
         yield EnergyCurve(
             Domain.parse(name), t_ns, energy_j, cast("Any", text(row, "method")), cast("Any", text(row, "provenance")),

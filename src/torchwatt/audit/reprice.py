@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from torchwatt.audit.inside import content_of, is_file_name
+from torchwatt.audit.inside import content_of, is_file_name, is_own
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.rows import factor_rows, impact_rows
 from torchwatt.audit.seal import MANIFEST, ORIGINAL_MANIFEST, Seal
@@ -61,4 +61,4 @@ def _measured(folder: Path) -> dict[str, bytes]:
 def first_manifest(folder: Path) -> bytes:
     """Return the manifest of the bundle that was measured, before any repricing."""
     original = folder / ORIGINAL_MANIFEST
-    return content_of(original if original.is_file() else folder / MANIFEST)
+    return content_of(original if is_own(original) else folder / MANIFEST)

@@ -18,6 +18,7 @@ from torchwatt.audit.schema import SCHEMA_VERSION
 from torchwatt.core.errors import BundleError
 from torchwatt.core.version import __version__
 from torchwatt.disk.private import FILE
+from torchwatt.helper_process import system_program
 
 MANIFEST = "MANIFEST.sha256"
 STATEMENT = "statement.json"
@@ -95,10 +96,8 @@ def ssh_keygen(action: str, *arguments: str, stdin: bytes = b"") -> str:
     """
     env = {**os.environ, "SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            ["ssh-keygen", "-Y", action, *arguments], input=stdin, capture_output=True, env=env, check=False,
-            timeout=_PATIENCE_S,
-        )  # fmt: skip
+        command = [system_program("ssh-keygen"), "-Y", action, *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, env=env, check=False, timeout=_PATIENCE_S)
     except subprocess.TimeoutExpired as error:
         raise BundleError(f"ssh-keygen -Y {action}: no answer in {_PATIENCE_S} s") from error
     except FileNotFoundError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from numbers import Real
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.factor import Factor, identified
@@ -58,7 +59,7 @@ def declared_market(market_g_per_kwh: float) -> Factor:
 
 
 def _grams(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value) or value < 0:
         raise ConfigError(f"{name}={value!r}: expected gCO2e/kWh, 0 or more, such as 56")
     return float(value)
 
@@ -93,7 +94,7 @@ def resolve_pue(pue: Ranged | None) -> Factor | None:
 
 
 def _ranged(given: Ranged) -> tuple[float, float | None, float | None]:
-    if isinstance(given, int | float):
+    if not isinstance(given, Sequence):
         return float(given), None, None
     numbers = [float(number) for number in given]
     if len(numbers) != 3 or not all(map(isfinite, numbers)) or not numbers[1] <= numbers[0] <= numbers[2]:

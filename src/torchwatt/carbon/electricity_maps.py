@@ -21,7 +21,7 @@ from math import isfinite
 from pathlib import Path
 
 from torchwatt.carbon.declared import GRID_UNIT
-from torchwatt.carbon.factor_file import LARGEST
+from torchwatt.carbon.factor_file import LARGEST, written_plainly
 from torchwatt.carbon.grids import Grid, hourly
 from torchwatt.core.errors import FactorError
 from torchwatt.core.factor import Factor, identified
@@ -122,7 +122,7 @@ def _start(where: str, text: str) -> datetime:
 
 def _grams(where: str, text: str) -> float:
     try:
-        value = float(text)
+        value = float(written_plainly(text))
     except ValueError as error:
         raise FactorError(f"{where}: no number: {text!r}") from error
     if not isfinite(value) or not 0 <= value <= LARGEST:

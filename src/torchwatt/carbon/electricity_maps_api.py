@@ -11,19 +11,22 @@ import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from http.client import HTTPException
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from torchwatt.carbon.electricity_maps import HOUR, NAME, HourlyIntensity, as_factor
-from torchwatt.carbon.factor_file import LARGEST, utc_time
+from torchwatt.carbon.factor_file import LARGEST, utc_time, written_plainly
 from torchwatt.carbon.grids import Grid, hourly
 from torchwatt.core.errors import FactorError
 from torchwatt.core.hours import hour_start
 
 API = "https://api.electricitymaps.com"
-TIMEOUT_S = 20.0
+TIMEOUT_S = 20.0  # without a byte
+OVERALL_S = 60.0  # for the whole answer, however slowly it comes
 MAX_BYTES = 1 << 22  # of an answer: 240 hours are 100 kB
 MAX_HOURS = 240  # of one request at hourly granularity
 
@@ -73,9 +76,27 @@ class _Stay(HTTPRedirectHandler):
 
 
 def _ask(request: Request) -> bytes:
-    with build_opener(_Stay).open(request, timeout=TIMEOUT_S) as answer:
-        content: bytes = answer.read(MAX_BYTES + 1)
-    return content
+    """Return the answer, or raise `TimeoutError`.
+
+    The time-outs of sockets begin anew with every byte, so a thread waits for the server, and this one for the thread.
+    """
+    answers: SimpleQueue[bytes | BaseException] = SimpleQueue()
+
+    def wait() -> None:
+        try:
+            with build_opener(_Stay).open(request, timeout=TIMEOUT_S) as answer:
+                answers.put(answer.read(MAX_BYTES + 1))
+        except BaseException as error:  # whatever it was is raised where it was asked for
+            answers.put(error)
+
+    Thread(target=wait, name="torchwatt-electricity-maps", daemon=True).start()
+    try:
+        found = answers.get(timeout=OVERALL_S)
+    except Empty as error:
+        raise TimeoutError(f"not within {OVERALL_S:g} s") from error
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 def _get(url: str, token: str) -> Any:
@@ -105,7 +126,7 @@ def _hour(row: Mapping[str, Any], zone: str) -> HourlyIntensity | None:
     try:
         start = utc_time(str(row["datetime"]))
         start + HOUR  # the hour's end must be a time as well
-        grams = float(value)
+        grams = float(written_plainly(value) if isinstance(value, str) else value)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise FactorError(f"{NAME}: cannot read {str(dict(row))[:200]}") from error
     if isinstance(value, bool) or not 0 <= grams <= LARGEST:

@@ -135,19 +135,30 @@ def _value(where: str, name: str, text: str) -> Any:
 
 
 def _year(text: str) -> int:
-    year = int(text)
+    year = int(written_plainly(text))
     if not 1900 <= year <= 9999:
         raise ValueError(f"{text[:20]!r} is no year")
     return year
 
 
 def _number(text: str) -> float:
-    value = float(text)
-    if not isfinite(value) or "_" in text:
+    value = float(written_plainly(text))
+    if not isfinite(value):
         raise ValueError(f"{text!r} is not a finite number")
     if abs(value) > LARGEST:
         raise ValueError(f"{value!r} is beyond {LARGEST:g}, as no factor is")
     return value
+
+
+def written_plainly(text: str) -> str:
+    """Return the text of a number.
+
+    Raises:
+        ValueError: Python would read it and other readers would not: digits of other scripts, 1_000.
+    """
+    if not text.isascii() or "_" in text:
+        raise ValueError(f"{text[:40]!r}: write numbers with the digits 0 to 9, such as 56.1")
+    return text
 
 
 def utc_time(text: str) -> datetime:
@@ -156,7 +167,7 @@ def utc_time(text: str) -> datetime:
     Raises:
         ValueError: It is no time, or says no zone.
     """
-    instant = datetime.fromisoformat(text)
+    instant = datetime.fromisoformat(written_plainly(text))
     if instant.tzinfo is None:
         raise ValueError(f"{text!r} says no time zone; write 2026-01-01T00:00:00Z")
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from errno import EFBIG
 from os import PathLike
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from torchwatt.carbon.resolve import place_of, resolve_intensity
 from torchwatt.carbon.second import other_criteria, with_second_opinion
 from torchwatt.core.errors import ConfigError, FactorError
 from torchwatt.core.factor import Factor
+from torchwatt.disk.path_safety import read_named
 
 MARKET_KINDS = ("contract_gwp", "residual_mix")
 MAX_BYTES = 1 << 26  # 64 MiB: an hourly history of one zone has 1 MB a year
@@ -118,12 +120,11 @@ def _files(paths: Paths | None) -> tuple[list[Line], list[Grid]]:
 def _text(path: Path) -> str:
     """Return the file as it is: its SHA-256 is that of its bytes, line ends and all."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise FactorError(f"factors={str(path)!r}: more than {MAX_BYTES} bytes: give the hours of the run only")
-        return content.decode()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_named(path, MAX_BYTES).decode()
+    except OSError as error:
+        fix = ": give the hours of the run only" if error.errno == EFBIG else ""
+        raise FactorError(f"factors={str(path)!r}: cannot read it: {error.strerror}{fix}") from error
+    except UnicodeDecodeError as error:
         raise FactorError(f"factors={str(path)!r}: cannot read it: {error}") from error
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+from torchwatt.cli.outputs import Outputs, add_outputs
 from torchwatt.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--idle", metavar="CSV", help="power readings of the device at rest")
     parser.add_argument("--capture", action="append", default=[], metavar="FILE", help="trace of captured graphs")
     parser.add_argument("--sidecar", metavar="FILE", help="what the compiler fused, from torchwatt.tracing.inductor")
-    parser.add_argument("--out", metavar="DIR", help="write the audit tables into a new folder")
+    add_outputs(parser, csv="--out", html=False)
     parser.add_argument("--all", action="store_true", help="every layer")
 
 
@@ -43,13 +44,13 @@ def attribute(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
         TraceError: A trace cannot be read.
         SensorError: The power log cannot be read.
     """
-    from torchwatt.session.files import write_csv
     from torchwatt.session.offline import Files, run_offline
     from torchwatt.views import to_text
     from torchwatt.views.summary import printable_lines
 
     out = out or sys.stdout
-    if asked.out and not asked.power:
+    outputs = Outputs.asked_for(asked)
+    if outputs.csv and not asked.power:
         raise ConfigError("--out writes joules: give --power CSV as well")
     files = Files(
         tuple(asked.trace),
@@ -71,8 +72,9 @@ def attribute(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
             print(printable_lines(line), file=out)
     for event in found.events:
         print(printable_lines(f"  {event.severity}: {event.message}"), file=out)
-    if asked.out and found.report is not None:
-        print(f"Written: {write_csv(found.report, asked.out)}", file=out)
+    if found.report is not None:
+        for line in outputs.write(found.report):
+            print(line, file=out)
     return 0
 
 

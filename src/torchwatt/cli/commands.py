@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torchwatt.cli.runs import runs
 from torchwatt.cli.script import run_script
 from torchwatt.cli.show import show
 from torchwatt.core.errors import ConfigError
+from torchwatt.metrics import named
 
 FINDINGS = 1  # the exit code of a bundle that does not hold; 2 is no bundle, or a wrong use
 
@@ -44,13 +46,23 @@ def _carbon(asked: argparse.Namespace) -> dict[str, Any]:
 def _keeping(asked: argparse.Namespace) -> dict[str, Any]:
     """Return where to keep the run; a store or a project without --keep is a forgotten --keep."""
     if not asked.keep:
-        if asked.store or asked.project:
-            raise ConfigError("--store and --project say where to keep a run: add --keep")
+        if asked.store or asked.project or asked.shared:
+            raise ConfigError("--store, --project and --shared are about a run that is kept: add --keep")
         return {}
     return {"keep": asked.store or default_store(), "project": asked.project}
 
 
+def _share(asked: argparse.Namespace, files: Sequence[Path]) -> None:
+    """Let others read what was kept, where that was asked for."""
+    store = Store((Path(asked.store).expanduser() if asked.store else default_store()).absolute())
+    for path in files if asked.shared else ():
+        if path.parent.parent == store.root:
+            store.share(path)
+
+
 def _run(asked: argparse.Namespace) -> int:
+    if asked.allow_host and not any(where.startswith("prometheus:") for where in asked.metrics):
+        raise ConfigError("--allow-host says under which names Prometheus asks: give --metrics prometheus:ADDRESS:PORT")
     options = {**_options(asked), "journal": asked.journal or not asked.no_journal}
     return run_script(
         asked.script,
@@ -58,7 +70,8 @@ def _run(asked: argparse.Namespace) -> int:
         module=asked.module,
         quiet=asked.quiet,
         options=options,
-        metrics=asked.metrics,
+        metrics=[partial(named, where, asked.allow_host) for where in asked.metrics],
+        written=partial(_share, asked),
         known=asked.known,
     )
 
@@ -104,7 +117,7 @@ def _verify(asked: argparse.Namespace) -> int:
 def _demo(asked: argparse.Namespace) -> int:
     from torchwatt.cli.demo import demo
 
-    return demo(epochs=asked.epochs, options=_options(asked), out=sys.stdout)
+    return demo(epochs=asked.epochs, options=_options(asked), out=sys.stdout, written=partial(_share, asked))
 
 
 def _calibrate(asked: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from torchwatt.core.errors import ConfigError
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
 BATCH = 64
 
 
-def demo(*, epochs: int, options: dict[str, Any], out: IO[str]) -> int:
+def demo(
+    *, epochs: int, options: dict[str, Any], out: IO[str], written: Callable[[Sequence[Path]], None] = lambda _: None
+) -> int:
     """Train, print accuracy and report; exit code 1 if the model did not learn.
 
     Raises:
@@ -32,6 +36,7 @@ def demo(*, epochs: int, options: dict[str, Any], out: IO[str]) -> int:
     print(f"\nTest accuracy on {len(test)} unseen digits: {right:.1%}", file=out)
     for path in run.files:
         print(f"Written: {path}", file=out)
+    written(run.files)
     return 0 if right > 0.95 else 1
 
 

@@ -13,6 +13,7 @@ from torchwatt.audit.fleet import ROLLUPS, check_lake, ingest, open_lake, rollup
 from torchwatt.audit.fleet.ingest import summary
 from torchwatt.audit.lexical import escape
 from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.disk.private import new_file
 from torchwatt.views import DASH
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def add_parser(commands: Any) -> None:
     add.add_argument("--project", help="for all of them; default: the name of the folder around the bundles")
     add.add_argument("--samples", action="store_true", help="also copy the power curves")
     add.add_argument("--replace", action="store_true", help="replace a run that is there with other content")
+    add.add_argument(
+        "--shared", action="store_true", help="files get the umask's modes; default: only you can read them"
+    )
     add.add_argument("--jobs", type=int, metavar="N", help="processes; default: one a CPU, at most 8")
     sums = doing.add_parser("rollup", help="energy, grams and rates; what must not be added stands apart")
     _lake(sums)
@@ -63,7 +67,7 @@ def _ingest(asked: argparse.Namespace, out: IO[str]) -> int:
     if asked.jobs is not None and asked.jobs < 1:
         raise ConfigError(f"--jobs {asked.jobs}: give 1 or more")
     found = ingest(
-        open_lake(asked.lake),
+        open_lake(asked.lake, shared=asked.shared),
         asked.places,
         project=asked.project,
         samples=asked.samples,
@@ -87,7 +91,7 @@ def _rollup(asked: argparse.Namespace, out: IO[str]) -> int:
         print("\n".join(_table(found)), file=out)
         return 0
     try:
-        with target.open("xb") as file:
+        with new_file(target) as file:
             _write(found, file, target.suffix)
     except FileExistsError as error:
         raise BundleError(f"{target} exists already: name another file with --out, or move it") from error

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 
 from torchwatt.cli import attribute, fleet, merge, recover
+from torchwatt.cli.outputs import add_outputs
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.plain_text import let_print
 from torchwatt.core.version import __version__
 
 USAGE_ERROR = 2
 FLAGS = frozenset(
-    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite", "--allow-expired"}
+    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite", "--shared", "--allow-expired"}
 )  # options of `run` that take no value
 LONGEST_ERROR = 4000  # characters
 TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
@@ -36,6 +37,13 @@ def build() -> argparse.ArgumentParser:
         default=[],
         metavar="WHERE",
         help="live metrics: prometheus:PORT (this machine only), prometheus:ADDRESS:PORT, textfile:FILE.prom, otel",
+    )
+    run_.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name of this machine under which Prometheus asks; default: its addresses, and localhost here",
     )
     run_.add_argument("script", metavar="SCRIPT", help="the script to run")
     run_.add_argument("args", nargs="*", metavar="ARGS", help="its arguments, passed on as they are")
@@ -126,11 +134,8 @@ def _measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="keep the run in the store; see `torchwatt runs`")
     parser.add_argument("--store", metavar="DIR", help="where to keep it; default TORCHWATT_STORE, or your data folder")
     parser.add_argument("--project", help="under which project; default: default")
-    parser.add_argument(
-        "--csv", metavar="DIR", help="write the audit tables into a folder; where it holds a run, into DIR-2 beside it"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the bundle that --csv names, nothing else")
-    parser.add_argument("--html", metavar="FILE", help="write the report as one page, over an older one")
+    parser.add_argument("--shared", action="store_true", help="others may read the kept run, as the umask allows")
+    add_outputs(parser)
     parser.add_argument("--layers", choices=["on", "off"], default="on", help="off: meter only")
 
 
@@ -159,19 +164,26 @@ def run(argv: Sequence[str]) -> int:
 
     parser = build()
     ours, scripts = _cut(list(argv))
+    if ours[:1] != ["run"]:  # the stdout of a script is its own
+        let_print(sys.stdout)
     asked = parser.parse_args(ours)
     if asked.command == "run":
         asked.args, asked.known = scripts, _options_of_run(parser)
-    else:
-        let_print(sys.stdout)
     try:
         return commands.COMMANDS[asked.command](asked)
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (TorchwattError, Refused) as error:
-        from torchwatt.views.summary import printable_lines
+        _say(str(error))
+    except OSError as error:  # of a path that was named; what a script raises never comes here
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _say(f"{where}{error.strerror or error}")
+    return USAGE_ERROR
 
-        said = str(error)[:LONGEST_ERROR]  # names in it come from files of anybody
-        print(f"torchwatt: {printable_lines(said)}", file=sys.stderr)
-        return USAGE_ERROR
+
+def _say(text: str) -> None:
+    """Print an error as one line or more; names in it come from files of anybody."""
+    from torchwatt.views.summary import printable_lines
+
+    print(f"torchwatt: {printable_lines(text[:LONGEST_ERROR])}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
 import io
 import os
@@ -20,6 +21,7 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.tracebacks import below_own_frames, hide_own_frames
 
 INTERPRETER = re.compile(r"python[\d.]*(\.exe)?")
+MOST_SOURCE_BYTES = 1 << 28
 PACKED = frozenset({".zip", ".pyz", ".egg", ".whl"})
 
 
@@ -39,7 +41,7 @@ class Program:
         Raises:
             ConfigError: There is no such script or module.
         """
-        self.main.__dict__["__builtins__"] = __builtins__
+        self.main.__dict__["__builtins__"] = builtins  # the module: programs look names up in it
         if sys.version_info < (3, 14):
             self.main.__annotations__ = {}
         path = Path(self.script)
@@ -54,7 +56,9 @@ class Program:
             raise ConfigError(f"no such script: {self.script}{_command_hint(self.script)}")
         elif not self._is_packed:
             with io.open_code(str(path.absolute())) as file:
-                self.source = file.read()
+                self.source = file.read(MOST_SOURCE_BYTES + 1)
+            if len(self.source) > MOST_SOURCE_BYTES:
+                raise ConfigError(f"{self.script} has more than {MOST_SOURCE_BYTES} bytes: it is no script")
 
     @property
     def _is_packed(self) -> bool:
@@ -135,6 +139,10 @@ def announce(error: BaseException | None) -> int | None:
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
     if sys.version_info >= (3, 12):
         sys.last_exc = error
+    if not hasattr(sys, "excepthook"):
+        _print("sys.excepthook is missing")
+        sys.__excepthook__(type(error), error, error.__traceback__)
+        return None if isinstance(error, KeyboardInterrupt) else 1
     try:
         sys.excepthook(type(error), error, error.__traceback__)
     except SystemExit as left:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from torchwatt.audit.store import Store
+from torchwatt.cli.outputs import Outputs, add_outputs
 from torchwatt.core.errors import ConfigError
 
 
@@ -27,9 +28,9 @@ def add_parser(commands: Any) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser("recover", help="the report of a run that was killed, from its journal")
     parser.add_argument("journal", metavar="DIR|RUN", help="a journal, or a run whose journal lies in the store")
-    parser.add_argument("--csv", metavar="DIR", help="write the audit tables into a new folder")
-    parser.add_argument("--html", metavar="FILE", help="write the report as one page")
+    add_outputs(parser)
     parser.add_argument("--keep", action="store_true", help="keep the run in the store, and remove its journal there")
+    parser.add_argument("--shared", action="store_true", help="others may read the kept run, as the umask allows")
     parser.add_argument("--store", metavar="DIR", help="default TORCHWATT_STORE, or your data folder")
 
 
@@ -38,16 +39,15 @@ def recover(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
 
     Raises:
         BundleError: There is no such journal, or nothing can be read of it.
-        ConfigError: A run that still runs cannot be kept.
+        ConfigError: A run that still runs cannot be kept, or the files cannot be written.
     """
-    from torchwatt.session.files import write_csv, write_html
     from torchwatt.session.journal.place import IN_STORE, remove
     from torchwatt.session.journal.read import read_journal
     from torchwatt.session.journal.stored import find_journal
     from torchwatt.session.recover import report_from
     from torchwatt.views import to_text
 
-    out, store = out or sys.stdout, Store(asked.store)
+    out, store, outputs = out or sys.stdout, Store(asked.store), Outputs.asked_for(asked)
     path = Path(asked.journal) if Path(asked.journal).is_dir() else find_journal(store.root, asked.journal)
     found = read_journal(path)
     report = report_from(found)
@@ -59,12 +59,13 @@ def recover(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
     for event in report.events:
         if event.code in TOLD:
             print(f"{event.severity}: {event.message}", file=out)
-    if asked.csv:
-        print(f"written: {write_csv(report, asked.csv)}", file=out)
-    if asked.html:
-        print(f"written: {write_html(report, asked.html)}", file=out)
+    for line in outputs.write(report):
+        print(line, file=out)
     if asked.keep:
-        print(f"kept: {store.keep(report, found.head.project)}", file=out)
+        kept = store.keep(report, found.head.project)
+        if asked.shared:
+            store.share(kept)
+        print(f"kept: {kept}", file=out)
         if path.absolute().parent == (store.root / IN_STORE).absolute():
             remove(path)
     return 0

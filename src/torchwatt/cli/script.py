@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from torchwatt.cli.original import OriginalStderr
 from torchwatt.cli.program import Program, announce, leave, own_options, wait_for_threads
 from torchwatt.core.errors import TorchwattError
-from torchwatt.metrics import named
+from torchwatt.metrics.exporter import Exporter
 from torchwatt.session import Run, profile
 from torchwatt.session.profile import outcome_of
 from torchwatt.session.replaced import before_exec, forget_before_exec
@@ -28,7 +28,8 @@ def run_script(
     module: bool,
     quiet: bool,
     options: dict[str, Any],
-    metrics: Sequence[str] = (),
+    metrics: Sequence[Callable[[], Exporter]] = (),
+    written: Callable[[Sequence[Path]], None] = lambda _: None,
     known: Sequence[str] = (),
 ) -> int:
     """Run a program as `python SCRIPT ARGS` would, print the report to stderr, and return its exit status.
@@ -43,7 +44,8 @@ def run_script(
         module: `script` is a module's name.
         quiet: Say nothing of ours, whatever happens.
         options: Of `profile()`.
-        metrics: Live metrics, as on the command line.
+        metrics: Each opens an exporter of live metrics.
+        written: Called with the files of the run.
         known: Options of `torchwatt run`: one of them among `args` is mentioned if the script does not know it.
 
     Raises:
@@ -53,8 +55,8 @@ def run_script(
     told, pid, stack = OriginalStderr(quiet=quiet), os.getpid(), ExitStack()
     try:
         program = Program(script, args, is_module=module)
-        for where in metrics:
-            stack.enter_context(named(where))
+        for opened in metrics:
+            stack.enter_context(opened())
         profiled = profile(name=Path(script).name, **options)
         run = profiled.__enter__()
     except TorchwattError as error:
@@ -80,6 +82,10 @@ def run_script(
     except KeyboardInterrupt:  # it came while the run ended, which it has
         status = None
     report.show()
+    try:
+        written(run.files)
+    except TorchwattError as error:  # the script has ended as it did
+        told.say(f"torchwatt: {error}")
     stack.close()
     return leave(status)
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchwatt.core.errors import SensorError
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.terms import Domain, Method, Provenance
 from torchwatt.core.units import NS_PER_S
@@ -54,9 +55,7 @@ class EnergyCurve:
 
     def at(self, t_ns: IntArray | int) -> FloatArray:
         """Return cumulative joules at instants; flat outside the known range."""
-        # From the first point on: nanoseconds since a machine began have more digits than a float after a hundred days.
-        since_ns = np.asarray(t_ns) - self.t_ns[0]
-        return np.asarray(np.interp(since_ns, self.t_ns - self.t_ns[0], self.energy_j), dtype=np.float64)
+        return interpolate(t_ns, self.t_ns, self.energy_j)
 
     def between(self, start_ns: int, end_ns: int) -> float:
         """Return the joules between two instants, as far as they are known."""

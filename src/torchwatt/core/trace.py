@@ -63,6 +63,7 @@ class Trace:
     activities: tuple[Activity, ...] = ()  # what devices did, one value a device
     untold_calls: frozenset[int] = frozenset()  # slots of which it is not known how often they ran
     step_stages: tuple[str, ...] = ()  # train, validation or inference, of each of `steps`; empty: not known
+    thread_busy: tuple[float, ...] = ()  # of each thread number, the part of its spans' time on a CPU; empty: not known
     traced_steps: int = 0  # steps whose modules were traced; the others are filled in from them
 
     def __post_init__(self) -> None:
@@ -75,6 +76,8 @@ class Trace:
             raise TraceError("step counts are for all steps or for none")
         if len(self.step_stages) not in {0, len(self.steps)}:
             raise TraceError("stages are for all steps or for none")
+        if not all(0.0 <= part <= 1.0 for part in self.thread_busy):
+            raise TraceError("a thread is on a CPU for less than none or more than all of its time")
 
     def __len__(self) -> int:
         return len(self.slot)

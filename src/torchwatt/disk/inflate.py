@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import IO, TextIO
 
 # Traces, curves and recordings shrink to a tenth or a thirtieth of their size; deflate cannot shrink below 1/1032.
-MAX_RATIO = 200
-FREE_BYTES = 1 << 28  # up to 256 MiB no ratio is looked at
+MAX_RATIO = 100
+FREE_BYTES = 1 << 26  # up to 64 MiB no ratio is looked at
 LONGEST_LINE = 1 << 24  # characters: a line of a recording has about 250,000
 
 
@@ -34,7 +34,7 @@ def inflated(packed: IO[bytes]) -> io.BufferedReader:
     """Return what is in a gzip file, to be read like any file; `zlib.error` and `EOFError` say that it is broken.
 
     Raises:
-        OSError: While it is read, if it expands to more than 256 MiB and to more than 200 times what was read of it.
+        OSError: While it is read, if it expands to more than 64 MiB and to more than 100 times what was read of it.
     """
     return io.BufferedReader(_Inflated(packed), 1 << 17)
 

@@ -7,10 +7,14 @@ the folder first: a folder that is there already keeps its mode.
 from __future__ import annotations
 
 import os
-from errno import EPERM
+import stat
+from collections.abc import Iterable
+from errno import EINVAL, EPERM
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO, cast
+
+from torchwatt.disk.path_safety import SPECIAL, kind_of
 
 FILE, FOLDER = 0o600, 0o700
 
@@ -29,9 +33,14 @@ def appended_file(path: Path) -> BinaryIO:
     """Open a file for appending, made if it is not there.
 
     Raises:
-        OSError: It cannot be opened, or is a link: what is appended must not end in another file.
+        OSError: It cannot be opened, or is a link: what is appended must not end in another file; or it is a pipe or a
+            device.
     """
-    return _opened(path, os.O_APPEND)
+    file = _opened(path, os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(EINVAL, SPECIAL, str(path))
+    return file
 
 
 def _opened(path: Path, how: int) -> BinaryIO:
@@ -63,6 +72,18 @@ def private_folder(path: Path) -> None:
     """
     for folder in missing_folders(path.absolute()):
         folder.mkdir(mode=FOLDER, exist_ok=True)
+
+
+def share(paths: Iterable[Path]) -> None:
+    """Give files and folders the modes that the umask allows, as programs without a thought for privacy make them.
+
+    Raises:
+        OSError: One is not the caller's, or is not there.
+    """
+    os.umask(umask := os.umask(FOLDER))
+    for path in paths:
+        if kind_of(path) in {"file", "folder"}:
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask | (FOLDER if path.is_dir() else FILE))
 
 
 def replace_file(path: Path, content: bytes) -> None:

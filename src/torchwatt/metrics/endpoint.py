@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import errno
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from socketserver import TCPServer
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.metrics.exporter import Exporter
 from torchwatt.metrics.families import registry_of
 
 if TYPE_CHECKING:
-    from threading import Thread
-    from wsgiref.simple_server import WSGIServer
+    from prometheus_client import CollectorRegistry
 
 LOOPBACK = "127.0.0.1"
 MISSING = "prometheus_client is missing: pip install 'torchwatt[prometheus]'"
+MOST_CONNECTIONS = 8  # answered at a time: a scraper opens one
+LONGEST_S = 5.0  # from the connection to the end of the answer
+SPARE_DESCRIPTORS = 64  # of the limit (ulimit -n): these are left to the program that is measured
+_ACCEPT_PAUSE_S, _ENDING_PAUSE_S = 0.2, 0.005
 
 
 class Endpoint(Exporter):
     """A server in a thread."""
 
-    def __init__(self, port: int, address: str, layers: int) -> None:
+    def __init__(self, port: int, address: str, layers: int, allow_hosts: Sequence[str]) -> None:
         super().__init__(layers)
-        self.server, self._thread = _serve(port, address, self)
+        try:
+            import prometheus_client  # noqa: F401  # is it there?
+        except ImportError as error:
+            raise ConfigError(MISSING) from error
         self.address = address
+        self.server = _listening(port, address, registry_of(self.books), allow_hosts)
+        self._thread = Thread(target=self.server.serve_forever, name="torchwatt-prometheus", daemon=True)
+        self._thread.start()
         self.books.open()
 
     @property
@@ -42,31 +61,182 @@ class Endpoint(Exporter):
         self._thread.join(2.0)
 
 
-def prometheus(*, port: int, address: str = LOOPBACK, layers: int = 0) -> Endpoint:
+def prometheus(
+    *, port: int, address: str = LOOPBACK, layers: int = 0, allow_hosts: Sequence[str] = ()
+) -> Endpoint:  # fmt: skip
     """Serve the runs of this process to Prometheus, until closed.
+
+    Eight connections are answered at a time, each for five seconds at most; the oldest is closed for a newer one. No
+    descriptor is taken of the last 64 that the process may open.
 
     Args:
         port: Where; 0 takes a free one, see `.port` and `.url`.
         address: `127.0.0.1` cannot be reached from other machines; `0.0.0.0` can, by everybody who can reach this one.
         layers: How many layers get a series of their own (reserved ones come on top); the rest is one series.
+        allow_hosts: Names of this machine that a request's Host header may have, so that no page in somebody's browser
+            can read the numbers under a name of its own. Without any: the address that the connection came in on, and
+            on this machine also `localhost`.
 
     Raises:
         ConfigError: The port is taken or impossible, or prometheus_client is not installed.
     """
-    return Endpoint(port, address, layers)
+    return Endpoint(port, address, layers, allow_hosts)
 
 
-def _serve(port: int, address: str, exporter: Exporter) -> tuple[WSGIServer, Thread]:
-    try:
-        from prometheus_client import start_http_server
-    except ImportError as error:
-        raise ConfigError(MISSING) from error
+def _listening(port: int, address: str, registry: CollectorRegistry, allow_hosts: Sequence[str]) -> _Server:
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65_535:
         raise ConfigError(f"port={port!r}: give a number from 0 to 65535")
+    names = (allow_hosts,) if isinstance(allow_hosts, str) else tuple(allow_hosts)
+    if bad := [name for name in names if not isinstance(name, str) or not name or host_of(name) != name.lower()]:
+        raise ConfigError(
+            f"allow_hosts={bad[0]!r}: give a name or an address without a port, such as node7.example.org"
+        )
     try:
-        return start_http_server(port, address, registry_of(exporter.books))
-    except OSError as error:
-        why = error.strerror or str(error)
+        family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        return _Server(family, where, registry, frozenset(name.lower() for name in names))
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
             f"cannot listen on {address}:{port}: {why}; give another port= (0 takes a free one)"
         ) from error
+
+
+class _Server(ThreadingHTTPServer):
+    """Answers a bounded number of connections, each in a thread that ends with its time."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 16  # wait in the kernel, without a descriptor of this process
+
+    def __init__(
+        self, family: int, where: Any, registry: CollectorRegistry, allow_hosts: frozenset[str]
+    ) -> None:  # fmt: skip
+        self.address_family = family
+        self.registry = registry
+        self.allow_hosts = allow_hosts
+        self._since: dict[socket.socket, float] = {}
+        self._ending: set[socket.socket] = set()
+        self._lock = Lock()
+        super().__init__(where, _Handler)
+
+    def server_bind(self) -> None:
+        """Bind; `HTTPServer` would also ask the name service for a name that nobody needs."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; where the process is out of descriptors, pause, for the next try would come at once."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                time.sleep(_ACCEPT_PAUSE_S)
+            raise
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002  socketserver's signature
+        """Return whether to answer; closes the oldest connection where there are too many."""
+        if _needed_by_others(request.fileno()):
+            return False
+        with self._lock:
+            if len(self._since) >= MOST_CONNECTIONS:
+                self._end(min(self._since, key=self._since.__getitem__))
+            self._since[request] = time.monotonic()
+        deadline_s = time.monotonic() + LONGEST_S
+        while len(self._ending) >= MOST_CONNECTIONS and time.monotonic() < deadline_s:
+            time.sleep(_ENDING_PAUSE_S)  # for their threads, which then close them
+        return len(self._ending) < MOST_CONNECTIONS
+
+    def service_actions(self) -> None:
+        """Close connections whose time is over; called twice a second."""
+        with self._lock:
+            for request, since_s in list(self._since.items()):
+                if time.monotonic() - since_s > LONGEST_S:
+                    self._end(request)
+
+    def _end(self, request: socket.socket) -> None:
+        """End a connection under the thread that waits for it, which then closes it."""
+        del self._since[request]
+        self._ending.add(request)
+        with suppress(OSError):  # it has ended
+            request.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        with self._lock:
+            self._since.pop(request, None)
+            self._ending.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a client that went away is no news, and stderr is the program's."""
+
+
+def _needed_by_others(descriptor: int) -> bool:
+    """Return whether a new descriptor is one of the last: the system gives out the lowest that is free."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit != resource.RLIM_INFINITY and descriptor >= limit - SPARE_DESCRIPTORS
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one request; HTTP/1.0, so that a connection ends with its answer."""
+
+    server: _Server
+    timeout = LONGEST_S
+    server_version = "torchwatt"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        """Answer with the numbers of this moment."""
+        from prometheus_client.exposition import choose_encoder
+
+        if not self._is_for_us():
+            self._answer(403, "text/plain", b"this Host is not served: name it with allow_hosts= or --allow-host\n")
+            return
+        url = urlsplit(self.path)
+        if url.path not in {"/", "/metrics"}:
+            self._answer(404, "text/plain", b"the numbers are at /metrics\n")
+            return
+        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        names = parse_qs(url.query).get("name[]")
+        registry = self.server.registry.restricted_registry(names) if names else self.server.registry
+        self._answer(200, content_type, encode(registry))
+
+    def _is_for_us(self) -> bool:
+        hosts = self.headers.get_all("Host") or []
+        host = host_of(hosts[0]) if len(hosts) == 1 else ""
+        if host in self.server.allow_hosts:
+            return host != ""
+        here = _address(str(self.connection.getsockname()[0]))
+        asked = _address(host)
+        if here is not None and here.is_loopback:
+            return host == "localhost" or (asked is not None and asked.is_loopback)
+        return asked is not None and asked == here
+
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's signature
+        """Log nothing: stderr is the program's."""
+
+
+def host_of(header: str) -> str:
+    """Return the host of a Host header in lower case, without port and brackets; empty where it is none."""
+    try:
+        return urlsplit(f"//{header}").hostname or "" if not set(header) & set("/?#@\\ ") else ""
+    except ValueError:
+        return ""
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        found = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return found.ipv4_mapped or found if isinstance(found, IPv6Address) else found

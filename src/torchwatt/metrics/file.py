@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.warn import warn
+from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.metrics.endpoint import MISSING
 from torchwatt.metrics.exporter import Exporter
 from torchwatt.metrics.families import registry_of
@@ -31,7 +32,7 @@ class Textfile(Exporter):
         except OSError as error:
             self.books.close()
             raise ConfigError(f"textfile({str(path)!r}): {error.strerror}") from error
-        self._thread = threading.Thread(target=self._loop, name="torchwatt-textfile", daemon=True)
+        self._thread = HelperThread(self._loop, "torchwatt-textfile")
         self._thread.start()
 
     def write(self) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torchwatt.core.errors import ConfigError
 from torchwatt.metrics.exporter import Exporter
 
 FORMS = "prometheus:PORT, prometheus:ADDRESS:PORT, textfile:FILE.prom or otel"
 
 
-def named(text: str) -> Exporter:
+def named(text: str, allow_hosts: Sequence[str] = ()) -> Exporter:
     """Open the exporter that a command line names; `otel` is the process's own provider, asked for by that word.
+
+    `allow_hosts` are names under which Prometheus may ask, see `prometheus`.
 
     Raises:
         ConfigError: There is none of that name, or it cannot be opened.
@@ -27,5 +31,5 @@ def named(text: str) -> Exporter:
     if kind == "prometheus" and port.isdecimal() and port.isascii():
         from torchwatt.metrics.endpoint import LOOPBACK, prometheus
 
-        return prometheus(port=int(port), address=address.strip("[]") or LOOPBACK)
+        return prometheus(port=int(port), address=address.strip("[]") or LOOPBACK, allow_hosts=allow_hosts)
     raise ConfigError(f"--metrics {text}: give {FORMS}")

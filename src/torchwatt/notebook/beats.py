@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
+from functools import partial
 from math import fsum
 from typing import TYPE_CHECKING, Any
 
 from torchwatt.core.units import NS_PER_S
+from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.notebook.comm import channel
 from torchwatt.notebook.history import Record
 from torchwatt.notebook.pace import Pace
@@ -44,10 +46,9 @@ class Beats:
         self.failures: list[str] = []
         self.spent_s = 0.0  # CPU time of the thread
         self._pulse = run.pulse()
-        self._layers = run.live_layers(self._pulse) if handle is not None else None
+        self._layers = run.live_layers(self._pulse) if handle is not None else None  # from torch's import on
         # ipykernel finds the cell of a message in a context variable, which a new thread does not inherit.
-        target = contextvars.copy_context().run
-        self._thread = threading.Thread(target=target, args=(self._loop,), daemon=True, name="torchwatt-live")
+        self._thread = HelperThread(partial(contextvars.copy_context().run, self._loop), "torchwatt-live")
 
     def start(self) -> None:
         """Begin."""
@@ -59,6 +60,12 @@ class Beats:
         self._thread.join(2.0)
         if self._layers is not None:
             self._layers.close()
+
+    def pause(self) -> None:
+        """End the thread and have the browser say what goes on: a report of thousands of modules takes seconds."""
+        self.stop()
+        if self._widget is not None:
+            self._widget.send({"kind": "settling"})
 
     def close(self) -> None:
         """Close the widget."""
@@ -104,6 +111,7 @@ class Beats:
         points = list(pulse.points)[-(WHOLE if self._count % 40 == 0 else RECENT) :]
         message = beat_payload(points, pulse.energy_j, points[-1].power_w, pulse.carbon_g(), pulse.as_of_s)
         self._count += 1
+        self._layers = self._layers or self._run.live_layers(pulse)
         if self._layers is None:
             self._send(message)
             return

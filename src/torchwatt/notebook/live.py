@@ -61,8 +61,9 @@ class View:
 
     def pause(self) -> None:
         """Stop the thread, so that settling the run has the machine for itself."""
-        if self._beats is not None:
-            self._beats.stop()
+        with contextlib.suppress(Exception):
+            if self._beats is not None:
+                self._beats.pause()
 
     def end(self) -> None:
         """Replace the live view by the report."""

@@ -44,6 +44,16 @@ def anonymous_file(name: str) -> int:
             return os.dup(file.fileno())
 
 
+def largest_file() -> int | None:
+    """Return how large a file this process may make (`ulimit -f`), memory behind a descriptor too; None: no limit."""
+    try:
+        import resource
+    except ImportError:  # no such limits on this system
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 class Board:
     """Head words, two words a source, a ring a channel, and a table of notes.
 
@@ -75,6 +85,11 @@ class Board:
         """Return how many bytes a board takes when every page is touched."""
         n_words = _HEAD + n_sources * _SOURCE_WORDS + len(capacities) * RING_WORDS + 3 * sum(capacities)
         return n_words * _WORD + MAX_EVENTS * _EVENT_BYTES
+
+    @classmethod
+    def private(cls, n_sources: int, capacities: Sequence[int]) -> Board:
+        """Return a board that no other process can see, in memory that no limit of files concerns."""
+        return cls(mmap.mmap(-1, cls.size(n_sources, capacities)), n_sources, capacities)
 
     @classmethod
     def map(cls, fd: int, n_sources: int, capacities: Sequence[int]) -> Board:

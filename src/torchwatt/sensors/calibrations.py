@@ -10,6 +10,7 @@ from typing import Any
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Meter
+from torchwatt.disk.path_safety import read_named
 from torchwatt.disk.private import private_folder, replace_file
 
 FOLDER_VARIABLE = "TORCHWATT_CALIBRATIONS"
@@ -40,8 +41,7 @@ def load_calibrations(path: Path) -> dict[str, Any]:
         ConfigError: The file is not one of ours, or is damaged.
     """
     try:
-        with path.open("rb") as file:
-            told = json.loads(file.read(_MAX_BYTES))
+        told = json.loads(read_named(path, _MAX_BYTES))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

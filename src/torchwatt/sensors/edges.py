@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel
+from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.sensors.protocol import MeteredSource, Source
 
 DEADLINE_S = 1.0
@@ -46,7 +47,7 @@ class EdgeReader:
         self._clock_ns = clock_ns
         self._looks: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
         self._pending: Look | None = None
-        self._thread = threading.Thread(target=self._run, name="torchwatt-edge", daemon=True)
+        self._thread = HelperThread(self._run, "torchwatt-edge")
         self._thread.start()
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+from torchwatt.sensors.readers.nvml import text_of
 from torchwatt.sensors.readers.users import INITIAL_PID_NS, pid_namespace
 
 MIG_NOTE = "MIG slice: the whole GPU is metered"
@@ -15,11 +16,11 @@ MIG_NOTE = "MIG slice: the whole GPU is metered"
 def gpu_facts(nvml: Any, handle: Any, index: int) -> tuple[tuple[str, str], ...]:
     """Return name, uuid, driver, limits and memory; what a device does not tell is left out."""
     asked: dict[str, Callable[[], Any]] = {
-        "name": lambda: nvml.nvmlDeviceGetName(handle),
-        "uuid": lambda: nvml.nvmlDeviceGetUUID(handle),
+        "name": lambda: text_of(nvml.nvmlDeviceGetName, handle),
+        "uuid": lambda: text_of(nvml.nvmlDeviceGetUUID, handle),
         "nvml_index": lambda: index,
-        "pci_bus_id": lambda: nvml.nvmlDeviceGetPciInfo(handle).busId,
-        "driver": nvml.nvmlSystemGetDriverVersion,
+        "pci_bus_id": lambda: text_of(lambda: nvml.nvmlDeviceGetPciInfo(handle).busId),
+        "driver": lambda: text_of(nvml.nvmlSystemGetDriverVersion),
         "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1e3,
         "power_limit_default_w": lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle) / 1e3,
         "memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,

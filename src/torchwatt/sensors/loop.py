@@ -217,7 +217,7 @@ class SourceLoop:
             else:
                 raw = self._reader.read(tap.key)
         except Exception as error:  # whatever it was, the other channels and the user's run go on
-            self._failed(tap, error)
+            self._failed(tap, error, before_ns)
             return False
         after_ns = self._clock_ns()
         if tap.ring.word(FAILING_NS):
@@ -234,11 +234,12 @@ class SourceLoop:
             self._note(after_ns, "info", "SAMPLER_THINNED", tap, message)
         return thinned or (tap.calm_ns > 0 and tap.calms_down(raw))
 
-    def _failed(self, tap: Tap, error: Exception) -> None:
+    def _failed(self, tap: Tap, error: Exception, before_ns: int) -> None:
         now_ns = self._clock_ns()
         code = error.code if isinstance(error, SensorError) else "SENSOR_ERROR"
         self._note(now_ns, "warning", code, tap, str(error) or type(error).__name__)
-        if code in _PASSING:
+        if code in _PASSING:  # kept as 0, which nobody integrates: when the sensor said nothing is known so
+            tap.ring.append((before_ns + now_ns) // 2, 0.0, now_ns - before_ns)
             return
         self._retry_ns[tap.key] = now_ns + RETRY_NS
         if not tap.ring.word(FAILING_NS):

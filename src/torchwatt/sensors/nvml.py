@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +13,12 @@ from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Event, Meter, Unavailable
 from torchwatt.core.terms import MODULE_POWER, POWER_SAMPLES, USERS, Domain
 from torchwatt.core.units import NS_PER_S
+from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.sensors.gpu_facts import cpu_affinity, gpu_facts, sharing
 from torchwatt.sensors.nvml_ring import read_period_ns, ring_of
 from torchwatt.sensors.protocol import Discovery, MeteredSource, event, read_cost_s
 from torchwatt.sensors.readers.nvml import USERS as LISTED
-from torchwatt.sensors.readers.nvml import NvmlReader, load_nvml, nvml_error, power_samples
+from torchwatt.sensors.readers.nvml import NvmlReader, load_nvml, nvml_error, power_samples, text_of
 from torchwatt.sensors.visible import Pick, select
 
 ACCURACY = (-0.05, 0.05)
@@ -32,6 +32,7 @@ GAUGE_PERIOD_NS = NS_PER_S
 # Energy and power reads may each take 1 % of the time, together 2 %.
 _TIME_SHARE = 0.01
 _PROBE_S = 10.0
+LATE_S = 0.5
 _POWERS = ("nvml_power_instant", "nvml_power_average", "nvml_power")
 _MODULE_POWERS = ("nvml_module_power_instant", "nvml_module_power_average", "nvml_module_power_samples")
 _GAUGES = {  # name -> (unit, scale)
@@ -68,13 +69,39 @@ def discover_nvml(
         except BaseException as error:  # a binding of another make: the user's run goes on without GPUs
             found.append(Discovery((), (Unavailable("gpu", f"NVML discovery failed: {error!r}"),)))
 
-    thread = threading.Thread(target=probe, name="torchwatt-nvml", daemon=True)
+    thread = HelperThread(probe, "torchwatt-nvml")
     thread.start()
     thread.join(probe_s)
     if not found:
         reason = f"NVML has not answered within {probe_s:g} s"
         return Discovery((), (Unavailable("gpu", reason, "the driver hangs: look at `dmesg`, then reboot"),))
     return found[0]
+
+
+def late_gpus(there: Sequence[str], probe_s: float = LATE_S) -> tuple[Event, ...]:
+    """Return an event for each GPU that answers now and did not when GPUs were looked for; never raises.
+
+    Args:
+        there: UUIDs of those that answered then.
+        probe_s: Longest wait for the driver.
+    """
+    found: list[str] = []
+
+    def probe() -> None:
+        with contextlib.suppress(Exception):  # whatever fails now says nothing of GPUs that came
+            nvml = load_nvml()
+            try:
+                for index in range(nvml.nvmlDeviceGetCount()):
+                    with contextlib.suppress(nvml.NVMLError):
+                        found.append(text_of(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetHandleByIndex(index)))
+            finally:
+                nvml.nvmlShutdown()
+
+    thread = HelperThread(probe, "torchwatt-nvml")
+    thread.start()
+    thread.join(probe_s)
+    message = "is there now and was not when the run began: its joules are not metered; begin a new run to meter it"
+    return tuple(event("warning", "GPU_APPEARED", "gpu", f"{uuid} {message}") for uuid in found if uuid not in there)
 
 
 def _probe(environ: Mapping[str, str], pid: int) -> Discovery:
@@ -112,6 +139,7 @@ class _Probe:
         self._events: list[Event] = []
         self._unavailable: list[Unavailable] = []
         self._devices = 0
+        self._there: tuple[str, ...] | None = None
 
     def run(self) -> Discovery:
         picks = self._visible()
@@ -121,12 +149,13 @@ class _Probe:
         if len({one.meter.model for one in found}) > 1 and self._environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
             message = "GPU models differ: CUDA may number them fastest first, we count in PCI order; match by uuid"
             self._events.append(event("info", "VISIBLE_DEVICES", "gpu", message))
-        return Discovery(sources, tuple(self._unavailable), tuple(self._events))
+        return Discovery(sources, tuple(self._unavailable), tuple(self._events), self._there)
 
     def _visible(self) -> tuple[Pick, ...]:
         nvml, value = self._nvml, self._environ.get("CUDA_VISIBLE_DEVICES")
         handles = {i: self._handle(i) for i in range(nvml.nvmlDeviceGetCount())}
         uuids = [self._uuid(i, handle) for i, handle in handles.items()]
+        self._there = tuple(uuids) if value is None else None
         migs = self._migs(handles) if value and "MIG-" in value else {}
         selection = select(value, uuids, migs)
         if selection.stopped:
@@ -148,7 +177,7 @@ class _Probe:
     def _uuid(self, index: int, handle: Any) -> str:
         with contextlib.suppress(self._nvml.NVMLError):
             if handle is not None:
-                return str(self._nvml.nvmlDeviceGetUUID(handle))
+                return text_of(self._nvml.nvmlDeviceGetUUID, handle)
         return f"(lost {index})"
 
     def _migs(self, handles: Mapping[int, Any]) -> dict[str, int]:
@@ -156,7 +185,7 @@ class _Probe:
         for index, handle in ((i, h) for i, h in handles.items() if h is not None):
             for i in range(self._most_migs(handle)):
                 with contextlib.suppress(nvml.NVMLError):  # an empty place: slices come and go
-                    found[nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))] = index
+                    found[text_of(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))] = index
         return found
 
     def _most_migs(self, handle: Any) -> int:
@@ -168,7 +197,7 @@ class _Probe:
         domain = Domain("gpu", ordinal)
         try:
             handle = self._nvml.nvmlDeviceGetHandleByIndex(pick.index)
-            uuid = self._nvml.nvmlDeviceGetUUID(handle)
+            uuid = text_of(self._nvml.nvmlDeviceGetUUID, handle)
             facts = gpu_facts(self._nvml, handle, pick.index)
         except self._nvml.NVMLError as error:
             self._give_up(domain, nvml_error(str(domain), "opening it", error))

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from errno import EFBIG
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,7 +31,6 @@ from torchwatt.sensors.logs.quantities import (
 from torchwatt.sensors.logs.timestamps import LogClock, zone_of
 from torchwatt.sensors.nvml import ACCURACY, ACCURACY_SOURCE
 
-MAX_BYTES = 1 << 30  # a month at ten readings a second
 MAX_DEVICE = 2**16
 LARGEST_RAW = 1e18  # a counter of 64 bits in millijoules
 MOST_CARDS = 4096
@@ -88,20 +88,14 @@ def read_power_log(path: str | os.PathLike[str], zone: str | None = None) -> Rec
     path = Path(path)
     log = _Log(path.name, LogClock(zone_of(zone)))
     try:
-        _check_size(path)
         with open_log(path) as file:
             _read(log, log_rows(log_lines(file), path.name))
     except SensorError:
         raise
     except OSError as error:
-        raise SensorError(f"cannot read {path}: {error.strerror or error}") from error
+        fix = ": cut it to the time of the trace" if error.errno == EFBIG else ""
+        raise SensorError(f"cannot read {path}: {error.strerror or error}{fix}") from error
     return _recording(log)
-
-
-def _check_size(path: Path) -> None:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise SensorError(f"{path} has {size} bytes, more than {MAX_BYTES}: cut it to the time of the trace")
 
 
 def _read(log: _Log, rows: Iterable[Row]) -> None:

@@ -73,6 +73,7 @@ class Discovery:
     sources: tuple[Source, ...] = ()
     unavailable: tuple[Unavailable, ...] = ()
     events: tuple[Event, ...] = ()
+    gpus: tuple[str, ...] | None = None  # UUIDs of the GPUs that answered; None where later ones are nobody's business
 
     @property
     def meters(self) -> tuple[Meter, ...]:
@@ -86,6 +87,7 @@ def merge(found: Sequence[Discovery]) -> Discovery:
         tuple(s for d in found for s in d.sources),
         tuple(u for d in found for u in d.unavailable),
         tuple(e for d in found for e in d.events),
+        next((d.gpus for d in found if d.gpus is not None), None),
     )
 
 

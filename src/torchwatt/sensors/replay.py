@@ -20,10 +20,12 @@ import numpy as np
 from torchwatt.core.errors import BundleError
 from torchwatt.core.meter import Channel, Event, Meter, Recording, SamplerStats, Series, Unavailable
 from torchwatt.disk.inflate import bounded_lines, inflated
+from torchwatt.disk.path_safety import open_named
 from torchwatt.disk.private import new_file
 
 FORMAT, VERSION = "torchwatt-recording", 1
 _CHUNK = 4096
+_MOST_BYTES = 1 << 40  # it is read line by line
 LATEST_NS = 2**62 + 1  # differences of times fit 64 bits
 LARGEST = 1e100  # sums and squares of readings stay numbers
 
@@ -76,7 +78,7 @@ class _Closing(gzip.GzipFile):
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
-    with path.open("rb") as packed:
+    with open_named(path, _MOST_BYTES) as packed:
         plain = inflated(packed) if path.suffix == ".gz" else packed
         with TextIOWrapper(plain, encoding="utf-8") as file:
             yield file

@@ -71,6 +71,11 @@ class Ring:
             time.sleep(0.001)
         return b"", b"", b""  # the writer died half-way through thinning
 
+    def newest_ns(self) -> int:
+        """Return the instant of the last record, 0 without any."""
+        count = self.word(COUNT)
+        return int(self._t_ns[count - 1]) if count else 0
+
     def first_since(self, start_ns: int) -> int:
         """Return the index of the first record at or after an instant."""
         lo, hi = 0, self.word(COUNT)

@@ -9,20 +9,25 @@ import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Event, Meter, Quantity, Recording, SamplerStats, Unavailable
 from torchwatt.core.units import NS_PER_S
+from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.sensors import gather
-from torchwatt.sensors.board import CPU_NS, ROUNDS, Board, anonymous_file
+from torchwatt.sensors.board import CPU_NS, ROUNDS, Board, anonymous_file, largest_file
 from torchwatt.sensors.edges import EdgeReader, edge_channels, look_at_all
+from torchwatt.sensors.nvml import late_gpus
 from torchwatt.sensors.protocol import Discovery, Source
 from torchwatt.sensors.ring import MISSED, READS, Ring
 from torchwatt.sensors.sampler_main import anchor, capacities, make_loops, start_threads
 from torchwatt.sensors.spawn import Child
 
 CAPACITY = 1 << 20  # readings a channel before it is thinned: 5.8 h at 20 ms; untouched memory costs nothing
+PRIVATE_CAPACITY = 1 << 16
+LEAST_CAPACITY, LEAST_SHARED_BYTES = 64, 1 << 18  # less than that shares no readings worth sharing
 GAUGE_CAPACITY = 1 << 17
 ANCHORS = 1 << 14
 # A counter that has news every 5 ms publishes oftener than that, and half the looks cost half: errors grow by sqrt(2).
@@ -75,9 +80,10 @@ class _Running:
     edges: list[EdgeReader]
     pid: int
     start_ns: int
+    alone: bool = False  # no other process can see the board
     child: Child | None = None
-    watch: threading.Thread | None = None
-    threads: list[threading.Thread] = field(default_factory=list)
+    watch: HelperThread | None = None
+    threads: list[HelperThread] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def rings(self) -> dict[str, Ring]:
@@ -91,7 +97,7 @@ class _Running:
         if self.child is not None:
             self.child.stop()
         deadline_s = time.monotonic() + timeout_s
-        watching = () if self.watch is None or self.watch is threading.current_thread() else (self.watch,)
+        watching = () if self.watch is None or self.watch.is_current() else (self.watch,)
         for thread in (*self.threads, *watching):
             thread.join(max(deadline_s - time.monotonic(), 0))
         for edge in self.edges:
@@ -170,7 +176,7 @@ class Sampler:
             fd = anonymous_file("torchwatt-board")
             try:
                 self._running = running = self._open(fd)
-                if self._mode == "process":
+                if self._mode == "process" and not running.alone:
                     self._spawn(running, fd)
             finally:
                 os.close(fd)
@@ -183,7 +189,14 @@ class Sampler:
             self.mark()
 
     def _open(self, fd: int) -> _Running:
-        """Map the memory; where the address space is limited (ulimit -v), rings a sixteenth as long must do."""
+        """Map the memory; where the address space is limited (ulimit -v), rings a sixteenth as long must do.
+
+        Where the size of files is (ulimit -f), rings are as long as it allows. Where it allows too little for that,
+        threads of this process sample into memory of its own.
+        """
+        most_bytes = largest_file()
+        if most_bytes is not None:
+            return self._open_small(fd, most_bytes)
         config = sampler_config(self._sources, self._capacity, thrifty=self._thrifty)
         try:
             board = Board.map(fd, len(config["sources"]), capacities(config))
@@ -192,14 +205,30 @@ class Sampler:
             board = Board.map(fd, len(config["sources"]), capacities(config))
         return _Running(board, config, [], os.getpid(), anchor(board))
 
+    def _open_small(self, fd: int, most_bytes: int) -> _Running:
+        capacity = self._capacity
+        config = sampler_config(self._sources, capacity, thrifty=self._thrifty)
+        while capacity > LEAST_CAPACITY and Board.size(len(config["sources"]), capacities(config)) > most_bytes:
+            capacity //= 2
+            config = sampler_config(self._sources, capacity, thrifty=self._thrifty)
+        if most_bytes >= LEAST_SHARED_BYTES and Board.size(len(config["sources"]), capacities(config)) <= most_bytes:
+            board = Board.map(fd, len(config["sources"]), capacities(config))
+            return _Running(board, config, [], os.getpid(), anchor(board))
+        config = sampler_config(self._sources, min(self._capacity, PRIVATE_CAPACITY), thrifty=self._thrifty)
+        board = Board.private(len(config["sources"]), capacities(config))
+        message = (
+            f"sampling in threads of this process: files of {most_bytes} bytes at most (ulimit -f) share no readings"
+        )
+        self._event("warning", "SAMPLER_THREAD", "run", message)
+        return _Running(board, config, [], os.getpid(), anchor(board), alone=True)
+
     def _spawn(self, running: _Running, fd: int) -> None:
         try:
             running.child = Child({**running.config, "journal": self.journal}, fd)
         except SensorError as error:
             self._event("warning", error.code, "run", f"sampling in threads of this process: {error}")
             return
-        watched = weakref.ref(self), running.child
-        running.watch = threading.Thread(target=_watch, args=watched, name="torchwatt-watch", daemon=True)
+        running.watch = HelperThread(partial(_watch, weakref.ref(self), running.child), "torchwatt-watch")
         running.watch.start()
 
     def _ready(self, running: _Running) -> bool:
@@ -294,12 +323,26 @@ class Sampler:
             self.mark()
             time.sleep(self._tail_ns(running) / NS_PER_S)
             self._check(running)
+            self._say_what_came(running)
             running.halt()
             anchor(running.board)
             self._result = self._gather(running)
             self._running = None
             running.close()
             return self._result
+
+    def _say_what_came(self, running: _Running) -> None:
+        """Say at the end of GPUs that appeared, and of a sampler process that stands still."""
+        if self._discovery.gpus is not None:
+            self._events += late_gpus(self._discovery.gpus)
+        if running.child is not None and running.child.standing():
+            newest = [ring.newest_ns() for ring in running.rings().values()]
+            silent_s = (time.monotonic_ns() - max(newest, default=running.start_ns)) / NS_PER_S
+            message = (
+                f"the sampler process stands still, stopped by a signal (SIGSTOP) or a debugger: no reading of its own "
+                f"for the last {silent_s:.3g} s; counters are known at both ends of the run, power is not"
+            )
+            self._event("warning", "SAMPLER_STOPPED", "run", message)
 
     def _tail_ns(self, running: _Running) -> int:
         """Return how long to sample on, so that the last publication of coarse sensors is seen: two updates."""

@@ -1,21 +1,24 @@
 """The sampler process: drivers' loops in threads; the main thread looks into /proc and after the others. Numpy-free.
 
-Started as `python -S -c BOOT SIZE` with SIZE bytes of JSON on stdin; it ends when a byte or the end of stdin comes, or
-when its parent is another than it was.
+Started by `helper_process` with the arguments SIZE and NAME, and SIZE bytes of JSON on stdin; it ends when a byte or
+the end of stdin comes, or when its parent is gone.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torchwatt.core.units import NS_PER_S
+from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.sensors.board import CPU_NS, STARTED_NS, Board
 from torchwatt.sensors.loop import LONG_READ_NS, SourceLoop, Stop, Tap
 from torchwatt.sensors.ring import PERIOD_NS
@@ -23,21 +26,6 @@ from torchwatt.sensors.ring import PERIOD_NS
 if TYPE_CHECKING:
     from torchwatt.sensors.journal.rings import RingJournal
 
-# Runs before anything can be imported: -S keeps start-up short, the user's path comes after the standard library.
-# Exactly argv[1] bytes are read, so that a stop byte that follows at once stays in the pipe for `select`.
-BOOT = """
-import json, os, sys
-size, data = int(sys.argv[1]), b""
-while len(data) < size:
-    part = os.read(0, size - len(data))
-    if not part:
-        sys.exit("the parent went away")
-    data += part
-config = json.loads(data)
-sys.path.extend(config["path"])
-from torchwatt.sensors.sampler_main import main
-main(config)
-"""
 ANCHOR_NS = 2 * NS_PER_S
 LOOK_NS = NS_PER_S // 2  # how often the main thread looks after the others
 _GC_OBJECTS = 50_000  # a loop makes no cycles; what errors leave behind is collected now and then
@@ -93,9 +81,9 @@ def make_loops(board: Board, config: Mapping[str, Any], stop: Stop, host_stop: S
     return loops
 
 
-def start_threads(loops: Sequence[SourceLoop]) -> list[threading.Thread]:
+def start_threads(loops: Sequence[SourceLoop]) -> list[HelperThread]:
     """Run each loop in a thread of its own, so that a hanging driver stops only itself."""
-    threads = [threading.Thread(target=loop.run, name="torchwatt-sampler", daemon=True) for loop in loops]
+    threads = [HelperThread(loop.run, "torchwatt-sampler") for loop in loops]
     for thread in threads:
         thread.start()
     return threads
@@ -135,14 +123,20 @@ def _journal(board: Board, config: Mapping[str, Any]) -> RingJournal:
 class Parent:
     """Waits for the parent: it says stop, closes the pipe, or is gone. Looks after the others meanwhile."""
 
-    def __init__(self, ppid: int, look: Callable[[], None]) -> None:
+    def __init__(self, ppid: int, look: Callable[[], None], *, detached: bool = False) -> None:
         self._ppid = ppid
+        self._detached = detached
         self._look = look
         self._look_ns = 0
         self._told = False
         self.said_so = False  # a word of the parent, not its end
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
+        if detached:
+            try:
+                self._poll.register(os.pidfd_open(ppid), select.POLLIN)
+            except ProcessLookupError:
+                self._told = True
 
     def is_set(self) -> bool:
         """Return whether to end."""
@@ -150,17 +144,33 @@ class Parent:
 
     def wait(self, timeout: float) -> bool:
         """Sleep for so many seconds or until it is time to end; return whether it is."""
-        if not self._told and self._poll.poll(timeout * 1e3):
-            self._told, self.said_so = True, os.read(0, 1) != b""
+        if not self._told and (ready := dict(self._poll.poll(timeout * 1e3))):
+            self._told, self.said_so = True, 0 in ready and os.read(0, 1) != b""
         now_ns = time.monotonic_ns()
         if now_ns >= self._look_ns:
             self._look_ns = now_ns + LOOK_NS
             self._look()
-            self._told = self._told or os.getppid() != self._ppid
+            self._told = self._told or (not self._detached and os.getppid() != self._ppid)
         return self._told
 
 
-def main(config: Mapping[str, Any]) -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Read the configuration from stdin and sample until told to stop; never returns."""
+    sample(json.loads(_received(int(arguments[0]))))
+
+
+def _received(size: int) -> bytes:
+    """Read exactly so many bytes from stdin: a stop byte that follows at once stays in the pipe for `select`."""
+    data = b""
+    while len(data) < size:
+        part = os.read(0, size - len(data))
+        if not part:
+            sys.exit("the parent went away")
+        data += part
+    return data
+
+
+def sample(config: Mapping[str, Any]) -> None:
     """Sample until told to stop; never returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the user's program
     gc.set_threshold(_GC_OBJECTS)
@@ -174,7 +184,7 @@ def main(config: Mapping[str, Any]) -> None:
         housekeeper.look()
         board.put(CPU_NS, time.process_time_ns())
 
-    stop, parent = Nap(), Parent(config["ppid"], look)
+    stop, parent = Nap(), Parent(config["ppid"], look, detached=config["detached"])
     loops = make_loops(board, config, stop, parent)
     start_threads([loop for loop in loops if loop.stop is stop])
     for loop in loops:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
+import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torchwatt.core.errors import SensorError
+from torchwatt.helper_process import helper_command
 from torchwatt.sensors.board import anonymous_file
-from torchwatt.sensors.sampler_main import BOOT
 
 _STDERR_BYTES = 400
+START_S = 2.0
+CAN_DETACH = hasattr(os, "pidfd_open")  # Linux
 
 
 class Child:
-    """The sampler process, seen from the user's process."""
+    """The sampler process, seen from the user's process.
+
+    Where the system can tell of the end of any process it is detached: a child of a child that has ended. A program
+    that waits for any child of its own, or ends all of them, is then not concerned with it.
+    """
 
     def __init__(self, config: Mapping[str, Any], fd: int) -> None:
         """Start it; `fd` is the board's memory.
@@ -28,13 +35,14 @@ class Child:
             SensorError: SAMPLER_THREAD, if no process can be started here.
         """
         self.stopping = False
-        data = json.dumps({**config, "fd": fd, "ppid": os.getpid(), "path": _import_path()}).encode()
-        self._stderr = anonymous_file("torchwatt-stderr")
+        told = {"fd": fd, "ppid": os.getpid(), "detached": CAN_DETACH}
+        data = json.dumps({**config, **told}).encode()
+        self._stderr, name = anonymous_file("torchwatt-stderr"), sampler_name(os.getpid())
         try:
             self._popen = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-B", "-c", BOOT, str(len(data))],
+                helper_command("torchwatt.sensors.sampler_main", str(len(data)), name, detached=CAN_DETACH),
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if CAN_DETACH else subprocess.DEVNULL,
                 stderr=self._stderr,
                 bufsize=0,  # nothing is left to flush into a pipe that nobody reads any more
                 pass_fds=(fd, *config.get("journal", ())[:2]),
@@ -43,27 +51,52 @@ class Child:
         except (OSError, ValueError, TypeError) as error:  # no executable, no more processes, embedded Python
             os.close(self._stderr)
             raise SensorError(f"cannot start the sampler process: {error}", code="SAMPLER_THREAD") from error
+        self._detached = _Process(self._detached_pid()) if CAN_DETACH else None
         with contextlib.suppress(OSError):  # it has ended already: `alive` and `why` tell
             self._send(data)
 
     @property
     def pid(self) -> int:
         """Return its process id."""
-        return self._popen.pid
+        return self._popen.pid if self._detached is None else self._detached.pid
+
+    def _detached_pid(self) -> int:
+        """Wait for the child to end; return the process id of its own child that it wrote, 0 if it did not."""
+        assert self._popen.stdout is not None  # noqa: S101  Popen made the pipe
+        told = select.poll()
+        told.register(self._popen.stdout, select.POLLIN)
+        if not told.poll(START_S * 1e3):
+            self._popen.kill()  # Python itself does not start
+        text = self._popen.stdout.read()
+        self._popen.stdout.close()
+        self._popen.wait()
+        return int(text) if text else 0
 
     def alive(self) -> bool:
         """Return whether it still runs."""
-        return self._popen.poll() is None
+        return self._popen.poll() is None if self._detached is None else not self._detached.ended(0)
 
-    def wait(self) -> None:
-        """Return when it has ended."""
-        self._popen.wait()
+    def standing(self) -> bool:
+        """Return whether a signal or a debugger has stopped it: it lives, and does nothing."""
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        except (OSError, IndexError):
+            return False
+        return state in {b"T", b"t"}
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Return when it has ended, or after so long; whether it has."""
+        if self._detached is not None:
+            return self._detached.ended(timeout_s)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(timeout_s)
+        return self._popen.poll() is not None
 
     def why(self) -> str:
         """Return the end of what it wrote to stderr."""
         size = os.fstat(self._stderr).st_size
         text = os.pread(self._stderr, _STDERR_BYTES, max(size - _STDERR_BYTES, 0)).decode(errors="replace")
-        return " ".join(text.split()) or f"exit status {self._popen.poll()}"
+        return " ".join(text.split()) or "it ended without a message"
 
     def stop(self, timeout_s: float = 1.0) -> None:
         """End it: ask, wait, and kill what does not listen. A second call does nothing."""
@@ -73,12 +106,18 @@ class Child:
         with contextlib.suppress(OSError):  # it has gone already
             self._send(b"q")
         self._popen.stdin.close()
-        try:
-            self._popen.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
+        if not self.wait(timeout_s):
+            self._kill()
+            self.wait()
+        if self._detached is not None:
+            self._detached.close()
         os.close(self._stderr)
+
+    def _kill(self) -> None:
+        if self._detached is None:
+            self._popen.kill()
+        else:
+            self._detached.kill()
 
     def _send(self, data: bytes) -> None:
         assert self._popen.stdin is not None  # noqa: S101  Popen made the pipe
@@ -86,7 +125,40 @@ class Child:
             data = data[self._popen.stdin.write(data) or 0 :]
 
 
-def _import_path() -> list[str]:
-    """Return where the child finds torchwatt and pynvml; the user's path, as the child runs without `site`."""
-    home = str(Path(__file__).resolve().parents[2])
-    return [*dict.fromkeys([home, *(str(Path(entry).resolve()) for entry in sys.path if entry)])]
+def sampler_name(pid: int) -> str:
+    """Return what says in the list of processes whose sampler one is."""
+    return f"torchwatt-sampler-of-{pid}"
+
+
+class _Process:
+    """A process that need not be a child, held by a descriptor: its id may be another's once it has ended."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._fd = -1
+        with contextlib.suppress(OSError):  # it has ended already, or never began
+            self._fd = os.pidfd_open(pid) if pid else -1
+
+    def close(self) -> None:
+        """Let go of it."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def ended(self, timeout_s: float | None) -> bool:
+        """Return whether it has ended, after so long at most."""
+        fd = self._fd
+        if fd < 0:
+            return True
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        ended = bool(poll.poll(None if timeout_s is None else timeout_s * 1e3))
+        if ended:
+            with contextlib.suppress(ChildProcessError):  # the init of a container adopts it, which this one may be
+                os.waitpid(self.pid, os.WNOHANG)
+        return ended
+
+    def kill(self) -> None:
+        """End it."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fd, signal.SIGKILL)

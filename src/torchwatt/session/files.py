@@ -46,17 +46,27 @@ def write_all(report: Report, asked: Options) -> Written:
         if target is None:
             continue
         try:
-            made = [] if what == "keep" else missing_folders(target.parent)
-            written = write(report, target)
+            written, told = write_one(report, what, target, write)
         except Exception as error:
             whole = False
             warn(f"torchwatt could not write {target}: {error}")
             continue
         paths.append(written)
-        notes += [f"made the folder {folder} for {what}={str(target)!r}" for folder in made]
-        if what == "csv" and written != target:
-            notes.append(f"{target} is not empty: this run is in {written}")
+        notes += told
     return Written(tuple(paths), tuple(notes), whole)
+
+
+def write_one(report: Report, what: str, target: Path, write: Callable[[Report, Path], Path]) -> tuple[Path, list[str]]:
+    """Write one output; return where it is, and what there is to say: folders that were made, another name.
+
+    `what` is the option that asked for it: csv, html or keep.
+    """
+    made = [] if what == "keep" else missing_folders(target.parent)
+    written = write(report, target)
+    notes = [f"made the folder {folder} for {what}={str(target)!r}" for folder in made]
+    if what == "csv" and written != target:
+        notes.append(f"{target} is not empty: this run is in {written}")
+    return written, notes
 
 
 def write_csv(

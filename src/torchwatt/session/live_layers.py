@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from torchwatt.attribution.scopes import CONTAINS
+from torchwatt.core.instants import interpolate
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.report import Report
 from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain, Slot, kind_of
@@ -167,8 +168,8 @@ class LiveLayers:
 
     def _idle(self, start_ns: int, end_ns: int) -> bool:
         """Tell whether the process did nothing between two instants."""
-        t_ns, cpu_ns = np.array(self._cpu, dtype=np.float64).T
-        used_ns = float(np.diff(np.interp([start_ns, end_ns], t_ns, cpu_ns))[0])
+        t_ns, cpu_ns = np.array(self._cpu, dtype=np.int64).T
+        used_ns = float(np.diff(interpolate([start_ns, end_ns], t_ns, cpu_ns))[0])
         return used_ns < IDLE_CPU_SHARE * (end_ns - start_ns)
 
     def _host_j(self, t_ns: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from math import isfinite
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def options(given: Mapping[str, Any]) -> Options:
     baseline_s = _number("baseline_s", given["baseline_s"], low=0.0, high=60.0)
     if not isinstance(given["overwrite"], bool):
         raise ConfigError(f"overwrite={given['overwrite']!r}: give True or False")
-    csv, html = _csv(given["csv"], overwrite=given["overwrite"]), _html(given["html"])
+    csv, html = csv_target(given["csv"], overwrite=given["overwrite"]), html_target(given["html"])
     return Options(
         name=str(given["name"] or "run"),
         carbon=plan(carbon_asked(given), datetime.now(UTC)),
@@ -110,7 +111,7 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
         ("facility", isinstance(given["facility"], str | None), "a site, such as 'scaleway/fr-par-2'"),
         ("allow_expired", isinstance(given.get("allow_expired"), bool | None), "True or False"),
         ("factors", all(isinstance(path, str | os.PathLike) for path in each), "a file, or a list of files"),
-        ("pue", all(isinstance(n, int | float) for n in numbers), "a number, or (value, lo, hi)"),
+        ("pue", all(isinstance(n, Real) for n in numbers), "a number, or (value, lo, hi)"),
         ("feed", given["feed"] is None or hasattr(given["feed"], "meters"), "such as torchwatt.sensors.Replay"),
         ("replays", isinstance(replays, list | tuple), "what torchwatt.replay found, in a list"),
         ("work", isinstance(work, Mapping | None), "what torchwatt.work_of found"),
@@ -120,7 +121,7 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
 
 
 def _number(name: str, value: Any, *, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value) or not low <= float(value) <= high:
         raise ConfigError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
     return float(value)
 
@@ -150,8 +151,12 @@ def _project(given: Mapping[str, Any]) -> str:
     return project_name(str(given["project"]))
 
 
-def _csv(value: str | os.PathLike[str] | None, *, overwrite: bool) -> Path | None:
-    """Return where the tables go; another run there is left alone or, where that was asked for, replaced."""
+def csv_target(value: str | os.PathLike[str] | None, *, overwrite: bool) -> Path | None:
+    """Return where the tables go; another run there is left alone or, where that was asked for, replaced.
+
+    Raises:
+        ConfigError: It is a file, cannot be written, or is to be replaced and holds something else than a bundle.
+    """
     path = _path("csv", value)
     if path is None:
         return None
@@ -164,8 +169,12 @@ def _csv(value: str | os.PathLike[str] | None, *, overwrite: bool) -> Path | Non
     return _writable("csv", path, path)
 
 
-def _html(value: str | os.PathLike[str] | None) -> Path | None:
-    """Return where the page goes, over an older one."""
+def html_target(value: str | os.PathLike[str] | None) -> Path | None:
+    """Return where the page goes, over an older one.
+
+    Raises:
+        ConfigError: It is no file, or cannot be written.
+    """
     path = _path("html", value)
     if path is None:
         return None

@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Never, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Never, NoReturn, ParamSpec, TypeVar, cast
 
 from torchwatt.core.errors import ConfigError, TorchwattError
 from torchwatt.core.replay import ReplayedPower
@@ -120,6 +120,13 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         self._given = given
         self._session: Session | None = None
         self._watcher = watcher("off")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Say where the result is to those who look for it here."""
+        hint = ""
+        if not name.startswith("_") and hasattr(Run, name):
+            hint = f": the result is what `with profile() as run:` gives, so write run.{name}"
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def __enter__(self) -> Run:
         try:

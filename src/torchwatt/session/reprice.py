@@ -25,7 +25,7 @@ from torchwatt.core.ledger import covers_all
 from torchwatt.core.terms import Provenance
 from torchwatt.session.grams import interval_j
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it becomes a part of a folder's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def reprice(
         FactorError: The factors do not cover the run.
     """
     if not _NAME.fullmatch(scenario):
-        raise ConfigError(f"scenario={scenario!r}: give a name such as 2026 (letters, digits, . _ -)")
+        raise ConfigError(f"scenario={scenario[:120]!r}: give a name such as 2026 (at most 100 letters, digits, . _ -)")
     label = f"repriced:{scenario}"
     bundle = read_bundle(directory)
     if any(row["scenario"] == label for row in bundle["impact"]):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
-from math import isfinite
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 from torchwatt.carbon import HOW_TO_GET_GRAMS
 from torchwatt.core.errors import ConfigError
@@ -13,7 +15,30 @@ from torchwatt.session.faces import ReportFaces
 from torchwatt.session.jobs.job_run import JobRun
 from torchwatt.session.live_layers import LiveLayers
 from torchwatt.session.pulse import Pulse
-from torchwatt.session.session import Session
+from torchwatt.session.session import MOST_COUNTED, Session
+
+LEAST_COUNTED = 1e-9  # of less than that, joules per unit may be more than a float holds
+
+
+def _number(n: Any) -> float | None:
+    """Return a count from a number or a scalar of numpy or torch; None for anything else, and for none to count."""
+    if getattr(n, "shape", None) == () and callable(getattr(n, "item", None)):
+        try:
+            n = n.item()
+        except Exception:  # a tensor without data: no number, which is said where it is counted
+            return None
+    if not isinstance(n, Real) or isinstance(n, bool):
+        return None
+    given: Any = n  # compared as it is: 2**53 + 1 is 2**53 as a float
+    return float(given) if given == 0 or LEAST_COUNTED <= given <= MOST_COUNTED else None
+
+
+def _shown(value: Any) -> str:
+    """Return a value as an error shows it: short, and never a failure of its own."""
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except Exception:  # an int of more digits than Python prints, a repr that fails
+        return f"a {type(value).__name__}"
 
 
 class Run(ReportFaces):
@@ -100,14 +125,19 @@ class Run(ReportFaces):
     def count(self, unit: str, n: float = 1) -> None:
         """Count units of work done (`run.count("image", 64)`), so that joules per unit can be said.
 
+        Args:
+            unit: Its name.
+            n: How many: a number, or a scalar of numpy or torch.
+
         Raises:
-            ConfigError: The count is negative or not finite.
+            ConfigError: The unit has no name; the count is no number, negative, not finite, or makes more than 2**53.
         """
         if not isinstance(unit, str) or not unit:
-            raise ConfigError(f"count({unit!r}, {n!r}): name the unit, such as 'image'")
-        if isinstance(n, bool) or not isinstance(n, int | float) or not isfinite(n) or n < 0:
-            raise ConfigError(f"count({unit!r}, {n!r}): give a number that is not negative")
-        self._session.count(unit, float(n))
+            raise ConfigError(f"count({_shown(unit)}, ...): name the unit, such as 'image'")
+        number = _number(n)
+        if number is None:
+            raise ConfigError(f"count({_shown(unit)}, {_shown(n)}): give 0 or a number from 1e-9 to 2**53")
+        self._session.count(unit, number)
 
     def energy_per(self, unit: str) -> float | None:
         """Return joules per counted unit, or per step for `"step"`; None where the energy is unknown.

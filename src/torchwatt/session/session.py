@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 from torchwatt.attribution.kernel import SensorModel
 from torchwatt.attribution.known import Known
+from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Event, Recording
 from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
@@ -33,6 +35,7 @@ from torchwatt.session.settle import Bounds, Outcome, settle, window_of
 from torchwatt.session.software import new_run_id
 from torchwatt.tracing import Tracer, wait_for_devices
 from torchwatt.tracing.dither import Dither
+from torchwatt.tracing.import_hook import ImportHook
 from torchwatt.tracing.marks import Marks
 from torchwatt.tracing.steps import steps_between
 
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from torchwatt.session.files import Written
 
 NO_STARTS = np.zeros(0, dtype=np.int64)
+MOST_COUNTED = 2**53  # above, a sum of counts is no longer exact
 MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
 
@@ -69,6 +73,7 @@ class Session:
         self._feed: Feed | None = None
         self._journal: Journal | None = None
         self._tracer = Tracer(models=models, overhead_budget=asked.overhead_budget) if asked.layers else None
+        self._torch_import: ImportHook | None = None  # a tracer begins with it
         self._marks = Marks()  # steps that the user marks, where no tracer takes them
         self._start_ns = self._start_unix_ns = 0
         self._model = models[0][1] if models else None  # tells on which device this process runs
@@ -124,16 +129,30 @@ class Session:
             raise
 
     def _start_tracer(self, feed: Feed) -> None:
-        """Begin to trace; a torch in which that fails is metered without layers: the program runs all the same."""
+        """Begin to trace, at the latest when the program imports torch: its environment is read then, not before."""
         if self._tracer is None:
             return
         facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
+        self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
+        if "torch" in sys.modules:
+            self._trace_from_now(self._tracer)
+            return
+        tracer, self._tracer = self._tracer, None
+        self._torch_import = ImportHook("torch", lambda: self._trace_from_now(tracer) if self.running else None)
+
+    def _trace_from_now(self, tracer: Tracer) -> None:
+        """Start a tracer; a torch in which that fails is metered without layers: the program runs all the same."""
         try:
-            self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
-            self._tracer.start()
+            tracer.start(self._marks)
         except Exception as error:
             self._fault("TRACE_LOST", "modules are not traced", error)
             self._tracer = None
+        else:
+            self._tracer = tracer
+
+    def _expect_no_torch(self) -> None:
+        if self._torch_import is not None:
+            self._torch_import.remove()
 
     @property
     def outer(self) -> Session | None:
@@ -142,7 +161,7 @@ class Session:
 
     @property
     def tracer(self) -> Tracer | None:
-        """Return what traces layers; None where nothing does."""
+        """Return what traces layers; None where nothing does, or not before torch is imported."""
         return self._tracer
 
     @property
@@ -168,9 +187,16 @@ class Session:
         return self._feed
 
     def count(self, unit: str, n: float) -> None:
-        """Add to the units of work done; from any thread."""
+        """Add to the units of work done; from any thread.
+
+        Raises:
+            ConfigError: The sum would no longer be exact.
+        """
         with self._counting:
-            self.units[unit] = self.units.get(unit, 0.0) + n
+            counted = self.units.get(unit, 0.0) + n
+            if counted > MOST_COUNTED:
+                raise ConfigError(f"count: {counted:.6g} of a unit are more than 2**53, beyond which no sum is exact")
+            self.units[unit] = counted
 
     def step(self) -> None:
         """Mark the end of a step."""
@@ -203,6 +229,7 @@ class Session:
         if not self.running:
             return
         late = Late()
+        self._expect_no_torch()
         late.run(self._end_dither)
         self.ended_ns = end_ns = late.run(self._last_look)
         trace = late.run(lambda: self._end_trace(end_ns))
@@ -327,6 +354,7 @@ class Session:
         return self.written.whole
 
     def _undo(self, feed: Feed) -> None:
+        self._expect_no_torch()
         with contextlib.suppress(Exception):
             if self._member is not None:
                 self._member.undo()

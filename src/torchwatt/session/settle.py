@@ -8,7 +8,7 @@ from math import fsum, isnan
 
 import numpy as np
 
-from torchwatt.attribution.attribute import Attribution, attribute
+from torchwatt.attribution.attribute import PHASES_UNSEEN, Attribution, attribute
 from torchwatt.attribution.known import NOTHING, Known
 from torchwatt.attribution.scopes import CONTAINS
 from torchwatt.core.curve import EnergyCurve
@@ -114,11 +114,12 @@ def _counted(found: Attribution) -> tuple[EnergyCurve, ...]:
 
 
 def _status(status: Status, found: Attribution, recording: Recording) -> Status:
-    """Call a run partial in which a meter that was found at its start was away for a part of it, or for all of it."""
+    """Call a run partial in which a meter that was found at its start was away, or never saw most of a step."""
     meters = {str(meter.domain) for meter in recording.meters if meter.provenance == "measured"}
     gone = {item.domain for item in (*recording.unavailable, *found.unavailable)}
     away = not all(ledger.is_whole for ledger in found.ledgers) or bool({*meters, "run"} & gone)
-    return "partial" if status == "complete" and away else status
+    unseen = any(event.code == PHASES_UNSEEN for event in found.events)
+    return "partial" if status == "complete" and (away or unseen) else status
 
 
 def _steps(trace: Trace, curves: Sequence[EnergyCurve]) -> Iterable[Step]:

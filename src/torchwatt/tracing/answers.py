@@ -11,7 +11,7 @@ import torch
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import LIGHT_TASK, OFF
+from torchwatt.tracing.rows import FAILED_SIZE, LIGHT_TASK, OFF
 from torchwatt.tracing.signatures import NOTHING_COUNTED, UNKNOWN, Signatures
 
 Wrapped = Callable[..., Any]
@@ -49,20 +49,23 @@ def answering(
 
     def answer(call: Wrapped, log: Log, start_ns: int, module: Any, args: Any, kwargs: Any) -> Any:
         key = key_of(id(module)) or newcomer(module)
-        before, number, alone = len(called), sequence_nr(), quiet.alone
+        before, number, alone, failed = len(called), sequence_nr(), quiet.alone, True
         log.answers -= 1
         log.answered += 1
         try:
             log.inside = True
             if alone:
                 quiet.inside = ident()
-            return call(module, *args, **kwargs)
+            y = call(module, *args, **kwargs)
+            failed = False
+            return y
         finally:
             log.inside = False
             if alone:
                 quiet.inside = 0
             ran = signature_of(before) if counted else NOTHING_COUNTED
-            log.noted.append((key, start_ns, clock(), number, sequence_nr(), LIGHT_TASK - ran))
+            last = number + FAILED_SIZE if failed else sequence_nr()
+            log.noted.append((key, start_ns, clock(), number, last, LIGHT_TASK - (UNKNOWN if failed else ran)))
 
     def signature_of(before: int) -> int:
         number = signatures.number(called[before:]) if quiet.alone else UNKNOWN

@@ -12,8 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.tracing.compose import Composer, Led, Tree, calls_of, differing, sample_of, untold
+from torchwatt.tracing.compose import (
+    FEW_SAMPLES,
+    UNKNOWN_CALLS,
+    Composer,
+    Led,
+    Tree,
+    calls_of,
+    differing,
+    sample_of,
+    untold,
+)
 from torchwatt.tracing.fold import Kinds, Records
+from torchwatt.tracing.graph_size import GraphSizes
 from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.overhead import net_clock
 from torchwatt.tracing.ranges import top_level
@@ -28,6 +39,7 @@ NO_STEPS: IntArray = np.zeros((0, 2), dtype=np.int64)
 IN_GAPS = 0.7  # of what noting bounds costs lies beside the spans; cold caches make the spans longer, too
 CALM = 25.0  # percentile of lengths: of steps in which no other program ran
 DISTURBED = 4.0  # times the median length
+FEW_READINGS = 3  # of the CPU time in a step
 ENOUGH = 8  # steps of each sort before they are compared
 MOST_MARK_NS = 50_000.0  # per span: what is dearer is no cost of ours
 
@@ -39,6 +51,7 @@ class Slots:
     keys: Mapping[int, int] = field(default_factory=dict)
     beside: Callable[[int, int], int] = lambda slot, _: slot
     is_backward: Callable[[int], bool] = lambda _: False
+    modules: frozenset[int] = frozenset()  # those whose slots are theirs alone
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +93,13 @@ class Modules:
     ran: Ran = field(default_factory=lambda: Ran((), (), ()))
     tree: Tree = field(default_factory=lambda: Tree({}, {}))
     slots: Slots = field(default_factory=Slots)
+    nodes: Mapping[int, int] = field(default_factory=dict)  # by the end of a step, sorted: the size of its graph
+
+    def nodes_of(self, step: Call) -> int | None:
+        """Return the size of the graph of a step, which may last a little longer than its end was noted."""
+        ends = list(self.nodes)
+        before = bisect.bisect(ends, step.end_ns) - 1
+        return self.nodes[ends[before]] if before >= 0 and ends[before] > step.start_ns else None
 
 
 class StepBook:
@@ -93,6 +113,8 @@ class StepBook:
         apart: Slots of what no other step has, our own work and compilations, which are taken out.
         asleep: When the steps began of which only the end is noted, and how long they took, sorted; shape (n, 2). What
             the others are longer is what noting their bounds costs: it is taken out, too.
+        cpu: Times, sorted, and the thread's CPU time by then; shape (n, 2). What other programs take from a step is no
+            part of it.
         after_ns: How long torch is busy with a step after its end was noted.
     """
 
@@ -105,6 +127,7 @@ class StepBook:
         *,
         apart: Sequence[int],
         asleep: IntArray = NO_STEPS,
+        cpu: IntArray = NO_STEPS,
         after_ns: int = 0,
     ) -> None:
         self._models: list[_StepModel] = []
@@ -112,20 +135,27 @@ class StepBook:
         self._tree, self._slots, self._ran = modules.tree, modules.slots, ran
         self._straddles = False
         self._matching: dict[int, list[_StepModel]] = {}
-        self._composers: dict[frozenset[int], Composer] = {}
+        self._uncertain: dict[int, frozenset[int]] = {}
+        self._composers: dict[tuple[frozenset[int], frozenset[int]], Composer] = {}
+        self._sizes: dict[frozenset[int], GraphSizes] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self.untold = False  # of some steps it is not known at all what ran
         self.unlike: set[int] = set()  # modules that ran in steps that are like none, or that are like none themselves
+        self.unfilled: set[int] = set()  # modules that ran in steps that nothing fills
+        self.miscounted: set[int] = set()  # modules that ran more or less often than what fills their steps says
+        self._compared: dict[tuple[int, int], tuple[Template, Signature]] = {}
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
-            found = _undisturbed(_found(spans, bounds, apart, after_ns))
+            found = _undisturbed(_found(spans, bounds, apart, after_ns, modules))
             cost_ns = _mark_ns(found, asleep)
-            for call, inside in found:
-                template = _net_template(call, inside, cost_ns)
+            for call, inside, made in found:
+                ran_in, ran_inside = _on_cpu_clock(call, inside, cpu)
+                template = _net_template(ran_in, ran_inside, cost_ns)
                 if template is not None:
                     counts, over = ran.within(call.start_ns, call.end_ns)
                     self._straddles |= ran.straddles(call.start_ns, call.end_ns)
-                    self._models.append(_StepModel(call, inside[:, 1], call.net_ns, template, counts, over, is_traced))
+                    model = _StepModel(call, inside[:, 1], ran_in.net_ns, template, counts, over, is_traced, made)
+                    self._models.append(model)
         self._models.sort(key=lambda model: model.start_ns)
 
     def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
@@ -137,26 +167,61 @@ class StepBook:
             if task == LIGHT_TASK - UNKNOWN:
                 ran, self.untold = told, True
             else:
-                ran = Signature(told.counts, told.over | self._ran.outermost, told.part)
+                ran = Signature(told.counts, told.over | self._ran.outermost, told.part, told.nodes)
             if kind not in self._matching:
-                self._matching[kind] = self._match(ran, paths.uncertain_in_step(ran))
+                self._uncertain[kind] = paths.uncertain_in_step(ran)
+                if not self._explained(ran):
+                    self._uncertain[kind] |= paths.inside_of(ran.counts) - ran.over
+                self._matching[kind] = self._match(ran, self._uncertain[kind])
             template = self._taking_turns(self._matching[kind], int(records.start[i]), turn)
             if template is None and ran.over:
                 length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
-                template = self._composed(ran, paths.uncertain_in_step(ran), length_ns)
+                template = self._composed(ran, self._uncertain[kind], length_ns)
             if template is None:
                 self.unlike |= ran.counts.keys()
-            if template is not None:
+                self.unfilled |= ran.counts.keys()
+            else:
+                self._compare(template, ran)
                 yield i, template
 
+    def _explained(self, ran: Signature) -> bool:
+        """Say whether a step's graph is as large as the calls make it that were counted in it."""
+        if ran.part or not ran.over:
+            return True
+        if ran.nodes is None:
+            return False
+        if ran.over not in self._sizes:
+            known = [model for model in self._models if model.over is None or ran.over <= model.over]
+            steps = [(model.counts, model.nodes) for model in known if model.nodes is not None]
+            self._sizes[ran.over] = GraphSizes(steps, ran.over, self._tree.alike)
+        return self._sizes[ran.over].explain(ran.counts, ran.nodes)
+
+    def _compare(self, template: Template, ran: Signature) -> None:
+        """Note the counted modules that a template of a step does not have as often as they ran in it."""
+        which = id(template), id(ran.counts)
+        if which in self._compared:
+            return
+        self._compared[which] = template, ran  # kept, so that no other has their ids
+        told = Counter[int]()
+        for slot, calls in calls_of(template).items():
+            key = self._slots.keys.get(slot)
+            if key is not None and not self._slots.is_backward(slot):
+                told[key] = calls
+        counted = self._slots.modules & ran.over
+        self.miscounted |= {key for key in counted if told[key] not in {ran.counts.get(key, 0), UNKNOWN_CALLS}}
+
     def _match(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
-        """Return the steps in which the same modules ran, with what may not have run given to what surely did."""
+        """Return the steps in which the same modules ran, with what may not have run given to what surely did.
+
+        Where steps of several kinds take turns (an inner and an outer loop), those with as many nodes are of one kind.
+        """
         known = self._known(ran, uncertain)
         if ran.part:
             begun = [self._beginning(model, ran) for model in known]
             return [model for model in begun if model is not None]
         known = [model for model in known if ran.matches(model.counts)]
-        chosen = _evened([model for model in known if not model.traced] or known)
+        alike = [model for model in known if model.nodes == ran.nodes] or known
+        chosen = _evened([model for model in alike if not model.traced] or alike)
         return self._agreed(chosen, known) if ran.over else chosen
 
     def _beginning(self, model: _StepModel, ran: Signature) -> _StepModel | None:
@@ -215,13 +280,14 @@ class StepBook:
         return models[first + turn % min(NEAR, n)].template
 
     def _composed(self, ran: Signature, uncertain: frozenset[int], length_ns: float) -> Template | None:
-        if ran.over not in self._composers:
+        which = ran.over, uncertain
+        if which not in self._composers:
             known = [model for model in self._known(ran, uncertain) if model.counts]
             samples = [sample_of(model.template, model.length_ns, model.counts) for model in known]
             led = Led(self._slots.is_backward, self._ran.outermost, self._straddles)
-            self._composers[ran.over] = Composer(samples, self._tree, self._slots.keys.get, self._slots.beside, led)
-        self.unlike |= self._composers[ran.over].unlike(ran) - {BACKWARD_KEY}
-        return self._composers[ran.over].compose(ran, length_ns)
+            self._composers[which] = Composer(samples, self._tree, self._slots.keys.get, self._slots.beside, led)
+        self.unlike |= self._composers[which].unlike(ran) - {BACKWARD_KEY}
+        return self._composers[which].compose(ran, length_ns)
 
     def carry_rel_sd(self) -> dict[int, float]:
         """Return the relative SD of each slot's share between traced steps."""
@@ -243,6 +309,7 @@ class _StepModel:
     counts: Mapping[int, int]
     over: frozenset[int] | None
     traced: bool  # all its calls were logged, which made it longer
+    nodes: int | None  # of its graph, where that is known
 
     @property
     def start_ns(self) -> int:
@@ -255,11 +322,11 @@ class _StepModel:
         return self.bounds.end_ns
 
 
-Found = Sequence[tuple[Call, IntArray]]
+Found = list[tuple[Call, IntArray, int | None]]
 
 
-def _found(spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns: int) -> list[tuple[Call, IntArray]]:
-    """Return each step, without our own work and compilations, and the spans in it."""
+def _found(spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns: int, modules: Modules) -> Found:
+    """Return each step without our own work and compilations, the spans in it, and how many nodes were made in it."""
     bounds = np.array(steps, dtype=np.int64).reshape(-1, 2)
     bounds = bounds[:: max(len(bounds) // MOST_STEPS, 1)]
     following = np.append(spans[:, 1], np.iinfo(np.int64).max)[np.searchsorted(spans[:, 1], bounds)]
@@ -271,14 +338,38 @@ def _found(spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns
         inside[:, 2] = np.minimum(inside[:, 2], end)
         own = np.isin(inside[:, 0], apart)
         ours = inside[own][top_level(inside[own, 1], inside[own, 2])]
-        found.append((Call(start, end, tuple((int(s), int(e)) for _, s, e, _ in ours)), inside[~own]))
+        call = Call(start, end, tuple((int(s), int(e)) for _, s, e, _ in ours))
+        found.append((call, inside[~own], modules.nodes_of(call)))
     return found
 
 
-def _undisturbed(found: Found) -> list[tuple[Call, IntArray]]:
-    """Leave out steps that lasted many times as long as others: another program ran meanwhile."""
-    usual_ns = float(np.median([call.net_ns for call, _ in found])) if found else 0.0
-    return [each for each in found if each[0].net_ns <= DISTURBED * usual_ns]
+def _on_cpu_clock(call: Call, spans: IntArray, cpu: IntArray) -> tuple[Call, IntArray]:
+    """Return a step and its spans with CPU times of the thread in place of times, where these were read often enough.
+
+    On a busy machine a step of 2 ms takes ten, and in which of its parts it waited is chance.
+    """
+    first, last = np.searchsorted(cpu[:, 0], (call.start_ns, call.end_ns + 1))
+    if last - first < FEW_READINGS:
+        return call, spans
+
+    def ran(t_ns: IntArray) -> IntArray:
+        return np.asarray(np.interp(t_ns, cpu[:, 0], cpu[:, 1]), dtype=np.int64)
+
+    start_ns, end_ns = ran(np.array([call.start_ns, call.end_ns])).tolist()
+    if end_ns <= start_ns:
+        return call, spans
+    inner = tuple((start, end) for start, end in ran(np.array(call.inner).reshape(-1, 2)).tolist())
+    bounds = ran(spans[:, 1:3])
+    return Call(start_ns, end_ns, inner), np.column_stack((spans[:, 0], bounds, spans[:, 3]))
+
+
+def _undisturbed(found: Found) -> Found:
+    """Leave out steps that lasted many times as long as others with as many nodes: another program ran meanwhile."""
+    lengths = defaultdict[int | None, list[int]](list)
+    for call, _, made in found:
+        lengths[made].append(call.net_ns)
+    usual_ns = {made: float(np.median(each)) for made, each in lengths.items()}
+    return [each for each in found if each[0].net_ns <= DISTURBED * usual_ns[each[2]]]
 
 
 def _mark_ns(found: Found, asleep: IntArray) -> float:
@@ -288,12 +379,12 @@ def _mark_ns(found: Found, asleep: IntArray) -> float:
     """
     if len(asleep) < ENOUGH or len(found) < ENOUGH:
         return 0.0
-    first = np.searchsorted(asleep[:, 0], [call.start_ns for call, _ in found])
+    first = np.searchsorted(asleep[:, 0], [call.start_ns for call, _, _ in found])
     excess_ns = [
         call.net_ns - np.percentile(asleep[i : i + NEIGHBOURS, 1], CALM)
-        for i, (call, _) in zip(np.minimum(first, len(asleep) - ENOUGH).tolist(), found, strict=True)
+        for i, (call, _, _) in zip(np.minimum(first, len(asleep) - ENOUGH).tolist(), found, strict=True)
     ]
-    spans = float(np.median([len(top_level(inside[:, 1], inside[:, 2])) for _, inside in found]))
+    spans = float(np.median([len(top_level(inside[:, 1], inside[:, 2])) for _, inside, _ in found]))
     of_gaps = IN_GAPS * float(np.percentile(excess_ns, CALM))
     return min(max(of_gaps / max(spans, 1.0), 0.0), MOST_MARK_NS)
 
@@ -322,7 +413,7 @@ def _evened(models: Sequence[_StepModel]) -> list[_StepModel]:
         groups[tuple(template.owner[top].tolist())].append((model, np.maximum.accumulate(bounds)))
     result = []
     for group in groups.values():
-        if len(group) < ENOUGH:
+        if len(group) < FEW_SAMPLES:
             result += [model for model, _ in group]
             continue
         parts = np.median([np.diff(bounds) * model.length_ns for model, bounds in group], axis=0)

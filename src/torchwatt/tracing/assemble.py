@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,8 +34,10 @@ from torchwatt.tracing.rows import (
     BACKWARD_KEY,
     COMPILE_KEY,
     END,
+    FAILED_SIZE,
     FIRST_SCOPE_KEY,
     KEY,
+    OPTIMIZER_KEY,
     PROFILER_KEY,
     SEQ0,
     SEQ1,
@@ -49,6 +51,7 @@ from torchwatt.tracing.signatures import Signature, nearest_called, traced_calls
 from torchwatt.tracing.steps import Calls, Evidence, Step, steps_of
 from torchwatt.tracing.structure import is_again
 from torchwatt.tracing.template import Template
+from torchwatt.tracing.traces.busy import busy_ns
 
 MAX_FILLED = 300_000  # spans, about 15 MB
 LEAST_RECORDS = 1_024
@@ -101,12 +104,16 @@ class _Assembly:
         self.names.fqn.update({key: name for key, (name, _) in view.functions.items() if key in self.used})
         self.scope_names = {key: name for name, key in view.scopes.items()}
         self.columns = Columns()
-        self.passed: dict[Log, list[tuple[int, int, int, int]]] = {}  # calls in steps of which only the end was noted
+        self.passed: dict[
+            Log, list[tuple[int, int, int, int, int]]
+        ] = {}  # calls in steps of which only the end was noted
         self.carried: dict[int, float] = {}
         self.filled_calls = self.filled_steps = self.unfilled_steps = 0
         self.untold: set[int] = set()  # modules of which it is not always known whether they ran
         self.unlike: set[int] = set()  # modules of which it is not known what ran in them, or what they took
         self.unlike_calls = 0
+        self.unfilled: set[int] = set()  # modules that ran in steps that nothing fills
+        self.miscounted: set[int] = set()  # modules that ran more or less often than what fills their steps says
         self.unseen: set[int] = set()  # modules of which no window shows what they do in a backward call
         self.untold_calls = self.untold_steps = 0
         self.by_hand: dict[Log, IntArray] = {}  # steps of which only the end was noted, that no optimizer ended
@@ -197,16 +204,25 @@ class _Assembly:
             cost_s=s_from_ns(self.view.cost_ns),
             untold_calls=self._untold_slots(),
             traced_steps=sum(len(look.traced) // 2 for look in self.looks.values()),
+            thread_busy=tuple(self._busy(log, number, arrays) for number, log in enumerate(self.view.logs)),
             windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
         )
+
+    def _busy(self, log: Log, number: int, arrays: Mapping[str, IntArray]) -> float:
+        """Return for which part of its spans' time a thread was on a CPU; 1 where that is not known."""
+        cpu_ns, mine = log.cpu.until_now_ns(), arrays["thread"] == number
+        spans_ns = busy_ns(arrays["start_ns"][mine], arrays["end_ns"][mine])
+        return 1.0 if cpu_ns is None or spans_ns <= 0 else min(cpu_ns / spans_ns, 1.0)
 
     def _untold_slots(self) -> frozenset[int]:
         """Return the slots of which it is not known how often they ran."""
         number = len(self.columns.slots)
-        untold = self._with_inside(self.untold) | self._with_inside(self.unlike) - self.outermost
-        forward = {self._forward_slot(key) for key in untold}
+        unfilled = self._with_inside(self.unfilled)
+        untold = self._with_inside(self.untold) | self._with_inside(self.unlike) - self.outermost | unfilled
+        forward = {self._forward_slot(key) for key in untold | self.miscounted}
         backward = {self._backward_slot(key) for key in untold | self._with_inside(self.unseen | self.unlike)}
-        return frozenset((forward | backward) & set(range(number)) | self.columns.untold_calls())
+        reserved = {self._slot(OPTIMIZER_KEY, backward=False)} if unfilled else set()
+        return frozenset((forward | backward | reserved) & set(range(number)) | self.columns.untold_calls())
 
     def _with_inside(self, keys: set[int]) -> set[int]:
         return keys | {key for key in self.tree.parent if self.tree.enclosing(key, keys) != key}
@@ -289,9 +305,10 @@ class _Assembly:
             return
         apart = [self._slot(key, backward=False) for key in (PROFILER_KEY, COMPILE_KEY)]
         spans = self.columns.of_thread(thread)
+        modules = Modules(self._ran(log), self.tree, self._module_slots(), look.nodes)
         book = StepBook(
-            spans, look.skeletons, look.traced, Modules(self._ran(log), self.tree, self._module_slots()), apart=apart,
-            asleep=lengths_of(records, asleep), after_ns=round(log.margins.optimizer_after_ns),
+            spans, look.skeletons, look.traced, modules, apart=apart,
+            asleep=lengths_of(records, asleep), cpu=look.cpu, after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))
         is_part = [bool(self.paths[log].signature(kinds.of[kind][3]).part) for kind in records.kind[asleep].tolist()]
@@ -305,6 +322,8 @@ class _Assembly:
         self.filled_steps += int(records.count[asleep].sum()) - int(rest.count.sum())
         self.unfilled_steps += int(rest.count.sum())
         self.unlike |= book.unlike
+        self.unfilled |= book.unfilled
+        self.miscounted |= book.miscounted
         self.untold |= book.uncertain | (set(self.tree.parent) | self.outermost if book.untold else set())
         self.untold_steps += int(records.count[asleep].sum()) if book.uncertain else 0
         for slot, sd in book.carry_rel_sd().items():
@@ -318,8 +337,8 @@ class _Assembly:
         share = np.array([first.get(i, 0.0) for i in asleep.tolist()])
         return np.column_stack((end, count, start + (share * (end - start) / count).astype(np.int64)))
 
-    def _passed(self, log: Log, chosen: Mapping[int, Template]) -> Iterator[tuple[int, int, int, int]]:
-        """Yield start, end, count and key of the calls that made no graph, in steps of which only the end was noted."""
+    def _passed(self, log: Log, chosen: Mapping[int, Template]) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield the calls that made no graph, in steps noted by their ends: start, end, count, key, number of steps."""
         records, kinds = self.records[log], self.looks[log].kinds
         idle = {root.key for root in self.view.registry.roots} - self._growing(log)
         for i in steps_among(records, kinds).tolist():
@@ -333,12 +352,13 @@ class _Assembly:
                 spans = [(template.first[j], template.last[j]) for j in which] if template is not None else []
                 each = counts[key] * int(records.count[i]) // max(len(spans), 1)
                 for first, last in spans or [(0.0, 0.0)]:
-                    yield start + round(first * length), start + round(last * length), each, key
+                    yield start + round(first * length), start + round(last * length), each, key, int(records.count[i])
 
     def _growing(self, log: Log) -> set[int]:
         """Return the modules of which a call was seen to make a graph, and those that would with gradients on."""
         table, alive = self.looks[log].table, self.view.registry.module
-        grown = {int(what[1]) for what in self.looks[log].kinds.of if _is_forward(what) and what[2] != 0}  # type: ignore[call-overload]
+        kinds = self.looks[log].kinds.of
+        grown = {int(what[1]) for what in kinds if _is_forward(what) and what[2] not in {0, FAILED_SIZE}}  # type: ignore[call-overload]
         grown |= set(table[(table[:, KEY] > 0) & (table[:, SEQ1] > table[:, SEQ0]), KEY].tolist())
         roots = {root.key: alive(root.key) for root in self.view.registry.roots}
         return grown | {key for key, root in roots.items() if root is None or _wants_gradients(root)}
@@ -354,12 +374,13 @@ class _Assembly:
             records.kind.tolist(), records.start.tolist(), records.count.tolist(), strict=True
         ):
             what = look.kinds.of[kind]
-            if count == 1 and _is_forward(what):
+            if _is_forward(what):
                 ran = paths.signature(what[3])
-                counts = {**ran.counts, what[1]: 1 + ran.counts.get(what[1], 0)}
+                counts = {key: n * count for key, n in ran.counts.items()}
+                counts[what[1]] = count + counts.get(what[1], 0)
                 found.append((start, counts, ran.over | always))
-            elif count == 1 and what[0] == "backward":
-                found.append((start, {BACKWARD_KEY: 1}, None))
+            elif what[0] == "backward":
+                found.append((start, {BACKWARD_KEY: count}, None))
         found += [(call.start_ns, {BACKWARD_KEY: 1}, None) for call in self.calls[log]]
         # The end of an optimizer step is that of the step: it lies in it.
         found += [(end - 1, {key: 1}, None) for key, end, count in look.optimizers if count == 1]
@@ -388,7 +409,9 @@ class _Assembly:
             return found
 
         keys |= {i: BACKWARD_KEY for i, slot in enumerate(slots) if slot == Slot(UNATTRIBUTED, "backward")}
-        return Slots(keys, beside, backward.__contains__)
+        number = Counter(self.names.of(key) for key in self.used if key > 0)
+        alone = frozenset(key for key, name in self.names.fqn.items() if number[name] == 1)
+        return Slots(keys, beside, backward.__contains__, alone)
 
     def _kind_slot(self, kind: tuple[Any, ...]) -> int:
         if kind[0] == "backward":
@@ -447,10 +470,12 @@ class _Assembly:
         """Return a thread's calls of modules outside any other, as far as they were seen or made no graph."""
         traced = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
         traced = traced[top_level(traced[:, START], traced[:, END])]
-        number = np.flatnonzero(np.isin(records.kind, [i for i, kind in enumerate(kinds.of) if _is_forward(kind)]))
+        traced = traced[traced[:, SEQ1] - traced[:, SEQ0] != FAILED_SIZE]
+        whole = [i for i, kind in enumerate(kinds.of) if _is_forward(kind) and kind[2] != FAILED_SIZE]
+        number = np.flatnonzero(np.isin(records.kind, whole))
         light = records.take(number)
         of = [kinds.of[kind] for kind in light.kind.tolist()]
-        passed = np.array(self.passed.get(log, ()), dtype=np.int64).reshape(-1, 4)
+        passed = np.array(self.passed.get(log, ()), dtype=np.int64).reshape(-1, 5)
         key = np.concatenate((traced[:, KEY], np.array([what[1] for what in of], dtype=np.int64), passed[:, 3]))
         grown = np.concatenate((
             traced[:, SEQ1] > traced[:, SEQ0], np.array([what[2] != 0 for what in of], dtype=np.bool_),
@@ -459,10 +484,11 @@ class _Assembly:
         start = np.concatenate((traced[:, START], light.start, passed[:, 0]))
         end = np.concatenate((traced[:, END], light.end, passed[:, 1]))
         count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count, passed[:, 2]))
+        rounds = np.concatenate((np.ones(len(traced), np.int64), _steps_beside(records, kinds)[number], passed[:, 4]))
         order = np.argsort(start, kind="stable")
         sizes = {each: self._params(each) for each in set(key.tolist())}
         main = np.isin(key, list(models_among(sizes, self.names.main, trained=bool(grown.any()))))
-        return Calls(start[order], end[order], count[order], grown[order], main[order])
+        return Calls(start[order], end[order], count[order], grown[order], main[order], rounds[order])
 
     def _params(self, key: int) -> int:
         """Return the parameters of a module and all below it, or of the modules that a compiled function names."""
@@ -537,6 +563,16 @@ class _Assembly:
 
 def _bounds(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
     return [(step.start_ns, step.end_ns, step.count) for step in steps]
+
+
+def _steps_beside(records: Records, kinds: Kinds) -> IntArray:
+    """Return in how many steps each record lay: those whose ends were added up beside it; at least 1."""
+    _, group = np.unique(np.column_stack((records.run, records.unit)), axis=0, return_inverse=True)
+    found = np.zeros(len(records), dtype=np.int64)
+    for which in ([*kinds.where("row", STEP_KEY), *kinds.where("row", OPTIMIZER_KEY)], kinds.where("backward")):
+        ends = np.bincount(group, records.count * np.isin(records.kind, which), len(records)).astype(np.int64)
+        found = np.where(found > 0, found, ends[group])  # backward calls where no optimizer steps
+    return np.maximum(found, 1)
 
 
 def _wants_gradients(module: nn.Module) -> bool:

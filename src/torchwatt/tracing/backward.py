@@ -24,6 +24,7 @@ from torchwatt.tracing.margins import widen
 from torchwatt.tracing.ranges import top_level
 from torchwatt.tracing.rows import COMPILE_KEY, END, KEY, LIGHT_TASK, SEQ0, SEQ1, START, Backward
 from torchwatt.tracing.signatures import Signature
+from torchwatt.tracing.structure import is_partial
 from torchwatt.tracing.template import Call, Catalogue, Template, around, relative_sd, stretch, template_of
 
 NEAR = 4  # calls before and after one that was not recorded, to choose from
@@ -90,7 +91,7 @@ class BackwardBook:
         self._paths = paths
         self._tree = next((each.tree for each in paths.values()), Tree({}, {}))
         self._catalogue: Catalogue[Model] = Catalogue()
-        self._composer: Composer | None = None
+        self._composers: dict[bool, Composer] = {}  # whether what ran inside has spans of its own
         self._left_open: dict[tuple[int, int], tuple[Template, _Found, Template]] = {}
         self._reassigned: dict[tuple[int, frozenset[int]], ElasticTemplate] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
@@ -191,12 +192,15 @@ class BackwardBook:
                     slot = np.array([slot_of(key) for key in table[:, 2].tolist()], dtype=np.int64)
                     where = thread if lane == 0 else 1000 * (thread + 1) + lane
                     columns.add(slot, table[:, 0], table[:, 1], thread=where, filled=False, calls=table[:, 3])
+            elif is_partial(call.cache["keys"]):
+                self._leave_open(1)
             else:
                 counts = self._counts[id(call)]
                 ran = Signature(counts, frozenset(counts) | self._all_keys())
                 found = self._candidates(call.cache["keys"], ran)
-                model, template = self._find(found, ran, call.start_ns, call.end_ns - call.start_ns, 1)
                 clock = self._on_clock(log, call)
+                length_ns = call.end_ns - call.start_ns
+                model, template = self._find(found, ran, call.start_ns, length_ns, 1, net=True)
                 template = template if model is None else self._told(model.net.fitted(clock.net_ns), found)
                 if template is not None:
                     first, last = stretch(template, clock)
@@ -209,6 +213,9 @@ class BackwardBook:
             what = kinds.of[kind]
             if what[0] != "backward":
                 continue
+            if is_partial(what[1:]):
+                self._leave_open(int(records.count[i]))
+                continue
             if kind not in known:
                 ran, uncertain = _forward_of(what[1:], paths)
                 known[kind] = ran, uncertain, self._candidates(what[1:], ran)
@@ -219,6 +226,11 @@ class BackwardBook:
                 template = self._told(fitted(self._known(model, uncertain), records, i), found)
             if template is not None:
                 yield i, template
+
+    def _leave_open(self, count: int) -> None:
+        """Take note of calls of which it is not known what ran in them."""
+        self.unfilled += count
+        self.untold = True
 
     def _known(self, model: Model, uncertain: frozenset[int]) -> ElasticTemplate:
         """Return a model's template, in which the time of what may not have run is the enclosing module's."""
@@ -249,14 +261,14 @@ class BackwardBook:
         return _Found(entries, matched, differ.__contains__)
 
     def _find(
-        self, found: _Found, ran: Signature, t_ns: int, length_ns: float, count: int
+        self, found: _Found, ran: Signature, t_ns: int, length_ns: float, count: int, *, net: bool = False
     ) -> tuple[Model | None, Template | None]:
         """Return the nearest recorded call after a forward pass in which the same ran, else a composed template."""
         model = most_alike(found.entries, t_ns, length_ns)
         if model is not None:
             self.mismatched += count * (not found.matched)
             return model, None
-        composer = self._made()
+        composer = self._made(net=net)
         template = composer.compose(ran, length_ns) if ran.over else None
         unseen = set(ran.counts) if template is None else composer.unlike(ran)
         self.unfilled += count * (template is None or bool(unseen))
@@ -264,13 +276,17 @@ class BackwardBook:
         self.untold |= template is None and not ran.counts
         return None, template
 
-    def _made(self) -> Composer:
-        if self._composer is None:
+    def _made(self, *, net: bool) -> Composer:
+        if net not in self._composers:
             models = [model for group in self._models.values() for model in group if model.counts]
-            samples = [sample_of(model.whole.plain, model.length_ns, model.counts) for model in models]
+            samples = [
+                sample_of(of.plain, of.net_ns, model.counts)
+                for model in models
+                for of in (model.net if net else model.whole,)
+            ]
             led = Led(lambda _: True, frozenset().union(*(each.outermost for each in self._paths.values())))
-            self._composer = Composer(samples, self._tree, lambda owner: owner if owner > 0 else None, led=led)
-        return self._composer
+            self._composers[net] = Composer(samples, self._tree, lambda owner: owner if owner > 0 else None, led=led)
+        return self._composers[net]
 
     def _all_keys(self) -> frozenset[int]:
         """Return the modules that ran in any forward pass that led to a recorded call."""

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from torchwatt.core.meter import Severity
 from torchwatt.core.tracebacks import drop_own_frames
-from torchwatt.tracing.dynamo import ImportHook, eval_frame_module, skip_own_code
+from torchwatt.tracing.dynamo import DYNAMO, eval_frame_module, skip_own_code
+from torchwatt.tracing.import_hook import ImportHook
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.patch import Patch
@@ -67,7 +68,7 @@ class CompileWatch:
         """Watch, from the moment on at which the program imports Dynamo."""
         self.look()
         if not self._hooked:
-            self._import = ImportHook(self.look)
+            self._import = ImportHook(DYNAMO, self.look)
 
     def look(self) -> None:
         """Hook what the program has imported by now."""

@@ -27,6 +27,9 @@ COLD_MORE, COLD_HALF_NS = 3.3, 250_000.0
 # divided into forward, backward, optimizer and the rest.
 FIRST_SKELETONS, SKELETONS = 16, 12
 SKELETON_SHARE = 0.2  # of the budget, for them and for the decisions around them
+# The first steps of a program are not like the others: caches and kernels are cold, and gradients that are denormal
+# numbers take 50 times as long. By this step one more is traced and recorded early, for the others to be filled from.
+WARM_STEP = 8
 SPREAD = 0.4  # strides differ in length by so much at random: what recurs every so many steps must not be missed
 COUNTING_SHARE = 0.5  # of the budget, for counting modules of which a program may call some
 MOST_KINDS = 32  # of backward calls whose lengths are compared
@@ -112,6 +115,8 @@ class Conductor:
         self._aftermath = AFTERMATH
         self._skeletons = 0
         self._skeleton_ns = start_ns  # not before that
+        self._steps = 0  # decided about
+        self._wants_warm = False  # a backward call of the next traced step is to show what a warm one is like
         self._random = random.Random(start_ns)  # noqa: S311 - of our own: the user's numbers stay as they are
 
     def decide(
@@ -128,6 +133,7 @@ class Conductor:
             cpu_ns: The CPU time of the thread: what other programs do to the clock is no cost of ours.
         """
         n = max(stride.steps, 1)
+        self._look_when_warm(stride, n)
         new, length = (rows - stride.first_row) / n, (now_ns - stride.start_ns) / n
         self._pay(stride, new, n)
         self._compare(stride, n, length if cpu_ns is None or stride.cpu_ns is None else (cpu_ns - stride.cpu_ns) / n)
@@ -154,6 +160,14 @@ class Conductor:
             stride.planned = max(min(stride.planned, (self.limit.max_spans - spans) // max(stride.calls, 1)), 1)
         return stride.mode
 
+    def _look_when_warm(self, stride: Stride, steps: int) -> None:
+        """Have the step traced by which the program is warm; so many steps of a stride are over."""
+        if stride.mode == FULL:
+            self._wants_warm = False
+        if self._steps < WARM_STEP <= self._steps + steps:
+            self.budget.curious = self._wants_warm = True
+        self._steps += steps
+
     def show_again(self) -> None:
         """Something new begins: steps of which the end alone is noted are divided otherwise by now."""
         self._skeletons, self._skeleton_ns = 0, 0
@@ -165,14 +179,19 @@ class Conductor:
             self._skeletons += steps
             spent_ns = SKELETONS * light_ns + 2 * self.costs.decision_ns
             self._skeleton_ns = now_ns + round(spent_ns / (SKELETON_SHARE * self.budget.share))
-            return steps
+            return self._until_warm(steps)
         steps = self.budget.steps_until_news(
             cost_ns, stride.step_ns, now_ns,
             traced=stride.mode == FULL, around_ns=self._around_ns(), decision_ns=self.costs.decision_ns,
         )  # fmt: skip
-        if stride.mode == FULL or steps < 4:
-            return steps
-        return round(steps * self._random.uniform(1 - SPREAD, 1 + SPREAD))
+        if stride.mode != FULL and steps >= 4:
+            steps = round(steps * self._random.uniform(1 - SPREAD, 1 + SPREAD))
+        return self._until_warm(steps)
+
+    def _until_warm(self, steps: int) -> int:
+        """Return how many of so many steps go by until the one that is traced because the program is warm by then."""
+        left = WARM_STEP - self._steps
+        return min(steps, left) if left > 0 else steps
 
     def decided(self, own_ns: int, *, traced: bool) -> None:
         """Book what a decision cost; `traced`: steps are traced before or after it, and it would not be there else."""
@@ -191,8 +210,10 @@ class Conductor:
         self.budget.has_windows = self.pacer is not None
         if self.pacer is None or self.budget.share <= 0:
             return False
-        room_ns = self.budget.lent_ns(now_ns) if is_new else self.budget.room_ns("windows", now_ns)
+        lends = is_new or self._wants_warm
+        room_ns = self.budget.lent_ns(now_ns) if lends else self.budget.room_ns("windows", now_ns)
         wanted = self.pacer.wants(kind, now_ns, room_ns)
+        self._wants_warm &= not wanted
         stride.windowed |= wanted
         if wanted:
             stride.planned = min(stride.planned, stride.steps + 1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from torchwatt.tracing.log import Log
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import FORWARD_TASK, KEY, TASK
+from torchwatt.tracing.rows import FORWARD_TASK, KEY, TASK, Row
 from torchwatt.tracing.signatures import CallPattern, Signatures, affordable, nearest_called, traced_calls
 
 STUDIED_STEPS = 64  # traced steps that are studied; later ones are studied when the trace is put together
@@ -36,18 +35,18 @@ class Counting:
         self._studied = 0
         self._wanted: tuple[frozenset[int], frozenset[int]] | None = None
 
-    def study(self, log: Log, first_row: int, most_calls: Callable[[int], float]) -> None:
+    def study(self, rows: Sequence[Row], steps: int, most_calls: Callable[[int], float]) -> None:
         """Look at traced steps that have ended.
 
         Args:
-            log: Of its thread, which is the only one that logs.
-            first_row: Where the first of them begins among the log's tuples.
+            rows: Logged in them by their thread, which is the only one that logs.
+            steps: How many of them ended.
             most_calls: How many more calls a step may pass a wrapper, given how many it has in all.
         """
-        if self._studied >= STUDIED_STEPS or first_row < 0:
+        if self._studied >= STUDIED_STEPS:
             return
         self._studied += 1
-        table = np.array(log.rows[first_row:], dtype=np.int64).reshape(-1, 6)
+        table = np.array(rows, dtype=np.int64).reshape(-1, 6)
         calls = traced_calls(table)
         self._called.update(key for call in calls for key in call.counts)
         around = nearest_called(self._host.registry.parent, self._called)
@@ -57,7 +56,7 @@ class Counting:
         if wanted != self._wanted and any(wanted):
             self._wanted = wanted
             forward = table[(table[:, TASK] == FORWARD_TASK) & (table[:, KEY] > 0), KEY].tolist()
-            steps = max(log.stride.steps, 1)
+            steps = max(steps, 1)
             self._count(wanted, forward, steps, most_calls(len(forward) // steps))
 
     def _count(

@@ -8,9 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.abc import Loader
-from importlib.machinery import ModuleSpec, PathFinder
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -29,54 +27,6 @@ def eval_frame_module() -> ModuleType | None:
     dynamo = sys.modules.get(DYNAMO)
     ready = dynamo is not None and hasattr(dynamo, "callback_handler") and hasattr(dynamo, "reset")
     return sys.modules.get("torch._dynamo.eval_frame") if ready else None
-
-
-class ImportHook:
-    """Calls a function once, as soon as the program has imported `torch._dynamo`."""
-
-    def __init__(self, imported: Callable[[], None]) -> None:
-        self._imported = imported
-        sys.meta_path.insert(0, self)
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find `torch._dynamo` as Python does, and have its loader tell when it is done."""
-        if name != DYNAMO:
-            return None
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self)
-        return spec
-
-    def done(self) -> None:
-        """Say that Dynamo is there."""
-        if self in sys.meta_path:
-            self.remove()
-            self._imported()
-
-    def remove(self) -> None:
-        """Stop waiting."""
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-
-
-class _Loader(Loader):
-    """Loads a module as its own loader does, leaves that in its place, and tells when it is done."""
-
-    def __init__(self, loader: Loader, hook: ImportHook) -> None:
-        self._loader = loader
-        self._hook = hook
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Make the module."""
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Run the module."""
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        self._hook.done()
 
 
 def outer_codes(eval_frame: ModuleType) -> frozenset[CodeType]:

@@ -23,6 +23,7 @@ from torchwatt.tracing.rows import (
     COMPILE_KEY,
     DATA_KEY,
     END,
+    FAILED_SIZE,
     FIRST_SCOPE_KEY,
     KEY,
     LIGHT_TASK,
@@ -31,6 +32,7 @@ from torchwatt.tracing.rows import (
     SEQ0,
     SEQ1,
     START,
+    STEP_KEY,
     TASK,
     UNCOUNTED_COMMUNICATION_KEY,
     Backward,
@@ -38,6 +40,7 @@ from torchwatt.tracing.rows import (
 
 MAX_KINDS = 8_192  # beyond, calls of one module are one kind whatever graph they made
 ANY_GRAPH = -1
+MOST_REGULAR = 8  # spans between two stretches of calls without gradients, if those are part of each step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +89,7 @@ class Kinds:
         known = self._number.get(kind)
         if known is None:
             if len(self.of) >= MAX_KINDS:
-                kind = ("row", kind[1], ANY_GRAPH, kind[3]) if kind[0] == "row" else ("backward",)
+                kind = ("row", kind[1], ANY_GRAPH if kind[2] else 0, kind[3]) if kind[0] == "row" else ("backward",)
             known = self._number.setdefault(kind, len(self.of))
             if known == len(self.of):
                 self.of.append(kind)
@@ -143,27 +146,59 @@ def split(
     starts = np.sort(np.concatenate((table[~rows, START], first[~light])))
     rows &= ~_holds(table[:, START], table[:, END], starts)
     light &= ~_holds(first, last, starts)
-    edges = np.sort(np.concatenate((
-        table[~rows, START], table[~rows, END], first[~light], last[~light], np.array(breaks, dtype=np.int64)
-    )))  # fmt: skip
     mine, backward = np.flatnonzero(rows), np.flatnonzero(light)
     kind = _row_kinds(table[mine], kinds) + [
         kinds.number(("backward", *calls[i].cache["keys"])) for i in backward.tolist()
     ]
     start, end = _widened(table, mine, first, last, backward, margins)
     order = np.lexsort((-end, start))
-    start, end = start[order], end[order]
-    records = Records(
-        np.array(kind, dtype=np.int64)[order],
-        start,
-        end,
-        np.ones(len(start), dtype=np.int64),
-        np.searchsorted(edges, start, side="right"),
-        _units(start, end),
-    )
+    start, end, numbers = start[order], end[order], np.array(kind, dtype=np.int64)[order]
+    unit = _units(start, end)
+    edges = np.sort(np.concatenate((
+        table[~rows, START], table[~rows, END], first[~light], last[~light], np.array(breaks, dtype=np.int64),
+        _evaluations(start, numbers, unit, kinds),
+    )))  # fmt: skip
+    run = np.searchsorted(edges, start, side="right")
+    records = Records(numbers, start, end, np.ones(len(start), dtype=np.int64), run, unit)
     return Parts(
         np.flatnonzero(~rows), tuple(c for c, own in zip(calls, light, strict=True) if not own), records, len(edges)
     )
+
+
+def _evaluations(start: IntArray, kind: IntArray, unit: IntArray, kinds: Kinds) -> IntArray:
+    """Return where calls that made no graph begin or end, other than the same few of them in each step.
+
+    How many of them lie between two steps tells which are an evaluation: no record may stand for some of these and for
+    what comes before or after them. All arguments but the last are columns of records in order.
+    """
+    if not len(start):
+        return start
+    sort = np.array([_sort(each) for each in kinds.of], dtype=np.int64)[kind]
+    first = np.flatnonzero(np.diff(unit, prepend=-1))
+    told = np.maximum.reduceat(sort, first)  # of each unit
+    told, first = told[told > _NEITHER], first[told > _NEITHER]
+    begins = np.flatnonzero(np.diff(told, prepend=_NEITHER))
+    length = np.diff(np.append(begins, len(told)))
+    before = np.concatenate(([0, 0], length))[: len(length)]  # of the stretch of the same sort
+    odd = (length != before) | (length > MOST_REGULAR)
+    either = odd | np.append(odd[1:], True) | np.concatenate(([True], odd[:-1]))
+    either[:1] = False  # nothing lies before the first
+    found: IntArray = start[first[begins[either]]]
+    return found
+
+
+_NEITHER, _EVALUATES, _TRAINS = range(3)
+
+
+def _sort(kind: tuple[Hashable, ...]) -> int:
+    """Say what records of a kind do: compute no gradients, train, or neither (data, our own work)."""
+    if kind[0] == "backward" or kind[1] in {STEP_KEY, OPTIMIZER_KEY}:
+        return _TRAINS
+    if not isinstance(kind[1], int) or kind[1] <= 0:
+        return _NEITHER
+    if kind[2] == FAILED_SIZE:
+        return _NEITHER
+    return _EVALUATES if kind[2] == 0 else _TRAINS
 
 
 def _compiled_in(table: IntArray, start: IntArray, end: IntArray) -> NDArray[np.bool_]:

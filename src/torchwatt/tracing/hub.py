@@ -26,6 +26,7 @@ from torchwatt.tracing.dynamo import step_hooks
 from torchwatt.tracing.functional import wrap_functional
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.optimizers import optimizer_hooks
+from torchwatt.tracing.own_time import AtEnd
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
@@ -72,6 +73,7 @@ class Hub:
         self._watched: dict[int, bool] = {}  # by key of a module, whether its class is patched
         self.windows = Windows(clock_ns, self.note)
         self.devices: Watch | None = None
+        self._new_watch: Callable[[Hub], Watch] | None = None
         self.stepping = Stepping(self)
         self.step_ended = self.stepping.step_ended
         self.look_closer = self.stepping.look_closer
@@ -117,6 +119,21 @@ class Hub:
             self.devices.close()
         self.devices = self.windows.devices = None
 
+    def expect_cuda(self, new_watch: Callable[[Hub], Watch]) -> None:
+        """Record devices as soon as the program has set CUDA up.
+
+        Even to ask whether there are any would settle which cards the program sees, and forbid it to fork workers that
+        use them.
+        """
+        self._new_watch = new_watch
+        self.watch_cuda()
+
+    def watch_cuda(self) -> None:
+        """Begin to record devices if CUDA is set up by now."""
+        if self._new_watch is not None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            new_watch, self._new_watch = self._new_watch, None
+            self.watch_devices(new_watch(self))
+
     def watch_devices(self, devices: Watch) -> None:
         """Record devices from now on."""
         self.devices = self.windows.devices = devices
@@ -137,6 +154,7 @@ class Hub:
 
     def _new_log(self) -> Log:
         log = self.local.log = Log(threading.get_ident(), self.clock_ns())
+        self.local.at_end = AtEnd(log.cpu)
         if self.off:
             log.mode = OFF
             return log
@@ -206,6 +224,7 @@ class Hub:
         root = any(root.key == key for root in self.registry.roots)
         if root:
             self._time_collectives()
+            self.watch_cuda()
             self.watch(key)
             self.look_closer()
         return root

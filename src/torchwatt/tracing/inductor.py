@@ -23,8 +23,9 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import ROOT, UNATTRIBUTED
+from torchwatt.disk.path_safety import read_named
 from torchwatt.disk.private import replace_file
-from torchwatt.tracing.traces.sidecar import FORMAT
+from torchwatt.tracing.traces.sidecar import FORMAT, MAX_BYTES
 
 Owner = tuple[str, str]  # fqn, phase
 Rows = list[tuple[str, str, float]]
@@ -105,7 +106,7 @@ class Recorder:
 
 def _graphs_in(target: Path) -> dict[str, Any]:
     try:
-        file = json.loads(target.read_text(encoding="utf-8"))
+        file = json.loads(read_named(target, MAX_BYTES))
         graphs = file["graphs"] if file["format"] == FORMAT else None
     except (ValueError, KeyError, TypeError, RecursionError, OSError):
         graphs = None

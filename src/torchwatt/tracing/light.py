@@ -15,10 +15,12 @@ from torchwatt.tracing.compose import Composer, Sample, Tree, sample_of
 from torchwatt.tracing.elastic import ElasticTemplate
 from torchwatt.tracing.filling import fitted
 from torchwatt.tracing.fold import ANY_GRAPH, Kinds, Records
+from torchwatt.tracing.graph_size import GraphSizes
 from torchwatt.tracing.overhead import net_clock
 from torchwatt.tracing.rows import (
     COMPILE_KEY,
     END,
+    FAILED_SIZE,
     FORWARD_TASK,
     KEY,
     LIGHT_TASK,
@@ -68,6 +70,10 @@ class Paths:
         """Return the same for a step of which only the end was noted."""
         return frozenset().union(*(keys for (_, size), keys in self.varying.items() if size == ANY_GRAPH)) - ran.over
 
+    def inside_of(self, keys: Collection[int]) -> frozenset[int]:
+        """Return what was ever called in some modules."""
+        return NO_KEYS.union(*(self.inside.get(key, NO_KEYS) for key in keys))
+
     def signature(self, task: int) -> Signature:
         """Return what ran, from the task of a row."""
         number = LIGHT_TASK - task
@@ -93,6 +99,8 @@ def paths_of(
     patterns: dict[tuple[int, int], CallPattern] = defaultdict(CallPattern)
     for call in calls:
         key, size = kind_of(table, call.row)
+        if size == FAILED_SIZE:
+            continue
         for each in ((key, size), (key, ANY_GRAPH)):
             patterns[each].add(call.counts, tree.parent)
     varying = {
@@ -128,11 +136,14 @@ class ForwardBook:
         self._of: dict[tuple[int, int], list[TracedCall]] = defaultdict(list)
         for call in paths.calls:
             key, size = kind_of(table, call.row)
+            if size == FAILED_SIZE:
+                continue
             self._of[key, size].append(call)
             self._of[key, ANY_GRAPH].append(call)
         self._templates: dict[tuple[int, frozenset[int]], Template | None] = {}
         self._matching: dict[tuple[int, int, int], list[tuple[int, TracedCall]]] = {}
         self._composers: dict[int, Composer] = {}
+        self._sizes: dict[tuple[int, frozenset[int]], GraphSizes] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known
         self.untold = 0  # calls in which that is so
         self.unlike: set[int] = set()  # modules that ran, and of which no traced call shows what is in them
@@ -154,10 +165,14 @@ class ForwardBook:
     def fill(self, kind: tuple[int, int, int], t_ns: int, length_ns: float, count: int) -> ElasticTemplate | None:
         """Return what fills calls that were not traced: key, size and task of their rows."""
         key, size, task = kind
+        if size == FAILED_SIZE:  # it ended nobody knows where
+            self.unlike.add(key)
+            self.unfilled += count
+            return None
         ran = self._paths.signature(task)
         matching = self._match(key, size, task, ran)
         if not matching:
-            composed = self._composed(key, ran, length_ns)
+            composed = self._composed(key, size, ran, length_ns)
             if composed is None and self._paths.tree.holds(key):
                 self.unlike.add(key)
                 self.unfilled += count
@@ -165,7 +180,7 @@ class ForwardBook:
         starts = [start for start, _ in matching]
         at = bisect.bisect(starts, t_ns)
         near = min(range(max(at - 1, 0), min(at + 1, len(starts))), key=lambda i: abs(starts[i] - t_ns))
-        uncertain = self._paths.uncertain(key, size, ran)
+        uncertain = self._paths.uncertain(key, size, ran) | self._unexplained(key, size, ran)
         self.uncertain |= uncertain
         self.untold += count * bool(uncertain)
         return self._stretchable(matching[near][1], uncertain)
@@ -188,12 +203,23 @@ class ForwardBook:
             self._matching[key, size, task] = [(int(self._table[call.row, START]), call) for call in known]
         return self._matching[key, size, task]
 
-    def _composed(self, key: int, ran: Signature, length_ns: float) -> Template | None:
+    def _unexplained(self, key: int, size: int, ran: Signature) -> frozenset[int]:
+        """Return what may have run more or less often than in traced calls, by the size of a call's graph."""
+        inside = self._paths.inside_of((key,)) - ran.over
+        if size <= 0 or not inside or not ran.over:
+            return NO_KEYS
+        if (key, ran.over) not in self._sizes:
+            traced = [(call.counts, kind_of(self._table, call.row)[1]) for call in self._of[key, ANY_GRAPH]]
+            grown = [(counts, nodes) for counts, nodes in traced if nodes > 0]
+            self._sizes[key, ran.over] = GraphSizes(grown, ran.over - {key}, self._paths.tree.alike)
+        return NO_KEYS if self._sizes[key, ran.over].explain(ran.counts, size) else inside
+
+    def _composed(self, key: int, size: int, ran: Signature, length_ns: float) -> Template | None:
         if key not in self._composers:
             samples = [self._sample(call) for call in self._of[key, ANY_GRAPH]]
             found = [sample for sample in samples if sample is not None]
             self._composers[key] = Composer(found, self._paths.tree, lambda owner: owner)
-        uncertain = self._paths.uncertain(key, ANY_GRAPH, ran)
+        uncertain = self._paths.uncertain(key, ANY_GRAPH, ran) | self._unexplained(key, size, ran)
         self.uncertain |= uncertain
         self.unlike |= self._composers[key].unlike(ran)
         template = self._composers[key].compose(ran, length_ns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 
@@ -14,6 +14,7 @@ from torchwatt.core.meter import IntArray
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.fold import Kinds, Records, join_records, merge, no_records, shifted, split
 from torchwatt.tracing.margins import NO_MARGINS, InPlace
+from torchwatt.tracing.own_time import ThreadCpu, own_time
 from torchwatt.tracing.rounds import OptimizerEnd, OptimizerEnds
 from torchwatt.tracing.rows import (
     DATA_KEY,
@@ -29,12 +30,14 @@ from torchwatt.tracing.rows import (
     Backward,
     Row,
 )
-from torchwatt.tracing.structure import keys_of
+from torchwatt.tracing.structure import PARTIAL, keys_of
 
 MAX_RECORDS = 16_384
 COARSEST = 1 << 40
 MAX_SKELETONS = 1_024
+MAX_CPU_READINGS = 16_384
 FEW_NOTED = 32
+own_ns = own_time()
 NO_ROWS: IntArray = np.empty((0, 6), dtype=np.int64)
 
 
@@ -50,7 +53,9 @@ class Look:
     kinds: Kinds
     traced: tuple[int, ...]  # start_ns and end_ns of each traced step
     skeletons: tuple[int, ...]  # of each step whose bounds were noted among those of which the end alone is
+    cpu: IntArray  # times, sorted, and the thread's CPU time by then; shape (n, 2)
     optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
+    nodes: Mapping[int, int]  # by the end of a step: how many autograd nodes it made outside backward calls
 
 
 class LogReader:
@@ -105,15 +110,16 @@ class Log:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_readers", "_records", "_runs", "_settling", "_tail", "_units",
-        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "deaf", "ends", "former", "ident",
-        "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native", "noted",
-        "open_scopes", "opened", "optimizer_ends", "others", "reducers", "rows", "since", "skeletons",
-        "step_end", "stepless", "stride", "traced", "tracers",
+        "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu", "cpu_readings", "deaf", "ends",
+        "former", "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock", "margins", "mode", "native",
+        "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "partial", "reducers", "rows", "since",
+        "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
         self.ident = ident
         self.native = threading.get_native_id()  # what Kineto calls the thread
+        self.cpu = ThreadCpu(self.native)
         self.mode = FULL
         self.stride = Stride(start_ns)
         self.lead_optimizer: int | None = None  # its steps are this thread's
@@ -121,6 +127,7 @@ class Log:
         self.rows: list[Row] = []
         self.backwards: list[Backward] = []
         self.before: Backward | None = None  # the latest backward call whose structure is known
+        self.partial = False  # calls since the latest backward call were noted, and not logged
         self.since = 0  # where the rows after the latest backward call begin
         self.reducers: set[int] = set()  # of DDP, made ready in the forward passes since: the next backward uses them
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
@@ -134,6 +141,10 @@ class Log:
         self.step_end = 0  # of the latest step
         self.traced = array("q")  # start and end of each traced step
         self.skeletons = array("q")  # start and end of steps whose bounds were noted among those that only end
+        self.cpu_readings = array(
+            "q"
+        )  # times, and this thread's CPU time by then, at bounds of what is logged outermost
+        self.nodes: dict[int, int] = {}  # end_ns of a step -> how many autograd nodes it made outside backward calls
         self.deaf = False  # the forward pass before the latest backward call was not seen
         self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted, see `Quiet`
         self.inside = False  # within an outermost call, as far as its class is known to make such calls
@@ -166,6 +177,13 @@ class Log:
         if len(self.reducers) == 1:
             self.reducers.clear()
         return reduces
+
+    def backward_ended(self, call: Backward) -> None:
+        """Log a backward call; where not all that led to it was logged, its structure is like no other's."""
+        if self.partial:
+            call.cache["keys"] = ((PARTIAL, 0),)
+        self.backwards.append(call)
+        self.since, self.partial = self.total(), False
 
     def settle(self) -> None:
         """Log the ends of steps and the calls that were only noted, before anything that comes after them."""
@@ -222,6 +240,14 @@ class Log:
         latest = self.noted or self.rows
         return bool(latest) and (latest[-1][KEY] > 0 or latest[-1][KEY] == DATA_KEY)
 
+    def read_cpu(self, t_ns: int) -> None:
+        """Note how long the thread, the calling one, has run by now; of many readings every second one goes."""
+        if len(self.cpu_readings) >= 2 * MAX_CPU_READINGS:
+            pairs = np.frombuffer(self.cpu_readings, dtype=np.int64).reshape(-1, 2)[::2].copy()
+            self.cpu_readings = array("q", pairs.ravel().tolist())
+        if not self.cpu_readings or t_ns > self.cpu_readings[-2]:
+            self.cpu_readings.extend((t_ns, own_ns()))
+
     def add_own(self, began_ns: int, end_ns: int, number: int) -> None:
         """Log our own work; `number` is autograd's, and does not change in it."""
         self.rows.append((PROFILER_KEY, began_ns, end_ns, number, number, FORWARD_TASK))
@@ -231,6 +257,8 @@ class Log:
         if len(self.skeletons) >= 2 * MAX_SKELETONS:
             pairs = np.frombuffer(self.skeletons, dtype=np.int64).reshape(-1, 2)[::2].copy()
             self.skeletons = array("q", pairs.ravel().tolist())
+            kept = {*pairs[:, 1].tolist(), *self.traced[1::2]}
+            self.nodes = {end: nodes for end, nodes in self.nodes.items() if end in kept}
         self.skeletons.extend((start_ns, end_ns))
 
     def end_asleep(self, end_ns: int, signature: int = 0) -> None:
@@ -285,9 +313,9 @@ class Log:
             calls = tuple(self.backwards)  # first: whatever a call refers to in the table is there by then
             table = self.table()
             for call in calls:
-                if "keys" not in call.cache:
+                if not call.is_filed:
                     keys_of(table, call, self.before)
-                    self.before = call
+                    self.before, call.is_filed = call, True
             self.book_ends()
             optimizers = tuple(self.optimizer_ends.entries())
             return Look(
@@ -299,7 +327,9 @@ class Log:
                 self.kinds,
                 tuple(self.traced),
                 tuple(self.skeletons),
+                np.array(self.cpu_readings[:], dtype=np.int64).reshape(-1, 2),
                 optimizers,
+                dict(self.nodes),
             )
 
     def book_ends(self) -> None:
@@ -333,6 +363,15 @@ class Log:
             at -= len(chunk)
             found.insert(0, chunk[max(position - at, 0) :])
         return found
+
+    def recent(self) -> list[Row]:
+        """Return the rows since the latest decision, whether or not somebody has compacted them."""
+        with self.lock:
+            first = self.stride.first_row - (self.total() - len(self.rows))
+            if first >= 0:
+                return self.rows[first:]
+            compact = [row for rows in self.rows_from(self.stride.first_row) for row in rows.tolist()]
+            return [*map(tuple, compact), *self.rows]
 
     def fold(self, now_ns: int) -> int:
         """Replace what belongs to steps that were not traced by records, ever coarser ones; outside calls only.

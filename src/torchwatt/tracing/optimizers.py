@@ -64,7 +64,8 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
             log.lead_optimizer, log.stepless = key, False
         if log.mode == FULL:
             log.in_place.optimizer_begins()
-        log.opened[key] = clock()
+        log.opened[key] = start = clock()
+        log.read_cpu(start)
 
     def ended(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if compiling():
@@ -72,7 +73,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if quiet.steps < quiet.most and quiet.asleep == ident() and quiet.optimizer == id(optimizer):
             end = clock()
             quiet.called.append(id(optimizer))
-            quiet.end_step(end, signatures)
+            quiet.end_step(end, signatures, seq())
             return
         try:
             log = local.log

@@ -6,17 +6,15 @@ from collections.abc import Callable, Sequence
 
 from torchwatt.tracing.rows import FORWARD_TASK, KEY, START, TASK, Row
 
-LOOK_BACK = 5_000  # rows; a step has fewer, or waits for its end elsewhere
-
 
 def outermost_keys(rows: Sequence[Row]) -> set[int]:
-    """Return the keys of modules whose calls no other call of a module encloses, from the latest rows of a log.
+    """Return the keys of modules whose calls no other call of a module encloses, from rows of a log.
 
     Rows are in the order in which calls ended, so that a call comes after all that it encloses.
     """
     keys = set()
     covered = 1 << 62
-    for row in reversed(rows[-LOOK_BACK:]):
+    for row in reversed(rows):
         if row[KEY] > 0 and row[TASK] == FORWARD_TASK and row[START] < covered:
             keys.add(row[KEY])
             covered = row[START]
@@ -32,7 +30,7 @@ def passing_calls(rows: Sequence[Row], step_calls: int, watched: Callable[[int],
         watched: Whether the module of a key is of such a class.
     """
     passing, covered = 0, 1 << 62
-    for row in reversed(rows[-min(step_calls, LOOK_BACK) :] if step_calls else ()):
+    for row in reversed(rows[-step_calls:] if step_calls else ()):
         if row[KEY] <= 0 or row[TASK] != FORWARD_TASK:
             continue
         if row[START] < covered:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import FloatArray, IntArray
 
 
@@ -18,7 +19,7 @@ class NetClock:
 
     def at(self, t_ns: IntArray) -> FloatArray:
         """Return net times; an instant before the start is 0."""
-        return np.asarray(np.interp(t_ns, self.t_ns, self.net_ns), dtype=np.float64)
+        return interpolate(t_ns, self.t_ns, self.net_ns)
 
     @property
     def total_ns(self) -> float:

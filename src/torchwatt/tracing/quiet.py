@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchwatt.tracing.conductor import Stride
 from torchwatt.tracing.rows import LIGHT_TASK, STEP_KEY, Row
-from torchwatt.tracing.signatures import Signatures
+from torchwatt.tracing.signatures import BACKWARD, NO_NODES, Signatures
 
 
 class Quiet:
@@ -14,7 +14,19 @@ class Quiet:
     may be quiet, for as long as no other logs anything.
     """
 
-    __slots__ = ("alone", "asleep", "by_hand", "called", "calls", "ends", "inside", "most", "optimizer", "steps")
+    __slots__ = (
+        "alone",
+        "asleep",
+        "by_hand",
+        "called",
+        "calls",
+        "ends",
+        "inside",
+        "most",
+        "nodes_before",
+        "optimizer",
+        "steps",
+    )
 
     def __init__(self) -> None:
         self.alone = False  # the main thread logs, and no other ever did
@@ -26,6 +38,7 @@ class Quiet:
         self.steps = 0  # ended here since the thread's books knew of them
         self.most = 0  # so many may, of this optimizer
         self.optimizer = 0  # its id
+        self.nodes_before = 0  # autograd's number at the end of a step, and how many nodes backward calls made since
         self.by_hand = False  # no optimizer: the first backward call after a call of a module ends a step
 
     def rest(self, optimizer: int, stride: Stride) -> None:
@@ -39,13 +52,19 @@ class Quiet:
         if not stride.planned:  # another thread wants a look, and said so a moment ago
             self.stir()
 
-    def end_step(self, end_ns: int, signatures: Signatures) -> None:
-        """Note the end of a step, and which modules were called in it."""
+    def take_nodes(self, number: int) -> int:
+        """Return how many autograd nodes a step made that ends now, where that is autograd's next number."""
+        nodes, self.nodes_before = number - self.nodes_before, number
+        return nodes
+
+    def end_step(self, end_ns: int, signatures: Signatures, number: int) -> None:
+        """Note the end of a step, which modules were called in it, and autograd's next number."""
+        self.called.append(NO_NODES - self.take_nodes(number))
         called = tuple(self.called)
-        number = signatures.by_ids.get(called)
-        if number is None:
-            number = signatures.number(called)
-        self.ends.append((STEP_KEY, 0, end_ns, 0, 0, LIGHT_TASK - number))  # it began where the one before ended
+        signature = signatures.by_ids.get(called)
+        if signature is None:
+            signature = signatures.number(called)
+        self.ends.append((STEP_KEY, 0, end_ns, 0, 0, LIGHT_TASK - signature))  # it began where the one before ended
         self.called.clear()
         self.steps += 1
         self.calls = 0
@@ -54,6 +73,10 @@ class Quiet:
         """Note which optimizer stepped, where that is all that is known of a step beside the calls in it."""
         if asleep and self.alone:
             self.called.append(id(optimizer))
+
+    def leads_on(self) -> bool:
+        """Say whether calls were noted that no backward call has followed by now."""
+        return bool(self.called) and self.called[-1] != BACKWARD
 
     def stir(self) -> None:
         """Have the end of the next step seen by the thread's books, which may know better."""

@@ -25,6 +25,7 @@ AROUND_KEY = -10  # torch.func's own time around a module's call, and after a ba
 FIRST_SCOPE_KEY = -20  # scopes count down from here; modules count up from 1
 
 FORWARD_TASK = -1  # what torch says outside a backward call
+FAILED_SIZE = -2  # of the graph of a call that raised: its next number is so far from its first
 LIGHT_TASK = -2  # ours: an outermost call of a step whose modules were not traced; minus the number of its signature
 
 # What a thread's wrappers do: log all calls, the outermost ones, only where steps end, or nothing.
@@ -66,4 +67,5 @@ class Backward:
     nodes: Nodes | Unread | None = None  # of a window
     cost_ns: int = 0  # of the window
     away_ns: int = 0  # of a recorded call: how long its thread did not run
+    is_filed: bool = False  # its structure was looked at
     cache: dict[str, Any] = field(default_factory=dict)  # what assembly found out once

@@ -15,18 +15,22 @@ from torchwatt.tracing.rows import BACKWARD_KEY, END, FORWARD_TASK, KEY, START, 
 MOST_SIGNATURES = 4_096
 NOTHING_COUNTED, UNKNOWN = 0, 1  # numbers of signatures
 BACKWARD = -1  # stands for a backward call, among ids of modules
+NO_NODES = -2  # stands for a graph without nodes; minus their number for other ones
+SIZED = 3 * MOST_SIGNATURES // 4  # beyond, sizes of graphs are left out: what ran is more important
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
     """How often modules were called, by key; `over` are those that were counted, others are not known.
 
-    Of a step that ended before its time, `part` has the keys in the order of the calls.
+    Of a step that ended before its time, `part` has the keys in the order of the calls. `nodes` is the size of a
+    step's graph, without what was made in backward calls; None: not known.
     """
 
     counts: Mapping[int, int] = field(default_factory=dict)
     over: frozenset[int] = frozenset()
     part: tuple[int, ...] = ()
+    nodes: int | None = None
 
     def matches(self, counts: Mapping[int, int]) -> bool:
         """Say whether in a traced call or step the counted modules ran as often."""
@@ -46,7 +50,7 @@ class Signatures:
         self.over: frozenset[int] = frozenset()  # their keys
         self.of: list[Signature] = [Signature(), Signature()]
         self.by_ids: dict[tuple[int, ...], int] = {(): NOTHING_COUNTED}
-        self._numbers: dict[tuple[frozenset[tuple[int, int]], frozenset[int], tuple[int, ...]], int] = {}
+        self._numbers: dict[tuple[object, ...], int] = {}
 
     def count(self, modules: Mapping[int, int]) -> None:
         """Count these modules from now on: key by id."""
@@ -76,16 +80,19 @@ class Signatures:
         return self._new(tuple(ids), is_part=True)
 
     def _new(self, ids: tuple[int, ...], *, is_part: bool = False) -> int:
+        nodes = NO_NODES - ids[-1] if ids and ids[-1] <= NO_NODES and len(self.of) < SIZED else None
+        ids = tuple(each for each in ids if each > NO_NODES)
         keys = [BACKWARD_KEY if each == BACKWARD else self._key_of(each) for each in ids]
         known = tuple(key for key in keys if key is not None)
         if len(self.of) >= MOST_SIGNATURES or len(known) < len(keys):
             return UNKNOWN
         counts = Counter(known)
-        what = frozenset(counts.items()), self.over.union(counts), known if is_part else ()
+        over, part = self.over.union(counts), known if is_part else ()
+        what = frozenset(counts.items()), over, part, nodes
         number = self._numbers.get(what)
         if number is None:
             number = self._numbers[what] = len(self.of)
-            self.of.append(Signature(dict(counts), *what[1:]))
+            self.of.append(Signature(dict(counts), over, part, nodes))
         return number
 
 

@@ -31,7 +31,7 @@ class StepCount:
     def __init__(self, start_ns: int) -> None:
         self._settled = 0
         none = np.zeros(0, dtype=np.int64)
-        no_calls = Calls(none, none, none, none.astype(np.bool_), none.astype(np.bool_))
+        no_calls = Calls(none, none, none, none.astype(np.bool_), none.astype(np.bool_), none)
         self._seen = Evidence(start_ns, start_ns, none, no_calls, NO_STRETCH, none, none.astype(np.bool_))
         self.looked_at = 0  # entries that the last count went through
         self.steps_per_end = 0.0  # of an optimizer, of late; 0 where no optimizer ends steps
@@ -91,7 +91,7 @@ class StepCount:
 
 
 def _columns(calls: Calls) -> tuple[np.ndarray, ...]:
-    return calls.start_ns, calls.end_ns, calls.count, calls.grown, calls.main
+    return calls.start_ns, calls.end_ns, calls.count, calls.grown, calls.main, calls.rounds
 
 
 def _fewer(calls: Calls, backward_ns: IntArray) -> Calls:
@@ -102,4 +102,5 @@ def _fewer(calls: Calls, backward_ns: IntArray) -> Calls:
     first = np.concatenate(([0], np.flatnonzero(change) + 1, np.arange(old, len(calls))))
     last = np.append(first[1:], len(calls)) - 1
     count = np.add.reduceat(calls.count, first)
-    return Calls(calls.start_ns[first], calls.end_ns[last], count, calls.grown[first], calls.main[first])
+    columns = calls.grown[first], calls.main[first], calls.rounds[first]
+    return Calls(calls.start_ns[first], calls.end_ns[last], count, *columns)

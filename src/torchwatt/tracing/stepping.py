@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -20,8 +20,8 @@ from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FULL, LIGHT, OFF
-from torchwatt.tracing.signatures import UNKNOWN, Signatures
+from torchwatt.tracing.rows import ASLEEP, COMPACT_ROWS, FULL, LIGHT, OFF, Row
+from torchwatt.tracing.signatures import NO_NODES, UNKNOWN, Signatures
 from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
 own_ns = own_time()
@@ -42,6 +42,9 @@ class Host(Protocol):
     quiet: Quiet
     devices: Watch | None
     compile_watch: CompileWatch
+
+    def watch_cuda(self) -> None:
+        """Begin to record devices if CUDA is set up by now."""
 
     def watch(self, key: int) -> None:
         """Patch the class of a module that is called outside any other."""
@@ -104,10 +107,16 @@ class Stepping:
         """Note the end of a step; now and then decide on the next ones."""
         stride = log.stride
         self._rise(log)
+        log.read_cpu(end_ns)
+        nodes = self._host.quiet.take_nodes(sequence_nr()) if self._host.quiet.alone else None
         if log.mode == ASLEEP:
+            if nodes is not None:
+                self._host.quiet.called.append(NO_NODES - nodes)
             log.end_asleep(end_ns, self._ran())
             log.calls_asleep = 0
         elif log.step_end:  # the first one began who knows when
+            if nodes is not None and (log.mode == FULL or stride.skeleton):
+                log.nodes[end_ns] = nodes
             if log.mode == FULL:
                 log.traced.extend((log.step_end, end_ns))
             elif stride.skeleton and stride.steps >= COLD_STEPS:
@@ -140,6 +149,7 @@ class Stepping:
         if log.noted is not quiet.ends or not quiet.called:
             return
         log.settle()
+        log.partial |= quiet.leads_on()
         number = self._ran(is_part=True)
         if log.step_end < end_ns:
             log.end_asleep(max((end for _, end in log.ends if end > log.step_end), default=end_ns), number)
@@ -216,46 +226,50 @@ class Stepping:
         own_began, before = own_ns(), log.mode
         self._rise(log)
         self._host.compile_watch.look()
+        self._host.watch_cuda()
         if self._host.registry.dirty:
             self._host.registry.refresh()
-        if len(log.rows) > COMPACT_ROWS:
-            log.compact()
+        recent = log.recent() if before == FULL else ()
         kept = sum(each.kept() for each in list(self._host.logs))
         if before == FULL:
-            self._study(log, conductor)
+            self._study(log, recent, conductor)
         else:
             conductor.unwrapped = not self._host.patches.module_is_on
         # Without an optimizer only the main thread sleeps: of others it is not known which modules ran in such steps.
         by_hand = self._host.quiet.alone and not (self._host.manual_steps or log.deaf)
         can_sleep = not log.stepless and (log.lead_optimizer is not None or by_hand)
+        if before != ASLEEP and sequence_nr() > log.stride.seq:
+            can_sleep = False  # what was logged leads to a backward call that would not be
         cpu_ns = own_began if log.ident == threading.get_ident() else None
         log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)
         if self._host.devices is not None and self._host.devices.records(log):
             log.mode, log.stride.mode, log.stride.planned = FULL, FULL, 1
-        self._mode_changed(log, before)
+        self._mode_changed(log, before, recent, began)
         log.call_ns = conductor.call_ns(log.stride)
         log.margins = log.in_place.margins(conductor.costs.margins) or conductor.margins(log.stride)
         if conductor.limited:
             self._host.note("info", "SPANS_SAMPLED", conductor.limit.message)
         self._arrange(log, conductor)
         self._log_own(log, began)
+        if len(log.rows) > COMPACT_ROWS:
+            log.compact()
         if log.stride.light_steps >= FOLD_STEPS and graph_task_id() < 0:
             self._fold(log, self._host.clock_ns())
         took_ns = own_ns() - own_began
         conductor.decided(took_ns, traced=FULL in {before, log.mode})
         log.stride.leave_out(self._host.clock_ns() - began, took_ns)
 
-    def _mode_changed(self, log: Log, before: int) -> None:
+    def _mode_changed(self, log: Log, before: int, recent: Sequence[Row], now_ns: int) -> None:
         log.calls_asleep = 0
         if before == ASLEEP != log.mode:
-            self.end_part(log, self._host.clock_ns())
+            self.end_part(log, now_ns)  # our own work begins
         quiet = self._host.quiet
         quiet.asleep = log.ident if quiet.alone and log.mode == ASLEEP else 0
         quiet.by_hand = log.lead_optimizer is None
         if before == FULL != log.mode:
-            for key in outermost_keys(log.rows):
+            for key in outermost_keys(recent):
                 self._host.watch(key)
-            log.stride.passing = passing_calls(log.rows, log.stride.calls, self._host.watches)
+            log.stride.passing = passing_calls(recent, log.stride.calls, self._host.watches)
         if before == ASLEEP != log.mode:
             log.stride.seq = sequence_nr()
 
@@ -267,11 +281,10 @@ class Stepping:
         if log.since == total:
             log.since += 1
 
-    def _study(self, log: Log, conductor: Conductor) -> None:
+    def _study(self, log: Log, recent: Sequence[Row], conductor: Conductor) -> None:
         """Learn from the traced steps that are over which modules are to be counted in others."""
         if self._host.quiet.alone:
-            first = len(log.rows) - (log.total() - log.stride.first_row)
-            self._counting.study(log, first, partial(conductor.most_counted, log.stride))
+            self._counting.study(recent, log.stride.steps, partial(conductor.most_counted, log.stride))
 
     def _fold(self, log: Log, began_ns: int) -> None:
         log.stride.light_steps = 0

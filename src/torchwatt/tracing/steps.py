@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from torchwatt.core.meter import IntArray
+from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.terms import INFERENCE, TRAIN, VALIDATION
 from torchwatt.tracing.rounds import NO_STRETCH, Mark, OptimizerEnd, rounds
 
@@ -42,17 +42,20 @@ class Calls:
     count: IntArray
     grown: NDArray[np.bool_]  # made a graph for a backward pass
     main: NDArray[np.bool_]  # of a model; where something is trained, of the largest
+    rounds: IntArray  # of an entry of several: in so many rounds they lay; else 1
 
     def take(self, which: NDArray[np.bool_] | IntArray) -> Calls:
         """Return some of them."""
-        return Calls(self.start_ns[which], self.end_ns[which], self.count[which], self.grown[which], self.main[which])
+        bounds, count = (self.start_ns[which], self.end_ns[which]), self.count[which]
+        return Calls(*bounds, count, self.grown[which], self.main[which], self.rounds[which])
 
     def with_training(self, start_ns: IntArray, end_ns: IntArray, count: IntArray) -> Calls:
         """Return these and calls of the model that made a graph, sorted by start."""
         made = np.ones(len(start_ns), dtype=np.bool_)
         start, end = np.concatenate((self.start_ns, start_ns)), np.concatenate((self.end_ns, end_ns))
         grown, main = np.concatenate((self.grown, made)), np.concatenate((self.main, made))
-        whole = Calls(start, end, np.concatenate((self.count, count)), grown, main)
+        rounds_ = np.concatenate((self.rounds, count))
+        whole = Calls(start, end, np.concatenate((self.count, count)), grown, main, rounds_)
         return whole.take(np.argsort(start, kind="stable"))
 
     def __len__(self) -> int:
@@ -166,20 +169,31 @@ def evaluations_of(seen: Evidence, marks: Sequence[Mark]) -> Calls:
     """Return the calls, no part of a round, that evaluate the model."""
     calls, ends = seen.calls, np.array([end for end, _ in marks], dtype=np.int64)
     gap = np.searchsorted(ends, calls.start_ns, side="right")  # a call in gap i comes before the end of round i
-    busy_ns = np.sort(np.concatenate((calls.start_ns[calls.grown], seen.backward_ns[:, 0])))
+    # An entry of several says where the first of them began, and not in which gaps the others lie.
+    began = calls.start_ns[calls.grown & (calls.count == 1)], seen.backward_ns[seen.backward_count == 1, 0]
+    busy_ns = np.sort(np.concatenate(began))
     first_ns = np.append(busy_ns, np.iinfo(np.int64).max)[
         np.searchsorted(busy_ns, np.concatenate(([seen.origin_ns], ends)))
     ]
-    leading = ~calls.grown & calls.main & ((calls.start_ns < first_ns[gap]) | (gap == len(ends)))
-    numbers = np.bincount(gap[leading], calls.count[leading], len(ends) + 1)
+    further = np.minimum(calls.rounds - 1, len(ends) - gap)
+    leading = (calls.start_ns < first_ns[gap]) | (gap == len(ends)) | (further > 0)
+    leading &= ~calls.grown & calls.main
+    numbers = _spread(gap[leading], further[leading], calls.count[leading], len(ends) + 1)
     usual = float(np.median(numbers[: len(ends)])) if len(ends) else 0.0
-    if len(ends) and numbers[0] < usual:
+    if len(ends) and 2 * numbers[0] < usual:
         usual = 0.0  # the first round does not begin with such calls: they follow the rounds
     evaluates = numbers > REGULAR_MORE * usual
     evaluates[len(ends)] |= numbers[len(ends)] > usual
     # What is called after the last round leads to no update, with or without gradients.
     tail = calls.main & (gap == len(ends)) & ~_before_backward(calls, seen.backward_ns)
     return calls.take((leading & evaluates[gap]) | (tail & evaluates[gap]) | (tail & calls.grown))
+
+
+def _spread(gap: IntArray, further: IntArray, count: IntArray, n: int) -> FloatArray:
+    """Return the number of calls in each of `n` gaps, those of an entry divided evenly among its gaps."""
+    each = count / (further + 1)
+    changes = np.bincount(gap, each, n + 1) - np.bincount(gap + further + 1, each, n + 1)[: n + 1]
+    return np.cumsum(changes)[:n]
 
 
 def _before_backward(calls: Calls, backward_ns: IntArray) -> NDArray[np.bool_]:

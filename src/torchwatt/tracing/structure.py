@@ -15,6 +15,7 @@ AGAIN = 8  # the ninth backward without a new forward counts as the eighth
 FEW_ROWS = 8
 
 Key = tuple[object, ...]
+PARTIAL = "partial"  # the structure of a backward call of whose forward pass a part, or all, was not seen
 Outer = tuple[int, int, int]
 
 
@@ -37,6 +38,11 @@ def keys_of(table: IntArray, call: Backward, before: Backward | None) -> tuple[K
 def is_again(keys: Sequence[object]) -> bool:
     """Say whether a call, by its structures, is not the first one through its forward pass."""
     return any(isinstance(key, tuple) and _times(key) for key in keys)
+
+
+def is_partial(keys: Sequence[object]) -> bool:
+    """Say whether a part of the forward pass that led to a call was not seen."""
+    return any(isinstance(key, tuple) and key[0] == PARTIAL for key in keys)
 
 
 def _times(key: Key) -> int:

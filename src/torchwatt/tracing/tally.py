@@ -36,6 +36,7 @@ from torchwatt.tracing.rounds import OptimizerEnd
 from torchwatt.tracing.rows import (
     COMPILE_KEY,
     END,
+    FAILED_SIZE,
     FIRST_SCOPE_KEY,
     FORWARD_TASK,
     KEY,
@@ -158,6 +159,7 @@ class _Items:
     own_ns: IntArray  # without what lies inside
     top: IntArray  # index of the outermost logged call that a module ran in; NOBODY of anything else
     grown: NDArray[np.bool_]  # made a graph for a backward pass
+    failed: NDArray[np.bool_]  # raised
 
 
 class _Thread:
@@ -203,13 +205,13 @@ class _Thread:
         start, end, kind = start[order], end[order], kind[order]
         named = np.where(rows[:, KEY] == STEP_KEY, rows[:, TASK], rows[:, KEY])
         key = np.concatenate((named, np.zeros(len(calls), dtype=np.int64)))[order]
-        grown = np.concatenate((rows[:, SEQ1] > rows[:, SEQ0], np.zeros(len(calls), dtype=np.bool_)))[order]
+        size = np.concatenate((rows[:, SEQ1] - rows[:, SEQ0], np.zeros(len(calls), dtype=np.int64)))[order]
         above = enclosing(start, end)
         inside = np.flatnonzero(above != NOBODY)
         own_ns = end - start - np.bincount(above[inside], (end - start)[inside], len(start)).astype(np.int64)
         top = _tops(above, kind)
         self._name_gradients(kind, key, top)
-        return _Items(kind, key, start, end, np.maximum(own_ns, 0), top, grown)
+        return _Items(kind, key, start, end, np.maximum(own_ns, 0), top, size > 0, size == FAILED_SIZE)
 
     def _widen(self, start: IntArray, end: IntArray, optimizers: NDArray[np.bool_], rows: int) -> None:
         """Add torch's own work around optimizer steps and backward calls to theirs, in place."""
@@ -439,11 +441,11 @@ class Tally:
         pattern.ns.rest[OWN, 0] += max(total - float(items.own_ns[within].sum()), 0.0)
 
     def _news(self, items: _Items, ends: Mapping[_Thread, list[OptimizerEnd]]) -> News:
-        outer = np.flatnonzero((items.kind == _CALL) | (items.top == np.arange(len(items.top))))
+        outer = np.flatnonzero(((items.kind == _CALL) | (items.top == np.arange(len(items.top)))) & ~items.failed)
         key, grown = items.key[outer], items.grown[outer]
         self._trained |= bool(grown.any())
         one = np.ones(len(outer), dtype=np.int64)
-        calls = Calls(items.start[outer], items.end[outer], one, grown, np.isin(key, self._main(key)))
+        calls = Calls(items.start[outer], items.end[outer], one, grown, np.isin(key, self._main(key)), one)
         bounds = np.column_stack((items.start, items.end))
         own = next(each for thread, each in ends.items() if thread.log is self._own)
         self._optimizers.update(key for key, *_ in own)
@@ -547,7 +549,7 @@ class Tally:
         found: dict[Slot, float] = defaultdict(float)
         for slot, ns in self._devices.get(device, {}).items():
             key = slot.fqn.removeprefix(KEY_MARK)
-            named = slot.fqn.startswith(KEY_MARK) and key.isdigit()
+            named = slot.fqn.startswith(KEY_MARK) and key.isdecimal()
             found[Slot(self._names.of(int(key)), slot.phase) if named else slot] += ns
         return found
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torchwatt.tracing.conductor import Conductor
+    from torchwatt.tracing.devices.watch import Watch
     from torchwatt.tracing.hub import Hub
     from torchwatt.tracing.log import Log
     from torchwatt.tracing.marks import Marks
@@ -85,8 +86,11 @@ class Tracer:
         """Tell which domain meters which GPU, by UUID ("GPU-..."), before the start; the outermost tracer's counts."""
         self._device_meters = dict(meters)
 
-    def start(self) -> None:
+    def start(self, marks: Marks | None = None) -> None:
         """Begin to trace, on the calling thread.
+
+        Args:
+            marks: Steps that the user has marked before; if there are any, only marks count.
 
         Raises:
             TraceError: It was started before.
@@ -113,8 +117,13 @@ class Tracer:
             )
             self._add_models(hub)
             if self._windows and self._budget > 0 and hub.users == 1:
-                self._watch_devices(hub)
+                hub.expect_cuda(self._new_watch)
+                if hub.devices is not None:
+                    hub.devices.warm_up()
             hub.stepping.join(self._conductor, self._log)
+            if marks is not None and marks.steps:
+                self._marks = marks
+                hub.manual_steps, self._log.stepless = True, False
         except BaseException:
             self._leave(hub)
             raise
@@ -131,15 +140,10 @@ class Tracer:
             self._given = key if alone else None
             hub.watch(key)
 
-    def _watch_devices(self, hub: Hub) -> None:
-        import torch
+    def _new_watch(self, hub: Hub) -> Watch:
+        from torchwatt.tracing.devices.watch import Watch
 
-        if torch.cuda.is_available():
-            from torchwatt.tracing.devices.watch import Watch
-
-            devices = Watch(self._clock_ns, hub.note, self._device_meters)
-            devices.warm_up()
-            hub.watch_devices(devices)
+        return Watch(self._clock_ns, hub.note, self._device_meters)
 
     def resume(self) -> None:
         """Say that what ran since the last step, an evaluation or a checkpoint, is no part of the next one."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 
+from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.tracing.devices.names import device_names
 
 PATIENCE_S = 60.0  # a collective that nobody joins, a kernel that never ends
@@ -55,7 +56,7 @@ def wait_for_devices(patience_s: float = PATIENCE_S) -> bool:
     if not used:
         return True
     # On a thread of its own: the wait is in C, where no interrupt is heard.
-    waiting = threading.Thread(target=_synchronize, args=(used,), name="torchwatt-wait", daemon=True)
+    waiting = HelperThread(partial(_synchronize, used), "torchwatt-wait")
     waiting.start()
     waiting.join(patience_s)
     return not waiting.is_alive()

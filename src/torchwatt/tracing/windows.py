@@ -80,10 +80,9 @@ class Windows:
                 self._close(conductor, log, window, (kind, path), call, expected)
                 self._seen |= keys
                 log.add_own(end, self._clock_ns(), sequence_nr())
-            log.backwards.append(call)
+            log.backward_ended(call)
             if window is None and conductor is not None:
                 self._measure(conductor, log, end)
-            log.since = log.total()
 
     def _open(self, conductor: Conductor | None, log: Log, path: Hashable, *, is_new: bool) -> kineto.Window | None:
         if conductor is None or self._broken or not _forward_is_known(log):
@@ -146,5 +145,7 @@ class Windows:
 
 
 def _forward_is_known(log: Log) -> bool:
-    """Say whether the latest call was logged module by module: else nodes could not find their owners."""
+    """Say whether the latest calls were logged module by module: else nodes could not find their owners."""
+    if log.partial:
+        return False
     return log.rows[-1][TASK] > LIGHT_TASK if log.rows else log.mode == FULL

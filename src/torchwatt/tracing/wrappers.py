@@ -19,7 +19,19 @@ from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, COMPILED_KEY, DATA_KEY, FULL, LIGHT, LIGHT_TASK, OFF, TASK, Backward
+from torchwatt.tracing.rows import (
+    ASLEEP,
+    COMPILED_KEY,
+    DATA_KEY,
+    FAILED_SIZE,
+    FULL,
+    LIGHT,
+    LIGHT_TASK,
+    OFF,
+    TASK,
+    Backward,
+    Row,
+)
 from torchwatt.tracing.signatures import BACKWARD, UNKNOWN, Signatures
 
 Wrapped = Callable[..., Any]
@@ -115,9 +127,12 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
                 return original(module, *args, **kwargs)
             s0, start = seq(), clock()
             try:
-                return original(module, *args, **kwargs)
-            finally:
-                log.rows.append((key, start, clock(), s0, seq(), task()))
+                y = original(module, *args, **kwargs)
+            except BaseException:
+                log.rows.append(_failed(key, start, clock(), s0, task()))
+                raise
+            log.rows.append((key, start, clock(), s0, seq(), task()))
+            return y
 
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
             if compiling() or compiler._is_compiling_flag:
@@ -137,11 +152,14 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
                 rows, graph = log.rows, task()
                 s0, start = seq(), clock()
                 try:
-                    return original(self, *args, **kwargs)
-                finally:
-                    rows.append((key, start, clock(), s0, seq(), graph))
-                    if len(rows) > force_rows:
-                        overflow(log)
+                    y = original(self, *args, **kwargs)
+                except BaseException:
+                    rows.append(_failed(key, start, clock(), s0, graph))
+                    raise
+                rows.append((key, start, clock(), s0, seq(), graph))
+                if len(rows) > force_rows:
+                    overflow(log)
+                return y  # noqa: TRY300 - one frame and one block for all that is paid at each call
             except BaseException as error:
                 drop_own_frames(error)
                 raise
@@ -150,6 +168,11 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
         return __call__
 
     return wrap
+
+
+def _failed(key: int, start_ns: int, end_ns: int, number: int, graph: int) -> Row:
+    """Return the row of a call that raised; in a backward call that is how a recomputation ends where it may."""
+    return key, start_ns, end_ns, number, number + (FAILED_SIZE if graph < 0 else 0), graph
 
 
 def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - a call less is worth a branch
@@ -232,7 +255,7 @@ def _outermost_newcomer(host: Host) -> Callable[[Any], int]:
     return newcomer
 
 
-def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # noqa: C901 - as above
+def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # noqa: C901, PLR0915 - as above
     """Return what a module call outside any other does: in a step that is not traced it is all that is logged."""
     registry, clock, grad_enabled, task = host.registry, host.clock_ns, torch.is_grad_enabled, graph_task_id
     quiet, called, signatures = host.quiet, host.quiet.called, host.signatures
@@ -241,15 +264,28 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
 
     def logged(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
         key = registry.by_id.get(id(module)) or newcomer(module)
-        s0, start, before = sequence_nr(), clock(), len(called)
+        s0, start, before, failed = sequence_nr(), clock(), len(called), True
         try:
-            return call(module, *args, **kwargs)
+            y = call(module, *args, **kwargs)
+            failed = False
+            return y
         finally:
-            end, s1 = clock(), sequence_nr()
-            known = quiet.alone or not signatures.counted
+            end, s1 = clock(), s0 + FAILED_SIZE if failed else sequence_nr()
+            known = (quiet.alone or not signatures.counted) and not failed
             number = signatures.number(called[before:]) if known else UNKNOWN
             del called[before:]
             log.rows.append((key, start, end, s0, s1, LIGHT_TASK - number))
+
+    def noted(call: Wrapped, module: Any, args: Any, kwargs: Any) -> Any:
+        if quiet.alone:
+            if id(module) not in registry.by_id:
+                newcomer(module)
+            called.append(id(module))
+        try:
+            return call(module, *args, **kwargs)
+        except BaseException:
+            called.append(FAILED)
+            raise
 
     def outermost(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
         if compiler._is_compiling_flag:
@@ -257,18 +293,12 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
         log.inside = True
         if log.mode == ASLEEP and log.calls_asleep < MOST_CALLS_ASLEEP and (log.calls_asleep or grad_enabled()):
             log.calls_asleep += task() < 0
-            if quiet.alone:
-                if id(module) not in registry.by_id:
-                    newcomer(module)
-                called.append(id(module))
             try:
-                return call(module, *args, **kwargs)
-            except BaseException:
-                called.append(FAILED)
-                raise
+                return noted(call, module, args, kwargs)
             finally:
                 log.inside = False
         step = False
+        log.read_cpu(clock())
         try:
             if task() >= 0:
                 return call(module, *args, **kwargs)
@@ -279,13 +309,17 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
             if log.mode == LIGHT or (log.mode == ASLEEP and apart):
                 log.settle()
                 return logged(call, log, module, args, kwargs)
+            if log.mode == ASLEEP:  # the decision was to sleep on
+                log.calls_asleep += 1
+                return noted(call, module, args, kwargs)
             return call(module, *args, **kwargs)
         finally:
             log.inside = False
+            log.read_cpu(clock())
             if step:
                 host.outermost_ended(log)
 
-    host.registry.calls_code |= {logged.__code__}
+    host.registry.calls_code |= {logged.__code__, noted.__code__}
     return outermost
 
 
@@ -321,17 +355,17 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
             return original(*args, **kwargs)
         finally:
             last = log.total()
-            log.backwards.append(Backward(start, clock(), since, first, last, light=True, reduces=reduces))
-            log.since = last
+            log.backward_ended(Backward(start, clock(), since, first, last, light=True, reduces=reduces))
             log.stride.backwards += 1
 
     def run(original: Wrapped, args: Any, kwargs: Any) -> Any:
         if quiet.asleep == ident():
-            before = len(called)
+            before, number = len(called), seq()
             try:
                 return original(*args, **kwargs)
             finally:
                 called[before:] = one  # what ran again in it is no call of the forward pass
+                quiet.nodes_before += seq() - number
         log = log_of()
         # Inside another backward (checkpoint) it belongs to the outer one.
         if log.mode >= ASLEEP or task() >= 0:
@@ -340,16 +374,20 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
             finally:
                 if log.mode == ASLEEP and log.calls_asleep and task() < 0:
                     host.backward_ended(log, fresh=True)
-        since, first = log.since, log.total()
+        since, first, number = log.since, log.total(), seq()
         unseen = log.deaf = first == since and log.mode == LIGHT and seq() > log.stride.seq
         if unseen:
             host.look_closer()  # a forward pass went by
+        log.read_cpu(clock())
         try:
             if log.mode == FULL or (first > since and log.rows and log.rows[-1][TASK] > LIGHT_TASK):
                 return host.run_backward(original, args, kwargs)
             return bare(log, since, first, original, args, kwargs)
         finally:
+            log.read_cpu(clock())
             log.stride.seq = seq()
+            if quiet.alone:
+                quiet.nodes_before += log.stride.seq - number
             if log.lead_optimizer is None:
                 host.backward_ended(log, fresh=first > since or unseen)
 
@@ -393,7 +431,7 @@ def _ending(host: Host) -> Callable[..., Any]:
             return run(original, args, kwargs)
         finally:
             if quiet.steps < quiet.most:
-                quiet.end_step(clock(), signatures)
+                quiet.end_step(clock(), signatures, sequence_nr())
             else:
                 backward_ended(log_of(), fresh=True)
 

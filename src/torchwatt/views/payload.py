@@ -13,7 +13,7 @@ from torchwatt.core.report import Report
 from torchwatt.core.terms import Phase
 from torchwatt.views import summary
 from torchwatt.views.curve import power_line
-from torchwatt.views.layers import LayerSum, ties
+from torchwatt.views.layers import LayerSum
 from torchwatt.views.tree import Books, Node, books, fold_tree
 
 MIME = "application/vnd.torchwatt.report.v1+json"
@@ -145,12 +145,8 @@ def _curve(report: Report, index: int, points: int) -> dict[str, Any]:
 def layers_payload(booked: Books, most: int) -> dict[str, Any]:
     """Return the tree of the `most` biggest modules, the rest as rows of their parents, and the reserved names."""
     rows: list[dict[str, Any]] = []
-    unordered = ties(booked.modules)
     for node in fold_tree(booked.tops, most):
         _flatten(node, None, rows)
-    for row in rows:
-        if row["fqn"] in unordered:
-            row["tied"] = True
     # `folded` is what older reports left out at the end; now it is a row of its parent.
     return {"layers": rows, "reserved": [_booked(layer) for layer in booked.reserved], "folded": None}
 

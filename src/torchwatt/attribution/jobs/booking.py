@@ -12,6 +12,7 @@ import numpy as np
 from torchwatt.attribution.jobs.meters import Group, Seen
 from torchwatt.attribution.jobs.record import Job
 from torchwatt.attribution.jobs.shares import nothing_traced
+from torchwatt.core.instants import interpolate
 from torchwatt.core.job import HostShare, RankFacts
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.terms import IDLE, NO_RANK, OUTSIDE, UNATTRIBUTED, Domain, Method, Phase, Provenance, weakest
@@ -141,7 +142,7 @@ def cpu_within(facts: RankFacts, start_ns: int, end_ns: int) -> float | None:
     if len(facts.cpu) < 2:
         return None
     t_ns, cpu_s = (np.array(column) for column in zip(*facts.cpu, strict=True))
-    lo, hi = np.interp([start_ns, end_ns], t_ns, cpu_s)
+    lo, hi = interpolate([start_ns, end_ns], t_ns, cpu_s)
     return float(hi - lo)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchwatt.attribution.jobs.record import Job, RankRecord
+from torchwatt.core.instants import interpolate
 from torchwatt.core.job import ClockMethod, Look
 from torchwatt.core.meter import IntArray
 
@@ -35,7 +36,7 @@ class Clock:
         first = self.looks[0].offset_ns  # kept apart: offsets are larger than a float holds to the nanosecond
         at = np.array([look.t_ns for look in self.looks], dtype=np.int64)
         more = np.array([look.offset_ns - first for look in self.looks], dtype=np.float64)
-        return np.asarray(t_ns + first + np.interp(t_ns, at, more).round().astype(np.int64), dtype=np.int64)
+        return np.asarray(t_ns + first + interpolate(t_ns, at, more).round().astype(np.int64), dtype=np.int64)
 
     def one(self, t_ns: int) -> int:
         """Return one instant on the job's clock."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from torchwatt.attribution.split import split
 from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.instants import interpolate
 from torchwatt.core.job import HostShare
 from torchwatt.core.meter import Recording, Series
 from torchwatt.core.terms import UNATTRIBUTED, Domain
@@ -49,7 +50,7 @@ def cpu_points(recording: Recording, key: str, start_ns: int, end_ns: int) -> tu
         return ()
     inside = known.t_ns[(known.t_ns > lo) & (known.t_ns < hi)]
     t_ns = np.concatenate(([lo], inside, [hi]))
-    raw = np.interp(t_ns, known.t_ns, np.maximum.accumulate(known.raw)) * known.channel.scale
+    raw = interpolate(t_ns, known.t_ns, np.maximum.accumulate(known.raw)) * known.channel.scale
     return tuple(zip(t_ns.tolist(), raw.tolist(), strict=True))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torchwatt.audit.exports.ai_act import ai_act_markdown
 from torchwatt.audit.exports.boamps import boamps_json
-from torchwatt.audit.exports.cells import AS_RUN, of_scenario
+from torchwatt.audit.exports.cells import AS_RUN, in_utf8, of_scenario
 from torchwatt.audit.exports.codecarbon import emissions_csv
 from torchwatt.audit.exports.huggingface import card_yaml
 from torchwatt.audit.exports.parquet import parquet_files
@@ -92,7 +92,8 @@ def _with(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:
         column = TABLE_BY_NAME["run"].column(name)
         # A cell of text is escaped; what a user types is not.
         more[name] = text if column.type == "string" else from_cell(text, column)
-    return replace(bundle, tables={**bundle.tables, "run": ({**bundle.run, **more},)})
+    tables = {**bundle.tables, "run": ({**bundle.run, **more},)}
+    return replace(bundle, tables={name: in_utf8(rows) for name, rows in tables.items()})
 
 
 def _write(target: Path, content: bytes) -> Path:
@@ -112,6 +113,8 @@ def _write_all(target: Path, files: Mapping[str, bytes]) -> Path:
         target.mkdir(mode=FOLDER)
     except FileExistsError as error:
         raise BundleError(f"{target} exists already: name another folder with --out, or move it") from error
+    except OSError as error:
+        raise BundleError(f"cannot write {target}: {error.strerror}") from error
     for name, content in files.items():
         _write(target / name, content)
     return target

@@ -9,6 +9,7 @@ from datetime import datetime
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
 from torchwatt.core.errors import BundleError
+from torchwatt.core.plain_text import encodable
 from torchwatt.core.units import J_PER_KWH
 
 AS_RUN = "as_run"
@@ -26,6 +27,14 @@ def number(row: Row, name: str) -> float | None:
     """Return a cell of numbers; None is missing, never 0."""
     value = row.get(name)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def in_utf8(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Return rows that UTF-8 can hold: half of a surrogate pair, which a name may have, is written out."""
+    return tuple(
+        {name: encodable(value, "utf-8") if isinstance(value, str) else value for name, value in row.items()}
+        for row in rows
+    )
 
 
 def when(row: Row, name: str) -> datetime:

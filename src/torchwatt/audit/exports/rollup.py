@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -33,6 +34,9 @@ HEADER = (
     "measured share", "unit", "units", "location t CO2e", "market t CO2e", "factor g/kWh", "factor source",
     "factor year", "factor basis", "PUE", "weakest input", "dominant uncertainty",
 )  # fmt: skip
+
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_LONGEST_CELL = 32_767  # characters
 
 
 def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
@@ -66,10 +70,17 @@ def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
 
 def _append(sheet: Any, cells: Sequence[Any]) -> None:
     """Add a row in which text stays text: what starts with = is no formula."""
-    sheet.append([None if cell == "" else cell for cell in cells])
+    sheet.append([None if cell == "" else _in_xml(cell) for cell in cells])
     for cell in sheet[sheet.max_row]:
         if isinstance(cell.value, str):
             cell.data_type = "s"
+
+
+def _in_xml(cell: Any) -> Any:
+    """Write out what XML 1.0 cannot hold, and cut text at the length that Excel takes."""
+    if not isinstance(cell, str):
+        return cell
+    return _NOT_IN_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", cell)[:_LONGEST_CELL]
 
 
 def _row(bundle: Bundle) -> list[Any]:

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from io import BytesIO
 from typing import Any
 
 from torchwatt.audit.exports.counted_runs import run_of_text
+from torchwatt.audit.fleet.arrow import batches_of
 from torchwatt.audit.fleet.columns import TABLES
 from torchwatt.audit.fleet.engine import connect, sql_file, statements
 from torchwatt.audit.fleet.lake import Lake
@@ -59,13 +59,12 @@ def check_lake(lake: Lake) -> tuple[Broken, ...]:
 
 def _damaged(lake: Lake) -> Iterator[Broken]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     for table in (*TABLES, SAMPLE):
-        for path in lake.files.parts(table):
+        for path in lake.parts(table):
             try:
-                content = BytesIO(lake.files.read(path) or b"")
-                pq.ParquetFile(content, page_checksum_verification=True).read()
+                for _ in batches_of(lake.files.read(path) or b""):
+                    pass
             except (pa.ArrowException, OSError) as error:
                 yield Broken("DAMAGED", path, "a Parquet file", f"{error}; ingest its bundle again with --replace")
 

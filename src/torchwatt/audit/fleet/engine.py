@@ -138,7 +138,7 @@ def script(lake: Lake) -> str:
     if not isinstance(lake.files, LocalFiles):
         raise ConfigError("the script is for a lake in a folder; see docs/fleet.md for object stores")
     place = str(lake.files.root).replace("'", "''")
-    tables = [text for name, text in statements(sql_file("lake")) if lake.files.parts(name.removeprefix("lake_"))]
+    tables = [text for name, text in statements(sql_file("lake")) if lake.parts(name.removeprefix("lake_"))]
     return "\n".join(
         [
             f"SET VARIABLE lake = '{place}';",
@@ -156,10 +156,11 @@ def _add_table(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str) ->
 
     try:
         if isinstance(lake.files, LocalFiles):
+            lake.parts(table)  # refuses links, which DuckDB would follow
             connection.execute("SET VARIABLE lake = ?", [_globbed(str(lake.files.root))])
             connection.execute(dict(statements(sql_file("lake")))[f"lake_{table}"])
             return
-        if isinstance(lake.files, StoredFiles) and lake.files.parts(table):
+        if isinstance(lake.files, StoredFiles) and lake.parts(table):
             connection.register(f"lake_{table}", _dataset(lake.files, table))
             return
     except duckdb.IOException as error:

@@ -14,6 +14,7 @@ from torchwatt.audit.fleet.one import Found, How, Outcome, add_one, looks_like_b
 from torchwatt.audit.fleet.workers import add_many
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import ConfigError
+from torchwatt.disk.path_safety import folder_entries
 
 DEFAULT_PROJECT = "default"
 UPLOADS = 16  # at a time
@@ -71,7 +72,8 @@ def ingest(
         ConfigError: A place is no folder, or pyarrow is not installed.
     """
     _need_pyarrow()
-    how = How(replace=replace, samples=samples)
+    shared = isinstance(lake.files, LocalFiles) and lake.files.shared
+    how = How(replace=replace, samples=samples, shared=shared)
     found = list(chain.from_iterable(bundles_below(Path(place), project) for place in places))
     lake.make()
     wanted = min(jobs or min(_cpus(), 8), len(found))
@@ -98,25 +100,26 @@ def bundles_below(place: Path, project: str | None = None) -> Iterator[Found]:
     """
     if not place.is_dir():
         raise ConfigError(f"{place} is no folder: give a store, a folder of bundles, or a bundle")
-    for folder in _walk(place, DEEPEST):
+    for folder in _walk(place, place, DEEPEST):
         inner = place not in {folder, folder.parent}
-        yield Found(str(folder), project or (folder.parent.name if inner else DEFAULT_PROJECT))
+        yield Found(str(folder), project or (folder.parent.name if inner else DEFAULT_PROJECT), str(place))
 
 
-def _walk(folder: Path, deeper: int) -> Iterator[Path]:
+def _walk(folder: Path, root: Path, deeper: int) -> Iterator[Path]:
     """Yield bundles, and the folders at the ends that are none, so that each is named; in order of name.
 
     Hidden folders and links to folders are left out.
     """
-    if (folder / MANIFEST).is_file() or looks_like_bundle(folder):
+    try:
+        entries = folder_entries(folder, root)
+    except OSError as error:
+        raise ConfigError(f"cannot read {folder}: {error.strerror}") from error
+    below = [name for name, kind in entries.items() if kind == "folder" and not name.startswith(".")]
+    # Also where the manifest is a link: the bundle is then refused by name, and not passed over.
+    if MANIFEST in entries or looks_like_bundle(folder) or not (below and deeper):
         yield folder
-        return
-    with os.scandir(folder) as entries:
-        names = sorted(e.path for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
-    if names and deeper:
-        yield from chain.from_iterable(_walk(Path(name), deeper - 1) for name in names)
     else:
-        yield folder
+        yield from chain.from_iterable(_walk(folder / name, root, deeper - 1) for name in below)
 
 
 def _cpus() -> int:

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -13,11 +15,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from torchwatt.audit.fleet.paths import SUFFIX, run_of
 from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.disk.path_safety import LINK, SPECIAL, folder_entries, open_folder, read_own
+from torchwatt.disk.private import FILE, FOLDER, private_folder
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 MARKER = "torchwatt-lake.json"
+MOST_PART_BYTES = 1 << 28  # of one run's rows of one table
+_LEVELS = (("project=", ""), ("date=", ""), ("part-", SUFFIX))
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 _MARK = json.dumps({"format": "torchwatt-lake", "version": 3}) + "\n"
 
@@ -40,64 +46,106 @@ class Files(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalFiles:
-    """A folder."""
+    """A folder: its owner's alone, or what the umask allows where it is `shared`."""
 
     root: Path
+    shared: bool = False
 
     def read(self, path: str) -> bytes | None:
         """Return a file's bytes, None where there is none."""
         try:
-            return (self.root / path).read_bytes()
+            return read_own(self.root / path, MOST_PART_BYTES, self.root)
         except FileNotFoundError:
             return None
 
     def write(self, path: str, content: bytes, *, replace: bool) -> bool:
-        """Write beside and rename; a hard link, which never replaces, decides between several writers."""
-        target = self.root / path
-        hidden = f"{target.parent}/.{token_hex(8)}.part"
-        try:
-            descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileNotFoundError:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            if replace:
-                Path(hidden).replace(target)
-                return True
-            _appear(hidden, target)
-        except FileExistsError:
-            return False
-        finally:
-            Path(hidden).unlink(missing_ok=True)
+        """Write beside and rename; a hard link, which never replaces, decides between several writers.
+
+        Raises:
+            OSError: It cannot be written, or a folder on the way is a link.
+        """
+        target, hidden = self.root / path, f".{token_hex(8)}.part"
+        with self._folder(target.parent) as folder:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(hidden, flags, 0o666 if self.shared else FILE, dir_fd=folder)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(content)
+                if replace:
+                    os.replace(hidden, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+                    return True
+                _appear(hidden, target.name, folder)
+            except FileExistsError:
+                return False
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(hidden, dir_fd=folder)
         return True
 
+    @contextmanager
+    def _folder(self, path: Path) -> Iterator[int]:
+        """Open a folder of the lake, made with those above it where it is not there."""
+        try:
+            opened = open_folder(path, self.root)
+        except FileNotFoundError:
+            self._make(path)
+            opened = open_folder(path, self.root)
+        try:
+            yield opened
+        finally:
+            os.close(opened)
+
+    def _make(self, path: Path) -> None:
+        if not self.root.exists():
+            private_folder(self.root.parent)
+        mode = 0o777 if self.shared else FOLDER
+        for folder in (self.root, *(self.root.joinpath(*path.relative_to(self.root).parts[:n]) for n in (1, 2, 3))):
+            folder.mkdir(mode, exist_ok=True)
+
     def parts(self, table: str) -> list[str]:
-        """Return the paths of a table's parts."""
-        found = (self.root / table).glob(f"project=*/date=*/part-*{SUFFIX}")
-        return sorted(path.relative_to(self.root).as_posix() for path in found)
+        """Return the paths of a table's parts.
+
+        Raises:
+            OSError: Something in the table's folder is a link, a pipe or a device: the engines would follow it.
+        """
+        return sorted(path.relative_to(self.root).as_posix() for path in self._below(self.root / table, _LEVELS))
+
+    def _below(self, folder: Path, levels: Sequence[tuple[str, str]]) -> Iterator[Path]:
+        (prefix, suffix), *deeper = levels
+        try:
+            entries = folder_entries(folder, self.root)
+        except FileNotFoundError:
+            return
+        for name, kind in entries.items():
+            if kind in {"link", "other"}:
+                raise OSError(errno.EINVAL, LINK if kind == "link" else SPECIAL, str(folder / name))
+            wanted = name.startswith(prefix) and name.endswith(suffix)
+            if kind == "folder" and deeper:
+                below = list(self._below(folder / name, deeper))
+                yield from below if wanted else ()
+            elif kind == "file" and not deeper and wanted:
+                yield folder / name
 
     def empty(self) -> bool:
         """Return whether nothing is there."""
-        return not self.root.is_dir() or not any(self.root.iterdir())
+        return not self.root.is_dir() or not folder_entries(self.root)
 
 
-def _appear(hidden: str, target: Path) -> None:
+def _appear(hidden: str, name: str, folder: int) -> None:
     """Give a file its name where none is.
 
     Raises:
         FileExistsError: One is.
     """
     try:
-        os.link(hidden, target)
+        os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
         # Without hard links two writers of one run may both get here: their bytes are the same.
-        if target.exists():
-            raise FileExistsError(target) from error
-        Path(hidden).rename(target)
+        if name in os.listdir(folder):
+            raise FileExistsError(name) from error
+        os.replace(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,23 +243,40 @@ class Lake:
         return found is not None
 
     def runs(self) -> dict[str, str]:
-        """Return the path of each run's part of `run`: a run is in the lake when that one is."""
-        return {run_of(path)[1]: path for path in self.files.parts("run")}
+        """Return the path of each run's part of `run`: a run is in the lake when that one is.
+
+        Raises:
+            BundleError: The lake cannot be read.
+        """
+        return {run_of(path)[1]: path for path in self.parts("run")}
+
+    def parts(self, table: str) -> list[str]:
+        """Return the paths of a table's parts.
+
+        Raises:
+            BundleError: The lake cannot be read, or holds a link.
+        """
+        try:
+            return self.files.parts(table)
+        except OSError as error:
+            where = error.filename or self.name
+            raise BundleError(f"cannot read the lake {self.name}: {where} {error.strerror or error}") from error
 
 
-def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None) -> Lake:
+def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *, shared: bool = False) -> Lake:
     """Return a lake by its folder or address; opens a network connection only for an address that needs one.
 
     Args:
         place: A folder, or an address that pyarrow knows: `s3://bucket/path`, `gs://bucket/path`, `file:///path`.
         system: A file system of pyarrow (or `PyFileSystem(FSSpecHandler(...))`) in which `place` is a path.
+        shared: What is written into a folder gets the modes of the umask; by default it is its owner's alone.
 
     Raises:
         ConfigError: There is no such kind of address, or pyarrow is not installed.
     """
     name = os.fspath(place)
     if system is None and "://" not in name:
-        return Lake(name, LocalFiles(Path(name).absolute()))
+        return Lake(name, LocalFiles(Path(name).absolute(), shared))
     if system is None:
         try:
             from pyarrow import ArrowException
@@ -225,6 +290,6 @@ def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None) -
         if not path.strip("/"):
             raise ConfigError(f"lake {name}: name a bucket or a folder")
         if system.type_name == "local":
-            return Lake(name, LocalFiles(Path(path)))
+            return Lake(name, LocalFiles(Path(path), shared))
         return Lake(name, StoredFiles(system, path.rstrip("/")))
     return Lake(name, StoredFiles(system, name.rstrip("/")))

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Literal
 
 from torchwatt.audit.exports.cells import text, when
-from torchwatt.audit.fleet.arrow import part_bytes
+from torchwatt.audit.fleet.arrow import batches_of, part_bytes
 from torchwatt.audit.fleet.columns import TABLES, lake_rows
 from torchwatt.audit.fleet.lake import Lake
 from torchwatt.audit.fleet.paths import part, run_of
+from torchwatt.audit.inside import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, content_of
 from torchwatt.audit.reader import read_bundle
 from torchwatt.audit.schema import TABLES as SCHEMA
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import BundleError, TorchwattError
+from torchwatt.disk.path_safety import kind_of, open_own
 
 State = Literal["added", "replaced", "present", "refused", "no bundle"]
 SAMPLES = "sample.parquet"
@@ -33,6 +35,7 @@ class Found:
 
     directory: str
     project: str
+    root: str  # the folder that the user named: no link below it is followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class How:
 
     replace: bool = False
     samples: bool = False
+    shared: bool = False  # the lake's files get the modes of the umask
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +69,11 @@ def add_one(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcom
 
 
 def _add(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
-    folder = Path(found.directory)
-    if not (folder / MANIFEST).is_file() and not looks_like_bundle(folder):
+    folder, root = Path(found.directory), Path(found.root)
+    if kind_of(folder / MANIFEST) is None and not looks_like_bundle(folder):
         return Outcome(found.directory, "no bundle", f"no {MANIFEST} in it, and no table of a bundle")
-    manifest_sha256, listed = _unchanged(folder)
-    bundle = read_bundle(folder)
+    manifest_sha256, listed = _unchanged(folder, root)
+    bundle = read_bundle(folder, root)
     run_id, started_at = text(bundle.run, "run_id"), when(bundle.run, "started_at")
     if bundle.run["status"] == "running":
         raise BundleError(f"run {run_id} was still running: its whole is not known yet")
@@ -79,7 +83,7 @@ def _add(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
         return Outcome(found.directory, state)
     if before is not None and before != path:
         raise BundleError(f"run {run_id} is in project {run_of(before)[0]!r} already: one run is one project's")
-    samples = _samples(folder, listed, run_id) if how.samples else None
+    samples = _samples(folder, root, listed, run_id) if how.samples else None
     rows = lake_rows(bundle, manifest_sha256, sha256(samples).hexdigest() if samples is not None else None)
     # Of a run that is replaced, a table without rows is written too: the old one's must not stay.
     parts = {table: part_bytes(table, rows[table]) for table in TABLES if rows[table] or before is not None}
@@ -104,30 +108,29 @@ def _add(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
 
 def looks_like_bundle(folder: Path) -> bool:
     """Return whether a folder has a table of a bundle, whatever else is missing."""
-    return any((folder / name).is_file() for name in _FILES)
+    return any(kind_of(folder / name) is not None for name in _FILES)
 
 
-def _unchanged(folder: Path) -> tuple[str, dict[str, str]]:
+def _unchanged(folder: Path, root: Path) -> tuple[str, dict[str, str]]:
     """Return the manifest's hash and its hashes by file, each of which was compared with its file.
 
     Raises:
-        BundleError: A file differs from it, or it does not name a table that is there.
+        BundleError: A file differs from it or is no plain file, or it does not name a table that is there.
     """
-    try:
-        content = (folder / MANIFEST).read_bytes()
-    except OSError as error:
-        raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle") from error
+    if kind_of(folder / MANIFEST) is None:
+        raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle")
+    content = content_of(folder / MANIFEST, MAX_MANIFEST_BYTES, root)
     listed = {m[2]: m[1] for line in content.decode(errors="replace").splitlines() if (m := _LINE.fullmatch(line))}
-    there = {name for name in _FILES if (folder / name).is_file()}
+    there = {name for name in _FILES if kind_of(folder / name) is not None}
     for name in sorted({f"{table}.csv" for table in TABLES} | there | listed.keys()):
-        if listed.get(name) != _digest(folder / name):
+        if listed.get(name) != _digest(folder / name, root):
             raise BundleError(f"{folder / name} differs from {MANIFEST}: run `torchwatt verify`")
     return sha256(content).hexdigest(), listed
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, root: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_own(path, MAX_FILE_BYTES, root) as file:
             found = sha256()
             while block := file.read(_BLOCK):
                 found.update(block)
@@ -136,25 +139,24 @@ def _digest(path: Path) -> str:
         raise BundleError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _samples(folder: Path, listed: Mapping[str, str], run_id: str) -> bytes | None:
+def _samples(folder: Path, root: Path, listed: Mapping[str, str], run_id: str) -> bytes | None:
     """Return the samples of a bundle where they are Parquet.
 
     Raises:
         BundleError: They are not what the manifest lists, or no samples of this run.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if SAMPLES not in listed:
         return None
-    content = (folder / SAMPLES).read_bytes()
+    content = content_of(folder / SAMPLES, root=root)
     if sha256(content).hexdigest() != listed[SAMPLES]:
         raise BundleError(f"{folder / SAMPLES} differs from {MANIFEST}: run `torchwatt verify`")
     try:
-        runs = pq.read_table(BytesIO(content))["run_id"].unique().to_pylist()
-    except (pa.ArrowException, OSError, KeyError) as error:
+        runs = {run for batch in batches_of(content, ["run_id"]) for run in batch[0].unique().to_pylist()}
+    except (pa.ArrowException, OSError, KeyError, IndexError) as error:
         raise BundleError(f"{folder / SAMPLES} cannot be read: {error}") from error
-    if set(runs) - {run_id}:
+    if runs - {run_id}:
         raise BundleError(f"{folder / SAMPLES} has samples of another run")
     return content
 

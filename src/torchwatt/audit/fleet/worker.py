@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torchwatt.audit.fleet.one import Found, How, add_one
 
 def work(root: Path, how: How) -> None:
     """Add what standard input names, until it ends."""
-    lake = Lake(str(root), LocalFiles(root))
+    lake = Lake(str(root), LocalFiles(root, how.shared))
     there = lake.runs()
     for line in sys.stdin:
         outcomes = [add_one(lake, Found(**one), there, how) for one in json.loads(line)]
@@ -21,5 +22,6 @@ def work(root: Path, how: How) -> None:
         sys.stdout.flush()
 
 
-if __name__ == "__main__":
-    work(Path(sys.argv[1]), How(**json.loads(sys.argv[2])))
+def main(arguments: Sequence[str]) -> None:
+    """Run the worker; the arguments are the lake's folder and the options of the ingest as JSON."""
+    work(Path(arguments[0]), How(**json.loads(arguments[1])))

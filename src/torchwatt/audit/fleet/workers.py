@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from torchwatt.audit.fleet.one import Found, How, Outcome
 from torchwatt.core.errors import BundleError
+from torchwatt.helper_process import helper_command
 
 CHUNK = 32
 
@@ -46,13 +46,8 @@ def _feed(
 ) -> None:
     """Keep one process busy until nothing waits."""
     # One thread a process: the processes are the parallelism.
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "ARROW_IO_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    command = [sys.executable, "-m", "torchwatt.audit.fleet.worker", str(root), json.dumps(asdict(how))]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ARROW_IO_THREADS": "1"}
+    command = helper_command("torchwatt.audit.fleet.worker", str(root), json.dumps(asdict(how)))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdin is not None  # noqa: S101  # pipes were asked for
         assert process.stdout is not None  # noqa: S101

@@ -16,8 +16,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torchwatt.audit.inside import is_own
+from torchwatt.audit.inside import MAX_FILE_BYTES
 from torchwatt.audit.schema import SCHEMA_VERSION, TABLE_BY_NAME, TABLES, Column, Table
+from torchwatt.disk.path_safety import open_own
 
 T = TypeVar("T")
 _HEAD_BYTES = 1 << 16  # holds the header and the version of any `run.csv` that torchwatt wrote
@@ -79,13 +80,13 @@ def is_newer(version: str) -> bool:
     return parts is not None and ours is not None and parts[0] == ours[0] and parts[1] > ours[1]
 
 
-def version_in(folder: Path) -> str:
+def version_in(folder: Path, root: Path | None = None) -> str:
     """Return the version that a bundle's `run.csv` states; empty where it states none that can be read."""
-    path = folder / "run.csv"
-    if not is_own(path):
+    try:
+        with open_own(folder / "run.csv", MAX_FILE_BYTES, root) as file:
+            head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
+    except OSError:
         return ""
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
     try:
         lines = csv.reader(StringIO(head, newline=""))
         return dict(zip(next(lines, []), next(lines, []), strict=False)).get("schema_version", "")

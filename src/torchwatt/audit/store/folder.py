@@ -10,14 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
 
-from torchwatt.audit.inside import is_own, name_of_run
+from torchwatt.audit.inside import MAX_FILE_BYTES, name_of_run
 from torchwatt.audit.reader import read_bundle
 from torchwatt.audit.seal import MANIFEST, Seal
 from torchwatt.audit.store.index import StoredRun, add_to_index, read_index, stored, write_index
 from torchwatt.audit.writer import write_bundle
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.report import Report
-from torchwatt.disk.private import FOLDER, new_file, private_folder
+from torchwatt.disk.path_safety import folder_entries, kind_of, open_own
+from torchwatt.disk.private import FOLDER, new_file, private_folder, share
 
 INDEX = "index.sqlite"
 CHAIN = "chain.jsonl"
@@ -78,6 +79,19 @@ class Store:
             raise BundleError(f"cannot write {target}: {error}") from error
         return self._added(target, project)
 
+    def share(self, folder: Path) -> None:
+        """Let others read a kept run, as far as the umask allows; journals of runs that go on stay private.
+
+        Raises:
+            BundleError: A file is not the user's own.
+        """
+        project = folder.parent
+        try:
+            share((self.root, self.root / INDEX, project, project / CHAIN, folder))
+            share(folder / name for name in folder_entries(folder, self.root))
+        except OSError as error:
+            raise BundleError(f"cannot share {error.filename}: {error.strerror}") from error
+
     def runs(self, project: str | None = None, month: str | None = None) -> tuple[StoredRun, ...]:
         """Return the kept runs by time; the index is made again where it does not say what lies in the folder."""
         found = read_index(self.root / INDEX)
@@ -118,14 +132,16 @@ class Store:
         )
 
     def _folders(self) -> Iterator[Path]:
-        found = (manifest.parent for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")))
-        return (folder for folder in found if not folder.name.startswith("."))
+        for project in _folders_in(self.root, self.root):
+            for folder in _folders_in(project, self.root):
+                if kind_of(folder / MANIFEST) == "file":
+                    yield folder
 
     def _bundles(self) -> Iterator[StoredRun]:
         seen: dict[tuple[str, str], Path] = {}
         for folder in self._folders():
             try:
-                run = stored(read_bundle(folder), folder.parent.name)
+                run = stored(read_bundle(folder, self.root), folder.parent.name)
             except BundleError as error:
                 warnings.warn(f"torchwatt leaves out a kept run that it cannot read: {error}", stacklevel=2)
                 continue
@@ -148,14 +164,25 @@ class Store:
         if read_index(index) is None:
             self.rebuild()
         else:
-            add_to_index(index, stored(read_bundle(target), project))
+            add_to_index(index, stored(read_bundle(target, self.root), project))
         return target
 
 
 def _copy(bundle: Path, target: Path) -> None:
     """Copy a bundle's own files: no folders in it, and nothing that a link shows from elsewhere."""
     target.mkdir(mode=FOLDER)
-    for path in sorted(bundle.iterdir()):
-        if is_own(path):
-            with path.open("rb") as source, new_file(target / path.name) as copy:
+    for name, kind in folder_entries(bundle).items():
+        if kind == "file":
+            with open_own(bundle / name, MAX_FILE_BYTES) as source, new_file(target / name) as copy:
                 shutil.copyfileobj(source, copy)
+
+
+def _folders_in(folder: Path, root: Path) -> Iterator[Path]:
+    """Yield the folders in a folder of the store; hidden ones and links are left out."""
+    try:
+        entries = folder_entries(folder, root)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BundleError(f"cannot read the store {root}: {error.strerror}") from error
+    yield from (folder / name for name, kind in entries.items() if kind == "folder" and not name.startswith("."))

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, fields
 from math import isfinite
 from pathlib import Path
 from secrets import token_hex
+from stat import S_IMODE
 
 from torchwatt.audit.exports.cells import number, text, when
 from torchwatt.audit.exports.counted_runs import run_of_bundle, run_of_text, text_of
@@ -16,6 +17,7 @@ from torchwatt.audit.exports.rollup import counted_run
 from torchwatt.audit.exports.totals import Counted
 from torchwatt.audit.reader import Bundle
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.path_safety import kind_of
 from torchwatt.disk.private import new_file
 
 VERSION = 2
@@ -105,6 +107,8 @@ def write_index(path: Path, runs: Iterable[StoredRun]) -> None:
         database.execute(f"CREATE TABLE run ({', '.join(_COLUMNS)}, PRIMARY KEY (project, run_id))")
         database.execute(f"PRAGMA user_version = {VERSION}")
         _insert(database, runs)
+    if kind_of(path) == "file":
+        fresh.chmod(S_IMODE(path.stat().st_mode))  # of a store that is shared
     fresh.replace(path)
 
 
@@ -116,7 +120,7 @@ def add_to_index(path: Path, run: StoredRun) -> None:
 
 def read_index(path: Path) -> tuple[StoredRun, ...] | None:
     """Return the runs by time; None where the index is missing, damaged or of another version."""
-    if not path.is_file() or path.is_symlink():
+    if kind_of(path) != "file":
         return None
     try:
         with _open(path) as database:

@@ -11,11 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from torchwatt.audit.inside import MAX_FILE_BYTES
 from torchwatt.audit.lexical import escape, from_cell, numbers_from_cells
 from torchwatt.audit.schema import Column, Table, Value
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
 from torchwatt.disk.inflate import bounded_lines, inflated
+from torchwatt.disk.path_safety import open_own
 
 ROWS = 4096
 FEW = 64
@@ -47,7 +49,7 @@ def pieces(path: Path, table: Table, findings: Findings, newer: bool = False) ->
     number = 0
     read = _Reader(path, table, findings)
     try:
-        with path.open("rb") as packed, _text(packed, zipped=path.suffix == ".gz") as text:
+        with open_own(path, MAX_FILE_BYTES) as packed, _text(packed, zipped=path.suffix == ".gz") as text:
             lines = csv.reader(read.lines(text), strict=True)
             header = next(lines, [])
             if not read.header(header, newer=newer):

@@ -129,7 +129,7 @@ class _Check:
         facts.impacts = list(self._all("impact"))
         subjects = [text(cells, "subject") for _, cells in facts.impacts]
         facts.fqn_j = {name.removeprefix("layer:"): Sum() for name in subjects if name.startswith("layer:")}
-        facts.merged = (self.folder / "rank.csv").is_file()
+        facts.merged = is_own(self.folder / "rank.csv")
         facts.repriced = is_own(self.folder / ORIGINAL_MANIFEST)
         ranks = RankLaws(facts, findings, there=facts.merged)
         layers, hours = LayerLaws("layer.csv", facts, findings), HourLaws("hourly.csv", facts, findings)

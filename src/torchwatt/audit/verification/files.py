@@ -11,12 +11,13 @@ from typing import Any, cast
 
 from torchwatt.audit.chain import Link
 from torchwatt.audit.describe import csvw_json, datapackage_json
-from torchwatt.audit.inside import is_file_name, is_own
+from torchwatt.audit.inside import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, is_file_name, is_own
 from torchwatt.audit.schema import TABLES
 from torchwatt.audit.schema.versions import Schema
 from torchwatt.audit.seal import GIT_ATTRIBUTES, MANIFEST, ORIGINAL_MANIFEST, SIGNATURE, STATEMENT, statement
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.path_safety import folder_entries, open_own
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.][A-Za-z0-9_.-]*)")
 _BLOCK = 1 << 20
@@ -26,13 +27,16 @@ CURE = (
     "put a file .gitattributes with the line `* -text` into the folder, then `git rm --cached -r .`, `git add .` and "
     "check the files out again, or copy the bundle from where it was written"
 )
-LARGEST_TEXT = 1 << 24  # bytes of a manifest, a statement or a description: they have kilobytes
 
 
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, read in blocks."""
+def digest(path: Path, root: Path | None = None) -> str:
+    """Return the SHA-256 of a bundle's file, read in blocks; for `root` see `path_safety`.
+
+    Raises:
+        OSError: It is no plain file of the bundle's own, is larger than 4 GiB, or cannot be read.
+    """
     found = sha256()
-    with path.open("rb") as file:
+    with open_own(path, MAX_FILE_BYTES, root) as file:
         while block := file.read(_BLOCK):
             found.update(block)
     return found.hexdigest()
@@ -76,7 +80,7 @@ def check_manifest(folder: Path, findings: Findings) -> dict[str, str]:
 def _with_lf(path: Path) -> str:
     """Return the SHA-256 that a file would have with LF for every CR LF; both are read in blocks."""
     found, carried = sha256(), b""
-    with path.open("rb") as file:
+    with open_own(path, MAX_FILE_BYTES) as file:
         while block := file.read(_BLOCK):
             text = carried + block
             carried = b"\r" if text.endswith(b"\r") else b""
@@ -102,20 +106,20 @@ def check_original(folder: Path, found: dict[str, str], findings: Findings) -> N
 
 def _digests(folder: Path, findings: Findings) -> Iterator[tuple[str, str]]:
     """Yield the hashes of the folder's own files; what a link shows is not the bundle's, and is not looked at."""
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink():
-            findings.add("FILE", path.name, "is a link", expected="a file")
-        elif path.is_file():
+    for name, kind in folder_entries(folder).items():
+        if kind == "link":
+            findings.add("FILE", name, "is a link", expected="a file")
+        elif kind != "folder":
             try:
-                yield path.name, digest(path)
+                yield name, digest(folder / name)
             except OSError as error:
-                findings.add("FILE", path.name, f"cannot be read: {error.strerror}")
+                findings.add("FILE", name, f"cannot be read: {error.strerror}")
 
 
 def _head(path: Path) -> bytes:
     """Read a small file, and of a large one enough to see that it is another."""
-    with path.open("rb") as file:
-        return file.read(LARGEST_TEXT)
+    with open_own(path, MAX_FILE_BYTES) as file:
+        return file.read(MAX_MANIFEST_BYTES)
 
 
 def sample_name(folder: Path, findings: Findings) -> str | None:

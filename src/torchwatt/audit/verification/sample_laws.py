@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
+from torchwatt.audit.inside import MAX_FILE_BYTES, PARQUET_LIMITS, most_rows
 from torchwatt.audit.lexical import LARGEST_NUMBER
 from torchwatt.audit.schema import TABLE_BY_NAME, Value
 from torchwatt.audit.verification.cells import Piece, out_of_bounds, pieces
 from torchwatt.audit.verification.derived import same
 from torchwatt.audit.verification.facts import CurveFact, Facts, WindowFact, number, text
 from torchwatt.audit.verification.finding import Findings
+from torchwatt.disk.path_safety import open_own
 
 SAMPLE = TABLE_BY_NAME["sample"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 CURVE_REL = 1e-9
 POINTS = 1 << 16
-# Times and joules rise from row to row, so a row takes a byte and more; a file of fewer repeats one row for ever.
-ROWS_A_BYTE, FREE_ROWS = 10, 1 << 20
-_THRIFT = 1 << 24  # bytes and entries of the footer
 
 
 def sample_pieces(path: Path, findings: Findings, *, newer: bool) -> Iterator[Piece]:
@@ -35,10 +35,9 @@ def sample_pieces(path: Path, findings: Findings, *, newer: bool) -> Iterator[Pi
     except ImportError:
         findings.notes.append(f"{path.name}: only its hash was checked, its contents need pyarrow")
         return
-    limits = {"thrift_string_size_limit": _THRIFT, "thrift_container_size_limit": _THRIFT}
     try:
-        with pq.ParquetFile(path, **limits) as file:
-            if file.metadata.num_rows > max(FREE_ROWS, ROWS_A_BYTE * path.stat().st_size):
+        with open_own(path, MAX_FILE_BYTES) as opened, pq.ParquetFile(opened, **PARQUET_LIMITS) as file:
+            if file.metadata.num_rows > most_rows(os.fstat(opened.fileno()).st_size):
                 findings.add("FORM", path.name, "more rows than its bytes can hold", found=file.metadata.num_rows)
                 return
             yield from _parquet(file, path.name, findings)
@@ -70,7 +69,8 @@ def _types(schema: object) -> str:
 
 
 EDGE_NS = 1_000_000  # by which a curve may begin before its run and end after it
-# A meter that said nothing for so long leaves the power of that time empty; a shorter hole is a cell that is missing.
+# A meter that said nothing for so long, or nothing usable and no joules, leaves the power of that time empty; any other
+# hole is a cell that is missing.
 SILENCE_NS = 500_000_000
 
 
@@ -169,7 +169,7 @@ class SampleLaws:
                 self._tell(row, "energy_j", "a curve loses no energy", f"at least {before_j!r}", energy_j)
             expected = (energy_j - before_j) / ((t_ns - before_ns) / 1e9) if t_ns > before_ns else None
         step_ns = t_ns - self.last[1] if self.last else 0
-        if power_w is None and step_ns >= SILENCE_NS and self.last is not None:
+        if power_w is None and (step_ns >= SILENCE_NS or expected == 0) and self.last is not None:
             self.silences.setdefault(self.device, []).append((self.last[1], t_ns))
         elif not _agree(expected, power_w, energy_j, step_ns):
             self._tell(row, "power_w", "is not the slope of energy_j", expected, power_w)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from torchwatt.audit.chain import FIRST, Link, read_chain
-from torchwatt.audit.inside import content_of, is_own
+from torchwatt.audit.inside import MAX_MANIFEST_BYTES, content_of, is_own
 from torchwatt.audit.seal import MANIFEST, NAMESPACE, SIGNATURE, STATEMENT, ssh_keygen
-from torchwatt.audit.verification.files import LARGEST_TEXT, digest
+from torchwatt.audit.verification.files import digest
 from torchwatt.audit.verification.finding import Findings, Sealing
 from torchwatt.core.errors import BundleError
 
@@ -109,7 +109,7 @@ def _strangers(links: tuple[Link, ...], file: str, runs: Path, findings: Finding
 
 def _says_chained(folder: Path) -> bool:
     try:
-        told = json.loads(content_of(folder / STATEMENT, LARGEST_TEXT))
+        told = json.loads(content_of(folder / STATEMENT, MAX_MANIFEST_BYTES))
         return told["predicate"]["chain_sha256"] is not None
     except (BundleError, ValueError, KeyError, TypeError, RecursionError):
         return False
@@ -138,8 +138,10 @@ def _links(links: tuple[Link, ...], file: str, findings: Findings) -> None:
 
 def _runs(links: tuple[Link, ...], file: str, runs: Path, findings: Findings) -> None:
     for number, link in enumerate(links, 1):
-        path = runs / Path(link.bundle).name / MANIFEST
-        found = digest(path) if is_own(path) else "no such bundle"
+        try:
+            found = digest(runs / Path(link.bundle).name / MANIFEST, runs)
+        except OSError:
+            found = "no such bundle"
         if found != link.manifest_sha256:
             findings.add(
                 "CHAIN", file, f"run {link.run_id} ({link.bundle}) is not in {runs.name}, or was replaced", row=number,
@@ -167,7 +169,7 @@ def check_signature(
     before = findings.count
     try:
         if is_own(folder / STATEMENT):
-            content = content_of(folder / STATEMENT, LARGEST_TEXT)
+            content = content_of(folder / STATEMENT, MAX_MANIFEST_BYTES)
         said = ssh_keygen("check-novalidate", "-n", NAMESPACE, "-s", str(signature), stdin=content)
         key = found[0] if (found := _FINGERPRINT.search(said)) else "unknown"
         if required is not None:
@@ -205,7 +207,7 @@ def fingerprints(path: Path) -> list[str]:
         BundleError: The file cannot be read, or has no public key.
     """
     found = []
-    for line in content_of(path, LARGEST_TEXT).decode(errors="replace").splitlines():
+    for line in content_of(path, MAX_MANIFEST_BYTES).decode(errors="replace").splitlines():
         for word in line.split():
             if word.startswith("AAAA") and not line.lstrip().startswith("#"):
                 try:

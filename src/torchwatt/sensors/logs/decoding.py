@@ -5,13 +5,16 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
 from torchwatt.core.errors import SensorError
 from torchwatt.disk.inflate import bounded_lines
+from torchwatt.disk.path_safety import open_named
 
 _SNIFFED = 1 << 16  # bytes
+MAX_BYTES = 1 << 30  # a month at ten readings a second
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -35,13 +38,18 @@ def open_log(path: Path) -> TextIO:
 
     Raises:
         SensorError: The file is not text.
-        OSError: It cannot be read.
+        OSError: It is no plain file, has more than 1 GiB, or cannot be read.
     """
-    with path.open("rb") as file:
+    file = open_named(path, MAX_BYTES)
+    try:
         start = file.read(_SNIFFED)
-    encoding = _encoding(start)
-    _check_text(start.decode(encoding, "replace"), path.name)
-    return path.open(encoding=encoding, errors="replace")
+        encoding = _encoding(start)
+        _check_text(start.decode(encoding, "replace"), path.name)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return TextIOWrapper(file, encoding=encoding, errors="replace")
 
 
 def log_lines(file: TextIO) -> Iterator[Line]:

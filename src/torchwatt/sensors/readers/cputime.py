@@ -130,7 +130,8 @@ class Family:
         self._alive_s = alive_s
         self._left_s = left_s if self._left_s is None else self._left_s
         self._own_s = alive_s[self.pid]
-        self._all_s = sum(alive_s.values()) + max(left_s - self._left_s, self._ended_s)
+        all_s = sum(alive_s.values()) + max(left_s - self._left_s, self._ended_s)
+        self._all_s = max(all_s, self._all_s)  # what a child leaves is rounded down to ticks of 10 ms
         return self._all_s
 
     def children_s(self) -> float:

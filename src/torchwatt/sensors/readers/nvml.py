@@ -59,6 +59,15 @@ def load_nvml() -> Any:
     return OldBinding(pynvml) if _gives_bytes(pynvml) else pynvml
 
 
+def text_of(call: Callable[..., Any], *args: Any) -> str:
+    """Return the text that a call gives; bytes of it that are no UTF-8 become marks, as a binding raises on them."""
+    try:
+        said = call(*args)
+    except UnicodeDecodeError as error:
+        said = error.object
+    return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+
+
 def _gives_bytes(nvml: Any) -> bool:
     try:
         return isinstance(nvml.nvmlSystemGetDriverVersion(), bytes)

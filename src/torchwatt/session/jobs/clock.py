@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from torchwatt.core.job import Look
+from torchwatt.disk.helper_thread import HelperThread
 
 PINGS = 16
 EVERY_S = 60.0
@@ -41,7 +42,7 @@ class Answers:
         self._clock_ns = clock_ns
         self._stop = threading.Event()
         link.set(f"{prefix}/host", host.encode())
-        self._thread = threading.Thread(target=self._run, name="torchwatt-clock", daemon=True)
+        self._thread = HelperThread(self._run, "torchwatt-clock")
         self._thread.start()
 
     def stop(self) -> tuple[Look, ...]:
@@ -86,7 +87,7 @@ class Looks:
         self._clock_ns = clock_ns
         self._looks: list[Look] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="torchwatt-clock", daemon=True)
+        self._thread = HelperThread(self._run, "torchwatt-clock")
         self._thread.start()
 
     def stop(self) -> tuple[Look, ...]:

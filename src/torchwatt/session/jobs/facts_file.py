@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from itertools import pairwise
 from math import isfinite
@@ -14,6 +13,8 @@ from typing import Any, cast
 from torchwatt.core.errors import BundleError
 from torchwatt.core.job import HostShare, Look, Place, RankFacts
 from torchwatt.core.terms import PHASES
+from torchwatt.disk.path_safety import read_own
+from torchwatt.disk.private import new_file
 
 VERSION = 1
 MOST_BYTES = 16 << 20
@@ -34,23 +35,21 @@ def write_facts(path: Path, facts: RankFacts) -> None:
     """
     hidden = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
-        with os.fdopen(os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with new_file(hidden) as file:
             file.write(facts_bytes(facts))
         hidden.replace(path)
     finally:
         hidden.unlink(missing_ok=True)
 
 
-def read_facts(path: Path) -> RankFacts:
-    """Read a file.
+def read_facts(path: Path, root: Path | None = None) -> RankFacts:
+    """Read a file; `root` is the folder that the user named, see `path_safety`.
 
     Raises:
         BundleError: It cannot be read or is no file of facts; the message names it.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise BundleError(f"{path}: larger than {MOST_BYTES} bytes; no rank writes that much")
-        return facts_of(path.read_bytes(), str(path))
+        return facts_of(read_own(path, MOST_BYTES, root), str(path))
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from error
 

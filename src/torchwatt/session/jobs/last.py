@@ -52,13 +52,13 @@ def _modules(facts: RankFacts, report: Report) -> tuple[dict[str, str], tuple[st
     return found, tuple(own)
 
 
-def recovered(facts: RankFacts, journal: Path) -> RankRecord:
+def recovered(facts: RankFacts, journal: Path, root: Path) -> RankRecord:
     """Return what the journal of a rank holds: status `partial`, or `running` while it still runs.
 
     Raises:
         BundleError: Nothing can be read of it.
     """
-    found = read_journal(journal)
+    found = read_journal(journal, root)
     report = report_from(found)
     counted = {*facts.own, *facts.shared}  # a journal does not know which devices no rank has
     counted |= set(_modules(facts, report)[1])

@@ -10,6 +10,8 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
 from torchwatt.core.errors import BundleError
+from torchwatt.disk.path_safety import folder_entries, kind_of, read_own
+from torchwatt.disk.private import private_folder, replace_file
 from torchwatt.session.jobs.clock import Link
 
 PIECE = 4 << 20
@@ -23,8 +25,9 @@ def packed(folder: Path, names: list[str]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in names:
             path = folder / name
-            for file in sorted(path.iterdir()) if path.is_dir() else (path,):
-                archive.write(file, str(file.relative_to(folder)))
+            inside = folder_entries(path, folder) if kind_of(path) == "folder" else {}
+            for file in [path / entry for entry, kind in inside.items() if kind == "file"] or [path]:
+                archive.writestr(str(file.relative_to(folder)), read_own(file, MOST_BYTES, folder))
     return buffer.getvalue()
 
 
@@ -43,8 +46,8 @@ def unpacked(content: bytes, folder: Path, name: str) -> None:
                 if parts != (f"{name}.json",) and (len(parts) != 2 or parts[0] != name or ".." in parts):
                     raise BundleError(f"the parcel of {name} holds {entry.filename!r}")
                 target = folder.joinpath(*parts)
-                target.parent.mkdir(mode=0o700, exist_ok=True)
-                target.write_bytes(archive.read(entry))
+                private_folder(target.parent)
+                replace_file(target, archive.read(entry))
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise BundleError(f"the parcel of {name} cannot be read: {error}") from error
 

@@ -13,12 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torchwatt.attribution.jobs.record import Job, RankRecord, jobs_sum
+from torchwatt.audit.inside import MAX_MANIFEST_BYTES, content_of, is_file_name
 from torchwatt.audit.rebuild import rebuild
-from torchwatt.audit.seal import MANIFEST, digests
+from torchwatt.audit.seal import MANIFEST
+from torchwatt.audit.verification.files import digest
 from torchwatt.audit.writer import write_bundle
 from torchwatt.core.errors import BundleError, ConfigError, TorchwattError
 from torchwatt.core.job import RankFacts
 from torchwatt.core.report import Report
+from torchwatt.disk.path_safety import Kind, folder_entries, kind_of
+from torchwatt.disk.private import private_folder
 from torchwatt.session.jobs.facts_file import read_facts, write_facts
 from torchwatt.session.jobs.last import recovered
 
@@ -51,7 +55,7 @@ def begin(folder: Path, facts: RankFacts) -> None:
             "give another folder, or each job its own name (torchrun --rdzv-id NAME)"
         )
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         write_facts(path, facts)
     except OSError as error:
         raise ConfigError(f"job={str(folder.parent)!r} cannot be written: {error.strerror or error}") from error
@@ -68,19 +72,22 @@ def end(folder: Path, facts: RankFacts, report: Report) -> None:
     write_facts(folder / f"{rank_name(facts.place.rank)}.json", facts)
 
 
-def read_rank(path: Path) -> RankRecord:
+def read_rank(path: Path, root: Path | None = None) -> RankRecord:
     """Read what one rank left, from its file of facts on; a bundle that is not whole is said and not used.
+
+    No link below `root` is followed, which is the job's folder or one above it that the user named.
 
     Raises:
         BundleError: The facts cannot be read: then not even the rank is known.
     """
-    facts = read_facts(path)
+    root = root or path.parent
+    facts = read_facts(path, root)
     bundle = path.with_suffix("")
-    if not bundle.is_dir():
-        return _without_bundle(facts, bundle.with_name(f"{bundle.name}{JOURNAL}"))
+    if kind_of(bundle) is None:
+        return _without_bundle(facts, bundle.with_name(f"{bundle.name}{JOURNAL}"), root)
     try:
-        check_whole(bundle)
-        report = rebuild(bundle, start_ns=facts.start_ns, start_unix_ns=facts.start_unix_ns)
+        check_whole(bundle, root)
+        report = rebuild(bundle, start_ns=facts.start_ns, start_unix_ns=facts.start_unix_ns, root=root)
     except TorchwattError as error:
         return RankRecord(facts, None, f"left a bundle that cannot be used: {error}")
     if report.run_id != facts.run_id:
@@ -88,12 +95,12 @@ def read_rank(path: Path) -> RankRecord:
     return RankRecord(facts, report)
 
 
-def _without_bundle(facts: RankFacts, journal: Path) -> RankRecord:
+def _without_bundle(facts: RankFacts, journal: Path, root: Path) -> RankRecord:
     """Return what the journal of a rank tells that was killed, or that still runs."""
-    if not journal.is_dir():
+    if kind_of(journal) is None:
         return RankRecord(facts, None, "left no bundle and no journal: it was killed, or it still runs")
     try:
-        record = recovered(facts, journal)
+        record = recovered(facts, journal, root)
     except TorchwattError as error:
         return RankRecord(facts, None, f"left no bundle, and a journal that cannot be used: {error}")
     if record.report is not None and record.report.run_id != facts.run_id:
@@ -101,18 +108,20 @@ def _without_bundle(facts: RankFacts, journal: Path) -> RankRecord:
     return record
 
 
-def check_whole(bundle: Path) -> None:
+def check_whole(bundle: Path, root: Path | None = None) -> None:
     """Compare the files with the manifest: a torn or a changed file is no measurement.
 
     Raises:
         BundleError: A file is missing or differs.
     """
     try:
-        lines = (bundle / MANIFEST).read_text(encoding="utf-8").splitlines()
+        lines = content_of(bundle / MANIFEST, MAX_MANIFEST_BYTES, root).decode().splitlines()
         listed = {found[2]: found[1] for line in lines if (found := _LINE.fullmatch(line))}
-        have = digests({name: (bundle / name).read_bytes() for name in listed if Path(name).name == name})
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{bundle}: {error}") from error
+        have = {name: digest(bundle / name, root) for name in listed if is_file_name(name)}
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{bundle / MANIFEST}: not UTF-8 at byte {error.start}") from error
+    except OSError as error:
+        raise BundleError(f"cannot read {error.filename or bundle}: {error.strerror}") from error
     if not listed or have != listed:
         wrong = next((name for name in sorted(listed) if have.get(name) != listed[name]), MANIFEST)
         raise BundleError(f"{bundle / wrong} is not what its manifest says")
@@ -124,11 +133,12 @@ def read_job(directory: str | os.PathLike[str]) -> Job:
     Raises:
         BundleError: There is no job, there are several, or ranks of two jobs lie in one folder.
     """
-    folder = _job_folder(Path(directory))
+    root = Path(directory)
+    folder = _job_folder(root)
     records, broken = [], {}
-    for rank, path in _ranks(folder):
+    for rank, path in _ranks(folder, root):
         try:
-            records.append(read_rank(path))
+            records.append(read_rank(path, root))
         except BundleError as error:
             broken[rank] = f"left facts that cannot be read: {error}"
     if not records:
@@ -138,11 +148,10 @@ def read_job(directory: str | os.PathLike[str]) -> Job:
 
 
 def _job_folder(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise BundleError(f"{folder} is no folder")
-    if next(_ranks(folder), None) is not None:
+    if next(_ranks(folder, folder), None) is not None:
         return folder
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and next(_ranks(path), None) is not None)
+    below = (folder / name for name, kind in _entries(folder, folder).items() if kind == "folder")
+    inside = [path for path in below if next(_ranks(path, folder), None) is not None]
     if len(inside) == 1:
         return inside[0]
     if not inside:
@@ -150,8 +159,17 @@ def _job_folder(folder: Path) -> Path:
     raise BundleError(f"{folder} holds {len(inside)} jobs: name one of {', '.join(path.name for path in inside[:8])}")
 
 
-def _ranks(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in sorted(folder.iterdir()):
-        found = _FACTS.fullmatch(path.name)
-        if found is not None and path.is_file():
-            yield int(found[1]), path
+def _ranks(folder: Path, root: Path) -> Iterator[tuple[int, Path]]:
+    for name, kind in _entries(folder, root).items():
+        found = _FACTS.fullmatch(name)
+        if found is not None and kind != "folder":
+            yield int(found[1]), folder / name
+
+
+def _entries(folder: Path, root: Path) -> dict[str, Kind]:
+    try:
+        return folder_entries(folder, root)
+    except (NotADirectoryError, FileNotFoundError) as error:
+        raise BundleError(f"{folder} is no folder") from error
+    except OSError as error:
+        raise BundleError(f"cannot read {folder}: {error.strerror}") from error

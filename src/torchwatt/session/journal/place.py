@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.disk.private import private_folder
 from torchwatt.sensors.journal.append import AppendFile, create
 from torchwatt.sensors.journal.rings import READINGS
 
@@ -28,9 +29,7 @@ class Place:
         self.path = path
         fds: list[int] = []
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=0o700)
+            private_folder(path)
             fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC))
             _refuse_full(path)
             fds += [create(WORK, fds[0]), create(READINGS, fds[0])]

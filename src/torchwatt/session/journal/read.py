@@ -15,6 +15,7 @@ from torchwatt.core.errors import BundleError
 from torchwatt.core.frame import Damage, Frame, Kind, decode
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
+from torchwatt.disk.path_safety import read_own
 from torchwatt.sensors.journal.rings import ANCHORS, INSTANT, READINGS
 from torchwatt.session.journal.place import WORK
 from torchwatt.session.journal.spans import unpack_trace
@@ -52,8 +53,8 @@ class Found:
         return WORK in self.missing or (WORK in self.damaged_in and self.begin is None and self.beat_ns is None)
 
 
-def read_journal(path: str | os.PathLike[str]) -> Found:
-    """Read a journal.
+def read_journal(path: str | os.PathLike[str], root: Path | None = None) -> Found:
+    """Read a journal; `root` is the folder that the user named, where the journal was found below it.
 
     Raises:
         BundleError: There is none, or so little of it that not even its meters are known.
@@ -62,7 +63,7 @@ def read_journal(path: str | os.PathLike[str]) -> Found:
     if not folder.is_dir():
         raise BundleError(f"{folder} is no journal: a journal is a folder with {WORK} and {READINGS}")
     paths = {name: folder / name for name in (WORK, READINGS)}
-    files = {name: content(path) for name, path in paths.items()}
+    files = {name: _content(path, root or folder) for name, path in paths.items()}
     if all(data is None for data in files.values()):
         raise BundleError(f"{folder} is no journal: it holds neither {WORK} nor {READINGS}")
     frames = {name: list(decode(data)) for name, data in files.items() if data is not None}
@@ -76,25 +77,18 @@ def read_journal(path: str | os.PathLike[str]) -> Found:
     return found
 
 
-def content(path: Path, most_bytes: int | None = None) -> bytes | None:
-    """Return what is in a file, or its beginning, None where there is none; links are not followed.
+def _content(path: Path, root: Path) -> bytes | None:
+    """Return what is in a file, None where there is none.
 
     Raises:
-        BundleError: It cannot be read, or is larger than any of ours.
+        BundleError: It is no plain file of the journal's folder, is larger than any of ours, or cannot be read.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC | os.O_NONBLOCK)
+        return read_own(path, MOST_FILE_BYTES, root)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
-    with os.fdopen(fd, "rb") as file:
-        if most_bytes is None and os.fstat(fd).st_size > MOST_FILE_BYTES:
-            raise BundleError(f"{path} is larger than any journal of ours")
-        try:
-            return file.read(most_bytes or MOST_FILE_BYTES)
-        except OSError as error:
-            raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _head(folder: Path, frames: dict[str, list[Frame | Damage]]) -> Head:

@@ -47,6 +47,7 @@ class _Head:
     traced_steps: int = 0
     stages: tuple[str, ...] = ()  # the words of step_stages; where there are none, their column is left out
     untold_calls: tuple[int, ...] = ()
+    thread_busy: tuple[float, ...] = ()
 
 
 def pack_trace(trace: Trace, until_ns: int) -> bytes:
@@ -56,7 +57,7 @@ def pack_trace(trace: Trace, until_ns: int) -> bytes:
     head = to_json(
         _Head(
             until_ns, trace.slots, trace.modules, dict(trace.carry_rel_sd), trace.events, trace.cost_s, trace.windows,
-            devices, trace.traced_steps, stages, tuple(sorted(trace.untold_calls)),
+            devices, trace.traced_steps, stages, tuple(sorted(trace.untold_calls)), trace.thread_busy,
         )
     )  # fmt: skip
     steps = _pairs(trace.steps)
@@ -117,6 +118,7 @@ def _trace(head: _Head, arrays: Iterator[IntArray]) -> Trace:
         untold_calls=frozenset(head.untold_calls),
         traced_steps=head.traced_steps,
         step_stages=tuple(head.stages[index] for index in stage),
+        thread_busy=head.thread_busy,
     )  # fmt: skip
 
 

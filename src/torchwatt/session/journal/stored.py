@@ -9,9 +9,10 @@ from pathlib import Path
 from torchwatt.core.errors import BundleError
 from torchwatt.core.frame import Frame, Kind, decode
 from torchwatt.core.warn import warn
+from torchwatt.disk.path_safety import folder_entries, kind_of, open_own
 from torchwatt.sensors.journal.rings import READINGS
 from torchwatt.session.journal.place import IN_STORE, WORK, remove
-from torchwatt.session.journal.read import content
+from torchwatt.session.journal.read import MOST_FILE_BYTES
 from torchwatt.session.journal.told import Head, from_json
 
 MOST_JOURNALS = 50
@@ -34,9 +35,13 @@ class StoredJournal:
 def stored_journals(store: Path) -> tuple[StoredJournal, ...]:
     """Return the journals of a store, oldest first."""
     folder = store / IN_STORE
-    if not folder.is_dir():
+    try:
+        entries = folder_entries(folder, store)
+    except FileNotFoundError:
         return ()
-    found = (_stored(path) for path in folder.iterdir() if not path.is_symlink() and path.is_dir())
+    except OSError as error:
+        raise BundleError(f"cannot read {folder}: {error.strerror}") from error
+    found = (_stored(folder / name, store) for name, kind in entries.items() if kind == "folder")
     return tuple(sorted((one for one in found if one is not None), key=lambda one: (one.written_s, one.run_id)))
 
 
@@ -54,8 +59,11 @@ def find_journal(store: Path, wanted: str) -> Path:
 
 
 def prune(store: Path, most: int = MOST_JOURNALS, most_bytes: int = MOST_BYTES) -> None:
-    """Remove the oldest journals of dead runs beyond a number and a size, and say so."""
-    dead = [one for one in stored_journals(store) if one.alive is False]
+    """Remove the oldest journals of dead runs beyond a number and a size, and say so; in a store that is a folder."""
+    try:
+        dead = [one for one in stored_journals(store) if one.alive is False]
+    except BundleError:  # who writes a journal there learns what is wrong with it
+        return
     total = sum(one.bytes for one in dead)
     while dead and (len(dead) > most or total > most_bytes):
         oldest = dead.pop(0)
@@ -65,14 +73,14 @@ def prune(store: Path, most: int = MOST_JOURNALS, most_bytes: int = MOST_BYTES) 
         warn(text)
 
 
-def _stored(path: Path) -> StoredJournal | None:
+def _stored(path: Path, store: Path) -> StoredJournal | None:
     stats = []
     for name in (WORK, READINGS):
         with suppress(OSError):
             stats.append((path / name).lstat())
     if not stats:
         return None
-    head = _head(path)
+    head = _head(path, store)
     return StoredJournal(
         path.name,
         path,
@@ -83,10 +91,13 @@ def _stored(path: Path) -> StoredJournal | None:
     )
 
 
-def _head(path: Path) -> Head | None:
-    with suppress(BundleError):
+def _head(path: Path, store: Path) -> Head | None:
+    with suppress(BundleError, OSError):
         for name in (WORK, READINGS):
-            first = next(decode(content(path / name, _HEAD_BYTES) or b""), None)
+            if kind_of(path / name) is None:
+                continue
+            with open_own(path / name, MOST_FILE_BYTES, store) as file:
+                first = next(decode(file.read(_HEAD_BYTES)), None)
             if isinstance(first, Frame) and first.kind == Kind.HEAD:
                 return from_json(first.payload, Head)
     return None

@@ -19,6 +19,7 @@ from torchwatt.core.meter import Event, Recording
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.core.warn import warn
+from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.sensors import Feed, Sampler
 from torchwatt.sensors.journal.rings import (
     INSTANT,
@@ -80,7 +81,7 @@ class Journal:
         self._trace_cost_s = 0.0
         self._writes = 0
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._thread: HelperThread | None = None
         self._warned = False
         self._file.add(Kind.HEAD, self._head)
         place.readings.add(Kind.HEAD, self._head)
@@ -106,7 +107,7 @@ class Journal:
         self._own = readings.New(session.start_ns - BASELINE_NS)
         # The first look at the counters was taken here, not in the sampler's process.
         self._readings(session.feed.snapshot(session.start_ns - NS_PER_S), readings.New())
-        self._thread = threading.Thread(target=self._run, args=(session,), name="torchwatt-journal", daemon=True)
+        self._thread = HelperThread(partial(self._run, session), "torchwatt-journal")
         self._thread.start()
 
     def stopped(self, state: State, recording: Recording, trace: Trace, stop: Stop) -> None:
@@ -165,7 +166,7 @@ class Journal:
     def _halt(self) -> None:
         self._jobs.put(None)
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and not thread.is_current():
             thread.join(2.0)
 
     def _run(self, session: Watched) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from torchwatt.core.activity import Activity
 from torchwatt.core.errors import TraceError
+from torchwatt.helper_process import helper_command
 from torchwatt.tracing.devices.exchange import read_activities, write_ranges
 from torchwatt.tracing.traces.live import Live
 
@@ -58,7 +58,7 @@ class Jobs:
         table, result = trace.with_suffix(".ranges"), trace.with_suffix(".joined")
         write_ranges(table, ranges)
         arguments = [str(trace), str(table), str(result), str(offset_ns)]
-        command = [sys.executable, "-m", "torchwatt.tracing.devices.worker", *arguments]
+        command = helper_command("torchwatt.tracing.devices.worker", *arguments)
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
         self._job = Job(process, result, covered)

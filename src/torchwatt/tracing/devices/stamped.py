@@ -83,5 +83,5 @@ class Clocks:
     def known(self, device: str) -> Stamped:
         """Return the host's ends and how far behind the device "gpu:<torch's number>" was."""
         _, _, number = device.partition(":")
-        stamps = self._stamps.get(int(number)) if number.isdigit() else None
+        stamps = self._stamps.get(int(number)) if number.isdecimal() else None
         return stamps.known() if stamps is not None else NO_STAMPS

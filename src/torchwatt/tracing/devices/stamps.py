@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import FloatArray, IntArray
 
 MOST_PENDING = 256  # events that have not passed; then steps go without
@@ -182,7 +183,7 @@ def on_device(steps: Sequence[Step], stamped: Stamped, now_ns: int, *, calls: bo
     own = np.append(stamped.host_ns[stamped.call == calls], np.iinfo(np.int64).max)
     stamp = own[np.searchsorted(own[:-1], ends)]
     at = np.where((stamp <= starts[1:]) & (stamp < own[-1]), stamp, ends)
-    behind = at + np.interp(at, stamped.host_ns, stamped.lag_ns).astype(np.int64)
+    behind = at + interpolate(at, stamped.host_ns, stamped.lag_ns).astype(np.int64)
     done = np.minimum(np.maximum.accumulate(behind), now_ns)
     found, free_ns = [], -JOINED_NS
     for (start, end, n), end_ns in zip(steps, done.tolist(), strict=True):

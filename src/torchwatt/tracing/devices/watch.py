@@ -227,7 +227,7 @@ class Watch:
                 by_device.setdefault(activity.device, []).append(activity)
 
         def rename(fqn: str) -> str:
-            return name_of(int(fqn[1:])) if fqn.startswith(KEY_MARK) and fqn[1:].lstrip("-").isdigit() else fqn
+            return name_of(int(fqn[1:])) if fqn.startswith(KEY_MARK) and fqn[1:].lstrip("-").isdecimal() else fqn
 
         found = []
         for device, windows in sorted(by_device.items()):

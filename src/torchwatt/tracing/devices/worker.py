@@ -1,15 +1,13 @@
 """The worker: joins one recorded window, in a process of its own since parsing would hold the user's GIL.
 
-    python -m torchwatt.tracing.devices.worker TRACE RANGES RESULT OFFSET_NS
-
-Deletes the trace and the ranges; the result is there whole or not at all, and says what failed if something did.
+Its arguments are TRACE RANGES RESULT OFFSET_NS. Deletes the trace and the ranges; the result is there whole or not at
+all, and says what failed if something did.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 
 from torchwatt.tracing.devices.exchange import read_ranges, write_activities, write_error
@@ -33,7 +31,3 @@ def main(arguments: list[str]) -> int:
         for path in (trace, ranges):
             path.unlink(missing_ok=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

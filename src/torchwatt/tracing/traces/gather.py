@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from torchwatt.core.errors import TraceError
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.traces.events import EMPTY, NO_ARGS, Args, Event, Refused
 from torchwatt.tracing.traces.labels import MODULE_PREFIX, is_own, is_reserved
@@ -50,6 +51,9 @@ class Codes(dict[Any, int]):
         return code
 
 
+_MOST_THREADS = 1 << 16
+
+
 class Threads(dict[tuple[int | str, int | str], int]):
     """Numbers threads by (process, thread), however the two are written: 25738 and "25738" are one thread."""
 
@@ -57,6 +61,8 @@ class Threads(dict[tuple[int | str, int | str], int]):
         self.known = Codes()
 
     def __missing__(self, key: tuple[int | str, int | str]) -> int:
+        if len(self) >= _MOST_THREADS:
+            raise TraceError(f"more than {_MOST_THREADS} threads: no profiler wrote this file")
         self[key] = code = self.known[_number(key[0]), _number(key[1])]
         return code
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from torchwatt.core.errors import TraceError
 from torchwatt.disk.inflate import inflated
+from torchwatt.disk.path_safety import open_named
 from torchwatt.tracing.traces.blocks import BLOCK, events_of
 from torchwatt.tracing.traces.events import Event, Found
 from torchwatt.tracing.traces.gather import MAX_DEVICE, Gathered
@@ -26,6 +27,9 @@ _UNIX_US = 10**15
 LATEST_BASE_NS = 4 * 10**18
 MERGED_SHARE = 100  # a process with fewer than one of so many calls of another is none
 _MOST_RANKS = 10**7
+_MOST_BYTES = 1 << 40  # it is read block by block
+# Names, times and numbers of an event take 10 bytes and more of an archive; what takes fewer repeats itself.
+LEAST_EVENT_BYTES, FREE_EVENTS = 4, 250_000
 
 
 def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK) -> Kineto:
@@ -43,9 +47,12 @@ def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK) -> Kineto:
     name = Path(path).name
     found, gathered = Found(), Gathered()
     try:
-        with _opened(Path(path)) as stream:
+        with _opened(Path(path)) as (stream, size):
+            most = FREE_EVENTS + size // LEAST_EVENT_BYTES
             for events in _until_broken(events_of(stream, name, found, block), name, found):
                 gathered.add(events)
+                if gathered.events > most:
+                    raise TraceError(f"{name} holds more events than {size} bytes can: no profiler wrote this file")
     except OSError as error:
         raise TraceError(f"cannot read {path}: {error.strerror or error}") from error
     if not gathered.events:
@@ -73,14 +80,13 @@ def _doing(calls: Mapping[int | str, int]) -> list[int | str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with path.open("rb") as plain:
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """Open a trace and return what is in it, unpacked, and how many bytes the file has."""
+    with open_named(path, _MOST_BYTES) as plain:
+        size = os.fstat(plain.fileno()).st_size
         zipped = plain.read(2) == _GZIP
         plain.seek(0)
-        if not zipped:
-            yield plain
-            return
-        yield inflated(plain)
+        yield inflated(plain) if zipped else plain, size
 
 
 def _until_broken(blocks: Iterator[list[Event]], name: str, found: Found) -> Iterator[list[Event]]:

@@ -12,9 +12,11 @@ import msgspec
 
 from torchwatt.core.errors import TraceError
 from torchwatt.core.terms import Phase, Slot
+from torchwatt.disk.path_safety import read_named
 
 FORMAT = "torchwatt-inductor/1"
 ANY_GRAPH = "*"
+MAX_BYTES = 1 << 26
 _HEAVIEST = 1e100  # weights are counts of nodes; a sum of them must be a number
 
 Shares = tuple[tuple[Slot, float], ...]  # weights are above 0 and add up to 1
@@ -43,7 +45,7 @@ def read_sidecar(path: str | os.PathLike[str]) -> Sidecar:
         TraceError: It cannot be read or is no sidecar.
     """
     try:
-        text = Path(path).read_bytes()
+        text = read_named(Path(path), MAX_BYTES)
     except OSError as error:
         raise TraceError(f"cannot read {path}: {error.strerror}") from error
     try:

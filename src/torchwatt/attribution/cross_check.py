@@ -1,0 +1,147 @@
+"""A counter against the integrated power beside it, over what there is of both, however short the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from torchwatt.attribution.covered import without
+from torchwatt.attribution.curves import CROSS_CHECK_REL, Metered, from_counter, series_of, too_slow_s
+from torchwatt.attribution.power import Integral, integrate
+from torchwatt.attribution.unseen import sampling_u_j, updates_of, window_s
+from torchwatt.core.errors import SensorError
+from torchwatt.core.instants import interpolate
+from torchwatt.core.meter import Event, Meter, Recording, Series
+from torchwatt.core.report import Z90
+from torchwatt.core.units import NS_PER_S
+
+UNCHECKED = "unchecked"  # notes that say why a meter's band rests on nothing but its kind begin so
+# A comparison that is no better than this part of the joules does not check a band of 5 %.
+USELESS_REL = 0.05
+SLOWEST_UPDATE_S = 2.0
+FEW_CHANGES = 3  # of fewer, the spread says nothing: power may have been anything in between
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Joules of the same stretch by both routes, and how well their ratio is known (90 %, relative)."""
+
+    counter_j: float
+    power_j: float
+    seconds: float
+    resolution: float
+    end_ns: int
+
+    @property
+    def off(self) -> float:
+        """Return how far the two are apart, as a part of the larger one."""
+        return abs(self.counter_j - self.power_j) / max(self.counter_j, self.power_j, 1e-12)
+
+    @property
+    def disputed(self) -> bool:
+        """Tell whether they are further apart than two good meters are that were read so."""
+        return self.off > CROSS_CHECK_REL + self.resolution
+
+
+def check_counter(
+    meter: Meter, recording: Recording, window: tuple[int, int] | None = None
+) -> tuple[Meter, list[Event]]:
+    """Return a meter whose band reaches to what the other route says, or that is called unchecked; and what to say.
+
+    A meter that has no counter, or is a model, comes back as it is.
+
+    Args:
+        meter: Any.
+        recording: Its readings.
+        window: The run: a counter that is too slow for it is not what is booked.
+    """
+    counter = series_of(recording, meter, "counter")
+    if counter is None or meter.provenance != "measured":
+        return meter, []
+    found = compare(meter, recording, counter)
+    if isinstance(found, str):
+        return _noted(meter, f"{UNCHECKED}: {found}"), []
+    slow = window is not None and bool(too_slow_s(counter, *window))
+    if found.disputed:
+        return _widened(meter, found, slow=slow), [_event(meter, found, slow=slow)]
+    if found.off > CROSS_CHECK_REL:
+        meter = _widened(meter, found, slow=slow)
+    if found.resolution > USELESS_REL:
+        text = f"{found.seconds:.2g} s of counter and power agree to {found.off:.0%}, which is good to ±"
+        return _noted(meter, f"{UNCHECKED}: {text}{min(found.resolution, 1.0):.0%} only"), []
+    return meter, []
+
+
+def compare(meter: Meter, recording: Recording, counter: Series) -> Comparison | str:
+    """Compare a counter with integrated power from its first change to its last; or say why that cannot be done.
+
+    A counter says when its joules were used only where it changes: between two changes both routes cover the same.
+    """
+    power = series_of(recording, meter, "power")
+    if power is None:
+        return "there is no second meter beside the counter"
+    integral = integrate(power)
+    made = _made(meter, counter, power, integral)
+    changed = np.flatnonzero(np.diff(counter.raw) != 0) + 1
+    if made is None or len(changed) < 2:
+        return "the counter changed less than twice"
+    ends = np.array([[*counter.t_ns[changed[[0, -1]]]]])
+    ends = np.clip(ends, max(made.curve.start_ns, int(power.t_ns[0])), min(made.curve.end_ns, int(power.t_ns[-1])))
+    both = without(ends, (*integral[2], *made.curve.silent, *made.leaning))
+    both = both[np.diff(both, axis=1)[:, 0] > 0]
+    if not len(both):
+        return "counter and power were never read at the same time"
+    seconds = float(np.diff(both, axis=1).sum()) / NS_PER_S
+    counter_j = float(np.diff(made.curve.at(both), axis=1).sum())
+    power_j = float(np.diff(interpolate(both, *integral[:2]), axis=1).sum())
+    every = updates_of(power)
+    longest_s = window_s(power, meter.model, every.period_s)[1]
+    sampled_j = Z90 * sampling_u_j(power, every, int(both[0, 0]), int(both[-1, 1]), longest_s)
+    dated = float(np.median(np.diff(counter.t_ns))) / NS_PER_S / seconds
+    changes = int((np.diff(power.between(int(both[0, 0]), int(both[-1, 1])).raw) != 0).sum())
+    least = 0 if seconds < SLOWEST_UPDATE_S else 1  # a sensor that never changes for longer is no slow one
+    few = 1.0 / (changes + 2) if least <= changes < FEW_CHANGES else 0.0
+    resolution = sampled_j / power_j + dated + few if power_j > 0 else 1.0
+    return Comparison(counter_j, power_j, seconds, resolution, int(both[-1, 1]))
+
+
+def _made(meter: Meter, counter: Series, power: Series, integral: Integral) -> Metered | None:
+    try:
+        return from_counter(meter, counter, power, integral)
+    except SensorError:
+        return None
+
+
+def _noted(meter: Meter, note: str) -> Meter:
+    return replace(meter, notes=(*meter.notes, note))
+
+
+def _widened(meter: Meter, found: Comparison, *, slow: bool) -> Meter:
+    """Let the band reach to the other route, and as far beyond as that is good."""
+    booked_j, other_j = (found.power_j, found.counter_j) if slow else (found.counter_j, found.power_j)
+    if booked_j <= 0:
+        return _noted(meter, f"{UNCHECKED}: it says nothing where the other route says {other_j:.4g} J")
+    lo, hi = meter.accuracy_rel or (0.0, 0.0)
+    ratio, more = other_j / booked_j, 1.0 + min(found.resolution, 1.0)
+    band = (min(lo, ratio / more * (1 + lo) - 1), max(hi, ratio * more * (1 + hi) - 1))
+    other = "the counter" if slow else "integrated power"
+    source = f"{meter.accuracy_source}; widened to {other}, which disagrees"
+    return replace(meter, accuracy_rel=band, accuracy_source=source)
+
+
+def _event(meter: Meter, found: Comparison, *, slow: bool) -> Event:
+    """Say that both routes disagree; of a GPU whose counter says more, that it may cover more than the GPU."""
+    watts = f"{found.counter_j / found.seconds:.4g} W"
+    beside = f"{found.power_j / found.seconds:.4g} W over {found.seconds:.3g} s"
+    if meter.domain.kind == "gpu" and not slow and found.counter_j > found.power_j:
+        message = (
+            f"the energy counter says {watts}, power at scope GPU {beside}, and the power of a module cannot be read: "
+            "the counter is booked, it may cover more than the GPU, and its interval reaches to the power"
+        )
+        return Event(found.end_ns, "warning", "SCOPE_UNKNOWN", str(meter.domain), message)
+    message = (
+        f"the energy counter says {watts}, integrated power {beside}: {'power' if slow else 'the counter'} is booked, "
+        f"and its interval reaches to the {'counter' if slow else 'power'}"
+    )
+    return Event(found.end_ns, "warning", "CROSS_CHECK", str(meter.domain), message)

@@ -1,0 +1,201 @@
+"""What an integral of power has not seen: between the sensor's updates, at the run's ends, and of a step's phases.
+
+A sensor that updates every 100 ms and looks at 25 of them says nothing of the other 75 (arXiv 2312.02741). Where steps
+and updates drift past each other, all phases of a step are seen in time, and the error of the mean is that of a sample.
+Where they run in step, the same phases are seen again and again, and of the others nothing is known but that a device
+draws no less than nothing and no more than its limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+
+from torchwatt.attribution.kernel import FAMILIES, ONE_SECOND, family_of, nominal
+from torchwatt.attribution.publications import TOLERANCE_S, publications
+from torchwatt.core.meter import FloatArray, IntArray, Meter, Series
+from torchwatt.core.report import Z90
+from torchwatt.core.units import NS_PER_S
+
+# Readings in a row are alike, so a mean of n of them is known less well than sd / sqrt(n).
+ALIKE = 1.6
+LEAST_STEPS = 3  # of fewer nobody can say that they repeat
+# Steps whose starts stray by so much of a step from a perfect clock come by all phases, whatever the sensor's period.
+STRAYING = 0.3
+# Updates dated worse than this part of a step do not say which phases they saw.
+DATED = 0.125
+# A grid of updates that are read less often than this each may as well be another one.
+POLLS = 2.5
+# A part of a step as long as this is known by the phases beside it.
+FINE = 0.05
+CHANCE = 0.05
+# What makes up less than 2.3 / n of the time is missed by n looks at it in one of ten cases: 0.1 = (1 - 2.3 / n) ** n.
+MISSED = 2.3
+# Where a device tells no limit: no board on the market in 2026 is sold for more than 1.4 kW, most for less than 700 W.
+LIMIT_W = {"gpu": 1000.0, "cpu": 500.0}
+LIMIT_ELSE_W = 2000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """What is not known of a run's joules.
+
+    `u_j` is the standard uncertainty of a sample of the run's power; `share` the part of the run of which nothing was
+    seen because its phases never met an update; there power was anything from 0 to `limit_w`.
+    """
+
+    u_j: float
+    share: float
+    limit_w: float
+
+    def band(self, energy_j: float, seconds: float) -> tuple[float, float]:
+        """Return how far the joules may be below and above, as parts of them."""
+        if self.share <= 0 or energy_j <= 0:
+            return 0.0, 0.0
+        return -self.share, self.share * max(self.limit_w * seconds / energy_j - 1.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Updates:
+    """When a sensor updated and what it said then, in seconds since `origin_ns`; `sd_s` is how well that is dated."""
+
+    origin_ns: int
+    at_s: FloatArray
+    power_w: FloatArray
+    period_s: float
+    sd_s: float
+
+    def between(self, start_ns: int, end_ns: int) -> Updates:
+        """Return the updates of a window."""
+        lo, hi = ((t - self.origin_ns) / NS_PER_S for t in (start_ns, end_ns))
+        keep = (self.at_s >= lo) & (self.at_s <= hi)
+        return Updates(self.origin_ns, self.at_s[keep], self.power_w[keep], self.period_s, self.sd_s)
+
+
+def updates_of(power: Series) -> Updates:
+    """Find a sensor's updates: on its grid where it has one, else where its value changed.
+
+    Of a sensor that never changes each reading is taken for an update, dated no better than the whole series.
+    """
+    origin_ns, watts = int(power.t_ns[0]), power.raw * power.channel.scale
+    poll_s = float(np.median(np.diff(power.t_ns))) / NS_PER_S
+    seen = publications(power)
+    if seen is not None and seen.locked and (seen.stamped or seen.period_s > POLLS * poll_s):
+        return Updates(seen.origin_ns, seen.at_s, seen.power_w, seen.period_s, max(seen.timing_sd_s, TOLERANCE_S))
+    t_s = (power.t_ns - origin_ns) / NS_PER_S
+    changed = np.flatnonzero(np.diff(watts) != 0) + 1
+    if len(changed) < 2:
+        return Updates(origin_ns, t_s, watts, poll_s, float(t_s[-1]))
+    period_s = float(np.median(np.diff(t_s[changed])))
+    first = np.concatenate(([0], changed))
+    return Updates(origin_ns, t_s[first], watts[first], period_s, poll_s / sqrt(12.0))
+
+
+def window_s(power: Series, model: str, period_s: float) -> tuple[float, float]:
+    """Return over how long an update averages: what is sure, and what it may be at most."""
+    family, sensor = family_of(model), power.channel.sensor
+    if sensor == "nvml_power_average":
+        return ONE_SECOND.window_s, ONE_SECOND.window_s
+    if family in FAMILIES:
+        known_s = nominal(family, sensor, period_s)[0].window_s
+        return known_s, known_s
+    return 0.0, ONE_SECOND.window_s if sensor == "nvml_power" else period_s
+
+
+def unseen(
+    power: Series, meter: Meter, start_ns: int, end_ns: int, steps: Sequence[tuple[int, int, int]] = ()
+) -> Unseen:
+    """Return what the integral of a power sensor does not know of a run.
+
+    Args:
+        power: Usable readings, those before and after the run included, at least two.
+        meter: Theirs.
+        start_ns: Begin of the run.
+        end_ns: Its end.
+        steps: Start, end and number of the steps in each row, in time order.
+    """
+    every = updates_of(power)
+    sure_s, most_s = window_s(power, meter.model, every.period_s)
+    limit_w = _limit_w(meter, power)
+    u_j = sampling_u_j(power, every, start_ns, end_ns, most_s)
+    inside = [(a, b, n) for a, b, n in steps if a >= start_ns and b <= end_ns and b > a]
+    if sum(n for *_, n in inside) < LEAST_STEPS:
+        return Unseen(u_j, 0.0, limit_w)
+    of_run = min(sum(b - a for a, b, _ in inside) / (end_ns - start_ns), 1.0)
+    share, grain = unseen_phases(every, inside, sure_s)
+    # What happens between two phases that were seen begins or ends anywhere between them.
+    seen_w = every.between(start_ns, end_ns).power_w
+    between_j = of_run * grain * (float(np.ptp(seen_w)) if len(seen_w) else 0.0) * (end_ns - start_ns) / NS_PER_S
+    return Unseen(float(np.hypot(u_j, between_j / Z90)), of_run * share, limit_w)
+
+
+def sampling_u_j(power: Series, every: Updates, start_ns: int, end_ns: int, most_s: float) -> float:
+    """Return the standard uncertainty of a window's joules that comes from looking at power only now and then.
+
+    The spread of the updates, as of a sample, and at both ends the power around there for as long as an update is old.
+    """
+    seconds = (end_ns - start_ns) / NS_PER_S
+    inside = every.between(start_ns, end_ns).power_w
+    spread_w = float(np.std(inside if len(inside) > 2 else power.raw * power.channel.scale))
+    old_s = max(most_s, every.period_s)
+    ends_j = [_range_w(power, t_ns, old_s) * old_s / 2 for t_ns in (start_ns, end_ns)]
+    sample_j = ALIKE * spread_w * seconds / sqrt(max(len(inside), 1))
+    return float(np.hypot(sample_j, sum(ends_j) / Z90))
+
+
+def _range_w(power: Series, t_ns: int, reach_s: float) -> float:
+    """Return by how much power changed around an instant."""
+    reach_ns = int(2 * reach_s * NS_PER_S)
+    near = power.between(t_ns - reach_ns, t_ns + reach_ns).raw * power.channel.scale
+    return float(np.ptp(near)) if len(near) else 0.0
+
+
+def unseen_phases(every: Updates, steps: Sequence[tuple[int, int, int]], window: float) -> tuple[float, float]:
+    """Return the share of a step's phases that no update looked at, and the longest gap that is none.
+
+    Gaps between the phases that were seen count as far as they are longer than FINE, and than chance leaves between so
+    many updates.
+    """
+    starts, ends, counts = (np.array(column, dtype=np.int64) for column in zip(*steps, strict=True))
+    length_s = (ends - starts) / counts / NS_PER_S
+    step_s = float(np.median(length_s))
+    if window >= step_s:
+        return 0.0, 0.0
+    if every.sd_s > DATED * step_s:
+        return 0.0 if _strays(starts, counts, step_s) else 1.0, 0.0
+    begin_s = (starts - every.origin_ns) / NS_PER_S
+    row = np.searchsorted(begin_s, every.at_s, side="right") - 1
+    known = (row >= 0) & (every.at_s < ((ends - every.origin_ns) / NS_PER_S)[row])
+    phase = np.sort((every.at_s[known] - begin_s[row[known]]) / length_s[row[known]] % 1.0)
+    if not len(phase):
+        return 1.0, 0.0
+    apart = np.diff(np.append(phase, phase[0] + 1.0))
+    fine = max(float(np.log(len(phase))) / len(phase), FINE)
+    # How many gaps so long chance leaves between so many phases: of one that it never leaves all is unseen.
+    by_chance = len(phase) * np.maximum(1.0 - apart, 0.0) ** (len(phase) - 1) > CHANCE
+    gaps = np.maximum(apart - window / step_s, 0.0)
+    share = float(np.maximum(gaps - np.where(by_chance, fine, 0.0), 0.0).sum()) + MISSED / len(phase)
+    return min(share, 1.0), min(float(gaps.max()), fine)
+
+
+def _strays(starts: IntArray, counts: IntArray, step_s: float) -> bool:
+    """Tell whether steps begin at all phases of any clock: their starts stray from a straight line."""
+    number = np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.float64)
+    at_s = (starts - starts[0]) / NS_PER_S
+    if len(at_s) < LEAST_STEPS:
+        return False
+    slope, first = np.polyfit(number, at_s, 1)
+    return float(np.std(at_s - (first + slope * number))) > STRAYING * step_s
+
+
+def _limit_w(meter: Meter, power: Series) -> float:
+    """Return the most that the device draws: its own limit, or what it was seen to draw if that is more."""
+    try:
+        told_w = float(meter.fact("power_limit_w") or 0.0)
+    except ValueError:
+        told_w = 0.0
+    limit_w = told_w if told_w > 0 else LIMIT_W.get(meter.domain.kind, LIMIT_ELSE_W)
+    return max(limit_w, float(power.raw.max()) * power.channel.scale)

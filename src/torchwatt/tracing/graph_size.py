@@ -1,0 +1,64 @@
+"""Whether the size of a step's graph is what the calls that were counted in it explain. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+EXACT = 1e-3  # of a node
+
+
+class GraphSizes:
+    """Sizes of the graphs of steps that were noted, as sums over the calls that were counted in them.
+
+    Where each call of a counted module makes as many nodes as any other, the size of a graph follows from the calls. A
+    step whose graph has another size went through modules that were not counted more or less often.
+
+    Args:
+        steps: How often modules ran in a step, by key, and how many nodes it made.
+        over: The counted modules.
+        alike: Modules that make equal graphs share a value.
+    """
+
+    def __init__(
+        self, steps: Sequence[tuple[Mapping[int, int], int]], over: frozenset[int], alike: Mapping[int, object]
+    ) -> None:
+        self._over, self._alike = over, alike
+        rows = {(tuple(sorted(self._row(counts).items(), key=str)), nodes) for counts, nodes in steps}
+        names = sorted({name for row, _ in rows for name, _ in row}, key=str)
+        self._place = {name: i for i, name in enumerate(names)}
+        self._seen = {(self._vector(dict(row)), nodes) for row, nodes in rows}
+        self._rows = np.array([row for row, _ in self._seen], dtype=np.float64).reshape(len(self._seen), len(names))
+        nodes = np.array([nodes for _, nodes in self._seen], dtype=np.float64)
+        self._each = np.linalg.lstsq(self._rows, nodes, rcond=None)[0] if len(nodes) else np.zeros(0)
+        self._is_exact = len(nodes) > 0 and bool(np.abs(self._rows @ self._each - nodes).max() < EXACT)
+
+    def explain(self, counts: Mapping[int, int], nodes: int) -> bool:
+        """Say whether a step with such calls makes so many nodes, as far as the steps that were noted tell.
+
+        A module that ran in none of those, nor one like it, may have made what the others did not.
+        """
+        row = self._row(counts)
+        new = row.keys() - self._place.keys()
+        vector = self._vector(row)
+        if not new and (vector, nodes) in self._seen:
+            return True
+        if not self._is_exact:
+            return False
+        of_rows = np.linalg.lstsq(self._rows.T, np.array(vector, dtype=np.float64), rcond=None)[0]
+        is_told = np.abs(self._rows.T @ of_rows - vector).max() < EXACT
+        rest = nodes - float(np.dot(vector, self._each))
+        return bool(is_told and (rest > -EXACT if new else abs(rest) < EXACT))
+
+    def _row(self, counts: Mapping[int, int]) -> Counter[object]:
+        """Return how often modules ran, alike ones together, and the step itself once."""
+        row: Counter[object] = Counter({None: 1})
+        for key, n in counts.items():
+            if key in self._over and n:
+                row[self._alike.get(key, key)] += n
+        return row
+
+    def _vector(self, row: Mapping[object, int]) -> tuple[int, ...]:
+        return tuple(row.get(name, 0) for name in self._place)

@@ -1,0 +1,98 @@
+"""A GPT of 48 blocks, whose tree is folded: what a reader of the page adds up by hand is what the ledger holds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.browser.conftest import PICTURES
+from tests.browser.test_live import REPORT, start
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.heavy, pytest.mark.timeout(600)]
+
+GPT = """%load_ext torchwatt
+import json, torch
+from torch import nn
+torch.set_num_threads(1)
+class Attention(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v))
+class MLP(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+    def forward(self, x):
+        return self.down(self.act(self.up(x)))
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm_1, self.attention = nn.LayerNorm(width), Attention(width)
+        self.norm_2, self.mlp = nn.LayerNorm(width), MLP(width)
+    def forward(self, x):
+        x = x + self.attention(self.norm_1(x))
+        return x + self.mlp(self.norm_2(x))
+class GPT(nn.Module):
+    def __init__(self, blocks=48, width=32, words=64):
+        super().__init__()
+        self.words, self.drop = nn.Embedding(words, width), nn.Dropout(0.1)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words)
+    def forward(self, ids):
+        x = self.drop(self.words(ids))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+gpt = GPT()
+optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-3)
+def train(steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        gpt(torch.randint(64, (4, 16))).float().logsumexp(-1).mean().backward()
+        optimizer.step()"""
+LEDGER = """print(json.dumps({"run": run.energy_j, "rows": run.layers.energy_self_j.sum(),
+    "root": run.layers[run.layers.fqn == "(root)"].energy_total_j.sum(), "modules": len(list(gpt.modules()))}))"""
+# Every row that is drawn once all are open: its name, level, and what stands in "total" and "self".
+ROWS = """() => [...document.querySelectorAll('.tw-root:not(.tw-live) .tw-table tbody tr')].map(row => ({
+    key: row.dataset.key, level: Number(row.getAttribute('aria-level')),
+    total: row.querySelector('[data-column=total]')?.textContent ?? '',
+    self: row.querySelector('[data-column=self]')?.firstChild?.textContent ?? ''}))"""
+UNITS = {"J": 1.0, "mJ": 1e-3, "µJ": 1e-6, "nJ": 1e-9, "kJ": 1e3}
+
+
+def joules(text: str) -> float:
+    number, _, unit = text.replace("\u00a0", " ").strip().partition(" ")
+    return float(number) * UNITS[unit.split()[0]] if unit else 0.0
+
+
+def test_the_rows_of_the_table_add_up_to_the_ledger(lab, notebook):
+    lab.open(notebook(GPT, "%%energy -o run --region FRA\ntrain(40)", LEDGER))
+    start(lab)
+    lab.page.wait_for_selector(REPORT)
+    PICTURES.mkdir(exist_ok=True)
+    lab.page.screenshot(path=PICTURES / "gpt.png")
+    lab.page.wait_for_function("() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs?.toJSON().length")
+    shown = lab.page.evaluate("() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs.toJSON()")
+    ledger = json.loads("".join(shown[0]["text"]))
+    lab.page.get_by_role("button", name="expand all").last.click()
+    while (more := lab.page.locator(".tw-root:not(.tw-live) .tw-layers > .tw-button")).is_visible():
+        more.click()
+    rows = lab.page.evaluate(ROWS)
+    (PICTURES / "gpt-rows.json").write_text(json.dumps({"ledger": ledger, "rows": rows}, indent=1))
+    lab.page.screenshot(path=PICTURES / "gpt-open.png")
+    assert ledger["modules"] > 480
+    root = next(row["total"] for row in rows if row["key"] == "(root)")
+    assert joules(root) == pytest.approx(ledger["root"], rel=0.01)
+    tops = [joules(row["total"]) for row in rows if row["level"] == 1]
+    assert sum(tops) == pytest.approx(ledger["run"], rel=0.01)
+    assert ledger["rows"] == pytest.approx(ledger["run"], rel=1e-9)
+    for at, row in enumerate(rows):
+        after = next((n for n, one in enumerate(rows[at + 1 :], at + 1) if one["level"] <= row["level"]), len(rows))
+        inside = [one for one in rows[at + 1 : after] if one["level"] == row["level"] + 1]
+        if inside:
+            added = joules(row["self"]) + sum(joules(one["total"]) for one in inside)
+            assert added == pytest.approx(joules(row["total"]), rel=0.02), row

@@ -1,0 +1,90 @@
+"""Threads that run at the same time share the joules by their CPU time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import torchwatt as tw
+from tests.support.worlds import MS
+from torchwatt.attribution.timeline import pieces
+from torchwatt.core.trace import Span, trace_from_spans
+from torchwatt.tracing.own_time import ThreadCpu
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=4), st.integers(0, 30))
+def test_weights_follow_cpu_time_and_add_up_to_one(busy, late_ms):
+    spans = [Span(f"t{n}", "forward", n * late_ms * MS, 200 * MS, thread=n) for n in range(len(busy))]
+    trace = replace(trace_from_spans(spans), thread_busy=tuple(busy))
+    cut = pieces(trace, 0, 250 * MS)
+    for at in np.unique(cut.start_ns):
+        assert cut.weight[cut.start_ns == at].sum() == pytest.approx(1.0)
+    last = cut.start_ns == max(start for start in cut.start_ns.tolist() if start < 200 * MS)
+    floor = np.maximum(busy, 1e-3)
+    weight = dict(zip(cut.slot[last].tolist(), cut.weight[last].tolist(), strict=True))
+    assert [weight[n] for n in range(len(busy))] == pytest.approx((floor / floor.sum()).tolist())
+
+
+def test_threads_of_which_nothing_is_known_share_evenly():
+    spans = [Span("a", "forward", 0, 10, thread=0), Span("b", "forward", 0, 10, thread=1)]
+    assert pieces(trace_from_spans(spans), 0, 10).weight.tolist() == [0.5, 0.5]
+
+
+def test_the_cpu_time_of_a_thread_is_known_to_others_and_after_its_end():
+    found, told, go = [], threading.Event(), threading.Event()
+
+    def work():
+        found.append(ThreadCpu(threading.get_native_id()))
+        end_ns = time.thread_time_ns() + 30 * MS
+        while time.thread_time_ns() < end_ns:
+            pass
+        told.set()
+        go.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    told.wait()
+    seen_ns = found[0].until_now_ns()
+    go.set()
+    thread.join()
+    assert seen_ns is None or 29 * MS < seen_ns < 60 * MS
+
+
+class Spinning(torch.nn.Module):
+    def forward(self, x):
+        end_ns = time.thread_time_ns() + 10 * MS
+        while time.thread_time_ns() < end_ns:
+            pass
+        return x
+
+
+class Waiting(torch.nn.Module):
+    def forward(self, x):
+        time.sleep(0.01)
+        return x
+
+
+@pytest.mark.alone  # waiting is told from working by CPU time
+def test_a_thread_that_waits_has_less_of_the_joules_than_one_that_works(powercap):
+    works, waits, stop = Spinning(), Waiting(), threading.Event()
+
+    def serve():
+        while not stop.is_set():
+            waits(torch.ones(1))
+
+    with tw.profile([works, waits], powercap_root=powercap.root) as run:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        for _ in range(60):
+            works(torch.ones(1))
+        stop.set()
+        thread.join()
+    layers = run.layers[run.layers.domain.str.startswith("cpu")].groupby("module_class").energy_self_j.sum()
+    assert layers["Waiting"] < 0.3 * layers["Spinning"], layers

@@ -143,23 +143,23 @@ def test_one_module_of_all_can_open_a_connection_and_one_listens_and_none_import
 def test_an_answer_that_comes_byte_by_byte_is_given_up(monkeypatch):
     """Each byte would start the time-out of a socket anew."""
     import socket
-    import time
 
     from torchwatt.carbon import electricity_maps_api
 
     monkeypatch.setattr(electricity_maps_api, "OVERALL_S", 0.5)
+    given_up = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def drip():
             link, _ = listening.accept()
-            try:
-                while True:
+            with link:
+                while not given_up.wait(0.05):
                     link.sendall(b"H")
-                    time.sleep(0.05)
-            except OSError:
-                link.close()
 
-        threading.Thread(target=drip, daemon=True).start()
+        serving = threading.Thread(target=drip, daemon=True)
+        serving.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         with pytest.raises(FactorError, match=r"gave no answer: not within 0.5 s"):
             fetch_hours([HOUR], zone="FR", token="t", at=NOON, url=url)  # noqa: S106  of nobody
+        given_up.set()  # the answer ends, and the thread that still reads it
+        serving.join()

@@ -150,7 +150,7 @@ def good(tmp_path_factory):
 # Each is another branch of the system's calls; the others are tried with `make test-all`, and so are most of the cases
 # that need a process of their own.
 USUAL = {"folder", "pipe", "20 GB", "binary", "missing", "endless device", "300 characters", "not UTF-8"}
-ENDS_ITS_PROCESS = ("run --", "demo")
+ENDS_ITS_PROCESS = ("run ", "demo")  # its end stops pools of threads, as the interpreter does
 CASES = [
     pytest.param(command, way, marks=pytest.mark.heavy)
     if way not in ({"missing"} if COMMANDS[command].startswith(ENDS_ITS_PROCESS) else USUAL)

@@ -5,6 +5,7 @@ Runs in a process of its own: limits are set and lifted here, and neither torch 
 
 from __future__ import annotations
 
+import _thread
 import builtins
 import json
 import os
@@ -13,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -161,7 +161,7 @@ def no_shared_memory(folder: Path) -> Iterator[Seen]:
     keeps="the user's program",
 )
 def no_threads(folder: Path) -> Iterator[Seen]:
-    with metered(folder) as tree, replaced(threading.Thread, start=refused(RuntimeError("can't start new thread"))):
+    with metered(folder) as tree, replaced(_thread, start_new_thread=refused(RuntimeError("can't start new thread"))):
         report = profiled(tree)
     yield Seen.of(report, idle_may_be_0=True)
 

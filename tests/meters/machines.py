@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-OURS = "proc self 4g 90 C"  # whoever looks: the sampler is a child of the program
+OURS = "proc self 4g 90 C"  # whoever looks: the sampler is a part of the program
 LOW_W, HIGH_W, HALF_S = 100.0, 400.0, 0.5
 
 

@@ -129,7 +129,7 @@ class Lab:
         """Open a notebook, with a kernel or with none."""
         wanted = {} if kernel else {"kernelPreference": {"shouldStart": False, "canStart": False}}
         self.command("docmanager:open", path=name, factory="Notebook", **wanted)
-        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell:visible")  # JupyterLab draws the visible ones only
         if kernel:
             self.page.wait_for_function(_READY)
 

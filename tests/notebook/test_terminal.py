@@ -62,7 +62,9 @@ def test_at_a_prompt_ctrl_c_gives_the_prompt_back_with_the_run_kept():
         shell.sendline("%energy -o run print('beg' + 'un') or time.sleep(60)")
         shell.expect("begun")
         shell.sendintr()
-        shell.expect(READY)
+        if shell.expect([READY, pexpect.TIMEOUT], timeout=15):
+            shell.sendintr()  # Python drops an interrupt that arrives inside a weakref callback
+            shell.expect(READY)
         assert shell.before.count(TITLE) == 1
         assert "KeyboardInterrupt" in shell.before
         shell.sendline("run.status, run.report.exit_reason, run.duration_s < 60")

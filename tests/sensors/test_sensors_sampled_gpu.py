@@ -14,7 +14,7 @@ feed = Sampler(found)
 start = time.monotonic()
 feed.start()
 started_s = time.monotonic() - start
-real0 = time.time_ns()
+sampling_since_ns = time.time_ns()
 time.sleep({seconds})
 start = time.monotonic()
 recording = feed.stop()
@@ -26,7 +26,7 @@ print(json.dumps({{
     "events": [[e.code, e.subject, e.message] for e in recording.events],
     "unavailable": [[u.domain, u.reason] for u in recording.unavailable],
     "missed": dict(recording.stats.missed), "reads": dict(recording.stats.reads), "mode": recording.stats.mode,
-    "started_s": started_s, "stopped_s": time.monotonic() - start, "real0": real0,
+    "started_s": started_s, "stopped_s": time.monotonic() - start, "sampling_since_ns": sampling_since_ns,
 }}))
 """
 

@@ -14,7 +14,7 @@ with tw.profile(layers="off") as run:
 report = run.report
 offset = report.start_unix_ns - report.start_ns
 print(json.dumps({{
-    "start_ns": report.start_unix_ns,
+    "sampling_since_ns": report.start_unix_ns,
     "end_ns": report.end_ns + offset,
     "status": report.status,
     "energy_j": {{str(led.domain): led.energy_j for led in report.ledgers}},

@@ -115,7 +115,7 @@ def over_limit(found: Metered, curve: EnergyCurve) -> tuple[Metered, list[Event]
 def with_unseen(
     found: Metered, curve: EnergyCurve, recording: Recording, trace: Trace
 ) -> tuple[Metered, EnergyCurve, list[Event]]:
-    """Widen what is known of integrated power by what the sensor did not see of the run."""
+    """Widen the interval of integrated power by the parts of the run that the sensor did not sample."""
     power = series_of(recording, found.meter, "power")
     if power is None or curve.method != "power_integral" or found.meter.provenance != "measured":
         return found, curve, []

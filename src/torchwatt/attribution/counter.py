@@ -37,7 +37,7 @@ class Unwrapped:
     u_j: float
     events: tuple[Event, ...]
     silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) whose joules are not known
-    bridged: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) whose joules come from integrated power
+    bridged: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) that integrated power fills
 
 
 def unwrap(series: Series, power: Integral | None) -> Unwrapped:

@@ -20,7 +20,7 @@ UNCHECKED = "unchecked"  # notes that say why a meter's band rests on nothing bu
 # A comparison that is no better than this part of the joules does not check a band of 5 %.
 USELESS_REL = 0.05
 SLOWEST_UPDATE_S = 2.0
-FEW_CHANGES = 3  # of fewer, the spread says nothing: power may have been anything in between
+FEW_CHANGES = 3  # fewer give no usable spread: power may have been anything in between
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from torchwatt.core.units import NS_PER_S
 
 # Readings in a row are alike, so a mean of n of them is known less well than sd / sqrt(n).
 ALIKE = 1.6
-LEAST_STEPS = 3  # of fewer nobody can say that they repeat
+LEAST_STEPS = 3  # fewer do not show a repetition
 # Steps whose starts stray by so much of a step from a perfect clock come by all phases, whatever the sensor's period.
 STRAYING = 0.3
 # Updates dated worse than this part of a step do not say which phases they saw.
@@ -133,7 +133,7 @@ def unseen(
 
 
 def sampling_u_j(power: Series, every: Updates, start_ns: int, end_ns: int, most_s: float) -> float:
-    """Return the standard uncertainty of a window's joules that comes from looking at power only now and then.
+    """Return the standard uncertainty of a window's joules that comes from sampling power at intervals.
 
     The spread of the updates, as of a sample, and at both ends the power around there for as long as an update is old.
     """

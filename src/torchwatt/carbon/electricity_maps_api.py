@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from http.client import HTTPException
 from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlencode, urlsplit
@@ -23,6 +22,7 @@ from torchwatt.carbon.factor_file import LARGEST, utc_time, written_plainly
 from torchwatt.carbon.grids import Grid, hourly
 from torchwatt.core.errors import FactorError
 from torchwatt.core.hours import hour_start
+from torchwatt.disk.helper_thread import HelperThread
 
 API = "https://api.electricitymaps.com"
 TIMEOUT_S = 20.0  # without a byte
@@ -89,7 +89,7 @@ def _ask(request: Request) -> bytes:
         except BaseException as error:  # whatever it was is raised where it was asked for
             answers.put(error)
 
-    Thread(target=wait, name="torchwatt-electricity-maps", daemon=True).start()
+    HelperThread(wait, "torchwatt-electricity-maps").start()
     try:
         found = answers.get(timeout=OVERALL_S)
     except Empty as error:

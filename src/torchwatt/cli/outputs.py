@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from torchwatt.core.report import Report
+from torchwatt.views.summary import printable_lines
 
 
 def add_outputs(parser: ArgumentParser, *, csv: str = "--csv", html: bool = True) -> None:
@@ -56,5 +57,4 @@ class Outputs:
         ):
             if target is not None:
                 path, notes = write_one(report, what, target, write)
-                yield from notes
-                yield f"written: {path}"
+                yield from map(printable_lines, (*notes, f"written: {path}"))

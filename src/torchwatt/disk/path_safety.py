@@ -22,7 +22,7 @@ Kind = Literal["file", "folder", "link", "other"]
 MOST_ENTRIES = 1 << 20
 _FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _FOLDER_FLAGS = os.O_CLOEXEC | os.O_DIRECTORY
-_SEARCHED = getattr(os, "O_PATH", os.O_RDONLY)  # a folder may be searched by somebody who may not list it
+_SEARCHED = getattr(os, "O_PATH", os.O_RDONLY)  # a process may have the right to search a folder and not to list it
 LINK = "is a link, and only a folder's own files are read"
 SPECIAL = "is a pipe, a socket or a device: only plain files are read"
 

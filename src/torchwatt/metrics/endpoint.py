@@ -120,7 +120,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(where, _Handler)
 
     def server_bind(self) -> None:
-        """Bind; `HTTPServer` would also ask the name service for a name that nobody needs."""
+        """Bind; `HTTPServer` would also ask the name service for an unused name."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
@@ -168,7 +168,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that went away is no news, and stderr is the program's."""
+        """Ignore the error: a client closed its connection, and stderr belongs to the program."""
 
 
 def _needed_by_others(descriptor: int) -> bool:

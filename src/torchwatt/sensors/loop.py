@@ -238,7 +238,7 @@ class SourceLoop:
         now_ns = self._clock_ns()
         code = error.code if isinstance(error, SensorError) else "SENSOR_ERROR"
         self._note(now_ns, "warning", code, tap, str(error) or type(error).__name__)
-        if code in _PASSING:  # kept as 0, which nobody integrates: when the sensor said nothing is known so
+        if code in _PASSING:  # stored as 0, which is never integrated: so the time of the failed reading is on record
             tap.ring.append((before_ns + now_ns) // 2, 0.0, now_ns - before_ns)
             return
         self._retry_ns[tap.key] = now_ns + RETRY_NS

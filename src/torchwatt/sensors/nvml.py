@@ -69,9 +69,7 @@ def discover_nvml(
         except BaseException as error:  # a binding of another make: the user's run goes on without GPUs
             found.append(Discovery((), (Unavailable("gpu", f"NVML discovery failed: {error!r}"),)))
 
-    thread = HelperThread(probe, "torchwatt-nvml")
-    thread.start()
-    thread.join(probe_s)
+    _run_within(probe, probe_s)
     if not found:
         reason = f"NVML has not answered within {probe_s:g} s"
         return Discovery((), (Unavailable("gpu", reason, "the driver hangs: look at `dmesg`, then reboot"),))
@@ -88,7 +86,7 @@ def late_gpus(there: Sequence[str], probe_s: float = LATE_S) -> tuple[Event, ...
     found: list[str] = []
 
     def probe() -> None:
-        with contextlib.suppress(Exception):  # whatever fails now says nothing of GPUs that came
+        with contextlib.suppress(Exception):  # a failure here is not evidence of a new GPU
             nvml = load_nvml()
             try:
                 for index in range(nvml.nvmlDeviceGetCount()):
@@ -97,11 +95,16 @@ def late_gpus(there: Sequence[str], probe_s: float = LATE_S) -> tuple[Event, ...
             finally:
                 nvml.nvmlShutdown()
 
+    _run_within(probe, probe_s)
+    message = "is there now and was not when the run began: its joules are not metered; begin a new run to meter it"
+    return tuple(event("warning", "GPU_APPEARED", "gpu", f"{uuid} {message}") for uuid in found if uuid not in there)
+
+
+def _run_within(probe: Callable[[], None], probe_s: float) -> None:
+    """Run a probe of the driver in a thread and wait at most `probe_s` for it: the driver may hang."""
     thread = HelperThread(probe, "torchwatt-nvml")
     thread.start()
     thread.join(probe_s)
-    message = "is there now and was not when the run began: its joules are not metered; begin a new run to meter it"
-    return tuple(event("warning", "GPU_APPEARED", "gpu", f"{uuid} {message}") for uuid in found if uuid not in there)
 
 
 def _probe(environ: Mapping[str, str], pid: int) -> Discovery:

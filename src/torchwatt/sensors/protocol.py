@@ -73,7 +73,7 @@ class Discovery:
     sources: tuple[Source, ...] = ()
     unavailable: tuple[Unavailable, ...] = ()
     events: tuple[Event, ...] = ()
-    gpus: tuple[str, ...] | None = None  # UUIDs of the GPUs that answered; None where later ones are nobody's business
+    gpus: tuple[str, ...] | None = None  # UUIDs of the GPUs that answered; None where later ones are not reported
 
     @property
     def meters(self) -> tuple[Meter, ...]:

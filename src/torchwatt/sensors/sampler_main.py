@@ -82,7 +82,7 @@ def make_loops(board: Board, config: Mapping[str, Any], stop: Stop, host_stop: S
 
 
 def start_threads(loops: Sequence[SourceLoop]) -> list[HelperThread]:
-    """Run each loop in a thread of its own, so that a hanging driver stops only itself."""
+    """Run each loop in a separate thread, so that a driver that hangs stops only its own loop."""
     threads = [HelperThread(loop.run, "torchwatt-sampler") for loop in loops]
     for thread in threads:
         thread.start()
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _received(size: int) -> bytes:
-    """Read exactly so many bytes from stdin: a stop byte that follows at once stays in the pipe for `select`."""
+    """Read exactly `size` bytes from stdin: a stop byte that follows at once stays in the pipe for `select`."""
     data = b""
     while len(data) < size:
         part = os.read(0, size - len(data))

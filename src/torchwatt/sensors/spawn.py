@@ -61,7 +61,7 @@ class Child:
         return self._popen.pid if self._detached is None else self._detached.pid
 
     def _detached_pid(self) -> int:
-        """Wait for the child to end; return the process id of its own child that it wrote, 0 if it did not."""
+        """Wait for the child to end; return the process id that it wrote (its child's), 0 if it wrote none."""
         assert self._popen.stdout is not None  # noqa: S101  Popen made the pipe
         told = select.poll()
         told.register(self._popen.stdout, select.POLLIN)

@@ -25,7 +25,7 @@ def _number(n: Any) -> float | None:
     if getattr(n, "shape", None) == () and callable(getattr(n, "item", None)):
         try:
             n = n.item()
-        except Exception:  # a tensor without data: no number, which is said where it is counted
+        except Exception:  # a tensor without data: not a number; `count` raises the error
             return None
     if not isinstance(n, Real) or isinstance(n, bool):
         return None

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torchwatt.session.files import Written
 
 NO_STARTS = np.zeros(0, dtype=np.int64)
-MOST_COUNTED = 2**53  # above, a sum of counts is no longer exact
+MOST_COUNTED = 2**53  # above this, floats do not hold every count exactly
 MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
 

@@ -95,11 +95,12 @@ class Modules:
     slots: Slots = field(default_factory=Slots)
     nodes: Mapping[int, int] = field(default_factory=dict)  # by the end of a step, sorted: the size of its graph
 
-    def nodes_of(self, step: Call) -> int | None:
-        """Return the size of the graph of a step, which may last a little longer than its end was noted."""
-        ends = list(self.nodes)
-        before = bisect.bisect(ends, step.end_ns) - 1
-        return self.nodes[ends[before]] if before >= 0 and ends[before] > step.start_ns else None
+    def nodes_of(self, steps: IntArray) -> list[int | None]:
+        """Return the size of the graph of each step, which may last a little longer than its end was noted."""
+        sizes, ends = list(self.nodes.values()), list(self.nodes)
+        places = (np.searchsorted(np.array(ends, dtype=np.int64), steps[:, 1], side="right") - 1).tolist()
+        begins = steps[:, 0].tolist()
+        return [sizes[i] if i >= 0 and ends[i] > begin else None for i, begin in zip(places, begins, strict=True)]
 
 
 class StepBook:
@@ -332,14 +333,14 @@ def _found(spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns
     following = np.append(spans[:, 1], np.iinfo(np.int64).max)[np.searchsorted(spans[:, 1], bounds)]
     bounds = np.minimum(bounds + after_ns, following)
     found = []
-    for start, end in bounds.tolist():
+    for (start, end), size in zip(bounds.tolist(), modules.nodes_of(bounds), strict=True):
         first, last = np.searchsorted(spans[:, 1], (start, end))
         inside = spans[first:last].copy()
         inside[:, 2] = np.minimum(inside[:, 2], end)
         own = np.isin(inside[:, 0], apart)
         ours = inside[own][top_level(inside[own, 1], inside[own, 2])]
         call = Call(start, end, tuple((int(s), int(e)) for _, s, e, _ in ours))
-        found.append((call, inside[~own], modules.nodes_of(call)))
+        found.append((call, inside[~own], size))
     return found
 
 

@@ -91,7 +91,7 @@ class BackwardBook:
         self._paths = paths
         self._tree = next((each.tree for each in paths.values()), Tree({}, {}))
         self._catalogue: Catalogue[Model] = Catalogue()
-        self._composers: dict[bool, Composer] = {}  # whether what ran inside has spans of its own
+        self._composers: dict[bool, Composer] = {}  # whether the modules that ran inside have their own spans
         self._left_open: dict[tuple[int, int], tuple[Template, _Found, Template]] = {}
         self._reassigned: dict[tuple[int, frozenset[int]], ElasticTemplate] = {}
         self.uncertain: set[int] = set()  # modules whose calls are not known

@@ -161,7 +161,7 @@ class Conductor:
         return stride.mode
 
     def _look_when_warm(self, stride: Stride, steps: int) -> None:
-        """Have the step traced by which the program is warm; so many steps of a stride are over."""
+        """Request a trace of the first warm step; `steps` of the current stride are over."""
         if stride.mode == FULL:
             self._wants_warm = False
         if self._steps < WARM_STEP <= self._steps + steps:
@@ -189,7 +189,7 @@ class Conductor:
         return self._until_warm(steps)
 
     def _until_warm(self, steps: int) -> int:
-        """Return how many of so many steps go by until the one that is traced because the program is warm by then."""
+        """Return the number of steps until the first warm step, which is traced, at most `steps`."""
         left = WARM_STEP - self._steps
         return min(steps, left) if left > 0 else steps
 

@@ -165,7 +165,7 @@ class ForwardBook:
     def fill(self, kind: tuple[int, int, int], t_ns: int, length_ns: float, count: int) -> ElasticTemplate | None:
         """Return what fills calls that were not traced: key, size and task of their rows."""
         key, size, task = kind
-        if size == FAILED_SIZE:  # it ended nobody knows where
+        if size == FAILED_SIZE:  # its end is unknown
             self.unlike.add(key)
             self.unfilled += count
             return None

@@ -365,7 +365,7 @@ class Log:
         return found
 
     def recent(self) -> list[Row]:
-        """Return the rows since the latest decision, whether or not somebody has compacted them."""
+        """Return the rows since the latest decision, compacted or not."""
         with self.lock:
             first = self.stride.first_row - (self.total() - len(self.rows))
             if first >= 0:

@@ -42,7 +42,7 @@ class Calls:
     count: IntArray
     grown: NDArray[np.bool_]  # made a graph for a backward pass
     main: NDArray[np.bool_]  # of a model; where something is trained, of the largest
-    rounds: IntArray  # of an entry of several: in so many rounds they lay; else 1
+    rounds: IntArray  # number of rounds that an entry of several calls covers; else 1
 
     def take(self, which: NDArray[np.bool_] | IntArray) -> Calls:
         """Return some of them."""

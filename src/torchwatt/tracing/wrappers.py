@@ -159,7 +159,7 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
                 rows.append((key, start, clock(), s0, seq(), graph))
                 if len(rows) > force_rows:
                     overflow(log)
-                return y  # noqa: TRY300 - one frame and one block for all that is paid at each call
+                return y  # noqa: TRY300 - one frame and one block: this runs at each call
             except BaseException as error:
                 drop_own_frames(error)
                 raise

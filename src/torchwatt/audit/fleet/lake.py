@@ -264,7 +264,7 @@ class Lake:
 
 
 def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *, shared: bool = False) -> Lake:
-    """Return a lake by its folder or address; opens a network connection only for an address that needs one.
+    """Return a lake by its folder or address; opens a network connection only for a remote address.
 
     Args:
         place: A folder, or an address that pyarrow knows: `s3://bucket/path`, `gs://bucket/path`, `file:///path`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def users_of(
 
     Args:
         pids: As the driver lists them.
-        root: The user's process, or the launcher of its job: it and its descendants are "ours".
+        root: The user's process, or the launcher of its job: it and its descendants are "ours", and so is the process
+            that asks, which may be a sampler that was detached from it.
         parent: Returns the parent of a process, None where there is no such process here.
         whole: Whether all pids of the machine are visible here; by default asked of /proc.
     """
@@ -52,7 +54,7 @@ def users_of(
     if not pids:
         sure = sees_all_pids() if whole is None else whole
         return DeviceUsers.NOBODY if sure else DeviceUsers.EMPTY
-    if any(pid == root or _descends(pid, root, parent) for pid in pids):
+    if any(pid in {root, os.getpid()} or _descends(pid, root, parent) for pid in pids):
         return DeviceUsers.OURS
     return DeviceUsers.HIDDEN if any(parent(pid) is None for pid in pids) else DeviceUsers.OTHERS
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torchwatt.audit.inside import RUN_NAME, is_own
 from torchwatt.audit.schema import TABLE_BY_NAME, Row, Value
-from torchwatt.audit.schema.versions import CURRENT, is_newer, schema_of, version_in
+from torchwatt.audit.schema.versions import CURRENT, added_since, is_newer, schema_of, version_in
 from torchwatt.audit.seal import ORIGINAL_MANIFEST
 from torchwatt.audit.verification.cells import Piece, pieces
 from torchwatt.audit.verification.derived import Derived
@@ -107,6 +107,8 @@ class _Check:
         """Yield what could not be looked at in a bundle of this version."""
         if self.facts.old:
             yield f"whether factors have the ids of their contents: version {self.schema.version} had no rule"
+        if lacks := "; ".join(added_since(self.schema)):
+            yield f"what version {self.schema.version} did not write ({lacks}): whether other runs have the same joules"
         if self.newer:
             yield f"what is new in {text(self.facts.run, 'schema_version')}: this torchwatt knows {CURRENT.version}"
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from math import fsum
 
 from torchwatt.audit.schema import Row
-from torchwatt.audit.schema.versions import CURRENT, Schema
+from torchwatt.audit.schema.versions import CURRENT, Schema, added_since
 from torchwatt.audit.verification.cells import Piece
 
 
@@ -96,6 +96,11 @@ class Facts:
     def old(self) -> bool:
         """Return whether the bundle is of version 1, whose writer said less."""
         return self.schema.version.startswith("1.")
+
+    @property
+    def has_losses(self) -> bool:
+        """Return whether the writer added an event for each part of the run in which a meter was away: since 2.1."""
+        return not any(added_since(self.schema))
 
     def events_of(self, subject: str, codes: frozenset[str]) -> bool:
         """Return whether an event with one of these codes is about a device, or about the whole run."""

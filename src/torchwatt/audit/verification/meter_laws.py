@@ -129,6 +129,8 @@ class MeterLaws:
         seconds, period_s = self.facts.duration_s(), number(row, "sensor_update_s") or 0.0
         sensors = frozenset(text(row, "sensor").split(";"))
         slow = 2 * period_s >= seconds or self.facts.old or self.facts.merged
+        if not row["counted"]:
+            return  # a device outside of the total has joules and no readings
         if row["method"] == "counter" and sensors & COUNTERS and not slow and row["energy_j"] is not None:
             reason = f"is empty: {';'.join(sorted(sensors & COUNTERS))} was read every {period_s:g} s"
             self._tell(name, "LAW", "counter_start_raw", reason, "the counter's reading")
@@ -203,11 +205,12 @@ class MeterLaws:
             return
         whole = covers_all(coverage, seconds)
         told = self.facts.events_of(name, METER_LOSSES) or (self.facts.merged and self.facts.has_event(METER_LOSSES))
-        if not whole and not told:
+        if not whole and not told and self.facts.has_losses:
             self._tell(
                 name, "LAW", "coverage_ratio", "leaves a part of the run out, and no event says so", 1.0, coverage
             )
-        if not whole and self.facts.run["status"] == "complete":
+        by_merge = self.facts.merged and not self.facts.has_losses
+        if not whole and self.facts.run["status"] == "complete" and not by_merge:
             self.findings.add(
                 "LAW", "run.csv", f"is complete, and {name} was known for {coverage:.1%} of the run", row=1,
                 column="status", expected="partial", found="complete",

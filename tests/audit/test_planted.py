@@ -31,6 +31,17 @@ def _without_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
+def by_kind(bundles):
+    """Return the defects in some bundles: the first of each kind, and the others for `make test-all`."""
+    kinds, found = set(), []
+    for plant in PLANTS:
+        if plant.bundle in bundles:
+            marks = [pytest.mark.heavy] if plant.kind in kinds else []
+            found.append(pytest.param(plant, marks=marks, id=plant.name))
+            kinds.add(plant.kind)
+    return found
+
+
 def planted(plant: Plant, bundle, folder):
     """Plant a defect; return what verify says, and the places (file, row) one of which it must name."""
     forger = Forger(bundle)
@@ -63,13 +74,13 @@ def test_the_bundles_that_are_spoilt_below_are_consistent_and_so_are_their_copie
     assert found.ok, found
 
 
-@pytest.mark.parametrize("plant", [p for p in PLANTS if p.bundle != "gpu"], ids=lambda plant: plant.name)
+@pytest.mark.parametrize("plant", by_kind(honest.MAKERS))
 def test_a_planted_defect_is_found_where_it_is(bundles, plant, tmp_path):
     check(plant, bundles[plant.bundle], tmp_path / "forged")
 
 
 @pytest.mark.simhw
-@pytest.mark.parametrize("plant", [p for p in PLANTS if p.bundle == "gpu"], ids=lambda plant: plant.name)
+@pytest.mark.parametrize("plant", by_kind({"gpu"}))
 def test_a_defect_in_what_a_gpu_left_is_found_where_it_is(gpu, plant, tmp_path):
     check(plant, gpu, tmp_path / "forged")
 

@@ -41,12 +41,12 @@ def check(lake, fleet, broken):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """Return a fleet of 200 jobs, its bundles, and which of them are broken."""
-    fleet, root = Fleet(200), tmp_path_factory.mktemp("shared") / "runs"
+    """Return a fleet of 60 jobs, its bundles, and which of them are broken."""
+    fleet, root = Fleet(60), tmp_path_factory.mktemp("shared") / "runs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
-        write_jobs(fleet, root, range(200))
-    return fleet, root, break_some(fleet, root, every=19)
+        write_jobs(fleet, root, range(60))
+    return fleet, root, break_some(fleet, root, every=5)
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,8 @@ def test_a_lake_takes_them_beside_todays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("version", "known"), [("1.1.0", True), ("1.2.0", True), ("1.3.0", False), ("2.0.0", True), ("3.0.0", False), ("0.9.0", False)]
+    ("version", "known"),
+    [("1.1.0", True), ("1.2.0", True), ("1.3.0", False), ("2.0.0", True), ("3.0.0", False), ("0.9.0", False)],
 )
 def test_versions_that_are_known(version, known):
     assert (schema_of(version) is not None) is known

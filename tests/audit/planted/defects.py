@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 
-from tests.audit.planted.forger import LAYER_JOULES, Cells, Forger, table_bytes_of, times
+from tests.audit.planted.forger import LAYER_JOULES, Z90, Cells, Forger, table_bytes_of, times
 
 Place = tuple[str, Cells | None]  # a table and the row that was spoilt; None where a row is missing
 Spoil = Callable[[Forger, str], list[Place]]
@@ -905,6 +905,132 @@ def tracing_that_cost_more_than_the_run(f: Forger, _: str) -> list[Place]:
     f.run["tracing_cost_s"] = repr(float(f.run["duration_s"]) * 3)
     f.settle()
     return [("run", f.run)]
+
+
+# What was tried against `verify` when all of the above was found
+
+
+@plant("cpu", "two machines", "one key for two", "no hash")
+def keys_of_devices(f: Forger, what: str) -> list[Place]:
+    row = f.row("device", device_id="ram")
+    if what == "one key for two":
+        row["device_key"] = f.row("device", device_id="cpu")["device_key"]
+    else:
+        row["machine_key"] = "c" * 64 if what == "two machines" else "c"
+    return [("device", row)]
+
+
+@plant("cpu")
+def live_run_called_a_recording(f: Forger, _: str) -> list[Place]:
+    f.run["sampler_mode"] = "replay"
+    return [*whole("device", f.tables["device"]), ("run", f.run)]
+
+
+@plant("counter")
+def meter_of_everybody_called_a_process_share(f: Forger, _: str) -> list[Place]:
+    row = f.row("device", device_id="cpu:0")
+    row["scope"] = "process"
+    return [("device", row)]
+
+
+@plant("cpu", "itself", "each other", "inside of one that counts")
+def device_inside_of_another(f: Forger, what: str) -> list[Place]:
+    one, other = f.row("device", device_id="cpu"), f.row("device", device_id="ram")
+    one["parent_device_id"] = {"itself": "cpu", "each other": "ram", "inside of one that counts": ""}[what]
+    other["parent_device_id"] = "" if what == "itself" else "cpu"
+    return whole("device", [one, other])
+
+
+@plant("cpu")
+def band_narrower_than_its_source(f: Forger, _: str) -> list[Place]:
+    rows = f.metered()
+    for row in rows:
+        row.update(sensor_accuracy_lo_rel="-0.0001", sensor_accuracy_hi_rel="0.0001")
+        joules, reading_j = float(row["energy_j"]), Z90 * float(row["reading_u_j"])
+        row["energy_systematic_lo_j"] = repr(max(joules - 1e-4 * joules - reading_j, 0.0))
+        row["energy_systematic_hi_j"] = repr(joules + 1e-4 * joules + reading_j)
+    f.settle()
+    return whole("device", rows)
+
+
+@plant("counter")
+def readings_of_a_counter_called_an_integral(f: Forger, _: str) -> list[Place]:
+    row = f.row("device", device_id="cpu:0")
+    row["method"] = "power_integral"
+    return [("device", row)]
+
+
+@plant("counter cpu")
+def event_long_after_the_run(f: Forger, _: str) -> list[Place]:
+    f.add_event("CROSS_CHECK", "run", t_ns=int(float(f.run["duration_s"]) * 1e9) + 3600 * 10**9, severity="info")
+    row = f.tables["event"][0]
+    row["t"] = later(f.run["started_at"], microseconds=int(row["t_ns"]) / 1000)
+    return [("event", row)]
+
+
+@plant("counter", "world_size", "parent_run_id")
+def relatives_that_cannot_be(f: Forger, column: str) -> list[Place]:
+    f.run[column] = "4" if column == "world_size" else f.run["run_id"]
+    return [("run", f.run)]
+
+
+@plant("cpu")
+def window_inside_of_itself(f: Forger, _: str) -> list[Place]:
+    row = f.tables["window"][0]
+    row["parent_window_id"] = row["window_id"]
+    return [("window", row)]
+
+
+@plant("counter")
+def joules_of_what_took_no_time(f: Forger, _: str) -> list[Place]:
+    row = f.row("layer", fqn="layer1")
+    row["time_self_s"] = "0.0"
+    return [("layer", row)]
+
+
+@plant("counter cpu")
+def reserved_row_of_another_phase(f: Forger, _: str) -> list[Place]:
+    row = f.row("layer", fqn="(unattributed)")
+    row["phase"] = "optimizer"
+    return [("layer", row)]
+
+
+@plant("factors")
+def making_by_another_kind_of_factor(f: Forger, _: str) -> list[Place]:
+    row = f.row("device", device_id="cpu:0")
+    row["embodied_factor_id"] = f.row("factor", kind="lifetime")["factor_id"]
+    return [("device", row)]
+
+
+@plant("hours")
+def hours_of_two_grids(f: Forger, _: str) -> list[Place]:
+    row = f.rows("factor", kind="grid_gwp")[1]
+    row["zone"] = "POL"
+    f.identify(row)
+    return whole("impact", f.rows("impact", criterion="gwp"))
+
+
+@plant("counter factors", "expired", "not yet")
+def factor_of_other_dates(f: Forger, what: str) -> list[Place]:
+    row, years = grid(f), (2001, 2002) if what == "expired" else (2090, 2091)
+    row["valid_from"], row["valid_to"] = (f"{year}-01-01T00:00:00.000000Z" for year in years)
+    f.identify(row)
+    return [("factor", row)]
+
+
+@plant("counter")
+def factor_of_a_later_year(f: Forger, _: str) -> list[Place]:
+    row = grid(f)
+    row["data_year"] = "2099"
+    f.identify(row)
+    return [("factor", row)]
+
+
+@plant("factors")
+def grams_with_an_uncertainty_of_their_own(f: Forger, _: str) -> list[Place]:
+    row = f.row("impact", subject="run", criterion="gwp", phase="embodied")
+    row["u"] = "1e-9"
+    return [("impact", row)]
 
 
 # What no rule over the contents separates from an honest bundle

@@ -242,6 +242,10 @@ class WindowLaws:
                 )  # fmt: skip
             self._words(row, cells)
             index = int(number(cells, "window_id") or 0)
+            if cells["parent_window_id"] is not None and number(cells, "parent_window_id") == index:
+                self.findings.add(
+                    "LAW", self.file, "is inside of itself", row=row, column="parent_window_id", found=index
+                )
             self.facts.windows[index] = WindowFact(
                 row, text(cells, "kind"), int(start), int(end), joules, text(cells, "name")
             )

@@ -8,9 +8,12 @@ from torchwatt.audit.schema import Row
 from torchwatt.audit.verification.cells import Piece
 from torchwatt.audit.verification.facts import EventFact, Facts, number, rows_of, text
 from torchwatt.audit.verification.finding import Findings
-from torchwatt.audit.verification.run_laws import later
+from torchwatt.audit.verification.formulas import GRIDS
+from torchwatt.audit.verification.run_laws import ids_of, later
 
 FILE = "event.csv"
+LATEST_S = 600.0  # after the end of a run: it is put together then
+YEAR_CODES = frozenset({"FACTOR_YEAR"})
 SILENT_CODES = frozenset({"SAMPLE_GAP"})  # joules of some time of a meter without a counter are unknown
 
 
@@ -39,6 +42,11 @@ class EventLaws:
         begun, t_ns, t = self.facts.run.get("started_at"), number(cells, "t_ns"), cells["t"]
         if not isinstance(begun, datetime) or not isinstance(t, datetime) or t_ns is None:
             return
+        if t_ns / 1e9 > self.facts.duration_s() + LATEST_S:
+            most_ns = f"at most {(self.facts.duration_s() + LATEST_S) * 1e9:.0f}"
+            self.findings.add(
+                "LAW", FILE, "comes long after the run", row=row, column="t_ns", expected=most_ns, found=t_ns
+            )
         expected = later(begun, t_ns / 1e9)
         if expected is None or abs(t - expected) > timedelta(microseconds=2):
             self.findings.add(
@@ -64,6 +72,7 @@ class EventLaws:
         if self.facts.broken & {"event", "run", "device", "factor", "impact"}:
             return
         self._fallback()
+        self._years()
         for (code, subject), event in self.facts.events.items():
             device = self.facts.devices.get(subject, {})
             if code in SILENT_CODES and number(device, "coverage_ratio") == 1.0 and not self.facts.merged:
@@ -73,6 +82,23 @@ class EventLaws:
 
     def _tell(self, row: int | None, column: str, reason: str, expected: object = "", found: object = "") -> None:
         self.findings.add("LAW", FILE, reason, row=row, column=column, expected=expected, found=found)
+
+    def _years(self) -> None:
+        """A grid's number of a later year than the run is told, when the run was priced."""
+        begun = self.facts.run.get("started_at")
+        if not isinstance(begun, datetime) or not self.facts.has_losses or self.facts.has_event(YEAR_CODES):
+            return
+        for name in sorted(
+            {n for _, cells in self.facts.impacts if cells["scenario"] == "as_run" for n in ids_of(cells)}
+        ):
+            row = self.facts.factors.get(name, {})
+            year = number(row, "data_year")
+            if row.get("kind") in GRIDS and row["temporal_resolution"] != "hour" and year and year > begun.year:
+                self.findings.add(
+                    "LAW", "factor.csv", "is a later year than the run's, and no event FACTOR_YEAR says so",
+                    row=self.facts.factor_rows.get(name), column="data_year", expected=f"at most {begun.year}",
+                    found=int(year),
+                )  # fmt: skip
 
     def _fallback(self) -> None:
         """A factor that stands for another one is told, when the run was priced; repricing adds no events."""

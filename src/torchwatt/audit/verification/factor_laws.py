@@ -19,6 +19,7 @@ UNITS: Mapping[str, str] = {
 }  # fmt: skip
 BOUNDS: Mapping[str, tuple[float, float]] = {"pue": (1.0, 100.0), "share": (0.0, 1.0)}
 MARKET_KINDS = frozenset({"contract_gwp", "residual_mix"})
+OUTSIDE_OF_DATES = "applied outside of its dates"
 BY_USER = "declared by the user"
 HOUR = timedelta(hours=1)
 
@@ -36,12 +37,20 @@ class FactorLaws:
             return
         used = {name for _, cells in self.facts.impacts for name in ids_of(cells)}
         used |= {text(self.facts.run, "pue_factor_id")}
-        used |= {text(row, "embodied_factor_id") for row in self.facts.devices.values()}
+        for device, row in self.facts.devices.items():
+            embodied = text(row, "embodied_factor_id")
+            used.add(embodied)
+            if embodied and not text(self.facts.factors.get(embodied, {}), "kind").startswith("embodied_"):
+                self.findings.add(
+                    "LAW", "device.csv", "is no factor of a device's making", row=self.facts.device_rows[device],
+                    column="embodied_factor_id", expected="embodied_...", found=embodied,
+                )  # fmt: skip
         for name, row in self.facts.factors.items():
             self._id(name, row)
             self._value(name, row)
             self._words(name, row)
             self._times(name, row)
+            self._run(name, row)
             if name not in used:
                 self._tell(
                     name, "REFERENCE", "factor_id", "no row of impact.csv uses it: rows are missing", "a row", "none"
@@ -86,6 +95,19 @@ class FactorLaws:
             self._tell(
                 name, "KNOWN", "provenance", "names no source that could be looked up", "declared", row["provenance"]
             )
+
+    def _run(self, name: str, row: Row) -> None:
+        """A factor holds at the time of the run, or says that it was applied outside of its dates."""
+        begun, ended = self.facts.run.get("started_at"), self.facts.run.get("ended_at")
+        if self.facts.old or not isinstance(begun, datetime) or not isinstance(ended, datetime):
+            return
+        for column, late in (("valid_from", False), ("valid_to", True)):
+            edge, told = row[column], OUTSIDE_OF_DATES in text(row, "coverage_note")
+            if row["temporal_resolution"] == "hour":  # the hour of the run's begin or end lies over its edge
+                continue
+            if isinstance(edge, datetime) and not told and (ended > edge if late else begun < edge):
+                reason = "does not hold at the time of the run, and coverage_note does not say so"
+                self._tell(name, "LAW", column, reason, f"{begun} to {ended}", edge)
 
     def _times(self, name: str, row: Row) -> None:
         begin, end, year = row["valid_from"], row["valid_to"], number(row, "data_year")

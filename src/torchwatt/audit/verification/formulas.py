@@ -17,6 +17,7 @@ USAGE: Mapping[str, frozenset[str]] = {  # criterion -> kinds of grid factors
     "pe": frozenset({"grid_pe"}),
     "cost": frozenset({"price"}),
 }
+GRIDS = frozenset[str]().union(*USAGE.values()) - {"price"}
 UNITS = {"gwp": "g{CO2e}", "adpe": "kg{Sbeq}", "pe": "MJ", "wcf": "L", "energy": "J"}
 _MADE: Mapping[str, tuple[str, str]] = {  # criterion -> kind, and from its unit to the row's
     "gwp": ("embodied_gwp", "1000"),

@@ -335,6 +335,11 @@ class ImpactLaws:
                 "KNOWN", row, "accounting_method", "is not that of its factors", ";".join(sorted(methods)),
                 cells["accounting_method"],
             )  # fmt: skip
+        zones = {text(factor, "zone") for factor in factors if text(factor, "kind") in formulas.GRIDS} - {""}
+        if len(zones) > 1:
+            self._tell("LAW", row, "factor_ids", "are of several grids", "one zone", ";".join(sorted(zones)))
+        if cells["u"] is not None and not self.facts.old:
+            self._tell("LAW", row, "u", "is stated, and the interval says how well it is known", "nothing", cells["u"])
         inputs = [text(factor, "provenance") for factor in factors]
         inputs += [self._known(text(cells, "subject"))]
         weakest = max((PROVENANCES.index(known) for known in inputs if known in PROVENANCES), default=0)

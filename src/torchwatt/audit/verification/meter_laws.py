@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from math import sqrt
 
@@ -38,6 +39,10 @@ SHORT_S, SHORT_FACTOR = 0.5, 3.0
 APART = METER_LOSSES | {"CROSS_CHECK", "SCOPE_UNKNOWN", "MODULE_COUNTER"}
 HOLE_NS, HOLE_REL = 2_000_000_000, 10.0
 EDGE_NS = 1_000_000
+METERS_OF_DEVICES = ("rapl", "nvml")  # beginnings of sensors that count what everybody uses
+_KEY = re.compile(r"[0-9a-f]{64}")
+# How the source of a band begins: ±5 %, assumed -50/+100 %.
+_BAND = re.compile(r"(?:assumed )?(?:±([0-9.]{1,6})|-([0-9.]{1,6})/\+([0-9.]{1,6})) %")
 COUNTER_CELLS = ("start_raw", "end_raw", "unit_j", "wraps", "modulus_raw", "difference_j", "gap_j")
 
 
@@ -53,15 +58,20 @@ class MeterLaws:
         if self.facts.broken & {"run", "device"}:
             return
         hashes: dict[tuple[str, str], str] = {}
+        machines: set[object] = set()
         for name, row in self.facts.devices.items():
             self._kind(name, row)
             self._sensor(name, row)
+            self._band(name, row)
             self._readings(name, row)
             self._power(name, row)
             if "event" not in self.facts.broken:
                 self._coverage(name, row)
+            self._identity(name, row, machines)
+            self._parents(name, row)
             for column in ("device_hash", "device_key"):
-                key = text(row, "kind"), text(row, column)
+                # A superchip and its GPU may be named alike by their driver; a key is of one meter.
+                key = text(row, "kind") if column == "device_hash" else column, text(row, column)
                 if key[1] and row["counted"] and hashes.setdefault(key, name) != name:
                     self._tell(name, "LAW", column, f"is that of {hashes[key]}, too: its joules count twice")
         self._boundary()
@@ -73,10 +83,38 @@ class MeterLaws:
             code, FILE, reason, row=self.facts.device_rows[name], column=column, expected=expected, found=found  # type: ignore[arg-type]
         )  # fmt: skip
 
+    def _identity(self, name: str, row: Row, machines: set[object]) -> None:
+        """Keys are hashes, of the one machine of a run; a recording has none, as it may have been made elsewhere."""
+        for column in ("device_key", "machine_key", "device_hash"):
+            if row[column] is not None and not _KEY.fullmatch(text(row, column)):
+                self._tell(name, "LAW", column, "is no SHA-256", "64 digits", row[column])
+        machine = row["machine_key"]
+        if machine is None:
+            return
+        if self.facts.run["sampler_mode"] in {"replay", "none"} and not self.facts.merged:
+            self._tell(name, "LAW", "machine_key", "no sampler ran on a machine", "nothing", machine)
+        if machines - {machine} and not self.facts.merged:
+            self._tell(name, "LAW", "machine_key", "is of another machine than a device before", "", machine)
+        machines.add(machine)
+
+    def _parents(self, name: str, row: Row) -> None:
+        """A device is not inside of itself, and what is inside of a device that counts does not count."""
+        seen, parent = [name], text(row, "parent_device_id")
+        while parent and parent not in seen:
+            if row["counted"] and self.facts.devices.get(parent, {}).get("counted"):
+                self._tell(name, "LAW", "counted", f"is inside of {parent}: its joules count twice", "false", "true")
+                return
+            seen.append(parent)
+            parent = text(self.facts.devices.get(parent, {}), "parent_device_id")
+        if parent:
+            self._tell(name, "LAW", "parent_device_id", "is inside of itself", "", " > ".join([*seen, parent]))
+
     def _kind(self, name: str, row: Row) -> None:
         kind = kind_of(name)
         if row["kind"] != kind:
             self._tell(name, "LAW", "kind", "is not that of device_id", kind, row["kind"])
+        if row["scope"] == "process" and text(row, "sensor").startswith(METERS_OF_DEVICES):
+            self._tell(name, "LAW", "scope", f"{row['sensor']} counts everybody's joules", "device", "process")
         for sensor in text(row, "sensor").split(";"):
             known = next((kinds for start, kinds in KINDS.items() if sensor.startswith(start)), None)
             if known is not None and kind not in known:
@@ -100,6 +138,17 @@ class MeterLaws:
                 name, "LAW", "sensor", "is a counter, and the joules are a model's", "tdp_model", ";".join(sensors)
             )
 
+    def _band(self, name: str, row: Row) -> None:
+        """A band is no narrower than its own source says at its beginning; measurements may widen it."""
+        said = _BAND.match(text(row, "sensor_accuracy_source"))
+        if said is None or self.facts.old:
+            return
+        lo, hi = -float(said[1] or said[2]) / 100, float(said[1] or said[3]) / 100
+        for column, sign, least in (("sensor_accuracy_lo_rel", -1, lo), ("sensor_accuracy_hi_rel", 1, hi)):
+            found = number(row, column)
+            if found is not None and sign * (found - least) < -1e-9:
+                self._tell(name, "LAW", column, "is narrower than sensor_accuracy_source says", least, found)
+
     # The counter's own readings
 
     def _readings(self, name: str, row: Row) -> None:
@@ -112,6 +161,10 @@ class MeterLaws:
         if not any(there):
             self._without_readings(name, row)
             return
+        if row["method"] != "counter":
+            self._tell(
+                name, "LAW", "method", "is not that of a counter, and the readings are one's", "counter", row["method"]
+            )
         start, end, unit_j, wraps, modulus, difference_j, _ = (cell or 0.0 for cell in cells)
         if wraps and not modulus:
             self._tell(name, "LAW", "counter_modulus_raw", "wraps, and does not say where", "more than 0", modulus)

@@ -37,7 +37,7 @@ def check_run(facts: Facts, file: str, findings: Findings) -> None:
                 expected="nothing" if value is None else value, found=found,
             )  # fmt: skip
     _times(facts, file, findings)
-    for column, reason, wanted in _words(facts):
+    for column, reason, wanted in (*_words(facts), *_family(facts)):
         findings.add("LAW", file, reason, row=1, column=column, expected=wanted, found=facts.run[column])
 
 
@@ -85,6 +85,15 @@ def _words(facts: Facts) -> Iterator[tuple[str, str, str]]:
     cost_s = number(run, "tracing_cost_s")
     if cost_s is not None and cost_s > TRACING_REL * facts.duration_s() + TRACING_S:
         yield "tracing_cost_s", "is more time than the run took", f"at most {facts.duration_s()!r}"
+
+
+def _family(facts: Facts) -> Iterator[tuple[str, str, str]]:
+    """Yield what the run's row says of other runs that cannot be: (column, reason, expected)."""
+    run = facts.run
+    if run["parent_run_id"] is not None and run["parent_run_id"] == run["run_id"]:
+        yield "parent_run_id", "is the run itself", "another run"
+    if (number(run, "world_size") or 1) > 1 and not facts.merged:
+        yield "world_size", "has ranks, and there is no rank.csv", "1"
 
 
 def _agree(expected: Value, found: Value, scale: float) -> bool:

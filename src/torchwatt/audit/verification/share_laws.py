@@ -12,12 +12,27 @@ from torchwatt.audit.verification.derived import same
 from torchwatt.audit.verification.facts import Facts, number, text
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.audit.verification.names import looks_like
-from torchwatt.core.terms import IDLE, NO_RANK, OTHER_PROCESSES, OUTSIDE, RESERVED, kind_of
+from torchwatt.core.terms import (
+    COMMUNICATION,
+    COMPILE,
+    DATA,
+    IDLE,
+    NO_RANK,
+    OPTIMIZER,
+    OTHER_PROCESSES,
+    OUTSIDE,
+    RESERVED,
+    TRANSFER,
+    UNATTRIBUTED,
+    kind_of,
+)
 
 FILE = "layer.csv"
 BY_TIME = frozenset({"time_share", "load_model"})
 APART = frozenset({IDLE, OUTSIDE, NO_RANK, OTHER_PROCESSES})
 HOST_KINDS = frozenset({"cpu", "dram", "ram"})  # whose rows are by one thread at a time
+RUNNING = BY_TIME | {"fit"}
+PHASES = {name: name[1:-1] for name in (OPTIMIZER, DATA, TRANSFER, COMMUNICATION, COMPILE)}
 FITTED = "fitted to"  # how_known: what the rows were fitted to
 TIME_REL, TIME_S = 1 + 1e-6, 2e-3
 POWER_REL = 0.01
@@ -51,6 +66,8 @@ class ShareLaws:
         self._times(piece)
         self._methods(piece)
         self._static(piece)
+        self._reserved(piece)
+        self._without_time(piece)
         self._modules(piece)
 
     def _tell(
@@ -156,6 +173,26 @@ class ShareLaws:
                 row, "LAW", "energy_self_j", "is shared by time, and its power is none of the curve's",
                 f"{least_w:.6g} to {most_w:.6g} W", f"{power_w:.6g} W",
             )  # fmt: skip
+
+    def _reserved(self, piece: Piece) -> None:
+        """A reserved row is of one phase, but (unattributed), which backward passes have, too."""
+        if not any(piece.columns["reserved"]):
+            return
+        for row, name, phase in zip(piece.rows, piece.columns["fqn"], piece.columns["phase"], strict=True):
+            if name not in RESERVED or row in piece.bad:
+                continue
+            phases = ("other", "backward") if name == UNATTRIBUTED else (PHASES.get(cast("str", name), "other"),)
+            if phase not in phases:
+                self._tell(row, "LAW", "phase", f"{name} is of another phase", " or ".join(phases), phase)
+
+    def _without_time(self, piece: Piece) -> None:
+        """What did not run used nothing; others' work is not timed."""
+        columns = ("fqn", "method", "time_self_s", "energy_self_j")
+        for row, name, method, seconds, joules in zip(
+            piece.rows, *(piece.columns[column] for column in columns), strict=True
+        ):
+            if not seconds and joules and method in RUNNING and name not in APART and row not in piece.bad:
+                self._tell(row, "LAW", "energy_self_j", "has joules, and took no time", 0.0, joules)
 
     def _static(self, piece: Piece) -> None:
         static_parts = piece.numbers("energy_static_j")

@@ -138,12 +138,12 @@ class _Cells:
         self.wrong: dict[str, Wrong] = {}
 
     def values(self, texts: tuple[str, ...], piece: Piece, findings: Findings, file: str) -> list[Value]:
-        if len(texts) > FEW and self.column.type in {"number", "integer"}:
+        distinct = set(texts)
+        if len(distinct) > FEW and self.column.type in {"number", "integer"}:
             read = numbers_from_cells(texts, self.column)
             if read is not None:
                 return cast("list[Value]", read)
-        distinct = set(texts)
-        if len(distinct) > 64:  # numbers, mostly all different: nothing to remember from piece to piece
+        if len(distinct) > FEW:  # numbers, mostly all different: nothing to remember from piece to piece
             self.known.clear()
             self.wrong.clear()
         for text in distinct - self.known.keys():

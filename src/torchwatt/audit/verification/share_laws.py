@@ -187,7 +187,7 @@ class ShareLaws:
 
     def _without_time(self, piece: Piece) -> None:
         """What did not run used nothing; others' work is not timed."""
-        if all(piece.columns["time_self_s"]):
+        if self.facts.merged or all(piece.columns["time_self_s"]):  # ranks get joules by CPU time
             return
         columns = ("fqn", "method", "time_self_s", "energy_self_j")
         for row, name, method, seconds, joules in zip(

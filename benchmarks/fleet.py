@@ -1,8 +1,10 @@
 """A fleet: synthetic bundles written by our own writer, ingested by two processes, verified, and grouped by DuckDB.
 
-PYTHONPATH=. python benchmarks/fleet.py [--bundles 5000] [--jobs 2] [--runs DIR]
+PYTHONPATH=. python benchmarks/fleet.py [--bundles 5000] [--jobs 2] [--runs DIR] [--shared]
 
-`--runs` keeps the bundles, or takes them where they were kept. TMPDIR says where the rest goes.
+`--runs` keeps the bundles, or takes them where they were kept. TMPDIR says where the rest goes. `--shared`: another
+fleet, whose processes share cards and packages, with copies under new ids and one bundle in fifty broken in one of ten
+ways; four programs ingest all of it at once, and every sum is compared with what the devices used.
 """
 
 import argparse
@@ -13,9 +15,11 @@ import sys
 import tempfile
 import time
 from itertools import pairwise
+from math import fsum
 from pathlib import Path
 
 from tests.support.fleet import PROJECTS, run_id
+from tests.support.shared_fleet import ingest_at_once, make_bundles
 
 from torchwatt.audit import verify
 from torchwatt.audit.fleet import ROLLUPS, check_lake, ingest, open_lake, rollup
@@ -51,12 +55,40 @@ def size(folder):
     return f"{sum(sizes) / 1e6:.1f} MB in {len(sizes)} files"
 
 
+def count_once(bundles, jobs):
+    with tempfile.TemporaryDirectory() as name:
+        root, where = Path(name) / "runs", Path(name) / "lake"
+        fleet, broken = timed(f"make {bundles} bundles", lambda: make_bundles(root, bundles, jobs))
+        copies = 3 * len(fleet.clones)
+        print(f"  {size(root)}; {copies} copies under new ids, {len(broken)} broken")
+        for told, refused in timed("four ingests at once", lambda: ingest_at_once(where, root)):
+            wrong = refused ^ {str(folder) for folder in broken.values()}
+            print(f"  {told.rpartition(': ')[2]}; refused too much or too little: {sorted(wrong) or 'nothing'}")
+        lake = open_lake(where)
+        truth = fleet.truth(set(range(bundles)) - set(broken))
+        for by in ROLLUPS:
+            rows = timed(f"roll-up by {by}", lambda by=by: rollup(lake, by)).to_pylist()
+            column, told = ("energy_mwh", 3.6e9) if by == "scope2" else ("energy_j", 1.0)
+            found, expected = fsum(row[column] for row in rows) * told, fsum(truth.values())
+            print(f"  {len(rows)} rows, {found:.3f} J for {expected:.3f} J used: {found / expected - 1:+.1e}")
+        rows = rollup(lake, "project").to_pylist()
+        print(f"  as the runs say: {fsum(row['told_j'] for row in rows):.3f} J")
+        for state in sorted({row["adds"] for row in rows}):
+            mine = [row for row in rows if row["adds"] == state]
+            print(f"  {state}: {sum(row['runs'] for row in mine)} runs, {fsum(row['energy_j'] for row in mine):.0f} J")
+        print(f"  {len(timed('verify the lake', lambda: check_lake(lake)))} findings")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--bundles", type=int, default=5000)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path)
+    parser.add_argument("--shared", action="store_true")
     asked = parser.parse_args()
+    if asked.shared:
+        count_once(asked.bundles, asked.jobs)
+        return
     with tempfile.TemporaryDirectory() as name:
         runs, lake = asked.runs or Path(name) / "runs", open_lake(Path(name) / "lake")
         if not runs.exists():

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from tests.audit.planted import defects
+from tests.audit.planted.forger import Forger
 from tests.support.worlds import World
 
 from torchwatt.audit import Seal, verify, write_bundle
@@ -20,6 +22,7 @@ from torchwatt.session.settle import Bounds, Outcome, settle
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- made by docs/make.py -->", "<!-- end of what docs/make.py made -->"
+FORGED_BEGIN, FORGED_END = "<!-- forged by docs/make.py -->", "<!-- end of what docs/make.py forged -->"
 COUNTER = ("start_raw", "end_raw", "wraps", "modulus_raw", "unit_j", "difference_j", "gap_j")
 RUN_ID = "0193f2c1-7a55-7c11-9d2e-3f1a5b6c7d8e"
 MODULUS = 16_000_000  # microjoules: the recorded counter wraps every 16 J
@@ -97,6 +100,52 @@ are the same joules, and between any two rows `power_w` is their slope.
 """
 
 
+def forged(folder: Path) -> str:
+    """Write how an auditor meets a forger: each step is planted, sealed again and checked for real."""
+    honest = write_bundle(report(), folder / "honest", samples="csv.gz")
+
+    def said(name: str, *forgeries: tuple[defects.Spoil, str], **required: str) -> str:
+        forger = Forger(honest)
+        for spoil, variant in forgeries:
+            spoil(forger, variant)
+        text = str(verify(forger.reseal(folder / name), **required)).replace(str(folder) + "/", "")
+        return f"```text\n{text}\n```"
+
+    return f"""
+**1. The factor.** He halves the grid's number in `factor.csv` and computes every gram again:
+
+{said("forged-1", (defects.factor_changed_under_its_id, "value"))}
+
+A factor's id is a hash of what its row says, so `factor.csv` contradicts itself.
+
+**2. The formula.** He leaves the factor alone and writes another formula into the rows of `impact.csv`:
+
+{said("forged-2", (defects.usage_by_another_formula, "energy_j/7.2e6*pue*grid_gwp"))}
+
+The grams are what that formula gives. It is not the one that the schema fixes for these factors.
+
+**3. The joules.** He takes a tenth off the joules of the package, and of every layer, hour, point and gram:
+
+{said("forged-3", (defects.joules_away_from_the_counter, "0.9"))}
+
+All tables agree with each other, and none with the two readings of the counter.
+
+**4. The coverage.** To explain the missing joules he says that the meter was known for nine tenths of the run:
+
+{said("forged-4", (defects.joules_away_from_the_counter, "0.9"), (defects.coverage_without_an_event, "0.9"))}
+
+**5. Everything.** He writes other readings, too: half of the counter's units, and half of everything that follows:
+
+{said("forged-5", (defects.everything_halved_with_its_readings, ""))}
+
+Nothing contradicts anything: a run that was half as hungry has these very cells. This is what "anyone could have made
+it" means. It ends where somebody else holds a key, or a head of the chain. The auditor asks for the key that the honest
+bundles were signed with:
+
+{said("forged-6", (defects.everything_halved_with_its_readings, ""), require_signature="SHA256:" + "A" * 43)}
+"""
+
+
 def rows(bundle: Path, table: str) -> list[dict[str, str]]:
     """Read a table as anybody would."""
     with (bundle / f"{table}.csv").open(newline="", encoding="utf-8") as file:
@@ -126,9 +175,11 @@ def last_sample(bundle: Path) -> tuple[int, float]:
 def audit_markdown(page: str) -> str:
     """Put the walk into the page."""
     with tempfile.TemporaryDirectory() as name:
-        made = walk(Path(name))
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    return pattern.sub(lambda _: f"{BEGIN}\n{made}\n{END}", page)
+        made = {(BEGIN, END): walk(Path(name)), (FORGED_BEGIN, FORGED_END): forged(Path(name))}
+    for (begin, end), text in made.items():
+        pattern = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
+        page = pattern.sub(lambda _, begin=begin, end=end, text=text: f"{begin}\n{text}\n{end}", page)  # type: ignore[misc]
+    return page
 
 
 def main() -> None:

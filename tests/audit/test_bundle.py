@@ -11,7 +11,7 @@ from tests.support.reports import HOSTILE, RUN_ID, UUID, bare_report, named_repo
 from torchwatt.audit import TABLES, read_bundle, write_bundle
 from torchwatt.audit.formula import evaluate
 from torchwatt.audit.rows import rows_by_table
-from torchwatt.audit.seal import MANIFEST
+from torchwatt.audit.seal import GIT_ATTRIBUTES, MANIFEST
 from torchwatt.core.errors import BundleError
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Unavailable
@@ -190,7 +190,8 @@ def test_an_empty_folder_and_missing_parents_are_fine(tmp_path):
     (tmp_path / "empty").mkdir()
     write_bundle(sample_report(), tmp_path / "empty")
     write_bundle(sample_report(), tmp_path / "a" / "b" / "c")
-    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+    hidden = {path.name for path in tmp_path.rglob("*") if path.name.startswith(".")}
+    assert hidden == {GIT_ATTRIBUTES}
 
 
 def test_a_file_in_the_way_is_named(tmp_path):

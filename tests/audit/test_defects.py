@@ -266,8 +266,8 @@ DEFECTS = {
     ),
     "the PUE of the run": (set_cell("run.csv", 1, "pue", "1.1"), ("DERIVED", "run.csv", 1, "pue", "other tables")),
     "grams a unit": (
-        set_cell("impact.csv", 4, "per_unit_value", times(0.1)),
-        ("DERIVED", "impact.csv", 4, "per_unit_value", "functional_unit_count"),
+        set_cell("impact.csv", 7, "per_unit_value", times(0.1)),
+        ("DERIVED", "impact.csv", 7, "per_unit_value", "functional_unit_count"),
     ),
     # samples
     "a power": (sample_at("power_w", 30, lambda w: w * 1.001), ("SAMPLE", "sample.parquet", 31, "power_w", "slope")),

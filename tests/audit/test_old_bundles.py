@@ -1,4 +1,4 @@
-"""Bundles that were written before version 2 are still checked, read, shown, priced, kept and ingested."""
+"""Bundles of earlier versions are still checked, read, shown, priced, kept and ingested."""
 
 import csv
 import json
@@ -16,13 +16,14 @@ from torchwatt.carbon import Asked
 from torchwatt.cli.show import show
 from torchwatt.session.reprice import reprice
 
-OLD = Path(__file__).parent / "schema_1_2"
-NAMES = sorted(path.name for path in OLD.iterdir())
+FOLDERS = {"1.2.0": Path(__file__).parent / "schema_1_2", "2.0.0": Path(__file__).parent / "schema_2_0"}
+BUNDLES = {version: sorted(folder.iterdir()) for version, folder in FOLDERS.items()}
+EVERY = [path for paths in BUNDLES.values() for path in paths]
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=EVERY, ids=[f"{path.parent.name} {path.name}" for path in EVERY])
 def old(request):
-    return OLD / request.param
+    return request.param
 
 
 def table(folder, name):
@@ -30,11 +31,17 @@ def table(folder, name):
         return list(csv.DictReader(file))
 
 
-def test_they_are_of_version_1_2_and_verify(old):
-    assert version_in(old) == "1.2.0"
+def version_of(bundle):
+    return next(version for version, paths in BUNDLES.items() if bundle in paths)
+
+
+def test_they_are_of_their_version_and_verify(old):
+    assert version_in(old) == version_of(old)
     found = verify(old)
     assert found.ok, str(found)
     assert found.rows["layer.csv"] == len(table(old, "layer"))
+    lacks = f"what version {version_of(old)} did not write (device.csv: device_key, machine_key)"
+    assert [each for each in found.unseen if each.startswith(lacks)]
 
 
 def test_a_digit_that_changed_is_still_found(old, tmp_path):
@@ -46,7 +53,12 @@ def test_a_digit_that_changed_is_still_found(old, tmp_path):
     assert {("HASH", "run.csv"), ("DERIVED", "run.csv")} <= {(f.code, f.file) for f in verify(folder).findings}
 
 
-def test_their_rows_have_todays_names_and_what_they_did_not_say_is_missing(old):
+def test_they_name_no_device_across_runs(old):
+    assert {(row["device_key"], row["machine_key"]) for row in read_bundle(old)["device"]} == {(None, None)}
+
+
+@pytest.mark.parametrize("old", BUNDLES["1.2.0"], ids=lambda path: path.name)
+def test_rows_of_version_1_have_todays_names_and_what_they_did_not_say_is_missing(old):
     bundle = read_bundle(old)
     written, run = table(old, "run")[0], bundle.run
     assert run["energy_it_systematic_lo_j"] == (float(written["energy_it_lo_j"]) if written["energy_it_lo_j"] else None)
@@ -65,17 +77,21 @@ def test_show_prints_them(old, capsys):
     assert all(row["fqn"][:40] in out for row in table(old, "layer"))
 
 
+def steps_of(folder):
+    return [row for row in table(folder, "window") if row["kind"] == "step"]
+
+
 def test_they_are_rebuilt_with_the_same_joules(old):
     report = rebuild(old)
     assert report.energy_j == pytest.approx(float(table(old, "run")[0]["energy_it_j"]), rel=1e-12)
-    assert {step.stage for step in report.steps} <= {""}
+    assert {step.stage for step in report.steps} == {str(row.get("stage", "")) for row in steps_of(old)}
 
 
 def test_reprice_keeps_their_measured_files_and_their_version(old, tmp_path):
     made = reprice(old, Asked(intensity_g_per_kwh=100.0), scenario="later", target=tmp_path / "priced").directory
     for name in ("run.csv", "device.csv", "layer.csv", "window.csv"):
         assert (made / name).read_bytes() == (old / name).read_bytes()
-    assert json.loads((made / "datapackage.json").read_text())["version"] == "1.2.0"
+    assert json.loads((made / "datapackage.json").read_text())["version"] == version_of(old)
     found = verify(made)
     assert found.ok, str(found)
 
@@ -99,7 +115,8 @@ def test_a_lake_takes_them_beside_todays(tmp_path):
     from torchwatt.audit.fleet.lake import open_lake
 
     runs = tmp_path / "runs"
-    shutil.copytree(OLD, runs)
+    for folder in FOLDERS.values():
+        shutil.copytree(folder, runs / folder.name)
     write_bundle(sample_report(run_id="0193f2c1-7a55-7c11-9d2e-0000000000ff"), runs / "new")
     lake = open_lake(tmp_path / "lake")
     ingest(lake, [runs], jobs=1)
@@ -107,11 +124,12 @@ def test_a_lake_takes_them_beside_todays(tmp_path):
     with connect(lake) as connection:
         counts = "SELECT schema_version, count(*) FROM lake_run GROUP BY ALL ORDER BY 1"
         versions = connection.execute(counts).fetchall()
-    assert versions == [("1.2.0", len(NAMES)), ("2.0.0", 1)]
+    assert versions == [("1.2.0", 3), ("2.0.0", 2), (CURRENT.version, 1)]
 
 
 @pytest.mark.parametrize(
-    ("version", "known"), [("1.1.0", True), ("1.2.0", True), ("1.3.0", False), ("3.0.0", False), ("0.9.0", False)]
+    ("version", "known"),
+    [("1.1.0", True), ("1.2.0", True), ("1.3.0", False), ("2.0.0", True), ("3.0.0", False), ("0.9.0", False)],
 )
 def test_versions_that_are_known(version, known):
     assert (schema_of(version) is not None) is known
@@ -120,6 +138,8 @@ def test_versions_that_are_known(version, known):
 def test_a_newer_minor_version_is_read_as_ours_and_rubbish_is_left_to_the_checks(tmp_path):
     assert schema_of("2.7.0") is schema_of("rubbish") is CURRENT
     assert is_newer("2.7.0")
+    assert not is_newer("2.0.0")
+    assert schema_of("2.0.0") is not CURRENT
     assert not is_newer(CURRENT.version)
     assert version_in(tmp_path) == ""
 

@@ -12,7 +12,8 @@ from tests.support.bundles import rich_report
 from tests.support.reports import sample_report
 from torchwatt.audit import Seal, verify, write_bundle
 from torchwatt.audit.chain import read_chain
-from torchwatt.audit.seal import SIGNATURE, STATEMENT
+from torchwatt.audit.seal import GIT_ATTRIBUTES, SIGNATURE, STATEMENT
+from torchwatt.audit.verification.seals import fingerprints
 from torchwatt.core.errors import BundleError
 
 
@@ -39,7 +40,7 @@ def test_the_statement_is_about_every_file_and_about_the_manifest(tmp_path):
     told = json.loads((bundle / STATEMENT).read_text())
     assert told["_type"] == "https://in-toto.io/Statement/v1"
     names = {subject["name"] for subject in told["subject"]}
-    assert names == {path.name for path in bundle.iterdir()} - {STATEMENT}
+    assert names == {path.name for path in bundle.iterdir()} - {STATEMENT, GIT_ATTRIBUTES}
     for subject in told["subject"]:
         said = subprocess.run(["sha256sum", bundle / subject["name"]], capture_output=True, text=True, check=True)
         assert said.stdout.split()[0] == subject["digest"]["sha256"]
@@ -127,6 +128,54 @@ def test_runs_that_end_together_get_a_line_each(tmp_path):
     assert all(verify(bundle, chain=chain, runs=tmp_path).ok for bundle in bundles)
 
 
+def test_a_chain_prints_its_head_and_a_head_that_was_kept_shows_a_shortened_or_rewritten_one(tmp_path):
+    chain, bundles = runs(tmp_path, 3)
+    found = verify(bundles[1], chain=chain)
+    head = found.sealing.head
+    assert f"head of chain.jsonl, to be kept where others see it: {head}" in str(found)
+    assert found.verdict == "consistent; unsigned: anyone could have made it; in chain chain.jsonl at place 2 of 3"
+    write_bundle(sample_report(run_id="run-3"), tmp_path / "run3", seal=Seal(chain=chain))
+    assert verify(bundles[0], chain=chain, require_chain=head).ok  # it has grown since
+    assert verify(bundles[0], chain=chain, require_chain=head[:16]).ok
+    chain.write_text("".join(lines(chain)[:2]))
+    shortened = verify(bundles[0], chain=chain, require_chain=head)
+    assert not shortened.ok
+    assert shortened.consistent
+    assert "was shortened or written anew" in str(shortened)
+    chain.unlink()
+    anew = tmp_path / "anew"
+    anew.mkdir()
+    new_chain, again = runs(anew, 2)
+    assert verify(again[0], chain=new_chain).ok  # nothing else shows it
+    assert not verify(again[0], chain=new_chain, require_chain=head).ok
+
+
+@pytest.mark.parametrize("head", ["", "abc", "x" * 64])
+def test_what_is_no_head_is_refused_by_name(tmp_path, head):
+    chain, bundles = runs(tmp_path, 1)
+    assert "hexadecimal digits" in str(verify(bundles[0], chain=chain, require_chain=head))
+
+
+def test_a_head_without_a_chain_is_not_met(tmp_path):
+    bundle = write_bundle(sample_report(), tmp_path / "audit")
+    found = verify(bundle, require_chain="0" * 64)
+    assert not found.ok
+    assert "give --chain FILE" in str(found)
+
+
+def test_a_run_that_the_chain_lacks_is_told(tmp_path):
+    chain, bundles = runs(tmp_path, 2)
+    write_bundle(sample_report(run_id="alone"), tmp_path / "alone")
+    found = verify(bundles[0], chain=chain, runs=tmp_path)
+    assert found.ok
+    assert "chain.jsonl has no line for the run in alone: it was not written with a chain" in found.notes
+    chain.write_text(lines(chain)[0])
+    lacking = verify(bundles[0], chain=chain, runs=tmp_path)
+    assert [(f.code, f.reason) for f in lacking.findings] == [
+        ("CHAIN", "has no line for the run in run1, which says that it is in a chain")
+    ]
+
+
 # Signature
 
 
@@ -147,6 +196,39 @@ def test_a_signed_bundle_says_who_signed(tmp_path, key):
     assert found.ok, found
     assert any("auditor@example.org" in note for note in found.notes)
     assert any("was not checked: give --allowed-signers" in note for note in verify(bundle).notes)
+
+
+def test_a_key_that_is_required_is_met_by_its_file_or_its_fingerprint_and_by_no_other(tmp_path, key):
+    bundle = write_bundle(rich_report(), tmp_path / "audit", seal=Seal(key=key))
+    own = fingerprints(tmp_path / "key.pub")
+    said = subprocess.run(["ssh-keygen", "-lf", tmp_path / "key.pub"], capture_output=True, text=True, check=True)
+    assert own == [said.stdout.split()[1]]
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "other"], check=True)
+    for wanted in (own[0], str(tmp_path / "key.pub"), str(tmp_path / "allowed")):
+        found = verify(bundle, require_signature=wanted)
+        assert found.ok, found
+        assert found.verdict == f"consistent; signed by the key {own[0]}, as required"
+    for wanted in ("SHA256:" + "A" * 43, str(tmp_path / "other.pub"), str(tmp_path / "none"), str(tmp_path / "key")):
+        found = verify(bundle, require_signature=wanted)
+        assert not found.ok
+        assert found.consistent
+        assert {finding.code for finding in found.findings} == {"SIGNATURE"}
+    unsigned = verify(write_bundle(rich_report(), tmp_path / "unsigned"), require_signature=own[0])
+    assert [finding.reason for finding in unsigned.findings] == ["is missing; a signature was asked for"]
+
+
+def test_what_no_check_can_show_is_said_and_ok_alone_never(tmp_path, key):
+    plain = str(verify(write_bundle(rich_report(), tmp_path / "plain")))
+    assert "no check shows: that the meter told the truth" in plain
+    assert "no check shows: who made it" in plain
+    assert "OK" not in plain
+    sealed = Seal(key=key, chain=tmp_path / "chain.jsonl")
+    found = verify(
+        write_bundle(rich_report(), tmp_path / "sealed", seal=sealed), chain=sealed.chain,
+        allowed_signers=tmp_path / "allowed",
+    )  # fmt: skip
+    assert "of auditor@example.org; in chain chain.jsonl at place 1 of 1" in found.verdict
+    assert "no check shows: who made it" not in str(found)
 
 
 def test_a_signature_under_another_statement_is_found(tmp_path, key):

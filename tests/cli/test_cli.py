@@ -326,11 +326,15 @@ def test_the_words_before_the_script_are_ours_and_those_after_it_the_scripts():
     assert _cut(["show", "d"]) == (["show", "d"], [])
 
 
-def test_verify_says_ok_or_where_it_is_not_and_exits_with_it(tmp_path):
+def test_verify_says_consistent_or_where_it_is_not_and_exits_with_it(tmp_path):
     bundle = write_bundle(rich_report(), tmp_path / "audit")
     good = ready.torchwatt("verify", bundle)
     assert (good.returncode, good.stderr) == (0, "")
-    assert good.stdout.endswith(f"OK: {bundle}\n")
+    assert good.stdout.endswith(f"{bundle}: consistent; unsigned: anyone could have made it\n")
+    unmet = ready.torchwatt("verify", bundle, "--require-signature", "SHA256:" + "A" * 43)
+    assert unmet.returncode == 1
+    assert "contents: consistent" in unmet.stdout
+    assert "SIGNATURE statement.json.sig: is missing; a signature was asked for" in unmet.stdout
     (bundle / "layer.csv").write_bytes((bundle / "layer.csv").read_bytes().replace(b"forward", b"forwards", 1))
     bad = ready.torchwatt("verify", bundle)
     assert bad.returncode == 1

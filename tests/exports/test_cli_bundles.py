@@ -102,7 +102,9 @@ def api():
 
 def test_electricity_maps_is_asked_only_where_the_command_says_so(bundle, factors, api):
     url = f"http://127.0.0.1:{api.server_port}"
-    quiet = torchwatt("reprice", bundle, "--factors", factors, "--scenario", "a", **token("t"))
+    others = factors.with_name("others.csv")
+    others.write_text(factors.read_text().replace("50.0,", "51.0,"))
+    quiet = torchwatt("reprice", bundle, "--factors", others, "--scenario", "a", **token("t"))
     assert quiet.returncode == 0, quiet.stderr
     assert api.tokens == []
     asked = ("--electricity-maps", "FR", "--electricity-maps-url", url)

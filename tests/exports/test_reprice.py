@@ -79,19 +79,10 @@ def test_a_repriced_bundle_can_be_priced_again_and_keeps_all(bundle, next_year):
     assert (second / ORIGINAL_MANIFEST).read_bytes() == (bundle / "MANIFEST.sha256").read_bytes()
 
 
-def test_the_same_factors_give_the_same_grams_again(bundle, factors):
-    done = reprice(bundle, Asked(factors=factors), scenario="again")
-    for row in read_bundle(bundle)["impact"]:
-        twin = next(
-            other
-            for other in read_bundle(done.directory)["impact"]
-            if other["scenario"] == "repriced:again"
-            and all(other[k] == row[k] for k in ("subject", "criterion", "phase", "accounting_method"))
-        )
-        same = {k: v for k, v in twin.items() if k not in {"scenario", "lo", "hi"}}
-        assert same == {k: v for k, v in row.items() if k not in {"scenario", "lo", "hi"}}
-        for end in ("lo", "hi"):
-            assert twin[end] == (None if row[end] is None else pytest.approx(row[end], rel=1e-12))
+def test_the_same_factors_give_the_same_grams_again_and_no_scenario_of_their_own(bundle, factors):
+    with pytest.raises(BundleError, match="these factors give as_run again"):
+        reprice(bundle, Asked(factors=factors), scenario="again")
+    assert not bundle.with_name("bundle.again").exists()
 
 
 def test_hours_are_priced_by_the_hour(tmp_path):
@@ -184,3 +175,42 @@ def test_a_formula_that_lies_after_repricing_is_found(bundle, next_year):
     path.write_text(path.read_text().replace("energy_j/3.6e6*pue*grid_gwp", "energy_j/3.7e6*pue*grid_gwp"))
     codes = {finding.code for finding in verify(done).findings}
     assert {"FORMULA", "HASH"} <= codes
+
+
+def test_another_grid_leaves_the_building_as_it_was_declared_unless_told_otherwise(tmp_path):
+    folder = tmp_path / "audit"
+    write_bundle(priced(sample_report(), intensity_g_per_kwh=50, pue=1.2), folder)
+    kwh = 7402.148 / 3.6e6
+    wanted = {"subject": "run", "criterion": "gwp", "phase": "usage"}
+    kept = reprice(folder, Asked(intensity_g_per_kwh=100), scenario="kept")
+    assert grams(kept.directory, **wanted)["repriced:kept"] == pytest.approx(kwh * 1.2 * 100)
+    ours = {row["factor_id"] for row in read_bundle(folder)["factor"] if row["kind"] == "pue"}
+    theirs = [row["factor_id"] for row in read_bundle(kept.directory)["factor"] if row["kind"] == "pue"]
+    assert set(theirs) == ours
+    assert len(theirs) == 1
+    told = reprice(folder, Asked(intensity_g_per_kwh=100, pue=1.5), scenario="told")
+    assert grams(told.directory, **wanted)["repriced:told"] == pytest.approx(kwh * 1.5 * 100)
+    assert all(verify(found.directory).ok for found in (kept, told))
+    with pytest.raises(ConfigError, match="nothing to price with"):
+        reprice(folder, Asked(), scenario="none")  # a building alone prices nothing
+
+
+def test_an_expired_factor_is_refused_and_with_the_flag_it_is_in_the_row(bundle, tmp_path, capsys):
+    from torchwatt.cli.parser import run
+
+    old = tmp_path / "old.csv"
+    old.write_text(
+        "kind,value,unit,source_name,zone,valid_from,valid_to\n"
+        "grid_gwp,50,g{CO2e}/kW.h,operator,FRA,2024-01-01T00:00:00Z,2025-01-01T00:00:00Z\n"
+    )
+    command = ["reprice", str(bundle), "--factors", str(old), "--scenario", "old", "--to", str(tmp_path / "new")]
+    assert run(command) != 0
+    assert "has expired" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert run([*command, "--allow-expired"]) == 0
+    notes = [row["coverage_note"] for row in read_bundle(tmp_path / "new")["factor"]]
+    assert any("applied outside of its dates" in str(note) for note in notes)
+    assert verify(tmp_path / "new").ok
+    capsys.readouterr()
+    assert run([*command[:-2], "--to", str(tmp_path / "pl"), "--region", "POL", "--allow-expired"]) != 0
+    assert "different grids" in capsys.readouterr().err

@@ -5,14 +5,16 @@ from dataclasses import replace
 import pytest
 
 from tests.exports.conftest import priced
-from tests.support.reports import RUN_ID, bare_report, sample_report
+from tests.support.reports import HOUR_NS, RUN_ID, bare_report, sample_report
 from torchwatt.audit import read_bundle, verify
-from torchwatt.audit.store import Store, default_store, sums
+from torchwatt.audit.store import Store, default_store, shares, sums
 from torchwatt.core.errors import BundleError, ConfigError
 
 
 def report(number, **changes):
-    return priced(sample_report(run_id=f"{RUN_ID[:-2]}{number:02}", **changes), intensity_g_per_kwh=50)
+    """Make a run an hour after that of the number before: at the same time it would be a copy."""
+    start = {"start_unix_ns": sample_report().start_unix_ns + number * HOUR_NS}
+    return priced(sample_report(run_id=f"{RUN_ID[:-2]}{number:02}", **{**start, **changes}), intensity_g_per_kwh=50)
 
 
 @pytest.fixture
@@ -109,6 +111,47 @@ def test_mixed_boundaries_and_methods_are_refused(store):
     (mixed,) = sums(store.runs(project="m"))
     assert (mixed.total.location_g, mixed.total.market_g) == (None, None)
     assert mixed.total.energy_j == pytest.approx(2 * 7402.148)
+
+
+def here(number, after_s, process):
+    """Make a run on one machine, so many seconds after the first."""
+    base = sample_report()
+    software = {**base.software, "machine": "m", "process": f"m/{process}/1"}
+    return report(number, start_unix_ns=base.start_unix_ns + after_s * 10**9, software=software)
+
+
+def test_copies_under_new_ids_and_runs_on_one_card_at_one_time_are_counted_once(store):
+    first = here(1, 0, 1)
+    store.keep(first, project="a")
+    for number in (2, 3, 4):
+        store.keep(here(number, 0, 1), project="a" if number < 4 else "b")
+    store.keep(here(5, 12, 2), project="a")  # its first half beside the first run's last
+    runs = store.runs()
+    ours, copied = sums(runs, shares(runs))
+    apart = {meter.domain for meter in first.meters if meter.scope == "process"}
+    expected_j = sum(ledger.energy_j * (2 if ledger.domain in apart else 1.5) for ledger in first.ledgers)
+    assert (ours.total.runs, copied.total.runs) == (2, 0)
+    assert ours.total.energy_j == pytest.approx(expected_j)
+    assert ours.total.location_g == pytest.approx(expected_j / 3.6e6 * 50)
+    assert copied.total.energy_j is None
+    assert any("in 36 s (union of the intervals)" in why for why in ours.total.shared), ours.total.shared
+    assert any("the same measurement" in why for why in copied.total.shared)
+    assert sums(store.runs(project="b"), shares(runs))[0].total.energy_j is None  # also where only they are looked at
+
+
+def test_what_may_have_been_one_device_is_not_added(store):
+    for number in (1, 2):
+        start_ns = sample_report().start_unix_ns + number * 10**9
+        store.keep(report(number, start_unix_ns=start_ns))  # no machine: its package is not identified
+    (group,) = sums(store.runs())
+    assert group.total.energy_j is None
+    assert any("not identified" in why for why in group.total.refused)
+
+
+def test_a_folder_without_a_manifest_is_named(store):
+    folder = store.keep(report(1))
+    (folder / "MANIFEST.sha256").unlink()
+    assert store.unsealed() == (folder,)
 
 
 def test_an_unmetered_run_makes_no_zero(store):

@@ -21,7 +21,8 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from tests.exports.conftest import priced
 from tests.fleet.conftest import RUNS
 from tests.support.bundles import rich_report
-from tests.support.reports import HOSTILE, sample_report
+from tests.support.reports import HOSTILE, another_report, sample_report
+from tests.support.shared_fleet import resealed
 from torchwatt.audit import write_bundle
 from torchwatt.audit.fleet import check_lake, connect, ingest, open_lake, rollup, script
 from torchwatt.audit.fleet.lake import Lake, LocalFiles
@@ -35,7 +36,7 @@ NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 def runs(tmp_path):
     """Return a folder of three bundles."""
     for number in range(3):
-        write_bundle(sample_report(run_id=f"run-{number}"), tmp_path / "runs" / f"b{number}")
+        write_bundle(another_report(number), tmp_path / "runs" / f"b{number}")
     return tmp_path / "runs"
 
 
@@ -351,7 +352,7 @@ def test_what_is_missing_is_one_clear_error(tmp_path, runs, lake, monkeypatch):
 
 def test_a_lake_of_a_later_version_is_refused(lake, runs):
     lake.make()
-    (lake.files.root / "torchwatt-lake.json").write_text('{"format": "torchwatt-lake", "version": 3}\n')
+    (lake.files.root / "torchwatt-lake.json").write_text('{"format": "torchwatt-lake", "version": 4}\n')
     with pytest.raises(BundleError, match="another version"):
         ingest(lake, [runs])
 
@@ -424,4 +425,105 @@ def test_a_part_is_plain_parquet(made):
     _, _, good = made
     names = pq.ParquetFile(BytesIO(good)).schema_arrow.names
     assert names[:2] == ["run_id", "schema_version"]
-    assert names[-1] == "lake_manifest_sha256"
+    assert names[-1] == "lake_sample_sha256"
+
+
+def flip(path, at=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * at)] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_samples_that_differ_from_the_manifest_keep_their_bundle_out(runs, lake, samples):
+    flip(runs / "b1" / "sample.parquet")
+    found = ingest(lake, [runs], samples=samples)
+    (refused,) = found.refused
+    assert "sample.parquet differs from MANIFEST.sha256" in refused.why
+    assert not list(lake.files.root.rglob("part-run-1.parquet"))
+
+
+def test_samples_of_another_run_stay_out_also_where_the_manifest_names_them(runs, lake):
+    shutil.copy(runs / "b0" / "sample.parquet", runs / "b1" / "sample.parquet")
+    resealed(runs / "b1")
+    (refused,) = ingest(lake, [runs], samples=True).refused
+    assert "samples of another run" in refused.why
+
+
+def test_a_table_that_the_manifest_does_not_name_keeps_its_bundle_out(runs, lake):
+    (runs / "b1" / "rank.csv").write_text("run_id,rank\n")
+    (refused,) = ingest(lake, [runs]).refused
+    assert "rank.csv differs from MANIFEST.sha256" in refused.why
+
+
+@pytest.mark.parametrize("table", ["run", "device", "layer", "sample"])
+def test_verify_opens_every_file_and_sees_one_bit(runs, lake, table):
+    ingest(lake, [runs], samples=True)
+    assert check_lake(lake) == ()
+    path = next(lake.files.root.glob(f"{table}/*/*/part-run-1.parquet"))
+    whole = path.read_bytes()
+    for at in (0.1, 0.3):
+        path.write_bytes(whole)
+        flip(path, at)
+        assert {one.law for one in check_lake(lake)} & {"DAMAGED", "SAMPLE"}, at
+    path.unlink()
+    assert check_lake(lake)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda text: text.replace('"gpu:0"', '"gpu:1"'), lambda text: text.replace("]", "", 1)]
+)
+def test_verify_compares_what_the_rule_of_counting_is_asked_about(runs, lake, spoil):
+    ingest(lake, [runs])
+    change(lake.files.root, "run", lake_metered=spoil(open_metered(lake)))
+    assert {(one.law, one.run_id) for one in check_lake(lake)} == {("METERED", "run-1")}
+
+
+def test_a_run_that_cannot_be_counted_is_never_summed_up_silently(runs, lake):
+    ingest(lake, [runs])
+    change(lake.files.root, "run", lake_metered="[]")
+    with pytest.raises(BundleError, match="fleet verify"):
+        rollup(lake, "project")
+
+
+def open_metered(lake):
+    with connect(lake) as connection:
+        return connection.execute("SELECT lake_metered FROM lake_run WHERE run_id = 'run-1'").fetchone()[0]
+
+
+def test_folders_that_are_no_bundles_are_named(runs, lake, capsys):
+    from torchwatt.cli.parser import run
+
+    (runs / "b1" / "MANIFEST.sha256").unlink()
+    (runs / "notes").mkdir()
+    (runs / "notes" / "plan.txt").write_text("x")
+    found = ingest(lake, [runs])
+    assert [outcome.directory for outcome in found.refused] == [str(runs / "b1")]
+    assert "no MANIFEST.sha256" in found.refused[0].why
+    assert [outcome.directory for outcome in found.no_bundles] == [str(runs / "notes")]
+    assert run(["fleet", "ingest", lake.name, str(runs)]) == 1
+    told = capsys.readouterr().err
+    assert f"refused {runs / 'b1'}" in told
+    assert f"no bundle {runs / 'notes'}" in told
+
+
+class Meeting(LocalFiles):
+    """A disk on which another ingest begins to add the same run just before this one does."""
+
+    def write(self, path, content, *, replace):
+        if path.startswith("device/"):
+            Meeting.other()
+        return LocalFiles.write(self, path, content, replace=replace)
+
+
+def test_two_contents_of_one_run_at_the_same_moment_never_mix(lake, tmp_path):
+    write_bundle(priced(sample_report(), intensity_g_per_kwh=50), tmp_path / "first")
+    write_bundle(sample_report(impacts=(), factors=(), windows=()), tmp_path / "second")
+    lake.make()
+    Meeting.other = lambda: ingest(lake, [tmp_path / "first"])
+    (refused,) = ingest(Lake(lake.name, Meeting(lake.files.root)), [tmp_path / "second"]).refused
+    assert "--replace" in refused.why
+    assert check_lake(lake) == ()
+    alone = open_lake(tmp_path / "alone")
+    ingest(alone, [tmp_path / "first"])
+    assert content(lake.files.root) == content(alone.files.root)

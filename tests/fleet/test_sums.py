@@ -10,7 +10,7 @@ from tests.fleet import engines
 from tests.fleet.conftest import RUNS
 from tests.support.bundles import rich_report
 from tests.support.fleet import fleet_report
-from tests.support.reports import bare_report, sample_report
+from tests.support.reports import another_report, bare_report, sample_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.audit.fleet import ROLLUPS, check_lake, ingest, open_lake, rollup
 from torchwatt.core.errors import ConfigError
@@ -75,11 +75,11 @@ def test_layers_devices_and_runs_are_the_same_joules_and_grams(fleet_lake):
 
 def test_a_rate_is_sum_over_sum_and_leaves_out_runs_without_joules(tmp_path):
     base = sample_report()
-    few, many = (sample_report(run_id=str(n), units={"token": n}) for n in (10.0, 1000.0))
+    few, many = (another_report(n, units={"token": n * 100.0 - 90.0}) for n in (1, 11))
     unmetered = bare_report(run_id="bare", start_unix_ns=base.start_unix_ns, units={"token": 1e6})
     lake = lake_of(tmp_path, few, many, unmetered)
     metered, unknown = sorted(by(lake, "month"), key=lambda row: row["n_unknown"])
-    assert same(metered["j_per_unit"], 2 * base.energy_j / 1010)  # a mean of rates would be 50 times as much
+    assert same(metered["j_per_unit"], 2 * base.energy_j / 1020)  # a mean of rates would be 50 times as much
     assert (unknown["energy_j"], unknown["j_per_unit"], unknown["n_unknown"]) == (None, None, 1)
     assert (unknown["location_g"], unknown["n_location_unknown"]) == (None, 1)
 
@@ -94,11 +94,11 @@ def test_unknown_joules_in_a_group_are_counted_and_add_nothing(tmp_path):
 
 def test_other_boundaries_stand_apart_and_more_of_the_same_kind_do_not(tmp_path):
     whole = sample_report()
-    gpu_only = sample_report(run_id="gpu", ledgers=whole.ledgers[:1])
+    gpu_only = another_report(1, ledgers=whole.ledgers[:1])
     lake = lake_of(tmp_path, whole, gpu_only)
     assert {row["boundary"] for row in by(lake, "project")} == {"cpu+gpu+ram", "gpu"}
     fleet = sorted((fleet_report(n) for n in range(2, 7)), key=lambda report: len(report.ledgers))
-    one, four = fleet[0], replace(fleet[-1], start_unix_ns=fleet[0].start_unix_ns)
+    one, four = fleet[0], replace(fleet[-1], start_unix_ns=fleet[0].start_unix_ns + 10**12)
     assert len(one.ledgers) < len(four.ledgers)
     both = lake_of(tmp_path / "b", replace(one, units={}), replace(four, units={}))
     assert [row["runs"] for row in by(both, "project")] == [2]
@@ -108,14 +108,14 @@ def test_a_kind_that_was_metered_in_part_only_is_another_boundary(tmp_path):
     from torchwatt.core.meter import Unavailable
 
     whole = sample_report()
-    lake = lake_of(tmp_path, whole, sample_report(run_id="2", unavailable=(Unavailable("cpu:1", "gone"),)))
+    lake = lake_of(tmp_path, whole, another_report(2, unavailable=(Unavailable("cpu:1", "gone"),)))
     assert {row["boundary"] for row in by(lake, "project")} == {"cpu+gpu+ram", "cpu*+gpu+ram"}
 
 
 def test_a_share_of_a_process_is_another_boundary_than_the_device(tmp_path):
     whole = sample_report()
     shared = tuple(replace(m, scope="process") if m.domain.kind == "cpu" else m for m in whole.meters)
-    lake = lake_of(tmp_path, whole, sample_report(run_id="2", meters=shared))
+    lake = lake_of(tmp_path, whole, another_report(2, meters=shared))
     assert {row["boundary"] for row in by(lake, "project")} == {"cpu+gpu+ram", "cpu:process+gpu+ram"}
 
 
@@ -124,7 +124,7 @@ def test_runs_whose_joules_are_anothers_too_are_not_added(tmp_path, code):
     from torchwatt.core.meter import Event
 
     alone = sample_report()
-    beside = sample_report(run_id="2", events=(Event(alone.start_ns, "info", code, "run", "both"),))
+    beside = another_report(2, events=(Event(alone.start_ns, "info", code, "run", "both"),))
     rows = by(lake_of(tmp_path, alone, beside), "month")
     assert {(row["adds"], row["runs"]) for row in rows} == {("yes", 1), ("overlapping", 1)}
 
@@ -141,14 +141,15 @@ def test_a_device_inside_another_is_not_added(tmp_path):
 def test_location_and_market_are_two_sums_and_bases_are_not_mixed(tmp_path):
     rich = rich_report()
     direct = tuple(replace(f, basis="direct") if f.kind == "grid_gwp" else f for f in sample_report().factors)
-    plain = sample_report(run_id="2", factors=direct, start_unix_ns=rich.start_unix_ns)
+    plain = sample_report(run_id="2", factors=direct, start_unix_ns=rich.start_unix_ns + 10**12)
+    (market_g,) = (i.value for i in rich.impacts if (i.subject, i.accounting_method) == ("run", "market"))
     lake = lake_of(tmp_path, rich, plain)
     (row,) = by(lake, "month")
     assert (row["location_g"], row["location_basis"]) == (None, "direct, lifecycle")
-    assert (row["market_g"], row["n_market_unknown"]) == (rich.impacts[-1].value, 1)
+    assert (row["market_g"], row["n_market_unknown"]) == (market_g, 1)
     scope2 = {(r["accounting_method"], r["basis"]): r["t_co2e"] * 1e6 for r in by(lake, "scope2")}
     expected = {("location", "lifecycle"): rich.carbon_g, ("location", "direct"): plain.carbon_g}
-    expected["market", "lifecycle"] = rich.impacts[-1].value
+    expected["market", "lifecycle"] = market_g
     assert scope2.keys() == expected.keys()
     assert all(same(scope2[key], value) for key, value in expected.items())
 
@@ -188,7 +189,7 @@ def test_a_run_that_two_writers_put_under_two_projects_counts_once(tmp_path):
 def test_a_lake_with_parts_of_an_older_version_is_read(tmp_path):
     import pyarrow.parquet as pq
 
-    lake = lake_of(tmp_path, sample_report(), sample_report(run_id="2"))
+    lake = lake_of(tmp_path, sample_report(), another_report(2))
     for table, column in (("run", "container_digest"), ("layer", "dtype"), ("device", "reserved_s")):
         old = min((lake.files.root / table).rglob("*.parquet"))
         pq.write_table(pq.ParquetFile(old).read().drop_columns([column]), old)

@@ -14,7 +14,7 @@ from tests.support.reports import GPU, START_NS, sample_report
 from torchwatt.audit import write_files
 from torchwatt.audit.writer import table_files
 from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.factor import Factor, Impact
+from torchwatt.core.factor import Factor, identified
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter
 from torchwatt.core.report import Report
@@ -28,29 +28,38 @@ Tables = dict[str, bytes]
 def rich_report() -> Report:
     """Build a report with a counter's readings, two hours, a market factor and facts that the user declared."""
     report = sample_report()
-    gpu, total_j = report.ledgers[0], report.energy_j
-    assert total_j is not None
+    gpu = report.ledgers[0]
     end_raw = 1_000_000 + round(gpu.energy_j * 1e3)
     counted = replace(gpu, counter_start_raw=1_000_000, counter_end_raw=end_raw, counter_unit_j=1e-3, counter_wraps=0)
-    contract = Factor(
-        "grid_gwp-market", "grid_gwp", 8.0, "g{CO2e}/kW.h", "declared", "contract", "FRA", 2025, "lifecycle", "CO2e",
-        "contract", "market",
+    contract = identified(
+        Factor(
+            "", "grid_gwp", 8.0, "g{CO2e}/kW.h", "declared", "contract", "FRA", 2025, "lifecycle", "CO2e", "contract",
+            "market",
+        )
     )  # fmt: skip
-    kwh = total_j / 3.6e6
-    impact = Impact(
-        "run", "gwp", "usage", kwh * 8.0, "g{CO2e}", "energy_j/3.6e6*grid_gwp", (contract.factor_id,), "derived",
-        "declared", kwh * 7.0, kwh * 9.0, "market",
+    pue = report.factors[0]
+    bought = tuple(
+        replace(
+            one, value=joules / 3.6e6 * pue.value * contract.value, factor_ids=(pue.factor_id, contract.factor_id),
+            accounting_method="market",
+        )
+        for one in report.impacts
+        for joules in [report.energy_j if one.subject == "run" else _joules(report, one.subject)]
     )  # fmt: skip
     hour_ns = report.start_unix_ns // HOUR_NS * HOUR_NS + HOUR_NS
     return replace(
         report,
         ledgers=(counted, *report.ledgers[1:]),
         factors=(*report.factors, contract),
-        impacts=(*report.impacts, impact),
+        impacts=(*report.impacts, *bought),
         start_unix_ns=hour_ns - 10_000_000_789,  # ten seconds before the hour
         declared={"organisation": "ACME", "lifecycle_stage": "pretraining", "params_total": 22_000_000},
         events=(*report.events, Event(START_NS + 20_000_000_000, "info", "LATE", "run", "late")),
     )
+
+
+def _joules(report: Report, subject: str) -> float:
+    return next(ledger.energy_j for ledger in report.ledgers if subject == f"device:{ledger.domain}")
 
 
 def offline_report() -> Report:
@@ -98,7 +107,7 @@ def large_report(layers: int, hours: float, rate_hz: float, gpus: int = 1, steps
         curves.append(curve)
         ledgers.append(Ledger(domain, curve.total_j, entries, "counter", "measured", hours * 3600, hours * 3600, 0.5))
     report = sample_report(curves=tuple(curves), ledgers=tuple(ledgers), impacts=(), windows=(), steps=())
-    whole = replace(report, end_ns=int(t_ns[-1]), unavailable=(), meters=())
+    whole = replace(report, end_ns=int(t_ns[-1]), unavailable=(), meters=(), traced_steps=None if not steps else 9)
     return whole if not steps else replace(whole, steps=_steps(whole, steps))
 
 

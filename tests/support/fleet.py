@@ -11,23 +11,27 @@ import numpy as np
 from tests.support.reports import START_NS, bare_report
 from torchwatt.audit import write_bundle
 from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.factor import Factor, Impact
+from torchwatt.core.factor import Factor, Impact, identified
 from torchwatt.core.ledger import Entry, Ledger
-from torchwatt.core.meter import Channel, Event, Meter
+from torchwatt.core.meter import Channel, Event, Meter, SamplerStats
 from torchwatt.core.report import Report
-from torchwatt.core.terms import Domain
+from torchwatt.core.terms import Domain, weakest
 from torchwatt.core.trace import ModuleInfo
 
 PROJECTS = ("llm", "vision", "speech", "search")
 FIRST_UNIX_NS = 1_783_000_000_123_456_789  # 2026-07-02
 DAY_NS = 86_400_000_000_000
-LOCATION = Factor(
-    "grid_gwp-aaaaaaaaaaaa", "grid_gwp", 56.0, "g{CO2e}/kW.h", "sourced", "A yearly table", "FRA", 2025, "lifecycle",
-    "CO2e", "production", "location",
+LOCATION = identified(
+    Factor(
+        "", "grid_gwp", 56.0, "g{CO2e}/kW.h", "sourced", "A yearly table", "FRA", 2025, "lifecycle", "CO2e",
+        "production", "location", "https://example.org/grids",
+    )
 )  # fmt: skip
-MARKET = Factor(
-    "contract_gwp-bbbbbbbbbbbb", "contract_gwp", 8.0, "g{CO2e}/kW.h", "declared", "a contract", "FRA", 2025,
-    "lifecycle", "CO2e", "contract", "market",
+MARKET = identified(
+    Factor(
+        "", "contract_gwp", 8.0, "g{CO2e}/kW.h", "declared", "a contract", "FRA", 2025, "lifecycle", "CO2e", "contract",
+        "market",
+    )
 )  # fmt: skip
 
 
@@ -48,14 +52,19 @@ def fleet_report(number: int) -> Report:
     curves.append(_curve(Domain("ram"), rng, duration_s, "load_model", "modelled"))
     model = ("TinyGPT", "ResNet", "Conformer")[number % 3]
     ledgers = tuple(_ledger(curve, depth, rng, duration_s, split=curve.domain.kind == "gpu") for curve in curves)
+    node = None if number % 23 == 11 else number % 60  # None: its devices are not identified
     report = Report(
         run_id=run_id(number), name=f"run {number}", status="partial" if number % 17 == 3 else "complete",
         start_ns=START_NS, end_ns=START_NS + int(duration_s * 1e9), start_unix_ns=start_unix_ns, ledgers=ledgers,
-        curves=tuple(curves), meters=tuple(_meter(curve) for curve in curves),
+        curves=tuple(curves), meters=tuple(_meter(curve, node) for curve in curves),
         modules=(ModuleInfo("(root)", model), *(ModuleInfo(f"blocks.{i}.mlp", "Linear", 10, 40) for i in range(depth))),
         units={} if number % 5 == 4 else {("token", "image")[number % 2]: float(rng.integers(1, 10**6))},
         events=(Event(START_NS, "warning", "CONCURRENT_SESSION", "run", "another"),) if number % 23 == 11 else (),
-        software={"torchwatt": "0.1.0", "python": "3.11.9", "os": "Linux", "host": f"node-{number % 60}"},
+        sampler=SamplerStats("process"),
+        software={
+            "torchwatt": "0.1.0", "python": "3.11.9", "os": "Linux", "host": f"node-{number % 60}",
+            **({} if node is None else {"machine": f"boot-{node}", "process": f"boot-{node}/{number}/1"}),
+        },
         declared={"model_id": "org/model-7b", "organisation": "ACME"} if number % 6 == 0 else {},
     )  # fmt: skip
     return _priced(report, market=number % 4 == 0) if number % 7 else report
@@ -82,30 +91,36 @@ def _ledger(curve: EnergyCurve, depth: int, rng: np.random.Generator, duration_s
     joules[-1] = curve.total_j - fsum(joules[:-1])
     known = "modelled" if curve.provenance == "modelled" else "apportioned"
     entries = tuple(
-        Entry(curve.domain, fqn, phase, j, None, None, None, None, duration_s / len(slots), 0 if fqn == "(idle)" else 9,
-              "load_model" if known == "modelled" else "time_share", known)
+        Entry(curve.domain, fqn, phase, j, None, None, None, None, duration_s * j / curve.total_j,
+              0 if fqn == "(idle)" else 9, "load_model" if known == "modelled" else "time_share", known)
         for (fqn, phase), j in zip(slots, joules, strict=True)
     )  # fmt: skip
     return Ledger(
-        curve.domain, curve.total_j, entries, curve.method, curve.provenance, duration_s, duration_s, curve.u_j
+        curve.domain, curve.total_j, entries, curve.method, curve.provenance, duration_s, duration_s, curve.u_j,
     )  # fmt: skip
 
 
-def _meter(curve: EnergyCurve) -> Meter:
+def _meter(curve: EnergyCurve, node: int | None) -> Meter:
     measured = curve.provenance == "measured"
     sensor = {"gpu": "nvml_energy_counter", "cpu": "rapl"}.get(curve.domain.kind, "tdp_model")
     quantity = ("energy", "counter", "J") if measured else ("power", "power", "W")
-    channel = Channel(curve.domain, *quantity, 1e-3 if measured else 1.0, 100_000_000, sensor)
+    channel = Channel(curve.domain, *quantity, 1e-3 if measured else 1.0, 300_000_000_000, sensor)
     names = {"gpu": "NVIDIA H200", "cpu": "Xeon Platinum 8480+"}
-    return Meter(curve.domain, (channel,), curve.provenance, "device", names.get(curve.domain.kind, "64 GB"))
+    facts = (
+        (("uuid", f"GPU-{node:04}-{curve.domain.index}"),) if curve.domain.kind == "gpu" and node is not None else ()
+    )
+    model = names.get(curve.domain.kind, "64 GB")
+    return Meter(curve.domain, (channel,), curve.provenance, "device", model, facts=facts)
 
 
 def _priced(report: Report, *, market: bool) -> Report:
     factors = (LOCATION, MARKET) if market else (LOCATION,)
-    kwh = report.energy_j / 3.6e6
+    subjects = [("run", report.energy_j, report.provenance)]
+    subjects += [(f"device:{ledger.domain}", ledger.energy_j, ledger.provenance) for ledger in report.ledgers]
     impacts = tuple(
-        Impact("run", "gwp", "usage", kwh * f.value, "g{CO2e}", f"energy_j/3.6e6*{f.kind}", (f.factor_id,), "derived",
-               "modelled" if f.provenance == "sourced" else "declared", accounting_method=f.accounting_method)
+        Impact(subject, "gwp", "usage", joules / 3.6e6 * f.value, "g{CO2e}", f"energy_j/3.6e6*{f.kind}", (f.factor_id,),
+               "derived", weakest(known, f.provenance), accounting_method=f.accounting_method)
         for f in factors
+        for subject, joules, known in subjects
     )  # fmt: skip
     return replace(report, factors=factors, impacts=impacts)

@@ -31,7 +31,7 @@ def ledger(domain: Domain, joules: dict[tuple[str, str], float], seconds: float,
     total_j = sum(joules.values())
     return Ledger(
         domain, total_j, entries, "load_model" if modelled else "counter", known, seconds, seconds, 0.5,
-        sentence=f"{domain}: made.",
+        sentence=f"{domain}: made; layers by power fitted to the readings.",
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from torchwatt.attribution.bands import add_bands
 from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.factor import Factor, Impact
+from torchwatt.core.factor import Factor, Impact, identified
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter, SamplerStats, Unavailable
 from torchwatt.core.report import Report, Step, Window
@@ -99,6 +99,15 @@ def sample_report(**changes) -> Report:
     return replace(_with_carbon(report), **changes)
 
 
+HOUR_NS = 3_600_000_000_000
+
+
+def another_report(number: int, **changes) -> Report:
+    """Build the sample again under another id and some hours later: at the same time it would be a copy."""
+    later = {"run_id": f"run-{number}", "start_unix_ns": sample_report().start_unix_ns + number * HOUR_NS}
+    return sample_report(**{**later, **changes})
+
+
 def bare_report(**changes) -> Report:
     """Build a report of a machine without any meter: nothing is known and nothing may be 0."""
     report = Report(
@@ -113,7 +122,20 @@ def bare_report(**changes) -> Report:
 def named_report(*names: str) -> Report:
     """Build a report whose layers have these names, 1 J forward and 2 J backward each."""
     entries = tuple(
-        Entry(GPU, name, phase, energy_j, None, None, None, None, 0.1, 1, "time_share", "apportioned")
+        Entry(
+            GPU,
+            name,
+            phase,
+            energy_j,
+            None,
+            None,
+            None,
+            None,
+            energy_j / (3.0 * len(names)),
+            1,
+            "time_share",
+            "apportioned",
+        )
         for name in names
         for phase, energy_j in (("forward", 1.0), ("backward", 2.0))
     )
@@ -167,7 +189,7 @@ def _curve(domain: Domain, mean_w: float, method: str) -> EnergyCurve:
 def _ledger(curve: EnergyCurve) -> Ledger:
     entries = (_entry(curve, "(unattributed)", "other", 1.0),) if curve.domain == RAM else _entries(curve)
     sentence = {
-        GPU: "energy counter of the device; layers by a fit over 38 windows",
+        GPU: "energy counter of the device; layers by power fitted to 38 readings",
         CPU: "energy counter of the package; layers by time share",
         RAM: "modelled from installed memory, 0.3 W per GB; not split into layers",
     }
@@ -234,8 +256,11 @@ def _steps(curves: tuple[EnergyCurve, ...]) -> tuple[Step, ...]:
 
 
 def _meters() -> tuple[Meter, ...]:
+    # Read so seldom that a run may hold no two readings: `rich_report` gives those of the GPU.
     def energy(domain: Domain, sensor: str, scale: float) -> Channel:
-        return Channel(domain, "energy", "counter", "J", scale, 100_000_000, sensor, 2**32 if domain == CPU else None)
+        return Channel(
+            domain, "energy", "counter", "J", scale, 12_000_000_000, sensor, 2**32 if domain == CPU else None
+        )
 
     gpu_facts = (("uuid", UUID), ("driver", "590.12"), ("power_limit_w", "700"))
     return (
@@ -253,7 +278,7 @@ def _meters() -> tuple[Meter, ...]:
         ),
         Meter(
             CPU,
-            (energy(CPU, "rapl", 2**-14),),
+            (energy(CPU, "rapl", 1e-6),),
             "measured",
             "device",
             "Xeon Platinum 8480+",
@@ -277,12 +302,13 @@ def _meters() -> tuple[Meter, ...]:
 
 def _with_carbon(report: Report) -> Report:
     grid = Factor(
-        "grid_gwp-04e24bf0ce41", "grid_gwp", 56.039, "g{CO2e}/kW.h", "sourced",
+        "", "grid_gwp", 56.039, "g{CO2e}/kW.h", "sourced",
         "Our World in Data, from Ember", "FRA", 2023,
         "lifecycle", "CO2e", "production", "location", "https://ourworldindata.org", "codecarbon 3.3.2", "CC BY 4.0",
         coverage_note="yearly mean of the country's own generation, imports left out",
     )  # fmt: skip
-    pue = Factor("pue-000000000001", "pue", 1.2, "1", "declared", "declared by the user")
+    pue = identified(Factor("", "pue", 1.2, "1", "declared", "declared by the user"))
+    grid = identified(grid)
     subjects = [("run", report.energy_j)] + [(f"device:{x.domain}", x.energy_j) for x in report.ledgers]
     impacts = tuple(
         Impact(subject, "gwp", "usage", energy_j / 3.6e6 * pue.value * grid.value, "g{CO2e}",

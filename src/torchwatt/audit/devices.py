@@ -10,7 +10,7 @@ from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Meter
 from torchwatt.core.report import Z90, Report
-from torchwatt.core.terms import kind_of
+from torchwatt.core.terms import Domain, kind_of
 
 
 def salted(run_id: str, secret: str | None) -> str | None:
@@ -36,7 +36,48 @@ def device_rows(report: Report) -> Iterator[Row]:
             **_intervals(report, ledgers.get(domain)),
             **_counter(ledgers.get(domain), meters.get(domain)),
             **_unavailable(report, domain),
+            **_identity(report, domain, meters.get(domain)),
         }
+
+
+def _identity(report: Report, domain: str, meter: Meter | None) -> Row:
+    """Return the keys by which the joules of several runs are counted once (`torchwatt.audit.counting`)."""
+    if meter is None:
+        return {}
+    machine = _machine(report, Domain.parse(domain).node)
+    # A meter that was read back from a bundle knows its keys and not what they are made of.
+    return {
+        "device_key": _device_key(report, domain, meter, machine),
+        "machine_key": meter.fact("machine_key") or _key("machine", machine),
+    }
+
+
+def _machine(report: Report, node: int | None) -> str:
+    """Return the machine's name since it booted; empty for a recording, which may have been made elsewhere."""
+    if report.sampler.mode not in {"process", "thread"}:
+        return ""
+    if node is None:
+        return report.software.get("machine", "")
+    return next((part.host for part in report.ranks if part.node == node), "")
+
+
+def _device_key(report: Report, domain: str, meter: Meter, machine: str) -> str | None:
+    local = domain.rpartition("/")[2]
+    if meter.scope == "process" and report.ranks:
+        return _key("job", report.run_id, domain)  # the ranks' shares, added up: no process's
+    if known := meter.fact("device_key"):
+        return known
+    if meter.scope == "process":
+        return _key("process", report.software.get("process", ""), local) if machine else None
+    if uuid := meter.fact("uuid"):
+        return _key("uuid", uuid)
+    address = meter.fact("pci_bus_id") or ("" if kind_of(domain) == "gpu" else local)
+    return _key("place", machine, address) if machine and address else None
+
+
+def _key(*parts: str) -> str | None:
+    """Hash an identifier the same way in every run; None where a part of it is missing."""
+    return sha256(":".join(("torchwatt", *parts)).encode()).hexdigest() if all(parts) else None
 
 
 def _parent(ledger: Ledger | None, ledgers: Mapping[str, Ledger]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from math import isfinite
@@ -20,6 +21,10 @@ LARGEST_INTEGER = 2**63  # excluded: what every reader's integers hold
 LARGEST_NUMBER = 1e100  # no quantity of a run is larger, and sums and squares of smaller ones stay numbers
 TIME_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z"
 _STAMP = re.compile(TIME_PATTERN)
+_NUMBERS = {
+    kind: re.compile(rf"(?:{one.pattern})?(?:\n(?:{one.pattern})?)*")
+    for kind, one in (("number", _NUMBER), ("integer", _INTEGER))
+}
 
 # A spreadsheet runs a cell that starts with one of these as a formula. Names of modules are anybody's text.
 _FORMULA_STARTS = tuple("=+-@＝＋－＠'")
@@ -93,6 +98,25 @@ def from_cell(text: str, column: Column) -> Value:
     raise BundleError(f"expected a {column.type}, found {text[:80]!r}")
 
 
+def numbers_from_cells(texts: Sequence[str], column: Column) -> list[float | None] | None:
+    """Read many cells of a column of numbers at once; None where one of them must be looked at alone.
+
+    It gives what `from_cell` gives for each, or nothing.
+    """
+    joined = "\n".join(texts)
+    if joined.count("\n") != len(texts) - 1 or not _NUMBERS[column.type].fullmatch(joined):
+        return None
+    values = [(float(text) if column.type == "number" else int(text)) if text else None for text in texts]
+    known = [value for value in values if value is not None]
+    if (column.required and len(known) < len(values)) or not known:
+        return None
+    least, most = min(known), max(known)
+    largest = LARGEST_NUMBER if column.type == "number" else LARGEST_INTEGER - 1
+    low = -largest if column.minimum is None else max(column.minimum, -largest)
+    high = largest if column.maximum is None else min(column.maximum, largest)
+    return values if low <= least and most <= high else None
+
+
 def _stamp(text: str) -> datetime:
     try:
         return datetime.strptime(text, TIME_FORMAT).replace(tzinfo=UTC)
@@ -114,8 +138,8 @@ def escape(text: str) -> str:
     Text that starts like a formula, or holds control characters, gets a leading `'`. Behind it `\\` is a
     backslash and `\uXXXX` a control character. All other text, by far the most, is written as it is.
     """
-    if not text.startswith(_FORMULA_STARTS) and not any(map(_is_control, text)):
-        return text
+    if not text.startswith(_FORMULA_STARTS) and (text.isprintable() or not any(map(_is_control, text))):
+        return text  # what is printable holds no control character
     return "'" + "".join(map(_escaped, text))
 
 

@@ -161,6 +161,7 @@ def _meter(row: Row) -> Meter:
     period_ns = ns_from_s(number(row, "sensor_update_s") or 0.0)
     modulus = _whole(row, "counter_modulus_raw") or None
     facts = {"driver": text(row, "driver_version"), "power_limit_w": text(row, "power_limit_w")}
+    facts |= {name: text(row, name) for name in ("device_key", "machine_key")}
     return Meter(
         domain=domain,
         channels=tuple(

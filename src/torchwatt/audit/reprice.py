@@ -9,13 +9,12 @@ from pathlib import Path
 from torchwatt.audit.inside import content_of, is_file_name, is_own
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.rows import factor_rows, impact_rows
-from torchwatt.audit.seal import MANIFEST, Seal
+from torchwatt.audit.seal import MANIFEST, ORIGINAL_MANIFEST, Seal
 from torchwatt.audit.table import table_bytes
 from torchwatt.audit.writer import write_files
 from torchwatt.core.errors import BundleError
 from torchwatt.core.factor import Factor, Impact
 
-ORIGINAL_MANIFEST = "original.MANIFEST.sha256"
 _REWRITTEN = frozenset({"factor.csv", "impact.csv"})
 _DESCRIPTIONS = frozenset({"datapackage.json", "csvw-metadata.json"})
 

@@ -23,6 +23,10 @@ from torchwatt.helper_process import system_program
 MANIFEST = "MANIFEST.sha256"
 STATEMENT = "statement.json"
 SIGNATURE = "statement.json.sig"
+ORIGINAL_MANIFEST = "original.MANIFEST.sha256"  # of the bundle that was measured, before any repricing
+# Git must not change the line ends of a bundle, or no hash holds: https://git-scm.com/docs/gitattributes. It is no part
+# of the bundle: programs that copy files often leave hidden ones behind.
+GIT_ATTRIBUTES, KEEP_BYTES = ".gitattributes", b"* -text\n"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://github.com/torchwatt/torchwatt/blob/main/docs/audit.md#statement-v1"
 _PATIENCE_S = 60  # a key on a token may wait for a touch

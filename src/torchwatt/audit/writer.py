@@ -17,7 +17,18 @@ from torchwatt.audit.rows import rows_by_table
 from torchwatt.audit.samples import SampleFormat, sample_file
 from torchwatt.audit.schema import TABLES
 from torchwatt.audit.schema.versions import CURRENT, Schema
-from torchwatt.audit.seal import MANIFEST, NO_SEAL, STATEMENT, Seal, digests, manifest, sign, statement
+from torchwatt.audit.seal import (
+    GIT_ATTRIBUTES,
+    KEEP_BYTES,
+    MANIFEST,
+    NO_SEAL,
+    STATEMENT,
+    Seal,
+    digests,
+    manifest,
+    sign,
+    statement,
+)
 from torchwatt.audit.table import table_bytes
 from torchwatt.core.errors import BundleError
 from torchwatt.core.report import Report
@@ -99,7 +110,7 @@ def _write_folder(target: Path, files: Mapping[str, bytes], key: Path | None) ->
     try:
         private_folder(target if target.parent == target.parent.parent else target.parent)
         hidden.mkdir(mode=FOLDER)
-        for name, content in files.items():
+        for name, content in {**files, GIT_ATTRIBUTES: KEEP_BYTES}.items():
             _write(hidden / name, content)
         if key is not None:
             sign(hidden / STATEMENT, key)

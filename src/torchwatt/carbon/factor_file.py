@@ -184,6 +184,8 @@ def _check_range(where: str, factor: Factor) -> None:
         raise FactorError(f"{where}: a share is at most 1, found {factor.value!r}")
     if factor.lo is not None and factor.lo < least:
         raise FactorError(f"{where}: lo {factor.lo!r} is not possible for {factor.kind}")
+    if factor.valid_from is not None and factor.valid_to is not None and factor.valid_to <= factor.valid_from:
+        raise FactorError(f"{where}: valid_to {factor.valid_to} is not after valid_from {factor.valid_from}")
     if (factor.lo is None) != (factor.hi is None):
         raise FactorError(f"{where}: give both lo and hi, or neither")
     if factor.lo is not None and factor.hi is not None and not factor.lo <= factor.value <= factor.hi:

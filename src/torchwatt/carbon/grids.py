@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from itertools import pairwise
+from math import fsum
 
 from torchwatt.core.errors import FactorError
-from torchwatt.core.factor import Factor
-from torchwatt.core.hours import hour_of
+from torchwatt.core.factor import Factor, identified
+from torchwatt.core.hours import hour_of, hour_start
+
+HOUR = timedelta(hours=1)
+Part = tuple[datetime, datetime, Factor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,8 @@ class Grid:
             return (self.always,)
         wanted = list(hours)
         if gaps := self.missing(wanted):
-            raise FactorError(f"{self.label} has no number for {len(gaps)} of {len(wanted)} hours of the run")
+            missing = f"{len(gaps)} of {len(wanted)} hours of the run ({named_hours(gaps)})"
+            raise FactorError(f"{self.label} has no number for {missing}")
         return tuple(dict.fromkeys(self.by_hour[hour] for hour in wanted))
 
 
@@ -46,16 +54,69 @@ def fixed(level: str, factor: Factor) -> Grid:
 
 
 def hourly(label: str, factors: Iterable[Factor]) -> Grid:
-    """Return a grid of factors that hold one hour each.
+    """Return a grid of factors that hold an hour each, or a part of one: 15 minutes, or an hour of another time zone.
+
+    Joules are known by the hours of UTC, so parts are put together to hours: their mean by time, with `lo` and `hi` the
+    least and the greatest of them. An hour of which a part is missing has no number.
 
     Raises:
-        FactorError: Two factors claim one hour, or one does not say which hour it is about.
+        FactorError: Two factors claim one time, or one does not say which time it is about.
     """
     by_hour: dict[int, Factor] = {}
+    parts: dict[int, list[Part]] = defaultdict(list)
     for factor in factors:
         if factor.valid_from is None:
             raise FactorError(f"{label}: factor {factor.factor_id} of one hour does not say which (valid_from)")
-        hour = hour_of(factor.valid_from)
-        if by_hour.setdefault(hour, factor) is not factor:
-            raise FactorError(f"{label}: two numbers for {factor.valid_from:%Y-%m-%dT%H:00Z}")
+        start, end = factor.valid_from, factor.valid_to or factor.valid_from + HOUR
+        if not timedelta(0) < end - start <= HOUR:
+            raise FactorError(
+                f"{label}: {start:%Y-%m-%dT%H:%MZ} to {end:%Y-%m-%dT%H:%MZ} is not within an hour's length"
+            )
+        hour = hour_of(start)
+        if start == hour_start(hour) and end == start + HOUR:
+            if by_hour.setdefault(hour, factor) is not factor:
+                raise FactorError(f"{label}: two numbers for {start:%Y-%m-%dT%H:00Z}")
+            continue
+        for one in range(hour, hour_of(end - timedelta.resolution) + 1):
+            cut = max(start, hour_start(one)), min(end, hour_start(one + 1))
+            parts[one].append((*cut, factor))
+    for hour, found in parts.items():
+        whole = _whole(label, hour, sorted(found, key=lambda part: part[:2]))
+        if hour in by_hour:
+            raise FactorError(f"{label}: two numbers for {hour_start(hour):%Y-%m-%dT%H:00Z}")
+        if whole is not None:
+            by_hour[hour] = whole
     return Grid("hourly file", label, None, by_hour)
+
+
+def _whole(label: str, hour: int, parts: Sequence[Part]) -> Factor | None:
+    """Put the parts of an hour together; None where one is missing."""
+    for (_, end, _), (start, _, _) in pairwise(parts):
+        if start < end:
+            raise FactorError(f"{label}: two numbers for {start:%Y-%m-%dT%H:%MZ}")
+    if sum((end - start for start, end, _ in parts), timedelta(0)) != HOUR:
+        return None
+    values = [factor.value for _, _, factor in parts]
+    ends = [value for _, _, f in parts for value in (f.lo, f.hi, f.value) if value is not None]
+    first = parts[0][2]
+    note = f"mean of {len(parts)} values in the hour; lo and hi are the least and the greatest"
+    differ = min(ends) < max(ends)
+    return identified(
+        replace(
+            first,
+            value=fsum(v * ((end - start) / HOUR) for v, (start, end, _) in zip(values, parts, strict=True)),
+            lo=min(ends) if differ else None,
+            hi=max(ends) if differ else None,
+            u=None,
+            coverage_note="; ".join(filter(None, (first.coverage_note, note))),
+            valid_from=hour_start(hour),
+            valid_to=hour_start(hour + 1),
+            is_estimated=True if any(f.is_estimated for _, _, f in parts) else first.is_estimated,
+        )
+    )
+
+
+def named_hours(hours: Sequence[int]) -> str:
+    """Name hours for a message: the first three, and how many more."""
+    shown = ", ".join(f"{hour_start(hour):%Y-%m-%dT%H:00Z}" for hour in hours[:3])
+    return shown + (f" and {len(hours) - 3} more" if len(hours) > 3 else "")

@@ -12,14 +12,15 @@ from errno import EFBIG
 from os import PathLike
 from pathlib import Path
 
+from torchwatt.carbon.dates import in_force
 from torchwatt.carbon.declared import Ranged, declared_intensity, declared_market, resolve_pue
 from torchwatt.carbon.electricity_maps import is_history, merged, read_history
 from torchwatt.carbon.embodied import Embodied, embodied
 from torchwatt.carbon.factor_file import Line, read_factors
 from torchwatt.carbon.grids import Grid, fixed, hourly
-from torchwatt.carbon.iso import ALPHA3_OF_ALPHA2
+from torchwatt.carbon.own_hours import is_own_hours, read_own_hours
 from torchwatt.carbon.presets import facility
-from torchwatt.carbon.resolve import resolve_intensity
+from torchwatt.carbon.resolve import place_of, resolve_intensity
 from torchwatt.carbon.second import other_criteria, with_second_opinion
 from torchwatt.core.errors import ConfigError, FactorError
 from torchwatt.core.factor import Factor
@@ -42,6 +43,7 @@ class Plan:
     other: Mapping[str, Factor] = field(default_factory=dict)  # by kind: grid_adpe, grid_pe, grid_wue
     embodied: tuple[Embodied, ...] = ()
     facility: str = ""
+    allow_expired: bool = False  # apply factors outside of their dates, and say so in their rows
 
     @property
     def nothing(self) -> bool:
@@ -59,6 +61,7 @@ class Asked:
     facility: str | None = None
     pue: Ranged | None = None
     factors: Paths | None = None
+    allow_expired: bool | None = None
 
 
 def plan(asked: Asked, at: datetime, extra: Iterable[Grid] = ()) -> Plan:
@@ -71,18 +74,20 @@ def plan(asked: Asked, at: datetime, extra: Iterable[Grid] = ()) -> Plan:
 
     Raises:
         ConfigError: A declared number is impossible, or two things contradict each other.
-        FactorError: A name is in no table, or a file cannot be read.
+        FactorError: A name is in no table, a file cannot be read, or a factor does not hold at that time.
     """
     lines, histories = _files(asked.factors)
-    preset = {f.kind: f for f in facility(asked.facility, at)} if asked.facility is not None else {}
+    allowed = bool(asked.allow_expired)
+    known = facility(asked.facility, at, allow_expired=allowed) if asked.facility is not None else ()
+    preset = {f.kind: f for f in known}
     given = _by_kind(line.factor for line in lines if line.factor.temporal_resolution != "hour" and not line.device)
     by_hour = [line.factor for line in lines if line.factor.temporal_resolution == "hour"]
     if by_hour:
         histories += [hourly("the hours of factors=", [f for f in by_hour if not _is_market(f)])]
     histories = [grid for grid in (*histories, *extra) if grid.by_hour]
     table = _table(asked)
-    _refuse_other_places(asked, table, preset, histories)
-    return Plan(
+    _refuse_other_places(asked, table, preset, histories, [line.factor for line in lines if not line.device])
+    made = Plan(
         location=tuple(_location(asked, given, preset, histories, table)),
         market=tuple(_market(asked, given, by_hour)),
         pue=resolve_pue(asked.pue) or given.get("pue") or preset.get("pue"),
@@ -90,7 +95,10 @@ def plan(asked: Asked, at: datetime, extra: Iterable[Grid] = ()) -> Plan:
         other=_other(given, preset, table),
         embodied=embodied((line.device, line.factor) for line in lines),
         facility=asked.facility or "",
+        allow_expired=allowed,
     )
+    in_force(made, at, at)  # the whole time of the run is looked at when it is priced
+    return made
 
 
 def _files(paths: Paths | None) -> tuple[list[Line], list[Grid]]:
@@ -100,6 +108,8 @@ def _files(paths: Paths | None) -> tuple[list[Line], list[Grid]]:
         text = _text(Path(path))
         if is_history(text.partition("\n")[0]):
             histories.append(read_history(Path(path), text))
+        elif is_own_hours(text.partition("\n")[0]):
+            lines += [Line(factor) for factor in read_own_hours(Path(path), text)]
         else:
             lines += read_factors(Path(path), text)
     if len(histories) > 1:
@@ -176,18 +186,29 @@ def _other(given: Mapping[str, Factor], preset: Mapping[str, Factor], table: Fac
 
 
 def _refuse_other_places(
-    asked: Asked, table: Factor | None, preset: Mapping[str, Factor], histories: Sequence[Grid]
+    asked: Asked,
+    table: Factor | None,
+    preset: Mapping[str, Factor],
+    histories: Sequence[Grid],
+    given: Sequence[Factor],
 ) -> None:
-    """Stop where two answers to "which grid" name two countries."""
-    places = {}
-    if table is not None:
-        places[f"region={asked.region!r}"] = table.zone[:3]
+    """Stop where two answers to "which grid" name two places: of two countries, or of two parts of one.
+
+    A contract may be about electricity from elsewhere, and what cannot be placed contradicts nothing.
+    """
+    zones: dict[str, str] = {}
+    if asked.region is not None:
+        zones[f"region={asked.region!r}"] = table.zone if table is not None else asked.region
     if preset:
-        places[f"facility={asked.facility!r}"] = preset["pue"].zone
+        zones[f"facility={asked.facility!r}"] = preset["pue"].zone
     for grid in histories:
-        zone = next(iter(grid.by_hour.values())).zone
-        if country := ALPHA3_OF_ALPHA2.get(zone[:2].upper()):
-            places[grid.label] = country
-    if len(set(places.values())) > 1:
-        said = "; ".join(f"{name} is in {country}" for name, country in places.items())
+        zones |= {f"{grid.label} ({factor.zone})": factor.zone for factor in grid.by_hour.values()}
+    for factor in given:
+        if factor.kind != "contract_gwp" and factor.instrument == "":
+            zones[f"factors= ({factor.kind} of {factor.zone!r})"] = factor.zone
+    places = {said: place for said, zone in zones.items() if (place := place_of(zone)) is not None}
+    countries = {country for country, _ in places.values()}
+    parts = {part for _, part in places.values() if part}
+    if len(countries) > 1 or len(parts) > 1:
+        said = "; ".join(f"{name} is in {'/'.join(filter(None, place))}" for name, place in places.items())
         raise ConfigError(f"these are different grids: {said}. Keep the one that fed the run")

@@ -7,7 +7,7 @@ value, and lo and hi span both. A preset is refused two years after the operator
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 
@@ -47,12 +47,13 @@ SITES: Mapping[str, Site] = {
 }
 
 
-def facility(name: str, at: datetime) -> tuple[Factor, ...]:
+def facility(name: str, at: datetime, *, allow_expired: bool = False) -> tuple[Factor, ...]:
     """Return the factors of a facility: grid_gwp, pue, and wue where it is published.
 
     Args:
         name: Such as `scaleway/fr-par-2`.
         at: When the run was; a preset does not speak for years after it was validated.
+        allow_expired: Let it, and say so in its rows.
 
     Raises:
         FactorError: There is no such preset, or it is too old.
@@ -61,10 +62,11 @@ def facility(name: str, at: datetime) -> tuple[Factor, ...]:
     if site is None:
         near = get_close_matches(name, SITES, n=3) or list(SITES)
         raise FactorError(f"no facility {name!r}; did you mean {', '.join(near)}? Else give pue= and factors= yourself")
-    if at > _VALIDATED + STALE_AFTER:
+    stale = at > _VALIDATED + STALE_AFTER
+    if stale and not allow_expired:
         raise FactorError(
             f"facility {name!r} was validated on {_VALIDATED:%Y-%m-%d}, more than two years before the run: "
-            "give current numbers by pue= and factors="
+            "give current numbers by pue= and factors=, or say --allow-expired (allow_expired=True)"
         )
     found = [
         _factor(
@@ -74,7 +76,10 @@ def facility(name: str, at: datetime) -> tuple[Factor, ...]:
     ]
     if site.wue_l_per_kwh is not None:
         found.append(_factor("wue", "L/kW.h", site.wue_l_per_kwh, site, "water of the site per kWh of IT"))
-    return tuple(found)
+    if not stale:
+        return tuple(found)
+    told = f"validated more than two years before the run of {at:%Y-%m-%d} (allow_expired)"
+    return tuple(identified(replace(f, coverage_note=f"{f.coverage_note}; {told}")) for f in found)
 
 
 def _factor(kind: str, unit: str, versions: tuple[float, float], site: Site, note: str) -> Factor:

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torchwatt.carbon.amortised import embodied_impacts
+from torchwatt.carbon.dates import in_force, year_notes
 from torchwatt.carbon.embodied import for_device
-from torchwatt.carbon.grids import Grid
-from torchwatt.carbon.impacts import Site, added, sci, usage_impact, water_impact
+from torchwatt.carbon.grids import Grid, named_hours
+from torchwatt.carbon.impacts import CRITERIA, Site, added, sci, usage_impact, water_impact
 from torchwatt.carbon.plan import Plan
 from torchwatt.carbon.second import PE_FLAG
 from torchwatt.carbon.usage import Note, Subject, Usage
@@ -46,7 +47,11 @@ def price(usage: Usage, plan: Plan, *, scenario: str = "as_run") -> Priced:
 
     Location- and market-based totals stand side by side and are never added. Embodied impacts, totals and the SCI score
     exist only where the hardware's figures were given.
+
+    Raises:
+        FactorError: A factor does not hold at the time of the run.
     """
+    plan = in_force(plan, *usage.time)
     notes: list[Note] = []
     location = _choose(plan.location, usage, notes)
     market = _choose(plan.market, usage, notes)
@@ -65,7 +70,18 @@ def price(usage: Usage, plan: Plan, *, scenario: str = "as_run") -> Priced:
     everything = (*used, *_fixed(plan))
     needed = {name for impact in impacts for name in impact.factor_ids}
     kept = tuple(factor for factor in dict.fromkeys(everything) if factor.factor_id in needed)
+    notes += _stand_ins(kept, notes)
+    notes += year_notes(tuple(factor for factor in kept if factor.kind in CRITERIA), usage.time[0])
     return Priced(kept, tuple(_finished(impact, usage, scenario) for impact in impacts), tuple(notes))
+
+
+def _stand_ins(factors: Sequence[Factor], notes: Sequence[Note]) -> Iterator[Note]:
+    """Say which factors stand for another one: a file may bring one that says so of itself."""
+    told = any(note.code == "FACTOR_FALLBACK" for note in notes)
+    for factor in factors:
+        if factor.fallback_from and not told:
+            text = f"{factor.kind} of {factor.source_name} stands for {factor.fallback_from}"
+            yield Note("warning", "FACTOR_FALLBACK", text)
 
 
 def _of(grid: tuple[Factor, ...], subject: Subject) -> tuple[Factor, ...]:
@@ -82,7 +98,7 @@ def _choose(candidates: tuple[Grid, ...], usage: Usage, notes: list[Note]) -> _C
         if grid.by_hour and not all(subject.hourly_j for subject in usage.subjects):
             skipped.append(f"{grid.label} (the run has no energy by hour)")
         elif gaps:
-            skipped.append(f"{grid.label} ({len(gaps)} of {len(usage.hours)} hours missing)")
+            skipped.append(f"{grid.label} ({len(gaps)} of {len(usage.hours)} hours missing: {named_hours(gaps)})")
         else:
             if skipped:
                 why = f"used {grid.label} ({grid.level}) instead of {'; '.join(skipped)}"

@@ -43,6 +43,26 @@ def resolve_intensity(region: str | None, *, intensity_g_per_kwh: float | None =
     return _factor(find(region))
 
 
+def place_of(zone: str) -> tuple[str, str] | None:
+    """Return the country (ISO 3166-1 alpha-3) and, where our tables name it, its part; None for what is no place.
+
+    Zones of Electricity Maps (`DE`, `US-CAL-CISO`) and bidding zones (`SE3`, `DE-LU`) have a country only.
+    """
+    text = zone.strip().upper()
+    head, separator, _ = text.replace("-", "/").partition("/")
+    head = {"UK": "GB", "EL": "GR"}.get(head, head)
+    if head in ALPHA3_OF_ALPHA2 and not (separator == "/" and "/" in text):
+        return ALPHA3_OF_ALPHA2[head], ""
+    if head in ALPHA3_OF_ALPHA2.values() and not separator:
+        return head, ""
+    try:
+        country, _, part = find(zone).zone.partition("/")
+    except FactorError:
+        known = ALPHA3_OF_ALPHA2.get(head, head)
+        return (known, "") if known in ALPHA3_OF_ALPHA2.values() else None
+    return country, part
+
+
 def find(region: str) -> Place:
     """Find the one place that a region names."""
     countries = world()

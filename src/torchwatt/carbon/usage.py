@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
+from torchwatt.core.hours import hour_start
 from torchwatt.core.terms import Provenance
 
 
@@ -26,7 +28,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The subjects of one run; `hours` are all hours of UTC that it touched."""
+    """The subjects of one run; `hours` are all hours of UTC that it touched, `start` and `end` when it was."""
 
     subjects: tuple[Subject, ...]
     duration_s: float
@@ -34,6 +36,13 @@ class Usage:
     unit: str = "run"
     units: float = 1.0
     unit_provenance: Provenance = "assumed"
+    start: datetime | None = None  # None: known by its hours only
+    end: datetime | None = None
+
+    @property
+    def time(self) -> tuple[datetime, datetime]:
+        """Return when the run was."""
+        return self.start or hour_start(min(self.hours)), self.end or hour_start(max(self.hours) + 1)
 
     def subject(self, name: str) -> Subject | None:
         """Return a subject by name."""

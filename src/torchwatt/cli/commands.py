@@ -39,7 +39,7 @@ def _options(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _carbon(asked: argparse.Namespace) -> dict[str, Any]:
-    names = ("region", "market", "facility", "pue", "factors")
+    names = ("region", "market", "facility", "pue", "factors", "allow_expired")
     return {name: getattr(asked, name) for name in names} | {"intensity_g_per_kwh": asked.intensity}
 
 
@@ -106,7 +106,10 @@ def _reprice(asked: argparse.Namespace) -> int:
 def _verify(asked: argparse.Namespace) -> int:
     from torchwatt.audit import verify
 
-    found = verify(asked.directory, chain=asked.chain, runs=asked.runs, allowed_signers=asked.allowed_signers)
+    found = verify(
+        asked.directory, chain=asked.chain, runs=asked.runs, allowed_signers=asked.allowed_signers,
+        require_signature=asked.require_signature, require_chain=asked.require_chain,
+    )  # fmt: skip
     print(found)
     return 0 if found.ok else FINDINGS
 

@@ -76,6 +76,8 @@ def _ingest(asked: argparse.Namespace, out: IO[str]) -> int:
     )
     for outcome in found.refused:
         print(f"refused {_printable(outcome.directory)}: {_printable(outcome.why)}", file=sys.stderr)
+    for outcome in found.no_bundles:
+        print(f"no bundle {_printable(outcome.directory)}: {_printable(outcome.why)}", file=sys.stderr)
     print(f"{asked.lake}: {summary(found.outcomes)}", file=out)
     return FINDINGS if found.refused else 0
 

@@ -15,7 +15,7 @@ from torchwatt.core.version import __version__
 
 USAGE_ERROR = 2
 FLAGS = frozenset(
-    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite", "--shared"}
+    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite", "--shared", "--allow-expired"}
 )  # options of `run` that take no value
 LONGEST_ERROR = 4000  # characters
 TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
@@ -64,6 +64,12 @@ def build() -> argparse.ArgumentParser:
     verify.add_argument("--chain", metavar="FILE", help="the project's chain: is this run in it, was none removed?")
     verify.add_argument("--runs", metavar="DIR", help="the folder that should hold every bundle of the chain")
     verify.add_argument("--allowed-signers", metavar="FILE", help="OpenSSH's list of keys: who signed?")
+    verify.add_argument(
+        "--require-signature", metavar="KEY", help="exit status 1 unless this key signed: its .pub file, or SHA256:..."
+    )
+    verify.add_argument(
+        "--require-chain", metavar="HEAD", help="exit status 1 unless --chain holds this head, which was kept elsewhere"
+    )
     demo = commands.add_parser("demo", help="train a small CNN on real digits and see where its joules went")
     _measuring(demo)
     demo.add_argument("--epochs", type=int, default=12)
@@ -114,7 +120,13 @@ def _carbon(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--facility", metavar="SITE", help="a site that publishes its PUE, such as scaleway/fr-par-2")
     parser.add_argument("--pue", type=float, help="facility energy over IT energy")
     parser.add_argument(
-        "--factors", action="append", metavar="FILE", help="your factors, or an Electricity Maps history file"
+        "--factors",
+        action="append",
+        metavar="FILE",
+        help="your factors, your hours of the grid, or an Electricity Maps history file",
+    )
+    parser.add_argument(
+        "--allow-expired", action="store_true", help="apply factors outside of their dates, and say so in their rows"
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
-from torchwatt.audit.store import Group, Store, StoredRun, sums
+from torchwatt.audit.counting import RunShare
+from torchwatt.audit.seal import MANIFEST
+from torchwatt.audit.store import Group, Store, StoredRun, shares, sums
 from torchwatt.cli.recover import not_recovered
 from torchwatt.views import DASH, format_energy, format_mass, format_time
 from torchwatt.views.summary import printable
@@ -20,15 +22,18 @@ def runs(store: Store, *, project: str | None, month: str | None, rebuild: bool,
     """
     if rebuild:
         store.rebuild()
-    found = store.runs(project, month)
-    for line in _lines(store, found):
+    everything = store.runs()
+    found = [run for run in everything if project in {None, run.project} and month in {None, run.month}]
+    for line in _lines(store, found, shares(everything)):
         print(printable(line), file=out or sys.stdout)
-    for line in not_recovered(store, {run.run_id for run in store.runs()}):
+    for folder in store.unsealed():
+        print(printable(f"not counted: {folder} has no {MANIFEST}: it is no bundle"), file=out or sys.stdout)
+    for line in not_recovered(store, {run.run_id for run in everything}):
         print(printable(line), file=out or sys.stdout)
     return 0
 
 
-def _lines(store: Store, found: Sequence[StoredRun]) -> Iterator[str]:
+def _lines(store: Store, found: Sequence[StoredRun], among: Mapping[str, RunShare]) -> Iterator[str]:
     if not found:
         yield f"no runs in {store.root}; keep one with --keep, or run.keep()"
         return
@@ -38,11 +43,15 @@ def _lines(store: Store, found: Sequence[StoredRun]) -> Iterator[str]:
         yield (
             f"{run.run_id:36}  {run.project:14.14} {run.started_at[:16].replace('T', ' '):17} "
             f"{format_time(run.duration_s):>9} {format_energy(run.energy_j):>10} {grams:>10}  "
-            f"{run.provenance or DASH:11} {run.name}"
+            f"{run.provenance or DASH:11} {run.name}{_state(among[run.key])}"
         )
     yield ""
-    for group in sums(found):
+    for group in sums(found, among):
         yield from _group(group)
+
+
+def _state(share: RunShare) -> str:
+    return "" if share.state == "yes" else f"  [{share.state}]"
 
 
 def _group(group: Group) -> Iterator[str]:
@@ -54,5 +63,7 @@ def _group(group: Group) -> Iterator[str]:
         if grams is not None:
             words.append(f"{format_mass(grams)} CO2e {method}-based")
     yield f"{group.project} {group.month}: {', '.join(words)}"
+    for why in total.shared:
+        yield f"    each joule once: {why}"
     for why in total.refused:
         yield f"    not added: {why}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from torchwatt.core.terms import POWER_SAMPLES, Domain, Provenance
+from torchwatt.core.terms import COVERAGE, POWER_SAMPLES, Domain, Provenance
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -35,6 +35,12 @@ class Event:
     code: str
     subject: str
     message: str
+
+
+def lost_part(domain: Domain, coverage: float, t_ns: int) -> Event:
+    """Return the event of a meter that was known for this part (0..1) of a run only."""
+    message = f"the meter was known for {coverage:.1%} of the run: the joules of the rest are unknown, and not counted"
+    return Event(t_ns, "warning", COVERAGE, str(domain), message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,14 @@ TRAIN, VALIDATION, INFERENCE = "train", "validation", "inference"
 # whether it, or a descendant, has CUDA's driver library loaded.
 MODULE_POWER, USERS, CUDA_LIBRARY = "power_module", "users", "cuda_library"
 
+# Events that say where a part of a meter's joules is unknown, or was taken from something else than its readings.
+COVERAGE = "COVERAGE"
+METER_LOSSES = frozenset({
+    COVERAGE, "SAMPLE_GAP", "SENSOR_LOST", "SENSOR_MISSING", "SENSOR_ERROR", "COUNTER_RESET", "COUNTER_JUMP",
+    "COUNTER_LOST", "COUNTER_UNSURE", "COUNTER_FROZEN", "COUNTER_LATE", "POWER_ABSURD", "CLOCK_STEP", "SAMPLER_LOST",
+    "READINGS_LOST", "READINGS_LEFT_OUT", "LAYERS_END", "RECOVERED", "JOURNAL_STOPPED", "JOURNAL_DAMAGED",
+})  # fmt: skip
+
 # The sensor of a channel whose readings a driver took and dated itself, in a ring that is read now and then.
 POWER_SAMPLES = "nvml_power_samples"
 

@@ -31,6 +31,7 @@ FLAGS: Mapping[str, Flag] = {
     "--facility": Flag("facility", "SITE"),
     "--pue": Flag("pue", "X"),
     "--factors": Flag("factors", "FILE"),
+    "--allow-expired": Flag("allow_expired"),
     "--csv": Flag("csv", "DIR"),
     "--no-live": Flag(""),
     "--html": Flag("html", "FILE"),

@@ -70,7 +70,8 @@ class EnergyMagics(Magics):
           --market G       gCO2e/kWh of your electricity contract, for a second total beside the first
           --facility SITE  a site that publishes its PUE, such as scaleway/fr-par-2
           --pue X          facility energy over IT energy, at least 1 (grams only)
-          --factors FILE   your own factors, or an Electricity Maps history file
+          --factors FILE   your own factors, your hours of the grid, or an Electricity Maps history file
+          --allow-expired  apply factors outside of their dates, and say so in their rows
           --csv DIR        write the audit tables into a folder; where it holds a run, into DIR-2 beside it
           --overwrite      replace the bundle that DIR holds, and nothing else
           --html FILE      write the report as one page, over an older one

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from math import fsum
 from typing import cast
 
@@ -42,7 +43,8 @@ def grams_so_far(energy_j: float, known: Provenance, plan: Plan, start_unix_ns: 
     hours = tuple(range(start_unix_ns // NS_PER_HOUR, now_unix_ns // NS_PER_HOUR + 1))
     subject = Subject("run", energy_j, known)
     try:
-        priced = price(Usage((subject,), (now_unix_ns - start_unix_ns) / NS_PER_S, hours), replace(plan, embodied=()))
+        duration_s, start, end = (now_unix_ns - start_unix_ns) / NS_PER_S, utc_of(start_unix_ns), utc_of(now_unix_ns)
+        priced = price(Usage((subject,), duration_s, hours, start=start, end=end), replace(plan, embodied=()))
     except FactorError:
         return None
     wanted = ("gwp", "usage", "location")
@@ -74,7 +76,14 @@ def usage_of(report: Report) -> Usage:
         unit=unit,
         units=units,
         unit_provenance="declared" if report.units else "assumed",
+        start=utc_of(report.start_unix_ns),
+        end=utc_of(report.end_ns + offset_ns),
     )
+
+
+def utc_of(unix_ns: int) -> datetime:
+    """Return an instant to the microsecond."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=unix_ns // 1000)
 
 
 def _subjects(report: Report, cut: tuple[HourEnergy, ...]) -> Iterator[Subject]:

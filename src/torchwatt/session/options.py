@@ -109,6 +109,7 @@ def _check_kinds(given: Mapping[str, Any]) -> None:
     for name, good, takes in (
         ("region", isinstance(given["region"], str | None), "a place, such as 'FRA' or 'USA/california'"),
         ("facility", isinstance(given["facility"], str | None), "a site, such as 'scaleway/fr-par-2'"),
+        ("allow_expired", isinstance(given.get("allow_expired"), bool | None), "True or False"),
         ("factors", all(isinstance(path, str | os.PathLike) for path in each), "a file, or a list of files"),
         ("pue", all(isinstance(n, Real) for n in numbers), "a number, or (value, lo, hi)"),
         ("feed", given["feed"] is None or hasattr(given["feed"], "meters"), "such as torchwatt.sensors.Replay"),

@@ -46,7 +46,8 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         market: gCO2e/kWh of your electricity contract, for a market-based total beside the location-based one.
         facility: A site with published PUE, water and grid mix, such as "scaleway/fr-par-2".
         pue: Facility energy over IT energy, at least 1, or (value, lo, hi); grams only.
-        factors: Your own file of factors, or an Electricity Maps history file, or several.
+        factors: Your own file of factors or of a grid over time, or an Electricity Maps history file, or several.
+        allow_expired: Apply factors outside of their dates, and say so in their rows.
         name: Shown in reports.
         layers: "on" or "off"; off meters only.
         overhead_budget: Part of the time that looking into backward passes may cost.
@@ -85,6 +86,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         facility: str | None = None,
         pue: float | tuple[float, float, float] | None = None,
         factors: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        allow_expired: bool = False,
         name: str | None = None,
         layers: str = "on",
         overhead_budget: float = 0.01,

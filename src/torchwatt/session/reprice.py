@@ -6,19 +6,20 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from math import fsum
 from pathlib import Path
 from typing import cast
 
 from torchwatt.audit import Bundle, read_bundle
-from torchwatt.audit.exports.cells import number, text, when
+from torchwatt.audit.exports.cells import AS_RUN, number, text, when
 from torchwatt.audit.reprice import write_repriced
 from torchwatt.audit.seal import NO_SEAL, Seal
 from torchwatt.carbon import Asked, Note, Priced, Subject, Usage, plan, price
 from torchwatt.carbon.grids import Grid
 from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.core.factor import Factor
 from torchwatt.core.hours import hour_of
 from torchwatt.core.ledger import covers_all
 from torchwatt.core.terms import Provenance
@@ -56,6 +57,8 @@ def reprice(
     only `factor.csv` and `impact.csv` grow. Both scenarios, the old and the new, are in it. The old manifest is kept as
     a file of the new bundle, so that `sha256sum -c` shows which files are the same.
 
+    PUE and water of the building stay as the run declared them, unless others are given.
+
     Args:
         directory: The bundle.
         asked: The factors to apply, as `profile()` names them.
@@ -78,11 +81,38 @@ def reprice(
     applied = plan(asked, cast("datetime", bundle.run["started_at"]), extra)
     if applied.nothing:
         raise ConfigError("nothing to price with: give factors=, region=, intensity_g_per_kwh=, market= or facility=")
+    applied = replace(applied, pue=applied.pue or _of_run(bundle, "pue"), wue=applied.wue or _of_run(bundle, "wue"))
     priced = price(usage_of_bundle(bundle), applied, scenario=label)
     if not priced.impacts:
         raise BundleError("; ".join(note.message for note in priced.notes) or "the run has no metered joules to price")
+    _refuse_repetition(bundle, priced)
     where = Path(target) if target is not None else Path(f"{os.fspath(directory).rstrip(os.sep)}.{scenario}")
     return Repriced(write_repriced(bundle, priced.factors, priced.impacts, where, seal), label, priced)
+
+
+def _refuse_repetition(bundle: Bundle, priced: Priced) -> None:
+    """Stop where a scenario would be an old one under a new name: whoever adds scenarios up would count it twice."""
+    new = {
+        (i.subject, i.criterion, i.phase, i.accounting_method, i.value, ";".join(i.factor_ids)) for i in priced.impacts
+    }
+    old: dict[str, set[tuple[object, ...]]] = defaultdict(set)
+    for row in bundle["impact"]:
+        key = tuple(row[name] for name in ("subject", "criterion", "phase", "accounting_method", "value"))
+        old[text(row, "scenario")].add((*key, text(row, "factor_ids")))
+    for scenario, rows in old.items():
+        if rows == new:
+            raise BundleError(f"{bundle.directory}: these factors give {scenario} again: give others")
+
+
+def _of_run(bundle: Bundle, kind: str) -> Factor | None:
+    """Return what the run's own impacts say of its building: another grid does not change it."""
+    named = text(bundle.run, "pue_factor_id") if kind == "pue" else ""
+    used = ";".join(text(row, "factor_ids") for row in bundle["impact"] if row["scenario"] == AS_RUN).split(";")
+    rows = [row for row in bundle["factor"] if row["kind"] == kind and row["factor_id"] in {named, *used}]
+    if not rows:
+        return None
+    given = {item.name: rows[0][item.name] for item in fields(Factor)}
+    return Factor(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 def hours_of_bundle(directory: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -103,6 +133,8 @@ def usage_of_bundle(bundle: Bundle) -> Usage:
         unit=text(run, "functional_unit"),
         units=number(run, "functional_unit_count") or 0.0,
         unit_provenance=cast("Provenance", text(run, "functional_unit_provenance") or "assumed"),
+        start=when(run, "started_at"),
+        end=when(run, "ended_at"),
     )
 
 

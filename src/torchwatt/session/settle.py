@@ -13,8 +13,9 @@ from torchwatt.attribution.known import NOTHING, Known
 from torchwatt.attribution.scopes import CONTAINS
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.ledger import Ledger
-from torchwatt.core.meter import Event, Recording, Unavailable
+from torchwatt.core.meter import Event, Recording, Unavailable, lost_part
 from torchwatt.core.report import Report, Status, Step, Window
+from torchwatt.core.terms import METER_LOSSES
 from torchwatt.core.trace import Trace
 from torchwatt.session.grams import with_grams
 from torchwatt.session.known import known_of
@@ -73,7 +74,9 @@ def report_of(  # noqa: PLR0917  the parts of a report
         curves=found.curves,
         meters=tuple(m for m in found.meters if any(c.quantity != "gauge" for c in m.channels)),
         unavailable=_distinct((*recording.unavailable, *found.unavailable)),
-        events=_in_order((*recording.events, *trace.events, *found.events, *outcome.events)),
+        events=_in_order(
+            _with_losses((*recording.events, *trace.events, *found.events, *outcome.events), found, bounds)
+        ),
         steps=tuple(_steps(trace, found.curves)),
         windows=tuple(_seen_whole(sorted(outcome.windows, key=_place), _counted_curves(found, outcome))),
         modules=trace.modules,
@@ -85,6 +88,16 @@ def report_of(  # noqa: PLR0917  the parts of a report
         software=outcome.software or software(),
     )
     return with_grams(report, asked.carbon)
+
+
+def _with_losses(events: Iterable[Event], found: Attribution, bounds: Bounds) -> Iterable[Event]:
+    """Add an event for each meter that was away for a part of the run, where none says so yet."""
+    told = tuple(events)
+    yield from told
+    losses = {event.subject for event in told if event.code in METER_LOSSES}
+    for ledger in found.ledgers:
+        if not ledger.is_whole and not {str(ledger.domain), "run"} & losses:
+            yield lost_part(ledger.domain, ledger.coverage, bounds.end_ns)
 
 
 def _is_apart(ledger: Ledger, found: Attribution, apart: Sequence[str]) -> bool:

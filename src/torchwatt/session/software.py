@@ -11,16 +11,20 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from torchwatt.core.version import __version__
+from torchwatt.session.jobs.host import host_id
+from torchwatt.session.journal.owner import started_ticks
 
 
 def software() -> Mapping[str, str]:
-    """Return what ran: versions of torchwatt, Python, torch and the system."""
+    """Return what ran and where: versions of torchwatt, Python, torch and the system; the machine and the process."""
     found = {
         "torchwatt": __version__,
         "python": platform.python_version(),
         "os": platform.system(),
         "kernel": platform.release(),
         "host": platform.node(),
+        "machine": host_id(),
+        "process": f"{host_id()}/{os.getpid()}/{started_ticks(os.getpid())}",
         "cpus": str(os.cpu_count() or ""),
     }
     for package in ("torch", "nvidia-ml-py", "codecarbon", "numpy"):

@@ -19,7 +19,7 @@ from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.errors import BundleError
 from torchwatt.core.job import RankPart, RankStatus
 from torchwatt.core.ledger import Ledger
-from torchwatt.core.meter import Channel, Meter, SamplerStats
+from torchwatt.core.meter import Channel, Meter, SamplerStats, lost_part
 from torchwatt.core.report import Report, Status, Step
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import NS_PER_S
@@ -45,7 +45,11 @@ def merge(job: Job) -> Report:
     booked = [(group, replace(books, ledger=_inside(books.ledger, group, metered))) for group, books in booked]
     counted = [books for _, books in booked if books.ledger.counted]
     parts = tuple(_part(job, clock, rank, counted) for rank in range(job.world_size))
+    ledgers = [_over(books.ledger, (end_ns - start_ns) / NS_PER_S) for _, books in booked]
+    away = [ledger for ledger in ledgers if not ledger.is_whole]
     status, reason = _status(parts)
+    if away and status == "complete":
+        status, reason = "partial", f"{', '.join(str(ledger.domain) for ledger in away[:8])} not metered all the time"
     meters = tuple(meter for group in metered if (meter := _meter(group)) is not None)
     return Report(
         run_id=_run_id(job),
@@ -54,11 +58,14 @@ def merge(job: Job) -> Report:
         start_ns=start_ns,
         end_ns=end_ns,
         start_unix_ns=start_ns + anchor_ns,
-        ledgers=add_bands((_over(books.ledger, (end_ns - start_ns) / NS_PER_S) for _, books in booked), meters),
+        ledgers=add_bands(ledgers, meters),
         curves=curves,
         meters=meters,
         unavailable=gone_of(job, metered),
-        events=events_of(job, clock, metered, parts, start_ns),
+        events=(
+            *events_of(job, clock, metered, parts, start_ns),
+            *(lost_part(ledger.domain, ledger.coverage, end_ns) for ledger in away),
+        ),
         steps=_steps(job, clock, curves),
         modules=_modules(found),
         units=_units(found),

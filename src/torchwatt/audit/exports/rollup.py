@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from math import fsum
 from typing import Any
 
+from torchwatt.audit.counting import count_once
 from torchwatt.audit.exports.cells import (
     SYSTEMATIC,
     counted,
@@ -20,6 +22,7 @@ from torchwatt.audit.exports.cells import (
     text,
     when,
 )
+from torchwatt.audit.exports.counted_runs import run_of_bundle
 from torchwatt.audit.exports.totals import Counted, total
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
@@ -132,10 +135,14 @@ def counted_run(bundle: Bundle) -> Counted:
 
 
 def _sum(bundles: Sequence[Bundle]) -> list[Any]:
-    found = total(counted_run(bundle) for bundle in bundles)
+    names = [str(number) for number in range(len(bundles))]
+    shares = count_once(run_of_bundle(bundle, name) for bundle, name in zip(bundles, names, strict=True))
+    found = total(
+        replace(counted_run(bundle), name=name, share=shares[name]) for bundle, name in zip(bundles, names, strict=True)
+    )
     cells: dict[str, Any] = dict.fromkeys(HEADER)
     cells["entity"] = "sum"
-    cells["run"] = "; ".join(f"not added: {why}" for why in found.refused) or f"{found.runs} runs"
+    cells["run"] = "; ".join((*(f"not added: {why}" for why in found.refused), *found.shared)) or f"{found.runs} runs"
     cells["energy MWh"] = None if found.energy_j is None else found.energy_j / J_PER_MWH
     cells["unit"], cells["units"] = found.unit, found.units
     cells["location t CO2e"] = None if found.location_g is None else found.location_g / G_PER_T

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import fsum
+
+from torchwatt.audit.counting import ADDED, NOTHING, RunShare
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What one run adds to a sum; None is unknown, never 0."""
+    """What one run says, and with `share` what of it no other run adds to a sum; None is unknown, never 0."""
 
     run_id: str
     boundary: str
@@ -19,11 +21,23 @@ class Counted:
     location_g: float | None
     market_g: float | None
     basis: str = ""  # of the location-based grams: lifecycle and direct are not added either
+    name: str = ""  # by which `share.others` of other runs name it
+    share: RunShare | None = None  # None: nobody looked, all of it
+
+    @property
+    def once_j(self) -> float | None:
+        """Return the joules that it adds."""
+        return self.energy_j if self.share is None or self.share.state == "yes" else self.share.energy_j
+
+    def once_g(self, method: str) -> float | None:
+        """Return the grams that it adds, by location or market: they go with its joules."""
+        grams: float | None = getattr(self, f"{method}_g")
+        return grams if grams is None or self.share is None else grams * self.share.share
 
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Sums of runs; `refused` says what was not added and why."""
+    """Sums of `runs` runs; `refused` says what was not added and why, `shared` what was counted once."""
 
     runs: int
     energy_j: float | None
@@ -32,20 +46,24 @@ class Total:
     location_g: float | None
     market_g: float | None
     refused: tuple[str, ...]
+    shared: tuple[str, ...] = ()
+    whole: bool = True  # False: a run that is not among these has joules of theirs
 
     @property
     def j_per_unit(self) -> float | None:
-        """Return the sum of joules over the sum of units; never a mean of ratios."""
-        return self.energy_j / self.units if self.energy_j is not None and self.units else None
+        """Return the sum of joules over the sum of units; never a mean of ratios, nor joules without their units."""
+        return self.energy_j / self.units if self.energy_j is not None and self.units and self.whole else None
 
 
 def total(runs: Iterable[Counted]) -> Total:
     """Add up runs of one boundary, one unit and one accounting method; what is mixed stays empty and is named.
 
-    Location- and market-based grams are two sums; one exists only where every run has that method.
+    Location- and market-based grams are two sums; one exists only where every run has that method. Where runs have a
+    `share`, each joule is added once, and a run of which nobody can say which joules are its own is left out.
     """
-    found = list(runs)
-    refused: list[str] = []
+    everything = list(runs)
+    found = [run for run in everything if run.share is None or run.share.state in ADDED]
+    refused: list[str] = list(_left_out(everything))
     energy_j = _energy(found, refused)
     units = {run.unit for run in found}
     if len(units) > 1:
@@ -61,7 +79,46 @@ def total(runs: Iterable[Counted]) -> Total:
         location_g=None if energy_j is None or len(bases) > 1 else _grams(found, "location", refused),
         market_g=None if energy_j is None else _grams(found, "market", refused),
         refused=tuple(refused),
+        shared=(*_shared(everything), *_unidentified(found)),
+        whole={other for run in found if run.share is not None for other in run.share.others}
+        <= {run.name for run in everything},
     )
+
+
+_WHY = {
+    "unidentified": "ran beside runs that may have metered the same devices: these are not identified",
+    "overlapping": "ran beside another session on the same devices, which are not identified",
+}
+
+
+def _left_out(runs: list[Counted]) -> Iterator[str]:
+    for state, why in _WHY.items():
+        if found := [run for run in runs if run.share is not None and run.share.state == state]:
+            yield f"{_named(found)}: {why}"
+
+
+def _shared(runs: list[Counted]) -> Iterator[str]:
+    if copies := [run for run in runs if run.share is not None and run.share.state in NOTHING]:
+        yield f"{_named(copies)}: the same measurement as another run, or a part of a job that is kept"
+    found = [run.share for run in runs if run.share is not None and run.share.state == "shared"]
+    if found:
+        told_j, once_j, seconds = (
+            fsum(values)
+            for values in zip(*((s.told_j or 0.0, s.energy_j or 0.0, s.seconds) for s in found), strict=True)
+        )
+        same = f"{len(found)} shared the same devices at the same time" if len(found) > 1 else "1 shared its devices"
+        once = f"counted once {once_j:.6g} J in {seconds:.6g} s (union of the intervals)"
+        yield f"{same}: {told_j:.6g} J as they say, {once}"
+
+
+def _unidentified(runs: list[Counted]) -> Iterator[str]:
+    if found := [run for run in runs if run.share is not None and not run.share.identified]:
+        yield f"{_named(found)}: not all devices are identified; added, as no other run was beside them"
+
+
+def _named(runs: list[Counted]) -> str:
+    shown = ", ".join(run.run_id for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+    return f"{len(runs)} of the runs ({shown})"
 
 
 def _energy(runs: list[Counted], refused: list[str]) -> float | None:
@@ -70,12 +127,12 @@ def _energy(runs: list[Counted], refused: list[str]) -> float | None:
         shown = " and ".join(sorted(boundary or "nothing metered" for boundary in boundaries))
         refused.append(f"energy: the runs have different boundaries ({shown})")
         return None
-    known = [run.energy_j for run in runs if run.energy_j is not None]
+    known = [joules for run in runs if (joules := run.once_j) is not None]
     return fsum(known) if known and len(known) == len(runs) else None
 
 
 def _grams(runs: list[Counted], method: str, refused: list[str]) -> float | None:
-    known = [grams for run in runs if (grams := getattr(run, f"{method}_g")) is not None]
+    known = [grams for run in runs if (grams := run.once_g(method)) is not None]
     if known and len(known) < len(runs):
         refused.append(f"{method}-based grams: only {len(known)} of {len(runs)} runs have them")
         return None

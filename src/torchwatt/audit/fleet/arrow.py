@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from torchwatt.audit.exports.cells import in_utf8
 from torchwatt.audit.exports.parquet import arrow_field
 from torchwatt.audit.fleet.columns import columns_of
+from torchwatt.audit.inside import PARQUET_LIMITS, most_rows
 from torchwatt.audit.schema import Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _MANY = 1000
+_BATCH_ROWS = 1 << 16
 
 
 @cache
@@ -50,5 +53,21 @@ def part_bytes(table: str, rows: Sequence[Row]) -> bytes:
         use_dictionary=many,
         write_statistics=many,
         store_schema=False,
+        write_page_checksum=True,
     )
     return bytes(sink.getvalue())
+
+
+def batches_of(content: bytes, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a Parquet file that anybody may have written, a batch at a time, checksums compared.
+
+    Raises:
+        OSError: It claims more rows than its bytes can hold.
+        pyarrow.ArrowException: It is damaged, or no Parquet file.
+    """
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(BytesIO(content), page_checksum_verification=True, **PARQUET_LIMITS)
+    if file.metadata.num_rows > most_rows(len(content)):
+        raise OSError(f"{file.metadata.num_rows} rows are more than {len(content)} bytes can hold")
+    yield from file.iter_batches(_BATCH_ROWS, columns=columns)

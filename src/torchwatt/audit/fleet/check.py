@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from hashlib import sha256
+from typing import Any
 
+from torchwatt.audit.exports.counted_runs import run_of_text
+from torchwatt.audit.fleet.arrow import batches_of
 from torchwatt.audit.fleet.columns import TABLES
 from torchwatt.audit.fleet.engine import connect, sql_file, statements
 from torchwatt.audit.fleet.lake import Lake
-from torchwatt.audit.inside import PARQUET_LIMITS, most_rows
+from torchwatt.audit.fleet.paths import run_of
+from torchwatt.core.errors import BundleError
 
+SAMPLE = "sample"
 MOST = 1000  # findings of one law
-_BATCH = 1 << 16  # rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,44 +34,65 @@ class Broken:
 
 
 def check_lake(lake: Lake) -> tuple[Broken, ...]:
-    """Return what does not hold: damaged files; where all can be read, also what does not add up.
+    """Open every file and return what does not hold: damaged ones; where all can be read, what does not add up.
 
     Raises:
         BundleError: There is no such lake.
         ConfigError: DuckDB is not installed.
     """
-    damaged = tuple(_damaged(lake)) if lake.exists() else ()
-    if damaged:
+    if damaged := tuple(_damaged(lake)) if lake.exists() else ():
         return damaged
-    with connect(lake) as connection:
-        return tuple(
+    with connect(lake, *(f"lake_{table}" for table in TABLES)) as connection:
+        found = [
             Broken(law, *map(str, row))
             for law, statement in statements(sql_file("laws"))
             for row in connection.execute(statement).fetchmany(MOST)
-        )
-
-
-def _read(content: bytes) -> None:
-    """Read every row of a part, a batch at a time.
-
-    Raises:
-        OSError: It claims more rows than its bytes can hold.
-    """
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(BytesIO(content), **PARQUET_LIMITS)
-    if file.metadata.num_rows > most_rows(len(content)):
-        raise OSError(f"{file.metadata.num_rows} rows are more than {len(content)} bytes can hold")
-    for _ in file.iter_batches(_BATCH):
-        pass
+        ]
+        copies = connection.execute("SELECT run_id, lake_metered FROM lake_run").fetchall()
+        devices = connection.execute(
+            "SELECT run_id, device_id, energy_j, coalesce(device_key, ''), coalesce(machine_key, '') FROM lake_device "
+            "WHERE counted AND energy_j IS NOT NULL ORDER BY ALL"
+        ).fetchall()
+        samples = connection.execute("SELECT run_id, project, lake_sample_sha256 FROM lake_run").fetchall()
+    return (*found, *_metered(copies, devices), *_sampled(lake, samples))
 
 
 def _damaged(lake: Lake) -> Iterator[Broken]:
     import pyarrow as pa
 
-    for table in TABLES:
+    for table in (*TABLES, SAMPLE):
         for path in lake.parts(table):
             try:
-                _read(lake.files.read(path) or b"")
+                for _ in batches_of(lake.files.read(path) or b""):
+                    pass
             except (pa.ArrowException, OSError) as error:
                 yield Broken("DAMAGED", path, "a Parquet file", f"{error}; ingest its bundle again with --replace")
+
+
+def _metered(copies: Sequence[tuple[str, str]], devices: Sequence[Sequence[Any]]) -> Iterator[Broken]:
+    """Compare what the rule of counting is asked about with the devices that it stands for."""
+    by_run: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
+    for run_id, *cells in devices:
+        by_run[run_id].append(tuple(cells))
+    for run_id, metered in dict(copies).items():
+        try:
+            found = sorted((d.device_id, d.energy_j, d.key, d.machine) for d in run_of_text(metered).devices)
+        except BundleError as error:
+            yield Broken("METERED", run_id, "what its devices metered", str(error))
+            continue
+        expected = sorted(set(by_run[run_id]))
+        if found != expected:
+            yield Broken("METERED", run_id, str(expected), str(found))
+
+
+def _sampled(lake: Lake, runs: Sequence[tuple[str, str, str | None]]) -> Iterator[Broken]:
+    """Compare the samples with the hashes that the runs have of them."""
+    listed = {(project, run_id): digest for run_id, project, digest in runs}
+    there = {run_of(path): path for path in lake.files.parts(SAMPLE)}
+    for run, path in there.items():
+        found = sha256(lake.files.read(path) or b"").hexdigest()
+        if listed.get(run) != found:
+            yield Broken("SAMPLE", run[1], f"sha256 {listed.get(run)}", f"{found} in {path}")
+    for run, digest in listed.items():
+        if digest is not None and run not in there:
+            yield Broken("SAMPLE", run[1], f"sha256 {digest}", "no part")

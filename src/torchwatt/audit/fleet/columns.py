@@ -9,14 +9,12 @@ from collections.abc import Iterable, Mapping
 from math import fsum
 
 from torchwatt.audit.exports.cells import counted, factors_of, impact, number, text
+from torchwatt.audit.exports.counted_runs import run_of_bundle, text_of
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import TABLE_BY_NAME, Column, Row, Value
 from torchwatt.audit.schema.model import boolean, string
 from torchwatt.audit.schema.model import number as numeric
 from torchwatt.core.terms import ROOT
-
-# Sessions that say of themselves that their joules are inside another's, or the same devices' as another's.
-OVERLAPPING = frozenset({"CONCURRENT_SESSION", "NESTED_SESSION"})
 
 LAKE_COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "run": (
@@ -26,7 +24,7 @@ LAKE_COLUMNS: Mapping[str, tuple[Column, ...]] = {
             "kinds of domains inside the total, `+`-list; `:process` this process's share only, `*` some of the kind "
             "could not be metered: only equal boundaries are added",
         ),
-        boolean("lake_overlaps", "true: another session metered the same devices at the same time", required=True),
+        boolean("lake_overlaps", "true: it names another session on the same devices at the same time", required=True),
         numeric("lake_measured_j", "J", "measured part of energy_it_j", minimum=0),
         numeric("lake_modelled_j", "J", "modelled part of energy_it_j", minimum=0),
         numeric("lake_location_g", "g{CO2e}", "of impact: gwp, usage, location, as_run"),
@@ -35,11 +33,15 @@ LAKE_COLUMNS: Mapping[str, tuple[Column, ...]] = {
         string("lake_market_basis", "basis of its grid factors"),
         string("lake_rows", "rows of the run's other tables, table=count", many=True, required=True),
         string("lake_manifest_sha256", "of the bundle's MANIFEST.sha256", required=True),
+        string("lake_metered", "JSON: which devices it metered when, as `count_once` takes it", required=True),
+        string("lake_sample_sha256", "of its part of `sample`, where that was copied"),
     ),
+    "device": (string("lake_manifest_sha256", "of the bundle's MANIFEST.sha256", required=True),),
     "layer": (boolean("lake_counts", "true: the device counts toward the run's total", required=True),),
     "impact": (string("lake_basis", "basis of the grid factors that it was made with"),),
 }
-TABLES: tuple[str, ...] = ("device", "window", "layer", "hourly", "factor", "impact", "event", "run")  # run is last
+# In the order in which they are written: device, which names the bundle, is first, and run is last.
+TABLES: tuple[str, ...] = ("device", "window", "layer", "hourly", "factor", "impact", "event", "run")
 
 
 def columns_of(table: str) -> tuple[Column, ...]:
@@ -47,22 +49,26 @@ def columns_of(table: str) -> tuple[Column, ...]:
     return TABLE_BY_NAME[table].columns + LAKE_COLUMNS.get(table, ())
 
 
-def lake_rows(bundle: Bundle, manifest_sha256: str) -> dict[str, tuple[Row, ...]]:
+def lake_rows(bundle: Bundle, manifest_sha256: str, sample_sha256: str | None = None) -> dict[str, tuple[Row, ...]]:
     """Return the rows of a bundle by table, with the lake's columns."""
     counts = {text(row, "device_id"): row["counted"] is True for row in bundle["device"]}
     rows = {name: bundle[name] for name in TABLES}
     rows["layer"] = tuple({**row, "lake_counts": counts.get(text(row, "device_id"), False)} for row in bundle["layer"])
     rows["impact"] = tuple({**row, "lake_basis": _basis(bundle, row)} for row in bundle["impact"])
     sizes = ";".join(f"{name}={len(found)}" for name, found in rows.items() if name != "run" and found)
-    rows["run"] = ({**bundle.run, **_of_run(bundle), "lake_rows": sizes, "lake_manifest_sha256": manifest_sha256},)
+    named = {"lake_manifest_sha256": manifest_sha256}
+    rows["device"] = tuple({**row, **named} for row in bundle["device"])
+    rows["run"] = ({**bundle.run, **_of_run(bundle), "lake_rows": sizes, "lake_sample_sha256": sample_sha256, **named},)
     return rows
 
 
 def _of_run(bundle: Bundle) -> dict[str, Value]:
+    counted_as = run_of_bundle(bundle)
     found: dict[str, Value] = {
         "lake_model": _model(bundle),
         "lake_boundary": boundary(bundle["device"]) or None,
-        "lake_overlaps": any(row["code"] in OVERLAPPING for row in bundle["event"]),
+        "lake_overlaps": counted_as.overlaps,
+        "lake_metered": text_of(counted_as),
         "lake_measured_j": _known_as(bundle, "measured"),
         "lake_modelled_j": _known_as(bundle, "modelled"),
     }

@@ -8,6 +8,8 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from torchwatt.audit.counting import RunShare, count_once
+from torchwatt.audit.exports.counted_runs import run_of_text
 from torchwatt.audit.fleet.arrow import arrow_schema
 from torchwatt.audit.fleet.columns import TABLES
 from torchwatt.audit.fleet.lake import Lake, LocalFiles, StoredFiles
@@ -25,6 +27,7 @@ ROLLUPS = {
     "device": "v_device_month",
     "scope2": "v_scope2_month",
 }
+COUNTS = "lake_counts"
 # Nothing is fetched, also no extension: an address of an object store is read through pyarrow.
 _OFFLINE: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
@@ -55,11 +58,13 @@ def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
         if f"lake_{table}" in wanted:
             _add_table(connection, lake, table)
     try:
+        if COUNTS in wanted:
+            connection.register(COUNTS, _counts(connection))
         for name, statement in _views().items():
             if name in wanted:
                 connection.execute(statement)
     except duckdb.Error as error:
-        raise BundleError(f"{lake.name} cannot be read: {error}") from error
+        raise BundleError(f"{lake.name} cannot be read: {error}; see `torchwatt fleet verify`") from error
     return connection
 
 
@@ -120,6 +125,7 @@ def _with_sources(views: Iterable[str]) -> set[str]:
         if name not in found:
             found.add(name)
             waiting += re.findall(r"\b(?:lake_\w+|v_\w+|run_rollup)", _views().get(name, ""))
+            waiting += ["lake_run"] if name == COUNTS else []
     return found
 
 
@@ -134,7 +140,13 @@ def script(lake: Lake) -> str:
     place = str(lake.files.root).replace("'", "''")
     tables = [text for name, text in statements(sql_file("lake")) if lake.parts(name.removeprefix("lake_"))]
     return "\n".join(
-        [f"SET VARIABLE lake = '{place}';", *(f"{text};" for text in tables), sql_file("facts"), sql_file("rollups")]
+        [
+            f"SET VARIABLE lake = '{place}';",
+            *(f"{text};" for text in tables),
+            _counts_sql(lake),
+            sql_file("facts"),
+            sql_file("rollups"),
+        ]
     )
 
 
@@ -159,6 +171,55 @@ def _add_table(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str) ->
     if table == "run":
         raise BundleError(f"{lake.name} holds no runs")
     connection.register(f"lake_{table}", _with_partitions(table).empty_table())
+
+
+def _counts(connection: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Make `lake_counts`: what `count_once` says of all runs of the lake, one row a run (no device) and device."""
+    import pyarrow as pa
+
+    # A run that two writers put under two projects is in `v_run` once, and so it is here.
+    runs = dict(connection.execute("SELECT run_id, lake_metered FROM lake_run ORDER BY project DESC").fetchall())
+    try:
+        shares = count_once([run_of_text(metered, run_id) for run_id, metered in runs.items()])
+    except BundleError as error:
+        raise BundleError(f"the lake's `run` is damaged: {error}; see `torchwatt fleet verify`") from error
+    rows = [row for run_id, share in sorted(shares.items()) for row in _count_rows(run_id, share)]
+    fields = [("run_id", pa.string()), ("device_id", pa.string()), ("adds", pa.string()), ("share", pa.float64())]
+    fields += [("energy_j", pa.float64()), ("seconds", pa.float64()), ("others", pa.list_(pa.string()))]
+    fields += [("identified", pa.bool_())]
+    return pa.Table.from_pylist(rows, pa.schema(fields))
+
+
+def _count_rows(run_id: str, found: RunShare) -> Iterator[dict[str, object]]:
+    row = {"run_id": run_id, "adds": found.state, "others": list(found.others), "seconds": found.seconds}
+    row["identified"] = found.identified
+    yield {**row, "device_id": "", "share": found.share, "energy_j": found.energy_j}
+    for device_id, share in sorted(found.shares.items()):
+        yield {**row, "device_id": device_id, "share": share, "energy_j": None}
+
+
+def _counts_sql(lake: Lake) -> str:
+    """Return `lake_counts` as SQL: the rule is not SQL, so what it says today is written down."""
+    with connect(lake, COUNTS, "lake_run") as connection:
+        rows = connection.table(COUNTS).fetchall()
+    lines = ",\n".join(f"({', '.join(map(_literal, row))})" for row in rows)
+    columns = "run_id, device_id, adds, share, energy_j, seconds, others, identified"
+    head = (
+        "-- What each run adds beside all others of this lake. After an ingest print this anew: until then the new\n"
+        "-- runs are 'not compared'.\n"
+    )
+    # Cells are written as literals.
+    return f"{head}CREATE OR REPLACE TABLE {COUNTS} AS SELECT * FROM (VALUES\n{lines}\n) AS counts({columns});"  # noqa: S608
+
+
+def _literal(value: object) -> str:
+    if value is None:
+        return "NULL::DOUBLE"
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]::VARCHAR[]"
+    return f"{value!r}::DOUBLE" if isinstance(value, float) else "'" + str(value).replace("'", "''") + "'"
 
 
 def _globbed(path: str) -> str:

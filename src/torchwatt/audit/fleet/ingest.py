@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 from torchwatt.audit.fleet.lake import Lake, LocalFiles
-from torchwatt.audit.fleet.one import Found, How, Outcome, add_one
+from torchwatt.audit.fleet.one import Found, How, Outcome, add_one, looks_like_bundle
 from torchwatt.audit.fleet.workers import add_many
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import ConfigError
@@ -20,6 +20,7 @@ DEFAULT_PROJECT = "default"
 UPLOADS = 16  # at a time
 WORTH_WORKERS = 150  # bundles; below, a process takes longer to start than it saves
 DEEPEST = 4
+_STRIDE = 7919  # a prime: processes with neighbouring numbers begin far apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,11 @@ class Ingested:
         """Return the bundles that are not in the lake, each with its reason."""
         return tuple(outcome for outcome in self.outcomes if outcome.state == "refused")
 
+    @property
+    def no_bundles(self) -> tuple[Outcome, ...]:
+        """Return the folders that are no bundles and have none in them."""
+        return tuple(outcome for outcome in self.outcomes if outcome.state == "no bundle")
+
 
 def ingest(
     lake: Lake,
@@ -49,8 +55,9 @@ def ingest(
 ) -> Ingested:
     """Add every bundle below some folders to a lake; a run that is in it is left as it is.
 
-    A bundle whose tables differ from its manifest, that cannot be read, or whose run was still running is refused and
-    named; all others go on. Several processes and machines may add to one lake at the same time.
+    A bundle of which a file differs from its manifest, that cannot be read, or whose run was still running is refused
+    and named, and so is a folder with tables and no manifest; all others go on. Several processes and machines may add
+    to one lake at the same time.
 
     Args:
         lake: Where to; made where there is nothing.
@@ -76,7 +83,11 @@ def ingest(
         return Ingested(add_many(lake.files.root, found, how, wanted))
     there = lake.runs()
     if isinstance(lake.files, LocalFiles):
-        return Ingested(tuple(add_one(lake, one, there, how) for one in found))
+        # Several ingests of the same bundles begin at different ones and find the rest done by the others.
+        begin = os.getpid() * _STRIDE % max(len(found), 1)
+        outcomes = [add_one(lake, one, there, how) for one in (*found[begin:], *found[:begin])]
+        cut = len(found) - begin
+        return Ingested((*outcomes[cut:], *outcomes[:cut]))
     with ThreadPoolExecutor(jobs or UPLOADS) as pool:  # an object store answers late and many at once
         return Ingested(tuple(pool.map(lambda one: add_one(lake, one, there, how), found)))
 
@@ -95,15 +106,19 @@ def bundles_below(place: Path, project: str | None = None) -> Iterator[Found]:
 
 
 def _walk(folder: Path, root: Path, deeper: int) -> Iterator[Path]:
-    """Yield the folders with a manifest, hidden ones and links to folders left out, in order of name."""
+    """Yield bundles, and the folders at the ends that are none, so that each is named; in order of name.
+
+    Hidden folders and links to folders are left out.
+    """
     try:
         entries = folder_entries(folder, root)
     except OSError as error:
         raise ConfigError(f"cannot read {folder}: {error.strerror}") from error
-    if MANIFEST in entries:  # also where it is a link: the bundle is then refused by name, and not passed over
+    below = [name for name, kind in entries.items() if kind == "folder" and not name.startswith(".")]
+    # Also where the manifest is a link: the bundle is then refused by name, and not passed over.
+    if MANIFEST in entries or looks_like_bundle(folder) or not (below and deeper):
         yield folder
-    elif deeper:
-        below = (name for name, kind in entries.items() if kind == "folder" and not name.startswith("."))
+    else:
         yield from chain.from_iterable(_walk(folder / name, root, deeper - 1) for name in below)
 
 
@@ -121,5 +136,5 @@ def _need_pyarrow() -> None:
 def summary(found: Iterable[Outcome]) -> str:
     """Say in one line what became of the bundles."""
     outcomes = Ingested(tuple(found))
-    words = [f"{outcomes.count(state)} {state}" for state in ("added", "replaced", "present", "refused")]
+    words = [f"{outcomes.count(state)} {state}" for state in ("added", "replaced", "present", "refused", "no bundle")]
     return ", ".join(word for word in words if not word.startswith("0 ")) or "no bundles"

@@ -25,7 +25,7 @@ MARKER = "torchwatt-lake.json"
 MOST_PART_BYTES = 1 << 28  # of one run's rows of one table
 _LEVELS = (("project=", ""), ("date=", ""), ("part-", SUFFIX))
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
-_MARK = json.dumps({"format": "torchwatt-lake", "version": 2}) + "\n"
+_MARK = json.dumps({"format": "torchwatt-lake", "version": 3}) + "\n"
 
 
 class Files(Protocol):

@@ -11,17 +11,21 @@ from pathlib import Path
 from typing import Literal
 
 from torchwatt.audit.exports.cells import text, when
-from torchwatt.audit.fleet.arrow import part_bytes
+from torchwatt.audit.fleet.arrow import batches_of, part_bytes
 from torchwatt.audit.fleet.columns import TABLES, lake_rows
 from torchwatt.audit.fleet.lake import Lake
 from torchwatt.audit.fleet.paths import part, run_of
-from torchwatt.audit.inside import MAX_MANIFEST_BYTES, content_of
+from torchwatt.audit.inside import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, content_of
 from torchwatt.audit.reader import read_bundle
+from torchwatt.audit.schema import TABLES as SCHEMA
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import BundleError, TorchwattError
-from torchwatt.disk.path_safety import kind_of
+from torchwatt.disk.path_safety import kind_of, open_own
 
-State = Literal["added", "replaced", "present", "refused"]
+State = Literal["added", "replaced", "present", "refused", "no bundle"]
+SAMPLES = "sample.parquet"
+_BLOCK = 1 << 20
+_FILES = (*(f"{table.name}.csv" for table in SCHEMA if table.format == "csv"), SAMPLES, "sample.csv.gz")
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.][A-Za-z0-9_.-]*)")
 
 
@@ -66,54 +70,94 @@ def add_one(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcom
 
 def _add(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
     folder, root = Path(found.directory), Path(found.root)
-    listed, manifest_sha256 = _manifest(folder, root)
-    for table in TABLES:
-        _listed_content(folder / f"{table}.csv", root, listed)
+    if kind_of(folder / MANIFEST) is None and not looks_like_bundle(folder):
+        return Outcome(found.directory, "no bundle", f"no {MANIFEST} in it, and no table of a bundle")
+    manifest_sha256, listed = _unchanged(folder, root)
     bundle = read_bundle(folder, root)
     run_id, started_at = text(bundle.run, "run_id"), when(bundle.run, "started_at")
     if bundle.run["status"] == "running":
         raise BundleError(f"run {run_id} was still running: its whole is not known yet")
-    before = there.get(run_id)
     path = part("run", found.project, started_at, run_id)
+    before = there.get(run_id) or (path if lake.files.read(path) is not None else None)  # added since we began
     if before is not None and (state := _same(lake, before, manifest_sha256, how)):
         return Outcome(found.directory, state)
     if before is not None and before != path:
         raise BundleError(f"run {run_id} is in project {run_of(before)[0]!r} already: one run is one project's")
-    rows = lake_rows(bundle, manifest_sha256)
+    samples = _samples(folder, root, listed, run_id) if how.samples else None
+    rows = lake_rows(bundle, manifest_sha256, sha256(samples).hexdigest() if samples is not None else None)
     # Of a run that is replaced, a table without rows is written too: the old one's must not stay.
     parts = {table: part_bytes(table, rows[table]) for table in TABLES if rows[table] or before is not None}
-    if how.samples and kind_of(folder / "sample.parquet") is not None:
-        parts = {"sample": _listed_content(folder / "sample.parquet", root, listed), **parts}
+    if samples is not None:
+        parts["sample"] = samples
     mine = parts.pop("run")
+    device = part("device", found.project, started_at, run_id)
+    content = parts.pop("device", None) or part_bytes("device", ())
+    if not lake.files.write(device, content, replace=how.replace) and lake.files.read(device) != content:
+        # Of two that add one run at the same time, the second may not write over the parts of the first.
+        raise BundleError(f"run {run_id}: an ingest adds it with other content, or died doing so: see --replace")
     for table, content in parts.items():
         # What an ingest that died left of this run, or another is writing just now, has the same bytes.
         lake.files.write(part(table, found.project, started_at, run_id), content, replace=True)
     won = lake.files.write(path, mine, replace=before is not None)
     there[run_id] = path
+    if not won:
+        _same(lake, path, manifest_sha256, How())
     state = "replaced" if before is not None else "added" if won else "present"
     return Outcome(found.directory, state, layers=len(rows["layer"]))
 
 
-def _manifest(folder: Path, root: Path) -> tuple[dict[str, str], str]:
-    """Return the hashes that the manifest lists by file name, and its own.
+def looks_like_bundle(folder: Path) -> bool:
+    """Return whether a folder has a table of a bundle, whatever else is missing."""
+    return any(kind_of(folder / name) is not None for name in _FILES)
+
+
+def _unchanged(folder: Path, root: Path) -> tuple[str, dict[str, str]]:
+    """Return the manifest's hash and its hashes by file, each of which was compared with its file.
 
     Raises:
-        BundleError: There is none, or it is no plain file of the bundle's own.
+        BundleError: A file differs from it or is no plain file, or it does not name a table that is there.
     """
+    if kind_of(folder / MANIFEST) is None:
+        raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle")
     content = content_of(folder / MANIFEST, MAX_MANIFEST_BYTES, root)
-    lines = content.decode(errors="replace").splitlines()
-    return {found[2]: found[1] for line in lines if (found := _LINE.fullmatch(line))}, sha256(content).hexdigest()
+    listed = {m[2]: m[1] for line in content.decode(errors="replace").splitlines() if (m := _LINE.fullmatch(line))}
+    there = {name for name in _FILES if kind_of(folder / name) is not None}
+    for name in sorted({f"{table}.csv" for table in TABLES} | there | listed.keys()):
+        if listed.get(name) != _digest(folder / name, root):
+            raise BundleError(f"{folder / name} differs from {MANIFEST}: run `torchwatt verify`")
+    return sha256(content).hexdigest(), listed
 
 
-def _listed_content(path: Path, root: Path, listed: Mapping[str, str]) -> bytes:
-    """Return a file's content.
+def _digest(path: Path, root: Path) -> str:
+    try:
+        with open_own(path, MAX_FILE_BYTES, root) as file:
+            found = sha256()
+            while block := file.read(_BLOCK):
+                found.update(block)
+            return found.hexdigest()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _samples(folder: Path, root: Path, listed: Mapping[str, str], run_id: str) -> bytes | None:
+    """Return the samples of a bundle where they are Parquet.
 
     Raises:
-        BundleError: It cannot be read, or differs from the manifest.
+        BundleError: They are not what the manifest lists, or no samples of this run.
     """
-    content = content_of(path, root=root)
-    if listed.get(path.name) != sha256(content).hexdigest():
-        raise BundleError(f"{path} differs from {MANIFEST}: run `torchwatt verify`")
+    import pyarrow as pa
+
+    if SAMPLES not in listed:
+        return None
+    content = content_of(folder / SAMPLES, root=root)
+    if sha256(content).hexdigest() != listed[SAMPLES]:
+        raise BundleError(f"{folder / SAMPLES} differs from {MANIFEST}: run `torchwatt verify`")
+    try:
+        runs = {run for batch in batches_of(content, ["run_id"]) for run in batch[0].unique().to_pylist()}
+    except (pa.ArrowException, OSError, KeyError, IndexError) as error:
+        raise BundleError(f"{folder / SAMPLES} cannot be read: {error}") from error
+    if runs - {run_id}:
+        raise BundleError(f"{folder / SAMPLES} has samples of another run")
     return content
 
 

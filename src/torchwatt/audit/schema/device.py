@@ -74,5 +74,13 @@ DEVICE = Table(
             "energy_systematic_hi_j", "J", _SYSTEMATIC,
             minimum=0,
         ),
+        string(
+            "device_key", "tells that two runs met one device: SHA-256 of its UUID, else of its machine and PCI "
+            "address or domain, with scope `process` of the process; not salted by the run; empty: not identified",
+        ),
+        string(
+            "machine_key", "SHA-256 of the boot of the machine that the device is in: the same for all runs until it "
+            "boots again; empty: not known",
+        ),
     ),
 )  # fmt: skip

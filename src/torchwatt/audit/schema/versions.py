@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from io import StringIO
@@ -23,6 +23,8 @@ from torchwatt.disk.path_safety import open_own
 T = TypeVar("T")
 _HEAD_BYTES = 1 << 16  # holds the header and the version of any `run.csv` that torchwatt wrote
 _NEWEST_MINOR = 2  # of version 1
+# The columns that minor versions of version 2 added at the ends of tables.
+_ADDED: Mapping[int, Mapping[str, frozenset[str]]] = {1: {"device": frozenset({"device_key", "machine_key"})}}
 # What version 1 called otherwise. Its intervals of totals held the meters' bands, its uncertainties the errors of
 # reading alone.
 _RENAMED: Mapping[str, Mapping[str, str]] = {
@@ -68,8 +70,10 @@ def schema_of(version: str) -> Schema | None:
     for the current one: the rest of the bundle will show what it is.
     """
     parts = _parts(version)
-    if parts is None or parts[0] == _current_major():
+    if parts is None:
         return CURRENT
+    if parts[0] == _current_major():
+        return CURRENT if all(minor <= parts[1] for minor in _ADDED) else Schema(version, _tables_2(parts[1]), {})
     known = parts[0] == 1 and parts[1] <= _NEWEST_MINOR
     return Schema(version, _tables_1(), _RENAMED) if known else None
 
@@ -102,6 +106,25 @@ def _parts(version: str) -> tuple[int, int] | None:
 
 def _current_major() -> int:
     return int(SCHEMA_VERSION.partition(".")[0])
+
+
+def added_since(schema: Schema) -> Iterator[str]:
+    """Yield `table.csv: columns` for what minor versions of version 2 have that bundles of this schema lack."""
+    parts = _parts(schema.version)
+    for minor, tables in _ADDED.items():
+        if parts is not None and parts < (_current_major(), minor):
+            yield from (f"{name}.csv: {', '.join(sorted(columns))}" for name, columns in tables.items())
+
+
+@cache
+def _tables_2(minor: int) -> tuple[Table, ...]:
+    """Return the tables of version 2.`minor`."""
+    later = [added for number, added in _ADDED.items() if number > minor]
+    gone = {table.name: frozenset().union(*(added.get(table.name, ()) for added in later)) for table in TABLES}
+    return tuple(
+        replace(table, columns=tuple(column for column in table.columns if column.name not in gone[table.name]))
+        for table in TABLES
+    )
 
 
 @cache

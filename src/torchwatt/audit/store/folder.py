@@ -124,6 +124,13 @@ class Store:
             )
         return self.root / near[0].project / near[0].folder
 
+    def unsealed(self) -> tuple[Path, ...]:
+        """Return folders where a bundle should be that have tables and no manifest: they count nowhere."""
+        found = (tables.parent for tables in sorted(self.root.glob("*/*/run.csv")))
+        return tuple(
+            folder for folder in found if not folder.name.startswith(".") and not (folder / MANIFEST).is_file()
+        )
+
     def _folders(self) -> Iterator[Path]:
         for project in _folders_in(self.root, self.root):
             for folder in _folders_in(project, self.root):

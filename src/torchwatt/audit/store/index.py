@@ -12,6 +12,7 @@ from secrets import token_hex
 from stat import S_IMODE
 
 from torchwatt.audit.exports.cells import number, text, when
+from torchwatt.audit.exports.counted_runs import run_of_bundle, run_of_text, text_of
 from torchwatt.audit.exports.rollup import counted_run
 from torchwatt.audit.exports.totals import Counted
 from torchwatt.audit.reader import Bundle
@@ -19,7 +20,7 @@ from torchwatt.core.errors import BundleError
 from torchwatt.disk.path_safety import kind_of
 from torchwatt.disk.private import new_file
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,12 @@ class StoredRun:
     location_g: float | None
     market_g: float | None
     basis: str
+    metered: str  # what its devices metered when, as `counted_runs` writes it
+
+    @property
+    def key(self) -> str:
+        """Return what tells the run from all others of the store."""
+        return f"{self.project}/{self.run_id}"
 
     @property
     def month(self) -> str:
@@ -49,9 +56,17 @@ class StoredRun:
 
     @property
     def counted(self) -> Counted:
-        """Return what the run adds to sums."""
+        """Return what the run says for sums."""
         return Counted(
-            self.run_id, self.boundary, self.energy_j, self.unit, self.units, self.location_g, self.market_g, self.basis
+            self.run_id,
+            self.boundary,
+            self.energy_j,
+            self.unit,
+            self.units,
+            self.location_g,
+            self.market_g,
+            self.basis,
+            self.key,
         )
 
 
@@ -77,6 +92,7 @@ def stored(bundle: Bundle, project: str) -> StoredRun:
         location_g=adds.location_g,
         market_g=adds.market_g,
         basis=adds.basis,
+        metered=text_of(run_of_bundle(bundle)),
     )
 
 
@@ -124,6 +140,7 @@ def _typed(run: StoredRun) -> StoredRun:
 
     Raises:
         TypeError: One is not; the index is then made again.
+        BundleError: What was metered cannot be read; the same.
     """
     for field in fields(StoredRun):
         value = getattr(run, field.name)
@@ -132,6 +149,7 @@ def _typed(run: StoredRun) -> StoredRun:
             isinstance(value, str) if field.type == "str" else number or (value is None and "None" in str(field.type))
         ):
             raise TypeError(f"{field.name} holds {value!r}")
+    run_of_text(run.metered)
     return run
 
 

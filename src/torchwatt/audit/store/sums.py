@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from torchwatt.audit.exports.totals import Total, total
+from torchwatt.audit.counting import RunShare, count_once
+from torchwatt.audit.exports.counted_runs import run_of_text
+from torchwatt.audit.exports.totals import Counted, Total, total
 from torchwatt.audit.store.index import StoredRun
 
 
@@ -19,9 +21,21 @@ class Group:
     total: Total
 
 
-def sums(runs: Iterable[StoredRun]) -> tuple[Group, ...]:
-    """Add up runs by project and month; what must not be added is empty and said why."""
-    groups: dict[tuple[str, str], list[StoredRun]] = defaultdict(list)
-    for run in runs:
-        groups[run.project, run.month].append(run)
-    return tuple(Group(*key, total(run.counted for run in found)) for key, found in sorted(groups.items()))
+def shares(runs: Iterable[StoredRun]) -> dict[str, RunShare]:
+    """Return what each run adds to sums beside all others of the store, by `StoredRun.key`."""
+    return count_once(run_of_text(run.metered, run.key) for run in runs)
+
+
+def sums(runs: Iterable[StoredRun], among: Mapping[str, RunShare] | None = None) -> tuple[Group, ...]:
+    """Add up runs by project and month; what must not be added is empty and said why.
+
+    Args:
+        runs: What to add up.
+        among: What `shares` says of all runs of the store; by default of these runs.
+    """
+    chosen = list(runs)
+    found = shares(chosen) if among is None else among
+    groups: dict[tuple[str, str], list[Counted]] = defaultdict(list)
+    for run in chosen:
+        groups[run.project, run.month].append(replace(run.counted, share=found[run.key]))
+    return tuple(Group(*key, total(counted)) for key, counted in sorted(groups.items()))

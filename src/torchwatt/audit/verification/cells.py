@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from torchwatt.audit.inside import MAX_FILE_BYTES
-from torchwatt.audit.lexical import escape, from_cell
+from torchwatt.audit.lexical import escape, from_cell, numbers_from_cells
 from torchwatt.audit.schema import Column, Table, Value
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
@@ -20,6 +20,7 @@ from torchwatt.disk.inflate import bounded_lines, inflated
 from torchwatt.disk.path_safety import open_own
 
 ROWS = 4096
+FEW = 64
 LONGEST_ROW = 1 << 22  # characters
 Wrong = tuple[str, str]  # expected, reason
 
@@ -138,7 +139,11 @@ class _Cells:
 
     def values(self, texts: tuple[str, ...], piece: Piece, findings: Findings, file: str) -> list[Value]:
         distinct = set(texts)
-        if len(distinct) > 64:  # numbers, mostly all different: nothing to remember from piece to piece
+        if len(distinct) > FEW and self.column.type in {"number", "integer"}:
+            read = numbers_from_cells(texts, self.column)
+            if read is not None:
+                return cast("list[Value]", read)
+        if len(distinct) > FEW:  # numbers, mostly all different: nothing to remember from piece to piece
             self.known.clear()
             self.wrong.clear()
         for text in distinct - self.known.keys():

@@ -5,25 +5,35 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
 from torchwatt.audit.inside import RUN_NAME, is_own
 from torchwatt.audit.schema import TABLE_BY_NAME, Row, Value
-from torchwatt.audit.schema.versions import CURRENT, is_newer, schema_of, version_in
+from torchwatt.audit.schema.versions import CURRENT, added_since, is_newer, schema_of, version_in
+from torchwatt.audit.seal import ORIGINAL_MANIFEST
 from torchwatt.audit.verification.cells import Piece, pieces
 from torchwatt.audit.verification.derived import Derived
 from torchwatt.audit.verification.energy_laws import HourLaws, LayerLaws, WindowLaws, best_known, check_interval
+from torchwatt.audit.verification.event_laws import EventLaws
+from torchwatt.audit.verification.factor_laws import FactorLaws
 from torchwatt.audit.verification.facts import Facts, Sum, number, rows_of, text
-from torchwatt.audit.verification.files import check_descriptions, check_manifest, check_statement, sample_name
-from torchwatt.audit.verification.finding import Findings, Verification
+from torchwatt.audit.verification.files import (
+    check_descriptions,
+    check_manifest,
+    check_original,
+    check_statement,
+    sample_name,
+)
+from torchwatt.audit.verification.finding import NO_CHECK_SHOWS, Findings, Verification
 from torchwatt.audit.verification.impact_laws import ImpactLaws
 from torchwatt.audit.verification.keys import Keys
+from torchwatt.audit.verification.meter_laws import MeterLaws
 from torchwatt.audit.verification.rank_laws import RankLaws
-from torchwatt.audit.verification.run_laws import check_run, check_systematic, later
+from torchwatt.audit.verification.run_laws import check_run, check_systematic
 from torchwatt.audit.verification.sample_laws import SampleLaws, sample_pieces
 from torchwatt.audit.verification.seals import check_chain, check_signature
+from torchwatt.audit.verification.share_laws import ShareLaws
 from torchwatt.core.errors import BundleError
 
 Path_ = str | os.PathLike[str]
@@ -36,9 +46,15 @@ class Laws(Protocol):
 
 
 def verify(
-    directory: Path_, *, chain: Path_ | None = None, runs: Path_ | None = None, allowed_signers: Path_ | None = None
+    directory: Path_,
+    *,
+    chain: Path_ | None = None,
+    runs: Path_ | None = None,
+    allowed_signers: Path_ | None = None,
+    require_signature: str | None = None,
+    require_chain: str | None = None,
 ) -> Verification:
-    """Check a bundle: hashes, cells, keys, sums, every derived cell and impact, chain and signature.
+    """Check a bundle: hashes, cells, keys, sums, every derived cell and impact, what the rows mean, chain, signature.
 
     It needs the standard library only; the contents of Parquet samples are read where pyarrow is installed. Tables are
     read in pieces, so that the memory it takes does not grow with the rows of `layer` and `sample`.
@@ -48,6 +64,8 @@ def verify(
         chain: The project's chain, to check that this run is in it and none was removed.
         runs: The folder that should hold every bundle of the chain.
         allowed_signers: OpenSSH's file of allowed signers, to check who signed.
+        require_signature: A key that must have signed: its fingerprint (`SHA256:...`), or a file with public keys.
+        require_chain: A head that was kept elsewhere and must be in the chain.
 
     Raises:
         BundleError: There is no bundle in the folder, or it is of another major version.
@@ -59,13 +77,15 @@ def verify(
     check.tables()
     run_id = text(check.facts.run, "run_id")
     said = check_statement(folder, run_id, check.hashes, check.schema, check.findings, newer=check.newer)
-    check_chain(
+    place = check_chain(
         None if chain is None else Path(chain), said, check.hashes["MANIFEST.sha256"],
-        None if runs is None else Path(runs), check.findings,
+        None if runs is None else Path(runs), check.findings, require_chain,
     )  # fmt: skip
-    check_signature(folder, None if allowed_signers is None else Path(allowed_signers), check.findings)
-    found = check.findings
-    return Verification(str(folder), tuple(found.kept), found.count, tuple(found.notes), check.rows)
+    signers = None if allowed_signers is None else Path(allowed_signers)
+    signed = check_signature(folder, signers, check.findings, require_signature)
+    found, sealing = check.findings, replace(place, key=signed.key, signer=signed.signer, required=signed.required)
+    unseen = (*NO_CHECK_SHOWS, *sealing.unseen(), *check.unseen())
+    return Verification(str(folder), tuple(found.kept), found.count, tuple(found.notes), check.rows, sealing, unseen)
 
 
 class _Check:
@@ -83,6 +103,15 @@ class _Check:
         self.known: dict[str, frozenset[Value]] = {}
         self.hashes = check_manifest(folder, self.findings)
 
+    def unseen(self) -> Iterator[str]:
+        """Yield what could not be looked at in a bundle of this version."""
+        if self.facts.old:
+            yield f"whether factors have the ids of their contents: version {self.schema.version} had no rule"
+        if lacks := "; ".join(added_since(self.schema)):
+            yield f"what version {self.schema.version} did not write ({lacks}): whether other runs have the same joules"
+        if self.newer:
+            yield f"what is new in {text(self.facts.run, 'schema_version')}: this torchwatt knows {CURRENT.version}"
+
     def tables(self) -> None:
         """Read the tables, small ones first: the large ones refer to them."""
         facts, findings = self.facts, self.findings
@@ -96,25 +125,33 @@ class _Check:
                 facts.device_rows = {name: row for name, (row, _) in rows.items()}
             else:
                 facts.factors = {name: cells for name, (_, cells) in rows.items()}
+                facts.factor_rows = {name: row for name, (row, _) in rows.items()}
         self._devices()
         self._late_references()
         facts.impacts = list(self._all("impact"))
         subjects = [text(cells, "subject") for _, cells in facts.impacts]
         facts.fqn_j = {name.removeprefix("layer:"): Sum() for name in subjects if name.startswith("layer:")}
-        ranks = RankLaws(facts, findings, there=is_own(self.folder / "rank.csv"))
+        facts.merged = is_own(self.folder / "rank.csv")
+        facts.repriced = is_own(self.folder / ORIGINAL_MANIFEST)
+        ranks = RankLaws(facts, findings, there=facts.merged)
         layers, hours = LayerLaws("layer.csv", facts, findings), HourLaws("hourly.csv", facts, findings)
+        events = EventLaws(facts, findings)
+        self._stream("window", WindowLaws("window.csv", facts, findings))
+        samples = self._samples()
+        shares = ShareLaws(facts, findings)
         for table, laws in (
-            ("window", WindowLaws("window.csv", facts, findings)), ("layer", _Both(layers, ranks.books)),
-            ("hourly", hours), ("event", _Events(facts, findings)), ("rank", ranks), ("rank_layer", ranks.layers),
+            ("layer", _Each(layers, shares, ranks.books)), ("hourly", hours), ("event", events), ("rank", ranks),
+            ("rank_layer", ranks.layers),
         ):  # fmt: skip
             self._stream(table, laws)
-        self._samples()
-        layers.finish()
-        hours.finish()
-        ranks.finish()
+        if samples is not None:
+            samples.hours()
+        for found in (layers, shares, hours, events, ranks, MeterLaws(facts, findings), FactorLaws(facts, findings)):
+            found.finish()
         check_run(facts, "run.csv", findings)
         check_systematic(facts, "device.csv", findings)
         ImpactLaws("impact.csv", facts, findings).finish()
+        check_original(self.folder, self.hashes, findings)
         check_descriptions(self.folder, text(facts.run, "run_id"), self.hashes, self.schema, findings, newer=self.newer)
 
     def _run(self) -> None:
@@ -206,10 +243,10 @@ class _Check:
     def _unreadable(self) -> int:
         return self.findings.unreadable
 
-    def _samples(self) -> None:
+    def _samples(self) -> SampleLaws | None:
         name = sample_name(self.folder, self.findings)
         if name is None:
-            return
+            return None
         laws = SampleLaws(name, self.facts, self.findings)
         looked = False
         for piece in self._watched("sample", name, sample_pieces(self.folder / name, self.findings, newer=self.newer)):
@@ -217,12 +254,14 @@ class _Check:
             looked = True
         if looked:
             laws.finish()
-        elif not self.rows[name]:
+            return laws
+        if not self.rows[name]:
             del self.rows[name]
+        return None
 
 
-class _Both:
-    """Lets two laws look at one table."""
+class _Each:
+    """Lets several laws look at one table."""
 
     def __init__(self, *laws: Laws) -> None:
         self.laws = laws
@@ -230,32 +269,3 @@ class _Both:
     def look(self, piece: Piece) -> None:
         for laws in self.laws:
             laws.look(piece)
-
-
-class _Events:
-    """Events are numbered, and dated by both clocks."""
-
-    def __init__(self, facts: Facts, findings: Findings) -> None:
-        self.facts = facts
-        self.findings = findings
-        self.last = (0, -1)  # row, event_index
-
-    def look(self, piece: Piece) -> None:
-        begun = self.facts.run.get("started_at")
-        for row, cells in rows_of(piece):
-            index, expected_index = int(number(cells, "event_index") or 0), self.last[1] + row - self.last[0]
-            if index != expected_index:
-                self.findings.add(
-                    "KEY", "event.csv", "a row is missing", row=row, column="event_index", expected=expected_index,
-                    found=index,
-                )  # fmt: skip
-            self.last = (row, index)
-            t_ns, t = number(cells, "t_ns"), cells["t"]
-            if not isinstance(begun, datetime) or not isinstance(t, datetime) or t_ns is None:
-                continue
-            expected = later(begun, t_ns / 1e9)
-            if expected is None or abs(t - expected) > timedelta(microseconds=2):
-                self.findings.add(
-                    "DERIVED", "event.csv", "is not run.started_at and t_ns", row=row, column="t",
-                    expected=expected, found=t,
-                )  # fmt: skip

@@ -32,9 +32,14 @@ class Derived:
         for column, text, wanted, formula in self.columns:
             inputs = [extra[name] if extra and name in extra else piece.numbers(name) for name in wanted]
             cells = piece.numbers(column)
+            ratio = text == "/".join(wanted)  # most columns: told by one division whether there is more to look at
             for row, cell, values in zip(piece.rows, cells, zip(*inputs, strict=True), strict=True):
                 if cell is None and None in values:
                     continue
+                if ratio and cell is not None and len(values) == 2:
+                    over, under = values
+                    if over is not None and under and over / under == cell:
+                        continue
                 expected = _value(formula, wanted, values)
                 if _agree(expected, cell, values if "-" in text else ()) or row in piece.bad:
                     continue

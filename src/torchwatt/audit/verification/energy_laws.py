@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import cast
 
+from torchwatt.audit.schema import Row
 from torchwatt.audit.verification.cells import Piece
 from torchwatt.audit.verification.derived import Derived, same
 from torchwatt.audit.verification.facts import Facts, WindowFact, number, rows_of, text
@@ -15,6 +16,7 @@ from torchwatt.core.terms import OTHER_PROCESSES, PROVENANCES, RESERVED, UNATTRI
 # A share of a meter is not measured, whatever the meter is.
 BEST_OF_METHOD = {"fit": "apportioned", "time_share": "apportioned", "load_model": "modelled"}
 SLACK = 5.0  # standard uncertainties: far beyond any interval, and far below a forged digit
+HOUR = timedelta(hours=1)
 BOOKS_REL = 1e-9  # how exactly a ledger promises to balance (core.ledger)
 
 
@@ -139,6 +141,12 @@ def best_known(method: str, told: str) -> str | None:
     return limit if _better(told, limit) else None
 
 
+def weaker(one: str, other: str) -> str:
+    """Return the less known of two; what is no provenance counts for nothing."""
+    found = [known for known in (one, other) if known in PROVENANCES]
+    return max(found, key=list[str](PROVENANCES).index, default="")
+
+
 def _better(told: str, than: str) -> bool:
     return told in PROVENANCES and than in PROVENANCES and PROVENANCES.index(told) < PROVENANCES.index(than)
 
@@ -169,7 +177,26 @@ class HourLaws:
                 continue
             if (hour.minute, hour.second, hour.microsecond) != (0, 0, 0):
                 self.findings.add("LAW", self.file, "is no full hour", row=row, column="hour_utc", found=hour)
-            self.facts.hourly_j[text(cells, "device_id")][hour] = joules
+            name = text(cells, "device_id")
+            self.facts.hourly_j[name][hour] = joules
+            self.facts.hour_rows[name, hour] = row
+            self._place(row, cells, hour)
+
+    def _place(self, row: int, cells: Row, hour: datetime) -> None:
+        """An hour is one of the run's, and known as its device is."""
+        begun, ended = self.facts.run.get("started_at"), self.facts.run.get("ended_at")
+        inside = not isinstance(begun, datetime) or not isinstance(ended, datetime) or begun - HOUR < hour <= ended
+        if not inside:
+            expected = f"{begun:%Y-%m-%dT%H:%MZ} to {ended:%Y-%m-%dT%H:%MZ}"
+            self.findings.add(
+                "LAW", self.file, "is no hour of the run", row=row, column="hour_utc", expected=expected, found=hour
+            )
+        expected = text(self.facts.devices.get(text(cells, "device_id"), {}), "provenance")
+        if expected and cells["provenance"] != expected:
+            self.findings.add(
+                "KNOWN", self.file, "is not that of the device", row=row, column="provenance", expected=expected,
+                found=cells["provenance"],
+            )  # fmt: skip
 
     def finish(self) -> None:
         """Compare the sums with the devices."""
@@ -188,6 +215,7 @@ class WindowLaws:
 
     def __init__(self, file: str, facts: Facts, findings: Findings) -> None:
         self.file = file
+        self.step_names: dict[str, int] = {}
         self.facts = facts
         self.findings = findings
 
@@ -212,10 +240,36 @@ class WindowLaws:
                     "SUM", self.file, "more joules than the run", row=row, column="energy_j",
                     expected=f"at most {limit_j!r}", found=joules,
                 )  # fmt: skip
+            self._words(row, cells)
             index = int(number(cells, "window_id") or 0)
+            if cells["parent_window_id"] is not None and number(cells, "parent_window_id") == index:
+                self.findings.add(
+                    "LAW", self.file, "is inside of itself", row=row, column="parent_window_id", found=index
+                )
             self.facts.windows[index] = WindowFact(
                 row, text(cells, "kind"), int(start), int(end), joules, text(cells, "name")
             )
+
+    def _words(self, row: int, cells: Row) -> None:
+        """A window lies between readings: it is derived, at best; its units are among those of the run."""
+        told, best = text(cells, "provenance"), weaker("derived", text(self.facts.run, "energy_it_provenance"))
+        if _better(told, best):
+            self.findings.add(
+                "KNOWN", self.file, "better known than what lies between readings can be", row=row,
+                column="provenance", expected=f"{best} or weaker", found=told,
+            )  # fmt: skip
+        units, most = number(cells, "units"), number(self.facts.run, "functional_unit_count")
+        if units is not None and most is not None and units > most:
+            self.findings.add(
+                "LAW", self.file, "more units than the run", row=row, column="units", expected=f"at most {most!r}",
+                found=units,
+            )  # fmt: skip
+        if cells["kind"] == "step":
+            name = text(cells, "name")
+            if name.isdecimal() and name in self.step_names and not self.facts.old:
+                reason = f"is the number of the step in row {self.step_names[name]}, too"
+                self.findings.add("LAW", self.file, reason, row=row, column="name", found=name)
+            self.step_names.setdefault(name, row)
 
     def _limit_j(self, kind: str) -> float | None:
         """Return the most that a window can hold; None where that cannot be said.

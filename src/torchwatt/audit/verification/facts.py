@@ -9,7 +9,7 @@ from datetime import datetime
 from math import fsum
 
 from torchwatt.audit.schema import Row
-from torchwatt.audit.schema.versions import CURRENT, Schema
+from torchwatt.audit.schema.versions import CURRENT, Schema, added_since
 from torchwatt.audit.verification.cells import Piece
 
 
@@ -44,6 +44,30 @@ class WindowFact:
 
 
 @dataclass(slots=True)
+class CurveFact:
+    """What is remembered of one curve: its ends, what is silent, its largest hole and its extremes."""
+
+    first_ns: int
+    last_ns: int = 0
+    silent_ns: int = 0
+    hole_ns: int = 0  # the longest interval that is not silent, and the row that ends it
+    hole_row: int = 0
+    usual_ns: int = 0  # of 99 intervals in 100, as the run says
+    largest_j: float = 0.0
+    least_w: float = float("inf")
+    most_w: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EventFact:
+    """The events of one code about one subject."""
+
+    row: int  # of the first
+    severity: str
+    count: int
+
+
+@dataclass(slots=True)
 class Facts:
     """Small tables whole, large ones as sums; `broken` are tables of which something could not be read."""
 
@@ -52,13 +76,39 @@ class Facts:
     devices: dict[str, Row] = field(default_factory=dict)
     device_rows: dict[str, int] = field(default_factory=dict)
     factors: dict[str, Row] = field(default_factory=dict)
+    factor_rows: dict[str, int] = field(default_factory=dict)
     impacts: list[tuple[int, Row]] = field(default_factory=list)
     windows: dict[int, WindowFact] = field(default_factory=dict)
     layer_j: dict[str, Sum] = field(default_factory=lambda: defaultdict(Sum))  # by device
     unattributed_j: Sum = field(default_factory=Sum)
     fqn_j: dict[str, Sum] = field(default_factory=dict)  # only of layers that an impact names
+    hour_rows: dict[tuple[str, datetime], int] = field(default_factory=dict)
     hourly_j: dict[str, dict[datetime, float]] = field(default_factory=lambda: defaultdict(dict))
     broken: set[str] = field(default_factory=set)
+    curves: dict[str, CurveFact] = field(default_factory=dict)
+    sample_file: str = "sample.parquet"
+    events: dict[tuple[str, str], EventFact] = field(default_factory=dict)  # by code and subject
+    wraps_ns: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    merged: bool = False  # of several ranks
+    repriced: bool = False  # the manifest of the bundle before it was priced again is in it
+
+    @property
+    def old(self) -> bool:
+        """Return whether the bundle is of version 1, whose writer said less."""
+        return self.schema.version.startswith("1.")
+
+    @property
+    def has_losses(self) -> bool:
+        """Return whether the writer added an event for each part of the run in which a meter was away: since 2.1."""
+        return not any(added_since(self.schema))
+
+    def events_of(self, subject: str, codes: frozenset[str]) -> bool:
+        """Return whether an event with one of these codes is about a device, or about the whole run."""
+        return any(code in codes and about in {subject, "run"} for code, about in self.events)
+
+    def has_event(self, codes: frozenset[str]) -> bool:
+        """Return whether there is an event with one of these codes."""
+        return any(code in codes for code, _ in self.events)
 
     @property
     def counted(self) -> dict[str, Row]:

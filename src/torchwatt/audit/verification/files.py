@@ -14,13 +14,19 @@ from torchwatt.audit.describe import csvw_json, datapackage_json
 from torchwatt.audit.inside import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, is_file_name, is_own
 from torchwatt.audit.schema import TABLES
 from torchwatt.audit.schema.versions import Schema
-from torchwatt.audit.seal import MANIFEST, SIGNATURE, STATEMENT, statement
+from torchwatt.audit.seal import GIT_ATTRIBUTES, MANIFEST, ORIGINAL_MANIFEST, SIGNATURE, STATEMENT, statement
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
 from torchwatt.disk.path_safety import folder_entries, open_own
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.][A-Za-z0-9_.-]*)")
 _BLOCK = 1 << 20
+# What pricing again writes anew; everything else is the measurement.
+REPRICED = frozenset({"factor.csv", "impact.csv", "datapackage.json", "csvw-metadata.json"})
+CURE = (
+    "put a file .gitattributes with the line `* -text` into the folder, then `git rm --cached -r .`, `git add .` and "
+    "check the files out again, or copy the bundle from where it was written"
+)
 
 
 def digest(path: Path, root: Path | None = None) -> str:
@@ -58,16 +64,44 @@ def check_manifest(folder: Path, findings: Findings) -> dict[str, str]:
         if match[2] not in found:
             findings.add("FILE", match[2], f"is in {MANIFEST} line {number} and not in the folder", expected=match[1])
         elif found[match[2]] != match[1]:
-            findings.add(
-                "HASH", match[2], f"differs from {MANIFEST} line {number}", expected=match[1], found=found[match[2]]
-            )
+            reason = f"differs from {MANIFEST} line {number}"
+            if _with_lf(folder / match[2]) == match[1]:
+                reason += f": its line ends alone were changed, as git's autocrlf does; {CURE}"
+            findings.add("HASH", match[2], reason, expected=match[1], found=found[match[2]])
     needed = {f"{table.name}.csv" for table in TABLES if table.format == "csv" and not table.optional}
     needed |= {"datapackage.json", "csvw-metadata.json"}
     for name in sorted(needed - listed.keys()):
         findings.add("FILE", name, f"is not in {MANIFEST}", expected="a line")
-    for name in sorted(found.keys() - listed.keys() - needed - {MANIFEST, STATEMENT, SIGNATURE}):
+    for name in sorted(found.keys() - listed.keys() - needed - {MANIFEST, STATEMENT, SIGNATURE, GIT_ATTRIBUTES}):
         findings.notes.append(f"{name} is not in {MANIFEST} and was not looked at")
     return found
+
+
+def _with_lf(path: Path) -> str:
+    """Return the SHA-256 that a file would have with LF for every CR LF; both are read in blocks."""
+    found, carried = sha256(), b""
+    with open_own(path, MAX_FILE_BYTES) as file:
+        while block := file.read(_BLOCK):
+            text = carried + block
+            carried = b"\r" if text.endswith(b"\r") else b""
+            found.update(text.removesuffix(carried).replace(b"\r\n", b"\n"))
+    found.update(carried)
+    return found.hexdigest()
+
+
+def check_original(folder: Path, found: dict[str, str], findings: Findings) -> None:
+    """Compare a bundle that was priced again with the manifest of its measurement: only opinions may differ."""
+    if not is_own(folder / ORIGINAL_MANIFEST):
+        return
+    for number, line in enumerate(_head(folder / ORIGINAL_MANIFEST).decode("utf-8", "replace").splitlines(), 1):
+        match = _LINE.fullmatch(line)
+        if match is None or not is_file_name(match[2]):
+            findings.add("FORM", ORIGINAL_MANIFEST, "no line that sha256sum reads", row=number, found=line)
+        elif match[2] not in REPRICED and found.get(match[2]) != match[1]:
+            findings.add(
+                "HASH", match[2], f"differs from {ORIGINAL_MANIFEST} line {number}: the measurement was changed",
+                expected=match[1], found=found.get(match[2], "no file"),
+            )  # fmt: skip
 
 
 def _digests(folder: Path, findings: Findings) -> Iterator[tuple[str, str]]:

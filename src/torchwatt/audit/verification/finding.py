@@ -86,20 +86,87 @@ def _text(value: object) -> str:
     return "" if value is None else repr(value) if isinstance(value, float) else str(value)
 
 
+SEAL_CODES = frozenset({"CHAIN", "SIGNATURE"})
+NO_CHECK_SHOWS = ("that the meter told the truth, that the run is the one that is claimed, and what its user declared",)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """By whom a bundle is sealed, as far as it was checked."""
+
+    key: str = ""  # fingerprint of the key whose signature is good; "" where there is none
+    signer: str = ""  # whose key that is, by the file of allowed signers
+    required: bool = False  # it is the key that was required
+    chain: str = ""  # the name of the chain that has a line for it
+    place: int = 0  # of that line, from 1
+    length: int = 0  # of the chain
+    head: str = ""  # the last hash of the chain, to be kept where others see it
+    said: bool = False  # it says that it is in a chain, which was not given
+
+    @property
+    def signature_text(self) -> str:
+        """Return who signed it."""
+        if not self.key:
+            return "unsigned: anyone could have made it"
+        unknown = ", as required" if self.required else ", whose it is was not checked"
+        return f"signed by the key {self.key}" + (f" of {self.signer}" if self.signer else unknown)
+
+    @property
+    def chain_text(self) -> str:
+        """Return which chain it is in, and where."""
+        if self.chain:
+            return f"in chain {self.chain} at place {self.place} of {self.length}"
+        return "in a chain that was not given" if self.said else "in no chain"
+
+    def unseen(self) -> Iterator[str]:
+        """Yield what no check can show because of what the seal lacks."""
+        if not self.key:
+            yield "who made it: whoever writes all of its files anew can say other joules in every one of them"
+        if not self.chain:
+            yield "whether other runs were left out"
+        else:
+            yield "whether runs were cut off the chain's end, unless its head is kept elsewhere: --require-chain HEAD"
+
+
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The result of `verify`: nothing is wrong if `findings` is empty; `notes` say what was not checked."""
+    """The result of `verify`, in three parts: is it consistent, who sealed it, and what no check can show.
+
+    It is consistent if no finding is about its contents. A signature or a chain that is broken, or that was required
+    and is not there, is a finding as well, and the result is not `ok`. `notes` say what was not checked.
+    """
 
     directory: str
     findings: tuple[Finding, ...]
     count: int  # of all findings, also of those that were not kept
     notes: tuple[str, ...]
     rows: dict[str, int]  # checked, by file
+    sealing: Sealing = Sealing()
+    unseen: tuple[str, ...] = NO_CHECK_SHOWS
 
     @property
     def ok(self) -> bool:
-        """Return whether nothing is wrong."""
+        """Return whether it is consistent, and sealed as far as that was required."""
         return self.count == 0
+
+    @property
+    def consistent(self) -> bool:
+        """Return whether its contents agree with each other, whoever sealed them."""
+        return all(finding.code in SEAL_CODES for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        """Return the first two parts in one line."""
+        first = "consistent" if self.consistent else "NOT consistent"
+        return f"{first}; {'; '.join(self._sealed())}"
+
+    def _sealed(self) -> Iterator[str]:
+        yield self.sealing.signature_text
+        if self.sealing.chain or self.sealing.said:
+            yield self.sealing.chain_text
+        broken = sorted({finding.code.lower() for finding in self.findings if finding.code in SEAL_CODES})
+        if broken:
+            yield f"the {' and the '.join(broken)} asked for is not good"
 
     def lines(self) -> Iterator[str]:
         """Yield the report, a line each."""
@@ -110,7 +177,13 @@ class Verification:
         yield from (f"  note: {printable(note)}" for note in self.notes)
         kinds = Counter(finding.code for finding in self.findings)
         told = ", ".join(f"{n} {code}" for code, n in kinds.items())
-        yield f"OK: {self.directory}" if self.ok else f"NOT OK: {self.count} findings ({told})"
+        contradicts = f"NOT consistent: {self.count} findings ({told})"
+        yield f"contents: {'consistent' if self.consistent else contradicts}"
+        yield f"seal: {self.sealing.signature_text}; {self.sealing.chain_text}"
+        if self.sealing.head:
+            yield f"head of {self.sealing.chain}, to be kept where others see it: {self.sealing.head}"
+        yield from (f"no check shows: {what}" for what in self.unseen)
+        yield f"{self.directory}: {self.verdict}"
 
     def __str__(self) -> str:
         return printable_here("\n".join(self.lines()))

@@ -1,22 +1,29 @@
-"""Every impact is computed again from its formula, the energy of its subject and its factors."""
+"""Every impact is computed again: by the schema's own formula, from the energy of its subject, factors and PUE."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from math import fsum, isfinite
+from math import fsum, hypot, isfinite
 
 from torchwatt.audit.formula import evaluate
 from torchwatt.audit.schema import Row
+from torchwatt.audit.verification import formulas
 from torchwatt.audit.verification.derived import same
 from torchwatt.audit.verification.facts import Facts, number, text
-from torchwatt.audit.verification.finding import Findings
+from torchwatt.audit.verification.finding import Code, Findings
+from torchwatt.audit.verification.run_laws import ids_of
 from torchwatt.core.errors import BundleError
 from torchwatt.core.terms import PROVENANCES
 
-UNIT_OF = {"gwp": "g{CO2e}", "energy": "J"}
+AS_RUN = "as_run"
+_SCENARIO = re.compile(r"as_run|repriced:[A-Za-z0-9][A-Za-z0-9._-]*")
+INTERVAL_REL = 1e-9
+HOUR = timedelta(hours=1)
 Key = tuple[str, ...]
+Ends = tuple[float | None, float | None]
 
 
 class ImpactLaws:
@@ -26,7 +33,8 @@ class ImpactLaws:
         self.file = file
         self.facts = facts
         self.findings = findings
-        self.by_key = {_key(row, text(row, "phase")): number(row, "value") for _, row in facts.impacts}
+        self.rows = {_key(row, text(row, "phase")): row for _, row in facts.impacts}
+        self.by_key = {key: number(row, "value") for key, row in self.rows.items()}
 
     def finish(self) -> None:
         """Check every row."""
@@ -34,11 +42,20 @@ class ImpactLaws:
             return
         for row, cells in self.facts.impacts:
             self._value(row, cells)
+            self._formula(row, cells)
             self._words(row, cells)
             self._interval(row, cells)
+            if not self.facts.old:
+                self._ends(row, cells)
+        if not self.facts.old:
+            self._complete()
+        self._scenarios()
+        self._scopes()
 
-    def _tell(self, code: str, row: int, column: str, reason: str, expected: object, found: object) -> None:
-        self.findings.add(code, self.file, reason, row=row, column=column, expected=expected, found=found)  # type: ignore[arg-type]
+    def _tell(  # a finding about a row
+        self, code: Code, row: int | None, column: str, reason: str, expected: object = "", found: object = ""
+    ) -> None:
+        self.findings.add(code, self.file, reason, row=row, column=column, expected=expected, found=found)
 
     def _value(self, row: int, cells: Row) -> None:
         value, formula = number(cells, "value"), text(cells, "formula")
@@ -59,11 +76,13 @@ class ImpactLaws:
     def _names(self, cells: Row) -> dict[str, float]:
         """Return what the names of a formula stand for; see `impact.formula` in the schema."""
         run = self.facts.run
+        made = {**cells, "accounting_method": "na"}
         found = {
             "energy_j": self._energy_j(text(cells, "subject")),
             "duration_s": self.facts.duration_s(),
             "units": number(run, "functional_unit_count"),
-            **{phase: self.by_key.get(_key(cells, phase)) for phase in ("usage", "embodied")},
+            "usage": self.by_key.get(_key(cells, "usage")),
+            "embodied": self.by_key.get(_key(made, "embodied")),
         }
         device = self.facts.devices.get(text(cells, "subject").removeprefix("device:"))
         if device is not None:
@@ -83,27 +102,31 @@ class ImpactLaws:
         return None
 
     def _factors(self, cells: Row) -> dict[str, float]:
-        used = [row for name in _ids(cells) if (row := self.facts.factors.get(name)) is not None]
+        used = [row for name in ids_of(cells) if (row := self.facts.factors.get(name)) is not None]
         kinds = Counter(text(row, "kind") for row in used)
         found: dict[str, float] = {}
         for kind, n in kinds.items():
             rows = [row for row in used if row["kind"] == kind]
             values = [number(row, "value") or 0.0 for row in rows]
-            if n == 1:
+            if n == 1 and rows[0]["temporal_resolution"] != "hour":
                 found[kind] = values[0]
                 continue
             found |= {f"{kind}_{index}": value for index, value in enumerate(values, 1)}
-            mean = self._hourly_mean(text(cells, "subject"), rows)
+            mean = self._hourly_mean(text(cells, "subject"), rows, "value")
             if mean is not None:
                 found[kind] = mean
         return found
 
-    def _hourly_mean(self, subject: str, rows: list[Row]) -> float | None:
-        """Return the mean of the factors, weighted with the subject's joules in the hours for which they hold."""
+    def _hourly_mean(self, subject: str, rows: list[Row], column: str) -> float | None:
+        """Return the mean of the factors, weighted with the subject's joules in the hours for which they hold.
+
+        None where an hour has no factor, or two.
+        """
         hours = self._hours(subject)
         parts, weights = [], []
         for hour, joules in hours.items():
-            value = next((number(row, "value") for row in rows if _holds(row, hour)), None)
+            values = [number(row, column) for row in rows if _holds(row, hour)]
+            value = values[0] if len(values) == 1 else None
             if value is None:
                 return None
             parts.append(joules * value)
@@ -121,18 +144,202 @@ class ImpactLaws:
                 found.setdefault(hour, []).append(joules)
         return {hour: fsum(joules) for hour, joules in sorted(found.items())}
 
+    def _formula(self, row: int, cells: Row) -> None:
+        """Compare the formula with the one that the schema fixes for a row of these factors."""
+        criterion, phase, found = text(cells, "criterion"), text(cells, "phase"), text(cells, "formula")
+        kinds = [text(self.facts.factors[name], "kind") for name in ids_of(cells) if name in self.facts.factors]
+        expected: tuple[str, ...]
+        if phase == "usage":
+            distinct = tuple(dict.fromkeys(kinds))
+            expected = formulas.usage(criterion, distinct)
+            self._pue(row, cells, distinct)
+        elif phase == "embodied":
+            if not formulas.is_embodied(criterion, found, kinds):
+                written = f"duration_s/{formulas.S_PER_YEAR}*...*(embodied_{criterion}*share/lifetime+...)"
+                self._tell(
+                    "FORMULA", row, "formula", "is not the schema's for this row and its factors", written, found
+                )
+            return
+        else:
+            expected = self._sum(cells)
+        if found not in expected:
+            written = " or ".join(expected) or "factors of this criterion"
+            self._tell("FORMULA", row, "formula", "is not the schema's for this row and its factors", written, found)
+
+    def _sum(self, cells: Row) -> tuple[str, ...]:
+        """Return the formula of a total, or of a score: the usage's and the embodied's, of the same subject."""
+        criterion = "gwp" if cells["criterion"] == "sci" else text(cells, "criterion")
+        usage = self.rows.get(_key({**cells, "criterion": criterion}, "usage"))
+        made = self.rows.get(_key({**cells, "criterion": criterion, "accounting_method": "na"}, "embodied"))
+        if usage is None or made is None:
+            return ()
+        both = f"{usage['formula']}+{made['formula']}"
+        return (f"({both})/units",) if cells["criterion"] == "sci" else (both,)
+
+    def _pue(self, row: int, cells: Row, kinds: tuple[str, ...]) -> None:
+        """The PUE that the run declares is in every row of usage; what was priced again may name another."""
+        declared = text(self.facts.run, "pue_factor_id")
+        if cells["criterion"] == "energy" or (cells["criterion"] == "wcf" and "grid_wue" not in kinds):
+            return
+        if declared and "pue" not in kinds and not self.facts.old:
+            self._tell("FORMULA", row, "factor_ids", "the PUE of the run is left out", declared, cells["factor_ids"])
+        used = [name for name in ids_of(cells) if self.facts.factors.get(name, {}).get("kind") == "pue"]
+        if cells["scenario"] == AS_RUN and used and used != [declared]:
+            self._tell("FORMULA", row, "factor_ids", "its PUE is not the run's", declared or "none", ";".join(used))
+
+    # Which rows there must be
+
+    def _complete(self) -> None:
+        """What was priced is priced for the run and for every device that counts, and added up where it can be."""
+        groups: dict[Key, dict[str, int]] = defaultdict(dict)
+        for row, cells in self.facts.impacts:
+            if text(cells, "subject").partition(":")[0] in {"run", "device"} and cells["criterion"] != "energy":
+                group = tuple(text(cells, name) for name in ("scenario", "criterion", "accounting_method", "phase"))
+                groups[group][text(cells, "subject")] = row
+        metered = {f"device:{name}" for name, row in self.facts.counted.items() if row["energy_j"] is not None}
+        everything = metered | ({"run"} if self.facts.run["energy_it_j"] is not None else set())
+        for group, subjects in groups.items():
+            scenario, criterion, method, phase = group
+            if phase == "usage":
+                self._missing(group, everything - subjects.keys(), subjects)
+            elif phase == "embodied":
+                self._missing(group, set() if "run" in subjects else {"run"}, subjects)
+                self._devices(subjects)
+            for subject, row in subjects.items():
+                if phase == "usage":
+                    self._totals(row, subject, (scenario, criterion, method))
+
+    def _missing(self, group: Key, missing: set[str], subjects: Mapping[str, int]) -> None:
+        scenario, criterion, method, phase = group
+        for subject in sorted(missing):
+            reason = f"{subject} has no row of {criterion}, {phase}, {method}, {scenario}"
+            self._tell("REFERENCE", min(subjects.values()), "subject", reason, subject, ";".join(sorted(subjects)))
+
+    def _devices(self, subjects: Mapping[str, int]) -> None:
+        """The run's hardware is that of the devices that have rows."""
+        row = subjects.get("run")
+        if row is None:
+            return
+        cells = next(cells for number_, cells in self.facts.impacts if number_ == row)
+        told, rows = formulas.devices(text(cells, "formula")), len(subjects) - 1
+        if told != rows:
+            self._tell("FORMULA", row, "formula", "is not about as many devices as have rows", rows, told)
+
+    def _totals(self, row: int, subject: str, group: Key) -> None:
+        scenario, criterion, method = group
+        if (subject, criterion, "na", scenario, "embodied") not in self.rows:
+            return
+        wanted = [(subject, criterion, method, scenario, "total")]
+        units = number(self.facts.run, "functional_unit_count") or 0.0
+        if (subject, criterion, method) == ("run", "gwp", "location") and units > 0:
+            wanted.append((subject, "sci", method, scenario, "total"))
+        for key in wanted:
+            if key not in self.rows:
+                what = f"{key[1]}, total, {method}, {scenario}"
+                self._tell(
+                    "REFERENCE", row, "subject", f"{subject} has usage and embodied, and no row of {what}", what, "none"
+                )
+
+    def _scenarios(self) -> None:
+        """A scenario is the run's own, or of a bundle that was priced again; none repeats another under a new name."""
+        told: dict[str, set[tuple[object, ...]]] = defaultdict(set)
+        first: dict[str, int] = {}
+        for row, cells in self.facts.impacts:
+            scenario = text(cells, "scenario")
+            first.setdefault(scenario, row)
+            told[scenario].add(tuple(cells[name] for name in _SAYS))
+        for scenario, row in first.items():
+            if not _SCENARIO.fullmatch(scenario):
+                self._tell("LAW", row, "scenario", "is no scenario", "as_run, or repriced:NAME", scenario)
+            elif scenario != AS_RUN and not self.facts.repriced:
+                reason = "was priced again, and the first manifest is not in the bundle"
+                self._tell("LAW", row, "scenario", reason, "original.MANIFEST.sha256", "no such file")
+            same_as = [other for other, rows in told.items() if first[other] < row and rows == told[scenario]]
+            if same_as:
+                self._tell("KEY", row, "scenario", f"repeats every row of {same_as[0]}", "other factors", scenario)
+
+    def _scopes(self) -> None:
+        """Rows of one phase and method are of one scope."""
+        scopes: dict[Key, object] = {}
+        for row, cells in self.facts.impacts:
+            group = tuple(text(cells, name) for name in ("criterion", "phase", "accounting_method", "scenario"))
+            if scopes.setdefault(group, cells["ghg_scope"]) != cells["ghg_scope"]:
+                self._tell(
+                    "LAW", row, "ghg_scope", "is another than that of its neighbours", scopes[group], cells["ghg_scope"]
+                )
+
+    # Intervals
+
+    def _ends(self, row: int, cells: Row) -> None:
+        """Move each input to its ends alone, and add the deviations in quadrature (JCGM 100:2008, 5.1)."""
+        formula = text(cells, "formula")
+        try:
+            names, ends = self._names(cells), self._inputs(cells)
+            if cells["phase"] == "total":
+                units = names["units"] if cells["criterion"] == "sci" else 1.0
+                names, ends = self._parts(cells)
+                formula = f"(usage+embodied)/{units!r}"
+            value = evaluate(formula, names)
+            expected = _combined(lambda at: evaluate(formula, at), names, value, ends)
+        except (BundleError, KeyError, OverflowError, ZeroDivisionError):
+            return  # told by `_value`
+        for column, wanted in zip(("lo", "hi"), expected, strict=True):
+            found = number(cells, column)
+            agree = (
+                wanted is found
+                if wanted is None or found is None
+                else same(wanted, found, rel=INTERVAL_REL, scale=value)
+            )
+            if not agree:
+                reason = "is not what the intervals of its inputs give"
+                self._tell("DERIVED", row, column, reason, "nothing" if wanted is None else wanted, found)
+
+    def _parts(self, cells: Row) -> tuple[dict[str, float], dict[str, Ends]]:
+        criterion = "gwp" if cells["criterion"] == "sci" else text(cells, "criterion")
+        usage = self.rows[_key({**cells, "criterion": criterion}, "usage")]
+        made = self.rows[_key({**cells, "criterion": criterion, "accounting_method": "na"}, "embodied")]
+        rows = {"usage": usage, "embodied": made}
+        values = {name: number(row, "value") or 0.0 for name, row in rows.items()}
+        return values, {name: (number(row, "lo"), number(row, "hi")) for name, row in rows.items()}
+
+    def _inputs(self, cells: Row) -> dict[str, Ends]:
+        """Return the interval of each name of a formula that has one; the run's time is exact."""
+        subject = text(cells, "subject")
+        row = self.facts.run if subject == "run" else self.facts.devices.get(subject.removeprefix("device:"), {})
+        start = "energy_it" if subject == "run" else "energy"
+        found: dict[str, Ends] = {}
+        if cells["phase"] == "usage":
+            found["energy_j"] = number(row, f"{start}_systematic_lo_j"), number(row, f"{start}_systematic_hi_j")
+        used = [factor for name in ids_of(cells) if (factor := self.facts.factors.get(name)) is not None]
+        kinds = [text(factor, "kind") for factor in used]
+        for name, factor, kind in zip(formulas.names(kinds), used, kinds, strict=True):
+            same_kind = [each for each in used if each["kind"] == kind]
+            if cells["phase"] == "usage" and len(same_kind) > 1:
+                lo, hi = (self._hourly_mean(subject, same_kind, end) for end in ("lo", "hi"))
+                found[kind] = (lo, hi)
+            else:
+                found[name] = number(factor, "lo"), number(factor, "hi")
+        return found
+
     def _words(self, row: int, cells: Row) -> None:
         """Check what is said about the number: its unit, its method, how it is known."""
-        unit = UNIT_OF.get(text(cells, "criterion"))
+        unit = formulas.UNITS.get(text(cells, "criterion"))
+        if cells["criterion"] == "sci":
+            unit = f"g{{CO2e}}/{{{self.facts.run['functional_unit']}}}"
         if unit is not None and cells["unit"] != unit:
             self._tell("LAW", row, "unit", "of this criterion", unit, cells["unit"])
-        factors = [self.facts.factors[name] for name in _ids(cells) if name in self.facts.factors]
+        factors = [self.facts.factors[name] for name in ids_of(cells) if name in self.facts.factors]
         methods = {text(factor, "accounting_method") for factor in factors} - {""}
         if methods and cells["accounting_method"] not in methods:
             self._tell(
                 "KNOWN", row, "accounting_method", "is not that of its factors", ";".join(sorted(methods)),
                 cells["accounting_method"],
             )  # fmt: skip
+        zones = {text(factor, "zone") for factor in factors if text(factor, "kind") in formulas.GRIDS} - {""}
+        if len(zones) > 1:
+            self._tell("LAW", row, "factor_ids", "are of several grids", "one zone", ";".join(sorted(zones)))
+        if cells["u"] is not None and not self.facts.old:
+            self._tell("LAW", row, "u", "is stated, and the interval says how well it is known", "nothing", cells["u"])
         inputs = [text(factor, "provenance") for factor in factors]
         inputs += [self._known(text(cells, "subject"))]
         weakest = max((PROVENANCES.index(known) for known in inputs if known in PROVENANCES), default=0)
@@ -160,8 +367,20 @@ def _key(cells: Row, phase: str) -> Key:
     return (*(text(cells, name) for name in ("subject", "criterion", "accounting_method", "scenario")), phase)
 
 
-def _ids(cells: Row) -> list[str]:
-    return [name for name in text(cells, "factor_ids").split(";") if name]
+_SAYS = ("subject", "criterion", "phase", "accounting_method", "value", "formula", "factor_ids")
+
+
+def _combined(
+    compute: Callable[[Mapping[str, float]], float], names: Mapping[str, float], value: float, ends: Mapping[str, Ends]
+) -> Ends:
+    """Return the ends of a result; None where an input states none."""
+    low = high = 0.0
+    for name, (lo, hi) in ends.items():
+        if lo is None or hi is None:
+            return None, None
+        down, up = (compute({**names, name: end}) - value for end in (lo, hi))
+        low, high = hypot(low, min(down, up, 0.0)), hypot(high, max(down, up, 0.0))
+    return max(value - low, 0.0), value + high
 
 
 def _holds(factor: Row, hour: datetime) -> bool:

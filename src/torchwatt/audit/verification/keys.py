@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import lt
 
 from torchwatt.audit.schema import Table, Value
 from torchwatt.audit.table import sortable
@@ -40,8 +41,11 @@ class Keys:
                 self._reference(piece, column.name, column.refers, value, known, many=column.many)
 
     def _order(self, piece: Piece) -> None:
-        keys = zip(*(piece.columns[name] for name in self.table.key), strict=True)
+        keys = list(zip(*(piece.columns[name] for name in self.table.key), strict=True))
         last = self.last
+        if _rising(keys) and (last is None or not keys or _before(last, keys[0])):
+            self.last = keys[-1] if keys else last
+            return
         for row, key in zip(piece.rows, keys, strict=True):
             if any(value is None for value, required in zip(key, self.required, strict=True) if required):
                 continue
@@ -67,6 +71,14 @@ class Keys:
                     "REFERENCE", self.file, f"{lost[0]} is not there", row=row, column=column,
                     expected=f"a row of {refers}", found=value,
                 )  # fmt: skip
+
+
+def _rising(keys: list[tuple[Value, ...]]) -> bool:
+    """Return whether keys that are all there come in order, as they nearly always do."""
+    try:
+        return all(map(lt, keys, keys[1:]))
+    except TypeError:
+        return False
 
 
 def _before(last: tuple[Value, ...], key: tuple[Value, ...]) -> bool:

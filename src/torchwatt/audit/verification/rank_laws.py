@@ -9,10 +9,12 @@ from torchwatt.audit.verification.cells import Piece
 from torchwatt.audit.verification.derived import Derived, same
 from torchwatt.audit.verification.facts import Facts, Sum, number, rows_of, text
 from torchwatt.audit.verification.finding import Findings
-from torchwatt.core.terms import NO_RANK, PROVENANCES
+from torchwatt.core.terms import NO_RANK, PROVENANCES, kind_of
 
 BOOKS_REL = 1e-9
+HOST_KINDS = frozenset({"cpu", "dram", "ram"})  # whose rows are by one thread at a time
 FILE, LAYERS = "rank.csv", "rank_layer.csv"
+TIME_REL, TIME_S = 1 + 1e-6, 2e-3  # of the edges of a run
 _Slot = tuple[str, str, str, str]  # device, fqn, phase, stage
 
 
@@ -49,8 +51,11 @@ class RankLaws:
         if not self.there or self.facts.broken & {"rank", "rank_layer", "layer", "run"}:
             return
         self._all_there()
+        self._unique()
+        self._alive()
         self._ranks_add_up()
         self._layers_add_up()
+        self._times()
 
     def _all_there(self) -> None:
         size = number(self.facts.run, "world_size")
@@ -65,6 +70,46 @@ class RankLaws:
                 found="complete",
             )  # fmt: skip
 
+    def _unique(self) -> None:
+        """Each rank is another run and has another place; a machine has one number and one hash."""
+        run_id, seen = self.facts.run.get("run_id"), dict[tuple[object, ...], int]()
+        names = {"source_run_id": ("source_run_id",), "local_rank": ("node", "local_rank")}
+        hosts: dict[object, object] = {}
+        for rank, (row, cells) in sorted(self.rows.items()):
+            for column, parts in names.items():
+                key = (column, *(cells[part] for part in parts))
+                if None not in key and seen.setdefault(key, rank) != rank:
+                    self._tell(row, column, f"is that of rank {seen[key]}, too: its joules count twice", cells[column])
+            if cells["source_run_id"] is not None and cells["source_run_id"] == run_id:
+                self._tell(row, "source_run_id", "is the merged run itself", run_id)
+            node, host = cells["node"], cells["host_hash"]
+            for one, other in (((0, node), (1, host)), ((1, host), (0, node))):
+                if node is not None and host is not None and hosts.setdefault(one, other) != other:
+                    self._tell(row, "host_hash", "one machine has one number and one hash", host)
+                    break
+        nodes = {cells["node"] for _, cells in self.rows.values()} - {None}
+        told = number(self.facts.run, "node_count")
+        if told is not None and told != len(nodes):
+            self.findings.add(
+                "DERIVED", "run.csv", "is not the number of machines in rank.csv", row=1, column="node_count",
+                expected=len(nodes), found=told,
+            )  # fmt: skip
+
+    def _alive(self) -> None:
+        """A rank that left nothing has an event that says so, and no other rank has; who left something has times."""
+        told = {about for code, about in self.facts.events if code == "RANK_MISSING"}
+        for rank, (row, cells) in sorted(self.rows.items()):
+            missing = cells["status"] == "missing"
+            if missing != (f"rank:{rank}" in told) and "event" not in self.facts.broken:
+                self._tell(row, "status", "and the event RANK_MISSING do not agree", cells["status"])
+            if not missing and (cells["t_start_ns"] is None or cells["t_end_ns"] is None):
+                self._tell(row, "t_start_ns", "is empty, and the rank is not missing", "")
+            if missing and cells["reason"] is None:
+                self._tell(row, "reason", "is empty, and the rank is missing", "")
+
+    def _tell(self, row: int, column: str, reason: str, found: object) -> None:
+        self.findings.add("LAW", FILE, reason, row=row, column=column, found=found)
+
     def _ranks_add_up(self) -> None:
         for rank in sorted(self.layers.by_rank.keys() - self.rows.keys()):
             self.findings.add("REFERENCE", LAYERS, f"rank {rank} is not there", column="rank", found=rank)
@@ -76,6 +121,21 @@ class RankLaws:
                     "SUM", FILE, f"rows of rank {rank} in {LAYERS} do not add up to it", row=row, column="energy_j",
                     expected=energy_j, found=found_j,
                 )  # fmt: skip
+
+    def _times(self) -> None:
+        """No rank spent more time in its layers than it ran, on each device of the host."""
+        for (rank, device), spent_s in sorted(self.layers.host_s.items()):
+            self._time(rank, spent_s, f"rows of {device} of rank {rank} took longer than the rank ran", None)
+        for rank, (row, spent_s) in sorted(self.layers.longest.items()):
+            self._time(rank, spent_s, f"took longer than rank {rank} ran", row)
+
+    def _time(self, rank: int, spent_s: float, reason: str, row: int | None) -> None:
+        cells = self.rows[rank][1] if rank in self.rows else {}
+        seconds = cells.get("duration_s")
+        if isinstance(seconds, float) and spent_s > seconds * TIME_REL + TIME_S:
+            self.findings.add(
+                "LAW", LAYERS, reason, row=row, column="time_self_s", expected=f"at most {seconds!r}", found=spent_s
+            )  # fmt: skip
 
     def _layers_add_up(self) -> None:
         for slot in sorted(self.books.by_slot.keys() | self.layers.by_slot.keys()):
@@ -111,12 +171,19 @@ class _RankLayers:
         self.findings = findings
         self.by_rank: dict[int, Sum] = defaultdict(Sum)
         self.by_slot: dict[_Slot, Sum] = defaultdict(Sum)
+        self.host_s: dict[tuple[int, str], float] = defaultdict(float)
+        self.longest: dict[int, tuple[int, float]] = {}  # row and seconds, by rank
 
     def look(self, piece: Piece) -> None:
         for row, cells in rows_of(piece):
             joules = number(cells, "energy_self_j") or 0.0
             device, known = text(cells, "device_id"), text(cells, "provenance")
-            self.by_rank[int(number(cells, "rank") or 0)].add([joules])
+            rank, seconds = int(number(cells, "rank") or 0), number(cells, "time_self_s") or 0.0
+            self.by_rank[rank].add([joules])
+            if kind_of(device) in HOST_KINDS:
+                self.host_s[rank, device] += seconds
+            if seconds > self.longest.get(rank, (0, 0.0))[1]:
+                self.longest[rank] = row, seconds
             self.by_slot[_slot(cells)].add([joules])
             limit = text(self.facts.devices.get(device, {}), "provenance")
             if limit in PROVENANCES and PROVENANCES.index(known) < PROVENANCES.index(limit):

@@ -17,6 +17,8 @@ from torchwatt.core.terms import PROVENANCES
 Z90 = 1.6448536269514722  # half width of a two-sided 90 % interval, in standard deviations
 PART_OF_KIND = {"gpu": "accelerator", "cpu": "cpu", "dram": "dram", "ram": "dram"}
 _NUMBERS = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
+CLEAN_EXIT = "SystemExit"  # sys.exit() without an error
+TRACING_REL, TRACING_S = 1.05, 5.0  # what is put together after the end counts, too
 Expected = tuple[str, Value, float]  # column, value, size of what was subtracted to get it
 
 
@@ -35,6 +37,8 @@ def check_run(facts: Facts, file: str, findings: Findings) -> None:
                 expected="nothing" if value is None else value, found=found,
             )  # fmt: skip
     _times(facts, file, findings)
+    for column, reason, wanted in (*_words(facts), *_family(facts)):
+        findings.add("LAW", file, reason, row=1, column=column, expected=wanted, found=facts.run[column])
 
 
 def check_systematic(facts: Facts, file: str, findings: Findings) -> None:
@@ -54,6 +58,42 @@ def check_systematic(facts: Facts, file: str, findings: Findings) -> None:
                     "DERIVED", file, "is not the band of the meter and its readings", row=facts.device_rows[name],
                     column=column, expected="nothing" if expected is None else expected, found=row[column],
                 )  # fmt: skip
+
+
+def _words(facts: Facts) -> Iterator[tuple[str, str, str]]:
+    """Yield what the run's row says of itself that cannot be: (column, reason, expected)."""
+    run = facts.run
+    if run["tool_name"] != "torchwatt":
+        yield "tool_name", "these tables are torchwatt's", "torchwatt"
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6}){2}", text(run, "schema_version")):
+        yield "schema_version", "is no version", "such as 2.0.0"
+    if run["status"] == "complete" and text(run, "exit_reason") not in {"", CLEAN_EXIT}:
+        yield "exit_reason", "is complete, and says why it was not", "nothing"
+    if run["status"] == "aborted" and run["exit_reason"] is None and not facts.merged:
+        yield "exit_reason", "was aborted, and does not say why", "a reason"
+    counted = run["units_counted"] is not None
+    if run["functional_unit_provenance"] != ("declared" if counted else "assumed"):
+        yield "functional_unit_provenance", "users declare what they count", "declared" if counted else "assumed"
+    if not counted and run["functional_unit"] != "run":
+        yield "functional_unit", "nothing was counted", "run"
+    traced, steps = number(run, "traced_step_count"), number(run, "step_count")
+    if traced is not None and steps is not None and traced > steps:
+        yield "traced_step_count", "is more than step_count", f"at most {steps:.0f}"
+    p50_s, p99_s = number(run, "sample_interval_p50_s"), number(run, "sample_interval_p99_s")
+    if p50_s is not None and p99_s is not None and p50_s > p99_s:
+        yield "sample_interval_p50_s", "is more than sample_interval_p99_s", f"at most {p99_s!r}"
+    cost_s = number(run, "tracing_cost_s")
+    if cost_s is not None and cost_s > TRACING_REL * facts.duration_s() + TRACING_S:
+        yield "tracing_cost_s", "is more time than the run took", f"at most {facts.duration_s()!r}"
+
+
+def _family(facts: Facts) -> Iterator[tuple[str, str, str]]:
+    """Yield what the run's row says of other runs that cannot be: (column, reason, expected)."""
+    run = facts.run
+    if run["parent_run_id"] is not None and run["parent_run_id"] == run["run_id"]:
+        yield "parent_run_id", "is the run itself", "another run"
+    if (number(run, "world_size") or 1) > 1 and not facts.merged:
+        yield "world_size", "has ranks, and there is no rank.csv", "1"
 
 
 def _agree(expected: Value, found: Value, scale: float) -> bool:
@@ -135,6 +175,11 @@ def _place(facts: Facts) -> Iterator[Expected]:
     factor = facts.factors.get(text(facts.run, "pue_factor_id"))
     if factor is not None:
         yield "pue", factor["value"], 0.0
+    elif not facts.broken & {"factor", "impact"}:
+        yield "pue", None, 0.0
+        used = {name for _, cells in facts.impacts if cells["scenario"] == "as_run" for name in ids_of(cells)}
+        pues = sorted(name for name in used if facts.factors.get(name, {}).get("kind") == "pue")
+        yield "pue_factor_id", pues[0] if pues else None, 0.0
     zones = {row["zone"] for row in facts.factors.values()}
     if facts.run["zone"] is not None and facts.run["zone"] not in zones:
         yield "zone", next(iter(sorted(str(zone) for zone in zones if zone)), None), 0.0
@@ -186,6 +231,11 @@ def _times(facts: Facts, file: str, findings: Findings) -> None:
             "DERIVED", file, "is not started_at and duration_s", row=1, column="ended_at",
             expected=later(begun, facts.duration_s()), found=ended,
         )  # fmt: skip
+
+
+def ids_of(cells: Row) -> list[str]:
+    """Return the factors that a row of `impact` names."""
+    return [name for name in text(cells, "factor_ids").split(";") if name]
 
 
 def later(begun: datetime, seconds: float) -> datetime | None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,22 @@ from torchwatt.audit.chain import FIRST, Link, read_chain
 from torchwatt.audit.inside import MAX_MANIFEST_BYTES, content_of, is_own
 from torchwatt.audit.seal import MANIFEST, NAMESPACE, SIGNATURE, STATEMENT, ssh_keygen
 from torchwatt.audit.verification.files import digest
-from torchwatt.audit.verification.finding import Findings
+from torchwatt.audit.verification.finding import Findings, Sealing
 from torchwatt.core.errors import BundleError
+
+SHORTEST_HEAD = 16  # hexadecimal digits
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 
 
 def check_chain(
-    chain: Path | None, said: Mapping[str, Any], manifest_sha256: str, runs: Path | None, findings: Findings
-) -> None:
-    """Check a chain from its first line, and that this bundle is where its statement says.
+    chain: Path | None,
+    said: Mapping[str, Any],
+    manifest_sha256: str,
+    runs: Path | None,
+    findings: Findings,
+    required: str | None = None,
+) -> Sealing:
+    """Check a chain from its first line, that this bundle is where its statement says; return its place.
 
     Args:
         chain: The file; without it there is only a note, if the statement names a chain.
@@ -25,31 +37,82 @@ def check_chain(
         manifest_sha256: The hash that the manifest really has.
         runs: The folder that should hold every bundle of the chain.
         findings: Where to tell.
+        required: A head that was kept elsewhere: it must be a line of the chain, which may have grown since.
     """
     if chain is None:
         if said.get("chain_sha256"):
             findings.notes.append("the bundle is in a chain, which was not checked: give --chain FILE")
-        return
+        if required is not None:
+            findings.add(
+                "CHAIN", "chain", "no chain was given to look for the head in: give --chain FILE", expected=required
+            )
+        return Sealing(said=bool(said.get("chain_sha256")))
     try:
         links = read_chain(chain)
     except BundleError as error:
         findings.add("CHAIN", chain.name, str(error))
-        return
+        return Sealing()
     _links(links, chain.name, findings)
+    if required is not None:
+        _head(links, chain.name, required, findings)
+    mine = _line_of(links, chain.name, said, manifest_sha256, findings)
+    if runs is not None:
+        _runs(links, chain.name, runs, findings)
+        _strangers(links, chain.name, runs, findings)
+    if mine is None:
+        return Sealing()
+    return Sealing(chain=chain.name, place=mine.index + 1, length=len(links), head=links[-1].chain_sha256)
+
+
+def _line_of(
+    links: tuple[Link, ...], file: str, said: Mapping[str, Any], manifest_sha256: str, findings: Findings
+) -> Link | None:
+    """Return the line of this bundle, which must be about its manifest."""
     mine = [link for link in links if link.chain_sha256 == said.get("chain_sha256")]
     if not mine:
-        findings.add(
-            "CHAIN", chain.name, "has no line for this bundle", expected=said.get("chain_sha256") or "a line",
-        )  # fmt: skip
+        findings.add("CHAIN", file, "has no line for this bundle", expected=said.get("chain_sha256") or "a line")
     for link in mine:
         told = (said.get("run_id"), said.get("prev_chain_sha256"), manifest_sha256)
         if (link.run_id, link.prev_chain_sha256, link.manifest_sha256) != told:
             findings.add(
-                "CHAIN", chain.name, "its line for this bundle is about other files", row=link.index + 1,
+                "CHAIN", file, "its line for this bundle is about other files", row=link.index + 1,
                 column="manifest_sha256", expected=manifest_sha256, found=link.manifest_sha256,
             )  # fmt: skip
-    if runs is not None:
-        _runs(links, chain.name, runs, findings)
+    return mine[-1] if mine else None
+
+
+def _head(links: tuple[Link, ...], file: str, required: str, findings: Findings) -> None:
+    """Look for a head that was kept elsewhere."""
+    wanted = required.strip().lower()
+    if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_HEAD},64}}", wanted):
+        findings.add("CHAIN", file, f"a head has {SHORTEST_HEAD} to 64 hexadecimal digits", found=required)
+    elif not any(link.chain_sha256.startswith(wanted) for link in links):
+        last = links[-1].chain_sha256 if links else "an empty chain"
+        findings.add(
+            "CHAIN", file, "was shortened or written anew: the head that was kept elsewhere is not in it",
+            expected=wanted, found=last,
+        )  # fmt: skip
+
+
+def _strangers(links: tuple[Link, ...], file: str, runs: Path, findings: Findings) -> None:
+    """Tell which bundles of a folder the chain lacks: a finding where they say that they are in one."""
+    known = {link.manifest_sha256 for link in links}
+    for folder in sorted(path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()):
+        if not is_own(folder / MANIFEST) or digest(folder / MANIFEST) in known:
+            continue
+        reason = f"has no line for the run in {folder.name}"
+        if _says_chained(folder):
+            findings.add("CHAIN", file, f"{reason}, which says that it is in a chain", expected="a line")
+        else:
+            findings.notes.append(f"{file} {reason}: it was not written with a chain")
+
+
+def _says_chained(folder: Path) -> bool:
+    try:
+        told = json.loads(content_of(folder / STATEMENT, MAX_MANIFEST_BYTES))
+        return told["predicate"]["chain_sha256"] is not None
+    except (BundleError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _links(links: tuple[Link, ...], file: str, findings: Findings) -> None:
@@ -86,27 +149,73 @@ def _runs(links: tuple[Link, ...], file: str, runs: Path, findings: Findings) ->
             )  # fmt: skip
 
 
-def check_signature(folder: Path, allowed_signers: Path | None, findings: Findings) -> None:
-    """Check the signature; who signed is known only with the file of allowed signers."""
+def check_signature(
+    folder: Path, allowed_signers: Path | None, findings: Findings, required: str | None = None
+) -> Sealing:
+    """Check the signature; who signed is known only with the file of allowed signers, or the key that is required.
+
+    Args:
+        folder: The bundle.
+        allowed_signers: OpenSSH's file of allowed signers.
+        findings: Where to tell.
+        required: A key that must have signed: its fingerprint (`SHA256:...`), or a file with public keys.
+    """
     signature = folder / SIGNATURE
     if not is_own(signature):
-        if allowed_signers is not None:
+        if allowed_signers is not None or required is not None:
             findings.add("SIGNATURE", SIGNATURE, "is missing; a signature was asked for")
-        return
+        return Sealing()
     content = b""
+    before = findings.count
     try:
         if is_own(folder / STATEMENT):
             content = content_of(folder / STATEMENT, MAX_MANIFEST_BYTES)
+        said = ssh_keygen("check-novalidate", "-n", NAMESPACE, "-s", str(signature), stdin=content)
+        key = found[0] if (found := _FINGERPRINT.search(said)) else "unknown"
+        if required is not None:
+            _require(key, required, findings)
         if allowed_signers is None:
-            said = ssh_keygen("check-novalidate", "-n", NAMESPACE, "-s", str(signature), stdin=content)
-            findings.notes.append(f"{said}; whose key that is was not checked: give --allowed-signers FILE")
-            return
+            if required is None:
+                findings.notes.append(f"{said}; whose key that is was not checked: give --allowed-signers FILE")
+            return Sealing(key=key, required=required is not None and findings.count == before)
         names = ssh_keygen("find-principals", "-f", str(allowed_signers), "-s", str(signature)).splitlines()
         files = ("-f", str(allowed_signers), "-n", NAMESPACE, "-s", str(signature))
         said = ssh_keygen("verify", "-I", names[0], *files, stdin=content)
         findings.notes.append(said)
+        return Sealing(key=key, signer=names[0])
     except BundleError as error:
-        if "need ssh-keygen" in str(error):
+        if "need ssh-keygen" in str(error) and required is None:
             findings.notes.append(f"{SIGNATURE} was not checked: {error}")
         else:
             findings.add("SIGNATURE", SIGNATURE, f"is not good: {error}")
+        return Sealing()
+
+
+def _require(key: str, required: str, findings: Findings) -> None:
+    keys = [required] if required.startswith("SHA256:") else fingerprints(Path(required))
+    if key not in keys:
+        findings.add(
+            "SIGNATURE", SIGNATURE, "was made with another key than the one that is required",
+            expected=" or ".join(keys) or "a public key", found=key,
+        )  # fmt: skip
+
+
+def fingerprints(path: Path) -> list[str]:
+    """Return the fingerprints of the public keys in a file, as `ssh-keygen -l` shows them.
+
+    Raises:
+        BundleError: The file cannot be read, or has no public key.
+    """
+    found = []
+    for line in content_of(path, MAX_MANIFEST_BYTES).decode(errors="replace").splitlines():
+        for word in line.split():
+            if word.startswith("AAAA") and not line.lstrip().startswith("#"):
+                try:
+                    blob = b64decode(word, validate=True)
+                except ValueError:
+                    continue
+                found.append("SHA256:" + b64encode(sha256(blob).digest()).decode().rstrip("="))
+                break
+    if not found:
+        raise BundleError(f"{path} has no public key of OpenSSH: give the .pub file, or a fingerprint SHA256:...")
+    return found

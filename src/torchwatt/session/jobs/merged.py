@@ -19,7 +19,8 @@ def merge(directory: str | os.PathLike[str], **carbon: Any) -> JobRun:
 
     Args:
         directory: `DIR` of `profile(job=DIR)`, or the folder of one job in it.
-        carbon: `region`, `intensity_g_per_kwh`, `market`, `facility`, `pue`, `factors`, as `profile()` takes them.
+        carbon: `region`, `intensity_g_per_kwh`, `market`, `facility`, `pue`, `factors`, `allow_expired`, as
+            `profile()` takes them.
 
     Raises:
         BundleError: There is no job, there are several, or a rank is there twice.

@@ -1,5 +1,6 @@
 -- Sums. What may not be added stands in rows of its own: another boundary, another unit, another accounting method,
--- runs that overlap, devices inside others. What is unknown is counted (`n_unknown`) and adds nothing; a sum of nothing
+-- runs that nobody can tell apart from others, devices inside others. Runs that share devices with others are rows too:
+-- their `energy_j` is what no other run adds, so that the sum over all rows has each joule once; `told_j` is what they say. What is unknown is counted (`n_unknown`) and adds nothing; a sum of nothing
 -- known is empty, never 0. A rate is the sum of joules over the sum of units of the same runs, never a mean of rates.
 -- fsum is DuckDB's compensated sum.
 
@@ -12,13 +13,17 @@ SELECT
     count(*) AS runs,
     count(*) FILTER (energy_j IS NULL) AS n_unknown,
     count(*) FILTER (status <> 'complete') AS n_partial,
+    count(*) FILTER (NOT identified) AS n_unidentified,
     fsum(duration_s) / 3600 AS hours,
     fsum(energy_j) AS energy_j,
+    fsum(told_j) AS told_j,
     fsum(measured_j) / nullif(fsum(energy_j), 0) AS measured_share,
     fsum(modelled_j) / nullif(fsum(energy_j), 0) AS modelled_share,
     unit,
     fsum(units) AS units,
-    fsum(energy_j) FILTER (units > 0) / nullif(fsum(units) FILTER (energy_j IS NOT NULL), 0) AS j_per_unit,
+    -- Runs that share joules have a rate together: not where one of them is in another row.
+    CASE WHEN list_has_all(list(run_id), coalesce(flatten(list(others) FILTER (others IS NOT NULL)), []))
+        THEN fsum(energy_j) FILTER (units > 0) / nullif(fsum(units) FILTER (energy_j IS NOT NULL), 0) END AS j_per_unit,
     -- Grams of one basis only: lifecycle and direct are different quantities.
     CASE WHEN count(DISTINCT location_basis) <= 1 THEN fsum(location_g) END AS location_g,
     count(*) FILTER (location_g IS NULL) AS n_location_unknown,
@@ -61,7 +66,7 @@ SELECT
     sum(calls)::BIGINT AS calls,
     fsum(time_self_s) AS time_self_s,
     fsum(energy_j) AS energy_j,
-    fsum(energy_j) FILTER (calls > 0) / nullif(sum(calls), 0) AS j_per_call,
+    CASE WHEN any_value(adds) <> 'shared' THEN fsum(energy_j) FILTER (calls > 0) / nullif(sum(calls), 0) END AS j_per_call,
     coalesce(fsum(energy_j) FILTER (provenance = 'measured'), 0) / nullif(fsum(energy_j), 0) AS measured_share,
     coalesce(fsum(energy_j) FILTER (provenance = 'modelled'), 0) / nullif(fsum(energy_j), 0) AS modelled_share,
     CASE WHEN count(DISTINCT location_basis) <= 1 THEN fsum(location_g) END AS location_g,

@@ -1,0 +1,416 @@
+"""Which joules of many runs are the same joules: the one rule of `runs`, `fleet`, its SQL views and the workbook.
+
+A meter counts what everybody on its device uses, so two runs on one card at one time have the same joules, a meter of a
+whole machine has those of its cards, and a bundle that was copied has those of its original. The rule gives every joule
+to one run. It knows nothing of files, and the order of the runs does not matter.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import fsum
+from typing import Literal
+
+from torchwatt.core.units import NS_PER_S
+
+State = Literal["yes", "shared", "copy", "part of a job", "unidentified", "overlapping"]
+ADDED: frozenset[str] = frozenset({"yes", "shared"})
+NOTHING: frozenset[str] = frozenset({"copy", "part of a job"})  # all of their joules are another run's
+
+# Runs that follow each other touch: a bundle knows their ends to the microsecond.
+TOUCHING_NS = 1_000_000
+# Raw readings of one counter tell what two runs have in common whatever the clock did, as long as it is one count: runs
+# that are further apart may have readings of before and after a restart of the driver.
+CLOCK_NS = 60 * NS_PER_S
+MACHINE = frozenset({"node", "host", "system", "psu"})  # kinds of meters that have everything in a machine
+PLATFORM = "psys"
+FAMILIES: Mapping[str, str] = {"core": "cpu", "uncore": "cpu", "dram": "memory", "ram": "memory"}
+_ON_PLATFORM = frozenset({"cpu", "memory"})
+Interval = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """The first and the last reading of a counter in a run, in its own unit, the last one unwrapped.
+
+    `modulus_raw` is where the counter wraps, 0: never.
+    """
+
+    start_raw: int
+    end_raw: int
+    unit_j: float
+    modulus_raw: int
+
+
+@dataclass(frozen=True, slots=True)
+class CountedDevice:
+    """What one device adds to the total of its run; `key` tells the device and `machine` where it is, empty: unknown.
+
+    With scope `process` the key is that of the process, whose share of the device was metered.
+    """
+
+    device_id: str
+    kind: str
+    energy_j: float
+    key: str = ""
+    machine: str = ""
+    scope: str = "device"
+    counter: Counter | None = None
+
+    @property
+    def family(self) -> str:
+        """Return the kind, where several kinds can have the same joules one name for them."""
+        return FAMILIES.get(self.kind, self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class CountedRun:
+    """A run as the rule sees it; times are ns since 1970 (UTC).
+
+    Args:
+        name: Tells the run from all others that are counted with it.
+        contained: Pairs of keys of devices, the second of which contains the first.
+        sources: The runs of the ranks that a job was merged from.
+        overlaps: The run itself names another session on its devices.
+    """
+
+    name: str
+    run_id: str
+    start_ns: int
+    end_ns: int
+    duration_s: float
+    devices: tuple[CountedDevice, ...] = ()
+    contained: tuple[tuple[str, str], ...] = ()
+    sources: tuple[str, ...] = ()
+    overlaps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunShare:
+    """What a run adds to sums.
+
+    `energy_j` are the joules that no other run adds, None where nothing was metered, and `shares` the part of each
+    device's joules that this leaves. `seconds` is the time of the run that is not also the time of a run with common
+    joules: sums of it are the union of the intervals. `others` names the runs that have some of its joules.
+    """
+
+    state: State
+    told_j: float | None  # what the run itself says
+    energy_j: float | None
+    seconds: float
+    shares: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    identified: bool = True  # False: nobody could tell whether a device of it is another run's
+
+    @property
+    def share(self) -> float:
+        """Return the part of the run's joules, and so of its grams, that it adds to sums."""
+        if self.state in NOTHING:
+            return 0.0
+        return self.energy_j / self.told_j if self.energy_j is not None and self.told_j else 1.0
+
+
+def count_once(runs: Iterable[CountedRun]) -> dict[str, RunShare]:
+    """Return what each run adds to sums, by its name.
+
+    - A run that is there twice, or whose devices all have the raw readings and duration of another run's (without
+      readings: its times and joules), is a copy and adds nothing.
+    - The runs of the ranks of a merged job are parts of it and add nothing beside it.
+    - Devices of several runs that are one device, or one inside the other, at one time are shared: what contains the
+      others has the common joules, of equals the longest run. How many these are say the raw readings of the counter
+      where all have them, else the time that is common.
+    - A device that is not identified and ran beside another that it may be leaves its run out, and so does a run that
+      names another session on devices that are not identified.
+    """
+    ordered = sorted(runs, key=lambda run: (run.start_ns, -run.end_ns, run.run_id, run.name))
+    copies, parts = _copies(ordered), _parts(ordered)
+    metered = [run for run in ordered if run.name not in parts]
+    shares, others = _shared(_metered(metered, copies))
+    unknown = _unidentified(_metered(metered, copies))
+    found: dict[str, RunShare] = {}
+    times: dict[str, Interval] = {}
+    for run in sorted(ordered, key=lambda run: (run.start_ns - run.end_ns, run.start_ns, run.run_id, run.name)):
+        beside = frozenset(others.get(run.name, ())) | {copies[key] for key in _keys(run) if key in copies}
+        state = _state(run, copies, parts, unknown, beside)
+        mine = {d.device_id: _share(state, (run.name, d.device_id), copies, shares) for d in run.devices}
+        told_j = fsum(d.energy_j for d in run.devices) if run.devices else None
+        once_j = fsum(d.energy_j * mine[d.device_id] for d in run.devices) if run.devices else None
+        taken_ns = _covered([times[name] for name in beside if name in times], (run.start_ns, run.end_ns))
+        seconds = 0.0 if state in NOTHING else max(run.duration_s - taken_ns / NS_PER_S, 0.0)
+        known = all(device.key for device in run.devices)
+        found[run.name] = RunShare(state, told_j, once_j, seconds, mine, tuple(sorted(beside)), known)
+        if state not in NOTHING:
+            times[run.name] = (run.start_ns, run.end_ns)
+    return found
+
+
+def _keys(run: CountedRun) -> Iterator[tuple[str, str]]:
+    return ((run.name, device.device_id) for device in run.devices)
+
+
+def _share(
+    state: State, key: tuple[str, str], copies: Mapping[tuple[str, str], str], shares: Mapping[tuple[str, str], float]
+) -> float:
+    return 0.0 if state in NOTHING or key in copies else shares.get(key, 1.0)
+
+
+def _state(
+    run: CountedRun,
+    copies: Mapping[tuple[str, str], str],
+    parts: frozenset[str],
+    unknown: frozenset[str],
+    beside: frozenset[str],
+) -> State:
+    if run.name in parts:
+        return "part of a job"
+    if (run.name, "") in copies or (run.devices and all(key in copies for key in _keys(run))):
+        return "copy"
+    if run.overlaps and not all(device.key for device in run.devices):
+        return "overlapping"
+    if run.name in unknown:
+        return "unidentified"
+    return "shared" if beside else "yes"
+
+
+def _copies(ordered: Sequence[CountedRun]) -> dict[tuple[str, str], str]:
+    """Map (run, device) to the run that has the same measurement; with an empty device, to the same run."""
+    ids: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    copies: dict[tuple[str, str], str] = {}
+    for run in ordered:
+        twin = ids.setdefault(run.run_id, run.name)
+        if twin != run.name:
+            copies |= dict.fromkeys([(run.name, ""), *_keys(run)], twin)
+            continue
+        for device in run.devices:
+            original = first.setdefault(_measurement(run, device), run.name) if device.energy_j > 0 else run.name
+            if original != run.name:
+                copies[run.name, device.device_id] = original
+    by_name = {run.name: run for run in ordered}
+    for run in ordered:
+        for name in {copies[key] for key in _keys(run) if key in copies}:
+            # A copy under another date: what no counter tells apart goes with what one does.
+            same = {(d.device_id, d.key, d.energy_j) for d in by_name[name].devices}
+            copies |= {(run.name, d.device_id): name for d in run.devices if (d.device_id, d.key, d.energy_j) in same}
+    return copies
+
+
+def _measurement(run: CountedRun, device: CountedDevice) -> tuple[object, ...]:
+    """Return what only a copy has in common with another measurement."""
+    counter = device.counter
+    if counter is not None and counter.end_raw > counter.start_raw:
+        return device.kind, device.key, counter, run.duration_s
+    return device.device_id, device.key, run.start_ns, run.duration_s, device.energy_j
+
+
+def _parts(ordered: Sequence[CountedRun]) -> frozenset[str]:
+    jobs = {source: run.name for run in ordered for source in run.sources}
+    return frozenset(run.name for run in ordered if jobs.get(run.run_id, run.name) != run.name)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Metered:
+    """A device of a run among all others: `own` tells what it is, `outer` what contains it, empty: unknown."""
+
+    run: CountedRun
+    device: CountedDevice
+    own: str
+    outer: frozenset[str]
+    depth: int
+
+    @property
+    def time(self) -> Interval:
+        return self.run.start_ns, self.run.end_ns
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.run.name, self.device.device_id
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """Return under what others can find it: a process's share is inside all packages of its machine."""
+        device = self.device
+        whole = device.scope == "device" and device.machine
+        return (self.own, f"{device.family} of {device.machine}") if whole else (self.own,)
+
+
+def _metered(runs: Sequence[CountedRun], copies: Mapping[tuple[str, str], str]) -> list[_Metered]:
+    """Return the devices that count, what contains others first, of equals the longest run's."""
+    outer: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        for inner, container in run.contained:
+            outer[inner].add(container)
+    found = [
+        _placed(run, device, outer)
+        for run in runs
+        for device in run.devices
+        if device.energy_j > 0 and (run.name, device.device_id) not in copies
+    ]
+    return sorted(found, key=lambda m: (m.depth, m.time[0] - m.time[1], m.time[0], m.run.run_id, m.key))
+
+
+def _placed(run: CountedRun, device: CountedDevice, outer: Mapping[str, set[str]]) -> _Metered:
+    machine, platform = f"machine {device.machine}", f"platform {device.machine}"
+    if device.kind in MACHINE:
+        return _Metered(run, device, machine if device.machine else device.key, frozenset(), 0)
+    above = _above(device.key, outer)
+    depth = 2 + len(above)
+    if device.machine:
+        above.add(machine)
+    if device.kind == PLATFORM:
+        return _Metered(run, device, platform if device.machine else device.key, frozenset(above), 1)
+    if device.machine and device.family in _ON_PLATFORM:
+        above.add(platform)
+    if device.machine and device.scope == "process":
+        above.add(f"{device.family} of {device.machine}")
+        depth += len(outer) + 1
+    return _Metered(run, device, device.key, frozenset(above), depth)
+
+
+def _above(key: str, outer: Mapping[str, set[str]]) -> set[str]:
+    """Return everything that contains a device, whichever run said so."""
+    found: set[str] = set()
+    waiting = [key] if key else []
+    while waiting:
+        for container in outer.get(waiting.pop(), ()):
+            if container not in found and container != key:
+                found.add(container)
+                waiting.append(container)
+    return found
+
+
+class _Timeline:
+    """Finds what was metered beside something, under one name."""
+
+    def __init__(self) -> None:
+        self._by_start: list[tuple[int, int]] = []
+        self._at: list[_Metered] = []
+        self._longest_ns = 0
+
+    def add(self, metered: _Metered) -> None:
+        start_ns, end_ns = metered.time
+        insort(self._by_start, (start_ns, len(self._at)))
+        self._at.append(metered)
+        self._longest_ns = max(self._longest_ns, end_ns - start_ns)
+
+    def beside(self, metered: _Metered) -> Iterator[_Metered]:
+        """Yield what other runs metered at that time, give or take what a clock may be set by."""
+        start_ns, end_ns = metered.time[0] - CLOCK_NS, metered.time[1] + CLOCK_NS
+        at = bisect_left(self._by_start, (start_ns - self._longest_ns, 0))
+        while at < len(self._by_start) and self._by_start[at][0] < end_ns:
+            other = self._at[self._by_start[at][1]]
+            if other.run.name != metered.run.name and other.time[1] > start_ns:
+                yield other
+            at += 1
+
+
+def _shared(ordered: Sequence[_Metered]) -> tuple[dict[tuple[str, str], float], dict[str, set[str]]]:
+    """Return which part of its joules each (run, device) has alone or first, and which runs have joules in common."""
+    timelines: dict[str, _Timeline] = defaultdict(_Timeline)
+    shares: dict[tuple[str, str], float] = {}
+    others: dict[str, set[str]] = defaultdict(set)
+    for metered in ordered:
+        if not metered.own:
+            continue
+        names = [name for name in (metered.own, *sorted(metered.outer)) if name in timelines]
+        near = [other for name in names for other in timelines[name].beside(metered)]
+        common, whole = _common(metered, near)
+        if common:
+            shares[metered.key] = 1.0 - _covered(list(common.values()), whole) / max(whole[1] - whole[0], 1)
+        for name, _ in common:
+            others[name].add(metered.run.name)
+            others[metered.run.name].add(name)
+        for name in metered.offers:
+            timelines[name].add(metered)
+    return shares, others
+
+
+def _common(metered: _Metered, near: Sequence[_Metered]) -> tuple[dict[tuple[str, str], Interval], Interval]:
+    """Return what others have in common with a device, by (run, device), on the counter's axis or else that of time."""
+    counter = metered.device.counter
+    raw = {other.key: _raw_beside(metered, other) for other in near}
+    readings = {key: interval for key, interval in raw.items() if interval is not None}
+    if counter is not None and len(readings) == len(raw):
+        mine = counter.start_raw, counter.end_raw
+        found = {key: _cut(interval, mine) for key, interval in readings.items()}
+        return {key: (lo, hi) for key, (lo, hi) in found.items() if hi > lo}, mine
+    apart = {key for key, interval in readings.items() if counter is not None and _is_apart(counter, interval)}
+    found = {other.key: _cut(other.time, metered.time) for other in near if other.key not in apart}
+    return {key: (lo, hi) for key, (lo, hi) in found.items() if hi - lo > TOUCHING_NS}, metered.time
+
+
+def _is_apart(counter: Counter, interval: Interval) -> bool:
+    lo, hi = _cut((counter.start_raw, counter.end_raw), interval)
+    return hi <= lo
+
+
+def _raw_beside(one: _Metered, other: _Metered) -> Interval | None:
+    """Return another run's readings on the axis of a run's own; None where they are not of one counter, or none moved.
+
+    A counter that wraps says where it was up to its modulus. The later of two runs at one time began within what the
+    earlier one counted: where that is less than a modulus there is one answer, else the time says which.
+    """
+    a, b = one.device.counter, other.device.counter
+    if a is None or b is None or one.own != other.own or (a.unit_j, a.modulus_raw) != (b.unit_j, b.modulus_raw):
+        return None
+    used_raw = b.end_raw - b.start_raw
+    if min(a.end_raw - a.start_raw, used_raw) <= 0:
+        return None
+    start_raw = b.start_raw
+    if a.modulus_raw:
+        if one.time[0] >= other.time[1] or other.time[0] >= one.time[1]:
+            return a.end_raw, a.end_raw  # how often it wrapped between them is not known, and nothing is common
+        later = one.time[0] <= other.time[0]
+        offset_raw = _turned(one, other) if later else _turned(other, one)
+        start_raw = a.start_raw + (offset_raw if later else -offset_raw)
+    return start_raw, start_raw + used_raw
+
+
+def _turned(first: _Metered, later: _Metered) -> int:
+    """Return how much a counter that wraps had counted of the first run when the later one began."""
+    a, b = first.device.counter, later.device.counter
+    if a is None or b is None:
+        return 0
+    least, used = (b.start_raw - a.start_raw) % a.modulus_raw, a.end_raw - a.start_raw
+    passed = (later.time[0] - first.time[0]) / max(first.time[1] - first.time[0], 1)
+    turns = round((used * passed - least) / a.modulus_raw) if used >= a.modulus_raw else 0
+    return least + max(turns, 0) * a.modulus_raw
+
+
+def _cut(one: Interval, other: Interval) -> Interval:
+    return max(one[0], other[0]), min(one[1], other[1])
+
+
+def _covered(intervals: Sequence[Interval], whole: Interval) -> int:
+    """Return how much of an interval the union of others covers."""
+    covered, reached = 0, whole[0]
+    for lo, hi in sorted(_cut(interval, whole) for interval in intervals):
+        covered += max(hi - max(lo, reached), 0)
+        reached = max(reached, hi)
+    return covered
+
+
+def _unidentified(ordered: Sequence[_Metered]) -> frozenset[str]:
+    """Return the runs with a device that is not identified and ran beside another that it may be.
+
+    Shares of processes are different processes' unless the runs say otherwise (`CountedRun.overlaps`).
+    """
+    timelines: dict[str, _Timeline] = defaultdict(_Timeline)
+    for metered in ordered:
+        timelines[metered.device.family].add(metered)
+    return frozenset(
+        metered.run.name
+        for metered in ordered
+        if not metered.own
+        and metered.device.scope == "device"
+        and any(_may_be(metered, other) for other in timelines[metered.device.family].beside(metered))
+    )
+
+
+def _may_be(metered: _Metered, other: _Metered) -> bool:
+    lo, hi = _cut(metered.time, other.time)
+    machines = {metered.device.machine, other.device.machine} - {""}
+    return hi - lo > TOUCHING_NS and len(machines) < 2

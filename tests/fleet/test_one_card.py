@@ -1,0 +1,54 @@
+"""Two real processes on one simulated card: the store and the lake add up what the card used, not twice that."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from math import fsum
+
+import pytest
+
+from tests.conftest import run_script
+from torchwatt.audit.fleet import ingest, open_lake, rollup
+from torchwatt.audit.store import Store, sums
+
+POWER_W = 500.0
+PROGRAM = """
+import json, time
+from pathlib import Path
+import torchwatt as tw
+there = Path({there!r})
+with tw.profile(layers="off", live="off", baseline_s=0.0, keep={store!r}) as run:
+    start = time.time()
+    (there / "{name}").touch()
+    while len(list(there.iterdir())) < 2:  # both are measured while both run
+        time.sleep(0.01)
+    time.sleep(1.0)
+    end = time.time()
+print(json.dumps([start, end]))
+"""
+
+
+@pytest.mark.simhw
+def test_two_processes_on_one_card_use_what_the_card_used(simnvml, tmp_path):
+    there, kept = tmp_path / "there", tmp_path / "store"
+    there.mkdir()
+    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(POWER_W), proc="self 4g 90 C")
+    more = {"SIMNVML_EPOCH_NS": str(time.time_ns() - 10**12), "TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none")}
+    env = scenario.env(tmp_path / "scenario", simnvml.libdir, **more)
+
+    def program(name):
+        return run_script(PROGRAM.format(there=str(there), store=str(kept), name=name), env, 100.0)
+
+    with ThreadPoolExecutor(2) as pool:
+        times = list(pool.map(program, "ab"))
+    runs = Store(kept).runs()
+    said_j = fsum(run.energy_j for run in runs)
+    union_s = max(end for _, end in times) - min(start for start, _ in times)
+    assert said_j > 1.3 * POWER_W * union_s or min(e - s for s, e in times) < 0.6 * union_s  # two say the same joules
+    (group,) = sums(runs)
+    assert group.total.energy_j == pytest.approx(POWER_W * union_s, rel=0.1)
+    assert any("shared the same devices" in why for why in group.total.shared)
+    lake = open_lake(tmp_path / "lake")
+    ingest(lake, [kept])
+    rows = rollup(lake, "month").to_pylist()
+    assert {row["adds"] for row in rows} == {"shared"}
+    assert fsum(row["energy_j"] for row in rows) == pytest.approx(group.total.energy_j, rel=1e-9)

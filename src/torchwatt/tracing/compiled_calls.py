@@ -88,8 +88,8 @@ class CompiledCalls:
     """Record the outermost calls of compiled functions, also of functions compiled before the session.
 
     Every function that `torch.compile` returns switches Dynamo on and off by `set_eval_frame`, looked up in its module
-    at each call: a wrapper there observes begin and end of each call without changing the function. Calls inside a module,
-    an optimizer's step or another compiled function are part of these.
+    at each call: a wrapper there observes begin and end of each call without changing the function. Calls inside a
+    module, an optimizer's step or another compiled function are part of these.
     """
 
     def __init__(self, host: Host) -> None:

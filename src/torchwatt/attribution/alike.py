@@ -70,7 +70,7 @@ def _shrunk(energy_j: FloatArray, sd_j: FloatArray, calls: FloatArray) -> tuple[
 
 
 def _levels(each: FloatArray, variance: FloatArray) -> list[IntArray]:
-    """Cut values into levels with significant differences: the first of equal blocks often does less, and is kept apart.
+    """Cut values into significantly different levels: the first of equal blocks often does less, and is kept apart.
 
     Sorted values are cut in two where that explains most, as long as it explains more than cutting noise would.
     """

@@ -19,7 +19,7 @@ from torchwatt.core.meter import FloatArray
 class Booked:
     """Joules per slot, and their standard deviations where they are known.
 
-    `sd_j` is how far they may be from the true ones, `sampling_j` how far the fit of another repeat's readings may be.
+    `sd_j` is the error against the true values, `sampling_j` the spread between repeats of the readings.
     """
 
     energy_j: FloatArray

@@ -176,7 +176,7 @@ def _metered(meter: Meter, recording: Recording, window: tuple[int, int]) -> Met
 
 
 def _says_nothing(found: Metered, curve: EnergyCurve) -> bool:
-    """Return whether a measured curve is without joules: a metered device always draws power, so the meter is faulty."""
+    """Return whether a measured curve has no joules: a device always draws power, so the meter is faulty."""
     return curve.total_j <= 0 and found.meter.provenance == "measured"
 
 

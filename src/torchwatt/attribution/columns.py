@@ -1,4 +1,4 @@
-"""The regressors of the estimator: one column for each (slot, signature), small ones pooled where there are too many."""
+"""Make the regressors of the estimator: a column per (slot, signature), small ones pooled if there are too many."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ FROZEN_POWER_NS = 3 * NS_PER_S
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metered:
-    """A domain's curve over everything that was recorded, and what had to be said about it."""
+    """A domain's curve over the whole recording, with events on its readings."""
 
     meter: Meter
     curve: EnergyCurve
@@ -234,9 +234,7 @@ def _frozen_power(
     """
     if power.channel.sensor in {"tdp_model", "ram_model"} or len(power) < 2:
         return []
-    change = np.flatnonzero(
-        (np.diff(power.raw) != 0) | (np.diff(power.t_ns) > GAP_NS)
-    )  # a value is not repeated across a gap
+    change = np.flatnonzero((np.diff(power.raw) != 0) | (np.diff(power.t_ns) > GAP_NS))  # none across a gap
     firsts, lasts = np.concatenate(([0], change + 1)), np.concatenate((change, [len(power) - 1]))
     longest = int(np.argmax(power.t_ns[lasts] - power.t_ns[firsts]))
     first, last = int(firsts[longest]), int(lasts[longest])

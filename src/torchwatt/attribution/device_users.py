@@ -23,7 +23,7 @@ BEFORE_NS = 2_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Whose a card was during a run, and how that is known."""
+    """Who used a device during a run, and the evidence."""
 
     whose: Literal["ours", "others", "unknown"]
     why: str = ""
@@ -37,7 +37,7 @@ def uses(
     end_ns: int,
     named_by_user: frozenset[str] = frozenset(),
 ) -> dict[str, Use]:
-    """Classify the use of each GPU, by domain name, by this process or a descendant; GPUs without observations are left out.
+    """Classify each GPU's use by this process or a descendant, by domain name; GPUs without observations are left out.
 
     A device is "others" only where that is proven; otherwise it is "unknown", with the reason. Devices that the user
     named are "ours" in any case.

@@ -30,7 +30,7 @@ QUIET_NATS = 3.0  # log likelihood that the readings must gain for idle power to
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
-    """What is left of readings once folded: moments of four folds of 5 s blocks, cluster scores, timing."""
+    """Statistics of folded readings: moments of four folds of 5 s blocks, cluster scores, timing."""
 
     folds: tuple[Moments, ...]
     scores: FloatArray

@@ -235,7 +235,7 @@ class Stepping:
             self._study(log, recent, conductor)
         else:
             conductor.unwrapped = not self._host.patches.module_is_on
-        # Without an optimizer only the main thread may use mode ASLEEP: the modules of other threads' steps are unknown.
+        # Without an optimizer only the main thread may use mode ASLEEP: modules of other threads' steps are unknown.
         by_hand = self._host.quiet.alone and not (self._host.manual_steps or log.deaf)
         can_sleep = not log.stepless and (log.lead_optimizer is not None or by_hand)
         if before != ASLEEP and sequence_nr() > log.stride.seq:

@@ -426,10 +426,7 @@ class Tally:
         inside = within & ~apart
         logged = np.flatnonzero(inside & (items.top != NOBODY))
         total = float(np.diff(bounds, axis=1).sum())
-        for number in (
-            _FORWARD,
-            _BACKWARD,
-        ):  # summed as the call that is recorded without module calls
+        for number in (_FORWARD, _BACKWARD):  # summed as the call that is recorded without module calls
             which = logged if number == _FORWARD else np.flatnonzero(inside & (items.kind == _BACKWARD))
             keys = items.key[items.top[which]] if number == _FORWARD else np.zeros(len(which), dtype=np.int64)
             for key in np.unique(keys).tolist():

@@ -171,7 +171,7 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
 
 
 def _failed(key: int, start_ns: int, end_ns: int, number: int, graph: int) -> Row:
-    """Return the row of a call that raised; inside a backward call the size is 0, since recomputation may end early so."""
+    """Return the row of a call that raised; in a backward call recomputation may end so, and its size is 0."""
     return key, start_ns, end_ns, number, number + (FAILED_SIZE if graph < 0 else 0), graph
 
 
@@ -188,10 +188,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
     counted, called, known = host.signatures.counted, host.quiet.called.append, host.registry.by_id
     outermost_newcomer = _outermost_newcomer(host)
     may_answer, answer = answering(host, outermost_newcomer, sequence_nr, graph_task_id)
-    own, direct = (
-        "__call__" in vars(owner),
-        owner.__mro__[1] is module,
-    )  # with no class in between that could be patched
+    own, direct = "__call__" in vars(owner), owner.__mro__[1] is module  # no class in between could be patched
 
     def wrap(original: Wrapped) -> Wrapped:  # noqa: C901 - as above
         def below(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -442,7 +439,7 @@ def _ending(host: Host) -> Callable[..., Any]:
 
 
 def reducer_ready(host: Host) -> Callable[[Wrapped], Wrapped]:
-    """Return the wrapper of the method that DDP calls at the end of a forward pass whose backward pass reduces gradients."""
+    """Return the wrapper of DDP's `prepare_for_backward`, which marks the next backward call as reducing gradients."""
     quiet, ident = host.quiet, threading.get_ident
 
     def wrap(original: Wrapped) -> Wrapped:

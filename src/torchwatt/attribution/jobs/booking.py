@@ -23,7 +23,7 @@ Parts = Mapping[int, tuple[Entry, ...]]  # by rank
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Booked:
-    """The ledger of one meter, and which of its entries' joules are whose; what is nobody's is `(no rank)`."""
+    """The ledger of one meter, and its entries by rank; joules of no rank are `(no rank)`."""
 
     ledger: Ledger
     parts: Parts

@@ -149,7 +149,7 @@ def with_unseen(
 
 
 def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:
-    """Return an event with the CPU time of child processes, whose work is not traced but is not idle."""
+    """Return an event with the CPU time of child processes, which is neither traced nor idle."""
     found = [recording.get(key) for key in (CHILDREN_CPU, PROCESS_CPU)]
     if any(series is None or len(series) < 2 for series in found):
         return []

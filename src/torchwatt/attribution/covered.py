@@ -27,7 +27,7 @@ def stretches(activity: Activity, start_ns: int, end_ns: int) -> IntArray:
 
 
 def without(parts: IntArray, silent: Sequence[tuple[int, int]]) -> IntArray:
-    """Subtract silent intervals, whose joules are unknown."""
+    """Subtract silent intervals, in which the energy is unknown."""
     found = [(int(lo), int(hi)) for lo, hi in parts]
     for a, b in silent:
         found = [(lo, hi) for p, q in found for lo, hi in ((p, min(q, a)), (max(p, b), q)) if hi > lo]

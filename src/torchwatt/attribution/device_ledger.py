@@ -77,7 +77,7 @@ def _events(found: Metered, curve: EnergyCurve, activity: Activity, books: Devic
 def _whole(
     found: Metered, curve: EnergyCurve, static_w: float | None, interval_j: tuple[float, float] | tuple[None, None]
 ) -> Entry:
-    """Book a domain without a timeline of its own to one row, as measured."""
+    """Book a domain without a device timeline to one row, as measured."""
     known_s = (curve.end_ns - curve.start_ns - sum(hi - lo for lo, hi in curve.unheard_ns())) / NS_PER_S
     static_j = min(static_w * known_s, curve.total_j) if static_w is not None else None
     return Entry(

@@ -99,7 +99,7 @@ def _use(seen: frozenset[DeviceUsers], here: _Here, *, elsewhere: bool) -> Use:
 
 
 def _proof(seen: frozenset[DeviceUsers], here: _Here, *, elsewhere: bool) -> str:
-    """Return the proof that neither this process nor a descendant used the device; "" where there is none."""
+    """Return the proof that neither this process nor a descendant used the device; "" without proof."""
     if here.child_library is False and here.own_library is False and not here.initialised:
         return "neither this process nor a child of it has loaded CUDA"
     if here.child_library is False and here.domains:

@@ -39,7 +39,7 @@ ALONE = Structure(())
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """Watts per slot with covariance; `method` tells whether the data could distinguish the slots.
+    """Watts per slot with covariance; `method` is "fit" if the data distinguish the slots.
 
     `covariance` is the error against the true watts, `sampling` the spread between repeats.
     """
@@ -58,7 +58,7 @@ def fit_power(exposure: Exposure, idle: np.ndarray, group: IntArray | None = Non
 
     Args:
         exposure: The readings of one domain.
-        idle: One flag per slot: nothing runs there, so its power has a mean of its own.
+        idle: One flag per slot: nothing runs there, so its power has a separate mean.
         group: One number per slot, the same for alike modules, whose powers are similar a priori; -1: no other is
             alike.
     """
@@ -114,7 +114,7 @@ def share_by_time(exposure: Exposure, idle: np.ndarray, reason: str) -> Fit:
 
 
 def _alike(group: IntArray) -> Structure:
-    """Return the structure of busy columns: alike modules are a group, any other column is one of its own."""
+    """Return the structure of busy columns: alike modules are a group, any other column is a separate group."""
     own = int(group.max(initial=-1)) + 1 + np.arange(len(group))
     return structure((np.where(group >= 0, group, own),))
 

@@ -67,7 +67,7 @@ def discarded(series: Series) -> Spans:
 def holes(series: Series, start_ns: int, end_ns: int) -> tuple[Spans, Spans]:
     """Return the discarded intervals inside a window: those of unknown power, and those that may be bridged.
 
-    Short, rare failures are bridged, since power was as before and after; long or frequent ones are unknown.
+    Short, rare failures are bridged, since power was as in the readings around; long or frequent ones are unknown.
     """
     inside = [(max(a, start_ns), min(b, end_ns)) for a, b in discarded(series) if a < end_ns and b > start_ns]
     long_ns = [b - a for a, b in inside]

@@ -106,7 +106,7 @@ def _by_time(curve: EnergyCurve) -> Grid:
 
 
 def _touches_silence(curve: EnergyCurve, t_ns: IntArray) -> np.ndarray:
-    """Return which intervals overlap a silent interval, whose joules are unknown."""
+    """Return which intervals overlap a silent interval, in which the energy is unknown."""
     touched = np.zeros(len(t_ns) - 1, dtype=np.bool_)
     for lo, hi in curve.silent:
         touched |= (t_ns[:-1] < hi) & (t_ns[1:] > lo)

@@ -17,7 +17,7 @@ LEAST_BUSY = 1e-3  # a thread that only waits gets a part as well
 class Pieces:
     """Intervals, each with a slot and a weight; at every instant the weights add up to 1.
 
-    `slot` is an index into the trace's slots, NOBODY for gaps. `filled` marks carried-over work.
+    `slot` is an index into the trace's slots, -1 for gaps. `filled` marks carried-over work.
     """
 
     start_ns: IntArray

@@ -114,7 +114,7 @@ class _Assembly:
         self.unlike_calls = 0
         self.unfilled: set[int] = set()  # modules of steps that no template fills
         self.miscounted: set[int] = set()  # modules that ran more or less often than in the step's template
-        self.unseen: set[int] = set()  # modules whose backward work no window shows
+        self.unseen: set[int] = set()  # modules without backward work in any window
         self.untold_calls = self.untold_steps = 0
         self.by_hand: dict[Log, IntArray] = {}  # steps recorded by their ends only, without an optimizer step
         self.outermost = frozenset(self._outermost_keys())
@@ -513,7 +513,7 @@ class _Assembly:
         return view.devices.activities(_bounds(steps), name_of, calls=calls, last=view.is_last, now_ns=view.done_ns)
 
     def _done(self, steps: Sequence[Step], *, calls: bool) -> list[Step]:
-        """Return the steps as the device did them; the host's steps where there is no device or more than one."""
+        """Return the steps as the device did them; the host's steps without a device or with several."""
         if self.view.devices is None or not steps:
             return list(steps)
         done = self.view.devices.done(_bounds(steps), self.view.done_ns, calls=calls)
@@ -571,7 +571,7 @@ def _steps_beside(records: Records, kinds: Kinds) -> IntArray:
     found = np.zeros(len(records), dtype=np.int64)
     for which in ([*kinds.where("row", STEP_KEY), *kinds.where("row", OPTIMIZER_KEY)], kinds.where("backward")):
         ends = np.bincount(group, records.count * np.isin(records.kind, which), len(records)).astype(np.int64)
-        found = np.where(found > 0, found, ends[group])  # backward calls where there are no optimizer steps
+        found = np.where(found > 0, found, ends[group])  # backward calls where no optimizer steps
     return np.maximum(found, 1)
 
 

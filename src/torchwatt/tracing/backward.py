@@ -55,7 +55,7 @@ def _forward_of(keys: Sequence[Hashable], paths: Paths) -> tuple[Signature, froz
 class Model:
     """A recorded call as a template for others.
 
-    `net` leaves out nested work with spans of its own (recomputed modules); `whole` includes it, for calls of which
+    `net` leaves out nested work with separate spans (recomputed modules); `whole` includes it, for calls of which
     nothing else is known. `counts` has the calls of each module in the forward pass.
     """
 
@@ -75,7 +75,7 @@ class _Found:
 
 
 def most_alike(entries: Sequence[tuple[int, Model]], t_ns: int, length_ns: float) -> Model | None:
-    """Return the recorded call near in time that is most similar in length; None if there is none.
+    """Return the recorded call near in time that is most similar in length, else None.
 
     A call that other programs interrupted is long, and is used for others that were interrupted.
     """
@@ -105,7 +105,7 @@ class BackwardBook:
         for log, look in looks.items():
             before: Mapping[int, int] = {}
             for call in look.calls:
-                # A second backward call through the same forward pass has no forward pass of its own.
+                # A second backward call through the same forward pass follows no other forward pass.
                 before = self._counts[id(call)] = self._forward(log, call) or before
         recorded: dict[Hashable, list[tuple[Backward, Model]]] = defaultdict(list)
         for log, look in looks.items():

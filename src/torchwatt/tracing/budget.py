@@ -61,7 +61,7 @@ class Budget:
         self.spent_ns[account] += round(cost_ns)
 
     def room_ns(self, account: Account, now_ns: int) -> float:
-        """Return what an account may still spend: its part of what the fixed cost leaves, at most all that is left."""
+        """Return what an account may still spend: its part of what the fixed cost leaves, at most the remainder."""
         part = WINDOW_SHARE if account == "windows" else 1 - WINDOW_SHARE if self.has_windows else 1.0
         return min(part * self._closer_ns(now_ns) - self.spent_ns[account], self._left_ns(now_ns))
 

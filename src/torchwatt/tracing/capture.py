@@ -37,7 +37,7 @@ class Work:
         return tuple(Slot(fqn, phase) for fqn in self.fqns)
 
     def loop(self, phase: Phase) -> Callable[[], None] | None:
-        """Return a function that does the work once; None where there is no backward work.
+        """Return a function that does the work once; None without backward work.
 
         It uses a copy of the layer, so that running means, the copy's random numbers and gradients leave the user's
         model unchanged.

@@ -55,7 +55,7 @@ def collectives() -> Iterator[tuple[Any, str, int]]:
 
 
 def reducers() -> Iterator[tuple[Any, str]]:
-    """Yield the method that DDP calls at the end of a forward pass whose backward pass will reduce gradients."""
+    """Yield DDP's method that runs at the end of a forward pass if gradients will be reduced in the backward pass."""
     reducer = getattr(_distributed(), "Reducer", None)
     if reducer is not None:
         yield reducer, "prepare_for_backward"

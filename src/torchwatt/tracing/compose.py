@@ -54,7 +54,7 @@ class Tree:
         return found
 
     def counterpart(self, key: int, of: int, within: int) -> int:
-        """Return the module in `within` that corresponds by name to `key` in `of`; `within` where there is none."""
+        """Return the module in `within` that corresponds by name to `key` in `of`, else `within`."""
         if key == of:
             return within
         place = self._name(key).removeprefix(self._name(of)).removeprefix(".")
@@ -76,7 +76,7 @@ class Tree:
         return key in self.parent.values()
 
     def anchor(self, key: int, counted: frozenset[int]) -> int | None:
-        """Return the smallest counted module that is or encloses a module; None: there is none."""
+        """Return the smallest counted module that is or encloses a module, else None."""
         at: int | None = key
         while at is not None and at not in counted:
             at = self.parent.get(at)

@@ -42,7 +42,7 @@ class StoreLink:
 
     @classmethod
     def open(cls, timeout_s: float) -> StoreLink | None:
-        """Connect; return None where there is no store."""
+        """Connect; return None without a store."""
         try:
             found = _clone(timeout_s)
         except Exception:  # the store's server is gone

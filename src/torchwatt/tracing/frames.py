@@ -37,7 +37,7 @@ def variable_name(module: Any, frame: FrameType | None) -> str | None:
 
 
 def caller_of(module: Any, frame: FrameType | None) -> Any:
-    """Return the outermost module that contains this one and whose method calls it; the module itself if there is none.
+    """Return the outermost module that contains this one and whose method calls it, else the module itself.
 
     The `forward` of such a module need not be called: Lightning calls `training_step`.
     """

@@ -216,7 +216,7 @@ class Hub:
         return self.windows.run(self.stepping.conductor, log, original, args, kwargs)
 
     def backward_ended(self, log: Log, *, fresh: bool) -> None:
-        """Handle the end of a backward call: the end of a step where there is no optimizer."""
+        """Handle the end of a backward call: the end of a step if no optimizer ends steps."""
         self.stepping.backward_ended(log, fresh=fresh)
 
     def is_new_outermost(self, key: int) -> bool:

@@ -163,7 +163,7 @@ class ForwardBook:
                 yield i, fitted(template, records, i)
 
     def fill(self, kind: tuple[int, int, int], t_ns: int, length_ns: float, count: int) -> ElasticTemplate | None:
-        """Return the template for untraced calls with a kind (key, size, task); None where there is none."""
+        """Return the template for untraced calls with a kind (key, size, task), if any."""
         key, size, task = kind
         if size == FAILED_SIZE:  # its end is unknown
             self.unlike.add(key)

@@ -1,6 +1,6 @@
 """Measure torch's own work around the spans that its hooks show. Pure but for `measure` and `InPlace`.
 
-The hooks of an optimizer run inside `Optimizer.step`, after torch has opened a range of its own, and a backward call
+The hooks of an optimizer run inside `Optimizer.step`, after torch has opened its own range, and a backward call
 makes its first gradient before it enters the engine: a tenth of a step of 0.2 ms.
 """
 

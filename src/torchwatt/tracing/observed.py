@@ -45,7 +45,7 @@ class Observed:
         return (prior * expected_ns + seen * (traced - plain)) / (prior + seen)
 
     def plain_ns(self) -> float:
-        """Return the median untraced duration in ns, or the traced one where there is none; 0 without any."""
+        """Return the median untraced duration in ns, else the traced one, else 0."""
         return float(median(self._plain or self._traced or (0,)))
 
 

@@ -45,7 +45,7 @@ class Quiet:
         """Enter the fast path: record only ends of steps, until the thread's next decision.
 
         Args:
-            optimizer: Id of the optimizer that ends the steps; 0: there is none.
+            optimizer: Id of the optimizer that ends the steps; 0: none.
             stride: Of the thread.
         """
         self.optimizer, self.most = optimizer, stride.planned - stride.steps - 1

@@ -22,7 +22,7 @@ def innermost(s0: IntArray, s1: IntArray, seq: IntArray) -> IntArray:
         seq: The numbers to look up.
 
     Returns:
-        Indices into `s0`, `NOBODY` where no range contains the number.
+        Indices into `s0`, -1 where no range contains the number.
     """
     owner = np.full(len(seq), NOBODY, dtype=np.int64)
     use = np.flatnonzero(s1 > s0)
@@ -38,7 +38,7 @@ def innermost(s0: IntArray, s1: IntArray, seq: IntArray) -> IntArray:
 
 
 def parents(start: Sequence[int], end: Sequence[int]) -> list[int]:
-    """Return the index of each interval's enclosing one, `NOBODY` at the top; sorted by start, outer before inner."""
+    """Return the index of each interval's enclosing one, -1 at the top; sorted by start, outer before inner."""
     stack: list[int] = []
     result: list[int] = []
     for i, begin in enumerate(start):

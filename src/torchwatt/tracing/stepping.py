@@ -69,7 +69,7 @@ class Stepping:
 
     @property
     def conductor(self) -> Conductor | None:
-        """The conductor whose budget counts; None if there is none."""
+        """The conductor whose budget counts, if any."""
         return self.conductors[0] if self.conductors else None
 
     def join(self, conductor: Conductor, log: Log) -> None:
@@ -173,7 +173,7 @@ class Stepping:
             log.stride.windowed = True
 
     def backward_ended(self, log: Log, *, fresh: bool) -> None:
-        """Handle the end of a backward call: the end of a step where there is no optimizer."""
+        """Handle the end of a backward call: the end of a step if no optimizer ends steps."""
         if log.stepless:
             log.stepless, log.step_end = False, 0  # the start of the first step is unknown
             log.stride.planned = 0  # it was planned for another loop

@@ -2,7 +2,7 @@
 
 docs/steps.md defines a step: the user's own marks; else a round of the optimizers; else, where there are backward
 calls, the time from one forward call to the next one that follows a backward call; else a call of a model. In training,
-a call of the model without gradients is a step of its own, unless rounds begin with such calls.
+a call of the model without gradients is a separate step, unless rounds begin with such calls.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def steps_of(seen: Evidence) -> tuple[list[Step], bool]:
 
 
 def marks_of(seen: Evidence) -> list[Mark] | None:
-    """Return the ends of training rounds; None where there is no training."""
+    """Return the ends of training rounds; None without training."""
     if seen.optimizers:
         forward_ns = seen.calls.start_ns[seen.calls.grown]
         return sorted(mark for ends in seen.optimizers for mark in rounds(ends, forward_ns, seen.unseen_ns))

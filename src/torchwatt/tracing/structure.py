@@ -55,7 +55,7 @@ def structure(rows: IntArray) -> tuple[bytes | None, tuple[Outer, ...] | None]:
 
     Each call has its key, the number of autograd sequence numbers assigned during it, and its task, which has the
     signature of the modules inside if these were not traced. Calls that made no autograd node (evaluations) do not
-    count. None where there are no such calls.
+    count. None without such calls.
     """
     if len(rows) <= FEW_ROWS and not (rows[:, TASK] == FORWARD_TASK).any():
         outer = tuple((row[KEY], row[SEQ1] - row[SEQ0], row[TASK]) for row in rows.tolist() if _grown(row))

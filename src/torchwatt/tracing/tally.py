@@ -157,7 +157,7 @@ class _Items:
     start: IntArray
     end: IntArray
     own_ns: IntArray  # without nested intervals
-    top: IntArray  # index of the outermost logged call around a module call; NOBODY for others
+    top: IntArray  # index of the outermost logged call around a module call; -1 for others
     grown: NDArray[np.bool_]  # made a graph for a backward pass
     failed: NDArray[np.bool_]  # raised
 
@@ -253,7 +253,7 @@ def _kinds(rows: IntArray) -> IntArray:
 
 
 def _tops(above: IntArray, kind: IntArray) -> IntArray:
-    """Return the outermost logged call around each call of a module, itself where there is none."""
+    """Return the outermost logged call around each call of a module, else the call itself."""
     top = np.where(kind == _FORWARD, np.arange(len(kind)), NOBODY)
     inner = (kind == _FORWARD) & (above != NOBODY) & (kind[above] == _FORWARD)
     while True:

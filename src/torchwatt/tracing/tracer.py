@@ -43,7 +43,7 @@ class Tracer:
         overhead_budget: Share of the session's time that tracing may cost the user's threads. Where tracing
             every call costs more, only some steps are traced; what the others did is filled in from them. With 0
             no module is traced below the outermost. The outermost tracer's counts.
-        max_spans: Beyond so many spans only one step in 16, 32, ... is traced. The outermost tracer's counts.
+        max_spans: With more spans, steps are traced more and more rarely. The outermost tracer's counts.
         clock_ns: A monotonic clock. The outermost tracer's counts.
 
     Raises:
@@ -184,7 +184,7 @@ class Tracer:
             return self._assemble(self._hub, most_filled=most_filled)
 
     def tally(self, start_ns: int) -> Tally:
-        """Return sums of work from now on, for a view of the session that began at `start_ns`.
+        """Return sums of later work, for a view of the session that began at `start_ns`.
 
         Raises:
             TraceError: The tracer is not running.

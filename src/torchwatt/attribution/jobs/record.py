@@ -60,7 +60,7 @@ def jobs_sum(records: Iterable[RankRecord]) -> Job:
     """Merge the records of one job.
 
     Raises:
-        BundleError: There is none, they are of several jobs, or a rank occurs twice.
+        BundleError: There are no records, they are of several jobs, or a rank occurs twice.
     """
     jobs = [job_of(record) for record in records]
     if not jobs:

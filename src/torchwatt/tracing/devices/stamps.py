@@ -194,7 +194,7 @@ def on_device(steps: Sequence[Step], stamped: Stamped, now_ns: int, *, calls: bo
 
 
 def whole(found: Sequence[Busy]) -> list[Step]:
-    """Return steps of nonzero length: a step without time of its own is counted with its neighbour."""
+    """Return steps of nonzero length: a step of zero length is counted with its neighbour."""
     kept: list[Step] = []
     rest = 0
     for busy in found:

@@ -26,7 +26,7 @@ from torchwatt.tracing.traces.tables import Kineto
 class Owners:
     """Each autograd node's slot (phase backward) and outcome, and the operator that made it (row of the operators).
 
-    `NOBODY` where there is no owner, or no operator is known.
+    -1 for an unknown owner or operator.
     """
 
     slot: IntArray

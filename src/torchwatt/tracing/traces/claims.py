@@ -38,7 +38,7 @@ class Book:
         return self.numbers.setdefault(slot, len(self.numbers))
 
     def in_phase(self, numbers: IntArray, phase: Phase) -> IntArray:
-        """Return the slots of the same names in another phase; `NOBODY` is kept."""
+        """Return the slots of the same names in another phase; -1 is kept."""
         slots = tuple(self.numbers)
         used = np.unique(numbers[numbers != NOBODY])
         change = np.full(len(slots) + 1, NOBODY, dtype=np.int64)
@@ -50,7 +50,7 @@ class Book:
 class Claims:
     """Intervals that own launches inside them, the innermost first; and `scopes`, which own the others.
 
-    `node` is each claim's autograd node (place in `nodes`, rows of the trace's operators), or `NOBODY`.
+    `node` is each claim's autograd node (place in `nodes`, rows of the trace's operators), or -1.
     """
 
     book: Book
@@ -68,7 +68,7 @@ class Claims:
     _is_node: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
     def at(self, thread: IntArray, t_ns: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """Return slot, outcome and autograd node (place in `nodes`) at instants; `NOBODY` where there is none.
+        """Return slot, outcome and autograd node (place in `nodes`) at instants; -1: none.
 
         An autograd node has no slot yet; a module called inside one is recomputed.
         """
@@ -81,7 +81,7 @@ class Claims:
         return slot, outcome, node
 
     def scope_at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
-        """Return the slot of the innermost named range, `NOBODY` outside."""
+        """Return the slot of the innermost named range, -1 outside."""
         return np.append(self.scope_slot, NOBODY)[self.scopes.at(thread, t_ns)]
 
 
@@ -123,7 +123,7 @@ def claims_of(trace: Kineto, live: Live = NO_LIVE) -> Claims:
 
 
 def _named_slots(trace: Kineto, book: Book, paths: dict[int, str]) -> tuple[IntArray, IntArray]:
-    """Return slot and outcome by name code, `NOBODY` for names that claim nothing."""
+    """Return slot and outcome by name code, -1 for names that claim nothing."""
     slots = np.full(len(trace.names) + 1, NOBODY, dtype=np.int64)
     outcomes = np.full(len(trace.names) + 1, NOBODY, dtype=np.int64)
     kinds = np.unique(np.stack((trace.ranges.name, trace.ranges.kind), axis=1), axis=0)

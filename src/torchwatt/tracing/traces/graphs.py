@@ -1,6 +1,6 @@
 """Find the owners of a replayed CUDA or HIP graph's kernels: the calls that were captured, in order.
 
-A replay is one launch of many kernels. During the capture each kernel had a launch of its own, which ran nothing,
+A replay is one launch of many kernels. During the capture each kernel had a separate launch, which ran nothing,
 inside the module that called it. If capture and replay agree in number and names, the n-th kernel of a name is the n-th
 launch of that name.
 """
@@ -40,7 +40,7 @@ class Captured:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replays:
-    """Slot and outcome of records of replays, `NOBODY` where no capture matches."""
+    """Slot and outcome of records of replays, -1 where no capture matches."""
 
     slot: IntArray
     outcome: IntArray
@@ -127,7 +127,7 @@ def pairing(names: Sequence[str], captured: Sequence[str]) -> list[int] | None:
     """Return for each replayed kernel its place in the capture, or None where the two do not agree.
 
     In order if the names agree in order; name by name where streams changed the order. A few kernels may be missing
-    from a replay in one place (the trace ended): those around the gap that fit either side are `NOBODY`.
+    from a replay in one place (the trace ended): those around the gap that fit either side are -1.
     """
     if len(names) == len(captured):
         if all(b in {UNNAMED, a} for a, b in zip(names, captured, strict=True)):

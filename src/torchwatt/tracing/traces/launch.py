@@ -19,7 +19,7 @@ _GRAPH = re.compile(r"^(?:cuda|cu|hip)GraphLaunch")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Links:
-    """`launch` is each record's launch, `NOBODY` for orphans; `graph`: whether that launch replays a graph."""
+    """`launch` is each record's launch, -1 for orphans; `graph`: whether that launch replays a graph."""
 
     launch: IntArray
     graph: NDArray[np.bool_]

@@ -22,7 +22,7 @@ class Nest:
     lanes: dict[int, tuple[IntArray, IntArray, IntArray]]  # thread -> places, starts, clipped ends; by start
 
     def at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
-        """Return the innermost interval that contains each instant, `NOBODY` where none does.
+        """Return the innermost interval that contains each instant, -1 where none does.
 
         An interval contains its start, not its end.
         """
@@ -45,10 +45,10 @@ class Nest:
         return found
 
     def climb(self, place: IntArray, wanted: NDArray[np.bool_]) -> IntArray:
-        """Return for each interval the nearest one among itself and its ancestors that is `wanted`, or `NOBODY`.
+        """Return for each interval the nearest one among itself and its ancestors that is `wanted`, or -1.
 
         Args:
-            place: Intervals, `NOBODY` allowed.
+            place: Intervals, -1 allowed.
             wanted: One boolean for each interval of the nest.
         """
         found = place.copy()
@@ -60,7 +60,7 @@ class Nest:
             found[going] = self.parent[found[going]]
 
     def outermost(self, place: IntArray) -> IntArray:
-        """Return the outermost ancestor of each interval, itself if it has none; `NOBODY` is kept."""
+        """Return the outermost ancestor of each interval, itself if it has none; -1 is kept."""
         found = place.copy()
         while True:
             up = np.append(self.parent, NOBODY)[found]

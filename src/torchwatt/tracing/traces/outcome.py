@@ -64,7 +64,7 @@ class Joined:
         return sum(self.kernel_ns.values())
 
     def share(self, *outcomes: Outcome) -> float:
-        """Return the part of kernel time with these outcomes; 0 where there are no kernels."""
+        """Return the part of kernel time with these outcomes; 0 without kernels."""
         total = self.total_kernel_ns
         return sum(self.kernel_ns[outcome] for outcome in outcomes) / total if total else 0.0
 

@@ -25,7 +25,7 @@ class Host:
     trace: Kineto
     claims: Claims
     owners: Owners
-    ops: Nest | None  # top operators, only where there is no better label
+    ops: Nest | None  # top operators, only without a better label
 
     def at(self, thread: IntArray, t_ns: IntArray) -> tuple[IntArray, IntArray]:
         """Return slot and outcome of launches at instants.
@@ -79,7 +79,7 @@ class Host:
                     slot[part], outcome[part] = self.claims.book(Slot(name, phase)), CODE["op"]
 
     def compiled_at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
-        """Return the call of a compiled graph (place in `claims.compiled_name`) at instants, `NOBODY` outside."""
+        """Return the call of a compiled graph (place in `claims.compiled_name`) at instants, -1 outside."""
         return self.claims.compiled.at(thread, t_ns)
 
 

@@ -59,8 +59,7 @@ def fit_power(exposure: Exposure, idle: np.ndarray, group: IntArray | None = Non
     Args:
         exposure: The readings of one domain.
         idle: One flag per slot: nothing runs there, so its power has a separate mean.
-        group: One number per slot, the same for alike modules, whose powers are similar a priori; -1: no other is
-            alike.
+        group: One number per slot, the same for alike modules, whose powers are similar a priori; -1: none is alike.
     """
     flat_w = np.full(exposure.columns, exposure.energy_j.sum() / max(exposure.length_s.sum(), 1e-12))
     if exposure.columns > MAX_SLOTS:

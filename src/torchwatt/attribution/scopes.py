@@ -29,7 +29,7 @@ CONTAINS = "contains"  # a module's fact: its GPUs, as a ;-list
 
 LEAST_NS = NS_PER_S  # a shorter comparison contains only a few publications
 PUBLISHED_S = 0.1  # latency of a counter at one end: the longest publication interval of NVML observed is 100 ms
-# The module must draw this much more than the GPU for the counter to be distinguishable.
+# The module must draw this much more than the GPU, or the counter's scope cannot be determined.
 APART_REL = 0.1
 # Distance of the counter from the scope that it follows, as a part of the distance between the two: power sensors are
 # accurate to 5 %, and a quarter of a module's power is its CPU's and memory's.

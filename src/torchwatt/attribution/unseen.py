@@ -157,8 +157,8 @@ def _range_w(power: Series, t_ns: int, reach_s: float) -> float:
 def unseen_phases(every: Updates, steps: Sequence[tuple[int, int, int]], window: float) -> tuple[float, float]:
     """Return the share of a step's phases without an update, and the longest gap between sampled ones.
 
-    Gaps between sampled phases count as far as they exceed FINE, and the gaps expected by chance between so many
-    updates.
+    Gaps between sampled phases count as far as they exceed FINE, and the gaps expected by chance for that number
+    of updates.
     """
     starts, ends, counts = (np.array(column, dtype=np.int64) for column in zip(*steps, strict=True))
     length_s = (ends - starts) / counts / NS_PER_S

@@ -28,7 +28,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """One meter of one machine, as seen by all ranks; or one model of which every rank has its own share.
+    """One meter of one machine, with the views of all ranks; or one model of which every rank has its own share.
 
     `added`: shares of processes, which are summed; views of one device are not.
     """

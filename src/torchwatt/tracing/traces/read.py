@@ -62,7 +62,7 @@ def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK) -> Kineto:
 
 
 def _refuse_merged(name: str, gathered: Gathered) -> None:
-    """Raise an error for a trace of several processes: their correlation ids, streams and devices have equal numbers."""
+    """Raise an error for a trace of several processes: their ids of correlations, streams and devices collide."""
     gathered.flush()
     several = max((_doing(calls) for calls in gathered.processes.values()), key=len, default=[])
     if len(several) > 1:

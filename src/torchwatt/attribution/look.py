@@ -1,8 +1,8 @@
 """Share of each column of work in each reading, through the sensor's response: rows of the design matrix.
 
 For a boxcar alone, A_kj = O_j(a, b) / w, the seconds of column j inside the window [a, b] = [u_k - d - w, u_k - d].
-Behind a low-pass, A_kj = [O_j(a, b) - tau (F_j(b) - F_j(a))] / w, where F_j is the filtered activity of column j: tau
-F' = activity - F, integrated over the window. Exact, one pass over the records.
+Behind a low-pass, A_kj = [O_j(a, b) - tau (F_j(b) - F_j(a))] / w, where F_j is the filtered activity of column j:
+tau F' = activity - F, integrated over the window. Exact, one pass over the records.
 """
 
 from __future__ import annotations

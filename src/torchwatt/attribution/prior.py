@@ -2,8 +2,8 @@
 
 p ~ N(m, K). K adds up variances of effects: one of each column's own, and one shared by the columns of each group (same
 signature, same layer type, same module), plus slopes on features such as operations and bytes per second. The sizes of
-the effects and the noise come from the marginal likelihood, which needs only the sufficient statistics G = A'WA and h =
-A'Wr (empirical Bayes; Bishop, Pattern Recognition and Machine Learning, 2006, section 3.5):
+the effects and the noise come from the marginal likelihood, which needs only the sufficient statistics G = A'WA and
+h = A'Wr (empirical Bayes; Bishop, Pattern Recognition and Machine Learning, 2006, section 3.5):
 
     -2 log L = (M - C) ln s2 + sum ln(s2 + l_i) + (r'Wr - sum z_i^2 / (s2 + l_i)) / s2
 

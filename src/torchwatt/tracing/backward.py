@@ -67,7 +67,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """Recorded calls, by time, that can fill another call; `untold`: whether an owner's number of calls is uncertain."""
+    """Recorded calls, by time, that can fill another call; `untold`: whether an owner's call count is uncertain."""
 
     entries: list[tuple[int, Model]]
     matched: bool

@@ -372,7 +372,7 @@ class Log:
             return [*map(tuple, compact), *self.rows]
 
     def fold(self, now_ns: int) -> int:
-        """Replace rows of untraced steps by records, coarser as they grow; only outside calls.
+        """Replace rows of untraced steps by records, coarser as they grow; to be called outside module calls.
 
         Returns:
             Number of neighbouring units that a record stands for; 1: not merged.

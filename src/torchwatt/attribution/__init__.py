@@ -1,1 +1,1 @@
-"""."""
+"""Attribute metered energy to layers, phases and ranks."""

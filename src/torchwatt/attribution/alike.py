@@ -1,10 +1,10 @@
-"""Alike modules share their strength: the joules of repeated blocks are shrunk to each other by their evidence.
+"""Shrink the joules of repeated blocks towards each other, weighted by their errors (empirical Bayes).
 
 Modules are alike where class, parameters and name but for its indices are the same: `blocks.3.fc1` and `blocks.7.fc1`.
-Joules a call of alike modules are taken to lie on one level or a few, and to be normal around it; how far they truly
-differ comes from the data (empirical Bayes by moments; DerSimonian and Laird, Controlled Clinical Trials 7, 1986).
-Where they differ no more than chance explains, they come out equal; where errors are small, nothing changes. A group's
-joules stay what they were.
+Joules per call of alike modules are assumed to lie on one level or a few, with a normal distribution around it, whose
+variance is estimated from the data (empirical Bayes by moments; DerSimonian and Laird, Controlled Clinical Trials 7,
+1986). Where they differ no more than by chance, they become equal; where errors are small, nothing changes. The total
+of a group is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 def alike_groups(slots: Sequence[Slot], modules: Iterable[ModuleInfo]) -> IntArray:
-    """Return a number for each slot: slots of alike modules, in one phase, have the same; -1 has no like."""
+    """Return a group number for each slot, the same for alike modules in one phase; -1: no other is alike."""
     known = {module.fqn: module for module in modules}
     kinds: dict[tuple[object, ...], list[int]] = {}
     for number, slot in enumerate(slots):
@@ -41,12 +41,12 @@ def alike_groups(slots: Sequence[Slot], modules: Iterable[ModuleInfo]) -> IntArr
 def share_strength(
     energy_j: FloatArray, sd_j: FloatArray, calls: FloatArray, group: IntArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Return joules after alike slots have shared their strength, and their standard deviations.
+    """Return joules after shrinkage within groups, and their standard deviations.
 
     Args:
         energy_j: Joules of each slot.
-        sd_j: Their errors beside each other, without what moves all of them together.
-        calls: Calls of each slot; a group in which some are not known shares nothing.
+        sd_j: Their independent errors, without errors common to all.
+        calls: Calls of each slot; a group with an unknown number is unchanged.
         group: As `alike_groups` returns.
     """
     energy_j, sd_j = energy_j.copy(), sd_j.copy()
@@ -60,7 +60,7 @@ def share_strength(
 
 def _shrunk(energy_j: FloatArray, sd_j: FloatArray, calls: FloatArray) -> tuple[FloatArray, FloatArray]:
     each, variance = energy_j / calls, (sd_j / calls) ** 2
-    # The errors of small values are small because they are small: alike slots have one relative error, of their mean.
+    # The errors of small values are small because the values are: alike slots have one relative error, of their mean.
     variance = np.maximum(variance, float(np.median(variance)))
     moved, after = np.empty_like(each), np.empty_like(each)
     for level in _levels(each, variance):
@@ -70,7 +70,7 @@ def _shrunk(energy_j: FloatArray, sd_j: FloatArray, calls: FloatArray) -> tuple[
 
 
 def _levels(each: FloatArray, variance: FloatArray) -> list[IntArray]:
-    """Cut values into levels that truly differ: the first of equal blocks often does less, and moves no other one.
+    """Cut values into significantly different levels: the first of equal blocks often does less, and is kept apart.
 
     Sorted values are cut in two where that explains most, as long as it explains more than cutting noise would.
     """
@@ -90,7 +90,7 @@ def _levels(each: FloatArray, variance: FloatArray) -> list[IntArray]:
 
 
 def _explained_by_chance(count: int) -> float:
-    """Return what the best cut of so many equal values explains of their noise at most, 95 %, in variances.
+    """Return the 95 % limit of what the best cut of `count` equal values explains of their noise, in variances.
 
     The mean of Hartigan (Annals of Statistics 6, 1978), 2/pi each; the rest from draws of 2 to 200 values.
     """
@@ -98,10 +98,10 @@ def _explained_by_chance(count: int) -> float:
 
 
 def _shrunk_level(each: FloatArray, variance: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return values of one level after they were shrunk to each other, and their variances.
+    """Return the shrunk values of one level, and their variances.
 
-    They move as far as if nothing beyond chance were true of their differences. How well they are known is said as if
-    it were: what the values might as well be is inside their errors.
+    Values are shrunk as far as chance (95 %) can explain their differences; the variances include the distance to the
+    most likely values.
     """
     weight = 1.0 / variance
     mean = float(weight @ each / weight.sum())
@@ -117,12 +117,12 @@ def _kept(true: float, variance: FloatArray) -> FloatArray:
 
 
 def _between(each: FloatArray, variance: FloatArray, chance: float) -> float:
-    """Return the variance of the true values around their mean, by moments; 0 where chance explains it all.
+    """Return the variance of the true values around their mean, by moments; 0 where chance explains all differences.
 
     Args:
         each: Values.
         variance: Of their errors.
-        chance: The weighted sum of squares that the errors alone are taken to make.
+        chance: The weighted sum of squares attributed to errors.
     """
     weight = 1.0 / variance
     mean = weight @ each / weight.sum()

@@ -1,7 +1,7 @@
-"""Book every reading interval's joules to the slots that ran in it: nothing lost, nothing made.
+"""Book every reading interval's joules to the slots that ran in it; the total is kept.
 
-Interval k's E_k joules go to slot j in proportion to p_j T_kj. So each interval balances by itself, drift of the
-whole chip changes nothing, and an interval that saw one slot alone is booked to it whatever the estimator thinks.
+Interval k's E_k joules go to slot j in proportion to p_j T_kj. So each interval balances by itself, drift of the whole
+chip cancels, and an interval with a single slot is booked to it whatever its estimated power.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchwatt.core.meter import FloatArray
 class Booked:
     """Joules per slot, and their standard deviations where they are known.
 
-    `sd_j` is how far they may be from the true ones, `sampling_j` how far the fit of another repeat's readings may be.
+    `sd_j` is the error against the true values, `sampling_j` the spread between repeats of the readings.
     """
 
     energy_j: FloatArray
@@ -31,7 +31,7 @@ def apportion(exposure: Exposure, fit: Fit) -> Booked:
     """Split each interval's energy by time x fitted power; propagate the fit's covariance and the reading noise."""
     power_w = fit.power_w
     if not np.any(power_w > 0):
-        power_w = np.ones_like(power_w)  # a meter that says 0 J everywhere: any split books 0
+        power_w = np.ones_like(power_w)  # the meter reads 0 J throughout: any split books 0
     drawn = exposure.mix(power_w)
     drawn = np.where(drawn > 0, drawn, 1.0)
     share = exposure.energy_j / drawn
@@ -53,7 +53,7 @@ def _root(variance: FloatArray) -> FloatArray:
 def _split_variance(
     exposure: Exposure, covariance: FloatArray, power_w: FloatArray, share: FloatArray, drawn: FloatArray
 ) -> FloatArray:
-    """Return the variance of booked joules that uncertain powers bring: J V J', J = dE/dp of the split above."""
+    """Return the variance of booked joules due to uncertain powers: J V J', J = dE/dp of the split above."""
     own = np.bincount(exposure.column, exposure.seconds * share[exposure.row], exposure.columns)
     cross = np.zeros_like(covariance)
     weight = share / drawn
@@ -65,10 +65,10 @@ def _split_variance(
 
 
 def _reading_weight(exposure: Exposure, power_w: FloatArray, drawn: FloatArray) -> FloatArray:
-    """Return what an error of one reading moves into and out of each slot, squared and summed over the readings.
+    """Return the squared effect of one reading's error on each slot, summed over the readings.
 
-    A reading ends one interval and begins the next: its error moves joules only where the two are split differently.
-    An interval's noise sigma is that of two readings, hence the half above.
+    A reading ends one interval and begins the next: its error moves joules only where the two are split differently. An
+    interval's noise sigma is that of two readings, hence the half above.
     """
     total = np.zeros(exposure.columns)
     before = np.zeros((1, exposure.columns))

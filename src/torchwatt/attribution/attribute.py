@@ -1,4 +1,4 @@
-"""The join: a recording and a trace become one ledger for each domain."""
+"""Join a recording and a trace into one ledger per domain."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ SELDOM_REL = 0.1  # readings that leave so much of the joules open are a warning
 PHASES_UNSEEN = "PHASES_UNSEEN"  # an event: the run is partial, for most of a step was never sampled
 OVER_LIMIT = 1.25  # boards exceed their limit for moments, and meters by some per cent
 PROCESS_CPU, CHILDREN_CPU = "process/process_cpu", "process/children_cpu"
-# Below this part of one CPU, or of the CPU time of the process and its children, children are not worth a sentence.
+# Below this part of one CPU, or of the CPU time of the process and its children, child processes are not reported.
 CHILDREN_SHARE = 0.05
-# Host spans say when the CPU worked. A GPU runs its kernels later: without a device timeline its joules have no layer.
+# Host spans show when the CPU worked. A GPU runs its kernels later: without a device timeline its joules have no layer.
 HOST_KINDS = frozenset({"cpu", "dram", "ram"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attribution:
-    """Ledgers and curves of the domains that were metered, and what was learnt on the way."""
+    """Ledgers and curves of the metered domains, domains without a meter, and events."""
 
     ledgers: tuple[Ledger, ...]
     curves: tuple[EnergyCurve, ...]
     unavailable: tuple[Unavailable, ...]
     events: tuple[Event, ...]
-    meters: tuple[Meter, ...] = ()  # as they were understood: a counter may turn out to be a module's
+    meters: tuple[Meter, ...] = ()  # as identified: a counter may turn out to cover a module
 
 
 def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, known: Known = NOTHING) -> Attribution:
     """Book the window's joules of every meter to the slots of the trace.
 
-    Readings before `start_ns` are the quiet baseline and those after `end_ns` let slow counters publish; neither is
+    Readings before `start_ns` are the idle baseline and those after `end_ns` let slow counters publish; neither is
     booked. A device is split by its activity in the trace, the host by the trace's spans.
     """
     scoped = by_scope(recording, (start_ns, end_ns))
@@ -70,7 +70,7 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
     events: list[Event] = [*scoped.events, *_children(recording, start_ns, end_ns)]
     for meter in recording.meters:
         if all(channel.quantity == "gauge" for channel in meter.channels):
-            continue  # tells what happened, meters no energy
+            continue  # gauges only: no energy
         found = _metered(meter, recording, (start_ns, end_ns))
         if isinstance(found, Unavailable):
             unavailable.append(found)
@@ -102,7 +102,7 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
 
 
 def over_limit(found: Metered, curve: EnergyCurve) -> tuple[Metered, list[Event]]:
-    """Call a meter unchecked that says more than the device's own power limit allows, whichever of the two is wrong."""
+    """Mark a meter as unchecked whose mean power exceeds the device's own power limit; either may be wrong."""
     told = found.meter.fact("power_limit_w") or ""
     limit_w = float(told) if re.fullmatch(r"\d+(\.\d*)?", told) else 0.0
     mean_w = curve.mean_w(curve.start_ns, curve.end_ns)
@@ -173,7 +173,7 @@ def _read_seldom(found: Metered, curve: EnergyCurve, power: Series) -> tuple[Met
 
 
 def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:
-    """Say how much CPU time child processes used: what they do is not traced, and is not idleness."""
+    """Return an event with the CPU time of child processes, which is neither traced nor idle."""
     found = [recording.get(key) for key in (CHILDREN_CPU, PROCESS_CPU)]
     if any(series is None or len(series) < 2 for series in found):
         return []
@@ -192,7 +192,7 @@ def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:
 
 
 def _metered(meter: Meter, recording: Recording, window: tuple[int, int]) -> Metered | Unavailable:
-    """Build a meter's curve; readings that make none take no other meter along."""
+    """Build a meter's curve; unusable readings make this meter unavailable, and no other."""
     try:
         return metered(meter, recording, window)
     except SensorError as error:
@@ -200,7 +200,7 @@ def _metered(meter: Meter, recording: Recording, window: tuple[int, int]) -> Met
 
 
 def _says_nothing(found: Metered, curve: EnergyCurve) -> bool:
-    """Tell whether a curve without a joule means that nothing is known: what is metered draws power all the time."""
+    """Return whether a measured curve has no joules: a device always draws power, so the meter is faulty."""
     return curve.total_j <= 0 and found.meter.provenance == "measured"
 
 
@@ -214,9 +214,9 @@ def _why_nothing(curve: EnergyCurve | None) -> str:
 def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     """Cut the curve to the run.
 
-    A counter that keeps up with its polls is cut at its first and last reading inside the run, so that its joules
-    are the difference of two readings that an auditor can look up. Anything else is cut at the run's own ends, and so
-    is a counter with readings on both sides whose readings inside leave much of the run out, as those of a slow log do.
+    A counter that keeps up with its polls is cut at its first and last reading inside the run, so that its joules are
+    the difference of two readings that an auditor can look up. Other curves are cut at the run's own ends, and so is a
+    counter with readings on both sides whose readings inside cover too little of the run, such as those of a slow log.
     """
     curve = found.curve
     if found.polls is None or curve.method != "counter":
@@ -236,7 +236,7 @@ def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
 
 
 def _blank(found: Metered, curve: EnergyCurve, recording: Recording, start_ns: int, end_ns: int) -> Ledger:
-    """Make the ledger's head: everything but its entries."""
+    """Return the ledger without its entries."""
     known_ns = curve.end_ns - curve.start_ns - found.unknown_between(curve.start_ns, curve.end_ns)
     head = Ledger(
         domain=found.meter.domain,
@@ -260,11 +260,11 @@ def _host_ledger(found: Metered, blank: Ledger, host: Split) -> Ledger:
 
 
 def _static_w(found: Metered, start_ns: int) -> float | None:
-    """Return the mean power of the quiet baseline before the run, if at least 0.1 s of it are known."""
+    """Return the mean power of the idle baseline before the run, if at least 0.1 s of it are known."""
     curve = found.curve
     if curve.start_ns >= start_ns or found.meter.provenance != "measured":
         return None
-    # A silence has joules and seconds of its own, and one of the two is not known.
+    # A silent interval has unknown joules, and no reliable mean power.
     known = without(np.array([[curve.start_ns, min(start_ns, curve.end_ns)]]), found.silent)
     known_ns = int(np.diff(known, axis=1).sum())
     if known_ns < NS_PER_S // 10:
@@ -273,7 +273,7 @@ def _static_w(found: Metered, start_ns: int) -> float | None:
 
 
 def _with_counter(head: Ledger, recording: Recording, found: Metered, curve: EnergyCurve) -> Ledger:
-    """Add the counter's own readings at both ends, so that the joules can be worked out again by hand."""
+    """Add the counter's own readings at both ends, so that the joules can be recomputed by hand."""
     channel = found.meter.channel("counter")
     series = recording.get(channel.key) if channel is not None else None
     if channel is None or series is None:
@@ -291,7 +291,7 @@ def _with_counter(head: Ledger, recording: Recording, found: Metered, curve: Ene
 
 
 def _cross_check_j(curve: EnergyCurve, recording: Recording, found: Metered) -> float | None:
-    """Integrate the power sensor over the same window as the counter."""
+    """Integrate the power sensor over the same window as the counter; None without both."""
     channel = found.meter.channel("power")
     series = recording.get(channel.key) if channel is not None else None
     if found.meter.channel("counter") is None or series is None:

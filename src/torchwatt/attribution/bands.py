@@ -1,4 +1,4 @@
-"""What another meter would say of each row: the band of this one, and what the split between rows leaves open."""
+"""Systematic bands of entries: the accuracy of the meter, and the uncertainty of the split between rows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Meter
 from torchwatt.core.report import Z90
 
-Band = tuple[float, float]  # how far another meter may be below and above, as parts of the joules
+Band = tuple[float, float]  # lower and upper deviation of another meter, as parts of the joules
 
 
 def add_band(entry: Entry, band: Band | None, unknown_j: float = 0.0) -> Entry:
-    """Return an entry with its systematic band; of a meter that states none, only what the split leaves open.
+    """Return an entry with its systematic band; for a meter without stated accuracy, only that of the split.
 
     Args:
         entry: Any.
         band: Of its meter.
-        unknown_j: Half width of what is not known of its part of the meter's joules, and is the same in every repeat:
-            what a fit leaves open, or how far powers spread that time share takes to be equal.
+        unknown_j: Half width of the uncertainty of its share that is the same in every repeat: that of a fit, or the
+            spread of powers that time share assumes to be equal.
     """
     if band is None and unknown_j == 0:
         return replace(entry, energy_systematic_lo_j=None, energy_systematic_hi_j=None)

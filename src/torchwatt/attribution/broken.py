@@ -1,4 +1,4 @@
-"""What a broken counter leaves: readings it cannot have meant, stretches it stood still, joules that nobody knows."""
+"""Repair faulty counters: excursions, frozen intervals, jumps, and unrecoverable intervals."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import Channel, Event, FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
-# No card, package or memory of one socket draws more: a difference that would need it is no energy. The largest on
-# the market in 2026: a GPU board 1.4 kW, a package 0.5 kW; three times that leaves room for what comes.
+# No card, package or memory of one socket draws more: a larger difference is not energy. The largest on the market in
+# 2026: a GPU board 1.4 kW, a package 0.5 kW; about three times that leaves room for later ones.
 PLAUSIBLE_W = {"gpu": 4000.0, "cpu": 1500.0, "dram": 500.0}
 PLAUSIBLE_ELSE_W = 20_000.0
-# A counter may publish the joules of so long a time at once.
+# A counter may publish the joules of that long at once.
 PUBLICATION_S = 0.25
-# A counter that stands still this long while the power sensor shows work is frozen, not slow.
+# A counter that is constant this long while the power sensor shows work is frozen, not slow.
 FROZEN_NS = NS_PER_S
-# A read that took longer than this, and than several usual ones, hung: its value is of no known instant.
+# A read that took longer than this, and than several usual ones, hung: the time of its value is unknown.
 HUNG_NS = NS_PER_S // 4
 HUNG_READS = 4.0
 Spans = tuple[tuple[int, int], ...]
 
 
 def plausible_j(channel: Channel, for_ns: IntArray) -> FloatArray:
-    """Return what the domain can have used at most in so long a time each."""
+    """Return the maximum plausible energy of the domain in each duration, in J."""
     most_w = PLAUSIBLE_W.get(channel.domain.kind, PLAUSIBLE_ELSE_W)
     return np.asarray(most_w * (for_ns / NS_PER_S + PUBLICATION_S), dtype=np.float64)
 
 
 def hung(late_ns: IntArray) -> BoolArray:
-    """Tell which reads hung; a counter loses nothing by them, since the next reading holds their joules as well."""
+    """Return whether each read hung; no joules are lost, since the next reading includes them."""
     usual_ns = float(np.median(late_ns)) if len(late_ns) else 0.0
     return np.asarray(late_ns > max(HUNG_NS, HUNG_READS * usual_ns), dtype=np.bool_)
 
 
 def late_events(series: Series) -> list[Event]:
-    """Say which reads of a counter hung."""
+    """Return an event on hung reads of a counter."""
     out = np.flatnonzero(hung(series.late_ns))
     if not len(out):
         return []
@@ -50,9 +50,9 @@ def late_events(series: Series) -> list[Event]:
 def steps(
     channel: Channel, t_ns: IntArray, raw: FloatArray, *, catching_up: bool = False
 ) -> tuple[FloatArray, BoolArray, BoolArray]:
-    """Return the raw steps, those that wrapped, and those that are no energy: backwards, or more than can be used.
+    """Return the raw steps, whether each wrapped, and whether each is implausible: negative, or more than can be used.
 
-    With `catching_up`, a step may hold what was used since the counter moved last.
+    With `catching_up`, a step may include energy used since the counter last changed.
     """
     step, begun = np.diff(raw), np.arange(len(raw) - 1)
     if catching_up:
@@ -67,10 +67,9 @@ def steps(
 
 
 def meant(channel: Channel, t_ns: IntArray, raw: FloatArray) -> BoolArray:
-    """Tell which readings to keep: an excursion from which the counter comes back to where it was says nothing.
+    """Return which readings to keep: an excursion from which the counter returns is dropped.
 
-    From a step that is no energy to the next such step, the other way, that leads back to what the reading before the
-    first allows.
+    An excursion lasts from an implausible step to the next one, of opposite sign, that returns to a plausible value.
     """
     keep = np.ones(len(raw), dtype=np.bool_)
     step, _, no_energy = steps(channel, t_ns, raw)
@@ -88,7 +87,7 @@ def meant(channel: Channel, t_ns: IntArray, raw: FloatArray) -> BoolArray:
 
 
 def left_out(channel: Channel, t_ns: IntArray, raw: FloatArray, keep: BoolArray) -> list[Event]:
-    """Say which readings were left out."""
+    """Return an event on the readings that were left out."""
     out = np.flatnonzero(~keep)
     if not len(out):
         return []
@@ -100,9 +99,9 @@ def left_out(channel: Channel, t_ns: IntArray, raw: FloatArray, keep: BoolArray)
 def bridge(
     t_ns: IntArray, step_j: FloatArray, bad: BoolArray, power: Integral | None, by_power: BoolArray
 ) -> FloatArray:
-    """Estimate the joules of bad intervals: integrated power, else the mean power of the good ones.
+    """Estimate the joules of implausible intervals: integrated power, else the mean power of plausible ones.
 
-    Over more than two seconds without a reading of power nobody holds a power: nothing is booked, see `lost`.
+    An interval of more than two seconds without power readings is not estimated: it gets 0 J, see `lost`.
     """
     dt_s = np.diff(t_ns) / NS_PER_S
     good_s = dt_s[~bad].sum()
@@ -112,12 +111,12 @@ def bridge(
 
 
 def lost(t_ns: IntArray, bad: BoolArray, by_power: BoolArray) -> BoolArray:
-    """Tell which bad intervals are too long to be bridged without a reading of power."""
+    """Return which implausible intervals are too long to be bridged without power readings."""
     return np.asarray(bad & ~by_power & (np.diff(t_ns) > GAP_NS), dtype=np.bool_)
 
 
 def lost_events(channel: Channel, spans: Spans) -> list[Event]:
-    """Say whose joules are not known."""
+    """Return events on intervals of unknown joules."""
     return [
         event(
             channel,
@@ -131,7 +130,7 @@ def lost_events(channel: Channel, spans: Spans) -> list[Event]:
 
 
 def bridge_event(channel: Channel, t_ns: int, bridge_j: float, step_j: float, *, by_power: bool) -> Event:
-    """Say that a counter went backwards or jumped, and where the joules of that interval come from."""
+    """Return an event on a counter that went backwards or jumped, with the source of that interval's joules."""
     how = "the integrated power" if by_power else "the mean power around it"
     code, what = ("COUNTER_RESET", "went backwards") if step_j < 0 else ("COUNTER_JUMP", f"jumped by {step_j:.3g} J")
     return event(channel, t_ns, code, f"the counter {what}; {bridge_j:.3g} J of that interval are taken from {how}")
@@ -139,19 +138,19 @@ def bridge_event(channel: Channel, t_ns: int, bridge_j: float, step_j: float, *,
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Still:
-    """Stretches in which a counter stood still: joules to add, spans of unknown joules, polls that say nothing."""
+    """Intervals in which a counter was constant: joules to add, intervals of unknown joules, readings to drop."""
 
     add_j: FloatArray
     silent: Spans
     bridged: Spans
-    keep: BoolArray  # of the readings: one that repeats a stuck value dates nothing
+    keep: BoolArray  # of the readings: one that repeats a stuck value does not date it
     events: tuple[Event, ...]
 
 
 def still(
     channel: Channel, t_ns: IntArray, step_j: FloatArray, moved: BoolArray, power: Integral | None, by_power: BoolArray
 ) -> Still:
-    """Find stretches without a step but with work on the power sensor, or with nothing to say what was used."""
+    """Find intervals in which the counter is constant although the power sensor shows work, or no power was read."""
     add_j, keep = np.zeros_like(step_j), np.ones(len(t_ns), dtype=np.bool_)
     silent: list[tuple[int, int]] = []
     bridged: list[tuple[int, int]] = []
@@ -160,7 +159,7 @@ def still(
     changes = np.flatnonzero(moved)
     moving_s = np.diff(t_ns)[step_j > 0].sum() / NS_PER_S
     moving_w = step_j.sum() / moving_s if moving_s > 0 else 0.0
-    # Stretch i lies between two changes; the first and the last reach to the ends of the readings.
+    # Interval i lies between two changes; the first and the last extend to the ends of the readings.
     starts, ends = np.concatenate(([0], changes + 1)), np.concatenate((changes, [len(step_j)]))
     typical_ns = np.median(np.diff(t_ns[changes + 1])) if len(changes) > 2 else 0.0
     long = t_ns[ends] - t_ns[starts] >= max(FROZEN_NS, 10 * typical_ns)

@@ -1,8 +1,8 @@
-"""A sensor's kernel from a load that is known: a square wave of work, or power that a second meter saw.
+"""Fit a sensor's response from a known load: a square wave of work, or power from a second meter.
 
-Readings are y_k = gain * x_k + offset + noise with x_k the known signal through the kernel; gain and offset drop out by
-least squares, and window, low-pass and lag are moved until the squares are least. Beside a second meter gain and offset
-are the card's own; for a square wave they are its two levels and say nothing about truth.
+Readings are y_k = gain * x_k + offset + noise with x_k the known signal through the response; gain and offset follow by
+least squares, and window, low-pass and lag minimise the squares. Beside a second meter gain and offset are the card's
+own; for a square wave they are its two levels, without reference to true power.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
 LAGS_S = (-0.06, 0.16)
-WIDEST = Kernel(0.3, 0.03, LAGS_S[1])  # that can be found
-# How much the polls may have mistaken the length of the whole calibration: one poll of 5 ms.
+WIDEST = Kernel(0.3, 0.03, LAGS_S[1])  # widest response that can be fitted
+# Maximum timing error of the polls over the whole calibration: one poll of 5 ms.
 STRETCH_S = 0.005
-# A low-pass is kept if it takes this part of the squares away.
+# A low-pass is kept if it removes this part of the squares.
 WORTH = 0.05
 MIN_READINGS = 20
 THIN_S = 0.001
-TRIED = 2  # kernels from which the search begins: the squares have more than one valley
+TRIED = 2  # number of starting points: the squares have several minima
 
 
 def calibrate_square_wave(edges_ns: IntArray, power: Series, start: Kernel | None = None) -> SensorModel:
-    """Find the sensor's kernel from a load that was on between edges 0 and 1, 2 and 3, and so on.
+    """Fit the sensor's response to a load that was on between edges 0 and 1, 2 and 3, and so on.
 
-    The load's period must not be a multiple of the sensor's, or all readings see the same of it; 20 to 30 s are enough.
+    The load's period must not be a multiple of the sensor's, or all readings have the same phase; 20 to 30 s are
+    enough.
 
     Args:
         edges_ns: Instants at which the load went on and off, in turn, on the polls' clock.
         power: Polls of the sensor from before the first edge to after the last.
-        start: The nominal kernel, if there is one.
+        start: The nominal response, if there is one.
 
     Raises:
-        SensorError: The readings follow the load too little to say anything.
+        SensorError: Too few readings, or they follow the load too little.
     """
     seen = _published(power)
     edges_s = (edges_ns[: len(edges_ns) // 2 * 2] - seen.origin_ns) / NS_PER_S
@@ -55,16 +56,16 @@ def calibrate_square_wave(edges_ns: IntArray, power: Series, start: Kernel | Non
 def calibrate_beside_meter(
     meter_ns: IntArray, meter_w: FloatArray, power: Series, start: Kernel | None = None
 ) -> SensorModel:
-    """Find the sensor's kernel, gain and offset from the samples of a fast meter.
+    """Fit the sensor's response, gain and offset to the samples of a fast meter.
 
     Args:
         meter_ns: Instants of the samples; a sample holds until the next.
         meter_w: Watts, one for each instant.
         power: Polls of the sensor over the same time.
-        start: The nominal kernel, if there is one.
+        start: The nominal response, if there is one.
 
     Raises:
-        SensorError: The readings follow the meter too little to say anything.
+        SensorError: Too few readings, or they follow the meter too little.
     """
     seen = _published(power)
     samples = signal_records(meter_ns, meter_w, seen.origin_ns)
@@ -72,7 +73,7 @@ def calibrate_beside_meter(
 
 
 def signal_records(t_ns: IntArray, watts: FloatArray, origin_ns: int) -> Records:
-    """Make records of a sampled signal: its watts are their weights."""
+    """Return records of a sampled signal, weighted by its watts."""
     t_s = (t_ns - origin_ns) / NS_PER_S
     none = np.zeros(len(t_s) - 1, dtype=np.int64)
     return Records(t_s[:-1], t_s[1:], none, none.astype(np.bool_), 1, np.asarray(watts[:-1], dtype=np.float64))
@@ -81,7 +82,7 @@ def signal_records(t_ns: IntArray, watts: FloatArray, origin_ns: int) -> Records
 def predict(
     model: SensorModel, meter_ns: IntArray, meter_w: FloatArray, power: Series
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the published readings inside a meter's recording, and what the model says that they should be."""
+    """Return the published readings inside a meter's recording, and the model's predictions of them, in W."""
     seen = _published(power)
     records = signal_records(meter_ns, meter_w, seen.origin_ns)
     timed = _stretched(seen, model.period_s / seen.period_s, _middle_s(seen))
@@ -102,7 +103,7 @@ def _length_s(t_ns: IntArray) -> float:
 
 
 def _inside(records: Records, seen: Publications, kernel: Kernel) -> Publications:
-    """Keep the readings whose window and memory lie inside the signal."""
+    """Keep the readings whose window and low-pass memory lie inside the signal."""
     first = float(records.start_s.min()) if records.weight is not None else -np.inf
     last = float(records.end_s.max()) if records.weight is not None else np.inf
     keep = (seen.at_s - kernel.reach_s >= first) & (seen.at_s - kernel.lag_s <= last)
@@ -110,7 +111,7 @@ def _inside(records: Records, seen: Publications, kernel: Kernel) -> Publication
 
 
 def _calibrate(records: Records, seen: Publications, start: Kernel | None, source: str) -> SensorModel:
-    """Search with the readings that every kernel may use, then once more with all that the found one may use."""
+    """Search with the readings that every response may use, then refine with all that the fitted one may use."""
     used = _inside(records, _inside(records, seen, WIDEST), replace(WIDEST, lag_s=LAGS_S[0]))
     if len(used) < MIN_READINGS:
         raise SensorError(f"only {len(used)} readings during the load; calibrate for longer")
@@ -129,7 +130,7 @@ def _calibrate(records: Records, seen: Publications, start: Kernel | None, sourc
 
 
 def _thinned(records: Records) -> Records:
-    """Average neighbouring samples of a meter over at least a millisecond: fine enough to search with."""
+    """Average neighbouring samples of a meter over at least a millisecond, which is fine enough for the search."""
     if records.weight is None:
         return records
     long_s = records.end_s - records.start_s
@@ -142,7 +143,7 @@ def _thinned(records: Records) -> Records:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fit:
-    """A signal and the readings that are to follow it."""
+    """A signal and the readings that are fitted to it."""
 
     records: Records
     seen: Publications
@@ -153,7 +154,7 @@ class _Fit:
         return float(np.ptp(self.seen.at_s))
 
     def levels(self, kernel: Kernel, stretch_s: float = 0.0) -> tuple[float, float, float]:
-        """Return gain, offset and what squares they leave."""
+        """Return gain, offset and the remaining sum of squares."""
         timed = _stretched(self.seen, 1.0 + stretch_s / self.length_s, self.about_s)
         rows = look(self.records, timed.at_s, timed.power_w, kernel)
         x, y = rows.seen[:, 0], rows.power_w
@@ -167,7 +168,7 @@ class _Fit:
 
 
 def _search(fit: _Fit, trials: list[Kernel]) -> tuple[Kernel, float]:
-    """Return kernel and stretch; a low-pass only where it is worth it."""
+    """Return response and stretch; a low-pass only where it reduces the squares enough."""
     best = sorted((_best_lag(fit, kernel) for kernel in trials), key=fit.squares)
     boxcars = [kernel for kernel in best if kernel.tau_s == 0]
     plain = min((_refine(fit, kernel, low_pass=False) for kernel in boxcars[:TRIED]), key=itemgetter(2))
@@ -180,7 +181,7 @@ def _middle_s(seen: Publications) -> float:
 
 
 def _stretched(seen: Publications, factor: float, about_s: float) -> Publications:
-    """Make the readings' clock run longer by a factor: a better period than the polls alone could tell."""
+    """Stretch the readings' clock by a factor, since the polls determine the period only roughly."""
     return replace(seen, at_s=about_s + (seen.at_s - about_s) * factor)
 
 
@@ -191,7 +192,7 @@ def _best_lag(fit: _Fit, kernel: Kernel) -> Kernel:
 
 
 def _refine(fit: _Fit, kernel: Kernel, stretch_s: float = 0.0, *, low_pass: bool) -> tuple[Kernel, float, float]:
-    """Move window, lag, the clock's stretch and the low-pass; return kernel, stretch and squares."""
+    """Optimise window, lag, the clock's stretch and the low-pass; return response, stretch and squares."""
 
     def at(x: FloatArray) -> tuple[Kernel, float]:
         window_s = float(np.clip(np.exp(x[0]), MIN_WINDOW_S, 2.0))

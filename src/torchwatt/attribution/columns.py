@@ -1,4 +1,4 @@
-"""What the estimator tells apart: one column for each (slot, signature), small ones pooled where there are too many."""
+"""Make the regressors of the estimator: a column per (slot, signature), small ones pooled if there are too many."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.terms import Slot
 from torchwatt.core.units import NS_PER_S
 
-# The work grows with the cube of the columns; the smallest are pooled by signature beyond this.
+# The work grows with the cube of the columns; beyond this the smallest are pooled by signature.
 MAX_COLUMNS = 600
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """The columns of one activity and what they belong to.
+    """The columns of one activity, and their slots and groups.
 
-    `seconds` (S, C) says how long each slot ran in each column, `shared_s` (S,) its equal share of the time in which
-    several streams ran. The groups number the columns that are alike: same signature, same set of signatures in the
-    slot (a layer type), same module.
+    `seconds` (S, C) is how long each slot ran in each column, `shared_s` (S,) its equal share of the time in which
+    several streams ran. `signature`, `kind` (same set of signatures in the slot, a layer type) and `module` number
+    groups of similar columns.
     """
 
     slots: tuple[Slot, ...]
@@ -37,12 +37,12 @@ class Columns:
 
     @property
     def count(self) -> int:
-        """Return the number of columns, idle not included."""
+        """Return the number of columns, without idle."""
         return int(self.seconds.shape[1])
 
 
 def columns_of(activity: Activity, most: int = MAX_COLUMNS) -> Columns:
-    """Make the columns of an activity."""
+    """Return the columns of an activity."""
     long_s = (activity.end_ns - activity.start_ns) / NS_PER_S
     signature = activity.signature if len(activity.signature) else np.zeros(len(activity), dtype=np.int64)
     pair = activity.slot * max(len(activity.signatures), 1) + signature
@@ -69,13 +69,13 @@ def columns_of(activity: Activity, most: int = MAX_COLUMNS) -> Columns:
 
 
 def records_of(activity: Activity, columns: Columns, origin_ns: int) -> Records:
-    """Put the records on the estimator's clock."""
+    """Return the records on the estimator's clock, in seconds from `origin_ns`."""
     start_s, end_s = ((t - origin_ns) / NS_PER_S for t in (activity.start_ns, activity.end_ns))
     return Records(start_s, end_s, columns.of_record, activity.filled, columns.count)
 
 
 def equal_share_s(activity: Activity) -> FloatArray:
-    """Return each slot's seconds of device time, time in which n records run shared equally among them."""
+    """Return each slot's seconds of device time; time of n concurrent records is shared equally."""
     edges = np.concatenate((activity.start_ns, activity.end_ns))
     order = np.argsort(edges, kind="stable")
     running = np.cumsum(np.repeat([1, -1], len(activity))[order])[:-1]
@@ -92,7 +92,7 @@ def _seconds(index: IntArray, long_s: FloatArray, count: int) -> FloatArray:
 
 
 def _pool(time_s: FloatArray, signature: IntArray, most: int) -> tuple[IntArray, int]:
-    """Keep the longest columns apart and pool the rest by signature; return new numbers and how many were pooled."""
+    """Keep the longest columns and pool the others by signature; return new numbers and how many were pooled."""
     if len(time_s) <= most:
         return np.arange(len(time_s)), 0
     by_time = np.argsort(-time_s, kind="stable")
@@ -116,6 +116,6 @@ def _kinds(slots: tuple[Slot, ...], slot_of: IntArray, signature_of: IntArray) -
 
 
 def _numbers(names: Sequence[Hashable]) -> IntArray:
-    """Number distinct names in the order of their first appearance."""
+    """Number distinct names in order of their first appearance."""
     index = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return np.array([index[name] for name in names], dtype=np.int64)

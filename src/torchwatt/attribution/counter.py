@@ -1,4 +1,4 @@
-"""Energy from a cumulative counter: unwrapped, with resets and frozen stretches bridged and said."""
+"""Compute energy from a cumulative counter: unwrapped, with resets and frozen intervals bridged and reported."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torchwatt.attribution.power import BoolArray, Integral, knows, later
 from torchwatt.core.meter import Event, FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
-# A counter that nobody read while it might have gone round, at this multiple of the mean power, tells no joules.
+# An interval without readings in which the counter may wrap, at this multiple of the mean power, has unknown joules.
 WRAP_POWER_REL = 2.0
-# A counter that repeats itself this often is dated by its publications, not by the polls that saw them.
+# A counter that repeats itself this often is dated by its publications, not by the polls.
 REPEAT_SHARE = 0.15
-# A counter that publishes less often than this (NVML: 20-100 ms; RAPL: 1 ms) is read between its publications.
+# A counter that publishes less often than this (NVML: 20-100 ms; RAPL: 1 ms) is interpolated between publications,
 COARSE_NS = 18_000_000
-COARSE_SHARE = 0.3  # and this part of the readings repeats the one before
+COARSE_SHARE = 0.3  # if this part of the readings repeats the one before
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Unwrapped:
-    """Cumulative joules when the counter published them, and as the polls read them.
+    """Cumulative joules at the counter's publications, and at the polls.
 
-    `bridged_j` is the part that came from integrated power instead.
+    `bridged_j` is the part taken from integrated power or from the mean power around.
     """
 
     t_ns: IntArray
@@ -36,20 +36,19 @@ class Unwrapped:
     bridged_j: float
     u_j: float
     events: tuple[Event, ...]
-    silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) whose joules are not known
-    bridged: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) that integrated power fills
+    silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) with unknown joules
+    bridged: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) filled by integrated power
 
 
 def unwrap(series: Series, power: Integral | None) -> Unwrapped:
-    """Turn counter readings into cumulative joules.
+    """Convert counter readings to cumulative joules.
 
-    A decrease is a wrap if the counter has a modulus and the difference is physically possible; otherwise it
-    is a reset (driver reload, suspend). A rise that is not physically possible is a jump; readings from which the
-    counter comes back are left out. The joules of a reset or a jump are taken from the integrated power, or held at
-    the neighbouring power where power was not read. An interval too long for that is silent, and so is one so long
-    that the counter may have gone round more than once: its joules are not known. A counter that stands still for a
-    second while the power sensor shows work is frozen and bridged the same way; where no power is known and it stands
-    still for two, that stretch is silent.
+    A decrease is a wrap if the counter has a modulus and the difference is physically possible; otherwise it is a reset
+    (driver reload, suspend). A rise that is not physically possible is a jump; readings from which the counter returns
+    are left out. The joules of a reset or a jump are taken from the integrated power, or from the mean power where
+    power was not read. An interval too long for that is silent, and so is one in which the counter may have wrapped
+    more than once: its joules are unknown. A counter that is constant for a second while the power sensor shows work is
+    frozen and bridged the same way; if it is constant for two seconds without power readings, that interval is silent.
 
     Args:
         series: At least two readings in time order, polled often enough to wrap at most once in between.
@@ -84,7 +83,7 @@ def unwrap(series: Series, power: Integral | None) -> Unwrapped:
 
 
 def _meant(series: Series) -> tuple[IntArray, FloatArray, list[Event]]:
-    """Leave out what is not later than the reading before, and excursions."""
+    """Drop readings that are not later than the one before, and excursions."""
     forward = later(series.t_ns)
     t_ns, raw = series.t_ns[forward], series.raw[forward]
     keep = broken.meant(series.channel, t_ns, raw)
@@ -97,7 +96,7 @@ def _wrap_events(series: Series, t_ns: tuple[int, ...]) -> list[Event]:
 
 
 def _unsure(series: Series, t_ns: IntArray, step_j: FloatArray) -> tuple[tuple[tuple[int, int], ...], list[Event]]:
-    """Find intervals without a reading in which the counter may have gone round more than once."""
+    """Find intervals without a reading in which the counter may have wrapped more than once."""
     if series.channel.modulus is None:
         return (), []
     dt_s = np.diff(t_ns) / NS_PER_S
@@ -123,10 +122,10 @@ def _publications(
 ) -> tuple[IntArray, FloatArray, float, bool]:
     """Keep the publications of a counter that is polled faster than it publishes.
 
-    A changed value was published somewhere between the poll before, or one publication ago where nobody polled for
-    longer, and this one: half-way is taken. Between publications the curve is a straight line; before the first and
-    after the last it goes on at the mean power of the neighbouring publication interval, but not into a silence. The
-    standard uncertainty is that of two ends, each uniform within a publication: E_pub / sqrt(12) * sqrt(2).
+    A changed value was published between the poll before, or one publication interval ago if that is later, and this
+    poll: the middle is taken. Between publications the curve is a straight line; before the first and after the last it
+    is extended at the mean power of the neighbouring publication interval, but not into a silent interval. The standard
+    uncertainty is that of two ends, each uniform within a publication: E_pub / sqrt(12) * sqrt(2).
     """
     changed = step_j > 0
     # A run's edge is read microseconds after a poll: a few repeated readings alone do not make a counter coarse.
@@ -152,7 +151,7 @@ def _publications(
 
 
 def _heard(t_ns: IntArray, silent: tuple[tuple[int, int], ...]) -> BoolArray:
-    """Tell which intervals lie in no silence."""
+    """Return which intervals lie outside all silent ones."""
     heard = np.ones(len(t_ns) - 1, dtype=np.bool_)
     for lo, hi in silent:
         heard &= (t_ns[1:] <= lo) | (t_ns[:-1] >= hi)
@@ -160,7 +159,7 @@ def _heard(t_ns: IntArray, silent: tuple[tuple[int, int], ...]) -> BoolArray:
 
 
 def _published(t_ns: IntArray, at: IntArray, apart_ns: float) -> IntArray:
-    """Date the values that follow the polls `at`: since that poll, but no more than one publication ago."""
+    """Date the values after the polls `at`: midway since that poll, or since one publication interval ago if later."""
     since_ns = np.diff(t_ns)[at]
     if apart_ns > 0:
         since_ns = np.minimum(since_ns, int(apart_ns))
@@ -170,9 +169,9 @@ def _published(t_ns: IntArray, at: IntArray, apart_ns: float) -> IntArray:
 def _at_publication(
     t_ns: IntArray, energy_j: FloatArray, changed: np.ndarray, apart_ns: float
 ) -> tuple[IntArray, FloatArray]:
-    """Date the readings of a counter that often repeats itself: half-way back to the poll before.
+    """Date the readings of a counter that often repeats itself: midway to the poll before.
 
-    The first and the last reading stay where they are, so that the joules between them are theirs exactly.
+    The first and the last reading keep their times, so that the joules between them are exact.
     """
     if len(changed) < 3 or float((~changed).mean()) <= REPEAT_SHARE:
         return t_ns, energy_j

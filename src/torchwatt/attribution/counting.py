@@ -1,4 +1,4 @@
-"""Which domains make the total of a session that still runs, before its report can tell."""
+"""Find the domains that make up the total of a running session, before its report."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torchwatt.core.meter import Recording
 
 
 def counting(recording: Recording, used: Mapping[str, Use], *, early: bool = False) -> dict[str, str]:
-    """Return the domains whose meters count, each with the name that its joules have in the report.
+    """Return the domains whose meters count, each with its name in the report.
 
-    The counter of a superchip's GPU stands for `module:<n>`; what is inside of a module, and the cards of others, are
-    left out; `early` in a session also a GPU whose counter's scope is not known yet, and what would be inside.
+    The counter of a superchip's GPU stands for `module:<n>`; domains inside a module, and devices of other processes,
+    are left out; with `early` also a GPU whose counter's scope is not known yet, and domains that would be inside.
     """
     meters = [m for m in recording.meters if any(c.quantity != "gauge" for c in m.channels)]
     names = {str(meter.domain): str(meter.domain) for meter in meters}

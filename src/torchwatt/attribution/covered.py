@@ -1,4 +1,4 @@
-"""The stretches of a run in which a device was watched: outside them silence is ignorance, not idleness."""
+"""Intervals of a run in which a device was recorded: outside them its activity is unknown, not idle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchwatt.core.units import NS_PER_S
 
 
 def stretches(activity: Activity, start_ns: int, end_ns: int) -> IntArray:
-    """Return the covered stretches inside a window: (n, 2) instants, apart and in order."""
+    """Return the covered intervals inside a window: (n, 2) instants, disjoint and in order."""
     asked = activity.covered or ((start_ns, end_ns),)
     found: list[list[int]] = []
     for lo, hi in sorted((max(a, start_ns), min(b, end_ns)) for a, b in asked):
@@ -27,7 +27,7 @@ def stretches(activity: Activity, start_ns: int, end_ns: int) -> IntArray:
 
 
 def without(parts: IntArray, silent: Sequence[tuple[int, int]]) -> IntArray:
-    """Cut silences out of the stretches: what ran there used joules that nobody knows."""
+    """Subtract silent intervals, in which the energy is unknown."""
     found = [(int(lo), int(hi)) for lo, hi in parts]
     for a, b in silent:
         found = [(lo, hi) for p, q in found for lo, hi in ((p, min(q, a)), (max(p, b), q)) if hi > lo]
@@ -35,7 +35,7 @@ def without(parts: IntArray, silent: Sequence[tuple[int, int]]) -> IntArray:
 
 
 def clip(activity: Activity, parts: IntArray) -> Activity:
-    """Cut records at the ends of the stretches; what lies outside is left out."""
+    """Cut records at the ends of the intervals; records outside are dropped."""
     if len(parts) == 0:
         empty = np.zeros(0, dtype=np.int64)
         return _take(activity, empty, empty, empty)
@@ -62,7 +62,7 @@ def _take(activity: Activity, which: IntArray, start_ns: IntArray, end_ns: IntAr
 
 
 def wholly_inside(parts: IntArray, origin_ns: int, from_s: FloatArray, to_s: FloatArray) -> np.ndarray:
-    """Tell for each interval whether one stretch holds all of it."""
+    """Return whether each interval lies completely inside one of `parts`."""
     edges = (parts - origin_ns) / NS_PER_S
     place = np.searchsorted(edges[:, 0], from_s, side="right") - 1
     return np.asarray((place >= 0) & (to_s <= edges[np.maximum(place, 0), 1]), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""A counter against the integrated power beside it, over what there is of both, however short the run."""
+"""Compare a counter with integrated power over the time in which both are known, however short the run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torchwatt.core.meter import Event, Meter, Recording, Series
 from torchwatt.core.report import Z90
 from torchwatt.core.units import NS_PER_S
 
-UNCHECKED = "unchecked"  # notes that say why a meter's band rests on nothing but its kind begin so
-# A comparison that is no better than this part of the joules does not check a band of 5 %.
+UNCHECKED = "unchecked"  # prefix of notes on why a meter's band rests on its kind only
+# A comparison with a resolution worse than this part of the joules does not check a band of 5 %.
 USELESS_REL = 0.05
 SLOWEST_UPDATE_S = 2.0
-FEW_CHANGES = 3  # fewer give no usable spread: power may have been anything in between
+FEW_CHANGES = 3  # fewer changes give no usable spread of power
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Joules of the same stretch by both routes, and how well their ratio is known (90 %, relative)."""
+    """Joules of the same interval by both methods, and the resolution of their ratio (90 %, relative)."""
 
     counter_j: float
     power_j: float
@@ -35,26 +35,26 @@ class Comparison:
 
     @property
     def off(self) -> float:
-        """Return how far the two are apart, as a part of the larger one."""
+        """Return the difference of the two, as a part of the larger one."""
         return abs(self.counter_j - self.power_j) / max(self.counter_j, self.power_j, 1e-12)
 
     @property
     def disputed(self) -> bool:
-        """Tell whether they are further apart than two good meters are that were read so."""
+        """Return whether they differ more than two good meters with these readings would."""
         return self.off > CROSS_CHECK_REL + self.resolution
 
 
 def check_counter(
     meter: Meter, recording: Recording, window: tuple[int, int] | None = None
 ) -> tuple[Meter, list[Event]]:
-    """Return a meter whose band reaches to what the other route says, or that is called unchecked; and what to say.
+    """Return a meter whose band includes the other method's result, or that is marked unchecked; and events.
 
-    A meter that has no counter, or is a model, comes back as it is.
+    A meter without a counter, or a model, is returned unchanged.
 
     Args:
         meter: Any.
         recording: Its readings.
-        window: The run: a counter that is too slow for it is not what is booked.
+        window: The run: where the counter is too slow for it, integrated power is booked.
     """
     counter = series_of(recording, meter, "counter")
     if counter is None or meter.provenance != "measured":
@@ -74,9 +74,9 @@ def check_counter(
 
 
 def compare(meter: Meter, recording: Recording, counter: Series) -> Comparison | str:
-    """Compare a counter with integrated power from its first change to its last; or say why that cannot be done.
+    """Compare a counter with integrated power from its first change to its last; or return why that is impossible.
 
-    A counter says when its joules were used only where it changes: between two changes both routes cover the same.
+    A counter dates its joules only where it changes: between two changes both methods cover the same time.
     """
     power = series_of(recording, meter, "power")
     if power is None:
@@ -100,7 +100,7 @@ def compare(meter: Meter, recording: Recording, counter: Series) -> Comparison |
     sampled_j = Z90 * sampling_u_j(power, every, int(both[0, 0]), int(both[-1, 1]), longest_s)
     dated = float(np.median(np.diff(counter.t_ns))) / NS_PER_S / seconds
     changes = int((np.diff(power.between(int(both[0, 0]), int(both[-1, 1])).raw) != 0).sum())
-    least = 0 if seconds < SLOWEST_UPDATE_S else 1  # a sensor that never changes for longer is no slow one
+    least = 0 if seconds < SLOWEST_UPDATE_S else 1  # a sensor that is constant for longer is not a slow one
     few = 1.0 / (changes + 2) if least <= changes < FEW_CHANGES else 0.0
     resolution = sampled_j / power_j + dated + few if power_j > 0 else 1.0
     return Comparison(counter_j, power_j, seconds, resolution, int(both[-1, 1]))
@@ -118,7 +118,7 @@ def _noted(meter: Meter, note: str) -> Meter:
 
 
 def _widened(meter: Meter, found: Comparison, *, slow: bool) -> Meter:
-    """Let the band reach to the other route, and as far beyond as that is good."""
+    """Widen the band to the other method's result, and by its resolution beyond."""
     booked_j, other_j = (found.power_j, found.counter_j) if slow else (found.counter_j, found.power_j)
     if booked_j <= 0:
         return _noted(meter, f"{UNCHECKED}: it says nothing where the other route says {other_j:.4g} J")
@@ -131,7 +131,7 @@ def _widened(meter: Meter, found: Comparison, *, slow: bool) -> Meter:
 
 
 def _event(meter: Meter, found: Comparison, *, slow: bool) -> Event:
-    """Say that both routes disagree; of a GPU whose counter says more, that it may cover more than the GPU."""
+    """Return an event on the disagreement; a GPU's counter with the higher value may cover more than the GPU."""
     watts = f"{found.counter_j / found.seconds:.4g} W"
     beside = f"{found.power_j / found.seconds:.4g} W over {found.seconds:.3g} s"
     if meter.domain.kind == "gpu" and not slow and found.counter_j > found.power_j:

@@ -1,4 +1,4 @@
-"""From a recording to one energy curve per domain, with the counter checked against the integrated power."""
+"""Build one energy curve per domain from a recording, and compare the counter with the integrated power."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from torchwatt.core.meter import Event, FloatArray, IntArray, Meter, Recording, 
 from torchwatt.core.terms import Method
 from torchwatt.core.units import NS_PER_S
 
-# ATTRIBUTION guard (d): counter against integrated power, over at least five seconds.
+# Counter against integrated power, over at least five seconds: ATTRIBUTION guard (d).
 CROSS_CHECK_REL = 0.05
 CROSS_CHECK_NS = 5 * NS_PER_S
-# A counter that publishes more seldom, and less often in a run than that, is left for the power sensor beside it.
+# A counter that publishes less often than that, and fewer times in a run, is replaced by the power sensor beside it.
 SLOW_NS, ENOUGH_PUBLICATIONS = NS_PER_S // 2, 10
-SLOW_COUNTER = "the energy counter"  # the note says so in the domain's sentence
-MOST_GAPS = 5  # named one by one
+SLOW_COUNTER = "the energy counter"  # in the note, and so in the domain's sentence
+MOST_GAPS = 5  # reported one by one
 FROZEN_POWER_NS = 3 * NS_PER_S
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metered:
-    """A domain's curve over everything that was recorded, and what had to be said about it."""
+    """A domain's curve over the whole recording, with events on its readings."""
 
     meter: Meter
     curve: EnergyCurve
     events: tuple[Event, ...]
-    polls: tuple[IntArray, FloatArray] | None = None  # a counter's readings as they were polled, in joules
+    polls: tuple[IntArray, FloatArray] | None = None  # a counter's readings at the polls, in joules
     wrap_ns: tuple[int, ...] = ()
     silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) without any reading: energy unknown
     leaning: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) in which a counter was bridged by integrated power
@@ -68,7 +68,8 @@ def metered(meter: Meter, recording: Recording, window: tuple[int, int] | None =
         meter: One of the recording's.
         recording: Its readings, those before and after the run included.
         window: Start and end of the run in ns: power is interpolated at both, and gaps outside are no events. By
-            default all of the recording.
+            default
+            all of the recording.
     """
     power = series_of(recording, meter, "power")
     counter = series_of(recording, meter, "counter")
@@ -91,7 +92,7 @@ def metered(meter: Meter, recording: Recording, window: tuple[int, int] | None =
     events = [*_gap_events(meter, silent, *window), *_absurd_events(meter, recording)]
     events += _frozen_power(meter, power.between(*window))
     method: Method = "load_model" if meter.provenance == "modelled" else "power_integral"
-    # What is bridged may have been anything up to twice what was taken: a uniform distribution.
+    # Bridged energy may have been anything from 0 to twice the estimate: a uniform distribution.
     bridged_j = sum(integral_between(integral, lo, hi) or 0.0 for lo, hi in bridged)
     u_j = float(np.hypot(reading_u_j(power, integral, *window), bridged_j / np.sqrt(3.0)))
     curve = EnergyCurve(meter.domain, t_ns, energy_j, method, meter.provenance, u_j, silent=silent)
@@ -104,7 +105,7 @@ def metered(meter: Meter, recording: Recording, window: tuple[int, int] | None =
 
 
 def _holes(recording: Recording, power: Series | None, window: tuple[int, int] | None) -> tuple[Spans, Spans]:
-    """Return the stretches of a window in which a power sensor said nothing usable: unknown ones, and bridged ones."""
+    """Return the intervals of a window without usable power readings: unknown ones, and bridged ones."""
     read = recording.get(power.channel.key) if power is not None else None
     return holes(read, *window) if read is not None and window is not None else ((), ())
 
@@ -124,19 +125,19 @@ def series_of(recording: Recording, meter: Meter, quantity: str) -> Series | Non
 
 
 def dated(series: Series) -> Series:
-    """Leave out readings of a counter that are none, and those of an instant that nobody knows."""
+    """Drop readings of a counter that are not finite, and those that hung."""
     keep = np.isfinite(series.raw) & ~broken.hung(series.late_ns)
     return Series(series.channel, series.t_ns[keep], series.raw[keep], series.late_ns[keep])
 
 
 def too_slow_s(counter: Series, start_ns: int, end_ns: int) -> float:
-    """Return how many seconds apart a counter publishes, if that is too seldom for the window to be read from it; or 0.
+    """Return the publication interval of a counter that is too slow for a window, in seconds; 0 if it is not too slow.
 
-    Of a counter that changed once or twice, the longest time for which it said the same.
+    For a counter that changed once or twice, the longest time without a change.
     """
     changed_ns = counter.t_ns[1:][np.diff(counter.raw) != 0]
     if not len(changed_ns):
-        return 0.0  # it stands still: that is another fault
+        return 0.0  # it is constant: a different fault
     ends_ns = np.concatenate((counter.t_ns[:1], changed_ns, counter.t_ns[-1:]))
     every_ns = float(np.median(np.diff(changed_ns)) if len(changed_ns) > 2 else np.diff(ends_ns).max())
     slow = every_ns >= SLOW_NS and end_ns - start_ns < ENOUGH_PUBLICATIONS * every_ns
@@ -144,9 +145,9 @@ def too_slow_s(counter: Series, start_ns: int, end_ns: int) -> float:
 
 
 def from_counter(meter: Meter, counter: Series, power: Series | None, integral: Integral | None) -> Metered:
-    """Build a meter's curve from its counter, with the power beside it for what the counter does not tell."""
+    """Build a meter's curve from its counter, with power readings to bridge its faults."""
     found = unwrap(counter, integral)
-    # A run that leans on integrated power for more than half of its joules is not known by its counter.
+    # A curve with more than half of its joules from integrated power does not count as a counter's.
     leaning = found.bridged_j > 0.5 * max(float(found.energy_j[-1]), 1e-12)
     cross_j = integral_between(integral, int(found.t_ns[0]), int(found.t_ns[-1])) if integral is not None else None
     method: Method = "power_integral" if leaning and integral is not None else "counter"
@@ -154,7 +155,7 @@ def from_counter(meter: Meter, counter: Series, power: Series | None, integral: 
         meter.domain, found.t_ns, found.energy_j, method, meter.provenance, found.u_j, cross_j, found.silent
     )
     events = [*found.events, *_cross_check(meter, curve, integral)]
-    # A slow counter's last reading is old; cutting a run there would cost it up to one publication.
+    # A slow counter's last reading is old; cutting a run there would lose up to one publication.
     polls = None if found.coarse else (found.poll_ns, found.poll_j)
     if power is not None:
         bridged = [(a, b) for a, b in found.bridged if knows(integral, a, b)] if integral is not None else []
@@ -165,14 +166,14 @@ def from_counter(meter: Meter, counter: Series, power: Series | None, integral: 
 
 
 def integral_between(integral: Integral, start_ns: int, end_ns: int) -> float | None:
-    """Return the integrated joules of a window; None where power was not read throughout: half of them is no check."""
+    """Return the integrated joules of a window; None where power was not read throughout: a part of it is no check."""
     if not knows(integral, start_ns, end_ns):
         return None
     return float(np.diff(interpolate([start_ns, end_ns], *integral[:2]))[0])
 
 
 def _cross_check(meter: Meter, curve: EnergyCurve, integral: Integral | None) -> list[Event]:
-    """Compare both routes over the time for which both are known, if that is long enough."""
+    """Compare both methods over the time for which both are known, if that is long enough."""
     if integral is None:
         return []
     t_ns, energy_j, silent = integral
@@ -193,7 +194,7 @@ def _cross_check(meter: Meter, curve: EnergyCurve, integral: Integral | None) ->
 
 
 def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...], start_ns: int, end_ns: int) -> list[Event]:
-    """Name the stretches of the run without a power reading; many of them in one sentence."""
+    """Return events on intervals of the run without a power reading; one for all if there are many."""
     parts = [(max(lo, start_ns), min(hi, end_ns)) for lo, hi in silent if min(hi, end_ns) > max(lo, start_ns)]
     if len(parts) > MOST_GAPS:
         all_s = sum(hi - lo for lo, hi in parts) / NS_PER_S
@@ -212,7 +213,7 @@ def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...], start_ns: int
 
 
 def _absurd_events(meter: Meter, recording: Recording) -> list[Event]:
-    """Say which readings were left out because no device can draw that."""
+    """Return events on power readings outside the physical range, which were discarded."""
     events = []
     for one in (recording.get(c.key) for c in meter.channels if c.quantity == "power"):
         bad = np.flatnonzero(absurd(one)) if one is not None else np.zeros(0, dtype=np.int64)
@@ -227,13 +228,13 @@ def _absurd_events(meter: Meter, recording: Recording) -> list[Event]:
 def _frozen_power(
     meter: Meter, power: Series, curve: EnergyCurve | None = None, bridged: Sequence[tuple[int, int]] = ()
 ) -> list[Event]:
-    """Say when a power sensor repeats one value for seconds, unless the counter agrees with it.
+    """Return an event if a power sensor repeats one value for seconds, unless the counter agrees with it.
 
-    A counter that was bridged by that very power over half of the time agrees with nothing.
+    A counter that was bridged by that power over half of the time is no evidence.
     """
     if power.channel.sensor in {"tdp_model", "ram_model"} or len(power) < 2:
         return []
-    change = np.flatnonzero((np.diff(power.raw) != 0) | (np.diff(power.t_ns) > GAP_NS))  # nobody repeats in a silence
+    change = np.flatnonzero((np.diff(power.raw) != 0) | (np.diff(power.t_ns) > GAP_NS))  # none across a gap
     firsts, lasts = np.concatenate(([0], change + 1)), np.concatenate((change, [len(power) - 1]))
     longest = int(np.argmax(power.t_ns[lasts] - power.t_ns[firsts]))
     first, last = int(firsts[longest]), int(lasts[longest])

@@ -1,4 +1,4 @@
-"""From a device's activity and its power sensor to the powers of its columns, and how they are known."""
+"""Fit the powers of a device's columns to its power sensor's readings."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from torchwatt.core.activity import Activity
 from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
-MIN_QUIET = 5  # publications before the run that make a quiet reading
-SETTLE_S = 0.05  # of the quiet stretch, left out before the run begins
-KERNEL_COLUMNS = 200  # the kernel is common to all columns: the smallest are pooled while it is sought
-CHUNK = 2000  # readings looked at together: bounds the memory of a long run
+MIN_QUIET = 5  # publications before the run needed for an idle baseline
+SETTLE_S = 0.05  # end of the idle baseline, left out before the run begins
+KERNEL_COLUMNS = 200  # the response is common to all columns: the smallest are pooled while it is fitted
+CHUNK = 2000  # readings processed together: bounds the memory of a long run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceFit:
-    """What the power sensor said about the columns.
+    """The powers of a device's columns from its power sensor.
 
-    `estimate` is None where it said nothing; `reason` then, or where time share must be used, says why.
+    `estimate` is None where there are too few readings; `reason` then has why, as where time share must be used.
     """
 
     columns: Columns
@@ -44,13 +44,13 @@ class DeviceFit:
 
     @property
     def fitted(self) -> bool:
-        """Tell whether the fit is booked, and not time share."""
+        """Return whether the fit is booked, rather than time share."""
         return self.estimate is not None and not self.reason
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Watched:
-    """A device's work and its sensor's readings on one clock, and when the work was watched."""
+    """A device's work and its sensor's readings on one clock, and the intervals in which the work was recorded."""
 
     records: Records
     seen: Publications
@@ -59,7 +59,7 @@ class Watched:
     idle_w: float | None
 
     def inside(self, kernel: Kernel) -> Publications:
-        """Return the readings that saw nothing but watched time."""
+        """Return the readings whose window lies inside the recorded intervals."""
         at_s = self.seen.at_s
         keep = wholly_inside(self.parts, self.seen.origin_ns, at_s - kernel.reach_s, at_s - kernel.lag_s)
         return replace(self.seen, at_s=at_s[keep], power_w=self.seen.power_w[keep])
@@ -72,7 +72,7 @@ def fit_device(
 
     Args:
         activity: Clipped to `parts`.
-        parts: The covered stretches of the run, (n, 2) instants.
+        parts: The covered intervals of the run, (n, 2) instants.
         power: Polls of the power sensor, or the driver's own samples; those before the run included.
         family: The sensor's family by the device's name, where known.
         known: Calibrations, idle watts, replays, work.
@@ -111,7 +111,7 @@ def _watched(
 def _solve(
     result: DeviceFit, watched: Watched, coarse: Watched, sensor: SensorModel | None, replays: Moments | None
 ) -> DeviceFit:
-    """Ask the guards, then the kernel, then the powers."""
+    """Check identifiability, then fit the response, then the powers."""
     if result.kernel is None:
         return replace(result, reason="no sensor kernel")
     inside = coarse.inside(result.kernel.kernel)
@@ -127,7 +127,7 @@ def _solve(
 
 
 def _kernel(watched: Watched, inside: Publications, start: KernelFit, sensor: SensorModel | None) -> KernelFit:
-    """Fit the kernel, or only the lag where the sensor is calibrated."""
+    """Fit the response, or only the lag where the sensor is calibrated."""
     if sensor is None:
         return fit_kernel(watched.records, inside, watched.shape, start.kernel, start.why, watched.idle_w)
     kernel = fit_lag(watched.records, inside, watched.shape, sensor.kernel, watched.idle_w)
@@ -144,7 +144,7 @@ def _estimate(watched: Watched, kernel: Kernel, replays: Moments | None) -> Esti
 
 
 def _quiet_w(seen: Publications | None, start_ns: int) -> float | None:
-    """Return the mean reading before the run."""
+    """Return the mean reading before the run; None with too few."""
     if seen is None:
         return None
     quiet = seen.power_w[seen.at_s < (start_ns - seen.origin_ns) / NS_PER_S - SETTLE_S]

@@ -1,4 +1,4 @@
-"""Book a device's joules: to the slots of its columns, quiet time to (idle), unwatched time to (unattributed)."""
+"""Book a device's joules: to the slots of its columns, idle time to (idle), unrecorded time to (unattributed)."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from torchwatt.core.terms import IDLE, RESERVED, ROOT, UNATTRIBUTED, Slot
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 
-# A sensor's own gain, in which metered total and readings may differ (arXiv 2312.02741: 5 % is typical).
+# A sensor's own gain error, by which metered total and readings may differ (arXiv 2312.02741: 5 % is typical).
 GAIN_SD_REL = 0.03
-# How far layers' powers spread around the mean that time share gives them: uniform from 120 to 650 W is 0.40.
+# Spread of layers' powers around the mean that time share gives them: uniform from 120 to 650 W is 0.40.
 TIME_SHARE_SD_REL = 0.40
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceBooks:
-    """Joules of each slot, then of (idle); `unwatched_j` belongs to nobody who is known."""
+    """Joules of each slot, then of (idle); `unwatched_j` are joules of unrecorded time."""
 
     curve: EnergyCurve
     fit: DeviceFit
     energy_j: FloatArray  # (S + 1,)
-    sd_j: FloatArray  # how far they may be from the true ones
-    sampling_j: FloatArray  # how far the fit of another repeat may be from this one
+    sd_j: FloatArray  # error against the true values
+    sampling_j: FloatArray  # spread between repeats of the fit
     share_j: FloatArray  # by time
     time_s: FloatArray
     carried: FloatArray  # part of each slot's time that was carried over
@@ -49,7 +49,7 @@ class DeviceBooks:
     measured_in: tuple[str, ...]
     unwatched_j: float
     unwatched_s: float
-    spread: Spread | None  # of the slots, of (idle), and of what was not watched; None where it cannot be told
+    spread: Spread | None  # of the slots, of (idle), and of unrecorded time; None where it cannot be estimated
 
     @property
     def half_j(self) -> FloatArray | None:
@@ -61,7 +61,7 @@ class DeviceBooks:
 
     @property
     def interval_j(self) -> tuple[float, float] | tuple[None, None]:
-        """Return what another repeat would give of the device, 90 %."""
+        """Return the 90 % interval between repeats of the device's joules."""
         if self.spread is None:
             return None, None
         half_j = self.spread.total_half_j(self.curve.u_j)
@@ -76,7 +76,7 @@ class DeviceBooks:
 def device_books(
     curve: EnergyCurve, activity: Activity, trace: Trace, power: Series | None, family: str | None, known: Known
 ) -> DeviceBooks | None:
-    """Split a device's curve; None where nothing of it was watched."""
+    """Split a device's curve; None where nothing was recorded on it."""
     unheard = curve.unheard_ns()
     parts = without(stretches(activity, curve.start_ns, curve.end_ns), unheard)
     if len(parts) == 0:
@@ -120,7 +120,7 @@ def _ratio(over: FloatArray, under: FloatArray) -> FloatArray:
 
 
 def _spread(curve: EnergyCurve, watched: Activity, trace: Trace, parts: IntArray, power_w: FloatArray) -> Spread | None:
-    """Compare the steps of the run on the device; columns are its slots, (idle) and what was not watched."""
+    """Compare the steps of the run on the device; columns are its slots, (idle) and unrecorded time."""
     grid = grid_of(curve, trace, len(watched.slots), watched.steps)
     count, energy_j = len(watched.slots), curve.at(grid.t_ns)
     work = Pieces(watched.start_ns, watched.end_ns, watched.slot, watched.filled, np.ones(len(watched)))
@@ -143,7 +143,7 @@ def _spread(curve: EnergyCurve, watched: Activity, trace: Trace, parts: IntArray
 
 
 def _watched_s(parts: IntArray) -> FloatArray:
-    """Return the seconds watched until each end of the stretches, in order."""
+    """Return the recorded seconds until each end of the intervals, in order."""
     long_s = np.diff(parts, axis=1)[:, 0] / NS_PER_S
     done = np.cumsum(long_s)
     return np.stack((done - long_s, done), axis=1).ravel()
@@ -164,7 +164,7 @@ def _by_fit(estimate: Estimate, jacobian: FloatArray, energy_j: float) -> tuple[
     time_s = jacobian.sum(axis=0)
     held = lift_to_idle(hold_to_total(estimate.found, time_s, energy_j, GAIN_SD_REL * energy_j))
     booked_j = jacobian @ held.power_w
-    # The clusters see what the noise model does not, but they are few: the wider of the two, and Student's t.
+    # Clusters show errors that the noise model lacks, but they are few: use the wider of the two, and Student's t.
     variance = np.maximum(*(_variance(jacobian, matrix) for matrix in (held.robust, held.model)))
     few = float(student_quantile(max(estimate.clusters - 1, 2))) / Z90
     sd_j, sampling_j = (
@@ -178,7 +178,7 @@ def _variance(jacobian: FloatArray, covariance: FloatArray) -> FloatArray:
 
 
 def _by_time(fit: DeviceFit, jacobian: FloatArray, energy_j: float) -> FloatArray:
-    """Give idle time its quiet power and all busy columns one other; idle power is unknown without a quiet reading."""
+    """Give idle time its baseline power and all busy columns an equal one; without a baseline idle is fitted."""
     columns = fit.columns
     idle_s = float(jacobian[-1, -1])
     busy_s = columns.shared_s
@@ -191,7 +191,7 @@ def _by_time(fit: DeviceFit, jacobian: FloatArray, energy_j: float) -> FloatArra
 
 
 def _idle_by_readings(fit: DeviceFit, mean_w: float) -> float:
-    """Return idle power as the readings tell it apart from busy; the mean where they do not."""
+    """Return idle power as fitted to the readings; the mean power where that fails."""
     idle_w = float(fit.estimate.time_share_w[-1]) if fit.estimate is not None else mean_w
     return idle_w if idle_w > 0 else mean_w
 
@@ -204,7 +204,7 @@ def _carried(activity: Activity) -> FloatArray:
 
 
 def _measured(fit: DeviceFit, jacobian: FloatArray) -> tuple[FloatArray | None, tuple[str, ...]]:
-    """Return each slot's measured share, and the module that is measured where a slot is not."""
+    """Return each slot's measured share, and for a slot below `SHOW_SELF` the enclosing module that is measured."""
     slots = fit.columns.slots
     none = ("",) * (len(slots) + 1)
     if fit.estimate is None:
@@ -227,7 +227,7 @@ def _measured(fit: DeviceFit, jacobian: FloatArray) -> tuple[FloatArray | None, 
 
 
 def _enclosing(fqn: str) -> list[str]:
-    """Return the modules around a module, the smallest first; all of a model is (root)."""
+    """Return the modules around a module, the smallest first; the last is (root)."""
     if fqn in RESERVED or fqn == ROOT:
         return []
     parts = fqn.split(".")
@@ -237,7 +237,7 @@ def _enclosing(fqn: str) -> list[str]:
 def entries(
     books: DeviceBooks, static_w: float | None, calls: dict[Slot, int | None], band: Band | None
 ) -> tuple[Entry, ...]:
-    """Make one entry for every slot that had time or joules; `band` is the meter's."""
+    """Return one entry for every slot with time or joules; `band` is the meter's."""
     rows = {slot: i for i, slot in enumerate(books.slots)}
     exact_j, half_j = _exact(books), books.half_j
     made = [
@@ -257,9 +257,9 @@ def entries(
 
 
 def _exact(books: DeviceBooks) -> FloatArray:
-    """Return joules of slots, (idle) and the unwatched time, the last bits of rounding given to the largest.
+    """Return joules of slots, (idle) and unrecorded time, with the rounding error added to the largest.
 
-    Unwatched joules join (unattributed) work of the device, where it has such a slot: one name, one row.
+    Joules of unrecorded time join (unattributed) work of the device, if it has such a slot: one name, one row.
     """
     energy_j = np.append(books.energy_j, books.unwatched_j)
     nobody = Slot(UNATTRIBUTED, "other")

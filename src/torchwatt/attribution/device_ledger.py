@@ -1,4 +1,4 @@
-"""One device's ledger: split by its activity where there is one, whole and unattributed where there is none."""
+"""One device's ledger: split by its activity where there is one, else one unattributed row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torchwatt.core.units import NS_PER_S
 def device_ledger(
     found: Metered, blank: Ledger, curve: EnergyCurve, recording: Recording, trace: Trace, known: Known
 ) -> tuple[Ledger, list[Event]]:
-    """Book a device's joules and say what had to be said."""
+    """Return a device's ledger and the events of its attribution."""
     books = None
     name = str(found.meter.domain)
     activity = next((a for a in trace.activities if a.device == name and len(a)), None)
@@ -50,7 +50,7 @@ def device_ledger(
 
 
 def _calls(trace: Trace, curve: EnergyCurve) -> dict[Slot, int | None]:
-    """Count the host's calls of each slot inside the curve: kernels are not calls."""
+    """Count the host's calls of each slot inside the curve, since kernels are not calls; None: unknown."""
     inside = (trace.end_ns > curve.start_ns) & (trace.start_ns < curve.end_ns)
     counts = np.bincount(trace.slot[inside], trace.calls[inside], len(trace.slots))
     return {
@@ -77,7 +77,7 @@ def _events(found: Metered, curve: EnergyCurve, activity: Activity, books: Devic
 def _whole(
     found: Metered, curve: EnergyCurve, static_w: float | None, interval_j: tuple[float, float] | tuple[None, None]
 ) -> Entry:
-    """Book a domain without a timeline of its own to one row, as measured."""
+    """Book a domain without a device timeline to one row, as measured."""
     known_s = (curve.end_ns - curve.start_ns - sum(hi - lo for lo, hi in curve.unheard_ns())) / NS_PER_S
     static_j = min(static_w * known_s, curve.total_j) if static_w is not None else None
     return Entry(

@@ -1,4 +1,4 @@
-"""Whether this process used a GPU at all: a card that only others used is no part of a run's total."""
+"""Find out whether this process used a GPU: a device that only others used is not in a run's total."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torchwatt.core.trace import Trace
 from torchwatt.core.users import DeviceUsers
 
 LIBRARY_KEY = f"process/{CUDA_LIBRARY}"
-# A look this long before the run still tells who was there when it began.
+# An observation this long before the run still shows who used the device at its start.
 BEFORE_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Whose a card was during a run, and how that is known."""
+    """Who used a device during a run, and the evidence."""
 
     whose: Literal["ours", "others", "unknown"]
     why: str = ""
@@ -37,10 +37,10 @@ def uses(
     end_ns: int,
     named_by_user: frozenset[str] = frozenset(),
 ) -> dict[str, Use]:
-    """Tell for each GPU, by domain name, whether this process or a descendant used it; GPUs nobody looked at are ours.
+    """Classify each GPU's use by this process or a descendant, by domain name; GPUs without observations are left out.
 
-    A card is others' only where that is proven; what cannot be proven is "unknown", with the reason. Cards that the
-    user named are ours, whoever used them.
+    A device is "others" only where that is proven; otherwise it is "unknown", with the reason. Devices that the user
+    named are "ours" in any case.
     """
     looks = {
         str(meter.domain): found
@@ -66,7 +66,7 @@ def _looks(meter: Meter, recording: Recording, start_ns: int, end_ns: int) -> fr
 
 @dataclass(frozen=True, slots=True)
 class _Here:
-    """What is known of CUDA in this process and its descendants; None where nobody could look."""
+    """The state of CUDA in this process and its descendants; None where it could not be read."""
 
     own_library: bool | None
     child_library: bool | None
@@ -85,7 +85,7 @@ class _Here:
 
 
 def _use(seen: frozenset[DeviceUsers], here: _Here, *, elsewhere: bool) -> Use:
-    """Tell whose a card is that neither torch nor NVML's list shows as ours."""
+    """Classify a device that neither torch nor NVML's list shows as used by this process."""
     if DeviceUsers.HIDDEN in seen:
         return Use("unknown", "NVML lists processes on it that cannot be seen from here, as in a container")
     if proof := _proof(seen, here, elsewhere=elsewhere):
@@ -99,7 +99,7 @@ def _use(seen: frozenset[DeviceUsers], here: _Here, *, elsewhere: bool) -> Use:
 
 
 def _proof(seen: frozenset[DeviceUsers], here: _Here, *, elsewhere: bool) -> str:
-    """Return what proves that neither this process nor a descendant used the card; "" where nothing does."""
+    """Return the proof that neither this process nor a descendant used the device; "" without proof."""
     if here.child_library is False and here.own_library is False and not here.initialised:
         return "neither this process nor a child of it has loaded CUDA"
     if here.child_library is False and here.domains:
@@ -110,9 +110,9 @@ def _proof(seen: frozenset[DeviceUsers], here: _Here, *, elsewhere: bool) -> str
 
 
 def set_apart(ledger: Ledger, use: Use | None, module: str = "") -> tuple[Ledger, list[Event]]:
-    """Book a card of others to one row and out of the total; say so, and where it cannot be told, too.
+    """Book a device of others to one row outside the total, with an event; also with an event if its use is unknown.
 
-    A `module` counts with all that is on it, for this process ran on its CPU: the card's joules are a row of it.
+    A `module` counts with all devices on it, since this process ran on its CPU: the device's joules are a row of it.
     """
     if use is None or use.whose == "ours":
         return ledger, []

@@ -1,6 +1,6 @@
-"""The estimator: rows of readings in, powers of all columns out, whatever the sensor.
+"""Estimate powers of all columns from rows of readings, for any sensor.
 
-Readings come in chunks. The latest are kept as rows, so that gain and weights can be refined; older ones are folded
+Readings arrive in chunks. The latest are kept as rows, so that gain and weights can be refined; older ones are folded
 into sufficient statistics with the gain and weights of that moment. Memory is O(C^2) and the open rows.
 """
 
@@ -22,15 +22,15 @@ CLUSTER_S = 5.0
 FOLDS = 4
 ROUNDS = 2
 MIN_ROWS = 40
-# Numbers kept open: rows x columns. 8 million are 64 MB, an hour of a 100 ms sensor with 200 columns.
+# Open numbers: rows x columns. 8 million are 64 MB, an hour of a 100 ms sensor with 200 columns.
 OPEN_NUMBERS = 8_000_000
 LAG_SD_S = 1e-4
-QUIET_NATS = 3.0  # the readings must say this clearly that idle is not the quiet stretch
+QUIET_NATS = 3.0  # log likelihood that the readings must gain for idle power to differ from the baseline
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sums:
-    """What is left of readings once folded: moments of four folds of 5 s blocks, cluster scores, timing."""
+    """Statistics of folded readings: moments of four folds of 5 s blocks, cluster scores, timing."""
 
     folds: tuple[Moments, ...]
     scores: FloatArray
@@ -49,7 +49,7 @@ class Sums:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
-    """Powers of all columns, idle last, in the sensor's own watts; `time_share_w` is the answer beside it."""
+    """Powers of all columns, idle last, in the sensor's own watts; `time_share_w` are those of time share."""
 
     found: Posterior
     prior: Prior
@@ -61,7 +61,7 @@ class Estimate:
 
 
 class Estimator:
-    """Gathers rows and solves for powers; `idle_w` is the quiet reading, where there was one."""
+    """Collects rows and solves for powers; `idle_w` is the idle baseline, if there is one."""
 
     def __init__(self, shape: Structure, columns: int, idle_w: float | None = None) -> None:
         self._shape = shape
@@ -73,7 +73,7 @@ class Estimator:
         self._rows = 0
 
     def add(self, rows: Rows) -> None:
-        """Take in readings, in time order."""
+        """Add readings, in time order."""
         if len(rows) == 0:
             return
         self._open.append(rows)
@@ -87,7 +87,7 @@ class Estimator:
         self._prior, self._folded, self._open = prior, sums, []
 
     def solve(self, pseudo: Moments | None = None) -> Estimate | None:
-        """Return the powers; None where there are too few readings to say anything.
+        """Return the powers; None with fewer than `MIN_ROWS` readings.
 
         Args:
             pseudo: Replayed measurements of columns, as moments with the noise of their context.
@@ -127,9 +127,10 @@ class Estimator:
 
 
 def first_guess(total: Moments, idle_w: float | None) -> tuple[FloatArray, float]:
-    """Return a mean for busy columns and idle, and how well idle is known.
+    """Return a prior mean for busy columns and idle, and the standard deviation of idle.
 
-    A quiet stretch before the run may have been at other clocks than the pauses inside it: the readings are asked.
+    The idle baseline before the run may have had other clocks than the pauses inside it: it is used unless the readings
+    contradict it.
     """
     columns = len(total.pull)
     flat_w = float(total.pull[:-1].sum() + total.pull[-1]) / max(float(total.gram.sum()), 1e-12)
@@ -174,5 +175,5 @@ def _meat(sums: Sums, prior: Prior) -> FloatArray:
 
 
 def _scaled(pseudo: Moments, noise2: float) -> Moments:
-    """Give pseudo-observations (weights in 1/W^2) the scale of the readings' weights."""
+    """Scale pseudo-observations (weights in 1/W^2) to the readings' weights."""
     return Moments(pseudo.gram * noise2, pseudo.pull * noise2, pseudo.square * noise2, pseudo.rows)

@@ -1,4 +1,4 @@
-"""How long each slot was seen by each reading interval: the design matrix of the estimator, kept sparse."""
+"""Seconds of each slot in each reading interval: the design matrix of the estimator, kept sparse."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def expose(
         t_ns: Strictly increasing instants of n + 1 readings.
         energy_j: Cumulative joules at these instants.
         columns: The number of slots.
-        unheard: Of the n intervals, those whose joules nobody knows: they are left out, or 0 J would pass for 0 W.
+        unheard: Of the n intervals, those with unknown joules: they are left out, since 0 J would count as 0 W.
     """
     first = np.searchsorted(t_ns, pieces.start_ns, side="right") - 1
     last = np.searchsorted(t_ns, pieces.end_ns, side="left") - 1
@@ -98,7 +98,7 @@ def expose(
 
 
 def _heard(exposure: Exposure, rows: BoolArray) -> Exposure:
-    """Keep some of the intervals."""
+    """Keep the intervals selected by `rows`."""
     inside = rows[exposure.row]
     return Exposure(
         (np.cumsum(rows) - 1)[exposure.row[inside]],

@@ -1,4 +1,4 @@
-"""The watts of each slot of the host, from a counter whose intervals see many slots at once.
+"""Fit the watts of each slot of the host to a counter whose intervals contain many slots at once.
 
 The same estimator as a device's, in joules: for interval k with E_k joules and T_kj seconds of slot j,
 
@@ -6,7 +6,7 @@ The same estimator as a device's, in joules: for interval k with E_k joules and 
 
 so the design matrix is T, the window is the interval, and there is no low-pass. K and sigma come from the marginal
 likelihood (see `prior`). No spread between slots is the hypothesis that all busy ones draw the same power: unless the
-data favour another by a clear margin, the result says so and time share is used.
+data favour another by a clear margin, the result's `reason` states this and time share is used.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from torchwatt.core.meter import FloatArray, IntArray
 MIN_GAIN_NATS = 6.0
 MIN_ROWS = 20
 MAX_SLOTS = 1000
-MOST_SHARING = 2500  # whose time share has intervals: they take time with the cube of the slots
+MOST_SHARING = 2500  # slots of which time share has intervals: computing them takes time with the cube of the slots
 # Relative spread between layers that time share ignores; its typical error (ATTRIBUTION, section 6.1).
 ASSUMED_SPREAD_REL = 0.30
-# A slot never gets less than this part of the mean power: a meter does not go below idle.
+# A slot gets at least this part of the mean power: a meter does not go below idle.
 FLOOR_REL = 0.05
-CLUSTERS = 16  # stretches of the run whose errors are taken to be independent, for the sandwich
+CLUSTERS = 16  # parts of the run with errors assumed independent, for the sandwich
 NO_SPREAD = 1e-4
 ALONE = Structure(())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """Watts per slot with covariance; `method` says whether the data could tell the slots apart.
+    """Watts per slot with covariance; `method` is "fit" if the data distinguish the slots.
 
-    `covariance` says how far the watts may be from the true ones, `sampling` how far from those of another repeat.
+    `covariance` is the error against the true watts, `sampling` the spread between repeats.
     """
 
     power_w: FloatArray
@@ -50,7 +50,7 @@ class Fit:
     gain_nats: float
     reason: str
     noise_j: float = 0.0  # sigma: standard deviation of one interval's joules around the model
-    sampling: FloatArray | None = None  # None: time is shared, and says the same of every repeat
+    sampling: FloatArray | None = None  # None: time is shared, with the same result in every repeat
 
 
 def fit_power(exposure: Exposure, idle: np.ndarray, group: IntArray | None = None) -> Fit:
@@ -58,8 +58,8 @@ def fit_power(exposure: Exposure, idle: np.ndarray, group: IntArray | None = Non
 
     Args:
         exposure: The readings of one domain.
-        idle: One flag per slot: nothing runs there, so its power has a mean of its own.
-        group: One number per slot, the same for alike modules, whose powers are alike a priori; -1 has no like.
+        idle: One flag per slot: nothing runs there, so its power has a separate mean.
+        group: One number per slot, the same for alike modules, whose powers are similar a priori; -1: none is alike.
     """
     flat_w = np.full(exposure.columns, exposure.energy_j.sum() / max(exposure.length_s.sum(), 1e-12))
     if exposure.columns > MAX_SLOTS:
@@ -85,13 +85,13 @@ def fit_power(exposure: Exposure, idle: np.ndarray, group: IntArray | None = Non
 
 
 def spread_w(exposure: Exposure, idle: np.ndarray) -> float:
-    """Return how far the slots' powers seem to spread."""
+    """Return the estimated spread of the slots' powers, in W."""
     total = _total(exposure, _columns(idle))
     return float(learn(total, ALONE, *_means(total)).size_w[0])
 
 
 def plausibility(exposure: Exposure, idle: np.ndarray, size_w: float) -> float:
-    """Return the log marginal likelihood of the readings for powers that spread by this much."""
+    """Return the log marginal likelihood of the readings for powers with this spread, in W."""
     total = _total(exposure, _columns(idle))
     mean_w, idle_sd_w = _means(total)
     return evidence(total, _spread(size_w, mean_w, idle_sd_w), mean_w)
@@ -102,7 +102,7 @@ def _spread(size_w: float, mean_w: FloatArray, idle_sd_w: float) -> FloatArray:
 
 
 def share_by_time(exposure: Exposure, idle: np.ndarray, reason: str) -> Fit:
-    """Give all busy slots the same power: what is left where readings say nothing about layers."""
+    """Give all busy slots the same power, where readings cannot distinguish layers."""
     if exposure.columns > MOST_SHARING:
         kind = idle.astype(np.int64)
         two = replace(exposure, column=kind[exposure.column], columns=2)
@@ -113,7 +113,7 @@ def share_by_time(exposure: Exposure, idle: np.ndarray, reason: str) -> Fit:
 
 
 def _alike(group: IntArray) -> Structure:
-    """Return the structure of busy columns: alike modules are a group, any other column is one of its own."""
+    """Return the structure of busy columns: alike modules are a group, any other column is a separate group."""
     own = int(group.max(initial=-1)) + 1 + np.arange(len(group))
     return structure((np.where(group >= 0, group, own),))
 
@@ -126,7 +126,7 @@ def _columns(idle: np.ndarray) -> IntArray:
 
 
 def _means(total: Moments) -> tuple[FloatArray, float]:
-    """Return one power for busy columns and one for idle; the same for both where that makes no sense."""
+    """Return one power for busy columns and one for idle; a common one where the fit is not positive."""
     mean_w, idle_sd_w = first_guess(total, None)
     if mean_w[0] > 0 and mean_w[-1] >= 0:
         return mean_w, idle_sd_w
@@ -149,7 +149,7 @@ def _gathered(dense: FloatArray, place: IntArray) -> FloatArray:
 
 
 def _scores(exposure: Exposure, place: IntArray, power_w: FloatArray) -> FloatArray:
-    """Return the sum over stretches of the run of s s', s = T'(E - Tp): errors that neighbours share show in it."""
+    """Return the sum over parts of the run of s s', s = T'(E - Tp), which includes errors common to neighbours."""
     count = len(power_w)
     stretch = np.arange(exposure.rows) * CLUSTERS // exposure.rows
     each = np.zeros((CLUSTERS, count))
@@ -161,14 +161,14 @@ def _scores(exposure: Exposure, place: IntArray, power_w: FloatArray) -> FloatAr
 
 
 def _wider(found: Posterior) -> FloatArray:
-    """Widen the modelled covariance, column by column, to what the stretches of the run show."""
+    """Widen the modelled covariance, column by column, to the variation between parts of the run."""
     ratio = np.diag(found.robust) / np.maximum(np.diag(found.model), 1e-30)
     widen = np.sqrt(np.maximum(ratio, 1.0))
     return np.asarray(found.model * np.outer(widen, widen), dtype=np.float64)
 
 
 def _shared_readings(exposure: Exposure, power_w: FloatArray) -> float:
-    """Return how much neighbouring intervals' correlated errors can widen the covariance.
+    """Return the largest factor by which correlated errors of neighbouring intervals widen the covariance.
 
     Two intervals share a reading, so its error appears in both with opposite signs: a moving average whose spectral
     density is at most 1 + 2 |rho_1| times that of white noise, reached by layers that alternate with the readings.

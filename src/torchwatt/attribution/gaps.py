@@ -1,4 +1,4 @@
-"""What to call the time that no span claims."""
+"""Classify the time outside all spans."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ GAP_SLOTS = (Slot(IDLE, "other"), Slot(UNATTRIBUTED, "other"), Slot(OUTSIDE, "ot
 
 # Shorter pauses between two kernels of work are part of the work.
 IDLE_MIN_NS = 100_000_000
-# A shorter pause has no whole interval between two looks at the process's CPU time.
+# A shorter pause contains no complete interval between two readings of the process's CPU time.
 IDLE_MIN_PERIODS = 2
 # Below this use of one CPU the process did nothing.
 IDLE_CPU_SHARE = 0.05
 
 
 def name_gaps(pieces: Pieces, trace: Trace, process_cpu: Series | None) -> Pieces:
-    """Give every gap a slot: the three of GAP_SLOTS come after the trace's own.
+    """Give every gap a slot: those of GAP_SLOTS follow the trace's own.
 
-    Before the first and after the last span is `(outside)`. In between, a gap of at least 0.1 s, and of two looks at
+    Before the first and after the last span is `(outside)`. In between, a gap of at least 0.1 s, and of two readings of
     the process's CPU time, in which it used less than 5 % of one CPU is `(idle)`; every other gap is `(unattributed)`
-    work: Python between the modules. Without the process's CPU time nothing is called idle.
+    work: Python between the modules. Without the process's CPU time no gap is idle.
     """
     base = len(trace.slots)
     gap = np.flatnonzero(pieces.slot == NOBODY)
@@ -43,7 +43,7 @@ def name_gaps(pieces: Pieces, trace: Trace, process_cpu: Series | None) -> Piece
 def _is_idle(start_ns: IntArray, end_ns: IntArray, process_cpu: Series | None) -> np.ndarray:
     if process_cpu is None or len(process_cpu) < 2:
         return np.zeros(len(start_ns), dtype=np.bool_)
-    # It never falls: where two readers saw different children, the one that saw more is right.
+    # CPU time never falls: where two readers found different children, the higher value is right.
     cpu_s = np.maximum.accumulate(process_cpu.raw * process_cpu.channel.scale)
     used_s = interpolate(end_ns, process_cpu.t_ns, cpu_s) - interpolate(start_ns, process_cpu.t_ns, cpu_s)
     length_s = (end_ns - start_ns) / NS_PER_S

@@ -1,4 +1,4 @@
-"""When the readings cannot carry the fit: locked phases, no gain over time share, powers that the prior alone says."""
+"""Test whether the readings identify the powers: locked phases, gain over time share, measured share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchwatt.attribution.posterior import posterior
 from torchwatt.attribution.prior import Prior
 from torchwatt.core.meter import FloatArray, IntArray
 
-LOCKED_GAP = 0.5  # share of a step's phases that no reading fell into
+LOCKED_GAP = 0.5  # share of a step's phases without a reading
 PHASE_BINS = 50
 MIN_GAIN = 0.3  # cross-validated share of the variance that time share leaves and the fit explains
 SHOW_SELF = 0.5  # below this measured share a slot is an estimate
@@ -20,7 +20,7 @@ SHOW_GROUP = 0.8  # and the smallest enclosing module with this share is named
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the guards found; `reason` is empty where the fit may be used."""
+    """The result of the tests; `reason` is empty where the fit may be used."""
 
     phase_gap: float | None
     gain: float
@@ -28,7 +28,7 @@ class Verdict:
 
 
 def phase_gap(at_s: FloatArray, marks_s: FloatArray) -> float | None:
-    """Return the share of a step's phases that no reading fell into; None where there is no step to speak of."""
+    """Return the share of a step's phases without a reading; None with too few steps or readings."""
     inside = (at_s >= marks_s[0]) & (at_s < marks_s[-1]) if len(marks_s) > 3 else np.zeros(0, dtype=np.bool_)
     bins = min(PHASE_BINS, int(inside.sum()) // 8)
     if bins < 5:
@@ -40,7 +40,7 @@ def phase_gap(at_s: FloatArray, marks_s: FloatArray) -> float | None:
 
 
 def marks_of(start_s: FloatArray, column: IntArray, steps_s: FloatArray) -> FloatArray:
-    """Return instants that repeat with the work: the steps where known, else the starts of the most typical column."""
+    """Return instants that repeat with the work: the steps if known, else the starts of the most typical column."""
     if len(steps_s) > 3:
         return np.sort(steps_s)
     counts = np.bincount(column)
@@ -54,7 +54,7 @@ def marks_of(start_s: FloatArray, column: IntArray, steps_s: FloatArray) -> Floa
 
 
 def cross_validated_gain(folds: list[Moments], prior: Prior) -> float:
-    """Return 1 - (squared errors of the fit) / (those of one busy and one idle power), on folds not seen."""
+    """Return 1 - (squared errors of the fit) / (those of one busy and one idle power), on held-out folds."""
     total = sum(folds[1:], folds[0])
     fit = equal = 0.0
     for fold in folds:
@@ -67,7 +67,7 @@ def cross_validated_gain(folds: list[Moments], prior: Prior) -> float:
 
 
 def two_powers(total: Moments, mean_w: FloatArray, idle_variance: float) -> FloatArray:
-    """Return one power for all busy columns and one for idle by least squares; idle is near its `mean_w`."""
+    """Return one power for all busy columns and one for idle by least squares; idle has a prior at its `mean_w`."""
     shape = np.zeros((len(mean_w), 2))
     shape[:-1, 0], shape[-1, 1] = 1.0, 1.0
     about = total.about(mean_w)
@@ -78,7 +78,7 @@ def two_powers(total: Moments, mean_w: FloatArray, idle_variance: float) -> Floa
 
 
 def measured_share(weights: FloatArray, prior_cov: FloatArray, post_cov: FloatArray) -> FloatArray:
-    """Return 1 - Var(after) / Var(before) of sums of columns' energies: how much of them the readings measured.
+    """Return 1 - Var(after) / Var(before) of sums of columns' energies: how much of them the readings determined.
 
     Args:
         weights: (N, C + 1) seconds of each column in each sum.

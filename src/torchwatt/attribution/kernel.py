@@ -1,4 +1,4 @@
-"""What a power sensor does to power before it says a number: a boxcar over a first-order low-pass, seen late.
+"""The response of a power sensor: a boxcar over a first-order low-pass, with a lag.
 
     y_k = gain * (1/w) * integral from u_k - d - w to u_k - d of (P * e_tau)(t) dt + offset + noise
 
@@ -15,11 +15,11 @@ from typing import Any
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import POWER_SAMPLES
 
-# Shorter windows are not told apart from an instant, and a window of zero has no mean.
+# Shorter windows cannot be distinguished from an instant, and a window of zero has no mean.
 MIN_WINDOW_S = 5e-4
 
 
-_LARGEST = 1e6  # seconds, watts: beyond it no number is a sensor's
+_LARGEST = 1e6  # seconds, watts: larger numbers are invalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Kernel:
 
     @property
     def reach_s(self) -> float:
-        """Return how far before the publication power still matters (to 1 part in 3 million)."""
+        """Return how long before the publication power still has an effect (to 1 part in 3 million), in s."""
         return self.lag_s + self.window_s + 15.0 * self.tau_s
 
     def __str__(self) -> str:
@@ -44,15 +44,15 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class SensorModel:
-    """A calibrated sensor; cache it by (GPU UUID, driver, field): none of the three may change.
+    """A calibrated sensor; cache it by (GPU UUID, driver, field): it is valid for one combination only.
 
-    `gain` and `offset_w` turn true watts into the sensor's; they are known only beside a second meter.
+    `gain` and `offset_w` convert true watts to the sensor's; they are known only beside a second meter.
     """
 
     kernel: Kernel
     period_s: float
-    rms_w: float  # what the model leaves of the readings it was made from
-    source: str  # how it was found, in words
+    rms_w: float  # residual of the readings it was fitted to
+    source: str  # how it was determined
     gain: float = 1.0
     offset_w: float = 0.0
 
@@ -62,10 +62,10 @@ class SensorModel:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SensorModel:
-        """Read back what `to_json` wrote.
+        """Return the model that `to_json` wrote.
 
         Raises:
-            ConfigError: A field is missing or is not what it should be.
+            ConfigError: A field is missing or invalid.
         """
         try:
             kernel = Kernel(**{name: float(value) for name, value in values["kernel"].items()})
@@ -77,7 +77,7 @@ class SensorModel:
             raise ConfigError(f"not a sensor model: {error}; delete the cached file and calibrate again") from error
 
 
-# Families by name, as `--sensor` knows them; windows of the instantaneous field after arXiv 2312.02741.
+# Families by name, as in `--sensor`; windows of the instantaneous field after arXiv 2312.02741.
 FAMILIES: Mapping[str, Kernel] = {
     "h100": Kernel(0.025),
     "ada": Kernel(0.100),
@@ -110,12 +110,15 @@ def family_of(model: str) -> str | None:
 
 
 def nominal(family: str | None, sensor: str, period_s: float) -> tuple[Kernel, str]:
-    """Return the kernel to believe until the data say otherwise, and where it comes from.
+    """Return the nominal response, which is used unless the data contradict it, and its source.
 
     Args:
         family: One of FAMILIES, or None.
         sensor: The channel's sensor: nvml_power_instant, nvml_power_average, nvml_power, nvml_power_samples.
-        period_s: The publication period found in the polls; an unknown sensor is taken to average all of it.
+        period_s: The publication period found in the polls; an unknown sensor is assumed to average all of it.
+
+    Raises:
+        ConfigError: The family is unknown.
     """
     if family is not None and family not in FAMILIES:
         raise ConfigError(f"no sensor family {family!r}: choose one of {', '.join(FAMILIES)}")
@@ -133,7 +136,7 @@ def nominal(family: str | None, sensor: str, period_s: float) -> tuple[Kernel, s
 
 
 def candidates(start: Kernel, period_s: float) -> tuple[Kernel, ...]:
-    """Return kernels worth trying: the nominal one, boxcars and low-passes that were seen on real cards."""
+    """Return candidate responses: the nominal one, and boxcars and low-passes found on real devices."""
     boxcars = [Kernel(w) for w in (0.010, 0.025, 0.050, 0.100, period_s, 1.0)]
     low_passes = [Kernel(0.002, tau) for tau in (0.004, 0.008, 0.012, 0.016)]
     return tuple(dict.fromkeys((replace(start, lag_s=0.0), *boxcars, *low_passes)))

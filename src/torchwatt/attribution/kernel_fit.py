@@ -1,4 +1,4 @@
-"""The sensor's kernel and lag, found from the run itself: the nominal ones unless the readings say otherwise."""
+"""Fit the sensor's response and lag to the run itself; the nominal ones are kept without clear evidence."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torchwatt.attribution.publications import Publications
 from torchwatt.core.meter import FloatArray
 
 DECISIVE_NATS = 6.0  # odds of 400 to 1
-# A publication is late by the sensor's own delay, or early and late by an error between two clocks.
+# A publication is late by the sensor's own delay; an error between two clocks shifts it either way.
 LAGS_S = (-0.030, 0.110)
 MARGIN_S = 0.15
 LAG_BELIEF_S = 0.04
-# Enough to tell kernels apart, and bounded for long runs.
+# Enough to distinguish responses, and bounded for long runs.
 SCREEN_READINGS, FIT_READINGS, FIT_RECORDS = 300, 1200, 150_000
 STRETCHES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class KernelFit:
-    """The kernel to use, what it gained over the nominal one, and why it was chosen."""
+    """The response to use, its gain in evidence over the nominal one, and its source."""
 
     kernel: Kernel
     gained_nats: float
@@ -37,7 +37,7 @@ class KernelFit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sample:
-    """A few stretches of a run: instants and readings of each, with the records around them."""
+    """A few parts of a run: instants and readings of each, with the records around them."""
 
     stretches: tuple[tuple[FloatArray, FloatArray, Records], ...]
 
@@ -48,19 +48,19 @@ class _Sample:
 def fit_kernel(
     records: Records, seen: Publications, shape: Structure, start: Kernel, why: str, idle_w: float | None
 ) -> KernelFit:
-    """Choose window, low-pass and lag by the evidence of the columns' powers.
+    """Choose window, low-pass and lag by the marginal likelihood of the columns' powers.
 
     Args:
         records: The device's work on the clock of the publications.
         seen: Publications whose windows lie where the work is known.
-        shape: What is alike among the columns.
-        start: The nominal kernel; it is kept unless another gains more than 6 nats.
-        why: Where the nominal kernel comes from.
-        idle_w: The quiet reading.
+        shape: Groups of similar columns.
+        start: The nominal response; it is kept unless another gains more than 6 nats.
+        why: Source of the nominal response.
+        idle_w: The idle baseline.
     """
     few = _sample(records, seen, SCREEN_READINGS)
     best, sizes_w = start, None
-    # Twice: what is alike is learnt at the best kernel so far, and decides between kernels the second time.
+    # Twice: effect sizes are learnt at the best response so far, and used to compare responses in the second round.
     for _ in range(2):
         judge, sizes_w = _judge(few, shape, best, idle_w, sizes_w)
         scored = [_best_lag(judge, kernel) for kernel in candidates(start, seen.period_s)]
@@ -76,7 +76,7 @@ def fit_kernel(
 
 
 def fit_lag(records: Records, seen: Publications, shape: Structure, kernel: Kernel, idle_w: float | None) -> Kernel:
-    """Keep a calibrated kernel and find the lag alone: clocks differ from run to run."""
+    """Return a calibrated response with its lag fitted: clocks differ from run to run."""
     judge, _ = _judge(_sample(records, seen, SCREEN_READINGS), shape, kernel, idle_w, None)
     start, _ = _best_lag(judge, kernel)
     judge, _ = _judge(_sample(records, seen, FIT_READINGS), shape, start, idle_w, None)
@@ -89,7 +89,7 @@ Judge = Callable[[Kernel], float]
 def _judge(
     sample: _Sample, shape: Structure, kernel: Kernel, idle_w: float | None, sizes_w: FloatArray | None
 ) -> tuple[Judge, FloatArray]:
-    """Return the cost of a kernel in nats, the effects' sizes held at what this one says."""
+    """Return the cost function of a response in nats, with effect sizes fixed at those of this one."""
     rows = sample.rows(kernel)
     one = np.ones(len(rows))
     total = moments(rows.seen, rows.power_w, one)
@@ -108,7 +108,7 @@ def _judge(
 
 
 def _best_lag(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
-    """Try lags a sixth of the kernel's width apart."""
+    """Try lags a sixth of the response's width apart; return the best, with its cost."""
     width_s = min(max(kernel.window_s, 2 * kernel.tau_s), 0.12)
     lags_s = np.arange(LAGS_S[0], LAGS_S[1], max(width_s / 6, 0.002))
     trials = [replace(kernel, lag_s=float(lag)) for lag in (0.0, *lags_s)]
@@ -125,13 +125,13 @@ def _refine_lag(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
 
 
 def _lag_if_sure(judge: Judge, kernel: Kernel, cost: float, known_s: float = 0.0) -> Kernel:
-    """Keep the lag that was believed unless another is decisively better."""
+    """Return the response with its known lag unless the fitted one is decisively better."""
     plain = replace(kernel, lag_s=known_s)
     return kernel if judge(plain) - cost > DECISIVE_NATS / 2 else plain
 
 
 def _refine(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
-    """Move window, low-pass and lag together; logarithm of the window, root of the time constant."""
+    """Optimise window, low-pass and lag together: logarithm of the window, root of the time constant."""
 
     def at(x: FloatArray) -> Kernel:
         return Kernel(float(np.clip(np.exp(x[0]), MIN_WINDOW_S, 2.0)), float(min(x[1] ** 2, 0.5)), _within_lags(x[2]))
@@ -144,7 +144,7 @@ def _refine(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
 
 
 def _refine_boxcar(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
-    """Ask whether a window alone does as well: a low-pass that nobody needs is left out."""
+    """Fit a window without low-pass, to test whether the low-pass is needed."""
     start = np.array([np.log(kernel.window_s + 2 * kernel.tau_s), kernel.lag_s])
 
     def at(x: FloatArray) -> Kernel:
@@ -159,7 +159,7 @@ def _within_lags(lag_s: float) -> float:
 
 
 def _sample(records: Records, seen: Publications, most: int) -> _Sample:
-    """Take stretches spread over the run, with few enough readings and records to try many kernels."""
+    """Select parts spread over the run, with few enough readings and records to try many responses."""
     density = len(records.start_s) / max(len(seen), 1)
     most = max(min(most, int(FIT_RECORDS / max(density, 1e-9))), 60)
     if len(seen) <= most:

@@ -1,4 +1,4 @@
-"""What is known about devices before their readings are looked at: all of it optional."""
+"""Prior information on devices, independent of their readings; all of it optional."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torchwatt.core.activity import Activity
 from torchwatt.core.meter import FloatArray
 from torchwatt.core.terms import Slot
 
-# Mean power of a layer in a loop of its own against the same layer in its run: caches and clocks differ.
+# Mean power of a layer in its own loop against the same layer in its run: caches and clocks differ.
 CONTEXT_REL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Mean power of a slot that was run in a loop by itself; `sd_rel` is how far its context may matter."""
+    """Mean power of a slot that was run in its own loop; `sd_rel` is the uncertainty due to its context."""
 
     slot: Slot
     power_w: float
@@ -29,9 +29,9 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class CudaUse:
-    """What this process knows at the end of its own use of CUDA.
+    """This process's use of CUDA, at its end.
 
-    `domains` are the cards on which it held memory, `library` whether CUDA's driver library is loaded.
+    `domains` are the devices on which it held memory, `library` whether CUDA's driver library is loaded.
     """
 
     initialised: bool = False
@@ -43,7 +43,7 @@ class CudaUse:
 class Known:
     """By domain name, such as "gpu:0": sensor families, idle watts, replays. Calibrated sensors by channel key.
 
-    `work` gives operations and bytes: of one record where the key is a signature, of the whole run where it is a slot.
+    `work` has operations and bytes: of one record by signature, or of the whole run by slot.
     """
 
     sensors: Mapping[str, SensorModel] = field(default_factory=dict)
@@ -51,9 +51,9 @@ class Known:
     idle_w: Mapping[str, float] = field(default_factory=dict)
     replays: Mapping[str, tuple[Replay, ...]] = field(default_factory=dict)
     work: Mapping[str | Slot, tuple[float, float]] = field(default_factory=dict)
-    cuda: CudaUse | None = None  # None: nobody asked the process
-    named: frozenset[str] = frozenset()  # cards that the user named: they count, whoever used them
-    baseline: bool = True  # the readings before the run are of a quiet machine: they give its static power
+    cuda: CudaUse | None = None  # None: not queried
+    named: frozenset[str] = frozenset()  # devices that the user named: they count in any case
+    baseline: bool = True  # the readings before the run are an idle baseline, and give the static power
 
 
 NOTHING = Known()
@@ -62,7 +62,7 @@ NOTHING = Known()
 def rates(work: Mapping[str | Slot, tuple[float, float]], activity: Activity, columns: Columns) -> FloatArray | None:
     """Return (C, 2) operations and bytes per second of each column, as parts of the largest; None where unknown.
 
-    A column without a known rate gets the mean of the others: it then learns nothing from the slope.
+    A column without a known rate gets the mean of the others, so that the slope has no effect on it.
     """
     if not work:
         return None
@@ -89,7 +89,7 @@ def rates(work: Mapping[str | Slot, tuple[float, float]], activity: Activity, co
 
 
 def replayed(replays: tuple[Replay, ...], columns: Columns) -> Moments | None:
-    """Turn replays into pseudo-observations of the slots' mean powers, weighted by 1 / sd^2."""
+    """Return replays as pseudo-observations of the slots' mean powers, weighted by 1 / sd^2; None without any."""
     rows, power_w, weight = [], [], []
     for replay in replays:
         in_slot = columns.seconds[columns.slots.index(replay.slot)] if replay.slot in columns.slots else np.zeros(1)

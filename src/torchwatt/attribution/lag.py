@@ -1,4 +1,4 @@
-"""How old a meter's answer is: found from the readings, because no table knows it."""
+"""Estimate the latency of a meter from its readings, since no specification has it."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from torchwatt.attribution.timeline import Pieces
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.meter import IntArray
 
-# RAPL answers within 1 ms; a tree or a driver that caches answers later. GPU sensors are another matter (60-110 ms).
+# RAPL has a latency within 1 ms; a tree or a driver that caches values has more. GPU sensors differ (60-110 ms).
 LAGS_NS = tuple(range(0, 16_000_001, 2_000_000))
 FINE_NS = 500_000
-# Enough to tell lags apart, and bounded for long runs.
+# Enough to distinguish lags, and bounded for long runs.
 MAX_READINGS = 3000
-# Errors that neighbouring readings share make the evidence too sure of itself, and no lag is known better than this.
+# Errors common to neighbouring readings make the likelihood too narrow, and no lag is known better than this.
 WIDEN, LEAST_SD_NS = 2.0, 250_000
 
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """Age of the answers and its standard deviation."""
+    """Latency of the readings and its standard deviation."""
 
     ns: int
     sd_ns: float
 
 
 def best_lag(curve: EnergyCurve, pieces: Pieces, idle: np.ndarray) -> Lag:
-    """Return the lag under which the layers explain the readings best.
+    """Return the lag with which the slots' powers explain the readings best.
 
-    A coarse one is 0 unless the evidence is clear; around it, the mean over lags half a millisecond apart, weighted by
-    their likelihood.
+    The coarse lag is 0 unless the evidence is clear; around it, the mean over lags half a millisecond apart is taken,
+    weighted by their likelihood.
 
     Args:
-        curve: The domain's joules as answered.
+        curve: The domain's joules as read.
         pieces: Must reach back from the curve's start by the largest lag and two milliseconds.
         idle: One flag per slot.
     """

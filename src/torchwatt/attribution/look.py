@@ -1,4 +1,4 @@
-"""How long each column of work was seen by each reading, through the sensor's kernel: rows of the design matrix.
+"""Share of each column of work in each reading, through the sensor's response: rows of the design matrix.
 
 For a boxcar alone, A_kj = O_j(a, b) / w, the seconds of column j inside the window [a, b] = [u_k - d - w, u_k - d].
 Behind a low-pass, A_kj = [O_j(a, b) - tau (F_j(b) - F_j(a))] / w, where F_j is the filtered activity of column j:
@@ -17,7 +17,7 @@ from torchwatt.core.meter import FloatArray, IntArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Records:
-    """Work of a device in seconds since one origin: when, which column, and whether it was only carried over.
+    """Work of a device in seconds since one origin: interval, column, and whether it was carried over.
 
     `weight` is 1 for work; a meter's samples are records whose weights are their watts.
     """
@@ -30,7 +30,7 @@ class Records:
     weight: FloatArray | None = None
 
     def between(self, start_s: float, end_s: float) -> Records:
-        """Return the records that touch a window."""
+        """Return the records that overlap a window."""
         keep = (self.end_s > start_s) & (self.start_s < end_s)
         weight = self.weight[keep] if self.weight is not None else None
         return Records(self.start_s[keep], self.end_s[keep], self.column[keep], self.filled[keep], self.columns, weight)
@@ -38,16 +38,16 @@ class Records:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Readings and what they saw. The last column is idle: one minus all others, so a row adds up to 1.
+    """Readings and their weights by column. The last column is idle: one minus all others, so a row adds up to 1.
 
-    `slope` is the derivative of `seen` by the instant of the reading, per second: what an error of timing does.
+    `slope` is the derivative of `seen` by the instant of the reading, per second: the effect of an error of timing.
     """
 
     at_s: FloatArray  # (M,)
     power_w: FloatArray  # (M,)
     seen: FloatArray  # (M, C + 1)
     slope: FloatArray  # (M, C + 1)
-    filled: FloatArray  # (M,) share of the seen work that was carried over
+    filled: FloatArray  # (M,) share of the work in the window that was carried over
 
     def __len__(self) -> int:
         return len(self.at_s)
@@ -58,7 +58,7 @@ class Rows:
 
 
 def stack(parts: list[Rows]) -> Rows:
-    """Put rows of several stretches of time below each other."""
+    """Concatenate rows of several intervals."""
     if len(parts) == 1:
         return parts[0]
     names = ("at_s", "power_w", "seen", "slope", "filled")
@@ -129,12 +129,12 @@ def _table(row: IntArray, pieces: _Pieces, values: FloatArray, rows: int) -> Flo
 
 
 def _running(pieces: _Pieces, grid: FloatArray) -> FloatArray:
-    """Return which columns run at each edge (just before it): the limit of the filter for tau = 0."""
+    """Return whether each column runs at each edge (just before it): the limit of the filter for tau = 0."""
     return _table(pieces.interval + 1, pieces, pieces.runs_on.astype(np.float64), len(grid))
 
 
 def _filtered(pieces: _Pieces, grid: FloatArray, tau_s: float) -> FloatArray:
-    """Return the low-passed activity of each column at each edge; it starts from nothing, 15 tau before."""
+    """Return the low-passed activity of each column at each edge; it starts from zero, 15 tau before."""
     hi = grid[pieces.interval + 1]
     gained = np.exp((pieces.end_s - hi) / tau_s) - np.exp((pieces.start_s - hi) / tau_s)
     level = _table(pieces.interval + 1, pieces, gained, len(grid))

@@ -1,4 +1,4 @@
-"""A small downhill simplex, because numpy is the only numerical dependency."""
+"""A small downhill simplex, since numpy is the only numerical dependency."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def simplex(
     """Minimise a function of a few variables (Nelder and Mead, The Computer Journal 7, 1965).
 
     Args:
-        function: May return infinity where it makes no sense.
+        function: May return infinity for invalid arguments.
         start: The first corner.
-        size: How far the other corners are from it, per variable.
-        most: The largest number of evaluations.
+        size: Distance of the other corners from it, per variable.
+        most: Approximate limit of evaluations.
         close: Stop when the values at all corners differ by less.
 
     Returns:

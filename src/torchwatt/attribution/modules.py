@@ -1,4 +1,4 @@
-"""Books of a superchip: its GPUs are parts of it, its CPU and memory are the rest, and it counts once."""
+"""Ledgers of a superchip: GPUs are parts of it, CPU and memory are the remainder, and it is counted once."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def contained(
     trace: Trace,
     process_cpu: Series | None,
 ) -> tuple[Ledger, ...]:
-    """Count each module once: its GPUs, and the host's CPU and memory, get books of their own beside it.
+    """Count each module once: ledgers of its GPUs, and of the host's CPU and memory, are taken out of the total.
 
-    A module's rows are those of its GPUs and, of the rest (CPU and memory), the host's by their share of time.
+    A module's rows are those of its GPUs and, of the remainder (CPU and memory), the host's by their share of time.
     """
     modules = [str(ledger.domain) for ledger in ledgers if ledger.domain.kind == "module"]
     if not modules:
@@ -58,13 +58,13 @@ def contained(
 
 
 def _part(ledger: Ledger, whole: str) -> Ledger:
-    """Take a ledger out of the total, for its joules are inside a module's."""
+    """Take a ledger out of the total, since its joules are inside a module's."""
     sentence = ledger.sentence.removesuffix(".") + f"; a part of {whole}, not added to the total."
     return replace(ledger, counted=False, part_of=whole, sentence=sentence)
 
 
 def _filled(module: Ledger, gpus: Sequence[Ledger], host_rows: Callable[[float], tuple[Entry, ...]]) -> Ledger:
-    """Return the module's ledger with the rows of its parts; unsplit where the parts are more than the whole."""
+    """Return the module's ledger with the rows of its parts; unsplit where the parts exceed the module."""
     rest_j = module.energy_j - fsum(gpu.energy_j for gpu in gpus)
     names = ", ".join(str(gpu.domain) for gpu in gpus) or "no GPU"
     if rest_j <= 0:
@@ -78,7 +78,7 @@ def _filled(module: Ledger, gpus: Sequence[Ledger], host_rows: Callable[[float],
 
 
 def _host_rows(module: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Callable[[float], tuple[Entry, ...]]:
-    """Return what books joules that are not the GPUs' to the host's rows, at their mean power over the run."""
+    """Return a function that books the module's remaining joules to the host's rows, at their mean power."""
     ends_ns = np.array([module.start_ns, module.end_ns], dtype=np.int64)
 
     def rows(rest_j: float) -> tuple[Entry, ...]:
@@ -89,7 +89,7 @@ def _host_rows(module: EnergyCurve, trace: Trace, process_cpu: Series | None) ->
 
 
 def _added(domain: Domain, entries: Iterable[Entry]) -> list[Entry]:
-    """Add up the rows of the parts that have one name, phase and stage; the largest row comes first."""
+    """Add the parts' rows of equal name, phase and stage; the largest row comes first."""
     by_row: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in entries:
         by_row.setdefault((entry.fqn, entry.phase, entry.stage), []).append(entry)

@@ -1,4 +1,4 @@
-"""Sufficient statistics of readings: all that prior, fit and checks need, however long the run."""
+"""Sufficient statistics of readings, for prior, fit and checks, of a size independent of the run's length."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Moments:
         )
 
     def about(self, power_w: FloatArray) -> Moments:
-        """Return the moments of the readings less what these powers explain."""
+        """Return the moments of the readings minus the model's predictions with these powers."""
         pull = self.pull - self.gram @ power_w
         square = self.square - float(power_w @ (self.pull + pull))
         return Moments(self.gram, pull, max(square, 0.0), self.rows)
 
 
 def moments(seen: FloatArray, power_w: FloatArray, weight: FloatArray) -> Moments:
-    """Make the moments of rows with weights (mean 1 where they are to keep the noise's scale)."""
+    """Return the moments of rows with weights (mean 1 to keep the noise's scale)."""
     weighted = seen * weight[:, None]
     return Moments(weighted.T @ seen, weighted.T @ power_w, float(power_w @ (weight * power_w)), float(len(power_w)))
 

@@ -1,4 +1,4 @@
-"""What else moves readings: a slow common gain, and timing jitter that some readings suffer more."""
+"""Nuisance effects on readings: a slow common gain, and timing jitter that differs between readings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def reading_weights(rows: Rows, residual_w: FloatArray, power_w: FloatArray) -> 
     """Return weights 1 / Var, mean 1: Var = v0 + v1 J^2 + v2 f.
 
     J is the slope of the model at the reading's instant, so v1 is the variance of publication times; f is the share of
-    carried-over work in the window, whose times are guesses. Non-negative least squares on squared residuals, twice.
+    carried-over work in the window, whose times are estimates. Non-negative least squares on squared residuals, in
+    three rounds of reweighting.
     """
     slope = rows.slope @ power_w
     shapes = [np.ones(len(rows)), slope**2]
@@ -51,7 +52,7 @@ def reading_weights(rows: Rows, residual_w: FloatArray, power_w: FloatArray) -> 
 
 
 def _non_negative(design: FloatArray, values: FloatArray) -> FloatArray:
-    """Least squares with coefficients that are not negative, the constant always kept: tried over all subsets."""
+    """Return non-negative least-squares coefficients, with the constant always included, by trying all subsets."""
     best, best_cost = np.zeros(design.shape[1]), np.inf
     for bits in range(2 ** (design.shape[1] - 1)):
         use = [0, *(i + 1 for i in range(design.shape[1] - 1) if bits >> i & 1)]

@@ -1,4 +1,4 @@
-"""The columns' powers after the readings, held to the metered total and above idle, with covariance."""
+"""The columns' powers given the readings, constrained to the metered total and above idle, with covariance."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FLOOR_ROUNDS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Posterior:
-    """Mean powers (idle last) and covariances: `model` believes the noise model, `robust` the clusters.
+    """Mean powers (idle last) and covariances: `model` from the noise model, `robust` from the clusters.
 
-    Both say how far the powers may be from the true ones; `sampling` how far from those of another repeat, whose
-    readings differ and whose prior, and so whatever the prior gets wrong, is the same.
+    Both are errors against the true powers; `sampling` is the spread between repeats, whose readings differ and whose
+    prior, with its errors, is the same.
     """
 
     power_w: FloatArray
@@ -32,15 +32,15 @@ def posterior(
 ) -> Posterior:
     """Solve for the powers.
 
-    p = m + B h with B = L Q (s2 + l)^-1 Q'L'. The covariance is s2 B if the noise is as modelled; robustly it is
-    B S B + s2^2 L Q (s2 + l)^-2 Q'L': the first part from the scores of 5 s clusters (a sandwich; Liang and Zeger,
-    Biometrika 73, 1986), the second what the prior's spread leaves.
+    p = m + B h with B = L Q (s2 + l)^-1 Q'L'. The covariance is s2 B if the noise is as modelled; robustly it is B S B
+    + s2^2 L Q (s2 + l)^-2 Q'L': the first part from the scores of 5 s clusters (a sandwich; Liang and Zeger, Biometrika
+    73, 1986), the second the remaining spread of the prior.
 
     Args:
         total: Moments of all readings.
         prior: Mean, covariance and noise.
         scores: Sum over clusters of s s', s = A'W(y - Ap) of one cluster.
-        timing: A'WJ, what one second of common lag adds to the pull, times how many seconds are possible.
+        timing: A'WJ, the effect of one second of common lag on the pull, times the uncertainty of the lag in seconds.
     """
     about = total.about(prior.mean_w)
     matrix = prior.covariance
@@ -65,17 +65,17 @@ def posterior(
 
 
 def effective_columns(total: Moments, prior: Prior) -> float:
-    """Return how many powers the readings really set: sum of l / (s2 + l)."""
+    """Return how many powers the readings determine: sum of l / (s2 + l)."""
     root = np.linalg.cholesky(prior.covariance + 1e-9 * np.diag(np.diag(prior.covariance)))
     values = np.maximum(np.linalg.eigvalsh(root.T @ total.gram @ root), 0.0)
     return float((values / (prior.noise_w**2 + values)).sum())
 
 
 def hold_to_total(found: Posterior, time_s: FloatArray, energy_j: float, energy_sd_j: float) -> Posterior:
-    """Condition the powers on the metered energy, so that time_s @ power_w is exactly it.
+    """Condition the powers on the metered energy, so that time_s @ power_w equals it.
 
-    What the fit leaves uncertain moves first, p + VT (E - T'p) / (T'VT + u^2). The rest of the gap is the sensor's
-    own gain, in which the total is uncertain by u, and scales all powers alike.
+    Uncertain powers move first, p + VT (E - T'p) / (T'VT + u^2). The remaining gap is the sensor's own gain, by which
+    the total is uncertain by u, and scales all powers alike.
     """
     pull = found.robust @ time_s
     variance = float(time_s @ pull) + energy_sd_j**2
@@ -95,7 +95,7 @@ def hold_to_total(found: Posterior, time_s: FloatArray, energy_j: float, energy_
 
 
 def lift_to_idle(found: Posterior) -> Posterior:
-    """Give no column less than idle: condition those below on being equal to it, until none is below."""
+    """Constrain columns to at least idle power: condition those below on being equal to it, in at most 8 rounds."""
     power_w, matrix = found.power_w, found.robust
     held = np.zeros(len(power_w) - 1, dtype=np.bool_)
     for _ in range(FLOOR_ROUNDS):

@@ -1,4 +1,4 @@
-"""Energy from power readings."""
+"""Integrate power readings to energy."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
-# A longer silence of a power sensor is unknown energy, not a straight line between two readings. A log that is read
-# less often than that has a gap where some of its readings are missing.
+# A longer interval without readings is unknown energy, not a straight line between two. A log that is read less often
+# than that has a gap where some of its readings are missing.
 GAP_NS = 2 * NS_PER_S
 GAP_READINGS = 3
 LONGEST_GAP_NS = 180 * NS_PER_S
-# Of a run with fewer readings, the mean power is known as well as the readings are alike.
+# With fewer readings in a run, the uncertainty of its mean power is the spread of the readings.
 FEW_READINGS = 3
-# These say the mean since the previous reading; all others say the power at the reading.
+# These give the mean since the previous reading; all others the power at the reading.
 INTERVAL_MEAN = frozenset({"tdp_model"})
-# No board draws more; 2**32-1 mW is how a driver says -1.
+# No board draws more; a driver writes -1 as 2**32-1 mW.
 PLAUSIBLE_BOARD_W = 4000.0
-# So much of a run, and so long at a time, a sensor may answer with what is no reading before its power is unknown.
+# Part of a run, and longest time, in which unusable readings are bridged rather than unknown.
 BRIDGED_REL, BRIDGED_NS = 0.05, NS_PER_S // 4
-# An integral reaches as far as its readings, and by so many of their distances beyond.
+# An integral is valid from its first to its last reading, extended by this many reading intervals.
 EDGE_READINGS = 3
 EDGE_NS = NS_PER_S // 4
 
 
 BoolArray = NDArray[np.bool_]
-# Times, cumulative joules, and the silent stretches (start_ns, end_ns) whose energy is unknown.
+# Times, cumulative joules, and the silent intervals (start_ns, end_ns) of unknown energy.
 Spans = tuple[tuple[int, int], ...]
 Integral = tuple[IntArray, FloatArray, Spans]
 
 
 def usable(series: Series) -> Series:
-    """Leave out readings that cannot be, and zeros of a sensor of power that is never zero.
+    """Drop readings outside the physical range, and zeros of an NVML power sensor.
 
-    A GPU that answers 0 W is a GPU whose sensor sleeps: missing, not free.
+    A GPU that reports 0 W has a sleeping sensor: the reading is missing, not zero.
     """
     keep = _is_usable(series)
     return Series(series.channel, series.t_ns[keep], series.raw[keep], series.late_ns[keep])
@@ -51,7 +51,7 @@ def _is_usable(series: Series) -> BoolArray:
 
 
 def discarded(series: Series) -> Spans:
-    """Return the stretches in which a sensor answered, and only what is no reading: between the readings that are."""
+    """Return the intervals with unusable readings only, bounded midway to the usable ones."""
     bad = ~_is_usable(series)
     edges = np.flatnonzero(np.diff(np.concatenate(([False], bad, [False])).astype(np.int8))).reshape(-1, 2)
     t_ns, last = series.t_ns, len(series) - 1
@@ -65,9 +65,9 @@ def discarded(series: Series) -> Spans:
 
 
 def holes(series: Series, start_ns: int, end_ns: int) -> tuple[Spans, Spans]:
-    """Divide what was discarded inside a window into stretches of unknown power and into those that may be bridged.
+    """Return the discarded intervals inside a window: those of unknown power, and those that may be bridged.
 
-    A moment here and there is a hiccup of the sensor, and power was as before and after it; much or long is none.
+    Short, rare failures are bridged, since power was as in the readings around; long or frequent ones are unknown.
     """
     inside = [(max(a, start_ns), min(b, end_ns)) for a, b in discarded(series) if a < end_ns and b > start_ns]
     long_ns = [b - a for a, b in inside]
@@ -76,7 +76,7 @@ def holes(series: Series, start_ns: int, end_ns: int) -> tuple[Spans, Spans]:
 
 
 def cut(series: Series, gone: Spans) -> Series:
-    """Hold the power of the usable readings around each stretch until it begins and from its end on."""
+    """Insert readings at the ends of each interval, with the values of the usable readings before and after it."""
     if not gone:
         return series
     at = [(t_ns, side) for span in gone for t_ns, side in zip(span, (-1, 0), strict=True)]
@@ -89,25 +89,25 @@ def cut(series: Series, gone: Spans) -> Series:
 
 
 def absurd(series: Series) -> BoolArray:
-    """Tell which readings are no power: not finite, negative, or more than any board draws."""
+    """Return which readings are not finite, negative, or more than any board draws."""
     power_w = series.raw * series.channel.scale
     most_w = PLAUSIBLE_BOARD_W if series.channel.sensor.startswith("nvml") else np.inf
     return np.asarray(~np.isfinite(power_w) | (power_w < 0) | (power_w > most_w), dtype=np.bool_)
 
 
 def later(t_ns: IntArray) -> BoolArray:
-    """Tell which stamps are later than all before them: a clock that stands still or goes back dates nothing."""
+    """Return which timestamps are later than all before them: a clock that stops or goes back gives no times."""
     first = np.ones(min(len(t_ns), 1), dtype=np.bool_)
     return np.concatenate((first, t_ns[1:] > np.maximum.accumulate(t_ns)[:-1]))
 
 
 def gap_ns(series: Series) -> int:
-    """Return the longest distance of two readings between which power is taken to be known."""
+    """Return the longest distance between two readings over which power counts as known."""
     return max(GAP_NS, min(GAP_READINGS * series.channel.period_ns, LONGEST_GAP_NS))
 
 
 def with_ends(series: Series, start_ns: int, end_ns: int) -> Series:
-    """Add the power at a run's ends, interpolated where readings lie on both sides and no gap is between them."""
+    """Add the power at a run's ends, interpolated where readings lie on both sides without a gap between them."""
     if series.channel.sensor in INTERVAL_MEAN:
         return series
     ends_ns = np.setdiff1d(np.array([start_ns, end_ns], dtype=np.int64), series.t_ns)
@@ -126,10 +126,10 @@ def with_ends(series: Series, start_ns: int, end_ns: int) -> Series:
 
 
 def reading_u_j(series: Series, integral: Integral, start_ns: int, end_ns: int) -> float:
-    """Return the standard uncertainty of a run's joules that comes from reading power only now and then.
+    """Return the standard uncertainty of a run's joules due to the interval between power readings.
 
-    Two ends, each off by at most half a reading interval at the mean power. A run with fewer than three readings may
-    have had any power that the readings around it show.
+    Two ends, each off by at most half a reading interval at the mean power. With fewer than three readings in the run,
+    the spread of all readings is used.
     """
     inside = len(series.between(start_ns, end_ns))
     if inside < FEW_READINGS:
@@ -139,13 +139,13 @@ def reading_u_j(series: Series, integral: Integral, start_ns: int, end_ns: int) 
 
 
 def integrate(series: Series, gone: Spans = ()) -> Integral:
-    """Integrate power readings to cumulative joules; `gone` are stretches of unknown power, at which `cut` has cut.
+    """Integrate power readings to cumulative joules; `gone` are intervals of unknown power, at which `cut` has cut.
 
-    Trapezoid between readings, repeated values kept: dropping them turns a flat stretch before a burst into a
-    ramp. Nothing is booked over a silence longer than `gap_ns`.
+    Trapezoid between readings, repeated values kept: dropping them would turn a flat interval before a burst into a
+    ramp. An interval longer than `gap_ns` gets no joules.
 
     Returns:
-        Times, joules since the first reading, and the silent stretches.
+        Times, joules since the first reading, and the silent intervals.
     """
     power_w = series.raw * series.channel.scale
     dt_ns = np.diff(series.t_ns)
@@ -159,7 +159,7 @@ def integrate(series: Series, gone: Spans = ()) -> Integral:
 
 
 def knows(integral: Integral, start_ns: IntArray | int, end_ns: IntArray | int) -> BoolArray:
-    """Tell for each window whether power was read throughout: outside of its readings an integral is flat."""
+    """Return for each window whether power was read throughout: outside its readings an integral is constant."""
     t_ns, _, silent = integral
     edge_ns = max(EDGE_READINGS * int(np.median(np.diff(t_ns))), EDGE_NS) if len(t_ns) > 1 else 0
     lo, hi = np.asarray(start_ns), np.asarray(end_ns)

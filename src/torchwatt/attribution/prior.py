@@ -1,9 +1,9 @@
-"""What is believed about the columns' powers before their readings: alike columns draw alike.
+"""The prior of the columns' powers: similar columns draw similar power.
 
-p ~ N(m, K). K adds up variances of effects: one of each column's own, and one shared by the columns of each group
-(same signature, same layer type, same module), plus slopes on features such as operations and bytes per second. The
-sizes of the effects and the noise come from the marginal likelihood, which needs only the sufficient statistics
-G = A'WA and h = A'Wr (empirical Bayes; Bishop, Pattern Recognition and Machine Learning, 2006, section 3.5):
+p ~ N(m, K). K adds up variances of effects: one of each column's own, and one shared by the columns of each group (same
+signature, same layer type, same module), plus slopes on features such as operations and bytes per second. The sizes of
+the effects and the noise come from the marginal likelihood, which needs only the sufficient statistics G = A'WA and
+h = A'Wr (empirical Bayes; Bishop, Pattern Recognition and Machine Learning, 2006, section 3.5):
 
     -2 log L = (M - C) ln s2 + sum ln(s2 + l_i) + (r'Wr - sum z_i^2 / (s2 + l_i)) / s2
 
@@ -21,29 +21,29 @@ from torchwatt.attribution.moments import Moments
 from torchwatt.core.meter import FloatArray, IntArray
 
 START_REL = 0.2  # effects begin at a fifth of the mean busy power
-MEAN_REL = 0.3  # how well the mean busy power itself is known
-IDLE_QUIET_REL = 0.03  # idle power that was measured quiet
-IDLE_FREE_REL = 0.5  # idle power that was not
-# Weak belief about the logarithm of an effect's size, so that an effect without data stays where it began.
+MEAN_REL = 0.3  # relative SD of the mean busy power
+IDLE_QUIET_REL = 0.03  # relative SD of idle power from a baseline
+IDLE_FREE_REL = 0.5  # relative SD of idle power without a baseline
+# Weak prior on the logarithm of an effect's size, so that an effect without data keeps its initial size.
 LOG_SD = 1.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Structure:
-    """Which columns are alike; the last column is idle. Groups are arrays of C numbers, features are (C, n)."""
+    """Groups of similar columns, without idle. Groups are arrays of C numbers, features are (C, n)."""
 
     groups: tuple[IntArray, ...]
     features: FloatArray | None = None
 
     @property
     def effects(self) -> int:
-        """Return how many sizes are to be found: own, one per group, one per feature."""
+        """Return the number of effect sizes: own, one per group, one per feature."""
         return 1 + len(self.groups) + (self.features.shape[1] if self.features is not None else 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prior:
-    """Mean and covariance of all columns' powers (idle last), the noise, and how well the data like it."""
+    """Mean and covariance of all columns' powers (idle last), the noise, and the log evidence."""
 
     mean_w: FloatArray
     covariance: FloatArray
@@ -53,7 +53,7 @@ class Prior:
 
 
 def structure(groups: tuple[IntArray, ...], features: FloatArray | None = None) -> Structure:
-    """Keep the groups that say something: neither all columns alone nor two groupings that are the same."""
+    """Return the structure with informative groups only: no singletons throughout, no duplicate grouping."""
     kept: list[IntArray] = []
     for group in groups:
         _, number = np.unique(group, return_inverse=True)
@@ -63,7 +63,7 @@ def structure(groups: tuple[IntArray, ...], features: FloatArray | None = None) 
 
 
 def covariance(shape: Structure, size_w: FloatArray, busy_w: float, idle_sd_w: float, count: int) -> FloatArray:
-    """Add up the effects; the idle column stands alone."""
+    """Return the covariance of all effects; the idle column is independent."""
     total = np.full((count, count), (MEAN_REL * busy_w) ** 2)
     total[np.diag_indices(count)] += size_w[0] ** 2
     for group, size in zip(shape.groups, size_w[1:], strict=False):
@@ -84,10 +84,10 @@ def learn(
 
     Args:
         moments: Sufficient statistics of the readings, about any mean.
-        shape: What is alike.
+        shape: Groups of similar columns.
         mean_w: One power for busy columns, one for idle (the last).
-        idle_sd_w: How well the idle power is known.
-        start_w: Sizes to begin from.
+        idle_sd_w: Standard deviation of the idle power.
+        start_w: Initial sizes.
     """
     count = len(mean_w) - 1
     busy_w = max(float(mean_w[:count].mean()) if count else 0.0, 1e-6)
@@ -107,7 +107,7 @@ def learn(
 
 
 def evidence(moments: Moments, prior_covariance: FloatArray, mean_w: FloatArray) -> float:
-    """Return the log marginal likelihood under a covariance, the noise profiled out."""
+    """Return the log marginal likelihood under a covariance, with the noise profiled out."""
     return _evidence(moments.about(mean_w), prior_covariance)[0]
 
 

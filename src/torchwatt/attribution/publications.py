@@ -1,4 +1,4 @@
-"""When a polled power sensor published: a periodic grid locked to the polls that saw its value change."""
+"""Date the publications of a polled power sensor: a periodic grid locked to the polls in which its value changed."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
-# A changed value was published between the poll before and the poll that saw it; fewer changes are no grid.
+# A changed value was published between the previous poll and this one; with fewer changes no grid is fitted.
 MIN_CHANGES = 12
-# A grid that this share of the brackets admits, to within TOLERANCE_S, is the sensor's clock.
+# A grid consistent with this share of the brackets, within TOLERANCE_S, is the sensor's clock.
 ADMITTED = 0.9
 TOLERANCE_S = 3e-4
-STAMP_SD_S = 1e-3  # of instants that a driver wrote beside its own samples
+STAMP_SD_S = 1e-3  # of timestamps that a driver wrote with its own samples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Publications:
     """Readings as the sensor published them, in seconds since `origin_ns`.
 
-    `locked` says whether one period explains the polls; else a reading is dated half-way between two polls.
-    `stamped` ones were dated by the driver: nothing had to be found.
+    `locked`: one period explains the polls; else a reading is dated midway between two polls. `stamped`: dated by the
+    driver.
     """
 
     origin_ns: int
@@ -58,7 +58,7 @@ class _Brackets:
 
 
 def publications(power: Series) -> Publications | None:
-    """Find the publications behind polls; None where the value hardly ever changes.
+    """Return the publications behind polls; None with too few changes of the value.
 
     Args:
         power: Polls in time order, repeated values included; or a driver's own samples.
@@ -90,28 +90,28 @@ def publications(power: Series) -> Publications | None:
 
 
 def _stamped(origin_ns: int, t_s: FloatArray, power_w: FloatArray) -> Publications:
-    """Take the driver's own samples as they are, repeated values too; they may come 10 ms early or late of a grid."""
+    """Return the driver's own samples unchanged, repeated values too; they may deviate by 10 ms from a grid."""
     period_s = float(np.median(np.diff(t_s)))
     return Publications(origin_ns, t_s, power_w, period_s, locked=True, timing_sd_s=STAMP_SD_S, stamped=True)
 
 
 def _resolution_s(t_ns: IntArray) -> float:
-    """Return the resolution of the polls' stamps: a file that is written in milliseconds cuts off what is below."""
+    """Return the resolution of the polls' timestamps in s: a file in milliseconds truncates them."""
     fits = [unit for unit in (1_000_000, 100_000, 10_000, 1_000) if not np.any((t_ns - t_ns[0]) % unit)]
     return fits[0] / NS_PER_S if fits else 0.0
 
 
 def lock(brackets: _Brackets) -> tuple[float, float, float] | None:
-    """Fit instants a + k T that the brackets admit.
+    """Fit instants a + k T that are consistent with the brackets.
 
-    The fit grows from the first changes to all of them, so that k is never in doubt: while n changes are fitted, the
+    The fit grows from the first changes to all of them, so that k is always unambiguous: with n changes fitted, the
     period is known to about bracket / n.
 
     Returns:
         a, T and the standard deviation of the instants around the grid, in seconds; None where no grid fits.
     """
     apart = np.diff(brackets.middle_s)
-    # Some publications repeat the value before: what is apart by about the least is one period.
+    # Some publications repeat the value before: distances near the smallest are one period.
     single = apart < 1.5 * np.quantile(apart, 0.1)
     period_s = float(np.median(apart[single]))
     if period_s <= 2 * float(np.median(brackets.half_s)):
@@ -134,12 +134,12 @@ def lock(brackets: _Brackets) -> tuple[float, float, float] | None:
 
 
 def _first(brackets: _Brackets, about_s: float) -> tuple[float, float]:
-    """Find the line that the first brackets admit best, among periods within 15 % of what changes are apart."""
+    """Return the line most consistent with the first brackets, among periods within 15 % of the distance of changes."""
     found: list[tuple[float, float, float]] = []
     for period_s in about_s * np.linspace(0.85, 1.15, 241):
         k = np.round((brackets.middle_s - brackets.middle_s[0]) / period_s)
         late, early = brackets.seen_s - k * period_s, brackets.before_s - k * period_s
-        start_s = float(late.min() + early.max()) / 2  # the middle of what all brackets admit, or nearest to it
+        start_s = float(late.min() + early.max()) / 2  # middle of the starts that fit all brackets, or nearest to it
         found.append((float((_miss(brackets, start_s + k * period_s) ** 2).sum()), start_s, float(period_s)))
     least = min(found)[0]
     admitted = [(start_s, period_s) for miss, start_s, period_s in found if miss <= least + 1e-12]
@@ -147,18 +147,18 @@ def _first(brackets: _Brackets, about_s: float) -> tuple[float, float]:
 
 
 def _miss(brackets: _Brackets, at_s: FloatArray) -> FloatArray:
-    """Return how far instants lie outside their brackets (0 inside)."""
+    """Return how far instants lie outside their brackets (0 inside), in s."""
     late = np.maximum(at_s - brackets.seen_s, 0.0)
     early = np.maximum(brackets.before_s - at_s, 0.0)
     return np.asarray(late - early, dtype=np.float64)
 
 
 def _grow(brackets: _Brackets, start_s: float, period_s: float, rounds: int = 30) -> tuple[float, float]:
-    """Refine a and T: first a line through the middles, then pushed until the brackets admit it."""
+    """Refine a and T: first a line through the middles, then the posterior mean of `_admit`."""
     for _ in range(rounds):
         k = np.round((brackets.middle_s - start_s) / period_s)
         off = brackets.middle_s - (start_s + k * period_s)
-        # A change that was seen late (its value repeated, the poller slept) has a wide bracket and says little.
+        # A change with a wide bracket (its value repeated, the poller slept) has little weight.
         weight = 1.0 / np.maximum(brackets.half_s, 1e-5) ** 2
         step = _line(k, off, weight)
         start_s, period_s = start_s + step[0], period_s + step[1]
@@ -168,10 +168,10 @@ def _grow(brackets: _Brackets, start_s: float, period_s: float, rounds: int = 30
 
 
 def _admit(brackets: _Brackets, start_s: float, period_s: float) -> tuple[float, float]:
-    """Move the line to the middle of what the brackets admit: the mean of all lines, weighted by how many admit it.
+    """Return the mean of the lines consistent with the brackets, weighted by likelihood.
 
-    The likelihood of a line is flat where brackets admit it, so a few hundred lines around the least-squares one,
-    each scored by its squared misses, give the posterior mean.
+    The likelihood is flat inside the brackets, so a few hundred lines around the least-squares one, each scored by its
+    squared misses, give the posterior mean.
     """
     k = np.round((brackets.middle_s - start_s) / period_s)
     mid, span = float((k.max() + k.min()) / 2), max(float(k.max() - k.min()), 1.0)
@@ -201,13 +201,13 @@ def _line(k: FloatArray, off: FloatArray, weight: FloatArray) -> tuple[float, fl
 def _on_grid(
     origin_ns: int, t_s: FloatArray, power_w: FloatArray, start_s: float, period_s: float, sd_s: float
 ) -> Publications:
-    """Read the value of every publication from the poll nearest to the middle of its life."""
+    """Take the value of every publication from the poll nearest to the middle of its period."""
     first = int(np.ceil((t_s[0] - start_s) / period_s))
     last = int(np.floor((t_s[-1] - start_s) / period_s))
     at_s = np.asarray(start_s + np.arange(first, last + 1) * period_s, dtype=np.float64)
     wanted = at_s + period_s / 2
     after = np.clip(np.searchsorted(t_s, wanted), 1, len(t_s) - 1)
     nearest = after - (wanted - t_s[after - 1] < t_s[after] - wanted)
-    seen = np.abs(t_s[nearest] - wanted) < 0.4 * period_s  # else nobody looked while it was up
+    seen = np.abs(t_s[nearest] - wanted) < 0.4 * period_s  # otherwise no poll saw it
     at_s, value_w = at_s[seen], np.asarray(power_w[nearest[seen]], dtype=np.float64)
     return Publications(origin_ns, at_s, value_w, period_s, locked=True, timing_sd_s=sd_s)

@@ -1,4 +1,4 @@
-"""Which of a device's power sensors the layers are fitted to."""
+"""Select the power readings of a device that the layers are fitted to."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torchwatt.attribution.publications import publications
 from torchwatt.core.meter import Series
 from torchwatt.core.units import NS_PER_S
 
-# A driver's ring that was not read for a part of the run says nothing of the layers that ran then.
+# A driver's ring that was not read for a part of the run has no information on the layers that ran then.
 LEAST_HEARD = 0.9
 GAP_PERIODS = 10
-# A ring is read once a second: while a run goes on, its newest samples are not there yet. They may be half of it.
+# A ring is read once a second: during a run its newest samples, up to half of it, are not available yet.
 TAIL_NS = 2 * NS_PER_S
 LEAST_YET = 0.5
 
 
 def finest(powers: Sequence[Series], start_ns: int, end_ns: int) -> tuple[Series | None, str]:
-    """Return the readings to fit layers to, and why it is not the driver's own samples where there are any.
+    """Return the readings to fit layers to, and why they are not the driver's own samples where there are any.
 
-    The driver's samples come first, for they are the most and have known times; then the sensor whose window is
-    shortest.
+    The driver's samples are preferred, since they are the densest and have known times; then `nvml_power_instant`,
+    whose window is shortest.
 
     Args:
         powers: All powers of one device.
-        start_ns: Begin of the run.
+        start_ns: Start of the run.
         end_ns: Its end.
     """
     there = [found for found in map(_clean, powers) if len(found) >= 2]
@@ -53,7 +53,7 @@ def _why_not(samples: Series, start_ns: int, end_ns: int) -> str:
 
 
 def _heard(samples: Series, start_ns: int, end_ns: int) -> tuple[float, float]:
-    """Return the share of a run in which samples follow each other, and the share that may yet come."""
+    """Return the share of a run without gaps in the samples, and the share that may be read later."""
     inside = samples.between(start_ns, end_ns).t_ns
     apart = np.diff(np.concatenate(([start_ns], inside, [end_ns])))
     silent = np.where(apart > GAP_PERIODS * samples.channel.period_ns, apart, 0)

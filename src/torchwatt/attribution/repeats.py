@@ -1,11 +1,10 @@
-"""What another repeat of a run would give, told from how the run's own steps differ.
+"""Estimate the spread between repeats of a run from the differences between its own steps.
 
-A repeat does the same steps on a machine that is a little different: other neighbours, clocks, temperatures. Such
-changes are slow, they go on between two runs as they do within one, and they do not average out. So a repeat is taken
-to differ from this run as one twelfth of this run differs from another, per step (the floor of the Allan deviation of
-flicker noise). What is carried over from a few traced steps has a second error, which a repeat draws anew: that of the
-steps that happened to be traced. Nothing that is the same in every repeat (a meter's band, the watts that time share
-assumes) is in these intervals.
+A repeat does the same steps on a machine in a different state: other neighbours, clocks, temperatures. Such changes are
+slow, continue between runs as within one, and do not average out. So a repeat is assumed to differ from this run as one
+twelfth of this run differs from another, per step (the floor of the Allan deviation of flicker noise). Work carried
+over from a few traced steps has a second error, which a repeat draws anew: that of the choice of traced steps. Errors
+that are the same in every repeat (a meter's band, the watts that time share assumes) are not in these intervals.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from torchwatt.core.units import NS_PER_S
 
 BLOCKS = 12
 LEAST_BLOCKS = 4
-APART_S = 600.0  # repeats are taken to lie ten minutes apart: slower changes than that are in no interval
-# One traced step says nothing about how far it is from others; our own default, with the weight of so many more.
+APART_S = 600.0  # repeats are assumed to lie ten minutes apart: slower changes are not included
+# One traced step has no spread; our own default, with the weight of this many more steps.
 ASSUMED_REL_SD, ASSUMED_FREEDOM = 0.3, 3.0
-SAME_TEMPLATE_REL = 0.02  # filled steps whose shares differ by less were filled from the same traced step
-NUMBERS = 2_000_000  # steps x slots: beyond, neighbouring steps are taken together
+SAME_TEMPLATE_REL = 0.02  # filled steps whose shares differ by less have the same template
+NUMBERS = 2_000_000  # steps x slots: beyond, neighbouring steps are merged
 CHUNK_NUMBERS = 500_000  # of them, at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """A run cut at the starts of its steps; each interval has a block, -1 where its like comes only once.
+    """A run cut at the starts of its steps; each interval has a block, -1 for work that occurs only once.
 
-    `steps` is how many steps an interval stands for, `stage` the stage of each block.
+    `steps` is the number of steps in an interval, `stage` the stage of each block.
     """
 
     t_ns: IntArray
@@ -53,14 +52,14 @@ class Grid:
 
 
 def grid_of(curve: EnergyCurve, trace: Trace, columns: int, steps: Sequence[tuple[int, int]] = ()) -> Grid:
-    """Cut a curve at the steps of its run, or, where there are none, into blocks of equal time.
+    """Cut a curve at the steps of its run, or, without steps, into blocks of equal time.
 
-    The first step is warm-up, and comes once in every repeat. A stage with too few steps or readings has no blocks.
+    The first step is warm-up, and occurs once in every repeat. A stage with too few steps or readings has no blocks.
 
     Args:
         curve: Of the domain.
         trace: Its steps and their stages.
-        columns: How many slots will be looked at: of very many steps and slots, neighbouring steps are taken together.
+        columns: Number of slots to be compared: with very many steps and slots, neighbouring steps are merged.
         steps: Those on the device's own timeline, where they are known.
     """
     steps = steps or trace.steps
@@ -69,7 +68,7 @@ def grid_of(curve: EnergyCurve, trace: Trace, columns: int, steps: Sequence[tupl
     starts, stages, counts = _merge_steps(trace, steps, max(NUMBERS // max(columns, 1), 4 * BLOCKS))
     edges = np.concatenate(([curve.start_ns], starts, [steps[-1][1], curve.end_ns]))
     edges = np.maximum.accumulate(np.clip(edges, curve.start_ns, curve.end_ns))
-    owner = np.concatenate(([-1], np.arange(len(starts)), [-1]))  # whose each interval is
+    owner = np.concatenate(([-1], np.arange(len(starts)), [-1]))  # step of each interval; -1: none
     keep = np.diff(edges) > 0
     owner, t_ns = owner[keep], np.concatenate((edges[:-1][keep], edges[-1:]))
     owner[_touches_silence(curve, t_ns)] = -1
@@ -87,7 +86,7 @@ def grid_of(curve: EnergyCurve, trace: Trace, columns: int, steps: Sequence[tupl
 
 
 def _merge_steps(trace: Trace, steps: Sequence[tuple[int, int]], most: int) -> tuple[IntArray, list[str], FloatArray]:
-    """Return start, stage and number of steps, of neighbours together where there are more than `most`."""
+    """Return start, stage and number of steps, with neighbours merged where there are more than `most`."""
     stages = trace.step_stages if len(trace.step_stages) == len(steps) else ("",) * len(steps)
     counts = trace.step_counts if len(trace.step_counts) == len(steps) else (1,) * len(steps)
     size = -(-len(steps) // most)
@@ -107,7 +106,7 @@ def _by_time(curve: EnergyCurve) -> Grid:
 
 
 def _touches_silence(curve: EnergyCurve, t_ns: IntArray) -> np.ndarray:
-    """Tell which intervals touch a silence, whose joules nobody knows."""
+    """Return which intervals overlap a silent interval, in which the energy is unknown."""
     touched = np.zeros(len(t_ns) - 1, dtype=np.bool_)
     for lo, hi in curve.silent:
         touched |= (t_ns[:-1] < hi) & (t_ns[1:] > lo)
@@ -116,7 +115,7 @@ def _touches_silence(curve: EnergyCurve, t_ns: IntArray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spread:
-    """How far a repeat may be from this run, each a standard deviation in joules.
+    """Differences between repeats, each a standard deviation in joules.
 
     `drift_j` is what slow changes of the machine do to each slot, `traced_j` the error of what traced steps filled in,
     with `freedom` degrees; `total_j` and `freedom_total` are the drift of the domain's total. None: cannot be told.
@@ -130,11 +129,11 @@ class Spread:
 
     @property
     def traced_sd_j(self) -> FloatArray:
-        """Return the error of the traced steps as of a normal distribution whose 90 % are as wide."""
+        """Return the error of the traced steps as the SD of a normal distribution with equal 90 % interval."""
         return np.asarray(self.traced_j * student_quantile(self.freedom) / Z90, dtype=np.float64)
 
     def rescaled(self, joules: FloatArray, errors: FloatArray) -> Spread:
-        """Return the spread after each slot's joules, and their errors, became so many times what they were."""
+        """Return the spread after multiplication of each slot's joules, and of their errors, by factors."""
         return replace(self, drift_j=self.drift_j * joules, traced_j=self.traced_j * errors)
 
     def total_half_j(self, reading_j: float) -> float:
@@ -157,14 +156,14 @@ class Spread:
 def spread_of(
     parts: Exposure, power_w: FloatArray, grid: Grid, slots: Sequence[Slot], rel_sd: Mapping[int, float]
 ) -> Spread | None:
-    """Compare a run's blocks with each other, and its traced steps.
+    """Compare a run's blocks with each other, and its traced steps; None without blocks.
 
     Args:
         parts: Seconds of each slot in each interval of the grid, with the curve's joules.
         power_w: Watts of each slot, by which an interval's joules are split.
         grid: Of the same intervals.
-        slots: What each column is.
-        rel_sd: By column, how far its share differs between traced windows, where tracing knows it.
+        slots: Of the columns.
+        rel_sd: By column, the relative SD of its share between traced windows, where known.
     """
     if not grid.known:
         return None
@@ -207,7 +206,7 @@ def reading_shares_j(curve: EnergyCurve, energy_j: FloatArray) -> FloatArray:
 
 
 def whole_interval_j(curve: EnergyCurve, trace: Trace) -> tuple[float, float] | tuple[None, None]:
-    """Return what another repeat would give of a domain that is not split, 90 %; None where that cannot be told."""
+    """Return the 90 % interval between repeats of an unsplit domain's joules; None where it cannot be estimated."""
     grid = grid_of(curve, trace, 1)
     one = np.arange(len(grid.block))
     seconds = np.diff(grid.t_ns) / NS_PER_S
@@ -229,7 +228,7 @@ def _freedom(grid: Grid) -> int:
 
 
 def _relative_spread(joules: FloatArray, grid: Grid) -> FloatArray:
-    """Return (stages, columns): how far blocks of a stage differ, per step and relative to their mean."""
+    """Return (stages, columns): SD between blocks of a stage, per step and relative to their mean."""
     found = grid.block >= 0
     count = np.bincount(grid.block[found], grid.steps[found], len(grid.stage))
     sums = np.zeros((len(grid.stage), joules.shape[1]))
@@ -248,12 +247,12 @@ def _relative_spread(joules: FloatArray, grid: Grid) -> FloatArray:
 def flicker_ratio(apart: float, blocks: int) -> float:
     """Return the variance between runs over that between the blocks of one run, of flicker noise.
 
-    Barnes, Tables of bias functions B1 and B2 (NBS Technical Note 375, 1969): what 1/f noise does to averages over
-    times with pauses between them, and to so many that follow each other.
+    Barnes, Tables of bias functions B1 and B2 (NBS Technical Note 375, 1969): the effect of 1/f noise on averages over
+    times with pauses between them, and over consecutive times.
 
     Args:
         apart: From the start of a run to that of the next, in lengths of a run, at least 1.
-        blocks: Into so many the run is cut.
+        blocks: Number of blocks of the run.
     """
     before = (apart - 1.0) ** 2 * np.log(apart - 1.0) if apart > 1.0 else 0.0
     between = ((apart + 1.0) ** 2 * np.log(apart + 1.0) + before) / 2.0 - apart**2 * np.log(apart)
@@ -284,10 +283,10 @@ def _by_stage(joules: FloatArray, grid: Grid) -> FloatArray:
 def _traced_error(
     own: FloatArray, carried: FloatArray, template: FloatArray, energy_j: FloatArray, assumed_rel: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the error that each slot's joules have from the steps that were traced, and its degrees of freedom.
+    """Return the error of each slot's joules due to the choice of traced steps, and its degrees of freedom.
 
-    Steps in a row that were filled from the same traced step are one observation, weighted by its joules; so a run
-    filled from four steps has an error of about a half of how far those four differ, however long it is.
+    Consecutive steps filled from the same traced step are one observation, weighted by its joules; so a run filled from
+    four steps has an error of about half the spread of those four, independent of its length.
     """
     weight = energy_j / max(float(energy_j.sum()), 1e-12)
     filled = carried > 0.5 * own

@@ -1,8 +1,8 @@
-"""What a GPU's energy counter covers: the GPU alone, or the superchip (module) with its CPU and memory.
+"""Determine what a GPU's energy counter covers: the GPU alone, or the superchip (module) with its CPU and memory.
 
-On Grace-Hopper and Grace-Blackwell NVML's total-energy counter is the whole module, while power is read by scope
-(zeus, pull request 172). No product name decides: the counter's joules are compared with integrated power at scope GPU
-and at scope MODULE, over everything that was recorded.
+On Grace-Hopper and Grace-Blackwell NVML's total-energy counter is the whole module, while power is read by scope (zeus,
+pull request 172). Instead of product names, the counter's joules are compared with integrated power at scope GPU and at
+scope MODULE, over the whole recording.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from torchwatt.core.terms import MODULE_POWER, Domain
 from torchwatt.core.units import NS_PER_S
 
 Scope = Literal["gpu", "module", "unknown"]
-CONTAINS = "contains"  # a module's fact: the GPUs that are parts of it, as a ;-list
+CONTAINS = "contains"  # a module's fact: its GPUs, as a ;-list
 
-LEAST_NS = NS_PER_S  # a shorter comparison is one of a few publications
-PUBLISHED_S = 0.1  # how late a counter may be, once: NVML publishes every 100 ms at the most seldom that was seen
-# The module must draw so much more than the GPU that a counter can follow one of the two.
+LEAST_NS = NS_PER_S  # a shorter comparison contains only a few publications
+PUBLISHED_S = 0.1  # latency of a counter at one end: the longest publication interval of NVML observed is 100 ms
+# The module must draw this much more than the GPU, or the counter's scope cannot be determined.
 APART_REL = 0.1
-# How far the counter may lie from the scope that it follows, as a part of the distance between the two: power sensors
+# Distance of the counter from the scope that it follows, as a part of the distance between the two: power sensors are
+# accurate to 5 %, and a quarter of a module's power is its CPU's and memory's.
 # are good to 5 %, and a quarter of a module's power is its CPU's and memory's.
 NEAR = 0.35
-# Two GPUs whose module power is alike to this, over the run and in each second of it, are on one module.
+# Two GPUs whose module power agrees to this, in total and in each second, are on one module.
 ALIKE_REL, ALIKE_SECOND_REL = 0.02, 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """Joules of one GPU over the time for which all three were read, and the scope that they tell."""
+    """Joules of one GPU over the time in which all three were read, and the resulting scope."""
 
     counter_j: float
     gpu_j: float
@@ -52,18 +53,18 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scoped:
-    """A recording in which every counter is its own domain's, and what had to be said about it."""
+    """A recording in which every counter belongs to its own domain, and events."""
 
     recording: Recording
     events: tuple[Event, ...] = ()
 
 
 def by_scope(recording: Recording, window: tuple[int, int] | None = None) -> Scoped:
-    """Give each counter that covers a module to a domain `module:<n>`, and its GPU the power at scope GPU.
+    """Assign each counter that covers a module to a domain `module:<n>`, and give its GPU the power at scope GPU.
 
-    Where the scope cannot be told, the GPU's joules come from power at scope GPU, and its band reaches to what the
-    counter says. A recording without module power comes back as it is, but for the bands of counters that disagree
-    with the power beside them; `window` is the run's.
+    Where the scope is ambiguous, the GPU's joules come from power at scope GPU, and its band includes the counter's
+    value. A recording without module power is unchanged except for the bands of counters that disagree with the power
+    beside them; `window` is the run's.
     """
     compared = {meter.domain: compare(meter, recording) for meter in recording.meters if meter.domain.kind == "gpu"}
     events: list[Event] = []
@@ -89,7 +90,7 @@ def by_scope(recording: Recording, window: tuple[int, int] | None = None) -> Sco
 
 
 def compare(meter: Meter, recording: Recording) -> Compared | None:
-    """Return what a GPU's counter follows; None without a counter, or without a module that draws more than the GPU."""
+    """Return the scope of a GPU's counter; None without a counter, or without a module that draws more than the GPU."""
     counter, power = meter.channel("counter"), meter.channel("power")
     module = _integral(recording.get(f"{meter.domain}/{MODULE_POWER}"))
     gpu = _integral(recording.get(power.key)) if power is not None and _at_gpu_scope(power) else None
@@ -133,7 +134,7 @@ def _scope(counter_j: float, gpu_j: float, module_j: float, seconds: float) -> t
 
 
 def _at_gpu_scope(channel: Channel) -> bool:
-    """Tell whether a power is read by scope; what the oldest call, `nvml_power`, covers on a superchip is not known."""
+    """Return whether a power has a scope; the scope of the oldest call, `nvml_power`, on a superchip is unknown."""
     return channel.sensor in {"nvml_power_instant", "nvml_power_average"}
 
 
@@ -148,7 +149,7 @@ def _integral(series: Series | None) -> Integral | None:
 
 
 def _common(start_ns: int, end_ns: int, integrals: Sequence[Integral], silent: Sequence[tuple[int, int]]) -> IntArray:
-    """Return the stretches in which everything was read, (n, 2) instants."""
+    """Return the intervals in which everything was read, (n, 2) instants."""
     lo = max(start_ns, *(int(t_ns[0]) for t_ns, _, _ in integrals))
     hi = min(end_ns, *(int(t_ns[-1]) for t_ns, _, _ in integrals))
     whole = np.array([[lo, hi]] if hi > lo else [], dtype=np.int64).reshape(-1, 2)
@@ -156,7 +157,7 @@ def _common(start_ns: int, end_ns: int, integrals: Sequence[Integral], silent: S
 
 
 def _dropped(channel: Channel, by_domain: dict[Domain, Compared | None]) -> bool:
-    """Tell whether readings are no longer the GPU's own: those of a counter that does not cover it alone."""
+    """Return whether readings are no longer the GPU's own: those of a counter that does not cover it alone."""
     compared = by_domain.get(channel.domain)
     if compared is None or compared.scope == "gpu":
         return False
@@ -168,7 +169,7 @@ def _noted(meter: Meter, note: str) -> Meter:
 
 
 def _by_power(meter: Meter, compared: Compared) -> Meter:
-    """Return a GPU's meter without its counter; where that may have been its own, the band reaches to it."""
+    """Return a GPU's meter without its counter; where that may have been its own, the band includes its value."""
     channels = tuple(channel for channel in meter.channels if channel.quantity != "counter")
     if compared.scope == "module":
         channels = tuple(channel for channel in channels if channel.name != MODULE_POWER)
@@ -185,7 +186,7 @@ def _by_power(meter: Meter, compared: Compared) -> Meter:
 
 
 def _without_module_ring(gpu: Meter, recording: Recording) -> Meter:
-    """Leave out a driver's ring of samples that follows the module: layers would be fitted to its CPU, too."""
+    """Remove a driver's ring of samples that follows the module: layers would be fitted to its CPU, too."""
     module, polled = (_integral(recording.get(f"{gpu.domain}/{name}")) for name in (MODULE_POWER, "power"))
     rings = [channel for channel in gpu.channels if channel.stamped]
     if module is None or polled is None or not rings:
@@ -219,7 +220,7 @@ def _scope_event(meter: Meter, compared: Compared, recording: Recording) -> Even
 
 
 def covering_groups(covering: Sequence[Meter], recording: Recording) -> list[list[Meter]]:
-    """Put GPUs of one module together: the same CPUs beside them, where that is told, and the same module power."""
+    """Group GPUs of one module: equal CPU affinity, where known, and equal module power."""
     groups: list[list[Meter]] = []
     for meter in covering:
         home = next((group for group in groups if _together(group[0], meter, recording)), None)
@@ -273,7 +274,7 @@ def _module(index: int, group: Sequence[Meter]) -> Meter:
 
 
 def _moved(module: Meter, recording: Recording) -> list[Series]:
-    """Return the readings of a module, which were filed under its first GPU."""
+    """Return the readings of a module, which are stored under its first GPU."""
     gpu = (module.fact(CONTAINS) or "").partition(";")[0]
     names = {"energy": "energy", "power": MODULE_POWER}
     found = ((channel, recording.get(f"{gpu}/{names[channel.name]}")) for channel in module.channels)

@@ -1,4 +1,4 @@
-"""One sentence per domain: how its joules are known."""
+"""Describe the method of each domain in one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _METER = {
 
 
 def how_known(found: Metered, ledger: Ledger, how: Fit | DeviceBooks | None) -> str:
-    """Say how a domain's total and its layers are known, and what the meter's band is."""
+    """Return the sentence on a domain's method, its layers' method, and the meter's band."""
     parts = [_METER.get(ledger.method, ledger.method)]
     if ledger.method == "counter" and found.polls is None:
         parts.append("the run's ends lie between two of its publications")
@@ -49,7 +49,7 @@ def _layers(fit: Fit | None) -> str:
 
 
 def _device(books: DeviceBooks) -> list[str]:
-    """Say which sensor saw the layers, through which kernel, and what fell back."""
+    """Return the clauses on the layers' sensor, its response, and fallbacks."""
     fit = books.fit
     parts = [f"layers by their share of busy time ({fit.reason})"]
     if fit.fitted and fit.estimate is not None:

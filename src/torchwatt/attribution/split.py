@@ -28,9 +28,10 @@ TRIAL_NS = 1_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """A curve, the slots that could own its joules, and what each got.
+    """A curve, its slots, and the joules of each.
 
-    `energy_j` is what alike modules share; `spread` how far a repeat may be from it, None where that cannot be told.
+    `energy_j` is after shrinkage of alike modules; `spread` the spread between repeats, None where it cannot be
+    estimated.
     """
 
     curve: EnergyCurve
@@ -45,14 +46,14 @@ class Split:
 
     @property
     def interval_j(self) -> tuple[float, float] | tuple[None, None]:
-        """Return what another repeat would give of the domain, 90 %."""
+        """Return the 90 % interval between repeats of the domain's joules."""
         if self.spread is None:
             return None, None
         total_j, half_j = self.curve.total_j, self.spread.total_half_j(self.curve.u_j)
         return max(total_j - half_j, 0.0), total_j + half_j
 
     def entries(self, static_w: float | None, band: Band | None) -> tuple[Entry, ...]:
-        """Make one entry for every slot that had time or joules; `band` is the meter's."""
+        """Return one entry for every slot with time or joules; `band` is the meter's."""
         time_s, energy_j = self.exposure.time_s(), self._exact_j()
         carried, calls = self._carried_share(time_s), calls_of(self.trace, self.curve, len(self.slots))
         reading_j = reading_shares_j(self.curve, energy_j)
@@ -103,7 +104,7 @@ class Split:
         )
 
     def _exact_j(self) -> FloatArray:
-        """Give the last bits that summation rounded away to the largest slot."""
+        """Return the joules, with the rounding error of their sum added to the largest slot."""
         energy_j = self.energy_j.copy()
         energy_j[int(np.argmax(energy_j))] += self.curve.total_j - fsum(energy_j)
         return energy_j
@@ -113,9 +114,9 @@ class Split:
         return np.divide(carried_s, time_s, out=np.zeros_like(time_s), where=time_s > 0)
 
     def _unknown_j(self, i: int) -> float:
-        """Return how far the slot's joules may be from the true ones whatever the repeat: 90 %.
+        """Return half the 90 % interval of the slot's joules against the true value, in every repeat.
 
-        The fit's own uncertainty; where time is shared, how far the powers of layers usually spread.
+        The fit's own uncertainty; where time is shared, the usual spread of layers' powers.
         """
         return Z90 * float(self.booked.sd_j[i]) if self.booked.sd_j is not None else 0.0
 
@@ -131,7 +132,7 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
     curve = moving(curve) if curve.provenance == "measured" else curve
     slots = (*trace.slots, *GAP_SLOTS)
     idle = np.array([slot.fqn in {IDLE, OUTSIDE} for slot in slots])
-    # One cut that reaches back far enough for every lag; what lies before the first span is outside.
+    # One cut that reaches back far enough for every lag; time before the first span is outside.
     cut = pieces(trace, curve.start_ns - max(LAGS_NS) - 2 * TRIAL_NS, curve.end_ns)
     named = name_gaps(cut, trace, process_cpu)
     group = alike_groups(slots, trace.modules)
@@ -161,16 +162,16 @@ def _ratio(after: FloatArray, before: FloatArray) -> FloatArray:
 
 
 def moving(curve: EnergyCurve) -> EnergyCurve:
-    """Join intervals in which the meter did not move to the next one in which it did, at the end to the one before.
+    """Merge intervals in which the meter did not move with the next in which it did; at the end with the one before.
 
-    What is metered draws power all the time: these joules were read later, or never, and what ran meanwhile was not
-    free. Silences, of which nothing is known, stay as they are: what is joined lies between two of them.
+    A metered device always draws power: the joules of these intervals were published later, or never. Silent intervals
+    are kept: merged ones lie between two of them.
     """
     unheard = curve.unheard()
-    still = np.concatenate(([False], (np.diff(curve.energy_j) == 0) & ~unheard))  # into each point
+    still = np.concatenate(([False], (np.diff(curve.energy_j) == 0) & ~unheard))  # of the interval before each point
     bound = np.concatenate((unheard, [True])) | np.concatenate(([True], unheard))
     keep = ~still | bound
-    for end in np.flatnonzero(still & bound).tolist():  # it stood still at the end of a stretch
+    for end in np.flatnonzero(still & bound).tolist():  # constant at the end of a part
         last = int(np.flatnonzero(keep[:end])[-1])  # the point of its latest move
         keep[last] = bound[last]
     if keep.all():
@@ -187,7 +188,7 @@ def _booked(
 
 
 def _with_lag(booked: Booked, later: Booked, lag: Lag) -> Booked:
-    """Add what a wrong lag would do to every slot at once: the change of its joules for one more millisecond."""
+    """Add the error of the lag, common to all slots: the change of each slot's joules for one more millisecond."""
     if booked.sd_j is None:
         return booked
     moved_j = (later.energy_j - booked.energy_j) * (lag.sd_ns / TRIAL_NS)

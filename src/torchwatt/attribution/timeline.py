@@ -1,4 +1,4 @@
-"""Who owned each instant: nested spans flattened to the innermost one, threads sharing by a stated rule."""
+"""Assign each instant to the innermost span of each thread; concurrent threads share by CPU time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.trace import Trace
 
 NOBODY = -1
-LEAST_BUSY = 1e-3  # a thread that only waits has a part too, or its joules would be none
+LEAST_BUSY = 1e-3  # a thread that only waits gets a part as well
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pieces:
-    """Stretches of time, each owned by a slot with a weight; at every instant the weights add up to 1.
+    """Intervals, each with a slot and a weight; at every instant the weights add up to 1.
 
-    `slot` is an index into the trace's slots, NOBODY for gaps. `filled` marks carried-over ownership.
+    `slot` is an index into the trace's slots, -1 for gaps. `filled` marks carried-over work.
     """
 
     start_ns: IntArray
@@ -28,13 +28,13 @@ class Pieces:
 
 
 def flatten(start_ns: IntArray, end_ns: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Cut the spans of one thread into stretches owned by the innermost span.
+    """Cut the spans of one thread into intervals of the innermost span.
 
-    Spans that are not properly nested (a generator suspended inside a module) are clipped to the span they
-    started in; the rest of theirs is nobody's.
+    Spans that are not properly nested (a generator suspended inside a module) are clipped to the span they started in;
+    the remainder is dropped.
 
     Returns:
-        Start, end and span index of each stretch, in time order, without gaps inside the outermost spans.
+        Start, end and span index of each interval, in time order, without gaps inside the outermost spans.
     """
     order = np.lexsort((-end_ns, start_ns))
     order = order[end_ns[order] > start_ns[order]]
@@ -45,7 +45,7 @@ def flatten(start_ns: IntArray, end_ns: IntArray) -> tuple[IntArray, IntArray, I
     parent = _parents(start, end)
     index = np.arange(len(order))
     times = np.concatenate((end, start))
-    after = np.concatenate((parent, index))  # who owns the time after each event
+    after = np.concatenate((parent, index))  # the innermost span after each event
     # At a tie, ends come before starts, and inner spans end before the outer ones that end with them.
     kind = np.repeat([0, 1], len(order))
     by_time = np.lexsort((np.concatenate((-index, index)), kind, times))
@@ -73,7 +73,7 @@ def _parents(start: IntArray, end: IntArray) -> IntArray:
 
 
 def pieces(trace: Trace, start_ns: int, end_ns: int) -> Pieces:
-    """Cut a window into pieces; threads that work at the same time share it by their CPU time, where that is known."""
+    """Cut a window into pieces; concurrent threads share it by their CPU time, where known."""
     parts = []
     for thread in np.unique(trace.thread):
         mine = np.flatnonzero(trace.thread == thread)
@@ -103,7 +103,7 @@ def pieces(trace: Trace, start_ns: int, end_ns: int) -> Pieces:
 
 
 def _busy(trace: Trace) -> FloatArray:
-    """Return for each span the part of its time that its thread spends on a CPU; all alike where that is not known."""
+    """Return for each span the part of its time that its thread spends on a CPU; 1 for all where unknown."""
     if not len(trace) or len(trace.thread_busy) <= int(trace.thread.max()):
         return np.ones(len(trace))
     return np.maximum(np.array(trace.thread_busy, dtype=np.float64), LEAST_BUSY)[trace.thread]
@@ -115,7 +115,7 @@ def _gap_only(start_ns: int, end_ns: int) -> Pieces:
 
 
 def _split_at_each_other(lo: IntArray, hi: IntArray, span: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Cut every stretch wherever any other begins or ends, so that equal starts mean equal stretches."""
+    """Cut every interval wherever another begins or ends, so that equal starts mean equal intervals."""
     cuts = np.unique(np.concatenate((lo, hi)))
     first, last = np.searchsorted(cuts, lo), np.searchsorted(cuts, hi)
     which = np.repeat(np.arange(len(lo)), last - first)
@@ -125,7 +125,7 @@ def _split_at_each_other(lo: IntArray, hi: IntArray, span: IntArray) -> tuple[In
 
 
 def gaps(lo: IntArray, hi: IntArray, start_ns: int, end_ns: int) -> tuple[IntArray, IntArray]:
-    """Return the stretches of the window in which nobody works."""
+    """Return the intervals of the window without any work."""
     order = np.argsort(lo, kind="stable")
     reach = np.maximum.accumulate(np.concatenate(([start_ns], hi[order])))
     nxt = np.concatenate((lo[order], [end_ns]))

@@ -1,4 +1,4 @@
-"""What an integral of power has not seen: between the sensor's updates, at the run's ends, and of a step's phases.
+"""Uncertainty of integrated power between the sensor's updates, at the run's ends, and from unsampled step phases.
 
 A sensor that updates every 100 ms and looks at 25 of them says nothing of the other 75 (arXiv 2312.02741). Where steps
 and updates drift past each other, all phases of a step are seen in time, and the error of the mean is that of a sample.
@@ -23,31 +23,32 @@ from torchwatt.core.meter import FloatArray, IntArray, Meter, Series
 from torchwatt.core.report import Z90
 from torchwatt.core.units import NS_PER_S
 
-# Readings in a row are alike, so a mean of n of them is known less well than sd / sqrt(n).
+# Consecutive readings are correlated, so the error of a mean of n of them is larger than sd / sqrt(n).
 ALIKE = 1.6
 LEAST_STEPS = 3  # fewer do not show a repetition
-# Steps whose starts stray by so much of a step from a perfect clock come by all phases, whatever the sensor's period.
+# Steps whose starts deviate by this much of a step from a periodic clock are sampled in all phases.
 STRAYING = 0.3
-# Updates dated worse than this part of a step do not say which phases they saw.
+# Updates with a larger timing error, as a part of a step, have no known phase.
 DATED = 0.125
-# A grid of updates that are read less often than this each may as well be another one.
+# With fewer polls per update the fitted grid is unreliable.
 POLLS = 2.5
-# A part of a step as long as this is known by the phases beside it.
+# A part of a step up to this length is interpolated from the phases beside it.
 FINE = 0.05
 CHANCE = 0.05
-# What makes up less than 2.3 / n of the time is missed by n looks at it in one of ten cases: 0.1 = (1 - 2.3 / n) ** n.
+# Work in less than 2.3 / n of the time is missed by n samples in one of ten cases: 0.1 = (1 - 2.3 / n) ** n.
 MISSED = 2.3
-# Where a device tells no limit: no board on the market in 2026 is sold for more than 1.4 kW, most for less than 700 W.
+# For devices without a known limit: no board on the market in 2026 is sold for more than 1.4 kW, most for less than
+# 700 W.
 LIMIT_W = {"gpu": 1000.0, "cpu": 500.0}
 LIMIT_ELSE_W = 2000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """What is not known of a run's joules.
+    """The uncertainty of a run's joules due to sampling.
 
-    `u_j` is the standard uncertainty of a sample of the run's power; `share` the part of the run of which nothing was
-    seen because its phases never met an update; there power was anything from 0 to `limit_w`.
+    `u_j` is the standard uncertainty of a sample of the run's power; `share` the part of the run whose phases were
+    never sampled, in which power was anything from 0 to `limit_w`.
     """
 
     u_j: float
@@ -55,7 +56,7 @@ class Unseen:
     limit_w: float
 
     def band(self, energy_j: float, seconds: float) -> tuple[float, float]:
-        """Return how far the joules may be below and above, as parts of them."""
+        """Return the lower and upper deviation of the joules, as parts of them."""
         if self.share <= 0 or energy_j <= 0:
             return 0.0, 0.0
         return -self.share, self.share * max(self.limit_w * seconds / energy_j - 1.0, 0.0)
@@ -63,7 +64,7 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Updates:
-    """When a sensor updated and what it said then, in seconds since `origin_ns`; `sd_s` is how well that is dated."""
+    """A sensor's updates and their values, in seconds since `origin_ns`; `sd_s` is their timing error."""
 
     origin_ns: int
     at_s: FloatArray
@@ -79,9 +80,9 @@ class Updates:
 
 
 def updates_of(power: Series) -> Updates:
-    """Find a sensor's updates: on its grid where it has one, else where its value changed.
+    """Return a sensor's updates: on its grid where it has one, else where its value changed.
 
-    Of a sensor that never changes each reading is taken for an update, dated no better than the whole series.
+    If the value never changes, each reading counts as an update, with the length of the series as timing error.
     """
     origin_ns, watts = int(power.t_ns[0]), power.raw * power.channel.scale
     poll_s = float(np.median(np.diff(power.t_ns))) / NS_PER_S
@@ -98,7 +99,7 @@ def updates_of(power: Series) -> Updates:
 
 
 def window_s(power: Series, model: str, period_s: float) -> tuple[float, float]:
-    """Return over how long an update averages: what is sure, and what it may be at most."""
+    """Return the averaging window of an update in s: a certain minimum, and a possible maximum."""
     family, sensor = family_of(model), power.channel.sensor
     if sensor == "nvml_power_average":
         return ONE_SECOND.window_s, ONE_SECOND.window_s
@@ -111,12 +112,12 @@ def window_s(power: Series, model: str, period_s: float) -> tuple[float, float]:
 def unseen(
     power: Series, meter: Meter, start_ns: int, end_ns: int, steps: Sequence[tuple[int, int, int]] = ()
 ) -> Unseen:
-    """Return what the integral of a power sensor does not know of a run.
+    """Return the sampling uncertainty of the integral of a power sensor over a run.
 
     Args:
         power: Usable readings, those before and after the run included, at least two.
         meter: Theirs.
-        start_ns: Begin of the run.
+        start_ns: Start of the run.
         end_ns: Its end.
         steps: Start, end and number of the steps in each row, in time order.
     """
@@ -130,16 +131,16 @@ def unseen(
         return Unseen(u_j, 0.0, limit_w)
     of_run = min(sum(b - a for a, b, _ in inside) / (end_ns - start_ns), 1.0)
     share, grain = unseen_phases(every, inside, sure_s)
-    # What happens between two phases that were seen begins or ends anywhere between them.
+    # A change between two sampled phases may be anywhere between them.
     seen_w = every.between(start_ns, end_ns).power_w
     between_j = of_run * grain * (float(np.ptp(seen_w)) if len(seen_w) else 0.0) * (end_ns - start_ns) / NS_PER_S
     return Unseen(float(np.hypot(u_j, between_j / Z90)), of_run * share, limit_w)
 
 
 def sampling_u_j(power: Series, every: Updates, start_ns: int, end_ns: int, most_s: float) -> float:
-    """Return the standard uncertainty of a window's joules that comes from sampling power at intervals.
+    """Return the standard uncertainty of a window's joules due to sampling power at intervals.
 
-    The spread of the updates, as of a sample, and at both ends the power around there for as long as an update is old.
+    The spread of the updates, as of a sample, and at both ends the variation of power over an update's age.
     """
     seconds = (end_ns - start_ns) / NS_PER_S
     inside = every.between(start_ns, end_ns).power_w
@@ -179,17 +180,17 @@ def between_readings_j(power: Series, start_ns: int, end_ns: int) -> float:
 
 
 def _range_w(power: Series, t_ns: int, reach_s: float) -> float:
-    """Return by how much power changed around an instant."""
+    """Return the range of power around an instant, in W."""
     reach_ns = int(2 * reach_s * NS_PER_S)
     near = power.between(t_ns - reach_ns, t_ns + reach_ns).raw * power.channel.scale
     return float(np.ptp(near)) if len(near) else 0.0
 
 
 def unseen_phases(every: Updates, steps: Sequence[tuple[int, int, int]], window: float) -> tuple[float, float]:
-    """Return the share of a step's phases that no update looked at, and the longest gap that is none.
+    """Return the share of a step's phases without an update, and the longest gap between sampled ones.
 
-    Gaps between the phases that were seen count as far as they are longer than FINE, and than chance leaves between so
-    many updates.
+    Gaps between sampled phases count as far as they exceed FINE, and the gaps expected by chance for that number
+    of updates.
     """
     starts, ends, counts = (np.array(column, dtype=np.int64) for column in zip(*steps, strict=True))
     length_s = (ends - starts) / counts / NS_PER_S
@@ -206,7 +207,7 @@ def unseen_phases(every: Updates, steps: Sequence[tuple[int, int, int]], window:
         return 1.0, 0.0
     apart = np.diff(np.append(phase, phase[0] + 1.0))
     fine = max(float(np.log(len(phase))) / len(phase), FINE)
-    # How many gaps so long chance leaves between so many phases: of one that it never leaves all is unseen.
+    # Expected number of gaps of that length by chance: a longer gap counts in full.
     by_chance = len(phase) * np.maximum(1.0 - apart, 0.0) ** (len(phase) - 1) > CHANCE
     gaps = np.maximum(apart - window / step_s, 0.0)
     share = float(np.maximum(gaps - np.where(by_chance, fine, 0.0), 0.0).sum()) + MISSED / len(phase)
@@ -214,7 +215,7 @@ def unseen_phases(every: Updates, steps: Sequence[tuple[int, int, int]], window:
 
 
 def _strays(starts: IntArray, counts: IntArray, step_s: float) -> bool:
-    """Tell whether steps begin at all phases of any clock: their starts stray from a straight line."""
+    """Return whether steps begin at all phases of any clock: their starts deviate from a straight line."""
     number = np.concatenate(([0], np.cumsum(counts)[:-1])).astype(np.float64)
     at_s = (starts - starts[0]) / NS_PER_S
     if len(at_s) < LEAST_STEPS:
@@ -224,7 +225,7 @@ def _strays(starts: IntArray, counts: IntArray, step_s: float) -> bool:
 
 
 def _limit_w(meter: Meter, power: Series) -> float:
-    """Return the most that the device draws: its own limit, or what it was seen to draw if that is more."""
+    """Return the maximum power of the device: its own limit, or the highest reading if that is larger."""
     try:
         told_w = float(meter.fact("power_limit_w") or 0.0)
     except ValueError:

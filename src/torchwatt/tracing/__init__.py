@@ -1,4 +1,4 @@
-"""Tracing: who ran when. Importing this imports no torch; starting a `Tracer` does."""
+"""Record which module ran, and when. Importing this package imports no torch; starting a `Tracer` does."""
 
 from torchwatt.tracing.scope import Scope, scope
 from torchwatt.tracing.tracer import Tracer

@@ -1,4 +1,4 @@
-"""Calls that answer and do not train: their bounds are noted with few touches."""
+"""Record the bounds of outermost calls without gradients (inference) at low cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Wrapped = Callable[..., Any]
 
 
 class Host(Protocol):
-    """What this needs of the hub."""
+    """The attributes of the hub that are used here."""
 
     quiet: Quiet
     registry: Registry
@@ -29,15 +29,15 @@ class Host(Protocol):
 def answering(
     host: Host, newcomer: Callable[[Any], int], sequence_nr: Callable[[], int], graph_task_id: Callable[[], int]
 ) -> tuple[Callable[[Log], bool], Callable[..., Any]]:
-    """Return what says of a call outside any other whether it is noted here, and what notes it.
+    """Return a function that decides whether an outermost call is recorded here, and one that records it.
 
-    Such a call computes no gradients, or nothing of its thread ever did. It is a step of its own.
+    Such a call computes no gradients, or its thread never computed any. It counts as a step.
 
     Args:
-        host: Of the session.
-        newcomer: Gives a module its key.
-        sequence_nr: Autograd's number of the next node.
-        graph_task_id: Below zero outside backward calls.
+        host: The session's hub.
+        newcomer: Registers a module and returns its key.
+        sequence_nr: Returns autograd's number of the next node.
+        graph_task_id: Returns the id of the running backward call; below zero outside backward calls.
     """
     quiet, clock, signatures, called = host.quiet, host.clock_ns, host.signatures, host.quiet.called
     counted, key_of = signatures.counted, host.registry.by_id.get

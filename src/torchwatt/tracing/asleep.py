@@ -1,4 +1,4 @@
-"""Steps of which only the end was noted: filled from steps whose bounds were noted. Pure."""
+"""Fill steps of which only the end was recorded from steps whose bounds were recorded. Pure."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ from torchwatt.tracing.rows import BACKWARD_KEY, LIGHT_TASK, STEP_KEY
 from torchwatt.tracing.signatures import UNKNOWN, Signature
 from torchwatt.tracing.template import Call, Template, relative_sd
 
-MOST_STEPS = 512  # to choose from, evenly spread
-NEAR = 16  # templates that take turns
-NEIGHBOURS = 64  # steps that follow another
+MOST_STEPS = 512  # templates to choose from, evenly spread in time
+NEAR = 16  # templates used in turn around one instant
+NEIGHBOURS = 64  # following steps that one step is compared with
 NO_STEPS: IntArray = np.zeros((0, 2), dtype=np.int64)
-IN_GAPS = 0.7  # of what noting bounds costs lies beside the spans; cold caches make the spans longer, too
-CALM = 25.0  # percentile of lengths: of steps in which no other program ran
-DISTURBED = 4.0  # times the median length
+IN_GAPS = 0.7  # share of the cost of recording bounds that falls between spans; cold caches lengthen the spans as well
+CALM = 25.0  # percentile of lengths: of steps undisturbed by other programs
+DISTURBED = 4.0  # times the median length: a longer step was interrupted
 FEW_READINGS = 3  # of the CPU time in a step
-ENOUGH = 8  # steps of each sort before they are compared
-MOST_MARK_NS = 50_000.0  # per span: what is dearer is no cost of ours
+ENOUGH = 8  # steps of each kind needed for a comparison
+MOST_MARK_NS = 50_000.0  # per span: a larger difference is not caused by recording
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slots:
-    """Which modules slots stand for: key by slot; `beside` gives the slot of another module in the same phase."""
+    """Modules of slots: key by slot; `beside` returns the slot of another module in the same phase."""
 
     keys: Mapping[int, int] = field(default_factory=dict)
     beside: Callable[[int, int], int] = lambda slot, _: slot
     is_backward: Callable[[int], bool] = lambda _: False
-    modules: frozenset[int] = frozenset()  # those whose slots are theirs alone
+    modules: frozenset[int] = frozenset()  # those whose slots belong to one module only
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ran:
-    """Which modules ran in the outermost calls of a thread, by their start; None: not known of what is inside."""
+    """Modules that ran in the outermost calls of a thread, by the calls' starts."""
 
     start_ns: Sequence[int]
     counts: Sequence[Mapping[int, int]]
@@ -64,10 +64,10 @@ class Ran:
     # Modules called outside any other, optimizers, and `BACKWARD_KEY` for a backward call: those are always counted.
     outermost: frozenset[int] = frozenset()
     led_ns: IntArray = field(default_factory=lambda: NO_STEPS)  # forward pass and backward call, starts; shape (n, 2)
-    varying: frozenset[int] = frozenset()  # modules that are not always called as often
+    varying: frozenset[int] = frozenset()  # modules whose number of calls varies
 
     def within(self, start_ns: int, end_ns: int) -> tuple[Mapping[int, int], frozenset[int] | None]:
-        """Return the calls between two instants, and of which modules they are known; None: of all."""
+        """Return the calls between two instants, and the modules whose calls were counted; None: all."""
         total, over = Counter[int](), None
         for i in range(bisect.bisect_left(self.start_ns, start_ns), bisect.bisect_left(self.start_ns, end_ns)):
             total.update(self.counts[i])
@@ -76,27 +76,27 @@ class Ran:
         return total, over
 
     def sequence(self, start_ns: int, end_ns: int) -> Iterator[tuple[int, Mapping[int, int]]]:
-        """Yield when each call between two instants began, and what ran in it."""
+        """Yield the start of each call between two instants, and the modules that ran in it."""
         for i in range(bisect.bisect_left(self.start_ns, start_ns), bisect.bisect_left(self.start_ns, end_ns)):
             yield self.start_ns[i], self.counts[i]
 
     def straddles(self, start_ns: int, end_ns: int) -> bool:
-        """Say whether a backward call between two instants follows a forward pass that began before."""
+        """Return whether a backward call between two instants follows a forward pass that began earlier."""
         inside = (self.led_ns[:, 1] >= start_ns) & (self.led_ns[:, 1] < end_ns)
         return bool((self.led_ns[inside, 0] < start_ns).any())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Modules:
-    """Which modules ran when on a thread, how they lie in one another, and what slots stand for."""
+    """The module calls of a thread, the nesting of modules, and the modules of slots."""
 
     ran: Ran = field(default_factory=lambda: Ran((), (), ()))
     tree: Tree = field(default_factory=lambda: Tree({}, {}))
     slots: Slots = field(default_factory=Slots)
-    nodes: Mapping[int, int] = field(default_factory=dict)  # by the end of a step, sorted: the size of its graph
+    nodes: Mapping[int, int] = field(default_factory=dict)  # graph size by end of a step, sorted
 
     def nodes_of(self, steps: IntArray) -> list[int | None]:
-        """Return the size of the graph of each step, which may last a little longer than its end was noted."""
+        """Return the size of each step's graph; a step may last a little beyond its recorded end."""
         sizes, ends = list(self.nodes.values()), list(self.nodes)
         places = (np.searchsorted(np.array(ends, dtype=np.int64), steps[:, 1], side="right") - 1).tolist()
         begins = steps[:, 0].tolist()
@@ -104,19 +104,19 @@ class Modules:
 
 
 class StepBook:
-    """Steps of one thread whose bounds were noted, as templates whose owners are slots.
+    """Templates, by slot, of one thread's steps whose bounds were recorded.
 
     Args:
         spans: The thread's spans (slot, start_ns, end_ns, calls), in any order.
-        steps: Where such steps began and ended: start_ns, end_ns, start_ns, ...
-        traced: The same of steps that were traced: for those in which what ran in no other.
-        modules: Which of them ran when, and what slots stand for.
-        apart: Slots of what no other step has, our own work and compilations, which are taken out.
-        asleep: When the steps began of which only the end is noted, and how long they took, sorted; shape (n, 2). What
-            the others are longer is what noting their bounds costs: it is taken out, too.
-        cpu: Times, sorted, and the thread's CPU time by then; shape (n, 2). What other programs take from a step is no
-            part of it.
-        after_ns: How long torch is busy with a step after its end was noted.
+        steps: Bounds of such steps: start_ns, end_ns, start_ns, ...
+        traced: Bounds of the traced steps: for modules that ran in no other step.
+        modules: The modules' calls, and the modules of slots.
+        apart: Slots of the profiler's own work and of compilations, which are taken out.
+        asleep: Starts and lengths of the steps of which only the end was recorded, sorted; shape (n, 2). The excess
+            length of the other steps is the cost of recording their bounds, which is taken out, too.
+        cpu: Times, sorted, and the thread's CPU time at each; shape (n, 2). Time taken by other programs is not
+            part of a step.
+        after_ns: How long torch works on a step after its recorded end.
     """
 
     def __init__(
@@ -139,11 +139,11 @@ class StepBook:
         self._uncertain: dict[int, frozenset[int]] = {}
         self._composers: dict[tuple[frozenset[int], frozenset[int]], Composer] = {}
         self._sizes: dict[frozenset[int], GraphSizes] = {}
-        self.uncertain: set[int] = set()  # modules whose calls are not known
-        self.untold = False  # of some steps it is not known at all what ran
-        self.unlike: set[int] = set()  # modules that ran in steps that are like none, or that are like none themselves
-        self.unfilled: set[int] = set()  # modules that ran in steps that nothing fills
-        self.miscounted: set[int] = set()  # modules that ran more or less often than what fills their steps says
+        self.uncertain: set[int] = set()  # modules of which it is unknown whether they were called
+        self.untold = False  # there are steps of which no calls are known
+        self.unlike: set[int] = set()  # modules, or modules of steps, that are similar to no template
+        self.unfilled: set[int] = set()  # modules of steps that no template fills
+        self.miscounted: set[int] = set()  # modules that ran more or less often than in the step's template
         self._compared: dict[tuple[int, int], tuple[Template, Signature]] = {}
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
@@ -160,7 +160,7 @@ class StepBook:
         self._models.sort(key=lambda model: model.start_ns)
 
     def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
-        """Yield the steps among the records, each with the template that fills it: the near ones take turns."""
+        """Yield each step record with the template that fills it; templates near in time are used in turn."""
         for turn, i in enumerate(steps_among(records, kinds).tolist()):
             kind = int(records.kind[i])
             task = kinds.of[kind][3]
@@ -186,7 +186,7 @@ class StepBook:
                 yield i, template
 
     def _explained(self, ran: Signature) -> bool:
-        """Say whether a step's graph is as large as the calls make it that were counted in it."""
+        """Return whether the calls counted in a step account for the size of its graph."""
         if ran.part or not ran.over:
             return True
         if ran.nodes is None:
@@ -198,11 +198,11 @@ class StepBook:
         return self._sizes[ran.over].explain(ran.counts, ran.nodes)
 
     def _compare(self, template: Template, ran: Signature) -> None:
-        """Note the counted modules that a template of a step does not have as often as they ran in it."""
+        """Add to `miscounted` the counted modules that a template has more or less often than they ran in the step."""
         which = id(template), id(ran.counts)
         if which in self._compared:
             return
-        self._compared[which] = template, ran  # kept, so that no other has their ids
+        self._compared[which] = template, ran  # a reference, so that the ids are not reused
         told = Counter[int]()
         for slot, calls in calls_of(template).items():
             key = self._slots.keys.get(slot)
@@ -212,9 +212,9 @@ class StepBook:
         self.miscounted |= {key for key in counted if told[key] not in {ran.counts.get(key, 0), UNKNOWN_CALLS}}
 
     def _match(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
-        """Return the steps in which the same modules ran, with what may not have run given to what surely did.
+        """Return the steps in which the same modules ran, with time of uncertain modules given to enclosing ones.
 
-        Where steps of several kinds take turns (an inner and an outer loop), those with as many nodes are of one kind.
+        Where kinds of steps alternate (an inner and an outer loop), those with equal graph sizes are of one kind.
         """
         known = self._known(ran, uncertain)
         if ran.part:
@@ -226,7 +226,7 @@ class StepBook:
         return self._agreed(chosen, known) if ran.over else chosen
 
     def _beginning(self, model: _StepModel, ran: Signature) -> _StepModel | None:
-        """Return the first part of a step, if that is what ran in one that ended before its time."""
+        """Return the first part of a step whose calls match an interrupted step; None where no part does."""
         ran_until, counts = 0, Counter[int]()
         calls = list(self._ran.sequence(model.start_ns, model.end_ns))
         while ran_until < len(calls) and not ran.matches(counts):
@@ -239,10 +239,10 @@ class StepBook:
         return None if template is None else replace(model, template=template)
 
     def _agreed(self, models: Sequence[_StepModel], known: Sequence[_StepModel]) -> list[_StepModel]:
-        """Leave open how often what ran in steps where the same was counted, and which do not agree about it."""
+        """Mark the calls of an owner as unknown where steps with equal counts disagree about them."""
         calls = [calls_of(model.template) for model in known]
         differ = differing(calls)
-        if self._straddles:  # what ran in a backward pass was called in the step before
+        if self._straddles:  # a backward pass may run modules that were called in the step before
             slots = {slot for each in calls for slot in each}
             differ |= {slot for slot in slots if self._slots.is_backward(slot) and self._varies(slot)}
         return [replace(model, template=untold(model.template, differ.__contains__)) for model in models]
@@ -252,7 +252,7 @@ class StepBook:
         return key is not None and self._tree.enclosing(key, self._ran.varying) != key
 
     def _known(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
-        """Return the steps of which is known how often the counted modules ran."""
+        """Return the steps for which the calls of all counted modules are known."""
         known = [model for model in self._models if model.over is None or ran.over <= model.over]
         if not uncertain:
             return known
@@ -309,17 +309,17 @@ class _StepModel:
     template: Template
     counts: Mapping[int, int]
     over: frozenset[int] | None
-    traced: bool  # all its calls were logged, which made it longer
-    nodes: int | None  # of its graph, where that is known
+    traced: bool  # all its calls were logged, which lengthened it
+    nodes: int | None  # size of its graph; None: unknown
 
     @property
     def start_ns(self) -> int:
-        """Return when it began."""
+        """Return its start."""
         return self.bounds.start_ns
 
     @property
     def end_ns(self) -> int:
-        """Return when it ended."""
+        """Return its end."""
         return self.bounds.end_ns
 
 
@@ -327,7 +327,7 @@ Found = list[tuple[Call, IntArray, int | None]]
 
 
 def _found(spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns: int, modules: Modules) -> Found:
-    """Return each step without our own work and compilations, the spans in it, and how many nodes were made in it."""
+    """Return each step without profiler work and compilations, its spans, and the size of its graph."""
     bounds = np.array(steps, dtype=np.int64).reshape(-1, 2)
     bounds = bounds[:: max(len(bounds) // MOST_STEPS, 1)]
     following = np.append(spans[:, 1], np.iinfo(np.int64).max)[np.searchsorted(spans[:, 1], bounds)]
@@ -345,9 +345,9 @@ def _found(spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns
 
 
 def _on_cpu_clock(call: Call, spans: IntArray, cpu: IntArray) -> tuple[Call, IntArray]:
-    """Return a step and its spans with CPU times of the thread in place of times, where these were read often enough.
+    """Return a step and its spans on the thread's CPU clock where that was read often enough, else unchanged.
 
-    On a busy machine a step of 2 ms takes ten, and in which of its parts it waited is chance.
+    On a busy machine a step of 2 ms may take 10 ms, and the delay falls into an arbitrary part of it.
     """
     first, last = np.searchsorted(cpu[:, 0], (call.start_ns, call.end_ns + 1))
     if last - first < FEW_READINGS:
@@ -365,7 +365,7 @@ def _on_cpu_clock(call: Call, spans: IntArray, cpu: IntArray) -> tuple[Call, Int
 
 
 def _undisturbed(found: Found) -> Found:
-    """Leave out steps that lasted many times as long as others with as many nodes: another program ran meanwhile."""
+    """Discard steps much longer than others of equal graph size: another program ran meanwhile."""
     lengths = defaultdict[int | None, list[int]](list)
     for call, _, made in found:
         lengths[made].append(call.net_ns)
@@ -374,9 +374,9 @@ def _undisturbed(found: Found) -> Found:
 
 
 def _mark_ns(found: Found, asleep: IntArray) -> float:
-    """Return what noting one outermost span of a step costs.
+    """Return the cost of recording one outermost span of a step, in ns.
 
-    Steps are compared with the ones that followed: how fast a machine is may change from second to second.
+    Steps are compared with the steps that followed, since a machine's speed may change within seconds.
     """
     if len(asleep) < ENOUGH or len(found) < ENOUGH:
         return 0.0
@@ -391,7 +391,7 @@ def _mark_ns(found: Found, asleep: IntArray) -> float:
 
 
 def lengths_of(records: Records, asleep: IntArray) -> IntArray:
-    """Return when steps began and how long each took, without what lies in them, sorted; shape (n, 2)."""
+    """Return the start of each step and its length without nested records, in ns, sorted; shape (n, 2)."""
     steps = records.take(asleep)
     others = records.take(np.setdiff1d(np.arange(len(records)), asleep))
     top = top_level(others.start, others.end)
@@ -402,9 +402,9 @@ def lengths_of(records: Records, asleep: IntArray) -> IntArray:
 
 
 def _evened(models: Sequence[_StepModel]) -> list[_StepModel]:
-    """Give steps of one kind the usual length of each of their outermost parts.
+    """Give steps of one kind the median length of each of their outermost parts.
 
-    Another program that ran meanwhile made one part of one step longer; over many steps it makes all longer alike.
+    Another program lengthens one part of one step; over many steps it lengthens all parts equally.
     """
     groups: dict[tuple[int, ...], list[tuple[_StepModel, FloatArray]]] = defaultdict(list)
     for model in models:
@@ -429,7 +429,7 @@ def _warped(template: Template, bounds: FloatArray, usual: FloatArray) -> Templa
 
 
 def _first_part(template: Template, begun: NDArray[np.bool_]) -> Template | None:
-    """Return what a template consists of until the first span that had not begun."""
+    """Return the part of a template before its first span that had not begun."""
     part = float(template.first[~begun].min(initial=1.0))
     if part <= 0 or not begun.any():
         return None
@@ -449,6 +449,6 @@ def _net_template(call: Call, spans: IntArray, cost_ns: float) -> Template | Non
 
 
 def steps_among(records: Records, kinds: Kinds) -> IntArray:
-    """Return the indices of the records that stand for whole steps."""
+    """Return the indices of records that stand for whole steps."""
     own = [i for i, kind in enumerate(kinds.of) if kind[0] == "row" and kind[1] == STEP_KEY]
     return np.flatnonzero(np.isin(records.kind, own))

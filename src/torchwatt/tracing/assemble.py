@@ -1,4 +1,4 @@
-"""From logs to a trace: names, slots, spans, steps."""
+"""Build a trace from logs: names, slots, spans, steps."""
 
 from __future__ import annotations
 
@@ -61,27 +61,27 @@ FEW_UNITS = 1 << 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What one tracer may see of the hub; the first log is of the tracer's own thread."""
+    """What a tracer reads from the hub; the first log belongs to the tracer's own thread."""
 
     logs: tuple[Log, ...]
     start_ns: int
     end_ns: int
-    done_ns: int  # by then devices were done with the session's work
+    done_ns: int  # when the devices had finished the session's work
     registry: Registry
     scopes: Mapping[str, int]
     given: int | None  # key of the model that the user named
-    steps: tuple[Mark, ...]  # the user's own
+    steps: tuple[Mark, ...]  # as marked by the user
     cost_ns: int
     signatures: Sequence[Signature] = ()
     devices: Watch | None = None
-    most_filled: int = MAX_FILLED  # about so many spans that were not traced themselves
-    is_last: bool = False  # nobody else needs the devices: wait for what they did
-    functions: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # compiled ones: name, parameters
-    resumed: Mapping[int, int] = field(default_factory=dict)  # end of a step: when it began, where a pause was before
+    most_filled: int = MAX_FILLED  # approximate limit of spans that are filled in
+    is_last: bool = False  # no other session uses the devices: wait for their work
+    functions: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # compiled functions: name, parameters
+    resumed: Mapping[int, int] = field(default_factory=dict)  # by end of a step: its start after a pause
 
 
 def assemble(view: View, events: Sequence[Event]) -> Trace:
-    """Put together the trace of a view."""
+    """Build the trace of a view."""
     view.registry.refresh()
     return _Assembly(view).trace(events)
 
@@ -110,17 +110,17 @@ class _Assembly:
         self.columns = Columns()
         self.passed: dict[
             Log, list[tuple[int, int, int, int, int]]
-        ] = {}  # calls in steps of which only the end was noted
+        ] = {}  # calls in steps of which only the end was recorded
         self.carried: dict[int, float] = {}
         self.filled_calls = self.filled_steps = self.unfilled_steps = 0
         self.untold: set[int] = set()  # modules of which it is not always known whether they ran
-        self.unlike: set[int] = set()  # modules of which it is not known what ran in them, or what they took
+        self.unlike: set[int] = set()  # modules whose inner calls or durations are unknown
         self.unlike_calls = 0
-        self.unfilled: set[int] = set()  # modules that ran in steps that nothing fills
-        self.miscounted: set[int] = set()  # modules that ran more or less often than what fills their steps says
-        self.unseen: set[int] = set()  # modules of which no window shows what they do in a backward call
+        self.unfilled: set[int] = set()  # modules of steps that no template fills
+        self.miscounted: set[int] = set()  # modules that ran more or less often than in the step's template
+        self.unseen: set[int] = set()  # modules without backward work in any window
         self.untold_calls = self.untold_steps = 0
-        self.by_hand: dict[Log, IntArray] = {}  # steps of which only the end was noted, that no optimizer ended
+        self.by_hand: dict[Log, IntArray] = {}  # steps recorded by their ends only, without an optimizer step
         self.outermost = frozenset(self._outermost_keys())
         self.tree = self._tree()
         self.paths = {
@@ -129,7 +129,7 @@ class _Assembly:
         }
 
     def _tree(self) -> Tree:
-        """Return how those modules lie in one another that were called, and those like them."""
+        """Return the nesting of the modules that were called, and of similar ones."""
         called = {int(key) for key in self.used if key > 0}
         called.update(key for each in self.view.signatures for key in each.counts)
         alike = {key: self._alike(key) for key in self.names.fqn}
@@ -138,20 +138,20 @@ class _Assembly:
         return Tree(nearest_called(self.view.registry.parent, called), alike, self.names.fqn)
 
     def _siblings(self) -> Mapping[int, frozenset[int]]:
-        """Return the modules of each list or dict that has modules to choose from, by each of them."""
+        """Map each module of a list or dict with optional members to all such members of it."""
         parent, lists = self.view.registry.parent, defaultdict[int, set[int]](set)
         for key in self.view.registry.choices:
             lists[parent.get(key, 0)].add(key)
         return {key: frozenset(keys) for keys in lists.values() for key in keys}
 
     def _outermost_keys(self) -> Iterator[int]:
-        """Yield the modules that were called outside any other in steps that were not traced."""
+        """Yield the outermost modules of calls in steps that were not traced, and of traced calls."""
         for look in self.looks.values():
             yield from (kind[1] for kind in look.kinds.of if _is_forward(kind) and isinstance(kind[1], int))
             yield from (int(look.table[call.row, KEY]) for call in traced_calls(look.table))
 
     def _alike(self, key: int) -> object:
-        """Return what modules share that do the same in other blocks: class, size, and name but for its numbers."""
+        """Return class, size and name without its numbers: equal for modules that do the same in other blocks."""
         facts = self.view.registry.facts.get(key)
         return facts, re.sub(r"\d+", "#", self.names.of(key))
 
@@ -160,19 +160,19 @@ class _Assembly:
         return np.array([kind[1] for kind in look.kinds.of if kind[0] == "row"], dtype=np.int64)
 
     def _shown_records(self, look: Look, new: Records) -> Records:
-        """Return the records of the view: those folded before, and the log's own, folded as far as memory asks."""
+        """Return the records of the view: earlier ones and the log's own, merged until they fit the memory limit."""
         records, g = join_records((look.records, shifted(new, look.runs, look.units))), 1
         while len(records) > self._most_records(look):
             g *= 2
             coarser = merge(records, g)
             if len(coarser) == len(records) and g > FEW_UNITS:
-                break  # runs of a few units between traced steps: no coarser than this
+                break  # runs of a few units between traced steps cannot be merged further
             records = coarser
         inside = (records.start >= self.view.start_ns) & (records.end <= self.view.end_ns)
         return records.take(np.flatnonzero(inside))
 
     def _most_records(self, look: Look) -> int:
-        """Return how many records can be filled without making a trace too long."""
+        """Return how many records can be filled within `most_filled` spans."""
         steps = max(len(look.traced) // 2, 1)
         return max(self.view.most_filled * steps // max(len(look.table), 1), LEAST_RECORDS)
 
@@ -213,13 +213,13 @@ class _Assembly:
         )
 
     def _busy(self, log: Log, number: int, arrays: Mapping[str, IntArray]) -> float:
-        """Return for which part of its spans' time a thread was on a CPU; 1 where that is not known."""
+        """Return the share of its spans' time that a thread was on a CPU, 0 to 1; 1 where unknown."""
         cpu_ns, mine = log.cpu.until_now_ns(), arrays["thread"] == number
         spans_ns = busy_ns(arrays["start_ns"][mine], arrays["end_ns"][mine])
         return 1.0 if cpu_ns is None or spans_ns <= 0 else min(cpu_ns / spans_ns, 1.0)
 
     def _untold_slots(self) -> frozenset[int]:
-        """Return the slots of which it is not known how often they ran."""
+        """Return the slots whose number of calls is unknown."""
         number = len(self.columns.slots)
         unfilled = self._with_inside(self.unfilled)
         untold = self._with_inside(self.untold) | self._with_inside(self.unlike) - self.outermost | unfilled
@@ -272,12 +272,12 @@ class _Assembly:
         starts, ends = np.sort(first), np.sort(last)
         began = np.searchsorted(starts, end[scopes]) - np.searchsorted(starts, start[scopes], side="right")
         ended = np.searchsorted(ends, end[scopes]) - np.searchsorted(ends, start[scopes], side="right")
-        suspects = scopes[began != ended]  # as many must begin inside as end there
+        suspects = scopes[began != ended]  # beginnings and ends inside a span must be equal in number
         uncross(first, last, suspects)
         end[suspects] = last[suspects]
 
     def _light(self, log: Log, thread: int, book: BackwardBook) -> None:
-        """Add what is known of steps that were not traced: their records as they are, and what fills them."""
+        """Add the records of steps that were not traced, and the spans that fill them."""
         records, kinds = self.records[log], self.looks[log].kinds
         if not len(records):
             return
@@ -302,7 +302,7 @@ class _Assembly:
         self.untold_calls += forward.untold
 
     def _asleep(self, log: Log, thread: int) -> None:
-        """Add what fills steps of which only the end was noted: whole steps whose bounds were noted."""
+        """Add spans that fill steps of which only the end was recorded, from steps whose bounds were recorded."""
         records, kinds, look = self.records[log], self.looks[log].kinds, self.looks[log]
         asleep = steps_among(records, kinds)
         if not len(asleep):
@@ -334,7 +334,7 @@ class _Assembly:
             self.carried[slot] = max(sd, self.carried.get(slot, 0.0))
 
     def _by_hand(self, records: Records, asleep: IntArray, chosen: Sequence[tuple[int, Template]]) -> IntArray:
-        """Return steps that end with a backward call: end_ns, count, and when their first forward call begins."""
+        """Return steps that end with a backward call: end_ns, count, start of the first forward call; shape (n, 3)."""
         begins = {i for i, slot in enumerate(self.columns.slots) if slot.phase in {"forward", "data"}}
         first = {i: template.first[np.isin(template.owner, list(begins))][:1].sum() for i, template in chosen}
         start, end, count = records.start[asleep], records.end[asleep], records.count[asleep]
@@ -365,7 +365,7 @@ class _Assembly:
                     yield start + round(first * each_ns), end - round((1.0 - last) * each_ns), each, key, steps
 
     def _growing(self, log: Log) -> set[int]:
-        """Return the modules of which a call was seen to make a graph, and those that would with gradients on."""
+        """Return the modules whose calls make a graph, or would with gradients enabled."""
         table, alive = self.looks[log].table, self.view.registry.module
         kinds = self.looks[log].kinds.of
         grown = {int(what[1]) for what in kinds if _is_forward(what) and what[2] not in {0, FAILED_SIZE}}  # type: ignore[call-overload]
@@ -374,7 +374,7 @@ class _Assembly:
         return grown | {key for key, root in roots.items() if root is None or _wants_gradients(root)}
 
     def _ran(self, log: Log) -> Ran:
-        """Return which modules ran in the outermost calls of a thread."""
+        """Return the modules that ran in the outermost calls of a thread."""
         look, paths, records = self.looks[log], self.paths[log], self.records[log]
         always = self.outermost.union(key for key, *_ in look.optimizers) | {BACKWARD_KEY}
         found: list[tuple[int, Mapping[int, int], frozenset[int] | None]] = [
@@ -392,14 +392,14 @@ class _Assembly:
             elif what[0] == "backward":
                 found.append((start, {BACKWARD_KEY: count}, None))
         found += [(call.start_ns, {BACKWARD_KEY: 1}, None) for call in self.calls[log]]
-        # The end of an optimizer step is that of the step: it lies in it.
+        # The end of an optimizer step is the end of the step, which contains it.
         found += [(end - 1, {key: 1}, None) for key, end, count in look.optimizers if count == 1]
         found.sort(key=lambda each: each[0])
         starts, ran_counts, over = zip(*found, strict=True) if found else ((), (), ())
         return Ran(starts, ran_counts, over, always, _led_ns(look), frozenset().union(*paths.varying.values()))
 
     def _module_slots(self) -> Slots:
-        """Return which module each slot stands for by now."""
+        """Return the module of each slot added so far."""
         by_name: dict[str, int] = {}
         for key, name in self.names.fqn.items():
             by_name.setdefault(name, key)
@@ -429,7 +429,7 @@ class _Assembly:
         return self._slot(kind[1], backward=kind[3] >= 0)
 
     def _steps(self) -> tuple[list[Step], bool]:
-        """Return the steps, and whether they are calls of the model, since nothing else marks any."""
+        """Return the steps, and whether they are calls of the model, where nothing else marks steps."""
         view, log = self.view, self.view.logs[0]
         rows, records, kinds = self._kept_rows(log), self.records[log], self.looks[log].kinds
         of_backward, of_step = kinds.where("backward"), kinds.where("row", STEP_KEY)
@@ -465,7 +465,7 @@ class _Assembly:
         return steps_of(seen)
 
     def _optimizers(self, log: Log) -> list[list[OptimizerEnd]]:
-        """Return the ends of optimizer steps of a thread and those of its optimizers on others, else of each thread."""
+        """Return the step ends of a thread's optimizers, on all threads; where it has none, those of each thread."""
         inside = {
             other: [each for each in look.optimizers if self.view.start_ns < each[1] <= self.view.end_ns]
             for other, look in self.looks.items()
@@ -477,7 +477,7 @@ class _Assembly:
         return [sorted(ours, key=lambda each: each[1])]
 
     def _outermost(self, log: Log, rows: IntArray, records: Records, kinds: Kinds) -> Calls:
-        """Return a thread's calls of modules outside any other, as far as they were seen or made no graph."""
+        """Return a thread's outermost module calls that were recorded or made no graph."""
         traced = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
         traced = traced[top_level(traced[:, START], traced[:, END])]
         traced = traced[traced[:, SEQ1] - traced[:, SEQ0] != FAILED_SIZE]
@@ -505,7 +505,7 @@ class _Assembly:
         return Calls(start[order], end[order], count[order], grown[order], main[order], rounds[order], inside[order])
 
     def _params(self, key: int) -> int:
-        """Return the parameters of a module and all below it, or of the modules that a compiled function names."""
+        """Return the parameters of a module with its submodules, or of the modules that a compiled function uses."""
         if key in self.view.functions:
             return self.view.functions[key][1]
         facts = self.view.registry.facts
@@ -527,11 +527,11 @@ class _Assembly:
         return view.devices.activities(_bounds(steps), name_of, calls=calls, last=view.is_last, now_ns=view.done_ns)
 
     def _done(self, steps: Sequence[Step], *, calls: bool) -> list[Step]:
-        """Return when the program's one device did the steps; the host's own where there is none or are several."""
+        """Return the steps as the device did them; the host's steps without a device or with several."""
         if self.view.devices is None or not steps:
             return list(steps)
         done = self.view.devices.done(_bounds(steps), self.view.done_ns, calls=calls)
-        last = np.cumsum([step.count for step in steps])  # a step without time of its own was counted with another
+        last = np.cumsum([step.count for step in steps])  # a step of zero length on the device was merged with another
         which = np.minimum(np.searchsorted(last, np.cumsum([n for *_, n in done])), len(steps) - 1)
         return [Step(*each, steps[i].stage) for each, i in zip(done, which.tolist(), strict=True)]
 
@@ -569,7 +569,7 @@ class _Assembly:
         return notes
 
     def records_of_backward(self, log: Log) -> int:
-        """Return how many backward calls the records of a thread stand for."""
+        """Return the number of backward calls that a thread's records stand for."""
         records = self.records[log]
         own = [i for i, kind in enumerate(self.looks[log].kinds.of) if kind[0] == "backward"]
         return int(records.count[np.isin(records.kind, own)].sum())
@@ -580,7 +580,7 @@ def _bounds(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
 
 
 def _steps_beside(records: Records, kinds: Kinds) -> IntArray:
-    """Return in how many steps each record lay: those whose ends were added up beside it; at least 1."""
+    """Return the number of steps around each record, from the step ends merged with it; at least 1."""
     _, group = np.unique(np.column_stack((records.run, records.unit)), axis=0, return_inverse=True)
     found = np.zeros(len(records), dtype=np.int64)
     for which in ([*kinds.where("row", STEP_KEY), *kinds.where("row", OPTIMIZER_KEY)], kinds.where("backward")):
@@ -602,7 +602,7 @@ def _wants_gradients(module: nn.Module) -> bool:
 
 
 def _led_ns(look: Look) -> IntArray:
-    """Return when the forward pass before each backward call began, and the call itself; shape (n, 2)."""
+    """Return the start of the forward pass before each backward call, and of the call; shape (n, 2)."""
     found = []
     for call in look.calls:
         rows = look.table[call.since : call.first]
@@ -612,5 +612,5 @@ def _led_ns(look: Look) -> IntArray:
 
 
 def _is_forward(kind: tuple[Hashable, ...]) -> bool:
-    """Say whether records of a kind are calls of a module outside a backward call."""
+    """Return whether records of a kind are module calls outside a backward call."""
     return kind[0] == "row" and isinstance(kind[1], int) and kind[1] > 0 and kind[3] != 0

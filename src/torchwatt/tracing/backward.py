@@ -1,4 +1,4 @@
-"""The backward spans of a trace: recorded calls joined, the others filled from templates."""
+"""Make the backward spans of a trace: recorded calls joined, others filled from templates."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from torchwatt.tracing.signatures import Signature
 from torchwatt.tracing.structure import is_partial
 from torchwatt.tracing.template import Call, Catalogue, Template, around, relative_sd, stretch, template_of
 
-NEAR = 4  # calls before and after one that was not recorded, to choose from
+NEAR = 4  # recorded calls before and after an unrecorded one, to choose from
 
 
 def plain(keys: Sequence[Hashable]) -> tuple[Hashable, ...]:
-    """Return structures without what is known of the modules that ran inside."""
+    """Return structures without the signatures of the modules that ran inside."""
     return tuple(
         (key[0], tuple((k, size, LIGHT_TASK) for k, size, _ in key[1]), *key[2:])
         if isinstance(key, tuple) and key[0] == "coarse" else key
@@ -40,7 +40,7 @@ def plain(keys: Sequence[Hashable]) -> tuple[Hashable, ...]:
 
 
 def _forward_of(keys: Sequence[Hashable], paths: Paths) -> tuple[Signature, frozenset[int]]:
-    """Return what ran in the forward pass of a call that was not traced, and of which modules that is not known."""
+    """Return the signature of the forward pass before an untraced call, and the modules for which it is uncertain."""
     outer = next((key[1] for key in keys if isinstance(key, tuple) and key[0] == "coarse"), ())
     signatures = [paths.signature(task) for _, _, task in outer]
     over = paths.outermost.union(*(each.over for each in signatures))
@@ -55,8 +55,8 @@ def _forward_of(keys: Sequence[Hashable], paths: Paths) -> tuple[Signature, froz
 class Model:
     """A recorded call as a template for others.
 
-    `net` leaves out what ran inside and has spans of its own (recomputed modules); `whole` has recomputed modules
-    too, for calls of which nothing else is known. `counts` says how often modules ran in the forward pass.
+    `net` leaves out nested work with separate spans (recomputed modules); `whole` includes it, for calls of which
+    nothing else is known. `counts` has the calls of each module in the forward pass.
     """
 
     net: ElasticTemplate
@@ -67,7 +67,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """Recorded calls that stand for a call that was not, by time; and owners of which they do not tell how often."""
+    """Recorded calls, by time, that can fill another call; `untold`: whether an owner's call count is uncertain."""
 
     entries: list[tuple[int, Model]]
     matched: bool
@@ -75,37 +75,37 @@ class _Found:
 
 
 def most_alike(entries: Sequence[tuple[int, Model]], t_ns: int, length_ns: float) -> Model | None:
-    """Return, of the recorded calls near in time, the one most alike in length; None if there is none.
+    """Return the recorded call near in time that is most similar in length, else None.
 
-    A call that was interrupted by other programs is long, and stands for others that were.
+    A call that other programs interrupted is long, and is used for others that were interrupted.
     """
     near = around(entries, t_ns, NEAR)
     return min(near, key=lambda model: abs(math.log(model.length_ns / max(length_ns, 1.0))), default=None)
 
 
 class BackwardBook:
-    """All backward calls of some threads: templates, and spans made of them."""
+    """Templates of the backward calls of some threads, and the spans made from them."""
 
     def __init__(self, looks: Mapping[Log, Look], paths: Mapping[Log, Paths]) -> None:
         self._tables = {log: look.table for log, look in looks.items()}
         self._paths = paths
         self._tree = next((each.tree for each in paths.values()), Tree({}, {}))
         self._catalogue: Catalogue[Model] = Catalogue()
-        self._composers: dict[bool, Composer] = {}  # whether the modules that ran inside have their own spans
+        self._composers: dict[bool, Composer] = {}  # key: whether the modules that ran inside have their own spans
         self._left_open: dict[tuple[int, int], tuple[Template, _Found, Template]] = {}
         self._reassigned: dict[tuple[int, frozenset[int]], ElasticTemplate] = {}
-        self.uncertain: set[int] = set()  # modules whose calls are not known
-        self.unseen: set[int] = set()  # modules of whose backward calls the same is true
-        self.untold = False  # of some calls it is not known at all what ran
+        self.uncertain: set[int] = set()  # modules of which it is unknown whether they were called
+        self.unseen: set[int] = set()  # the same for backward calls
+        self.untold = False  # there are calls of which nothing inside is known
         self._models: dict[Hashable, list[Model]] = defaultdict(list)
         self._lanes: list[IntArray] = []
         self.mismatched = 0
         self.unfilled = 0
-        self._counts: dict[int, Mapping[int, int]] = {}  # how often modules ran before a call, by its id
+        self._counts: dict[int, Mapping[int, int]] = {}  # calls of each module before a backward call, by the call's id
         for log, look in looks.items():
             before: Mapping[int, int] = {}
             for call in look.calls:
-                # Another backward call through the same forward pass has none of its own.
+                # A second backward call through the same forward pass follows no other forward pass.
                 before = self._counts[id(call)] = self._forward(log, call) or before
         recorded: dict[Hashable, list[tuple[Backward, Model]]] = defaultdict(list)
         for log, look in looks.items():
@@ -113,14 +113,14 @@ class BackwardBook:
                 model = self._study(log, call)
                 if model is not None:
                     recorded[plain(call.cache["keys"])[:1]].append((call, model))
-        self._recorded = {first: [model for _, model in calls] for first, calls in recorded.items()}  # as they were
+        self._recorded = {first: [model for _, model in calls] for first, calls in recorded.items()}  # not evened
         for first, calls in recorded.items():
             for (call, _), model in zip(calls, _undisturbed(calls), strict=True):
                 self._catalogue.add(plain(call.cache["keys"]), call.start_ns, model)
                 self._models[first].append(model)
 
     def _study(self, log: Log, call: Backward) -> Model | None:
-        """Return what a call was seen to consist of; None of a call that was not recorded."""
+        """Return the model of a recorded call; None if it was not recorded."""
         if call.nodes is None:
             return None
         self._lanes += self.pieces(log, call)
@@ -152,7 +152,7 @@ class BackwardBook:
         return None if net is None or whole is None else Model(net, whole, counts, length_ns)
 
     def _forward(self, log: Log, call: Backward) -> Mapping[int, int]:
-        """Return how often modules ran in the traced forward pass that led to a call."""
+        """Return the calls of each module in the traced forward pass that led to a backward call."""
         table, total = self._tables[log], Counter[int]()
         for each in self._paths[log].calls:
             if call.since <= each.row < call.first and table[each.row, SEQ1] > table[each.row, SEQ0]:
@@ -160,7 +160,7 @@ class BackwardBook:
         return total
 
     def pieces(self, log: Log, call: Backward) -> list[IntArray]:
-        """Return the pieces of a recorded call (start_ns, end_ns, owner, calls), one table a thread."""
+        """Return the pieces of a recorded call, one table (start_ns, end_ns, owner, calls) per thread."""
         if "lanes" not in call.cache:
             others = [table for other, table in self._tables.items() if other is not log]
             lanes = join(call, self._tables[log], others)
@@ -178,7 +178,7 @@ class BackwardBook:
     def write(
         self, columns: Columns, slot_of: Callable[[int], int], log: Log, calls: Sequence[Backward], thread: int
     ) -> None:
-        """Add the spans of some calls of traced steps; `slot_of` maps an owner's key to its backward slot."""
+        """Add the spans of backward calls in traced steps; `slot_of` maps an owner's key to its backward slot."""
         start = np.array([call.start_ns for call in calls], dtype=np.int64)
         end = np.array([call.end_ns for call in calls], dtype=np.int64)
         others = columns.of_thread(thread)
@@ -207,7 +207,7 @@ class BackwardBook:
                     filler.fill(template, first[None], last[None], one)
 
     def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
-        """Yield the backward calls among the records, each with the template that fills it."""
+        """Yield each backward call among the records with the template that fills it."""
         known: dict[int, tuple[Signature, frozenset[int], _Found]] = {}
         for i, (kind, start) in enumerate(zip(records.kind.tolist(), records.start.tolist(), strict=True)):
             what = kinds.of[kind]
@@ -228,12 +228,12 @@ class BackwardBook:
                 yield i, template
 
     def _leave_open(self, count: int) -> None:
-        """Take note of calls of which it is not known what ran in them."""
+        """Count calls of which nothing inside is known."""
         self.unfilled += count
         self.untold = True
 
     def _known(self, model: Model, uncertain: frozenset[int]) -> ElasticTemplate:
-        """Return a model's template, in which the time of what may not have run is the enclosing module's."""
+        """Return a model's template, with the time of modules that may not have run given to the enclosing module."""
         if not uncertain:
             return model.whole
         self.uncertain |= uncertain
@@ -241,15 +241,15 @@ class BackwardBook:
         if key not in self._reassigned:
             made = reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain) or None)
             called = {owner for owner, calls in calls_of(made).items() if calls}
-            # Others only have the time of what is inside them.
+            # Owners without calls have only the time of modules inside them.
             made = untold(made, lambda owner: owner not in called)
             self._reassigned[key] = ElasticTemplate(made, model.length_ns)
         return self._reassigned[key]
 
     def _told(self, template: Template, found: _Found) -> Template:
-        """Return a template of a recorded call, with the calls left open that other such calls do not confirm."""
+        """Return a recorded call's template with calls marked unknown where similar recorded calls disagree."""
         key = id(template), id(found)
-        if key not in self._left_open:  # both are kept, so that no other has their ids
+        if key not in self._left_open:  # references, so that the ids are not reused
             self._left_open[key] = template, found, untold(template, found.untold)
         return self._left_open[key][2]
 
@@ -263,7 +263,7 @@ class BackwardBook:
     def _find(
         self, found: _Found, ran: Signature, t_ns: int, length_ns: float, count: int, *, net: bool = False
     ) -> tuple[Model | None, Template | None]:
-        """Return the nearest recorded call after a forward pass in which the same ran, else a composed template."""
+        """Return the nearest recorded call after an equal forward pass, else a composed template."""
         model = most_alike(found.entries, t_ns, length_ns)
         if model is not None:
             self.mismatched += count * (not found.matched)
@@ -290,14 +290,14 @@ class BackwardBook:
         return self._composers[net]
 
     def _all_keys(self) -> frozenset[int]:
-        """Return the modules that ran in any forward pass that led to a recorded call."""
+        """Return the modules that ran in the forward pass before any recorded call."""
         return frozenset(key for group in self._models.values() for model in group for key in model.counts)
 
     def carry_rel_sd(self, slot_of: Callable[[int], int]) -> dict[int, float]:
         """Return the relative SD of each backward slot's share between windows.
 
-        Interruptions are spread over a window's work, as far as another window shows what was not interrupted: the
-        more windows, the less it matters how far they differed before.
+        Interruptions are spread over a window's work where other windows show its uninterrupted length: with more
+        windows their earlier difference matters less.
         """
         before = relative_sd([_shares(models, slot_of) for models in self._recorded.values()])
         after = relative_sd([_shares(models, slot_of) for models in self._models.values()])
@@ -316,7 +316,7 @@ def _shares(models: Sequence[Model], slot_of: Callable[[int], int]) -> list[Mapp
 
 
 def _undisturbed(calls: Sequence[tuple[Backward, Model]]) -> list[Model]:
-    """Return the models of recorded calls of one structure, with their interruptions spread over their work."""
+    """Return the models of recorded calls of one structure, with interruptions spread over their work."""
     away_ns = [call.away_ns for call, _ in calls]
     nets, wholes = (
         even_out([getattr(model, name) for _, model in calls], away_ns) for name in ("net", "whole")

@@ -1,4 +1,4 @@
-"""What tracing may cost, what it has cost, and what follows for the next step. Pure: times are arguments."""
+"""Compute what tracing may cost, what it has cost, and what the next step may record. Pure: times are arguments."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from typing import Literal
 
 Account = Literal["fixed", "calls", "windows"]
 
-# What the budget of this time allows may be spent in advance, so that a short run is labelled too; it is paid back.
+# The budget of this time may be spent in advance, so that a short run is labelled too; it is paid back.
 HEAD_START_NS = 2_000_000_000
-# The budget is for all of torchwatt: the sampler's process and what no clock of ours sees take the rest.
+# The budget is for all of torchwatt: the rest is for the sampler's process and costs that no clock here measures.
 TRACING_SHARE = 0.7
-# For what was never seen before, so many times what may be spent is lent: else its layers would have no figures at all.
+# For work never recorded before, this multiple of the allowance may be overdrawn: its layers would have no figures
+# otherwise.
 OVERDRAFT = 3.0
 WINDOW_OVERDRAFT = 1.0
-LEAST_SHARE = 0.2  # of what tracing may spend, for looking closer, even where the fixed cost alone is too much
-EARLY_STEPS = 3  # traced whatever they cost: nothing could be filled from nothing
-WINDOW_SHARE = 0.6  # of what the fixed cost leaves, if there are backward calls; the rest is for traced steps
-SLEEP_SHARE = 0.4  # of the budget: if noting the bounds of steps costs more, only their ends are noted
+LEAST_SHARE = 0.2  # of the tracing allowance, for full traces and windows, even where the fixed cost alone exceeds it
+EARLY_STEPS = 3  # traced at any cost: filling needs a traced step
+WINDOW_SHARE = 0.6  # of what the fixed cost leaves, where there are backward calls; the rest is for traced steps
+SLEEP_SHARE = 0.4  # of the budget: where recording the bounds of steps costs more, only their ends are recorded
 MOST_STEPS = 64  # traced between two decisions, which cost time too
-MOST_BETWEEN_NS = 250_000_000  # between two decisions where short steps are not traced: more of them than that
-DECISION_SHARE = 0.05  # of the budget, for decisions to go on without tracing
-NARROW_SHARE = 0.25  # of the budget: if passing calls through costs more, the wrapper comes off between traced steps
+MOST_BETWEEN_NS = 250_000_000  # between two decisions where steps are short and not traced: allows more than MOST_STEPS
+DECISION_SHARE = 0.05  # of the budget, for decisions not to trace
+NARROW_SHARE = 0.25  # of the budget: where calls that pass the wrapper cost more, it is removed between traced steps
 
 
 class Budget:
     """Keep the cost of tracing under a share of the elapsed time.
 
-    `fixed` is paid in every step whatever is decided (outermost calls, backward calls, optimizer hooks, the
-    decision itself), `calls` by steps in which every module call is logged, `windows` by recorded backward calls.
-    A step or a window is granted only if its predicted cost fits into what is left of `TRACING_SHARE` of `share` times
-    the time elapsed; what the first `HEAD_START_NS` will allow is given in advance.
+    `fixed` is paid in every step (outermost calls, backward calls, optimizer hooks, the decision itself), `calls` by
+    steps in which every module call is logged, `windows` by recorded backward calls.
+    A step or a window is granted only if its predicted cost fits into the remainder of `TRACING_SHARE` of `share` times
+    the time elapsed; the allowance of the first `HEAD_START_NS` is available in advance.
 
     Args:
         share: Of the elapsed time, from 0 to 1.
-        start_ns: When the time begins to count.
+        start_ns: Start of the elapsed time.
     """
 
     def __init__(self, share: float, start_ns: int) -> None:
@@ -43,16 +44,16 @@ class Budget:
         self.spent_ns: Counter[Account] = Counter()
         self.traced_steps = 0
         self.steps = 0
-        self.has_windows = False  # a backward call was seen, and windows are possible
-        self.curious = False  # something new was seen that only a traced step can name
+        self.has_windows = False  # there was a backward call, and windows are possible
+        self.curious = False  # there is work that only a traced step can name
 
     def allowance_ns(self, now_ns: int) -> float:
-        """Return what may have been spent up to now."""
+        """Return what may have been spent by now, in ns."""
         return TRACING_SHARE * self.share * max(now_ns - self.start_ns, HEAD_START_NS)
 
     @property
     def total_ns(self) -> int:
-        """What was spent."""
+        """The sum of all accounts, in ns."""
         return self.spent_ns.total()
 
     def pay(self, account: Account, cost_ns: float) -> None:
@@ -60,16 +61,16 @@ class Budget:
         self.spent_ns[account] += round(cost_ns)
 
     def room_ns(self, account: Account, now_ns: int) -> float:
-        """Return what an account may still spend: its part of what the fixed cost leaves, and never more than all."""
+        """Return what an account may still spend: its part of what the fixed cost leaves, at most the remainder."""
         part = WINDOW_SHARE if account == "windows" else 1 - WINDOW_SHARE if self.has_windows else 1.0
         return min(part * self._closer_ns(now_ns) - self.spent_ns[account], self._left_ns(now_ns))
 
     def lent_ns(self, now_ns: int) -> float:
-        """Return what may be spent on a window of what none has shown; it is paid back."""
+        """Return what may be spent on a window of work that no window has recorded; an overdraft is paid back."""
         return self._left_ns(now_ns) + WINDOW_OVERDRAFT * self._closer_ns(now_ns)
 
     def _closer_ns(self, now_ns: int) -> float:
-        """Return what may be spent on looking closer, on all accounts but the fixed one."""
+        """Return what may be spent on all accounts but the fixed one."""
         allowance = self.allowance_ns(now_ns)
         return max(allowance - self.spent_ns["fixed"], LEAST_SHARE * allowance)
 
@@ -77,7 +78,7 @@ class Budget:
         return self._closer_ns(now_ns) - (self.total_ns - self.spent_ns["fixed"])
 
     def grants_step(self, cost_ns: float, now_ns: int) -> bool:
-        """Say whether the next step is traced in full, at a predicted cost; to be asked once a step."""
+        """Return whether the next step is traced in full, at a predicted cost; call once per decision."""
         self.steps += 1
         if self.share <= 0:
             return False
@@ -86,25 +87,25 @@ class Budget:
         granted = (
             self.traced_steps < EARLY_STEPS
             or cost_ns <= self.room_ns("calls", now_ns)
-            or (curious and cost_ns <= left)  # what is new goes first, and is paid for later
+            or (curious and cost_ns <= left)  # new work has precedence and is paid for later
         )
         self.curious = curious and not granted
         self.traced_steps += granted
         return granted
 
     def narrows(self, passing_ns: float, swap_ns: float, step_ns: float, every: float) -> bool:
-        """Say whether the wrapper should come off between traced steps.
+        """Return whether the wrapper should be removed between traced steps.
 
         Args:
-            passing_ns: What calls that are let through cost in a step that is not traced.
-            swap_ns: What taking the wrapper off and putting it on again costs.
+            passing_ns: Cost of calls that only pass the wrapper, in a step that is not traced.
+            swap_ns: Cost of removing and restoring the wrapper.
             step_ns: Length of a step.
-            every: One step in so many is traced.
+            every: Steps per traced step.
         """
         return passing_ns > NARROW_SHARE * self.share * step_ns and passing_ns * every > swap_ns
 
     def must_sleep(self, light_ns: float, step_ns: float) -> bool:
-        """Say whether noting the bounds of a step, at that cost, would take too much of the budget."""
+        """Return whether recording the bounds of a step, at that cost, would take too much of the budget."""
         return self.share > 0 and light_ns > SLEEP_SHARE * self.share * step_ns
 
     def steps_until_news(
@@ -117,15 +118,15 @@ class Budget:
         around_ns: float = 0.0,
         decision_ns: float = 0.0,
     ) -> int:
-        """Return how many steps may go by until another decision could be different.
+        """Return the number of steps until another decision could differ.
 
         Args:
-            cost_ns: What tracing a step costs.
+            cost_ns: Cost of tracing a step.
             step_ns: Length of a step.
             now_ns: The time.
             traced: Whether these steps are traced.
-            around_ns: What of that is spent once for all steps that are traced one after the other.
-            decision_ns: What a decision costs: it is put off until it is worth that.
+            around_ns: The part of `cost_ns` that is spent once for all consecutive traced steps.
+            decision_ns: Cost of a decision, which is postponed until that cost is affordable.
         """
         room, income_ns = self.room_ns("calls", now_ns), max(self.share * step_ns, 1.0)
         if traced:

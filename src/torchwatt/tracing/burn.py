@@ -1,4 +1,4 @@
-"""A device kept busy for an exact time: the load of a calibration."""
+"""Keep a device busy for an exact time: the load of a calibration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIDE = 2048
 
 
 def cuda_burner(index: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> Callable[[int], tuple[int, int]]:
-    """Return a function that keeps one CUDA device busy for some nanoseconds and says from when to when it was.
+    """Return a function that keeps one CUDA device busy for a time in ns and returns the load's (start_ns, end_ns).
 
     Raises:
         ConfigError: This torch sees no such device.
@@ -30,7 +30,7 @@ def cuda_burner(index: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> 
         start_ns = clock_ns()
         while clock_ns() - start_ns < duration_ns:
             torch.mm(a, a, out=out)
-            torch.cuda.synchronize(device)  # one product at a time: the end is then known to one product
+            torch.cuda.synchronize(device)  # after each product, so that the end is known to within one
         return start_ns, clock_ns()
 
     burn(200_000_000)  # clocks up, libraries loaded

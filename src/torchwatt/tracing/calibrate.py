@@ -1,4 +1,4 @@
-"""What the module wrapper costs on this machine."""
+"""Measure what the module wrapper costs on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchwatt.tracing.wrappers import Wrapped, module_call
 
 LOOPS, CALLS = 3, 200
 own_ns = own_time()
-LEAST_NS = 100.0  # reading the clock twice takes that long: less is a disturbed measurement
+LEAST_NS = 100.0  # time of two clock readings: a lower result is a disturbed measurement
 
 
 class _Registry:
@@ -30,7 +30,7 @@ class _Registry:
 
 
 class _Bench:
-    """As much of a hub as the wrapper needs."""
+    """The part of a hub that the wrapper uses."""
 
     force_rows = 10**6
     off = False
@@ -48,7 +48,7 @@ class _Bench:
         return log
 
     def overflow(self, log: Log) -> None:
-        """Never needed here."""
+        """Do nothing."""
 
     outermost_begins = overflow
 
@@ -57,11 +57,11 @@ class _Bench:
 
 
 class _NoModule:
-    """Stands in for a module."""
+    """A stand-in for a module."""
 
 
 def calibrate(clock_ns: Callable[[], int]) -> Costs:
-    """Measure what logging a call and letting one pass cost in a loop, in under 2 ms; training finds colder caches."""
+    """Measure the cost of logging and of passing a call, in a loop, in under 2 ms; training has colder caches."""
 
     def nothing(_self: Any) -> None:
         pass
@@ -81,7 +81,7 @@ def _excess(wrapped: Wrapped, plain: Wrapped, module: Any) -> float:
 
 
 def _loop(function: Wrapped, module: Any) -> float:
-    start = own_ns()  # another thread that wants the interpreter meanwhile makes no call dearer
+    start = own_ns()  # thread CPU time: other threads that hold the interpreter lock do not count
     for _ in range(CALLS):
         function(module)
     return (own_ns() - start) / CALLS

@@ -1,4 +1,4 @@
-"""Catch what the layers of a model are given, and run each alone: work to be looped for a ground truth."""
+"""Capture the inputs of a model's layers and run each layer alone, in a loop: a ground truth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import ROOT, Phase, Slot
 from torchwatt.tracing.registry import walk
 
-Precision = tuple[tuple[str, torch.dtype], ...]  # (kind of device, type it computes in)
+Precision = tuple[tuple[str, torch.dtype], ...]  # (kind of device, dtype it computes in)
 
 _KINDS = ("cuda", "cpu")
 _PLAIN = (bool, int, float, str, tuple)
@@ -23,7 +23,7 @@ _PLAIN = (bool, int, float, str, tuple)
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """Layers that do the same: one of them, the input it was given, and the names of all."""
+    """A group of layers that do the same work: one of them, its input, and the names of all."""
 
     module: nn.Module
     args: tuple[Any, ...]
@@ -33,24 +33,24 @@ class Work:
     fqns: list[str] = field(default_factory=list)
 
     def slots(self, phase: Phase) -> tuple[Slot, ...]:
-        """Return the rows of the ledger that this work stands for."""
+        """Return the ledger rows that this work stands for."""
         return tuple(Slot(fqn, phase) for fqn in self.fqns)
 
     def loop(self, phase: Phase) -> Callable[[], None] | None:
-        """Return a function that does the work once; None where there is nothing to do backwards.
+        """Return a function that does the work once; None without backward work.
 
-        A copy of the layer is used, so that running means, random numbers of the copy's own and gradients leave the
-        user's model as it was.
+        It uses a copy of the layer, so that running means, the copy's random numbers and gradients leave the user's
+        model unchanged.
         """
         module = copy.deepcopy(self.module).train(self.training)
         return _forward(module, self) if phase == "forward" else _backward(module, self)
 
 
 def capture(model: nn.Module, call: Callable[[], Any]) -> tuple[Work, ...]:
-    """Run `call` once and return the work of the model's leaf modules, layers that do the same put together.
+    """Run `call` once and return the work of the model's leaf modules, equal layers grouped.
 
     Args:
-        model: Its leaf modules (those without children) are caught at their first call with each kind of input.
+        model: Its leaf modules (those without children) are captured at their first call with each kind of input.
         call: Runs the model once, such as `lambda: model(batch)`.
 
     Raises:
@@ -84,13 +84,13 @@ def capture(model: nn.Module, call: Callable[[], Any]) -> tuple[Work, ...]:
 
 
 def _precision() -> Precision:
-    """Return which kinds of devices compute in mixed precision now, and in what type."""
+    """Return the kinds of devices in mixed precision, each with its dtype."""
     return tuple((kind, torch.get_autocast_dtype(kind)) for kind in _KINDS if torch.is_autocast_enabled(kind))
 
 
 @contextmanager
 def _in(precision: Precision) -> Iterator[None]:
-    """Compute as the layer did; casts are not kept from call to call, since a step casts its weights once as well."""
+    """Compute in the layer's precision; each call casts its weights once, as a step does."""
     with ExitStack() as stack:
         for kind, dtype in precision:
             stack.enter_context(torch.autocast(kind, dtype=dtype))
@@ -106,7 +106,7 @@ def _forward(module: nn.Module, work: Work) -> Callable[[], None]:
 
 
 def _backward(module: nn.Module, work: Work) -> Callable[[], None] | None:
-    """Return one backward pass of the layer alone; its graph is built once and kept."""
+    """Return a function that runs one backward pass of the layer alone; its graph is built once and kept."""
     leaves: list[torch.Tensor] = []
 
     def fresh(value: torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,7 @@ def _backward(module: nn.Module, work: Work) -> Callable[[], None] | None:
             return value
         leaf = value.detach().requires_grad_()
         leaves.append(leaf)
-        return leaf.clone()  # an in-place layer may write to the copy, never to a leaf
+        return leaf.clone()  # an in-place layer may write to the copy, not to a leaf
 
     with torch.enable_grad(), _in(work.precision):
         out = module(*_mapped(work.args, fresh), **_mapped(work.kwargs, fresh))
@@ -132,7 +132,7 @@ def _backward(module: nn.Module, work: Work) -> Callable[[], None] | None:
 
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
-    # Without devices named, torch counts GPUs by their driver, and fails where it cannot use them.
+    # Without a list of devices torch counts GPUs by their driver, and fails where it cannot use them.
     with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_available() else ()):
         yield
 
@@ -142,7 +142,7 @@ def _copied(value: Any) -> Any:
 
 
 def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Apply a change to every tensor of nested tuples, lists and dicts."""
+    """Apply a function to every tensor of nested tuples, lists and dicts."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -166,7 +166,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _settings(module: nn.Module) -> tuple[str, ...]:
-    """Return what else decides a layer's work: stride, padding, dropout, training, ..."""
+    """Return further settings that determine a layer's work: stride, padding, dropout, training, ..."""
     plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
     return (module.extra_repr(), *(f"{name}={value!r}" for name, value in sorted(plain.items())))
 

@@ -1,9 +1,9 @@
-"""What ranks do together: each collective that Python starts or waits for is communication, not its caller's.
+"""Find the functions to wrap so that each collective that Python starts or waits for counts as communication.
 
-Whatever a program calls (`dist.all_reduce`, FSDP, an optimizer with sharded state), in the end a method of its process
-group is called: those are wrapped, so that it does not matter under which name a collective was imported. An
-asynchronous one is timed when it is started and when it is waited for. DDP reduces gradients in C++, where nothing can
-be wrapped: `Reducer.prepare_for_backward` tells which backward calls do so, and `join.reduction` when in them.
+Whatever a program calls (`dist.all_reduce`, FSDP, an optimizer with sharded state) ends in a method of its process
+group: those are wrapped, so that the name under which a collective was imported does not matter. An asynchronous
+collective is timed at its start and at the wait for it. DDP reduces gradients in C++, where nothing can be wrapped:
+`Reducer.prepare_for_backward` shows which backward calls reduce, and `join.reduction` when in them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ STARTS = (
 )  # fmt: skip
 WAITS = ("wait", "synchronize")
 BUFFERS = "_broadcast_coalesced"  # DDP's, before a forward pass
-# Where FSDP gathers a layer's parameters and spreads its gradients, with all copies around the collectives, and where
-# tensor parallel layers wait for a functional collective.
+# Here FSDP gathers a layer's parameters and scatters its gradients, with all copies around the collectives, and here
+# tensor-parallel layers wait for a functional collective.
 LATE = (
     ("torch.distributed._functional_collectives", "AsyncCollectiveTensor", "trigger_wait"),
     ("torch.distributed._functional_collectives", "AsyncCollectiveTensor", "wait"),
@@ -38,9 +38,9 @@ LATE = (
 
 
 def collectives() -> Iterator[tuple[Any, str, int]]:
-    """Yield what to wrap as (owner, name, key of its time), as far as it is imported.
+    """Yield what to wrap as (owner, name, key of its time), for the modules imported so far.
 
-    Also before torch.distributed is initialised: a script does that itself, after profiling began.
+    Also before torch.distributed is initialised, which a script may do after profiling began.
     """
     dist = _distributed()
     if dist is None:
@@ -55,7 +55,7 @@ def collectives() -> Iterator[tuple[Any, str, int]]:
 
 
 def reducers() -> Iterator[tuple[Any, str]]:
-    """Yield what DDP calls at the end of a forward pass if the backward pass is to reduce gradients."""
+    """Yield DDP's method that runs at the end of a forward pass if gradients will be reduced in the backward pass."""
     reducer = getattr(_distributed(), "Reducer", None)
     if reducer is not None:
         yield reducer, "prepare_for_backward"

@@ -1,4 +1,4 @@
-"""The columns of a trace while it is put together."""
+"""Collect the columns of a trace."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torchwatt.core.terms import Phase, Slot
 
 
 class Columns:
-    """Spans of all kinds, added in blocks; `index` gives a slot its number.
+    """Spans of all kinds, added in blocks; `index` numbers slots.
 
-    A span whose calls are below zero says that it is not known how often its slot ran.
+    `calls` below zero: the number of calls of the slot is unknown.
     """
 
     def __init__(self) -> None:
@@ -40,11 +40,11 @@ class Columns:
         return np.concatenate(parts) if parts else np.empty((0, 4), dtype=np.int64)
 
     def untold_calls(self) -> set[int]:
-        """Return the slots of which it is not known how often they ran."""
+        """Return the slots whose number of calls is unknown."""
         return {slot for block in self._blocks for slot in block[0][block[5] < 0].tolist()}
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the columns as `Trace` wants them."""
+        """Return the columns that `Trace` takes."""
         names = ("slot", "start_ns", "end_ns", "thread", "filled", "calls")
         if not self._blocks:
             empty: dict[str, NDArray[Any]] = {name: np.zeros(0, dtype=np.int64) for name in names}

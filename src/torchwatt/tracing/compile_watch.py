@@ -1,4 +1,4 @@
-"""When torch.compile is at work, on which thread, and how it is kept from seeing what a session patches."""
+"""Record when torch.compile compiles, and on which thread, and hide a session's patches from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torchwatt.tracing.wrappers import Wrapped, graph_task_id, sequence_nr
 
 own_ns = own_time()
 
-# What Inductor does for a Triton kernel when that is launched first: outside the compilation that Dynamo reports.
+# Inductor's work at the first launch of a Triton kernel: outside the compilation that Dynamo reports.
 AT_FIRST_LAUNCH = (
     ("torch._inductor.runtime.triton_heuristics", "CachingAutotuner", "autotune_to_one_config"),
     ("torch._inductor.runtime.triton_heuristics", "CachingAutotuner", "coordinate_descent_tuning"),
@@ -30,7 +30,7 @@ AT_FIRST_LAUNCH = (
 
 
 class Host(Protocol):
-    """What this needs of the hub."""
+    """The attributes of the hub that are used here."""
 
     clock_ns: Callable[[], int]
     patches: Patches
@@ -41,14 +41,14 @@ class Host(Protocol):
         """Return this thread's log."""
 
     def note(self, severity: Severity, code: str, message: str) -> None:
-        """Record an event, each code once."""
+        """Record an event, once per code."""
 
 
 class CompileWatch:
-    """Logs each compilation as one row of the thread that it keeps busy, whatever that thread records otherwise.
+    """Log each compilation as one row of the thread that it occupies, in every mode.
 
-    While one is under way nothing else is logged on its thread, and torch is as it would be without a session, so
-    that no graph and no guard depends on us.
+    During a compilation nothing else is logged on its thread, and the session's patches are removed, so that no graph
+    and no guard depends on them.
     """
 
     def __init__(self, host: Host) -> None:
@@ -61,17 +61,17 @@ class CompileWatch:
         self._lock = threading.RLock()
 
     def when_imported(self, attach: Callable[[Any], None]) -> None:
-        """Have something called, once, with `torch._dynamo.eval_frame` as soon as the program has imported it."""
+        """Register a function to call once, with `torch._dynamo.eval_frame`, when the program has imported it."""
         self._attach.append(attach)
 
     def start(self) -> None:
-        """Watch, from the moment on at which the program imports Dynamo."""
+        """Start watching as soon as the program imports Dynamo."""
         self.look()
         if not self._hooked:
             self._import = ImportHook(DYNAMO, self.look)
 
     def look(self) -> None:
-        """Hook what the program has imported by now."""
+        """Hook the modules that the program has imported so far."""
         eval_frame = eval_frame_module()
         if eval_frame is None:
             return
@@ -99,7 +99,7 @@ class CompileWatch:
 
     def _hook_compilation(self, handler: Any) -> None:
         frames = getattr(sys.modules.get("torch._dynamo.convert_frame"), "CatchErrorsWrapper", None)
-        if frames is not None:  # from torch 2.5 on: all that Dynamo does for a function that it has not seen yet
+        if frames is not None:  # from torch 2.5 on: all of Dynamo's work on a new function
             self._hook(frames, "__call__", self._during)
         if hasattr(handler, "install_callbacks"):
             self._hook(handler, "install_callbacks", self._manager)
@@ -108,7 +108,7 @@ class CompileWatch:
             self._hook(handler, "run_end_callbacks", lambda original: self._before(original, self._has_read))
 
     def remove(self) -> None:
-        """Take everything off."""
+        """Remove all hooks."""
         for patch in reversed(self._hooks):
             patch.remove()
         self._hooks.clear()
@@ -122,7 +122,7 @@ class CompileWatch:
         return getattr(self._local, "depth", 0) > 0
 
     def began(self) -> None:
-        """Note that torch compiles on this thread from now on; a compilation within another is part of it."""
+        """Record the start of a compilation on this thread; a nested compilation is part of the outer one."""
         local = self._local
         local.depth = getattr(local, "depth", 0) + 1
         if local.depth > 1:
@@ -132,9 +132,9 @@ class CompileWatch:
         local.mode, local.log.mode = local.log.mode, OFF
 
     def _waiting(self) -> Log | None:
-        """Return the log of the thread that waits for this one, where this is autograd's for a device.
+        """Return the log of the thread that waits for this one, if this is autograd's device thread; else None.
 
-        Its backward call covers the time of the compilation, so that the row belongs there and not beside it.
+        That thread's backward call contains the compilation, so the row belongs there.
         """
         if graph_task_id() < 0 or _runs_backward(sys._getframe()):
             return None
@@ -143,11 +143,11 @@ class CompileWatch:
         return logs[0] if len(logs) == 1 else None
 
     def ended(self) -> None:
-        """Log a compilation that is over on this thread."""
+        """Log the compilation that ended on this thread."""
         local = self._local
         local.depth = getattr(local, "depth", 0) - 1
         if local.depth:
-            local.depth = max(local.depth, 0)  # one that had begun before the session
+            local.depth = max(local.depth, 0)  # one that began before the session
             return
         log, start_ns = local.log, local.start_ns
         if self._host.off or local.mode == OFF:
@@ -184,7 +184,7 @@ class CompileWatch:
         return work
 
     def _reads(self) -> None:
-        """Begin a compilation, which reads the program and torch."""
+        """Begin a compilation, which reads the program and torch's attributes."""
         self.began()
         self._host.patches.step_aside()
 
@@ -203,7 +203,7 @@ class CompileWatch:
 
 
 def _runs_backward(frame: FrameType | None) -> bool:
-    """Say whether a thread, by its innermost frame, is inside a backward call."""
+    """Return whether a thread, by its innermost frame, is inside a backward call."""
     while frame is not None:
         if frame.f_code.co_name == "_engine_run_backward":
             return True

@@ -1,4 +1,4 @@
-"""Compiled functions that are called outside any module: a whole training step, a loss, an update."""
+"""Record compiled functions called outside any module: a whole training step, a loss, an update."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import ASLEEP, FORWARD_TASK, FULL, KEY, LIGHT, LIGHT_TASK, OFF, OPTIMIZER_KEY
 from torchwatt.tracing.wrappers import MOST_CALLS_ASLEEP, Wrapped, graph_task_id, sequence_nr
 
-# Code that names one of these computes gradients itself, so that a call of it is more than a forward pass.
+# Code that uses one of these names computes gradients itself, so that its call is more than a forward pass.
 GRADIENTS = frozenset({"backward", "grad", "value_and_grad", "grad_and_value", "vjp", "jacrev"})
 BACKWARD_TASK = 0  # any graph task: the row is of a backward pass
 
 
 class Host(Protocol):
-    """What this needs of the hub."""
+    """The attributes of the hub that are used here."""
 
     clock_ns: Callable[[], int]
     manual_steps: bool
@@ -44,52 +44,52 @@ class Host(Protocol):
         """Return the key of a range that has a name."""
 
     def note(self, severity: Severity, code: str, message: str) -> None:
-        """Record an event, each code once."""
+        """Record an event, once per code."""
 
     def outermost_begins(self, log: Log) -> None:
-        """Take notice of a call outside any other: where there are no steps, each such call is one."""
+        """Handle the start of an outermost call: where nothing marks steps, each such call is one."""
 
     def outermost_ended(self, log: Log) -> None:
-        """Take notice of the end of such a call."""
+        """Handle the end of such a call."""
 
     def step_ended(self, log: Log, end_ns: int) -> None:
-        """A step of this thread is over."""
+        """Handle the end of a step of this thread."""
 
     def decide_if_due(self, log: Log) -> None:
-        """Decide on the next steps, where that had to wait for the end of a call."""
+        """Decide on the next steps, where that was postponed to the end of a call."""
 
 
 @dataclass(slots=True, eq=False)
 class Function:
-    """A compiled function, as far as its calls have shown."""
+    """A compiled function, as its calls so far describe it."""
 
     name: str
     key: int  # of its rows: a module's, OPTIMIZER_KEY, or its own
     step_key: int  # of the steps that its calls end; 0: it ends none
-    is_opaque: bool = True  # no module was seen to run inside
+    is_opaque: bool = True  # no module ran inside so far
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call that is under way."""
+    """A call in progress."""
 
     frame: FrameType
     log: Log
     function: Function
     start_ns: int
-    number: int  # autograd's, at the beginning
-    rows: int  # in the log at the beginning
-    ends: list[tuple[int, int]]  # of optimizer steps, in the log, and how many there were
+    number: int  # autograd's sequence number at the start
+    rows: int  # number of rows in the log at the start
+    ends: list[tuple[int, int]]  # the log's ends of optimizer steps; `ended`: their number at the start
     ended: int
-    is_step: bool  # the call was announced as a step, since nothing else marks any
+    is_step: bool  # the call was announced as a step, where nothing else marks steps
 
 
 class CompiledCalls:
-    """Notices the outermost calls of compiled functions, also of those that were compiled before the session.
+    """Record the outermost calls of compiled functions, also of functions compiled before the session.
 
     Every function that `torch.compile` returns switches Dynamo on and off by `set_eval_frame`, looked up in its module
-    at each call: a wrapper there sees whose call begins and ends, without touching the function. What is called inside
-    a module, an optimizer's step or another compiled function is part of that.
+    at each call: a wrapper there observes begin and end of each call without changing the function. Calls inside a
+    module, an optimizer's step or another compiled function are part of these.
     """
 
     def __init__(self, host: Host) -> None:
@@ -190,12 +190,12 @@ class CompiledCalls:
             self._host.step_ended(log, end_ns)
 
     def takes_backward(self) -> bool:
-        """Say whether a backward call that begins now is part of a compiled function of which no module is seen."""
+        """Return whether a backward call that begins now is inside a compiled function without visible modules."""
         call: Call | None = getattr(self._local, "call", None)
         return call is not None and call.function.is_opaque
 
     def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
-        """Run a backward call within a compiled function, whose calls are whole steps from now on."""
+        """Run a backward call within a compiled function; each call of that function then counts as a whole step."""
         call: Call = self._local.call
         function, log, number = call.function, call.log, sequence_nr()
         if function.key > 0 or not function.step_key:
@@ -222,7 +222,7 @@ class CompiledCalls:
         function = self._described(fn, given)
         try:
             self._functions[id(fn)] = weakref.ref(fn), function
-        except TypeError:  # of a kind without weak references: kept until the session ends
+        except TypeError:  # no weak reference possible: kept until the session ends
             self._functions[id(fn)] = (lambda: fn), function
         return function
 
@@ -255,7 +255,7 @@ class CompiledCalls:
 
 
 def _layers(fn: Any) -> Iterator[Any]:
-    """Yield a function and what it wraps, the outermost first."""
+    """Yield a function and the functions it wraps, outermost first."""
     for _ in range(16):
         yield fn
         fn = getattr(fn, "__wrapped__", None) or getattr(fn, "func", None)
@@ -280,7 +280,7 @@ def _words(fn: Any) -> set[str]:
 
 
 def _used(fn: Any) -> Iterator[Any]:
-    """Yield what a function refers to by name: free variables, globals, and attributes of the object it belongs to."""
+    """Yield the objects a function refers to by name: free variables, globals, attributes of its bound object."""
     words = _words(fn)
     for layer in _layers(fn):
         for cell in getattr(layer, "__closure__", None) or ():

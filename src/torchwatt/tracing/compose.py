@@ -1,4 +1,4 @@
-"""What a call consisted of that was not traced and is like none that was, from how often its parts ran. Pure."""
+"""Compose a template for an untraced call without a similar traced one, from the calls of its parts. Pure."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from torchwatt.tracing.signatures import Signature
 from torchwatt.tracing.template import Template
 
 FEW_SAMPLES = 3
-UNKNOWN_CALLS = -1  # in a template: how often is not known
+UNKNOWN_CALLS = -1  # in a template: number of calls unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A traced call or step: own time of each owner, when it worked on the mean, and how often modules ran."""
+    """A traced call or step: own time and mean position in time of each owner, and the calls of modules."""
 
     total_ns: float
     time_ns: Mapping[int, float]
-    middle: Mapping[int, float]  # as a fraction of the whole
+    middle: Mapping[int, float]  # as a fraction of the call's length
     calls: Mapping[int, int]  # of each owner
-    counts: Mapping[int, int]  # of modules, as far as they are known
+    counts: Mapping[int, int]  # of modules, where known
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """How modules lie in one another, by key.
+    """The nesting of modules, by key.
 
     Args:
-        parent: The module around a module, where there is one that is called itself.
+        parent: The enclosing module of a module, among modules that are called themselves.
         alike: Modules of one class and size, at the same place in their blocks, share a name.
         names: As in the state_dict.
     """
@@ -43,7 +43,7 @@ class Tree:
     names: Mapping[int, str] = field(default_factory=dict)
 
     def enclosing(self, key: int, uncertain: Collection[int]) -> int:
-        """Return the smallest module that surely ran where this one may have; 0: none inside the call itself."""
+        """Return the smallest enclosing module that certainly ran; 0: none inside the call itself."""
         at: int | None = key
         found = key
         while at is not None:
@@ -54,7 +54,7 @@ class Tree:
         return found
 
     def counterpart(self, key: int, of: int, within: int) -> int:
-        """Return what in one module corresponds to a module in another one like it, by name; else the module itself."""
+        """Return the module in `within` that corresponds by name to `key` in `of`, else `within`."""
         if key == of:
             return within
         place = self._name(key).removeprefix(self._name(of)).removeprefix(".")
@@ -72,11 +72,11 @@ class Tree:
         return at == outer
 
     def holds(self, key: int) -> bool:
-        """Say whether modules lie in a module that are called themselves."""
+        """Return whether a module contains modules that are called themselves."""
         return key in self.parent.values()
 
     def anchor(self, key: int, counted: frozenset[int]) -> int | None:
-        """Return the smallest module around a module, or itself, that was counted."""
+        """Return the smallest counted module that is or encloses a module, else None."""
         at: int | None = key
         while at is not None and at not in counted:
             at = self.parent.get(at)
@@ -84,7 +84,7 @@ class Tree:
 
 
 def sample_of(template: Template, total_ns: float, counts: Mapping[int, int]) -> Sample:
-    """Return what a template says of its call."""
+    """Return the sample of a template's call."""
     middle: dict[int, float] = defaultdict(float)
     weight: dict[int, float] = defaultdict(float)
     for owner, first, last in zip(template.owner.tolist(), template.first, template.last, strict=True):
@@ -97,7 +97,7 @@ def sample_of(template: Template, total_ns: float, counts: Mapping[int, int]) ->
 
 
 def calls_of(template: Template) -> dict[int, int]:
-    """Return how often each owner of a template was called; below zero: not known."""
+    """Return the number of calls of each owner of a template; below zero: unknown."""
     calls: dict[int, int] = {}
     for owner, n in zip(template.owner.tolist(), template.calls.tolist(), strict=True):
         known = calls.setdefault(owner, 0)
@@ -106,27 +106,27 @@ def calls_of(template: Template) -> dict[int, int]:
 
 
 def differing(calls: Sequence[Mapping[int, int]]) -> set[int]:
-    """Return the owners that were not called as often in all of some calls or steps."""
+    """Return the owners whose numbers of calls differ between some calls or steps."""
     owners = {owner for each in calls for owner in each}
     return {owner for owner in owners if len({each.get(owner, 0) for each in calls}) > 1}
 
 
 def untold(template: Template, is_untold: Callable[[int], bool]) -> Template:
-    """Say of some owners that it is not known how often they ran."""
+    """Mark the number of calls of some owners as unknown."""
     which = np.array([is_untold(owner) for owner in template.owner.tolist()], dtype=np.bool_)
     return replace(template, calls=np.where(which, UNKNOWN_CALLS, template.calls)) if which.any() else template
 
 
 @dataclass(frozen=True, slots=True)
 class Led:
-    """Owners whose calls follow from those of the counted modules only where the calls outside are in proportion.
+    """Owners whose calls follow from the counted modules only if the calls outside are in proportion.
 
-    A backward pass runs through as many calls of a module as the forward pass made, unless one of these led to none: a
-    call of the model more, with as many backward calls, may be an evaluation.
+    A backward pass has as many calls of a module as the forward pass, unless no backward call followed one of these: an
+    extra call of the model with an equal number of backward calls may be an evaluation.
 
     Args:
-        owners: Says whether an owner is one of them.
-        outside: Modules called outside any other, optimizers, and what stands for a backward call.
+        owners: Whether an owner is one of them.
+        outside: Outermost modules, optimizers, and the key of backward calls.
         straddles: Whether a backward pass may follow a forward pass of the step before.
         of_one_call: Calls outside are those that led to one backward call: twice as many led to another one.
     """
@@ -144,14 +144,14 @@ class Led:
 
 
 class Composer:
-    """Puts calls together from the time that each module usually takes a call.
+    """Compose templates of calls from the usual time of each module per call.
 
     Args:
         samples: Traced calls.
-        tree: How modules lie in one another.
+        tree: The nesting of modules.
         module_of: Key of the module that an owner stands for; None: no module.
-        beside: Owner that stands for another module in the same phase, by an owner and the module's key.
-        led: Which owners' calls follow from those of others in some calls only.
+        beside: Owner of another module in the same phase, by an owner and that module's key.
+        led: Owners whose calls follow from those of others in some calls only.
     """
 
     def __init__(
@@ -170,15 +170,15 @@ class Composer:
         self._made: dict[frozenset[int], _Rates] = {}
 
     def compose(self, ran: Signature, total_ns: float) -> Template | None:
-        """Return a template for a call in which the counted modules ran as told; None where nothing is known.
+        """Return a template for a call with a signature; None where nothing is known.
 
-        A module that was never traced gets what modules like it took, as a whole. If there are none like it, its time
-        is left out: it is the enclosing one's.
+        A module that was never traced gets the total time of similar modules. Without similar ones its time is left to
+        the enclosing module.
         """
         return self._rates(ran.over).template(ran, total_ns) if self._samples else None
 
     def unlike(self, ran: Signature) -> set[int]:
-        """Return the counted modules that ran, and that no traced call shows, nor one like them."""
+        """Return the counted modules that ran but are in no traced call, and have no similar module there."""
         return self._rates(ran.over).unlike(ran)
 
     def _rates(self, over: frozenset[int]) -> _Rates:
@@ -189,7 +189,7 @@ class Composer:
 
 
 class _Rates:
-    """Usual times of owners for each call of the counted module around them."""
+    """Usual times of owners per call of the counted module around them."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class _Rates:
             for owner, time_ns in sample.time_ns.items():
                 self._time[owner] += time_ns
                 self._moment[owner] += time_ns * sample.middle[owner]
-        # What no owner has: of the call itself.
+        # Time without an owner: of the call itself.
         self._rest_ns = _usual([s.total_ns - math.fsum(s.time_ns.values()) for s in samples])
         self._by_anchor: dict[int | None, list[int]] = defaultdict(list)
         self._anchor: dict[int, int | None] = {}
@@ -222,7 +222,7 @@ class _Rates:
             times = [
                 sample.time_ns.get(owner, 0.0) / n for sample in samples if (n := self._anchor_calls(sample, anchor))
             ]
-            # Of one call of the anchor.
+            # Per call of the anchor.
             self._moment[owner] /= self._time[owner] if self._time[owner] > 0 else 1.0
             self._time[owner] = _usual(times)
 
@@ -231,7 +231,7 @@ class _Rates:
         return 1 if anchor is None else sample.counts.get(anchor, 0)
 
     def template(self, ran: Signature, total_ns: float) -> Template | None:
-        """Return what the call consisted of, as far as it is known."""
+        """Return the template of a call, from the known owners."""
         pattern = self._led.pattern(ran.counts)
         weights = {owner: self._weight(owner, 1, pattern) for owner in self._by_anchor[None]}
         for key, count in ran.counts.items():
@@ -247,12 +247,12 @@ class _Rates:
         return self._laid(weights, whole_ns) if whole_ns > 0 and weights else None
 
     def unlike(self, ran: Signature) -> set[int]:
-        """Return the counted modules that ran, and that no sample shows, nor one like them."""
+        """Return the counted modules that ran but are in no sample, and have no similar module there."""
         counted = (key for key, count in ran.counts.items() if count and key in self._over)
         return {key for key in counted if not self._anchors[key] and not self._like(key, 1)}
 
     def _weight(self, owner: int, count: int, pattern: tuple[tuple[int, int], ...]) -> tuple[float, int]:
-        """Return the time of an owner, and its calls, for so many calls of what it lies in."""
+        """Return the time of an owner in ns, and its calls, for `count` calls of its anchor."""
         which = owner, pattern if self._led.owners(owner) else None
         if which not in self._calls:
             self._calls[which] = self._rate(*which)
@@ -261,7 +261,7 @@ class _Rates:
         return self._time[owner] * count, UNKNOWN_CALLS if rest else calls
 
     def _rate(self, owner: int, pattern: tuple[tuple[int, int], ...] | None) -> tuple[int, int] | None:
-        """Return an owner's calls for so many of its anchor; None where samples differ, or none is of the pattern."""
+        """Return (calls of an owner, calls of its anchor); None where samples disagree or none has the pattern."""
         anchor = self._anchor[owner]
         seen = [
             (sample.calls.get(owner, 0), self._anchor_calls(sample, anchor))
@@ -273,7 +273,7 @@ class _Rates:
         return (calls, of) if of and same else None
 
     def _like(self, key: int, count: int) -> dict[int, tuple[float, int]]:
-        """Give a module that was never traced what those like it took, with all inside, for so many calls."""
+        """Give a module that was never traced the time of similar ones, with all inside, for `count` calls."""
         name = self._tree.alike.get(key)
         twins = [k for k in self._over if self._anchors[k] and name is not None and self._tree.alike.get(k) == name]
         sums: dict[int, float] = defaultdict(float)
@@ -286,7 +286,7 @@ class _Rates:
                 if module == twin and not self._led.owners(owner):
                     counted.add(own)
         of = sum(self._anchors[k] for k in twins)
-        # Its own calls were counted; of what is inside it, or follows from it, it is not known how often that runs.
+        # Its own calls were counted; the calls of modules inside it, or that follow from it, are unknown.
         return {own: (ns * count / of, count if own in counted else UNKNOWN_CALLS) for own, ns in sums.items()}
 
     def _laid(self, weights: Mapping[int, tuple[float, int]], whole_ns: float) -> Template:
@@ -301,7 +301,7 @@ class _Rates:
 
 
 def _usual(times_ns: Sequence[float]) -> float:
-    """Return what a call usually takes: another program's time in one of a few traced calls must not go to all."""
+    """Return the usual time of a call; the minimum of few, so that a disturbance does not affect all calls."""
     if len(times_ns) < FEW_SAMPLES:
         return min(times_ns, default=0.0)
     return float(np.median(times_ns))

@@ -1,4 +1,4 @@
-"""What each step records: everything, or only its bounds. Pure: clock and counts are arguments."""
+"""Decide what each step records: everything, or only its bounds. Pure: clock and counts are arguments."""
 
 from __future__ import annotations
 
@@ -13,90 +13,90 @@ from torchwatt.tracing.observed import Observed
 from torchwatt.tracing.pacing import Pacer
 from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
 
-# What one of these takes, in logged module calls (benchmarks/in_place.py); the decision itself is timed by itself.
+# Costs in logged module calls (benchmarks/in_place.py); the decision itself is timed separately.
 LIGHT_ROW_CALLS = 4.0  # an outermost call, an optimizer step, a batch of data
 BACKWARD_CALLS = 10.0
 HOOK_CALLS = 4.0  # the end of a step
-ASLEEP_CALLS = 5.5  # a step of which only the end is noted, and its outermost call
-ANSWER_CALLS = 2.5  # a call without gradients of which only the bounds are noted
+ASLEEP_CALLS = 5.5  # a step of which only the end is recorded, with its outermost call
+ANSWER_CALLS = 2.5  # a call without gradients of which only the bounds are recorded
 PASSING_CALLS = 0.8  # a call inside another that passes the wrapper of its class
-# Calls are calibrated in a loop, and between matrix products caches are cold: in place (benchmarks/in_place.py) they
-# are 2.6 times as dear with 0.24 ms between two of them, and 4.0 to 4.3 times with 1.7 ms.
+# Calls are calibrated in a loop; between matrix products caches are cold: in place (benchmarks/in_place.py) they
+# take 2.6 times as long with 0.24 ms between two of them, and 4.0 to 4.3 times with 1.7 ms.
 COLD_MORE, COLD_HALF_NS = 3.3, 250_000.0
-# Of steps whose ends alone are noted some have their bounds noted, too: from these it is known how such steps are
-# divided into forward, backward, optimizer and the rest.
+# Among steps recorded by their ends only, some have their bounds recorded: these show how such steps are divided into
+# forward, backward, optimizer and the rest.
 FIRST_SKELETONS, SKELETONS = 16, 12
-SKELETON_SHARE = 0.2  # of the budget, for them and for the decisions around them
-# The first steps of a program are not like the others: caches and kernels are cold, and gradients that are denormal
-# numbers take 50 times as long. By this step one more is traced and recorded early, for the others to be filled from.
+SKELETON_SHARE = 0.2  # of the budget, for them and the decisions around them
+# The first steps of a program are not representative: caches and kernels are cold, and denormal gradients take 50 times
+# as long. At this step another one is traced and recorded early, as a template for the others.
 WARM_STEP = 8
-SPREAD = 0.4  # strides differ in length by so much at random: what recurs every so many steps must not be missed
-COUNTING_SHARE = 0.5  # of the budget, for counting modules of which a program may call some
+SPREAD = 0.4  # random relative spread of stride lengths: sampling must not coincide with a period of the program
+COUNTING_SHARE = 0.5  # of the budget, for counting modules that a program may or may not call
 MOST_KINDS = 32  # of backward calls whose lengths are compared
-CHECK_EVERY = 8  # traced steps between two looks at what tracing is seen to cost
+CHECK_EVERY = 8  # traced steps between two updates from the observed cost
 # A window costs more than its own clocks show: recording slows the call down and leaves cold caches. Steps with and
 # without, in random order and by CPU time, gave 1.0 (a transformer, 346 nodes) and 2.2 (a CNN, 39 nodes) times as much;
-# until a session knows better it believes in 2 +- 1.
+# the prior is 2 +- 1, until a session has measured it.
 AFTERMATH, AFTERMATH_SD, MOST_AFTERMATH = 2.0, 1.0, 4.0
 
 
 @dataclass(slots=True)
 class Costs:
-    """What tracing costs on this machine, in ns: calibrated at the start, raised by what is observed.
+    """Costs of tracing on this machine, in ns: calibrated at the start, raised by observation.
 
-    What was measured `in_a_loop` is dearer in a step, the more so the longer the step works between two calls.
+    Costs measured `in_a_loop` are higher in a step, the more so the longer the time between two calls.
     """
 
     call_ns: float  # logging one module call
     passing_ns: float  # letting one pass through the wrapper in a step that is not traced
-    swap_ns: float = 400_000.0  # taking the wrapper off and putting it on; measured when it happens
+    swap_ns: float = 400_000.0  # removing and restoring the wrapper; updated when that happens
     factor: float = 1.0  # observed over calibrated, never below 1
     decision_ns: float = 0.0  # moving average
     in_a_loop: bool = False
     margins: Margins = NO_MARGINS
 
     def dearer(self, between_ns: float) -> float:
-        """Return how many times as dear a call is with so much time between two of them."""
+        """Return the cost of a call relative to calibration, with a time between two calls; at least 1."""
         return 1.0 + COLD_MORE * between_ns / (between_ns + COLD_HALF_NS) if self.in_a_loop else 1.0
 
 
 @dataclass(slots=True)
 class Stride:
-    """The steps that a thread takes between two decisions, and what its steps were like."""
+    """The steps of a thread between two decisions, and statistics of its steps."""
 
     start_ns: int
     mode: int = FULL
     first_row: int = 0
     steps: int = 0  # ended since the decision
-    answered: int = 0  # of these, calls without gradients of which only the bounds were noted
-    planned: int = 1  # so many until the next one
+    answered: int = 0  # of these, calls without gradients of which only the bounds were recorded
+    planned: int = 1  # number of steps until the next decision
     windowed: bool = False
-    skeleton: bool = False  # these steps show how those are divided of which the end alone is noted
-    seq: int = 0  # autograd's number after the latest backward call
+    skeleton: bool = False  # their bounds are recorded, as templates for steps of which only the end is
+    seq: int = 0  # autograd's sequence number after the latest backward call
     backwards: int = 0
     light_steps: int = 0  # not traced, since the log was folded
     calls: int = 0  # logged in a traced step
     passing: int = 0  # of these, inside another and of a class that is patched
     step_ns: float = 0.0  # moving average
-    cpu_ns: int | None = None  # the thread's CPU time at the decision, where it is known
+    cpu_ns: int | None = None  # the thread's CPU time at the decision; None: unknown
     window_ns: int = 0  # of the window in these steps, by its own clocks
     observed: Observed = field(default_factory=Observed)
     aftermath: Observed = field(default_factory=Observed)  # traced steps with a window, and without
 
     def leave_out(self, wall_ns: int, cpu_ns: int) -> None:
-        """Take time that no other step will need, a compilation, out of the length of these."""
+        """Exclude time that does not recur, such as a compilation, from the length of these steps."""
         self.start_ns += wall_ns
         if self.cpu_ns is not None:
             self.cpu_ns += cpu_ns
 
 
 class Conductor:
-    """Keeps the books of one session's tracing and decides what the next steps record.
+    """Account for the cost of one session's tracing and decide what the next steps record.
 
     Args:
         share: Of the time, for everything that tracing does on the user's threads.
         windows: Whether backward calls may be recorded.
-        max_spans: Beyond so many spans steps are traced ever more rarely, for the sake of memory.
+        max_spans: Limit of spans in memory; near it, steps are traced more rarely.
         start_ns: Start of the session.
         costs: As calibrated.
     """
@@ -108,29 +108,29 @@ class Conductor:
         self.limited = False
         self.narrow = False  # the wrapper should be off between traced steps
         self.can_narrow = True
-        self.unwrapped = False  # it was off before the latest decision
+        self.unwrapped = False  # it was removed before the latest decision
         self.pacer = Pacer(start_ns) if windows else None
         self._checked = 0
         self._backwards: dict[Hashable, Observed] = {}
         self._aftermath = AFTERMATH
         self._skeletons = 0
-        self._skeleton_ns = start_ns  # not before that
-        self._steps = 0  # decided about
-        self._wants_warm = False  # a backward call of the next traced step is to show what a warm one is like
+        self._skeleton_ns = start_ns  # earliest time of the next one
+        self._steps = 0  # decided on
+        self._wants_warm = False  # record a backward call of the next traced step, as the first warm one
         self._random = random.Random(start_ns)  # noqa: S311 - of our own: the user's numbers stay as they are
 
     def decide(
         self, stride: Stride, now_ns: int, rows: int, spans: int, *, can_sleep: bool, cpu_ns: int | None = None
     ) -> int:
-        """Book the steps since the last decision and return the mode of the next ones.
+        """Book the cost of the steps since the last decision and return the mode of the next ones.
 
         Args:
-            stride: Of the thread whose steps they are; brought up to date.
+            stride: Of the thread of these steps; updated.
             now_ns: The time.
-            rows: How many rows the thread has logged.
-            spans: How many rows all threads keep.
-            can_sleep: Whether the thread would notice the end of its steps in its sleep.
-            cpu_ns: The CPU time of the thread: what other programs do to the clock is no cost of ours.
+            rows: Number of rows that the thread has logged.
+            spans: Number of rows that all threads keep.
+            can_sleep: Whether the thread detects the end of its steps when only ends are recorded.
+            cpu_ns: The CPU time of the thread: time taken by other programs is no cost of tracing.
         """
         n = max(stride.steps, 1)
         self._look_when_warm(stride, n)
@@ -161,7 +161,7 @@ class Conductor:
         return stride.mode
 
     def _look_when_warm(self, stride: Stride, steps: int) -> None:
-        """Request a trace of the first warm step; `steps` of the current stride are over."""
+        """Request a trace of the first warm step; `steps` is the number of steps that ended in the current stride."""
         if stride.mode == FULL:
             self._wants_warm = False
         if self._steps < WARM_STEP <= self._steps + steps:
@@ -169,11 +169,11 @@ class Conductor:
         self._steps += steps
 
     def show_again(self) -> None:
-        """Something new begins: steps of which the end alone is noted are divided otherwise by now."""
+        """Record bounds of steps again: new work may have changed how steps are divided."""
         self._skeletons, self._skeleton_ns = 0, 0
 
     def _planned(self, stride: Stride, cost_ns: float, light_ns: float, now_ns: int) -> int:
-        """Return how many steps go by until the next decision."""
+        """Return the number of steps until the next decision."""
         if stride.skeleton:
             steps = SKELETONS if self._skeletons else FIRST_SKELETONS
             self._skeletons += steps
@@ -189,23 +189,23 @@ class Conductor:
         return self._until_warm(steps)
 
     def _until_warm(self, steps: int) -> int:
-        """Return the number of steps until the first warm step, which is traced, at most `steps`."""
+        """Return the number of steps until the first warm step, which is traced; at most `steps`."""
         left = WARM_STEP - self._steps
         return min(steps, left) if left > 0 else steps
 
     def decided(self, own_ns: int, *, traced: bool) -> None:
-        """Book what a decision cost; `traced`: steps are traced before or after it, and it would not be there else."""
+        """Book the cost of a decision; `traced`: steps before or after it are traced, which made it necessary."""
         self.budget.pay("calls" if traced else "fixed", own_ns)
         self.costs.decision_ns += (own_ns - self.costs.decision_ns) * (0.1 if self.costs.decision_ns else 1.0)
 
     def wants_window(self, stride: Stride, kind: Hashable, now_ns: int, *, is_new: bool = False) -> bool:
-        """Say whether a backward call is to be recorded; to be asked once for each.
+        """Return whether a backward call is to be recorded; call once for each.
 
         Args:
             stride: Of the thread that makes the call.
             kind: Calls of one kind fill each other.
             now_ns: The time.
-            is_new: It goes through modules that no recorded call went through.
+            is_new: It contains modules that no recorded call contains.
         """
         self.budget.has_windows = self.pacer is not None
         if self.pacer is None or self.budget.share <= 0:
@@ -220,18 +220,18 @@ class Conductor:
         return wanted
 
     def backward_took(self, kind: Hashable, length_ns: int, *, recorded: bool) -> None:
-        """Note how long a backward call took, in a window or not."""
+        """Record how long a backward call took, in a window or not."""
         if kind not in self._backwards and len(self._backwards) >= MOST_KINDS:
             self._backwards.clear()
         self._backwards.setdefault(kind, Observed()).add(length_ns, traced=recorded)
 
     def slowdown_ns(self, kind: Hashable) -> float:
-        """Return by how much windows surely slow such calls down; 0 while too little was seen."""
+        """Return a lower bound of how much windows slow such calls down, in ns; 0 with too few observations."""
         seen = self._backwards.get(kind)
         return seen.excess_ns() if seen is not None else 0.0
 
     def window_taken(self, stride: Stride, kind: Hashable, own_ns: int, now_ns: int) -> int:
-        """Book a window that took so long by its own clocks; return what it costs with all that follows from it."""
+        """Book a window of `own_ns` by its own clocks; return its cost in ns with all after-effects."""
         stride.window_ns += own_ns
         cost_ns = round(self._aftermath * own_ns)
         self.budget.pay("windows", cost_ns)
@@ -240,7 +240,7 @@ class Conductor:
         return cost_ns
 
     def _compare(self, stride: Stride, n: int, used_ns: float) -> None:
-        """Note how long a step took, with what was recorded in it."""
+        """Record how long a step took, by what was recorded in it."""
         if not stride.windowed:
             stride.observed.add(round(used_ns), traced=stride.mode == FULL)
         if stride.mode == FULL and n == 1 and stride.windowed == bool(stride.window_ns):
@@ -250,11 +250,11 @@ class Conductor:
             self._aftermath = min(max(likely_ns / own_ns, 1.0), MOST_AFTERMATH)
 
     def margins(self, stride: Stride) -> Margins:
-        """Return what torch does around optimizer steps and backward calls of a thread."""
+        """Return the time that torch takes around optimizer steps and backward calls of a thread."""
         return self.costs.margins.times(self._dearer(stride))
 
     def most_counted(self, stride: Stride, calls: int) -> float:
-        """Return how many calls in a step may pass a wrapper that counts them, where a step has so many in all."""
+        """Return how many calls per step may pass a counting wrapper, for steps with that many calls in all."""
         between_ns = stride.step_ns / max(calls, 1)
         each_ns = PASSING_CALLS * self.costs.call_ns * self.costs.dearer(between_ns)
         return COUNTING_SHARE * self.budget.share * stride.step_ns / each_ns if self.budget.share > 0 else 0.0
@@ -263,7 +263,7 @@ class Conductor:
         return self.costs.dearer(stride.step_ns / max(stride.calls, 1))
 
     def call_ns(self, stride: Stride) -> float:
-        """Return what logging one call costs in a thread's steps."""
+        """Return the cost of logging one call in a thread's steps, in ns."""
         return self.costs.call_ns * self._dearer(stride)
 
     def _passing_ns(self, stride: Stride) -> float:
@@ -271,7 +271,7 @@ class Conductor:
 
     def _pay(self, stride: Stride, rows: float, n: int) -> None:
         call_ns, answers = self.call_ns(stride), min(stride.answered, n)
-        rows = max(rows * n - answers, 0.0) / max(n - answers, 1)  # of the other steps
+        rows = max(rows * n - answers, 0.0) / max(n - answers, 1)  # per remaining step
         if stride.mode == FULL:
             fixed = (HOOK_CALLS + stride.backwards / n * BACKWARD_CALLS + stride.passing * PASSING_CALLS) * call_ns
             self.budget.pay("calls", n * rows * call_ns * self.costs.factor)
@@ -290,11 +290,11 @@ class Conductor:
         return stride.calls * self.call_ns(stride) * self.costs.factor + self._around_ns()
 
     def _around_ns(self) -> float:
-        """Return what is spent before and after steps that are traced, whatever their number."""
+        """Return the cost before and after consecutive traced steps, independent of their number, in ns."""
         return 2 * self.costs.decision_ns + (self.costs.swap_ns if self.unwrapped else 0.0)
 
     def _check(self, stride: Stride) -> None:
-        """Believe the clock where it shows more than the calibration; never less, since less may be luck."""
+        """Raise the cost factor to the observed cost; not below the calibration, since a lower value may be chance."""
         self._checked += 1
         if self._checked % CHECK_EVERY == 0 and (booked_ns := stride.calls * self.call_ns(stride)) > 0:
             seen = stride.observed.excess_ns() / booked_ns

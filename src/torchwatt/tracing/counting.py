@@ -1,4 +1,4 @@
-"""Decides which modules are counted in steps that are not traced: those of which a program may call some."""
+"""Decide which modules are counted in steps that are not traced: those that a program may or may not call."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torchwatt.tracing.registry import Registry
 from torchwatt.tracing.rows import FORWARD_TASK, KEY, TASK, Row
 from torchwatt.tracing.signatures import CallPattern, Signatures, affordable, nearest_called, traced_calls
 
-STUDIED_STEPS = 64  # traced steps that are studied; later ones are studied when the trace is put together
+STUDIED_STEPS = 64  # traced steps that are studied; later ones are studied when the trace is assembled
 
 
 class Host(Protocol):
-    """What this needs of the hub."""
+    """The attributes of the hub that are used here."""
 
     registry: Registry
     signatures: Signatures
@@ -26,7 +26,7 @@ class Host(Protocol):
 
 
 class Counting:
-    """Learns from traced steps which modules are called now and then, and has them counted from then on."""
+    """Detect in traced steps which modules are called only sometimes, and have them counted."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -36,12 +36,12 @@ class Counting:
         self._wanted: tuple[frozenset[int], frozenset[int]] | None = None
 
     def study(self, rows: Sequence[Row], steps: int, most_calls: Callable[[int], float]) -> None:
-        """Look at traced steps that have ended.
+        """Evaluate traced steps that have ended.
 
         Args:
-            rows: Logged in them by their thread, which is the only one that logs.
-            steps: How many of them ended.
-            most_calls: How many more calls a step may pass a wrapper, given how many it has in all.
+            rows: The rows their thread logged in them; no other thread logs.
+            steps: Number of these steps.
+            most_calls: Maximum number of calls per step that may pass a counting wrapper, by the number in all.
         """
         if self._studied >= STUDIED_STEPS:
             return

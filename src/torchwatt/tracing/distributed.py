@@ -1,4 +1,4 @@
-"""What torch.distributed knows of this process, and the job's own store; nothing is imported that is not there."""
+"""Read rank and device from torch.distributed, and access the job's store; imports no module that is not loaded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def started() -> tuple[int, int] | None:
         if dist is None or not dist.is_available() or not dist.is_initialized():
             return None
         return int(dist.get_rank()), int(dist.get_world_size())
-    except Exception:  # half imported, or half torn down: then there is no job to ask
+    except Exception:  # partly imported or torn down: there is no job
         return None
 
 
 def current_device(model: Any = None) -> int | None:
-    """Return the CUDA device of this process: where the model is, else the current one; None before CUDA began."""
+    """Return this process's CUDA device: that of the model, else the current one; None before CUDA is initialised."""
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
     try:
@@ -30,19 +30,19 @@ def current_device(model: Any = None) -> int | None:
                 return int(parameter.device.index or 0)
             break
         return int(cuda.current_device()) if cuda is not None and cuda.is_initialized() else None
-    except Exception:  # a driver that does not answer: LOCAL_RANK will do
+    except Exception:  # the driver does not respond: LOCAL_RANK is used instead
         return None
 
 
 class StoreLink:
-    """The job's key-value store, through a connection of its own: the training's never waits for ours."""
+    """The job's key-value store, on a separate connection, so that training does not wait for ours."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
 
     @classmethod
     def open(cls, timeout_s: float) -> StoreLink | None:
-        """Connect, or return None where there is no store to connect to."""
+        """Connect; return None without a store."""
         try:
             found = _clone(timeout_s)
         except Exception:  # the store's server is gone
@@ -50,17 +50,17 @@ class StoreLink:
         return None if found is None else cls(found)
 
     def clone(self) -> StoreLink:
-        """Return another connection, for another thread: a waiting one blocks its own."""
+        """Return another connection, for another thread: a waiting thread blocks its connection."""
         return StoreLink(self._store.clone())
 
     def set(self, key: str, value: bytes) -> None:
-        """Put a value."""
+        """Set the value of a key."""
         self._store.set(key, value)
 
     def get(self, key: str, timeout_s: float, every_s: float = 0.02) -> bytes | None:
-        """Return a value, looking for it as long and as often as said; None where it did not come.
+        """Return the value of a key, polled every `every_s`; None if it was not set within `timeout_s`.
 
-        The store's own `wait` prints two warnings whenever nothing comes in time, and cannot be broken off.
+        The store's own `wait` prints two warnings on each timeout, and cannot be interrupted.
         """
         deadline_s = time.monotonic() + timeout_s
         try:
@@ -69,15 +69,15 @@ class StoreLink:
                     return None
                 time.sleep(every_s)
             return bytes(self._store.get(key))
-        except Exception:  # the store's server is gone: nothing will come
+        except Exception:  # the store's server is gone: no value will be set
             return None
 
     def add(self, key: str) -> int:
-        """Count one up and return the new number."""
+        """Increment a counter and return the new number."""
         return int(self._store.add(key, 1))
 
     def drop(self, key: str) -> None:
-        """Take a value away, where the store can."""
+        """Delete a key."""
         self._store.delete_key(key)
 
 
@@ -86,9 +86,9 @@ def _clone(timeout_s: float) -> Any:
         return None
     from torch.distributed import distributed_c10d
 
-    c10d: Any = distributed_c10d  # what it holds differs between versions
+    c10d: Any = distributed_c10d  # its contents differ between versions
 
-    store = c10d._get_default_store()  # there is no public name for the store of a job
+    store = c10d._get_default_store()  # a job's store has no public name
     if hasattr(store, "clone"):
         found = store.clone()
         found.set_timeout(timedelta(seconds=timeout_s))

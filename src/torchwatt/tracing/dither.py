@@ -1,4 +1,4 @@
-"""Shake the start of steps, so that a step as long as the sensor's period does not always meet it in the same phase."""
+"""Delay the start of steps at random, so that steps of the sensor's period are not always sampled in the same phase."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 class Dither:
-    """Sleeps for a random moment after each optimizer step and each step that the user marks; never unless asked.
+    """Sleep for a random time after each optimizer step and each step that the user marks; only on request.
 
-    With 1 ms a step, a run that is locked to the sensor's phase has a third of the error (ATTRIBUTION 5, step 7).
+    With up to 1 ms per step, a run in sync with the sensor's period has a third of the error (ATTRIBUTION 5, step 7).
 
     Args:
-        most_s: The sleep is drawn between 0 and this many seconds.
+        most_s: Maximum sleep in seconds; drawn uniformly from 0 on.
         seed: Of the draws.
     """
 
@@ -25,13 +25,13 @@ class Dither:
         self._handle: Any = None
 
     def start(self) -> None:
-        """Follow the optimizers of this process."""
+        """Register a hook on the optimizers of this process."""
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
         self._handle = register_optimizer_step_post_hook(lambda *_: self.shake())
 
     def shake(self) -> None:
-        """Sleep now."""
+        """Sleep for a random time."""
         import torch
 
         if torch.compiler.is_compiling():
@@ -42,12 +42,12 @@ class Dither:
         self.steps += 1
 
     def told(self) -> str:
-        """Say what was done."""
+        """Return a sentence on the delays, for the report."""
         most_ms, slept_ms = self.most_s * 1e3, self.slept_s * 1e3
         return f"{self.steps} steps were shaken by {slept_ms:.1f} ms in all, as asked: at most {most_ms:g} ms each"
 
     def stop(self) -> None:
-        """Follow no more."""
+        """Remove the hook."""
         handle, self._handle = self._handle, None
         if handle is not None:
             handle.remove()

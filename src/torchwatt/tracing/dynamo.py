@@ -1,4 +1,4 @@
-"""What is used of torch.compile's tracer, Dynamo: looked up only where a program has imported it, never imported here.
+"""The parts of torch.compile's tracer, Dynamo, that are used: looked up only if the program imported it.
 
 Private names differ between torch 2.4 and 2.13; each is guarded by `getattr`.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-# Of torch's two questions whether it compiles, the one that costs a third: Dynamo answers it while it traces.
+# Of torch's two tests for compilation, the one at a third of the cost: Dynamo evaluates it while it traces.
 is_dynamo_compiling: Callable[[], bool] = getattr(torch.compiler, "is_dynamo_compiling", torch.compiler.is_compiling)
 
 DYNAMO = "torch._dynamo"
@@ -23,14 +23,14 @@ OUTER_NAMES = ("compile_wrapper", "_fn")  # the function that `torch.compile` re
 
 
 def eval_frame_module() -> ModuleType | None:
-    """Return `torch._dynamo.eval_frame` where the program has imported all of Dynamo, else None."""
+    """Return `torch._dynamo.eval_frame` if the program has imported Dynamo completely, else None."""
     dynamo = sys.modules.get(DYNAMO)
     ready = dynamo is not None and hasattr(dynamo, "callback_handler") and hasattr(dynamo, "reset")
     return sys.modules.get("torch._dynamo.eval_frame") if ready else None
 
 
 def outer_codes(eval_frame: ModuleType) -> frozenset[CodeType]:
-    """Return the code of what `torch.compile` returns: all such functions share it, also those made earlier."""
+    """Return the code objects of functions that `torch.compile` returns; earlier ones have the same."""
     context = getattr(eval_frame, "_TorchDynamoContext", None)
     made_by = vars(context).get("__call__") if isinstance(context, type) else None
     code = getattr(made_by, "__code__", None)
@@ -39,7 +39,7 @@ def outer_codes(eval_frame: ModuleType) -> frozenset[CodeType]:
 
 
 def skip_own_code(eval_frame: ModuleType) -> None:
-    """Have Dynamo run our functions as they are, where a compiled program calls them outside its graphs."""
+    """Make Dynamo run this package's functions uncompiled where a compiled program calls them outside its graphs."""
     skip = getattr(eval_frame, "skip_code", None)
     if skip is not None:
         for code in set(_own_code()) - _skipped:
@@ -47,12 +47,12 @@ def skip_own_code(eval_frame: ModuleType) -> None:
             _skipped.add(code)
 
 
-_skipped: set[CodeType] = set()  # what Dynamo was told holds for the process
+_skipped: set[CodeType] = set()  # process-wide, as in Dynamo
 
 
 def _own_code() -> Iterator[CodeType]:
     package = __name__.partition(".")[0]
-    yield from _code_of(is_dynamo_compiling)  # which hardly anybody else asks
+    yield from _code_of(is_dynamo_compiling)  # rarely used elsewhere
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == package and module is not None:
             for value in list(vars(module).values()):
@@ -62,7 +62,7 @@ def _own_code() -> Iterator[CodeType]:
 
 def _code_of(value: Any) -> Iterator[CodeType]:
     if isinstance(value, FunctionType):
-        inner = inspect.unwrap(value)  # a decorator's own code is others' as well
+        inner = inspect.unwrap(value)  # a decorator's own code is shared with other functions
         if isinstance(inner, FunctionType):
             yield from _nested(inner.__code__)
     elif isinstance(value, staticmethod | classmethod):
@@ -83,16 +83,16 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 
 class StepHook:
-    """A hook around every optimizer's step that programs compiled with or without it cannot tell from its absence.
+    """A hook around every optimizer's step that no compiled program depends on.
 
-    Dynamo guards on the number of entries of torch's tables of hooks: one more, and each compiled `optimizer.step`
-    is compiled again. The tables are `OrderedDict`s, read by their `values()` at each step: an attribute of that name
-    on the table itself adds our hook to what eager steps see, and no guard looks at it.
+    Dynamo guards on the number of entries in torch's tables of hooks: one more, and each compiled `optimizer.step` is
+    compiled again. The tables are `OrderedDict`s, read by their `values()` at each step: an attribute of that name on
+    the table itself adds this hook in eager steps, and no guard depends on it.
 
     Args:
         table: Torch's table of global hooks.
         hook: Called as `hook(optimizer, args, kwargs)`.
-        register: Torch's own way, where the table is of another kind.
+        register: Torch's own registration, where the table is of another kind.
     """
 
     def __init__(
@@ -113,24 +113,24 @@ class StepHook:
         self.put()
 
     def put(self) -> None:
-        """Put the hook on."""
+        """Set the hook."""
         if self._table is not None:
             vars(self._table)["values"] = self._values
 
     def lift(self) -> None:
-        """Take the hook off, for as long as Dynamo reads the table."""
+        """Remove the hook while Dynamo reads the table; `put` restores it."""
         if self._table is not None and vars(self._table).get("values") is self._values:
             del vars(self._table)["values"]
 
     def remove(self) -> None:
-        """Take the hook off for good."""
+        """Remove the hook permanently."""
         self.lift()
         if self._handle is not None:
             self._handle.remove()
 
 
 def step_hooks(begins: Callable[..., None], ended: Callable[..., None]) -> tuple[StepHook, StepHook]:
-    """Put a hook before and one after every step of any optimizer."""
+    """Register hooks before and after every step of any optimizer."""
     torch_optimizer = sys.modules["torch.optim.optimizer"]
     before = getattr(torch_optimizer, "_global_optimizer_pre_hooks", None)
     after = getattr(torch_optimizer, "_global_optimizer_post_hooks", None)

@@ -1,4 +1,4 @@
-"""Fitting a template to a call of another length: work keeps its time, communication takes the rest. Pure.
+"""Fit a template to a call of another length: work keeps its time, communication absorbs the difference. Pure.
 
 A rank that waits ten seconds for another one does not compute for ten seconds more.
 """
@@ -14,7 +14,7 @@ from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.rows import COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY
 from torchwatt.tracing.template import Template
 
-FINEST = 0.01  # calls whose lengths differ by less get the same template
+FINEST = 0.01  # relative difference in length below which calls get the same template
 
 
 class ElasticTemplate:
@@ -22,7 +22,7 @@ class ElasticTemplate:
 
     Args:
         template: Of a traced call.
-        net_ns: How long that call took, without the real spans inside it.
+        net_ns: Length of that call without the recorded spans inside it.
     """
 
     def __init__(self, template: Template, net_ns: int) -> None:
@@ -39,7 +39,7 @@ class ElasticTemplate:
 
     @property
     def is_rigid(self) -> bool:
-        """Whether all is work: then it stretches evenly."""
+        """Whether the template is without communication, so that it stretches evenly."""
         return self._talk <= 0
 
     def fitted(self, net_ns: float) -> Template:
@@ -57,12 +57,12 @@ class ElasticTemplate:
         talk_slope = max(1.0 - slope * work, 0.0) / self._talk
 
         moved = slope * self._work_before + talk_slope * self._talk_before
-        moved = np.minimum(np.maximum.accumulate(moved), 1.0)  # rounding must not make neighbours cross
+        moved = np.minimum(np.maximum.accumulate(moved), 1.0)  # rounding must not reorder bounds
         return replace(self.plain, first=moved[self._first], last=moved[self._last])
 
 
 def is_communication(owner: IntArray) -> np.ndarray:
-    """Tell which owners of pieces are the communication."""
+    """Return whether each owner is communication."""
     return np.isin(owner, (COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY))
 
 
@@ -75,7 +75,7 @@ def _union(first: FloatArray, last: FloatArray) -> tuple[FloatArray, FloatArray]
 
 
 def _covered(first: FloatArray, last: FloatArray, bounds: FloatArray) -> FloatArray:
-    """Return how much of each `[0, bound]` lies in intervals that are sorted and apart."""
+    """Return how much of each `[0, bound]` lies in intervals that are sorted and disjoint."""
     if not len(first):
         return np.zeros(len(bounds))
     total = np.concatenate(([0.0], np.cumsum(last - first)))

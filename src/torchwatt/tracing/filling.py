@@ -1,4 +1,4 @@
-"""Laying templates over calls that were not traced, many at once where nothing real lies inside. Pure."""
+"""Lay templates over calls that were not traced, vectorised where no recorded span lies inside. Pure."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Filler:
         self._slot_of = slot_of
 
     def fill(self, template: Template, first: IntArray, last: IntArray, count: IntArray) -> None:
-        """Add a template laid over calls, one row each; `count` says how many calls a row stands for."""
+        """Add a template laid over calls, one row each; `count`: number of calls that a row stands for."""
         slot = np.array([self._slot_of(int(key)) for key in template.owner], dtype=np.int64)
         slots = np.tile(slot, len(first))
-        calls = (template.calls[None, :] * count[:, None]).ravel()  # below zero: not known
+        calls = (template.calls[None, :] * count[:, None]).ravel()  # below zero: unknown
         self._columns.add(slots, first.ravel(), last.ravel(), thread=self._thread, filled=True, calls=calls)
 
     def fill_records(self, records: Records, chosen: Iterable[tuple[int, Template]]) -> None:
-        """Lay templates over records; what other records lie inside one keep their time."""
+        """Lay templates over records; other records inside one keep their time."""
         alike: dict[int, tuple[Template, list[int]]] = {}
         for i, template in chosen:
             inner = inner_of(records, i)
@@ -46,7 +46,7 @@ class Filler:
 
 
 def inner_of(records: Records, i: int) -> tuple[tuple[int, int], ...]:
-    """Return the outermost records inside a record; they follow it."""
+    """Return the outermost records inside a record, as (start_ns, end_ns); they follow it in order."""
     end = records.end[i]
     last = i + 1
     while last < len(records) and records.start[last] < end:
@@ -57,7 +57,7 @@ def inner_of(records: Records, i: int) -> tuple[tuple[int, int], ...]:
 
 
 def fitted(elastic: ElasticTemplate, records: Records, i: int) -> Template:
-    """Return what fills a record: as much longer or shorter as one of the calls that it stands for is."""
+    """Return the template of a record, fitted to the mean length of the calls that it stands for."""
     if elastic.is_rigid:
         return elastic.plain
     inner_ns = sum(end - start for start, end in inner_of(records, i))

@@ -1,9 +1,9 @@
-"""Steps that were not traced, kept small: their outermost spans, added up over stretches of time. Pure.
+"""Aggregate the outermost spans of steps that were not traced over time, to bound memory. Pure.
 
 A record is one span of such a step (an outermost call, a backward call, an optimizer step, a scope). Records between
-two traced steps form a run. Of each run, `merge` puts `g` neighbours together: per kind one span with their exact
-total time and count, laid one after the other from where the first began. No time is lost or made; only where it lay
-within the stretch is forgotten.
+two traced steps form a run. In each run, `merge` combines `g` neighbours: per kind one span with their exact total time
+and count, laid one after the other from the start of the first. Total times are exact; only the position within the
+interval is lost.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from torchwatt.tracing.rows import (
     Backward,
 )  # fmt: skip
 
-MAX_KINDS = 8_192  # beyond, calls of one module are one kind whatever graph they made
+MAX_KINDS = 8_192  # beyond, calls of one module are of one kind, independent of graph size
 ANY_GRAPH = -1
-MOST_REGULAR = 8  # spans between two stretches of calls without gradients, if those are part of each step
+MOST_REGULAR = 8  # maximum number of calls without gradients that may be part of each step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,7 @@ class Records:
     end: IntArray
     count: IntArray
     run: IntArray
-    unit: IntArray  # number of the outermost record that a record is or lies in
+    unit: IntArray  # number of the outermost record that is or contains this one
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -68,24 +68,24 @@ def no_records() -> Records:
 
 
 def join_records(parts: Sequence[Records]) -> Records:
-    """Put records of consecutive stretches together."""
+    """Concatenate records of consecutive stretches."""
     return Records(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Records)))
 
 
 def shifted(records: Records, runs: int, units: int) -> Records:
-    """Number the runs and units of records so that they follow others."""
+    """Renumber runs and units of records to follow earlier ones."""
     return replace(records, run=records.run + runs, unit=records.unit + units)
 
 
 class Kinds:
-    """Numbers for what records are: ("row", key, graph size, task) or ("backward", structure...)."""
+    """Numbers of the kinds of records: ("row", key, graph size, task) or ("backward", structure...)."""
 
     def __init__(self) -> None:
         self.of: list[tuple[Hashable, ...]] = []
         self._number: dict[tuple[Hashable, ...], int] = {}
 
     def number(self, kind: tuple[Hashable, ...]) -> int:
-        """Return the number of a kind; of a coarser one if there are too many."""
+        """Return the number of a kind; of a coarser one beyond `MAX_KINDS`."""
         known = self._number.get(kind)
         if known is None:
             if len(self.of) >= MAX_KINDS:
@@ -96,13 +96,13 @@ class Kinds:
         return known
 
     def where(self, *head: Hashable) -> list[int]:
-        """Return the numbers of all kinds that begin so."""
+        """Return the numbers of all kinds that begin with `head`."""
         return [i for i, kind in enumerate(self.of) if kind[: len(head)] == head]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
-    """What a stretch of a log consists of: traced rows and calls as they are, and the records of the rest."""
+    """The parts of a stretch of a log: traced rows and calls unchanged, and records of the rest."""
 
     kept: IntArray  # indices of rows
     calls: tuple[Backward, ...]
@@ -121,7 +121,7 @@ def split(
     margins: Margins = NO_MARGINS,
     inside: bool = False,
 ) -> Parts:
-    """Tell the traced part of a stretch from the rest.
+    """Separate the traced part of a stretch from the records of the rest.
 
     Args:
         table: Log table of one thread.
@@ -174,10 +174,10 @@ def split(
 
 
 def _evaluations(start: IntArray, kind: IntArray, unit: IntArray, kinds: Kinds) -> IntArray:
-    """Return where calls that made no graph begin or end, other than the same few of them in each step.
+    """Return where calls that made no graph begin or end, except the same few of them in each step.
 
-    How many of them lie between two steps tells which are an evaluation: no record may stand for some of these and for
-    what comes before or after them. All arguments but the last are columns of records in order.
+    Their number between two steps shows which are an evaluation: no merged record may cross the bounds of one. All
+    arguments but the last are columns of records in order.
     """
     if not len(start):
         return start
@@ -187,10 +187,10 @@ def _evaluations(start: IntArray, kind: IntArray, unit: IntArray, kinds: Kinds) 
     told, first = told[told > _NEITHER], first[told > _NEITHER]
     begins = np.flatnonzero(np.diff(told, prepend=_NEITHER))
     length = np.diff(np.append(begins, len(told)))
-    before = np.concatenate(([0, 0], length))[: len(length)]  # of the stretch of the same sort
+    before = np.concatenate(([0, 0], length))[: len(length)]  # of the preceding stretch of the same sort
     odd = (length != before) | (length > MOST_REGULAR)
     either = odd | np.append(odd[1:], True) | np.concatenate(([True], odd[:-1]))
-    either[:1] = False  # nothing lies before the first
+    either[:1] = False  # the first has no predecessor
     found: IntArray = start[first[begins[either]]]
     return found
 
@@ -238,7 +238,7 @@ def _leads_on(kind: tuple[Hashable, ...]) -> bool:
 
 
 def _sort(kind: tuple[Hashable, ...]) -> int:
-    """Say what records of a kind do: compute no gradients, train, or neither (data, our own work)."""
+    """Return whether records of a kind compute no gradients, train, or neither (data, profiler work)."""
     if kind[0] == "backward" or kind[1] in {STEP_KEY, OPTIMIZER_KEY}:
         return _TRAINS
     if not isinstance(kind[1], int) or kind[1] <= 0:
@@ -249,7 +249,7 @@ def _sort(kind: tuple[Hashable, ...]) -> int:
 
 
 def _compiled_in(table: IntArray, start: IntArray, end: IntArray) -> NDArray[np.bool_]:
-    """Say of each row whether it is a compilation within an interval that is kept: templates of that need to know."""
+    """Return for each row whether it is a compilation within a kept interval, whose template excludes it."""
     inside = np.zeros(len(table), dtype=np.bool_)
     for i in np.flatnonzero(table[:, KEY] == COMPILE_KEY):
         inside[i] = ((start <= table[i, START]) & (end >= table[i, END])).any()
@@ -259,7 +259,7 @@ def _compiled_in(table: IntArray, start: IntArray, end: IntArray) -> NDArray[np.
 def _widened(
     table: IntArray, mine: IntArray, first: IntArray, last: IntArray, backward: IntArray, margins: Margins
 ) -> tuple[IntArray, IntArray]:
-    """Return starts and ends of rows and of backward calls, torch's own work around them included."""
+    """Return starts and ends of rows and of backward calls, widened by torch's own work around them."""
     start, end = table[mine, START].copy(), table[mine, END].copy()
     others = np.concatenate((table[:, START], first)), np.concatenate((table[:, END], last))
     steps = np.flatnonzero((table[mine, KEY] == OPTIMIZER_KEY) & (table[mine, TASK] < 0))  # not inside a backward call
@@ -271,7 +271,7 @@ def _widened(
 
 
 def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_]:
-    """Say of each interval whether anything that is kept begins inside it (not where it begins itself)."""
+    """Return for each interval whether a kept interval begins inside it (not at its own start)."""
     inside: NDArray[np.bool_] = np.searchsorted(starts, end) > np.searchsorted(starts, start)
     return inside
 
@@ -280,7 +280,7 @@ def _row_kinds(rows: IntArray, kinds: Kinds) -> list[int]:
     size = rows[:, SEQ1] - rows[:, SEQ0]
     task = np.minimum(rows[:, TASK], 0)
     number, columns = np.zeros(len(rows), dtype=np.int64), (rows[:, KEY], size, task)
-    for column in columns:  # one by one: rows as a whole are sorted many times as slowly
+    for column in columns:  # column by column: sorting whole rows takes many times as long
         distinct, place = np.unique(column, return_inverse=True)
         number = np.unique(number * len(distinct) + place, return_inverse=True)[1]
     _, first = np.unique(number, return_index=True)
@@ -298,7 +298,7 @@ def _units(start: IntArray, end: IntArray) -> IntArray:
 
 
 def merge(records: Records, g: int) -> Records:
-    """Add up records over `g` neighbouring units of a run, kind by kind; with `g` of 1 nothing changes."""
+    """Merge records over `g` neighbouring units of a run, by kind; `g` of 1 changes nothing."""
     if g <= 1 or not len(records):
         return records
     own = _own_times(records)

@@ -1,6 +1,6 @@
-"""What the user's frames say of a module: the variable that holds it, and the module whose method calls it.
+"""Find, in the user's frames, the variable that holds a module and the module whose method calls it.
 
-The program's own objects are looked at without running their code: a proxy may raise, or build what it stands for.
+The program's own objects are inspected without running their code: a proxy may raise, or create its target.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OWN_REFERENCES = 4
 
 
 class _Plain:
-    """Has attributes as every class without `__slots__` gives them."""
+    """A class whose instances have the attributes of every class without `__slots__`."""
 
 
 _MADE_BY_CLASS = vars(_Plain)["__dict__"]
@@ -27,7 +27,7 @@ _OURS = str(Path(__file__).resolve().parents[1])
 
 
 def variable_name(module: Any, frame: FrameType | None) -> str | None:
-    """Return the name that holds a module in the nearest user frame: a variable, else an attribute."""
+    """Return the name of a module in the nearest user frame that has one: a variable, else an attribute."""
     for user in _user_frames(frame):
         with _locals(user) as names:
             found = _holder(module, names) or _attribute(module, names) or _holder(module, user.f_globals)
@@ -37,7 +37,7 @@ def variable_name(module: Any, frame: FrameType | None) -> str | None:
 
 
 def caller_of(module: Any, frame: FrameType | None) -> Any:
-    """Return the outermost module that contains this one, and whose method calls it; itself where there is none.
+    """Return the outermost module that contains this one and whose method calls it, else the module itself.
 
     The `forward` of such a module need not be called: Lightning calls `training_step`.
     """
@@ -69,14 +69,14 @@ def _locals(frame: FrameType) -> Iterator[Mapping[str, Any]]:
     names = frame.f_locals
     yield names
     is_copy = bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED) and type(names) is dict
-    # Unless the user holds this very dict (`locals()`), empty it: it would keep tensors and models alive.
+    # Unless the user holds this dict (`locals()`), empty it: it would keep tensors and models alive.
     if is_copy and sys.getrefcount(names) <= OWN_REFERENCES:
         names.clear()
 
 
 def _holder(module: Any, names: Mapping[str, Any]) -> str | None:
     held = [name for name, value in list(names.items()) if value is module and name != "self"]
-    # IPython keeps results as _, __, _12: any other name is better.
+    # IPython keeps results as _, __, _12: prefer any other name.
     return min(held, key=lambda name: name.startswith("_"), default=None)
 
 
@@ -92,7 +92,7 @@ def _attribute(module: Any, names: Mapping[str, Any]) -> str | None:
 
 
 def _contains(outer: Any, module: Any) -> bool:
-    """Say whether a module is below another one."""
+    """Return whether a module is below another one."""
     waiting, seen = [outer], {id(module)}
     while waiting:
         for child in list(children_of(waiting.pop()).values()):
@@ -105,15 +105,15 @@ def _contains(outer: Any, module: Any) -> bool:
 
 
 def children_of(value: Any) -> Mapping[str, Any]:
-    """Return the modules directly below a module; of anything else, none."""
+    """Return the modules directly below a module; empty for other objects."""
     children = (own_attributes(value) or {}).get("_modules")
     return children if isinstance(children, dict) else {}
 
 
 def own_attributes(value: Any) -> dict[str, Any] | None:
-    """Return an object's attributes as `vars` does, but never by code of its class; None where it has none.
+    """Return an object's attributes as `vars` does, without running code of its class; None where it has none.
 
-    Only what `class` makes is known to be read so: proxies that are written in C answer for what they stand for.
+    Only classes made by `class` are read: proxies written in C return the attributes of their target.
     """
     for cls in _of_type("__mro__", type(value)):
         found = _of_type("__dict__", cls).get("__dict__")

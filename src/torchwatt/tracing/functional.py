@@ -1,8 +1,8 @@
-"""The own time of `torch.func`: of a functional call it is forward, after the gradients came it is backward.
+"""Record the own time of `torch.func`: forward in a functional call, backward after the gradients are computed.
 
-`functional_call` swaps parameters around a module's call, and `grad` unwraps what the backward call returned: an eighth
-of a step of 4 ms. What is compiled inlines these functions, and guards them: they are wrapped only while nothing is.
-Functions that Dynamo has rules for, such as `_autograd_grad`, are left alone: it looks them up once and keeps them.
+`functional_call` swaps parameters around a module's call, and `grad` unwraps the results of the backward call: an
+eighth of a step of 4 ms. Compiled code inlines these functions and guards them: they are wrapped only until something
+is compiled. Functions with rules in Dynamo, such as `_autograd_grad`, are not wrapped: Dynamo caches them.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.rows import AROUND_KEY, ASLEEP, END, FORWARD_TASK
 from torchwatt.tracing.wrappers import Wrapped, graph_task_id, sequence_nr
 
-BACKWARD_TASK = 0  # of a row that is part of a backward pass
+BACKWARD_TASK = 0  # task of a row that is part of a backward pass
 
 
 class Host(Protocol):
-    """What the wrappers need of the hub."""
+    """The attributes of the hub that the wrappers use."""
 
     quiet: Quiet
     clock_ns: Callable[[], int]
@@ -33,7 +33,7 @@ class Host(Protocol):
 
 
 def wrap_functional(host: Host, patches: Patches) -> None:
-    """Wrap the two functions, if nothing was compiled so far."""
+    """Wrap the two functions, unless something was compiled before."""
     utils = sys.modules.get("torch._dynamo.utils")
     if utils is not None and any(utils.counters.values()):
         return
@@ -42,7 +42,7 @@ def wrap_functional(host: Host, patches: Patches) -> None:
 
 
 def _seen_log(host: Host) -> Log | None:
-    """Return the thread's log, if it notes calls outside any other now."""
+    """Return the thread's log if it records outermost calls now, else None."""
     if is_dynamo_compiling() or host.quiet.asleep == threading.get_ident():
         return None
     log = host.log()

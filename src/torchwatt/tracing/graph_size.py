@@ -1,4 +1,4 @@
-"""Whether the size of a step's graph is what the calls that were counted in it explain. Pure."""
+"""Test whether the calls counted in a step account for the size of its graph. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ EXACT = 1e-3  # of a node
 
 
 class GraphSizes:
-    """Sizes of the graphs of steps that were noted, as sums over the calls that were counted in them.
+    """Graph sizes of steps as sums over the calls counted in them.
 
-    Where each call of a counted module makes as many nodes as any other, the size of a graph follows from the calls. A
-    step whose graph has another size went through modules that were not counted more or less often.
+    Where each call of a counted module makes equally many nodes, the size of a graph follows from the calls. A step
+    with another graph size called modules that were not counted more or less often.
 
     Args:
-        steps: How often modules ran in a step, by key, and how many nodes it made.
+        steps: Calls of each module in a step, by key, and the number of nodes made.
         over: The counted modules.
         alike: Modules that make equal graphs share a value.
     """
@@ -36,9 +36,9 @@ class GraphSizes:
         self._is_exact = len(nodes) > 0 and bool(np.abs(self._rows @ self._each - nodes).max() < EXACT)
 
     def explain(self, counts: Mapping[int, int], nodes: int) -> bool:
-        """Say whether a step with such calls makes so many nodes, as far as the steps that were noted tell.
+        """Return whether a step with such calls makes that many nodes, judged by the recorded steps.
 
-        A module that ran in none of those, nor one like it, may have made what the others did not.
+        A module without similar ones in those steps may have made the excess.
         """
         row = self._row(counts)
         new = row.keys() - self._place.keys()
@@ -53,7 +53,7 @@ class GraphSizes:
         return bool(is_told and (rest > -EXACT if new else abs(rest) < EXACT))
 
     def _row(self, counts: Mapping[int, int]) -> Counter[object]:
-        """Return how often modules ran, alike ones together, and the step itself once."""
+        """Return the calls of modules, similar ones summed, with a constant 1 for the step."""
         row: Counter[object] = Counter({None: 1})
         for key, n in counts.items():
             if key in self._over and n:

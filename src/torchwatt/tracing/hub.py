@@ -1,7 +1,7 @@
-"""The one place that patches torch: logs of all threads, shared by every tracer that runs.
+"""Patch torch and keep the logs of all threads, shared by all running tracers.
 
-A process has one `nn.Module.__call__`, so there is at most one hub: made when the first tracer starts, gone,
-with everything it patched and recorded, when the last one stops.
+A process has one `nn.Module.__call__`, so there is at most one hub: made when the first tracer starts, removed, with
+all its patches and logs, when the last one stops.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _guard = threading.RLock()
 
 
 class Hub:
-    """Patches and logs of the running tracers, and what their threads record at the moment."""
+    """Patches and logs of the running tracers, and what each thread records at present."""
 
     def __init__(self, clock_ns: Callable[[], int], max_spans: int) -> None:
         self.clock_ns = clock_ns
@@ -69,7 +69,7 @@ class Hub:
         self.off = False
         self.costs = calibrate(clock_ns)
         self.patches = Patches()
-        self._collectives: set[tuple[int, str]] = set()  # by owner and name: those that are wrapped
+        self._collectives: set[tuple[int, str]] = set()  # wrapped ones, by owner and name
         self._watched: dict[int, bool] = {}  # by key of a module, whether its class is patched
         self.windows = Windows(clock_ns, self.note)
         self.devices: Watch | None = None
@@ -83,7 +83,7 @@ class Hub:
         self.compile_watch.when_imported(self.compiled_calls.attach)
 
     def install(self) -> None:
-        """Put every wrapper in place, or none."""
+        """Install every wrapper, or none."""
         self.windows.warm_up()
         try:
             self.patches.add_module(module_call(self))
@@ -102,13 +102,13 @@ class Hub:
             raise
 
     def _time_collectives(self) -> None:
-        """Wrap the collectives that are not wrapped yet: FSDP may be imported after profiling began."""
+        """Wrap collectives that are not wrapped yet: FSDP may be imported after profiling began."""
         for owner, name, key in collectives():
             if (id(owner), name) not in self._collectives and self.patches.add(owner, name, timed(self, key)):
                 self._collectives.add((id(owner), name))
 
     def remove(self) -> None:
-        """Take everything off again; what others put on top of ours stays and finds ours inert."""
+        """Remove all patches; under a wrapper put on top by others ours stays, inert."""
         self.off = True
         self.quiet.alone, self.quiet.asleep, self.quiet.inside = False, 0, 0
         for log in list(self.logs):
@@ -120,26 +120,26 @@ class Hub:
         self.devices = self.windows.devices = None
 
     def expect_cuda(self, new_watch: Callable[[Hub], Watch]) -> None:
-        """Record devices as soon as the program has set CUDA up.
+        """Record devices as soon as the program has initialised CUDA.
 
-        Even to ask whether there are any would settle which cards the program sees, and forbid it to fork workers that
-        use them.
+        A mere query for devices would fix which ones the program sees, and prevent it from forking workers that use
+        them.
         """
         self._new_watch = new_watch
         self.watch_cuda()
 
     def watch_cuda(self) -> None:
-        """Begin to record devices if CUDA is set up by now."""
+        """Start recording devices if CUDA is initialised."""
         if self._new_watch is not None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             new_watch, self._new_watch = self._new_watch, None
             self.watch_devices(new_watch(self))
 
     def watch_devices(self, devices: Watch) -> None:
-        """Record devices from now on."""
+        """Start recording devices."""
         self.devices = self.windows.devices = devices
 
     def forget(self) -> None:
-        """Drop what was recorded, even if a wrapper of ours must stay below somebody else's."""
+        """Drop all logs, even if a wrapper must stay below another one."""
         for log in self.logs:
             log.clear()
         self.logs.clear()
@@ -158,31 +158,31 @@ class Hub:
         if self.off:
             log.mode = OFF
             return log
-        if self.logs and self.logs[0].mode != FULL:  # a helper of the first thread does as that does
+        if self.logs and self.logs[0].mode != FULL:  # a thread started later begins in the first thread's mode
             log.mode = log.stride.mode = LIGHT
         self.logs.append(log)
-        main = threading.current_thread() is threading.main_thread()  # another may die and leave its ident to a new one
+        main = threading.current_thread() is threading.main_thread()  # another thread may end, and its ident be reused
         self.quiet.alone, self.quiet.asleep = main and len(self.logs) == 1, 0
         if self.quiet.alone:
             self.quiet.ends = log.noted
         return log
 
     def scope_key(self, name: str) -> int:
-        """Return the key of a user's scope."""
+        """Return the key of a user's scope; equal names share one."""
         with _guard:
             return self.scopes.setdefault(name, FIRST_SCOPE_KEY - len(self.scopes))
 
     def scope_begins(self) -> tuple[Hub, Log, int, int, int]:
-        """Open a range of the user; to be handed to `scope_ended`."""
+        """Open a user's scope; pass the result to `scope_ended`."""
         log, start = self.log(), self.clock_ns()
         if log.mode != FULL and (log.inside or self.quiet.inside == log.ident):
-            start = NOT_LOGGED  # what is inside an outermost call is filled in
+            start = NOT_LOGGED  # nested inside an outermost call: filled in
         else:
             log.open_scopes.append(start)
         return self, log, sequence_nr(), graph_task_id(), start
 
     def scope_ended(self, name: str, begun: tuple[Hub, Log, int, int, int]) -> None:
-        """Log a range of the user on the thread where it began."""
+        """Log a user's scope on the thread where it began."""
         _, log, seq, task, start = begun
         if start != NOT_LOGGED and log.mode != OFF and start in log.open_scopes:
             log.open_scopes.remove(start)
@@ -193,7 +193,7 @@ class Hub:
                 self.overflow(log)
 
     def overflow(self, log: Log) -> None:
-        """Compact a log that no step end has compacted, if possible between outermost calls."""
+        """Compact a log that grew without an end of a step, if possible between outermost calls."""
         outside = not self.registry.enclosed(sys._getframe(1))
         if outside or len(log.rows) > 2 * self.force_rows:
             log.compact()
@@ -201,11 +201,11 @@ class Hub:
             self.stepping.decide(log)
 
     def outermost_begins(self, log: Log) -> None:
-        """Take a call outside any other for a step where nothing else marks steps, or gradients are off."""
+        """Handle the start of an outermost call: a step where nothing else marks steps, or without gradients."""
         self.stepping.outermost_begins(log)
 
     def outermost_ended(self, log: Log) -> None:
-        """Take notice of the end of a call that may be a step."""
+        """Handle the end of an outermost call that may be a step."""
         self.stepping.outermost_ended(log)
 
     def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
@@ -216,11 +216,11 @@ class Hub:
         return self.windows.run(self.stepping.conductor, log, original, args, kwargs)
 
     def backward_ended(self, log: Log, *, fresh: bool) -> None:
-        """Take the end of a backward call for the end of a step where no optimizer steps."""
+        """Handle the end of a backward call: the end of a step if no optimizer ends steps."""
         self.stepping.backward_ended(log, fresh=fresh)
 
     def is_new_outermost(self, key: int) -> bool:
-        """Say whether a module that was just registered is a root, and watch its class if so."""
+        """Return whether a newly registered module is a root, and patch its class if so."""
         root = any(root.key == key for root in self.registry.roots)
         if root:
             self._time_collectives()
@@ -230,18 +230,18 @@ class Hub:
         return root
 
     def watch(self, key: int) -> None:
-        """Patch the class of a module that is called outside any other."""
+        """Patch the class of a module."""
         kind = self.registry.class_of(key)
         if kind is not None and self.patches.watch(kind, lambda owner: class_call(self, owner)):
             self._watched.clear()
 
     def _forgotten(self) -> None:
-        """A module or an optimizer is gone: its id may be another's from now on."""
+        """Invalidate ids: a module or an optimizer was freed, and its id may be reused."""
         self.quiet.stir()
         self.signatures.forget()
 
     def watches(self, key: int) -> bool:
-        """Say whether the class of a module is patched."""
+        """Return whether the class of a module is patched."""
         known = self._watched.get(key)
         if known is None:
             kind = self.registry.class_of(key)
@@ -249,7 +249,7 @@ class Hub:
         return known
 
     def note(self, severity: Severity, code: str, message: str) -> None:
-        """Record an event, each code once."""
+        """Record an event, once per code."""
         if all(event.code != code for event in self.events):
             self.events.append(Event(self.clock_ns(), severity, code, "run", message))
 
@@ -272,7 +272,7 @@ def acquire(clock_ns: Callable[[], int], max_spans: int) -> Hub:
 
 
 def release(hub: Hub) -> None:
-    """Leave a hub; the last one to leave takes everything off."""
+    """Leave a hub; the last tracer to leave removes it."""
     with _guard:
         hub.users -= 1
         if hub.users <= 0:
@@ -283,7 +283,7 @@ def release(hub: Hub) -> None:
 
 
 class _Forks:
-    """A forked child (a DataLoader worker) inherits our patches: take them off there."""
+    """Remove the inherited patches in a forked child (a DataLoader worker)."""
 
     def __init__(self) -> None:
         self._watching = False

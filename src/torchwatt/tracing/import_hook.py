@@ -1,4 +1,4 @@
-"""Calls a function once the program has imported a module. Imports none itself, and no torch."""
+"""Call a function once the program has imported a module; imports neither that module nor torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 class ImportHook:
-    """Calls a function once, as soon as the program has imported a module; an import that fails, fails as without us.
+    """Calls a function once, when the program has imported a module; a failing import fails as without the hook.
 
     Args:
         name: The module.
@@ -25,7 +25,7 @@ class ImportHook:
         sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:  # noqa: ARG002  a finder's arguments
-        """Find the module as Python does, and have its loader tell when it is done; no other module."""
+        """Return the module's spec with a loader that calls the hook; None for any other module."""
         if name != self._name or self._searching:
             return None
         self._searching = True
@@ -38,30 +38,30 @@ class ImportHook:
         return spec
 
     def done(self) -> None:
-        """Say that the module is there."""
+        """Remove the hook and call the function: the module is imported."""
         if self in sys.meta_path:
             self.remove()
             self._imported()
 
     def remove(self) -> None:
-        """Stop waiting."""
+        """Remove the hook."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
 
 class _Loader(Loader):
-    """Loads a module as its own loader does, leaves that in its place, and tells when it is done."""
+    """Load a module with its own loader, restore that loader, and call the hook."""
 
     def __init__(self, loader: Loader, hook: ImportHook) -> None:
         self._loader = loader
         self._hook = hook
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Make the module."""
+        """Create the module."""
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run the module."""
+        """Execute the module."""
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader

@@ -1,9 +1,8 @@
-"""Record, while torch.compile works, which modules each generated kernel stands for.
+"""Record, during torch.compile, which modules each generated kernel stands for.
 
-Two sources meet here. A custom pass reads the stack of modules of every node of the graph, which tells the blocks of a
-loop apart (source lines cannot). Inductor's own provenance says which nodes went into which kernel. Neither runs when
-a compiled graph comes from the cache, so what was learnt is kept in a file under the graph's key, which the trace has
-as `## Call CompiledFxGraph <key> ##`.
+A custom pass reads the module stack of every node of the graph, which distinguishes the blocks of a loop (source lines
+do not). Inductor's own provenance maps nodes to kernels. Neither is available when a compiled graph comes from the
+cache, so the result is kept in a file by the graph's key, which the trace has as `## Call CompiledFxGraph <key> ##`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Rows = list[tuple[str, str, float]]
 
 
 class NodeOwners(CustomGraphPass):
-    """Notes who owns each node of a graph before its kernels are made; changes nothing."""
+    """Record the owner of each node of a graph before its kernels are made; the graph is unchanged."""
 
     def __init__(self) -> None:
         self.owners: dict[str, Owner] = {}
@@ -41,16 +40,16 @@ class NodeOwners(CustomGraphPass):
         """Read one graph; node names are unique within it."""
         self.owners = {node.name: owner for node in graph.nodes if (owner := owner_of(node.meta)) is not None}
         if any(phase == "backward" for _, phase in self.owners.values()):
-            # Forward nodes in a backward graph are computed again there: backward, like any recomputation.
+            # Forward nodes in a backward graph are recomputed there, and count as backward.
             self.owners = {name: (fqn, "backward") for name, (fqn, _) in self.owners.items()}
 
     def uuid(self) -> Any:
-        """Identify the pass for the cache: it changes no graph, so graphs compiled with it are good without it."""
+        """Return the pass's id for the cache: it changes no graph, so graphs compiled with it are valid without it."""
         return hashlib.sha256(FORMAT.encode()).digest()
 
 
 def owner_of(meta: Mapping[str, Any]) -> Owner | None:
-    """Return the innermost module of a node and its phase; None where neither stack is known."""
+    """Return the innermost module of a node and its phase; None where it has no module stack."""
     for key, phase in (("nn_module_stack", "forward"), ("fwd_nn_module_stack", "backward")):
         stack = meta.get(key)
         if stack:
@@ -60,7 +59,7 @@ def owner_of(meta: Mapping[str, Any]) -> Owner | None:
 
 
 def module_name(path: str) -> str:
-    """Turn the traced path `L['self']._modules['blocks']._modules['0'].fc` into `blocks.0.fc`."""
+    """Return `blocks.0.fc` for the traced path `L['self']._modules['blocks']._modules['0'].fc`."""
     for opening in ("._modules['", "['"):
         path = path.replace(opening, ".")
     parts = [part for part in path.replace("']", "").replace("[", ".").replace("]", "").split(".") if part]
@@ -70,31 +69,31 @@ def module_name(path: str) -> str:
 
 
 class Recorder:
-    """What was compiled while it was on: kernels and their modules by graph key."""
+    """Kernels and their modules by graph key, of all graphs compiled while it was active."""
 
     def __init__(self) -> None:
         self.graphs: dict[str, dict[str, Rows]] = {}
         self._pass = NodeOwners()
-        self._unnamed: list[tuple[Any, dict[str, Rows]]] = []  # Inductor gives a graph its key after compiling it
+        self._unnamed: list[tuple[Any, dict[str, Rows]]] = []  # Inductor assigns a graph's key after compiling it
 
     def note(self, compiled: Any, kernels: Mapping[str, Sequence[str]]) -> None:
-        """Keep what one compiled graph's kernels stand for."""
+        """Record the modules of one compiled graph's kernels."""
         self.settle()
         if found := shares(kernels, self._pass.owners):
             self._unnamed.append((compiled, found))
 
     def settle(self) -> None:
-        """File what was noted under the keys that graphs have by now; without a key no trace can refer to a graph."""
+        """Store recorded graphs under their keys, once assigned; traces cannot refer to graphs without a key."""
         for compiled, found in self._unnamed:
             if key := getattr(compiled, "_fx_graph_cache_key", None):
                 self.graphs[str(key)] = found
         self._unnamed.clear()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the sidecar; adds to what an earlier run left there, since cached graphs are not compiled again.
+        """Write the sidecar; graphs of an earlier file there are kept, since cached graphs are not compiled again.
 
         Raises:
-            ConfigError: The file is there and is no sidecar.
+            ConfigError: The file exists and is no sidecar.
         """
         self.settle()
         target = Path(path)
@@ -116,10 +115,10 @@ def _graphs_in(target: Path) -> dict[str, Any]:
 
 
 def shares(kernels: Mapping[str, Sequence[str]], owners: Mapping[str, Owner]) -> dict[str, Rows]:
-    """Weigh the modules of each kernel by how many of its nodes are theirs.
+    """Weigh the modules of each kernel by the number of its nodes that belong to them.
 
-    Nodes without a module weigh too, as (unattributed): leaving them out would give their part away. Inductor writes
-    one kernel for equal layers and calls it for each: `kernel#n` is its n-th call, `kernel` all calls together.
+    Nodes without a module count as (unattributed), so that other modules do not get their share. Inductor generates one
+    kernel for equal layers and calls it for each: `kernel#n` is its n-th call, `kernel` all calls together.
     """
     counts: defaultdict[str, Counter[Owner]] = defaultdict(Counter)
     calls: Counter[str] = Counter()
@@ -138,7 +137,7 @@ def shares(kernels: Mapping[str, Sequence[str]], owners: Mapping[str, Owner]) ->
 
 
 def _number(handle: str) -> int:
-    """Return the number of a call, as in `triton_poi_fused_add_0:12`: calls are numbered as they run."""
+    """Return the number of a call, as in `triton_poi_fused_add_0:12`: calls are numbered in execution order."""
     digits = handle.rpartition(":")[2]
     return int(digits) if digits.isdecimal() else 0
 
@@ -147,8 +146,8 @@ def _number(handle: str) -> int:
 def recording() -> Iterator[Recorder]:
     """Record every graph that is compiled inside the block.
 
-    Graphs that come from a cache are not compiled and not recorded: keep the file of the run that compiled them. The
-    pass is part of a graph's key, so the run that is traced must record as well, into the same file.
+    Graphs from a cache are not compiled and not recorded: keep the file of the run that compiled them. The pass is part
+    of a graph's key, so the traced run must record as well, into the same file.
 
     Raises:
         ConfigError: This torch has no provenance, or another post-grad pass is in use.
@@ -166,7 +165,7 @@ def recording() -> Iterator[Recorder]:
     def compile_and_note(*args: Any, **kwargs: Any) -> Any:
         recorder._pass.owners = {}
         compiled = original(*args, **kwargs)
-        # The same is attached to the compiled graph as text, but empty for backward graphs (torch 2.13).
+        # The compiled graph has the same as text, but empty for backward graphs (torch 2.13).
         recorder.note(compiled, dict(debug._inductor_triton_kernel_to_post_grad_node_info))
         return compiled
 

@@ -1,9 +1,8 @@
-"""Evens out interruptions: other programs take the core for milliseconds, in whichever layer happens to run. Pure.
+"""Even out interruptions: other programs occupy the core for milliseconds, during an arbitrary layer. Pure.
 
-A recorded call is a template for many others. A layer of 0.2 ms in which the machine took the core away for 5 ms would
-stand for all of them as 25 times its work. Where a call's thread did not run for so long, what makes a piece much
-longer than the same piece of other calls is spread evenly over the work of that call: its length stays, and its
-communication.
+A recorded call is a template for many others. A layer of 0.2 ms interrupted for 5 ms would have 25 times its work in
+all of them. Up to the time that a call's thread did not run, the excess of a piece over the same piece of other calls
+is spread evenly over the work of that call; its length and its communication are unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.elastic import ElasticTemplate, is_communication
 from torchwatt.tracing.template import Template
 
-LONGER, SHORTEST_NS = 2.0, 200_000.0  # so many times, and so much, longer than the shortest of like pieces
+LONGER, SHORTEST_NS = 2.0, 200_000.0  # factor, plus ns: an interrupted piece is longer than the shortest of its like
 
 
 def even_out(calls: Sequence[ElasticTemplate], away_ns: Sequence[int]) -> list[ElasticTemplate]:
@@ -46,7 +45,7 @@ def even_out(calls: Sequence[ElasticTemplate], away_ns: Sequence[int]) -> list[E
 
 
 def _order(template: Template) -> IntArray:
-    """Return the order of a template's starts and ends; at one instant ends come first, of what lies inside before."""
+    """Return the order of a template's starts and ends; at equal times ends come first, inner before outer."""
     count = len(template.first)
     number = np.arange(count)
     bounds = np.concatenate((template.first, template.last))

@@ -1,4 +1,4 @@
-"""Whose backward was it: from autograd nodes to pieces of time with an owner. Pure."""
+"""Map autograd nodes to the modules that created them, as pieces of time. Pure."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from torchwatt.core.meter import IntArray
 from torchwatt.tracing.ranges import NOBODY, extend, innermost, parents, top_level
 from torchwatt.tracing.rows import COMMUNICATION_KEY, END, FIRST_SCOPE_KEY, KEY, SEQ0, SEQ1, START, Backward, Nodes
 
-REDUCTION = -2  # in place of the number of a call: one call of the reducer in each backward
-MOST_AFTER_NS = 200_000  # what the engine does when all nodes have run; more is an interruption, or somebody's callback
-UNOWNED = 0  # keys of modules are above, all others below
-Piece = tuple[int, int, int, int]  # start_ns, end_ns, key of the owner, calls (1 for a call's first piece)
+REDUCTION = -2  # in place of the number of a call: one call of the reducer in each backward call
+MOST_AFTER_NS = 200_000  # engine work after the last node; more is an interruption or a user's callback
+UNOWNED = 0  # module keys are above, all others below
+Piece = tuple[int, int, int, int]  # start_ns, end_ns, key of the owner, calls (1 for a call's first piece, else 0)
 
 
 def owners(nodes: Nodes, own: IntArray, others: Sequence[IntArray] = ()) -> tuple[IntArray, IntArray]:
     """Return for each node the key of its owner, and a number that identifies the owner's call.
 
-    A node belongs to the innermost call (or scope) during which its sequence number was given out, on the
-    thread of its forward pass. A node without a number (AccumulateGrad) belongs to the owner of the node
-    that ended just before it.
+    A node belongs to the innermost call (or scope) during which its sequence number was assigned, on the thread of its
+    forward pass. A node without a number (AccumulateGrad) belongs to the owner of the node that ended just before it.
 
     Args:
         nodes: Sorted by start.
@@ -51,7 +50,7 @@ def _by_thread(nodes: Nodes, own: IntArray, others: Sequence[IntArray]) -> list[
     groups = Counter(nodes.forward_thread[numbered].tolist())
     if len(groups) <= 1:
         return [(own, numbered)]
-    # On a CPU the caller runs the nodes itself, which tells its id; else it is who did most of the forward.
+    # On a CPU the calling thread runs the nodes, which identifies it; else it is the thread with most forward nodes.
     runners = [int(t) for t in np.unique(nodes.thread) if int(t) in groups]
     caller = runners[0] if len(runners) == 1 else groups.most_common(1)[0][0]
     result = []
@@ -79,10 +78,10 @@ def _rows(table: IntArray, seq: IntArray) -> IntArray:
 def pieces(
     start: Sequence[int], end: Sequence[int], key: Sequence[int], call: Sequence[int], limit: int
 ) -> list[Piece]:
-    """Turn nodes (sorted, of one thread) into pieces: engine overhead included, neighbours of one call joined."""
+    """Return the pieces of one thread's nodes (sorted), with engine overhead, neighbours of one call merged."""
     ends, up = extend(start, end, limit)
     result: list[list[int]] = []
-    last: dict[int, tuple[int, int]] = {}  # parent -> (index into result, call) of the sibling before
+    last: dict[int, tuple[int, int]] = {}  # parent -> (index into result, call) of the previous sibling
     seen: set[int] = set()
     for i, owner in enumerate(key):
         index, before = last.get(up[i], (NOBODY, NOBODY))
@@ -98,10 +97,10 @@ def pieces(
 
 
 def join(call: Backward, own: IntArray, others: Sequence[IntArray] = ()) -> list[list[Piece]]:
-    """Return the pieces of a traced backward call, one list a thread.
+    """Return the pieces of a traced backward call, one list per thread.
 
-    The first list is of the thread that did most: the calling thread itself on a CPU, or the device's, for
-    which the calling thread only waits.
+    The first list is of the thread with most nodes: the calling thread on a CPU, or the device's thread, for which the
+    calling thread only waits.
     """
     nodes = call.nodes if call.nodes is None or isinstance(call.nodes, Nodes) else call.nodes.nodes()
     if nodes is None or not len(nodes.seq):
@@ -123,14 +122,14 @@ def join(call: Backward, own: IntArray, others: Sequence[IntArray] = ()) -> list
 
 
 def reduction(start: Sequence[int], end: Sequence[int], seq: Sequence[int], limit: int) -> list[Piece]:
-    """Return when DDP's reducer was at work between nodes (sorted, of one thread), as nodes of the communication.
+    """Return the intervals in which DDP's reducer ran between nodes (sorted, of one thread), as communication nodes.
 
-    The reducer hooks into each AccumulateGrad: after it, it copies the gradient into a bucket and sends off what is
-    full. When all nodes have run, it waits for the sums of all ranks and copies them back, until the call ends.
+    The reducer hooks into each AccumulateGrad: after it, it copies the gradient into a bucket and sends full buckets.
+    After the last node it waits for the sums of all ranks and copies them back, until the call ends.
     """
     up = parents(start, end)
     found: list[Piece] = []
-    following: dict[int, int] = {}  # parent -> start of the sibling seen last, going backwards
+    following: dict[int, int] = {}  # parent -> start of the following sibling
     for i in reversed(range(len(start))):
         last = following.get(up[i], limit if up[i] == NOBODY else end[up[i]])
         is_last = up[i] == NOBODY and up[i] not in following
@@ -141,7 +140,7 @@ def reduction(start: Sequence[int], end: Sequence[int], seq: Sequence[int], limi
 
 
 def inner_spans(call: Backward, table: IntArray) -> tuple[tuple[int, int], ...]:
-    """Return the outermost real spans (recomputed modules, hooks) within a backward call."""
+    """Return the outermost recorded spans (recomputed modules, hooks) within a backward call."""
     rows = table[call.first : call.last]
     if not len(rows):
         return ()

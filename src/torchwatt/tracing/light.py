@@ -1,4 +1,4 @@
-"""Forward spans of steps that were not traced: each call is filled from a traced one in which the same modules ran."""
+"""Fill forward spans of untraced calls from traced calls in which the same modules ran."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from torchwatt.tracing.rows import (
 from torchwatt.tracing.signatures import CallPattern, Signature, TracedCall, traced_calls
 from torchwatt.tracing.template import Call, Template, relative_sd
 
-MOST_COMPARED = 64  # traced calls of one kind, evenly spread, for the spread between them
-ENOUGH = 4  # traced calls of a kind, and others, before their lengths are compared
-MOST_CALL_NS = 20_000.0  # logging one call: what is dearer is no cost of ours
+MOST_COMPARED = 64  # traced calls of one kind, evenly spread, whose relative SD is computed
+ENOUGH = 4  # traced and untraced calls of a kind needed to compare lengths
+MOST_CALL_NS = 20_000.0  # logging one call: a larger difference is not caused by logging
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Paths:
-    """What is known of which modules ran in the calls of one thread.
+    """Which modules ran in the calls of one thread, as far as known.
 
     Args:
-        calls: Outermost calls of which each module's calls are known.
-        varying: Modules that a call of the module around them does not always call as often, by key and size of the
+        calls: Outermost calls of which all module calls are known.
+        varying: Modules whose number of calls varies per call of the enclosing module, by key and graph size of the
             outermost call.
     """
 
@@ -53,13 +53,13 @@ class Paths:
     tree: Tree
     signatures: Sequence[Signature]
     outermost: frozenset[int] = frozenset()  # modules that were called outside any other
-    inside: Mapping[int, frozenset[int]] = field(default_factory=dict)  # what was ever called in a module
+    inside: Mapping[int, frozenset[int]] = field(default_factory=dict)  # modules ever called in a module
 
     def uncertain(self, key: int, size: int, ran: Signature) -> frozenset[int]:
-        """Return the modules of which it is not known whether they ran in a call, or how often."""
+        """Return the modules whose number of calls, possibly 0, is unknown in a call."""
         if (key, size) in self.varying:
             return self.varying[key, size] - ran.over
-        # Where all traced calls made graphs of one size, a call that made another may have been through other modules.
+        # Where all traced calls made graphs of one size, a call with another size may have called other modules.
         inside = self.inside.get(key, NO_KEYS)
         traced = {other for of, other in self.varying if of == key and other > 0}
         if size > 0 and len(traced) == 1 and not inside & ran.over:
@@ -67,15 +67,15 @@ class Paths:
         return self.varying.get((key, ANY_GRAPH), NO_KEYS) - ran.over
 
     def uncertain_in_step(self, ran: Signature) -> frozenset[int]:
-        """Return the same for a step of which only the end was noted."""
+        """Return the same for a step of which only the end was recorded."""
         return frozenset().union(*(keys for (_, size), keys in self.varying.items() if size == ANY_GRAPH)) - ran.over
 
     def inside_of(self, keys: Collection[int]) -> frozenset[int]:
-        """Return what was ever called in some modules."""
+        """Return the modules ever called in some modules."""
         return NO_KEYS.union(*(self.inside.get(key, NO_KEYS) for key in keys))
 
     def signature(self, task: int) -> Signature:
-        """Return what ran, from the task of a row."""
+        """Return the signature in a row's task."""
         number = LIGHT_TASK - task
         return self.signatures[number] if 0 <= number < len(self.signatures) else NOTHING_KNOWN
 
@@ -128,17 +128,17 @@ def _choices(counts: Mapping[int, int], siblings: Mapping[int, frozenset[int]], 
 
 
 def kind_of(table: IntArray, row: int) -> tuple[int, int]:
-    """Return key of a call, and how many numbers autograd gave out during it."""
+    """Return the key of a call, and the number of sequence numbers that autograd assigned during it."""
     return int(table[row, KEY]), int(table[row, SEQ1] - table[row, SEQ0])
 
 
 class ForwardBook:
-    """The traced outermost calls of one thread, by module, size of the graph that they made, and what ran in them.
+    """The traced outermost calls of one thread, by module, graph size, and modules called.
 
     Args:
         table: Rows of the thread's log.
         paths: Of the same rows.
-        call_ns: What logging one call costs, where nothing better is seen.
+        call_ns: Cost of logging one call, where it cannot be estimated.
     """
 
     def __init__(self, table: IntArray, paths: Paths, call_ns: float = 0.0) -> None:
@@ -157,14 +157,14 @@ class ForwardBook:
         self._matching: dict[tuple[int, int, int], list[tuple[int, TracedCall]]] = {}
         self._composers: dict[int, Composer] = {}
         self._sizes: dict[tuple[int, frozenset[int]], GraphSizes] = {}
-        self.uncertain: set[int] = set()  # modules whose calls are not known
-        self.untold = 0  # calls in which that is so
-        self.unlike: set[int] = set()  # modules that ran, and of which no traced call shows what is in them
+        self.uncertain: set[int] = set()  # modules whose calls are unknown
+        self.untold = 0  # number of calls with such modules
+        self.unlike: set[int] = set()  # modules that ran but whose inner calls no traced call shows
         self.unfilled = 0  # calls of such modules
         self._elastic: dict[tuple[int, frozenset[int]], ElasticTemplate] = {}
 
     def nearest(self, records: Records, kinds: Kinds) -> Iterator[tuple[int, Template]]:
-        """Yield the outermost calls among the records, each with the template that fills it."""
+        """Yield each outermost call among the records with the template that fills it."""
         self._call_ns = self._cost_ns(records, kinds)
         for i, (kind, start) in enumerate(zip(records.kind.tolist(), records.start.tolist(), strict=True)):
             what = kinds.of[kind]
@@ -176,7 +176,7 @@ class ForwardBook:
                 yield i, fitted(template, records, i)
 
     def fill(self, kind: tuple[int, int, int], t_ns: int, length_ns: float, count: int) -> ElasticTemplate | None:
-        """Return what fills calls that were not traced: key, size and task of their rows."""
+        """Return the template for untraced calls with a kind (key, size, task), if any."""
         key, size, task = kind
         if size == FAILED_SIZE:  # its end is unknown
             self.unlike.add(key)
@@ -217,7 +217,7 @@ class ForwardBook:
         return self._matching[key, size, task]
 
     def _unexplained(self, key: int, size: int, ran: Signature) -> frozenset[int]:
-        """Return what may have run more or less often than in traced calls, by the size of a call's graph."""
+        """Return the modules that, by the call's graph size, may have run more or less often than in traced calls."""
         inside = self._paths.inside_of((key,)) - ran.over
         if size <= 0 or not inside or not ran.over:
             return NO_KEYS
@@ -247,13 +247,13 @@ class ForwardBook:
         return None if template is None else sample_of(template, float(self._on_clock(call).net_ns), call.counts)
 
     def _on_clock(self, call: TracedCall) -> Call:
-        """Return a traced call's interval, with the compilations in it, which no other call has."""
+        """Return a traced call's interval with its compilations, which do not recur."""
         start, end = int(self._table[call.row, START]), int(self._table[call.row, END])
         inside = self._compiled[(self._compiled[:, START] >= start) & (self._compiled[:, END] <= end)]
         return Call(start, end, tuple((int(s), int(e)) for s, e in inside[:, [START, END]]))
 
     def template(self, call: TracedCall, uncertain: frozenset[int] = NO_KEYS) -> Template | None:
-        """Return what a traced call consisted of; None if it called nothing."""
+        """Return the template of a traced call; None if it called nothing."""
         known = (call.row, uncertain)
         if known not in self._templates:
             if uncertain:
@@ -282,7 +282,7 @@ class ForwardBook:
         return Template(first, last, rows[:, KEY], counted)
 
     def _cost_ns(self, records: Records, kinds: Kinds) -> float:
-        """Return what logging a call costs: by how much traced calls are longer than others of their kind."""
+        """Return the cost of logging a call: the excess length of traced calls over others of their kind, in ns."""
         costs = []
         for number, what in enumerate(kinds.of):
             traced = self._of.get((what[1], what[2]), ()) if what[0] == "row" else ()  # type: ignore[arg-type]
@@ -297,7 +297,7 @@ class ForwardBook:
         return min(max(float(np.median(costs)) if costs else self._call_ns, 0.0), MOST_CALL_NS)
 
     def carry_rel_sd(self, slot_of: Callable[[int], int], used: Collection[int]) -> dict[int, float]:
-        """Return the relative SD of each slot's share between traced calls, of the modules that were filled."""
+        """Return the relative SD of each slot's share between traced calls, for the modules that were filled."""
         groups = []
         for (key, size), calls in self._of.items():
             if key in used and size != ANY_GRAPH:
@@ -316,7 +316,7 @@ class ForwardBook:
 
 
 def reassigned(template: Template, owner_of: Callable[[int], int | None]) -> Template:
-    """Give each piece to another owner, None for nobody; how often the new owner ran is told elsewhere."""
+    """Give each piece to another owner; None drops it. A changed owner's calls become 0, counted elsewhere."""
     owners = [owner_of(int(owner)) for owner in template.owner]
     kept = np.array([owner is not None for owner in owners], dtype=np.bool_)
     owner = np.array([owner for owner in owners if owner is not None], dtype=np.int64)

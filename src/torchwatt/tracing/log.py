@@ -1,4 +1,4 @@
-"""The log of one thread: what the wrappers append, its compact form, and what of it was folded."""
+"""The log of one thread: rows appended by the wrappers, their compact form, and folded records."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ NO_ROWS: IntArray = np.empty((0, 6), dtype=np.int64)
 class Look:
     """A consistent copy of a log."""
 
-    table: IntArray  # rows, in the order in which they ended
+    table: IntArray  # rows, in order of their ends
     calls: tuple[Backward, ...]
-    records: Records  # of steps that are not in the table any more
-    runs: int  # of the records
+    records: Records  # of steps that are no longer in the table
+    runs: int  # number of runs in the records
     units: int
     kinds: Kinds
     traced: tuple[int, ...]  # start_ns and end_ns of each traced step
@@ -60,14 +60,14 @@ class Look:
 
 
 class LogReader:
-    """Hands out what is new in a log since the last time; what is folded meanwhile is kept for it as it was."""
+    """Returns the entries added to a log since the last read; entries folded meanwhile are kept unfolded."""
 
     __slots__ = ("_calls", "_ends", "_log", "_position", "_rows", "_until_ns")
 
     def __init__(self, log: Log, position: int, until_ns: int) -> None:
         self._log = log
         self._position = position  # in the log's table
-        self._until_ns = until_ns  # end of the latest backward call that was handed out
+        self._until_ns = until_ns  # end of the latest backward call that was returned
         self._rows: list[IntArray] = []
         self._calls: list[Backward] = []
         self._ends: list[tuple[int, int]] = []
@@ -82,7 +82,7 @@ class LogReader:
         return np.concatenate(rows) if rows else NO_ROWS, calls, ends
 
     def keep(self) -> None:
-        """Set aside what is new, before rows change their places."""
+        """Copy new entries before rows are moved."""
         rows = self._log.rows_from(self._position)
         self._rows += rows
         self._position += sum(len(each) for each in rows)
@@ -94,20 +94,20 @@ class LogReader:
         self._log.book_ends()
 
     def ended(self, ends: Sequence[tuple[int, int]]) -> None:
-        """Take ends of optimizer steps."""
+        """Add ends of optimizer steps."""
         self._ends.extend(ends)
 
     def waiting(self) -> int:
-        """Return how many ends of optimizer steps there are that were not taken: cheap."""
+        """Return the number of unread ends of optimizer steps; cheap."""
         return len(self._ends) + len(self._log.ends) + len(self._log.noted)
 
     def moved(self, position: int) -> None:
-        """Go on at a place of the new table."""
+        """Continue at a position of the new table."""
         self._position = position
 
 
 class Log:
-    """Spans of one thread, appended by it alone; other threads may settle what it noted, compact and read."""
+    """Spans of one thread, appended only by that thread; other threads may settle, compact and read it."""
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_is_inside", "_readers", "_records", "_runs", "_settling",
@@ -119,41 +119,39 @@ class Log:
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
         self.ident = ident
-        self.native = threading.get_native_id()  # what Kineto calls the thread
+        self.native = threading.get_native_id()  # the thread's id in Kineto
         self.cpu = ThreadCpu(self.native)
         self.mode = FULL
         self.stride = Stride(start_ns)
-        self.lead_optimizer: int | None = None  # its steps are this thread's
-        self.others: dict[int, int] = {}  # end_ns of the latest step of each other one
+        self.lead_optimizer: int | None = None  # its steps are the steps of this thread
+        self.others: dict[int, int] = {}  # end_ns of the latest step of each other optimizer
         self.rows: list[Row] = []
         self.backwards: list[Backward] = []
-        self.before: Backward | None = None  # the latest backward call whose structure is known
-        self.partial = False  # calls since the latest backward call were noted, and not logged
-        self.since = 0  # where the rows after the latest backward call begin
-        self.reducers: set[int] = set()  # of DDP, made ready in the forward passes since: the next backward uses them
+        self.before: Backward | None = None  # the latest backward call with a known structure
+        self.partial = False  # calls since the latest backward call were recorded by bounds only
+        self.since = 0  # row index after the latest backward call
+        self.reducers: set[int] = set()  # DDP reducers prepared since then, for the next backward call
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
-        self.noted: list[Row] = []  # ends of `Quiet` steps, and calls without gradients, to be settled
-        self.answers = 0  # so many calls without gradients may be noted without a look at what comes next
-        self.answered = 0  # were, since the thread's books knew of them
+        self.noted: list[Row] = []  # ends of `Quiet` steps, and calls without gradients, not settled yet
+        self.answers = 0  # number of calls without gradients that may still be recorded before the next decision
+        self.answered = 0  # number of those recorded since the last decision
         self.optimizer_ends = OptimizerEnds()  # earlier ones
-        self.opened: dict[int, int] = {}  # optimizer steps that have begun: id -> start_ns
-        self.open_scopes: list[int] = []  # when they began
-        self.stepless = True  # no optimizer, backward call or user says where steps end: outermost calls do
+        self.opened: dict[int, int] = {}  # optimizer steps in progress: key -> start_ns
+        self.open_scopes: list[int] = []  # their starts
+        self.stepless = True  # neither optimizer, backward call nor user marks ends of steps: outermost calls do
         self.step_end = 0  # of the latest step
         self.traced = array("q")  # start and end of each traced step
-        self.skeletons = array("q")  # start and end of steps whose bounds were noted among those that only end
-        self.cpu_readings = array(
-            "q"
-        )  # times, and this thread's CPU time by then, at bounds of what is logged outermost
-        self.nodes: dict[int, int] = {}  # end_ns of a step -> how many autograd nodes it made outside backward calls
-        self.deaf = False  # the forward pass before the latest backward call was not seen
-        self.calls_asleep = 0  # outermost calls since the latest end of a step, while only those are noted, see `Quiet`
-        self.inside = False  # within an outermost call, as far as its class is known to make such calls
-        self.tracers: list[tuple[object, int]] = []  # those that were started on this thread: (tracer, start_ns)
-        self.former: list[tuple[int, int]] = []  # start_ns and end_ns of those that have stopped
+        self.skeletons = array("q")  # start and end of steps recorded by bounds, as templates for those by end
+        self.cpu_readings = array("q")  # times, and this thread's CPU time at each, at bounds of outermost spans
+        self.nodes: dict[int, int] = {}  # end_ns of a step -> number of autograd nodes made outside backward calls
+        self.deaf = False  # the forward pass before the latest backward call was not recorded
+        self.calls_asleep = 0  # outermost calls since the latest end of a step, in mode ASLEEP; see `Quiet`
+        self.inside = False  # inside an outermost call, if its class is patched
+        self.tracers: list[tuple[object, int]] = []  # tracers started on this thread: (tracer, start_ns)
+        self.former: list[tuple[int, int]] = []  # start_ns and end_ns of stopped tracers
         self.kinds = Kinds()
         self.call_ns = 0.0  # what logging one call costs
-        self.margins = NO_MARGINS  # of torch's own work around what is seen of it
+        self.margins = NO_MARGINS  # of torch's own work around recorded spans
         self.in_place = InPlace()
         self._chunks: list[IntArray] = []
         self._compacted = 0
@@ -164,16 +162,16 @@ class Log:
         self._is_inside = False  # what was folded ends within a step, after a call that made a graph
         self._settling = False
         self._readers: list[LogReader] = []
-        self.lock = threading.RLock()  # a finaliser of the user may run within
+        self.lock = threading.RLock()  # reentrant: a finaliser of the user may run inside
 
     def claimed(self, since_ns: int) -> bool:
-        """Say whether a tracer ran on this thread after a moment: then its spans are that tracer's alone."""
+        """Return whether a tracer ran on this thread after a time: its spans then belong to that tracer only."""
         return bool(self.tracers) or any(end > since_ns for _, end in self.former)
 
     def takes_reducers(self) -> bool:
-        """Say whether DDP reduces gradients in the backward call that begins, and take note that it did.
+        """Return whether DDP reduces gradients in the backward call that begins, and mark the reducer as used.
 
-        Of several models nobody tells which of them a call goes through: each of their calls is taken for one.
+        With several models it is unknown which of them a call belongs to: each of their calls counts as reducing.
         """
         reduces = bool(self.reducers)
         if len(self.reducers) == 1:
@@ -181,18 +179,18 @@ class Log:
         return reduces
 
     def backward_ended(self, call: Backward) -> None:
-        """Log a backward call; where not all that led to it was logged, its structure is like no other's."""
+        """Log a backward call; if calls before it were not logged, its structure is marked as partial."""
         if self.partial:
             call.cache["keys"] = ((PARTIAL, 0),)
         self.backwards.append(call)
         self.since, self.partial = self.total(), False
 
     def settle(self) -> None:
-        """Log the ends of steps and the calls that were only noted, before anything that comes after them."""
+        """Log the recorded ends of steps and calls, before any later row."""
         if not self.noted:  # an end leaves the list when it is booked
             return
         with self.lock:
-            if self._settling:  # a finaliser or a signal's handler asks again
+            if self._settling:  # reentered from a finaliser or a signal handler
                 return
             self._settling = True
             try:
@@ -213,10 +211,10 @@ class Log:
                 self.ends.append((self.lead_optimizer, row[END]))
         else:
             self.rows.append(row)
-            self.step_end = row[END]  # what follows is no part of it
+            self.step_end = row[END]  # not part of the following step
 
     def _settle_many(self) -> None:
-        """Log many of them at once."""
+        """Log many entries at once."""
         self._compact()
         noted = list(self.noted)
         rows = _table([row for row in noted if row[END] > self.step_end])
@@ -229,8 +227,8 @@ class Log:
             if self.lead_optimizer is not None:
                 self.ends.extend(zip(repeat(self.lead_optimizer), rows[steps, END].tolist(), strict=False))
             self._compacted += len(rows)
-            self.step_end = max(self.step_end, last_ns)  # from here on these ends count as logged
-        except BaseException:  # an interrupt: as if nothing had been done
+            self.step_end = max(self.step_end, last_ns)  # these ends now count as logged
+        except BaseException:  # an interrupt: undo
             if self.step_end < last_ns:
                 del self._chunks[done[0] :], self.ends[done[1] :]
                 self._compacted = sum(len(chunk) for chunk in self._chunks)
@@ -238,12 +236,12 @@ class Log:
         del self.noted[: len(noted)]
 
     def evaluates(self) -> bool:
-        """Say whether the latest that was noted is a call of a module, or data for it, and not the end of a step."""
+        """Return whether the latest entry is a module call or data loading, rather than the end of a step."""
         latest = self.noted or self.rows
         return bool(latest) and (latest[-1][KEY] > 0 or latest[-1][KEY] == DATA_KEY)
 
     def read_cpu(self, t_ns: int) -> None:
-        """Note how long the thread, the calling one, has run by now; of many readings every second one goes."""
+        """Record the CPU time of the calling thread; when the list is full, every second entry is dropped."""
         if len(self.cpu_readings) >= 2 * MAX_CPU_READINGS:
             pairs = np.frombuffer(self.cpu_readings, dtype=np.int64).reshape(-1, 2)[::2].copy()
             self.cpu_readings = array("q", pairs.ravel().tolist())
@@ -251,11 +249,11 @@ class Log:
             self.cpu_readings.extend((t_ns, own_ns()))
 
     def add_own(self, began_ns: int, end_ns: int, number: int) -> None:
-        """Log our own work; `number` is autograd's, and does not change in it."""
+        """Log profiler work; `number` is autograd's sequence number, which it does not change."""
         self.rows.append((PROFILER_KEY, began_ns, end_ns, number, number, FORWARD_TASK))
 
     def add_skeleton(self, start_ns: int, end_ns: int) -> None:
-        """Note a step that shows how others are divided; of many every second one goes."""
+        """Record a step whose bounds serve as a template; when the list is full, every second entry is dropped."""
         if len(self.skeletons) >= 2 * MAX_SKELETONS:
             pairs = np.frombuffer(self.skeletons, dtype=np.int64).reshape(-1, 2)[::2].copy()
             self.skeletons = array("q", pairs.ravel().tolist())
@@ -269,18 +267,18 @@ class Log:
         self.rows.append((STEP_KEY, start_ns, end_ns, 0, int(goes_on), LIGHT_TASK - signature))
 
     def total(self) -> int:
-        """Return how many rows there are."""
+        """Return the number of rows."""
         with self.lock:
             self.settle()
             return self._compacted + len(self.rows)
 
     def kept(self) -> int:
-        """Return how many rows and records there are: what memory has to hold."""
+        """Return the number of rows and records in memory."""
         with self.lock:
             return self.total() + len(self._records)
 
     def compact(self) -> None:
-        """Move the tuples into an array: 48 bytes a row instead of about 300."""
+        """Move the tuples into an array: 48 bytes per row instead of about 300."""
         with self.lock:
             self.settle()
             self._compact()
@@ -293,7 +291,7 @@ class Log:
             self._compacted += n
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Clear all entries."""
         with self.lock:
             for held in (self.rows, self.backwards, self._chunks, self.ends, self.noted):
                 held.clear()
@@ -302,7 +300,7 @@ class Log:
             self._compacted = self._tail = 0
 
     def table(self) -> IntArray:
-        """Return all rows so far, one line each, in the order in which they ended."""
+        """Return all rows so far, in order of their ends."""
         self.compact()
         with self.lock:
             if len(self._chunks) > 1:
@@ -310,9 +308,9 @@ class Log:
             return self._chunks[0] if self._chunks else NO_ROWS
 
     def look(self) -> Look:
-        """Return a copy that later appends and folds leave alone."""
+        """Return a copy that is independent of later appends and folds."""
         with self.lock:
-            calls = tuple(self.backwards)  # first: whatever a call refers to in the table is there by then
+            calls = tuple(self.backwards)  # first, so that all rows that a call refers to are in the table
             table = self.table()
             for call in calls:
                 if not call.is_filed:
@@ -336,14 +334,14 @@ class Log:
             )
 
     def book_ends(self) -> None:
-        """Move the ends of optimizer steps to the earlier ones."""
+        """Move ends of optimizer steps to `optimizer_ends` and to the readers."""
         ends, self.ends = self.ends, []
         self.optimizer_ends.extend(ends)
         for reader in self._readers:
             reader.ended(ends)
 
     def reader(self, *, from_start: bool) -> LogReader:
-        """Return a reader of what is logged from now on, or from the start."""
+        """Return a reader of later entries, or of all entries."""
         with self.lock:
             latest_ns = self.backwards[-1].end_ns if self.backwards and not from_start else 0
             made = LogReader(self, 0 if from_start else self.total(), latest_ns)
@@ -352,12 +350,12 @@ class Log:
             return made
 
     def forget_reader(self, reader: LogReader) -> None:
-        """Keep nothing more for a reader."""
+        """Remove a reader."""
         with self.lock:
             self._readers = [each for each in self._readers if each is not reader]
 
     def rows_from(self, position: int) -> list[IntArray]:
-        """Return the rows from a place of the table on, in parts; what was not compacted is not among them."""
+        """Return the compacted rows from a position of the table on, in parts."""
         found: list[IntArray] = []
         at = self._compacted
         for chunk in reversed(self._chunks):
@@ -377,15 +375,15 @@ class Log:
             return [*map(tuple, compact), *self.rows]
 
     def fold(self, now_ns: int) -> int:
-        """Replace what belongs to steps that were not traced by records, ever coarser ones; outside calls only.
+        """Replace rows of untraced steps by records, coarser as they grow; to be called outside module calls.
 
         Returns:
-            How many steps' worth of neighbours a record stands for by now: 1 if each is still itself.
+            Number of neighbouring units that a record stands for; 1: not merged.
         """
         with self.lock:
             look, tail = self.look(), self._tail
             breaks = [*self.open_scopes, *self.skeletons]
-            # What followed the latest end of a step may lie in the next one: it is folded with that.
+            # Rows after the latest end of a step may belong to the next one, and are folded with it.
             until_ns = self.step_end or now_ns
             later = [call for call in look.calls if call.end_ns > until_ns]
             calls = [call for call in look.calls if self._folded_ns <= call.start_ns and call.end_ns <= until_ns]
@@ -403,7 +401,7 @@ class Log:
             while len(self._records) > MAX_RECORDS:
                 self._g = min(2 * self._g, COARSEST)
                 self._records = merge(self._records, self._g)
-                if self._g == COARSEST:  # traced steps stand between them: the limit of spans makes those rarer
+                if self._g == COARSEST:  # traced steps separate the records: the limit of spans makes those rarer
                     break
             older = look.calls[: len(look.calls) - len(calls) - len(later)]
             kept = np.arange(tail), parts.kept + tail, np.arange(len(look.table) - late, len(look.table))

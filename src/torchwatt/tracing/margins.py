@@ -1,7 +1,7 @@
-"""What torch itself does around the spans that its hooks let us see. Pure but for `measure`.
+"""Measure torch's own work around the spans that its hooks show. Pure but for `measure` and `InPlace`.
 
-The hooks of an optimizer run inside `Optimizer.step`, after torch has opened a range of its own, and a backward call
-makes its first gradient before it enters the engine. In steps of 0.2 ms that is a tenth of them.
+The hooks of an optimizer run inside `Optimizer.step`, after torch has opened its own range, and a backward call
+makes its first gradient before it enters the engine: a tenth of a step of 0.2 ms.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torchwatt.tracing.own_time import own_time
 LOOPS = 24
 MOST_IN_PLACE, ENOUGH_IN_PLACE = 8, 3
 # The code around is longer than what can be repeated here: in steps of 0.2 and 1.2 ms the margins were 1.4 to 2.7 times
-# what the loop and the coldness of the program's caches explain (torch 2.13, a clock around `step` and `backward`).
+# what the loop and the program's cold caches account for (torch 2.13, a clock around `step` and `backward`).
 MORE_IN_PLACE = 2.2
 own_ns = own_time()
 FIRST, LAST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
@@ -31,14 +31,14 @@ FIRST, LAST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True)
 class Margins:
-    """How long torch works before and after the spans that are seen, in ns."""
+    """How long torch works before and after the recorded spans, in ns."""
 
     optimizer_before_ns: float = 0.0
     optimizer_after_ns: float = 0.0
     backward_before_ns: float = 0.0
 
     def times(self, factor: float) -> Margins:
-        """Return the margins of a program whose caches are colder than a loop's."""
+        """Return the margins in a program whose calls take `factor` times as long as in a loop."""
         factor *= MORE_IN_PLACE
         return Margins(
             self.optimizer_before_ns * factor, self.optimizer_after_ns * factor, self.backward_before_ns * factor
@@ -49,9 +49,9 @@ NO_MARGINS = Margins()
 
 
 class InPlace:
-    """Measures margins in some traced steps, where the program's own work has left the caches cold.
+    """Measures margins in some traced steps, where the program's own work leaves the caches cold.
 
-    Between matrix products they are ten times what they are in a loop.
+    Between matrix products they are ten times those of a loop.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class InPlace:
         self._open: Any = None
 
     def after_backward(self) -> int:
-        """Do what an optimizer step does before its first hook; return the time of all this in ns."""
+        """Repeat the work of an optimizer step before its first hook; return the total time spent here in ns."""
         if len(self._before_ns) == MOST_IN_PLACE or user_is_profiling():
             return 0
         began = own_ns()
@@ -70,12 +70,12 @@ class InPlace:
         return own_ns() - began
 
     def optimizer_begins(self) -> None:
-        """Open a range that lies in that of the optimizer step."""
+        """Open a range inside that of the optimizer step."""
         if len(self._after_ns) < MOST_IN_PLACE and not user_is_profiling():
             self._open = _open_range()
 
     def optimizer_ended(self) -> int:
-        """Do what an optimizer step does after its last hook; return the time of that in ns."""
+        """Repeat the work of an optimizer step after its last hook; return its time in ns."""
         if self._open is None:
             return 0
         opened, self._open, began = self._open, None, own_ns()
@@ -84,7 +84,7 @@ class InPlace:
         return self._after_ns[-1]
 
     def margins(self, in_a_loop: Margins) -> Margins | None:
-        """Return what was measured; None while that is too little."""
+        """Return the measured margins; None before there are enough measurements."""
         if len(self._before_ns) < ENOUGH_IN_PLACE:
             return None
         before = median(self._before_ns)
@@ -94,7 +94,7 @@ class InPlace:
 
 
 def _open_range() -> Any:
-    """Open a range as `Optimizer.step` does before its hooks, and call as many hooks: none."""
+    """Open a range as `Optimizer.step` does before its hooks, and iterate over no hooks."""
     import torch
 
     hooks: tuple[Callable[[], None], ...] = ()
@@ -106,7 +106,7 @@ def _open_range() -> Any:
 
 
 def measure() -> Margins:
-    """Measure them in a loop, in about a millisecond; nothing of the user's is called."""
+    """Measure the margins in a loop, in about a millisecond; no user code is called."""
     import torch
 
     before, after = [], []
@@ -135,14 +135,14 @@ def _before_backward(torch: Any) -> float:
 def widen(
     start_ns: IntArray, end_ns: IntArray, others: tuple[IntArray, IntArray], before_ns: float, after_ns: float
 ) -> tuple[IntArray, IntArray]:
-    """Widen spans by margins, as far as the next boundary of any span; return new starts and ends.
+    """Widen spans by margins, at most to the next boundary of any span; return new starts and ends.
 
     Args:
         start_ns: Of the spans.
         end_ns: Of the spans.
         others: Starts and ends of all spans of the thread.
         before_ns: Margin before each.
-        after_ns: Margin after each; what comes last of all gets none, for it is not known what follows.
+        after_ns: Margin after each; the last span gets none, since what follows is unknown.
     """
     if not len(start_ns):
         return start_ns, end_ns

@@ -1,4 +1,4 @@
-"""Where steps ended: all of them at first, in a long run every second, fourth, ... with exact counts. Pure."""
+"""Keep ends of steps with exact counts; in a long run only every second, fourth, ... end. Pure."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ Columns = tuple["array[int]", "array[int]", "array[int]"]
 
 
 class Marks:
-    """Ends of consecutive steps; beyond `MAX_MARKS` neighbours are put together.
+    """Ends of consecutive steps; beyond `MAX_MARKS` neighbours are merged.
 
-    Steps between which something else ran stay apart: a row of several steps is nothing but these steps.
+    Steps with other work between them stay separate: a row of several steps contains these steps only.
     """
 
     def __init__(self, most: int = MAX_MARKS) -> None:
-        self._most = most + most % 2  # even: nothing is left over when neighbours are put together
-        self._entries = array("q"), array("q"), array("q")  # ends, counts, when they began where a pause was before
+        self._most = most + most % 2  # even, so that neighbours merge in pairs
+        self._entries = array("q"), array("q"), array("q")  # ends, counts, starts after a pause
         self._begin_ns = 0
-        self.every = 1  # steps that an entry stands for; the last one, and those before a pause, may stand for less
+        self.every = 1  # steps per entry; the last entry, and those before a pause, may have fewer
         self.steps = 0
 
     def resume(self, t_ns: int) -> None:
-        """Note that what ran until now, since the last step, was no part of a step."""
+        """Record that the time since the last step was no part of a step."""
         self._begin_ns = t_ns
 
     def add(self, end_ns: int) -> None:
-        """Note a step."""
+        """Record a step."""
         while len(self._entries[0]) >= self._most and self._is_new():
             self._put_together()
         if self._is_new():
@@ -50,7 +50,7 @@ class Marks:
             else:
                 _append(fewer, end_ns, count, begin_ns)
         self._entries = fewer
-        if self.every > self.steps:  # only pauses hold the entries apart by now
+        if self.every > self.steps:  # only pauses keep the entries separate
             self._most *= 2
 
     def entries(self) -> list[tuple[int, int]]:
@@ -59,7 +59,7 @@ class Marks:
         return list(zip(ends, counts, strict=False))  # another thread may be adding one
 
     def resumed(self) -> Mapping[int, int]:
-        """Return when the steps began again, by the end of the entry that came next."""
+        """Return the start after a pause, by the end of the entry that follows it."""
         ends, _, begins = self._entries
         return {end: begin for end, begin in zip(ends, begins, strict=False) if begin}
 

@@ -1,4 +1,4 @@
-"""From keys to names as in `state_dict`. Pure: knows roots and paths, no module."""
+"""Map module keys to names as in `state_dict`. Pure: works on roots and paths, not modules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torchwatt.tracing.rows import (
     UNCOUNTED_COMMUNICATION_KEY,
 )
 
-# What rows that are no call of a module are booked to.
+# Slots of rows that are no module call.
 RESERVED_SLOTS: Mapping[int, Slot] = {
     OPTIMIZER_KEY: Slot(OPTIMIZER, "optimizer"),
     DATA_KEY: Slot(DATA, "data"),
@@ -45,7 +45,7 @@ class Names:
 
     fqn: dict[int, str] = field(default_factory=dict)
     aliases: dict[int, list[str]] = field(default_factory=dict)
-    wrapped: dict[int, int] = field(default_factory=dict)  # wrapper -> the module of the same name inside
+    wrapped: dict[int, int] = field(default_factory=dict)  # wrapper -> the wrapped module of the same name
     main: frozenset[int] = frozenset()  # keys of the model itself: its outermost calls are inference steps
     modules: tuple[ModuleInfo, ...] = ()
 
@@ -55,9 +55,9 @@ class Names:
 
 
 def models_among(sizes: Mapping[int, int], main: Collection[int], *, trained: bool) -> set[int]:
-    """Return which of the called modules are models: where something is trained, those as large as the given one.
+    """Return the called modules that are models: those as large as the given one, where something is trained.
 
-    Without a given one that is called the largest counts; without any that has parameters each does.
+    If the given one is not called, the largest count; if none has parameters, all do.
 
     Args:
         sizes: Parameters of each called module, by key.
@@ -73,10 +73,10 @@ def models_among(sizes: Mapping[int, int], main: Collection[int], *, trained: bo
 def resolve(
     roots: Sequence[Root], facts: Mapping[int, Facts], used: IntArray | Collection[int], given: int | None = None
 ) -> Names:
-    """Name every module below a root that was used, and every stray one.
+    """Name every module below a root that was used, and every module without a root.
 
-    The main root (the given model, or the only root with parameters) has no prefix. The other roots are
-    named by their variable, else by their class; a second one of the same name gets `#2`.
+    The main root (the given model, or the only root with parameters) has no prefix. The other roots are named by their
+    variable, else by their class; a second one of the same name gets `#2`.
     """
     present = {int(key) for key in used if key > 0}
     seen = [r for r in roots if r.key == given or any(k in present for _, k in r.paths)]
@@ -89,7 +89,7 @@ def resolve(
         for root in family:
             _name_below(root, prefix, names)
         taken |= set(names.fqn.values())
-    for key in sorted(present - set(names.fqn)):  # called, but never found below any root
+    for key in sorted(present - set(names.fqn)):  # called, but not below any root
         if key in facts:
             names.fqn[key] = facts[key].class_name
     if main:
@@ -132,12 +132,12 @@ def _distinct(name: str, taken: Collection[str]) -> str:
 
 
 def _unreserved(fqn: str) -> str:
-    """Set a module apart that is called like one of the report's own rows."""
+    """Return a name with `#module` appended if it equals a reserved row of the report."""
     return f"{fqn}#module" if fqn in RESERVED or fqn == ROOT else fqn
 
 
 def _name_below(root: Root, prefix: str, names: Names) -> None:
-    above: dict[str, tuple[str, int]] = {}  # the module met last under each name
+    above: dict[str, tuple[str, int]] = {}  # the latest module of each name
     for (path, key), plain in root.paths.items():
         fqn = _unreserved(".".join(part for part in (prefix, plain) if part)) or ROOT
         outer, outer_key = above.get(plain, (path, key))

@@ -1,4 +1,4 @@
-"""Does tracing cost what we think? Traced against untraced durations of the same work. Pure."""
+"""Estimate the cost of tracing from traced and untraced durations of the same work. Pure."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from math import hypot
 from statistics import median
 
 KEPT = 32
-ENOUGH = 6  # durations of each kind before a comparison is worth anything
+ENOUGH = 6  # durations of each kind needed for a comparison
 MAD_TO_SD = 1.4826  # of a normal distribution
 MEDIAN_TO_MEAN = 1.2533  # the standard error of a median over that of a mean: sqrt(pi / 2)
 Z95 = 1.645  # one-sided
 
 
 class Observed:
-    """Recent durations with and without tracing, and what they say that tracing costs."""
+    """Recent durations with and without tracing, and estimates of the cost of tracing."""
 
     def __init__(self) -> None:
         self._plain: deque[int] = deque(maxlen=KEPT)
         self._traced: deque[int] = deque(maxlen=KEPT)
 
     def add(self, duration_ns: int, *, traced: bool) -> None:
-        """Note how long one piece of work took."""
+        """Record the duration of one piece of work."""
         (self._traced if traced else self._plain).append(duration_ns)
 
     def excess_ns(self) -> float:
-        """Return the lower 95 % bound of traced minus plain, of medians; 0 while too little was seen."""
+        """Return the lower 95 % bound of traced minus plain, of medians, in ns; 0 with too few durations."""
         if min(len(self._plain), len(self._traced)) < ENOUGH:
             return 0.0
         plain, plain_se = _median(self._plain)
@@ -33,9 +33,9 @@ class Observed:
         return max(traced - plain - Z95 * hypot(plain_se, traced_se), 0.0)
 
     def likely_ns(self, expected_ns: float, sd_ns: float) -> float:
-        """Return what tracing probably costs: a normal prior, corrected by traced minus plain as far as noise lets it.
+        """Return the posterior mean of the cost of tracing: a normal prior, updated with traced minus plain.
 
-        Two normal beliefs weighted by their precision (Gelman et al., Bayesian Data Analysis, 3rd ed., 2.5).
+        Two normal distributions weighted by their precision (Gelman et al., Bayesian Data Analysis, 3rd ed., 2.5).
         """
         if min(len(self._plain), len(self._traced)) < ENOUGH:
             return expected_ns
@@ -45,7 +45,7 @@ class Observed:
         return (prior * expected_ns + seen * (traced - plain)) / (prior + seen)
 
     def plain_ns(self) -> float:
-        """Return the median duration without tracing, with it where there is none; 0 if nothing was seen."""
+        """Return the median untraced duration in ns, else the traced one, else 0."""
         return float(median(self._plain or self._traced or (0,)))
 
 

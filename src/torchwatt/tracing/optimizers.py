@@ -1,4 +1,4 @@
-"""The hooks around every optimizer step: where a step of the user's loop ends."""
+"""Hooks around every optimizer step, which mark the end of a step of the user's loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Hook = Callable[[Any, Any, Any], None]
 
 
 class Host(Protocol):
-    """What the hooks need of the hub."""
+    """The attributes of the hub that the hooks use."""
 
     local: threading.local
     quiet: Quiet
@@ -33,14 +33,14 @@ class Host(Protocol):
         """Return this thread's log."""
 
     def look_closer(self) -> None:
-        """Something new begins."""
+        """Request a full trace: new work begins."""
 
     def step_ended(self, log: Log, end_ns: int) -> None:
-        """A step of this thread is over."""
+        """Handle the end of a step of this thread."""
 
 
 def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks that share their lookups
-    """Return what runs before and after each step of any optimizer.
+    """Return the hooks to run before and after each step of any optimizer.
 
     Each line counts: after a step's matrix products the caches are cold, and Python runs ten times slower.
     """
@@ -60,7 +60,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if log.mode >= ASLEEP:
             return
         key = key_of(id(optimizer)) or newcomer(optimizer)
-        if log.lead_optimizer is None or log.lead_optimizer < 0:  # or a compiled function
+        if log.lead_optimizer is None or log.lead_optimizer < 0:  # negative: a compiled function
             log.lead_optimizer, log.stepless = key, False
         if log.mode == FULL:
             log.in_place.optimizer_begins()
@@ -104,7 +104,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
 
 
 def _note_end(host: Host, log: Log, key: int, end: int) -> None:
-    """Note the end of an optimizer step; in some traced steps, what torch does after it."""
+    """Record the end of an optimizer step; in some traced steps, measure torch's work after it."""
     if log.mode == FULL and log.in_place.optimizer_ended():
         log.add_own(end, host.clock_ns(), sequence_nr())
     log.settle()
@@ -112,9 +112,9 @@ def _note_end(host: Host, log: Log, key: int, end: int) -> None:
 
 
 def _take_lead(host: Host, log: Log, key: int, end: int, *, new: bool) -> None:
-    """Let the optimizer lead whose steps end those of the loop by now: it stepped twice and the former one did not.
+    """Make an optimizer the lead, whose steps end the loop's steps, if it stepped twice and the former lead did not.
 
-    One that is new to a thread which only notes ends of steps leads at once: it was not there when that began.
+    An optimizer without a key (its first step while only ends of steps are recorded) leads at once.
     """
     if key == log.lead_optimizer:
         return

@@ -1,4 +1,4 @@
-"""Which modules were called outside any other in the step that just ended, and what passes their wrappers. Pure."""
+"""Find the outermost modules of the step that just ended, and the calls that pass their wrappers. Pure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torchwatt.tracing.rows import FORWARD_TASK, KEY, START, TASK, Row
 
 
 def outermost_keys(rows: Sequence[Row]) -> set[int]:
-    """Return the keys of modules whose calls no other call of a module encloses, from rows of a log.
+    """Return the keys of modules whose calls no other module call encloses, from rows of a log.
 
-    Rows are in the order in which calls ended, so that a call comes after all that it encloses.
+    Rows are in order of their ends, so that a call follows all calls that it encloses.
     """
     keys = set()
     covered = 1 << 62
@@ -22,12 +22,12 @@ def outermost_keys(rows: Sequence[Row]) -> set[int]:
 
 
 def passing_calls(rows: Sequence[Row], step_calls: int, watched: Callable[[int], bool]) -> int:
-    """Return how many calls of a step are inside another, of a module whose class is watched: they pass its wrapper.
+    """Return the number of nested calls in a step whose module's class is patched: they pass its wrapper.
 
     Args:
         rows: The latest of a log; the last ones are those of a traced step.
-        step_calls: So many.
-        watched: Whether the module of a key is of such a class.
+        step_calls: Number of rows of that step.
+        watched: Whether the class of a key's module is patched.
     """
     passing, covered = 0, 1 << 62
     for row in reversed(rows[-step_calls:] if step_calls else ()):

@@ -1,4 +1,4 @@
-"""Taking what tracing itself cost out of a traced call or step, before others are filled from it. Pure."""
+"""Remove the cost of tracing from a traced call or step before it fills others. Pure."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class NetClock:
 
     @property
     def total_ns(self) -> float:
-        """Return the net length of the whole."""
+        """Return the net length of the call or step."""
         return float(self.net_ns[-1])
 
 
 def net_clock(frame: tuple[int, int], start_ns: IntArray, end_ns: IntArray, cost_ns: float) -> NetClock:
     """Take the cost of logging each span out of the gaps beside it.
 
-    A wrapper works just before its span begins and just after it ends: half of the cost is taken from each side, never
-    more than is there.
+    A wrapper works just before its span begins and just after it ends: half of the cost is taken from each side, at
+    most the gap itself.
 
     Args:
         frame: Start and end of the call or step.
@@ -48,5 +48,5 @@ def net_clock(frame: tuple[int, int], start_ns: IntArray, end_ns: IntArray, cost
     gaps = np.diff(t_ns).astype(np.float64)
     taken = np.minimum(gaps, before[1:] + after[:-1])
     net_ns = np.concatenate(([0.0], np.cumsum(gaps - taken)))
-    last = np.append(np.flatnonzero(np.diff(t_ns)), len(t_ns) - 1)  # of instants that coincide the last one
+    last = np.append(np.flatnonzero(np.diff(t_ns)), len(t_ns) - 1)  # of coinciding instants the last
     return NetClock(t_ns[last], net_ns[last])

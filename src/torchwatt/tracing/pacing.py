@@ -1,4 +1,4 @@
-"""Which backward call is worth a window, of those that the budget allows. Pure."""
+"""Decide which backward calls are recorded, of those that the budget allows. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Hashable
 
 RECENT_CALLS = 16
-DENSE_WINDOWS = 128  # so many as the budget allows; from then on ever rarer, so that memory stays bounded
+DENSE_WINDOWS = 128  # windows as dense as the budget allows; later ones are rarer, so that memory is bounded
 SPARSE_GROWTH = 1.02  # each later one waits until the run is 2 % longer
 MAX_KINDS = 10_000
 
@@ -14,8 +14,8 @@ MAX_KINDS = 10_000
 class Pacer:
     """Decide which backward calls get a window; kinds take turns.
 
-    The very first call never gets one (it pays torch's lazy initialisation), the second always does, if there is
-    any budget: without one window no backward time has a layer.
+    The first call gets none (it includes torch's lazy initialisation), the second always gets one, if there is a
+    budget: without any window backward time cannot be attributed to layers.
     """
 
     def __init__(self, start_ns: int) -> None:
@@ -28,11 +28,11 @@ class Pacer:
         self._last_ns = start_ns
 
     def wants(self, kind: Hashable, now_ns: int, room_ns: float) -> bool:
-        """Say whether this call, of that kind, should be traced; to be asked once for each call."""
+        """Return whether this call should be recorded; call once for each backward call."""
         self._seen += 1
         self._calls[kind] += 1
         self._recent.append(kind)
-        if len(self._calls) > MAX_KINDS:  # an endless variety of kinds must not grow without end
+        if len(self._calls) > MAX_KINDS:  # bounds memory
             self._calls.clear()
         if self._seen < 2:
             return False
@@ -52,7 +52,7 @@ class Pacer:
         return self._windows[kind] <= min((self._windows[k] for k in regulars), default=0) + 1
 
     def paid(self, kind: Hashable, cost_ns: int, now_ns: int) -> None:
-        """Note a window that was taken."""
+        """Record a window that was taken."""
         if len(self._windows) > MAX_KINDS:
             self._windows.clear()
             self._cost_ns.clear()

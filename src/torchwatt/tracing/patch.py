@@ -1,4 +1,4 @@
-"""Replacing one attribute of a foreign class or module, and putting it back."""
+"""Replace one attribute of a foreign class or module, and restore it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 class Patch:
     """One attribute replaced by a wrapper of it.
 
-    If somebody patches on top of ours and is still there when we leave, theirs stays, and with it ours below:
-    every wrapper therefore has to become a plain pass-through when its session is over.
+    If another patch is still on top of ours at removal, it stays, and ours below it: every wrapper must therefore
+    become a plain pass-through when its session has ended.
     """
 
     def __init__(self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -21,7 +21,7 @@ class Patch:
         self._wrap = wrap
         self.on = False
         self.original = getattr(owner, name)
-        self._kept = vars(owner).get(name)  # what binds it to an instance: of a class in C++ it is not the original
+        self._kept = vars(owner).get(name)  # binds it to an instance: of a C++ class it is not the original
         self.wrapper = self._wrapped()
         self.put()
 
@@ -31,7 +31,7 @@ class Patch:
         return wrapper
 
     def put(self) -> None:
-        """Put the wrapper in place, over whatever is there by now; nothing if it is in place."""
+        """Install the wrapper over the attribute's present value; do nothing if it is installed."""
         if self.on:
             return
         below = getattr(self.owner, self.name)
@@ -42,7 +42,7 @@ class Patch:
         self.on = True
 
     def remove(self) -> bool:
-        """Put the original back; False if somebody else's patch is on top and was left alone."""
+        """Restore the original; return False if another patch is on top, which is left unchanged."""
         if vars(self.owner).get(self.name) is not self.wrapper:
             return False
         if self._own:

@@ -1,4 +1,4 @@
-"""Everything that is patched in torch while a session runs, put on and taken off together."""
+"""Install and remove all patches of torch for a session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchwatt.tracing.wrappers import Wrapped
 MAX_CLASSES = 64
 # Since Python 3.13 a class whose attributes changed a thousand times is never cached again: stop long before.
 MAX_SWAPS = 400 if sys.version_info >= (3, 13) else 1_000_000
-# Modules of torch that keep `nn.Module.__call__` as they found it when they were imported, possibly in a session.
+# Modules of torch that store `nn.Module.__call__` when they are imported, possibly during a session.
 KEEPERS = (
     ("torch._dynamo.utils", "unpatched_nn_module_call"),
     ("torch._dynamo.variables.nn_module", "unpatched_nn_module_call"),
@@ -27,28 +27,28 @@ _swaps = 0  # of this process
 
 
 class Patches:
-    """The wrappers in place: some always, `nn.Module.__call__` now and then, and classes that were seen outermost."""
+    """The wrappers in place: fixed ones, `nn.Module.__call__` in some steps, and classes of outermost modules."""
 
     def __init__(self) -> None:
         self._fixed: list[Patch] = []
-        self._frail: list[Patch] = []  # gone as soon as something is compiled
+        self._frail: list[Patch] = []  # removed when something is compiled
         self._compiled = False
         self._module: Patch | None = None
         self._classes: dict[type, Patch | None] = {}
         self._hooks: list[StepHook] = []
-        self._aside = 0  # compilations under way
-        self._lifted: list[Patch] = []  # to be put back after them
+        self._aside = 0  # compilations in progress
+        self._lifted: list[Patch] = []  # to be restored after them
         self._lock = threading.RLock()
 
     def add(self, owner: Any, name: str, wrap: Callable[[Wrapped], Wrapped]) -> bool:
-        """Patch an attribute for the whole session; False if there is none of that name."""
+        """Patch an attribute for the whole session; return False if it does not exist."""
         if not hasattr(owner, name):
             return False
         self._fixed.append(Patch(owner, name, wrap))
         return True
 
     def add_until_compiled(self, module: str, name: str, wrap: Callable[[Wrapped], Wrapped]) -> None:
-        """Patch a function of a module that is loaded, until something is compiled for the first time."""
+        """Patch a function of a loaded module until the first compilation."""
         owner = sys.modules.get(module)
         if not self._compiled and hasattr(owner, name):
             self._frail.append(Patch(owner, name, wrap))
@@ -58,7 +58,7 @@ class Patches:
             self._frail.pop().remove()
 
     def keep(self, hook: StepHook) -> None:
-        """Remember a hook."""
+        """Add a hook, to be removed with the patches."""
         self._hooks.append(hook)
 
     def add_module(self, wrap: Callable[[Wrapped], Wrapped]) -> None:
@@ -71,7 +71,7 @@ class Patches:
         return self._module is not None and (self._module.on or self._module in self._lifted)
 
     def put_module(self) -> None:
-        """Put the wrapper of all modules in place, or have it put there after the compilation that is under way."""
+        """Install the wrapper of all modules, or after the compilation in progress."""
         with self._lock:
             if self._module is not None and self._aside and self._module not in self._lifted:
                 self._lifted.append(self._module)
@@ -79,7 +79,7 @@ class Patches:
                 self._module.put()
 
     def take_module(self) -> bool:
-        """Take it off; False if somebody else's is on top, or it was moved too often."""
+        """Remove the wrapper of all modules; return False if another is on top, or after `MAX_SWAPS` changes."""
         global _swaps  # noqa: PLW0603 - what is limited is the class's, and the class is the process's
         with self._lock:
             if self._module is not None and self._module in self._lifted:
@@ -91,7 +91,7 @@ class Patches:
             return True
 
     def step_aside(self) -> None:
-        """Take everything off until `step_back`: what torch compiles meanwhile, and its guards, is torch's alone."""
+        """Remove all patches until `step_back`, so that compiled code and its guards do not depend on them."""
         global _swaps  # noqa: PLW0603 - as above
         with self._lock:
             self._aside += 1
@@ -105,7 +105,7 @@ class Patches:
             _swaps += self._module in self._lifted
 
     def step_back(self) -> None:
-        """Put back what was taken off, after the last of several compilations."""
+        """Restore what `step_aside` removed, after the last of several compilations."""
         with self._lock:
             self._aside -= 1
             if not self._aside:
@@ -116,27 +116,27 @@ class Patches:
                     patch.put()
 
     def renew_lock(self) -> None:
-        """Forget who held the lock: in a forked child that thread does not exist."""
+        """Replace the lock: in a forked child the thread that held it does not exist."""
         self._lock = threading.RLock()
 
     def _in_place(self) -> list[Patch]:
-        """Return the patches that are on, those on top of others first."""
+        """Return the installed patches, topmost first."""
         classes = [patch for patch in self._classes.values() if patch is not None]
         module = [self._module] if self._module else []
         return [patch for patch in (*reversed(classes), *module, *reversed(self._fixed)) if patch.on]
 
     def restore_keepers(self) -> None:
-        """Give `nn.Module.__call__` itself to modules of torch that were imported while ours was in its place."""
+        """Restore `nn.Module.__call__` in modules of torch that were imported while it was patched."""
         if self._module is not None:
             _restore(self._module)
 
     def watch(self, owner: type, wrap: Callable[[type], Callable[[Wrapped], Wrapped]]) -> bool:
-        """Patch the `__call__` of one class, once, and say whether that is new; a class that resists is left alone."""
+        """Patch the `__call__` of one class, once; return whether this was the first try, even if the class refused."""
         with self._lock:
             if owner in self._classes or len(self._classes) >= MAX_CLASSES or not issubclass(owner, nn.Module):
                 return False
             if self._aside:
-                return False  # it will be asked for again
+                return False  # the caller asks again
             try:
                 self._classes[owner] = Patch(owner, "__call__", wrap(owner))
             except (AttributeError, TypeError):
@@ -144,11 +144,11 @@ class Patches:
             return True
 
     def watched(self, owners: Iterable[type]) -> bool:
-        """Say whether all of these classes are patched."""
+        """Return whether all of these classes are patched."""
         return all(self._classes.get(owner) is not None for owner in owners)
 
     def remove(self) -> None:
-        """Take everything off; what others put on top of ours stays and finds ours inert."""
+        """Remove all patches; under a wrapper put on top by others ours stays, inert."""
         for hook in self._hooks:
             hook.remove()
         with self._lock:
@@ -164,7 +164,7 @@ class Patches:
 
 
 def _restore(patch: Patch) -> None:
-    """Give the original back to who took our wrapper for it."""
+    """Restore the original in modules that stored our wrapper."""
     for name, attribute in KEEPERS:
         keeper = sys.modules.get(name)
         if keeper is not None and getattr(keeper, attribute, None) is patch.wrapper:

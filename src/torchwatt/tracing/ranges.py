@@ -1,4 +1,4 @@
-"""Pure arithmetic of nested intervals: who is innermost, who follows whom, what crosses what."""
+"""Arithmetic of nested intervals: innermost, enclosing, following, crossing. Pure."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ def innermost(s0: IntArray, s1: IntArray, seq: IntArray) -> IntArray:
     """Return for each number the index of the innermost half-open range `[s0, s1)` that contains it.
 
     Args:
-        s0: First number of each range; ranges are nested or apart, and in the order in which calls ended,
-            so that of two equal ranges the first is the inner one.
+        s0: First number of each range; ranges are nested or disjoint, in order of the ends of calls, so that of two
+            equal
+            ranges the first is the inner one.
         s1: One past the last number of each range.
         seq: The numbers to look up.
 
     Returns:
-        Indices into `s0`, `NOBODY` where no range contains the number.
+        Indices into `s0`, -1 where no range contains the number.
     """
     owner = np.full(len(seq), NOBODY, dtype=np.int64)
     use = np.flatnonzero(s1 > s0)
@@ -37,7 +38,7 @@ def innermost(s0: IntArray, s1: IntArray, seq: IntArray) -> IntArray:
 
 
 def parents(start: Sequence[int], end: Sequence[int]) -> list[int]:
-    """Return each interval's enclosing one, `NOBODY` at the top; sorted by start, outer before inner."""
+    """Return the index of each interval's enclosing one, -1 at the top; sorted by start, outer before inner."""
     stack: list[int] = []
     result: list[int] = []
     for i, begin in enumerate(start):
@@ -49,7 +50,7 @@ def parents(start: Sequence[int], end: Sequence[int]) -> list[int]:
 
 
 def extend(start: Sequence[int], end: Sequence[int], limit: int) -> tuple[list[int], list[int]]:
-    """Let each node last until its next sibling starts, so that the engine's own work has an owner.
+    """Extend each node to the start of its next sibling, so that the engine's own work has an owner.
 
     Args:
         start: Starts in order, outer before inner.
@@ -61,7 +62,7 @@ def extend(start: Sequence[int], end: Sequence[int], limit: int) -> tuple[list[i
     """
     up = parents(start, end)
     ends = [0] * len(start)
-    following: dict[int, int] = {}  # parent -> start of the sibling seen last, going backwards
+    following: dict[int, int] = {}  # parent -> start of the following sibling
     for i in reversed(range(len(start))):
         last = limit if up[i] == NOBODY else min(end[i], end[up[i]])
         ends[i] = max(following.get(up[i], last), start[i])
@@ -88,7 +89,7 @@ def self_times(start: Sequence[float], end: Sequence[float]) -> list[float]:
 
 
 def enclosing(start: IntArray, end: IntArray) -> IntArray:
-    """Return each interval's enclosing one as `parents` does, for many; sorted by start, outer before inner."""
+    """Return the same as `parents`, vectorised; sorted by start, outer before inner."""
     found = np.full(len(start), NOBODY, dtype=np.int64)
     depth = np.arange(len(start)) - np.searchsorted(np.sort(end), start, side="right")
     above = np.flatnonzero(depth <= 0)
@@ -101,7 +102,7 @@ def enclosing(start: IntArray, end: IntArray) -> IntArray:
 
 
 def uncross(start: IntArray, end: IntArray, soft: IntArray) -> None:
-    """Cut, in place, the `soft` intervals that cross others; the rest must be nested or apart already.
+    """Cut, in place, the `soft` intervals that cross others; all others must be nested or disjoint.
 
     Only ranges of the user's own `scope` can cross: a generator may open one and close it much later.
     """

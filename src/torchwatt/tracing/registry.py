@@ -1,4 +1,4 @@
-"""Which module is which: small integers for modules, without keeping any module alive."""
+"""Assign integer keys to modules without keeping any module alive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from torchwatt.tracing.frames import caller_of, own_attributes, variable_name
 from torchwatt.tracing.rows import COMPILED_KEY, UNKNOWN_KEY
 
-# Wrappers that repeat the wrapped module's name; `module` counts only below the data-parallel classes.
+# Wrappers whose name is left out of paths; `module` counts only below the data-parallel classes.
 TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -27,7 +27,7 @@ Place = tuple[str, str, nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is remembered of a module after its death; parameters are its own, not its children's."""
+    """Class and size of a module, kept after its deletion; parameters are its own, without its children's."""
 
     class_name: str
     params: int
@@ -36,18 +36,18 @@ class Facts:
 
 @dataclass(slots=True, eq=False)
 class Root:
-    """A module called outside any other, or handed over by the user; `paths` name what is below it."""
+    """An outermost module, or one given by the user; `paths` has the modules below it."""
 
     key: int
     name: str
     class_name: str
-    heir_of: Root | None = None  # the same variable held another module before, which is gone
+    heir_of: Root | None = None  # a former root, now deleted, that the same variable held
     # (path, key) -> path without wrappers; a path whose module was replaced has several keys
     paths: dict[tuple[str, int], str] = field(default_factory=dict)
 
 
 def facts_of(module: nn.Module) -> Facts:
-    """Count a module's own parameters; lazy ones count when they have a shape."""
+    """Count a module's own parameters; lazy ones count once they have a shape."""
     count = size = 0
     for parameter in vars(module).get("_parameters", {}).values():
         if parameter is not None and not nn.parameter.is_lazy(parameter):
@@ -59,7 +59,7 @@ def facts_of(module: nn.Module) -> Facts:
 def walk(module: nn.Module, path: str = "", plain: str = "", above: tuple[int, ...] = ()) -> Iterator[Place]:
     """Yield path, path without wrappers, and module for everything below a root, aliases included.
 
-    Like `named_modules(remove_duplicate=False)`, for modules that cannot be hashed or hold themselves too.
+    Like `named_modules(remove_duplicate=False)`, but also for modules that cannot be hashed or contain themselves.
     """
     yield path, plain, module
     for leaf, child in list(module._modules.items()):
@@ -74,7 +74,7 @@ class Registry:
     """Keys of modules (by identity, with weak references) and the roots found so far.
 
     Args:
-        forgotten: Called when a module or an optimizer is gone, and its id may be given to another one.
+        forgotten: Called when a module or an optimizer is deleted, after which its id may be reused.
     """
 
     def __init__(self, forgotten: Callable[[], None] = lambda: None) -> None:
@@ -82,20 +82,20 @@ class Registry:
         self.by_id: dict[int, int] = {}
         self.facts: dict[int, Facts] = {}
         self.roots: list[Root] = []
-        self.parent: dict[int, int] = {}  # the module around a module, whether or not it is called itself
-        self.choices: set[int] = set()  # modules in lists and dicts: a program may call some of them
-        self.dirty = False  # a module was seen whose place is not known yet
-        self.calls_code: frozenset[CodeType] = frozenset()  # code of our call wrapper: a frame of it means depth > 0
-        self.compiled_code: frozenset[CodeType] = frozenset()  # code of what torch.compile returns
+        self.parent: dict[int, int] = {}  # the enclosing module, whether or not it is called itself
+        self.choices: set[int] = set()  # modules in lists and dicts: a program may call only some of them
+        self.dirty = False  # a module without a known path was called
+        self.calls_code: frozenset[CodeType] = frozenset()  # of the call wrapper: its frames show nesting
+        self.compiled_code: frozenset[CodeType] = frozenset()  # code of the functions that torch.compile returns
         self._refs: dict[int, weakref.ref[Any]] = {}
         self._by_hooks: dict[int, int] = {}  # data-parallel replicas share this dict with their original
         self._replicas: set[object] = set()
-        self._optimizers: dict[int, str] = {}  # key -> class, in the order in which they stepped
+        self._optimizers: dict[int, str] = {}  # key -> class, in order of first steps
         self._lock = threading.RLock()
         self._next = 1
 
     def register(self, module: nn.Module) -> int:
-        """Return the key of a module that is called for the first time; a root if nothing encloses it."""
+        """Return the key of a module called for the first time; it becomes a root if no other call encloses it."""
         try:
             with self._lock:
                 known = self.by_id.get(id(module))
@@ -114,11 +114,11 @@ class Registry:
                 self.add_root(root, variable_name(root, frame))
                 return self._key(module)
         except Exception:
-            # The user's forward must not fail because a module resists being looked at.
+            # The user's forward must not fail because a module cannot be inspected.
             return self.by_id.get(id(module), UNKNOWN_KEY)
 
     def add_root(self, module: nn.Module, name: str | None) -> Root:
-        """Register a root and everything below it."""
+        """Register a root and all modules below it."""
         with self._lock:
             key = self._key(module)
             label = name or type(module).__name__
@@ -131,7 +131,7 @@ class Registry:
             return root
 
     def refresh(self) -> None:
-        """Look again below every root that is alive: modules built since get their names."""
+        """Walk every living root again: modules added since then get their names."""
         with self._lock:
             self.dirty = False
             for root in self.roots:
@@ -140,7 +140,7 @@ class Registry:
                     self._place(root, module)
 
     def optimizer_key(self, optimizer: object) -> int:
-        """Return the key of an optimizer; one made to replace another that is gone inherits its key."""
+        """Return the key of an optimizer; a new one inherits the key of a deleted one of its class."""
         known = self.by_id.get(id(optimizer))
         if known is not None:
             return known
@@ -152,17 +152,17 @@ class Registry:
             return self._remember(optimizer, key)
 
     def function_key(self) -> int:
-        """Return a key for the rows of a compiled function."""
+        """Return a new key for the rows of a compiled function."""
         with self._lock:
             return self._new()
 
     def class_of(self, key: int) -> type | None:
-        """Return the class of a module or optimizer that is alive."""
+        """Return the class of a module or optimizer; None if it was deleted."""
         thing = self._alive(key)
         return None if thing is None else type(thing)
 
     def module(self, key: int) -> nn.Module | None:
-        """Return a module that is alive."""
+        """Return the module of a key; None if it was deleted."""
         found: nn.Module | None = self._alive(key)
         return found
 
@@ -178,7 +178,7 @@ class Registry:
                 self.choices.update(self._key(each) for each in child._modules.values() if each is not None)
 
     def _is_compiled(self, module: nn.Module, frame: FrameType | None) -> bool:
-        """Say whether a graph that runs within a call is what a compiler made of modules, and itself none of them."""
+        """Return whether a graph module was made by a compiler, and is itself no module of the program."""
         if not self.enclosed(frame) and not self.enclosed(frame, self.compiled_code):
             return False
         self.refresh()
@@ -215,7 +215,7 @@ class Registry:
         ident, hooks = id(thing), id(getattr(thing, "__dict__", {}).get("_forward_hooks"))
         replica = key in self._refs
 
-        def forget(ref: object) -> None:  # the id may be given to another module from now on
+        def forget(ref: object) -> None:  # the id may be reused
             self.by_id.pop(ident, None)
             self._forgotten()
             if not replica:
@@ -233,10 +233,10 @@ class Registry:
         return key
 
     def enclosed(self, frame: FrameType | None, codes: frozenset[CodeType] | None = None) -> bool:
-        """Say whether another module's call, or a call of `codes`, is below this frame of our wrapper."""
+        """Return whether another module's call, or a call of `codes`, encloses this frame of the wrapper."""
         codes = self.calls_code if codes is None else codes
         while frame is not None and frame.f_code in self.calls_code:
-            frame = frame.f_back  # the wrapper's own frames of this very call
+            frame = frame.f_back  # the wrapper's own frames of this call
         while frame is not None:
             if frame.f_code in codes:
                 return True

@@ -1,4 +1,4 @@
-"""Which steps of which optimizers make up one round of the program's main loop. Pure."""
+"""Find which optimizer steps make up one round of the program's main loop. Pure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from torchwatt.core.meter import IntArray
 
-OptimizerEnd = tuple[int, int, int]  # key, end_ns, how many steps end there
-Mark = tuple[int, int]  # end_ns, and how many steps end there
+OptimizerEnd = tuple[int, int, int]  # key, end_ns, number of steps that end there
+Mark = tuple[int, int]  # end_ns, number of steps that end there
 
-MOST_PERIOD = 4  # optimizer steps in a round of a loop that calls the model between them (a GAN, actor and critic)
-REGULAR = 0.9  # of the steps follow the period
-# Optimizers that step at random come twice between two steps of another one as often as chance will have it.
+MOST_PERIOD = 4  # optimizer steps per round of a loop that calls the model between them (a GAN, actor and critic)
+REGULAR = 0.9  # share of the steps that follow the period
+# Optimizers that step at random step twice between two steps of another one as often as chance predicts.
 ENOUGH_BY_CHANCE, FEW_TWICE = 6.0, 0.02
 MAX_ENDS = 20_000
 NOTHING: IntArray = np.zeros(0, dtype=np.int64)
@@ -24,14 +24,14 @@ NO_STRETCH: IntArray = np.zeros((0, 2), dtype=np.int64)
 
 
 class OptimizerEnds:
-    """Ends of the steps of all optimizers of one thread; in a long run neighbours are put together."""
+    """Ends of the steps of all optimizers of one thread; in a long run neighbours are merged."""
 
     def __init__(self, most: int = MAX_ENDS) -> None:
         self._most = most
         self._columns = array("q"), array("q"), array("q")
 
     def extend(self, ends: Iterable[tuple[int, int]]) -> None:
-        """Note ends: key of the optimizer and end_ns, in the order of time."""
+        """Record ends (key of the optimizer, end_ns), in order of time."""
         keys, times, counts = self._columns
         for key, end_ns in ends:
             keys.append(key)
@@ -58,17 +58,17 @@ class OptimizerEnds:
 def rounds(
     ends: Sequence[OptimizerEnd], forward_ns: IntArray = NOTHING, unseen_ns: IntArray = NO_STRETCH
 ) -> list[Mark]:
-    """Return where rounds end, and how many end there.
+    """Return the ends of rounds, and how many rounds end there.
 
-    The steps of two optimizers are of one round if the model was not called between them (encoder and decoder, an
-    optimizer a layer), if they take turns in a short cycle (a GAN), or if all others step once at most between two
-    steps of one of them (a GAN that skips updates). A round has at most one step of each. Optimizers of which one had
-    done before the other began (the phases of a fine-tuning, folds) have no round in common.
+    The steps of two optimizers belong to one round if the model was not called between them (encoder and decoder, an
+    optimizer per layer), if they alternate in a short cycle (a GAN), or if all others step at most once between two
+    steps of one of them (a GAN that skips updates). A round has at most one step of each. Optimizers of which one
+    finished before the other began (the phases of a fine-tuning, folds) share no round.
 
     Args:
         ends: Sorted by time.
-        forward_ns: When calls of the model began, as far as they were seen, sorted.
-        unseen_ns: Stretches in which they were not seen, sorted; shape (n, 2).
+        forward_ns: Starts of recorded calls of the model, sorted.
+        unseen_ns: Intervals in which calls were not recorded, sorted; shape (n, 2).
     """
     if len({key for key, *_ in ends}) < 2:
         return [(end_ns, count) for _, end_ns, count in ends]
@@ -95,7 +95,7 @@ def rounds(
 
 
 class _Joined:
-    """Says whether an optimizer step may be of the same round as the one before it."""
+    """Whether an optimizer step may belong to the same round as the one before it."""
 
     def __init__(self, together: set[tuple[int, int]], keys: Sequence[int], *, cycle: bool) -> None:
         self._together = together
@@ -116,20 +116,20 @@ def _joined(ends: Sequence[OptimizerEnd], forward_ns: IntArray, unseen_ns: IntAr
     for i in range(1, len(keys)):
         seen[keys[i - 1], keys[i]] += int(not hidden[i])
         called[keys[i - 1], keys[i]] += int(between[i] > 0)
-    usually = 2 * called.total() < max(seen.total(), 1)  # for pairs that were never seen
+    usually = 2 * called.total() < max(seen.total(), 1)  # for pairs without observations
     together = {pair for pair, n in seen.items() if (2 * called[pair] < n if n else usually)}
     return _Joined(together, keys, cycle=_is_cycle(keys))
 
 
 def _overlap(unseen_ns: IntArray, times: IntArray) -> NDArray[np.bool_]:
-    """Say of each instant whether one of the stretches lies, in part, between it and the instant before."""
-    before = np.searchsorted(unseen_ns[:, 0], times) - 1  # the latest stretch that began earlier
+    """Return for each instant whether an interval overlaps the time since the instant before."""
+    before = np.searchsorted(unseen_ns[:, 0], times) - 1  # the latest interval that began earlier
     latest_end = np.append(unseen_ns[:, 1], np.iinfo(np.int64).min)[before]
     return np.asarray(latest_end > np.concatenate((times[:1], times[:-1])), dtype=np.bool_)
 
 
 def _lead(keys: Sequence[int]) -> int | None:
-    """Return the optimizer, of a few, between two steps of which others step twice more rarely than by chance."""
+    """Return the optimizer (of at most `MOST_PERIOD`) between whose steps others rarely step twice, else None."""
     numbers = Counter(keys)
     for lead, n in numbers.most_common() if len(numbers) <= MOST_PERIOD else ():
         others = {key: k for key, k in numbers.items() if key != lead}
@@ -150,7 +150,7 @@ def _twice(keys: Sequence[int], lead: int) -> int:
 
 
 def _is_cycle(keys: Sequence[int]) -> bool:
-    """Say whether optimizers take turns in a cycle of a few steps."""
+    """Return whether optimizers alternate in a cycle of a few steps."""
     sequence = np.array(keys, dtype=np.int64)
     for period in range(2, MOST_PERIOD + 1):
         if len(sequence) >= 2 * period and np.mean(sequence[period:] == sequence[:-period]) >= REGULAR:

@@ -1,4 +1,4 @@
-"""`scope`: the user's own names for stretches of code."""
+"""`scope`: the user's own names for parts of a program."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ R = TypeVar("R")
 
 
 def scope(name: str) -> Scope:
-    """Name a stretch of code, as a context manager or a decorator.
+    """Name a part of the program, as a context manager or a decorator.
 
-    Its time is booked to `name` in phase "other", the backward pass of what it computed to `name` in phase
-    "backward". Without a running session, and inside `torch.compile`, it does nothing.
+    Its time is booked to `name` in phase "other", the backward pass of its results to `name` in phase "backward".
+    Without a running session, and inside `torch.compile`, it does nothing.
 
     Raises:
-        ConfigError: The name is empty, or one of the report's own rows.
+        ConfigError: The name is empty, or a reserved row of the report.
     """
     if not isinstance(name, str) or not name.strip():
         raise ConfigError(f"scope({name!r}): give the stretch of code a name")
@@ -35,7 +35,7 @@ def scope(name: str) -> Scope:
 
 
 class Scope:
-    """What `scope` returns; may be entered again, also recursively."""
+    """The context manager that `scope` returns; may be entered again, also recursively."""
 
     __slots__ = ("_open", "name")
 
@@ -60,7 +60,7 @@ class Scope:
             begun[0].scope_ended(self.name, begun)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Wrap a function, so that each call of it is a range."""
+        """Wrap a function so that each call of it is a range."""
         name = self.name
         if inspect.iscoroutinefunction(function):
 

@@ -1,4 +1,4 @@
-"""Which submodules ran in calls and steps that were not traced: counted modules, and numbers for what was counted."""
+"""Count submodule calls in untraced calls and steps, and number the distinct counts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torchwatt.tracing.rows import BACKWARD_KEY, END, FORWARD_TASK, KEY, START, 
 
 MOST_SIGNATURES = 4_096
 NOTHING_COUNTED, UNKNOWN = 0, 1  # numbers of signatures
-BACKWARD = -1  # stands for a backward call, among ids of modules
-NO_NODES = -2  # stands for a graph without nodes; minus their number for other ones
-SIZED = 3 * MOST_SIGNATURES // 4  # beyond, sizes of graphs are left out: what ran is more important
+BACKWARD = -1  # among ids of modules: a backward call
+NO_NODES = -2  # among ids of modules: a graph without nodes; less the number of nodes for others
+SIZED = 3 * MOST_SIGNATURES // 4  # beyond, graph sizes are left out: calls are more important
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """How often modules were called, by key; `over` are those that were counted, others are not known.
+    """Numbers of calls of modules, by key; `over` are the counted modules, calls of others are unknown.
 
     Of a step that ended before its time, `part` has the keys in the order of the calls. `nodes` is the size of a
     step's graph, without what was made in backward calls; None: not known. `opens` is what was called first.
@@ -34,12 +34,12 @@ class Signature:
     opens: int | None = None
 
     def matches(self, counts: Mapping[int, int]) -> bool:
-        """Say whether in a traced call or step the counted modules ran as often."""
+        """Return whether the counted modules ran equally often in a traced call or step."""
         return all(counts.get(key, 0) == self.counts.get(key, 0) for key in self.over)
 
 
 class Signatures:
-    """Gives numbers to what ran; equal numbers, equal counts.
+    """Assigns numbers to signatures; equal numbers mean equal counts.
 
     Args:
         key_of: Key of a module by its id.
@@ -54,20 +54,20 @@ class Signatures:
         self._numbers: dict[tuple[object, ...], int] = {}
 
     def count(self, modules: Mapping[int, int]) -> None:
-        """Count these modules from now on: key by id."""
+        """Count these modules, and no others, from the next call on: key by id."""
         self.counted.clear()
         self.counted.update(modules)
         self.over = frozenset(modules.values())
         self.forget()
 
     def forget(self) -> None:
-        """Look ids up anew: one may be another module's by now."""
+        """Drop cached numbers: an id may be reused by another module."""
         self.by_ids.clear()
         if not self.over:
             self.by_ids[()] = NOTHING_COUNTED
 
     def number(self, ids: Sequence[int]) -> int:
-        """Return the number for modules called one after the other, by id."""
+        """Return the number of the signature of modules called one after the other, by id."""
         known = self.by_ids.get(tuple(ids))
         if known is not None:
             return known
@@ -77,7 +77,7 @@ class Signatures:
         return number
 
     def number_of_part(self, ids: Sequence[int]) -> int:
-        """Return the number for modules called in a step that ends before its time."""
+        """Return the number of the signature of an interrupted step, by ids in order of the calls."""
         return self._new(tuple(ids), is_part=True)
 
     def _new(self, ids: tuple[int, ...], *, is_part: bool = False) -> int:
@@ -99,10 +99,10 @@ class Signatures:
 
 @dataclass(frozen=True, slots=True)
 class TracedCall:
-    """An outermost call whose modules were all logged: its row, and how often each module ran in it."""
+    """An outermost call whose module calls were all logged: its row, and the calls of each module in it."""
 
     row: int
-    first: int  # of the rows inside; they end before it
+    first: int  # first row inside; inner rows end before the call's own
     counts: Mapping[int, int]
 
 
@@ -110,7 +110,7 @@ def traced_calls(table: IntArray) -> list[TracedCall]:
     """Return the outermost calls of traced steps.
 
     Args:
-        table: Rows of a log, in the order in which they ended: a call comes after all that it encloses.
+        table: Rows of a log, in order of their ends: a call follows all calls that it encloses.
     """
     own = np.flatnonzero((table[:, TASK] == FORWARD_TASK) & (table[:, KEY] > 0))
     top = own[top_level(table[own, START], table[own, END])]
@@ -125,7 +125,7 @@ def traced_calls(table: IntArray) -> list[TracedCall]:
 
 
 def nearest_called(parent: Mapping[int, int], called: Collection[int]) -> dict[int, int]:
-    """Return for each called module the smallest called one around it."""
+    """Return for each called module its nearest enclosing called module, if there is one."""
     found = {}
     for key in called:
         above = parent.get(key)
@@ -137,10 +137,10 @@ def nearest_called(parent: Mapping[int, int], called: Collection[int]) -> dict[i
 
 
 class CallPattern:
-    """How often modules are called for each call of the module around them, over traced calls."""
+    """Calls of modules per call of the enclosing module, over traced calls."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[int, int]] = {}  # key -> calls, and calls around it, of the first time
+        self._seen: dict[int, tuple[int, int]] = {}  # key -> first calls, and calls of the enclosing module
         self.varying: set[int] = set()
 
     def add(self, counts: Mapping[int, int], around: Mapping[int, int]) -> None:
@@ -148,7 +148,7 @@ class CallPattern:
 
         Args:
             counts: Calls by key.
-            around: The smallest called module around a module, by key.
+            around: The nearest enclosing called module of a module, by key.
         """
         for key, outer in around.items():
             parents = counts.get(outer, 0)
@@ -162,13 +162,13 @@ class CallPattern:
 def affordable(
     wanted: Sequence[Collection[int]], kind_of: Callable[[int], type | None], calls: Mapping[type, float], most: float
 ) -> set[int]:
-    """Return which modules can be counted: a wrapper on their class is passed by all of its instances.
+    """Return the modules that can be counted: each call of any instance of a patched class passes its wrapper.
 
     Args:
         wanted: Keys, the most important ones first.
-        kind_of: Class of a module that is alive.
-        calls: How often modules of a class are called in a step.
-        most: So many calls in a step may pass a wrapper.
+        kind_of: Class of a module; None if it was deleted.
+        calls: Calls per step, by class.
+        most: Maximum number of calls per step that may pass a wrapper.
     """
     chosen: set[type] = set()
     found: set[int] = set()

@@ -1,4 +1,4 @@
-"""Which hub is running, if any; apart, so that `scope` works without importing torch."""
+"""The running hub, if any; a separate module, so that `scope` works without importing torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Active:
-    """A place for the one hub of this process."""
+    """Holds the one hub of this process."""
 
     __slots__ = ("hub",)
 

@@ -1,4 +1,4 @@
-"""How many steps a loop has done so far: from what is new and the last rounds, however long the run. Pure."""
+"""Count the steps of a loop incrementally, from new entries and the latest rounds. Pure."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from torchwatt.core.meter import IntArray
 from torchwatt.tracing.rounds import NO_STRETCH, Mark, OptimizerEnd
 from torchwatt.tracing.steps import Calls, Evidence, evaluations_of, marks_of
 
-KEPT = 64  # rounds that are looked at again: what follows a round may say what it was
-MOST_CALLS = 2_048  # outermost calls that are looked at again; of more, neighbours are put together
+KEPT = 64  # rounds that are evaluated again: later entries may change them
+MOST_CALLS = 2_048  # outermost calls that are evaluated again; beyond, neighbours are merged
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class News:
-    """What was seen of a loop since the last time; fields as in `Evidence`, sorted by time."""
+    """New entries of a loop; fields as in `Evidence`, sorted by time."""
 
     calls: Calls
     backward_ns: IntArray
     unseen_ns: IntArray
-    optimizers: Sequence[Sequence[OptimizerEnd]]  # of each thread whose steps these are
+    optimizers: Sequence[Sequence[OptimizerEnd]]  # of each thread that ends these steps
 
 
 class StepCount:
-    """Counts steps as `steps_of` does; what is older than the last `KEPT` rounds is counted once and forgotten."""
+    """Counts steps as `steps_of` does; entries older than the last `KEPT` rounds are counted once and dropped."""
 
     def __init__(self, start_ns: int) -> None:
         self._settled = 0
         none = np.zeros(0, dtype=np.int64)
         no_calls = Calls(none, none, none, none.astype(np.bool_), none.astype(np.bool_), none, none.astype(np.bool_))
         self._seen = Evidence(start_ns, start_ns, none, no_calls, NO_STRETCH, none, none.astype(np.bool_))
-        self.looked_at = 0  # entries that the last count went through
-        self.steps_per_end = 0.0  # of an optimizer, of late; 0 where no optimizer ends steps
+        self.looked_at = 0  # entries that the last count evaluated
+        self.steps_per_end = 0.0  # per optimizer step, recently; 0 where no optimizer ends steps
 
     def add(self, news: News, end_ns: int) -> None:
-        """Take what is new until `end_ns`."""
+        """Add the entries until `end_ns`."""
         seen, new = self._seen, news.calls
         calls = Calls(*(np.concatenate(pair) for pair in zip(_columns(seen.calls), _columns(new), strict=True)))
         backward_ns = np.concatenate((seen.backward_ns, news.backward_ns))
@@ -59,7 +59,7 @@ class StepCount:
         )
 
     def count(self) -> int:
-        """Return how many steps there were."""
+        """Return the number of steps so far."""
         seen = self._seen
         self.looked_at = len(seen.calls) + len(seen.backward_ns) + sum(map(len, seen.optimizers))
         marks = marks_of(seen)
@@ -95,7 +95,7 @@ def _columns(calls: Calls) -> tuple[np.ndarray, ...]:
 
 
 def _fewer(calls: Calls, backward_ns: IntArray) -> Calls:
-    """Put neighbours together that are alike, with no backward call between them, but for the latest ones."""
+    """Merge similar neighbours without a backward call between them, except the latest `KEPT`."""
     old = len(calls) - KEPT
     between = np.searchsorted(backward_ns, calls.start_ns[:old])
     change = (np.diff(between) != 0) | (np.diff(calls.grown[:old]) != 0) | (np.diff(calls.main[:old]) != 0)

@@ -1,4 +1,4 @@
-"""Where steps end, and what follows: decide on the next ones, put wrappers on or take them off, fold logs."""
+"""At the end of steps, decide on the next ones, install or remove wrappers, fold logs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from torchwatt.tracing.signatures import NO_NODES, UNKNOWN, Signatures
 from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
 own_ns = own_time()
-COLD_STEPS = 4  # of those that show how others are divided: what notes their bounds has cold caches, and is slow
-FOLD_STEPS = 2_048  # not traced, between two folds
+COLD_STEPS = 4  # discarded at the start of a series recorded by bounds: cold caches make the wrappers slow
+FOLD_STEPS = 2_048  # untraced steps between two folds
 
 
 class Host(Protocol):
-    """What this needs of the hub."""
+    """The attributes of the hub that are used here."""
 
     clock_ns: Callable[[], int]
     costs: Costs
@@ -44,36 +44,36 @@ class Host(Protocol):
     compile_watch: CompileWatch
 
     def watch_cuda(self) -> None:
-        """Begin to record devices if CUDA is set up by now."""
+        """Start recording devices if CUDA is initialised."""
 
     def watch(self, key: int) -> None:
-        """Patch the class of a module that is called outside any other."""
+        """Patch the class of a module."""
 
     def watches(self, key: int) -> bool:
-        """Say whether the class of a module is patched."""
+        """Return whether the class of a module is patched."""
 
     def note(self, severity: Severity, code: str, message: str) -> None:
-        """Record an event, each code once."""
+        """Record an event, once per code."""
 
 
 class Stepping:
-    """Decides for all threads; `conductors` has one of each running tracer, and the outermost one's counts."""
+    """Controls all threads; `conductors` has one per running tracer, and the outermost tracer's decides."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self.conductors: list[Conductor] = []
-        self._spent_ns = 0  # by tracers that have left
-        self._tracing: set[Log] = set()  # threads that trace the step they are in
+        self._spent_ns = 0  # by tracers that have stopped
+        self._tracing: set[Log] = set()  # threads that trace their current step
         self._arranging = threading.Lock()
         self._counting = Counting(host)
 
     @property
     def conductor(self) -> Conductor | None:
-        """Whose budget counts."""
+        """The conductor whose budget counts, if any."""
         return self.conductors[0] if self.conductors else None
 
     def join(self, conductor: Conductor, log: Log) -> None:
-        """Take a tracer's books, and decide what comes next on its thread."""
+        """Add a tracer's conductor, and decide on the next steps of its thread."""
         self.conductors.append(conductor)
         if len(self.conductors) > 1:
             self.look_closer()
@@ -83,28 +83,28 @@ class Stepping:
             self._host.quiet.asleep = 0
 
     def leave(self, conductor: Conductor) -> None:
-        """Take a tracer's books away."""
+        """Remove a tracer's conductor."""
         if conductor in self.conductors:
             self._spent_ns += conductor.budget.total_ns
             self.conductors.remove(conductor)
 
     def spent_ns(self) -> int:
-        """Return what tracing has cost since the hub began, all threads together."""
+        """Return the cost of tracing since the hub began, of all threads, in ns."""
         booked = self._spent_ns + sum(conductor.budget.total_ns for conductor in self.conductors)
         open_rows = sum(log.total() - log.stride.first_row for log in list(self._host.logs))
         return booked + round(open_rows * self._host.costs.call_ns)
 
     def look_closer(self) -> None:
-        """Something new begins: trace the next step, if there is room."""
+        """Request a full trace of the next step, if the budget allows: new work begins."""
         if self.conductor is not None:
             self.conductor.budget.curious = True
             self.conductor.show_again()
             self._host.quiet.stir()
             for log in list(self._host.logs):
-                log.stride.planned = log.answers = 0  # what passes by is noted by then
+                log.stride.planned = log.answers = 0  # ends the fast path
 
     def step_ended(self, log: Log, end_ns: int) -> None:
-        """Note the end of a step; now and then decide on the next ones."""
+        """Record the end of a step; decide on the next ones when their planned number has ended."""
         stride = log.stride
         self._rise(log)
         log.read_cpu(end_ns)
@@ -114,7 +114,7 @@ class Stepping:
                 self._host.quiet.called.append(NO_NODES - nodes)
             log.end_asleep(end_ns, self._ran())
             log.calls_asleep = 0
-        elif log.step_end:  # the first one began who knows when
+        elif log.step_end:  # the start of the first step is unknown
             if nodes is not None and (log.mode == FULL or stride.skeleton):
                 log.nodes[end_ns] = nodes
             if log.mode == FULL:
@@ -130,12 +130,12 @@ class Stepping:
         self._leave_alone(log)
 
     def _leave_alone(self, log: Log) -> None:
-        """Let so many calls without gradients pass as the next decision leaves time for."""
+        """Allow calls without gradients to be recorded without a decision, up to the next planned one."""
         stride, watched = log.stride, self._host.devices is not None
         log.answers = 0 if log.mode == FULL or watched else max(stride.planned - stride.steps - 1, 0)
 
     def _ran(self, *, is_part: bool = False) -> int:
-        """Return the signature of what ran in a step of which the end alone is noted, or in its first part."""
+        """Return the signature of a step of which only the end is recorded, or of its first part."""
         quiet, signatures = self._host.quiet, self._host.signatures
         if not quiet.alone:
             return UNKNOWN
@@ -144,7 +144,7 @@ class Stepping:
         return number
 
     def end_part(self, log: Log, end_ns: int) -> None:
-        """Log what was noted of a step that does not end asleep as it began: its part until now."""
+        """Log the first part of a step during which mode ASLEEP ends."""
         quiet = self._host.quiet
         if log.noted is not quiet.ends or not quiet.called:
             return
@@ -158,7 +158,7 @@ class Stepping:
             )
 
     def _rise(self, log: Log) -> None:
-        """Take note of the steps that passed by quietly."""
+        """Count the steps of the fast path."""
         log.settle()
         log.stride.steps += log.answered
         log.stride.answered += log.answered
@@ -176,20 +176,20 @@ class Stepping:
             log.stride.windowed = True
 
     def backward_ended(self, log: Log, *, fresh: bool) -> None:
-        """Take the end of a backward call for the end of a step where no optimizer steps."""
+        """Handle the end of a backward call: the end of a step if no optimizer ends steps."""
         if log.stepless:
-            log.stepless, log.step_end = False, 0  # who knows when the first step began
-            log.stride.planned = 0  # that was for another loop
+            log.stepless, log.step_end = False, 0  # the start of the first step is unknown
+            log.stride.planned = 0  # it was planned for another loop
         if fresh and log.lead_optimizer is None and not self._host.manual_steps:
             self.step_ended(log, self._host.clock_ns())
             if self._host.quiet.asleep == log.ident and self._host.devices is None:
                 self._host.quiet.rest(0, log.stride)
 
     def outermost_begins(self, log: Log) -> None:
-        """Take a call outside any other for a step where nothing else marks steps, or gradients are off."""
+        """Handle the start of an outermost call: a step where nothing else marks steps, or without gradients."""
         if torch.is_grad_enabled():
             if log.mode == ASLEEP:
-                log.stride.planned = 0  # the loop that it slept in is over
+                log.stride.planned = 0  # the loop of the planned steps is over
             elif not log.stepless:
                 return
         stride, began_ns = log.stride, self._host.clock_ns()
@@ -204,23 +204,23 @@ class Stepping:
         log.inside = True
 
     def outermost_ended(self, log: Log) -> None:
-        """Take notice of the end of a call that may be a step."""
+        """Handle the end of an outermost call that may be a step."""
         if not torch.is_grad_enabled():
-            log.step_end = self._host.clock_ns()  # of the steps that follow it is no part
+            log.step_end = self._host.clock_ns()  # it is not part of the following step
         if self._host.devices is not None and self.conductor is not None and log.mode != OFF:
             self._host.devices.call_ended(log, self.conductor)
 
     def decide_if_due(self, log: Log) -> None:
-        """Decide on the next steps of a thread where that had to wait for the end of a call."""
+        """Decide on the next steps of a thread, if that was postponed to the end of a call."""
         if log.stride.steps >= log.stride.planned:
             self.decide(log)
 
     def decide(self, log: Log, began_ns: int | None = None) -> None:
-        """Book the steps that are over and decide what the next ones record.
+        """Book the steps that have ended and decide what the next ones record.
 
         Args:
             log: Of the thread.
-            began_ns: When our own work began, if that was before.
+            began_ns: Start of the profiler's own work, if earlier than this call.
         """
         conductor = self.conductor
         if conductor is None or log.mode == OFF or log.inside or self._host.quiet.inside == log.ident:
@@ -238,11 +238,11 @@ class Stepping:
             self._study(log, recent, conductor)
         else:
             conductor.unwrapped = not self._host.patches.module_is_on
-        # Without an optimizer only the main thread sleeps: of others it is not known which modules ran in such steps.
+        # Without an optimizer only the main thread may use mode ASLEEP: modules of other threads' steps are unknown.
         by_hand = self._host.quiet.alone and not (self._host.manual_steps or log.deaf)
         can_sleep = not log.stepless and (log.lead_optimizer is not None or by_hand)
         if before != ASLEEP and sequence_nr() > log.stride.seq:
-            can_sleep = False  # what was logged leads to a backward call that would not be
+            can_sleep = False  # logged calls lead to a backward call that would not be logged
         cpu_ns = own_began if log.ident == threading.get_ident() else None
         log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)
         if self._host.devices is not None and self._host.devices.records(log):
@@ -265,7 +265,7 @@ class Stepping:
     def _mode_changed(self, log: Log, before: int, recent: Sequence[Row], now_ns: int) -> None:
         log.calls_asleep = 0
         if before == ASLEEP != log.mode:
-            self.end_part(log, now_ns)  # our own work begins
+            self.end_part(log, now_ns)  # profiler work begins
         quiet = self._host.quiet
         quiet.asleep = log.ident if quiet.alone and log.mode == ASLEEP else 0
         quiet.by_hand = log.lead_optimizer is None
@@ -277,7 +277,7 @@ class Stepping:
             log.stride.seq = sequence_nr()
 
     def _log_own(self, log: Log, began_ns: int) -> None:
-        """Log the decision as our own work; it is nothing that a forward pass did."""
+        """Log the decision as profiler work; it is not part of a forward pass."""
         total = log.total()
         log.add_own(began_ns, self._host.clock_ns(), sequence_nr())
         log.stride.first_row += 1
@@ -285,7 +285,7 @@ class Stepping:
             log.since += 1
 
     def _study(self, log: Log, recent: Sequence[Row], conductor: Conductor) -> None:
-        """Learn from the traced steps that are over which modules are to be counted in others."""
+        """Determine, from the traced steps that have ended, which modules to count in untraced ones."""
         if self._host.quiet.alone:
             self._counting.study(recent, log.stride.steps, partial(conductor.most_counted, log.stride))
 
@@ -294,10 +294,10 @@ class Stepping:
         if log.fold(began_ns) > 1:
             text = "of steps that were not traced only sums over neighbouring steps are kept"
             self._host.note("info", "STEPS_FOLDED", text)
-        self._log_own(log, began_ns)  # it begins when what was folded ends
+        self._log_own(log, began_ns)  # it begins where the folded rows end
 
     def _arrange(self, log: Log, conductor: Conductor) -> None:
-        """Have the wrapper of all modules in place if and only if somebody needs it."""
+        """Install the wrapper of all modules if and only if a thread needs it."""
         (self._tracing.add if log.mode == FULL else self._tracing.discard)(log)
         wanted = bool(self._tracing) or not (conductor.narrow or log.mode == ASLEEP or log.stride.skeleton)
         if wanted == self._host.patches.module_is_on or not (wanted or conductor.can_narrow):

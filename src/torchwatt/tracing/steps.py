@@ -1,9 +1,8 @@
-"""Steps of the program's main loop, from what was seen of it. Pure.
+"""Find the steps of the program's main loop from recorded calls. Pure.
 
-What a step is stands in docs/steps.md: the user's own marks; else a round of the optimizers; else,
-where backward calls are seen, the time from one forward call to the next one that follows a backward call; else a call
-of a model. Where something is trained, a call of the model that computes no gradient is a step of its own, unless
-rounds begin with such calls.
+docs/steps.md defines a step: the user's own marks; else a round of the optimizers; else, where there are backward
+calls, the time from one forward call to the next one that follows a backward call; else a call of a model. In training,
+a call of the model without gradients is a separate step, unless rounds begin with such calls.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torchwatt.core.terms import INFERENCE, TRAIN, VALIDATION
 from torchwatt.tracing.rounds import NO_STRETCH, Mark, OptimizerEnd, rounds
 
 NEVER: Mapping[int, int] = MappingProxyType({})
-REGULAR_MORE = 2  # times as many calls without gradients as rounds usually have are an evaluation
+REGULAR_MORE = 2  # times the usual number of calls without gradients per round: more are an evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calls:
-    """Calls outside any other, one entry each, sorted by start; several that were put together are one entry."""
+    """Outermost calls, one entry each, sorted by start; merged calls are one entry."""
 
     start_ns: IntArray
     end_ns: IntArray
@@ -46,13 +45,13 @@ class Calls:
     inside: NDArray[np.bool_]  # made no graph, after a call of the same round that made one
 
     def take(self, which: NDArray[np.bool_] | IntArray) -> Calls:
-        """Return some of them."""
+        """Return some of the entries."""
         bounds, count = (self.start_ns[which], self.end_ns[which]), self.count[which]
         grown, main, inside = self.grown[which], self.main[which], self.inside[which]
         return Calls(*bounds, count, grown, main, self.rounds[which], inside)
 
     def with_training(self, start_ns: IntArray, end_ns: IntArray, count: IntArray) -> Calls:
-        """Return these and calls of the model that made a graph, sorted by start."""
+        """Return these entries and calls of the model that made a graph, sorted by start."""
         made = np.ones(len(start_ns), dtype=np.bool_)
         start, end = np.concatenate((self.start_ns, start_ns)), np.concatenate((self.end_ns, end_ns))
         grown, main = np.concatenate((self.grown, made)), np.concatenate((self.main, made))
@@ -66,23 +65,23 @@ class Calls:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What was seen of one thread's loop inside a session."""
+    """The records of one thread's loop inside a session."""
 
     origin_ns: int
     end_ns: int
-    starts_ns: IntArray  # of all spans but our own, sorted
+    starts_ns: IntArray  # of all spans except profiler work, sorted
     calls: Calls
     backward_ns: IntArray  # start_ns and end_ns of backward calls, sorted; shape (n, 2)
     backward_count: IntArray
     backward_again: NDArray[np.bool_]  # not the first ones through their forward pass
-    optimizers: Sequence[Sequence[OptimizerEnd]] = ()  # of each thread whose steps these are, sorted by time
-    unseen_ns: IntArray = field(default_factory=lambda: NO_STRETCH)  # steps of which only the end was noted
+    optimizers: Sequence[Sequence[OptimizerEnd]] = ()  # of each thread that ends these steps, sorted by time
+    unseen_ns: IntArray = field(default_factory=lambda: NO_STRETCH)  # steps of which only the end was recorded
     marks: Sequence[Mark] = ()  # the user's own
     resumed: Mapping[int, int] = field(default_factory=lambda: NEVER)
 
 
 def steps_of(seen: Evidence) -> tuple[list[Step], bool]:
-    """Return the steps, sorted, and whether they are calls of the model, since nothing else marks any."""
+    """Return the steps, sorted, and whether they are calls of the model, where nothing else marks steps."""
     if seen.marks:
         steps = steps_between(seen.marks, seen.starts_ns, seen.origin_ns, seen.resumed)
         return _with_stages(steps, seen), False
@@ -93,7 +92,7 @@ def steps_of(seen: Evidence) -> tuple[list[Step], bool]:
 
 
 def marks_of(seen: Evidence) -> list[Mark] | None:
-    """Return where rounds of training end; None where nothing is trained."""
+    """Return the ends of training rounds; None without training."""
     if seen.optimizers:
         forward_ns = seen.calls.start_ns[seen.calls.grown]
         return sorted(mark for ends in seen.optimizers for mark in rounds(ends, forward_ns, seen.unseen_ns))
@@ -105,14 +104,14 @@ def steps_between(
 ) -> list[Step]:
     """Return each step.
 
-    A step begins with the first span that starts after the previous step's end (time in between, such as
-    printing, belongs to no step), or at that end if nothing was seen.
+    A step begins with the first span that starts after the previous step's end (time in between, such as printing,
+    belongs to no step), or at that end if there is no span.
 
     Args:
-        marks: Where steps end, sorted.
+        marks: Ends of steps, sorted.
         starts_ns: Starts of all spans of the thread, sorted.
         origin_ns: Start of the session.
-        resumed: By the end of a step: an instant before which nothing belongs to it (an evaluation ran, say).
+        resumed: By end of a step: its earliest start (after an evaluation, for example).
     """
     if not marks:
         return []
@@ -126,7 +125,7 @@ def steps_between(
 
 
 def _with_stages(steps: Sequence[Step], seen: Evidence) -> list[Step]:
-    """Name what the user's own steps did: training if a backward call or an optimizer step ended inside."""
+    """Set the stage of the user's own steps: training if a backward call or an optimizer step ended inside."""
     optimizers = np.array([end for ends in seen.optimizers for _, end, _ in ends], dtype=np.int64)
     ends = np.sort(np.concatenate((seen.backward_ns[:, 1], seen.unseen_ns[:, 1], optimizers)))
     bounds = np.array([(step.start_ns, step.end_ns) for step in steps], dtype=np.int64).reshape(-1, 2)
@@ -139,10 +138,10 @@ def _with_stages(steps: Sequence[Step], seen: Evidence) -> list[Step]:
 
 
 def _backward_rounds(seen: Evidence) -> list[Mark]:
-    """Return where rounds without an optimizer end: where the next span begins after what follows a backward call."""
+    """Return the ends of rounds without an optimizer: the next span's start after a round's last backward call."""
     start, end, count = seen.backward_ns[:, 0], seen.backward_ns[:, 1], seen.backward_count
     before = np.searchsorted(seen.calls.start_ns[seen.calls.grown], start)
-    last = np.append(np.diff(before) > 0, True)  # the backward call after which the model is called again
+    last = np.append(np.diff(before) > 0, True)  # the last backward call before the model is called again
     groups = np.concatenate(([0], np.flatnonzero(last)[:-1] + 1))
     first = np.add.reduceat(np.where(seen.backward_again, 0, count), groups)
     ends, counts = end[last], np.where(first > 0, first, np.maximum.reduceat(count, groups))
@@ -168,10 +167,10 @@ def _rounds_and_evaluations(seen: Evidence, marks: Sequence[Mark]) -> list[Step]
 
 
 def evaluations_of(seen: Evidence, marks: Sequence[Mark]) -> Calls:
-    """Return the calls, no part of a round, that evaluate the model."""
+    """Return the calls outside rounds that evaluate the model."""
     calls, ends = seen.calls, np.array([end for end, _ in marks], dtype=np.int64)
     gap = np.searchsorted(ends, calls.start_ns, side="right")  # a call in gap i comes before the end of round i
-    # An entry of several says where the first of them began, and not in which gaps the others lie.
+    # Of a merged entry only the start of the first call is known.
     began = calls.start_ns[calls.grown & (calls.count == 1)], seen.backward_ns[seen.backward_count == 1, 0]
     busy_ns = np.sort(np.concatenate(began))
     first_ns = np.append(busy_ns, np.iinfo(np.int64).max)[
@@ -186,26 +185,26 @@ def evaluations_of(seen: Evidence, marks: Sequence[Mark]) -> Calls:
         usual = 0.0  # the first round does not begin with such calls: they follow the rounds
     evaluates = numbers > REGULAR_MORE * usual
     evaluates[len(ends)] |= numbers[len(ends)] > usual
-    # What is called after the last round leads to no update, with or without gradients.
+    # Calls after the last round lead to no update, with or without gradients.
     tail = calls.main & (gap == len(ends)) & ~_before_backward(calls, seen.backward_ns)
     return calls.take((leading & evaluates[gap]) | (tail & evaluates[gap]) | (tail & calls.grown))
 
 
 def _spread(gap: IntArray, further: IntArray, count: IntArray, n: int) -> FloatArray:
-    """Return the number of calls in each of `n` gaps, those of an entry divided evenly among its gaps."""
+    """Return the number of calls in each of `n` gaps, with merged calls divided evenly among their gaps."""
     each = count / (further + 1)
     changes = np.bincount(gap, each, n + 1) - np.bincount(gap + further + 1, each, n + 1)[: n + 1]
     return np.cumsum(changes)[:n]
 
 
 def _before_backward(calls: Calls, backward_ns: IntArray) -> NDArray[np.bool_]:
-    """Say of each call whether a backward call comes after it."""
+    """Return for each call whether a backward call follows it."""
     last_ns = int(backward_ns[-1, 0]) if len(backward_ns) else np.iinfo(np.int64).min
     return np.asarray(calls.start_ns < last_ns, dtype=np.bool_)
 
 
 def _model_calls(calls: Calls, stage: str) -> list[Step]:
-    """Take calls of models for steps."""
+    """Return calls of models as steps."""
     main = calls.take(calls.main)
     columns = main.start_ns.tolist(), main.end_ns.tolist(), main.count.tolist()
     return [Step(*each, stage) for each in zip(*columns, strict=True)]

@@ -1,4 +1,4 @@
-"""What kind of forward pass led to a backward call: calls of one kind fill each other. Pure."""
+"""Classify backward calls by the forward pass before them: calls of one class fill each other. Pure."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torchwatt.core.meter import IntArray
 from torchwatt.tracing.ranges import top_level
 from torchwatt.tracing.rows import END, FORWARD_TASK, KEY, LIGHT_TASK, SEQ0, SEQ1, START, TASK, Backward
 
-AGAIN = 8  # the ninth backward without a new forward counts as the eighth
+AGAIN = 8  # the ninth backward call through one forward pass counts as the eighth
 FEW_ROWS = 8
 
 Key = tuple[object, ...]
-PARTIAL = "partial"  # the structure of a backward call of whose forward pass a part, or all, was not seen
+PARTIAL = "partial"  # structure of a backward call whose forward pass was not, or only partly, recorded
 Outer = tuple[int, int, int]
 
 
 def keys_of(table: IntArray, call: Backward, before: Backward | None) -> tuple[Key, ...]:
-    """Return a call's structures, the finest first; remembered in its cache."""
+    """Return a call's structures, the finest first; stored in its cache."""
     known: tuple[Key, ...] | None = call.cache.get("keys")
     if known is None:
         fine, coarse = structure(table[call.since : call.first])
         if coarse is None and before is not None:
-            # Another backward through the same forward (two losses, retain_graph) is a kind of its own.
+            # Another backward call through the same forward pass (two losses, retain_graph) has its own structure.
             known = tuple((*key[:-1], min(_times(key) + 1, AGAIN)) for key in before.cache.get("keys", ()))
         else:
             known = (() if fine is None else (("fine", fine, call.reduces, 0),)) + (
@@ -36,12 +36,12 @@ def keys_of(table: IntArray, call: Backward, before: Backward | None) -> tuple[K
 
 
 def is_again(keys: Sequence[object]) -> bool:
-    """Say whether a call, by its structures, is not the first one through its forward pass."""
+    """Return whether a call, by its structures, is not the first one through its forward pass."""
     return any(isinstance(key, tuple) and _times(key) for key in keys)
 
 
 def is_partial(keys: Sequence[object]) -> bool:
-    """Say whether a part of the forward pass that led to a call was not seen."""
+    """Return whether the forward pass before a call was not, or only partly, recorded."""
     return any(isinstance(key, tuple) and key[0] == PARTIAL for key in keys)
 
 
@@ -51,11 +51,11 @@ def _times(key: Key) -> int:
 
 
 def structure(rows: IntArray) -> tuple[bytes | None, tuple[Outer, ...] | None]:
-    """Describe the forward calls that led to a backward: all of them as a digest, and the outermost in words.
+    """Return the structure of the forward calls before a backward call: a digest of all, and the outermost ones.
 
-    Each is told by its key, how many numbers autograd gave out during it, and its task, which holds the signature of
-    what ran inside where that was not traced. Calls that made no autograd node
-    (evaluation in between) do not count. None where there is nothing.
+    Each call has its key, the number of autograd sequence numbers assigned during it, and its task, which has the
+    signature of the modules inside if these were not traced. Calls that made no autograd node (evaluations) do not
+    count. None without such calls.
     """
     if len(rows) <= FEW_ROWS and not (rows[:, TASK] == FORWARD_TASK).any():
         outer = tuple((row[KEY], row[SEQ1] - row[SEQ0], row[TASK]) for row in rows.tolist() if _grown(row))

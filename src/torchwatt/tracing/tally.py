@@ -1,11 +1,11 @@
-"""Which module ran for how long so far, in sums that cost no more to bring up to date the longer the run.
+"""Sum the time of each module so far, at an update cost that is independent of the run's length.
 
-`Tally.update` goes through what was logged since the last time, and never again through what was before. Calls whose
-modules were not logged are kept as such sums: of outermost calls, of backward calls, of steps of which only the end was
-noted. `Tally.spread` divides these among modules as the calls were divided whose modules were seen.
+`Tally.update` reads new log entries once. Calls whose modules were not logged are kept as sums: of outermost calls, of
+backward calls, of steps of which only the end was recorded. `Tally.spread` divides these among modules like the calls
+whose modules were logged.
 
-This is for a view of a run while it runs. The report divides each call by the traced ones nearest to it, with regard
-to which modules ran in it; both book the same time.
+This is for a view of a run in progress. The report divides each call by the nearest traced ones in which the same
+modules ran; both book the same time.
 """
 
 from __future__ import annotations
@@ -59,18 +59,18 @@ if TYPE_CHECKING:
     from torchwatt.tracing.log import Log, LogReader
 
 MANY_ALIKE, FAR_MORE = 4, 2.0
-PAUSE_NS = 500_000_000  # between two calls: so long that the CPU time of the process says whether something ran
-MOST_HELD = 50_000  # rows of calls that have not ended; with more, what has ended is counted
+PAUSE_NS = 500_000_000  # between two calls: long enough for the process's CPU time to show whether anything ran
+MOST_HELD = 50_000  # rows of calls that have not ended; beyond, ended rows are counted
 
-# What time can be booked to. The number beside it is a key of the registry, or 0.
+# What time is booked to: a name, and a key of the registry, or 0.
 Kind = tuple[str, int]
 FORWARD, BACKWARD = "forward", "backward"  # a module itself, in a call whose modules were logged
-CALL, GRADIENT, STEP = "call", "gradient", "step"  # an outermost call, a backward call, a step, not seen inside
-OWN = "own"  # what is no module, by the key of its rows; 0: not logged
+CALL, GRADIENT, STEP = "call", "gradient", "step"  # an outermost call, a backward call, a step, without inner records
+OWN = "own"  # other rows, by their key; 0: not logged
 
 
 class Sums:
-    """Amounts by kind: of modules as arrays with a place for each key, of the rest by name."""
+    """Amounts by kind: of modules as arrays indexed by key, of others by name."""
 
     def __init__(self) -> None:
         self.of_modules: dict[str, FloatArray] = {FORWARD: np.zeros(0), BACKWARD: np.zeros(0)}
@@ -78,7 +78,7 @@ class Sums:
 
     @classmethod
     def of(cls, of_modules: Mapping[str, FloatArray], rest: Mapping[Kind, float]) -> Sums:
-        """Return sums of such amounts."""
+        """Return the sums of these amounts."""
         made = cls()
         for phase, amounts in of_modules.items():
             made.add_modules(phase, amounts)
@@ -86,48 +86,48 @@ class Sums:
         return made
 
     def add(self, other: Sums, factor: float = 1.0) -> None:
-        """Add what others are, times a factor."""
+        """Add other sums times a factor."""
         for phase, amounts in other.of_modules.items():
             self.add_modules(phase, factor * amounts)
         for kind, amount in other.rest.items():
             self.rest[kind] += factor * amount
 
     def add_modules(self, phase: str, amounts: FloatArray) -> None:
-        """Add amounts of modules, one for each key from 0 on."""
+        """Add amounts of modules, indexed by key."""
         own = self.of_modules[phase]
         if len(amounts) > len(own):
             own = self.of_modules[phase] = np.concatenate((own, np.zeros(len(amounts) - len(own))))
         own[: len(amounts)] += amounts
 
     def total(self) -> float:
-        """Return everything together."""
+        """Return the sum of all amounts."""
         return float(sum(amounts.sum() for amounts in self.of_modules.values())) + sum(self.rest.values())
 
 
 @dataclass(slots=True, eq=False)
 class Stretch:
-    """What ran between two instants: ns by kind; together as long as the stretch."""
+    """Work between two instants: ns by kind; with `gap_ns` as long as the interval."""
 
     start_ns: int
     end_ns: int
     ns: Sums = field(default_factory=Sums)
     calls: Sums = field(default_factory=Sums)
-    gap_ns: float = 0.0  # in which nothing was logged
-    pauses: list[tuple[int, int]] = field(default_factory=list)  # long ones of these, of the own thread
-    first_ns: int = 0  # when the first of it began; 0 where nothing did
-    last_ns: int = 0  # when the last of it ended
+    gap_ns: float = 0.0  # without any record
+    pauses: list[tuple[int, int]] = field(default_factory=list)  # long gaps of the own thread
+    first_ns: int = 0  # start of the first record; 0 without any
+    last_ns: int = 0  # end of the last record
 
 
 @dataclass(slots=True, eq=False)
 class _Pattern:
-    """How calls of one kind are divided, of those that were seen inside."""
+    """The division of calls of one kind, from those with inner records."""
 
     ns: Sums = field(default_factory=Sums)
     calls: Sums = field(default_factory=Sums)
     count: int = 0
 
     def least(self, own_ns: FloatArray, length_ns: int) -> None:
-        """Take a backward call: of each module the shortest time counts, since other programs only make it longer.
+        """Add a backward call: the shortest time of each module is kept, since other programs only lengthen it.
 
         Args:
             own_ns: By key of the module.
@@ -143,7 +143,7 @@ class _Pattern:
         self.count += 1
 
 
-# What an interval is: its index here is its number.
+# Kinds of intervals, numbered by index.
 _KINDS = (FORWARD, BACKWARD, CALL, GRADIENT, STEP, OWN)
 _FORWARD, _BACKWARD, _CALL, _GRADIENT, _STEP, _OWN = range(len(_KINDS))
 
@@ -153,31 +153,31 @@ class _Items:
     """Intervals of one thread, sorted, outer before inner."""
 
     kind: IntArray  # a number as above
-    key: IntArray  # of the registry; of a step, what tells which modules ran in it
+    key: IntArray  # of the registry; of a step, its row's task, with the signature
     start: IntArray
     end: IntArray
-    own_ns: IntArray  # without what lies inside
-    top: IntArray  # index of the outermost logged call that a module ran in; NOBODY of anything else
+    own_ns: IntArray  # without nested intervals
+    top: IntArray  # index of the outermost logged call around a module call; -1 for others
     grown: NDArray[np.bool_]  # made a graph for a backward pass
     failed: NDArray[np.bool_]  # raised
 
 
 class _Thread:
-    """What one log says, as far as it was read."""
+    """What was read of one log."""
 
     def __init__(self, log: Log, *, from_start: bool) -> None:
         self.log = log
         self.reader: LogReader = log.reader(from_start=from_start)
-        self.rows: IntArray = NO_ROWS  # that were read and not booked yet
+        self.rows: IntArray = NO_ROWS  # read and not booked yet
         self.calls: list[Backward] = []
-        self.until_ns = 0  # the latest instant in no call and no step: what ended before it is booked
+        self.until_ns = 0  # the latest instant outside calls and steps: what ended before it is booked
         self.outer = 0  # key of the latest outermost call
-        self.pairs_ns = 0  # until then steps were studied
+        self.pairs_ns = 0  # steps until then were studied
 
     def read(self, roots: IntArray) -> list[OptimizerEnd]:
-        """Read what is new; return the ends of optimizer steps in it."""
+        """Read new entries; return the new ends of optimizer steps."""
         self.log.settle()
-        step_ns = self.log.step_end  # before the rows are read: all rows of a step are there when its end is noted
+        step_ns = self.log.step_end  # before the rows are read: all rows of a step precede its end
         rows, calls, ends = self.reader.take()
         self.rows = np.concatenate((self.rows, rows)) if len(self.rows) else rows
         self.calls = sorted([*self.calls, *calls], key=lambda call: call.end_ns)
@@ -188,7 +188,7 @@ class _Thread:
         return [(key, end_ns, 1) for key, end_ns in ends]
 
     def done(self) -> tuple[IntArray, list[Backward]]:
-        """Return what ended by now, and forget it."""
+        """Return and drop the entries that have ended."""
         late = len(self.rows) - int(np.searchsorted(self.rows[:, END], self.until_ns, side="right"))
         rows, self.rows = self.rows[: len(self.rows) - late], self.rows[len(self.rows) - late :]
         calls = [call for call in self.calls if call.end_ns <= self.until_ns]
@@ -214,7 +214,7 @@ class _Thread:
         return _Items(kind, key, start, end, np.maximum(own_ns, 0), top, size > 0, size == FAILED_SIZE)
 
     def _widen(self, start: IntArray, end: IntArray, optimizers: NDArray[np.bool_], rows: int) -> None:
-        """Add torch's own work around optimizer steps and backward calls to theirs, in place."""
+        """Widen optimizer steps and backward calls by torch's own work around them, in place."""
         margins, gradients = self.log.margins, np.arange(rows, len(start))
         for which, before_ns, after_ns in (
             (np.flatnonzero(optimizers), margins.optimizer_before_ns, margins.optimizer_after_ns),
@@ -224,7 +224,7 @@ class _Thread:
                 start[which], end[which] = widen(start[which], end[which], (start, end), before_ns, after_ns)
 
     def _name_gradients(self, kind: IntArray, key: IntArray, top: IntArray) -> None:
-        """Give each backward call the key of the outermost call before it."""
+        """Set the key of each backward call to that of the outermost call before it."""
         outer = np.flatnonzero((kind == _CALL) | (top == np.arange(len(top))))
         gradients = np.flatnonzero(kind == _GRADIENT)
         before = np.searchsorted(outer, gradients) - 1
@@ -232,7 +232,7 @@ class _Thread:
         self.outer = int(key[outer[-1]]) if len(outer) else self.outer
 
     def pairs(self) -> list[tuple[int, IntArray]]:
-        """Return new steps whose bounds are known, first those that were traced, as start_ns and end_ns."""
+        """Return (0, traced steps) and (1, steps recorded by bounds), new ones only, as start_ns and end_ns."""
         found = []
         for number, noted in enumerate((self.log.traced, self.log.skeletons)):
             flat = np.array(noted[:], dtype=np.int64)
@@ -253,7 +253,7 @@ def _kinds(rows: IntArray) -> IntArray:
 
 
 def _tops(above: IntArray, kind: IntArray) -> IntArray:
-    """Return the outermost logged call around each call of a module, itself where there is none."""
+    """Return the outermost logged call around each call of a module, else the call itself."""
     top = np.where(kind == _FORWARD, np.arange(len(kind)), NOBODY)
     inner = (kind == _FORWARD) & (above != NOBODY) & (kind[above] == _FORWARD)
     while True:
@@ -264,14 +264,14 @@ def _tops(above: IntArray, kind: IntArray) -> IntArray:
 
 
 class Tally:
-    """Reads the logs that a tracer may see.
+    """Reads the logs of a tracer's session.
 
     Args:
-        hub: Where modules and devices are known.
+        hub: Has the registry and the devices.
         own: The log of the tracer's own thread, whose steps are counted.
         logs: Returns those of all threads that belong to the session.
-        marked: Returns how many steps the user marked; None where steps are to be found.
-        start_ns: When the session began.
+        marked: Returns the number of steps that the user marked; None where steps are to be found.
+        start_ns: Start of the session.
         given: Key of the model that the user named.
     """
 
@@ -291,18 +291,18 @@ class Tally:
         self._frontier_ns = start_ns
         self._count = StepCount(start_ns)
         self._patterns: dict[Kind, _Pattern] = defaultdict(_Pattern)
-        self._varying: set[int] = set()  # modules that outermost calls do not always call as often
-        self._sizes: dict[int, int] = {}  # parameters of the modules that were called outside any other
+        self._varying: set[int] = set()  # modules whose number of calls per outermost call varies
+        self._sizes: dict[int, int] = {}  # parameters of the outermost modules
         self._trained = False
-        self._optimizers: set[int] = set()  # keys of those that step on the own thread
+        self._optimizers: set[int] = set()  # keys of optimizers of the own thread
         self._names, self._named = Names(), (0, 0, 0)
         self._devices: dict[str, dict[Slot, float]] = {}
         self._device_windows = 0
         self.steps = 0
-        self.touched = 0  # rows, calls and entries that the last update went through
+        self.touched = 0  # rows, calls and entries that the last update read
 
     def update(self, now_ns: int) -> Stretch | None:
-        """Read what is new, and return what ran since the last stretch; None while no call and no step has ended."""
+        """Read new entries, and return the work since the last stretch; None while no call and no step has ended."""
         self.touched = 0
         roots = np.array([root.key for root in self._hub.registry.roots], dtype=np.int64)
         for log in self._logs():
@@ -332,7 +332,7 @@ class Tally:
         return found
 
     def steps_now(self) -> int | None:
-        """Return how many steps have ended by now, without reading anything; None where only an update can tell."""
+        """Return the number of steps so far without reading entries; None where only an update can find it."""
         marked = self._marked()
         if marked is not None:
             return marked
@@ -343,7 +343,7 @@ class Tally:
         return self.steps + int(each * sum(thread.reader.waiting() for thread in logs))
 
     def open(self, now_ns: int) -> Stretch:
-        """Return what ran since the latest stretch, as far as it is known: calls that have not ended are a gap."""
+        """Return the work since the latest stretch, as far as recorded: calls in progress are a gap."""
         found = Stretch(self._frontier_ns, max(now_ns, self._frontier_ns))
         for thread in self._threads.values():
             outer = thread.outer
@@ -353,7 +353,7 @@ class Tally:
         return found
 
     def close(self) -> None:
-        """Read no more."""
+        """Detach from the logs."""
         for thread in self._threads.values():
             thread.log.forget_reader(thread.reader)
 
@@ -371,7 +371,7 @@ class Tally:
             found.last_ns = max(found.last_ns, int(items.end.max()))
 
     def _study(self, thread: _Thread, items: _Items, calls: Sequence[Backward]) -> None:
-        """Learn how calls and steps are divided from those that were seen inside."""
+        """Study how calls and steps are divided, from those with inner records."""
         inside = np.flatnonzero(items.top != NOBODY)
         top = items.top[inside]
         for outer in np.unique(items.key[top]).tolist():
@@ -422,11 +422,11 @@ class Tally:
             return
         step = np.minimum(np.searchsorted(bounds[:, 1], items.start, side="right"), len(bounds) - 1)
         within = (items.start >= bounds[step, 0]) & (items.start < bounds[step, 1]) & (items.kind != _STEP)
-        apart = (items.kind == _OWN) & np.isin(items.key, (PROFILER_KEY, COMPILE_KEY))  # no other step has it
+        apart = (items.kind == _OWN) & np.isin(items.key, (PROFILER_KEY, COMPILE_KEY))  # does not recur
         inside = within & ~apart
         logged = np.flatnonzero(inside & (items.top != NOBODY))
         total = float(np.diff(bounds, axis=1).sum())
-        for number in (_FORWARD, _BACKWARD):  # the modules of an outermost call are the call, as it is when not logged
+        for number in (_FORWARD, _BACKWARD):  # summed as the call that is recorded without module calls
             which = logged if number == _FORWARD else np.flatnonzero(inside & (items.kind == _BACKWARD))
             keys = items.key[items.top[which]] if number == _FORWARD else np.zeros(len(which), dtype=np.int64)
             for key in np.unique(keys).tolist():
@@ -454,7 +454,7 @@ class Tally:
             ours = (each for some in ends.values() for each in some if each[0] in self._optimizers)
             optimizers = [sorted(ours, key=lambda each: each[1])]
         gradients, steps = bounds[items.kind == _GRADIENT], bounds[items.kind == _STEP]
-        if not any(optimizers):  # of which only the end was noted, and a backward call ended them
+        if not any(optimizers):  # steps recorded by their ends only, which a backward call ended
             whole = steps[[not self._is_part(task) for task in items.key[items.kind == _STEP].tolist()]]
             start, end = whole.T
             calls = calls.with_training(start, end - 1, np.ones(len(whole), dtype=np.int64))
@@ -463,11 +463,11 @@ class Tally:
         return News(calls, gradients, steps, optimizers)
 
     def _is_part(self, task: int) -> bool:
-        """Say of a step of which only the end was noted, by the task of its row, whether it ended before its time."""
+        """Return whether a step recorded by its end was interrupted, by the task of its row."""
         return bool(self._hub.signatures.of[LIGHT_TASK - task].part)
 
     def _main(self, called: IntArray) -> list[int]:
-        """Return which modules are models, of those that were called outside any other."""
+        """Return the keys of models among the outermost modules."""
         for key in np.unique(called).tolist():
             if key not in self._sizes:
                 self._sizes[key] = _params(self._hub, key)
@@ -475,7 +475,7 @@ class Tally:
         return list(models_among(self._sizes, main, trained=self._trained))
 
     def names(self, *sums: Sums) -> Names:
-        """Return the names of the modules; found anew where there are others than the last time."""
+        """Return the names of the modules; resolved again when there are new modules."""
         every = [*sums, *(pattern.ns for pattern in self._patterns.values())]
         parts = [part for each in every for part in each.of_modules.values()]
         calls = {key for each in every for kind, key in each.rest if kind == CALL}
@@ -494,8 +494,8 @@ class Tally:
         return self._names
 
     def spread(self, sums: Sums) -> Sums:
-        """Return sums in which calls and steps are divided among what ran in them, as far as that was seen."""
-        self.names(sums)  # by which alike modules are told
+        """Return sums in which calls and steps are divided among modules, as far as known."""
+        self.names(sums)  # sets the names by which similar modules are grouped
         found = Sums.of(sums.of_modules, {})
         rest = dict(sums.rest)
         steps = rest.pop((STEP, 0), 0.0)
@@ -515,7 +515,7 @@ class Tally:
         return found
 
     def _inside(self, kind: str, key: int) -> Sums | None:
-        """Return how calls of a kind are divided; of backward calls, else as those of any."""
+        """Return the division of calls of a kind; for backward calls without one, that of others; None: unknown."""
         known = self._patterns.get((kind, key))
         if kind == GRADIENT and (known is None or not known.count):
             known = next((each for (name, _), each in self._patterns.items() if name == GRADIENT and each.count), None)
@@ -524,7 +524,7 @@ class Tally:
         return self._calm(known.ns) if kind == GRADIENT else known.ns
 
     def _calm(self, ns: Sums) -> Sums:
-        """Cut what one of many alike modules has far more of than the others: another program ran in its few calls."""
+        """Limit modules with far more time than similar ones: another program ran during their few calls."""
         found = Sums.of(ns.of_modules, ns.rest)
         amounts = found.of_modules[BACKWARD]
         alike: dict[object, list[int]] = defaultdict(list)
@@ -536,7 +536,7 @@ class Tally:
         return found
 
     def device_shares(self, device: str) -> Mapping[Slot, float]:
-        """Return ns by what a device was seen doing, and not doing, in the windows in which it was watched."""
+        """Return a device's ns by slot, and its idle ns, in its recorded windows."""
         watch = self._hub.devices
         if watch is None:
             return {}
@@ -554,7 +554,7 @@ class Tally:
         return found
 
     def calls_of(self, calls: Sums) -> dict[int, int | None]:
-        """Return how often each module was called; None where that is not known of all calls."""
+        """Return the number of calls of each module; None where it is unknown for some calls."""
         found = Sums()
         found.add_modules(FORWARD, calls.of_modules[FORWARD])
         unseen: set[int] = set()
@@ -575,7 +575,7 @@ class Tally:
         return {key: None if key in unseen else round(counts[key]) for key in np.flatnonzero(counts).tolist()}
 
     def slots(self, sums: Sums) -> dict[Slot, float]:
-        """Return what sums are of which calls and steps were divided, by the names of the report."""
+        """Return divided sums by the slots of the report."""
         names, found = self.names(sums), dict[Slot, float]()
         amounts = (
             (self._slot(phase, key, names), float(part[key]))
@@ -597,7 +597,7 @@ class Tally:
 
 
 def _by_kind(items: _Items, which: IntArray) -> Iterator[tuple[Kind, float, int]]:
-    """Yield what is no logged call of a module: kind, ns of its own, and how many."""
+    """Yield the kind, own ns and number of intervals other than logged module calls."""
     both, number = np.unique(np.column_stack((items.kind, items.key))[which], axis=0, return_inverse=True)
     ns = np.bincount(number.ravel(), items.own_ns[which], len(both))
     count = np.bincount(number.ravel(), minlength=len(both))
@@ -607,7 +607,7 @@ def _by_kind(items: _Items, which: IntArray) -> Iterator[tuple[Kind, float, int]
 
 
 def _add_activity(sums: dict[Slot, float], activity: Activity) -> None:
-    """Add how long a device was busy with what in a window, and how long it was not busy."""
+    """Add a device's busy ns by slot in a window, and its idle ns."""
     length_ns = (activity.end_ns - activity.start_ns).astype(np.float64)
     for slot, ns in zip(
         activity.slots, np.bincount(activity.slot, length_ns, len(activity.slots)).tolist(), strict=True
@@ -621,19 +621,19 @@ def _add_activity(sums: dict[Slot, float], activity: Activity) -> None:
 
 
 def _weight(length_ns: IntArray) -> FloatArray:
-    """Return what ns of calls are multiplied by: all count alike but those that are long, cold or interrupted ones."""
+    """Return weights of calls, 1 / length^2: long calls, cold or interrupted, have little weight."""
     return 1.0 / np.maximum(length_ns, 1).astype(np.float64) ** 2
 
 
 def _pauses(items: _Items) -> list[tuple[int, int]]:
-    """Return the long stretches between the intervals of a thread."""
+    """Return the long gaps between the intervals of a thread."""
     reach = np.maximum.accumulate(items.end)[:-1]
     long = np.flatnonzero(items.start[1:] - reach >= PAUSE_NS)
     return list(zip(reach[long].tolist(), items.start[1:][long].tolist(), strict=True))
 
 
 def _by_key(key: IntArray, weights: IntArray | FloatArray | None = None) -> FloatArray:
-    """Return sums of weights, or how many there are, with a place for each key from 0 on."""
+    """Return sums of weights, or counts, indexed by key."""
     return np.asarray(np.bincount(key, weights), dtype=np.float64)
 
 
@@ -644,7 +644,7 @@ def _only(key: int, amount: float) -> FloatArray:
 
 
 def _fit(found: Stretch) -> None:
-    """Let what ran be as long as the stretch: threads that work at the same time share it; the rest is a gap."""
+    """Scale the work to at most the length of the stretch: concurrent threads share it; the remainder is a gap."""
     length_ns, ran_ns = found.end_ns - found.start_ns, found.ns.total()
     if ran_ns > length_ns:
         whole = Sums()
@@ -654,7 +654,7 @@ def _fit(found: Stretch) -> None:
 
 
 def _params(hub: Hub, key: int) -> int:
-    """Return the parameters of a module and all below it, or of the modules that a compiled function names."""
+    """Return the parameters of a module with its submodules, or of the modules that a compiled function uses."""
     named = hub.compiled_calls.named.get(key)
     if named is not None:
         return named[1]

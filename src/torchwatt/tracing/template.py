@@ -1,4 +1,4 @@
-"""A traced backward call as a template, and its stretching over calls that were not traced. Pure."""
+"""Templates made of traced calls, and their stretching over untraced calls. Pure."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torchwatt.tracing.ranges import self_times
 
 T = TypeVar("T")
 
-# One window says nothing about its spread; our own default, marked as assumed in the docs.
+# One window has no spread; a default of ours, marked as assumed in the docs.
 ASSUMED_REL_SD = 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Template:
-    """What ran when within a call, as fractions of its net time (real spans inside it taken out)."""
+    """Spans within a call, as fractions of its net time (without recorded spans inside it)."""
 
     first: FloatArray  # start fractions in [0, 1], in order, outer before inner
     last: FloatArray
-    owner: IntArray  # whose: a key of the registry
+    owner: IntArray  # a key of the registry, or a slot
     calls: IntArray
 
     def shares(self) -> dict[int, float]:
@@ -39,7 +39,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """One call on the clock: its interval and the top-level real spans inside it, sorted, apart."""
+    """One call on the clock: its interval and the outermost recorded spans inside it, sorted, disjoint."""
 
     start_ns: int
     end_ns: int
@@ -47,18 +47,18 @@ class Call:
 
     @property
     def net_ns(self) -> int:
-        """Duration without the real spans inside."""
+        """Duration without the recorded spans inside, in ns."""
         return self.end_ns - self.start_ns - sum(end - start for start, end in self.inner)
 
     def to_net(self, t_ns: IntArray) -> IntArray:
-        """Map clock times to net time since the start; times inside a real span map to its start."""
+        """Map clock times to net time since the start; times inside a recorded span map to its start."""
         net = np.clip(t_ns, self.start_ns, self.end_ns) - self.start_ns
         for start, end in self.inner:
             net -= np.clip(t_ns - start, 0, end - start)
         return net
 
     def from_net(self, net_ns: IntArray, *, late: bool) -> IntArray:
-        """Map net time back to the clock; at a real span: `late` after it, else before it."""
+        """Map net time back to the clock; at a recorded span: `late` after it, else before it."""
         clock = net_ns + self.start_ns
         for start, end in self.inner:
             clock = clock + np.where(clock >= start if late else clock > start, end - start, 0)
@@ -66,7 +66,7 @@ class Call:
 
 
 def template_of(call: Call, pieces: Sequence[tuple[int, int, int, int]] | IntArray) -> Template | None:
-    """Make a template from a traced call and its pieces (start_ns, end_ns, owner, calls), sorted."""
+    """Return the template of a traced call and its sorted pieces (start_ns, end_ns, owner, calls); None if empty."""
     net = call.net_ns
     table = np.asarray(pieces, dtype=np.int64)
     if net <= 0 or not len(table):
@@ -85,7 +85,7 @@ def stretch(template: Template, call: Call) -> tuple[IntArray, IntArray]:
 
 
 def stretch_many(template: Template, start_ns: IntArray, end_ns: IntArray) -> tuple[IntArray, IntArray]:
-    """Lay a template over many calls with nothing real inside; one row a call."""
+    """Lay a template over many calls without recorded spans inside; one row per call."""
     net = (end_ns - start_ns)[:, None]
     return (
         np.floor(template.first[None, :] * net + 0.5).astype(np.int64) + start_ns[:, None],
@@ -94,13 +94,13 @@ def stretch_many(template: Template, start_ns: IntArray, end_ns: IntArray) -> tu
 
 
 class Catalogue(Generic[T]):
-    """Templates, or what they can be made of, by structure and time."""
+    """Templates, or what they are made from, by structure and time."""
 
     def __init__(self) -> None:
         self._by_key: dict[Hashable, list[tuple[int, T]]] = defaultdict(list)
 
     def add(self, keys: Sequence[Hashable], t_ns: int, template: T) -> None:
-        """File a template under its structures and under "any"."""
+        """Add a template under its structures and under "any"."""
         for key in (*keys, None):
             bisect.insort(self._by_key[key], (t_ns, template), key=lambda entry: entry[0])
 
@@ -110,8 +110,8 @@ class Catalogue(Generic[T]):
         """Return the templates, by time, of the first structure that has any, and whether one matched.
 
         Args:
-            keys: Structures, the best first; after them, those of any structure.
-            accept: Which templates will do.
+            keys: Structures, the best first; after them, templates of any structure.
+            accept: Whether a template is suitable.
         """
         for key in (*keys, None):
             entries = [entry for entry in self._by_key.get(key, ()) if accept(entry[1])]
@@ -121,7 +121,7 @@ class Catalogue(Generic[T]):
 
 
 def around(entries: Sequence[tuple[int, T]], t_ns: int, most: int) -> list[T]:
-    """Return so many templates before and after a time, of some that are sorted by time."""
+    """Return at most `most` templates before and after a time, from entries sorted by time."""
     i = bisect.bisect(entries, t_ns, key=lambda entry: entry[0])
     return [template for _, template in entries[max(i - most, 0) : i + most]]
 

@@ -1,4 +1,4 @@
-"""The tracer: start, step, stop, and a trace in the end."""
+"""The tracer: start, step, stop, and the resulting trace."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torchwatt.tracing.tally import Tally
 
 DEFAULT_MAX_SPANS = 50_000  # about 10 MB with what belongs to them; a thousand steps of fifty modules
-TOLERATED = 1.2  # of the budget, before it is said that it was too small
-EARLY_NS = 2_000_000_000  # a run so much longer would have paid for its first steps and its first window
+TOLERATED = 1.2  # multiple of the budget beyond which an event is recorded
+EARLY_NS = 2_000_000_000  # tolerated extra run time, which would have paid for the first steps and the first window
 
 
 class Tracer:
@@ -43,7 +43,7 @@ class Tracer:
         overhead_budget: Share of the session's time that tracing may cost the user's threads. Where tracing
             every call costs more, only some steps are traced; what the others did is filled in from them. With 0
             no module is traced below the outermost. The outermost tracer's counts.
-        max_spans: Beyond so many spans only one step in 16, 32, ... is traced. The outermost tracer's counts.
+        max_spans: With more spans, steps are traced more and more rarely. The outermost tracer's counts.
         clock_ns: A monotonic clock. The outermost tracer's counts.
 
     Raises:
@@ -83,11 +83,11 @@ class Tracer:
         self._lock = threading.Lock()
 
     def know_devices(self, meters: Mapping[str, str]) -> None:
-        """Tell which domain meters which GPU, by UUID ("GPU-..."), before the start; the outermost tracer's counts."""
+        """Set the domain of each GPU's meter, by UUID ("GPU-..."), before the start; the outermost tracer's counts."""
         self._device_meters = dict(meters)
 
     def start(self, marks: Marks | None = None) -> None:
-        """Begin to trace, on the calling thread.
+        """Start tracing, on the calling thread.
 
         Args:
             marks: Steps that the user has marked before; if there are any, only marks count.
@@ -129,7 +129,7 @@ class Tracer:
             raise
 
     def _add_models(self, hub: Hub) -> None:
-        """Make roots of the models that were given; a single one is the main root, and its names have no prefix."""
+        """Register the given models as roots; a single one is the main root, and its names have no prefix."""
         from torchwatt.tracing.frames import variable_name
 
         alive = [(name, model) for name, ref in self._models if (model := ref()) is not None]
@@ -146,7 +146,7 @@ class Tracer:
         return Watch(self._clock_ns, hub.note, self._device_meters)
 
     def resume(self) -> None:
-        """Say that what ran since the last step, an evaluation or a checkpoint, is no part of the next one."""
+        """Exclude the time since the last step, such as an evaluation or a checkpoint, from the next one."""
         if self._hub is not None:
             self._own_marks().resume(self._clock_ns())
 
@@ -162,7 +162,7 @@ class Tracer:
         hub = self._hub
         if hub is None:
             if self._trace is not None:
-                return  # a loop that outlives its session is no error
+                return  # a loop may outlive its session
             raise TraceError("step() before start()")
         log, end = hub.log(), self._clock_ns()
         self._own_marks().add(end)
@@ -174,7 +174,7 @@ class Tracer:
         """Return the trace up to now, from any thread, without stopping; costs time in proportion to its length.
 
         Args:
-            most_filled: About so many spans for what was not traced: with fewer, neighbouring steps are added up.
+            most_filled: Approximate limit of filled spans: with fewer, neighbouring steps are merged.
         """
         with self._lock:
             if self._trace is not None:
@@ -184,10 +184,10 @@ class Tracer:
             return self._assemble(self._hub, most_filled=most_filled)
 
     def tally(self, start_ns: int) -> Tally:
-        """Return sums of what runs from now on, for a view of the session that began at `start_ns`.
+        """Return sums of later work, for a view of the session that began at `start_ns`.
 
         Raises:
-            TraceError: It is not running.
+            TraceError: The tracer is not running.
         """
         from torchwatt.tracing.tally import Tally
 
@@ -204,15 +204,15 @@ class Tracer:
         )
 
     def pay(self, cost_ns: int) -> None:
-        """Book what a view of the running session cost: it comes out of the budget of tracing."""
+        """Book the cost of a view of the running session to the budget of tracing."""
         if self._conductor is not None:
             self._conductor.budget.pay("fixed", cost_ns)
 
     def stop(self, done_ns: int | None = None) -> Trace:
-        """Stop, take every wrapper off, and return the trace; again: return the same trace.
+        """Stop, remove every wrapper, and return the trace; a second call returns the same trace.
 
         Args:
-            done_ns: When devices were done with the session's work, if somebody has waited for them.
+            done_ns: When devices had finished the session's work, if they were waited for.
         """
         with self._lock:
             if self._trace is None:
@@ -271,13 +271,13 @@ class Tracer:
         try:
             return assemble(view, events)
         except Exception as error:
-            # The user's run must not end in our bug: an empty trace that says why.
+            # The user's run must not fail on our bug: return an empty trace with the reason.
             message = f"spans were lost: {type(error).__name__}: {error}"
             lost = Event(end, "error", "TRACE_FAILED", "run", message)
             return replace(EMPTY_TRACE, events=(*events, lost))
 
     def _overspent(self, end_ns: int) -> list[Event]:
-        """Say so where tracing cost more than it may: steps so short that noting their ends is too dear."""
+        """Return an event if tracing exceeded its budget: steps so short that recording their ends costs too much."""
         books = self._conductor
         if books is None or books.budget.share <= 0:
             return []

@@ -1,4 +1,4 @@
-"""Waits for devices: what the host has queued inside a block is work of that block. Loads no torch."""
+"""Wait for devices, so that work queued inside a block ends inside it. Loads no torch."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from functools import partial
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.tracing.devices.names import device_names
 
-PATIENCE_S = 60.0  # a collective that nobody joins, a kernel that never ends
+PATIENCE_S = 60.0  # limit for a collective that another rank does not join, or a kernel that does not end
 
 
 def devices_in_use() -> tuple[int, ...]:
-    """Return torch's numbers of the CUDA devices that this process has set up; sets up none."""
+    """Return torch's indices of the CUDA devices that this process has initialised; initialises none."""
     torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():  # not loaded, or only half
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():  # not loaded, or only partly
         return ()
     has_context = torch._C._cuda_hasPrimaryContext
     return tuple(index for index in range(torch.cuda.device_count()) if has_context(index))
 
 
 def cuda_domains(meters: Mapping[str, str]) -> tuple[bool, frozenset[str]]:
-    """Return whether torch has set up CUDA here, and the domains of the cards on which this process has a context.
+    """Return whether CUDA is initialised here, and the domains of the devices on which this process has a context.
 
     Args:
         meters: Domain of each meter by the device's UUID, as NVML writes it ("GPU-...").
@@ -36,26 +36,25 @@ def cuda_domains(meters: Mapping[str, str]) -> tuple[bool, frozenset[str]]:
 
 
 def synchronize() -> None:
-    """Return when all devices that this process uses have done what they were given, however long that takes."""
+    """Wait until all devices that this process uses have finished their queued work, without a time limit."""
     _synchronize(_may_be_waited_for())
 
 
 def wait_for_devices(patience_s: float = PATIENCE_S) -> bool:
-    """Return when all devices that this process uses have done what they were given; sets up none of them.
+    """Wait until all devices that this process uses have finished their queued work; initialises no device.
 
-    A device that has failed says so to the program's own next call, not here. While a graph is captured nothing is
-    waited for.
+    A failed device raises in the program's own next call, not here. During graph capture there is no wait.
 
     Args:
         patience_s: The longest wait.
 
     Returns:
-        Whether they are done; False when the patience has ended.
+        Whether they have finished; False after `patience_s`.
     """
     used = _may_be_waited_for()
     if not used:
         return True
-    # On a thread of its own: the wait is in C, where no interrupt is heard.
+    # On a separate thread: the wait is in C, where interrupts are not handled.
     waiting = HelperThread(partial(_synchronize, used), "torchwatt-wait")
     waiting.start()
     waiting.join(patience_s)

@@ -1,4 +1,4 @@
-"""Backward calls on a thread: logged always, recorded node by node in windows."""
+"""Log every backward call of a thread, and record some node by node in windows."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torchwatt.tracing.log import Log
 from torchwatt.tracing.rows import FULL, KEY, LIGHT_TASK, TASK, Backward
 from torchwatt.tracing.wrappers import Wrapped, sequence_nr
 
-# Windows whose nodes are read when the trace is put together; the older ones of a longer run are read one by one.
+# Windows whose nodes are read when the trace is assembled; older ones of a longer run are read one by one.
 MOST_UNREAD = 32
-NODES_PER_NUMBER = 1.6  # autograd nodes run for each that the forward pass numbered: AccumulateGrad has no number
+NODES_PER_NUMBER = 1.6  # autograd nodes per sequence number assigned in the forward pass: AccumulateGrad has no number
 
 _warm = False  # the recorder's first use in a process takes some milliseconds
 
@@ -35,7 +35,7 @@ class Windows:
         self._unread: deque[kineto.Recorded] = deque()
 
     def warm_up(self) -> None:
-        """Use the recorder once before the first step has to pay for that."""
+        """Use the recorder once, so that the first step does not include its initialisation."""
         global _warm  # noqa: PLW0603 - it is libkineto that is warm, and it is the process's
         problem = kineto.missing()
         if problem:
@@ -56,9 +56,9 @@ class Windows:
         since, first = log.since, log.total()
         log.stride.backwards += 1
         reduces = log.takes_reducers()
-        # A cheap guess; the exact structure comes later.
+        # A cheap approximation; the exact structure is computed later.
         kind = first - since, log.rows[-1][KEY] if log.rows else 0, reduces
-        # Of calls with as many rows, those through other modules are worth windows of their own.
+        # Of calls with equally many rows, those through other modules get windows of their own.
         keys = frozenset([row[KEY] for row in log.rows[-max(first - since, 1) :] if row[KEY] > 0])
         path = hash(keys), reduces
         expected = round(NODES_PER_NUMBER * (sequence_nr() - log.stride.seq))
@@ -114,7 +114,7 @@ class Windows:
             call.nodes = recorded = window.close(expected)
             call.cost_ns = window.cost_ns + self._read_older(recorded)
             if conductor is not None:
-                # What recording itself costs is in the window's own figure; the clock may show more.
+                # The window's own cost includes recording; the clock may show more.
                 more_ns = max(conductor.slowdown_ns(kinds[0]) - window.recording_ns, 0.0)
                 own_ns = call.cost_ns + round(more_ns)
                 call.cost_ns = conductor.window_taken(log.stride, kinds[1], own_ns, call.end_ns)
@@ -124,13 +124,13 @@ class Windows:
             self._give_up(error)
 
     def _measure(self, conductor: Conductor, log: Log, end_ns: int) -> None:
-        """Measure what an optimizer step begins with, where it may begin; a backward call begins with the like."""
+        """Measure the time before an optimizer step's first hook, in place; a backward call's start is similar."""
         if own_ns := log.in_place.after_backward():
             conductor.budget.pay("fixed", own_ns)
             log.add_own(end_ns, self._clock_ns(), sequence_nr())
 
     def _read_older(self, recorded: kineto.Recorded | None) -> int:
-        """Bound what is kept in torch's form; return what that took in ns."""
+        """Bound the number of windows in torch's form; return the time of reading in ns."""
         began = kineto.own_ns()
         if recorded is not None:
             self._unread.append(recorded)
@@ -139,13 +139,13 @@ class Windows:
         return kineto.own_ns() - began
 
     def _give_up(self, error: Exception) -> None:
-        # A private interface of torch misbehaves: the user's backward goes on, without windows.
+        # A private interface of torch failed: the user's backward call continues, without windows.
         self._broken = True
         self._note("warning", "WINDOW_FAILED", f"backward windows stopped: {type(error).__name__}: {error}")
 
 
 def _forward_is_known(log: Log) -> bool:
-    """Say whether the latest calls were logged module by module: else nodes could not find their owners."""
+    """Return whether the latest calls were logged module by module, which finding owners of nodes requires."""
     if log.partial:
         return False
     return log.rows[-1][TASK] > LIGHT_TASK if log.rows else log.mode == FULL

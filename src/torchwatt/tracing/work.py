@@ -1,4 +1,4 @@
-"""How much each layer computes and moves: operations and bytes of one call, forward and backward."""
+"""Count operations and bytes of one call of each layer, forward and backward."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def work_of(model: nn.Module, call: Callable[[], Any]) -> Mapping[Slot, tuple[fl
     """Return operations and bytes of one call of each leaf layer, forward and backward.
 
     Operations are counted by `torch.utils.flop_counter` (matrix products and convolutions; other operations count as
-    none). Bytes are those of all tensors that the layer's operators read and write, as if no cache held any of them:
-    the bytes of the roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009).
+    zero). Bytes are those of all tensors that the layer's operators read and write, as if none were cached: the bytes
+    of the roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009).
 
     Args:
         model: Its leaf modules are counted.
@@ -49,7 +49,7 @@ def _count(work: Work, phase: Phase) -> tuple[float, float] | None:
 
 
 class _Bytes(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """Adds up the bytes of the tensors that every operator reads and writes; views move nothing."""
+    """Sum the bytes of the tensors that every operator reads and writes; views move none."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

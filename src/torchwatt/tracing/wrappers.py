@@ -1,7 +1,7 @@
-"""What runs in the user's thread: the wrappers around module calls, backward calls and data loading.
+"""The wrappers that run in the user's threads: around module calls, backward calls and data loading.
 
-Every line of `module_call` is paid for at each call of each module. All of them pass straight through under
-torch.compile (no graph break) and when the session is over.
+Each line of `module_call` costs time at each call of each module. All wrappers pass calls straight through under
+torch.compile (no graph break) and after the session.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from torchwatt.tracing.signatures import BACKWARD, UNKNOWN, Signatures
 
 Wrapped = Callable[..., Any]
 
-MOST_CALLS_ASLEEP = 64  # outermost calls without the end of a step: the loop is another by now
-FAILED = 0  # stands for a call that raised, among ids of modules: then it is not known what ran
-MOST_QUIET = 32  # of them, before they are counted in the log
+MOST_CALLS_ASLEEP = 64  # outermost calls without the end of a step: then the loop must be another one
+FAILED = 0  # among ids of modules: a call that raised, so that it is unknown which modules ran
+MOST_QUIET = 32  # outermost calls in the fast path, before they are counted in the log
 
 
 def _zero() -> int:
@@ -57,36 +57,36 @@ sequence_nr: Callable[[], int] = getattr(torch._C._autograd, "_get_sequence_nr",
 graph_task_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", _outside)
 
 
-# Its answer without Dynamo, read and not asked for: a compiled program would compile torch's function for our sake.
+# The flag behind torch's query, read directly: calling torch's function in a compiled program would compile it.
 compiler: Any = torch.compiler if hasattr(torch.compiler, "_is_compiling_flag") else _Never()
 
 
 class CompiledCalls(Protocol):
     """Calls of compiled functions, outside any module."""
 
-    running: int  # at the moment, on all threads
+    running: int  # at present, on all threads
 
     def takes_backward(self) -> bool:
-        """Say whether a backward call that begins now on this thread is part of such a function."""
+        """Return whether a backward call that begins now on this thread is part of such a function."""
 
     def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
-        """Run it as such."""
+        """Run it as part of the compiled function."""
 
 
 class Host(Protocol):
-    """What the wrappers need of the hub."""
+    """The attributes of the hub that the wrappers use."""
 
     @property
     def compiled_calls(self) -> CompiledCalls:
-        """Return what knows of compiled functions."""
+        """Return the state of compiled functions' calls."""
 
     local: threading.local
     quiet: Quiet
     registry: Registry
     signatures: Signatures
     clock_ns: Callable[[], int]
-    force_rows: int  # longest list of tuples before it is compacted in mid-step
-    off: bool  # the session is over
+    force_rows: int  # number of rows at which they are compacted within a step
+    off: bool  # the session has ended
 
     def log(self) -> Log:
         """Return this thread's log."""
@@ -95,26 +95,26 @@ class Host(Protocol):
         """Run an outermost backward call of a traced step, possibly in a window."""
 
     def backward_ended(self, log: Log, *, fresh: bool) -> None:
-        """Take notice of the end of a backward call; `fresh`: the first one after a forward pass."""
+        """Handle the end of a backward call; `fresh`: the first one after a forward pass."""
 
     def look_closer(self) -> None:
-        """Something was not seen."""
+        """Request a full trace: a call was not recorded."""
 
     def overflow(self, log: Log) -> None:
-        """Make room: a log has grown too long outside a step's end."""
+        """Compact a log that has grown too long within a step."""
 
     def outermost_begins(self, log: Log) -> None:
-        """Take notice of a call outside any other: where there are no steps, each such call is one."""
+        """Handle the start of an outermost call: where nothing marks steps, each such call is one."""
 
     def outermost_ended(self, log: Log) -> None:
-        """Take notice of the end of such a call."""
+        """Handle the end of such a call."""
 
     def is_new_outermost(self, key: int) -> bool:
-        """Say whether a module that was just registered is called outside any other, and watch its class if so."""
+        """Return whether a newly registered module is outermost, and patch its class if so."""
 
 
 def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - what each call pays for, in one place
-    """Return the wrapper of `nn.Module.__call__`: one tuple a call, also when the call raises."""
+    """Return the wrapper of `nn.Module.__call__`: it appends one tuple per call, also when the call raises."""
     compiling, local, new_log = is_dynamo_compiling, host.local, host.log
     clock, seq, task = host.clock_ns, sequence_nr, graph_task_id
     key_of = host.registry.by_id.get
@@ -147,7 +147,7 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
                         return original(self, *args, **kwargs)
                     return outermost(__call__, log, self, args, kwargs)
                 key = key_of(id(self))
-                if not key:  # not seen before, or of a compiler
+                if not key:  # new, or a compiler's graph
                     return newcomer(logged, log, self, args, kwargs)
                 rows, graph = log.rows, task()
                 s0, start = seq(), clock()
@@ -171,16 +171,16 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
 
 
 def _failed(key: int, start_ns: int, end_ns: int, number: int, graph: int) -> Row:
-    """Return the row of a call that raised; in a backward call that is how a recomputation ends where it may."""
+    """Return the row of a call that raised; in a backward call recomputation may end so, and its size is 0."""
     return key, start_ns, end_ns, number, number + (FAILED_SIZE if graph < 0 else 0), graph
 
 
 def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - a call less is worth a branch
     """Return the wrapper of one class's `__call__`, for a class whose instances are called outside any other module.
 
-    It knows where such calls begin and end in every mode, and is what is left between traced steps when the
-    wrapper of `nn.Module` is off. It looks up what is below at each call, since that comes and goes. Other instances
-    of the class pass through it in every step, so that path is as short as it can be.
+    It detects the bounds of such calls in every mode, and is all that remains between traced steps when the wrapper of
+    `nn.Module` is removed. It looks up the wrapped function at each call, since that changes. Other instances of the
+    class pass through it in every step, so that path is as short as possible.
     """
     compiling, local, new_log, outermost = is_dynamo_compiling, host.local, host.log, _outermost(host)
     quiet, ident, module, grad_enabled = host.quiet, threading.get_ident, nn.Module, torch.is_grad_enabled
@@ -188,7 +188,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
     counted, called, known = host.signatures.counted, host.quiet.called.append, host.registry.by_id
     outermost_newcomer = _outermost_newcomer(host)
     may_answer, answer = answering(host, outermost_newcomer, sequence_nr, graph_task_id)
-    own, direct = "__call__" in vars(owner), owner.__mro__[1] is module  # with nothing in between to be patched
+    own, direct = "__call__" in vars(owner), owner.__mro__[1] is module  # no class in between could be patched
 
     def wrap(original: Wrapped) -> Wrapped:  # noqa: C901 - as above
         def below(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -212,7 +212,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
                             outermost_newcomer(self)
                         called(id(self))
                         try:
-                            quiet.inside = me  # here: an interrupt may come between any two lines
+                            quiet.inside = me  # inside `try`: an interrupt may come between any two lines
                             return call(self, *args, **kwargs)
                         except BaseException:
                             called(FAILED)
@@ -227,9 +227,9 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
                     if log.answers and may_answer(log):
                         return answer(call, log, start, self, args, kwargs)
                     if quiet.asleep == me and quiet.calls == MOST_QUIET:
-                        quiet.calls, log.calls_asleep = MOST_QUIET + 1, MOST_QUIET  # the log goes on counting
+                        quiet.calls, log.calls_asleep = MOST_QUIET + 1, MOST_QUIET  # the log continues the count
                     if not log.inside and log.mode != OFF:
-                        return outermost(plain, log, self, args, kwargs)  # what is below may be about to change
+                        return outermost(plain, log, self, args, kwargs)  # the function below may be about to change
                     if log.mode != FULL and quiet.alone and id(self) in counted:
                         called(id(self))
                 return call(self, *args, **kwargs)
@@ -244,7 +244,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
 
 
 def _outermost_newcomer(host: Host) -> Callable[[Any], int]:
-    """Return what the first call of a module outside any other does in a step that is not traced."""
+    """Return the function for the first outermost call of a module in a step that is not traced."""
 
     def newcomer(module: Any) -> int:
         key = host.registry.register(module)
@@ -256,7 +256,7 @@ def _outermost_newcomer(host: Host) -> Callable[[Any], int]:
 
 
 def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # noqa: C901, PLR0915 - as above
-    """Return what a module call outside any other does: in a step that is not traced it is all that is logged."""
+    """Return the function for outermost module calls: in a step that is not traced only these are logged."""
     registry, clock, grad_enabled, task = host.registry, host.clock_ns, torch.is_grad_enabled, graph_task_id
     quiet, called, signatures = host.quiet, host.quiet.called, host.signatures
 
@@ -302,14 +302,14 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
         try:
             if task() >= 0:
                 return call(module, *args, **kwargs)
-            apart = not grad_enabled()  # it answers, and is no part of a step of training
+            apart = not grad_enabled()  # an evaluation, not part of a training step
             if log.stepless or log.mode == ASLEEP or apart:
                 step = True
                 host.outermost_begins(log)
             if log.mode == LIGHT or (log.mode == ASLEEP and apart):
                 log.settle()
                 return logged(call, log, module, args, kwargs)
-            if log.mode == ASLEEP:  # the decision was to sleep on
+            if log.mode == ASLEEP:  # the decision was to stay asleep
                 log.calls_asleep += 1
                 return noted(call, module, args, kwargs)
             return call(module, *args, **kwargs)
@@ -324,7 +324,7 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
 
 
 def _newcomer(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
-    """Return what the first call of a module does in a traced step."""
+    """Return the function for the first call of a module in a traced step."""
     registry = host.registry
 
     def newcomer(logged: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
@@ -341,7 +341,7 @@ def _newcomer(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:
 
 
 def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PLR0915 - each call is paid for
-    """Return the wrapper of `torch.autograd._engine_run_backward`, which every backward pass goes through."""
+    """Return the wrapper of `torch.autograd._engine_run_backward`, through which every backward pass goes."""
     compiling, task, seq = is_dynamo_compiling, graph_task_id, sequence_nr
     log_of, clock = host.log, host.clock_ns
     quiet, ident = host.quiet, threading.get_ident
@@ -364,7 +364,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
             try:
                 return original(*args, **kwargs)
             finally:
-                called[before:] = one  # what ran again in it is no call of the forward pass
+                called[before:] = one  # recomputed modules are no calls of the forward pass
                 quiet.nodes_before += seq() - number
         log = log_of()
         # Inside another backward (checkpoint) it belongs to the outer one.
@@ -377,7 +377,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
         since, first, number = log.since, log.total(), seq()
         unseen = log.deaf = first == since and log.mode == LIGHT and seq() > log.stride.seq
         if unseen:
-            host.look_closer()  # a forward pass went by
+            host.look_closer()  # a forward pass was not recorded
         log.read_cpu(clock())
         try:
             if log.mode == FULL or (first > since and log.rows and log.rows[-1][TASK] > LIGHT_TASK):
@@ -396,7 +396,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
         try:
             return run(original, args, kwargs)
         finally:
-            del called[before:]  # what ran again in backward is no call of the forward pass
+            del called[before:]  # recomputed modules are no calls of the forward pass
 
     def wrap(original: Wrapped) -> Wrapped:
         def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
@@ -421,7 +421,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
 
 
 def _ending(host: Host) -> Callable[..., Any]:
-    """Return what runs a backward call that ends a step of which the end alone is noted, where no optimizer does."""
+    """Return the function for a backward call that ends a step of which only the end is recorded, without optimizer."""
     quiet, clock, signatures, log_of, backward_ended = (
         host.quiet, host.clock_ns, host.signatures, host.log, host.backward_ended,
     )  # fmt: skip
@@ -439,7 +439,7 @@ def _ending(host: Host) -> Callable[..., Any]:
 
 
 def reducer_ready(host: Host) -> Callable[[Wrapped], Wrapped]:
-    """Return the wrapper of what DDP calls at the end of a forward pass whose backward pass reduces gradients."""
+    """Return the wrapper of DDP's `prepare_for_backward`, which marks the next backward call as reducing gradients."""
     quiet, ident = host.quiet, threading.get_ident
 
     def wrap(original: Wrapped) -> Wrapped:

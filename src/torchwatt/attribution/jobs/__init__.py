@@ -1,1 +1,1 @@
-"""Ranks to one job: clocks aligned, machines counted once, their joules given to ranks and layers. Pure."""
+"""Merge ranks into one job: align clocks, count machines once, give their joules to ranks and layers. Pure."""

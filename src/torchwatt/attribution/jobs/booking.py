@@ -1,4 +1,4 @@
-"""Give the joules of each meter of a job to its ranks, and within a rank to its layers."""
+"""Allocate the joules of each meter of a job to its ranks, and within a rank to its layers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Parts = Mapping[int, tuple[Entry, ...]]  # by rank
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Booked:
-    """The ledger of one meter, and which of its entries' joules are whose; what is nobody's is `(no rank)`."""
+    """The ledger of one meter, and its entries by rank; joules of no rank are `(no rank)`."""
 
     ledger: Ledger
     parts: Parts
 
 
 def book(group: Group, job: Job) -> Booked | None:
-    """Return the books of one meter; None where it stays outside of the total."""
+    """Return the allocation of one meter; None where it is not in the total."""
     head, owners = group.holder, group.owners
     ledger = head.ledger
     if ledger is None:
@@ -57,7 +57,7 @@ def _renamed(ledger: Ledger, domain: Domain, entries: tuple[Entry, ...]) -> Ledg
 
 
 def _added(group: Group) -> Booked:
-    """Add what every rank modelled of its own share: processes of one machine add up to it by design."""
+    """Sum the modelled shares of the ranks, which by design add up to the machine's."""
     found = [(look.rank, look.ledger) for look in group.looks if look.ledger is not None]
     parts = {
         rank: tuple(replace(entry, domain=group.domain) for entry in ledger.entries) for rank, ledger in found
@@ -87,7 +87,7 @@ def _added(group: Group) -> Booked:
 
 
 def _of_several(domain: Domain, ledger: Ledger, owners: Sequence[Seen]) -> Booked:
-    """Split a device that several ranks worked on by the time that each was seen to work on it."""
+    """Split a device that several ranks used by the busy time that each recorded on it."""
     busy_s = {look.rank: _busy_s(look.ledger) for look in owners}
     total_s = fsum(busy_s.values())
     shares = {rank: seconds / total_s for rank, seconds in busy_s.items()} if total_s > 0 else {}
@@ -106,7 +106,7 @@ def _busy_s(ledger: Ledger | None) -> float:
 
 def _scaled(entries: Sequence[Entry], domain: Domain, ledger: Ledger, share: float) -> tuple[Entry, ...]:
     wanted_j, have_j = ledger.energy_j * share, fsum(entry.energy_self_j for entry in entries)
-    if have_j < LEAST_J:  # its own look at the device says nothing about its layers
+    if have_j < LEAST_J:  # its own view of the device has no layers
         known = _share_of(ledger)
         return (Entry(domain, UNATTRIBUTED, "other", wanted_j, None, None, None, None, 0.0, 0, "time_share", known),)
     return tuple(
@@ -120,10 +120,10 @@ def _scaled(entries: Sequence[Entry], domain: Domain, ledger: Ledger, share: flo
 
 
 def _by_cpu(domain: Domain, ledger: Ledger, head: Seen, ranks: Sequence[RankFacts]) -> Booked:
-    """Split a machine's meter by the CPU time of its processes: each rank by its own, the rest is nobody's.
+    """Split a machine's meter by the CPU time of its processes: each rank's share, and the remainder to no rank.
 
-    A rank's part is E x c / max(busy, sum of c): `busy` is the CPU time of everything that ran on the machine while
-    the meter ran, `c` the rank's CPU time in the same stretch.
+    A rank's part is E x c / max(busy, sum of c): `busy` is the CPU time of everything that ran on the machine while the
+    meter ran, `c` the rank's CPU time in the same interval.
     """
     window = (head.record.report.start_ns, head.record.report.end_ns) if head.record.report is not None else (0, 0)
     used = {facts.place.rank: cpu_within(facts, *window) for facts in ranks}
@@ -147,7 +147,7 @@ def cpu_within(facts: RankFacts, start_ns: int, end_ns: int) -> float | None:
 
 
 def _cut(domain: Domain, ledger: Ledger, part_j: float, facts: RankFacts) -> tuple[Entry, ...]:
-    """Cut a rank's part by where its CPU time went."""
+    """Split a rank's part by the CPU time of its slots."""
     shares: tuple[HostShare, ...] = facts.host_shares
     total_s = fsum(share.cpu_s for share in shares)
     if total_s <= 0:
@@ -170,20 +170,20 @@ def _share_of(ledger: Ledger) -> Provenance:
 
 
 def _closed(domain: Domain, ledger: Ledger, parts: Parts, note: str) -> Booked:
-    """Book what no rank used to `(no rank)`, so that the books balance."""
+    """Book the joules of no rank to `(no rank)`, so that the entries add up to the meter."""
     booked = summed(domain, parts.values())
     rest_j = ledger.energy_j - fsum(entry.energy_self_j for entry in booked)
     rest = Entry(
         domain, NO_RANK, "other", rest_j, None, None, None, None, 0.0, 0, _method(ledger), _share_of(ledger)
     )  # fmt: skip
-    # What is less than the books' own precision is rounding, and nobody's joules.
+    # A remainder below the precision of the sum is rounding.
     entries = (*booked, rest) if rest_j > 1e-10 * ledger.energy_j or not booked else booked
     total = _renamed(ledger, domain, entries)
     return Booked(replace(total, sentence=f"{total.sentence.rstrip('.')}; {note}."), parts)
 
 
 def _bare(entry: Entry, domain: Domain) -> Entry:
-    """Return an entry of which only the amount is left to say: intervals were those of the whole device."""
+    """Return an entry with its amount only: the intervals were those of the whole device."""
     return replace(
         entry, domain=domain, energy_self_lo_j=None, energy_self_hi_j=None, energy_static_j=None,
         energy_dynamic_j=None, measured_share=None, measured_in="", time_share_j=None, method="time_share",
@@ -232,6 +232,6 @@ def _all(values: Iterable[float | None]) -> float | None:
 
 
 def _all_calls(calls: Sequence[int | None]) -> int | None:
-    """Add calls up; None where some are not known."""
+    """Return the sum of calls; None where some are unknown."""
     known = [each for each in calls if each is not None]
     return sum(known) if len(known) == len(calls) else None

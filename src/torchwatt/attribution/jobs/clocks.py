@@ -1,4 +1,4 @@
-"""One clock for a job: rank 0's monotonic one, reached from every machine with a stated error."""
+"""Map all clocks of a job to rank 0's monotonic one, with a stated error."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torchwatt.core.meter import IntArray
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """How one machine's times become the job's: the offset is linear between looks, and flat outside of them.
+    """The map from one machine's times to the job's: the offset is linear between measurements, and constant outside.
 
-    Between two looks a clock may drift; what it drifted from the first to the last is in the bound of neither, as the
-    line through both takes it away.
+    A clock may drift between measurements; the drift from the first to the last is not in the bound of either, since
+    the line through both corrects it.
     """
 
     looks: tuple[Look, ...]
@@ -26,14 +26,14 @@ class Clock:
 
     @property
     def bound_ns(self) -> int | None:
-        """Return how wrong a time may be; None where it rests on wall clocks, whose error nobody knows here."""
+        """Return the maximum error of a time in ns; None where it rests on wall clocks, whose error is unknown."""
         return None if self.method == "wall_clock" else max((look.bound_ns for look in self.looks), default=0)
 
     def shift(self, t_ns: IntArray) -> IntArray:
         """Return instants on the job's clock."""
         if not self.looks:
             return t_ns
-        first = self.looks[0].offset_ns  # kept apart: offsets are larger than a float holds to the nanosecond
+        first = self.looks[0].offset_ns  # subtracted: offsets are larger than a float represents to the nanosecond
         at = np.array([look.t_ns for look in self.looks], dtype=np.int64)
         more = np.array([look.offset_ns - first for look in self.looks], dtype=np.float64)
         return np.asarray(t_ns + first + interpolate(t_ns, at, more).round().astype(np.int64), dtype=np.int64)
@@ -49,8 +49,8 @@ SAME = Clock((), "same_clock")
 def clocks(job: Job) -> Mapping[str, Clock]:
     """Return the clock of each machine of a job.
 
-    Machines that have rank 0's name have its clock. Others are reached by what any of their ranks measured over the
-    job's store, the surest looks first; failing that by their wall clocks.
+    Machines with rank 0's host name have its clock. Others are mapped by the measurements of any of their ranks over
+    the job's store, those with the smallest bound first; without any by their wall clocks.
     """
     by_host: dict[str, list[RankRecord]] = {}
     for rank in job.ranks:
@@ -59,14 +59,14 @@ def clocks(job: Job) -> Mapping[str, Clock]:
     known = {host: Clock(looks, "store") for host, looks in measured.items()}
     if 0 in job.records:
         known[job.records[0].facts.host] = SAME
-    if not known:  # nobody is left who knew rank 0's clock: the first machine's takes its place
+    if not known:  # without rank 0 and measurements: the first machine's clock is used
         known[job.records[job.ranks[0]].facts.host] = SAME
     anchor = _anchor(by_host, known)
     return {host: known.get(host) or _by_wall(found, anchor) for host, found in by_host.items()}
 
 
 def _best(records: list[RankRecord]) -> tuple[Look, ...]:
-    """Return the looks of the rank that saw rank 0's clock most surely."""
+    """Return the measurements of the rank with the smallest error bound."""
     seen = [record.facts.clock for record in records if record.facts.clock]
     return min(seen, key=lambda looks: max(look.bound_ns for look in looks), default=())
 

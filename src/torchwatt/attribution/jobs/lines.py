@@ -1,4 +1,4 @@
-"""The curve of one meter of a job, on the job's clock."""
+"""Map the curves of a job's meters to the job's clock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def curve_of(group: Group, clock: Mapping[str, Clock]) -> EnergyCurve | None:
 
 
 def _moved(curve: EnergyCurve, domain: Domain, clock: Clock) -> EnergyCurve:
-    """Put a curve on the job's clock; where the line between two looks is steep, no two points fall together."""
+    """Map a curve to the job's clock; points that coincide there are merged."""
     t_ns = clock.shift(curve.t_ns)
     keep = np.concatenate(([True], np.diff(t_ns) > 0))
     keep[-1] = True
@@ -34,7 +34,7 @@ def _moved(curve: EnergyCurve, domain: Domain, clock: Clock) -> EnergyCurve:
 
 
 def _sum(curves: Sequence[EnergyCurve]) -> EnergyCurve:
-    """Add curves of several processes: each is flat before it began and after it ended."""
+    """Add curves of several processes: each is constant before its start and after its end."""
     if len(curves) == 1:
         return curves[0]
     t_ns = np.unique(np.concatenate([curve.t_ns for curve in curves]))

@@ -1,4 +1,4 @@
-"""A job's records become one report, in which every joule is once."""
+"""Merge a job's records into one report, in which every joule is counted once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from torchwatt.core.units import NS_PER_S
 
 
 def merge(job: Job) -> Report:
-    """Merge what the ranks left, whatever the order they came in; ranks that left nothing are named.
+    """Merge the records of the ranks, in any order; ranks without a record are named in the result.
 
     Raises:
         BundleError: No rank left a report.
@@ -82,7 +82,7 @@ def merge(job: Job) -> Report:
 
 
 def _inside(ledger: Ledger, group: Group, metered: Sequence[Group]) -> Ledger:
-    """Say by the job's names which domains contain this one: a rank's own names are not those of the job."""
+    """Translate the names of containing domains from the rank's to the job's."""
     if not ledger.part_of:
         return ledger
     here = {
@@ -133,7 +133,7 @@ def _part(job: Job, clock: Mapping[str, Clock], rank: int, booked: list[Booked])
 
 
 def _status(parts: tuple[RankPart, ...]) -> tuple[Status, str]:
-    """Return how the job ended: as all of its ranks did, else in part, with the ranks that ended otherwise."""
+    """Return the job's status: that of all ranks if equal, else partial, with the ranks that ended otherwise."""
     ends = {part.status for part in parts}
     if ends == {"complete"}:
         return "complete", ""
@@ -152,7 +152,7 @@ def _ranks(ranks: list[int]) -> str:
 
 
 def _over(ledger: Ledger, run_s: float) -> Ledger:
-    """Say how long a meter was away, as a part of the job; outside of its rank's block nothing is asked of it."""
+    """Set the known time of a meter relative to the job; time outside its rank's block does not count as a gap."""
     away_s = max(ledger.window_s - ledger.known_s, 0.0)
     return replace(ledger, known_s=max(run_s - away_s, 0.0), window_s=run_s)
 
@@ -162,7 +162,7 @@ def _named(lost: Mapping[int, str]) -> str:
 
 
 def _run_id(job: Job) -> str:
-    """Name the merged run by what it was made of: the same ranks, the same name, whenever they are merged."""
+    """Return the id of the merged run, which depends only on its job and ranks."""
     made_of = ";".join(f"{rank}={job.records[rank].facts.run_id}" for rank in _present(job))
     digits = sha256(f"{job.name};{made_of}".encode()).hexdigest()
     # A UUIDv8 (RFC 9562, section 5.8), with the time of its first rank's id, so that it sorts among other runs.
@@ -183,7 +183,7 @@ def _renamed(channel: Channel, group: Group) -> Channel:
 
 
 def _steps(job: Job, clock: Mapping[str, Clock], curves: Iterable[EnergyCurve]) -> tuple[Step, ...]:
-    """Take the steps of the first rank that has some: in a data-parallel job all ranks step together."""
+    """Return the steps of the first rank that has some: in a data-parallel job all ranks step together."""
     lines = list(curves)
     for rank in _present(job):
         record = job.records[rank]
@@ -219,7 +219,7 @@ def _units(found: Iterable[Report]) -> dict[str, float]:
 
 
 def _sampler(found: tuple[Report, ...]) -> SamplerStats:
-    """Add what sampling cost, over all ranks; the rest of the statistics is each rank's own."""
+    """Sum the cost of sampling over all ranks; other statistics remain with each rank."""
     modes = {report.sampler.mode for report in found}
     return SamplerStats(
         mode=modes.pop() if len(modes) == 1 else "thread",

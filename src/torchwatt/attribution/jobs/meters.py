@@ -1,4 +1,4 @@
-"""Which meters of a job are one and the same, and which ledger speaks for each."""
+"""Identify equal meters of a job's ranks, and select the ledger to use for each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchwatt.core.terms import Domain
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """One rank's look at a meter."""
+    """One rank's view of a meter."""
 
     rank: int
     record: RankRecord
@@ -28,9 +28,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """One meter of one machine, by all who looked; or one model that every rank made of its own share.
+    """One meter of one machine, with the views of all ranks; or one model of which every rank has its own share.
 
-    `added` says which: the shares of processes are added, the looks at one device are not.
+    `added`: shares of processes, which are summed; views of one device are not.
     """
 
     domain: Domain
@@ -40,12 +40,12 @@ class Group:
 
     @property
     def owners(self) -> tuple[Seen, ...]:
-        """Return the ranks whose own device this is."""
+        """Return the views of ranks that own this device."""
         return tuple(look for look in self.looks if look.own)
 
     @property
     def holder(self) -> Seen:
-        """Return who knew the device best: for longest, the lowest rank of equals; an owner before a bystander."""
+        """Return the best view of the device: owners first, then the longest known, then the lowest rank."""
         found = [look for look in self.owners if look.ledger] or [look for look in self.looks if look.ledger]
         return max(found or self.looks, key=lambda look: (look.ledger.known_s if look.ledger else 0.0, -look.rank))
 
@@ -57,7 +57,7 @@ def nodes(job: Job) -> Mapping[str, int]:
 
 
 def groups(job: Job) -> tuple[Group, ...]:
-    """Return every meter of the job once; where the machine is one, its name stays out of the domains' names."""
+    """Return every meter of the job once; with a single machine, domain names have no node."""
     found: dict[tuple[str, str], list[Seen]] = defaultdict(list)
     for rank in job.ranks:
         record = job.records[rank]
@@ -94,14 +94,14 @@ def _order(looks: list[Seen]) -> tuple[str, int, int]:
 
 
 def _domain(looks: list[Seen]) -> Domain:
-    """Name a device as NVML counts all of them: what a rank calls gpu:0 depends on what it was shown."""
+    """Return the domain as numbered by NVML: a rank's gpu:0 depends on its visible devices."""
     first = looks[0]
     domain = first.ledger.domain if first.ledger is not None else first.curve.domain if first.curve else Domain("gpu")
     return Domain(domain.kind, first.record.facts.numbers.get(str(domain), domain.index))
 
 
 def _free(domain: Domain, taken: set[str]) -> Domain:
-    """Count on where two devices of one machine have one name: their drivers told no number."""
+    """Return the next free domain where two devices of a machine have one name: their drivers gave no number."""
     while str(domain) in taken:
         domain = Domain(domain.kind, (domain.index or 0) + 1)
     taken.add(str(domain))

@@ -1,4 +1,4 @@
-"""What one rank left behind, and a job as a set of such records."""
+"""The record of one rank, and a job as a set of such records."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchwatt.core.report import Report
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankRecord:
-    """One rank's facts and its report; no report where it left none, and `lost` says why."""
+    """One rank's facts and its report; if it left none, `lost` has the reason."""
 
     facts: RankFacts
     report: Report | None = None
@@ -21,18 +21,18 @@ class RankRecord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Records by rank, all of one job. Adding is a union: the order does not matter."""
+    """Records by rank, all of one job. Adding is a union, independent of order."""
 
     name: str
     world_size: int
     records: Mapping[int, RankRecord] = field(default_factory=dict)
-    lost: Mapping[int, str] = field(default_factory=dict)  # ranks that left nothing readable, and why
+    lost: Mapping[int, str] = field(default_factory=dict)  # ranks without a readable record, and the reason
 
     def __add__(self, other: Job) -> Job:
-        """Put two parts of one job together.
+        """Merge two parts of one job.
 
         Raises:
-            BundleError: They are parts of two jobs, or both hold the same rank.
+            BundleError: They are parts of two jobs, or both contain the same rank.
         """
         if (self.name, self.world_size) != (other.name, other.world_size):
             raise BundleError(
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Return the ranks that left something, in order."""
+        """Return the ranks with a record, in order."""
         return tuple(sorted(self.records))
 
 
@@ -57,10 +57,10 @@ def job_of(record: RankRecord) -> Job:
 
 
 def jobs_sum(records: Iterable[RankRecord]) -> Job:
-    """Put the records of one job together.
+    """Merge the records of one job.
 
     Raises:
-        BundleError: There is none, they are of several jobs, or a rank is there twice.
+        BundleError: There are no records, they are of several jobs, or a rank occurs twice.
     """
     jobs = [job_of(record) for record in records]
     if not jobs:

@@ -1,4 +1,4 @@
-"""Where a rank's CPU time went: the weights by which its part of its machine's joules is cut into layers."""
+"""Shares of a rank's CPU time by slot: the weights by which its part of its machine's joules is split."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MOST_POINTS = 400
 def host_shares(recording: Recording, trace: Trace, start_ns: int, end_ns: int) -> tuple[HostShare, ...]:
     """Split the process's CPU seconds over the slots of the trace, as joules are split: interval by interval, by time.
 
-    CPU seconds take the place of joules here, so that a slot that kept eight threads busy weighs more than one that
-    waited. Nothing is returned where no CPU time was read.
+    CPU seconds replace joules here, so that a slot with eight busy threads weighs more than one that waited. Empty
+    where no CPU time was read.
     """
     points = cpu_points(recording, PROCESS_CPU, start_ns, end_ns)
     if len(points) < 2 or points[-1][1] <= points[0][1]:
@@ -63,7 +63,7 @@ def _distinct(series: Series) -> Series:
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    """Keep the ends and at most some hundred points between: enough to know a part of the run's CPU time."""
+    """Keep the ends and at most some hundred points between: enough to interpolate CPU time in a part of the run."""
     if len(points) <= MOST_POINTS:
         return tuple(points)
     wanted = np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int))
@@ -71,5 +71,5 @@ def thinned(points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...
 
 
 def nothing_traced(cpu_s: float) -> tuple[HostShare, ...]:
-    """Return what stands for a rank whose layers are not known."""
+    """Return the share of a rank without layers."""
     return (HostShare(UNATTRIBUTED, "other", cpu_s, 0.0, 0),)

@@ -1,4 +1,4 @@
-"""What a merged report has to say beside its joules: events of all ranks, what has no meter, who was late or lost."""
+"""Merge events and unavailable meters of all ranks, and add those of late and lost ranks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torchwatt.core.terms import kind_of
 from torchwatt.core.units import NS_PER_S
 
 LATE_NS = NS_PER_S
-LED = frozenset({"cpu", "dram", "psys"})  # what only the first rank of a machine looks at
-QUIET = frozenset({"RANK"})  # said by every rank of itself, and told by the table of ranks
+LED = frozenset({"cpu", "dram", "psys"})  # kinds that only the first rank of a machine meters
+QUIET = frozenset({"RANK"})  # reported by every rank of itself, and listed in the table of ranks
 
 
 def reason_of(job: Job, rank: int) -> str:
-    """Say why a rank has no report."""
+    """Return the reason why a rank has no report."""
     return job.lost.get(rank) or job.records[rank].lost or "left no report"
 
 
 def gone_of(job: Job, metered: Sequence[Group]) -> tuple[Unavailable, ...]:
-    """Return what has no meter anywhere: not what one rank left to another, and the devices of lost ranks."""
+    """Return domains that no rank meters, and the devices of lost ranks."""
     there = {(group.host, str(look_domain)) for group in metered for look_domain in _names(group)}
     node, many = nodes(job), len(nodes(job)) > 1
     found: dict[Unavailable, None] = {}
@@ -60,7 +60,7 @@ def _names(group: Group) -> Iterator[str]:
 def events_of(
     job: Job, clock: Mapping[str, Clock], metered: Sequence[Group], parts: Sequence[RankPart], start_ns: int
 ) -> tuple[Event, ...]:
-    """Return the events of all ranks, what several ranks said alike once, and what only a merge can see."""
+    """Return the events of all ranks, equal ones merged, and those of the merge itself."""
     said: dict[tuple[str, str, str, str], list[tuple[int, int, Event]]] = defaultdict(list)
     for rank in job.ranks:
         record = job.records[rank]
@@ -89,7 +89,7 @@ def _lost(parts: Iterable[RankPart], start_ns: int) -> Iterator[Event]:
 
 
 def _late(parts: Sequence[RankPart]) -> Iterator[Event]:
-    """Say who began long after the first, or ended long after the others: the rest waited, and that cost joules."""
+    """Yield an event for each rank that began long after the first: the others drew power while they waited."""
     began = [part.start_ns for part in parts if part.start_ns is not None]
     for part in parts:
         if part.start_ns is not None and part.start_ns - min(began) > LATE_NS:

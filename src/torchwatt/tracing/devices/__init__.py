@@ -1,1 +1,1 @@
-"""What devices did during a live session: short recorded windows, joined by a worker process, filled in between."""
+"""Device work of a live session: short recorded windows, joined by a worker process, filled in between."""

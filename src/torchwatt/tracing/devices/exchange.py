@@ -1,4 +1,4 @@
-"""What passes between a session and its worker: arrays and JSON in one file, never pickled objects."""
+"""Files between a session and its worker: arrays and JSON in one file, no pickled objects."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def write_ranges(path: Path, ranges: Live) -> None:
 
 
 def read_ranges(path: Path) -> Live:
-    """Read them back."""
+    """Read the ranges that `write_ranges` wrote."""
     arrays, words = _read(path)
     columns = {name: arrays[name] for name in _LIVE}
     return Live(**columns, slots=_slots(words["slots"]))
 
 
 def write_activities(path: Path, activities: Sequence[Activity]) -> None:
-    """Write what a window showed, one activity a device."""
+    """Write the activities of a window, one per device."""
     arrays = {f"{i}_{name}": getattr(a, name) for i, a in enumerate(activities) for name in _RECORDS}
     words = [{name: getattr(a, name) for name in _WORDS} | {"slots": _plain(a.slots)} for a in activities]
     _write(path, arrays, {"activities": words})
 
 
 def read_activities(path: Path) -> tuple[Activity, ...]:
-    """Read them back.
+    """Read the activities that `write_activities` wrote.
 
     Raises:
-        TraceError: The worker wrote why it failed, or nothing that can be read.
+        TraceError: The worker wrote an error message, or the file is unreadable.
     """
     try:
         return tuple(_activities(*_read(path)))
     except TraceError:
         raise
-    except Exception as error:  # numpy, zipfile and zlib have errors of their own for a file that was cut or changed
+    except Exception as error:  # numpy, zipfile and zlib raise their own errors for a truncated or changed file
         raise TraceError(f"{path.name}: the window's result cannot be read: {error!r}") from error
 
 
@@ -70,7 +70,7 @@ def _activities(arrays: dict[str, Any], words: dict[str, Any]) -> list[Activity]
 
 
 def write_error(path: Path, message: str) -> None:
-    """Write why there is no result."""
+    """Write the reason why there is no result."""
     _write(path, {}, {"error": message})
 
 
@@ -80,7 +80,7 @@ def _write(path: Path, arrays: dict[str, Any], words: dict[str, Any]) -> None:
     part.unlink(missing_ok=True)
     with new_file(part) as file:
         np.savez(file, _words=text, **arrays)
-    part.replace(path)  # whoever looks finds all of it or nothing
+    part.replace(path)  # a reader finds the whole file or none
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

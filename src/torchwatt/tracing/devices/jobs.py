@@ -1,4 +1,4 @@
-"""Windows that are being joined: one worker process at a time, looked after without waiting."""
+"""Join windows in worker processes, one at a time, polled without waiting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where there is one, a trace nev
 
 @dataclass(slots=True)
 class Job:
-    """One window on its way."""
+    """One window being joined."""
 
     process: subprocess.Popen[bytes]
     result: Path
@@ -31,7 +31,7 @@ class Job:
 
 
 class Jobs:
-    """Hands windows to workers and takes what comes back; `folder` is a directory of its own, gone with `close`."""
+    """Pass windows to workers and collect their results; `folder` is a temporary directory that `close` removes."""
 
     def __init__(self, folder: Path | None = None) -> None:
         parent = folder or (SHARED_MEMORY if SHARED_MEMORY.is_dir() else None)
@@ -44,16 +44,16 @@ class Jobs:
 
     @property
     def busy(self) -> bool:
-        """Whether a window is still being joined."""
+        """Whether a window is being joined."""
         self.look()
         return self._job is not None
 
     def next_trace(self) -> Path:
-        """Return where the next trace is to be written."""
+        """Return the path for the next trace."""
         return self.folder / f"{self._count}.json"
 
     def hand_over(self, ranges: Live, offset_ns: int, covered: tuple[int, int]) -> None:
-        """Start a worker on the trace that was written to `next_trace()`; devices were watched while `covered`."""
+        """Start a worker on the trace at `next_trace()`; `covered`: when devices were recorded."""
         trace = self.next_trace()
         table, result = trace.with_suffix(".ranges"), trace.with_suffix(".joined")
         write_ranges(table, ranges)
@@ -65,7 +65,7 @@ class Jobs:
         self._count += 1
 
     def look(self) -> None:
-        """Take a result that is there, without waiting."""
+        """Collect a finished result, without waiting."""
         job = self._job
         if job is None or job.process.poll() is None:
             return
@@ -78,7 +78,7 @@ class Jobs:
         job.result.unlink(missing_ok=True)
 
     def finish(self, patience_s: float = PATIENCE_S) -> None:
-        """Wait for the last window."""
+        """Wait for the last window, at most `patience_s`."""
         if self._job is not None:
             began = time.monotonic()
             try:
@@ -91,7 +91,7 @@ class Jobs:
         self.look()
 
     def close(self) -> None:
-        """End what runs and remove the folder; in a forked child, such as a loader's worker, both are the parent's."""
+        """Kill the worker and remove the folder; in a forked child, such as a loader's worker, do nothing."""
         if os.getpid() != self._pid:
             return
         if self._job is not None:

@@ -1,4 +1,4 @@
-"""Which meter is a torch device's: by UUID, since CUDA and NVML number devices differently."""
+"""Match torch devices to meters by UUID, since CUDA and NVML number devices differently."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 def device_names(torch_cuda: Any, meters: Mapping[str, str]) -> dict[str, str]:
     """Map "gpu:<torch index>" to the domain of the device's meter.
 
-    torch counts what CUDA_VISIBLE_DEVICES leaves, in CUDA's order; a meter is told by its UUID. A device without a
-    meter keeps torch's number with a mark, so that it never takes another's joules.
+    torch numbers the devices in CUDA_VISIBLE_DEVICES in CUDA's order; a meter is identified by its UUID. A device
+    without a meter keeps torch's number with a mark, so that it is never given the energy of another device.
 
     Args:
         torch_cuda: `torch.cuda`.
@@ -21,7 +21,7 @@ def device_names(torch_cuda: Any, meters: Mapping[str, str]) -> dict[str, str]:
     names = {}
     for index in range(torch_cuda.device_count()):
         uuid = ""
-        with contextlib.suppress(Exception):  # a device that resists has no meter
+        with contextlib.suppress(Exception):  # a device whose properties cannot be read has no meter
             uuid = str(torch_cuda.get_device_properties(index).uuid)
         names[f"gpu:{index}"] = by_uuid.get(_plain(uuid), f"gpu:{index} (no meter)")
     return names

@@ -1,4 +1,4 @@
-"""torch.profiler around whole steps: opened and closed on the training thread, exported, handed to a worker."""
+"""Run torch.profiler around whole steps: start and stop on the training thread, export, pass to a worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _advised = False
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Keep what torch tells whoever profiles first in a process (2.11: set acc_events) from a user who never asked."""
+    """Suppress torch's advice at the first profiling in a process (2.11: set acc_events), not meant for users."""
     global _advised  # noqa: PLW0603 - torch says it once a process
     if _advised:
         yield
@@ -37,7 +37,7 @@ class Recorder:
 
     Args:
         clock_ns: The session's clock.
-        synchronize: Waits for all devices, so that no kernel lies across the window's edges.
+        synchronize: Waits for all devices, so that no kernel crosses the window's edges.
         activities: What to record.
     """
 
@@ -55,14 +55,14 @@ class Recorder:
         self.start_ns = self.end_ns = 0
 
     def prepare(self) -> None:
-        """Warm up: what follows attaches to the devices already."""
+        """Attach the profiler to the devices, so that `start` is fast."""
         began = self._clock_ns()
         with quiet(), _without_advice():
             self._profiler.prepare_trace()
         self.cost_ns += self._clock_ns() - began
 
     def start(self) -> None:
-        """Begin to record. The wait for the devices is no cost: they work meanwhile on what was queued anyway."""
+        """Start recording. The wait for the devices is not booked: they execute queued work meanwhile."""
         self._synchronize()
         began = self._clock_ns()
         with quiet():
@@ -72,7 +72,7 @@ class Recorder:
         self.cost_ns += self.start_ns - began
 
     def stop(self) -> None:
-        """Stop recording; what was recorded stays until `export`."""
+        """Stop recording; the events are kept until `export`."""
         self._synchronize()
         began = self.end_ns = self._clock_ns()
         with quiet():
@@ -80,7 +80,7 @@ class Recorder:
         self.cost_ns += self._clock_ns() - began
 
     def export(self, path: Path) -> int | None:
-        """Write the trace; returns what maps its times to the session's clock, None if the wall clock was set."""
+        """Write the trace; return the offset from its clock to the session's in ns, None if the wall clock was set."""
         began, offset = self._clock_ns(), self._anchor()
         with quiet():
             self._profiler.export_chrome_trace(str(path))
@@ -89,7 +89,7 @@ class Recorder:
         return (offset + self._offset_ns) // 2 if abs(offset - self._offset_ns) < CLOCK_STEP_NS else None
 
     def unix_ns(self, t_ns: Any) -> Any:
-        """Map the session's clock to that of the trace."""
+        """Map a time on the session's clock to the clock of the trace."""
         return t_ns - self._offset_ns
 
     def _anchor(self) -> int:

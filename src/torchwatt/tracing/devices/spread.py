@@ -1,4 +1,4 @@
-"""From recorded windows to what a device did all the time: unseen steps are filled from the nearest window. Pure."""
+"""Extend recorded windows to the whole run: steps outside windows are filled from the nearest window. Pure."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Interval = tuple[int, int]
 def spread(
     windows: Sequence[Activity], steps: Sequence[Busy], rename: Callable[[str], str], least: int = 1
 ) -> Activity:
-    """Put a device's windows together and fill the steps in which it was not watched.
+    """Merge a device's windows and fill the steps in which it was not recorded.
 
     Args:
         windows: Of one device, each with one `covered` interval: whole steps, the device idle before and after.
-        steps: All steps of the loop on the device, sorted, apart.
-        rename: From the names that the windows carry to those of the report.
-        least: One copy of a window stands for at least so many steps: as many as were recorded in it.
+        steps: All steps of the loop on the device, sorted, disjoint.
+        rename: From the names in the windows to those of the report.
+        least: Minimum number of steps per copy of a window: as many as were recorded in it.
     """
     windows = sorted(windows, key=lambda window: window.covered[0])
     seen = [window.covered[0] for window in windows]
@@ -52,7 +52,7 @@ def spread(
 
 
 def _closed(covered: Sequence[Interval]) -> tuple[Interval, ...]:
-    """Close small holes, such as between a window and the step after it: nothing was queued in them."""
+    """Close gaps shorter than `JOINED_NS`, such as between a window and the next step: nothing was queued in them."""
     closed: list[Interval] = []
     for start, end in covered:
         if closed and start - closed[-1][1] < JOINED_NS:
@@ -63,7 +63,7 @@ def _closed(covered: Sequence[Interval]) -> tuple[Interval, ...]:
 
 
 def _unseen(seen: Sequence[Interval], steps: Sequence[Busy]) -> list[Busy]:
-    """Return the steps that no window touches; windows are sorted and apart."""
+    """Return the steps that no window overlaps; windows are sorted and disjoint."""
     starts, ends = np.array(seen, dtype=np.int64).reshape(-1, 2).T
     bounds = np.array([(step.start_ns, step.end_ns) for step in steps], dtype=np.int64).reshape(-1, 2)
     touched = np.searchsorted(starts, bounds[:, 1], side="left") > np.searchsorted(ends, bounds[:, 0], side="right")
@@ -71,7 +71,7 @@ def _unseen(seen: Sequence[Interval], steps: Sequence[Busy]) -> list[Busy]:
 
 
 def _counts(seen: Sequence[Interval], steps: Sequence[Busy]) -> list[int]:
-    """Return how many steps were recorded in each window: those whose middle lies in it, and one at least."""
+    """Return the number of steps in each window: those whose middle lies in it, at least 1."""
     middles = np.array([(step.start_ns + step.end_ns) // 2 for step in steps], dtype=np.int64)
     total = np.concatenate(([0], np.cumsum([step.steps for step in steps])))
     bounds = np.searchsorted(middles, np.array(seen, dtype=np.int64).reshape(-1, 2))
@@ -80,7 +80,7 @@ def _counts(seen: Sequence[Interval], steps: Sequence[Busy]) -> list[int]:
 
 
 def _groups(unseen: Sequence[Busy], seen: Sequence[Interval], each: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of groups of so many steps at most, with nothing in between that is no step of theirs."""
+    """Yield the bounds of groups of at most `each` adjacent steps, with neither a gap nor a window between them."""
     starts = [start for start, _ in seen]
     first = 0
     for i in range(1, len(unseen) + 1):
@@ -113,15 +113,15 @@ def _table(window: Activity) -> IntArray:
 
 
 def _laid(window: Activity, group: Busy, times: float) -> IntArray:
-    """Lay a window over steps: order, overlap and shares stay.
+    """Stretch a window over steps: order, overlap and shares are kept.
 
-    What the device does takes as long there as in the window, and only its pauses, in which it waits for the host, are
-    longer or shorter. They are left out where it had work in its queue, and where the steps are too short for them.
+    Device work takes as long as in the window; only pauses, in which the device waits for the host, are stretched or
+    shortened. They are left out where work was queued, and where the steps are too short for them.
 
     Args:
-        window: Its work lies in `covered`, whose length counts the recorder's own time as well.
+        window: Its work lies in `covered`, whose length includes the recorder's own time.
         group: The steps.
-        times: How many times the window's steps they are.
+        times: Ratio of their number to the window's steps.
     """
     start, end = window.covered[0]
     table = np.clip(_table(window) - start, 0, end - start)
@@ -137,7 +137,7 @@ def _laid(window: Activity, group: Busy, times: float) -> IntArray:
 
 
 def _busy(table: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Return instants, and how long until then any record ran; the last is all of it."""
+    """Return the edges of records, and the time until each edge in which any record ran; the last is the total."""
     edges = np.unique(np.append(table, 0)).astype(np.float64)
     starts, ends = np.sort(table[:, 0]), np.sort(table[:, 1])
     running = np.searchsorted(starts, edges, side="right") > np.searchsorted(ends, edges, side="right")

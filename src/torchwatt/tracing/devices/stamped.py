@@ -1,4 +1,4 @@
-"""One clock of ends of steps for each CUDA device that a program uses, paid for by the budget."""
+"""Timestamp ends of steps on each CUDA device that a program uses, within the budget."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from torchwatt.tracing.devices.stamps import NO_STAMPS, Kind, Stamped, Stamps
 from torchwatt.tracing.own_time import own_time
 from torchwatt.tracing.waiting import devices_in_use
 
-STAMP_SHARE = 0.1  # of the budget; where steps are shorter, some go without a stamp
+STAMP_SHARE = 0.1  # of the budget; where steps are too short, some are not stamped
 
 own_ns = own_time()
 
 
 class Clocks:
-    """Stamps ends of steps on whatever device is current; of one thread, the first that ends a step."""
+    """Stamp ends of steps on the current device; only for the first thread that ends a step."""
 
     def __init__(self, clock_ns: Callable[[], int]) -> None:
         self._clock_ns = clock_ns
         self._stamps: dict[int, Stamps] = {}
         self._owner: object = None
-        self._rest = 0  # steps that go without
-        self._cost_ns = 0.0  # of a stamp, a moving average
+        self._rest = 0  # steps until the next stamp
+        self._cost_ns = 0.0  # of a stamp, moving average
 
     def ended(
         self, owner: object, budget: Budget, step_ns: float, *, kind: Kind = "step", surely: bool = False
     ) -> None:
-        """Stamp the end of a step or call, unless that is too dear for so short a step; `surely`: even then.
+        """Stamp the end of a step or call, unless it costs too much for so short a step; `surely`: always.
 
         Args:
-            owner: Whose thread it is.
+            owner: The thread's owner.
             budget: Pays.
-            step_ns: How long steps are.
+            step_ns: Length of a step.
             kind: What ended.
             surely: A window begins or ends here.
         """
@@ -57,12 +57,12 @@ class Clocks:
         self._rest = ceil(self._cost_ns / max(STAMP_SHARE * budget.share * step_ns, 1.0)) - 1 if step_ns else 0
 
     def still(self) -> None:
-        """Note that the host has waited for all devices."""
+        """Record that the host has waited for all devices."""
         for stamps in self._stamps.values():
             stamps.still()
 
     def _current(self) -> Stamps | None:
-        """Return the stamps of the current device; None where the program has not set it up."""
+        """Return the stamps of the current device; None where the program has not initialised it."""
         index = torch.cuda.current_device()
         found = self._stamps.get(index)
         if found is None and index in devices_in_use():
@@ -70,18 +70,18 @@ class Clocks:
         return found
 
     def settle(self) -> None:
-        """Ask the devices a last time: on the thread that ends the session, which has waited for them."""
+        """Read the remaining events: on the thread that ends the session, which has waited for the devices."""
         for index, stamps in self._stamps.items():
-            with contextlib.suppress(Exception), torch.cuda.device(index):  # a device that failed: what was read counts
+            with contextlib.suppress(Exception), torch.cuda.device(index):  # keep what was read before
                 stamps.settle()
 
     def only(self) -> Stamped:
-        """Return `known` of the one device that is in use; nothing where there are more."""
+        """Return `known` of the only device in use; nothing where there are several."""
         used = devices_in_use() if self._stamps else ()
         return self.known(f"gpu:{used[0]}") if len(used) == 1 else NO_STAMPS
 
     def known(self, device: str) -> Stamped:
-        """Return the host's ends and how far behind the device "gpu:<torch's number>" was."""
+        """Return the host's ends and the lag of device "gpu:<torch index>" behind each."""
         _, _, number = device.partition(":")
         stamps = self._stamps.get(int(number)) if number.isdecimal() else None
         return stamps.known() if stamps is not None else NO_STAMPS

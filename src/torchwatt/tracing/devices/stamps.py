@@ -1,8 +1,8 @@
-"""When a device was done with each step: the host runs ahead of it, by milliseconds or by many steps.
+"""Determine when a device finished each step: it runs behind the host, by milliseconds or by many steps.
 
-A CUDA event is put into the queue where the host ends a step, and looked at when it has passed. Events tell how long
-after another they passed, on the device's clock; anchors, events on an empty stream of their own that pass at once, tie
-that clock to the host's again and again, since the two drift apart.
+A CUDA event is queued where the host ends a step, and read when it has passed. Events give the time between each
+other, on the device's clock; anchors, events on a separate empty stream that pass at once, align that clock with the
+host's repeatedly, since the two drift apart.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from numpy.typing import NDArray
 from torchwatt.core.instants import interpolate
 from torchwatt.core.meter import FloatArray, IntArray
 
-MOST_PENDING = 256  # events that have not passed; then steps go without
+MOST_PENDING = 256  # events that have not passed; beyond, steps are not stamped
 MOST_STAMPS = 20_000  # beyond, every second one is dropped
-ANCHOR_EVERY_NS = 5_000_000_000  # clocks drift by some parts in a million, and evenly
-BOUND_NS = 100_000  # less than this behind the host is within the error of the clocks
-JOINED_NS = 1_000_000  # between two steps the host is seldom away for less to do something else on the device
-ANCHOR_PATIENCE_NS = 200_000  # an anchor that did not pass at once says nothing
+ANCHOR_EVERY_NS = 5_000_000_000  # clocks drift by some parts in a million, and steadily
+BOUND_NS = 100_000  # a shorter lag behind the host is within the error of the clocks
+JOINED_NS = 1_000_000  # in a shorter gap between two steps the host seldom queues other work
+ANCHOR_PATIENCE_NS = 200_000  # an anchor that did not pass at once is discarded
 
-# What ended there: a step, or a call outside any other, which is a step where nothing else marks steps.
+# What ended: a step, or an outermost call, which is a step where nothing else marks steps.
 Kind = Literal["step", "call"]
-Step = tuple[int, int, int]  # start_ns, end_ns and how many, of the host
+Step = tuple[int, int, int]  # host's start_ns, end_ns and number of steps
 
 
 class Events(Protocol):
-    """The device's own clock, by events."""
+    """The device's own clock, read by events."""
 
     def record(self, *, apart: bool = False) -> Any:
-        """Put an event behind the work that the host has queued, or apart from it."""
+        """Record an event behind the work that the host has queued, or on a separate stream."""
 
     def passed(self, event: Any) -> bool:
-        """Say whether the device has got there, without waiting."""
+        """Return whether the device has reached an event, without waiting."""
 
     def ns_between(self, first: Any, second: Any) -> float:
-        """Return the device's nanoseconds from one event to another; both have passed."""
+        """Return the device's time between two events that have passed, in ns."""
 
 
 class Busy(NamedTuple):
-    """One stretch of a device's time in which it did a number of steps; `bound`: it began with work in its queue."""
+    """An interval in which a device did a number of steps; `bound`: it began with work in its queue."""
 
     start_ns: int
     end_ns: int
@@ -56,7 +56,7 @@ class Busy(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stamped:
-    """When the host ended something, how long after that the device did, in ns, and whether it was a call."""
+    """Ends on the host, the device's lag behind each in ns, and whether each was a call."""
 
     host_ns: IntArray
     lag_ns: FloatArray
@@ -67,24 +67,24 @@ NO_STAMPS = Stamped(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=
 
 
 class Stamps:
-    """Pairs of the host's and the device's ends, all on the host's clock in the end.
+    """Pairs of the host's and the device's ends, on the host's clock.
 
-    One thread stamps, others may look at what is known. Only what stamps, and the end of a session, asks the device.
+    One thread stamps; others may read `known`. Only the stamping thread and the end of a session query the device.
     """
 
     def __init__(self, events: Events, clock_ns: Callable[[], int]) -> None:
         self._events, self._clock_ns = events, clock_ns
         self._asking = threading.Lock()
         self._pending: deque[tuple[int, bool, Any]] = deque()
-        self._last: tuple[Any, float] | None = None  # an event that has passed, and when on the device's clock
+        self._last: tuple[Any, float] | None = None  # an event that has passed, and its time on the device's clock
         self._host, self._call, self._device = array("q"), array("b"), array("d")
         self._anchors: tuple[array[float], array[int]] = array("d"), array("q")  # device's clock, host's clock
-        self._still = array("q")  # when the host had waited for the device
+        self._still = array("q")  # times when the host had waited for the device
         self._anchored_ns = -ANCHOR_EVERY_NS
         self._every, self._skipped = 1, 0
 
     def mark(self, kind: Kind = "step") -> bool:
-        """Note that the host ends something here; returns whether that was all, and no anchor beside it."""
+        """Record an end on the host; return whether no anchor was recorded as well."""
         now = self._clock_ns()
         with self._asking:
             self._settle()
@@ -99,11 +99,11 @@ class Stamps:
             return not anchored
 
     def still(self) -> None:
-        """Note that the device has done all there is: the host has waited for it."""
+        """Record that the device has finished all queued work: the host has waited for it."""
         self._still.append(self._clock_ns())
 
     def settle(self) -> None:
-        """Read the events that have passed; where the thread that stamps is about to, that does it."""
+        """Read the events that have passed, unless the stamping thread is about to."""
         if self._asking.acquire(blocking=False):
             try:
                 self._settle()
@@ -115,7 +115,7 @@ class Stamps:
             host_ns, call, event = self._pending.popleft()
             self._device.append(self._read(event))
             self._call.append(call)
-            self._host.append(host_ns)  # the last: who looks meanwhile sees whole entries only
+            self._host.append(host_ns)  # last, so that other threads read complete entries only
         if len(self._host) > MOST_STAMPS:
             self._host, self._call, self._device = self._host[1::2], self._call[1::2], self._device[1::2]
             self._every *= 2
@@ -132,7 +132,7 @@ class Stamps:
         self._anchors[1].append((before + after) // 2)
 
     def _read(self, event: Any) -> float:
-        """Return when an event passed, counted from the one before: a long time would lose digits."""
+        """Return an event's time on the device's clock, added up between events: long intervals lose digits."""
         device_ns = 0.0
         if self._last is not None:
             device_ns = self._last[1] + self._events.ns_between(self._last[0], event)
@@ -140,7 +140,7 @@ class Stamps:
         return device_ns
 
     def known(self) -> Stamped:
-        """Return what is known by now; asks nothing of the device, so any thread may."""
+        """Return the ends known so far, without querying the device, so any thread may call this."""
         with self._asking:
             columns = self._host[:], self._device[:], self._call[:], self._anchors[0][:], self._anchors[1][:]
             still = np.array(self._still[:], dtype=np.int64)
@@ -150,14 +150,14 @@ class Stamps:
             return NO_STAMPS
         on_host = _line(np.array(columns[1]), device, at - at[0])
         lag = np.maximum(on_host - (host - at[0]), 0.0)
-        # A moment of stillness is no step's end: as a call where steps are matched, it is matched by none.
+        # A synchronization is not the end of a step: marked as a call, no step is matched with it.
         host, lag = np.append(host, still), np.append(lag, np.zeros(len(still)))
         order = np.argsort(host, kind="stable")
         return Stamped(host[order], lag[order], np.append(call, np.ones(len(still), dtype=np.bool_))[order])
 
 
 def _line(x: FloatArray, known_x: FloatArray, known_y: FloatArray) -> FloatArray:
-    """Interpolate; beyond the ends both clocks are taken to run alike."""
+    """Interpolate; beyond the ends both clocks are assumed to run at the same rate."""
     inside: FloatArray = np.interp(x, known_x, known_y)
     line: FloatArray = inside + np.minimum(x - known_x[0], 0.0) + np.maximum(x - known_x[-1], 0.0)
     return line
@@ -166,15 +166,15 @@ def _line(x: FloatArray, known_x: FloatArray, known_y: FloatArray) -> FloatArray
 def on_device(steps: Sequence[Step], stamped: Stamped, now_ns: int, *, calls: bool = False) -> list[Busy]:
     """Return when a device did each of the host's steps, in order.
 
-    It begins when the host does, or when it is done with what came before, or at the end of what came just before: a
-    reading whose window lies across two steps is watched all the time. It ends at the step's own stamp, or, where
-    that was left out, as long after the host as at the stamps around.
+    A step begins when the host begins it or when the device finished the one before, or at the end of one just before:
+    a reading that averages over two steps then has no gap. It ends at the step's own stamp, or, without one, with the
+    interpolated lag of the stamps around.
 
     Args:
         steps: Of the host, sorted.
-        stamped: When the host ended what, and how long after that the device did.
-        now_ns: What ends later has not ended yet.
-        calls: Whether the steps are calls outside any other.
+        stamped: Ends on the host, and the device's lag behind each.
+        now_ns: Later ends are cut to this time.
+        calls: Whether the steps are outermost calls.
     """
     if not len(stamped.host_ns) or not steps:
         return [Busy(start, end, n, bound=False) for start, end, n in steps]
@@ -194,7 +194,7 @@ def on_device(steps: Sequence[Step], stamped: Stamped, now_ns: int, *, calls: bo
 
 
 def whole(found: Sequence[Busy]) -> list[Step]:
-    """Return steps of some length: what has no time of its own yet is counted with its neighbour."""
+    """Return steps of nonzero length: a step of zero length is counted with its neighbour."""
     kept: list[Step] = []
     rest = 0
     for busy in found:

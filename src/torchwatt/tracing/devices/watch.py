@@ -1,4 +1,4 @@
-"""When devices are recorded: windows of whole steps, as often as the budget allows."""
+"""Record devices in windows of whole steps, as often as the budget allows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from torchwatt.tracing.waiting import synchronize
 KIND = "device window"
 SHORT_STEP_NS = 30_000_000  # shorter steps are recorded several at a time
 SHORT_STEPS = 3
-KEY_MARK = "#"  # before the key of a module whose name is not known yet
+KEY_MARK = "#"  # prefix of a module's key, until its name is known
 
 Note = Callable[[Severity, str, str], None]
 
@@ -49,14 +49,14 @@ _warm = False
 
 
 class Watch:
-    """Records devices on one thread, in windows at ends of steps: idle, prepared, recording, idle.
+    """Record devices on one thread, in windows that begin and end with steps: idle, prepared, recording, idle.
 
     Args:
         clock_ns: The session's clock.
-        note: Takes events.
+        note: Receives events.
         meters: Domain of each device's meter by UUID.
         forced: For tests on machines without a device: record the CPU in the same way.
-        edit: For tests: may change the exported file before it is handed over.
+        edit: For tests: may change the exported file before the worker reads it.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Watch:
         self._jobs = Jobs()
         self._pacer = Pacer(clock_ns())
         self._recorder: Recorder | None = None
-        self._log: Log | None = None  # whose steps are recorded
+        self._log: Log | None = None  # of the thread whose steps are recorded
         self._left = 0
         self._most_steps = 1
         self.recording = False
@@ -85,15 +85,15 @@ class Watch:
 
     @property
     def is_on(self) -> bool:
-        """Whether a window is prepared or open: no other may open meanwhile."""
+        """Whether a window is prepared or open; no other kind of window may then open."""
         return self._recorder is not None
 
     def records(self, log: Log) -> bool:
-        """Say whether the step that a thread begins is recorded, so that its modules must be logged."""
+        """Return whether a thread's next step is recorded, so that its module calls must be logged."""
         return self.recording and log is self._log
 
     def warm_up(self) -> None:
-        """Record nothing once in a process, where a device is in use: the first time may take seconds."""
+        """Open and close an empty window, once per process, if a device is in use: the first may take seconds."""
         global _warm
         if _warm or not self._in_use() or kineto.user_is_profiling():
             return
@@ -107,13 +107,13 @@ class Watch:
             self._give_up(error)
 
     def _in_use(self) -> bool:
-        """Say whether the program works on a device: looking at it closer would else set it up."""
+        """Return whether the program uses a device; any closer query would initialise CUDA."""
         return self._forced or bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
     def step_ended(self, log: Log, conductor: Conductor, *, stamp: bool = True) -> None:
-        """Go on: to be called at the end of every step of a thread, before the next one is decided on.
+        """Advance the window at the end of a thread's step, before the next step is decided on.
 
-        Without `stamp` it is a call that begins, whose predecessor was stamped when it ended.
+        Without `stamp` it is the start of a call, whose predecessor was stamped at its end.
         """
         if self._broken or (self._log is not None and log is not self._log) or not self._may_ask():
             return
@@ -132,7 +132,7 @@ class Watch:
             self._give_up(error)
 
     def call_ended(self, log: Log, conductor: Conductor) -> None:
-        """Note that a call outside any other ends, where such calls are steps."""
+        """Stamp the end of an outermost call, where such calls are steps."""
         if self._broken or self._clocks is None or not self._may_ask():
             return
         try:
@@ -141,7 +141,7 @@ class Watch:
             self._give_up(error)
 
     def _may_ask(self) -> bool:
-        """Say whether devices may be asked anything now: not while a graph is captured, which that would break."""
+        """Return whether devices may be queried: not during graph capture, which a query would break."""
         return self._forced or (self._in_use() and not torch.cuda.is_current_stream_capturing())
 
     def _is_due(self, conductor: Conductor) -> bool:
@@ -195,7 +195,7 @@ class Watch:
             self._clocks.still()
 
     def _give_up(self, error: Exception) -> None:
-        # A private interface of torch misbehaves: the user's steps go on, without windows.
+        # A private interface of torch failed: continue without windows.
         self._broken, self.recording = True, False
         with contextlib.suppress(Exception):
             if self._recorder is not None and torch.autograd._profiler_enabled():  # type: ignore[attr-defined]
@@ -204,7 +204,7 @@ class Watch:
         self._note("warning", "WINDOW_FAILED", f"device windows stopped: {type(error).__name__}: {error}")
 
     def abandon(self) -> None:
-        """Stop a window that is open; from the thread that opened it."""
+        """Stop an open window, on the thread that opened it."""
         if self.recording and self._recorder is not None:
             self.recording = False
             with contextlib.suppress(Exception):
@@ -214,9 +214,9 @@ class Watch:
     def activities(
         self, steps: Sequence[Step], name_of: Callable[[int], str], *, calls: bool, last: bool, now_ns: int
     ) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
-        """Return what each device did, as far as it is known by now; at the `last` time, wait for the worker.
+        """Return what each device did, as far as known; with `last`, wait for the worker.
 
-        `steps` are the host's: start_ns, end_ns and how many; `calls`: they are calls outside any other.
+        `steps` are the host's: start_ns, end_ns, number of steps; `calls`: they are outermost calls.
         """
         self._jobs.finish() if last else self._jobs.look()
         if last and self._clocks is not None:
@@ -239,7 +239,7 @@ class Watch:
         return named, events
 
     def windows(self) -> list[tuple[Activity, ...]]:
-        """Return what was recorded in the windows that are known by now, under the names of the devices' meters."""
+        """Return the activities of the windows joined so far, one tuple per window, named by the devices' meters."""
         self._jobs.look()
         names = device_names(torch.cuda, self._meters) if self._jobs.windows and not self._forced else {}
         return [
@@ -248,7 +248,7 @@ class Watch:
         ]
 
     def done(self, steps: Sequence[Step], now_ns: int, *, calls: bool) -> list[Step]:
-        """Return when the program's one device did the host's steps; several devices have no time in common."""
+        """Return the steps as the program's only device did them; the host's steps where there are several devices."""
         only = self._clocks.only() if self._clocks is not None else NO_STAMPS
         return whole(on_device(steps, only, now_ns, calls=calls)) if len(only.host_ns) else list(steps)
 
@@ -256,13 +256,13 @@ class Watch:
         return NO_STAMPS if self._clocks is None else self._clocks.known(device)
 
     def close(self) -> None:
-        """Leave nothing behind: no process, no file."""
+        """Stop recording, kill the worker and remove its files."""
         self.abandon()
         self._jobs.close()
 
 
 def _ranges(log: Log, recorder: Recorder) -> Live:
-    """Return the thread's rows since the window opened, for the joiner; modules are named later, by their key."""
+    """Return the thread's rows since the window opened, for joining; slots have keys, resolved to names later."""
     table = log.table()
     rows = table[int(np.searchsorted(table[:, END], recorder.start_ns)) :]
     rows = rows[rows[:, START] >= recorder.start_ns]

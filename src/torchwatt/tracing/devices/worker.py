@@ -1,7 +1,7 @@
-"""The worker: joins one recorded window, in a process of its own since parsing would hold the user's GIL.
+"""Worker process: join one recorded window, outside the user's process since parsing would hold its GIL.
 
-Its arguments are TRACE RANGES RESULT OFFSET_NS. Deletes the trace and the ranges; the result is there whole or not at
-all, and says what failed if something did.
+Arguments: TRACE RANGES RESULT OFFSET_NS. Deletes the trace and the ranges; the result file is complete or absent, and
+has an error message if joining failed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ NICENESS = 15
 
 
 def main(arguments: list[str]) -> int:
-    """Join a window; 1 if it failed."""
+    """Join a window; return 1 if it failed."""
     trace, ranges, result = (Path(argument) for argument in arguments[:3])
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
     try:
         joined = join(read_trace(trace), live=read_ranges(ranges), offset_ns=int(arguments[3]))
         write_activities(result, joined.activities)
-    except Exception as error:  # whatever it was belongs into the result: nobody reads our stderr
+    except Exception as error:  # any error goes into the result: stderr is not read
         write_error(result, f"{type(error).__name__}: {error}")
         return 1
     finally:

@@ -1,4 +1,4 @@
-"""Saved traces of torch.profiler: read, and joined so that every device record has a module and a phase. No torch."""
+"""Read saved traces of torch.profiler and join every device record to a module and a phase. No torch."""
 
 from torchwatt.tracing.traces.join import join
 from torchwatt.tracing.traces.outcome import MEANING, NAMED, OUTCOMES, Joined, Outcome

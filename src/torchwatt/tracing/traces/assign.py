@@ -1,4 +1,4 @@
-"""One owner for each device record: the rules, in their order."""
+"""Assign one owner to each device record, by rules in a fixed order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLAIMED = tuple(CODE[o] for o in ("module-forward", "module-backward", "recomput
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assigned:
-    """Slot and outcome of each record; `compiled` is the call of a compiled graph that launched it."""
+    """Slot and outcome of each record; `compiled` is the compiled graph's call that launched it."""
 
     slot: IntArray
     outcome: IntArray
@@ -34,9 +34,9 @@ class Assigned:
 def assign(host: Host, links: Links, captures: tuple[Captured, ...]) -> Assigned:
     """Find the owner of each record.
 
-    1. Collectives are communication, whoever asked for them. 2. No launch: an orphan. 3. Replayed: the owner at
-    capture, or what encloses the replay. 4. A copy between host and device that no module, autograd node or optimizer
-    asked for is a transfer. 5. All else belongs to whoever launched it.
+    1. Collectives are communication, whatever launched them. 2. No launch: an orphan. 3. Replayed: the owner at
+    capture, or what encloses the replay. 4. A copy between host and device outside modules, autograd nodes and
+    optimizers is a transfer. 5. All other records belong to the owner of their launch.
     """
     records, launches, book = host.trace.records, host.trace.launches, host.claims.book
     launched = np.flatnonzero(links.launch != NOBODY)
@@ -62,7 +62,7 @@ def _replayed(host: Host, links: Links, replays: Replays, slot: IntArray, outcom
     unmapped = links.graph & ~mapped
     nameless = np.flatnonzero(unmapped & (outcome == CODE["outside"]))
     launch = links.launch[nameless]
-    # A row for each launch site would be one for each replay: graphs are told apart by how many kernels they hold.
+    # A slot per launch site would be one per replay: graphs are distinguished by their number of kernels.
     sizes = dict(zip(*np.unique(links.launch[links.graph], return_counts=True), strict=True))
     slot[nameless] = [host.claims.book(Slot(f"(graph of {sizes[i]} nodes)", "other")) for i in launch.tolist()]
     outcome[unmapped] = CODE["graph"]

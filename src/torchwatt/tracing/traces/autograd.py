@@ -1,7 +1,7 @@
-"""Whose backward was it: autograd nodes of a trace and the forward calls that made them.
+"""Map autograd nodes of a trace to the forward calls that made them.
 
-The sequence number that autograd gives a node is unique on the forward's thread, and the trace has it at the operator
-and at the node. The owner is whoever was at work when the last operator with that number began: earlier operators with
+The sequence number that autograd assigns to a node is unique on the forward's thread, and the trace has it at the
+operator and at the node. The owner is that of the start of the last operator with that number: earlier operators with
 it made no node. (On five real training traces this is the source of Kineto's own forward-backward arrow in 1,716 of
 1,716 cases.)
 """
@@ -26,7 +26,7 @@ from torchwatt.tracing.traces.tables import Kineto
 class Owners:
     """Each autograd node's slot (phase backward) and outcome, and the operator that made it (row of the operators).
 
-    `NOBODY` where no name was at work, or no operator is known.
+    -1 for an unknown owner or operator.
     """
 
     slot: IntArray
@@ -49,7 +49,7 @@ def owners(trace: Kineto, claims: Claims, live: Live = NO_LIVE) -> Owners:
 
 
 def _at_ops(trace: Kineto, claims: Claims, op: IntArray) -> tuple[IntArray, IntArray]:
-    """Return who was at work when each operator began, in phase backward."""
+    """Return slot (in phase backward) and outcome at the start of each operator."""
     there = np.flatnonzero(op != NOBODY)
     slot = np.full(len(op), NOBODY, dtype=np.int64)
     outcome = np.full(len(op), NOBODY, dtype=np.int64)
@@ -84,7 +84,7 @@ def _forward_ops(trace: Kineto, nodes: IntArray) -> IntArray:
 
 
 def _makers(trace: Kineto, thread: IntArray, nodes: IntArray) -> IntArray:
-    """Return for each node the last operator of its forward's thread that carries its sequence number."""
+    """Return for each node the last operator of its forward's thread with its sequence number."""
     ops, seq = trace.ops, trace.ops.sequence[nodes]
     maker = np.full(len(seq), NOBODY, dtype=np.int64)
     rows = _forward_ops(trace, nodes)
@@ -101,8 +101,8 @@ def _makers(trace: Kineto, thread: IntArray, nodes: IntArray) -> IntArray:
 def _forward_threads(trace: Kineto, nodes: IntArray) -> IntArray:
     """Return the thread on which each node's forward ran.
 
-    Torch numbers threads by itself (`Fwd thread id`), and no table in the trace says which is which. Arrows tell;
-    where there are none, the thread whose operators have most of the sequence numbers, begun before the nodes.
+    Torch has its own thread numbers (`Fwd thread id`), and no table in the trace maps them. Arrows do; without arrows,
+    the thread is used whose operators have most of the sequence numbers and begin before the nodes.
     """
     ops = trace.ops
     number = ops.forward[nodes]
@@ -123,7 +123,7 @@ def _forward_threads(trace: Kineto, nodes: IntArray) -> IntArray:
 
 
 def _score(trace: Kineto, rows: IntArray, nodes: IntArray) -> int:
-    """Count the nodes for whose number an operator of this thread began before them."""
+    """Count the nodes with a number that an operator of this thread, begun earlier, has."""
     ops = trace.ops
     seq, first = np.unique(ops.sequence[rows], return_index=True)  # rows are in order of time
     at = np.minimum(np.searchsorted(seq, ops.sequence[nodes]), len(seq) - 1)
@@ -132,7 +132,7 @@ def _score(trace: Kineto, rows: IntArray, nodes: IntArray) -> int:
 
 
 def _arrows(trace: Kineto, nodes: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Return the thread where each arrow begins, the node (place in `nodes`) where it ends, and its begin in time."""
+    """Return the thread where each arrow begins, the node (place in `nodes`) where it ends, and its start time."""
     flows, ops = trace.flows, trace.ops
     begin, end = np.flatnonzero(flows.arrives == 0), np.flatnonzero(flows.arrives == 1)
     begin = begin[np.argsort(flows.key[begin], kind="stable")]
@@ -148,7 +148,7 @@ def _arrows(trace: Kineto, nodes: IntArray) -> tuple[IntArray, IntArray, IntArra
 
 
 def _by_arrow(trace: Kineto, nodes: IntArray) -> IntArray:
-    """Return the operator where an arrow to each node begins; the last one, where several end there."""
+    """Return the operator where an arrow to each node begins; the last one, where there are several."""
     ops = trace.ops
     maker = np.full(len(nodes), NOBODY, dtype=np.int64)
     thread, node, t_ns = _arrows(trace, nodes)
@@ -159,7 +159,7 @@ def _by_arrow(trace: Kineto, nodes: IntArray) -> IntArray:
 
 
 def _inherit(trace: Kineto, nodes: IntArray, orphaned: NDArray[np.bool_]) -> IntArray:
-    """Return for each node the node whose owner it has, mostly itself.
+    """Return for each node the node whose owner it takes, usually itself.
 
     AccumulateGrad has no number: the engine runs it right after the node that made its gradient, on the same thread.
     """
@@ -170,7 +170,7 @@ def _inherit(trace: Kineto, nodes: IntArray, orphaned: NDArray[np.bool_]) -> Int
         before = np.searchsorted(end[ended], start[mine], side="right") - 1
         heir = orphaned[mine] & (before >= 0)
         source[mine[heir]] = ended[before[heir]]
-    while True:  # jump over chains of them, twice as far each time
+    while True:  # follow chains, doubling the distance each time
         further = source[source]
         if np.array_equal(further, source):
             return source

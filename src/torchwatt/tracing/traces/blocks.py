@@ -1,8 +1,8 @@
 """Read a trace of any length block by block, cut between events, so that memory stays bounded.
 
-A block is cut where a closing and an opening brace meet. Whether that is a border of two events or lies inside one
-(in a name, in nested arguments) is told by the decoder: a prefix cut anywhere else is not valid JSON. What it refuses
-is read event by event (`salvage`).
+A block is cut where a closing and an opening brace meet. The decoder decides whether that is a border of two events or
+lies inside one (in a name, in nested arguments): a prefix cut anywhere else is not valid JSON. Blocks that it refuses
+are read event by event (`salvage`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torchwatt.tracing.traces.events import Event, Found, Head, Refused, decode_
 from torchwatt.tracing.traces.salvage import Salvage, head_of
 
 BLOCK = 1 << 18  # bytes decoded at a time: about a thousand events, which fit a core's cache; 8 MiB take twice as long
-HEAD_LIMIT = 1 << 26  # the events must begin within that many bytes
-WAITING = 1 << 23  # bytes that may wait for the end of their event: events have kilobytes
+HEAD_LIMIT = 1 << 26  # the list of events must begin within that many bytes
+WAITING = 1 << 23  # bytes buffered for the end of an event: events have kilobytes
 CUTS = 16  # borders tried in a block before it is read event by event
 
-_BLANK = 1 << 12  # bytes of white space that may stand before the first bracket, or inside the opening
+_BLANK = 1 << 12  # bytes of white space allowed before the first bracket, or inside the opening
 _BORDER = re.compile(rb"\}\s*,\s*(?=\{)")
 _OPENING = re.compile(rb'"traceEvents"\s*:\s*\[')
 
@@ -29,7 +29,7 @@ def events_of(stream: IO[bytes], name: str, found: Found, block: int = BLOCK) ->
     """Yield the events of a trace, some thousands at a time.
 
     Raises:
-        TraceError: The file is no trace.
+        TraceError: The file is not a trace.
     """
     rest, listed = _opening(stream, name, found, block)
     reader = Salvage(found)
@@ -46,7 +46,7 @@ def events_of(stream: IO[bytes], name: str, found: Found, block: int = BLOCK) ->
             events, used = reader.read(rest, last=False)
             rest = rest[used:]
         yield events
-        if len(rest) > block + WAITING:  # an event that does not end: it would grow until the memory does
+        if len(rest) > block + WAITING:  # an event without an end would fill the memory
             found.malformed += 1
             found.truncated = True
             return
@@ -54,7 +54,7 @@ def events_of(stream: IO[bytes], name: str, found: Found, block: int = BLOCK) ->
 
 
 def _opening(stream: IO[bytes], name: str, found: Found, block: int) -> tuple[bytes, bool]:
-    """Return what follows the bracket that opens the events, and whether the file is a bare list of them."""
+    """Return the data after the bracket that opens the events, and whether the file is a bare list of them."""
     data, looked = b"", 0
     while True:
         more = stream.read(max(block, len(data)))  # twice as much each time, so that a long head is not copied often
@@ -75,7 +75,7 @@ def _opening(stream: IO[bytes], name: str, found: Found, block: int) -> tuple[by
 
 
 def _cut(data: bytes) -> tuple[list[Event], bytes] | None:
-    """Decode up to the last border of two events; None where there is none that the decoder accepts."""
+    """Decode up to the last border of two events; None where the decoder accepts no border."""
     for border in _borders(data):
         try:
             return decode_events(b"[" + data[: border.start() + 1] + b"]"), data[border.end() :]
@@ -95,7 +95,7 @@ def _borders(data: bytes) -> list[re.Match[bytes]]:
 
 
 def _last(rest: bytes, reader: Salvage, *, listed: bool) -> list[Event]:
-    """Decode what is left at the end of the file, together with what it says after its events."""
+    """Decode the remainder of the file, with the fields that follow the events."""
     found = reader.found
     try:
         if listed:
@@ -117,7 +117,7 @@ def _read_tail(stream: IO[bytes], rest: bytes, found: Found) -> None:
 
 
 def merged(first: Head, second: Head | None) -> Head:
-    """Join what was said before the events with what was said after them."""
+    """Merge the fields before the events with those after them, which take precedence."""
     if second is None:
         return first
     return Head(

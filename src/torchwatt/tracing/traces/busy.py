@@ -1,4 +1,4 @@
-"""How long a device worked, and how its records share that time. Durations of streams are never added up."""
+"""Compute how long a device worked, and each record's share; durations of concurrent streams are not summed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torchwatt.core.meter import FloatArray, IntArray
 
 
 def union(start_ns: IntArray, end_ns: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the stretches in which at least one interval runs, in time order and apart."""
+    """Return the intervals in which at least one interval runs, in time order and disjoint."""
     real = end_ns > start_ns
     start, end = start_ns[real], end_ns[real]
     if not len(start):
@@ -20,13 +20,13 @@ def union(start_ns: IntArray, end_ns: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def busy_ns(start_ns: IntArray, end_ns: IntArray) -> int:
-    """Return how long at least one interval runs."""
+    """Return how long at least one interval runs, in ns."""
     lo, hi = union(start_ns, end_ns)
     return int((hi - lo).sum())
 
 
 def shares_ns(start_ns: IntArray, end_ns: IntArray) -> FloatArray:
-    """Split busy time over the records: those that run at the same instant share it equally.
+    """Split busy time over the records: those that run at the same instant share it equally, in ns.
 
     The shares add up to `busy_ns`.
     """
@@ -34,7 +34,7 @@ def shares_ns(start_ns: IntArray, end_ns: IntArray) -> FloatArray:
     order = np.argsort(times, kind="stable")
     running = np.cumsum(np.repeat([1, -1], len(start_ns))[order])
     length = np.diff(times[order], append=times[order][-1:])
-    # One cumulative integral of dt / n answers every record: its share is the difference over its own ends.
+    # With one cumulative integral of dt / n, each record's share is the difference between its ends.
     each = np.divide(length, running, out=np.zeros(len(times)), where=running > 0)
     grown = np.concatenate(([0.0], np.cumsum(each)))
     place = np.empty(len(times), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Who was at work on a host thread: modules, autograd nodes, optimizer and loader; and around them, named ranges."""
+"""Find the owner of an instant on a host thread: module, autograd node, optimizer, loader; else a named range."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NODE = -2  # in `slot`: an autograd node, whose owner is found by its sequence 
 
 
 class Book:
-    """Gives slots their numbers."""
+    """Numbers slots."""
 
     def __init__(self) -> None:
         self.numbers: dict[Slot, int] = {}
@@ -38,7 +38,7 @@ class Book:
         return self.numbers.setdefault(slot, len(self.numbers))
 
     def in_phase(self, numbers: IntArray, phase: Phase) -> IntArray:
-        """Return the slots of the same names in another phase; `NOBODY` stays."""
+        """Return the slots of the same names in another phase; -1 is kept."""
         slots = tuple(self.numbers)
         used = np.unique(numbers[numbers != NOBODY])
         change = np.full(len(slots) + 1, NOBODY, dtype=np.int64)
@@ -48,9 +48,9 @@ class Book:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claims:
-    """Intervals that own what is launched inside them, the innermost first; and `scopes`, which own the rest.
+    """Intervals that own launches inside them, the innermost first; and `scopes`, which own the others.
 
-    `node` is for each claim the place of its autograd node in `nodes` (rows of the trace's operators), or `NOBODY`.
+    `node` is each claim's autograd node (place in `nodes`, rows of the trace's operators), or -1.
     """
 
     book: Book
@@ -62,15 +62,15 @@ class Claims:
     scopes: Nest
     scope_slot: IntArray
     paths: dict[int, str]
-    labels: str  # "own", "module", "scope", "none": the best kind of label that the trace has
+    labels: str  # "own", "module", "scope", "none": the best kind of label in the trace
     compiled: Nest
     compiled_name: IntArray
     _is_node: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
     def at(self, thread: IntArray, t_ns: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """Return slot, outcome and autograd node (place in `nodes`) at instants; `NOBODY` where there is none.
+        """Return slot, outcome and autograd node (place in `nodes`) at instants; -1: none.
 
-        Inside an autograd node there is a node and no slot yet; a module called inside one is recomputed.
+        An autograd node has no slot yet; a module called inside one is recomputed.
         """
         place = self.tree.at(thread, t_ns)
         slot, outcome, node = (np.append(column, NOBODY)[place] for column in (self.slot, self.outcome, self.node))
@@ -81,12 +81,12 @@ class Claims:
         return slot, outcome, node
 
     def scope_at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
-        """Return the slot of the innermost named range."""
+        """Return the slot of the innermost named range, -1 outside."""
         return np.append(self.scope_slot, NOBODY)[self.scopes.at(thread, t_ns)]
 
 
 def claims_of(trace: Kineto, live: Live = NO_LIVE) -> Claims:
-    """Collect who claims what on the trace's host threads."""
+    """Collect the claims on the trace's host threads."""
     book, ranges = Book(), trace.ranges
     paths = module_paths(trace)
     slots, outcomes = _named_slots(trace, book, paths)
@@ -123,7 +123,7 @@ def claims_of(trace: Kineto, live: Live = NO_LIVE) -> Claims:
 
 
 def _named_slots(trace: Kineto, book: Book, paths: dict[int, str]) -> tuple[IntArray, IntArray]:
-    """Return slot and outcome by name code, `NOBODY` for names that claim nothing."""
+    """Return slot and outcome by name code, -1 for names that claim nothing."""
     slots = np.full(len(trace.names) + 1, NOBODY, dtype=np.int64)
     outcomes = np.full(len(trace.names) + 1, NOBODY, dtype=np.int64)
     kinds = np.unique(np.stack((trace.ranges.name, trace.ranges.kind), axis=1), axis=0)

@@ -1,4 +1,4 @@
-"""Where a trace lies on the clock of a power curve: where the device's work explains the watts best."""
+"""Align a trace with the clock of a power curve: the offset at which device activity best explains the power."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from torchwatt.tracing.traces.busy import union
 
 GRID = 1 << 16  # points of the coarse search: 70 minutes at 64 ms, or a minute at 1 ms
 STEP_NS = 1_000_000  # the finest grid: no power sensor resolves a millisecond
-OVERLAP = 0.5  # part of the trace that must lie under the curve
-POOR, NEARLY = 0.25, 0.9  # a fit below, or a second place within that part of the best, settles nothing
+OVERLAP = 0.5  # part of the trace that must overlap the curve
+POOR, NEARLY = 0.25, 0.9  # below `POOR`, or with a runner-up above `NEARLY` times the best, a fit is ambiguous
 
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """What to add to the trace's times; `explained` is the part of the power's variance (0 to 1) that this explains.
+    """The offset to add to the trace's times; `explained` is the explained part (0 to 1) of the power's variance.
 
-    `step_ns` is how finely it was searched. The sensor's own lag, 60 to 110 ms on many cards, is part of the offset:
-    the two cannot be told apart by one curve.
+    `step_ns` is the resolution of the search. The sensor's own lag, 60 to 110 ms on many cards, is part of the offset:
+    one curve cannot separate the two.
     """
 
     offset_ns: int
     explained: float
     step_ns: int
-    runner_up: float  # the same figure at the best place that is not a neighbour
+    runner_up: float  # the same at the best offset that is not a neighbour
 
     @property
     def ambiguous(self) -> bool:
-        """Return whether little is explained, or another place explains nearly as much: regular steps look alike."""
+        """Whether little is explained, or another offset explains nearly as much, as with regular steps."""
         return self.explained < POOR or self.runner_up > NEARLY * self.explained
 
 
 def fit_offset(start_ns: IntArray, end_ns: IntArray, t_ns: IntArray, power_w: FloatArray) -> Offset:
-    """Find the offset of a device's busy time that explains a power curve best.
+    """Find the offset at which a device's busy time best explains a power curve.
 
-    At each offset the power is fitted by `a + b * busy` (least squares over what overlaps, b > 0), and the offset with
-    the largest explained part of the variance is taken. All offsets are tried at once: the sums that the fit needs
-    are correlations, computed by FFT (Padfield 2012, masked normalised cross-correlation).
+    At each offset the power is fitted by `a + b * busy` (least squares over the overlap, b > 0), and the offset with
+    the largest explained part of the variance is returned. All offsets are evaluated at once: the sums for the fit are
+    correlations, computed by FFT (Padfield 2012, masked normalised cross-correlation).
 
     Args:
         start_ns: Start of each device record, on the trace's clock, in any order; records may overlap.
@@ -49,7 +49,7 @@ def fit_offset(start_ns: IntArray, end_ns: IntArray, t_ns: IntArray, power_w: Fl
         power_w: The readings.
 
     Raises:
-        TraceError: There is nothing to fit: no records, fewer than four readings, or a device that is always busy.
+        TraceError: No records, fewer than four readings, constant power, or a device that is always busy.
     """
     lo, hi = union(start_ns, end_ns)
     if not len(lo) or len(t_ns) < 4 or not np.ptp(power_w) > 0:
@@ -73,7 +73,7 @@ def _busy_share(lo: IntArray, hi: IntArray, step: int) -> FloatArray:
     """Return the busy part of each grid cell."""
     edges = np.arange(0, int(hi[-1]) + step, step)
     grown = np.concatenate(([0], np.cumsum(hi - lo)))
-    # Busy time until an instant: what ended before, and the begun part of what runs.
+    # Busy time until an instant: ended intervals, and the begun part of the current one.
     which = np.searchsorted(lo, edges, side="right") - 1
     at = np.maximum(which, 0)
     until = grown[at] + np.clip(edges - lo[at], 0, hi[at] - lo[at])
@@ -103,16 +103,16 @@ def _explained(busy: FloatArray, power: FloatArray) -> FloatArray:
     cross = slid(busy, power) - sum_a * sum_b / n
     var_a = slid(busy**2, ones_b) - sum_a**2 / n
     var_b = slid(ones_a, power**2) - sum_b**2 / n
-    # Too little overlap, or a stretch of power so flat that rounding decides: no evidence.
+    # Too little overlap, or power so constant that rounding decides: no evidence.
     usable = (n >= OVERLAP * min(len(busy), len(power))) & (cross > 0)
     usable &= (var_a > 1e-9 * float(busy @ busy)) & (var_b > 1e-9 * float(power @ power))
     score = np.divide(cross**2, var_a * var_b, out=np.zeros_like(n), where=usable)
-    # What lies outside of the overlap is not explained: a perfect fit of a third of the trace is no perfect fit.
+    # Work outside the overlap is not explained: a perfect fit of a third of the trace counts as a third.
     return np.asarray(score.clip(0.0, 1.0) * np.minimum(n / len(busy), 1.0), dtype=np.float64)
 
 
 def _peak(score: FloatArray, best: int) -> float:
-    """Return where between its neighbours the peak lies, by the parabola through three points."""
+    """Return the peak's position relative to `best`, in cells, by the parabola through three points."""
     if not 0 < best < len(score) - 1:
         return 0.0
     left, mid, right = (float(x) for x in score[best - 1 : best + 2])
@@ -121,6 +121,6 @@ def _peak(score: FloatArray, best: int) -> float:
 
 
 def _width(score: FloatArray, best: int) -> int:
-    """Return how far from the peak the score has fallen to half."""
+    """Return the distance from the peak at which the score has fallen to half, in cells."""
     low = np.flatnonzero(score < score[best] / 2)
     return int(np.abs(low - best).min(initial=len(score)))

@@ -1,4 +1,4 @@
-"""One event of a Kineto trace, as far as the join needs it: decoded straight into typed fields."""
+"""One event of a Kineto trace, with the fields that the join needs, decoded into types."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EMPTY = msgspec.Raw(b"")
 class Args(msgspec.Struct, gc=False):
     """The arguments of an event that the join reads; all others are skipped by the decoder.
 
-    Grids, blocks and a HIP launch's kernel name stay raw JSON: they are compared, and seldom looked at.
+    Grids, blocks and a HIP launch's kernel name stay raw JSON: they are compared, and rarely decoded.
     """
 
     correlation: int = -1
@@ -45,7 +45,7 @@ class Event(msgspec.Struct, gc=False):
 
 
 class Head(msgspec.Struct):
-    """What a trace says about itself beside its events."""
+    """The fields of a trace beside its events."""
 
     base_ns: int | None = msgspec.field(default=None, name="baseTimeNanoseconds")
     distributed: dict[str, object] = msgspec.field(default_factory=dict, name="distributedInfo")
@@ -53,23 +53,23 @@ class Head(msgspec.Struct):
 
 
 class Tail(Head):
-    """The last block of a file: its remaining events and what follows them."""
+    """The last block of a file: its remaining events and the fields that follow them."""
 
     events: list[Event] = msgspec.field(default_factory=list, name="traceEvents")
 
 
 @dataclass(slots=True)
 class Found:
-    """What was learnt about a file while it was read."""
+    """Results of reading a file besides its events."""
 
     head: Head = field(default_factory=Head)
-    malformed: int = 0  # events that make no sense and were left out
+    malformed: int = 0  # events that cannot be interpreted and were left out
     truncated: bool = False  # the file ends inside its events
-    complete: bool = False  # the end of the list of events was seen
+    complete: bool = False  # the end of the list of events was reached
 
 
-# What decoders raise where the JSON is not what it should be; nested a thousand deep is one of it. The last two are
-# whole numbers with more digits than Python converts, and text that is half a surrogate pair.
+# Errors of decoders for invalid JSON, which includes excessive nesting. The last one also covers integers with more
+# digits than Python converts, and text with half a surrogate pair.
 Refused = (msgspec.DecodeError, RecursionError, ValueError)
 
 decode_events = msgspec.json.Decoder(list[Event]).decode

@@ -1,7 +1,7 @@
-"""Operators that a compiled graph calls as they are (matrix products, convolutions): the n-th call is the n-th written.
+"""Match operators called by a compiled graph (matrix products, convolutions) to its source: the n-th call is the n-th.
 
 Inductor's provenance names such a call `extern_kernels.mm` or `torch.ops.aten.convolution.default`; in the trace it is
-an operator `aten::mm` right below the graph's call. Which of several is which only their order says.
+an operator `aten::mm` right below the graph's call. Several calls of one name are matched by order only.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def extern_calls(
 ) -> Iterator[tuple[IntArray, Shares]]:
     """Yield records of operators that compiled graphs call, with the modules of each call.
 
-    A graph's call that has another number of an operator than the compiler wrote tells nothing about them.
+    A graph call with a number of calls of an operator other than the compiler wrote is skipped.
 
     Args:
         host: The host side of the trace.
-        sidecar: What the compiler wrote.
-        rows: Records to look at, all launched within the call of a compiled graph.
+        sidecar: The compiler's provenance.
+        rows: Records to match, all launched within the call of a compiled graph.
         launch: Each one's launch.
         compiled: Each one's call of a compiled graph.
         graphs: The graph's key by call.
@@ -50,7 +50,7 @@ def extern_calls(
 
 
 def _in_order(host: Host, places: IntArray, graph: str, sidecar: Sidecar) -> Iterator[tuple[int, Shares]]:
-    """Pair a graph call's operators of one name with what the compiler wrote, if they are equally many."""
+    """Pair a graph call's operators of one name with the provenance, if they are equal in number."""
     names = host.trace.ops.name[places]
     for code, members in by_group(names):
         operator = host.trace.names[code].removeprefix("aten::")

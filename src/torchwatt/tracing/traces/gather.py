@@ -1,4 +1,4 @@
-"""From decoded events to columns, block by block: an event lives no longer than its block."""
+"""Convert decoded events to columns, block by block; events are dropped with their block."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ FLOW = "fwdbwd"
 OF_A_PROCESS = frozenset((*OPERATORS, *LAUNCHES, *PYTHON))
 WANTED = frozenset((*OPERATORS, *LAUNCHES, *RECORDS, *ANNOTATIONS, *PYTHON, FLOW))
 
-BATCH = 1 << 11  # events turned into columns at a time: numpy's calls cost little, and they still lie in the cache
+BATCH = 1 << 11  # events converted at a time: numpy's overhead per call is small, and they still fit the cache
 
 MAX_DEVICE = 2**16
-# A time beyond (year 2128, in unix microseconds) is no time; with a base added it would not fit 64 bits of nanoseconds.
+# A time beyond (year 2128, in unix microseconds) is invalid; with a base added it would not fit 64 bits of nanoseconds.
 LATEST_US = 5.0e15
 
 Block = tuple[IntArray, ...]
@@ -44,7 +44,7 @@ _phase, _name, _place = attrgetter("ph"), attrgetter("name"), attrgetter("pid", 
 
 
 class Codes(dict[Any, int]):
-    """Gives every new key the next number."""
+    """Numbers new keys in order."""
 
     def __missing__(self, key: Any) -> int:
         self[key] = code = len(self)
@@ -55,7 +55,7 @@ _MOST_THREADS = 1 << 16
 
 
 class Threads(dict[tuple[int | str, int | str], int]):
-    """Numbers threads by (process, thread), however the two are written: 25738 and "25738" are one thread."""
+    """Numbers threads by (process, thread), independent of type: 25738 and "25738" are one thread."""
 
     def __init__(self) -> None:
         self.known = Codes()
@@ -67,7 +67,7 @@ class Threads(dict[tuple[int | str, int | str], int]):
         return code
 
     def system_ids(self) -> tuple[int, ...]:
-        """Return the operating system's number of each thread, -1 where it is a word."""
+        """Return the operating system's number of each thread, -1 where it is not numeric."""
         return tuple(tid if isinstance(tid, int) else -1 for _, tid in self.known)
 
 
@@ -81,12 +81,12 @@ class Gathered:
         self.streams = Codes()
         self.blocks: dict[str, list[Block]] = {k: [] for k in ("records", "launches", "ops", "ranges", "flows")}
         self.events = 0
-        self.timeless = 0  # events whose time makes no sense
+        self.timeless = 0  # events without a valid time
         self.processes: defaultdict[str, Counter[int | str]] = defaultdict(Counter)  # of operators, launches, modules
         self._waiting: dict[str, list[Event]] = {}
 
     def add(self, events: Sequence[Event]) -> None:
-        """Take over one block; what no rule asks for is dropped at once."""
+        """Add one block; events that no rule uses are dropped at once."""
         self.events += len(events)
         groups: defaultdict[str, list[Event]] = defaultdict(list)
         for event in events:
@@ -102,7 +102,7 @@ class Gathered:
             self.flush()
 
     def flush(self) -> None:
-        """Turn waiting events into columns."""
+        """Convert waiting events to columns."""
         for category, members in self._waiting.items():
             if category in OF_A_PROCESS:
                 self.processes[category].update(event.pid for event in members if event.pid != -1)
@@ -174,7 +174,7 @@ class Gathered:
         self.blocks[table].append(columns)
 
     def _timed(self, events: list[Event]) -> tuple[list[Event], IntArray, IntArray]:
-        """Return the events whose times make sense, with start and end in ns."""
+        """Return the events with valid times, with start and end in ns."""
         ts, dur = _floats(events, "ts"), _floats(events, "dur")
         good = (np.abs(ts) < LATEST_US) & (dur >= 0) & (dur < LATEST_US / 100)  # false for nan
         if not good.all():
@@ -203,8 +203,8 @@ class Gathered:
     def _named_by_torch(self) -> Block:
         """Return the ranges among the operators.
 
-        Before torch 1.11 annotations were written as operators; those of optimizers, loaders and steps are told by
-        their name, and so are ours.
+        Before torch 1.11 annotations were written as operators; those of optimizers, loaders and steps, and ours, are
+        recognised by name.
         """
         thread, start, end, name = self.columns("ops", 6)[:4]
         kind = [OWN if is_own(n) else ANNOTATION if is_reserved(n) else -1 for n in self.names]
@@ -231,12 +231,12 @@ def _ints(args: list[Args], field: str) -> IntArray:
     get = attrgetter(field)
     try:
         return np.fromiter(map(get, args), np.int64, len(args))
-    except OverflowError:  # beyond 64 bits: no number that could lead anywhere
+    except OverflowError:  # beyond 64 bits: invalid
         return np.array([v if abs(v) < 2**63 else -1 for v in map(get, args)], dtype=np.int64)
 
 
 def _number(text: int | str, otherwise: Codes | None = None) -> Any:
-    """Read "stream 7" or "25738" as a number; words stay words, or become negative numbers."""
+    """Read "stream 7" or "25738" as a number; other text stays text, or becomes a negative number."""
     if isinstance(text, int):
         return text if abs(text) < 2**62 else -1
     digits = text.rsplit(" ", 1)[-1]

@@ -1,8 +1,8 @@
-"""Who owns the kernels of a replayed CUDA or HIP graph: the calls that were captured, in their order.
+"""Find the owners of a replayed CUDA or HIP graph's kernels: the calls that were captured, in order.
 
-A replay is one launch, whatever it runs. While the graph was captured each kernel had a launch of its own, which ran
-nothing, inside the module that asked for it. If capture and replay agree in number and names, the n-th kernel of a
-name is the n-th launch of that name.
+A replay is one launch of many kernels. During the capture each kernel had a separate launch, which ran nothing,
+inside the module that called it. If capture and replay agree in number and names, the n-th kernel of a name is the n-th
+launch of that name.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from torchwatt.tracing.traces.tables import KERNEL, Kineto
 
 _BEGIN, _END = re.compile(r"StreamBeginCapture"), re.compile(r"StreamEndCapture")
 _KERNEL = re.compile(r"Launch\w*Kernel")
-UNNAMED = ""  # CUDA does not say at the launch which kernel it is
+UNNAMED = ""  # CUDA launches carry no kernel name
 MISSING = 0.01  # part of a graph that a replay may lack
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """One captured graph: kernel names in order of capture (`UNNAMED` where not said), and the owner of each."""
+    """One captured graph: kernel names in order of capture (`UNNAMED` if not in the trace), and their owners."""
 
     names: tuple[str, ...]
     slots: tuple[Slot, ...]
@@ -40,16 +40,16 @@ class Captured:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replays:
-    """What was found for records of replays: slot and outcome by record, `NOBODY` where no capture fits."""
+    """Slot and outcome of records of replays, -1 where no capture matches."""
 
     slot: IntArray
     outcome: IntArray
-    graphs: int  # replays seen
+    graphs: int  # number of replays
     mapped: int
 
 
 def captures_of(host: Host, links: Links | None = None) -> tuple[Captured, ...]:
-    """Return the graphs whose capture the trace has seen, in order."""
+    """Return the graphs whose capture is in the trace, in order."""
     trace = host.trace
     launches = trace.launches
     waiting = (links or link(trace)).unanswered
@@ -79,7 +79,7 @@ def _windows(trace: Kineto) -> Iterator[tuple[int, int]]:
 
 
 def label_replays(host: Host, links: Links, captures: tuple[Captured, ...]) -> Replays:
-    """Label the records of every replay whose capture is known."""
+    """Label the records of every replay with a known capture."""
     records, book = host.trace.records, host.claims.book
     slot = np.full(len(records), NOBODY, dtype=np.int64)
     outcome = np.full(len(records), NOBODY, dtype=np.int64)
@@ -96,7 +96,7 @@ def label_replays(host: Host, links: Links, captures: tuple[Captured, ...]) -> R
         slot[rows] = [book(chosen.slots[i]) if i != NOBODY else NOBODY for i in place]
         outcome[rows] = [chosen.outcomes[i] if i != NOBODY else NOBODY for i in place]
         mapped += 1
-    nameless = outcome == CODE["outside"]  # captured outside of every name: what encloses the replay knows more
+    nameless = outcome == CODE["outside"]  # captured outside of every name: what encloses the replay is more specific
     slot[nameless], outcome[nameless] = NOBODY, NOBODY
     return Replays(slot, outcome, len(replays), mapped)
 
@@ -114,11 +114,11 @@ def _replays(trace: Kineto, links: Links) -> list[IntArray]:
 def _choose(
     fit: tuple[int, ...], captures: tuple[Captured, ...], turns: Counter[tuple[int, ...]], replays: int
 ) -> Captured | None:
-    """Take the only capture that fits; of several alike (layers that are captured one by one) each in its turn."""
+    """Return the only capture that matches; several equal ones (layers captured one by one) are used in turn."""
     if not fit:
         return None
     if len({captures[i].slots for i in fit}) > 1 and replays % len(fit):
-        return None  # not a whole number of rounds: whose turn it is cannot be known
+        return None  # not a whole number of rounds: the capture is ambiguous
     turns[fit] += 1
     return captures[fit[(turns[fit] - 1) % len(fit)]]
 
@@ -127,7 +127,7 @@ def pairing(names: Sequence[str], captured: Sequence[str]) -> list[int] | None:
     """Return for each replayed kernel its place in the capture, or None where the two do not agree.
 
     In order if the names agree in order; name by name where streams changed the order. A few kernels may be missing
-    from a replay in one place (the trace ended): those around the gap that could stand on either side are `NOBODY`'s.
+    from a replay in one place (the trace ended): those around the gap that fit either side are -1.
     """
     if len(names) == len(captured):
         if all(b in {UNNAMED, a} for a, b in zip(names, captured, strict=True)):
@@ -150,5 +150,5 @@ def pairing(names: Sequence[str], captured: Sequence[str]) -> list[int] | None:
 
 
 def _agree(a: Sequence[str], b: Sequence[str]) -> int:
-    """Return how many names agree from the start."""
+    """Return the number of equal names from the start."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -42,9 +42,9 @@ def join(
     """Join every device record of a trace to a module and a phase.
 
     Args:
-        trace: What was recorded, as `read_trace` returns it.
-        captures: Traces in which CUDA or HIP graphs were captured that this one replays.
-        sidecar: What the compiler fused into which kernel.
+        trace: As `read_trace` returns it.
+        captures: Traces with the captures of CUDA or HIP graphs that this one replays.
+        sidecar: Which modules the compiler fused into which kernel.
         live: Ranges with sequence numbers, where a session recorded them.
         offset_ns: Added to the trace's times: from unix time to the clock of the power readings.
     """
@@ -106,7 +106,7 @@ def _activities(host: Host, links: Links, parts: Parts, offset_ns: int, notes: t
 
 
 def _covered(trace: Kineto, offset_ns: int) -> tuple[tuple[int, int], ...]:
-    """Return when devices were watched: from the first to the last event of the trace."""
+    """Return the interval in which devices were recorded: from the first to the last event of the trace."""
     tables = [t for t in (trace.records, trace.launches, trace.ops, trace.ranges) if len(t)]
     if not tables:
         return ()

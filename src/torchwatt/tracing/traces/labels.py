@@ -1,4 +1,4 @@
-"""What names in a trace mean: whose they are, and which phase. Pure text."""
+"""Interpret names in a trace: owner and phase. Pure text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RESERVED: tuple[tuple[str, Slot], ...] = (
     ("FSDP::", COLLECTIVES),
     ("FullyShardedDataParallel._", COLLECTIVES),
 )
-# NCCL and RCCL (which kept the name), MSCCL, NVSHMEM; vLLM's, SGLang's and AITER's own all-reduce.
+# NCCL and RCCL (which kept the name), MSCCL, NVSHMEM; the own all-reduce of vLLM, SGLang and AITER.
 _COLLECTIVE = re.compile(
     r"^(?:void )?(?:nccl|rccl|msccl|nvshmem)|ncclDev|ncclKernel"
     r"|cross_device_reduce|allreduce_fusion|all_?reduce_(?:one|two)"
@@ -38,22 +38,22 @@ _CALL = re.compile(r"_\d+$")
 
 
 def is_reserved(name: str) -> bool:
-    """Say whether torch gives this name to a range whatever it is written as."""
+    """Return whether torch gives this name to a range, whatever its category."""
     return name.startswith(("Optimizer.", "enumerate(DataLoader)", STEP_PREFIX))
 
 
 def reserved_slot(name: str) -> Slot | None:
-    """Return the slot of an optimizer's, a data loader's or FSDP's range."""
+    """Return the slot of an optimizer's, a data loader's or FSDP's range; None for other names."""
     return next((slot for prefix, slot in _RESERVED if name.startswith(prefix)), None)
 
 
 def is_own(name: str) -> bool:
-    """Say whether the name was written for us."""
+    """Return whether the name has torchwatt's prefix."""
     return name.startswith(OWN_PREFIXES)
 
 
 def own_slot(name: str) -> Slot:
-    """Read `torchwatt::<fqn>`, with `::<phase>` where the phase is said."""
+    """Return the slot of `torchwatt::<fqn>`, with `::<phase>` if given, else forward."""
     rest = name.split("::", 1)[1]
     fqn, _, phase = rest.rpartition("::")
     if fqn and phase in get_args(Phase):
@@ -62,27 +62,27 @@ def own_slot(name: str) -> Slot:
 
 
 def is_scope(name: str) -> bool:
-    """Say whether a user's annotation names a stretch of code worth a row: a step is none, nor is one collective."""
+    """Return whether a user's annotation is worth a row: profiler steps and single collectives are not."""
     return not name.startswith((STEP_PREFIX, *_NO_SCOPE)) and COMPILED.match(name) is None
 
 
 def scope_name(name: str) -> str:
-    """Return an annotation without the frame that some libraries put around it."""
+    """Return an annotation without the decoration that some libraries put around it."""
     return name.strip("# ") or name
 
 
 def is_collective(name: str) -> bool:
-    """Say whether a kernel moves data between devices."""
+    """Return whether a kernel moves data between devices."""
     return _COLLECTIVE.search(name) is not None
 
 
 def is_host_copy(name: str) -> bool:
-    """Say whether a copy crosses the bus between host and device."""
+    """Return whether a copy crosses the bus between host and device."""
     return _HOST_COPY.search(name) is not None
 
 
 def class_name(module: str) -> str:
-    """Return the class of `Conv2d_7`."""
+    """Return the class of a name such as `Conv2d_7`."""
     return _CALL.sub("", module)
 
 
@@ -92,5 +92,5 @@ def node_name(name: str) -> str:
 
 
 def is_backward_op(name: str) -> bool:
-    """Say whether an operator is an autograd node by its name: in old traces nothing else tells."""
+    """Return whether an operator is an autograd node by its name, which is all that old traces have."""
     return _BACKWARD.search(name) is not None

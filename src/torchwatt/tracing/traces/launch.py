@@ -1,4 +1,4 @@
-"""From a device record to the call that launched it."""
+"""Match device records to the calls that launched them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _GRAPH = re.compile(r"^(?:cuda|cu|hip)GraphLaunch")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Links:
-    """`launch` is each record's launch, `NOBODY` for orphans; `graph` says whether that replays a graph."""
+    """`launch` is each record's launch, -1 for orphans; `graph`: whether that launch replays a graph."""
 
     launch: IntArray
     graph: NDArray[np.bool_]
-    unanswered: IntArray  # launches of work without any record, in order of time
-    ambiguous: int  # records whose correlation several launches carry
+    unanswered: IntArray  # launches of work without a record, in order of time
+    ambiguous: int  # records whose correlation id several launches have
 
 
 def link(trace: Kineto) -> Links:
     """Find each record's launch by its correlation id.
 
-    A correlation id that occurs twice (the counter wrapped, traces were merged) means the last launch that began
-    before the record.
+    Of several launches with one id (the counter wrapped, traces were merged), the last that began before the record is
+    used.
     """
     records, launches = trace.records, trace.launches
     order = np.lexsort((launches.start_ns, launches.correlation))
@@ -61,5 +61,5 @@ def _unanswered(trace: Kineto, launch: IntArray) -> IntArray:
 
 
 def named(trace: Kineto, pattern: re.Pattern[str]) -> NDArray[np.bool_]:
-    """Return for each name of the trace whether the pattern finds something in it."""
+    """Return for each name of the trace whether the pattern matches in it."""
     return np.array([pattern.search(name) is not None for name in trace.names] or [False], dtype=np.bool_)

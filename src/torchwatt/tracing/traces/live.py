@@ -1,4 +1,4 @@
-"""Ranges that a live session recorded itself, with the sequence numbers that autograd gave out during each."""
+"""Ranges that a live session recorded itself, with the sequence numbers that autograd assigned during each."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Live:
-    """Columns of equal length, in the order in which calls ended (of two equal ranges the first is the inner one).
+    """Columns of equal length, in order of the ends of calls (of two equal ranges the first is the inner one).
 
     `thread` is the operating system's number, times are unix nanoseconds like the trace's, `[seq0, seq1)` are the
-    sequence numbers given out during the call, and `slot` points into `slots`.
+    sequence numbers assigned during the call, and `slot` points into `slots`.
     """
 
     thread: IntArray
@@ -38,10 +38,10 @@ class Live:
             raise TraceError("columns of recorded ranges differ in length")
 
     def on(self, trace: Kineto, book: Book) -> tuple[IntArray, IntArray]:
-        """Return each range's thread as the trace numbers it, and its slot as the book does."""
+        """Return each range's thread as numbered in the trace, and its slot as numbered in the book."""
         codes = {tid: code for code, tid in enumerate(trace.threads)}
         numbers = np.array([book(slot) for slot in self.slots] or [NOBODY], dtype=np.int64)
-        # A thread that the trace does not know launched nothing: any number that no other thread has will do.
+        # A thread that is not in the trace launched nothing: any unused number is suitable.
         thread = [codes.get(tid, -2 - i) for i, tid in enumerate(self.thread.tolist())]
         return np.array(thread, dtype=np.int64), numbers[self.slot]
 

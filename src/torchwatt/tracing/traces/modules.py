@@ -1,4 +1,4 @@
-"""Names for modules of a foreign trace, which knows only `Conv2d_7`: the path of calls that leads there."""
+"""Name modules of a foreign trace, which has only `Conv2d_7`, by their path of calls."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torchwatt.tracing.traces.tables import MODULE, Kineto
 def module_paths(trace: Kineto) -> dict[int, str]:
     """Return for each name code of a module its path, such as `ResNet_0.Sequential_1.Conv2d_7`.
 
-    A module that is called from several places keeps the path of its deepest call, the first of equals: a call that
-    is seen without its callers (the trace began inside, a checkpoint calls it again in backward) tells less.
+    A module with several callers keeps the path of its deepest call, the first of equals: a call without its callers
+    (the trace began inside, a checkpoint repeats it in backward) has a shorter path.
     """
     ranges = trace.ranges
     calls = np.flatnonzero(ranges.kind == MODULE)
@@ -31,7 +31,7 @@ def module_paths(trace: Kineto) -> dict[int, str]:
 
 
 def depths(parent: IntArray) -> IntArray:
-    """Return how many intervals enclose each."""
+    """Return the number of intervals that enclose each."""
     depth = np.zeros(len(parent), dtype=np.int64)
     above = parent.copy()
     while True:
@@ -53,7 +53,7 @@ def _caller(call: int, name: IntArray, parent: IntArray) -> int:
 def _path(code: int, caller: dict[int, int], names: tuple[str, ...]) -> str:
     parts: list[str] = []
     seen: set[int] = set()
-    while code != NOBODY and code not in seen:  # two modules that call each other would go round for ever
+    while code != NOBODY and code not in seen:  # two modules that call each other would loop forever
         seen.add(code)
         parts.append(names[code].removeprefix(MODULE_PREFIX).replace(".", "_"))
         code = caller[code]
@@ -61,5 +61,5 @@ def _path(code: int, caller: dict[int, int], names: tuple[str, ...]) -> str:
 
 
 def module_infos(paths: dict[int, str]) -> tuple[ModuleInfo, ...]:
-    """Return the modules as reports list them."""
+    """Return the modules as listed in reports."""
     return tuple(ModuleInfo(path, class_name(path.rpartition(".")[2])) for path in sorted(paths.values()))

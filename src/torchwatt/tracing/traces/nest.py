@@ -1,4 +1,4 @@
-"""Intervals that are nested or apart, thread by thread: who is innermost at an instant, who encloses whom."""
+"""Nesting of intervals that are nested or disjoint, by thread: innermost at an instant, and enclosing."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torchwatt.tracing.traces.tables import group_starts
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Nest:
-    """Intervals by thread. `parent` and what `at` returns are places in the arrays that it was made from."""
+    """Intervals by thread; `parent` and the result of `at` are indices of the arrays it was made from."""
 
     parent: IntArray
     lanes: dict[int, tuple[IntArray, IntArray, IntArray]]  # thread -> places, starts, clipped ends; by start
 
     def at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
-        """Return the innermost interval that holds each instant, `NOBODY` where none does.
+        """Return the innermost interval that contains each instant, -1 where none does.
 
-        An interval holds its start and not its end.
+        An interval contains its start, not its end.
         """
         found = np.full(len(t_ns), NOBODY, dtype=np.int64)
         for lane, asked in by_group(thread):
@@ -38,17 +38,17 @@ class Nest:
         last = np.searchsorted(start, t_ns, side="right") - 1
         found = np.where(last >= 0, place[np.maximum(last, 0)], NOBODY)
         open_ = np.flatnonzero(found != NOBODY)
-        while len(open_):  # climbs once for each level that has ended
+        while len(open_):  # climbs once per level that has ended
             open_ = open_[end_of[found[open_]] <= t_ns[open_]]
             found[open_] = self.parent[found[open_]]
             open_ = open_[found[open_] != NOBODY]
         return found
 
     def climb(self, place: IntArray, wanted: NDArray[np.bool_]) -> IntArray:
-        """Return for each interval the nearest one among itself and its ancestors that is `wanted`, or `NOBODY`.
+        """Return for each interval the nearest one among itself and its ancestors that is `wanted`, or -1.
 
         Args:
-            place: Intervals, `NOBODY` allowed.
+            place: Intervals, -1 allowed.
             wanted: One boolean for each interval of the nest.
         """
         found = place.copy()
@@ -60,7 +60,7 @@ class Nest:
             found[going] = self.parent[found[going]]
 
     def outermost(self, place: IntArray) -> IntArray:
-        """Return the outermost ancestor of each interval, itself if it has none; `NOBODY` stays."""
+        """Return the outermost ancestor of each interval, itself if it has none; -1 is kept."""
         found = place.copy()
         while True:
             up = np.append(self.parent, NOBODY)[found]
@@ -70,7 +70,7 @@ class Nest:
 
 
 def nest(thread: IntArray, start_ns: IntArray, end_ns: IntArray) -> Nest:
-    """Find who encloses whom; what crosses another's end is cut there.
+    """Find each interval's enclosing one; an interval that crosses another's end is cut there.
 
     Of two equal intervals the earlier in the arrays is the outer one.
     """
@@ -100,7 +100,7 @@ def enclosing(start: list[int], end: list[int]) -> tuple[list[int], list[int]]:
 
 
 def by_group(key: IntArray) -> Iterator[tuple[int, IntArray]]:
-    """Yield each distinct key with the places where it stands, in order."""
+    """Yield each distinct key with its indices, in order."""
     order = np.argsort(key, kind="stable")
     edges = group_starts(key[order])
     for lo, hi in pairwise(edges.tolist()):

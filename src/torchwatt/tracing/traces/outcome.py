@@ -1,4 +1,4 @@
-"""What a join found out: activities, and how much of the work reached a name."""
+"""The result of a join: activities, and how much of the work has an owner."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ NAMED: tuple[Outcome, ...] = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Joined:
-    """A trace's device records with a module and a phase each, and what that rests on.
+    """A trace's device records with a module and a phase each, and the evidence for them.
 
     Times by outcome are sums of durations, of kernels in `kernel_ns` and of copies and fills in `copy_ns`: amounts of
-    work. How long a device was busy is `busy_ns`, the union of its records.
+    work. `busy_ns`, the union of a device's records, is how long it was busy.
     """
 
     source: str
@@ -56,19 +56,19 @@ class Joined:
     lost: int  # launches whose record is missing
     modules: tuple[ModuleInfo, ...] = ()
     notes: tuple[str, ...] = ()
-    device_names: tuple[tuple[str, str], ...] = ()  # model by device, as the trace has it
+    device_names: tuple[tuple[str, str], ...] = ()  # model by device, from the trace
 
     @property
     def total_kernel_ns(self) -> int:
-        """Return the sum of all kernels' durations, as the trace itself has it."""
+        """Return the sum of all kernels' durations in the trace."""
         return sum(self.kernel_ns.values())
 
     def share(self, *outcomes: Outcome) -> float:
-        """Return the part of kernel time that ended so; 0 where there are no kernels."""
+        """Return the part of kernel time with these outcomes; 0 without kernels."""
         total = self.total_kernel_ns
         return sum(self.kernel_ns[outcome] for outcome in outcomes) / total if total else 0.0
 
     @property
     def named_share(self) -> float:
-        """Return the part of kernel time that reached a module, a reserved row or a named range."""
+        """Return the part of kernel time that has a module, a reserved row or a named range."""
         return self.share(*NAMED)

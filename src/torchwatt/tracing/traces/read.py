@@ -1,4 +1,4 @@
-"""Open a saved trace, plain or gzipped, and return it as columns."""
+"""Read a saved trace, plain or gzipped, into columns."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from torchwatt.tracing.traces.tables import Flows, Kineto, Launches, Ops, Ranges
 _GZIP = b"\x1f\x8b"
 # Without a base, times are unix microseconds; this is September 2001.
 _UNIX_US = 10**15
-# A base beyond the year 2096 is none; added to times of an event that are nearly as large it would not fit 64 bits.
+# A base beyond the year 2096 is invalid; added to times of an event that are nearly as large it would not fit 64 bits.
 LATEST_BASE_NS = 4 * 10**18
-MERGED_SHARE = 100  # a process with fewer than one of so many calls of another is none
+MERGED_SHARE = 100  # processes with less than this fraction (1/100) of another's calls are ignored
 _MOST_RANKS = 10**7
-_MOST_BYTES = 1 << 40  # it is read block by block
-# Names, times and numbers of an event take 10 bytes and more of an archive; what takes fewer repeats itself.
+_MOST_BYTES = 1 << 40  # the file is read block by block
+# Names, times and numbers of an event take at least 10 bytes of an archive; fewer bytes mean artificial repetition.
 LEAST_EVENT_BYTES, FREE_EVENTS = 4, 250_000
 
 
 def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK) -> Kineto:
     """Read a trace saved by torch.profiler (.json or .json.gz).
 
-    A trace that is cut short or holds events that make no sense gives what it holds, and its notes say so.
+    A trace that is truncated or has malformed events is read as far as possible; `notes` have the omissions.
 
     Args:
         path: The file.
-        block: How many bytes are decoded at a time.
+        block: Number of bytes decoded at a time.
 
     Raises:
-        TraceError: The file cannot be read, is empty, or is no trace.
+        TraceError: The file cannot be read, is empty, is not a trace, or has the events of several processes.
     """
     name = Path(path).name
     found, gathered = Found(), Gathered()
@@ -62,7 +62,7 @@ def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK) -> Kineto:
 
 
 def _refuse_merged(name: str, gathered: Gathered) -> None:
-    """Refuse what several processes did: their correlation ids, streams and devices have the same numbers."""
+    """Raise an error for a trace of several processes: their ids of correlations, streams and devices collide."""
     gathered.flush()
     several = max((_doing(calls) for calls in gathered.processes.values()), key=len, default=[])
     if len(several) > 1:
@@ -74,14 +74,14 @@ def _refuse_merged(name: str, gathered: Gathered) -> None:
 
 
 def _doing(calls: Mapping[int | str, int]) -> list[int | str]:
-    """Return the processes of these calls; a few with an odd number are damage, not a process."""
+    """Return the processes of these calls; a process number with few calls is damage."""
     least = max(2, max(calls.values(), default=0) / MERGED_SHARE)
     return [process for process, count in calls.items() if count >= least]
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """Open a trace and return what is in it, unpacked, and how many bytes the file has."""
+    """Yield the unpacked content of a trace, and the file's size in bytes."""
     with open_named(path, _MOST_BYTES) as plain:
         size = os.fstat(plain.fileno()).st_size
         zipped = plain.read(2) == _GZIP
@@ -90,7 +90,7 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
 
 
 def _until_broken(blocks: Iterator[list[Event]], name: str, found: Found) -> Iterator[list[Event]]:
-    """Keep what a broken archive gave before it broke."""
+    """Yield the blocks of a broken archive up to the damage."""
     any_yet = False
     while True:
         try:
@@ -145,7 +145,7 @@ def _devices(found: Found) -> Iterator[tuple[int, str]]:
 
 
 def _clock(found: Found, gathered: Gathered) -> tuple[int, str]:
-    """Return what to add to the times, and how they are known."""
+    """Return the offset of the times in ns, and its source."""
     if found.head.base_ns is not None and 0 <= found.head.base_ns < LATEST_BASE_NS:
         return found.head.base_ns, "base"
     starts = [

@@ -1,4 +1,4 @@
-"""Who owns what is launched at an instant of a host thread: the whole ladder from module to nobody."""
+"""Find the owner of a launch at an instant of a host thread, from module down to unattributed."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from torchwatt.tracing.traces.tables import Kineto
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Host:
-    """The host side of a trace, ready to answer."""
+    """The host side of a trace, prepared for look-ups."""
 
     trace: Kineto
     claims: Claims
     owners: Owners
-    ops: Nest | None  # top operators, only where there is no better label
+    ops: Nest | None  # top operators, only without a better label
 
     def at(self, thread: IntArray, t_ns: IntArray) -> tuple[IntArray, IntArray]:
-        """Return slot and outcome of what is launched at instants.
+        """Return slot and outcome of launches at instants.
 
-        Innermost module, autograd node, optimizer or loader; else the innermost named range; else the
-        compiled graph; else, in a trace that names no module, the operator; else nobody.
+        Innermost module, autograd node, optimizer or loader; else the innermost named range; else the compiled graph;
+        else, in a trace without module names, the operator; else `(unattributed)`.
         """
         claims, book = self.claims, self.claims.book
         slot, outcome, node = claims.at(thread, t_ns)
@@ -54,7 +54,7 @@ class Host:
     def _by_compiled_graph(
         self, thread: IntArray, t_ns: IntArray, node: IntArray, slot: IntArray, outcome: IntArray
     ) -> None:
-        """Name what nobody else does by the call of a compiled graph around it: torch writes that range itself."""
+        """Set launches without an owner to the compiled graph's call around them, a range that torch writes itself."""
         call = self.compiled_at(thread, t_ns)
         open_ = np.flatnonzero((slot < 0) & (call != NOBODY))
         for i in open_.tolist():
@@ -63,7 +63,7 @@ class Host:
             slot[i], outcome[i] = self.claims.book(Slot(name, phase)), CODE["scope"]
 
     def _by_operator(self, thread: IntArray, t_ns: IntArray, node: IntArray, slot: IntArray, outcome: IntArray) -> None:
-        """Name by the forward operator of the autograd node, or by the outermost operator at work."""
+        """Name by the forward operator of the autograd node, or by the outermost running operator."""
         assert self.ops is not None  # noqa: S101  # the caller looked
         maker = np.append(self.owners.op, NOBODY)[node]
         running = self.ops.outermost(self.ops.at(thread, t_ns))
@@ -79,7 +79,7 @@ class Host:
                     slot[part], outcome[part] = self.claims.book(Slot(name, phase)), CODE["op"]
 
     def compiled_at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
-        """Return the call of a compiled graph (place in `claims.compiled_name`) at instants, `NOBODY` outside."""
+        """Return the call of a compiled graph (place in `claims.compiled_name`) at instants, -1 outside."""
         return self.claims.compiled.at(thread, t_ns)
 
 
@@ -89,7 +89,7 @@ def host_of(trace: Kineto, live: Live = NO_LIVE) -> Host:
     top: Nest | None = None
     if claims.labels in {"scope", "none"}:
         plain = np.array([not is_reserved(name) for name in trace.names] or [True], dtype=np.bool_)[trace.ops.name]
-        # Reserved ranges that old traces wrote as operators enclose operators and are none.
+        # Reserved ranges that old traces wrote as operators enclose operators but are not operators.
         end = np.where(plain, trace.ops.end_ns, trace.ops.start_ns)
         top = nest(trace.ops.thread, trace.ops.start_ns, end)
     return Host(trace, claims, owners(trace, claims, live), top)

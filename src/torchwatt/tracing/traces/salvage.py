@@ -1,4 +1,4 @@
-"""Read events one by one where the fast decoder refuses a block: odd numbers, wrong types, a file cut short."""
+"""Read events one by one where the fast decoder refuses a block: odd numbers, wrong types, a truncated file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import msgspec
 from torchwatt.core.errors import TraceError
 from torchwatt.tracing.traces.events import EMPTY, Event, Found, Head, Refused
 
-MOST_MALFORMED = 50_000  # each is looked for in its block: a file of nothing else would take for ever
-LONGEST_EVENT = 1 << 20  # an event that is not closed within that many bytes is broken, not cut off
+MOST_MALFORMED = 50_000  # each is searched for in its block: a file of malformed events would take forever
+LONGEST_EVENT = 1 << 20  # an event not closed within that many bytes is malformed, not truncated
 
 _BORDER = re.compile(r"\}\s*,\s*(?=\{)")
 _NEXT = re.compile(r"[\s,]*")
@@ -25,7 +25,7 @@ _WHOLE_NUMBERS = ("correlation", "Sequence number", "Fwd thread id", "device", "
 
 
 class Salvage:
-    """Reads what it can; counts what it cannot."""
+    """Reads the events that can be interpreted; counts the others."""
 
     def __init__(self, found: Found) -> None:
         self.found = found
@@ -33,8 +33,8 @@ class Salvage:
     def read(self, data: bytes, *, last: bool) -> tuple[list[Event], int]:
         """Return the complete events at the start of `data` and how many bytes they took.
 
-        Stops at the bracket that closes the list (`found.complete`), or at an event that is not complete. Bytes are
-        read as Latin-1, so that places in the text are places in the file; names are put right afterwards.
+        Stops at the bracket that closes the list (`found.complete`), or at an incomplete event. Bytes are decoded as
+        Latin-1, so that positions in the text are positions in the file; names are corrected afterwards.
         """
         text = _repaired(data.decode("latin-1"))
         events: list[Event] = []
@@ -69,7 +69,7 @@ class Salvage:
 
 
 def event_of(value: Any) -> Event | None:
-    """Make an event of what the JSON says, as far as its fields make sense; None where they do not."""
+    """Return an event from decoded JSON; None if its fields are invalid."""
     if not isinstance(value, dict):
         return None
     fields = {key: _text(item) for key, item in value.items()}
@@ -95,7 +95,7 @@ def _raw(value: Any) -> msgspec.Raw:
 
 
 def head_of(data: bytes) -> Head | None:
-    """Read what a trace says about itself; None where that makes no sense."""
+    """Return the head of a trace; None if it is invalid."""
     try:
         return msgspec.json.decode(data, type=Head, strict=False)
     except Refused:
@@ -104,7 +104,7 @@ def head_of(data: bytes) -> Head | None:
 
 
 def _whole(args: dict[str, Any] | None) -> dict[str, Any]:
-    """Keep of the arguments the numbers that are numbers."""
+    """Return the arguments that are integers."""
     limit = 2**63
     return {
         k: v
@@ -117,13 +117,13 @@ def _text(value: Any) -> Any:
     if isinstance(value, str) and not value.isascii():
         try:
             return value.encode("latin-1").decode("utf-8", "replace")
-        except UnicodeEncodeError:  # was escaped in the file, and is right already
+        except UnicodeEncodeError:  # was escaped in the file, and is already correct
             return value
     return value
 
 
 def _repaired(text: str) -> str:
-    """Replace what is no JSON by something of the same length, so that places stay."""
+    """Replace invalid JSON by text of the same length, so that positions are kept."""
     text = _ODD_NUMBER.sub(lambda m: "NaN".rjust(len(m.group())), text)
     return _ESCAPE.sub(lambda m: m.group() if len(m.group()) > 1 else "/", text)
 
@@ -134,7 +134,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _cut_off(error: Exception, text: str) -> bool:
-    """Say whether an event fails only because the text ends here."""
+    """Return whether an event fails only because the text ends here."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     ends = error.pos >= len(text) - 8  # a literal such as `false` may be cut in the middle

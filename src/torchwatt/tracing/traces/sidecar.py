@@ -1,4 +1,4 @@
-"""Which modules a compiled kernel stands for, as `torchwatt.tracing.inductor` wrote it down at compile time."""
+"""Read which modules a compiled kernel stands for, as `torchwatt.tracing.inductor` wrote it at compile time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchwatt.disk.path_safety import read_named
 FORMAT = "torchwatt-inductor/1"
 ANY_GRAPH = "*"
 MAX_BYTES = 1 << 26
-_HEAVIEST = 1e100  # weights are counts of nodes; a sum of them must be a number
+_HEAVIEST = 1e100  # weights are counts of nodes; their sum must be finite
 
 Shares = tuple[tuple[Slot, float], ...]  # weights are above 0 and add up to 1
 
@@ -29,7 +29,7 @@ class Sidecar:
     graphs: Mapping[str, Mapping[str, Shares]] = field(default_factory=dict)
 
     def shares(self, graph: str, kernel: str) -> Shares | None:
-        """Return who shares a kernel; a kernel is looked up in its graph and then in "*"."""
+        """Return the shares of a kernel; it is looked up in its graph, then in "*"; None if unknown."""
         return self.graphs.get(graph, {}).get(kernel) or self.graphs.get(ANY_GRAPH, {}).get(kernel)
 
 
@@ -59,7 +59,7 @@ def read_sidecar(path: str | os.PathLike[str]) -> Sidecar:
 
 
 def normalised(rows: list[tuple[str, str, float]]) -> Shares:
-    """Return shares whose weights add up to 1; rows that say nothing are left out."""
+    """Return shares whose weights add up to 1, without rows of an unknown phase or an invalid weight."""
     good = [(Slot(fqn, phase), w) for fqn, phase, w in rows if phase in get_args(Phase) and 0 < w < _HEAVIEST]  # type: ignore[arg-type]
     total = sum(w for _, w in good)
     return tuple((slot, w / total) for slot, w in good)

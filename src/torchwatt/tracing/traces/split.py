@@ -1,4 +1,4 @@
-"""Kernels that several modules share: a fused kernel's time is cut in proportion, so that nothing is made or lost."""
+"""Split kernels that several modules share: a fused kernel's time is cut in proportion; total time is kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torchwatt.tracing.traces.tables import KERNEL
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
-    """Records, those that are shared cut into consecutive parts. `row` is each part's record."""
+    """Records, with shared ones cut into consecutive parts; `row` is each part's record."""
 
     row: IntArray
     slot: IntArray
@@ -31,11 +31,11 @@ class Parts:
     start_ns: IntArray
     end_ns: IntArray
     shared: NDArray[np.bool_]  # by record: cut by provenance
-    triton: NDArray[np.bool_]  # by record: a compiled kernel, whether or not provenance knows it
+    triton: NDArray[np.bool_]  # by record: a compiled kernel, with or without provenance
 
 
 def split(host: Host, links: Links, assigned: Assigned, sidecar: Sidecar) -> Parts:
-    """Give compiled kernels to the modules that the compiler fused into them, as far as a sidecar says."""
+    """Assign compiled kernels to the modules that the compiler fused into them, as far as a sidecar has them."""
     trace = host.trace
     records = trace.records
     triton = (records.kind == KERNEL) & np.array(
@@ -61,7 +61,7 @@ def split(host: Host, links: Links, assigned: Assigned, sidecar: Sidecar) -> Par
 
 
 def _fused(host: Host, assigned: Assigned, sidecar: Sidecar, rows: IntArray) -> Iterator[tuple[IntArray, Shares]]:
-    """Yield kernels that the compiler wrote itself: their names are their provenance."""
+    """Yield kernels that the compiler generated, with their shares by name."""
     records = host.trace.records
     pairs = np.stack((assigned.compiled[rows], records.name[rows]), axis=1)
     distinct, which = np.unique(pairs, axis=0, return_inverse=True)
@@ -73,7 +73,7 @@ def _fused(host: Host, assigned: Assigned, sidecar: Sidecar, rows: IntArray) -> 
 def _extern(
     host: Host, links: Links, assigned: Assigned, sidecar: Sidecar, rows: IntArray
 ) -> Iterator[tuple[IntArray, Shares]]:
-    """Yield kernels of operators that compiled graphs call as they are."""
+    """Yield kernels of operators that compiled graphs call unchanged."""
     rows = rows[(assigned.compiled[rows] != NOBODY) & ~links.graph[rows]]
     if not len(rows):
         return
@@ -85,9 +85,9 @@ def _extern(
 def _calls(
     rows: IntArray, start_ns: IntArray, graph: str, kernel: str, sidecar: Sidecar
 ) -> Iterator[tuple[IntArray, Shares]]:
-    """Yield the records of one kernel in one call of a graph with their shares: call by call where these are known.
+    """Yield the records of one kernel in one call of a graph with their shares: per call where these are known.
 
-    If the trace has another number of calls than the compiler wrote, whose is which is not known: all share alike.
+    If the trace and the provenance differ in the number of calls, all records get the kernel's overall shares.
     """
     by_call = [shares for i in range(len(rows)) if (shares := sidecar.shares(graph, f"{kernel}#{i}"))]
     further = sidecar.shares(graph, f"{kernel}#{len(rows)}")
@@ -107,7 +107,7 @@ def _graph(host: Host, call: int) -> str:
 
 
 def _cut(host: Host, rows: IntArray, shares: Shares) -> tuple[IntArray, ...]:
-    """Cut records at the cumulative weights; parts of one record are consecutive and as long as the record."""
+    """Cut records at the cumulative weights; parts of one record are consecutive and together as long as the record."""
     records, k = host.trace.records, len(shares)
     edges = np.concatenate(([0.0], np.cumsum([weight for _, weight in shares])))
     edges[-1] = 1.0

@@ -1,4 +1,4 @@
-"""A trace as columns: what ran on devices, who launched it, and who was at work on the host's threads."""
+"""A trace as columns: device records, their launches, and the operators and ranges on the host's threads."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from torchwatt.core.meter import IntArray
 
 KERNEL, COPY, FILL = range(3)  # what a record is
-MODULE, OWN, ANNOTATION = range(3)  # what a range is: python's nn.Module call, one named by us, somebody's own
+MODULE, OWN, ANNOTATION = range(3)  # python's nn.Module call, a range named by us, any other annotation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Records:
-    """What devices did; `correlation` leads to the launch, `node` is the graph's node where CUPTI says it."""
+    """Device records; `correlation` identifies the launch, `node` is the graph's node where CUPTI provides it."""
 
     device: IntArray
     stream: IntArray
@@ -33,7 +33,7 @@ class Records:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Launches:
-    """Calls of the CUDA or HIP runtime or driver; `kernel` is the launched kernel's name where it is said."""
+    """Calls of the CUDA or HIP runtime or driver; `kernel` is the launched kernel's name where the trace has it."""
 
     thread: IntArray
     start_ns: IntArray
@@ -92,7 +92,7 @@ class Flows:
 class Kineto:
     """One trace file. Times are unix nanoseconds where `clock` is known; `name` columns point into `names`.
 
-    `notes` say in one sentence each what was left out and why.
+    `notes` have one sentence for each kind of omission, with its reason.
     """
 
     source: str
@@ -105,14 +105,14 @@ class Kineto:
     ranges: Ranges
     flows: Flows
     events: int
-    clock: str  # "base" written in the trace, "unix" microseconds by their size, "unknown"
+    clock: str  # "base": written in the trace; "unix": microseconds, by their size; "unknown"
     rank: int | None = None
     device_names: tuple[tuple[int, str], ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def group_starts(sorted_keys: IntArray) -> IntArray:
-    """Return where each run of equal keys begins, and the length at the end."""
+    """Return the start of each run of equal keys, and the length at the end."""
     if not len(sorted_keys):
         return np.zeros(1, dtype=np.int64)
     new = np.flatnonzero(np.diff(sorted_keys)) + 1

@@ -1,4 +1,4 @@
-"""How long each layer kept a device busy, where there are no joules to give."""
+"""Tabulate how long each layer kept a device busy, where energy is not available."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TimeRow:
 
 
 def timetable(activity: Activity) -> tuple[TimeRow, ...]:
-    """Return one row per slot, longest first; records that run at the same time share it, so rows add up."""
+    """Return one row per slot, longest first; records that run at the same time share it, so that rows add up."""
     share = shares_ns(activity.start_ns, activity.end_ns)
     busy = np.bincount(activity.slot, share, len(activity.slots)) / NS_PER_S
     count = np.bincount(activity.slot, minlength=len(activity.slots))

@@ -1,4 +1,4 @@
-"""Versions and machine, for the record."""
+"""Versions of software and facts of the machine, for the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchwatt.core.version import __version__
 
 
 def software() -> Mapping[str, str]:
-    """Return what ran: versions of torchwatt, Python, torch and the system."""
+    """Return the versions of torchwatt, Python, torch and the system."""
     found = {
         "torchwatt": __version__,
         "python": platform.python_version(),
@@ -26,7 +26,7 @@ def software() -> Mapping[str, str]:
     for package in ("torch", "nvidia-ml-py", "codecarbon", "numpy"):
         try:
             found[package] = version(package)
-        except (PackageNotFoundError, OSError):  # a version costs no report, not even without descriptors
+        except (PackageNotFoundError, OSError):  # a missing version must not lose the report
             continue
     return found
 

@@ -1,4 +1,4 @@
-"""`profile()`: start, stop, settle. The only place that knows all rooms."""
+"""`profile()`: starts, stops and reports sessions. The only package that imports all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sessions run now: who encloses whom, and that none outlives the program."""
+"""Registry of running sessions: finds the enclosing session, and closes open ones when the program ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchwatt.session.replaced import before_exec, forget_before_exec
 
 
 class Closeable(Protocol):
-    """What this list needs to know of a session."""
+    """What the registry uses of a session."""
 
     thread: int
     task: int | None
@@ -31,7 +31,7 @@ _active: list[Closeable] = []
 
 
 def enter(session: Closeable) -> None:
-    """Add a session; the first one also makes sure that a forgotten one ends with the program."""
+    """Add a session; the first one registers the hooks that close open sessions at exit and before `os.exec*`."""
     with _lock:
         _drop_inherited()
         if not _active:
@@ -56,7 +56,7 @@ def leave_open_at_exit() -> None:
 
 
 def current_task() -> int | None:
-    """Return the identity of the asyncio task that runs, None outside of one."""
+    """Return the `id` of the running asyncio task, or None outside of one."""
     asyncio = sys.modules.get("asyncio")
     try:
         task = None if asyncio is None else asyncio.current_task()
@@ -66,29 +66,29 @@ def current_task() -> int | None:
 
 
 def enclosing(thread: int, task: int | None) -> Closeable | None:
-    """Return the innermost session that this thread is in; tasks that take turns in a thread do not nest."""
+    """Return the innermost session of this thread and task; other tasks of the thread do not nest."""
     with _lock:
         _drop_inherited()
         return next((s for s in reversed(_active) if s.thread == thread and s.task in {None, task}), None)
 
 
 def others(session: Closeable, outer: Closeable | None) -> tuple[Closeable, ...]:
-    """Return the sessions that run beside one: of other threads, or of other tasks of the same."""
+    """Return the sessions that run beside this one: of other threads or, for an outermost session, all others."""
     with _lock:
         _drop_inherited()
-        if outer is not None:  # it shares the outer one's meters and stands in its report
+        if outer is not None:  # a nested session shares the outer one's meters and is a window in its report
             return tuple(s for s in _active if s.thread != session.thread)
         return tuple(s for s in _active if s is not session)
 
 
 def inside(session: Closeable) -> list[Closeable]:
-    """Return the sessions that run inside one, as windows of it."""
+    """Return the sessions nested directly in this one."""
     with _lock:
         return [s for s in _active if s.outer is session]
 
 
 def _drop_inherited() -> None:
-    """Forget sessions of the process that forked this one: nothing of them runs here."""
+    """Remove sessions of a parent process after a fork: they do not run in this process."""
     _active[:] = [s for s in _active if s.pid == os.getpid()]
 
 
@@ -101,6 +101,6 @@ def _close_all(reason: str = "still open when the program ended") -> int:
 
 
 def _replaced(by: str) -> None:
-    """End all sessions before `os.exec*` makes this process another program."""
+    """Close all sessions before `os.exec*` replaces this process by another program."""
     if _close_all(f"replaced by {by}"):
         warn(f"torchwatt: this program replaced itself by {by}: its run ends here, and what follows is not measured")

@@ -1,4 +1,4 @@
-"""`calibrate`: drive one GPU with an uneven square wave and find out what its power sensor does to it."""
+"""`calibrate`: drives one GPU with a random square wave of load and fits the response of its power sensor."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Burn = Callable[[int], tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One sensor's model, the key it is kept under, and how many readings made it.
+    """The fitted model of one power channel, its key in the calibration file, and the number of readings used.
 
-    `fine` is that of the driver's own samples, where the GPU's driver keeps some.
+    `fine` is the calibration of the driver's own sample buffer, if the driver has one.
     """
 
     meter: Meter
@@ -51,19 +51,19 @@ def calibrate(
     seed: int = 0,
     found: Discovery | None = None,
 ) -> Calibration:
-    """Calibrate a GPU's power sensor, and its driver's own samples of it; keep the results in the user's cache.
+    """Calibrate a GPU's power sensor and the driver's sample buffer, and save the results in the calibration file.
 
     Args:
         device: The domain, as in reports.
-        seconds: How long to drive it.
-        burn: Keeps the device busy for some nanoseconds and returns (start_ns, end_ns); by default products on CUDA.
-        path: The file to keep it in; see `torchwatt.sensors.calibrations`.
-        seed: Of the dwells.
-        found: What can be metered; discovered by default.
+        seconds: Duration of the load.
+        burn: Keeps the device busy for the given nanoseconds and returns (start_ns, end_ns); default: products on CUDA.
+        path: The calibration file; default: see `torchwatt.sensors.calibrations`.
+        seed: Seed of the random dwell times.
+        found: The meters to choose from; discovered by default.
 
     Raises:
-        ConfigError: No such device, or it has no power sensor or no identity, or torch cannot use it.
-        SensorError: The readings do not show a sensor. What could be calibrated before that is kept.
+        ConfigError: The device does not exist, has no power sensor or no identity, or torch cannot use it.
+        SensorError: The readings do not fit a sensor model. Channels calibrated before the error stay saved.
     """
     source, meter, channel = _power_of(device, found or discover(rapl=False, perf=False, modelled=False))
     if calibration_key(meter, channel.sensor) is None:
@@ -88,7 +88,7 @@ def calibrate(
 
 
 def _calibrated(meter: Meter, channel: Channel, recording: Recording, edges_ns: IntArray, path: Path) -> Calibration:
-    """Find one channel's model from what was recorded during the load, and keep it."""
+    """Fit one channel's model to the readings recorded during the load, and save it."""
     series, key = recording.get(channel.key), calibration_key(meter, channel.sensor)
     if series is None or len(series) == 0 or key is None:
         raise SensorError(f"calibrate: {channel.key} gave no reading")
@@ -110,7 +110,7 @@ def _power_of(device: str, found: Discovery) -> tuple[Source, Meter, Channel]:
 
 
 def _polled_fast(source: Source, meter: Meter, channel: Channel, fine: Channel | None) -> MeteredSource:
-    """Return a source of the channel, polled every 5 ms or as often as 1 % of the time allows, and of the samples."""
+    """Return a source with `fine` and the channel, polled every 5 ms or slower to cost at most 1 % of time."""
     call_s = source.call_s.get(channel.key, 0.0)
     period_ns = max(POLL_NS, round(100 * call_s * NS_PER_S))
     polled = replace(channel, period_ns=period_ns)
@@ -119,7 +119,7 @@ def _polled_fast(source: Source, meter: Meter, channel: Channel, fine: Channel |
 
 
 def _square_wave(burn: Burn, seconds: float, dwell: random.Random) -> list[tuple[int, int]]:
-    """Alternate work and rest; return when there was work."""
+    """Alternate load and pauses; return the (start_ns, end_ns) of each load."""
     end_ns = time.monotonic_ns() + round(seconds * NS_PER_S)
     busy = []
     while time.monotonic_ns() < end_ns:

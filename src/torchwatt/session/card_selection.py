@@ -1,4 +1,4 @@
-"""Which cards of a power log are the devices of a trace."""
+"""Matches cards of a power log to the devices of a trace."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _SHOWN = 16
 def select_cards(
     log: Recording, joined: Sequence[Joined], wanted: Sequence[str]
 ) -> tuple[Recording, tuple[Event, ...]]:
-    """Return the readings of the trace's devices under their names; cards that are not of the run are left out.
+    """Return the readings of the trace's devices under the trace's names, without cards that are not part of the run.
 
-    One card is that of a trace with one device. Several are matched by their names where these differ, or by their
-    indices where log and trace have the same ones; a single device of a log with several cards cannot be told by
-    index, for CUDA numbers only the cards that it may see.
+    A single card is assigned to a single device. Several are matched by model name if the names are unique, or by
+    index if log and trace have the same indices. A single device in a log with several cards cannot be matched by
+    index, because CUDA numbers only the visible cards.
 
     Args:
         log: One meter for each card.
         joined: The traces.
-        wanted: Cards in the order of the trace's devices; empty to find them.
+        wanted: Cards in the order of the trace's devices; empty to match automatically.
 
     Raises:
-        ConfigError: A device's card cannot be told; the sentence lists the cards and names the option.
+        ConfigError: A device's card is ambiguous; the message lists the cards and names the option.
     """
     devices = sorted({activity.device for one in joined for activity in one.activities}, key=_number)
     names = {device: name for one in joined for device, name in one.device_names if device in devices}
@@ -55,10 +55,10 @@ def select_cards(
 
 
 def cards_at_rest(rest: Recording, meters: Sequence[Meter]) -> Recording:
-    """Return a log of cards at rest under the names of the run's cards.
+    """Return a log of idle cards under the names of the run's cards.
 
     Raises:
-        ConfigError: It has several cards, and one of the run's is not among them.
+        ConfigError: The log has several cards, and one of the run's is not among them exactly once.
     """
     if len(rest.meters) == len(meters) == 1:
         return renamed(rest, {str(meters[0].domain): rest.meters[0]})
@@ -81,7 +81,7 @@ def _same(one: Card, other: Card) -> bool:
 
 
 def _picked(meters: Sequence[Meter], devices: Sequence[str], wanted: Sequence[str]) -> dict[str, Meter]:
-    """Map the trace's devices to what the user named: as many as there are, or one for each of CUDA's numbers."""
+    """Map devices to the cards that the user named: one per device, or one per CUDA index."""
     if len(wanted) == len(devices):
         cards = {device: picked(meters, name) for device, name in zip(devices, wanted, strict=True)}
     elif all(_number(device) < len(wanted) for device in devices):
@@ -96,7 +96,7 @@ def _picked(meters: Sequence[Meter], devices: Sequence[str], wanted: Sequence[st
 
 
 def _by_name(meters: Sequence[Meter], devices: Sequence[str], names: Mapping[str, str]) -> dict[str, Meter] | None:
-    """Match by model where each device's is that of one card alone."""
+    """Match by model name; None unless each device's model is that of exactly one card."""
     cards = {}
     for device in devices:
         same = [meter for meter in meters if names.get(device) and meter.fact("name") == names[device]]

@@ -1,4 +1,4 @@
-"""Which meters make the total of a running session; looked at again now and then, at a cost that does not grow."""
+"""Selects the meters that make up the total of a running session; updated every few seconds at constant cost."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torchwatt.session.known import cuda_use
 from torchwatt.session.session import Session
 
 LOOK_NS = 2 * NS_PER_S
-EARLY_NS = 5 * NS_PER_S  # until then it may not be known yet what a counter covers
-BACK_NS = 30 * NS_PER_S  # of readings that a look compares
+EARLY_NS = 5 * NS_PER_S  # before this, readings may not yet show what a counter covers
+BACK_NS = 30 * NS_PER_S  # length of the readings that an update compares
 
 
 class Counted:
-    """Knows under which name the joules of each meter count; a meter without a name is not in the total."""
+    """Maps each meter to the name under which its joules count; a meter that is not in the map is not in the total."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._looked_ns = 0
-        self._ours: set[str] = set()  # cards that were seen to be ours stay so
+        self._ours: set[str] = set()  # GPUs once identified as used by this process; they stay so
         self._names: dict[str, str] | None = None
 
     def names(self) -> dict[str, str]:
-        """Return the name of each counted domain, two seconds old at most while the session runs."""
+        """Return the name of each counted domain, at most two seconds old while the session runs."""
         now_ns = time.monotonic_ns()
         if self._names is None or (self._session.running and now_ns - self._looked_ns > LOOK_NS):
             self._looked_ns = now_ns

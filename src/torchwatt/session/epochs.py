@@ -1,4 +1,4 @@
-"""What each epoch used: its steps, its evaluations, its checkpoints. Pure."""
+"""Steps, evaluations, checkpoints and joules of each epoch. Pure functions of a report."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ COLUMNS = (
 
 
 def epoch_rows(report: Report) -> list[dict[str, Any]]:
-    """Return one row an epoch, and one for what lay outside of all: their joules add up to the report's.
+    """Return one row per epoch, and one for the time outside of all epochs; their joules add up to the report's.
 
-    `steps` are those that trained.
-    `energy_j` is `train_j`, `evaluation_j` and `checkpoint_j` together; `step_j` is `train_j` a step. What a meter did
-    not see throughout is unknown: None.
+    `steps` counts training steps.
+    `energy_j` is the sum of `train_j`, `evaluation_j` and `checkpoint_j`; `step_j` is `train_j` per step. A value is
+    None if a meter did not cover the whole interval.
     """
     epochs = [window for window in report.windows if window.kind == "epoch"]
     if not epochs:

@@ -1,4 +1,4 @@
-"""How a report is shown and written, whoever measured it: one process or all ranks of a job."""
+"""Displays and output files of a report, of one process or of all ranks of a job."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_HTML_BYTES = 90_000
 class ReportFaces(ABC):
     """Tables, files and displays of `report`.
 
-    Energies are joules in the measured boundary, None where nothing could be metered: never 0 for unknown.
+    Energies are joules in the measured boundary; None (never 0) where nothing could be metered.
     """
 
     @property
@@ -38,7 +38,7 @@ class ReportFaces(ABC):
 
     @property
     def status(self) -> str:
-        """`running`, `complete`, `partial` (a meter was away) or `aborted` (an exception ended the block)."""
+        """`running`, `complete`, `partial` (a meter was missing) or `aborted` (an exception ended the block)."""
         return self.report.status
 
     @property
@@ -73,12 +73,12 @@ class ReportFaces(ABC):
 
     @property
     def epochs(self) -> pd.DataFrame:
-        """One row per epoch and one for the rest, of a training that an integration metered; they add up."""
+        """One row per epoch and one for the time outside of them, of a training that an integration metered."""
         return frames.epochs(self.report)
 
     @property
     def events(self) -> pd.DataFrame:
-        """One row for each thing worth knowing."""
+        """One row per event, such as a fault or a remark on the measurement."""
         return frames.events(self.report)
 
     def to_csv(
@@ -90,49 +90,50 @@ class ReportFaces(ABC):
         chain: str | os.PathLike[str] | None = None,
         sign_key: str | os.PathLike[str] | None = None,
     ) -> Path:
-        """Write the audit tables into a folder of their own, which `torchwatt verify` can check; return that folder.
+        """Write the audit tables into a new folder, which `torchwatt verify` can check; return that folder.
 
         Args:
-            directory: The folder to make; where there is a run in it, the tables go into `NAME-2` beside it.
-            samples: The power curve as `parquet` or `csv.gz`; `auto` is Parquet where pyarrow is installed.
+            directory: The folder to make; if it is not empty, the tables are written to `NAME-2` beside it.
+            samples: Format of the power curve, `parquet` or `csv.gz`; `auto` is Parquet if pyarrow is installed.
             overwrite: Replace an older bundle of that name; anything else is never replaced.
-            chain: A file to which one line a bundle is added, so that a removed run shows; else `TORCHWATT_CHAIN`.
-            sign_key: An SSH key to sign with; else `TORCHWATT_SIGN_KEY`.
+            chain: A file to which one line per bundle is appended, so that a removed run is detected; default:
+                `TORCHWATT_CHAIN`.
+            sign_key: An SSH key to sign with; default: `TORCHWATT_SIGN_KEY`.
 
         Raises:
-            BundleError: The name is a file's, the folder cannot be written, or the key cannot be used.
+            BundleError: `directory` is a file, the folder cannot be written, or the key cannot be used.
         """
         return write_csv(
             self.report, directory, samples=samples, overwrite=overwrite, chain=chain, sign_key=sign_key
         )  # fmt: skip
 
     def keep(self, store: str | os.PathLike[str] | None = None, *, project: str = "default") -> Path:
-        """Keep the run in a local store, where `torchwatt runs` and `torchwatt show` find it; return its folder.
+        """Save the run in a local store, which `torchwatt runs` and `torchwatt show` read; return its folder.
 
         Args:
             store: A folder; default is `TORCHWATT_STORE`, or `torchwatt/runs` in your data folder.
-            project: Runs are added up by project and month.
+            project: The project under which `torchwatt runs` adds up runs by month.
 
         Raises:
-            BundleError: The run is kept already, or cannot be written.
-            ConfigError: The project's name is no name, or the run still runs.
+            BundleError: The run is already in the store, or cannot be written.
+            ConfigError: The project's name is invalid, or the run has not ended.
         """
         if self.report.status == "running":
             raise ConfigError("the run still runs: keep it after its block")
         return keep_run(self.report, store, project)
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:
-        """Write one self-contained page, over an older one.
+        """Write one self-contained HTML page, replacing an older one.
 
         Raises:
-            BundleError: The name is that of something else than a file, or it cannot be written.
+            BundleError: `path` exists and is not a file, or cannot be written.
         """
         return write_html(self.report, path)
 
     def __repr__(self) -> str:
-        # As wide as the terminal, within what reads well; 100 where there is none.
+        # Width of the terminal, from 100 to 140 columns; 100 without a terminal.
         width = min(max(get_terminal_size((100, 24)).columns, 100), 140)
-        return printable_here(to_text(self.report, width=width))  # a training that prints its run must not end in that
+        return printable_here(to_text(self.report, width=width))  # printing a run must not raise an encoding error
 
     def _repr_html_(self) -> str:
         return to_html_fragment(self.report, max_bytes=MAX_HTML_BYTES)

@@ -1,4 +1,4 @@
-"""The meters of a session: found, started, given a quiet moment. A machine that has nothing left costs only joules."""
+"""Opens and starts the meters of a session and samples the baseline; meters that fail cost only their joules."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torchwatt.sensors.silent import Silent
 from torchwatt.session.jobs.member import Member
 from torchwatt.session.options import Options
 
-THRIFTY_BUDGET = 0.002  # of overhead: reading the process's clocks ten times a second costs about that part of a core
+THRIFTY_BUDGET = 0.002  # of a core: about what reading the process's clocks ten times a second costs
 
 
 def found_feed(asked: Options, member: Member | None) -> Feed:
-    """Return the meters that were given, else those that are found here; in a job, those of this rank."""
+    """Return the feed given by the user, else a sampler of the meters found here; in a job, of this rank's meters."""
     if asked.feed is not None:
         return asked.feed
     try:
-        # In a job a card may be another rank's: what the launcher has started is all ours.
+        # In a job, all processes of the launcher count as ours.
         found = discover(powercap_root=asked.powercap_root, family=None if member is None else os.getppid())
         thrifty = asked.overhead_budget <= THRIFTY_BUDGET
         return Sampler(found if member is None else member.discovered(found), thrifty=thrifty)
     except ConfigError:
         raise
-    except Exception as error:  # descriptors, memory, threads, a binding of another make: the program runs all the same
+    except Exception as error:  # out of descriptors, memory or threads, or a broken binding: the program must still run
         return _silent(error)
 
 
 def started(feed: Feed, *, given: bool) -> Feed:
-    """Start the meters; those that cannot be started are silent, unless the user gave them."""
+    """Start the meters; if that fails, return a feed without meters, or raise the error if the user gave the feed."""
     try:
         feed.start()
     except Exception as error:
@@ -45,7 +45,7 @@ def started(feed: Feed, *, given: bool) -> Feed:
 
 
 def rest(feed: Feed, seconds: float) -> None:
-    """Sample a quiet moment: static power is known then, and slow meters have answered once before the run."""
+    """Sample an idle baseline, which gives the static power; slow meters publish at least once in it."""
     if any(channel.quantity != "gauge" for meter in feed.meters for channel in meter.channels):
         time.sleep(seconds)
 

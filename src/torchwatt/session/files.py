@@ -1,4 +1,4 @@
-"""Files of a report, written only when asked for."""
+"""Writes the output files that the user requested for a report."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from torchwatt.disk.private import missing_folders, private_folder, replace_file
 from torchwatt.session.options import Options
 from torchwatt.views import to_html_page
 
-# A project's chain and key are named once and hold for every way to write a bundle: notebook, command line, Python.
+# The same chain and key apply to every way to write a bundle: notebook, command line, Python.
 CHAIN = "TORCHWATT_CHAIN"
 KEY = "TORCHWATT_SIGN_KEY"
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Files and folders that a session wrote, and what there is to say about them."""
+    """Paths that a session wrote, and notes for the user about them."""
 
     paths: tuple[Path, ...] = ()
-    notes: tuple[str, ...] = ()  # folders that were made on the way, names that differ from what was asked for
-    whole: bool = True  # nothing failed
+    notes: tuple[str, ...] = ()  # folders that were created, names that differ from the requested ones
+    whole: bool = True  # all requested files were written
 
 
 def write_all(report: Report, asked: Options) -> Written:
-    """Write what a session was asked for.
+    """Write the requested files.
 
-    What fails is a warning, and the rest is written: a full disk must not take the user's exception's place.
+    A failure is a warning and the other files are still written: a full disk must not replace the user's exception.
     """
     whole, notes, paths = True, [], []
     wanted: list[tuple[str, Path | None, Callable[[Report, Path], Path]]] = [
@@ -57,9 +57,9 @@ def write_all(report: Report, asked: Options) -> Written:
 
 
 def write_one(report: Report, what: str, target: Path, write: Callable[[Report, Path], Path]) -> tuple[Path, list[str]]:
-    """Write one output; return where it is, and what there is to say: folders that were made, another name.
+    """Write one output; return its path and notes for the user: folders created, a name that differs.
 
-    `what` is the option that asked for it: csv, html or keep.
+    `what` is the option that requested it: csv, html or keep.
     """
     made = [] if what == "keep" else missing_folders(target.parent)
     written = write(report, target)
@@ -78,7 +78,7 @@ def write_csv(
     chain: str | os.PathLike[str] | None = None,
     sign_key: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write the audit tables into a folder of their own; see `Run.to_csv`."""
+    """Write the audit tables into a new folder; see `Run.to_csv`."""
     seal = Seal(_path(chain, CHAIN), _path(sign_key, KEY))
     target = Path(directory).absolute()
     if not overwrite:
@@ -92,20 +92,20 @@ def _path(given: str | os.PathLike[str] | None, variable: str) -> Path | None:
 
 
 def keep_run(report: Report, store: str | os.PathLike[str] | None, project: str) -> Path:
-    """Keep a run in a store, by default the user's.
+    """Save a run in a store, by default the user's.
 
     Raises:
-        BundleError: The run is kept already, or cannot be written.
-        ConfigError: The project's name is no name.
+        BundleError: The run is already in the store, or cannot be written.
+        ConfigError: The project's name is invalid.
     """
     return Store(store).keep(report, project)
 
 
 def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
-    """Write one self-contained page, in place of an older file of that name; folders above it are made.
+    """Write one self-contained page, replacing an older file of that name; parent folders are created.
 
     Raises:
-        BundleError: The name is that of something else than a file, or it cannot be written.
+        BundleError: `path` exists and is not a file, or cannot be written.
     """
     target = Path(path).absolute()
     if target.exists() and not target.is_file():

@@ -1,4 +1,4 @@
-"""A report's tables as pandas."""
+"""A report's tables as pandas data frames."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def layers(report: Report) -> pd.DataFrame:
 
 
 def _storable(value: object) -> object:
-    """Write half a surrogate pair as text: a module may be called so, and no Arrow column can hold it."""
+    """Escape unpaired surrogates, which a module name may contain and an Arrow column cannot."""
     if not isinstance(value, str) or value.isascii():
         return value
     return value.encode("utf-8", "backslashreplace").decode()
 
 
 def samples(report: Report) -> pd.DataFrame:
-    """Return the power curve: mean watts since the reading before, and joules since the start, per domain."""
+    """Return the power curve per domain: mean watts since the previous reading, and joules since the start."""
     import pandas as pd
 
     parts = [
@@ -58,7 +58,7 @@ def samples(report: Report) -> pd.DataFrame:
 
 
 def steps(report: Report) -> pd.DataFrame:
-    """Return one row per step, in a long run per `steps` of them: what it did, when, how long, joules if known."""
+    """Return one row per step, in a long run per group of `steps` steps: stage, start, duration, joules."""
     import pandas as pd
 
     domains = [str(ledger.domain) for ledger in report.ledgers]
@@ -80,13 +80,13 @@ def steps(report: Report) -> pd.DataFrame:
 
 
 def _all_j(energy_j: Mapping[str, float], counted: Sequence[str]) -> float | None:
-    """Add up the counted domains; None where one of them was not known then."""
+    """Add up the counted domains; None if one of them is unknown for this step."""
     parts = [energy_j[domain] for domain in counted if domain in energy_j]
     return sum(parts) if parts and len(parts) == len(counted) else None
 
 
 def epochs(report: Report) -> pd.DataFrame:
-    """Return one row per epoch of a training that told of its epochs, and one for what lay outside of them."""
+    """Return one row per epoch of a training that reports epochs, and one for the time outside of them."""
     import pandas as pd
 
     return pd.DataFrame(epoch_rows(report), columns=list(COLUMNS))

@@ -1,4 +1,4 @@
-"""From a report's joules to its impacts."""
+"""Computes the impacts (grams of CO2e and others) of a report's joules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchwatt.core.units import NS_PER_S
 
 
 def with_grams(report: Report, plan: Plan) -> Report:
-    """Return the report with its impacts; a number that cannot be applied ends in an event, never in a lost run."""
+    """Return the report with its impacts; a factor that cannot be applied adds an event and never loses the run."""
     try:
         priced = price(usage_of(report), plan)
     except FactorError as error:
@@ -39,7 +39,7 @@ def with_grams(report: Report, plan: Plan) -> Report:
 
 
 def grams_so_far(energy_j: float, known: Provenance, plan: Plan, start_unix_ns: int, now_unix_ns: int) -> float | None:
-    """Return the location-based grams of a running session's joules; None where the plan has no number for them."""
+    """Return location-based grams of a running session's joules; None if the plan has no factor for them."""
     hours = tuple(range(start_unix_ns // NS_PER_HOUR, now_unix_ns // NS_PER_HOUR + 1))
     subject = Subject("run", energy_j, known)
     try:
@@ -52,13 +52,13 @@ def grams_so_far(energy_j: float, known: Provenance, plan: Plan, start_unix_ns: 
 
 
 def _told(report: Report, plan: Plan, priced: Priced) -> bool:
-    """Return whether there is nothing to say: there are grams, or a grid was named and there are no joules."""
+    """Return whether no hint is needed: there are grams, or a grid was named and no factor failed."""
     failed = any(note.severity == "error" for note in priced.notes)
     return report.carbon_g is not None or (bool(plan.location) and not failed)
 
 
 def _hint(priced: Priced) -> str:
-    """Say how to get grams."""
+    """Return how to get grams."""
     failed = [note.message for note in priced.notes if note.severity == "error"]
     return failed[0] if failed else HOW_TO_GET_GRAMS
 
@@ -109,7 +109,7 @@ def _subjects(report: Report, cut: tuple[HourEnergy, ...]) -> Iterator[Subject]:
 def interval_j(
     energy_j: float, band: tuple[float, float] | None, u_j: float | None
 ) -> tuple[float, float] | tuple[None, None]:
-    """Return a domain's 90 % interval: its meter's band and the errors of reading it; None where no band holds."""
+    """Return a domain's 90 % interval from its meter's accuracy band and the reading error; None without a band."""
     if band is None:
         return None, None
     low, high = band

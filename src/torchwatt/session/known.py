@@ -1,4 +1,4 @@
-"""What a session knows of its devices before it looks at their readings."""
+"""Inputs of the attribution that a session has before it evaluates readings: calibrations, CUDA use, replays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torchwatt.tracing import cuda_domains
 
 
 def calibrated_sensors(meters: Sequence[Meter]) -> tuple[dict[str, SensorModel], list[Event]]:
-    """Return the calibrations that were kept for GPUs here, by channel key; a damaged file is said and left alone."""
+    """Return saved calibrations of these GPUs by channel key; a damaged file adds an event and is not changed."""
     powers = [(meter, channel) for meter in meters for channel in meter.channels if channel.quantity == "power"]
     keyed = [(calibration_key(meter, channel.sensor), channel.key) for meter, channel in powers]
     wanted = {key: channel for key, channel in keyed if key is not None}
@@ -36,16 +36,16 @@ def calibrated_sensors(meters: Sequence[Meter]) -> tuple[dict[str, SensorModel],
 
 
 def cuda_use(meters: Sequence[Meter]) -> CudaUse | None:
-    """Return what this process says of its own use of CUDA; None where there is no GPU.
+    """Return this process's use of CUDA as torch reports it; None without a GPU.
 
-    A torch that cannot be asked is taken for one that uses CUDA: no card is then set apart on its word.
+    If torch cannot report it, CUDA counts as used, so that no card is excluded because of a missing answer.
     """
     uuids = {uuid: str(meter.domain) for meter in meters if (uuid := meter.fact("uuid"))}
     if not uuids:
         return None
     try:
         started, domains = cuda_domains(uuids)
-    except Exception:  # another torch than this was written for
+    except Exception:  # an unsupported torch version
         return CudaUse(initialised=True, library=True)
     return CudaUse(started, has_cuda_library(os.getpid()), domains)
 
@@ -56,11 +56,11 @@ def known_of(
     work: Mapping[Slot, tuple[float, float]],
     trace: Trace,
 ) -> Known:
-    """Add to what is known of the devices: looped layers, and each slot's work in the whole run."""
+    """Add replayed layers' power, and each slot's operations and bytes in the whole run, to `known`."""
     looped: dict[str, list[Replay]] = {}
     idle_w = dict(known.idle_w)
     for one in replays:
-        # The context (caches, clocks) may matter as much again as what the loop itself left open.
+        # The context (caches, clocks) may contribute as much uncertainty as the loop itself.
         sd_rel = float(np.hypot(CONTEXT_REL, one.sd_w / one.power_w)) if one.power_w > 0 else CONTEXT_REL
         looped.setdefault(str(one.domain), []).extend(Replay(slot, one.power_w, sd_rel) for slot in one.slots)
         if one.quiet_w is not None:

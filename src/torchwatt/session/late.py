@@ -1,4 +1,4 @@
-"""Interrupts that come while a session ends: first the run is brought home, then they go on."""
+"""Defers Ctrl-C until the session is closed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ T = TypeVar("T")
 
 
 class Late:
-    """Runs the steps of an end; a step that an interrupt breaks off is done once more, and the interrupt kept.
+    """Runs the steps that close a session; a step interrupted by Ctrl-C runs once more, and the interrupt is kept.
 
-    A second interrupt of one step passes through: who presses three times wants out.
+    A second Ctrl-C in one step is raised at once.
     """
 
     def __init__(self) -> None:
         self._interrupt: KeyboardInterrupt | None = None
 
     def run(self, step: Callable[[], T]) -> T:
-        """Return what a step returns; it must be fit to be begun again."""
+        """Return the result of a step, which must be safe to run again."""
         try:
             return step()
         except KeyboardInterrupt as interrupt:

@@ -1,4 +1,4 @@
-"""Who wants to know of every session of this process: live metrics attach here, and by default nobody does."""
+"""Registry of listeners to all sessions of this process, for live metrics; empty by default."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class Listener(Protocol):
-    """Is told of sessions, in the thread that begins and ends them."""
+    """Called when sessions begin and end, in the thread that begins or ends them."""
 
     def began(self, session: Session) -> None:
-        """Know of a session that runs from now on."""
+        """Handle a session that has started."""
 
     def ended(self, session: Session, recording: Recording) -> None:
-        """Know of a session that has its report, and what its meters said."""
+        """Handle a session that has its report, and the recording of its meters."""
 
 
 _lock = threading.Lock()
@@ -30,20 +30,20 @@ _running: list[Session] = []
 
 
 def attach(listener: Listener) -> tuple[Session, ...]:
-    """Tell a listener of all sessions from now on; return those that run."""
+    """Register a listener; return the sessions that run now."""
     with _lock:
         _listeners.append(listener)
         return tuple(session for session in _running if session.running)
 
 
 def detach(listener: Listener) -> None:
-    """Tell it no more."""
+    """Unregister a listener."""
     with _lock:
         _listeners[:] = [one for one in _listeners if one is not listener]
 
 
 def began(session: Session) -> None:
-    """Tell of a session that has begun; a listener that fails is the session's event, never the user's exception."""
+    """Notify listeners of a new session; a listener that fails adds an event and never raises into the user's code."""
     with _lock:
         _running.append(session)
         told = tuple(_listeners)
@@ -55,7 +55,7 @@ def began(session: Session) -> None:
 
 
 def ended(session: Session, recording: Recording) -> None:
-    """Tell of a session that has ended."""
+    """Notify listeners of a session that has ended."""
     with _lock:
         _running[:] = [one for one in _running if one is not session and one.running]
         told = tuple(_listeners)

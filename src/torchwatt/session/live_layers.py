@@ -1,8 +1,8 @@
-"""Steps and layers of a running session, brought up to date at a cost that does not grow with the run.
+"""Steps and layers of a running session, updated at a cost that does not grow with the run.
 
-Joules of the host go to what ran when they were used, stretch by stretch: what is booked stays booked. Within a stretch
-every module draws the same power (the report's own answer where its readings cannot tell layers apart). Joules of a GPU
-are divided as the windows say in which it was watched. The report, which sees all readings at once, replaces this.
+Joules of the host are attributed to the modules that ran when they were used, stretch by stretch, and not revised.
+Within a stretch every module draws the same power (as in the report where readings cannot separate layers). Joules
+of a GPU are divided by the shares in its recorded windows. The report uses all readings and replaces these numbers.
 """
 
 from __future__ import annotations
@@ -29,50 +29,50 @@ if TYPE_CHECKING:
     from torchwatt.tracing.tally import Stretch, Sums
 
 HOST_KINDS = frozenset({"cpu", "dram", "ram"})
-LATE_NS = 4 * NS_PER_S  # a call that has not ended by then is shown as far as it is known
+LATE_NS = 4 * NS_PER_S  # a call that has not ended by then is included up to now
 READ_NS = NS_PER_S
 IDLE_CPU_SHARE = 0.05  # of one CPU, as in the report
-RECENT_NS = 10 * NS_PER_S  # joules a step are those of so long
+RECENT_NS = 10 * NS_PER_S  # window for the mean joules per step
 LIVE = Domain("live")
 
 
 class LiveLayers:
-    """Call `update` from one thread, a few times a second and after each beat of the pulse; `report` now and then."""
+    """Call `update` from one thread, a few times a second and after each `Pulse.beat`; call `report` when needed."""
 
     def __init__(self, session: Session, tracer: Tracer, pulse: Pulse) -> None:
         from torchwatt.tracing.tally import Sums
 
         self._session, self._tracer, self._pulse = session, tracer, pulse
         self._tally = tracer.tally(pulse.start_ns)
-        self._pending: deque[Stretch] = deque()  # whose joules are not all known
+        self._pending: deque[Stretch] = deque()  # stretches whose joules are not complete yet
         self._booked_j, self._calls = Sums(), Sums()
         self._gap_j: dict[str, float] = defaultdict(float)  # of time in which nothing was logged
         self._as_of_ns = pulse.start_ns
         self._cpu: deque[tuple[int, int]] = deque([(pulse.start_ns, time.process_time_ns())], maxlen=1_024)
         self._read_ns = 0
-        self.steps = 0  # that have ended
+        self.steps = 0  # completed steps
         self._recent: deque[tuple[int, int, float]] = deque([(pulse.start_ns, 0, 0.0)])  # instant, steps, joules
 
     @property
     def as_of_s(self) -> float:
-        """Return until when layers are known, since the start."""
+        """Return the time up to which layers are known, in seconds since the start."""
         return (self._as_of_ns - self._pulse.start_ns) / NS_PER_S
 
     @property
     def touched(self) -> int:
-        """Return how many rows, calls and entries the last update went through."""
+        """Return how many rows, calls and entries the last update processed."""
         return self._tally.touched
 
     def step_j(self) -> float | None:
-        """Return the mean joules a step of the last seconds; None before the first step."""
+        """Return mean joules per step over the last seconds; None before the first step."""
         (_, first, first_j), (_, last, last_j) = self._recent[0], self._recent[-1]
         return (last_j - first_j) / (last - first) if last > first else None
 
     def update(self, *, read: bool = False) -> None:
-        """Count steps; now and then, and where steps cannot be counted otherwise, read what ran since the last time.
+        """Count steps; read the logs every second, when steps cannot be counted otherwise, or on request.
 
         Args:
-            read: Read it now, for a report.
+            read: Read the logs now, for a report.
         """
         now_ns = time.monotonic_ns()
         self._cpu.append((now_ns, time.process_time_ns()))
@@ -81,7 +81,7 @@ class LiveLayers:
             self._read_ns = now_ns
             self._read(now_ns)
             steps = self._tally.steps
-        # The estimate between two counts may be one too high: a number that people watch does not fall.
+        # The estimate between two counts may be one too high: a displayed number must not decrease.
         self.steps = max(steps, self.steps)
         if self.steps > self._recent[-1][1]:
             self._recent.append((now_ns, self.steps, fsum(self._pulse.energy_j.values())))
@@ -97,15 +97,15 @@ class LiveLayers:
             self._book(self._pending.popleft())
 
     def pay(self, cost_ns: int) -> None:
-        """Book the CPU time that a view of this took to the budget of tracing."""
+        """Charge the CPU time of a view to the tracing budget."""
         self._tracer.pay(cost_ns)
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading the logs."""
         self._tally.close()
 
     def report(self) -> Report:
-        """Return the layers as a report of one ledger, whose joules are all that were used until `as_of_s`."""
+        """Return the layers as a report with one ledger; its joules are all that were used until `as_of_s`."""
         from torchwatt.tracing.tally import Sums
 
         booked_j, gap_j, calls = self._booked_j, dict(self._gap_j), self._calls
@@ -154,7 +154,7 @@ class LiveLayers:
             gap_j[name] = gap_j.get(name, 0.0) + joules * ns / length_ns
 
     def _gap(self, stretch: Stretch) -> Iterator[tuple[str, float]]:
-        """Divide the time in which nothing was logged: before the first call, idle, and work outside of modules."""
+        """Divide the time without logged calls: before the first call, idle, and work outside of modules."""
         outside_ns = 0.0
         if stretch.start_ns == self._pulse.start_ns and stretch.first_ns:
             outside_ns = min(float(stretch.first_ns - stretch.start_ns), stretch.gap_ns)
@@ -167,13 +167,13 @@ class LiveLayers:
         yield UNATTRIBUTED, gap_ns - idle_ns
 
     def _idle(self, start_ns: int, end_ns: int) -> bool:
-        """Tell whether the process did nothing between two instants."""
+        """Return whether the process used less than 5 % of one CPU between two instants."""
         t_ns, cpu_ns = np.array(self._cpu, dtype=np.int64).T
         used_ns = float(np.diff(interpolate([start_ns, end_ns], t_ns, cpu_ns))[0])
         return used_ns < IDLE_CPU_SHARE * (end_ns - start_ns)
 
     def _host_j(self, t_ns: int) -> float:
-        """Return the joules of CPU and memory; of a module whose parts are metered, those that no GPU of it used."""
+        """Return the joules of CPU and memory, and of a superchip module those that its metered GPUs did not use."""
         parts = []
         for domain, (name, _) in self._pulse.metered().items():
             if kind_of(name) in HOST_KINDS:
@@ -184,13 +184,13 @@ class LiveLayers:
         return fsum(parts)
 
     def _inside(self, domain: str) -> list[str]:
-        """Return the metered GPUs of a module."""
+        """Return the metered GPUs of a superchip module."""
         meters = {str(meter.domain): meter for meter in self._session.feed.meters}
         inside = (meters[domain].fact(CONTAINS) or "").split(";") if domain in meters else []
         return [gpu for gpu in inside if gpu in meters]
 
     def _device_j(self, t_ns: int) -> dict[str, float]:
-        """Return the joules of each device; a module without parts is one."""
+        """Return the joules of each device; a module without metered parts is one device."""
         found: dict[str, float] = {}
         for domain, (name, _) in self._pulse.metered().items():
             if kind_of(name) == "module" and self._inside(domain):
@@ -203,7 +203,7 @@ class LiveLayers:
         found = self._tally.slots(self._tally.spread(booked_j))
         for name, joules in gap_j.items():
             found[Slot(name, "other")] = found.get(Slot(name, "other"), 0.0) + joules
-        # What counts may have become known later: then all that was booked is as much more, or less.
+        # The set of counted meters may have changed since: then all booked joules are scaled to the new total.
         host_j, all_j = self._host_j(as_of_ns), fsum(found.values())
         if all_j > 0 and not isclose(host_j, all_j, rel_tol=1e-9):
             found = {slot: joules * host_j / all_j for slot, joules in found.items()}

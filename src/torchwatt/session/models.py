@@ -1,4 +1,4 @@
-"""What `profile()` was given as a model: checked before anything starts, in one sentence."""
+"""Checks the `model` argument of `profile()` before anything starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST = 40
 
 
 def models_of(given: Any) -> tuple[tuple[str, Any], ...]:
-    """Return the models that were given with their names, "" where the user's variable is to name one.
+    """Return (name, model) pairs; a name is "" if it is to be taken from the user's variable.
 
     Args:
         given: A module, several in a list, or a mapping of names to modules; None for no model.
@@ -36,10 +36,10 @@ def models_of(given: Any) -> tuple[tuple[str, Any], ...]:
 
 
 def refuse_misplaced(values: tuple[Any, ...]) -> None:
-    """Refuse arguments without a name after the first.
+    """Reject positional arguments after the first.
 
     Raises:
-        ConfigError: There are any; the message says what they may have been.
+        ConfigError: There are any; the message suggests the option.
     """
     if not values:
         return
@@ -52,10 +52,10 @@ def refuse_misplaced(values: tuple[Any, ...]) -> None:
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse options that do not exist.
+    """Reject options that do not exist.
 
     Raises:
-        ConfigError: There are any; the message names the nearest that does.
+        ConfigError: There are any; the message suggests the nearest existing one.
     """
     for name in names:
         near = get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -107,7 +107,7 @@ def _is_module(value: Any) -> bool:
 
 
 def _is(value: Any, module: str, name: str) -> bool:
-    """Say whether a value is of a class, whose module is not imported for that: else there is no such value."""
+    """Return whether a value is an instance of a class; a module that is not imported has no instances."""
     kind = getattr(sys.modules.get(module), name, None)
     return isinstance(kind, type) and isinstance(value, kind)
 
@@ -117,7 +117,7 @@ def _a(kind: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as the user would recognise it, without asking it for a long text."""
+    """Return a short text that identifies a value for the user."""
     if isinstance(value, type):
         return value.__name__
     if isinstance(value, str | int | float | bool):

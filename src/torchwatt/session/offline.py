@@ -1,4 +1,4 @@
-"""Attribution of recorded files: saved traces and a power log go the same way as a live run."""
+"""Attribution of recorded files: saved traces and a power log, with the same code as a live run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from torchwatt.tracing.traces.clock import fit_offset
 
 StrPath = str | os.PathLike[str]
 Offset = float | Literal["fit"] | None
-# Of a log that goes on for weeks, what lies around the trace: enough to know how often the sensor was read.
+# Readings of a long log that are used around the trace: enough to find the sensor's period.
 AROUND_NS = 60 * NS_PER_S
 AROUND_READINGS = 20
 DAY_NS = 86_400 * NS_PER_S
@@ -37,12 +37,12 @@ DAY_NS = 86_400 * NS_PER_S
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What an offline run is made from.
+    """Inputs of an offline run.
 
-    `offset` is in seconds, added to the traces' times, or to be fitted. `sensor` is the family of the GPU's power
-    sensor (a100, h100, ...), which "auto" leaves to the readings. `idle` is a power log of the same devices at rest.
-    `device` names the log's cards that are the trace's devices, in the order of these, as CUDA_VISIBLE_DEVICES does.
-    `zone` is that of the log's times, where they have none.
+    `offset` is in seconds, added to the traces' times, or "fit". `sensor` is the family of the GPU's power sensor
+    (a100, h100, ...); "auto" infers it from the readings. `idle` is a power log of the same devices without load.
+    `device` names the log's cards in the order of the trace's devices, like CUDA_VISIBLE_DEVICES.
+    `zone` is the time zone of the log's times if they have none.
     """
 
     traces: tuple[StrPath, ...]
@@ -58,7 +58,7 @@ class Files:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Offline:
-    """What was found: joined traces, and a report where there is a power log."""
+    """Result: joined traces, and a report if there is a power log."""
 
     joined: tuple[Joined, ...]
     report: Report | None
@@ -75,23 +75,23 @@ def attribute(
     device: str | int | Sequence[str | int] = (),
     zone: str | None = None,
 ) -> Report:
-    """Say which layers of a recorded run used the joules of a power log.
+    """Attribute the joules of a power log to the layers of a recorded run.
 
     Args:
         trace: A trace saved by torch.profiler (.json, .json.gz), or one per rank.
-        power: A log of power readings; docs/power_logs.md says which.
-        offset: Seconds to add to the trace's times to reach those of the log; "fit" searches for it.
-        sensor: Family of the power sensor: "a100", "h100", "ada", "ampere", "volta", "turing", "pascal"; "auto" lets
-            the readings decide.
-        idle: A power log of the device at rest with its context loaded: its static power.
-        device: Which of the log's cards the trace's devices are, by index, uuid, bus id, serial number, host or name,
-            in the order of the trace's devices: what CUDA_VISIBLE_DEVICES was.
-        zone: Time zone of the log's times where they have none, such as "Europe/Paris"; by default UTC.
+        power: A log of power readings; docs/power_logs.md lists the formats.
+        offset: Seconds to add to the trace's times to get those of the log; "fit" searches for it.
+        sensor: Family of the power sensor: "a100", "h100", "ada", "ampere", "volta", "turing", "pascal"; "auto" infers
+            it from the readings.
+        idle: A power log of the device without load and with its context loaded: gives its static power.
+        device: The log's cards in the order of the trace's devices, by index, uuid, bus id, serial number, host or
+            name: the value of CUDA_VISIBLE_DEVICES during the run.
+        zone: Time zone of the log's times if they have none, such as "Europe/Paris"; default UTC.
 
     Raises:
         TraceError: A trace cannot be read.
         SensorError: The power log cannot be read.
-        ConfigError: Trace and log do not belong together: other devices, another time.
+        ConfigError: Trace and log do not match: different devices, or times that do not overlap.
     """
     traces = (trace,) if isinstance(trace, (str, os.PathLike)) else tuple(trace)
     named = (device,) if isinstance(device, str | int) else tuple(device)
@@ -102,7 +102,7 @@ def attribute(
 
 
 def run_offline(files: Files) -> Offline:
-    """Join the traces and, if there is a power log, book its joules.
+    """Join the traces and, if there is a power log, attribute its joules.
 
     Raises:
         TraceError: A trace, capture or sidecar cannot be read.
@@ -141,7 +141,7 @@ def _report(joined: Sequence[Joined], recording: Recording, files: Files, events
         events=(*notes, *events),
         activities=activities,
     )
-    # The clock of recorded files is unix time itself: monotonic and realtime are one.
+    # Recorded files use unix time: monotonic and realtime are the same.
     name = " + ".join(Path(path).name for path in files.traces)
     return settle(
         new_run_id(),
@@ -154,16 +154,16 @@ def _report(joined: Sequence[Joined], recording: Recording, files: Files, events
 
 
 def _around(recording: Recording, start_ns: int, end_ns: int) -> Recording:
-    """Leave out what lies far from the run."""
+    """Drop readings far from the run."""
     period_ns = max(series.channel.period_ns for series in recording.series)
     around_ns = max(AROUND_NS, AROUND_READINGS * period_ns)
     return recording.between(start_ns - around_ns, end_ns + around_ns)
 
 
 def _known(files: Files, meters: Sequence[Meter]) -> Known:
-    """Return what the caller said about the devices: their sensors, and their power at rest.
+    """Return the sensor families and idle power that the caller gave.
 
-    What ran before a recorded trace is not known: the log's readings before it are no baseline.
+    Activity before a recorded trace is unknown: the log's readings before it are not used as a baseline.
     """
     domains = [str(meter.domain) for meter in meters]
     if files.sensor != "auto" and files.sensor not in FAMILIES:
@@ -186,7 +186,7 @@ def _window(activities: Sequence[Activity]) -> tuple[int, int]:
 
 
 def _one_device_each(joined: Sequence[Joined]) -> None:
-    """Keep ranks apart: two traces of one device would book its joules twice."""
+    """Reject two traces of one device, whose joules would be booked twice."""
     seen: dict[str, str] = {}
     for one in joined:
         for activity in one.activities:
@@ -199,7 +199,7 @@ def _one_device_each(joined: Sequence[Joined]) -> None:
 
 
 def _dated(recording: Recording, joined: Sequence[Joined]) -> Recording:
-    """Put a log whose times have no date on the day of the trace."""
+    """Move a log whose times have no date to the day of the trace."""
     starts = [int(activity.start_ns.min()) for one in joined for activity in one.activities if len(activity)]
     if not recording.meta.get(DATELESS) or not starts:
         return recording
@@ -212,7 +212,7 @@ def _dated(recording: Recording, joined: Sequence[Joined]) -> Recording:
 
 
 def _fitted(joined: Sequence[Joined], recording: Recording) -> tuple[tuple[Joined, ...], tuple[Event, ...]]:
-    """Move each trace to where its device's work explains the device's power best."""
+    """Shift each trace to the offset at which its device's activity best explains the device's power."""
     moved, events = [], []
     for one in joined:
         device = max(one.activities, key=len, default=None)

@@ -1,4 +1,4 @@
-"""What the caller of `profile()` may ask for, checked before anything is measured."""
+"""Options of `profile()`, checked before the measurement starts."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Options:
     baseline_s: float = DEFAULT_BASELINE_S
     csv: Path | None = None
     html: Path | None = None
-    overwrite: bool = False  # an older bundle where `csv` is
+    overwrite: bool = False  # replace an older bundle at `csv`
     keep: Path | None = None
-    journal: Path | bool = False  # True: in the store, removed at the end
+    journal: Path | bool = False  # True: in the store, removed when the run ends normally
     project: str = PROJECT
     powercap_root: Path | None = None
     feed: Feed | None = None
@@ -50,15 +50,15 @@ class Options:
 
     @property
     def files(self) -> bool:
-        """Return whether anything is to be written."""
+        """Return whether any output file is requested."""
         return any(target is not None for target in (self.csv, self.html, self.keep, self.job))
 
 
 def options(given: Mapping[str, Any]) -> Options:
-    """Check what was given to `profile()`.
+    """Check the arguments of `profile()`.
 
     Raises:
-        ConfigError: An option is impossible; the message names it and the fix.
+        ConfigError: An option is invalid; the message names it and the fix.
         FactorError: The region or the facility is in no table, or a file of factors cannot be read.
     """
     for switch in ("layers", "live"):
@@ -93,15 +93,15 @@ def options(given: Mapping[str, Any]) -> Options:
 
 
 def carbon_asked(given: Mapping[str, Any]) -> Asked:
-    """Return what concerns grams; options that were not given are None."""
+    """Return the options that concern carbon; those not given are None."""
     return Asked(**{item.name: given.get(item.name) for item in fields(Asked)})
 
 
 def _check_kinds(given: Mapping[str, Any]) -> None:
-    """Refuse what is of another kind than the option.
+    """Check the types of options.
 
     Raises:
-        ConfigError: An option is; the message says what it takes.
+        ConfigError: An option has the wrong type; the message says what it takes.
     """
     replays, work, factors, pue = (given[name] for name in ("replays", "work", "factors", "pue"))
     each = factors if isinstance(factors, list | tuple) else () if factors is None else (factors,)
@@ -127,14 +127,14 @@ def _number(name: str, value: Any, *, low: float, high: float) -> float:
 
 
 def _store(keep: str | os.PathLike[str] | bool | None) -> Path | None:
-    """Return where to keep the run; True is the user's own store."""
+    """Return the store in which to save the run; True is the user's default store."""
     if keep is None or isinstance(keep, bool):
         return default_store() if keep else None
     return _path("keep", keep)
 
 
 def _job(given: str | os.PathLike[str] | None) -> Path | None:
-    """Return where ranks leave their bundles; the environment names it once for all ranks of a job."""
+    """Return the folder for the ranks' bundles, from the option or from `TORCHWATT_JOB`."""
     found = given or os.environ.get(JOB_VARIABLE)
     return _path("job", found) if found else None
 
@@ -152,10 +152,10 @@ def _project(given: Mapping[str, Any]) -> str:
 
 
 def csv_target(value: str | os.PathLike[str] | None, *, overwrite: bool) -> Path | None:
-    """Return where the tables go; another run there is left alone or, where that was asked for, replaced.
+    """Return where to write the tables; `overwrite` allows replacing a bundle there.
 
     Raises:
-        ConfigError: It is a file, cannot be written, or is to be replaced and holds something else than a bundle.
+        ConfigError: It is a file, cannot be written, or is to be replaced and is not a bundle.
     """
     path = _path("csv", value)
     if path is None:
@@ -170,10 +170,10 @@ def csv_target(value: str | os.PathLike[str] | None, *, overwrite: bool) -> Path
 
 
 def html_target(value: str | os.PathLike[str] | None) -> Path | None:
-    """Return where the page goes, over an older one.
+    """Return where to write the page; an older one is replaced.
 
     Raises:
-        ConfigError: It is no file, or cannot be written.
+        ConfigError: It is not a file, or cannot be written.
     """
     path = _path("html", value)
     if path is None:
@@ -184,7 +184,7 @@ def html_target(value: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _path(name: str, value: Any) -> Path | None:
-    """Return a path, absolute, as the run may change its folder."""
+    """Return an absolute path, because the run may change the working directory."""
     if value is None:
         return None
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
@@ -193,7 +193,7 @@ def _path(name: str, value: Any) -> Path | None:
 
 
 def _writable(name: str, path: Path, folder: Path) -> Path:
-    """Refuse before the run what could not be written after it."""
+    """Raise before the run if the path could not be written after it."""
     try:
         missing_folders(folder)
     except PermissionError as error:

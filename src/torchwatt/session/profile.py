@@ -1,4 +1,4 @@
-"""`profile()` and `scope()`, as users write them."""
+"""`profile()` and `scope()`, the public context managers."""
 
 from __future__ import annotations
 
@@ -33,46 +33,45 @@ R = TypeVar("R")
 
 
 class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
-    """Meter a block of code, and say which layer used the joules.
+    """Measure the energy of a block of code and attribute it to the layers of its models.
 
     Use it as a context manager, `with profile() as run:`, or as a decorator, `@profile()`; the decorated function
-    then carries the latest result as `function.run`.
+    then has the latest result as `function.run`.
 
     Args:
-        model: Names its modules as in `state_dict`. Several in a list, or in a mapping from names to models, are named
-            by the variables that hold them, or by these names. Without it, modules are found and named by themselves.
-        region: Where the electricity comes from ("FRA", "USA/california"); without it there are no grams.
-        intensity_g_per_kwh: Your own number for the grid, instead of a region's.
+        model: The model whose modules are named as in `state_dict`. Several in a list, or in a mapping from names to
+            models, are named by their variables, or by these names. Without it, models are detected automatically.
+        region: Grid region of the electricity ("FRA", "USA/california"); without it no grams are computed.
+        intensity_g_per_kwh: Carbon intensity of the grid, instead of a region's.
         market: gCO2e/kWh of your electricity contract, for a market-based total beside the location-based one.
         facility: A site with published PUE, water and grid mix, such as "scaleway/fr-par-2".
         pue: Facility energy over IT energy, at least 1, or (value, lo, hi); grams only.
         factors: Your own file of factors or of a grid over time, or an Electricity Maps history file, or several.
         allow_expired: Apply factors outside of their dates, and say so in their rows.
         name: Shown in reports.
-        layers: "on" or "off"; off meters only.
-        overhead_budget: Part of the time that looking into backward passes may cost.
-        baseline_s: Quiet time sampled before the block, to know the static power and to hear every meter once.
-        csv: A folder: the audit tables are written there at the end; where it holds a run, into `NAME-2` beside it.
-        html: A file: the report is written there at the end, over an older one.
-        overwrite: Replace the bundle that `csv` holds; anything but a bundle is never replaced.
-        keep: A store (a folder), or True for your own: the run is kept there at the end; see `torchwatt runs`.
-        project: Under which project it is kept; default "default".
-        journal: A folder that does not exist yet: readings and layers are written there while the run runs, so that
-            `torchwatt.recover` makes a report of it even if the process is killed. True: in the store, until the run
-            has ended by itself.
+        layers: "on" or "off"; "off" measures energy without layers.
+        overhead_budget: Largest fraction of the run time that tracing may cost.
+        baseline_s: Seconds of idle baseline before the block, which gives the static power.
+        csv: A folder for the audit tables, written at the end; if it is not empty, `NAME-2` beside it is used.
+        html: A file for the report, written at the end; an older one is replaced.
+        overwrite: Replace the bundle at `csv`; anything but a bundle is never replaced.
+        keep: A store (a folder), or True for the default one: the run is saved there at the end; see `torchwatt runs`.
+        project: Project of the run in the store; default "default".
+        journal: A new folder to which readings and layers are written during the run, so that `torchwatt.recover` can
+            make a report even if the process is killed. True: in the store, removed when the run ends normally.
         live: "on" shows the run in a notebook while it runs, and its report at the end; "off" shows nothing.
-        powercap_root: Where RAPL's powercap tree is; default `TORCHWATT_POWERCAP_ROOT` or the system's.
-        feed: Readings from elsewhere, such as `torchwatt.sensors.Replay`.
-        dither_s: Sleep for a random moment of at most so many seconds after each step: for steps that keep time with
-            the sensor (the report says so). 0.001 is enough. Never done unless asked.
-        replays: What `torchwatt.replay` found: layers looped alone, for the estimator to lean on.
-        work: What `torchwatt.work_of` found: operations and bytes of each layer's call, likewise.
-        job: Of a job of several ranks (torchrun, Slurm): the folder in which each rank leaves what it measured, for
-            `torchwatt merge`; default `TORCHWATT_JOB`. Outside of a job it does nothing.
-        job_wait_s: How long rank 0 waits at the end for the other ranks' parts, if files were asked for.
+        powercap_root: Root of RAPL's powercap tree; default `TORCHWATT_POWERCAP_ROOT` or the system's.
+        feed: Readings from another source, such as `torchwatt.sensors.Replay`.
+        dither_s: Sleep a random time of at most this many seconds after each step, if steps run in sync with the
+            sensor (the report says so). 0.001 is enough. Default: no sleep.
+        replays: Result of `torchwatt.replay`: power of layers measured alone, used as prior information.
+        work: Result of `torchwatt.work_of`: operations and bytes per call of each layer, used as prior information.
+        job: In a job of several ranks (torchrun, Slurm): the folder to which each rank writes its results, for
+            `torchwatt merge`; default `TORCHWATT_JOB`. Ignored outside of a job.
+        job_wait_s: Seconds that rank 0 waits at the end for the other ranks' results, if files are requested.
 
     Raises:
-        ConfigError: An argument is impossible.
+        ConfigError: An argument is invalid.
         FactorError: The region is in no table.
     """
 
@@ -122,7 +121,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         self._watcher = watcher("off")
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Say where the result is to those who look for it here."""
+        """Raise an AttributeError that points to the result (`run`) for names that exist there."""
         hint = ""
         if not name.startswith("_") and hasattr(Run, name):
             hint = f": the result is what `with profile() as run:` gives, so write run.{name}"
@@ -144,7 +143,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         run = Run(self._session)
         try:
             self._watcher.begin(run)
-        except BaseException as error:  # an interrupt: nothing may go on that nobody will end
+        except BaseException as error:  # an interrupt: the session must not stay open
             self._session.stop(*outcome_of(error))
             raise
         return run
@@ -160,7 +159,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
             warn(f"torchwatt: {note}")
 
     def end(self, status: Status = "complete", reason: str = "") -> None:
-        """End what `__enter__` began, and say why; for loops of others, which call back and know no `with`."""
+        """End what `__enter__` began, with a status and reason; for callback APIs that cannot use `with`."""
         if self._session is not None:
             self._watcher.pause()
             self._session.stop(status, reason)
@@ -169,7 +168,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Profile every call of a function; the latest result is the function's `run`.
 
-        Of a coroutine or a generator, everything from its first step to its end.
+        For a coroutine or a generator, the block is from its first step to its end.
         """
         if inspect.isasyncgenfunction(function):
             raise ConfigError("profile() cannot decorate an async generator: use `with profile()` where it is consumed")
@@ -215,7 +214,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
 
 
 def outcome_of(error: BaseException | None) -> tuple[Status, str]:
-    """Return how a block ended: a clean `sys.exit()` is an end like any other."""
+    """Return status and reason of a block's end; a `sys.exit()` with code 0 or None is `complete`."""
     if error is None:
         return "complete", ""
     if isinstance(error, SystemExit) and (error.code is None or (isinstance(error.code, int) and error.code == 0)):

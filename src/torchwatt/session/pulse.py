@@ -1,4 +1,4 @@
-"""What the meters of a running session say now, at a cost that does not grow with the run."""
+"""Joules and watts of a running session, updated at a cost that does not grow with the run."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from torchwatt.session.running_energy import RunningEnergy
 from torchwatt.session.session import Session
 from torchwatt.views import Point
 
-LOOK_BACK_NS = 3 * NS_PER_S  # what is read again each time: slow meters answer once a second
-MARGIN_NS = 3 * NS_PER_S // 2  # and more than one answer before it
-LONGEST_NS = 60 * NS_PER_S  # after a stall, no more than that
-HISTORY = 1_024  # beats: four minutes
-STALE_NS = 3 * NS_PER_S  # older watts are not "now"
+LOOK_BACK_NS = 3 * NS_PER_S  # readings this old are read again: slow meters publish once a second
+MARGIN_NS = 3 * NS_PER_S // 2  # margin before that, for more than one publication
+LONGEST_NS = 60 * NS_PER_S  # longest interval read after a stall
+HISTORY = 1_024  # beats: about four minutes
+STALE_NS = 3 * NS_PER_S  # older watts are not shown as current
 
 
 class Pulse:
-    """Joules so far and watts now, by domain; call `beat` from one thread, a few times a second.
+    """Joules so far and current watts by domain; call `beat` from one thread, a few times a second.
 
-    Joules are added up beat by beat from the last readings. The final report, which sees all readings at once, may
-    differ by what a meter publishes at a time.
+    Joules are added up beat by beat from the last readings. The final report uses all readings at once and may differ
+    by one publication of a meter.
     """
 
     def __init__(self, session: Session) -> None:
@@ -41,10 +41,10 @@ class Pulse:
         self._watts: dict[str, float] = {}
         self._counted = Counted(session)
         self.points: deque[Point] = deque(maxlen=240)
-        self.whole: tuple[int, float] | None = None  # the last instant that all meters have passed; joules until then
-        self.gaps = 0  # times that a meter was silent: joules are missing since
+        self.whole: tuple[int, float] | None = None  # last instant known to all meters, joules until then
+        self.gaps = 0  # times that a meter was silent: joules of that interval are missing
         self._asked: dict[int, dict[str, float]] = {}
-        self._history: dict[str, deque[tuple[int, float]]] = {}  # of each meter, instants and joules until then
+        self._history: dict[str, deque[tuple[int, float]]] = {}  # by meter: (instant, joules until then)
 
     @property
     def start_ns(self) -> int:
@@ -53,19 +53,19 @@ class Pulse:
 
     @property
     def as_of_s(self) -> float:
-        """Return until when the joules of all meters are known that answered lately, in seconds since the start."""
+        """Return up to when joules of all recently updated meters are known, in seconds since the start."""
         now_ns = time.monotonic_ns()
         known = [t_ns for _, t_ns in self.metered().values() if now_ns - t_ns < STALE_NS]
         return (min(known, default=now_ns) - self.start_ns) / NS_PER_S
 
     def metered(self) -> dict[str, tuple[str, int]]:
-        """Return of each counted meter the domain that its joules count for, and until when they are known."""
+        """Return by counted meter: the domain its joules count for, and the instant up to which they are known."""
         names = self._counted.names()
         known_ns = {domain: running.end_ns for domain, running in self._running.items()}
         return {domain: (name, known_ns.get(domain, 0)) for domain, name in names.items()}
 
     def energy_at(self, domain: str, t_ns: int) -> float:
-        """Return a meter's joules from the start to an instant of the last minutes; beyond what is known, all of them.
+        """Return a meter's joules from the start to an instant, clamped to the history of the last minutes.
 
         Within a beat the power is taken to be constant.
         """
@@ -82,7 +82,7 @@ class Pulse:
 
     @property
     def energy_j(self) -> dict[str, float]:
-        """Return the joules so far by domain, of those that make the total."""
+        """Return the joules so far of the domains that make up the total."""
         return self._named({domain: running.total_j for domain, running in self._running.items()})
 
     def _named(self, by_domain: Mapping[str, float]) -> dict[str, float]:
@@ -90,10 +90,10 @@ class Pulse:
         return {names[domain]: value for domain, value in by_domain.items() if domain in names}
 
     def beat(self, *, fresh: bool = False) -> Recording:
-        """Read what is new and add a point to the line.
+        """Read new readings and append a point to `points`.
 
         Args:
-            fresh: Read all counters now, in this process, and leave out nothing since the last beat, however long ago
+            fresh: Read all counters now, in this process, and evaluate everything since the last beat, however long ago
                 that was. Costs about a millisecond.
         """
         feed = self._session.feed
@@ -116,28 +116,28 @@ class Pulse:
         return recording
 
     def ask(self, t_ns: int) -> None:
-        """Ask for the joules from the start to an instant, before the beat that passes it."""
+        """Register an instant at which joules are wanted; call it before the beat that passes the instant."""
         self._asked[t_ns] = {}
 
     def told(self, t_ns: int) -> dict[str, float] | None:
-        """Return the joules by domain up to an instant that was asked for; None while a meter has not passed it."""
+        """Return joules by domain from the start to a registered instant; None while a meter has not passed it."""
         found, names = self._asked.get(t_ns), self._counted.names()
         if not found or names.keys() - found.keys():
             return None
         return self._named(found)
 
     def forget(self, t_ns: int) -> None:
-        """Take back what was asked."""
+        """Unregister an instant."""
         self._asked.pop(t_ns, None)
 
     def power_w(self, now_ns: int) -> dict[str, float | None]:
-        """Return the latest watts of each domain; None where no meter answered lately."""
+        """Return the latest watts by domain; None if the meter has not answered within 3 s."""
         fresh = {domain: now_ns - running.end_ns < STALE_NS for domain, running in self._running.items()}
         names = self._counted.names()
         return {name: self._watts.get(domain) if fresh.get(domain) else None for domain, name in names.items()}
 
     def carbon_g(self, energy_j: float | None = None) -> float | None:
-        """Return the grams of the joules so far, or of so many; None without a region, or without joules."""
+        """Return grams of the joules so far or of `energy_j`; None without a region or without joules."""
         plan = self._session.asked.carbon
         counted_j, names = self.energy_j, self._counted.names()
         if not plan.location or not counted_j:
@@ -149,7 +149,7 @@ class Pulse:
         return grams_so_far(total_j, known, plan, start_ns, now_ns)
 
     def _whole(self, curves: Mapping[str, EnergyCurve]) -> tuple[int, float] | None:
-        """Return the last instant for which all joules are known, and them; None where that cannot be said."""
+        """Return the last instant for which all joules are known, and these joules; None if unknown."""
         names = self._counted.names()
         if not curves or not names or names.keys() - self._running.keys():
             return None

@@ -1,4 +1,4 @@
-"""A report of a run that was killed, from its journal."""
+"""Makes the report of a run from its journal."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from torchwatt.session.settle import Outcome, report_of
 def recover(path: str | os.PathLike[str]) -> Report:
     """Make the report of a run from its journal (`profile(journal=PATH)`, `torchwatt run`).
 
-    A run that was killed gives a report of status `partial`: all joules up to its last readings, the layers up to the
-    last time that they were written; joules after that are booked to `(unattributed)`, and events say what is lost.
-    One that still runs gives a snapshot of status `running`; one that ended by itself its whole report.
+    A killed run gives a report of status `partial`: all joules up to its last readings, and layers up to the last
+    written trace; joules after that are booked to `(unattributed)`, and events list what is lost. A running one
+    gives a snapshot of status `running`; one that ended normally gives its whole report.
 
     Raises:
-        BundleError: There is no journal, or not even its meters can be read.
+        BundleError: There is no journal, or its meters cannot be read.
     """
     return report_from(read_journal(path))
 
 
 def report_from(found: Found) -> Report:
-    """Return the report of a journal that was read; without its layers where those do not make sense.
+    """Return the report of a journal, without layers if these are invalid.
 
     Raises:
-        BundleError: Nothing in it makes sense.
+        BundleError: The journal is invalid.
     """
     try:
         return _report(found)
-    except Exception as error:  # files from elsewhere may say anything
+    except Exception as error:  # files may come from elsewhere and contain anything
         told = Event(found.head.mono_ns, "error", "ATTRIBUTION_LOST", "run", f"the layers were lost: {error!r}")
     bare = replace(found, trace=None, state=replace(State(), mode=found.state.mode, events=(told,)))
     try:
@@ -74,7 +74,7 @@ def _report(found: Found) -> Report:
 
 
 def _known_until_ns(found: Found, trace: Trace, end_ns: int) -> int:
-    """Return up to when it is known who ran: to the end of the last span, unless the spans were written at the end."""
+    """Return up to when layers are known: the end of the last span, or of the run if the trace was written then."""
     if found.stop is not None and found.trace is not None and found.trace_until_ns >= found.stop.end_ns:
         return end_ns
     return int(trace.end_ns.max()) if len(trace) else 0

@@ -1,4 +1,4 @@
-"""Tells of `os.exec*`: the process becomes another program, and every run in it ends."""
+"""Calls hooks before `os.exec*` replaces the process, because every run in it ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _wrappers: dict[str, Any] = {}
 
 
 def before_exec(call: Callable[[str], None]) -> None:
-    """Have something called with the new program's name before `os.exec*`; what was added last is called first."""
+    """Register a callback for `os.exec*`, called with the new program's name; the last registered is called first."""
     if not _called:
         for name in _NAMES:
             _wrappers[name] = _wrapper(getattr(os, name))
@@ -25,7 +25,7 @@ def before_exec(call: Callable[[str], None]) -> None:
 
 
 def forget_before_exec(call: Callable[[str], None]) -> None:
-    """Call it no more; the last one to go leaves `os` as it was, unless somebody has patched on top of ours."""
+    """Unregister a callback; the last one restores `os`, unless something else has patched it since."""
     if call in _called:
         _called.remove(call)
     for name, wrapper in _wrappers.items() if not _called else ():
@@ -39,7 +39,7 @@ def _wrapper(original: Callable[..., NoReturn]) -> Callable[..., NoReturn]:
     @functools.wraps(original)
     def exec_(*args: Any, **kwargs: Any) -> NoReturn:
         try:
-            if os.getpid() == pid and _called:  # a forked child that becomes another program is none of ours
+            if os.getpid() == pid and _called:  # in a forked child, the sessions are not ours
                 _tell(args[0] if args else kwargs.get("path"))
             original(*args, **kwargs)
         except BaseException as error:
@@ -50,7 +50,7 @@ def _wrapper(original: Callable[..., NoReturn]) -> Callable[..., NoReturn]:
 
 
 def _tell(path: Any) -> None:
-    """Tell of a program that can be executed; `os.execvp` tries one folder after the other."""
+    """Call the hooks if the program can be executed; `os.execvp` tries one folder after the other."""
     with contextlib.suppress(TypeError, ValueError):
         if isinstance(path, int) or os.access(path, os.X_OK):
             name = f"file descriptor {path}" if isinstance(path, int) else os.fsdecode(path)

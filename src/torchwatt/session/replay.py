@@ -1,4 +1,4 @@
-"""`replay`: loop every kind of layer alone and meter it; slow, and as near to the truth as a slow meter gets."""
+"""`replay`: measures the power of each kind of layer by running it alone in a loop."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Drop the first 1.2 s of a load (Yang, Adamek, Armour, arXiv 2312.02741): a 1 s average has then forgotten the pause.
 SETTLE_S = 1.2
-# Half a second is as good as five: the bias of running alone limits it, not noise (ATTRIBUTION 5, step 8).
+# Longer does not help: the bias of running alone limits the accuracy, not noise.
 MEASURE_S = 0.5
 COOL_S = 0.2
 QUIET_S = 1.0
@@ -35,7 +35,7 @@ QUIET_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long each loop settles, is measured and pauses after, in seconds, and how often all are repeated."""
+    """Seconds that each loop settles, is measured and pauses, and the number of rounds."""
 
     settle_s: float = SETTLE_S
     measure_s: float = MEASURE_S
@@ -59,14 +59,14 @@ def replay(
     powercap_root: str | os.PathLike[str] | None = None,
     feed: Feed | None = None,
 ) -> tuple[ReplayedPower, ...]:
-    """Loop each kind of leaf layer of a model, forward and backward apart, and meter its power.
+    """Run each kind of leaf layer of a model in a loop, forward and backward separately, and meter its power.
 
-    The layers' inputs are caught while `call` runs once. Copies are looped, in random order, the second round in the
-    reverse order of the first, so that slow heating cancels. The model itself is left as it was. It takes about
-    (number of kinds) x 2 x rounds x 2 s. Hand the result to `profile(model, replays=...)`.
+    The layers' inputs are captured while `call` runs once. Copies are run, in random order, the second round in the
+    reverse order of the first, so that slow heating cancels. The model itself is not changed. It takes about
+    (number of kinds) x 2 x rounds x 2 s. Pass the result to `profile(model, replays=...)`.
 
     Raises:
-        ConfigError: No layer was called, or no meter here measures: a model of load knows no truth.
+        ConfigError: No layer was called, or no meter measures: the load model has no per-layer information.
     """
     from torchwatt.tracing.capture import capture
 
@@ -112,7 +112,7 @@ def _run(job: _Job, timing: Timing) -> None:
 
 
 def _loop_for(once: Callable[[], None], seconds: float) -> int:
-    """Repeat for some time and return how often; devices are waited for, else the queue would grow."""
+    """Repeat `once` for some time and return the count; synchronizes every 16 loops to bound the device queue."""
     end_ns = time.monotonic_ns() + round(seconds * NS_PER_S)
     loops = 0
     while time.monotonic_ns() < end_ns:
@@ -132,7 +132,7 @@ def _results(jobs: list[_Job], quiet: tuple[int, int], recording: Recording) -> 
 
 
 def _result(job: _Job, one: Metered, quiet: tuple[int, int]) -> ReplayedPower | None:
-    """Return the mean power of a job's windows; None where none of them was metered."""
+    """Return the mean power over a job's windows; None if none of them was metered."""
     curve = one.curve
     means_w = [mean_w for a, b, _ in job.windows if (mean_w := curve.mean_w(a, b)) is not None]
     if not means_w:

@@ -1,4 +1,4 @@
-"""New grams for old joules: a bundle's measurement, priced again and written beside it."""
+"""Computes new impacts for the joules of a bundle and writes them beside the old ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it becomes a part of a
 
 @dataclass(frozen=True, slots=True)
 class Repriced:
-    """Where the new bundle is and what it says."""
+    """The new bundle's path, scenario and impacts."""
 
     directory: Path
     scenario: str
@@ -38,7 +38,7 @@ class Repriced:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """Return what the reader of the new grams must know."""
+        """Return notes for the reader of the new impacts."""
         return self.priced.notes
 
 
@@ -53,9 +53,9 @@ def reprice(
 ) -> Repriced:
     """Write a bundle with the same measurement and one more scenario of impacts.
 
-    Nothing of the old bundle is touched, and in the new one every file of the measurement has the bytes that it had:
-    only `factor.csv` and `impact.csv` grow. Both scenarios, the old and the new, are in it. The old manifest is kept as
-    a file of the new bundle, so that `sha256sum -c` shows which files are the same.
+    The old bundle is not changed, and in the new one every file of the measurement has the same bytes: only
+    `factor.csv` and `impact.csv` grow. It contains the old scenarios and the new one. The old manifest is kept as a
+    file of the new bundle, so that `sha256sum -c` shows which files are the same.
 
     PUE and water of the building stay as the run declared them, unless others are given.
 
@@ -69,7 +69,7 @@ def reprice(
 
     Raises:
         BundleError: The bundle cannot be read, has that scenario already, or the new one cannot be written.
-        ConfigError: Nothing to apply was given, or the scenario's name is no name.
+        ConfigError: No factors were given, or the scenario's name is invalid.
         FactorError: The factors do not cover the run.
     """
     if not _NAME.fullmatch(scenario):
@@ -116,12 +116,12 @@ def _of_run(bundle: Bundle, kind: str) -> Factor | None:
 
 
 def hours_of_bundle(directory: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Return the hours of UTC in which a bundle has energy."""
+    """Return the UTC hours in which a bundle has energy."""
     return usage_of_bundle(read_bundle(directory)).hours
 
 
 def usage_of_bundle(bundle: Bundle) -> Usage:
-    """Read back what can be priced: joules of the run and of each counted device, by hour where there are hours."""
+    """Return a bundle's joules of the run and of each counted device, by hour if the bundle has hours."""
     run = bundle.run
     subjects = tuple(_subjects(bundle))
     hours = sorted({hour for subject in subjects for hour in subject.hourly_j})

@@ -1,4 +1,4 @@
-"""What `with profile() as run` hands out."""
+"""`Run`, the result of `with profile() as run`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torchwatt.session.live_layers import LiveLayers
 from torchwatt.session.pulse import Pulse
 from torchwatt.session.session import MOST_COUNTED, Session
 
-LEAST_COUNTED = 1e-9  # of less than that, joules per unit may be more than a float holds
+LEAST_COUNTED = 1e-9  # for smaller counts, joules per unit may overflow a float
 
 
 def _number(n: Any) -> float | None:
-    """Return a count from a number or a scalar of numpy or torch; None for anything else, and for none to count."""
+    """Return a count from a number or a scalar of numpy or torch; None if it is not a valid count."""
     if getattr(n, "shape", None) == () and callable(getattr(n, "item", None)):
         try:
             n = n.item()
@@ -29,12 +29,12 @@ def _number(n: Any) -> float | None:
             return None
     if not isinstance(n, Real) or isinstance(n, bool):
         return None
-    given: Any = n  # compared as it is: 2**53 + 1 is 2**53 as a float
+    given: Any = n  # compare before conversion: 2**53 + 1 is 2**53 as a float
     return float(given) if given == 0 or LEAST_COUNTED <= given <= MOST_COUNTED else None
 
 
 def _shown(value: Any) -> str:
-    """Return a value as an error shows it: short, and never a failure of its own."""
+    """Return a short repr for error messages; never raises."""
     try:
         return " ".join(reprlib.repr(value).split())
     except Exception:  # an int of more digits than Python prints, a repr that fails
@@ -44,7 +44,7 @@ def _shown(value: Any) -> str:
 class Run(ReportFaces):
     """The result of a profiled block; while the block runs, what is known so far.
 
-    Energies are joules in the measured boundary, None where nothing could be metered: never 0 for unknown.
+    Energies are joules in the measured boundary; None (never 0) where nothing could be metered.
     """
 
     def __init__(self, session: Session) -> None:
@@ -57,18 +57,18 @@ class Run(ReportFaces):
 
     @property
     def job(self) -> JobRun | None:
-        """The whole job, after the block, on the rank that put it together; see `profile(job=...)`."""
+        """The merged job, after the block, on the rank that merged it; see `profile(job=...)`."""
         report = self._session.job_report
         return None if report is None else JobRun(report)
 
     @property
     def units(self) -> Mapping[str, float]:
-        """What was counted with `count`."""
+        """Units counted with `count`."""
         return dict(self._session.units)
 
     @property
     def run_id(self) -> str:
-        """Name the run uniquely."""
+        """Unique identifier of the run."""
         return self._session.run_id
 
     @property
@@ -78,12 +78,12 @@ class Run(ReportFaces):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files and folders that were asked for, written after the block."""
+        """The requested files and folders, after they are written at the end of the block."""
         return self._session.written.paths if self._session.written is not None else ()
 
     @property
     def file_notes(self) -> tuple[str, ...]:
-        """What there is to say about `files`: folders made on the way, names that differ from what was asked for."""
+        """Notes about `files`: folders created, names that differ from the requested ones."""
         return self._session.written.notes if self._session.written is not None else ()
 
     @property
@@ -98,7 +98,7 @@ class Run(ReportFaces):
 
     @property
     def carbon_how(self) -> str:
-        """What the grams rest on, or how to get them."""
+        """The source of the carbon intensity, or how to get grams."""
         location = self._session.asked.carbon.location
         if not location:
             return HOW_TO_GET_GRAMS
@@ -106,31 +106,32 @@ class Run(ReportFaces):
         return location[0].label if always is None else f"{always.value:.3g} g/kWh · {location[0].label}"
 
     def pulse(self) -> Pulse:
-        """Return a cheap look at the meters while the run runs."""
+        """Return a cheap live view of the meters while the run runs."""
         return Pulse(self._session)
 
     def live_layers(self, pulse: Pulse) -> LiveLayers | None:
-        """Return steps and layers while the run runs; None where layers are not traced."""
+        """Return steps and layers while the run runs; None if layers are not traced."""
         tracer = self._session.tracer
         return None if tracer is None else LiveLayers(self._session, tracer, pulse)
 
     def step(self) -> None:
-        """Mark the end of a step where automatic detection cannot know it; from then on only marks count."""
+        """Mark the end of a step if automatic detection cannot; after the first mark only marks count."""
         self._session.step()
 
     def resume(self) -> None:
-        """Say that what ran since the last step, an evaluation or a checkpoint, is no part of the next step."""
+        """Exclude the time since the last step, such as an evaluation or a checkpoint, from the next step."""
         self._session.resume()
 
     def count(self, unit: str, n: float = 1) -> None:
-        """Count units of work done (`run.count("image", 64)`), so that joules per unit can be said.
+        """Count units of work (`run.count("image", 64)`), for joules per unit.
 
         Args:
             unit: Its name.
             n: How many: a number, or a scalar of numpy or torch.
 
         Raises:
-            ConfigError: The unit has no name; the count is no number, negative, not finite, or makes more than 2**53.
+            ConfigError: The unit has no name; the count is not 0 or a number from 1e-9 to 2**53; or the sum exceeds
+                2**53.
         """
         if not isinstance(unit, str) or not unit:
             raise ConfigError(f"count({_shown(unit)}, ...): name the unit, such as 'image'")

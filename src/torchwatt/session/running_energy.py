@@ -1,20 +1,20 @@
-"""Joules of one meter while it runs, added up from curves that overlap."""
+"""Joules of one running meter, accumulated from overlapping curves."""
 
 from __future__ import annotations
 
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.units import NS_PER_S
 
-SETTLED_NS = 2 * NS_PER_S  # readings that come this much later do not move a curve any more
+SETTLED_NS = 2 * NS_PER_S  # readings that arrive this much later no longer change a curve
 
 
 class RunningEnergy:
-    """Joules of one meter from an instant on.
+    """Joules of one meter since an instant.
 
-    The end of a curve is provisional: it continues a counter from its last publications, and the next curve, which has
-    more readings, dates them anew. So only what lies `SETTLED_NS` before the end of a curve is kept, and the rest is
-    read again from the next curve; else the errors of the ends would add up. The total never goes back: what was too
-    much is taken off what comes next.
+    The end of a curve is provisional: it extrapolates a counter from its last publications, and the next curve, with
+    more readings, corrects it. So only joules up to `SETTLED_NS` before the end of a curve are final, and the rest is
+    taken from the next curve; otherwise the errors at the ends would add up. The total never decreases: an excess is
+    subtracted from later increments.
 
     Attributes:
         settled_ns: The next curve should begin before this instant.
@@ -29,8 +29,8 @@ class RunningEnergy:
         self._settled_j = self.total_j = 0.0
 
     def extend(self, curve: EnergyCurve, end_ns: int) -> float:
-        """Continue to an instant of a later curve; return the joules by which the total grew."""
-        if curve.start_ns > self.settled_ns:  # this curve cannot say what was before its start
+        """Extend the total to `end_ns` with a later curve; return the increase in joules."""
+        if curve.start_ns > self.settled_ns:  # this curve does not cover the time before its start
             self.settled_ns, self._settled_j = max(self.end_ns, curve.start_ns), self.total_j
         before_j, self.total_j = self.total_j, self.at(curve, end_ns)
         self.end_ns = end_ns

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 NO_STARTS = np.zeros(0, dtype=np.int64)
 MOST_COUNTED = 2**53  # above this, floats do not hold every count exactly
-MOST_FILLED = 20_000  # spans in a journal that were not traced themselves
+MOST_FILLED = 20_000  # limit on filled spans in a journal
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
 
 
@@ -52,7 +52,7 @@ class Session:
     """Owns the feed, the tracer and the clock of one `with profile()` block.
 
     A session inside another of the same thread reads the outer one's meters: its joules are a window of the
-    outer's, not more of them. In a forked child nothing of a session runs and every method does nothing.
+    outer's, not additional ones. In a forked child every method does nothing.
     """
 
     def __init__(self, asked: Options, models: Sequence[tuple[str, Any]] = ()) -> None:
@@ -73,13 +73,13 @@ class Session:
         self._feed: Feed | None = None
         self._journal: Journal | None = None
         self._tracer = Tracer(models=models, overhead_budget=asked.overhead_budget) if asked.layers else None
-        self._torch_import: ImportHook | None = None  # a tracer begins with it
-        self._marks = Marks()  # steps that the user marks, where no tracer takes them
+        self._torch_import: ImportHook | None = None  # starts a tracer when torch is imported
+        self._marks = Marks()  # steps marked by the user while there is no tracer
         self._start_ns = self._start_unix_ns = 0
-        self._model = models[0][1] if models else None  # tells on which device this process runs
-        self._member: Member | None = None  # of a job of several ranks
+        self._model = models[0][1] if models else None  # identifies the device of this process
+        self._member: Member | None = None  # if this process is a rank of a job
         self.job_report: Report | None = None
-        self.ended_ns: int | None = None  # what is metered later is no more of this run
+        self.ended_ns: int | None = None  # readings after this are not part of the run
 
     @property
     def running(self) -> bool:
@@ -87,7 +87,7 @@ class Session:
         return self._feed is not None and self.report is None and self.pid == os.getpid()
 
     def start(self) -> None:
-        """Begin to meter and to trace; what was begun is undone if anything of it fails."""
+        """Start metering and tracing; if a part fails, those that started are undone."""
         self.thread, self.task = threading.get_ident(), active.current_task()
         self._outer = cast("Session | None", active.enclosing(self.thread, self.task))
         if self._outer is None:
@@ -103,7 +103,7 @@ class Session:
                 self._member.begin(feed.meters)
                 self.asked = self._member.journalled(self.asked)
             self._journal = open_journal(self.asked, self.run_id, feed, self._sensors, self._events)
-            wait_for_devices()  # what was queued before is no work of this run; if it takes a minute, so be it
+            wait_for_devices()  # work queued before is not part of this run; this may take up to a minute
             if self._outer is None:
                 if self._journal is not None:
                     self._journal.lend(feed)
@@ -122,14 +122,14 @@ class Session:
             if self._journal is not None:
                 self._journal.begin(self, self._start_unix_ns)
             listeners.began(self)
-        except BaseException:  # also an interrupt, until the very end
+        except BaseException:  # also KeyboardInterrupt
             self._feed = None
             active.leave(self)
             self._undo(feed)
             raise
 
     def _start_tracer(self, feed: Feed) -> None:
-        """Begin to trace, at the latest when the program imports torch: its environment is read then, not before."""
+        """Start tracing, or install a hook that starts it when torch is imported: torch then reads its environment."""
         if self._tracer is None:
             return
         facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
@@ -141,7 +141,7 @@ class Session:
         self._torch_import = ImportHook("torch", lambda: self._trace_from_now(tracer) if self.running else None)
 
     def _trace_from_now(self, tracer: Tracer) -> None:
-        """Start a tracer; a torch in which that fails is metered without layers: the program runs all the same."""
+        """Start a tracer; if it fails, the run is metered without layers."""
         try:
             tracer.start(self._marks)
         except Exception as error:
@@ -156,27 +156,27 @@ class Session:
 
     @property
     def outer(self) -> Session | None:
-        """Return the session that this is a window of."""
+        """Return the session that encloses this one."""
         return self._outer
 
     @property
     def tracer(self) -> Tracer | None:
-        """Return what traces layers; None where nothing does, or not before torch is imported."""
+        """Return the tracer; None if layers are off or torch is not imported yet."""
         return self._tracer
 
     @property
     def start_unix_ns(self) -> int:
-        """Return when the run began in the world."""
+        """Return when the run began, in unix nanoseconds."""
         return self._start_unix_ns
 
     @property
     def nested(self) -> bool:
-        """Return whether this is a window of another session."""
+        """Return whether another session encloses this one."""
         return self._outer is not None
 
     @property
     def start_ns(self) -> int:
-        """Return when the run began, monotonic."""
+        """Return when the run began, in monotonic nanoseconds."""
         return self._start_ns
 
     @property
@@ -187,7 +187,7 @@ class Session:
         return self._feed
 
     def count(self, unit: str, n: float) -> None:
-        """Add to the units of work done; from any thread.
+        """Add to the units of work done; thread-safe.
 
         Raises:
             ConfigError: The sum would no longer be exact.
@@ -208,23 +208,23 @@ class Session:
             self._dither.shake()
 
     def resume(self) -> None:
-        """Say that what ran since the last step is no part of the next one."""
+        """Exclude the time since the last step from the next step."""
         if self.running and self._tracer is not None:
             self._tracer.resume()
         elif self.running:
             self._marks.resume(time.monotonic_ns())
 
     def snapshot(self) -> Report:
-        """Settle what is known so far without ending anything."""
+        """Return a report of the run so far without ending anything."""
         end_ns = time.monotonic_ns()
         trace = self._tracer.snapshot() if self._tracer is not None else self._marked()
         return self._settle(end_ns, self.feed.snapshot(), trace, "running", "")
 
     def stop(self, status: Status, reason: str = "") -> None:
-        """End the session, keep its report, and write the files that were asked for.
+        """End the session, make its report, and write the requested files.
 
-        Never raises for a fault of ours: a training of hours must not die in its profiler. Whatever fails ends
-        in a warning, and what was measured is kept. An interrupt that comes meanwhile is raised after that.
+        Faults of the profiler do not raise: they add an event and a warning, and the measured data are kept. A Ctrl-C
+        during this is raised at the end.
         """
         if not self.running:
             return
@@ -274,11 +274,11 @@ class Session:
         except Exception as error:
             self._fault("TRACE_LOST", "the trace was lost", error)
             with contextlib.suppress(Exception):
-                self._tracer.stop()  # wrappers always come off
+                self._tracer.stop()  # remove the wrappers in any case
             return EMPTY_TRACE
 
     def _marked(self) -> Trace:
-        """Return a trace of nothing but the user's own steps."""
+        """Return a trace with only the steps that the user marked."""
         steps = steps_between(self._marks.entries(), NO_STARTS, self._start_ns, self._marks.resumed())
         counts = tuple(step.count for step in steps)
         bounds = tuple((step.start_ns, step.end_ns) for step in steps)
@@ -287,7 +287,7 @@ class Session:
     def _end_feed(self) -> Recording:
         """Return all readings; a nested session leaves the meters running."""
         try:
-            # Sampling goes on until slow counters have published.
+            # continue sampling until slow counters have published
             if self._outer is None:
                 return self.feed.stop()
             self.feed.linger()
@@ -297,12 +297,12 @@ class Session:
             return Recording(self.feed.meters, (), self.feed.unavailable)
 
     def close(self, reason: str) -> None:
-        """End a session that nobody else ended."""
+        """End a session that was left open."""
         self._events.append(Event(time.monotonic_ns(), "warning", "LEFT_OPEN", "run", reason))
         self.stop("partial", reason)
 
     def _best_report(self, end_ns: int, recording: Recording, trace: Trace, status: Status, reason: str) -> Report:
-        """Settle everything; failing that the meters alone; failing that say that nothing could be settled."""
+        """Make the report; if that fails, one without layers; if that fails too, one without joules."""
         try:
             return self._settle(end_ns, recording, trace, status, reason)
         except Exception as error:
@@ -329,7 +329,7 @@ class Session:
         return settle(self.run_id, self.asked, bounds, recording, trace, outcome)
 
     def _end_job(self, report: Report | None, recording: Recording, trace: Trace) -> None:
-        """Leave this rank's part, and put the job together where that is this rank's to do."""
+        """Write this rank's part, and merge the job if this rank can."""
         if self._member is None or report is None:
             return
         try:
@@ -338,13 +338,13 @@ class Session:
             self._fault("JOB_LOST", "this rank's part of the job was not kept", error)
 
     def _of_record(self) -> Report | None:
-        """Return what files are written from: in a job the whole of it, once; a rank alone would pass for the job."""
+        """Return the report to write files from: in a job the merged one, on one rank only; None on the others."""
         if self._member is None:
             return self.report
         return (self.job_report or self.report) if self._member.leads_files else None
 
     def _write_files(self) -> bool:
-        """Write what was asked for; whether all of it was."""
+        """Write the requested files; return whether all were written."""
         from torchwatt.session.files import write_all
 
         report = self._of_record()
@@ -383,11 +383,11 @@ class Session:
             cast("Session", other).note(event)
 
     def trace(self) -> Trace | None:
-        """Return who ran so far, from any thread, in short; None where nobody is traced."""
+        """Return the trace so far, with at most `MOST_FILLED` filled spans; None without tracer. Thread-safe."""
         return self._tracer.snapshot(MOST_FILLED) if self._tracer is not None else None
 
     def state(self, recording: Recording) -> State:
-        """Return what is known so far beside readings and spans."""
+        """Return the state so far beside readings and spans."""
         return State(
             dict(self.units),
             tuple(self.windows),
@@ -400,7 +400,7 @@ class Session:
         )
 
     def add_window(self, window: Window) -> None:
-        """Add a part of the run, also to the sessions around this one: `torchwatt run` shows a script's epochs."""
+        """Add a window, also to the enclosing sessions: `torchwatt run` shows a script's epochs."""
         self.windows.append(window)
         if self._outer is not None:
             self._outer.add_window(window)

@@ -1,4 +1,4 @@
-"""From what was recorded to a report."""
+"""Makes a report from a recording and a trace."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torchwatt.session.software import software
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """When a session ran: monotonic, and where that is in the world."""
+    """Interval of a session: monotonic start and end, and the start in unix time."""
 
     start_ns: int
     end_ns: int
@@ -34,20 +34,20 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a session ended and what the user said during it."""
+    """How a session ended, and the units, windows and events collected during it."""
 
     status: Status
     exit_reason: str = ""
     units: dict[str, float] = field(default_factory=dict)
     windows: tuple[Window, ...] = ()
     events: tuple[Event, ...] = ()
-    known: Known = NOTHING  # of the devices, before their readings are looked at
-    software: Mapping[str, str] | None = None  # what ran, where that is not this process
-    apart: tuple[str, ...] = ()  # domains that are metered and stay outside of the total
+    known: Known = NOTHING  # inputs about the devices, independent of the readings
+    software: Mapping[str, str] | None = None  # of the run, if not this process
+    apart: tuple[str, ...] = ()  # domains that are metered but not in the total
 
 
 def settle(run_id: str, asked: Options, bounds: Bounds, recording: Recording, trace: Trace, outcome: Outcome) -> Report:
-    """Attribute the recording and put everything that was found out into one value."""
+    """Attribute the recording and make the report."""
     known = known_of(outcome.known, asked.replays, asked.work, trace)
     found = attribute(recording, trace, bounds.start_ns, bounds.end_ns, known)
     return report_of(run_id, asked, bounds, recording, trace, outcome, found)
@@ -62,7 +62,7 @@ def report_of(  # noqa: PLR0917  the parts of a report
     outcome: Outcome,
     found: Attribution,
 ) -> Report:
-    """Put what was attributed and everything else into one value."""
+    """Make a report from an attribution and all other parts."""
     report = Report(
         run_id=run_id,
         name=asked.name,
@@ -101,20 +101,20 @@ def _with_losses(events: Iterable[Event], found: Attribution, bounds: Bounds) ->
 
 
 def _is_apart(ledger: Ledger, found: Attribution, apart: Sequence[str]) -> bool:
-    """Tell whether a domain stays outside of the report: a device of no rank, or a module of nothing but such."""
+    """Return whether a domain is excluded from the report: a device of no rank, or a module with only such GPUs."""
     meter = next((m for m in found.meters if m.domain == ledger.domain), None)
     gpus = (meter.fact(CONTAINS) or "").split(";") if meter is not None and meter.domain.kind == "module" else []
     return str(ledger.domain) in apart or (bool(gpus) and set(gpus) <= set(apart))
 
 
 def _counted(found: Attribution) -> tuple[EnergyCurve, ...]:
-    """Return the curves that make the total."""
+    """Return the curves that make up the total."""
     apart = {ledger.domain for ledger in found.ledgers if not ledger.counted}
     return tuple(curve for curve in found.curves if curve.domain not in apart)
 
 
 def _status(status: Status, found: Attribution, recording: Recording) -> Status:
-    """Call a run partial in which a meter that was found at its start was away, or never saw most of a step."""
+    """Return `partial` for a complete run if a meter was missing at times or most of a step was never sampled."""
     meters = {str(meter.domain) for meter in recording.meters if meter.provenance == "measured"}
     gone = {item.domain for item in (*recording.unavailable, *found.unavailable)}
     away = not all(ledger.is_whole for ledger in found.ledgers) or bool({*meters, "run"} & gone)
@@ -123,9 +123,9 @@ def _status(status: Status, found: Attribution, recording: Recording) -> Status:
 
 
 def _steps(trace: Trace, curves: Sequence[EnergyCurve]) -> Iterable[Step]:
-    """Give each step the joules of the meters that were there for all of it; no part of a step passes for the whole.
+    """Yield each step with the joules of the meters that covered all of it.
 
-    A meter that did not move in so short a step has not measured it.
+    A measured counter that did not advance during the step counts as unknown, not as 0 J.
     """
     index = 0
     counts = trace.step_counts or (1,) * len(trace.steps)
@@ -139,7 +139,7 @@ def _steps(trace: Trace, curves: Sequence[EnergyCurve]) -> Iterable[Step]:
 
 
 def _parts_j(bounds: Sequence[tuple[int, int]], curves: Sequence[EnergyCurve]) -> list[dict[str, float]]:
-    """Return the joules of each window by domain, of the meters that were there for all of it."""
+    """Return the joules of each window by domain, for the meters that covered all of it."""
     known: list[dict[str, float]] = [{} for _ in bounds]
     if bounds:
         start_ns, end_ns = np.array(bounds, dtype=np.int64).T
@@ -156,19 +156,19 @@ def _counted_curves(found: Attribution, outcome: Outcome) -> list[EnergyCurve]:
 
 
 def _seen_whole(windows: Sequence[Window], curves: Sequence[EnergyCurve]) -> Iterable[Window]:
-    """Read joules of windows from the run's curves: slow counters publish after a nested session has ended."""
+    """Yield windows with joules from the run's curves, as slow counters publish after a nested session has ended."""
     for window, known in zip(windows, _parts_j([(w.start_ns, w.end_ns) for w in windows], curves), strict=True):
         whole = bool(curves) and len(known) == len(curves)
         yield replace(window, energy_j=fsum(known.values()) if whole else window.energy_j)
 
 
 def _place(window: Window) -> tuple[int, int]:
-    """Sort by beginning; of two that begin together, the longer one first."""
+    """Return a sort key: by start; for equal starts the longer one first."""
     return window.start_ns, -window.end_ns
 
 
 def window_of(report: Report) -> Window:
-    """Return what an enclosing session keeps of a nested one."""
+    """Return a nested session's window in the enclosing one."""
     return Window(report.name, report.start_ns, report.end_ns, report.energy_j)
 
 

@@ -1,4 +1,4 @@
-"""Versions and machine, for the record."""
+"""Versions of software and facts of the machine, for the report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def software() -> Mapping[str, str]:
     for package in ("torch", "nvidia-ml-py", "codecarbon", "numpy"):
         try:
             found[package] = version(package)
-        except (PackageNotFoundError, OSError):  # a version costs no report, not even without descriptors
+        except (PackageNotFoundError, OSError):  # a missing version must not lose the report
             continue
     return found
 

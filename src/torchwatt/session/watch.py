@@ -1,4 +1,4 @@
-"""Who wants to look at runs while they run: a notebook puts its view here, everywhere else there is none."""
+"""Registry of the live view: a notebook installs one; the default shows nothing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 class Watcher(Protocol):
-    """A view of one run. None of its methods may raise: a fault of a view must not reach the user's code."""
+    """A view of one run. Its methods must not raise: a fault of a view must not reach the user's code."""
 
     def begin(self, run: Run) -> None:
-        """Look at a run from now on."""
+        """Start showing a run."""
 
     def pause(self) -> None:
-        """Look no more: the run is about to end."""
+        """Stop updating: the run is about to end."""
 
     def end(self) -> None:
         """Show the finished run."""
@@ -35,7 +35,7 @@ class _Watch:
 
 
 def install(make: Callable[[], Watcher]) -> None:
-    """Make every `with profile()` from now on ask for a view."""
+    """Use `make` to create a view for every later `with profile()`."""
     _Watch.make = staticmethod(make)
 
 

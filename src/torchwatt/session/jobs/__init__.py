@@ -1,1 +1,1 @@
-"""Sessions of one job: who is which rank, who meters what, clocks, spools, and the merge at the end."""
+"""Sessions of one job: rank, assignment of meters, clock offsets, job folder, and the merge at the end."""

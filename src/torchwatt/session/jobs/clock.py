@@ -1,8 +1,8 @@
-"""How far this machine's clock is from rank 0's: ping-pong over the job's store, in a thread, never in a step.
+"""Measures the offset of this machine's clock from rank 0's by ping-pong over the job's store, in a thread.
 
-Rank 0 answers pings with its monotonic clock. Whoever pings keeps the fastest of some round trips: its answer was given
-between sending and receiving, so the offset is known to half of the trip (Cristian 1989, "Probabilistic clock
-synchronization"). One look is taken at the start, one every minute, and one at the end, so that drift is seen.
+Rank 0 answers pings with its monotonic clock. The client keeps the fastest of several round trips: the answer was
+given between sending and receiving, so the offset is known to half of the trip (Cristian 1989, "Probabilistic clock
+synchronization"). It measures at the start, every minute, and at the end, so that drift is seen.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torchwatt.disk.helper_thread import HelperThread
 
 PINGS = 16
 EVERY_S = 60.0
-ANSWER_S = 1.0  # a ping that is not answered by then is given up
-FIRST_S = 10.0  # how long rank 0 may take to appear; meanwhile nobody waits for this thread
-QUIET_S = 0.1  # how often rank 0 looks for a first ping; one was answered lately, it looks without a pause
+ANSWER_S = 1.0  # timeout of one ping
+FIRST_S = 10.0  # how long to wait for rank 0 to appear; the program does not wait for this thread
+QUIET_S = 0.1  # polling interval of rank 0; within BUSY_S of a ping it polls without a pause
 BUSY_S = 0.02
-STOP_S = 2.0  # at most so long an end waits for the last look
+STOP_S = 2.0  # longest wait for the last measurement at the end
 
 
 class Link(Protocol):
-    """What is needed of a store."""
+    """What the clock needs of a store."""
 
     def set(self, key: str, value: bytes) -> None: ...  # noqa: D102
     def get(self, key: str, timeout_s: float, every_s: float = 0.02) -> bytes | None: ...  # noqa: D102
@@ -34,7 +34,7 @@ class Link(Protocol):
 
 
 class Answers:
-    """Rank 0's side: answers pings in the order of their numbers, until told to stop."""
+    """Rank 0's side: answers pings in the order of their numbers, until `stop`."""
 
     def __init__(self, link: Link, prefix: str, host: str, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._link = link
@@ -46,7 +46,7 @@ class Answers:
         self._thread.start()
 
     def stop(self) -> tuple[Look, ...]:
-        """Answer no more; return no looks, as this is the clock."""
+        """Stop answering; return no offsets, because this is the reference clock."""
         self._stop.set()
         self._thread.join(STOP_S)
         return ()
@@ -59,17 +59,17 @@ class Answers:
                 try:
                     self._link.set(f"{self._prefix}/pong/{number}", b"%d" % self._clock_ns())
                     self._link.drop(f"{self._prefix}/ping/{number}")
-                except Exception:  # the store is gone, and with it everybody who could ask
+                except Exception:  # the store is gone, and with it all clients
                     return
                 number, last_s = number + 1, time.monotonic()
             elif not busy:
-                # Somebody may have taken a number and died before sending: later ones must not wait for it.
+                # A client may have taken a number and died before sending: later pings must not wait for it.
                 number += self._link.get(f"{self._prefix}/ping/{number + 1}", 0.0) is not None
                 self._stop.wait(QUIET_S)
 
 
 class Looks:
-    """Another machine's side: looks at rank 0's clock now and then, in a thread of its own."""
+    """Another machine's side: measures the offset to rank 0's clock periodically, in a helper thread."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Looks:
         self._thread.start()
 
     def stop(self) -> tuple[Look, ...]:
-        """Take a last look, waiting for it no longer than stated, and return all of them."""
+        """Measure once more, for at most `STOP_S`, and return all measurements."""
         self._stop.set()
         self._thread.join(STOP_S)
         return tuple(self._looks)
@@ -106,11 +106,11 @@ class Looks:
                 if last:
                     return
                 self._stop.wait(EVERY_S)
-        except Exception:  # the store is gone: what was seen until now is what is known
+        except Exception:  # the store is gone: earlier measurements are kept
             return
 
     def _needed(self) -> bool:
-        """Wait for rank 0 to appear; on one machine there is one clock, and nothing to look at."""
+        """Wait for rank 0 to appear; return False if it is on this machine, with the same clock."""
         for _ in range(round(FIRST_S / QUIET_S)):
             theirs = self._link.get(f"{self._prefix}/host", 0.0)
             if theirs is not None:

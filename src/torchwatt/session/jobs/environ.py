@@ -1,4 +1,4 @@
-"""Which rank this process is, from what torchrun or Slurm put into the environment."""
+"""Determines this process's rank from the variables that torchrun or Slurm set."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")  # "2(x3),1": three nodes of two ta
 
 
 def place_of(environ: Mapping[str, str], started: tuple[int, int] | None = None) -> Place | None:
-    """Return this process's place in its job; None where there is no job, or where the numbers make no sense.
+    """Return this process's place in its job; None without a job or if the numbers are inconsistent.
 
     Args:
         environ: The environment.
-        started: Rank and world size of `torch.distributed`, where it is initialised: they are right if they differ.
+        started: Rank and world size of `torch.distributed` if it is initialised; they take precedence.
     """
     found = _torchrun(environ) or _slurm(environ)
     if started is None:
         return found
     rank, world_size = started
-    if found is None:  # started by hand: nothing says which ranks are on this machine
+    if found is None:  # started by hand: which ranks are on this machine is unknown
         return Place(rank, world_size, rank, world_size, 0, "job", "torch.distributed")
     return found if (found.rank, found.world_size) == started else replace(found, rank=rank, world_size=world_size)
 
 
 def _torchrun(environ: Mapping[str, str]) -> Place | None:
-    """Read torchrun's variables (docs.pytorch.org, "torchrun (Elastic Launch)"): others set the same."""
+    """Read torchrun's variables (docs.pytorch.org, "torchrun (Elastic Launch)"), which other launchers set too."""
     rank, world_size = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
     if rank is None or world_size is None or rank >= world_size:
         return None
     local_rank, local_size = _number(environ, "LOCAL_RANK"), _number(environ, "LOCAL_WORLD_SIZE")
     run_id, again = environ.get("TORCHELASTIC_RUN_ID"), _number(environ, "TORCHELASTIC_RESTART_COUNT") or 0
-    if local_size is None:  # as many as there are, unless the local rank says that there are several machines
+    if local_size is None:  # the world size, unless the local rank shows that there are several machines
         local_size = world_size if local_rank in {None, rank} else max(local_rank or 0, 0) + 1
     node = _number(environ, "GROUP_RANK")
     job = "job" if run_id in {None, "", "none"} else str(run_id)  # torchrun's id is "none" unless given
@@ -53,7 +53,7 @@ def _torchrun(environ: Mapping[str, str]) -> Place | None:
 def _slurm(environ: Mapping[str, str]) -> Place | None:
     """Read srun's variables (srun(1), "OUTPUT ENVIRONMENT VARIABLES"), only inside a step.
 
-    A batch script has most of them too, and is not a rank: there is no SLURM_STEP_ID in it.
+    A batch script has most of them too but no SLURM_STEP_ID, and is not a rank.
     """
     step = environ.get("SLURM_STEP_ID", environ.get("SLURM_STEPID"))
     rank = _number(environ, "SLURM_PROCID")
@@ -83,6 +83,6 @@ def tasks_per_node(text: str) -> tuple[int, ...]:
 
 
 def _number(environ: Mapping[str, str], name: str) -> int | None:
-    """Return a whole number that is not negative; anything else is somebody else's variable."""
+    """Return a non-negative whole number; None for anything else, which another tool may have set."""
     text = environ.get(name, "")
     return int(text) if text.isdecimal() and text.isascii() and len(text) < 10 else None

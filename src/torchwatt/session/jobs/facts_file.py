@@ -1,4 +1,4 @@
-"""A rank's facts as a small JSON file beside its bundle: written at the start, and again at the end."""
+"""JSON file with a rank's facts beside its bundle, written at the start and again at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def facts_bytes(facts: RankFacts) -> bytes:
 
 
 def write_facts(path: Path, facts: RankFacts) -> None:
-    """Write the file whole or not at all.
+    """Write the file atomically.
 
     Raises:
         OSError: It cannot be written.
@@ -46,7 +46,7 @@ def read_facts(path: Path, root: Path | None = None) -> RankFacts:
     """Read a file; `root` is the folder that the user named, see `path_safety`.
 
     Raises:
-        BundleError: It cannot be read or is no file of facts; the message names it.
+        BundleError: It cannot be read or is not a facts file; the message names it.
     """
     try:
         return facts_of(read_own(path, MOST_BYTES, root), str(path))
@@ -55,10 +55,10 @@ def read_facts(path: Path, root: Path | None = None) -> RankFacts:
 
 
 def facts_of(content: bytes, where: str) -> RankFacts:
-    """Read the content of a file.
+    """Parse the content of a file.
 
     Raises:
-        BundleError: It is none; the message says where.
+        BundleError: It is not valid; the message contains `where`.
     """
     try:
         found = json.loads(content)

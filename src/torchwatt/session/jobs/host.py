@@ -1,4 +1,4 @@
-"""Which machine this is: ranks with one name share clock, packages and memory."""
+"""Identifies this machine: ranks on the same machine share clock, CPU packages and memory."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import platform
 from hashlib import sha256
 from pathlib import Path
 
-# Tells machines apart where their kernel cannot: nodes that are simulated, or kernels that hide their boot.
+# Overrides the identity where the kernel's is not unique: simulated nodes, or kernels that hide the boot id.
 VARIABLE = "TORCHWATT_HOST"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def host_id() -> str:
-    """Return a name of this machine since it booted, the same in all of its containers and network namespaces.
+    """Return an identifier of this machine since its boot, the same in all of its containers and network namespaces.
 
-    The monotonic clock is the kernel's: equal names mean equal clocks.
+    The monotonic clock is the kernel's: equal identifiers mean equal clocks.
     """
     said = os.environ.get(VARIABLE)
     if said:
@@ -27,7 +27,7 @@ def host_id() -> str:
 
 
 def device_identity(host: str, name: str) -> str:
-    """Return what tells that two ranks met the same device: a hash, as serial numbers are nobody's business."""
+    """Return a hash that identifies a device across ranks without storing its serial number."""
     return _hashed(f"{host}:{name}")
 
 

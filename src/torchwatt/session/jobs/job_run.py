@@ -1,4 +1,4 @@
-"""What `run.job` and `merge` hand out."""
+"""`JobRun`: the result that `run.job` and `merge` return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class JobRun(ReportFaces):
-    """All ranks of a job together, every joule once: shown, read and written like a `Run`."""
+    """All ranks of a job, each joule counted once; shown, read and written like a `Run`."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -26,7 +26,7 @@ class JobRun(ReportFaces):
 
     @property
     def run_id(self) -> str:
-        """Name the job uniquely: the same whenever the same parts are merged."""
+        """Identifier of the job, the same whenever the same parts are merged."""
         return self._report.run_id
 
     @property
@@ -36,10 +36,10 @@ class JobRun(ReportFaces):
 
     @property
     def units(self) -> Mapping[str, float]:
-        """What all ranks counted with `count`, added up."""
+        """Units counted with `count`, summed over all ranks."""
         return dict(self._report.units)
 
     @property
     def ranks(self) -> pd.DataFrame:
-        """One row per rank, also for those that left nothing: joules, communication, CPU time, when, status."""
+        """One row per rank, also for ranks without data: joules, communication, CPU time, times, status."""
         return frames.ranks(self._report)

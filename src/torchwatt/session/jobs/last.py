@@ -1,4 +1,4 @@
-"""What is known of a rank at its end: from a session that ends, or from the journal of one that was killed."""
+"""Final facts of a rank: from a session that ends, or from the journal of one that was killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchwatt.session.recover import report_from
 
 
 def last_facts(facts: RankFacts, report: Report, recording: Recording, trace: Trace) -> RankFacts:
-    """Add to a rank's facts what the run tells: when it was, its CPU time and where that went."""
+    """Add the run's interval, CPU time and host shares to a rank's facts."""
     window = report.start_ns, report.end_ns
     modules, own = _modules(facts, report)
     busy = cpu_points(recording, BUSY_CPU, *window)
@@ -36,9 +36,9 @@ def last_facts(facts: RankFacts, report: Report, recording: Recording, trace: Tr
 
 
 def _modules(facts: RankFacts, report: Report) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the identity of each superchip that a rank's GPU turned out to be on, and the domains that are its own.
+    """Return the identity of the superchip of each of a rank's GPUs, and the domains that belong to this rank alone.
 
-    What every rank calls `module:0` is another module for each, or the same for those whose GPUs are together on one.
+    `module:0` names a different module on each rank, or the same one for ranks whose GPUs share it.
     """
     found: dict[str, str] = {}
     own = list(facts.own)
@@ -53,14 +53,14 @@ def _modules(facts: RankFacts, report: Report) -> tuple[dict[str, str], tuple[st
 
 
 def recovered(facts: RankFacts, journal: Path, root: Path) -> RankRecord:
-    """Return what the journal of a rank holds: status `partial`, or `running` while it still runs.
+    """Return what a rank's journal contains: status `partial`, or `running` while the rank runs.
 
     Raises:
-        BundleError: Nothing can be read of it.
+        BundleError: The journal cannot be read.
     """
     found = read_journal(journal, root)
     report = report_from(found)
-    counted = {*facts.own, *facts.shared}  # a journal does not know which devices no rank has
+    counted = {*facts.own, *facts.shared}  # a journal does not record which devices belong to no rank
     counted |= set(_modules(facts, report)[1])
     kept = replace(report, ledgers=tuple(ledger for ledger in report.ledgers if str(ledger.domain) in counted))
     return RankRecord(last_facts(facts, kept, recorded(found), found.trace or EMPTY_TRACE), kept)

@@ -1,4 +1,4 @@
-"""One session as a member of its job: what it meters, what it leaves, and the merge at the end."""
+"""A session as a rank of a job: which meters it reads, what it writes, and the merge at the end."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ from torchwatt.session.journal.place import remove
 from torchwatt.session.options import Options
 from torchwatt.tracing.distributed import StoreLink, current_device, started
 
-STORE_S = 5.0  # any single answer of the store
-_kept: dict[str, int] = {}  # how many sessions of a job this process has kept
+STORE_S = 5.0  # timeout of one store operation
+_kept: dict[str, int] = {}  # number of sessions of each job that this process has started
 
 
 def member_of(run_id: str, model: Any, *, root: Path | None, wanted: bool, wait_s: float) -> Member | None:
-    """Return this process's membership; None where it is no rank of a job.
+    """Return this process's membership in a job; None if it is not a rank of one.
 
     Args:
         run_id: Of the session.
-        model: Says which GPU is this rank's.
-        root: Where ranks leave their bundles; None: only a temporary folder, if anything is wanted at all.
+        model: Its device tells which GPU is this rank's.
+        root: Where ranks write their bundles; None: only a temporary folder, if the job's report is wanted.
         wanted: Whether the job's report is wanted at the end.
-        wait_s: How long the first rank waits for the others then.
+        wait_s: How long rank 0 waits for the others at the end.
     """
     place = place_of(os.environ, started())
     return None if place is None else Member(place, run_id, model, root, wanted=wanted, wait_s=wait_s)
 
 
 class Member:
-    """Knows its place, and does at start and end what a session in a job has to do beside metering."""
+    """Holds a rank's place in its job and does the job's part of starting and ending a session."""
 
     def __init__(
         self, place: Place, run_id: str, model: Any, root: Path | None, *, wanted: bool, wait_s: float
@@ -68,7 +68,7 @@ class Member:
         self._temporary = False
         self._link: StoreLink | None = None
         self._clock: Answers | Looks | None = None
-        if self._wanted:  # the second block of a program is another job than its first
+        if self._wanted:  # the second block of a program is a separate job
             _kept[place.job] = again = _kept.get(place.job, 0) + 1
             place = place if again == 1 else replace(place, job=f"{place.job}.{again}")
         self.place = place
@@ -76,17 +76,17 @@ class Member:
 
     @property
     def leads_files(self) -> bool:
-        """Return whether files of the whole job are this rank's to write."""
+        """Return whether this rank writes the files of the whole job."""
         return self.place.rank == 0 or not self._wanted
 
     def discovered(self, found: Discovery) -> Discovery:
-        """Return what this rank meters of what it found."""
+        """Return the part of a discovery that this rank meters."""
         self.owned = owned(found, self.place, current_device(self._model))
         self._model = None  # it may be large, and is the user's
         return self.owned.found
 
     def begin(self, meters: Sequence[Meter]) -> None:
-        """Say that this rank is there, and begin to look at rank 0's clock.
+        """Write this rank's first facts and start measuring the offset to rank 0's clock.
 
         Raises:
             ConfigError: The job's folder cannot be used.
@@ -108,16 +108,16 @@ class Member:
         root = self._root or Path(tempfile.mkdtemp(prefix="torchwatt-job-"))
         folder = spool.folder_of(root, self.place.job)
         spool.begin(folder, self.facts)
-        self._folder = folder  # from now on its files are ours
+        self._folder = folder  # only a folder set here is removed by `undo` or `end`
         self._connect()
 
     def _connect(self) -> None:
-        """Open the store and the clock; without torch.distributed there is neither, and files are all there is."""
+        """Open the store and the clock; without torch.distributed there is neither, and ranks share only files."""
         self._link = StoreLink.open(STORE_S)
         if self._link is None or self.place.world_size < 2:
             return
         prefix = f"{self._prefix}/clock"
-        with contextlib.suppress(Exception):  # a store that is gone: times are then placed by wall clocks
+        with contextlib.suppress(Exception):  # the store is gone: times are then aligned by wall clocks
             if self.place.rank == 0:
                 self._clock = Answers(self._link.clone(), prefix, self.host)
             elif self.place.leads:
@@ -128,9 +128,9 @@ class Member:
         return f"torchwatt/{self.place.job}"
 
     def end(self, report: Report, recording: Recording, trace: Trace) -> Report | None:
-        """Leave what this rank knows; return the job's report where this rank could put it together.
+        """Write this rank's bundle and facts; return the job's report on rank 0 if it could be merged.
 
-        Never raises for what other ranks did or did not do: they are named in the report.
+        Missing or broken data of other ranks does not raise: the report names those ranks.
         """
         if self._folder is None:
             return None
@@ -146,13 +146,13 @@ class Member:
             self._close()
 
     def journalled(self, asked: Options) -> Options:
-        """Return the options with a journal in the job's folder: a rank that is killed has that and nothing else."""
+        """Return the options with a journal in the job's folder, which is all that remains of a killed rank."""
         if self._temporary or self._folder is None or isinstance(asked.journal, Path):
             return asked
         return replace(asked, journal=self._folder / f"{self._name}{spool.JOURNAL}")
 
     def _send(self) -> None:
-        """Give this rank's files to rank 0, if there is a way; they stay on the disk where that was asked for."""
+        """Send this rank's files to rank 0 if there is a store; files in a job folder also stay on disk."""
         assert self._folder is not None  # noqa: S101  only called with one
         link = self._link or StoreLink.open(STORE_S)
         name = spool.rank_name(self.place.rank)
@@ -166,7 +166,7 @@ class Member:
             warn(message)
 
     def _gathered(self) -> Job:
-        """Wait for the others' files, no longer than asked, and read the folder with whatever came."""
+        """Wait up to `wait_s` for the other ranks' files, and read the folder with those that arrived."""
         assert self._folder is not None  # noqa: S101  only called with one
         deadline_s, late = time.monotonic() + self._wait_s, {}
         for rank in range(1, self.place.world_size):
@@ -178,7 +178,7 @@ class Member:
         return Job(job.name, job.world_size, job.records, {**why_not, **job.lost})
 
     def _fetch(self, rank: int, deadline_s: float) -> str:
-        """Bring one rank's files here; return why they are not here otherwise."""
+        """Receive one rank's files into the folder; return the reason if they are missing, else ""."""
         assert self._folder is not None  # noqa: S101  only called with one
         name = spool.rank_name(rank)
         if self._link is None:
@@ -207,7 +207,7 @@ class Member:
             return False
 
     def tidy(self) -> None:
-        """Remove the journal of a rank whose bundle was written: everything in it is in the bundle."""
+        """Remove the journal of a rank whose bundle was written, as the bundle contains everything in it."""
         if self._folder is not None and not self._temporary and (self._folder / self._name / MANIFEST).is_file():
             remove(self._folder / f"{self._name}{spool.JOURNAL}")
 
@@ -216,7 +216,7 @@ class Member:
         return spool.rank_name(self.place.rank)
 
     def undo(self) -> None:
-        """End everything of a session that did not begin, and leave no trace of it."""
+        """Close and remove everything of a session that failed to start."""
         if self._folder is not None:
             (self._folder / f"{self._name}.json").unlink(missing_ok=True)
             with contextlib.suppress(OSError):

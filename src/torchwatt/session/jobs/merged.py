@@ -1,4 +1,4 @@
-"""`merge`: a job's folder to one result."""
+"""`merge`: combines a job's folder into one result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchwatt.session.options import carbon_asked
 
 
 def merge(directory: str | os.PathLike[str], **carbon: Any) -> JobRun:
-    """Put together what the ranks of a job left in a folder; ranks that left nothing are named, and nothing is made up.
+    """Combine what the ranks of a job wrote into a folder; ranks without data are named, never estimated.
 
     Args:
         directory: `DIR` of `profile(job=DIR)`, or the folder of one job in it.
@@ -23,7 +23,7 @@ def merge(directory: str | os.PathLike[str], **carbon: Any) -> JobRun:
             `profile()` takes them.
 
     Raises:
-        BundleError: There is no job, there are several, or a rank is there twice.
+        BundleError: There is no job, there are several, or a rank occurs twice.
         FactorError: The region is in no table.
     """
     report = merge_job(read_job(directory))

@@ -1,4 +1,4 @@
-"""Who meters what in a job: each rank its own device, the first rank of a machine what all of its ranks share."""
+"""Assigns meters to ranks: each rank its own device, the first rank of a machine those that its ranks share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NODE_KINDS = frozenset({"cpu", "dram", "ram", "psys"})
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """What this rank meters: `own` its device, `shared` for all ranks of the machine, `apart` devices of no rank."""
+    """Meters of this rank: `own` its device, `shared` for all ranks of the machine, `apart` devices of no rank."""
 
     found: Discovery
     own: tuple[str, ...] = ()
@@ -24,15 +24,15 @@ class Owned:
 
 
 def owned(found: Discovery, place: Place, device: int | None) -> Owned:
-    """Leave out what other ranks meter.
+    """Remove the meters that other ranks read.
 
-    A model of this process's own share (scope "process") is every rank's own. GPUs that no rank of this machine has
-    are metered once, by its first rank, and stay outside of the total: nobody of the job used them.
+    A modelled domain of scope "process" belongs to every rank. GPUs that no rank of this machine has are metered once,
+    by its first rank, and stay outside of the total.
 
     Args:
         found: All that can be metered from here.
-        place: Which rank this is.
-        device: The GPU of this rank as CUDA counts, None where only LOCAL_RANK can tell.
+        place: This process's place in the job.
+        device: The CUDA index of this rank's GPU; None to derive it from LOCAL_RANK.
     """
     if place.local_world_size < 2 and place.world_size < 2:
         return Owned(found, own=_names(found.meters))
@@ -53,7 +53,7 @@ def owned(found: Discovery, place: Place, device: int | None) -> Owned:
 
 
 def _gpus(gpus: list[Meter], place: Place, device: int | None) -> tuple[list[Meter], list[Meter]]:
-    """Return this rank's GPU, and those that it meters because no rank has them."""
+    """Return this rank's GPU, and the GPUs of no rank that it meters as the machine's first rank."""
     if not gpus:
         return [], []
     wanted = device if device is not None else place.local_rank % len(gpus) if len(gpus) > 1 else 0
@@ -65,7 +65,7 @@ def _gpus(gpus: list[Meter], place: Place, device: int | None) -> tuple[list[Met
 
 
 def _without(source: Source, left_out: set[Domain]) -> Source | None:
-    """Return the source with fewer meters; the reader opens what is read and nothing else."""
+    """Return the source without some meters, so that the reader opens only what is read; None if no meter remains."""
     meters = tuple(meter for meter in source.meters if meter.domain not in left_out)
     if len(meters) == len(source.meters):
         return source

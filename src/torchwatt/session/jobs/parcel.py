@@ -1,4 +1,4 @@
-"""A rank's files as one parcel through the job's store, in pieces, with a check of the whole."""
+"""Transfers a rank's files through the job's store, in pieces, with a checksum of the whole."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torchwatt.disk.private import private_folder, replace_file
 from torchwatt.session.jobs.clock import Link
 
 PIECE = 4 << 20
-MOST_BYTES = 64 << 20  # a rank with more keeps it on its disk, for `torchwatt merge`
+MOST_BYTES = 64 << 20  # a rank with more keeps its files on disk, for `torchwatt merge`
 PIECE_S = 5.0
 
 
 def packed(folder: Path, names: list[str]) -> bytes:
-    """Return files and folders of a folder as one archive."""
+    """Return files and folders of a folder as one zip archive."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in names:
@@ -32,10 +32,10 @@ def packed(folder: Path, names: list[str]) -> bytes:
 
 
 def unpacked(content: bytes, folder: Path, name: str) -> None:
-    """Write an archive of one rank's files, and nothing outside of `name.json` and `name/`.
+    """Extract an archive of one rank's files; only `name.json` and files in `name/` are allowed.
 
     Raises:
-        BundleError: It is no such archive.
+        BundleError: The archive is invalid or contains other names.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -53,7 +53,7 @@ def unpacked(content: bytes, folder: Path, name: str) -> None:
 
 
 def send(link: Link, key: str, content: bytes) -> None:
-    """Put a parcel into the store, its label last: who sees the label finds all of it.
+    """Put an archive into the store, its label last, so that a visible label means that all pieces are there.
 
     Raises:
         BundleError: It is too large.
@@ -68,10 +68,10 @@ def send(link: Link, key: str, content: bytes) -> None:
 
 
 def receive(link: Link, key: str, deadline_s: float) -> bytes | None:
-    """Return a parcel, None where its label is not there by the deadline (monotonic).
+    """Return an archive; None if its label is not in the store by the deadline (monotonic).
 
     Raises:
-        BundleError: It came and is broken.
+        BundleError: A piece is missing or the checksum differs.
     """
     label = link.get(key, max(deadline_s - time.monotonic(), 0.0))
     if label is None:

@@ -1,6 +1,6 @@
-"""What ranks leave in a job's folder, and how a folder becomes a job again, with whatever of it can be read.
+"""Reads and writes a job's folder; what is missing or unreadable is skipped and named.
 
-DIR/<job>/rank-00003.json    who it is and what only it knows: written at the start, and again at the end
+DIR/<job>/rank-00003.json    identity and facts of the rank: written at the start, and again at the end
 DIR/<job>/rank-00003.journal its journal, while it runs
 DIR/<job>/rank-00003/        its bundle, written at the end
 """
@@ -33,17 +33,17 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 def folder_of(root: Path, job: str) -> Path:
-    """Return the job's own folder: its name, with nothing in it that means something to a file system."""
+    """Return the job's folder: its name with characters replaced that are special to a file system."""
     return root / (_UNSAFE.sub("_", job).lstrip(".") or "job")
 
 
 def rank_name(rank: int) -> str:
-    """Return what a rank's files are called."""
+    """Return the base name of a rank's files."""
     return f"rank-{rank:05d}"
 
 
 def begin(folder: Path, facts: RankFacts) -> None:
-    """Make the folder and say that this rank is there: one that is killed leaves at least that.
+    """Make the folder and write the rank's first facts, which remain if it is killed.
 
     Raises:
         ConfigError: The rank is there already, or nothing can be written.
@@ -68,17 +68,17 @@ def end(folder: Path, facts: RankFacts, report: Report) -> None:
         BundleError: The bundle cannot be written.
         OSError: The facts cannot be written.
     """
-    write_bundle(report, folder / rank_name(facts.place.rank))  # in no chain: the merged run is the one of record
+    write_bundle(report, folder / rank_name(facts.place.rank))  # in no chain: the merged run is the one that is kept
     write_facts(folder / f"{rank_name(facts.place.rank)}.json", facts)
 
 
 def read_rank(path: Path, root: Path | None = None) -> RankRecord:
-    """Read what one rank left, from its file of facts on; a bundle that is not whole is said and not used.
+    """Read what one rank wrote, starting from its facts file; an incomplete bundle is reported and not used.
 
     No link below `root` is followed, which is the job's folder or one above it that the user named.
 
     Raises:
-        BundleError: The facts cannot be read: then not even the rank is known.
+        BundleError: The facts cannot be read, so that not even the rank is known.
     """
     root = root or path.parent
     facts = read_facts(path, root)
@@ -96,7 +96,7 @@ def read_rank(path: Path, root: Path | None = None) -> RankRecord:
 
 
 def _without_bundle(facts: RankFacts, journal: Path, root: Path) -> RankRecord:
-    """Return what the journal of a rank tells that was killed, or that still runs."""
+    """Return the data in the journal of a rank that was killed or still runs."""
     if kind_of(journal) is None:
         return RankRecord(facts, None, "left no bundle and no journal: it was killed, or it still runs")
     try:
@@ -109,7 +109,7 @@ def _without_bundle(facts: RankFacts, journal: Path, root: Path) -> RankRecord:
 
 
 def check_whole(bundle: Path, root: Path | None = None) -> None:
-    """Compare the files with the manifest: a torn or a changed file is no measurement.
+    """Compare the files with the manifest: a torn or changed file must not be used.
 
     Raises:
         BundleError: A file is missing or differs.
@@ -128,10 +128,10 @@ def check_whole(bundle: Path, root: Path | None = None) -> None:
 
 
 def read_job(directory: str | os.PathLike[str]) -> Job:
-    """Read a job's folder, or a folder that holds one job.
+    """Read a job's folder, or a folder that contains one job.
 
     Raises:
-        BundleError: There is no job, there are several, or ranks of two jobs lie in one folder.
+        BundleError: There is no job, there are several, or one folder contains ranks of two jobs.
     """
     root = Path(directory)
     folder = _job_folder(root)

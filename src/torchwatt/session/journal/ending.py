@@ -1,4 +1,4 @@
-"""How and when a journal's run ended, and what is lost of it."""
+"""Determines how and when a journal's run ended, and what is lost of it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.session.journal.read import Found
 from torchwatt.session.settle import Bounds
 
-LIVE_S = 3.0  # an owner that cannot be seen from here lives, if its journal grew within this time
-SILENT_S = 60.0  # an owner that lives and writes no more for longer does not run this run any more
+LIVE_S = 3.0  # an owner on another host counts as alive if its journal grew within this time
+SILENT_S = 60.0  # an owner that is alive but has not written for longer no longer runs this run
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Bounds of the run, its status, and what has to be said."""
+    """Interval of the run, its status, and events about its end."""
 
     bounds: Bounds
     status: Status
@@ -27,7 +27,7 @@ class Ending:
 
 
 def ending(found: Found, recording: Recording) -> Ending:
-    """Find out what became of a run."""
+    """Determine interval, status and events of a run from its journal."""
     last_ns = last_reading_ns(recording)
     start_ns = _start_ns(found, recording)
     if found.stop is not None:
@@ -44,14 +44,14 @@ def ending(found: Found, recording: Recording) -> Ending:
 
 
 def _why(found: Found) -> str:
-    """Say what is known of why a journal ends: only a sampler that goes on sees that its owner does not."""
+    """Return why a journal ends: only a sampler that outlives its owner can see that the owner was killed."""
     if found.gone_ns is not None:
         return "killed"
     return "its disk was full" if found.head.owner.alive() else "killed, or its disk was full"
 
 
 def _seen_ns(found: Found, last_ns: int) -> int:
-    """Return when there was a sign of the run for the last time."""
+    """Return the last instant at which the run is known to have been active."""
     spans_ns = int(found.trace.end_ns.max()) if found.trace is not None and len(found.trace) else 0
     return max(last_ns, found.beat_ns or 0, found.gone_ns or 0, spans_ns, *(w.end_ns for w in found.state.windows))
 
@@ -65,17 +65,17 @@ def lives(found: Found) -> bool:
 
 
 def last_reading_ns(recording: Recording) -> int:
-    """Return when a counter or a power was read for the last time, 0 if never."""
+    """Return the time of the last counter or power reading, 0 if there is none."""
     return max((int(s.t_ns[-1]) for s in metering(recording)), default=0)
 
 
 def metering(recording: Recording) -> list[Series]:
-    """Return the series of counters and powers that have a reading."""
+    """Return the series of counters and power channels that have readings."""
     return [s for s in recording.series if s.channel.quantity != "gauge" and len(s)]
 
 
 def _start_ns(found: Found, recording: Recording) -> int:
-    """Return when the run began; if that was not written, it had not begun, or the file that says so is lost."""
+    """Return when the run began; without a BEGIN frame, the last reading, or the first if the owner's file is lost."""
     if found.begin is not None:
         return found.begin.start_ns
     if not found.lost_work:
@@ -119,6 +119,6 @@ def _lost(found: Found, bounds: Bounds, last_ns: int) -> str:
 
 
 def open_windows(found: Found, bounds: Bounds) -> Iterator[Window]:
-    """Yield the nested runs that had not ended: they end with the run."""
+    """Yield the nested runs that had not ended; they end with the run."""
     for window in found.state.open:
         yield Window(f"{window.name} (cut off)", window.start_ns, max(bounds.end_ns, window.start_ns), None)

@@ -1,4 +1,4 @@
-"""Opens the journal of a session, if it wants one."""
+"""Opens the journal of a session, if one is requested."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from torchwatt.session.journal.writer import Journal
 from torchwatt.session.options import Options
 from torchwatt.session.software import software
 
-LOST_S = 1.0  # what a kill or a loss of power may cost of the readings: the promise; see docs/journal.md
+LOST_S = 1.0  # guaranteed bound on the readings that a kill or a loss of power can lose; see docs/journal.md
 
 
 def open_journal(
     asked: Options, run_id: str, feed: Feed, sensors: Mapping[str, SensorModel], events: list[Event]
 ) -> Journal | None:
-    """Make the journal's files, with all that is known before the first reading.
+    """Create the journal's files and write their heads before the first reading.
 
     Raises:
-        ConfigError: A folder was named and cannot be used. In the store that is an event: nobody asked for it.
+        ConfigError: The folder that the user named cannot be used. In the store that is only an event.
     """
     if asked.journal is False:
         return None

@@ -1,4 +1,4 @@
-"""Who writes a journal, and whether that process still lives."""
+"""Identifies the process that writes a journal, and checks whether it is alive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A process, told apart from later ones with its number: by its start, in ticks since the boot of its machine."""
+    """A process, identified by pid and start time (ticks since boot), as pids are reused."""
 
     pid: int
     started_ticks: int | None
@@ -18,7 +18,7 @@ class Owner:
     host: str
 
     def alive(self) -> bool | None:
-        """Return whether it lives; None where that cannot be told from here: another machine or container."""
+        """Return whether the process is alive; None if unknown from here: another machine or container."""
         here = this_process()
         if (self.host, self.boot_id) != (here.host, here.boot_id):
             return False if self.host == here.host else None
@@ -39,7 +39,7 @@ def this_process() -> Owner:
 
 
 def started_ticks(pid: int) -> int | None:
-    """Return when a process began, None where it is no more or /proc does not say (proc(5), stat, field 22)."""
+    """Return when a process started, in ticks; None if it has ended or /proc has no entry (proc(5), stat, field 22)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
         fields = stat[stat.rindex(b")") + 2 :].split()

@@ -1,4 +1,4 @@
-"""Where a journal lies: a private folder with two files, made once and never over something that is there."""
+"""Folder of a journal: private, with two files, never written over existing ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Place:
     """The open folder of one journal, and its two files.
 
     Raises:
-        ConfigError: The folder cannot be made, or holds something.
+        ConfigError: The folder cannot be created, or is not empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,11 +47,11 @@ class Place:
         self.readings = AppendFile(self.readings_fd)
 
     def for_sampler(self) -> tuple[int, ...]:
-        """Return what the sampler process gets: file, folder, most bytes."""
+        """Return the arguments of the sampler process: file, folder, size limit in bytes."""
         return (self.readings_fd, self.folder, MOST_READINGS_BYTES)
 
     def close(self) -> None:
-        """Let go of the files; they stay."""
+        """Close the files; they stay on disk."""
         self.work.close()
         self.readings.close()
         if self.folder >= 0:
@@ -59,11 +59,11 @@ class Place:
             self.folder = -1
 
     def remove(self) -> None:
-        """Let go of the files and remove them; a store that was made for them alone goes, too."""
+        """Remove and close the files, and the store's journal folder if it is then empty."""
         remove(self.path)
         self.close()
         if self.path.parent.name == IN_STORE:
-            with contextlib.suppress(OSError):  # there is more in it
+            with contextlib.suppress(OSError):  # not empty
                 self.path.parent.rmdir()
                 self.path.parent.parent.rmdir()
 
@@ -74,7 +74,7 @@ def _refuse_full(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a journal; what else lies in its folder stays, and so does the folder then."""
+    """Remove a journal; the folder stays if it contains other files."""
     with contextlib.suppress(OSError):
         if not stat.S_ISDIR(path.lstat().st_mode):
             return
@@ -84,5 +84,5 @@ def remove(path: Path) -> None:
 
 
 def in_store(store: Path, run_id: str) -> Path:
-    """Return where the journal of a run lies while it is kept by nobody else."""
+    """Return the path of a run's journal in the store."""
     return store / IN_STORE / run_id

@@ -1,4 +1,4 @@
-"""Reads the two files of a journal back, whatever became of them."""
+"""Reads the two files of a journal, complete or damaged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONGEST_NS = 2 * 366 * 86_400 * NS_PER_S
 
 @dataclass(slots=True)
 class Found:
-    """What the files say; the latest of everything that is replaced."""
+    """Decoded content of both files; of a frame kind that is replaced, the latest."""
 
     path: Path
     head: Head
@@ -49,15 +49,15 @@ class Found:
 
     @property
     def lost_work(self) -> bool:
-        """Return whether the owner's file is not there, or says nothing any more."""
+        """Return whether the owner's file is missing, or damaged with no readable frame."""
         return WORK in self.missing or (WORK in self.damaged_in and self.begin is None and self.beat_ns is None)
 
 
 def read_journal(path: str | os.PathLike[str], root: Path | None = None) -> Found:
-    """Read a journal; `root` is the folder that the user named, where the journal was found below it.
+    """Read a journal; `root` is the folder that the user named, if the journal was found below it.
 
     Raises:
-        BundleError: There is none, or so little of it that not even its meters are known.
+        BundleError: There is no journal, or both heads are damaged, so that its meters are unknown.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -78,10 +78,10 @@ def read_journal(path: str | os.PathLike[str], root: Path | None = None) -> Foun
 
 
 def _content(path: Path, root: Path) -> bytes | None:
-    """Return what is in a file, None where there is none.
+    """Return the content of a file, None if it does not exist.
 
     Raises:
-        BundleError: It is no plain file of the journal's folder, is larger than any of ours, or cannot be read.
+        BundleError: It is not a plain file in the journal's folder, is too large, or cannot be read.
     """
     try:
         return read_own(path, MOST_FILE_BYTES, root)
@@ -100,7 +100,7 @@ def _head(folder: Path, frames: dict[str, list[Frame | Damage]]) -> Head:
 
 
 class _Reader:
-    """Goes through frames; one that does not make sense counts as damage."""
+    """Decodes frames; an invalid frame counts as damage."""
 
     def __init__(self, found: Found) -> None:
         self.found = found
@@ -151,7 +151,7 @@ class _Reader:
                 found.gone_ns = self._instant(payload)
 
     def _check(self, *instants_ns: int) -> None:
-        """Refuse what cannot have been in this run: the rest of the journal would be stretched over centuries."""
+        """Reject instants more than two years from the run's start, which would stretch the report over centuries."""
         origin_ns = self.found.head.mono_ns
         if not all(origin_ns - LONGEST_NS <= t_ns <= origin_ns + LONGEST_NS for t_ns in instants_ns):
             raise BundleError("an instant lies years away from the run")
@@ -174,7 +174,7 @@ class _Reader:
             self.found.blocks[block.key].append(block)
 
     def last_trace(self) -> None:
-        """Unpack the latest trace that is whole."""
+        """Unpack the latest intact trace."""
         while self._traces and self.found.trace is None:
             payload = self._traces.pop()
             try:
@@ -196,6 +196,6 @@ def columns(blocks: list[Block]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def anchors(found: Found) -> Iterator[tuple[int, int]]:
-    """Yield pairs of clocks."""
+    """Yield pairs of (monotonic, realtime) nanoseconds."""
     mono, _, real = columns(found.blocks.get(ANCHORS, []))
     yield from zip(mono.tolist(), real.tolist(), strict=True)

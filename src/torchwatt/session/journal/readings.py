@@ -1,4 +1,4 @@
-"""Readings of a recording as frames, for a session that no sampler process writes for."""
+"""Converts readings to frames, for a session whose sampler process does not write them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_KEYS = 10_000
 
 
 class New:
-    """Remembers what was handed out, so that each reading is written once."""
+    """Tracks which readings were written, so that each is written once."""
 
     def __init__(self, since_ns: int = 0) -> None:
         self._since_ns = since_ns
@@ -22,11 +22,11 @@ class New:
 
     @property
     def since_ns(self) -> int:
-        """Return from when on readings are wanted."""
+        """Return the earliest instant from which readings are needed."""
         return min(self._known.values(), default=self._since_ns)
 
     def blocks(self, recording: Recording) -> list[Block]:
-        """Return the readings that were not handed out before."""
+        """Return the readings that were not returned before."""
         found = []
         for series in recording.series:
             key = series.channel.key
@@ -46,14 +46,14 @@ def block_of(series: Series, stride: int = 1) -> Block:
 
 
 def anchors_of(pairs: Iterable[tuple[int, int]]) -> Block:
-    """Return pairs of clocks as a block."""
+    """Return pairs of (monotonic, realtime) nanoseconds as a block."""
     table = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
     mono, real = (np.ascontiguousarray(table[:, i]).tobytes() for i in (0, 1))
     return Block(ANCHORS, 0, mono, bytes(len(mono)), real)
 
 
 def parts(recording: Recording, stride: int) -> Iterator[Block]:
-    """Yield all readings in blocks of a frame each."""
+    """Yield all readings in blocks of at most one frame."""
     for series in recording.series:
         for at in range(0, len(series), PART_RECORDS * stride):
             t_ns = series.t_ns[at : at + PART_RECORDS * stride]

@@ -1,4 +1,4 @@
-"""The recording that a journal holds."""
+"""Rebuilds the recording from a journal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchwatt.session.journal.told import Notes
 
 
 def recorded(found: Found) -> Recording:
-    """Return the readings, events and counts of a journal as the sampler would have."""
+    """Return the readings, events and counts of a journal as the sampler would have returned them."""
     channels = [channel for meter in found.head.meters for channel in meter.channels]
     series = tuple(_series(channel, found) for channel in channels)
     notes = found.notes or Notes()
@@ -45,7 +45,7 @@ def _series(channel: Channel, found: Found) -> Series:
 def _events(
     found: Found, series: tuple[Series, ...], noted: tuple[Note, ...], pairs: tuple[tuple[int, int], ...]
 ) -> tuple[Event, ...]:
-    """Put together what was said in both files: the sampler's own notes are newer than what the owner knew of them."""
+    """Merge the events of both files: the sampler's own notes are newer than the owner's copies of them."""
     again = (*gather.events(noted), *gather.clock_steps(pairs), *gather.throttling(series))
     newer = {(event.code, event.subject) for event in again}
     older = (e for e in found.state.events if (e.code, e.subject) not in newer)

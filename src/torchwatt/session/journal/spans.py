@@ -1,4 +1,4 @@
-"""A trace as bytes: its columns packed small, everything else as JSON."""
+"""Serialises a trace: compressed integer columns, and JSON for the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchwatt.session.journal.told import from_json, to_json
 
 MOST_BYTES = 1 << 28  # unpacked
 _SIZE = struct.Struct("<I")
-_ARRAY = struct.Struct("<BxxxIq")  # bytes a value, how many, the first value
+_ARRAY = struct.Struct("<BxxxIq")  # bytes per value, count, first value
 _WIDTHS = (1, 2, 4, 8)
 
 
@@ -34,7 +34,7 @@ class _Device:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What a trace holds beside columns; `until_ns` is up to when it tells who ran."""
+    """What a trace contains beside columns; `until_ns` is the instant up to which the trace is complete."""
 
     until_ns: int
     slots: tuple[Slot, ...]
@@ -45,13 +45,13 @@ class _Head:
     windows: int
     devices: tuple[_Device, ...]
     traced_steps: int = 0
-    stages: tuple[str, ...] = ()  # the words of step_stages; where there are none, their column is left out
+    stages: tuple[str, ...] = ()  # names indexed by the column of step_stages; if empty, there is no such column
     untold_calls: tuple[int, ...] = ()
     thread_busy: tuple[float, ...] = ()
 
 
 def pack_trace(trace: Trace, until_ns: int) -> bytes:
-    """Return a frame's payload."""
+    """Return the payload of a TRACE frame."""
     devices = tuple(_Device(a.device, a.slots, a.signatures, a.notes) for a in trace.activities)
     stages = tuple(dict.fromkeys(trace.step_stages))
     head = to_json(
@@ -73,10 +73,10 @@ def pack_trace(trace: Trace, until_ns: int) -> bytes:
 
 
 def unpack_trace(payload: bytes) -> tuple[Trace, int]:
-    """Return a trace, and up to when it tells who ran.
+    """Return a trace, and the instant up to which it is complete.
 
     Raises:
-        BundleError: The payload holds something else.
+        BundleError: The payload is not a valid trace.
     """
     data = inflated(payload, MOST_BYTES)
     if len(data) < _SIZE.size:
@@ -91,7 +91,7 @@ def unpack_trace(payload: bytes) -> tuple[Trace, int]:
 
 
 def _next(arrays: Iterator[IntArray]) -> IntArray:
-    """Return the next column; an end that comes too early must not pass for that of a generator around it."""
+    """Return the next column; raise ValueError at the end, where StopIteration would end an enclosing generator."""
     found = next(arrays, None)
     if found is None:
         raise ValueError("it is cut off")
@@ -134,7 +134,7 @@ def _activity(head: _Device, arrays: Iterator[IntArray]) -> Activity:
 def _spans(
     slot: IntArray, start: IntArray, end: IntArray, thread: IntArray, filled: NDArray[np.bool_], last: IntArray
 ) -> Iterator[IntArray]:
-    """Yield the columns as small numbers: times as steps from the span before, ends as lengths."""
+    """Yield the columns with small values: starts as differences from the previous span, ends as durations."""
     yield slot
     yield _steps(start)
     yield end - start
@@ -165,7 +165,7 @@ def _tuples(begins: IntArray, ends: IntArray) -> tuple[tuple[int, int], ...]:
 
 
 def _packed(values: IntArray) -> bytes:
-    """Return whole numbers with as few bytes each as their range needs, above the first value, which may be large."""
+    """Return integers with the fewest bytes that their range needs; the first, which may be large, is stored apart."""
     first = int(values[0]) if len(values) else 0
     rest = values[1:]
     low, high = (int(rest.min()), int(rest.max())) if len(rest) else (0, 0)

@@ -1,4 +1,4 @@
-"""Journals that lie in a store: those of running runs, and those that nobody has recovered yet."""
+"""Journals in a store: of running runs, and of dead ones that were not recovered."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HEAD_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class StoredJournal:
-    """One journal; `alive` says whether its run goes on, None where that cannot be told from here."""
+    """One journal; `alive` is whether its run is still running, None if that is unknown from here."""
 
     run_id: str
     path: Path
@@ -49,7 +49,7 @@ def find_journal(store: Path, wanted: str) -> Path:
     """Return the folder of a journal by the run's id, or its beginning or end.
 
     Raises:
-        BundleError: There is none, or several.
+        BundleError: No journal matches, or several do.
     """
     near = [j for j in stored_journals(store) if j.run_id.startswith(wanted) or j.run_id.endswith(wanted)]
     if len(near) != 1:
@@ -59,10 +59,10 @@ def find_journal(store: Path, wanted: str) -> Path:
 
 
 def prune(store: Path, most: int = MOST_JOURNALS, most_bytes: int = MOST_BYTES) -> None:
-    """Remove the oldest journals of dead runs beyond a number and a size, and say so; in a store that is a folder."""
+    """Remove the oldest journals of dead runs beyond a number and a total size, with a warning for each."""
     try:
         dead = [one for one in stored_journals(store) if one.alive is False]
-    except BundleError:  # who writes a journal there learns what is wrong with it
+    except BundleError:  # writing a journal there raises the error itself
         return
     total = sum(one.bytes for one in dead)
     while dead and (len(dead) > most or total > most_bytes):

@@ -1,4 +1,4 @@
-"""Books the joules of a run whose spans end before its readings do."""
+"""Attributes a run whose spans end before its readings."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from torchwatt.session.settle import Bounds
 def attributed(
     recording: Recording, trace: Trace, until_ns: int, bounds: Bounds, known: Known
 ) -> tuple[Attribution, tuple[Event, ...]]:
-    """Attribute a run of which the spans are known up to an instant only.
+    """Attribute a run whose spans are known up to `until_ns` only.
 
-    Up to then all goes as ever; every joule after it is booked to `(unattributed)` as the meter counted it. Nothing is
-    carried over from the time before.
+    Up to then it is attributed as usual; joules after it are booked to `(unattributed)`. Nothing is extrapolated.
     """
     if until_ns >= bounds.end_ns:
         return attribute(recording, trace, bounds.start_ns, bounds.end_ns, known), ()
@@ -47,7 +46,7 @@ def with_tail(split: Ledger, whole: Ledger) -> Ledger:
     """Return the ledger of the whole run with the rows of its first part, and the rest unattributed.
 
     Raises:
-        LedgerError: The part holds more joules than the whole.
+        LedgerError: The part has more joules than the whole.
     """
     others = not whole.counted and not whole.part_of  # all of it is one row already
     if others or split.counted != whole.counted:
@@ -64,7 +63,7 @@ def with_tail(split: Ledger, whole: Ledger) -> Ledger:
 
 
 def _longer(entry: Entry, own_j: float, tail_s: float, static_w: float | None) -> Entry:
-    """Add the tail to the row that is there: its interval moves along, for the tail itself is metered."""
+    """Add the tail to the existing row; its interval shifts by the same amount, because the tail is metered."""
     more_j = own_j - entry.energy_self_j
     lo_j, hi_j = (
         None if end is None else max(end + more_j, 0.0) for end in (entry.energy_self_lo_j, entry.energy_self_hi_j)

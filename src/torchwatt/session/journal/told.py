@@ -1,4 +1,4 @@
-"""What a journal says in JSON: frozen values, checked against their types when they are read back."""
+"""JSON content of journal frames: frozen values, validated against their types when read."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Who runs, on which meters, and what was asked for: all that is needed to make a report later.
+    """Identity, meters and options of a run: all that a later report needs beside readings and spans.
 
-    `lost_s` is how many seconds of readings may be missing when everything is killed at once.
+    `lost_s` is the bound on the seconds of readings that are lost when everything is killed at once.
     """
 
     run_id: str
@@ -46,7 +46,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """When the run began, by both clocks."""
+    """Start of the run by both clocks."""
 
     start_ns: int
     start_unix_ns: int
@@ -54,7 +54,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is known so far beside readings and spans; `open` are windows that have not ended."""
+    """State so far beside readings and spans; `open` are windows that have not ended."""
 
     units: dict[str, float] = field(default_factory=dict)
     windows: tuple[Window, ...] = ()
@@ -75,7 +75,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Noticed:
-    """One note of the sampler, as its board holds it."""
+    """One note of the sampler, as in its shared memory."""
 
     first_ns: int
     last_ns: int
@@ -88,7 +88,7 @@ class Noticed:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """What the sampler noticed and counted."""
+    """The sampler's notes and counts."""
 
     notes: tuple[Noticed, ...] = ()
     reads: dict[str, int] = field(default_factory=dict)
@@ -103,10 +103,10 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(data: bytes, kind: type[T]) -> T:
-    """Return a value of a kind.
+    """Decode a value of type `kind`.
 
     Raises:
-        BundleError: It is none.
+        BundleError: The data do not match the type.
     """
     try:
         return msgspec.json.decode(data, type=kind)

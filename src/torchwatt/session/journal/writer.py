@@ -1,4 +1,4 @@
-"""The user's side of a journal: a light thread that appends what the session knows beside the sampler's readings."""
+"""Writer of a journal: a thread in the user's process that appends state and spans beside the sampler's readings."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from torchwatt.session.journal.spans import pack_trace
 from torchwatt.session.journal.told import Begin, Head, State, Stop, to_json
 
 STATE_EVERY = 4  # writes
-# Of the time, for putting the spans together; one takes 20 to 60 ms, so that a kill costs the layers of 10 to 20 s.
+# Fraction of run time for assembling spans; one takes 20 to 60 ms, so a kill loses the layers of the last 10 to 20 s.
 TRACE_SHARE = 0.003
-TRACE_GRANT_S = 0.1  # once, so that short runs have layers as well
+TRACE_GRANT_S = 0.1  # initial allowance, so that short runs have layers too
 FIRST_TRACE_S = 0.5
-BASELINE_NS = 61 * NS_PER_S  # before its beginning, what is written of a run: the longest baseline
-LAST_NS = 3 * NS_PER_S  # before its end, what is written of a run once more
+BASELINE_NS = 61 * NS_PER_S  # readings are written from this long before the start: the longest baseline
+LAST_NS = 3 * NS_PER_S  # readings this long before the end are written once more
 
 
 class Watched(Protocol):
-    """What a journal wants to know of a session."""
+    """What a journal needs of a session."""
 
     pid: int
 
@@ -55,16 +55,16 @@ class Watched(Protocol):
     def start_ns(self) -> int: ...  # noqa: D102
 
     def state(self, recording: Recording) -> State:
-        """Return what is known so far beside readings and spans."""
+        """Return the state so far beside readings and spans."""
 
     def trace(self) -> Trace | None:
-        """Return who ran so far; None where nobody is traced."""
+        """Return the trace so far; None if modules are not traced."""
 
 
 class Journal:
     """Writes from `begin` to `ended`.
 
-    No method raises for a fault of the disk: it is said once, and the run goes on.
+    No method raises for a disk fault: it warns once, and the run goes on.
     """
 
     def __init__(self, place: Place, head: Head, *, kept: bool) -> None:
@@ -90,28 +90,28 @@ class Journal:
 
     @property
     def path(self) -> Path:
-        """Return its folder."""
+        """Return the journal's folder."""
         return self._place.path
 
     def lend(self, feed: Feed) -> None:
-        """Have a sampler that is not yet started append its readings."""
+        """Pass the readings file to a sampler that is not started yet, which then appends its readings."""
         if isinstance(feed, Sampler) and not self._place.readings.fault:
             feed.journal = self._place.for_sampler()
             self._sampler_writes = True
 
     def begin(self, session: Watched, start_unix_ns: int) -> None:
-        """The run has begun: write from now on."""
+        """Write the BEGIN frame and start the writer thread."""
         self._begin = to_json(Begin(session.start_ns, start_unix_ns))
         self._file.add(Kind.BEGIN, self._begin)
         self._trace_due_s = time.monotonic() + FIRST_TRACE_S
         self._own = readings.New(session.start_ns - BASELINE_NS)
-        # The first look at the counters was taken here, not in the sampler's process.
+        # The first counter readings were taken here, not in the sampler process.
         self._readings(session.feed.snapshot(session.start_ns - NS_PER_S), readings.New())
         self._thread = HelperThread(partial(self._run, session), "torchwatt-journal")
         self._thread.start()
 
     def stopped(self, state: State, recording: Recording, trace: Trace, stop: Stop) -> None:
-        """The block has ended: write all that its report will be made from."""
+        """Write everything that the report will be made from, after the block has ended."""
 
         def write() -> None:
             self._readings(recording, readings.New(stop.end_ns - LAST_NS) if self._sampler_writes else self._own)
@@ -123,7 +123,7 @@ class Journal:
         self._ask(write)
 
     def ended(self, *, whole: bool) -> None:
-        """The report is made and written: the journal is complete, and removed where nobody asked for it."""
+        """Complete the journal after the report is written; remove it if the user did not request it."""
 
         def write() -> None:
             self._file.add(Kind.END, b"")
@@ -138,18 +138,18 @@ class Journal:
             self._place.close()
 
     def discard(self) -> None:
-        """The run has not begun after all."""
+        """Remove the journal of a session that failed to start."""
         self._halt()
         self._place.remove()
 
     def event(self, known: tuple[Event, ...]) -> Event | None:
-        """Return what is to be said of a journal that ended early, unless it is known."""
+        """Return the event of a journal that stopped early, unless it is in `known`."""
         if not self._file.fault or self._file.fault == "closed" or any(event.code == STOPPED for event in known):
             return None
         return Event(time.monotonic_ns(), "warning", STOPPED, "run", stopped_message(self._file.fault))
 
     def _ask(self, job: Callable[[], None], timeout_s: float = 2.0) -> None:
-        """Have something written by the thread, and wait for it, but not for a disk that hangs."""
+        """Run a job in the writer thread and wait for it, at most `timeout_s` because a disk may hang."""
         if self._thread is None or not self._thread.is_alive():
             return
         done = threading.Event()
@@ -170,7 +170,7 @@ class Journal:
             thread.join(2.0)
 
     def _run(self, session: Watched) -> None:
-        """Write until stopped; whatever fails here must not reach the user's run."""
+        """Write until stopped; a failure must not reach the user's run."""
         while session.pid == os.getpid():
             try:
                 job = self._jobs.get(timeout=WRITE_S)
@@ -206,12 +206,12 @@ class Journal:
             self._file.replace(self._shorter(session), self._place.folder, WORK)
 
     def _take_over(self, session: Watched) -> None:
-        """Write the readings here where no sampler process does, or does any more."""
+        """Start writing readings here if no sampler process writes them, or it has stopped."""
         feed = session.feed
         if self._sampler_writes and not (isinstance(feed, Sampler) and feed.sampler_pid is not None):
             self._sampler_writes = False
             age_ns = 0
-            with contextlib.suppress(OSError):  # when it wrote for the last time
+            with contextlib.suppress(OSError):  # time of its last write
                 age_ns = time.time_ns() - os.stat(READINGS, dir_fd=self._place.folder).st_mtime_ns
             self._own = readings.New(time.monotonic_ns() - max(age_ns, 0) - 5 * NS_PER_S)
 
@@ -241,13 +241,13 @@ class Journal:
         self._trace_due_s = began_s + max(wait_s, FIRST_TRACE_S)
 
     def _put_trace(self, trace: Trace, until_ns: int) -> None:
-        with contextlib.suppress(BundleError):  # longer than any frame: the older ones stay
+        with contextlib.suppress(BundleError):  # longer than a frame may be: the previous trace stays
             packed = pack_trace(trace, until_ns)
             if self._file.add(Kind.TRACE, packed):
                 self._trace = packed
 
     def _shorter(self, session: Watched) -> Iterator[tuple[Kind, bytes]]:
-        """Yield what the file has to hold: the latest of everything."""
+        """Yield the minimal content of the file: the latest frame of each kind."""
         yield Kind.HEAD, self._head
         yield Kind.BEGIN, self._begin
         if not self._sampler_writes:
@@ -262,7 +262,7 @@ class Journal:
             yield Kind.TRACE, self._trace
 
     def _warn(self, message: str) -> None:
-        """Warn once, whichever of the two files ended first."""
+        """Warn once, for whichever of the two files fails first."""
         if message and not self._warned:
             self._warned = True
             warn(f"torchwatt: {message}")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import ready
+from tests.support import chosen, ready
 from tests.support.powercap import FakePowercap
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -37,6 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: two workers then end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_report_header() -> str:
+    """Say what chose the cases that run, so that they can be run again."""
+    return f"cases of large sets: {chosen.CASES}={chosen.commit()} (all with {chosen.CASES}={chosen.ALL})"
 
 
 @pytest.fixture(autouse=True)

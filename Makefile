@@ -10,9 +10,9 @@ FRONT_SOURCES := $(wildcard extension/src/*.ts extension/style/* extension/schem
 NODE_MODULES := extension/node_modules/.yarn-state.yml
 JLPM := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/jlpm
 # Three for two processors: a third of the time tests wait for meters that are simulated in real time, or for a browser.
-SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 3 --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 # Only the files that have such tests are collected: importing all of them takes half a minute.
-ALONE := $(BIN)/python -m pytest -m "alone and not heavy" $(shell grep -rl --include=*.py "mark.alone" tests)
+ALONE := $(BIN)/python -m pytest -m "alone and not heavy" --durations=10 $(shell grep -rl --include=*.py "mark.alone" tests)
 AGAIN := $(BIN)/python -m pytest -m "not heavy" --last-failed --last-failed-no-failures none --maxfail 1
 HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rlE --include=test_*.py "mark.heavy|heavy_unless" tests)
 # Laws, with ten times as many examples as in `make test`.

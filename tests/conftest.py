@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import ready
+from tests.support import chosen, ready
 from tests.support.nvml_simulator import Scenario, library_folder, origin_ns
 from tests.support.powercap import FakePowercap
 
@@ -32,6 +33,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: two workers then end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each file to one worker, and all that look at JupyterLab to the same one: it starts once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneBrowser(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folder = "tests/browser/"
+            return folder if nodeid.startswith(folder) else super()._split_scope(nodeid)
+
+    return OneBrowser(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from what all the imports made: hundreds of tests collect, or fork."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_report_header() -> str:
+    """Say what chose the cases that run, so that they can be run again."""
+    return f"cases of large sets: {chosen.CASES}={chosen.commit()} (all with {chosen.CASES}={chosen.ALL})"
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ def bundles(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def gpu(tmp_path_factory, simnvml):
-    return honest.gpu(tmp_path_factory.mktemp("gpu"), simnvml)
+def gpu(tmp_path_factory, nvml_simulator):
+    return honest.gpu(tmp_path_factory.mktemp("gpu"))
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 
 from tests.notebook.lab import LABEXTENSION, Lab, server
+from tests.support.chosen import chosen
 
 REQUIRE = "TORCHWATT_REQUIRE_BROWSER"
 CHROMIUM = Path("/usr/bin/chromium")
@@ -29,6 +30,15 @@ def train(seconds):
         model(torch.randn(64, 256)).square().mean().backward()
         optimizer.step()"""
 SETUP = f"%load_ext torchwatt\n{MODEL}"
+
+
+# A report is shown there as in JupyterLab: `make test` looks at one of them, which the commit chooses.
+OTHER_PLACES = ("marimo", "voila", "notebook 7")
+
+
+def other_place(name: str) -> pytest.MarkDecorator:
+    """Return the mark of a test of one of `OTHER_PLACES`."""
+    return pytest.mark.browser if name in chosen(OTHER_PLACES, 1) else pytest.mark.heavy
 
 
 def _missing(reason: str) -> None:
@@ -65,6 +75,9 @@ def address(chromium: Any, folder: Path, tmp_path_factory: pytest.TempPathFactor
         yield base
 
 
+HEIGHT = 1500
+
+
 class Window:
     """One window for the tests of a worker, because JupyterLab takes seconds to start; a new one after a failure."""
 
@@ -73,10 +86,12 @@ class Window:
         self._lab: Lab | None = None
         self.faults: list[str] = []
 
-    def get(self) -> Lab:
+    def get(self, height: int = HEIGHT) -> Lab:
+        """Return the window, so many pixels high: JupyterLab draws the cells that are visible."""
         if self._lab is None:
-            self._lab = Lab(self._browser, self._address, height=1500)
+            self._lab = Lab(self._browser, self._address, height=HEIGHT)
             self._lab.page.on("pageerror", lambda error: self.faults.append(str(error)) if ours(error) else None)
+        self._lab.page.set_viewport_size({"width": 1280, "height": height})
         return self._lab
 
     def close(self) -> None:

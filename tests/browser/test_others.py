@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.browser.conftest import MODEL, PICTURES, write
+from tests.browser.conftest import MODEL, PICTURES, other_place, write
 from tests.notebook.lab import free_port, serving
 from tests.notebook.places import places
 
@@ -84,6 +84,7 @@ def compare_with_python(page, env):
     assert page.locator("img[alt^='power over time']").evaluate("image => image.complete && image.naturalWidth > 100")
 
 
+@other_place("marimo")
 def test_a_marimo_app_shows_the_report_of_a_block(look, env, tmp_path):
     cells = (f"import torchwatt as tw\n{MODEL}\n{MEASURED}\nrun", TRUTH.replace("json.", "__import__('json')."))
     names = ("", "run")
@@ -105,6 +106,7 @@ def test_a_marimo_app_shows_the_report_of_a_block(look, env, tmp_path):
             compare_with_python(page, env)
 
 
+@other_place("voila")
 def test_voila_shows_the_report_of_a_cell(look, env, tmp_path):
     (tmp_path / "page").mkdir()
     magic = f"%%energy -o run --region FRA --name 'small <net>'\n{MEASURED.partition(chr(10))[2].replace('    ', '')}"

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.browser.conftest import SETUP, ours, picture, write
-from tests.notebook.lab import Lab, server
+from tests.browser.conftest import SETUP, other_place, ours, picture, write
+from tests.notebook.lab import server
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -18,19 +18,18 @@ MAX_GROWTH = 200_000
 
 
 @pytest.fixture(scope="module")
-def saved(chromium, address, folder):
+def saved(window, folder):
     """Run two profiled cells, save, end the kernel; return what the page showed."""
     cells = [SETUP, "%%energy --region FRA --name small\ntrain(0.6)", "%%energy --region FRA --name large\ntrain(1.5)"]
     write(folder / "saved.ipynb", *cells)
     before = (folder / "saved.ipynb").stat().st_size
-    lab = Lab(chromium, address, height=2600)
+    lab = window.get(height=2600)
     lab.open("saved.ipynb")
     lab.page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
     lab.page.wait_for_function("() => document.querySelectorAll('.tw-badge').length === 2")
     shown = {"numbers": lab.page.evaluate(NUMBERS), "badges": badges(lab)}
     lab.command("docmanager:save")
-    lab.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    lab.close()
+    lab.clear()
     return {**shown, "growth": (folder / "saved.ipynb").stat().st_size - before}
 
 
@@ -68,6 +67,7 @@ def test_a_notebook_that_is_not_trusted_shows_every_number(saved, lab, folder):
     assert lab.page.evaluate(NUMBERS) == saved["numbers"]
 
 
+@other_place("notebook 7")
 def test_notebook_7_draws_the_report_and_the_badges(saved, chromium, folder, tmp_path):
     with server(folder, tmp_path, extension=True, module="notebook") as base:
         context = chromium.new_context(viewport={"width": 1280, "height": 1500})

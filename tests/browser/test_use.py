@@ -8,7 +8,6 @@ import math
 import pytest
 
 from tests.browser.conftest import MODEL, SETUP, picture, write
-from tests.notebook.lab import Lab
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -23,16 +22,15 @@ def run_all(lab, name, reports=1):
 
 
 @pytest.fixture(scope="module")
-def reported(chromium, address, folder):
+def reported(window, folder):
     """Run one profiled cell, save it, end its kernel; return the name of the notebook."""
     cells = (SETUP, "%%energy -o run\ntrain(1)", "print(run.energy_j)")
     write(folder / "reported.ipynb", *cells)
-    lab = Lab(chromium, address)
+    lab = window.get()
     run_all(lab, "reported.ipynb")
     lab.page.wait_for_function("() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs.length > 0")
     lab.command("docmanager:save")
     lab.clear()
-    lab.close()
     return "reported.ipynb"
 
 

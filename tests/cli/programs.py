@@ -290,15 +290,6 @@ PROGRAMS: Mapping[str, Program] = {
 }  # fmt: skip
 
 
-# Those of `make test`; all the others are run by `make test-all`, since each takes seconds.
-EVERYDAY = (
-    "exit 3", "exit with a text", "chained exceptions", "syntax error", "interrupt with a thread", "blocked thread",
-    "pool that nobody shuts down", "handlers at exit", "own hook", "SIGTERM", "SIGPIPE by default",
-    "failure with stderr closed", "latin-1", "exec", "exec that fails", "fork and a failure of the child",
-    "processes by spawn", "module of a package", "standard input", "what a program finds around it", "model that fails",
-)  # fmt: skip
-
-
 def seen(program: Program, folder: Path, *, profiled: bool) -> Ended:
     """Run a program in a folder of its own and return what was seen of it."""
     folder.mkdir()

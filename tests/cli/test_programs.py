@@ -1,15 +1,21 @@
-"""`torchwatt run` against plain Python: the same exit status, output and traceback, and the report is kept."""
+"""`torchwatt run` against plain Python: the same exit status, output and traceback, and the report is kept.
+
+`make test` runs some of the programs, which the commit chooses; the others are heavy.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 
-from tests.cli.programs import EVERYDAY, PROGRAMS, seen
+from tests.cli.programs import PROGRAMS, seen
+from tests.support.chosen import chosen
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all programs
 BESIDE = 3  # at a time: most of a program's time is waiting
-RARE = [name for name in PROGRAMS if name not in EVERYDAY]
+REPLACED = ("exec", "exec that fails")  # a test of its own reads their reports
+USUAL = [name for name in PROGRAMS if name in chosen(PROGRAMS, 6) | set(REPLACED)]
+OTHERS = [name for name in PROGRAMS if name not in USUAL]
 
 
 def ended(names, folder):
@@ -26,13 +32,13 @@ def ended(names, folder):
 
 
 @pytest.fixture(scope="module")
-def everyday(tmp_path_factory):
-    return ended(EVERYDAY, tmp_path_factory.mktemp("everyday"))
+def usual(tmp_path_factory):
+    return ended(USUAL, tmp_path_factory.mktemp("usual"))
 
 
 @pytest.fixture(scope="module")
-def rare(tmp_path_factory):
-    return ended(RARE, tmp_path_factory.mktemp("rare"))
+def others(tmp_path_factory):
+    return ended(OTHERS, tmp_path_factory.mktemp("others"))
 
 
 def same(name, plain, run):
@@ -44,17 +50,17 @@ def same(name, plain, run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EVERYDAY)
-def test_a_program_ends_as_in_plain_python_and_its_report_is_kept(name, everyday):
-    same(name, *everyday[name]())
+@pytest.mark.parametrize("name", USUAL)
+def test_a_program_ends_as_in_plain_python_and_its_report_is_kept(name, usual):
+    same(name, *usual[name]())
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", RARE)
-def test_so_does_a_rare_one(name, rare):
-    same(name, *rare[name]())
+@pytest.mark.parametrize("name", OTHERS)
+def test_so_does_every_other_one(name, others):
+    same(name, *others[name]())
 
 
-def test_a_program_that_becomes_another_one_is_told(everyday):
-    assert "replaced itself by" in everyday["exec"]()[1].report
-    assert "replaced" not in everyday["exec that fails"]()[1].report
+def test_a_program_that_becomes_another_one_is_told(usual):
+    assert "replaced itself by" in usual["exec"]()[1].report
+    assert "replaced" not in usual["exec that fails"]()[1].report

@@ -7,6 +7,7 @@ from math import fsum
 import pytest
 
 from tests.conftest import run_script
+from tests.support.nvml_simulator import PowerTrace, Scenario
 from torchwatt.audit.fleet import ingest, open_lake, rollup
 from torchwatt.audit.store import Store, sums
 
@@ -28,12 +29,11 @@ print(json.dumps([start, end]))
 
 
 @pytest.mark.simhw
-def test_two_processes_on_one_card_use_what_the_card_used(simnvml, tmp_path):
+def test_two_processes_on_one_card_use_what_the_card_used(nvml_simulator, tmp_path):
     there, kept = tmp_path / "there", tmp_path / "store"
     there.mkdir()
-    scenario = simnvml.Scenario().gpu("ideal", simnvml.Trace.const(POWER_W), proc="self 4g 90 C")
-    more = {"SIMNVML_EPOCH_NS": str(time.time_ns() - 10**12), "TORCHWATT_POWERCAP_ROOT": str(tmp_path / "none")}
-    env = scenario.env(tmp_path / "scenario", simnvml.libdir, **more)
+    scenario = Scenario(origin_ns=time.time_ns() - 10**12).gpu("ideal", PowerTrace.constant(POWER_W)).process("self")
+    env = scenario.environment(tmp_path / "scenario", TORCHWATT_POWERCAP_ROOT=str(tmp_path / "none"))
 
     def program(name):
         return run_script(PROGRAM.format(there=str(there), store=str(kept), name=name), env, 100.0)

@@ -8,7 +8,7 @@ from math import fsum
 import pytest
 
 import torchwatt as tw
-from tests.jobs.launch import environment, torchrun
+from tests.jobs.launch import FORKED, environment, torchrun
 from tests.jobs.node import ADDRESSES, two_machines, why_not
 from tests.support.powercap import FakePowercap
 from torchwatt.audit import read_bundle, verify
@@ -43,7 +43,7 @@ def _start(namespace, node, folder):
         TORCHWATT_POWERCAP_ROOT=str(folder / f"powercap-{node}"),
         GLOO_SOCKET_IFNAME="tw0",
     )
-    command = torchrun([str(folder / f"disk-{node}"), "1.5", "-1", "-1"], env=env, nproc=2, options=options)
+    command = torchrun([str(folder / f"disk-{node}"), "1.5", "-1", "-1"], nproc=2, options=options, module=FORKED)
     return subprocess.Popen(
         ["ip", "netns", "exec", namespace, *command],
         env=env,

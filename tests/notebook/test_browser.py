@@ -53,27 +53,30 @@ def address(chromium, folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def open_notebook(chromium, address):
+def window(chromium, address):
+    """Return one window for all tests: JupyterLab takes seconds to start in it. Nothing in it asks another machine."""
     from tests.notebook.lab import Lab
 
-    window = Lab(chromium, address, height=2400)
+    made = Lab(chromium, address, height=2400)
+    yield made
+    made.close()
+    assert made.elsewhere() == []
 
+
+@pytest.fixture
+def open_notebook(window):
     def open_(name):
         window.clear()
         window.open(name, kernel=False)
         window.page.locator(REPORT).wait_for()
         return window
 
-    yield open_
-    window.close()
-    assert window.elsewhere() == []
+    return open_
 
 
 @pytest.fixture(scope="module")
-def ran(chromium, address, folder):
+def ran(window, folder):
     """Run the example to its first report, save it, and end its kernel; return what the page and `run` showed."""
-    from tests.notebook.lab import Lab
-
     notebook = nbformat.read(REPOSITORY / "examples" / "energy.ipynb", as_version=4)
     # Up to its first report, and learned to the end, in another test: here it is about what is seen.
     last = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith("%%energy"))
@@ -81,7 +84,6 @@ def ran(chromium, address, folder):
     notebook.cells[last].source = notebook.cells[last].source.replace("range(12)", "range(2)")
     notebook.cells.append(nbformat.v4.new_code_cell("print(repr(run.energy_j))"))
     nbformat.write(notebook, folder / "energy.ipynb")
-    window = Lab(chromium, address, height=2400)
     window.open("energy.ipynb")
     cells = window.run_all()
     text = window.page.locator(REPORT).inner_text()
@@ -91,8 +93,7 @@ def ran(chromium, address, folder):
     window.theme("JupyterLab Light")
     window.command("docmanager:save")
     window.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    window.close()
-    return {"cells": cells, "text": text, "asked": window.asked, "elsewhere": window.elsewhere()}
+    return {"cells": cells, "text": text, "asked": list(window.asked), "elsewhere": window.elsewhere()}
 
 
 def _picture(name: str) -> Path:
@@ -153,22 +154,19 @@ def test_a_notebook_that_is_not_trusted_looks_the_same(ran, open_notebook, folde
     mailed.page.screenshot(path=_picture("untrusted-dark"))
 
 
-def test_a_report_of_a_failed_cell_stands_above_its_error(chromium, address, folder):
-    from tests.notebook.lab import Lab
-
+def test_a_report_of_a_failed_cell_stands_above_its_error(window, folder):
     cells = ["%load_ext torchwatt\nimport time", "%%energy -o run\ntime.sleep(0.3)\n1 / 0", "print('ran')"]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # without one, JupyterLab asks
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata={"kernelspec": kernel}
     )
     nbformat.write(notebook, folder / "fails.ipynb")
-    window = Lab(chromium, address)
+    window.clear()
     window.open("fails.ipynb")
     ran = window.run_all()
     window.page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").wait_for()
     window.page.screenshot(path=_picture("failed-cell"))
     window.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    window.close()
     assert [o["output_type"] for o in ran[1]["outputs"]] == ["display_data", "error"]
     assert ran[2]["outputs"] == []
 

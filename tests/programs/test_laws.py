@@ -4,6 +4,8 @@ Each program runs two or three times; three only where two do not settle on whic
 Runs of half a second are decided by tracing's head start, and by whatever else a machine does: programs whose shares
 are beyond the bound run once again, several times as long and one process at a time, and once more if need be. A
 law of shares is broken where every round breaks it. Laws that are known to be broken are expected failures: `KNOWN`.
+
+`make test` runs a program of each kind (file), which the commit chooses; the others are heavy.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import pytest
 from tests.programs.catalog import PROGRAMS
 from tests.programs.measure import REPEATS, Pair, Result, bound, in_the_middle, loaded, write_results
 from tests.support import ready
+from tests.support.chosen import chosen
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, **ready.ONE_THREAD}
@@ -38,6 +41,12 @@ def is_installed(name: str) -> bool:
     return not PROGRAMS[name].needs or find_spec(PROGRAMS[name].needs) is not None
 
 
+EACH_KIND = 1  # program of each file in `make test`
+KINDS = {each.make.__module__ for each in PROGRAMS.values()}
+USUAL = set().union(*(
+    chosen([name for name, each in PROGRAMS.items() if each.make.__module__ == kind and not each.heavy], EACH_KIND)
+    for kind in KINDS
+))  # fmt: skip
 LONGER = 4.0  # times
 MORE_ROUNDS = 2
 VMAP = "where vmap unwraps gradients Dynamo has rules for all functions: none can be wrapped, and it is no backward"
@@ -71,7 +80,7 @@ def known(law: str) -> pytest.MarkDecorator:
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
     absent = pytest.mark.skipif(not is_installed(name), reason=f"needs {PROGRAMS[name].needs}: requirements-all.txt")
-    return [absent, *([pytest.mark.heavy] if PROGRAMS[name].heavy else [])]
+    return [absent, *([] if name in USUAL else [pytest.mark.heavy])]
 
 
 every_program = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in PROGRAMS])
@@ -230,7 +239,7 @@ STATUS = 3
 
 @pytest.mark.parametrize("heavy", [False, pytest.param(True, marks=pytest.mark.heavy)], ids=["usual", "heavy"])
 def test_output_and_exit_status_are_those_of_plain_python(heavy):
-    names = [name for name, each in PROGRAMS.items() if each.heavy == heavy and is_installed(name)]
+    names = [name for name in PROGRAMS if (name not in USUAL) == heavy and is_installed(name)]
     script = ["tests.programs.plain", *names, "--length", "0.05", "--status", str(STATUS)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         profiled = ["torchwatt", "run", "--quiet", "--no-journal", "-m", *script]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ready
+from tests.support.nvml_simulator import PowerTrace, Scenario
 from tests.support.ranks import lost, record
 from tests.support.worlds import World
 from tests.tracing_files.build import BASE_NS, module, pair, save
@@ -141,12 +142,12 @@ def cpu(folder: Path) -> Path:
     return run.to_csv(folder / "cpu", samples="csv.gz")
 
 
-def gpu(folder: Path, simnvml: object) -> Path:
+def gpu(folder: Path) -> Path:
     """Profile a small training loop beside a simulated GPU that has an energy counter."""
-    trace = simnvml.Trace.bursts(base=100.0, high=600.0, on=0.030, period=0.130)
-    scenario = simnvml.Scenario().gpu("hopper", trace, noise_w=2.0, proc="self 4g 90 C")
-    env = scenario.env(folder / "scenario", simnvml.libdir, CUDA_DEVICE_ORDER="PCI_BUS_ID")
-    env["TORCHWATT_POWERCAP_ROOT"] = str(folder / "none")
+    power = PowerTrace.bursts(100.0, 600.0, on_s=0.030, period_s=0.130)
+    scenario = Scenario().gpu("hopper", power, noise_w=2.0).process("self")
+    more = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "TORCHWATT_POWERCAP_ROOT": str(folder / "none")}
+    env = scenario.environment(folder / "scenario", **more)
     assert ready.run_script(SIMULATED.format(target=str(folder / "gpu")), env) == "complete"
     return folder / "gpu"
 

@@ -274,6 +274,8 @@ def _cards(log: _Log, key: Card, readings: _Readings) -> Iterator[_OneCard]:
     count = 1 if key.named else lines_per_tick(t_ns, power_w)
     if count > 1:
         place = places(t_ns, count)
+        if np.bincount(place[place >= 0], minlength=count).min() < 2:
+            raise SensorError(f"{log.name} has fewer than two readings of one of its {count} cards: {LOG_A_CARD}")
         for number in range(count):
             part = _sorted((quantity, t_ns[place == number], power_w[place == number]))
             yield _OneCard(replace(key, index=str(number)), part, None, ordered=True)

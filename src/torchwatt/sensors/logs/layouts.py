@@ -17,6 +17,7 @@ from torchwatt.sensors.logs.timestamps import LogClock
 
 LOG_A_CARD = "log the cards with nvidia-smi --query-gpu=timestamp,index,uuid,power.draw --format=csv -lms 100"
 LOG_AMD = "log the cards with amd-smi monitor --power-usage --watch 1 --csv"
+_MOST_COLUMNS = 1000  # a row without a header that has more is not looked at: it is no log
 _LOOKED_AT = 60  # lines, to tell the layout
 _SHOWN = 20  # names of columns in an error
 _MOST_JSON = 1 << 26  # characters
@@ -102,7 +103,10 @@ def _split(delimiter: str) -> Callable[[str], list[str]]:
     def split(text: str) -> list[str]:
         if '"' not in text:
             return text.split(delimiter)
-        return next(csv.reader([text], delimiter=delimiter, skipinitialspace=True), [])
+        try:
+            return next(csv.reader([text], delimiter=delimiter, skipinitialspace=True), [])
+        except csv.Error:  # a cell of more than 128 KiB: no cell of a log
+            return [text]
 
     return split
 
@@ -187,14 +191,14 @@ def _lacking(name: str, text: str, shown: str) -> str:
             "timestamp,index,power.draw [W]"
         )
     cells = [part for delimiter in ",;\t" if delimiter in text for part in text.split(delimiter)] or [text]
-    has_time = any(columns_of([cell, "power_w"]) is not None for cell in cells)
+    has_time = any(columns_of([cell, "power_w"]) is not None for cell in cells[:_MOST_COLUMNS])
     lacking = "power (power_w, power.draw [W])" if has_time else "time (t_ns, t_unix_s, timestamp)"
     return f"{name} has no column of {lacking}; its columns are: {shown or 'none'}"
 
 
 def _names_by_looks(table: Sequence[Sequence[str]]) -> list[str]:
     """Name the columns of rows without a header; [] where time or power cannot be told."""
-    if not table:
+    if not table or len(table[0]) > _MOST_COLUMNS:
         return []
     names = [""] * len(table[0])
     for place in range(len(names)):

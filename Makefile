@@ -9,12 +9,12 @@ FRONT := src/torchwatt/labextension/package.json
 FRONT_SOURCES := $(wildcard extension/src/*.ts extension/style/* extension/schema/*.json extension/*.json extension/yarn.lock)
 NODE_MODULES := extension/node_modules/.yarn-state.yml
 JLPM := cd extension && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/jlpm
-# Three for two processors: a third of the time tests wait for meters that are simulated in real time, or for a browser.
-SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+# Four for two processors: half of the time tests wait for meters that are simulated in real time, or for a browser.
+SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 4 --dist loadfile --no-loadscope-reorder --durations=10
 # Only the files that have such tests are collected: importing all of them takes half a minute.
 ALONE := $(BIN)/python -m pytest -m "alone and not heavy" --durations=10 $(shell grep -rl --include=*.py "mark.alone" tests)
 AGAIN := $(BIN)/python -m pytest -m "not heavy" --last-failed --last-failed-no-failures none --maxfail 1
-HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rlE --include=test_*.py "mark.heavy|heavy_unless" tests)
+HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rlE --include=test_*.py "mark.heavy|heavy_unless|one_of" tests)
 # Laws, with ten times as many examples as in `make test`.
 LAWS := $(BIN)/python -m pytest -m "not alone and not heavy" --hypothesis-profile heavy -n 3 --dist loadfile \
 	$(shell grep -rl --include=test_*.py "^@given" tests)

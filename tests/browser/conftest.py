@@ -32,13 +32,7 @@ def train(seconds):
 SETUP = f"%load_ext torchwatt\n{MODEL}"
 
 
-# A report is shown there as in JupyterLab: `make test` looks at one of them, which the commit chooses.
-OTHER_PLACES = ("marimo", "voila", "notebook 7")
-
-
-def other_place(name: str) -> pytest.MarkDecorator:
-    """Return the mark of a test of one of `OTHER_PLACES`."""
-    return pytest.mark.browser if name in chosen(OTHER_PLACES, 1) else pytest.mark.heavy
+PICTURED = ("report", "outputs-Output", "outputs-interact", "badge", "panel")
 
 
 def _missing(reason: str) -> None:
@@ -148,7 +142,9 @@ def ours(error: Any) -> bool:
 
 
 def picture(lab: Lab, name: str) -> None:
-    """Keep what the page shows, to be looked at, in both themes."""
+    """Keep what the page shows, to be looked at, in both themes: of one of `PICTURED`, which the commit chooses."""
+    if name not in chosen(PICTURED, 1):
+        return
     PICTURES.mkdir(exist_ok=True)
     for theme, suffix in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
         lab.theme(theme)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 from tests.browser.conftest import PICTURES, SETUP, picture
+from tests.support.heavy import one_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -18,6 +19,8 @@ WATCH = """() => { window.beats = [];
     window.watching?.disconnect();
     window.watching = new MutationObserver(list => ours(list).forEach(() => beats.push(performance.now())));
     watching.observe(document.body, {subtree: true, attributes: true, attributeFilter: ['data-beats']}); }"""
+ENDS = ("exception", "interrupt", "restart")  # of a cell while its view is live
+SHOWN = ("by profile()", "without a live view", "in a cleared output")
 # What Python shows of the modules, in the digits that people see: its own numbers are the reference.
 TRUTH = """from torchwatt.views import format_energy
 booked = run.layers[run.layers.provenance != "derived"]  # the others only contain modules
@@ -97,6 +100,7 @@ def compare_with_python(lab):
     assert compared >= 20
 
 
+@one_of(ENDS, "exception")
 def test_an_exception_leaves_the_report_and_stops_run_all(running):
     lab = running(SETUP, "%%energy -o run\ntrain(2)\n1 / 0", "print('not reached')")
     lab.page.wait_for_selector(REPORT)
@@ -108,6 +112,7 @@ def test_an_exception_leaves_the_report_and_stops_run_all(running):
     assert outputs(lab, 2) == []
 
 
+@one_of(ENDS, "interrupt")
 def test_an_interrupt_leaves_the_report_and_stops_run_all(running):
     lab = running(SETUP, "%%energy -o run\ntrain(100)", "print('not reached')")
     lab.page.wait_for_function("() => beats.length >= 4")
@@ -118,6 +123,7 @@ def test_an_interrupt_leaves_the_report_and_stops_run_all(running):
     assert outputs(lab, 2) == []
 
 
+@one_of(ENDS, "restart")
 def test_a_restart_of_the_kernel_says_that_it_is_gone(running):
     lab = running(SETUP, "%%energy -o run\ntrain(100)")
     lab.page.wait_for_function("() => beats.length >= 4")
@@ -138,6 +144,7 @@ def test_the_panel_and_the_status_bar_find_a_running_kernel_again_after_a_reload
     lab.page.wait_for_function("() => document.querySelectorAll('.tw-runs li').length >= 2")
 
 
+@one_of(SHOWN, "by profile()")
 def test_with_profile_shows_the_same_without_the_magic(running):
     lab = running(
         f"import torchwatt as tw\n{SETUP.partition(chr(10))[2]}",
@@ -148,6 +155,7 @@ def test_with_profile_shows_the_same_without_the_magic(running):
     assert len(outputs(lab, 1)) == 1
 
 
+@one_of(SHOWN, "without a live view")
 def test_no_live_shows_the_report_only(lab, notebook):
     lab.open(notebook(SETUP, "%%energy --no-live\ntrain(2)", "1"))
     lab.page.evaluate("""() => { window.seen = 0;
@@ -158,6 +166,7 @@ def test_no_live_shows_the_report_only(lab, notebook):
     assert lab.page.evaluate("() => seen") == 0
 
 
+@one_of(SHOWN, "in a cleared output")
 def test_a_loop_that_clears_its_output_does_not_lose_the_report(lab, notebook):
     loop = "for i in range(4):\n    train(0.4)\n    clear_output(wait=True)\n    print(i)"
     lab.open(notebook(SETUP, f"%%energy\nfrom IPython.display import clear_output\n{loop}", "1"))

@@ -6,6 +6,7 @@ import pytest
 
 from tests.browser.conftest import picture
 from tests.browser.test_live import REPORT, start
+from tests.support.heavy import one_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -26,10 +27,17 @@ INTERACT = """def f(n=10):
         work(n)
     print('worked', n)
 widgets.interact(f, n=(5, 20));"""
+WIDGETS = ("Output", "interact")
 INSIDE = ".jupyter-widgets-output-area, .widget-output"
 
 
-@pytest.mark.parametrize("cell", [OUTPUT, INTERACT], ids=["Output", "interact"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(OUTPUT, marks=one_of(WIDGETS, "Output"), id="Output"),
+        pytest.param(INTERACT, marks=one_of(WIDGETS, "interact"), id="interact"),
+    ],
+)
 def test_a_report_is_visible_inside_a_widget_that_takes_output(lab, notebook, cell, request):
     lab.open(notebook(MODEL, cell))
     start(lab)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
+
+from tests.support.chosen import chosen
 
 
 def heavy_unless(usual: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
@@ -16,3 +18,9 @@ def heavy_unless(usual: Callable[[Any], bool], values: Iterable[Any]) -> list[An
         return pytest.param(*arguments, marks=() if usual(value) else pytest.mark.heavy)
 
     return [marked(value) for value in values]
+
+
+def one_of(cases: Sequence[str], case: str) -> pytest.MarkDecorator:
+    """Return the mark of a test of one of several like cases: `make test` runs that one which the commit chooses."""
+    assert case in cases
+    return pytest.mark.chosen if case in chosen(cases, 1) else pytest.mark.heavy

@@ -153,25 +153,20 @@ class ShareLaws:
                 self._power(row, device, joules, seconds)
 
     def _power(self, row: int, device: str, joules: float, seconds: float) -> None:
-        """Compare the power of a row with those of the curve between any two of its points."""
+        """Compare the power of a row with that of a curve whose power is constant, where nothing was idle.
+
+        Where power changes, what ran for a part of an interval between two readings may have any power.
+        """
         curve = self.facts.curves.get(device)
         if curve is None or seconds < LEAST_S or self.facts.merged or self.facts.broken & {"sample", "device"}:
             return
-        apart_j, apart_s = self.apart[device]
-        most_w = curve.most_w
-        if apart_s:  # if all that is idle lies in one interval, the rest of it is the row's
-            most_w *= max(curve.hole_ns / 1e9 / max(curve.hole_ns / 1e9 - apart_s, 0.1 * curve.hole_ns / 1e9), 1.0)
-        energy_j, all_s = number(self.facts.devices[device], "energy_j") or 0.0, self.facts.duration_s()
-        busy_w = (energy_j - apart_j) / max(all_s - apart_s, 1e-9)
-        idle_w = apart_j / apart_s if apart_s else 0.0
-        least_w = (
-            curve.least_w * min(1.0, busy_w / idle_w if idle_w > 0 else 1.0) if kind_of(device) in HOST_KINDS else 0.0
-        )
+        if self.apart[device] != (0.0, 0.0) or not curve.most_w <= curve.least_w * (1 + POWER_REL):
+            return
         power_w, slack = joules / seconds, TIME_S / max(seconds, TIME_S) * 0.1 + POWER_REL
-        if not least_w * (1 - slack) <= power_w <= most_w * (1 + slack):
+        if not curve.least_w * (1 - slack) <= power_w <= curve.most_w * (1 + slack):
             self._tell(
-                row, "LAW", "energy_self_j", "is shared by time, and its power is none of the curve's",
-                f"{least_w:.6g} to {most_w:.6g} W", f"{power_w:.6g} W",
+                row, "LAW", "energy_self_j", "is shared by time, and its power is not that of the curve",
+                f"{curve.least_w:.6g} to {curve.most_w:.6g} W", f"{power_w:.6g} W",
             )  # fmt: skip
 
     def _reserved(self, piece: Piece) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torchwatt.core.plain_text import printable_here
+from torchwatt.core.plain_text import printable, printable_here
 
 Code = Literal[
     "FILE",  # missing, or not what the manifest says
@@ -57,11 +57,6 @@ def _shown(text: str) -> str:
     return (printable(text[:LONGEST]) or "nothing") + ("…" if len(text) > LONGEST else "")
 
 
-def printable(text: str) -> str:
-    """Write out what is not printable: cells are anybody's text, and no control character may reach a terminal."""
-    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
-
-
 @dataclass(slots=True)
 class Findings:
     """Collects findings in the order in which they are met."""
@@ -103,14 +98,14 @@ class Verification:
 
     def lines(self) -> Iterator[str]:
         """Yield the report, a line each."""
-        yield f"{self.directory}: {sum(self.rows.values())} rows in {len(self.rows)} tables"
+        yield f"{printable(self.directory)}: {sum(self.rows.values())} rows in {len(self.rows)} tables"
         yield from (f"  {finding}" for finding in self.findings)
         if self.count > len(self.findings):
             yield f"  and {self.count - len(self.findings)} more findings"
         yield from (f"  note: {printable(note)}" for note in self.notes)
         kinds = Counter(finding.code for finding in self.findings)
         told = ", ".join(f"{n} {code}" for code, n in kinds.items())
-        yield f"OK: {self.directory}" if self.ok else f"NOT OK: {self.count} findings ({told})"
+        yield f"OK: {printable(self.directory)}" if self.ok else f"NOT OK: {self.count} findings ({told})"
 
     def __str__(self) -> str:
         return printable_here("\n".join(self.lines()))

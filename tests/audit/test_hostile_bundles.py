@@ -78,7 +78,7 @@ def test_names_cannot_write_on_the_auditors_terminal(tmp_path):
     for row in range(1, 2 * len(HOSTILE)):
         cell(tables, "layer.csv", row, "device_id", "'\\u001b[31mgpu")
     found = str(verify(sealed(tables, tmp_path / "audit")))
-    assert "REFERENCE layer.csv row 1 column device_id: \\u001b[31mgpu is not there" in found
+    assert "REFERENCE layer.csv row 1 column device_id: \\x1b[31mgpu is not there" in found
     assert all(line.isprintable() for line in found.split("\n"))
 
 

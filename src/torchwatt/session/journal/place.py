@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.disk.held import HeldDescriptor
 from torchwatt.disk.private import private_folder
 from torchwatt.sensors.journal.append import AppendFile, create
 from torchwatt.sensors.journal.rings import READINGS
@@ -42,9 +43,18 @@ class Place:
             for fd in fds:
                 os.close(fd)
             raise
-        self.folder, work, self.readings_fd = fds
+        folder, work, self.readings_fd = fds
+        self._folder = HeldDescriptor(folder)
         self.work = AppendFile(work)
         self.readings = AppendFile(self.readings_fd)
+
+    @property
+    def folder(self) -> int:
+        """Return the folder's descriptor, -1 where it was closed."""
+        try:
+            return self._folder.number()
+        except OSError:
+            return -1
 
     def for_sampler(self) -> tuple[int, ...]:
         """Return what the sampler process gets: file, folder, most bytes."""
@@ -54,9 +64,7 @@ class Place:
         """Let go of the files; they stay."""
         self.work.close()
         self.readings.close()
-        if self.folder >= 0:
-            os.close(self.folder)
-            self.folder = -1
+        self._folder.close()
 
     def remove(self) -> None:
         """Let go of the files and remove them; a store that was made for them alone goes, too."""

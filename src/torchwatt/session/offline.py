@@ -29,6 +29,7 @@ from torchwatt.tracing.traces.clock import fit_offset
 
 StrPath = str | os.PathLike[str]
 Offset = float | Literal["fit"] | None
+MOST_OFFSET_S = 1e10
 # Of a log that goes on for weeks, what lies around the trace: enough to know how often the sensor was read.
 AROUND_NS = 60 * NS_PER_S
 AROUND_READINGS = 20
@@ -93,6 +94,8 @@ def attribute(
         SensorError: The power log cannot be read.
         ConfigError: Trace and log do not belong together: other devices, another time.
     """
+    if isinstance(offset, float | int) and not abs(offset) <= MOST_OFFSET_S:
+        raise ConfigError(f"--offset {offset:g}: give seconds, at most {MOST_OFFSET_S:g}")
     traces = (trace,) if isinstance(trace, (str, os.PathLike)) else tuple(trace)
     named = (device,) if isinstance(device, str | int) else tuple(device)
     files = Files(traces, power, offset=offset, sensor=sensor, idle=idle, device=tuple(map(str, named)), zone=zone)

@@ -94,8 +94,6 @@ def attribute(
         SensorError: The power log cannot be read.
         ConfigError: Trace and log do not belong together: other devices, another time.
     """
-    if isinstance(offset, float | int) and not abs(offset) <= MOST_OFFSET_S:
-        raise ConfigError(f"--offset {offset:g}: give seconds, at most {MOST_OFFSET_S:g}")
     traces = (trace,) if isinstance(trace, (str, os.PathLike)) else tuple(trace)
     named = (device,) if isinstance(device, str | int) else tuple(device)
     files = Files(traces, power, offset=offset, sensor=sensor, idle=idle, device=tuple(map(str, named)), zone=zone)
@@ -114,6 +112,8 @@ def run_offline(files: Files) -> Offline:
     """
     captures = [read_trace(path) for path in files.captures]
     sidecar = read_sidecar(files.sidecar) if files.sidecar is not None else None
+    if isinstance(files.offset, float | int) and not abs(files.offset) <= MOST_OFFSET_S:
+        raise ConfigError(f"--offset {files.offset:g}: give seconds, at most {MOST_OFFSET_S:g}")
     given_ns = ns_from_s(files.offset) if isinstance(files.offset, float | int) else 0
     joined = tuple(
         join(read_trace(path), captures=captures, sidecar=sidecar, offset_ns=given_ns) for path in files.traces

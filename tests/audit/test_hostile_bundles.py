@@ -1,5 +1,7 @@
 """A bundle may be anybody's: whatever is in it, verify answers, and says so where a terminal can read it."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from tests.support.bundles import cell, rich_report, sealed, tables_of
 from tests.support.reports import HOSTILE, named_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.audit.seal import GIT_ATTRIBUTES
+from torchwatt.audit.verification import files
 from torchwatt.core.errors import BundleError
 
 CARELESS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -76,7 +79,7 @@ def test_names_cannot_write_on_the_auditors_terminal(tmp_path):
     for row in range(1, 2 * len(HOSTILE)):
         cell(tables, "layer.csv", row, "device_id", "'\\u001b[31mgpu")
     found = str(verify(sealed(tables, tmp_path / "audit")))
-    assert "REFERENCE layer.csv row 1 column device_id: \\u001b[31mgpu is not there" in found
+    assert "REFERENCE layer.csv row 1 column device_id: \\x1b[31mgpu is not there" in found
     assert all(line.isprintable() for line in found.split("\n"))
 
 
@@ -94,3 +97,17 @@ def test_a_folder_that_is_no_bundle_is_an_error(tmp_path):
         verify(tmp_path / "none")
     with pytest.raises(BundleError, match="no bundle"):
         verify(tmp_path)
+
+
+def test_a_folder_without_a_manifest_is_refused_before_any_of_its_files_is_read(tmp_path, monkeypatch):
+    (tmp_path / "large").write_bytes(b"x")
+    monkeypatch.setattr(files, "digest", lambda *_: pytest.fail("a file was read"))
+    with pytest.raises(BundleError, match="no bundle"):
+        verify(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_a_file_that_holds_more_than_its_size_says_is_read_up_to_the_limit(monkeypatch):
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 10)  # a file of /proc has the size 0
+    with pytest.raises(OSError, match="more than 10 bytes"):
+        files.digest(Path("/proc/self/stat"))

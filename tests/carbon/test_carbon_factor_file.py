@@ -111,7 +111,7 @@ def test_a_device_without_figures_is_named(write):
         ("pue,0.9,1,TSO,,,,,", "not possible"),
         ("share,1.5,1,TSO,,,,,gpu", "at most 1"),
         ("lifetime,4,a,TSO,,,,,gpu", "missing: share"),
-        ("embodied_gwp,4,kg{CO2e},TSO,,,,,", "column device"),
+        ("embodied_gwp,4,kg{CO2e},TSO,,,,,", "column `device`"),
         ("pue,1.1,1,TSO,,,,,\npue,1.2,1,TSO,,,,,", "two numbers"),
         ("pue,1.1", "cells"),
         ("contract_gwp,5,g{CO2e}/kW.h,PPA,,,location,,", "cannot be 'location'"),

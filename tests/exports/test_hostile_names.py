@@ -57,3 +57,25 @@ def test_a_terminal_that_lacks_characters_shows_a_bundle(encoding, tmp_path, mon
     assert run(["show", str(bundle), "--all"]) == 0
     stream.flush()
     assert b"\\u5c64" in stream.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x1b[31m", "line\nOK: all", "\u202egpj.exe", "\x9b2J"], ids=["ansi", "line", "bidi", "c1"]
+)
+def test_a_folders_own_name_is_text_on_the_terminal(name, tmp_path, capsys):
+    """Whoever sends a bundle names its folder as well."""
+    bundle = write_bundle(priced(sample_report(), intensity_g_per_kwh=50), tmp_path / name / name)
+    lake = str(tmp_path / name / "lake")
+    for argv, code in (
+        (["verify", str(bundle)], 0),
+        (["reprice", str(bundle), "--intensity", "60", "--scenario", "x"], 0),
+        (["export", str(bundle), "--to", "codecarbon", "--out", str(tmp_path / name / "out.csv")], 0),
+        (["fleet", "ingest", lake, str(bundle)], 0),
+        (["fleet", "rollup", lake, "--out", str(tmp_path / name / "sums.csv")], 0),
+        (["fleet", "verify", lake], 0),
+    ):
+        assert run(argv) == code, argv
+        told = capsys.readouterr()
+        lines = (told.out + told.err).split("\n")
+        assert all(line.isprintable() for line in lines), argv
+        assert "OK: all" not in {line.strip() for line in lines}, argv

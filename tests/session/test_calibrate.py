@@ -1,7 +1,9 @@
 """A calibration through the real pynvml: a simulated card whose power follows the load."""
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +87,9 @@ def test_a_device_that_is_not_there_is_named_with_the_reason():
     found = Discovery((), (Unavailable("gpu", "NVML Shared Library Not Found"),))
     with pytest.raises(ConfigError, match=r"'gpu:0'.*Shared Library Not Found"):
         calibrate(found=found)
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, 0.0, -1.0, 1e300])
+def test_a_time_that_is_none_is_refused_before_anything_is_driven(seconds):
+    with pytest.raises(ConfigError, match="seconds"):
+        calibrate("gpu:0", seconds=seconds, path=Path("never"))

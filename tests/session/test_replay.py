@@ -89,5 +89,5 @@ def test_a_call_that_runs_nothing_is_named():
 
 def test_without_a_measuring_meter_there_is_no_truth_to_get(tmp_path):
     model = nn.Linear(2, 2)
-    with pytest.raises(ConfigError, match="nothing is measured"):
+    with pytest.raises(ConfigError, match="needs a measured domain"):
         replay(model, lambda: model(torch.ones(1, 2)), powercap_root=tmp_path / "none")

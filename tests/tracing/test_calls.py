@@ -201,7 +201,8 @@ def test_backward_calls_are_counted_among_modules_and_parts_of_steps_keep_their_
     signatures = Signatures(keys.get)
     whole = signatures.number([100, BACKWARD, 200])
     assert signatures.of[whole].counts == {1: 1, BACKWARD_KEY: 1, 2: 1}
-    assert signatures.number([200, 100, BACKWARD]) == whole
+    assert signatures.number([100, 200, BACKWARD]) == whole
+    assert signatures.number([200, 100, BACKWARD]) != whole  # another module is called first
     part = signatures.number_of_part([100, BACKWARD, 200])
     assert signatures.of[part].part == (1, BACKWARD_KEY, 2)
     assert part != whole

@@ -136,6 +136,9 @@ def test_without_power_there_are_times_and_no_joules(tmp_path):
         (("--trace", "none.json"), "none.json"),
         (("--trace", "none.json", "--out", "x"), "--power"),
         (("--trace", "none.json", "--offset", "soon"), "--offset soon"),
+        (("--trace", "none.json", "--offset", "nan"), "--offset nan"),
+        (("--trace", "none.json", "--offset", "inf"), "--offset inf"),
+        (("--trace", "none.json", "--offset", "1e300"), "--offset 1e+300"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(args, words):

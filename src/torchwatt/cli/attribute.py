@@ -44,9 +44,9 @@ def attribute(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
         TraceError: A trace cannot be read.
         SensorError: The power log cannot be read.
     """
+    from torchwatt.core.plain_text import printable_lines
     from torchwatt.session.offline import Files, run_offline
     from torchwatt.views import to_text
-    from torchwatt.views.summary import printable_lines
 
     out = out or sys.stdout
     outputs = Outputs.asked_for(asked)

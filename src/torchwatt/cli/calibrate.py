@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchwatt.core.plain_text import printable
 from torchwatt.sensors.calibrations import calibrations_file
 from torchwatt.session.calibrate import Calibration, calibrate
 
@@ -14,13 +15,13 @@ def calibrate_device(device: str, seconds: float) -> int:
     for one in (found, found.fine):
         if one is not None:
             _print(one)
-    print(f"Kept in {path} for this card, driver and field.")
+    print(printable(f"Kept in {path} for this card, driver and field."))
     return 0
 
 
 def _print(found: Calibration) -> None:
     model = found.model
-    print(f"{found.meter.domain}  {found.meter.model}: {found.channel.sensor}")
+    print(printable(f"{found.meter.domain}  {found.meter.model}: {found.channel.sensor}"))
     print(f"  publishes every {model.period_s * 1e3:.3f} ms")
     print(f"  each reading: {model.kernel}, {model.kernel.lag_s * 1e3:+.2f} ms late")
     print(f"  leaves {model.rms_w:.2f} W rms of {found.readings} readings unexplained")

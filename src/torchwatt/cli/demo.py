@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.plain_text import printable
 from torchwatt.session import Run, profile, scope
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def demo(
     print(run, file=out)
     print(f"\nTest accuracy on {len(test)} unseen digits: {right:.1%}", file=out)
     for path in run.files:
-        print(f"Written: {path}", file=out)
+        print(printable(f"Written: {path}"), file=out)
     written(run.files)
     return 0 if right > 0.95 else 1
 

@@ -13,11 +13,11 @@ from torchwatt.attribution.modules import homes
 from torchwatt.attribution.scopes import by_scope
 from torchwatt.attribution.sentence import COUNTER_COVERS
 from torchwatt.core.meter import Channel, Meter, Unavailable
+from torchwatt.core.plain_text import printable_lines
 from torchwatt.core.terms import MODULE_POWER
 from torchwatt.core.version import __version__
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.protocol import Discovery
-from torchwatt.views.summary import printable_lines
 
 COMPARE_S = 4.0  # forty publications of a counter that is published ten times a second
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torchwatt.audit.exports import export
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.plain_text import printable
 
 
 def export_bundles(
@@ -23,5 +24,5 @@ def export_bundles(
         if not equals or not value:
             raise ConfigError(f"--set {pair}: give NAME=VALUE, such as organisation=ACME")
         declared[name] = value
-    print(export(directories, to, out, declared, scenario))
+    print(printable(str(export(directories, to, out, declared, scenario))))
     return 0

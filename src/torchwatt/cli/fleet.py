@@ -13,6 +13,7 @@ from torchwatt.audit.fleet import ROLLUPS, check_lake, ingest, open_lake, rollup
 from torchwatt.audit.fleet.ingest import summary
 from torchwatt.audit.lexical import escape
 from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.core.plain_text import printable
 from torchwatt.disk.private import new_file
 from torchwatt.views import DASH
 
@@ -75,10 +76,10 @@ def _ingest(asked: argparse.Namespace, out: IO[str]) -> int:
         jobs=asked.jobs,
     )
     for outcome in found.refused:
-        print(f"refused {_printable(outcome.directory)}: {_printable(outcome.why)}", file=sys.stderr)
+        print(f"refused {printable(outcome.directory)}: {printable(outcome.why)}", file=sys.stderr)
     for outcome in found.no_bundles:
-        print(f"no bundle {_printable(outcome.directory)}: {_printable(outcome.why)}", file=sys.stderr)
-    print(f"{asked.lake}: {summary(found.outcomes)}", file=out)
+        print(f"no bundle {printable(outcome.directory)}: {printable(outcome.why)}", file=sys.stderr)
+    print(f"{printable(asked.lake)}: {summary(found.outcomes)}", file=out)
     return FINDINGS if found.refused else 0
 
 
@@ -97,16 +98,16 @@ def _rollup(asked: argparse.Namespace, out: IO[str]) -> int:
         raise BundleError(f"{target} exists already: name another file with --out, or move it") from error
     except OSError as error:
         raise BundleError(f"cannot write {target}: {error.strerror}") from error
-    print(target, file=out)
+    print(printable(str(target)), file=out)
     return 0
 
 
 def _verify(asked: argparse.Namespace, out: IO[str]) -> int:
     broken = check_lake(open_lake(asked.lake))
     for one in broken:
-        print(_printable(str(one)), file=out)
+        print(printable(str(one)), file=out)
     if not broken:
-        print(f"OK: {asked.lake}", file=out)
+        print(f"OK: {printable(asked.lake)}", file=out)
     return FINDINGS if broken else 0
 
 
@@ -163,9 +164,5 @@ def _short(value: Any) -> str:
         return DASH
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = _printable(str(value))
+    text = printable(str(value))
     return text if len(text) <= WIDEST else "…" + text[-(WIDEST - 1) :]
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)

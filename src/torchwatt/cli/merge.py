@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchwatt.cli.outputs import Outputs, add_outputs
+from torchwatt.core.plain_text import printable_lines
 from torchwatt.session.jobs.merged import merge
 from torchwatt.views import to_text
 
@@ -38,5 +39,5 @@ def run_merge(asked: Namespace, carbon: Mapping[str, Any]) -> int:
     if not asked.quiet:
         print(to_text(report))
     if report.status != "complete":
-        print(f"torchwatt: {report.status}: {report.exit_reason}", file=sys.stderr)
+        print(printable_lines(f"torchwatt: {report.status}: {report.exit_reason}"), file=sys.stderr)
     return 0 if report.status == "complete" else PARTIAL

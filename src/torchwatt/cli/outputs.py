@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from torchwatt.core.plain_text import printable_lines
 from torchwatt.core.report import Report
-from torchwatt.views.summary import printable_lines
 
 
 def add_outputs(parser: ArgumentParser, *, csv: str = "--csv", html: bool = True) -> None:

@@ -185,6 +185,6 @@ def run(argv: Sequence[str]) -> int:
 
 def _say(text: str) -> None:
     """Print an error as one line or more; names in it come from files of anybody."""
-    from torchwatt.views.summary import printable_lines
+    from torchwatt.core.plain_text import printable_lines
 
     print(f"torchwatt: {printable_lines(text[:LONGEST_ERROR])}", file=sys.stderr)

@@ -12,6 +12,7 @@ from typing import IO, Any
 from torchwatt.audit.store import Store
 from torchwatt.cli.outputs import Outputs, add_outputs
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.plain_text import printable, printable_lines
 
 
 def add_journal(parser: argparse.ArgumentParser) -> None:
@@ -54,18 +55,21 @@ def recover(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
     if report.status == "running":
         if asked.keep:
             raise ConfigError(f"--keep: {report.exit_reason}; keep it when it has ended")
-        print(f"torchwatt: {report.exit_reason}; the report holds the readings until now", file=sys.stderr)
+        print(
+            printable_lines(f"torchwatt: {report.exit_reason}; the report holds the readings until now"),
+            file=sys.stderr,
+        )
     print(to_text(report), file=out)
     for event in report.events:
         if event.code in TOLD:
-            print(f"{event.severity}: {event.message}", file=out)
+            print(printable_lines(f"{event.severity}: {event.message}"), file=out)
     for line in outputs.write(report):
         print(line, file=out)
     if asked.keep:
         kept = store.keep(report, found.head.project)
         if asked.shared:
             store.share(kept)
-        print(f"kept: {kept}", file=out)
+        print(printable(f"kept: {kept}"), file=out)
         if path.absolute().parent == (store.root / IN_STORE).absolute():
             remove(path)
     return 0
@@ -82,7 +86,7 @@ def not_recovered(store: Store, kept: Container[str]) -> Iterator[str]:
         if one.run_id in kept:
             continue
         when = datetime.fromtimestamp(one.written_s, UTC).strftime("%Y-%m-%d %H:%M")
-        name = "".join(char if char.isprintable() else "?" for char in one.name)
+        name = printable(one.name)
         if one.alive:
             yield f"{one.run_id:36}  runs: its journal has {one.bytes / 1e6:.1f} MB  {name}"
         else:

@@ -13,6 +13,7 @@ from torchwatt.carbon import Asked
 from torchwatt.carbon.grids import Grid
 from torchwatt.cli.parser import TOKEN
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.plain_text import printable, printable_lines
 from torchwatt.session.reprice import hours_of_bundle, reprice
 from torchwatt.views import format_mass
 
@@ -35,11 +36,12 @@ def run_reprice(asked: Namespace, carbon: Asked) -> int:
         seal=Seal(chain=Path(asked.chain) if asked.chain else None),
     )
     for note in done.notes:
-        print(f"{note.severity}: {note.code}: {note.message}", file=sys.stderr)
+        print(printable_lines(f"{note.severity}: {note.code}: {note.message}"), file=sys.stderr)
     for impact in done.priced.impacts:
         if impact.subject == "run" and impact.criterion == "gwp":
-            print(f"{impact.accounting_method} {impact.phase}: {format_mass(impact.value)} CO2e = {impact.formula}")
-    print(f"{done.scenario} in {done.directory}")
+            line = f"{impact.accounting_method} {impact.phase}: {format_mass(impact.value)} CO2e = {impact.formula}"
+            print(printable(line))
+    print(printable(f"{done.scenario} in {done.directory}"))
     return 0
 
 

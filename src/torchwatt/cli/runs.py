@@ -10,8 +10,8 @@ from torchwatt.audit.counting import RunShare
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.audit.store import Group, Store, StoredRun, shares, sums
 from torchwatt.cli.recover import not_recovered
+from torchwatt.core.plain_text import printable
 from torchwatt.views import DASH, format_energy, format_mass, format_time
-from torchwatt.views.summary import printable
 
 
 def runs(store: Store, *, project: str | None, month: str | None, rebuild: bool, out: IO[str] | None = None) -> int:

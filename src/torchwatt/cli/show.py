@@ -10,8 +10,8 @@ from typing import IO, Any
 
 from torchwatt.audit import Bundle, read_bundle
 from torchwatt.audit.schema import Row
+from torchwatt.core.plain_text import printable
 from torchwatt.views import DASH, format_energy, format_mass, format_time
-from torchwatt.views.summary import printable
 
 TOP = 25
 

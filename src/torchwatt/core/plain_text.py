@@ -1,4 +1,4 @@
-"""Text for streams that cannot encode all of Unicode: ASCII stands in for what they lack, and nothing raises."""
+"""Text for terminals: no control characters, and ASCII for what a stream cannot encode; nothing raises."""
 
 from __future__ import annotations
 
@@ -42,6 +42,16 @@ def printable_here(text: str) -> str:
         return text
     in_files = locale.getpreferredencoding(do_setlocale=False)
     return encodable(encodable(text, getattr(sys.stdout, "encoding", None)), in_files)
+
+
+def printable(text: str) -> str:
+    """Make anybody's text one line of visible characters: no escape sequence reaches a terminal."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """Make anybody's text visible characters, its lines kept."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def let_print(stream: Any) -> None:

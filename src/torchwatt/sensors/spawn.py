@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torchwatt.core.errors import SensorError
+from torchwatt.disk.held import HeldDescriptor
 from torchwatt.helper_process import helper_command
 from torchwatt.sensors.board import anonymous_file
 
@@ -34,23 +35,32 @@ class Child:
         Raises:
             SensorError: SAMPLER_THREAD, if no process can be started here.
         """
-        self.stopping = False
+        self.stopping = self._stopped = False
         told = {"fd": fd, "ppid": os.getpid(), "detached": CAN_DETACH}
         data = json.dumps({**config, **told}).encode()
-        self._stderr, name = anonymous_file("torchwatt-stderr"), sampler_name(os.getpid())
+        stderr, name = anonymous_file("torchwatt-stderr"), sampler_name(os.getpid())
+        self._stderr = HeldDescriptor(stderr)
+        try:
+            theirs, ours = os.pipe()
+        except OSError as error:
+            self._stderr.close()
+            raise SensorError(f"cannot start the sampler process: {error}", code="SAMPLER_THREAD") from error
+        self._orders = HeldDescriptor(ours)
         try:
             self._popen = subprocess.Popen(
                 helper_command("torchwatt.sensors.sampler_main", str(len(data)), name, detached=CAN_DETACH),
-                stdin=subprocess.PIPE,
+                stdin=theirs,
                 stdout=subprocess.PIPE if CAN_DETACH else subprocess.DEVNULL,
-                stderr=self._stderr,
-                bufsize=0,  # nothing is left to flush into a pipe that nobody reads any more
+                stderr=stderr,
                 pass_fds=(fd, *config.get("journal", ())[:2]),
                 start_new_session=True,  # Ctrl-C in the user's terminal is not meant for it
             )
         except (OSError, ValueError, TypeError) as error:  # no executable, no more processes, embedded Python
-            os.close(self._stderr)
+            self._orders.close()
+            self._stderr.close()
             raise SensorError(f"cannot start the sampler process: {error}", code="SAMPLER_THREAD") from error
+        finally:
+            os.close(theirs)
         self._detached = _Process(self._detached_pid()) if CAN_DETACH else None
         with contextlib.suppress(OSError):  # it has ended already: `alive` and `why` tell
             self._send(data)
@@ -94,24 +104,27 @@ class Child:
 
     def why(self) -> str:
         """Return the end of what it wrote to stderr."""
-        size = os.fstat(self._stderr).st_size
-        text = os.pread(self._stderr, _STDERR_BYTES, max(size - _STDERR_BYTES, 0)).decode(errors="replace")
+        try:
+            fd = self._stderr.number()
+            text = os.pread(fd, _STDERR_BYTES, max(os.fstat(fd).st_size - _STDERR_BYTES, 0)).decode(errors="replace")
+        except OSError:
+            return "it ended, and the program has closed the file of its messages"
         return " ".join(text.split()) or "it ended without a message"
 
     def stop(self, timeout_s: float = 1.0) -> None:
         """End it: ask, wait, and kill what does not listen. A second call does nothing."""
-        self.stopping = True
-        if self._popen.stdin is None or self._popen.stdin.closed:
+        if self._stopped:
             return
+        self.stopping = self._stopped = True
         with contextlib.suppress(OSError):  # it has gone already
             self._send(b"q")
-        self._popen.stdin.close()
+        self._orders.close()
         if not self.wait(timeout_s):
             self._kill()
             self.wait()
         if self._detached is not None:
             self._detached.close()
-        os.close(self._stderr)
+        self._stderr.close()
 
     def _kill(self) -> None:
         if self._detached is None:
@@ -120,9 +133,8 @@ class Child:
             self._detached.kill()
 
     def _send(self, data: bytes) -> None:
-        assert self._popen.stdin is not None  # noqa: S101  Popen made the pipe
         while data:
-            data = data[self._popen.stdin.write(data) or 0 :]
+            data = data[os.write(self._orders.number(), data) :]
 
 
 def sampler_name(pid: int) -> str:
@@ -135,20 +147,23 @@ class _Process:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._fd = -1
+        self._held: HeldDescriptor | None = None
         with contextlib.suppress(OSError):  # it has ended already, or never began
-            self._fd = os.pidfd_open(pid) if pid else -1
+            self._held = HeldDescriptor(os.pidfd_open(pid)) if pid else None
 
     def close(self) -> None:
         """Let go of it."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def ended(self, timeout_s: float | None) -> bool:
         """Return whether it has ended, after so long at most."""
-        fd = self._fd
-        if fd < 0:
+        try:
+            if self._held is None:
+                return True
+            fd = self._held.number()
+        except OSError:  # the program has closed it: nothing is known of the process any more
             return True
         poll = select.poll()
         poll.register(fd, select.POLLIN)
@@ -160,5 +175,6 @@ class _Process:
 
     def kill(self) -> None:
         """End it."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # it has ended, or the program has closed the descriptor
+            if self._held is not None:
+                signal.pidfd_send_signal(self._held.number(), signal.SIGKILL)

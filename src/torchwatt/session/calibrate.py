@@ -21,6 +21,7 @@ from torchwatt.sensors.protocol import Discovery, MeteredSource, Source
 
 # 20 to 30 s (ATTRIBUTION 5, step 2). Dwells are drawn at random, so that no publication period can lock to them.
 SECONDS = 25.0
+MOST_SECONDS = 3600.0
 DWELL_S = (0.06, 0.26)
 POLL_NS = 5_000_000
 
@@ -65,6 +66,8 @@ def calibrate(
         ConfigError: The device does not exist, has no power sensor or no identity, or torch cannot use it.
         SensorError: The readings do not fit a sensor model. Channels calibrated before the error stay saved.
     """
+    if not 0 < seconds <= MOST_SECONDS:
+        raise ConfigError(f"calibrate: {seconds:g} seconds: give more than 0 and at most {MOST_SECONDS:g}")
     source, meter, channel = _power_of(device, found or discover(rapl=False, perf=False, modelled=False))
     if calibration_key(meter, channel.sensor) is None:
         raise ConfigError(

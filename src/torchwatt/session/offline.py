@@ -29,6 +29,7 @@ from torchwatt.tracing.traces.clock import fit_offset
 
 StrPath = str | os.PathLike[str]
 Offset = float | Literal["fit"] | None
+MOST_OFFSET_S = 1e10
 # Readings of a long log that are used around the trace: enough to find the sensor's period.
 AROUND_NS = 60 * NS_PER_S
 AROUND_READINGS = 20
@@ -111,6 +112,8 @@ def run_offline(files: Files) -> Offline:
     """
     captures = [read_trace(path) for path in files.captures]
     sidecar = read_sidecar(files.sidecar) if files.sidecar is not None else None
+    if isinstance(files.offset, float | int) and not abs(files.offset) <= MOST_OFFSET_S:
+        raise ConfigError(f"--offset {files.offset:g}: give seconds, at most {MOST_OFFSET_S:g}")
     given_ns = ns_from_s(files.offset) if isinstance(files.offset, float | int) else 0
     joined = tuple(
         join(read_trace(path), captures=captures, sidecar=sidecar, offset_ns=given_ns) for path in files.traces

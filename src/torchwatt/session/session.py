@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 NO_STARTS = np.zeros(0, dtype=np.int64)
 MOST_COUNTED = 2**53  # above this, floats do not hold every count exactly
 MOST_FILLED = 20_000  # limit on filled spans in a journal
+CLOCK_DIFFERS_NS = NS_PER_S // 10
+_now_ns = partial(time.monotonic_ns)  # the system's clock, also where the program replaces `time.monotonic_ns`
 LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
 
 
@@ -117,7 +120,7 @@ class Session:
             self._note_nested()
             self._note_concurrent()  # after entering: of two that start together, the second sees the first
             # The run begins before its first reading and ends after its last, so that both lie inside.
-            self._start_ns, self._start_unix_ns = time.monotonic_ns(), time.time_ns()
+            self._start_ns, self._start_unix_ns = _now_ns(), time.time_ns()
             feed.mark()
             if self._journal is not None:
                 self._journal.begin(self, self._start_unix_ns)
@@ -216,7 +219,7 @@ class Session:
 
     def snapshot(self) -> Report:
         """Return a report of the run so far without ending anything."""
-        end_ns = time.monotonic_ns()
+        end_ns = _now_ns()
         trace = self._tracer.snapshot() if self._tracer is not None else self._marked()
         return self._settle(end_ns, self.feed.snapshot(), trace, "running", "")
 
@@ -264,7 +267,11 @@ class Session:
             self.feed.mark()
         except Exception as error:
             self._fault("EDGE_LOST", "the last reading was lost", error)
-        return time.monotonic_ns()
+        end_ns = _now_ns()
+        if abs(time.monotonic_ns() - end_ns) > CLOCK_DIFFERS_NS:
+            message = "the program replaced time.monotonic_ns: times of steps and layers are those of its clock"
+            self._events.append(Event(end_ns, "warning", "CLOCK_REPLACED", "run", message))
+        return end_ns
 
     def _end_trace(self, end_ns: int) -> Trace:
         if self._tracer is None:
@@ -417,4 +424,4 @@ class Session:
     @property
     def elapsed_s(self) -> float:
         """Return seconds since the start."""
-        return (time.monotonic_ns() - self._start_ns) / NS_PER_S
+        return (_now_ns() - self._start_ns) / NS_PER_S

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
+from torchwatt.core.plain_text import printable
 from torchwatt.core.terms import Phase
-from torchwatt.views.summary import printable
 
 FORWARD, BACKWARD, OTHER = "#2f81d6", "#e8842a", "#8c9096"
 TRACK = "rgba(128,128,128,0.14)"

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from textwrap import wrap
 
 from torchwatt.core.job import RankPart
+from torchwatt.core.plain_text import printable
 from torchwatt.core.report import Report
 from torchwatt.core.terms import COMMUNICATION
 from torchwatt.views import ranks
 from torchwatt.views.layers import TIED
 from torchwatt.views.markup import muted, tag, text
 from torchwatt.views.numbers import DASH, format_energy
-from torchwatt.views.summary import printable
 
 MOST_RANKS = 32  # more are told by the extremes; all are in rank.csv
 MOST_LAYERS = 12

@@ -314,13 +314,3 @@ def worrying(report: Report) -> tuple[Event, ...]:
 def when(report: Report, event: Event) -> str:
     """Return the time of an event since the start."""
     return format_time(max((event.t_ns - report.start_ns) / 1e9, 0.0))
-
-
-def printable(text: str) -> str:
-    """Make anybody's text one line of visible characters: no escape sequence reaches a terminal."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-
-
-def printable_lines(text: str) -> str:
-    """Make anybody's text visible characters, its lines kept."""
-    return "\n".join(map(printable, text.split("\n")))

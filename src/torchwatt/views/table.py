@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import fsum
 from textwrap import wrap
 
+from torchwatt.core.plain_text import printable
 from torchwatt.core.report import Report
 from torchwatt.core.terms import ROOT, Phase
 from torchwatt.views import summary
@@ -46,9 +47,9 @@ def to_text(report: Report, *, max_layers: int = 20, width: int = 100) -> str:
 
 
 def _head(report: Report, width: int) -> list[str]:
-    title = ["torchwatt", summary.printable(report.name), report.status, format_time(report.duration_s)]
+    title = ["torchwatt", printable(report.name), report.status, format_time(report.duration_s)]
     if report.exit_reason:
-        title.append(summary.printable(report.exit_reason))
+        title.append(printable(report.exit_reason))
     carbon = summary.carbon(report)
     energy = f"{summary.energy_text(report)} · {format_wh(report.energy_j)} · {report.provenance}"
     systematic = summary.systematic_text(report)
@@ -80,7 +81,7 @@ def _domains(report: Report, width: int) -> list[str]:
     for gone in report.unavailable:
         # The fix is in the events file, the page and `torchwatt doctor`: a table in a terminal says it once, shortly.
         known = "no meter, modelled instead" if summary.modelled_instead(report, gone) else DASH
-        reason = _ascii(summary.printable(f"{known} · {gone.reason}"))
+        reason = _ascii(printable(f"{known} · {gone.reason}"))
         lines.append(_cut_end(f"{gone.domain:{_LABEL - 1}} {reason}", width))
     if report.unavailable and any(gone.fix for gone in report.unavailable):
         lines += _labelled("", "`torchwatt doctor` says what would help", width)
@@ -146,7 +147,7 @@ def _layer(layer: LayerSum, sheet: _Sheet, *, is_module: bool) -> Iterator[str]:
     """Write a module's forward and backward even where one of them is unknown: a missing line reads like zero."""
     phases: list[Phase] = (["forward", "backward"] if sheet.backward else ["forward"]) if is_module else []
     phases += [phase for phase in layer.phases if phase not in phases]
-    name = summary.printable(layer.fqn) + (" ~" if layer.fqn in sheet.ties else "")
+    name = printable(layer.fqn) + (" ~" if layer.fqn in sheet.ties else "")
     for phase in phases:
         yield _line(name, _cells(layer, phase, sheet), sheet)
         name = ""
@@ -206,8 +207,8 @@ def _labelled(label: str, text: str, width: int) -> list[str]:
     """Write a label and its text, wrapped under itself."""
     if not text:
         return []
-    label = summary.printable(label)
-    lines = wrap(_ascii(summary.printable(text)), width - _LABEL, break_on_hyphens=False)
+    label = printable(label)
+    lines = wrap(_ascii(printable(text)), width - _LABEL, break_on_hyphens=False)
     head = label.ljust(_LABEL) if len(label) < _LABEL else f"{label} "
     return [(head if i == 0 else " " * _LABEL) + line for i, line in enumerate(lines)]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from torchwatt.audit.schema.versions import Schema
 from torchwatt.audit.seal import GIT_ATTRIBUTES, MANIFEST, ORIGINAL_MANIFEST, SIGNATURE, STATEMENT, statement
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
-from torchwatt.disk.path_safety import folder_entries, open_own
+from torchwatt.disk.path_safety import Kind, folder_entries, open_own
 
 _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.][A-Za-z0-9_.-]*)")
 _BLOCK = 1 << 20
@@ -35,10 +36,13 @@ def digest(path: Path, root: Path | None = None) -> str:
     Raises:
         OSError: It is no plain file of the bundle's own, is larger than 4 GiB, or cannot be read.
     """
-    found = sha256()
+    found, left = sha256(), MAX_FILE_BYTES
     with open_own(path, MAX_FILE_BYTES, root) as file:
         while block := file.read(_BLOCK):
             found.update(block)
+            left -= len(block)
+            if left < 0:  # a file that grows, or of /proc, where sizes are 0
+                raise OSError(errno.EFBIG, f"has more than {MAX_FILE_BYTES} bytes", str(path))
     return found.hexdigest()
 
 
@@ -48,7 +52,10 @@ def check_manifest(folder: Path, findings: Findings) -> dict[str, str]:
     Raises:
         BundleError: There is no manifest: the folder is no bundle.
     """
-    found = dict(_digests(folder, findings))
+    entries = folder_entries(folder)
+    if entries.get(MANIFEST) not in {"file", "link"}:  # a folder that is no bundle is not read
+        raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle of torchwatt, or was written by 0.0")
+    found = dict(_digests(folder, entries, findings))
     if MANIFEST not in found:
         raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle of torchwatt, or was written by 0.0")
     listed: dict[str, str] = {}
@@ -104,9 +111,9 @@ def check_original(folder: Path, found: dict[str, str], findings: Findings) -> N
             )  # fmt: skip
 
 
-def _digests(folder: Path, findings: Findings) -> Iterator[tuple[str, str]]:
+def _digests(folder: Path, entries: Mapping[str, Kind], findings: Findings) -> Iterator[tuple[str, str]]:
     """Yield the hashes of the folder's own files; what a link shows is not the bundle's, and is not looked at."""
-    for name, kind in folder_entries(folder).items():
+    for name, kind in entries.items():
         if kind == "link":
             findings.add("FILE", name, "is a link", expected="a file")
         elif kind != "folder":

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torchwatt.core.plain_text import printable_here
+from torchwatt.core.plain_text import printable, printable_here
 
 Code = Literal[
     "FILE",  # missing, or not what the manifest says
@@ -55,11 +55,6 @@ class Finding:
 
 def _shown(text: str) -> str:
     return (printable(text[:LONGEST]) or "nothing") + ("…" if len(text) > LONGEST else "")
-
-
-def printable(text: str) -> str:
-    """Write out what is not printable: cells are anybody's text, and no control character may reach a terminal."""
-    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
 
 
 @dataclass(slots=True)
@@ -170,7 +165,7 @@ class Verification:
 
     def lines(self) -> Iterator[str]:
         """Yield the report, a line each."""
-        yield f"{self.directory}: {sum(self.rows.values())} rows in {len(self.rows)} tables"
+        yield f"{printable(self.directory)}: {sum(self.rows.values())} rows in {len(self.rows)} tables"
         yield from (f"  {finding}" for finding in self.findings)
         if self.count > len(self.findings):
             yield f"  and {self.count - len(self.findings)} more findings"
@@ -183,7 +178,7 @@ class Verification:
         if self.sealing.head:
             yield f"head of {self.sealing.chain}, to be kept where others see it: {self.sealing.head}"
         yield from (f"no check shows: {what}" for what in self.unseen)
-        yield f"{self.directory}: {self.verdict}"
+        yield f"{printable(self.directory)}: {self.verdict}"
 
     def __str__(self) -> str:
         return printable_here("\n".join(self.lines()))

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 
 from torchwatt.core.frame import Frame, Kind, decode, encode
+from torchwatt.disk.held import HeldDescriptor
 
 
 class AppendFile:
@@ -21,7 +22,7 @@ class AppendFile:
     """
 
     def __init__(self, fd: int, size: int = 0) -> None:
-        self._fd = fd
+        self._file = HeldDescriptor(fd)
         self.size = size
         self.number = 0
         self.fault = ""
@@ -34,8 +35,9 @@ class AppendFile:
         data = memoryview(encode(kind, self.number, payload))
         done = 0
         try:
+            fd = self._file.number()
             while done < len(data):
-                done += os.write(self._fd, data[done:])
+                done += os.write(fd, data[done:])
         except OSError as error:
             self._stop(error)
             return False
@@ -48,7 +50,7 @@ class AppendFile:
         """Have everything on the disk, so that it outlives a loss of power; whether it is."""
         if self._dirty and not self.fault:
             try:
-                getattr(os, "fdatasync", os.fsync)(self._fd)
+                getattr(os, "fdatasync", os.fsync)(self._file.number())
             except OSError as error:
                 self._stop(error)
             self._dirty = False
@@ -57,7 +59,7 @@ class AppendFile:
     def first(self, most_bytes: int = 1 << 20) -> bytes:
         """Return the payload of the first frame, nothing if it cannot be read."""
         with contextlib.suppress(OSError):
-            found = next(decode(os.pread(self._fd, min(self.size, most_bytes), 0)), None)
+            found = next(decode(os.pread(self._file.number(), min(self.size, most_bytes), 0)), None)
             if isinstance(found, Frame):
                 return found.payload
         return b""
@@ -88,22 +90,19 @@ class AppendFile:
                 os.unlink(fresh, dir_fd=folder)
             self._stop(error)
             return False
-        os.close(self._fd)
-        self._fd, self.size, self.number, self._dirty = other._fd, other.size, other.number, False
+        self._file.close()
+        self._file, self.size, self.number, self._dirty = other._file, other.size, other.number, False
         return True
 
     def close(self) -> None:
         """Let go of the file."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        self._file.close()
         self.fault = self.fault or "closed"
 
     def _stop(self, error: OSError) -> None:
         self.fault = error.strerror or str(error) or type(error).__name__
         with contextlib.suppress(OSError):  # half a frame: a reader passes over it as well
-            os.ftruncate(self._fd, self.size)
+            os.ftruncate(self._file.number(), self.size)
 
 
 def create(name: str, folder: int) -> int:

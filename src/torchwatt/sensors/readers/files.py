@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from torchwatt.core.errors import SensorError
+from torchwatt.disk.held import HeldDescriptor
 
 _CODES = {
     errno.EACCES: "NO_PERMISSION",
@@ -41,7 +42,7 @@ class KeptFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._fd: int | None = None
+        self._file: HeldDescriptor | None = None
 
     def read(self, size: int = 64) -> bytes:
         """Return the first bytes as they are now.
@@ -50,9 +51,9 @@ class KeptFile:
             SensorError: If the file cannot be opened or read; the next call opens it anew.
         """
         try:
-            if self._fd is None:
-                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            return os.pread(self._fd, size, 0)
+            if self._file is None:
+                self._file = HeldDescriptor(os.open(self.path, os.O_RDONLY | os.O_CLOEXEC))
+            return os.pread(self._file.number(), size, 0)
         except OSError as error:
             self.close()
             error.filename = self.path
@@ -60,6 +61,6 @@ class KeptFile:
 
     def close(self) -> None:
         """Close it; safe to call twice."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()

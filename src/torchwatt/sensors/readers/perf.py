@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchwatt.core.errors import SensorError
+from torchwatt.disk.held import HeldDescriptor
 from torchwatt.sensors.readers.files import os_error
 
 # arch/*/include/generated/uapi/asm/unistd: perf_event_open
@@ -46,19 +47,19 @@ class PerfReader:
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self._events: dict[str, list[int]] = dict(spec["events"])
-        self._fds: dict[str, int] = {}
+        self._files: dict[str, HeldDescriptor] = {}
 
     def read(self, key: str) -> float:
         """Return the count since this reader first read the event."""
-        if key not in self._fds:
-            self._fds[key] = perf_event_open(*self._events[key])
+        if key not in self._files:
+            self._files[key] = HeldDescriptor(perf_event_open(*self._events[key]))
         try:
-            return float(struct.unpack("=Q", os.read(self._fds[key], 8))[0])
+            return float(struct.unpack("=Q", os.read(self._files[key].number(), 8))[0])
         except (OSError, struct.error) as error:
             raise SensorError(f"{key}: cannot read the perf event: {error}", code="SENSOR_LOST") from error
 
     def close(self) -> None:
         """Close the events."""
-        fds, self._fds = self._fds, {}
-        for fd in fds.values():
-            os.close(fd)
+        files, self._files = self._files, {}
+        for file in files.values():
+            file.close()

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.disk.held import HeldDescriptor
 from torchwatt.disk.private import private_folder
 from torchwatt.sensors.journal.append import AppendFile, create
 from torchwatt.sensors.journal.rings import READINGS
@@ -42,9 +43,18 @@ class Place:
             for fd in fds:
                 os.close(fd)
             raise
-        self.folder, work, self.readings_fd = fds
+        folder, work, self.readings_fd = fds
+        self._folder = HeldDescriptor(folder)
         self.work = AppendFile(work)
         self.readings = AppendFile(self.readings_fd)
+
+    @property
+    def folder(self) -> int:
+        """Return the folder's descriptor, -1 where it was closed."""
+        try:
+            return self._folder.number()
+        except OSError:
+            return -1
 
     def for_sampler(self) -> tuple[int, ...]:
         """Return the arguments of the sampler process: file, folder, size limit in bytes."""
@@ -54,9 +64,7 @@ class Place:
         """Close the files; they stay on disk."""
         self.work.close()
         self.readings.close()
-        if self.folder >= 0:
-            os.close(self.folder)
-            self.folder = -1
+        self._folder.close()
 
     def remove(self) -> None:
         """Remove and close the files, and the store's journal folder if it is then empty."""

@@ -1,0 +1,44 @@
+"""Descriptors that are held for long in the user's process, which may close them: as daemons close all that are open.
+
+The number is then free, and the next file that the program opens may get it. Whoever goes on to write to that number
+writes into the program's file, and whoever closes it closes the program's file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+
+
+class HeldDescriptor:
+    """A descriptor of ours, and which file it was opened for.
+
+    Args:
+        fd: Open; `close` closes it.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._file = _file_of(fd)
+
+    def number(self) -> int:
+        """Return the descriptor.
+
+        Raises:
+            OSError: EBADF: it was closed, and may be another file's by now.
+        """
+        if self._fd < 0 or _file_of(self._fd) != self._file:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._fd
+
+    def close(self) -> None:
+        """Close it, unless it was closed; a second call does nothing."""
+        with contextlib.suppress(OSError):
+            os.close(self.number())
+        self._fd = -1
+
+
+def _file_of(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino

@@ -191,7 +191,8 @@ def zero_by_turns(folder: Path) -> Iterator[Seen]:
         assert abs(ledger.energy_j - 160 * ledger.known_s) < 0.02 * ledger.energy_j + 5
         assert abs(ledger.energy_j - 480) < 60
         write_bundle(report, folder / f"bundle-{period_s}")
-        assert verify(folder / f"bundle-{period_s}").ok
+        found = verify(folder / f"bundle-{period_s}")
+        assert found.ok, found
         yield Seen.of(report, files=period_s == 1.0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from torchwatt.core.meter import Event, Recording, SamplerStats
@@ -92,7 +92,9 @@ class Bench:
         channels = [channel for meter in self.found.meters for channel in meter.channels]
         series = tuple(gather.make_series(c, rings[c.key]) for c in channels)
         late = late_gpus(self.found.gpus) if self.found.gpus is not None else ()
-        events = (*self.found.events, *gather.events(notes), *gather.throttling(series), *late)
+        # Discovery reads the real clock.
+        discovered = (replace(event, t_ns=START_NS) for event in (*self.found.events, *late))
+        events = (*discovered, *gather.events(notes), *gather.throttling(series))
         missing = (*self.found.unavailable, *gather.silent(series, rings, notes))
         return Recording(self.found.meters, series, missing, events, stats=SamplerStats("process"))
 

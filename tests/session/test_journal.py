@@ -146,7 +146,8 @@ def test_flipped_bits_and_garbage_cost_their_frames_only(copy, tmp_path, name):
     report = tw.recover(copy)
     assert "JOURNAL_DAMAGED" in codes(report)
     assert balanced(report)
-    assert verify(write_csv(report, tmp_path / "bundle")).ok
+    found = verify(write_csv(report, tmp_path / "bundle"))
+    assert found.ok, found
 
 
 @pytest.mark.parametrize("name", [READINGS, WORK])
@@ -166,7 +167,8 @@ def test_one_file_of_the_two_is_enough_for_an_honest_report(copy, tmp_path, name
             "(outside)",
         }
     assert balanced(report)
-    assert verify(write_csv(report, tmp_path / "bundle")).ok
+    found = verify(write_csv(report, tmp_path / "bundle"))
+    assert found.ok, found
 
 
 def test_what_is_no_journal_is_named(tmp_path, copy):

@@ -179,7 +179,8 @@ class MeterLaws:
 
     def _without_readings(self, name: str, row: Row) -> None:
         """Miss the readings of a counter that must have had some in the run."""
-        seconds, period_s = self.facts.duration_s(), number(row, "sensor_update_s") or 0.0
+        coverage, period_s = number(row, "coverage_ratio"), number(row, "sensor_update_s") or 0.0
+        seconds = self.facts.duration_s() * (1.0 if coverage is None else coverage)  # for which it is known
         sensors = frozenset(text(row, "sensor").split(";"))
         slow = 2 * period_s >= seconds or self.facts.old or self.facts.merged
         if not row["counted"]:

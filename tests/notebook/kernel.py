@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import threading
 import time
 from pathlib import Path
+from queue import Empty
 from typing import Any, Self
 
 from nbclient import NotebookClient
@@ -34,6 +36,7 @@ class Kernel:
         path = os.pathsep.join([*before, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._client.start_new_kernel(env={**os.environ, "PYTHONPATH": path})
         self._client.start_new_kernel_client()
+        _poll_often(self._client.kc.shell_channel)
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -79,6 +82,26 @@ class Kernel:
     @staticmethod
     def _client_for(notebook: NotebookNode | None = None) -> NotebookClient:
         return NotebookClient(notebook or new_notebook(), timeout=_TIMEOUT_S, kernel_name="python3")
+
+
+def _poll_often(channel: Any) -> None:
+    """Have a channel look for a message every second.
+
+    nbclient sends on the channel when an output widget changes. ZeroMQ then does not wake up who waits for a reply on
+    it: the wait lasts until its timeout, though the reply is there.
+    """
+    get_msg = channel.get_msg
+
+    async def get_soon(timeout: float | None = None) -> Any:  # noqa: ASYNC109  nbclient names it
+        end_s = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                return await get_msg(timeout=max(0.0, min(1.0, end_s - time.monotonic())))
+            except Empty:
+                if time.monotonic() >= end_s:
+                    raise
+
+    channel.get_msg = get_soon
 
 
 def reports(cell: NotebookNode) -> list[NotebookNode]:

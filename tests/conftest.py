@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,10 @@ REQUIRE_COMPILER = "TORCHWATT_REQUIRE_COMPILER"
 settings.register_profile("torchwatt", suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=30)
 settings.register_profile("heavy", settings.get_profile("torchwatt"), max_examples=300)  # by `make test-all`
 settings.load_profile("torchwatt")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so do jobs in the background of a script; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 import collections
 import functools
+import gc
 import statistics
 import threading
 import time
@@ -357,7 +358,16 @@ def test_compiled_functions_inside_a_model_are_no_steps():
     assert "gelu" not in {slot.fqn for slot in run.trace.slots}
 
 
+@pytest.fixture
+def _no_collection():
+    """Keep the garbage collector out: one collection of what compiling made takes as long as a hundred calls."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.alone  # each block's seconds within a half
+@pytest.mark.usefixtures("_no_collection")
 def test_identical_blocks_compiled_one_by_one_come_out_alike():
     forget()
     net = Net(depth=3, width=128)

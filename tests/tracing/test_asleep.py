@@ -27,6 +27,7 @@ from torchwatt.tracing.outermost import passing_calls
 from torchwatt.tracing.rows import ASLEEP, END, FIRST_SCOPE_KEY, FULL, KEY, LIGHT_TASK, OPTIMIZER_KEY, STEP_KEY
 from torchwatt.tracing.scope import scope
 from torchwatt.tracing.signatures import Signature
+from torchwatt.tracing.tracer import Tracer
 from torchwatt.tracing.wrappers import MOST_CALLS_ASLEEP
 
 THRIFTY = 1e-9
@@ -637,3 +638,20 @@ def test_steps_of_several_kinds_by_turns_are_filled_from_their_own_kind():
 @given(waits_ns=st.tuples(st.integers(0, 2_000), st.integers(0, 2_000)))
 def test_what_other_programs_take_from_a_step_is_no_part_of_what_it_shows(waits_ns):
     assert filled_shares([(700, 300)], [7], waits_ns=waits_ns) == pytest.approx([0.7], abs=0.01)
+
+
+def test_a_call_after_the_last_step_lies_before_the_end_of_the_session():
+    model, average = Net(), Net().requires_grad_(requires_grad=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    tracer = Tracer()
+    tracer.start()
+    for step in range(200):
+        model(batch()).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 10 == 9:
+            average(batch())
+    end_ns = time.monotonic_ns()
+    time.sleep(0.02)  # what a session does at its end
+    trace = tracer.stop(end_ns)
+    assert trace.end_ns.max() <= end_ns

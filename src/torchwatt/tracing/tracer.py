@@ -245,8 +245,9 @@ class Tracer:
         if os.getpid() != self._pid:
             return EMPTY_TRACE  # a forked child: the parent has the trace
         end = self._clock_ns()
+        done = end if done_ns is None else min(done_ns, end)
         if last and self._log is not None:
-            hub.stepping.end_part(self._log, end)
+            hub.stepping.end_part(self._log, done)  # what ran after the last step ended before the session did
         if last and hub.devices is not None:
             hub.devices.abandon()
         events = [event for event in list(hub.events) if event.t_ns >= self._start_ns or event.severity == "warning"]
@@ -255,7 +256,7 @@ class Tracer:
             logs=self._logs(hub),
             start_ns=self._start_ns,
             end_ns=end,
-            done_ns=end if done_ns is None else min(done_ns, end),
+            done_ns=done,
             registry=hub.registry,
             scopes=dict(hub.scopes),
             functions=dict(hub.compiled_calls.named),

@@ -1,8 +1,8 @@
-"""Which joules of many runs are the same joules: the one rule of `runs`, `fleet`, its SQL views and the workbook.
+"""Deduplicates energy across runs; used by `runs`, `fleet`, its SQL views and the workbook.
 
-A meter counts what everybody on its device uses, so two runs on one card at one time have the same joules, a meter of a
-whole machine has those of its cards, and a bundle that was copied has those of its original. The rule gives every joule
-to one run. It knows nothing of files, and the order of the runs does not matter.
+A meter includes every process on its device, so concurrent runs on one GPU report the same joules, a meter of a whole
+machine includes its GPUs, and a copied bundle repeats its original. `count_once` assigns each joule to exactly one run.
+It reads no files, and the result does not depend on the order of the runs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torchwatt.core.units import NS_PER_S
 
 State = Literal["yes", "shared", "copy", "part of a job", "unidentified", "overlapping"]
 ADDED: frozenset[str] = frozenset({"yes", "shared"})
-NOTHING: frozenset[str] = frozenset({"copy", "part of a job"})  # all of their joules are another run's
+NOTHING: frozenset[str] = frozenset({"copy", "part of a job"})  # all of their joules are counted in another run
 
-# Runs that follow each other touch: a bundle knows their ends to the microsecond.
+# Consecutive runs may overlap by rounding: a bundle stores their ends to the microsecond.
 TOUCHING_NS = 1_000_000
-# Raw readings of one counter tell what two runs have in common whatever the clock did, as long as it is one count: runs
-# that are further apart may have readings of before and after a restart of the driver.
+# Raw counter readings give the overlap of two runs independently of clock changes, unless the counter was reset: runs
+# further apart than this may have readings from before and after a restart of the driver.
 CLOCK_NS = 60 * NS_PER_S
-MACHINE = frozenset({"node", "host", "system", "psu"})  # kinds of meters that have everything in a machine
+MACHINE = frozenset({"node", "host", "system", "psu"})  # kinds of meters that cover a whole machine
 PLATFORM = "psys"
 FAMILIES: Mapping[str, str] = {"core": "cpu", "uncore": "cpu", "dram": "memory", "ram": "memory"}
 _ON_PLATFORM = frozenset({"cpu", "memory"})
@@ -36,7 +36,7 @@ Interval = tuple[int, int]
 class Counter:
     """The first and the last reading of a counter in a run, in its own unit, the last one unwrapped.
 
-    `modulus_raw` is where the counter wraps, 0: never.
+    `modulus_raw` is the value at which the counter wraps; 0 if it never wraps.
     """
 
     start_raw: int
@@ -47,9 +47,9 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class CountedDevice:
-    """What one device adds to the total of its run; `key` tells the device and `machine` where it is, empty: unknown.
+    """What one device adds to the total of its run; `key` identifies it and `machine` its host, empty if unknown.
 
-    With scope `process` the key is that of the process, whose share of the device was metered.
+    With scope `process` the key identifies the process whose share of the device was metered.
     """
 
     device_id: str
@@ -62,19 +62,19 @@ class CountedDevice:
 
     @property
     def family(self) -> str:
-        """Return the kind, where several kinds can have the same joules one name for them."""
+        """Return the kind, with one common name for kinds whose meters can include the same joules."""
         return FAMILIES.get(self.kind, self.kind)
 
 
 @dataclass(frozen=True, slots=True)
 class CountedRun:
-    """A run as the rule sees it; times are ns since 1970 (UTC).
+    """The input of `count_once` for one run; times are ns since 1970 (UTC).
 
     Args:
-        name: Tells the run from all others that are counted with it.
-        contained: Pairs of keys of devices, the second of which contains the first.
+        name: Unique among the runs that are counted together.
+        contained: Pairs of device keys (inner, container).
         sources: The runs of the ranks that a job was merged from.
-        overlaps: The run itself names another session on its devices.
+        overlaps: The run has an event about another session on its devices.
     """
 
     name: str
@@ -90,40 +90,40 @@ class CountedRun:
 
 @dataclass(frozen=True, slots=True)
 class RunShare:
-    """What a run adds to sums.
+    """The part of a run that sums over runs include.
 
-    `energy_j` are the joules that no other run adds, None where nothing was metered, and `shares` the part of each
-    device's joules that this leaves. `seconds` is the time of the run that is not also the time of a run with common
-    joules: sums of it are the union of the intervals. `others` names the runs that have some of its joules.
+    `energy_j` are the joules not counted in another run, None if nothing was metered; `shares` is the fraction of each
+    device's joules that is counted. `seconds` is the run's time outside runs with common joules, so its sum is the
+    length of the union of the intervals. `others` names the runs that have joules in common with this one.
     """
 
     state: State
-    told_j: float | None  # what the run itself says
+    told_j: float | None  # as the run reports it
     energy_j: float | None
     seconds: float
     shares: Mapping[str, float] = field(default_factory=dict)
     others: tuple[str, ...] = ()
-    identified: bool = True  # False: nobody could tell whether a device of it is another run's
+    identified: bool = True  # False: a device has no key, so it may also be metered by another run
 
     @property
     def share(self) -> float:
-        """Return the part of the run's joules, and so of its grams, that it adds to sums."""
+        """Return the fraction of the run's joules, and so of its grams, that sums include."""
         if self.state in NOTHING:
             return 0.0
         return self.energy_j / self.told_j if self.energy_j is not None and self.told_j else 1.0
 
 
 def count_once(runs: Iterable[CountedRun]) -> dict[str, RunShare]:
-    """Return what each run adds to sums, by its name.
+    """Return the part of each run that sums include, by run name.
 
-    - A run that is there twice, or whose devices all have the raw readings and duration of another run's (without
-      readings: its times and joules), is a copy and adds nothing.
-    - The runs of the ranks of a merged job are parts of it and add nothing beside it.
-    - Devices of several runs that are one device, or one inside the other, at one time are shared: what contains the
-      others has the common joules, of equals the longest run. How many these are say the raw readings of the counter
-      where all have them, else the time that is common.
-    - A device that is not identified and ran beside another that it may be leaves its run out, and so does a run that
-      names another session on devices that are not identified.
+    - A run that occurs twice, or whose devices all repeat the raw readings and duration of another run (without
+      readings: its start, duration and joules), is a copy and adds nothing.
+    - Runs of the ranks of a merged job are parts of it and add nothing beside it.
+    - If concurrent runs metered the same device, or a device and its container, the common joules go to the container,
+      and among equals to the longest run. The common part is computed from raw counter readings where all have them,
+      else from the common time.
+    - A run is excluded if a device without a key ran beside a device that may be the same one, or if it reports
+      another session on devices without keys.
     """
     ordered = sorted(runs, key=lambda run: (run.start_ns, -run.end_ns, run.run_id, run.name))
     copies, parts = _copies(ordered), _parts(ordered)
@@ -192,14 +192,14 @@ def _copies(ordered: Sequence[CountedRun]) -> dict[tuple[str, str], str]:
     by_name = {run.name: run for run in ordered}
     for run in ordered:
         for name in {copies[key] for key in _keys(run) if key in copies}:
-            # A copy under another date: what no counter tells apart goes with what one does.
+            # A copy with other dates: devices without a counter are copies if a device with a counter is one.
             same = {(d.device_id, d.key, d.energy_j) for d in by_name[name].devices}
             copies |= {(run.name, d.device_id): name for d in run.devices if (d.device_id, d.key, d.energy_j) in same}
     return copies
 
 
 def _measurement(run: CountedRun, device: CountedDevice) -> tuple[object, ...]:
-    """Return what only a copy has in common with another measurement."""
+    """Return a key that two measurements share only if one is a copy of the other."""
     counter = device.counter
     if counter is not None and counter.end_raw > counter.start_raw:
         return device.kind, device.key, counter, run.duration_s
@@ -213,7 +213,7 @@ def _parts(ordered: Sequence[CountedRun]) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Metered:
-    """A device of a run among all others: `own` tells what it is, `outer` what contains it, empty: unknown."""
+    """A device of a run; `own` is its key, `outer` the keys of all containers; empty if unknown."""
 
     run: CountedRun
     device: CountedDevice
@@ -231,14 +231,14 @@ class _Metered:
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """Return under what others can find it: a process's share is inside all packages of its machine."""
+        """Return the keys to index it by: its own, and its family on its machine (which contains process shares)."""
         device = self.device
         whole = device.scope == "device" and device.machine
         return (self.own, f"{device.family} of {device.machine}") if whole else (self.own,)
 
 
 def _metered(runs: Sequence[CountedRun], copies: Mapping[tuple[str, str], str]) -> list[_Metered]:
-    """Return the devices that count, what contains others first, of equals the longest run's."""
+    """Return the devices with joules that are no copies, containers first, among equals those of the longest run."""
     outer: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         for inner, container in run.contained:
@@ -271,7 +271,7 @@ def _placed(run: CountedRun, device: CountedDevice, outer: Mapping[str, set[str]
 
 
 def _above(key: str, outer: Mapping[str, set[str]]) -> set[str]:
-    """Return everything that contains a device, whichever run said so."""
+    """Return the keys of all direct and indirect containers of a device, over all runs."""
     found: set[str] = set()
     waiting = [key] if key else []
     while waiting:
@@ -283,7 +283,7 @@ def _above(key: str, outer: Mapping[str, set[str]]) -> set[str]:
 
 
 class _Timeline:
-    """Finds what was metered beside something, under one name."""
+    """Index of the metered intervals with one key, by time."""
 
     def __init__(self) -> None:
         self._by_start: list[tuple[int, int]] = []
@@ -297,7 +297,7 @@ class _Timeline:
         self._longest_ns = max(self._longest_ns, end_ns - start_ns)
 
     def beside(self, metered: _Metered) -> Iterator[_Metered]:
-        """Yield what other runs metered at that time, give or take what a clock may be set by."""
+        """Yield devices of other runs whose time is within `CLOCK_NS` of this one."""
         start_ns, end_ns = metered.time[0] - CLOCK_NS, metered.time[1] + CLOCK_NS
         at = bisect_left(self._by_start, (start_ns - self._longest_ns, 0))
         while at < len(self._by_start) and self._by_start[at][0] < end_ns:
@@ -308,7 +308,7 @@ class _Timeline:
 
 
 def _shared(ordered: Sequence[_Metered]) -> tuple[dict[tuple[str, str], float], dict[str, set[str]]]:
-    """Return which part of its joules each (run, device) has alone or first, and which runs have joules in common."""
+    """Return the fraction of joules that each (run, device) counts, and by run the runs with joules in common."""
     timelines: dict[str, _Timeline] = defaultdict(_Timeline)
     shares: dict[tuple[str, str], float] = {}
     others: dict[str, set[str]] = defaultdict(set)
@@ -329,7 +329,7 @@ def _shared(ordered: Sequence[_Metered]) -> tuple[dict[tuple[str, str], float], 
 
 
 def _common(metered: _Metered, near: Sequence[_Metered]) -> tuple[dict[tuple[str, str], Interval], Interval]:
-    """Return what others have in common with a device, by (run, device), on the counter's axis or else that of time."""
+    """Return the intervals shared with a device, by (run, device), and its own: in counter units, else ns."""
     counter = metered.device.counter
     raw = {other.key: _raw_beside(metered, other) for other in near}
     readings = {key: interval for key, interval in raw.items() if interval is not None}
@@ -348,10 +348,10 @@ def _is_apart(counter: Counter, interval: Interval) -> bool:
 
 
 def _raw_beside(one: _Metered, other: _Metered) -> Interval | None:
-    """Return another run's readings on the axis of a run's own; None where they are not of one counter, or none moved.
+    """Return another run's readings on the unwrapped axis of this run; None if of other counters or not advancing.
 
-    A counter that wraps says where it was up to its modulus. The later of two runs at one time began within what the
-    earlier one counted: where that is less than a modulus there is one answer, else the time says which.
+    Readings of a wrapping counter are known modulo `modulus_raw`. The later of two concurrent runs began within the
+    range that the earlier one counted: below one modulus that is unique, above it the start times decide.
     """
     a, b = one.device.counter, other.device.counter
     if a is None or b is None or one.own != other.own or (a.unit_j, a.modulus_raw) != (b.unit_j, b.modulus_raw):
@@ -362,7 +362,7 @@ def _raw_beside(one: _Metered, other: _Metered) -> Interval | None:
     start_raw = b.start_raw
     if a.modulus_raw:
         if one.time[0] >= other.time[1] or other.time[0] >= one.time[1]:
-            return a.end_raw, a.end_raw  # how often it wrapped between them is not known, and nothing is common
+            return a.end_raw, a.end_raw  # wraps between the runs are unknown, and they have nothing in common
         later = one.time[0] <= other.time[0]
         offset_raw = _turned(one, other) if later else _turned(other, one)
         start_raw = a.start_raw + (offset_raw if later else -offset_raw)
@@ -370,7 +370,7 @@ def _raw_beside(one: _Metered, other: _Metered) -> Interval | None:
 
 
 def _turned(first: _Metered, later: _Metered) -> int:
-    """Return how much a counter that wraps had counted of the first run when the later one began."""
+    """Return the raw units by which a wrapping counter advanced between the starts of two runs."""
     a, b = first.device.counter, later.device.counter
     if a is None or b is None:
         return 0
@@ -385,7 +385,7 @@ def _cut(one: Interval, other: Interval) -> Interval:
 
 
 def _covered(intervals: Sequence[Interval], whole: Interval) -> int:
-    """Return how much of an interval the union of others covers."""
+    """Return the length of an interval that the union of others covers."""
     covered, reached = 0, whole[0]
     for lo, hi in sorted(_cut(interval, whole) for interval in intervals):
         covered += max(hi - max(lo, reached), 0)
@@ -394,9 +394,9 @@ def _covered(intervals: Sequence[Interval], whole: Interval) -> int:
 
 
 def _unidentified(ordered: Sequence[_Metered]) -> frozenset[str]:
-    """Return the runs with a device that is not identified and ran beside another that it may be.
+    """Return the runs with a device without a key that ran beside a device that may be the same one.
 
-    Shares of processes are different processes' unless the runs say otherwise (`CountedRun.overlaps`).
+    Shares with scope `process` are taken as of different processes (but see `CountedRun.overlaps`).
     """
     timelines: dict[str, _Timeline] = defaultdict(_Timeline)
     for metered in ordered:

@@ -1,4 +1,4 @@
-"""Rows of `device`: every domain that has a ledger, a meter, a curve, or a reason why it has none."""
+"""Rows of `device`: every domain with a ledger, a meter or a curve, or with a reason why it is unavailable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def salted(run_id: str, secret: str | None) -> str | None:
 
 
 def device_rows(report: Report) -> Iterator[Row]:
-    """Make one row a domain; only those whose ledger is counted are inside the total."""
+    """Yield one row per domain; `counted` domains are inside the total."""
     ledgers = {str(ledger.domain): ledger for ledger in report.ledgers}
     curves = {str(curve.domain): curve for curve in report.curves}
     meters = {str(meter.domain): meter for meter in report.meters}
@@ -45,7 +45,7 @@ def _identity(report: Report, domain: str, meter: Meter | None) -> Row:
     if meter is None:
         return {}
     machine = _machine(report, Domain.parse(domain).node)
-    # A meter that was read back from a bundle knows its keys and not what they are made of.
+    # A meter read back from a bundle has its keys as facts, not the identifiers they are hashes of.
     return {
         "device_key": _device_key(report, domain, meter, machine),
         "machine_key": meter.fact("machine_key") or _key("machine", machine),
@@ -53,7 +53,7 @@ def _identity(report: Report, domain: str, meter: Meter | None) -> Row:
 
 
 def _machine(report: Report, node: int | None) -> str:
-    """Return the machine's name since it booted; empty for a recording, which may have been made elsewhere."""
+    """Return the machine's identity since boot; empty for a recorded log, which may be from another machine."""
     if report.sampler.mode not in {"process", "thread"}:
         return ""
     if node is None:
@@ -64,7 +64,7 @@ def _machine(report: Report, node: int | None) -> str:
 def _device_key(report: Report, domain: str, meter: Meter, machine: str) -> str | None:
     local = domain.rpartition("/")[2]
     if meter.scope == "process" and report.ranks:
-        return _key("job", report.run_id, domain)  # the ranks' shares, added up: no process's
+        return _key("job", report.run_id, domain)  # sum of the ranks' shares, of no single process
     if known := meter.fact("device_key"):
         return known
     if meter.scope == "process":
@@ -76,12 +76,12 @@ def _device_key(report: Report, domain: str, meter: Meter, machine: str) -> str 
 
 
 def _key(*parts: str) -> str | None:
-    """Hash an identifier the same way in every run; None where a part of it is missing."""
+    """Hash an identifier the same way in every run; None if a part is missing."""
     return sha256(":".join(("torchwatt", *parts)).encode()).hexdigest() if all(parts) else None
 
 
 def _parent(ledger: Ledger | None, ledgers: Mapping[str, Ledger]) -> str | None:
-    """Return the domain that contains this one; the first, where its joules are spread over several modules."""
+    """Return the domain that contains this one; the first, if its joules are spread over several superchip modules."""
     first = ledger.part_of.partition(", ")[0] if ledger is not None else ""
     return first if first in ledgers else None
 
@@ -109,7 +109,7 @@ def _meter(meter: Meter | None, run_id: str) -> Row:
 
 
 def _float(text: str | None) -> float | None:
-    """Read a fact of a driver, which may say `[N/A]`."""
+    """Convert a fact of a driver; None if it is no number, such as `[N/A]`."""
     try:
         return float(text) if text else None
     except ValueError:
@@ -117,7 +117,7 @@ def _float(text: str | None) -> float | None:
 
 
 def _known(ledger: Ledger | None, curve: EnergyCurve | None) -> Row:
-    """Say how many joules and how they are known; a curve without a ledger is metered but not counted."""
+    """Return energy, method and provenance; a domain with a curve and no ledger is metered but not counted."""
     if ledger is None:
         if curve is None:
             return {}
@@ -141,7 +141,7 @@ def _known(ledger: Ledger | None, curve: EnergyCurve | None) -> Row:
 
 
 def _intervals(report: Report, ledger: Ledger | None) -> Row:
-    """Give what another repeat would give, and what another meter would say."""
+    """Return the interval over repeats of the run, and the systematic interval of the meter."""
     if ledger is None:
         return {}
     systematic_j, hi_j = report.systematic_of(ledger), ledger.energy_hi_j
@@ -154,11 +154,11 @@ def _intervals(report: Report, ledger: Ledger | None) -> Row:
     }
 
 
-MOST_RAW = 2**63  # integers of a bundle have 64 bits, one of them the sign: beyond, readings are none
+MOST_RAW = 2**63  # integers of a bundle are signed with 64 bits; larger readings are left empty
 
 
 def _counter(ledger: Ledger | None, meter: Meter | None) -> Row:
-    """Give the two readings of the counter, and how far they explain the joules."""
+    """Return the first and last reading of the counter, their difference in J, and the rest of the joules."""
     channel = meter.channel("counter") if meter is not None else None
     if ledger is None or ledger.counter_start_raw is None or ledger.counter_end_raw is None:
         return {}

@@ -9,7 +9,7 @@ from operator import add, mul, sub, truediv
 from torchwatt.core.errors import BundleError
 
 _TOKEN = re.compile(r"\s*(?:([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?)|([a-z_][a-z0-9_]*)|([-+*/()]))")
-# A formula may be anybody's text and must not end in a RecursionError.
+# Formulas are untrusted: nesting is bounded, so that parsing cannot end in a RecursionError.
 _DEEPEST = 50
 _LONGEST = 300  # tokens
 
@@ -18,10 +18,10 @@ Formula = Callable[[Values], float]
 
 
 def evaluate(formula: str, values: Values) -> float:
-    """Return the value of a formula, left to right with the usual precedence.
+    """Return the value of a formula, evaluated left to right with the usual precedence.
 
     Raises:
-        BundleError: The text is no such formula, a name has no value, or something is divided by 0.
+        BundleError: The text is no formula, a name has no value, or a divisor is 0.
     """
     try:
         return parse(formula)(values)
@@ -32,10 +32,10 @@ def evaluate(formula: str, values: Values) -> float:
 
 
 def parse(formula: str) -> Formula:
-    """Return a function of the named values; it raises KeyError for a missing one, and ZeroDivisionError.
+    """Return a function of the named values, which raises KeyError for a missing name and ZeroDivisionError.
 
     Raises:
-        BundleError: The text is no such formula.
+        BundleError: The text is no formula.
     """
     return _Parser(formula).whole()
 

@@ -1,4 +1,4 @@
-"""One cell to text and back, by the column's type; what Python writes is what every reader gets."""
+"""Conversion of cells to text and back, by column type, in a form that every CSV reader parses alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 # Python's own int() and float() also take "1_000", "INF" and Arabic digits, which other readers do not.
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
-LARGEST_INTEGER = 2**63  # excluded: what every reader's integers hold
+LARGEST_INTEGER = 2**63  # exclusive: 64-bit signed, which every reader supports
 LARGEST_NUMBER = 1e100  # no quantity of a run is larger, and sums and squares of smaller ones stay numbers
 TIME_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z"
 _STAMP = re.compile(TIME_PATTERN)
@@ -26,19 +26,19 @@ _NUMBERS = {
     for kind, one in (("number", _NUMBER), ("integer", _INTEGER))
 }
 
-# A spreadsheet runs a cell that starts with one of these as a formula. Names of modules are anybody's text.
+# Spreadsheets evaluate cells that start with one of these as formulas. Module names are untrusted.
 _FORMULA_STARTS = tuple("=+-@＝＋－＠'")
-# What `escape` makes of any text, for the validators of others.
+# Matches every result of `escape`, for external validators.
 SAFE_TEXT = r"^[^=+\-@\t\r\n＝＋－＠][^\r\n]*$"
 _ESCAPED = re.compile(r"\\(\\|u[0-9a-f]{4})")
 
 
-# Python's csv takes cells of 131,072 characters, and escaping may write six for one.
+# Python's csv reads cells of up to 131,072 characters, and escaping may write six for one.
 LONGEST_TEXT = 20_000
 
 
 def utc(unix_ns: int) -> datetime:
-    """Return an instant with microseconds; integer arithmetic, because a float loses them."""
+    """Return a unix time in ns as a datetime, truncated to microseconds in integer arithmetic."""
     return _EPOCH + timedelta(microseconds=unix_ns // 1000)
 
 
@@ -76,7 +76,7 @@ def _number(value: float, column: Column) -> str:
 
 
 def from_cell(text: str, column: Column) -> Value:
-    """Read one cell; the exact inverse of `to_cell`, but for text that was cut.
+    """Parse one cell; the exact inverse of `to_cell`, except for text that was cut.
 
     Raises:
         BundleError: The text is not what `to_cell` would write for the column's type.
@@ -99,9 +99,9 @@ def from_cell(text: str, column: Column) -> Value:
 
 
 def numbers_from_cells(texts: Sequence[str], column: Column) -> list[float | None] | None:
-    """Read many cells of a column of numbers at once; None where one of them must be looked at alone.
+    """Parse many cells of a numeric column at once; None if one may be invalid, so that each must be parsed alone.
 
-    It gives what `from_cell` gives for each, or nothing.
+    A result equals that of `from_cell` for each cell.
     """
     joined = "\n".join(texts)
     if joined.count("\n") != len(texts) - 1 or not _NUMBERS[column.type].fullmatch(joined):
@@ -125,7 +125,7 @@ def _stamp(text: str) -> datetime:
 
 
 def shortened(text: str) -> str:
-    """Cut text that is longer than readers take; a digest tells it from others that begin alike."""
+    """Cut text to `LONGEST_TEXT` characters; an appended digest keeps texts with one beginning distinct."""
     if len(text) <= LONGEST_TEXT:
         return text
     digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -135,11 +135,11 @@ def shortened(text: str) -> str:
 def escape(text: str) -> str:
     r"""Make text harmless in a spreadsheet and one line long; `unescape` gives it back exactly.
 
-    Text that starts like a formula, or holds control characters, gets a leading `'`. Behind it `\\` is a
-    backslash and `\uXXXX` a control character. All other text, by far the most, is written as it is.
+    Text that starts like a formula, or holds control characters, gets a leading `'`. After it, `\\` is a
+    backslash and `\uXXXX` a control character. All other text is written unchanged.
     """
     if not text.startswith(_FORMULA_STARTS) and (text.isprintable() or not any(map(_is_control, text))):
-        return text  # what is printable holds no control character
+        return text  # printable text has no control characters
     return "'" + "".join(map(_escaped, text))
 
 

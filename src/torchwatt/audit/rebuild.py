@@ -1,4 +1,4 @@
-"""A bundle back to the report that it was written from, as far as its tables hold it."""
+"""Reconstructs a report from a bundle, as far as the tables contain it."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from torchwatt.core.terms import Domain
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import ns_from_s
 
-_HOLE_NS = 500_000_000  # as verification.sample_laws: an empty power this long is a meter that was away
+_HOLE_NS = 500_000_000  # as verification.sample_laws: power missing for this long: the meter was not read
 
 
 def rebuild(
     directory: str | os.PathLike[str], *, start_ns: int = 0, start_unix_ns: int | None = None, root: Path | None = None
 ) -> Report:
-    """Read a bundle's report back; impacts and factors are left to whoever prices it again.
+    """Reconstruct the report of a bundle, without impacts and factors.
 
     Args:
         directory: The bundle.
-        start_ns: The monotonic instant at which it began, which no bundle holds.
-        start_unix_ns: The same in unix time, where it is known better than to the bundle's microsecond.
+        start_ns: The monotonic time of its start, which bundles do not contain.
+        start_unix_ns: The unix time of its start, if known more exactly than to the bundle's microsecond.
         root: The folder that the user named, where the bundle was found below it.
 
     Raises:
-        BundleError: A table is malformed, or its books do not balance.
+        BundleError: A table is malformed, or a ledger does not balance.
     """
     bundle = read_bundle(directory, root)
     try:
@@ -103,7 +103,7 @@ def _ledgers(bundle: Bundle, window_s: float) -> Iterator[Ledger]:
     for row in bundle["device"]:
         energy_j = number(row, "energy_j")
         name = text(row, "device_id")
-        # A device of no rank of a job is metered and has no books; one that is not counted has books of its own.
+        # Skip devices of a job that no rank used (metered, without a ledger); devices not counted may have a ledger.
         if energy_j is None or not (row["counted"] or by_device[name]):
             continue
         domain = Domain.parse(name)
@@ -155,7 +155,7 @@ def _entry(domain: Domain, row: Row) -> Entry:
 
 
 def _meter(row: Row) -> Meter:
-    """Make the meter of a device again; its channels only by what they were."""
+    """Return the meter of a device."""
     domain = Domain.parse(text(row, "device_id"))
     lo, hi = number(row, "sensor_accuracy_lo_rel"), number(row, "sensor_accuracy_hi_rel")
     period_ns = ns_from_s(number(row, "sensor_update_s") or 0.0)
@@ -203,11 +203,11 @@ def _edges(row: Row, start_ns: int) -> tuple[int, int]:
 
 
 def _steps(bundle: Bundle, start_ns: int, curves: Sequence[EnergyCurve]) -> Iterator[Step]:
-    """Read the steps' joules from the curves again: the table holds their sum."""
+    """Yield the steps with joules per domain, computed from the curves: the table has only their sum."""
     rows = [row for row in bundle["window"] if row["kind"] == "step"]
     numbers = [[int(part) for part in text(row, "name").split("-")] for row in rows]
     total = int(number(bundle.run, "step_count") or 0)
-    # In older bundles a row has its first number only, and stands for the steps up to the next row.
+    # In older bundles a row has its first step number only, and stands for the steps up to the next row.
     follows = [*(first for first, *_ in numbers[1:]), total]
     for row, (index, *last), following in zip(rows, numbers, follows, strict=False):
         after = last[0] + 1 if last else following

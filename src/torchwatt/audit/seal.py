@@ -1,6 +1,6 @@
-"""What closes a bundle: the manifest, an in-toto statement about it, and a signature if there is a key.
+"""Seals a bundle: the manifest, an in-toto statement about it, and a signature if there is a key.
 
-A seal says who closed these files and that nothing was altered since. It does not say that a sensor told the truth.
+A seal shows who sealed these files and that they were not altered since. It does not show that a sensor was correct.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from torchwatt.helper_process import system_program
 MANIFEST = "MANIFEST.sha256"
 STATEMENT = "statement.json"
 SIGNATURE = "statement.json.sig"
-ORIGINAL_MANIFEST = "original.MANIFEST.sha256"  # of the bundle that was measured, before any repricing
-# Git must not change the line ends of a bundle, or no hash holds: https://git-scm.com/docs/gitattributes. It is no part
-# of the bundle: programs that copy files often leave hidden ones behind.
+ORIGINAL_MANIFEST = "original.MANIFEST.sha256"  # of the bundle as measured, before any repricing
+# Keeps Git from changing line ends, which would break the hashes: https://git-scm.com/docs/gitattributes. The file is
+# not in the manifest, because copying often omits hidden files.
 GIT_ATTRIBUTES, KEEP_BYTES = ".gitattributes", b"* -text\n"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://github.com/torchwatt/torchwatt/blob/main/docs/audit.md#statement-v1"
-_PATIENCE_S = 60  # a key on a token may wait for a touch
-NAMESPACE = "torchwatt-bundle"  # of the signature, so that one made for something else does not count
+_PATIENCE_S = 60  # timeout; a key on a hardware token may wait for a touch
+NAMESPACE = "torchwatt-bundle"  # of the signature: signatures made for another purpose are not accepted
 
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What is wanted beyond the manifest and the statement: a line in a chain, a signature with an SSH key."""
+    """Optional parts of a seal: the chain file to append to, the SSH key to sign with."""
 
     chain: Path | None = None
     key: Path | None = None
@@ -51,14 +51,14 @@ def digests(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def manifest(sha256_of: Mapping[str, str]) -> bytes:
-    """Return the lines that `sha256sum -c` reads."""
+    """Return the manifest, in the format of `sha256sum -c`."""
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sha256_of.items())).encode()
 
 
 def statement(
     sha256_of: Mapping[str, str], run_id: str, link: Link | None, tool: str = TOOL, version: str = SCHEMA_VERSION
 ) -> bytes:
-    """Return an in-toto Statement v1 about the manifest and every file in it; without a clock, so always the same."""
+    """Return an in-toto Statement v1 about the manifest and every file in it; has no time, so it is reproducible."""
     manifest_sha256 = sha256(manifest(sha256_of)).hexdigest()
     everything = dict(sha256_of) | {MANIFEST: manifest_sha256}
     found = {
@@ -79,7 +79,7 @@ def statement(
 
 
 def sign(path: Path, key: Path) -> None:
-    """Sign a file with `ssh-keygen -Y`; the signature lies beside it as `<file>.sig`.
+    """Sign a file with `ssh-keygen -Y`; the signature is written to `<file>.sig`.
 
     Raises:
         BundleError: There is no ssh-keygen, or it cannot use the key.
@@ -89,10 +89,10 @@ def sign(path: Path, key: Path) -> None:
 
 
 def ssh_keygen(action: str, *arguments: str, stdin: bytes = b"") -> str:
-    """Run `ssh-keygen -Y` and return what it said; it never asks anybody for anything.
+    """Run `ssh-keygen -Y` without prompts and return its output.
 
     Raises:
-        BundleError: It is not installed, or it failed; the message is its own.
+        BundleError: It is not installed, timed out, or failed; the message contains its output.
     """
     env = {**os.environ, "SSH_ASKPASS_REQUIRE": "never", "LC_ALL": "C"}
     try:

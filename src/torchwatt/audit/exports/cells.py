@@ -1,4 +1,4 @@
-"""Cells of a bundle's rows as the types that exporters need."""
+"""Typed access to a bundle's cells, for exporters."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torchwatt.core.plain_text import encodable
 from torchwatt.core.units import J_PER_KWH
 
 AS_RUN = "as_run"
-# What an outsider asks of a number: not how runs vary, but what another meter would have said.
+# Exports state the systematic interval (of the meter), not that over repeats of the run.
 SYSTEMATIC = ("energy_it_systematic_lo_j", "energy_it_systematic_hi_j")
 
 
 def text(row: Row, name: str) -> str:
-    """Return a cell of text, empty where it is missing."""
+    """Return a text cell, empty if missing."""
     value = row.get(name)
     return "" if value is None else str(value)
 
 
 def number(row: Row, name: str) -> float | None:
-    """Return a cell of numbers; None is missing, never 0."""
+    """Return a numeric cell; None if missing, never 0."""
     value = row.get(name)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def in_utf8(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Return rows that UTF-8 can hold: half of a surrogate pair, which a name may have, is written out."""
+    """Return rows that can be encoded as UTF-8: lone surrogates in text are escaped."""
     return tuple(
         {name: encodable(value, "utf-8") if isinstance(value, str) else value for name, value in row.items()}
         for row in rows
@@ -38,7 +38,7 @@ def in_utf8(rows: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def when(row: Row, name: str) -> datetime:
-    """Return a cell of time.
+    """Return a timestamp cell.
 
     Raises:
         BundleError: It is missing.
@@ -50,12 +50,12 @@ def when(row: Row, name: str) -> datetime:
 
 
 def kwh(row: Row, name: str) -> float | None:
-    """Return a cell of joules in kilowatt-hours."""
+    """Return a cell in joules, converted to kWh."""
     joules = number(row, name)
     return None if joules is None else joules / J_PER_KWH
 
 
-def impact(  # the key of the table, with its usual values
+def impact(  # the key of the table, with default values
     bundle: Bundle,
     criterion: str,
     *,
@@ -64,14 +64,14 @@ def impact(  # the key of the table, with its usual values
     subject: str = "run",
     scenario: str = AS_RUN,
 ) -> Row | None:
-    """Return one row of `impact`, None where nobody computed it."""
+    """Return one row of `impact`, None if there is no such row."""
     wanted = (subject, criterion, phase, method, scenario)
     keys = ("subject", "criterion", "phase", "accounting_method", "scenario")
     return next((row for row in bundle["impact"] if tuple(row[key] for key in keys) == wanted), None)
 
 
 def factors_of(bundle: Bundle, row: Row | None) -> tuple[Row, ...]:
-    """Return the factors that an impact was made with, in its order."""
+    """Return the factors of an impact, in the order of its `factor_ids`."""
     if row is None:
         return ()
     by_id = {factor["factor_id"]: factor for factor in bundle["factor"]}
@@ -90,13 +90,13 @@ def counted(bundle: Bundle, *kinds: str) -> list[Row]:
 
 
 def pue_of(bundle: Bundle) -> float | None:
-    """Return the PUE that the grams were made with, else the one that was declared; None where there is none."""
+    """Return the PUE used for the grams, else the declared one; None if there is neither."""
     used = of_kind(factors_of(bundle, impact(bundle, "gwp")), "pue")
     return number(bundle.run, "pue") if used is None else number(used, "value")
 
 
 def intensity_g_per_kwh(bundle: Bundle) -> float | None:
-    """Return the grid's intensity as it was applied: over many hours, their mean by energy."""
+    """Return the grid intensity that was applied: over several hours, their mean weighted by energy."""
     grams, energy_kwh = impact(bundle, "gwp"), kwh(bundle.run, "energy_it_j")
     if grams is None or not energy_kwh:
         return None
@@ -105,7 +105,7 @@ def intensity_g_per_kwh(bundle: Bundle) -> float | None:
 
 
 def of_scenario(bundle: Bundle, scenario: str) -> Bundle:
-    """Return the bundle as if one scenario had been the run's own, for exporters that tell one.
+    """Return the bundle with the impacts of one scenario as `as_run`, for exporters that use one scenario.
 
     Raises:
         BundleError: There are no impacts of that scenario.

@@ -1,8 +1,8 @@
-"""CodeCarbon's `emissions.csv`: the 38 columns of its versions 3.3.x, so that its users can put our rows beside theirs.
+"""Export as CodeCarbon's `emissions.csv`, with the 38 columns of its versions 3.3.x.
 
-Its units: s, kWh, kg, W, L. Its convention: PUE is multiplied into every energy and power. Its gaps, which no cell can
-fill: no intensity with source and year, no interval, nothing that says measured or modelled. What it would guess and
-nobody measured (utilisation, coordinates, RAM size) stays empty here.
+Units: s, kWh, kg, W, L. As in CodeCarbon, every energy and power is multiplied by the PUE. The format has no columns
+for the source and year of the intensity, intervals or provenance. Columns that torchwatt does not measure
+(utilisation, coordinates, RAM size) stay empty.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ COLUMNS = (
     "ram_total_size", "tracking_mode", "cpu_utilization_percent", "gpu_utilization_percent",
     "ram_utilization_percent", "ram_used_gb", "on_cloud", "pue", "wue",
 )  # fmt: skip
-_PARTS = {"cpu": "cpu", "gpu": "accelerator", "ram": "dram"}  # its name and that of our columns
+_PARTS = {"cpu": "cpu", "gpu": "accelerator", "ram": "dram"}  # CodeCarbon's name, ours
 
 
 def emissions_csv(bundles: Sequence[Bundle]) -> bytes:
-    """Return the file, one row a run."""
+    """Return the file, one row per run."""
     buffer = StringIO(newline="")
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n", restval="", extrasaction="raise")
     writer.writeheader()
@@ -61,7 +61,7 @@ def _row(bundle: Bundle) -> dict[str, str | float | int | None]:
         "experiment_id": _safe(text(run, "parent_run_id")),
         "duration": duration_s,
         "emissions": kilograms,
-        # CodeCarbon's own quotient of the two cells before.
+        # As in CodeCarbon: emissions / duration, in kg/s.
         "emissions_rate": None if kilograms is None or duration_s <= 0 else kilograms / duration_s,
         **_energies(bundle, duration_s, pue_of(bundle)),
         "water_consumed": None if water is None else number(water, "value"),
@@ -79,7 +79,7 @@ def _row(bundle: Bundle) -> dict[str, str | float | int | None]:
 
 
 def _energies(bundle: Bundle, duration_s: float, known_pue: float | None) -> dict[str, float | None]:
-    """Return kWh and mean W of the parts, and of all, behind the building's meter where a PUE is known."""
+    """Return kWh and mean W of each part, and kWh of all, multiplied by the PUE if it is known."""
     pue = known_pue or 1.0
     energies: dict[str, float | None] = {}
     for part, ours in _PARTS.items():
@@ -92,7 +92,7 @@ def _energies(bundle: Bundle, duration_s: float, known_pue: float | None) -> dic
 
 
 def _mean_power_w(devices: Sequence[Row], duration_s: float) -> float | None:
-    """Return the mean power of devices, each over the time for which it was metered."""
+    """Return the mean power of devices, each over the time that its meter covered."""
     return mean_power_w(
         (number(row, "energy_j") or 0.0, (number(row, "coverage_ratio") or 0.0) * duration_s) for row in devices
     )
@@ -114,6 +114,6 @@ def _hardware(bundle: Bundle) -> dict[str, str | int | None]:
 
 
 def _safe(value: str) -> str:
-    """Make anybody's text one line that no spreadsheet runs as a formula."""
+    """Return untrusted text on one line, prefixed with `'` if a spreadsheet would evaluate it as a formula."""
     plain = " ".join(value.split())
     return f"'{plain}" if plain.startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")) else plain

@@ -1,4 +1,4 @@
-"""Sums over runs, and the refusal to make them where they would mean nothing."""
+"""Sums over runs; incompatible quantities are not added, and the reasons are listed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchwatt.audit.counting import ADDED, NOTHING, RunShare
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What one run says, and with `share` what of it no other run adds to a sum; None is unknown, never 0."""
+    """Totals of one run, and in `share` the part not counted in other runs; None is unknown, never 0."""
 
     run_id: str
     boundary: str
@@ -20,24 +20,24 @@ class Counted:
     units: float
     location_g: float | None
     market_g: float | None
-    basis: str = ""  # of the location-based grams: lifecycle and direct are not added either
-    name: str = ""  # by which `share.others` of other runs name it
-    share: RunShare | None = None  # None: nobody looked, all of it
+    basis: str = ""  # of the location-based grams; lifecycle and direct are not added
+    name: str = ""  # as in `share.others` of other runs
+    share: RunShare | None = None  # None: not compared with other runs, counted whole
 
     @property
     def once_j(self) -> float | None:
-        """Return the joules that it adds."""
+        """Return the joules that sums include."""
         return self.energy_j if self.share is None or self.share.state == "yes" else self.share.energy_j
 
     def once_g(self, method: str) -> float | None:
-        """Return the grams that it adds, by location or market: they go with its joules."""
+        """Return the grams that sums include, by `location` or `market`, in proportion to the joules."""
         grams: float | None = getattr(self, f"{method}_g")
         return grams if grams is None or self.share is None else grams * self.share.share
 
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """Sums of `runs` runs; `refused` says what was not added and why, `shared` what was counted once."""
+    """Sums of `runs` runs; `refused` lists what was not added and why, `shared` what was counted only once."""
 
     runs: int
     energy_j: float | None
@@ -47,19 +47,19 @@ class Total:
     market_g: float | None
     refused: tuple[str, ...]
     shared: tuple[str, ...] = ()
-    whole: bool = True  # False: a run that is not among these has joules of theirs
+    whole: bool = True  # False: joules in common with a run that is not among these
 
     @property
     def j_per_unit(self) -> float | None:
-        """Return the sum of joules over the sum of units; never a mean of ratios, nor joules without their units."""
+        """Return the sum of joules over the sum of units; None unless both are complete."""
         return self.energy_j / self.units if self.energy_j is not None and self.units and self.whole else None
 
 
 def total(runs: Iterable[Counted]) -> Total:
-    """Add up runs of one boundary, one unit and one accounting method; what is mixed stays empty and is named.
+    """Add up runs; sums over different boundaries, units or bases are None and listed in `refused`.
 
-    Location- and market-based grams are two sums; one exists only where every run has that method. Where runs have a
-    `share`, each joule is added once, and a run of which nobody can say which joules are its own is left out.
+    Location- and market-based grams are separate sums, each only if every run has that method. If runs have a `share`,
+    each joule is added once, and runs that share devices to an unknown extent are left out.
     """
     everything = list(runs)
     found = [run for run in everything if run.share is None or run.share.state in ADDED]

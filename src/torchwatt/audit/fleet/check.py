@@ -1,4 +1,4 @@
-"""`fleet verify`: do the lake's sums come out, and are its parts whole?"""
+"""`fleet verify`: checks that the lake's files can be read and its tables agree with each other."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torchwatt.audit.fleet.paths import run_of
 from torchwatt.core.errors import BundleError
 
 SAMPLE = "sample"
-MOST = 1000  # findings of one law
+MOST = 1000  # findings of one check
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A law that a run breaks."""
+    """A check that a run fails."""
 
     law: str
     run_id: str
@@ -34,7 +34,7 @@ class Broken:
 
 
 def check_lake(lake: Lake) -> tuple[Broken, ...]:
-    """Open every file and return what does not hold: damaged ones; where all can be read, what does not add up.
+    """Read every file and return the damaged ones; if there are none, the failed checks.
 
     Raises:
         BundleError: There is no such lake.
@@ -70,7 +70,7 @@ def _damaged(lake: Lake) -> Iterator[Broken]:
 
 
 def _metered(copies: Sequence[tuple[str, str]], devices: Sequence[Sequence[Any]]) -> Iterator[Broken]:
-    """Compare what the rule of counting is asked about with the devices that it stands for."""
+    """Compare `lake_metered`, the input of `count_once`, with the rows of `device`."""
     by_run: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
     for run_id, *cells in devices:
         by_run[run_id].append(tuple(cells))
@@ -86,7 +86,7 @@ def _metered(copies: Sequence[tuple[str, str]], devices: Sequence[Sequence[Any]]
 
 
 def _sampled(lake: Lake, runs: Sequence[tuple[str, str, str | None]]) -> Iterator[Broken]:
-    """Compare the samples with the hashes that the runs have of them."""
+    """Compare the sample files with their hashes in `run`."""
     listed = {(project, run_id): digest for run_id, project, digest in runs}
     there = {run_of(path): path for path in lake.files.parts(SAMPLE)}
     for run, path in there.items():

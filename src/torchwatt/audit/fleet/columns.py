@@ -1,6 +1,6 @@
-"""The lake's own columns: what common sums ask of a run's other tables, copied to where the sum is made.
+"""Columns that only the lake has: values of a run's other tables that roll-ups need, copied to the summed table.
 
-Nothing in them is new: `fleet verify` computes them again from the tables that they come from.
+All are redundant: `fleet verify` recomputes them from the original tables.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LAKE_COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "layer": (boolean("lake_counts", "true: the device counts toward the run's total", required=True),),
     "impact": (string("lake_basis", "basis of the grid factors that it was made with"),),
 }
-# In the order in which they are written: device, which names the bundle, is first, and run is last.
+# In the order of writing: device, which has the bundle's hash, is first, and run last: it marks the run as complete.
 TABLES: tuple[str, ...] = ("device", "window", "layer", "hourly", "factor", "impact", "event", "run")
 
 
@@ -86,7 +86,7 @@ def _model(bundle: Bundle) -> str | None:
 
 
 def boundary(devices: Iterable[Row]) -> str:
-    """Name a boundary by its kinds of domains, so that machines of different size have the same one."""
+    """Return a boundary as its kinds of domains, which is the same for machines of different size."""
     rows = list(devices)
     missing = {text(row, "kind") for row in rows if row["unavailable_reason"] and not row["counted"]}
     inside = [row for row in rows if row["counted"]]
@@ -98,7 +98,7 @@ def boundary(devices: Iterable[Row]) -> str:
 
 
 def _known_as(bundle: Bundle, provenance: str) -> float | None:
-    """Add up the counted joules that are known in one way; None where a counted device has none."""
+    """Return the counted joules with one provenance; None if nothing is counted, or the joules of one are unknown."""
     rows = counted(bundle)
     joules = [number(row, "energy_j") for row in rows if row["provenance"] == provenance]
     known = [value for value in joules if value is not None]

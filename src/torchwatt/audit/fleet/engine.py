@@ -1,4 +1,4 @@
-"""DuckDB over a lake: it reads the files, and the SQL is in files that anybody can open."""
+"""DuckDB queries over a lake; the SQL is in the package's `sql` folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROLLUPS = {
     "scope2": "v_scope2_month",
 }
 COUNTS = "lake_counts"
-# Nothing is fetched, also no extension: an address of an object store is read through pyarrow.
+# No network access, also not for extensions: object stores are read through pyarrow.
 _OFFLINE: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -36,11 +36,11 @@ _OFFLINE: dict[str, str | bool | int | float | list[str]] = {
 
 
 def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
-    """Return a connection of DuckDB with the lake's tables (`lake_run`, ...) and the views of the package.
+    """Return a DuckDB connection with the lake's tables (`lake_run`, ...) and the package's views.
 
     Args:
         lake: Where the runs are.
-        views: Only these, and what they are made of: DuckDB lists the files anew for each. Default is all.
+        views: Only these and their sources, because DuckDB lists the files again for each. Default is all.
 
     Raises:
         BundleError: There is no such lake, it is empty, or a part of it is damaged.
@@ -69,7 +69,7 @@ def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
 
 
 def rollup(lake: Lake, by: str, project: str | None = None, month: str | None = None) -> pa.Table:
-    """Return sums; see `ROLLUPS` for what they can be by.
+    """Return sums over runs, grouped by one of `ROLLUPS`.
 
     Args:
         lake: Where the runs are.
@@ -91,7 +91,7 @@ def rollup(lake: Lake, by: str, project: str | None = None, month: str | None = 
         import duckdb
 
         try:
-            # The view's name is ours; what the user typed is bound.
+            # The view's name is from `ROLLUPS`; user input is passed as parameters.
             query = f"SELECT * FROM {ROLLUPS[by]} WHERE {where}"  # noqa: S608
             return connection.sql(query, params=list(asked.values())).to_arrow_table()
         except duckdb.Error as error:
@@ -104,7 +104,7 @@ def sql_file(name: str) -> str:
 
 
 def statements(text: str) -> Iterator[tuple[str, str]]:
-    """Return the statements of a file, each with the name in its comment (`-- NAME: why`) or of what it makes."""
+    """Yield (name, statement): the name is that in its comment (`-- NAME: why`), or of the view or macro it creates."""
     for statement in text.split(";\n"):
         named = re.search(r"^-- ([A-Z]+): |^CREATE OR REPLACE (?:VIEW|MACRO) (\w+)", statement, re.MULTILINE)
         if named:
@@ -117,7 +117,7 @@ def _views() -> dict[str, str]:
 
 
 def _with_sources(views: Iterable[str]) -> set[str]:
-    """Return views and all that they are made of."""
+    """Return the names of views and of their direct and indirect sources."""
     found: set[str] = set()
     waiting = list(views)
     while waiting:
@@ -130,7 +130,7 @@ def _with_sources(views: Iterable[str]) -> set[str]:
 
 
 def script(lake: Lake) -> str:
-    """Return the SQL that makes the views in any DuckDB, for a lake in a folder.
+    """Return the SQL that creates the views in any DuckDB, for a lake in a folder.
 
     Raises:
         ConfigError: The lake is in an object store: there DuckDB needs its httpfs and your secrets.
@@ -151,7 +151,7 @@ def script(lake: Lake) -> str:
 
 
 def _add_table(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str) -> None:
-    """Make `lake_<table>`: from the files, or empty where no run has such rows."""
+    """Create `lake_<table>` from the files, or empty if no run has such rows."""
     import duckdb
 
     try:
@@ -174,10 +174,10 @@ def _add_table(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str) ->
 
 
 def _counts(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    """Make `lake_counts`: what `count_once` says of all runs of the lake, one row a run (no device) and device."""
+    """Return `lake_counts`: `count_once` over all runs, one row per run (`device_id` empty) and per device."""
     import pyarrow as pa
 
-    # A run that two writers put under two projects is in `v_run` once, and so it is here.
+    # A run that two writers put under two projects is used once, as in `v_run`.
     runs = dict(connection.execute("SELECT run_id, lake_metered FROM lake_run ORDER BY project DESC").fetchall())
     try:
         shares = count_once([run_of_text(metered, run_id) for run_id, metered in runs.items()])
@@ -199,7 +199,7 @@ def _count_rows(run_id: str, found: RunShare) -> Iterator[dict[str, object]]:
 
 
 def _counts_sql(lake: Lake) -> str:
-    """Return `lake_counts` as SQL: the rule is not SQL, so what it says today is written down."""
+    """Return SQL that creates `lake_counts` with the current results: `count_once` has no SQL form."""
     with connect(lake, COUNTS, "lake_run") as connection:
         rows = connection.table(COUNTS).fetchall()
     lines = ",\n".join(f"({', '.join(map(_literal, row))})" for row in rows)
@@ -223,7 +223,7 @@ def _literal(value: object) -> str:
 
 
 def _globbed(path: str) -> str:
-    """Write a folder so that a pattern means it and nothing else."""
+    """Escape the glob characters of a folder's path."""
     return re.sub(r"([*?\[])", r"[\1]", path)
 
 

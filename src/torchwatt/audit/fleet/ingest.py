@@ -1,4 +1,4 @@
-"""Many bundles into the lake: once each, by several processes, and again without harm."""
+"""Adds bundles to a lake, each once, in several processes; repeated calls change nothing."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from torchwatt.disk.path_safety import folder_entries
 
 DEFAULT_PROJECT = "default"
 UPLOADS = 16  # at a time
-WORTH_WORKERS = 150  # bundles; below, a process takes longer to start than it saves
+WORTH_WORKERS = 150  # bundles; for fewer, starting processes takes longer than it saves
 DEEPEST = 4
-_STRIDE = 7919  # a prime: processes with neighbouring numbers begin far apart
+_STRIDE = 7919  # a prime: processes with neighbouring PIDs begin far apart
 
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """What became of the bundles."""
+    """Outcomes of an ingest, one per bundle."""
 
     outcomes: tuple[Outcome, ...]
 
     def count(self, *states: str) -> int:
-        """Return how many ended so."""
+        """Return the number of bundles in any of these states."""
         return sum(outcome.state in states for outcome in self.outcomes)
 
     @property
@@ -53,19 +53,19 @@ def ingest(
     replace: bool = False,
     jobs: int | None = None,
 ) -> Ingested:
-    """Add every bundle below some folders to a lake; a run that is in it is left as it is.
+    """Add every bundle below some folders to a lake; runs that are already in it are not changed.
 
-    A bundle of which a file differs from its manifest, that cannot be read, or whose run was still running is refused
-    and named, and so is a folder with tables and no manifest; all others go on. Several processes and machines may add
-    to one lake at the same time.
+    Bundles with a file that differs from the manifest, unreadable bundles, those of unfinished runs, and folders with
+    tables and no manifest are refused and listed; the others are added. Several processes and machines may add to one
+    lake concurrently.
 
     Args:
-        lake: Where to; made where there is nothing.
+        lake: The target; created if it does not exist.
         places: Stores (`<store>/<project>/<run>`), folders of bundles, or bundles.
-        project: For all of them; by default the store's, else `default`.
+        project: Of all bundles; by default that of the store, else `default`.
         samples: Also copy the power curves, which are most of the bytes.
-        replace: A run that is there with other content is replaced, such as by a repriced bundle.
-        jobs: Processes; default is one a CPU, at most 8. To an object store: uploads at a time, default 16.
+        replace: Replace runs that are there with other content, such as by a repriced bundle.
+        jobs: Processes; default is one per CPU, at most 8. To an object store: uploads at a time, default 16.
 
     Raises:
         BundleError: The place holds something else, or cannot be written.
@@ -83,20 +83,20 @@ def ingest(
         return Ingested(add_many(lake.files.root, found, how, wanted))
     there = lake.runs()
     if isinstance(lake.files, LocalFiles):
-        # Several ingests of the same bundles begin at different ones and find the rest done by the others.
+        # Concurrent ingests of the same bundles start at different ones and skip those that others have added.
         begin = os.getpid() * _STRIDE % max(len(found), 1)
         outcomes = [add_one(lake, one, there, how) for one in (*found[begin:], *found[:begin])]
         cut = len(found) - begin
         return Ingested((*outcomes[cut:], *outcomes[:cut]))
-    with ThreadPoolExecutor(jobs or UPLOADS) as pool:  # an object store answers late and many at once
+    with ThreadPoolExecutor(jobs or UPLOADS) as pool:  # object stores have high latency and serve many requests at once
         return Ingested(tuple(pool.map(lambda one: add_one(lake, one, there, how), found)))
 
 
 def bundles_below(place: Path, project: str | None = None) -> Iterator[Found]:
-    """Find bundles: a folder's name is the project of the bundles in it, that of the folder asked for is not.
+    """Yield the bundles below a folder; the project is the parent folder's name, unless that is `place` itself.
 
     Raises:
-        ConfigError: It is no folder.
+        ConfigError: `place` is no folder.
     """
     if not place.is_dir():
         raise ConfigError(f"{place} is no folder: give a store, a folder of bundles, or a bundle")
@@ -106,7 +106,7 @@ def bundles_below(place: Path, project: str | None = None) -> Iterator[Found]:
 
 
 def _walk(folder: Path, root: Path, deeper: int) -> Iterator[Path]:
-    """Yield bundles, and the folders at the ends that are none, so that each is named; in order of name.
+    """Yield bundles, and leaf folders that are none, so that they are reported, in order of name.
 
     Hidden folders and links to folders are left out.
     """
@@ -115,7 +115,7 @@ def _walk(folder: Path, root: Path, deeper: int) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"cannot read {folder}: {error.strerror}") from error
     below = [name for name, kind in entries.items() if kind == "folder" and not name.startswith(".")]
-    # Also where the manifest is a link: the bundle is then refused by name, and not passed over.
+    # Also if the manifest is a link: the bundle is then listed as refused, not silently skipped.
     if MANIFEST in entries or looks_like_bundle(folder) or not (below and deeper):
         yield folder
     else:
@@ -134,7 +134,7 @@ def _need_pyarrow() -> None:
 
 
 def summary(found: Iterable[Outcome]) -> str:
-    """Say in one line what became of the bundles."""
+    """Return the number of bundles by state, in one line."""
     outcomes = Ingested(tuple(found))
     words = [f"{outcomes.count(state)} {state}" for state in ("added", "replaced", "present", "refused", "no bundle")]
     return ", ".join(word for word in words if not word.startswith("0 ")) or "no bundles"

@@ -1,4 +1,4 @@
-"""The lake as files: a local folder, or a path in an object store through pyarrow."""
+"""Files of a lake: in a local folder, or in an object store through pyarrow."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ _MARK = json.dumps({"format": "torchwatt-lake", "version": 3}) + "\n"
 
 
 class Files(Protocol):
-    """What a lake needs of a file system; paths are relative to the lake."""
+    """File operations that a lake needs; paths are relative to the lake."""
 
     def read(self, path: str) -> bytes | None:
-        """Return a file's bytes, None where there is none."""
+        """Return a file's bytes, None if it does not exist."""
 
     def write(self, path: str, content: bytes, *, replace: bool) -> bool:
-        """Write a file that appears whole or not at all; return False where it is there and may not be replaced."""
+        """Write a file atomically; return False if it exists and `replace` is false."""
 
     def parts(self, table: str) -> list[str]:
         """Return the paths of a table's parts."""
 
     def empty(self) -> bool:
-        """Return whether nothing is there."""
+        """Return whether the folder is empty or missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFiles:
-    """A folder: its owner's alone, or what the umask allows where it is `shared`."""
+    """A local folder: private to its owner, or with the modes of the umask if `shared`."""
 
     root: Path
     shared: bool = False
 
     def read(self, path: str) -> bytes | None:
-        """Return a file's bytes, None where there is none."""
+        """Return a file's bytes, None if it does not exist."""
         try:
             return read_own(self.root / path, MOST_PART_BYTES, self.root)
         except FileNotFoundError:
             return None
 
     def write(self, path: str, content: bytes, *, replace: bool) -> bool:
-        """Write beside and rename; a hard link, which never replaces, decides between several writers.
+        """Write a temporary file and rename it; without `replace`, link it, so that one of several writers succeeds.
 
         Raises:
-            OSError: It cannot be written, or a folder on the way is a link.
+            OSError: It cannot be written, or a folder of its path is a link.
         """
         target, hidden = self.root / path, f".{token_hex(8)}.part"
         with self._folder(target.parent) as folder:
@@ -84,7 +84,7 @@ class LocalFiles:
 
     @contextmanager
     def _folder(self, path: Path) -> Iterator[int]:
-        """Open a folder of the lake, made with those above it where it is not there."""
+        """Open a folder of the lake; missing folders are created."""
         try:
             opened = open_folder(path, self.root)
         except FileNotFoundError:
@@ -106,7 +106,7 @@ class LocalFiles:
         """Return the paths of a table's parts.
 
         Raises:
-            OSError: Something in the table's folder is a link, a pipe or a device: the engines would follow it.
+            OSError: The table's folder contains a link, a pipe or a device, which query engines would follow.
         """
         return sorted(path.relative_to(self.root).as_posix() for path in self._below(self.root / table, _LEVELS))
 
@@ -127,22 +127,22 @@ class LocalFiles:
                 yield folder / name
 
     def empty(self) -> bool:
-        """Return whether nothing is there."""
+        """Return whether the folder is empty or missing."""
         return not self.root.is_dir() or not folder_entries(self.root)
 
 
 def _appear(hidden: str, name: str, folder: int) -> None:
-    """Give a file its name where none is.
+    """Give a temporary file its final name.
 
     Raises:
-        FileExistsError: One is.
+        FileExistsError: The name exists.
     """
     try:
         os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # Without hard links two writers of one run may both get here: their bytes are the same.
+        # Without hard links, two writers of one run may both reach this line: their bytes are the same.
         if name in os.listdir(folder):
             raise FileExistsError(name) from error
         os.replace(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -150,13 +150,13 @@ def _appear(hidden: str, name: str, folder: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StoredFiles:
-    """A path in a file system of pyarrow; an object appears whole when its stream is closed."""
+    """A path in a file system of pyarrow; an object becomes visible when its stream is closed."""
 
     system: FileSystem
     root: str
 
     def read(self, path: str) -> bytes | None:
-        """Return a file's bytes, None where there is none."""
+        """Return a file's bytes, None if it does not exist."""
         try:
             with self.system.open_input_stream(f"{self.root}/{path}") as stream:
                 return bytes(stream.read())
@@ -187,7 +187,7 @@ class StoredFiles:
         return sorted(name for name in names if name.count("/") == 3)
 
     def empty(self) -> bool:
-        """Return whether nothing is there."""
+        """Return whether the folder is empty or missing."""
         from pyarrow.fs import FileSelector
 
         return not self.system.get_file_info(FileSelector(self.root, allow_not_found=True))
@@ -198,16 +198,16 @@ LOOKS, LOOK_S = 10, 0.05
 
 @dataclass(frozen=True, slots=True)
 class Lake:
-    """A place for the parts of many runs."""
+    """The Parquet parts of many runs, in a folder or an object store."""
 
     name: str  # as the user wrote it
     files: Files
 
     def make(self) -> None:
-        """Mark an empty place as a lake.
+        """Create a lake in an empty place, unless it is one already.
 
         Raises:
-            BundleError: Something else is there, or it cannot be written.
+            BundleError: The place is not empty and no lake, or cannot be written.
         """
         try:
             if not self.exists():
@@ -220,7 +220,7 @@ class Lake:
             raise BundleError(f"cannot write the lake {self.name}: {error}") from error
 
     def _is_being_made(self) -> bool:
-        """Wait a moment for another writer that has begun and not yet marked it; return whether it has now."""
+        """Wait up to `LOOKS` x `LOOK_S` seconds for another writer to create the marker; return whether it did."""
         for _ in range(LOOKS):
             if self.exists():
                 return True
@@ -231,7 +231,7 @@ class Lake:
         """Return whether it is a lake.
 
         Raises:
-            BundleError: It is one of another version, or cannot be read.
+            BundleError: It is a lake of another version, or cannot be read.
         """
         try:
             found = self.files.read(MARKER)
@@ -243,7 +243,7 @@ class Lake:
         return found is not None
 
     def runs(self) -> dict[str, str]:
-        """Return the path of each run's part of `run`: a run is in the lake when that one is.
+        """Return the path of each run's part of `run`, which is written last: a run without it is not in the lake.
 
         Raises:
             BundleError: The lake cannot be read.
@@ -264,12 +264,12 @@ class Lake:
 
 
 def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *, shared: bool = False) -> Lake:
-    """Return a lake by its folder or address; opens a network connection only for a remote address.
+    """Return the lake at a folder or address; connects to the network only for a remote address.
 
     Args:
         place: A folder, or an address that pyarrow knows: `s3://bucket/path`, `gs://bucket/path`, `file:///path`.
         system: A file system of pyarrow (or `PyFileSystem(FSSpecHandler(...))`) in which `place` is a path.
-        shared: What is written into a folder gets the modes of the umask; by default it is its owner's alone.
+        shared: Files in a folder get the modes of the umask; by default they are private to the owner.
 
     Raises:
         ConfigError: There is no such kind of address, or pyarrow is not installed.

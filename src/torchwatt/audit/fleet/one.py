@@ -162,7 +162,7 @@ def _samples(folder: Path, root: Path, listed: Mapping[str, str], run_id: str) -
 
 
 def _same(lake: Lake, path: str, manifest_sha256: str, how: How) -> State | None:
-    """Return what to say of a run that is in the lake; None where it is to be replaced.
+    """Return the state of a run that is in the lake; None if it is to be replaced.
 
     Raises:
         BundleError: It is in the lake with other content, and may not be replaced.
@@ -173,7 +173,7 @@ def _same(lake: Lake, path: str, manifest_sha256: str, how: How) -> State | None
     try:
         column = pq.read_table(BytesIO(content or b""), columns=["lake_manifest_sha256"]).column(0)
         known = column[0].as_py() if len(column) else None
-    except Exception:  # a damaged part says nothing, whatever pyarrow raises for it
+    except Exception:  # pyarrow raises errors of many types for a damaged part
         known = None
     if known == manifest_sha256:
         return "present"

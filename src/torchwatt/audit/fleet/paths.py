@@ -1,4 +1,4 @@
-"""Where a part lies in the lake: anybody's names become folders and files that stay where they belong."""
+"""Paths of parts in a lake; untrusted names are percent-encoded, so that no path leads out of the lake."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from urllib.parse import quote, unquote
 from torchwatt.core.errors import ConfigError
 
 SUFFIX = ".parquet"
-# A name in a folder has 255 bytes at most; `project=`, `part-` and the suffix take their own.
+# File systems allow names of 255 bytes, including `project=`, `part-` and the suffix.
 LONGEST = 200
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def encoded(name: str) -> str:
-    """Write any text as one part of a path, as Hive does: percent-encoded, decoded again by every engine.
+    """Percent-encode text as one part of a path, as Hive does; query engines decode it.
 
     Raises:
-        ConfigError: It is empty, too long for a file's name, or the one name that engines read as "no value".
+        ConfigError: It is empty, too long for a file's name, or the name that engines read as null.
     """
     if name == _HIVE_NULL:
         raise ConfigError(f"{name}: engines read this name as no name at all: give another")
@@ -33,7 +33,7 @@ def decoded(text: str) -> str:
 
 
 def part(table: str, project: str, started_at: datetime, run_id: str) -> str:
-    """Return the path of a run's part of a table, relative to the lake; the date is that of UTC."""
+    """Return the path of a run's part of a table, relative to the lake; the date is in UTC."""
     day = f"{started_at.astimezone(UTC):%Y-%m-%d}"
     return f"{table}/project={encoded(project)}/date={day}/part-{encoded(run_id)}{SUFFIX}"
 

@@ -1,4 +1,4 @@
-"""The store on the disk: `<store>/<project>/<run_id>/` are bundles, `<project>/chain.jsonl` their chain."""
+"""The store on disk: bundles in `<store>/<project>/<run_id>/`, their chain in `<project>/chain.jsonl`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PROJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def default_store() -> Path:
-    """Return where runs are kept: `TORCHWATT_STORE`, or the user's data folder (XDG)."""
+    """Return the default store: `TORCHWATT_STORE`, or a folder in the user's data folder (XDG)."""
     named = os.environ.get("TORCHWATT_STORE")
     if named:
         return Path(named)
@@ -35,10 +35,10 @@ def default_store() -> Path:
 
 
 def project_name(project: str) -> str:
-    """Return the name of a project, which is a folder's name.
+    """Return the name of a project, checked because a folder gets it.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The name is not allowed.
     """
     if not _PROJECT.fullmatch(project):
         raise ConfigError(f"project={project!r}: give a name of letters, digits, '.', '_' and '-'")
@@ -46,27 +46,27 @@ def project_name(project: str) -> str:
 
 
 class Store:
-    """Runs that a user keeps. Nothing is written before something is kept."""
+    """A user's stored runs. No folder is created before the first run is stored."""
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self.root = Path(root) if root is not None else default_store()
 
     def keep(self, report: Report, project: str = PROJECT) -> Path:
-        """Write a run into the store, as the next link of its project's chain.
+        """Write a run to the store and add it to its project's chain; return the bundle's folder.
 
         Raises:
-            BundleError: The run is kept already, or it cannot be written.
-            ConfigError: The project's name is no name.
+            BundleError: The run is in the store already, or cannot be written.
+            ConfigError: The project's name is not allowed.
         """
         target = self._new(project, report.run_id)
         write_bundle(report, target, seal=Seal(chain=target.parent / CHAIN))
         return self._added(target, project)
 
     def add(self, directory: str | os.PathLike[str], project: str = PROJECT) -> Path:
-        """Copy a bundle into the store, byte for byte.
+        """Copy a bundle into the store unchanged; it is not added to the chain. Return its folder.
 
         Raises:
-            BundleError: It is no bundle, the run is kept already, or it cannot be written.
+            BundleError: It is no bundle, the run is in the store already, or it cannot be written.
         """
         bundle = read_bundle(directory)
         target = self._new(project, str(bundle.run["run_id"]))
@@ -80,10 +80,10 @@ class Store:
         return self._added(target, project)
 
     def share(self, folder: Path) -> None:
-        """Let others read a kept run, as far as the umask allows; journals of runs that go on stay private.
+        """Make a stored run readable for others, as far as the umask allows; journals of unfinished runs stay private.
 
         Raises:
-            BundleError: A file is not the user's own.
+            BundleError: The modes of a file cannot be changed.
         """
         project = folder.parent
         try:
@@ -93,7 +93,7 @@ class Store:
             raise BundleError(f"cannot share {error.filename}: {error.strerror}") from error
 
     def runs(self, project: str | None = None, month: str | None = None) -> tuple[StoredRun, ...]:
-        """Return the kept runs by time; the index is made again where it does not say what lies in the folder."""
+        """Return the stored runs in order of time; rebuild the index if it does not match the folders."""
         found = read_index(self.root / INDEX)
         there = {(folder.parent.name, folder.name) for folder in self._folders()}
         if found is None or {(run.project, run.folder) for run in found} != there:
@@ -101,7 +101,7 @@ class Store:
         return tuple(run for run in found if project in {None, run.project} and month in {None, run.month})
 
     def rebuild(self) -> tuple[StoredRun, ...]:
-        """Make the index again from the bundles, and return what is in it; warns of a bundle that cannot be read."""
+        """Rebuild the index from the bundles and return its runs; warn of bundles that cannot be read."""
         if not self.root.is_dir():
             return ()
         found = tuple(sorted(self._bundles(), key=lambda run: (run.started_at, run.run_id)))
@@ -109,10 +109,10 @@ class Store:
         return found
 
     def find(self, wanted: str, project: str | None = None) -> Path:
-        """Return the folder of one run by its id, the beginning or the end of its id, or its name.
+        """Return the folder of the run with an id, a prefix or suffix of its id, or a name.
 
         Raises:
-            BundleError: There is none, or several.
+            BundleError: No run matches, or several do.
         """
         runs = self.runs(project)
         exact = [run for run in runs if wanted in {run.run_id, run.name}]
@@ -125,7 +125,7 @@ class Store:
         return self.root / near[0].project / near[0].folder
 
     def unsealed(self) -> tuple[Path, ...]:
-        """Return folders where a bundle should be that have tables and no manifest: they count nowhere."""
+        """Return folders of the store with tables and no manifest, which are in no sum."""
         found = (tables.parent for tables in sorted(self.root.glob("*/*/run.csv")))
         return tuple(
             folder for folder in found if not folder.name.startswith(".") and not (folder / MANIFEST).is_file()
@@ -169,7 +169,7 @@ class Store:
 
 
 def _copy(bundle: Path, target: Path) -> None:
-    """Copy a bundle's own files: no folders in it, and nothing that a link shows from elsewhere."""
+    """Copy the plain files of a bundle; folders and links are left out."""
     target.mkdir(mode=FOLDER)
     for name, kind in folder_entries(bundle).items():
         if kind == "file":

@@ -1,4 +1,4 @@
-"""The index of a store: SQLite, one row a bundle, worth nothing that the bundles do not say themselves."""
+"""The index of a store: SQLite, one row per bundle; it can be rebuilt from the bundles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VERSION = 2
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """What the index knows of a run; times are UTC as text, None is unknown."""
+    """One row of the index; times are UTC as text, None is unknown."""
 
     run_id: str
     project: str
@@ -42,11 +42,11 @@ class StoredRun:
     location_g: float | None
     market_g: float | None
     basis: str
-    metered: str  # what its devices metered when, as `counted_runs` writes it
+    metered: str  # JSON of its metered devices and times, as `counted_runs.text_of` writes it
 
     @property
     def key(self) -> str:
-        """Return what tells the run from all others of the store."""
+        """Return a key that is unique in the store: `project/run_id`."""
         return f"{self.project}/{self.run_id}"
 
     @property
@@ -56,7 +56,7 @@ class StoredRun:
 
     @property
     def counted(self) -> Counted:
-        """Return what the run says for sums."""
+        """Return the totals that sums use."""
         return Counted(
             self.run_id,
             self.boundary,
@@ -97,10 +97,10 @@ def stored(bundle: Bundle, project: str) -> StoredRun:
 
 
 def write_index(path: Path, runs: Iterable[StoredRun]) -> None:
-    """Make the index anew; it appears whole or not at all."""
+    """Write a new index and replace the old one atomically."""
     fresh = path.with_name(f".{path.name}.{token_hex(4)}.new")
     try:
-        new_file(fresh).close()  # SQLite would make it with the umask's mode
+        new_file(fresh).close()  # SQLite would create it with the umask's mode
     except OSError as error:
         raise BundleError(f"cannot write the index {path}: {error.strerror}") from error
     with _open(fresh) as database:
@@ -108,7 +108,7 @@ def write_index(path: Path, runs: Iterable[StoredRun]) -> None:
         database.execute(f"PRAGMA user_version = {VERSION}")
         _insert(database, runs)
     if kind_of(path) == "file":
-        fresh.chmod(S_IMODE(path.stat().st_mode))  # of a store that is shared
+        fresh.chmod(S_IMODE(path.stat().st_mode))  # keep the mode of a shared store
     fresh.replace(path)
 
 
@@ -119,14 +119,14 @@ def add_to_index(path: Path, run: StoredRun) -> None:
 
 
 def read_index(path: Path) -> tuple[StoredRun, ...] | None:
-    """Return the runs by time; None where the index is missing, damaged or of another version."""
+    """Return the runs in order of time; None if the index is missing, damaged or of another version."""
     if kind_of(path) != "file":
         return None
     try:
         with _open(path) as database:
             if database.execute("PRAGMA user_version").fetchone() != (VERSION,):
                 return None
-            # A view of that name would run whatever somebody wrote there.
+            # `run` must be a table: a view of that name would execute untrusted SQL.
             if database.execute("SELECT type FROM sqlite_master WHERE name = 'run'").fetchall() != [("table",)]:
                 return None
             rows = database.execute("SELECT * FROM run ORDER BY started_at, run_id").fetchall()
@@ -136,11 +136,11 @@ def read_index(path: Path) -> tuple[StoredRun, ...] | None:
 
 
 def _typed(run: StoredRun) -> StoredRun:
-    """Check what SQLite does not: that each value is of its column's type.
+    """Check that each value is of its column's type, which SQLite does not enforce.
 
     Raises:
-        TypeError: One is not; the index is then made again.
-        BundleError: What was metered cannot be read; the same.
+        TypeError: A value is of another type; the caller then rebuilds the index.
+        BundleError: `metered` cannot be parsed; the caller does the same.
     """
     for field in fields(StoredRun):
         value = getattr(run, field.name)

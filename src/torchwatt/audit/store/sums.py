@@ -22,16 +22,16 @@ class Group:
 
 
 def shares(runs: Iterable[StoredRun]) -> dict[str, RunShare]:
-    """Return what each run adds to sums beside all others of the store, by `StoredRun.key`."""
+    """Return the result of `count_once` over these runs, by `StoredRun.key`."""
     return count_once(run_of_text(run.metered, run.key) for run in runs)
 
 
 def sums(runs: Iterable[StoredRun], among: Mapping[str, RunShare] | None = None) -> tuple[Group, ...]:
-    """Add up runs by project and month; what must not be added is empty and said why.
+    """Add up runs by project and month; `Total.refused` lists what was not added.
 
     Args:
-        runs: What to add up.
-        among: What `shares` says of all runs of the store; by default of these runs.
+        runs: The runs to add up.
+        among: `shares` of all runs of the store; by default of these runs.
     """
     chosen = list(runs)
     found = shares(chosen) if among is None else among

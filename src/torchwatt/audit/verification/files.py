@@ -53,9 +53,8 @@ def check_manifest(folder: Path, findings: Findings) -> dict[str, str]:
         BundleError: There is no manifest: the folder is no bundle.
     """
     entries = folder_entries(folder)
-    if entries.get(MANIFEST) not in {"file", "link"}:  # a folder that is no bundle is not read
-        raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle of torchwatt, or was written by 0.0")
-    found = dict(_digests(folder, entries, findings))
+    # A folder without one is not read. One that is a link, or cannot be read, is none.
+    found = dict(_digests(folder, entries, findings)) if entries.get(MANIFEST) == "file" else {}
     if MANIFEST not in found:
         raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle of torchwatt, or was written by 0.0")
     listed: dict[str, str] = {}

@@ -51,7 +51,7 @@ class ShareLaws:
         self.facts = facts
         self.findings = findings
         self.time_s: dict[str, float] = defaultdict(float)  # by device
-        self.apart: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))  # idle joules and seconds
+        self.idle: set[str] = set()  # devices with rows in which nothing of the run worked
         self.fitted: dict[str, int] = {}  # the first row of `fit`, by device
         self.by_time: set[str] = set()
         self.shared: dict[str, int] = {}  # the first row with a time_share_j that is its own, by device
@@ -136,7 +136,8 @@ class ShareLaws:
             device, name, phase, class_name, params, size, seconds, joules = cast("_Cells", cells)
             self.by_time.add(device)
             if name in APART:
-                self.apart[device] = self.apart[device][0] + joules, self.apart[device][1] + seconds
+                if joules or seconds:
+                    self.idle.add(device)
                 continue
             if shared_j is not None and method == "time_share":
                 self.shared.setdefault(device, row)
@@ -160,7 +161,7 @@ class ShareLaws:
         curve = self.facts.curves.get(device)
         if curve is None or seconds < LEAST_S or self.facts.merged or self.facts.broken & {"sample", "device"}:
             return
-        if self.apart[device] != (0.0, 0.0) or not curve.most_w <= curve.least_w * (1 + POWER_REL):
+        if device in self.idle or not curve.most_w <= curve.least_w * (1 + POWER_REL):
             return
         power_w, slack = joules / seconds, TIME_S / max(seconds, TIME_S) * 0.1 + POWER_REL
         if not curve.least_w * (1 - slack) <= power_w <= curve.most_w * (1 + slack):

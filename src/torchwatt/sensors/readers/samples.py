@@ -32,7 +32,7 @@ DEPTH_NS = 5_000_000_000  # longer than any known ring: an H100's holds 2.4 s
 
 
 def clock_of(newest_us: int, clocks: Mapping[str, Clock] = CLOCKS) -> str | None:
-    """Return the name of the clock by which a ring's newest sample has a plausible age; None if there is no such."""
+    """Return the name of the clock by which a ring's newest sample has a plausible age, else None."""
     for name, clock in clocks.items():
         if AGES_NS[0] < clock() - newest_us * 1000 < AGES_NS[1]:
             return name

@@ -117,8 +117,8 @@ def _touches_silence(curve: EnergyCurve, t_ns: IntArray) -> np.ndarray:
 class Spread:
     """Differences between repeats, each a standard deviation in joules.
 
-    `drift_j` is what slow changes of the machine do to each slot, `traced_j` the error of what traced steps filled in,
-    with `freedom` degrees; `total_j` and `freedom_total` are the drift of the domain's total. None: cannot be told.
+    `drift_j` is the effect of slow changes of the machine on each slot, `traced_j` the error of joules filled in from
+    traced steps, with `freedom` degrees; `total_j`, `freedom_total` are the drift of the domain's total. None: unknown.
     """
 
     total_j: float
@@ -267,8 +267,8 @@ def _drift(joules: FloatArray, relative: FloatArray, grid: Grid, once: float) ->
         joules: (intervals, columns).
         relative: (stages, columns or 1): how far a stage's blocks drift.
         grid: Of the same intervals.
-        once: How far what comes once drifts, outside of all blocks: as the machine does. What a column has inside of
-            blocks may be slivers of it, and their spread says nothing of the rest.
+        once: Relative drift of joules outside all blocks, taken from the machine's drift: the part of such a column
+            inside blocks may be small, and its spread is then no estimate for the rest.
     """
     in_blocks = grid.block >= 0
     return np.asarray((_by_stage(joules, grid) * relative).sum(axis=0) + once * joules[~in_blocks].sum(axis=0))

@@ -9,9 +9,9 @@ from torchwatt.attribution.fit import Fit
 from torchwatt.attribution.guards import SHOW_SELF
 from torchwatt.core.ledger import FULL_COVERAGE, Ledger
 
-SELDOM = "power was read"  # the note that says how seldom
-UNSEEN = "never sampled"  # notes of what a power sensor did not see begin so
-COUNTER_COVERS = "the energy counter"  # notes that say what joules it has begin so
+SELDOM = "power was read"  # prefix of the note on a low sampling rate
+UNSEEN = "never sampled"  # prefix of the note on run phases without power readings
+COUNTER_COVERS = "the energy counter"  # prefix of notes on what a counter covers
 
 _METER = {
     "counter": "measured by the meter's own energy counter",

@@ -1,1 +1,1 @@
-"""For the loops of others: `.trainer` (Hugging Face), `.lightning`, `.mlflow`; importing this loads none of them."""
+"""Callbacks and exporters: `.trainer` (Hugging Face), `.lightning`, `.mlflow`; each is imported only on request."""

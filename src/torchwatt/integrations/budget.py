@@ -1,4 +1,4 @@
-"""How much a training may use, and when to look whether it has."""
+"""Energy and carbon budget of a training, and the schedule of its checks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LONGEST_WAIT_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Joules and grams of CO2e that a training may use; None is no limit.
+    """Limits of a training's joules and grams of CO2e; None is no limit.
 
     Raises:
-        ConfigError: A limit is no positive number.
+        ConfigError: A limit is not a positive finite number.
     """
 
     energy_j: float | None = None
@@ -32,22 +32,23 @@ class Budget:
         return self.energy_j is not None or self.carbon_g is not None
 
     def used(self, energy_j: float | None, carbon_g: float | None) -> float:
-        """Return the part of the scarcer budget that is used: 1 is all of it. What is unknown does not count."""
+        """Return the used part of the budget that is closer to its limit (1: used up); unknown amounts count as 0."""
         pairs = ((energy_j, self.energy_j), (carbon_g, self.carbon_g))
         return max((value / most for value, most in pairs if value is not None and most is not None), default=0.0)
 
     def told(self, energy_j: float | None, carbon_g: float | None) -> str:
-        """Say which budget is used up."""
+        """Return the message that names the budget that is used up."""
         if self.energy_j is not None and energy_j is not None and energy_j >= self.energy_j:
             return f"energy budget of {self.energy_j:.6g} J used up: {energy_j:.6g} J"
         return f"carbon budget of {self.carbon_g:.6g} gCO2e used up: {carbon_g:.6g} g"
 
 
 class Pace:
-    """When to look at the meters: twice a second, and ever more often as the end of a budget comes near.
+    """Schedules budget checks: at least every 0.5 s, more often close to the limit.
 
-    The wait is half of the time that the rest would last at the rate of late: a step that crosses the budget is
-    found when it ends, unless power rises more than twofold between two looks. Until there is a rate, waits grow.
+    The wait is half of the time in which the remaining budget would be used at the latest rate, so a step that crosses
+    the limit is detected at its end, unless power more than doubles between two checks. Until a rate is known, the wait
+    is a tenth of the time since the first check.
     """
 
     def __init__(self) -> None:
@@ -56,15 +57,15 @@ class Pace:
 
     @property
     def near(self) -> bool:
-        """Return whether the rest is small: only a fresh reading will do."""
+        """Return whether the next check is less than 0.5 s after the last one, so that it needs fresh readings."""
         return self._next_s - self._at_s < LONGEST_WAIT_S
 
     def is_due(self, now_s: float) -> bool:
-        """Return whether it is time for a look."""
+        """Return whether a check is due."""
         return now_s >= self._next_s
 
     def looked(self, now_s: float, used: float) -> None:
-        """Note a look and decide on the next one."""
+        """Record a check with the used part of the budget, and schedule the next one."""
         if self._first_s is None:
             self._first_s, wait_s = now_s, 0.0
         else:

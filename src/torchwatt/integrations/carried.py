@@ -1,4 +1,4 @@
-"""What earlier runs of one training used: carried from checkpoint to checkpoint."""
+"""Totals of the earlier runs of one training, stored in its checkpoints."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Carried:
     run_ids: tuple[str, ...] = ()
 
     def plus(self, energy_j: float | None, carbon_g: float | None, run_id: str) -> Carried:
-        """Return the sums with another run; unknown if a part of one is."""
+        """Return the sums with another run added; None if either summand is unknown."""
         if not self.run_ids:
             return Carried(energy_j, carbon_g, (run_id,))
         return Carried(_sum(self.energy_j, energy_j), _sum(self.carbon_g, carbon_g), (*self.run_ids, run_id))
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the values to store in a checkpoint."""
         return {**asdict(self), "run_ids": list(self.run_ids)}
 
 
@@ -34,7 +34,7 @@ NOTHING = Carried()
 
 
 def carried_from(kept: Mapping[str, Any] | None) -> Carried:
-    """Return what a checkpoint says; nothing where it says nothing that makes sense."""
+    """Parse the totals in a checkpoint; missing or invalid values become unknown."""
     if not kept:
         return NOTHING
     ids = kept.get("run_ids")

@@ -1,12 +1,12 @@
-"""The callback of codecarbon's that transformers may have added by itself."""
+"""Detects the CodeCarbon callback that transformers adds automatically."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-# transformers adds it where codecarbon is installed and `report_to` is "all": its default before version 5. It is
-# told by its name: importing `transformers.integrations` costs seconds, and it may be a subclass.
+# transformers adds it if codecarbon is installed and `report_to` is "all", the default before version 5. Matched by
+# class name, subclasses included, because importing `transformers.integrations` takes seconds.
 NAME = "CodeCarbonCallback"
 
 EXPLAINED = (
@@ -17,5 +17,5 @@ EXPLAINED = (
 
 
 def runs_beside(callbacks: Iterable[Any]) -> bool:
-    """Return whether codecarbon's callback is among a trainer's."""
+    """Return whether a trainer's callbacks include codecarbon's."""
     return any(kind.__name__ == NAME for callback in callbacks for kind in type(callback).__mro__)

@@ -11,7 +11,7 @@ from torchwatt.integrations.metering import Metering, harmless
 from torchwatt.integrations.needed import needed
 from torchwatt.session.profile import outcome_of
 
-# One framework under two names, with two classes of callbacks. The user has imported one of them, or will.
+# One framework under two package names, each with its own callback class; prefer the one that is already imported.
 NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 
@@ -23,7 +23,7 @@ def _bases() -> tuple[Any, ...]:
 
 
 class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
-    """Meters `Trainer.fit()`, its sanity check and its validations apart.
+    """Meters `Trainer.fit()`; the sanity check and validations are booked separately from training steps.
 
     `energy = EnergyCallback(region="FRA", energy_budget_j=500_000)`, then `Trainer(callbacks=[energy]).fit(model)`,
     and `energy.run` is the run, as `with torchwatt.profile(model) as run` makes it.
@@ -39,32 +39,32 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
     _resumed = False
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin to meter."""
+        """Start metering."""
         self._begin(pl_module, processes=trainer.world_size, earlier=self._earlier, resumed=self._resumed)
         self._earlier, self._resumed = NOTHING, False
 
     @harmless
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Note that steps begin, and log what the sanity check used."""
+        """Record the step count at the start, and log the energy of the sanity check."""
         self._optimizer_steps = trainer.global_step
         if self._training is not None:
             self._log(trainer, self._training.metrics(step=False))
 
     @harmless
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Note the beginning of an epoch."""
+        """Record the start of an epoch."""
         if self._training is not None:
             self._training.epoch_began(trainer.current_epoch)
 
     @harmless
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        """Note that steps go on after a pause."""
+        """Record that steps resume after a pause."""
         if self._training is not None:
             self._training.pause_ended()
 
     @harmless
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        """Note a step of the optimizer, if this batch ended one; ask for an end once the budget is used up."""
+        """Record an optimizer step, if this batch completed one; stop training once the budget is used up."""
         training = self._training
         if training is None or trainer.global_step == self._optimizer_steps:
             return
@@ -77,26 +77,26 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
 
     @harmless
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Note that an evaluation begins."""
+        """Record the start of an evaluation."""
         if self._training is not None:
             self._training.pause_began("evaluation")
 
     @harmless
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Note that it is over."""
+        """Record the end of an evaluation."""
         if self._training is not None:
             self._training.pause_ended()
             self._decide(trainer)
 
     @harmless
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-        """Note that a checkpoint is written; it is over when anything else begins."""
+        """Record the start of a checkpoint; the next event of any kind ends it."""
         if self._training is not None:
             self._training.pause_began("checkpoint")
 
     @harmless
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log what the epoch's steps used."""
+        """Log the energy of the epoch's steps."""
         training = self._training
         if training is not None:
             training.epoch_ended()
@@ -105,7 +105,7 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
 
     @harmless
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log what the last checkpoint used."""
+        """Log the energy since the last row, such as that of the last checkpoint."""
         if self._training is not None:
             self._training.last_look()
             self._log(trainer, self._training.metrics(step=False))
@@ -116,17 +116,17 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
         self._end()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """End the run; the exception passes through."""
+        """End the run; Lightning re-raises the exception."""
         self._end(*outcome_of(exception))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """End what nothing else ended."""
+        """End a run that neither `on_fit_end` nor `on_exception` ended."""
         if stage == "fit":
             self._end("aborted", "left without an end")
 
     @harmless
     def state_dict(self) -> dict[str, Any]:
-        """Return what was used until now, for the checkpoint."""
+        """Return the totals so far, for the checkpoint."""
         training = self._training
         if training is None:
             return {}
@@ -134,19 +134,18 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
         return training.used.to_json()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what a checkpoint says was used; where training runs, that is part of its own joules."""
+        """Restore the totals of earlier runs; ignored while training runs, whose own joules include them."""
         if self._training is None:
             self._earlier = carried_from(state_dict)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-        """Note that this fit goes on from a checkpoint; a finder of batch sizes goes back to one before any step."""
+        """Record whether this fit resumes: batch-size finders reload a checkpoint of step 0, which is not a resume."""
         self._resumed = self._training is None and checkpoint.get("global_step", 0) > 0
 
     def _log(self, trainer: Any, found: dict[str, float]) -> None:
-        """Write a row as Lightning's own LearningRateMonitor does.
+        """Write a row directly to the loggers, as Lightning's LearningRateMonitor does.
 
-        `self.log_dict` would write the latest value again in each later row of the epoch, known or not by then, and
-        round it to 32 bits.
+        `self.log_dict` would repeat the latest value in each later row of the epoch and round it to 32 bits.
         """
         if not found or not trainer.is_global_zero:
             return
@@ -161,7 +160,7 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
 
 
 def _writes_a_row(trainer: Any) -> bool:
-    """Return whether Lightning writes metrics of this batch; where it does not say, go by the optimizer's steps."""
+    """Return whether Lightning logs this batch; without its logger connector, decide by the global step."""
     connector = getattr(trainer, "_logger_connector", None)
     said = getattr(connector, "should_update_logs", None)
     if said is not None:

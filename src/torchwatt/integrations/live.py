@@ -1,4 +1,4 @@
-"""Joules while training runs, by what ran: parts end at instants, and are known once every meter has passed them."""
+"""Joules of training, evaluations and checkpoints while they run; known once all meters have passed a part's end."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.session.pulse import STALE_NS, Pulse
 
 Part = Literal["train", "evaluation", "checkpoint", "rest"]
-REACH_NS = 20 * NS_PER_S  # a look that spares readings goes back a minute at most
+REACH_NS = 20 * NS_PER_S  # longer since the last reading: read afresh, as `Pulse.beat` goes back a minute at most
 MOST_ENDS = 256
 NOTE_NS = NS_PER_S // 5
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """An instant at which a part ended; several parts where it is not known when each did."""
+    """The end of a part; several parts if the boundaries between them are unknown."""
 
     t_ns: int
     parts: frozenset[Part]
@@ -28,10 +28,10 @@ class End:
 
 
 class Live:
-    """Reads the meters at the ends of parts; the report, which sees all readings at once, may differ a little.
+    """Reads the meters at the ends of parts; the report, computed from all readings, may differ slightly.
 
-    A counter is read at the end itself. Other meters answer a little later, and the part is not known before. Joules
-    that cannot be told apart, and joules of a time when a meter was silent, are in no sum: such a sum is unknown.
+    Counters are read at the end of a part; other meters publish later, and the part's joules are unknown until then.
+    A sum is None if it includes an interval of several parts, or one in which a meter gave no readings.
     """
 
     def __init__(self, pulse: Pulse) -> None:
@@ -45,38 +45,38 @@ class Live:
 
     @property
     def least_j(self) -> float | None:
-        """Return the joules that were read so far, some meters' later than others'; None before the first."""
+        """Return the joules read so far, per meter up to its latest reading; None before the first."""
         return fsum(self._pulse.energy_j.values()) if self._pulse.energy_j else None
 
     @property
     def whole_j(self) -> float | None:
-        """Return the joules up to the last instant that all meters have passed; None if one is late, or was silent."""
+        """Return the joules up to the last instant known to all meters; None if one is late or had a gap."""
         t_ns, whole_j = self._pulse.whole or (0, 0.0)
         late = self._looked_ns - t_ns > STALE_NS
         return None if late or self._gaps or whole_j <= 0 else whole_j
 
     def carbon_g(self, energy_j: float | None) -> float | None:
-        """Return the grams of so many joules; None without a region."""
+        """Convert joules to grams of CO2e; None without a region."""
         return None if energy_j is None else self._pulse.carbon_g(energy_j)
 
     def glance(self) -> None:
-        """Read what the sampler has read anyway; cheap."""
+        """Evaluate readings that the sampler has already taken; reads no meter unless the last update is old."""
         now_ns = time.monotonic_ns()
         self._pulse.beat(fresh=now_ns - self._looked_ns > REACH_NS)
         self._looked_ns = now_ns
         self._resolve()
 
     def look(self, *parts: Part, steps: int = 0, ends_epoch: bool = False) -> None:
-        """Read all meters now; what was used since the last look is of these parts, with so many steps."""
+        """Read all meters now; book the joules since the last end to `parts`, which contain `steps` steps."""
         self._end(frozenset(parts), steps, ends_epoch=ends_epoch)
         self._looked_ns = self._ended_ns
         self._pulse.beat(fresh=True)
         self._resolve()
 
     def note(self, steps: int) -> bool:
-        """Note the end of a step without a look; return whether it was taken: once in a while is enough.
+        """Record the end of steps without reading meters; within 0.2 s of the last end, do nothing and return False.
 
-        So a later look, for which slow meters have no answer yet, still knows most of the steps before it.
+        A later reading can then resolve most steps even if slow meters have not published its own instant yet.
         """
         if time.monotonic_ns() - self._ended_ns < NOTE_NS:
             return False
@@ -87,20 +87,20 @@ class Live:
         self._ended_ns = time.monotonic_ns()
         self._pulse.ask(self._ended_ns)
         self._ends.append(End(self._ended_ns, parts, steps, ends_epoch))
-        if len(self._ends) > MOST_ENDS:  # long without a look, or a meter is silent for good
+        if len(self._ends) > MOST_ENDS:  # no reading for long, or a meter stopped: merge the oldest two
             first, second = self._ends.popleft(), self._ends.popleft()
             steps, ends_epoch = first.steps + second.steps, first.ends_epoch or second.ends_epoch
             self._ends.appendleft(End(second.t_ns, first.parts | second.parts, steps, ends_epoch))
             self._pulse.forget(first.t_ns)
 
     def step_j(self) -> float | None:
-        """Return the mean joules of the steps that were not returned before, as far as they are known."""
+        """Return the mean joules of the resolved steps since the last call; None if unknown."""
         joules, steps = self._sums.pop("step", None), self._steps
         self._steps = 0
         return None if joules is None or not steps else joules / steps
 
     def take(self, name: Literal["epoch", "evaluation", "checkpoint", "rest"]) -> float | None:
-        """Return the joules of finished parts that were not returned before; of `epoch`, those of its steps."""
+        """Return the joules of parts finished since the last call; for `epoch`, of its training steps only."""
         return self._sums.pop(name, None)
 
     @property

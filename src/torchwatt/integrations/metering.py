@@ -1,4 +1,4 @@
-"""What the callbacks of all frameworks share: options checked early, one training at a time, its run kept."""
+"""Base class of the training callbacks: checks options early and owns the current training and its run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 def harmless(hook: Hook) -> Hook:
-    """Make a hook of which a fault of ours ends metering, and not a training of hours; it returns None then."""
+    """Decorate a hook so that an exception in it ends metering instead of training; it then returns None."""
 
     @functools.wraps(hook)
     def safe(callback: Any, *args: Any, **kwargs: Any) -> Any:
@@ -36,7 +36,7 @@ def harmless(hook: Hook) -> Hook:
 
 
 class Metering:
-    """Holds the training that runs and the run of the latest one.
+    """Owns the current training and the run of the latest one.
 
     Args:
         energy_budget_j: End training after the step that makes its joules this many; no limit by default.
@@ -44,7 +44,7 @@ class Metering:
         profiling: Options of `torchwatt.profile`, such as `region=`, `layers="off"`, `csv=`.
 
     Raises:
-        ConfigError: An option is impossible, or a carbon budget has no grid to count grams by.
+        ConfigError: An option is invalid, or a carbon budget has no region or intensity.
         FactorError: The region is in no table.
     """
 
@@ -52,7 +52,7 @@ class Metering:
         self, *, energy_budget_j: float | None = None, carbon_budget_g: float | None = None, **profiling: Any
     ) -> None:
         self._budget = Budget(energy_budget_j, carbon_budget_g)
-        asked = options(profile(**profiling)._given)  # what cannot be must not come out after hours of loading data
+        asked = options(profile(**profiling)._given)  # reject invalid options now, not after hours of loading data
         if carbon_budget_g is not None and not asked.carbon.location:
             raise ConfigError(
                 f"carbon_budget_g={carbon_budget_g!r}: grams need a grid; give region= (such as 'FRA') or "
@@ -69,7 +69,7 @@ class Metering:
         return self._run
 
     def _begin(self, model: Any, *, processes: int = 1, earlier: Carried = NOTHING, resumed: bool = False) -> Training:
-        """Begin to meter; a training that was left without an end is ended first.
+        """Start metering; a training that has not ended yet is ended as aborted first.
 
         Raises:
             ConfigError: There is a budget, and more than one process.
@@ -90,7 +90,7 @@ class Metering:
         return training
 
     def _give_up(self, error: Exception) -> None:
-        """End metering, never training, after a fault of ours; what was measured until now is kept."""
+        """End metering, but not training, after an internal error; keep the measurements so far."""
         training, self._training = self._training, None
         _log.warning("torchwatt: metering ended by a fault of its own, training goes on", exc_info=error)
         if training is not None:
@@ -103,7 +103,7 @@ class Metering:
 
 
 def _numbered(profiling: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the options of the n-th training of one callback: each writes files of its own, `audit`, `audit-2`, ..."""
+    """Return the options of a callback's n-th training, with output paths numbered from 2: `audit`, `audit-2`, ..."""
     found = dict(profiling)
     for name in ("csv", "html"):
         if number > 1 and found.get(name) is not None:

@@ -1,4 +1,4 @@
-"""A run's totals, how they are known, and its bundle, in MLflow."""
+"""Logs a run's totals, their provenance, and its bundle to MLflow."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def log_to_mlflow(
     """Log a finished run to MLflow and return the id of the MLflow run.
 
     Metrics are `energy/total_j` with its 90 % interval, `energy/it_kwh`, `energy/<domain>_j`, joules a step and a
-    counted unit, `carbon/gwp_location_g` and `carbon/gwp_market_g`; what is unknown is not among them. Tags say how
-    they are known: provenance, measurement level, boundary, region, status, version, and the SHA-256 of the bundle's
-    manifest. The bundle is the artifact folder `torchwatt`, which `torchwatt verify` can check.
+    counted unit, `carbon/gwp_location_g` and `carbon/gwp_market_g`; unknown values are omitted. Tags hold provenance,
+    measurement level, boundary, region, status, version, and the SHA-256 of the bundle's manifest. The bundle is the
+    artifact folder `torchwatt`, which `torchwatt verify` can check.
 
     Args:
         run: A run that has ended, or its report.
@@ -41,7 +41,7 @@ def log_to_mlflow(
 
     Raises:
         ConfigError: The run still runs, or there is no MLflow run to log to.
-        BundleError: `bundle` is no bundle.
+        BundleError: The manifest of `bundle` cannot be read.
         MissingPackageError: MLflow is not installed.
     """
     mlflow = needed("mlflow", "mlflow")
@@ -71,7 +71,7 @@ log = log_to_mlflow
 
 
 def metrics_of(report: Report) -> Mapping[str, float]:
-    """Return what is known of a report, by MLflow's name."""
+    """Return a report's known values by MLflow metric name."""
     total_j, (unit, units) = report.energy_j, functional_unit(report)
     (lo_j, hi_j), (least_j, most_j) = report.interval_j or (None, None), report.systematic_j or (None, None)
     found: dict[str, float | None] = {
@@ -93,7 +93,7 @@ def metrics_of(report: Report) -> Mapping[str, float]:
 
 
 def _per_step(report: Report) -> dict[str, float | None]:
-    """Return joules a step; where steps do unlike things, those of each stage by themselves, never mixed."""
+    """Return mean joules per step; with several stages, one mean per stage."""
     stages = {step.stage for step in report.steps}
     if len(stages) < 2:
         return {"energy/j_per_step": report.energy_per(report.step_count)}
@@ -108,7 +108,7 @@ def _per_step(report: Report) -> dict[str, float | None]:
 
 
 def tags_of(report: Report, manifest_sha256: str) -> Mapping[str, str]:
-    """Return how a report is known, by MLflow's name; what there is nothing to say of is left out."""
+    """Return provenance, boundary and versions of a report by MLflow tag name; empty values are omitted."""
     located = (f for f in report.factors if f.kind == "grid_gwp" and f.accounting_method != "market")
     grid = next(located, None)
     found = {
@@ -134,7 +134,7 @@ def _market_g(report: Report) -> float | None:
 
 
 def _safe(unit: str) -> str:
-    """Return a unit's name as MLflow takes it."""
+    """Replace the characters of a unit's name that MLflow does not allow by `_`."""
     return "".join(c if c.isalnum() or c in "_-. " else "_" for c in unit)
 
 

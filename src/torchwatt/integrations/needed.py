@@ -1,4 +1,4 @@
-"""One clear error where an optional package is missing."""
+"""Imports optional packages, with one error type if they are missing."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torchwatt.core.errors import TorchwattError
 
 
 class MissingPackageError(TorchwattError, ImportError):
-    """An integration was asked for whose package is not installed; the message says how to get it."""
+    """The package of an integration cannot be imported; the message contains the install command."""
 
 
 def needed(module: str, extra: str) -> ModuleType:
-    """Return an optional package's module.
+    """Import a module of an optional package.
 
     Raises:
-        MissingPackageError: It is not installed.
+        MissingPackageError: The import fails.
     """
     try:
         return import_module(module)

@@ -19,7 +19,7 @@ KEPT = "torchwatt"  # under which name a checkpoint's trainer_state.json carries
 
 
 class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc]
-    """Meters `Trainer.train()`; give it in `callbacks=`, so that it also sees how training ends.
+    """Meters `Trainer.train()`; pass it in `callbacks=`, so that it can also detect exceptions in training.
 
     `energy = EnergyCallback(region="FRA", energy_budget_j=500_000)`, then `Trainer(..., callbacks=[energy]).train()`,
     and `energy.run` is the run, as `with torchwatt.profile(model) as run` makes it.
@@ -46,7 +46,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         return self._run
 
     def called(self) -> None:
-        """Note that `train` was called."""
+        """Count a call of `train`."""
         self._calls += 1
 
     def failed(self, error: BaseException) -> None:
@@ -55,7 +55,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
 
     @harmless
     def add_metrics(self, logs: MutableMapping[str, Any]) -> None:
-        """Put what is known into a row of the Trainer's log."""
+        """Add the known metrics to a row of the Trainer's log."""
         training, state = self._training, None if self._trainer is None else self._trainer.state
         if training is None or state is None:
             return
@@ -68,11 +68,11 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
             logs.update(found)
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Find the trainer."""
+        """Attach to the calling trainer."""
         self._attach()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Begin to meter; where `auto_find_batch_size` lets the same `train` begin its loop again, go on."""
+        """Start metering; continue if `auto_find_batch_size` restarts the loop within the same `train` call."""
         attached = self._attach()
         self._carried = None
         if self._training is not None and self._begun_in == self._calls and not attached:
@@ -92,14 +92,14 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
 
     @harmless
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the beginning of an epoch."""
+        """Record the start of an epoch."""
         if self._training is not None:
             self._log_epoch(control)
             self._training.epoch_began(int(state.epoch or 0))
 
     @harmless
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Note a step of the optimizer; ask for an end once the budget is used up."""
+        """Record an optimizer step; stop training once the budget is used up."""
         training = self._training
         if training is None:
             return None
@@ -108,13 +108,13 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
 
     @harmless
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note that an evaluation runs; it began when the last thing ended."""
+        """Record that an evaluation is running; its start is the end of the previous part."""
         if self._training is not None:
             self._training.goes_on("evaluation")
 
     @harmless
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Note the end of an evaluation, where no row was logged for it."""
+        """Record the end of an evaluation, unless `add_metrics` already did."""
         if self._training is None:
             return None
         self._training.pause_ended()
@@ -122,7 +122,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
 
     @harmless
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Note the end of a checkpoint."""
+        """Record the end of a checkpoint."""
         if self._training is None:
             return None
         self._training.paused("checkpoint")
@@ -130,7 +130,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
 
     @harmless
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Note the end of an epoch; what its steps used goes into the next row."""
+        """Record the end of an epoch; the energy of its steps is logged in the next row."""
         if self._training is None:
             return None
         self._training.epoch_ended()
@@ -147,14 +147,14 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         return self._trainer is not None and attach(self._trainer, self)
 
     def _log_epoch(self, control: Any) -> None:
-        """Log an epoch's joules in a row of their own, where no other row came after it."""
+        """Log an epoch's joules in a separate row if no row followed the epoch."""
         if self._training is not None and self._training.has_epoch and self._trainer is not None:
             should_log = control.should_log  # which logging resets
             self._trainer.log({})
             control.should_log = should_log
 
     def _decided(self, state: Any, control: Any) -> Any:
-        """Keep for a checkpoint what was used, and return whether to go on."""
+        """Store the totals in the trainer's state for checkpoints; return `control`, set to stop if over budget."""
         training = self._training
         if training is None:
             return None

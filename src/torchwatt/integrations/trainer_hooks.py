@@ -1,8 +1,8 @@
-"""What a callback of transformers' Trainer cannot know from its arguments: the trainer, and that training failed.
+"""Finds a callback's transformers Trainer and wraps its `train` and `log`.
 
-The Trainer gives its callbacks no reference to itself, has no hook for exceptions, and shows what a callback changes
-in the logs to those before it never. So the trainer is found where it calls from, and two methods of this one object
-are wrapped: `train`, to end the run when an exception passes, and `log`, to put joules into the same rows.
+The Trainer passes callbacks no reference to itself, has no hook for exceptions, and does not show changes that a
+callback makes to the logs to callbacks before it. So the trainer is taken from the call stack, and two methods of that
+instance are wrapped: `train`, to end the run on an exception, and `log`, to add joules to the same rows.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any, Protocol
 
 
 class Host(Protocol):
-    """The callback."""
+    """The callback that a trainer's wrapped methods notify."""
 
     def called(self) -> None:
-        """`train` begins; it may begin its loop several times, each with a smaller batch."""
+        """Handle a call of `train`, which may restart its loop with smaller batches."""
 
     def failed(self, error: BaseException) -> None:
-        """Training ends in an exception, which passes through."""
+        """Handle an exception that leaves `train`; the caller re-raises it."""
 
     def add_metrics(self, logs: MutableMapping[str, Any]) -> None:
-        """A row is about to be logged."""
+        """Add metrics to a row before it is logged."""
 
 
 def caller(kind: type) -> Any:
-    """Return the nearest caller's `self` that is an instance of a class, None if there is none."""
+    """Return the `self` of the nearest calling frame that is an instance of `kind`, else None."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
@@ -39,7 +39,7 @@ def caller(kind: type) -> Any:
 
 
 def attach(trainer: Any, host: Host) -> bool:
-    """Wrap a trainer's `train` and `log`, once a callback; return whether it was new."""
+    """Wrap a trainer's `train` and `log`, once per callback; return whether they were wrapped now."""
     hosts = getattr(trainer.train, "torchwatt_hosts", ())
     if any(known is host for known in hosts):
         return False
@@ -50,7 +50,7 @@ def attach(trainer: Any, host: Host) -> bool:
         host.called()
         try:
             return train(*args, **kwargs)
-        except BaseException as error:  # also an interrupt; it goes on below
+        except BaseException as error:  # also KeyboardInterrupt; re-raised below
             host.failed(error)
             raise
 
@@ -65,7 +65,7 @@ def attach(trainer: Any, host: Host) -> bool:
 
 
 def is_training(trainer: Any, thread: int) -> bool:
-    """Return whether a thread is inside `trainer.train` now; True where there is no trainer to tell by."""
+    """Return whether a thread is inside `trainer.train`; True if `trainer` is None."""
     if trainer is None:
         return True
     frame = sys._current_frames().get(thread)

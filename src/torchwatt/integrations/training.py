@@ -1,4 +1,4 @@
-"""One metered training, whoever drives its loop: steps, epochs, and what is neither."""
+"""Meters one training, independent of the framework: steps, epochs, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ _log = logging.getLogger("torchwatt")
 
 
 class Training:
-    """Begins when it is made. A step is one step of the optimizer, with the data that it needed.
+    """Meters from construction on. A step is one optimizer step with the data loading before it.
 
     Args:
-        model: Names its layers.
+        model: The model whose layers are named.
         given: Options of `profile`.
-        budget: When to ask for an end.
-        earlier: What runs before this one used, where it goes on from their checkpoint.
+        budget: The limits at which training is to stop.
+        earlier: Totals of earlier runs if this one resumes from their checkpoint.
     """
 
     def __init__(self, model: Any, given: Mapping[str, Any], budget: Budget, earlier: Carried = NOTHING) -> None:
         self.budget = budget
         self.earlier = earlier
-        self.used = earlier  # by this run and those before it, as of the last look
-        self.over = ""  # why training is to end early, once it is
+        self.used = earlier  # by this run and earlier ones, as of the last reading
+        self.over = ""  # the reason to stop training early; empty if none
         self.steps = 0
         self._profile = profile(model, **given)
         self.run = self._profile.__enter__()
         self._session = self.run._session
         self._live = Live(self.run.pulse())
         self._pace = Pace()
-        self._last_ns = time.monotonic_ns()  # the end of what ended last
-        self._trained = 0  # steps since the last look
+        self._last_ns = time.monotonic_ns()  # the end of the last step or pause
+        self._trained = 0  # steps since the last end passed to `_live`
         self._epoch: tuple[int, int] | None = None
         self._pause: tuple[Part, int] | None = None
         self._count: dict[str, int] = {}
@@ -50,11 +50,11 @@ class Training:
 
     @property
     def pausing(self) -> Part | None:
-        """Return what runs now instead of steps."""
+        """Return the part that runs between steps now; None during steps."""
         return self._pause[0] if self._pause is not None else None
 
     def step_ended(self, *, pause_follows: bool = False) -> None:
-        """Note the end of a step of the optimizer."""
+        """Record the end of an optimizer step; check the budget if due."""
         self.pause_ended()
         self._session.step()
         self.steps += 1
@@ -69,9 +69,9 @@ class Training:
             self._spend()
 
     def look(self, part: Part, *, ends_epoch: bool = False) -> None:
-        """Read all meters: `part` has just ended, and anything before it that nobody announced.
+        """Read all meters at the end of `part` and of any steps not booked yet.
 
-        Devices are waited for: what is queued is still of `part`.
+        Waits for the devices first, because queued work still belongs to `part`.
         """
         wait_for_devices()
         unannounced: tuple[Part, ...] = ("train",) if self._trained and part != "train" else ()
@@ -80,7 +80,7 @@ class Training:
         self._check()
 
     def began_again(self) -> None:
-        """Note that the loop begins anew, after an attempt that failed: its joules are part of this training."""
+        """Record that the loop restarts after a failed attempt, whose joules stay in this training."""
         self.pause_ended()
         self.look("rest")
         self._close_epoch()
@@ -90,14 +90,14 @@ class Training:
         self._session.note(Event(self._last_ns, "info", "BEGAN_AGAIN", "run", message))
 
     def epoch_began(self, number: int) -> None:
-        """Note the beginning of an epoch, which is the end of the one before."""
+        """Record the start of an epoch, which ends the one before."""
         self.pause_ended()
         self.look("rest")
         self._close_epoch()
         self._epoch = (number, time.monotonic_ns())
 
     def pause_began(self, part: Part) -> None:
-        """Note that steps pause, for an evaluation or a checkpoint; another pause ends by that."""
+        """Record the start of an evaluation or a checkpoint, which ends any other pause."""
         if self.pausing == part:
             return
         self.pause_ended()
@@ -105,18 +105,18 @@ class Training:
         self._pause = (part, time.monotonic_ns())
 
     def goes_on(self, part: Part) -> None:
-        """Note that a pause is under way whose beginning nobody told: it began when the last thing ended."""
+        """Record a running pause whose start had no callback: it starts at the end of the last step or pause."""
         if self.pausing != part:
             self.pause_ended()
             self._pause = (part, self._last_ns)
 
     def paused(self, part: Part) -> None:
-        """Note the end of such a pause."""
+        """Record the end of a pause whose start had no callback."""
         self.goes_on(part)
         self.pause_ended()
 
     def pause_ended(self) -> None:
-        """Note that steps go on, if they paused."""
+        """End the pause, if any: book its joules and add its window to the report."""
         if self._pause is None:
             return
         (part, start_ns), self._pause = self._pause, None
@@ -127,7 +127,7 @@ class Training:
         self._session.resume()
 
     def metrics(self, *, step: bool = True) -> dict[str, float]:
-        """Return what is known and was not returned before; what is unknown is not among it."""
+        """Return the metrics known since the last call, by name, in J and g; unknown ones are omitted."""
         found = {
             "energy/step_j": self._live.step_j() if step else None,
             "energy/epoch_j": self._live.take("epoch"),
@@ -140,17 +140,17 @@ class Training:
 
     @property
     def has_epoch(self) -> bool:
-        """Return whether the joules of an epoch are known that `metrics` has not returned yet."""
+        """Return whether the joules of a finished epoch are known and `metrics` has not returned them."""
         return self._live.has_epoch
 
     def epoch_ended(self) -> None:
-        """Note that an epoch's last step is over; what follows until the next epoch may be evaluations."""
+        """Record the end of an epoch's last step; evaluations may follow before the next epoch."""
         self.pause_ended()
         self.look("train", ends_epoch=True)
         self._last_ns = time.monotonic_ns()
 
     def last_look(self) -> None:
-        """Let slow meters answer once more, so that the last metrics are known: at most 0.15 s."""
+        """Wait until slow meters have published, so that the last metrics are known."""
         self.pause_ended()
         self.look("rest")
         self._session.feed.linger()
@@ -158,7 +158,7 @@ class Training:
         self._check()
 
     def end(self, status: Status = "complete", reason: str = "") -> None:
-        """End the session; its report is kept by the run."""
+        """End the session; its report stays available from `run`."""
         if not self._session.running:
             return
         if self._pause is not None:
@@ -168,13 +168,13 @@ class Training:
         self._profile.end(status, reason or self.over)
 
     def abandon(self, reason: str) -> None:
-        """End the session after a fault, as it is."""
+        """End the session as partial after an internal error."""
         if self._session.running:
             self._session.note(Event(time.monotonic_ns(), "error", "METERING_FAILED", "run", reason))
             self._profile.end("partial", reason)
 
     def note(self, code: str, message: str) -> None:
-        """Log a sentence and keep it in the report."""
+        """Log a warning and add it to the report as an event."""
         self._session.note(Event(time.monotonic_ns(), "warning", code, "run", message))
         _log.warning(message)
 
@@ -185,11 +185,11 @@ class Training:
             self._epoch = None
 
     def _add_window(self, kind: Any, number: int, start_ns: int, end_ns: int) -> None:
-        # Its joules are read from the curves when the run is settled, which sees more readings than there are by now.
+        # The report computes the window's joules from the final curves, with readings that are not available yet.
         self._session.add_window(Window(f"{kind} {number}", start_ns, end_ns, None, kind))
 
     def _spend(self) -> None:
-        """Look whether the budget is used up; close to its end by fresh readings."""
+        """Check the budget, with fresh readings if the limit is near."""
         if self._pace.near:
             self.look("train")
         else:
@@ -201,7 +201,7 @@ class Training:
         self.used = self.earlier.plus(live.whole_j, live.carbon_g(live.whole_j), run_id)
         if not self.budget or self.over:
             return
-        # What a slow or a silent meter has not told yet only makes this less than it is.
+        # A lower bound: joules that a slow or failed meter has not published are missing.
         least = self.earlier.plus(live.least_j, live.carbon_g(live.least_j), run_id)
         energy_j, carbon_g = least.energy_j, least.carbon_g
         part = self.budget.used(energy_j, carbon_g)

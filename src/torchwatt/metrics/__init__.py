@@ -3,8 +3,8 @@
     with tw.metrics.prometheus(port=9464), tw.profile(model):
         train(model)
 
-Each begins when it is called and ends with its block or its `close()`; many runs may begin and end meanwhile. Counters
-only grow, over all runs of the process; what is unknown is absent, never 0. Loaded at first use.
+Each exporter runs from its call to the end of its `with` block or its `close()`, over any number of runs. Counters are
+monotonic over all runs of the process; unknown values are absent, never 0. Modules are imported at first use.
 """
 
 from __future__ import annotations

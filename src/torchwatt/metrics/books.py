@@ -1,7 +1,7 @@
-"""Joules of this process so far, by device: one account over all its sessions, which only ever grows.
+"""Cumulative joules of this process by device, over all its sessions; monotonic.
 
-Each device has one clock, up to which its joules are booked. So a session that nests in another or runs beside it, and
-meters the same device, adds nothing for a time that is booked already.
+For each device the instant up to which its joules are booked is kept. So a session that is nested in another or runs
+concurrently, and meters the same device, adds nothing for a time that is already booked.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from torchwatt.session.grams import grams_so_far
 from torchwatt.session.running_energy import RunningEnergy
 from torchwatt.session.session import Session
 
-STALE_NS = 3 * NS_PER_S  # older watts are not "now"
-MOST_RUNS = 100  # names of runs that get a series of their own; a name with a time in it must not fill a database
+STALE_NS = 3 * NS_PER_S  # older watts are not exported as current
+MOST_RUNS = 100  # run names with separate series; bounded, because names may contain times
 MORE = "(more)"
 HOST_KINDS = frozenset({"psys", "host", "psu"})  # meters of the whole machine: they contain the devices
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class RunKey:
-    """Under whose name joules are booked; sessions of one name share an account."""
+    """The labels of a run; sessions with equal labels share their sums."""
 
     run: str
     project: str
@@ -55,13 +55,13 @@ class DeviceKey:
 
     @property
     def whole_machine(self) -> bool:
-        """Return whether it contains the other devices, so that it must not be added to them."""
+        """Return whether this meter includes the other devices, so that its joules must not be added to theirs."""
         return self.kind in HOST_KINDS
 
 
 @dataclass(slots=True)
 class Look:
-    """What is known now; what is not known has no entry, never 0."""
+    """Current values of all series; unknown values have no entry."""
 
     energy_j: dict[DeviceKey, float]
     power_w: dict[DeviceKey, float]
@@ -76,7 +76,7 @@ class _Watched:
     session: Session
     key: RunKey
     since_ns: int
-    alone: bool  # seen from its beginning, and no other session metered beside it
+    alone: bool  # observed from its start, with no concurrent session
     booked_j: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     booked_g: float = 0.0
     unpriced_j: float = 0.0
@@ -88,10 +88,10 @@ class _Watched:
 
 
 class Books:
-    """The account; `open` begins it, `close` ends it, `look` reads the meters of the running sessions and returns it.
+    """Energy counters of the process: `open` starts observing sessions, `close` stops, `look` updates and returns them.
 
     Args:
-        layers: How many layers' names get a series of their own; 0 keeps no layers. They are booked when a run ends.
+        layers: Number of layer names with separate series; 0 records no layers. Layers are booked when a run ends.
     """
 
     def __init__(self, layers: int = 0) -> None:
@@ -106,23 +106,23 @@ class Books:
         self._layers = LayerBooks(layers)
 
     def open(self) -> None:
-        """Begin to see sessions; of one that runs already, what is metered from now on."""
+        """Start observing sessions; a session that is already running is booked from this instant."""
         now_ns = time.monotonic_ns()
         for session in listeners.attach(self):
             self._watch(session, now_ns, alone=False)
 
     def close(self) -> None:
-        """See no more sessions; the account stays."""
+        """Stop observing sessions; keep the sums."""
         listeners.detach(self)
         with self._lock:
             self._watched.clear()
 
     def began(self, session: Session) -> None:
-        """See a session; one inside another is in the other's joules."""
+        """Observe a new session, unless it is nested: the outer session's joules include it."""
         self._watch(session, session.start_ns, alone=True)
 
     def ended(self, session: Session, recording: Recording) -> None:
-        """Book what is left of a session."""
+        """Book the remaining joules of a session that has ended: from its report, else from its last readings."""
         with self._lock:
             found = next((one for one in self._watched if one.session is session), None)
             if found is None:
@@ -136,7 +136,7 @@ class Books:
             self._book(found, recording.between(since_ns, time.monotonic_ns()), session.ended_ns or time.monotonic_ns())
 
     def look(self) -> Look:
-        """Read what is new of the running sessions and return everything; in a forked child nothing runs."""
+        """Book new readings of the running sessions and return all values; in a forked child no session runs."""
         with self._lock:
             now_ns = time.monotonic_ns()
             watched = [one for one in self._watched if one.session.running] if os.getpid() == self._pid else []
@@ -145,7 +145,7 @@ class Books:
                 recording = peek(one.session.feed, since_ns)
                 self._book(one, recording, min(now_ns, one.session.ended_ns or now_ns))
             watts: dict[DeviceKey, float] = {}
-            for one in watched:  # the older session's, where two meter a device
+            for one in watched:  # if two sessions meter a device, the older one's value
                 fresh = ((key, w) for key, (t_ns, w) in one.watts.items() if now_ns - t_ns < STALE_NS)
                 taken = {key.device for key in watts}
                 watts |= {key: w for key, w in fresh if key.device not in taken}
@@ -172,13 +172,13 @@ class Books:
             self._watched.append(_Watched(session, RunKey(name, session.asked.project), since_ns, alone))
 
     def _unsettled_ns(self, one: _Watched) -> int:
-        """Return the instant from which a session's meters are read again."""
+        """Return the earliest instant up to which a session's devices are settled; not before its start."""
         devices = [str(meter.domain) for meter in one.session.feed.meters]
         settled_ns = [self._running[d].settled_ns if d in self._running else 0 for d in devices]
         return max(min(settled_ns, default=0), one.since_ns)
 
     def _book(self, one: _Watched, recording: Recording, end_ns: int) -> None:
-        """Book each device from its clock on."""
+        """Book each device's joules from the end of those already booked to `end_ns`."""
         fresh: list[tuple[float, Provenance, int, int]] = []
         names = one.counted.names()
         for meter in recording.meters:
@@ -206,11 +206,11 @@ class Books:
         self._price(one, fresh)
 
     def _settle(self, one: _Watched, report: Report) -> None:
-        """Bring a run's account to its report, which saw all readings at once."""
+        """Correct a run's sums to its report, which is computed from all readings."""
         for ledger in report.ledgers:
             device, meter = str(ledger.domain), report.meter(str(ledger.domain))
             if meter is not None:
-                counted_j = ledger.energy_j if ledger.counted else 0.0  # else what was booked is taken back
+                counted_j = ledger.energy_j if ledger.counted else 0.0  # if not counted, deduct what was booked
                 if counted_j or one.booked_j[device]:
                     key = _key(one.key, meter, report.meters, device)
                     self._energy_j.add(key, counted_j - one.booked_j[device])
@@ -239,6 +239,6 @@ class Books:
 
 
 def _key(run: RunKey, meter: Meter, meters: Iterable[Meter], name: str) -> DeviceKey:
-    # From the list of meters, which is the same all the time: a series must not change its labels.
+    # Labels depend on the list of meters only, which is constant: a series must not change its labels.
     hosts = sorted(str(one.domain) for one in meters if one.domain.kind in HOST_KINDS and one is not meter)
     return DeviceKey(run, name, kind_of(name), meter.model, meter.provenance, hosts[0] if hosts else "")

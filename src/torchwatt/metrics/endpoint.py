@@ -1,4 +1,4 @@
-"""An address for Prometheus to scrape; on this machine only, unless asked."""
+"""HTTP endpoint for Prometheus; on the loopback interface by default."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 MISSING = "prometheus_client is missing: pip install 'torchwatt[prometheus]'"
-MOST_CONNECTIONS = 8  # answered at a time: a scraper opens one
-LONGEST_S = 5.0  # from the connection to the end of the answer
-SPARE_DESCRIPTORS = 64  # of the limit (ulimit -n): these are left to the program that is measured
+MOST_CONNECTIONS = 8  # served at a time; a scraper opens one
+LONGEST_S = 5.0  # from accepting a connection to the end of the response
+SPARE_DESCRIPTORS = 64  # of the limit (ulimit -n), reserved for the measured program
 _ACCEPT_PAUSE_S, _ENDING_PAUSE_S = 0.2, 0.005
 
 
 class Endpoint(Exporter):
-    """A server in a thread."""
+    """Exporter that serves Prometheus metrics from a thread."""
 
     def __init__(self, port: int, address: str, layers: int, allow_hosts: Sequence[str]) -> None:
         super().__init__(layers)
@@ -46,12 +46,12 @@ class Endpoint(Exporter):
 
     @property
     def port(self) -> int:
-        """Return the port, also where 0 was asked for."""
+        """Return the bound port; if 0 was requested, the one that the system chose."""
         return self.server.server_port
 
     @property
     def url(self) -> str:
-        """Return what to scrape."""
+        """Return the URL to scrape."""
         host = f"[{self.address}]" if ":" in self.address else self.address
         return f"http://{host}:{self.port}/metrics"
 
@@ -66,19 +66,18 @@ def prometheus(
 ) -> Endpoint:  # fmt: skip
     """Serve the runs of this process to Prometheus, until closed.
 
-    Eight connections are answered at a time, each for five seconds at most; the oldest is closed for a newer one. No
-    descriptor is taken of the last 64 that the process may open.
+    Serves at most 8 connections at a time, each for at most 5 s; a newer connection closes the oldest. The last 64 file
+    descriptors below the process's limit are never used.
 
     Args:
-        port: Where; 0 takes a free one, see `.port` and `.url`.
-        address: `127.0.0.1` cannot be reached from other machines; `0.0.0.0` can, by everybody who can reach this one.
-        layers: How many layers get a series of their own (reserved ones come on top); the rest is one series.
-        allow_hosts: Names of this machine that a request's Host header may have, so that no page in somebody's browser
-            can read the numbers under a name of its own. Without any: the address that the connection came in on, and
-            on this machine also `localhost`.
+        port: TCP port; 0 selects a free one, see `.port` and `.url`.
+        address: `127.0.0.1` is reachable from this machine only; `0.0.0.0` from every machine that can reach this one.
+        layers: Number of layers with separate series, besides reserved names; the others share one series.
+        allow_hosts: Host names to accept in a request's Host header, against DNS rebinding from web pages. The local
+            address of the connection is always accepted, and on the loopback interface also `localhost`.
 
     Raises:
-        ConfigError: The port is taken or impossible, or prometheus_client is not installed.
+        ConfigError: The port is in use or invalid, or prometheus_client is not installed.
     """
     return Endpoint(port, address, layers, allow_hosts)
 
@@ -102,7 +101,7 @@ def _listening(port: int, address: str, registry: CollectorRegistry, allow_hosts
 
 
 class _Server(ThreadingHTTPServer):
-    """Answers a bounded number of connections, each in a thread that ends with its time."""
+    """Serves a bounded number of connections, each in a thread and for a bounded time."""
 
     daemon_threads = True
     block_on_close = False
@@ -120,12 +119,12 @@ class _Server(ThreadingHTTPServer):
         super().__init__(where, _Handler)
 
     def server_bind(self) -> None:
-        """Bind; `HTTPServer` would also ask the name service for an unused name."""
+        """Bind without the name lookup of `HTTPServer`, whose result is not used."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection; where the process is out of descriptors, pause, for the next try would come at once."""
+        """Accept a connection; if descriptors or memory run out, pause 0.2 s before the next attempt."""
         try:
             return super().get_request()
         except OSError as error:
@@ -134,7 +133,7 @@ class _Server(ThreadingHTTPServer):
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002  socketserver's signature
-        """Return whether to answer; closes the oldest connection where there are too many."""
+        """Return whether to serve a connection; close the oldest if there are too many."""
         if _needed_by_others(request.fileno()):
             return False
         with self._lock:
@@ -147,14 +146,14 @@ class _Server(ThreadingHTTPServer):
         return len(self._ending) < MOST_CONNECTIONS
 
     def service_actions(self) -> None:
-        """Close connections whose time is over; called twice a second."""
+        """Close connections older than 5 s; called twice a second."""
         with self._lock:
             for request, since_s in list(self._since.items()):
                 if time.monotonic() - since_s > LONGEST_S:
                     self._end(request)
 
     def _end(self, request: socket.socket) -> None:
-        """End a connection under the thread that waits for it, which then closes it."""
+        """Shut a connection down, so that the thread that is blocked on it closes it."""
         del self._since[request]
         self._ending.add(request)
         with suppress(OSError):  # it has ended
@@ -172,7 +171,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def _needed_by_others(descriptor: int) -> bool:
-    """Return whether a new descriptor is one of the last: the system gives out the lowest that is free."""
+    """Return whether a new descriptor, the lowest free one, is among the last 64 below the limit."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -180,7 +179,7 @@ def _needed_by_others(descriptor: int) -> bool:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one request; HTTP/1.0, so that a connection ends with its answer."""
+    """Serves one request; HTTP/1.0, so that the connection ends with the response."""
 
     server: _Server
     timeout = LONGEST_S
@@ -188,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        """Answer with the numbers of this moment."""
+        """Respond with the current metrics."""
         from prometheus_client.exposition import choose_encoder
 
         if not self._is_for_us():
@@ -223,11 +222,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's signature
-        """Log nothing: stderr is the program's."""
+        """Log nothing: stderr belongs to the measured program."""
 
 
 def host_of(header: str) -> str:
-    """Return the host of a Host header in lower case, without port and brackets; empty where it is none."""
+    """Return the host of a Host header in lower case, without port and brackets; empty if it is invalid."""
     try:
         return urlsplit(f"//{header}").hostname or "" if not set(header) & set("/?#@\\ ") else ""
     except ValueError:

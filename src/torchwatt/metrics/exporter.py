@@ -1,4 +1,4 @@
-"""What all exporters are: open from the beginning, closed once, and no trouble to the run."""
+"""Base class of the exporters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_LAYERS = 200
 
 
 class Exporter:
-    """Owns the account of the process's runs; `close` ends it, and so does its block."""
+    """Owns the energy counters of the process; ended by `close` or the end of its `with` block."""
 
     def __init__(self, layers: int) -> None:
         if isinstance(layers, bool) or not isinstance(layers, int) or not 0 <= layers <= MOST_LAYERS:
@@ -21,14 +21,14 @@ class Exporter:
         self.closed = False
 
     def close(self) -> None:
-        """Export no more; safe to call twice."""
+        """Stop exporting; a second call does nothing."""
         if not self.closed:
             self.closed = True
             self._end()
             self.books.close()
 
     def _end(self) -> None:
-        """End what the exporter began."""
+        """Stop the exporter's threads and servers."""
 
     def __enter__(self) -> Self:
         return self

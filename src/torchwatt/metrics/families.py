@@ -1,4 +1,4 @@
-"""The account as Prometheus families: one collector, in a registry of its own."""
+"""Converts the energy counters to Prometheus metric families; one collector in a separate registry."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ LAYER = (*RUN, "device", "layer", "phase", "provenance")
 
 
 class Collector:
-    """Asks the books whenever somebody scrapes."""
+    """Updates the energy counters at each scrape."""
 
     def __init__(self, books: Books) -> None:
         self._books = books
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is known; a family without a known number has no samples."""
+        """Return the metric families with at least one sample."""
         return families(self._books.look())
 
 
 def families(look: Look) -> Iterator[Metric]:
-    """Turn a look into metrics; names end in their unit, counters in `_total`."""
+    """Yield metric families with their samples; names end in their unit, those of counters in `_total`."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     sessions = GaugeMetricFamily("torchwatt_sessions", "Runs that are metered now, nested ones not counted")
@@ -61,7 +61,7 @@ def families(look: Look) -> Iterator[Metric]:
 
 
 def registry_of(books: Books) -> CollectorRegistry:
-    """Return a registry with nothing else in it."""
+    """Return a new registry with one collector of `books`."""
     from prometheus_client import CollectorRegistry
 
     registry = CollectorRegistry(auto_describe=False)

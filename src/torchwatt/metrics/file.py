@@ -1,4 +1,4 @@
-"""A file for node_exporter's textfile collector: where jobs come and go, nobody has to know their ports."""
+"""Writes a file for node_exporter's textfile collector, so that short-lived jobs need no ports to scrape."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torchwatt.metrics.endpoint import MISSING
 from torchwatt.metrics.exporter import Exporter
 from torchwatt.metrics.families import registry_of
 
-EVERY_S = 15.0  # Prometheus scrapes node_exporter about as often
+EVERY_S = 15.0  # a typical scrape interval of node_exporter
 
 
 class Textfile(Exporter):
-    """Writes from a thread; each write is a new file that takes the old one's place at once."""
+    """Exporter that replaces a file atomically, from a thread."""
 
     def __init__(self, path: Path, every_s: float, layers: int) -> None:
         super().__init__(layers)
@@ -53,7 +53,7 @@ class Textfile(Exporter):
         try:
             self.write()
             self._failed = False
-        except OSError as error:  # a full disk must not end the user's run; once is said, and the next may work
+        except OSError as error:  # such as a full disk: warn once, and retry next time
             if not self._failed:
                 warn(f"torchwatt could not write {self.path}: {error}")
             self._failed = True
@@ -61,19 +61,19 @@ class Textfile(Exporter):
     def _end(self) -> None:
         self._stop.set()
         self._thread.join(2.0)
-        self._try()  # the last numbers stay, without the power of a run that has ended
+        self._try()  # the final counters, without the power of ended runs
 
 
 def textfile(path: str | os.PathLike[str], *, every_s: float = EVERY_S, layers: int = 0) -> Textfile:
     """Keep a file of this process's runs up to date for node_exporter, until closed.
 
     Args:
-        path: Ends in `.prom`, in the folder of `--collector.textfile.directory`; one file a process.
-        every_s: How often it is written.
-        layers: How many layers get a series of their own (reserved ones come on top); the rest is one series.
+        path: A `.prom` file in the folder of `--collector.textfile.directory`; one file per process.
+        every_s: Seconds between writes.
+        layers: Number of layers with separate series, besides reserved names; the others share one series.
 
     Raises:
-        ConfigError: The path or the period is impossible, or prometheus_client is not installed.
+        ConfigError: The path or the period is invalid, the file cannot be written, or prometheus_client is missing.
     """
     try:
         import prometheus_client  # noqa: F401  # is it there?

@@ -1,4 +1,4 @@
-"""Joules by layer, of the runs that have ended; the number of names is bounded."""
+"""Joules by layer of the runs that have ended, under a bounded number of names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OTHERS = "(other layers)"
 
 @dataclass(frozen=True, slots=True, order=True)
 class LayerKey:
-    """One series of layers."""
+    """The labels of one layer series."""
 
     run: str
     project: str
@@ -25,7 +25,7 @@ class LayerKey:
 
 
 class LayerBooks:
-    """Adds up layers under at most `most` names and the reserved ones; the others are one, so that sums come out."""
+    """Sums joules under at most `most` layer names and the reserved ones; others under `OTHERS`, so that sums hold."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -33,7 +33,7 @@ class LayerBooks:
         self._joules: dict[LayerKey, float] = defaultdict(float)
 
     def add(self, run: str, project: str, ledgers: Iterable[Ledger]) -> None:
-        """Add a run; the first names to come are the ones with the most joules."""
+        """Add a run's entries; new names are taken in order of decreasing joules."""
         if not self._most:
             return
         entries = sorted((e for ledger in ledgers for e in ledger.entries), key=lambda e: -e.energy_self_j)
@@ -42,7 +42,7 @@ class LayerBooks:
                 self._names.add(entry.fqn)
             name = entry.fqn if entry.fqn in self._names or entry.fqn in RESERVED else OTHERS
             key = LayerKey(run, project, str(entry.domain), name, entry.phase, entry.provenance)
-            # An estimate may be a little below 0; a counter may not go back.
+            # An estimate may be slightly negative; a counter must not decrease.
             self._joules[key] += max(entry.energy_self_j, 0.0)
 
     def known(self) -> dict[LayerKey, float]:

@@ -1,7 +1,7 @@
 """An OpenTelemetry meter, after the hardware conventions: `hw.energy`, `hw.power`, `hw.host.energy`.
 
-https://opentelemetry.io/docs/specs/semconv/hardware/ (status: development). Grams have no convention: they are in our
-own namespace. Energy is a monotonic counter, so that a back end may sum it and take its rate.
+https://opentelemetry.io/docs/specs/semconv/hardware/ (status: development). Grams have no convention and are in the
+`torchwatt` namespace. Energy is a monotonic counter, so that a back end may sum it and take its rate.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torchwatt.metrics.exporter import Exporter
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-# The conventions' names of kinds; a kind without one keeps its own.
+# Kinds of domains by the conventions' names; other kinds are exported unchanged.
 HW_TYPE = {"gpu": "gpu", "cpu": "cpu", "dram": "memory", "ram": "memory"}
 
 
 class OTel(Exporter):
-    """Instruments of one provider, observed whenever it collects."""
+    """Exporter with observable instruments of one provider, evaluated when it collects."""
 
     def __init__(self, provider: MeterProvider, layers: int) -> None:
         super().__init__(layers)
@@ -59,7 +59,7 @@ class OTel(Exporter):
 
         def callback(options: CallbackOptions) -> Iterable[Observation]:
             del options
-            # An instrument cannot be taken back: a closed exporter says what it knew, and its counters stand still.
+            # Instruments cannot be unregistered: after `close` they report constant counters.
             return [Observation(value, attributes) for value, attributes in read(self.books.look())]
 
         make(name, callbacks=[callback], unit=unit, description=description)
@@ -69,11 +69,11 @@ def otel(provider: MeterProvider | Literal["global"], *, layers: int = 0) -> OTe
     """Report the runs of this process to an OpenTelemetry provider, until closed.
 
     Args:
-        provider: Yours; `"global"` takes the process's own, which is never touched unless asked.
-        layers: How many layers get a series of their own (reserved ones come on top); the rest is one series.
+        provider: A MeterProvider; `"global"` uses the process's global provider.
+        layers: Number of layers with separate series, besides reserved names; the others share one series.
 
     Raises:
-        ConfigError: It is no provider, `layers` is impossible, or OpenTelemetry is not installed.
+        ConfigError: `provider` is not a MeterProvider, `layers` is invalid, or OpenTelemetry is not installed.
     """
     try:
         from opentelemetry import metrics

@@ -1,4 +1,4 @@
-"""Exporters as they are named on a command line."""
+"""Opens exporters from their command-line notation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ FORMS = "prometheus:PORT, prometheus:ADDRESS:PORT, textfile:FILE.prom or otel"
 
 
 def named(text: str, allow_hosts: Sequence[str] = ()) -> Exporter:
-    """Open the exporter that a command line names; `otel` is the process's own provider, asked for by that word.
+    """Open an exporter by its command-line notation; `otel` uses the process's global provider.
 
-    `allow_hosts` are names under which Prometheus may ask, see `prometheus`.
+    `allow_hosts` are passed to `prometheus`.
 
     Raises:
-        ConfigError: There is none of that name, or it cannot be opened.
+        ConfigError: The notation is not one of `FORMS`, or the exporter cannot be opened.
     """
     kind, _, rest = text.partition(":")
     if kind == "otel" and not rest:

@@ -1,6 +1,6 @@
-"""Meters: what can be read here, a sampler that reads it, and recordings that play it back.
+"""Meters: discovery, sampling, and saved recordings.
 
-Each name is loaded at first use, because the sampler process imports parts of this package and must stay light.
+Names are imported at first use, because the sampler process imports parts of this package and must start quickly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one block of shared memory that the sampler writes and the user's process reads. Numpy-free."""
+"""Shared memory that the sampler writes and the user's process reads. Numpy-free."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torchwatt.sensors.ring import RING_WORDS, Ring
 
 _WORD = 8
 _HEAD = 8  # words before the per-source words
-ROUNDS, CPU_NS, EVENTS, STARTED_NS = 0, 1, 2, 3  # which head word is what
-_SOURCE_WORDS = 2  # busy since (ns, 0 is not), CPU ns of its thread
+ROUNDS, CPU_NS, EVENTS, STARTED_NS = 0, 1, 2, 3  # indices of the head words
+_SOURCE_WORDS = 2  # start of the current read (ns, 0: none), CPU ns of its thread
 MAX_EVENTS = 256
 _EVENT_WORDS = 3  # first ns, last ns, count
 _EVENT_TEXT = 488
@@ -24,7 +24,7 @@ _EVENT_BYTES = _EVENT_WORDS * _WORD + _EVENT_TEXT
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One distinct (subject, code) of what went wrong or right while sampling."""
+    """All occurrences of one (subject, code) while sampling, with the message of the first."""
 
     first_ns: int
     last_ns: int
@@ -36,7 +36,7 @@ class Note:
 
 
 def anonymous_file(name: str) -> int:
-    """Return a descriptor of memory that no path leads to; an unlinked temporary file without memfd."""
+    """Return a descriptor of an anonymous memory file; without memfd, of an unlinked temporary file."""
     try:
         return os.memfd_create(name, os.MFD_CLOEXEC)
     except (AttributeError, OSError):
@@ -45,7 +45,7 @@ def anonymous_file(name: str) -> int:
 
 
 def largest_file() -> int | None:
-    """Return how large a file this process may make (`ulimit -f`), memory behind a descriptor too; None: no limit."""
+    """Return the file size limit in bytes (`ulimit -f`), which also applies to memfd; None if unlimited."""
     try:
         import resource
     except ImportError:  # no such limits on this system
@@ -55,10 +55,10 @@ def largest_file() -> int | None:
 
 
 class Board:
-    """Head words, two words a source, a ring a channel, and a table of notes.
+    """Layout: head words, two words per source, one ring per channel, and a table of notes.
 
-    Both processes compute the same layout from the number of sources and the capacities. One writer a ring;
-    notes and rounds are written under a lock of the writing process. Pages that nobody touched cost nothing.
+    Both processes compute the same layout from the number of sources and the capacities. Each ring has one writer;
+    notes and rounds are written under a lock of the writing process. Pages never written use no memory.
     """
 
     def __init__(self, memory: mmap.mmap, n_sources: int, capacities: Sequence[int]) -> None:
@@ -77,23 +77,23 @@ class Board:
         self.rings = tuple(rings)
         self._lock = threading.Lock()
         self._slots: dict[tuple[str, str], int] = {}
-        for slot, note in enumerate(self.notes()):  # somebody may have written before us
+        for slot, note in enumerate(self.notes()):  # another process may have written notes already
             self._slots[note.subject, note.code] = slot
 
     @staticmethod
     def size(n_sources: int, capacities: Sequence[int]) -> int:
-        """Return how many bytes a board takes when every page is touched."""
+        """Return the size of a board in bytes."""
         n_words = _HEAD + n_sources * _SOURCE_WORDS + len(capacities) * RING_WORDS + 3 * sum(capacities)
         return n_words * _WORD + MAX_EVENTS * _EVENT_BYTES
 
     @classmethod
     def private(cls, n_sources: int, capacities: Sequence[int]) -> Board:
-        """Return a board that no other process can see, in memory that no limit of files concerns."""
+        """Return a board in private anonymous memory, to which the file size limit does not apply."""
         return cls(mmap.mmap(-1, cls.size(n_sources, capacities)), n_sources, capacities)
 
     @classmethod
     def map(cls, fd: int, n_sources: int, capacities: Sequence[int]) -> Board:
-        """Map the memory behind a descriptor, growing it if it is new; the descriptor can be closed after."""
+        """Map a descriptor's memory, extending it to the board's size; the descriptor can be closed afterwards."""
         size = cls.size(n_sources, capacities)
         if os.fstat(fd).st_size < size:
             os.ftruncate(fd, size)
@@ -108,16 +108,16 @@ class Board:
         self._words[index] = value
 
     def round_done(self) -> None:
-        """Count a source that has finished its first look at everything."""
+        """Count a source that has read all its channels once."""
         with self._lock:
             self._words[ROUNDS] += 1
 
     def busy(self, source: int, since_ns: int) -> None:
-        """Say that a source began a read, or with 0 that it came back."""
+        """Publish the start of a source's read, or 0 at its end."""
         self._sources[2 * source] = since_ns
 
     def busy_since(self, source: int) -> int:
-        """Return when a source's read began, 0 if none is under way."""
+        """Return the start of a source's current read, 0 if there is none."""
         return int(self._sources[2 * source])
 
     def thread_cpu(self, source: int, cpu_ns: int) -> None:
@@ -129,7 +129,7 @@ class Board:
         return sum(self._sources[1::2])
 
     def note(self, t_ns: int, severity: str, code: str, subject: str, message: str) -> None:
-        """Record that something happened; the same (subject, code) again only counts up."""
+        """Record a note; a repeated (subject, code) updates its last time and count only."""
         with self._lock:
             slot = self._slots.get((subject, code))
             if slot is None:
@@ -156,7 +156,7 @@ class Board:
         return self._view[at : at + _EVENT_WORDS * _WORD].cast("q")
 
     def notes(self) -> tuple[Note, ...]:
-        """Return what was noted so far."""
+        """Return the notes so far."""
         found = []
         for slot in range(self.word(EVENTS)):
             words = self._note_words(slot)
@@ -167,7 +167,7 @@ class Board:
         return tuple(found)
 
     def close(self) -> None:
-        """Unmap; a view that is still in use elsewhere keeps the memory until it goes."""
+        """Unmap the memory, unless another view of it is still in use."""
         for ring in self.rings:
             ring.release()
         for view in (self._sources, self._words, self._view):

@@ -1,4 +1,4 @@
-"""Calibrations that the user made with `torchwatt calibrate`, kept by what must not change under them."""
+"""File of the calibrations made by `torchwatt calibrate`, by device uuid, driver version and sensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_BYTES = 1 << 22  # a thousand GPUs
 
 
 def calibrations_file(environ: Mapping[str, str] | None = None) -> Path:
-    """Return where calibrations are kept: TORCHWATT_CALIBRATIONS, else the user's cache folder (XDG)."""
+    """Return the path of the calibrations file: in TORCHWATT_CALIBRATIONS, else in the user's cache folder (XDG)."""
     env = os.environ if environ is None else environ
     if named := env.get(FOLDER_VARIABLE):
         return Path(named) / "sensors.json"
@@ -29,16 +29,16 @@ def calibrations_file(environ: Mapping[str, str] | None = None) -> Path:
 
 
 def calibration_key(meter: Meter, sensor: str) -> str | None:
-    """Return under which name a meter's calibration is kept; None where the device cannot be told from others."""
+    """Return the key of a meter's calibration; None if the meter has no uuid or driver version."""
     uuid, driver = meter.fact("uuid"), meter.fact("driver")
     return f"{uuid}/{driver}/{sensor}" if uuid and driver else None
 
 
 def load_calibrations(path: Path) -> dict[str, Any]:
-    """Return what was kept, by key; nothing where there is no file.
+    """Load the calibrations by key; empty if the file does not exist.
 
     Raises:
-        ConfigError: The file is not one of ours, or is damaged.
+        ConfigError: The file cannot be read or is not a calibrations file of this version.
     """
     try:
         told = json.loads(read_named(path, _MAX_BYTES))
@@ -55,7 +55,7 @@ def load_calibrations(path: Path) -> dict[str, Any]:
 
 
 def save_calibration(path: Path, key: str, model: Mapping[str, object]) -> None:
-    """Keep one calibration beside the others: written whole, then moved into place."""
+    """Add or replace one calibration; the file is replaced atomically."""
     sensors = load_calibrations(path) | {key: dict(model)}
     private_folder(path.parent)
     text = json.dumps({"format": _FORMAT, "version": _VERSION, "sensors": sensors}, indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""Finds everything that can be metered here."""
+"""Finds all meters of this machine."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def discover(
     modelled: bool = True,
     family: int | None = None,
 ) -> Discovery:
-    """Find all meters; never raises, and holds nothing open afterwards.
+    """Find all meters; never raises, and leaves no files or handles open.
 
-    perf is asked only where powercap gave no package. The CPU model stands in only where no package is measured,
-    the RAM model only where no DRAM is.
+    perf is used only if powercap has no readable package, the CPU model only if no package is measured, and the RAM
+    model only if no DRAM is measured.
 
     Args:
-        powercap_root: Where powercap is; by default TORCHWATT_POWERCAP_ROOT or /sys/class/powercap.
+        powercap_root: The powercap folder; by default TORCHWATT_POWERCAP_ROOT or /sys/class/powercap.
         environ: Environment to read instead of this process's (CUDA_VISIBLE_DEVICES, TORCHWATT_POWERCAP_ROOT).
         nvml: Look for NVIDIA GPUs.
         rapl: Look for powercap zones.
         perf: Look for perf power events.
         modelled: Fall back to models of CPU and RAM.
-        family: Whose use of a GPU, with its descendants', is ours; by default this process's.
+        family: Pid of the process whose GPU use, with that of its descendants, is ours; by default this process.
     """
     env = os.environ if environ is None else environ
     found = [discover_nvml(env, pid=family)] if nvml else []
@@ -62,7 +62,7 @@ def _cpu(root: str | os.PathLike[str] | None, *, rapl: bool, perf: bool) -> Disc
 
 
 def _with_dram(found: Discovery) -> Discovery:
-    """Say so where packages are metered but memory is not."""
+    """Add `dram` to the unavailable domains if CPU packages are metered but memory is not."""
     kinds = {meter.domain.kind for meter in found.meters} | {u.domain.split(":")[0] for u in found.unavailable}
     if not found.sources or "dram" in kinds:
         return found

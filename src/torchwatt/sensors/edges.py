@@ -1,4 +1,4 @@
-"""Counters read in the user's own process, each source behind a deadline."""
+"""Reads counters in the user's process at the ends of a run, with a deadline for each source."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.sensors.protocol import MeteredSource, Source
 
 DEADLINE_S = 1.0
-# Gauges that only grow: as useful at the edges as counters are.
+# Cumulative gauges, which are read at the edges like counters.
 CUMULATIVE = frozenset({"process/process_cpu", "process/children_cpu", "process/busy_cpu"})
 
 Edge = tuple[int, float, int]  # t_ns, raw, late_ns
 
 
 def edge_channels(source: Source) -> tuple[Channel, ...]:
-    """Return the channels of a source whose value at one instant means something by itself."""
+    """Return the channels of a source to read at the edges: counters and cumulative gauges."""
     if not source.edges:
         return ()
     channels = (channel for meter in source.meters for channel in meter.channels)
@@ -30,7 +30,7 @@ def edge_channels(source: Source) -> tuple[Channel, ...]:
 
 @dataclass(slots=True)
 class Look:
-    """One request to read all counters of a source, and how it ended."""
+    """A request to read all counters of a source, with its errors once done."""
 
     asked_s: float
     done: threading.Event = field(default_factory=threading.Event)
@@ -38,12 +38,12 @@ class Look:
 
 
 class EdgeReader:
-    """Reads one source's counters in a helper thread, so that a hung driver never holds the user's run."""
+    """Reads one source's counters in a helper thread, so that a hung driver does not block the user's program."""
 
     def __init__(self, source: Source, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self.channels = edge_channels(source)
         self.edges: dict[str, list[Edge]] = {channel.key: [] for channel in self.channels}
-        self._source = MeteredSource(source.meters, source.spec)  # an own reader, closed here
+        self._source = MeteredSource(source.meters, source.spec)  # a separate reader, closed here
         self._clock_ns = clock_ns
         self._looks: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
         self._pending: Look | None = None
@@ -52,23 +52,23 @@ class EdgeReader:
 
     @property
     def subject(self) -> str:
-        """Return whose counters these are, for an event."""
+        """Return the domains of the counters, as an event's subject."""
         return ", ".join(dict.fromkeys(str(channel.domain) for channel in self.channels))
 
     def ask(self) -> Look:
-        """Request a look; while one is under way, that one."""
+        """Request a read of all counters; return the pending request if there is one."""
         if self._pending is None or self._pending.done.is_set():
             self._pending = Look(time.monotonic())
             self._looks.put(self._pending)
         return self._pending
 
     def close(self, timeout_s: float = DEADLINE_S) -> None:
-        """Let go of the meters; a thread that hangs is left behind and ends when the driver answers."""
+        """Close the meters, waiting at most `timeout_s`; a thread that hangs in a driver ends when the call returns."""
         self._looks.put(None)
         self._thread.join(timeout_s)
 
     def abandon(self) -> None:
-        """Let the thread end when it can, without waiting."""
+        """Request the thread's end without waiting."""
         self._looks.put(None)
 
     def _run(self) -> None:
@@ -92,9 +92,9 @@ class EdgeReader:
 
 
 def look_at_all(readers: Sequence[EdgeReader], deadline_s: float = DEADLINE_S) -> list[tuple[str, str, str]]:
-    """Read all counters at once and return what went wrong: (subject, code, message).
+    """Read all counters concurrently; return the failures as (subject, code, message).
 
-    A look that was asked for longer than the deadline ago is known to hang, and nobody waits for it again.
+    The deadline counts from the request, so a request that is already older than that is not waited for again.
     """
     looks = [(reader, reader.ask()) for reader in readers]
     wrong: list[tuple[str, str, str]] = []

@@ -1,4 +1,4 @@
-"""Makes a Recording of what lies in the board and of the edge readings."""
+"""Builds series, events and unavailable domains of a Recording from the board and the edge readings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _columns(ring: Ring, since_ns: int) -> tuple[IntArray, FloatArray, IntArray]
 
 
 def make_series(channel: Channel, ring: Ring, edges: Sequence[Edge] = (), since_ns: int = 0) -> Series:
-    """Return a channel's readings, edges merged in, by time; the period is the ring's, which doubles as it thins."""
+    """Return a channel's ring and edge readings, merged by time; the period is the ring's, doubled by each thinning."""
     t_ns, raw, late_ns = _columns(ring, since_ns)
     kept = [edge for edge in tuple(edges) if edge[0] >= since_ns]
     if kept:
@@ -36,13 +36,13 @@ def make_series(channel: Channel, ring: Ring, edges: Sequence[Edge] = (), since_
         raw = np.concatenate((raw, np.array([e[1] for e in kept], np.float64)))
         late_ns = np.concatenate((late_ns, np.array([e[2] for e in kept], np.int64)))
     order = np.argsort(t_ns, kind="stable")
-    order = order[np.diff(t_ns[order], prepend=np.int64(-1)) > 0]  # two looks at one instant: one is enough
+    order = order[np.diff(t_ns[order], prepend=np.int64(-1)) > 0]  # keep one reading per instant
     period_ns = ring.word(PERIOD_NS) or channel.period_ns
     return Series(replace(channel, period_ns=period_ns), t_ns[order], raw[order], late_ns[order])
 
 
 def anchors(ring: Ring) -> tuple[tuple[int, int], ...]:
-    """Return the (monotonic, realtime) pairs."""
+    """Return the pairs of monotonic and wall clock time, in ns."""
     t_ns, _, real_ns = _columns(ring, 0)
     return tuple(zip(t_ns.tolist(), real_ns.tolist(), strict=True))
 
@@ -59,7 +59,7 @@ def clock_steps(pairs: Sequence[tuple[int, int]]) -> tuple[Event, ...]:
 
 
 def throttling(series: Sequence[Series]) -> tuple[Event, ...]:
-    """Return one event for each GPU that ran slower than asked, at the first reading that says so."""
+    """Return one event for each throttled GPU, at the first reading with a throttle reason."""
     found = []
     for one in (s for s in series if s.channel.name == "throttle"):
         masks = one.raw.astype(np.int64)
@@ -73,7 +73,7 @@ def throttling(series: Sequence[Series]) -> tuple[Event, ...]:
 
 
 def events(notes: Sequence[Note]) -> tuple[Event, ...]:
-    """Return the sampler's notes as events: one a (domain, code), with which channels, how often, until when."""
+    """Return the sampler's notes as events: one per (domain, code), with channels, count and time of the last."""
     groups: dict[tuple[str, str], list[Note]] = {}
     for note in notes:
         groups.setdefault((note.subject.partition("/")[0], note.code), []).append(note)
@@ -97,9 +97,9 @@ def _text(same: Sequence[Note]) -> str:
 
 
 def silent(series: Sequence[Series], rings: Mapping[str, Ring], notes: Sequence[Note]) -> tuple[Unavailable, ...]:
-    """Return the domains whose counters and powers have all failed and not come back, and why.
+    """Return the domains of which all counters and powers fail at the end, with the reason.
 
-    A driver's ring of samples does not count: totals never come from it.
+    The driver's ring of samples is ignored, because totals are never computed from it.
     """
     answering: set[str] = set()
     failed: dict[str, str] = {}
@@ -118,6 +118,6 @@ def _lost(domain: str, key: str, notes: Sequence[Note]) -> Unavailable:
 
 
 def update_period_ns(series: Series) -> int | None:
-    """Return the median time between changes of the last readings, None where nothing changed twice."""
+    """Return the median time between the last 65 changes of value; None with fewer than two changes."""
     changed = series.t_ns[1:][np.diff(series.raw) != 0][-65:]
     return int(np.median(np.diff(changed))) if len(changed) > 1 else None

@@ -1,4 +1,4 @@
-"""The sampling loop of one source: absolute deadlines with jitter, errors that never end it. Numpy-free."""
+"""Sampling loop of one source: absolute deadlines with jitter; read errors do not end it. Numpy-free."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ GAP_PERIODS = 10
 CALM_LOOKS = 100
 CALM_SAME = 0.1
 GAP_MIN_NS = NS_PER_S // 4
-# These are readings that say nothing, not failures: the sensor is polled on at its own rate.
+# Codes of invalid readings that are not failures: the sensor is polled again after its normal period.
 _PASSING = frozenset({"ZERO_READING"})
 
 
 class Stop(Protocol):
-    """What ends a loop: a threading.Event, or what costs less to wait for."""
+    """The stop signal of a loop: a threading.Event, or a cheaper equivalent."""
 
     def is_set(self) -> bool: ...  # noqa: D102
     def wait(self, timeout: float) -> bool: ...  # noqa: D102
@@ -38,10 +38,11 @@ class Stop(Protocol):
 
 @dataclass(slots=True)
 class Tap:
-    """One channel as the loop sees it.
+    """A channel in the loop, with its ring and period.
 
-    `calm_ns` is a longer period that is enough for a counter which has news at every look; 0 if there is none.
-    `read_ns` is how often the driver's own ring of samples is read; 0 where one look is one reading, every period.
+    Attributes:
+        calm_ns: Longer period for a counter that changes at almost every read; 0 if there is none.
+        read_ns: Period at which the driver's ring of samples is read; 0 for channels with one reading per read.
     """
 
     key: str
@@ -54,11 +55,11 @@ class Tap:
 
     @property
     def every_ns(self) -> int:
-        """Return how far looks are apart."""
+        """Return the period between reads."""
         return self.read_ns or self.ring.word(PERIOD_NS)
 
     def keep(self, samples: Sequence[tuple[int, float]]) -> bool:
-        """Store what a driver sampled, as thin as what was stored before; return whether that is thinner now."""
+        """Store a driver's samples, thinned like the ring so far; return whether the ring was thinned further."""
         thinned = False
         for t_ns, raw in samples:
             self._looks += 1
@@ -67,10 +68,10 @@ class Tap:
         return thinned
 
     def calms_down(self, raw: float) -> bool:
-        """Count a look at a channel that may be slowed; return whether it has been now.
+        """Count a read, and after 100 reads change to `calm_ns` if at most 10 % repeated a value; return whether.
 
-        A counter that often repeats itself publishes about as seldom as it is read: its instants are found by looking
-        more often than it publishes, so it stays as it is.
+        A counter that repeats more often publishes about as slowly as it is read. Locating its publications in time
+        needs reads at a higher rate than they have, so its period is kept.
         """
         self._looks += 1
         self._same += raw == self._last
@@ -84,7 +85,7 @@ class Tap:
 
 
 class Schedule:
-    """The deadlines of one period: a grid that never drifts, each point shaken, late points skipped and counted."""
+    """The deadlines of one period: a grid without drift, jitter at each point; late points are skipped and counted."""
 
     def __init__(self, period_ns: int, start_ns: int, random: Callable[[], float]) -> None:
         self._period_ns = period_ns
@@ -94,7 +95,7 @@ class Schedule:
         self.due_ns = start_ns
 
     def advance(self, now_ns: int) -> int:
-        """Move to the next grid point whose time has not passed; return how many were missed."""
+        """Move to the next grid point that has not passed; return the number of points skipped."""
         passed = math.ceil((now_ns - self._start_ns) / self._period_ns - JITTER)
         tick = max(self._tick + 1, passed)
         missed = tick - self._tick - 1
@@ -105,7 +106,7 @@ class Schedule:
 
 
 class SourceLoop:
-    """Reads all channels of one source until told to stop. Made to be a thread's `run`."""
+    """Reads all channels of one source until stopped; `run` is the target of a thread."""
 
     def __init__(
         self,
@@ -130,12 +131,12 @@ class SourceLoop:
         self._schedules: dict[int, Schedule] = {}
         self._groups: dict[int, tuple[Tap, ...]] = {}
         self._cpu_told_ns = 0
-        self.follows = any(tap.read_ns for tap in taps)  # a driver's own ring
+        self.follows = any(tap.read_ns for tap in taps)  # reads a driver's ring of samples
         self._reading = threading.Lock()
         self._finished = False
 
     def run(self) -> None:
-        """Sample until stopped; then let go of the meter."""
+        """Sample until stopped, then close the reader."""
         try:
             self._group()
             for period_ns, schedule in self._schedules.items():
@@ -150,7 +151,7 @@ class SourceLoop:
                 self._reader.close()
 
     def finish(self, wait_s: float = 0.1) -> None:
-        """Take what drivers have sampled since the last look at their rings, once; from any thread, after the stop."""
+        """Read the drivers' rings of samples a last time, after the stop; from any thread, at most once."""
         if not self.follows or not self._reading.acquire(timeout=wait_s):
             return  # a read hangs
         try:
@@ -162,7 +163,7 @@ class SourceLoop:
             self._reading.release()
 
     def _group(self) -> None:
-        """Give every period in use its schedule; channels of one period are read in one wake-up."""
+        """Group channels by period, with one schedule each; a group is read in one wake-up."""
         now_ns = self._clock_ns()
         periods = [tap.every_ns for tap in self._taps]
         known = self._schedules
@@ -192,7 +193,7 @@ class SourceLoop:
             for tap in taps:
                 changed |= self._read(tap, now_ns)
                 now_ns = self._clock_ns()
-            self._board.busy(self._index, 0)  # last, so that a process that ends waits for whole records
+            self._board.busy(self._index, 0)  # last, so that an ending process waits for complete records
         missed = schedule.advance(now_ns)
         if missed:
             for tap in taps:
@@ -203,7 +204,7 @@ class SourceLoop:
             self._group()
 
     def _read(self, tap: Tap, before_ns: int) -> bool:
-        """Look once and store it; return whether the channel has another period now."""
+        """Read a channel once and store the result; return whether its period has changed."""
         if self._retry_ns and self._retry_ns.get(tap.key, 0) > before_ns:
             return False
         self._board.busy(self._index, before_ns)
@@ -216,7 +217,7 @@ class SourceLoop:
                 samples = cast("SamplesReader", self._reader).take(tap.key)
             else:
                 raw = self._reader.read(tap.key)
-        except Exception as error:  # whatever it was, the other channels and the user's run go on
+        except Exception as error:  # any error must leave the other channels and the user's program running
             self._failed(tap, error, before_ns)
             return False
         after_ns = self._clock_ns()

@@ -236,7 +236,7 @@ class _Probe:
                 call_s[channel.key] = _cost_s(channel.key, [uuid, via])
             except SensorError as error:
                 errors.append(error)
-                if error.code != "ZERO_READING":  # a sleeping sensor may wake up: it stays, and the event says so
+                if error.code != "ZERO_READING":  # a sensor that reads 0 may recover: keep it, with an event
                     return False
                 self._events.append(event("warning", error.code, channel.key, str(error)))
             channels.append(channel)
@@ -254,7 +254,7 @@ class _Probe:
         return _Found(meter, spec, call_s, {})
 
     def _with_ring(self, found: _Found, handle: Any) -> _Found:
-        """Add a channel for the driver's own samples where they are finer than what can be polled."""
+        """Add a channel for the driver's ring of power samples if they are finer than polled power."""
         meter, power = found.meter, found.meter.channel("power")
         if power is None:
             return found
@@ -286,7 +286,7 @@ class _Probe:
 
 
 def _cost_s(key: str, via: list[str]) -> float:
-    """Return what one read of a channel costs, by a reader of its own."""
+    """Return the median seconds per read of a channel, measured with a temporary reader."""
     reader = NvmlReader({"channels": {key: via}})
     try:
         return read_cost_s(reader, key)

@@ -1,4 +1,4 @@
-"""Whether the driver's own ring of power samples can be followed: how fine it is, how deep, on which clock."""
+"""Checks whether the driver's ring of power samples is usable: its resolution, depth and clock."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.readers.samples import Sample, clock_of
 
 LEAST_SAMPLES = 5
-MOST_GAP_NS = 50_000_000  # coarser is no better than the power field, which is published every 100 ms
+MOST_GAP_NS = 50_000_000  # coarser has no advantage over the power field, published every 100 ms
 READ_NS = NS_PER_S
-TIME_SHARE = 0.01  # of the time, all GPUs together
+TIME_SHARE = 0.01  # largest share of time spent in reads of all GPUs
 
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """A ring of samples: how far they are apart (ms resolution), and how far back it reaches."""
+    """A ring of samples: time between samples (whole ms) and time that it covers."""
 
     gap_ns: int
     depth_ns: int
 
 
 def ring_of(samples: Sequence[Sample]) -> Ring:
-    """Look at what a ring holds.
+    """Measure a ring's resolution and depth.
 
     Raises:
-        SensorError: It cannot be followed (NOT_SUPPORTED), and why.
+        SensorError: The ring has fewer than 5 samples, an unknown clock, or gaps over 50 ms (NOT_SUPPORTED).
     """
     stamps_us = sorted({us for us, _ in samples})
     if len(stamps_us) < LEAST_SAMPLES:
@@ -44,15 +44,15 @@ def ring_of(samples: Sequence[Sample]) -> Ring:
 
 
 def read_period_ns(ring: Ring, call_s: float, devices: int) -> int:
-    """Return how often to read a ring: about once a second, early enough that nothing in it is lost.
+    """Return the period for reading a ring: 1 s, longer if reads are slow, at most half of its depth.
 
     Args:
-        ring: The shortest.
-        call_s: What one read costs.
-        devices: How many GPUs are read.
+        ring: The ring.
+        call_s: Seconds per read.
+        devices: Number of GPUs to read.
 
     Raises:
-        SensorError: So many reads would take more than 1 % of the time (NOT_SUPPORTED).
+        SensorError: Reads at that period would take more than 1 % of the time (NOT_SUPPORTED).
     """
     most_ns = ring.depth_ns // 2
     cheap_ns = math.ceil(call_s * devices / TIME_SHARE * 1e3) * 1_000_000

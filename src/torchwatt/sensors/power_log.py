@@ -34,33 +34,33 @@ from torchwatt.sensors.nvml import ACCURACY, ACCURACY_SOURCE
 MAX_DEVICE = 2**16
 LARGEST_RAW = 1e18  # a counter of 64 bits in millijoules
 MOST_CARDS = 4096
-DATELESS = "dateless"  # of a recording's `meta`: its times are times of day
-ZONELESS = "zoneless"  # its times are text without a zone, read as UTC
-MOST_SURPLUS = 0.02  # part of the lines that two writers may have mixed up
-_ENOUGH = 0.9  # a power column with so many of the best one's readings is as good
-_BACK_NS = 5 * NS_PER_S  # a step back in time that no scheduling explains
-# Of a last line without a line end it is not known whether it is whole.
+DATELESS = "dateless"  # key of a recording's `meta`: its times are times of day
+ZONELESS = "zoneless"  # key of `meta`: its times are text without a zone, read as UTC
+MOST_SURPLUS = 0.02  # tolerated share of lines with too many cells, as two writers produce
+_ENOUGH = 0.9  # a power column with this share of the longest one's readings is eligible
+_BACK_NS = 5 * NS_PER_S  # a step back in time larger than scheduling delays
+# A last line without a line end may be incomplete.
 _CUT = "the last line was cut while it was written"
 
 
 @dataclass(slots=True)
 class _Readings:
-    """What one card's lines hold: (t_ns, value) of each column, in the order of the file."""
+    """The readings of one card: (t_ns, value) by column, in the order of the file."""
 
     values: dict[Quantity, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
-    absurd: dict[Quantity, str] = field(default_factory=dict)  # the first cell that no card can draw
-    doubtful: dict[Quantity, str] = field(default_factory=dict)  # the first cell of a kind such as 1,234
-    commas: set[Quantity] = field(default_factory=set)  # columns with a comma that is a decimal one for certain
+    absurd: dict[Quantity, str] = field(default_factory=dict)  # the first cell outside the physical range
+    doubtful: dict[Quantity, str] = field(default_factory=dict)  # the first ambiguous cell, such as 1,234
+    commas: set[Quantity] = field(default_factory=set)  # columns with a certainly decimal comma
 
 
 @dataclass(slots=True)
 class _Log:
-    """All that was read of a file."""
+    """State of reading one log file."""
 
     name: str
     clock: LogClock
     cards: dict[Card, _Readings] = field(default_factory=dict)
-    unread: int = 0  # lines with readings whose time is not one
+    unread: int = 0  # lines with readings but without a valid time
     unread_time: str = ""  # the first of them
     rows: int = 0
     surplus: list[int] = field(default_factory=list)  # numbers of lines with more cells than columns
@@ -70,20 +70,19 @@ class _Log:
 def read_power_log(path: str | os.PathLike[str], zone: str | None = None) -> Recording:
     """Read a power log as a recording with one meter for each card; its clock is unix time in nanoseconds.
 
-    docs/power_logs.md lists the layouts, units and times that are read, and those that are refused. Meters are called
-    by the cards' indices where the log has them, else in the order in which the cards appear; what the log says of a
-    card (index, uuid, bus_id, serial, host, name) is in its facts. `meta` says whether times were without a date or a
-    zone.
+    docs/power_logs.md lists the layouts, units and times that are read, and those that are refused. Meters are numbered
+    by the cards' indices if the log has them, else in order of appearance; a card's fields in the log (index, uuid,
+    bus_id, serial, host, name) are in the meter's facts. `meta` records whether times lacked a date or a zone.
 
     Args:
         path: The file.
-        zone: IANA name of the zone of times without one, such as "Europe/Paris"; by default they are read as UTC and
-            an event says so.
+        zone: IANA name of the zone of times without one, such as "Europe/Paris"; by default they are read as UTC, with
+            an event.
 
     Raises:
-        SensorError: The file cannot be read, is no log of cards' power, has fewer than two readings of any card, more
-            than 1 GiB, or a power that no card draws.
-        ConfigError: There is no such zone.
+        SensorError: The file cannot be read, is not a supported power log, exceeds 1 GiB, or has fewer than two
+            readings of a card or a power outside the physical range.
+        ConfigError: The zone is unknown.
     """
     path = Path(path)
     log = _Log(path.name, LogClock(zone_of(zone)))
@@ -122,9 +121,10 @@ def _read(log: _Log, rows: Iterable[Row]) -> None:
 
 
 def _is_whole(row: Row, before: Row | None) -> bool:
-    """Tell whether a last line without a line end is whole: its last cell has the form of the one in the line before.
+    """Return whether a last line without a line end is complete, by comparison with the line before.
 
-    A number without decimals shows no form: with fewer digits than the one before it may have been longer.
+    Both must have as many cells, and last cells of one form (`_form`); a last cell without decimals or unit must also
+    be at least as long as the one before.
     """
     if before is None or len(row.cells) != len(before.cells):
         return False
@@ -133,7 +133,7 @@ def _is_whole(row: Row, before: Row | None) -> bool:
 
 
 def _form(cell: str) -> str:
-    """Return what follows the digits before the point, with each digit written 0: `.00 W` of `200.25 W`."""
+    """Return the text after the integer digits, with each digit replaced by 0: `.00 W` for `200.25 W`."""
     return re.sub(r"\d", "0", re.sub(r"^[-+]?\d+", "", cell))
 
 
@@ -261,7 +261,7 @@ def _merged(cards: Mapping[Card, _Readings]) -> Mapping[Card, _Readings]:
 
 
 def _cards(log: _Log, key: Card, readings: _Readings) -> Iterator[_OneCard]:
-    """Choose a card's power and counter; lines that name no single card are told apart by their place in a tick."""
+    """Yield each card's power and counter; unnamed cards are separated by the position of their lines in a tick."""
     power = _best(log, readings)
     counters = [
         (q, *_arrays(values)) for q, values in readings.values.items() if q.kind == "counter" and len(values) > 1
@@ -287,10 +287,10 @@ def _cards(log: _Log, key: Card, readings: _Readings) -> Iterator[_OneCard]:
 
 
 def _best(log: _Log, readings: _Readings) -> tuple[Quantity, IntArray, FloatArray] | None:
-    """Return the readings of the best power column: of those with about the most readings, the finest sensor's.
+    """Return a card's best power series: the lowest rank among columns with 90 % of the longest one's readings.
 
     Raises:
-        SensorError: A cell of it is no power of a card, or may be two.
+        SensorError: A cell of that column is outside the physical range or ambiguous.
     """
     counts = {q: len(readings.values.get(q, ())) for q in {*readings.values, *readings.absurd} if q.kind == "power"}
     if not counts:
@@ -321,7 +321,11 @@ def _sorted(found: tuple[Quantity, IntArray, FloatArray]) -> tuple[Quantity, Int
 
 
 def _check_one(log: _Log, key: Card, t_ns: IntArray, power_w: FloatArray) -> None:
-    """Refuse lines of one name that tell of two cards: logs of several machines that were put into one file."""
+    """Reject two overlapping series of readings of one card, as in concatenated logs of several machines.
+
+    Raises:
+        SensorError: The series overlap and differ.
+    """
     back = np.flatnonzero(np.diff(t_ns) < -_BACK_NS) + 1
     parts = np.split(np.arange(len(t_ns)), back)
     for before, after in pairwise(parts):
@@ -338,7 +342,7 @@ def _check_one(log: _Log, key: Card, t_ns: IntArray, power_w: FloatArray) -> Non
 
 
 def _spread(t_ns: IntArray) -> IntArray:
-    """Spread the readings of one whole second over it: they were cut to it."""
+    """Spread readings whose times were truncated to a whole second evenly over that second."""
     seconds, place, count = np.unique(t_ns, return_inverse=True, return_counts=True)
     usual = int(np.median(count))
     if usual < 2:
@@ -346,7 +350,7 @@ def _spread(t_ns: IntArray) -> IntArray:
     order = np.argsort(place, kind="stable")
     firsts = np.concatenate(([0], np.cumsum(count)[:-1]))
     within = np.arange(len(t_ns)) - firsts[place[order]]
-    # The first second may have begun before the log: its readings are the last ones of it.
+    # The log may begin within its first second: that second's readings are placed at its end.
     late = np.where((place[order] == 0) & (count[0] < usual), usual - count[0], 0)
     found = np.empty_like(t_ns)
     found[order] = seconds[place[order]] + (within + late) * NS_PER_S // np.maximum(count[place[order]], usual)

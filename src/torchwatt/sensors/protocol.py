@@ -1,4 +1,4 @@
-"""What the rest of torchwatt sees of meters: sources, what was discovered, and feeds of recordings."""
+"""Interfaces of the sensors package: sources, discoveries and feeds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from torchwatt.sensors.readers import Reader, open_reader
 
 
 class Source(Protocol):
-    """The meters behind one driver, and the means to read them.
+    """The meters of one driver.
 
-    `spec` is JSON-able: `readers.open_reader(spec)` rebuilds the reading half in another process. `call_s` is
-    what one read of a channel key costs. `edges` says whether a counter read here has the same origin as one
-    read in the sampler's process, so that both belong in one series.
+    Attributes:
+        meters: Its meters.
+        spec: JSON-serialisable; `readers.open_reader(spec)` opens a reader in any process.
+        call_s: Seconds per read, by channel key.
+        edges: Whether counters have the same origin in this process and in the sampler process, so that readings of
+            both can be merged into one series.
     """
 
     @property
@@ -32,15 +35,15 @@ class Source(Protocol):
     def edges(self) -> bool: ...  # noqa: D102
 
     def read(self, channel: Channel) -> float:
-        """Return a channel's raw value now, NaN if there is nothing to say yet; SensorError with its code."""
+        """Return a channel's raw value, NaN if there is none yet; raise SensorError with an event code."""
 
     def close(self) -> None:
-        """Let go of what `read` opened; safe to call twice."""
+        """Close the files and handles that `read` opened; a second call does nothing."""
 
 
 @dataclass(slots=True)
 class MeteredSource:
-    """A source whose reader is opened at the first read, in the process that reads."""
+    """A source whose reader is opened at the first read, once per process."""
 
     meters: tuple[Meter, ...]
     spec: Mapping[str, Any]
@@ -50,17 +53,17 @@ class MeteredSource:
     _pid: int = 0
 
     def read(self, channel: Channel) -> float:
-        """Return a channel's raw value now.
+        """Return a channel's raw value.
 
         Raises:
-            SensorError: With the event code that says why.
+            SensorError: The read failed; `code` is the event code.
         """
-        if self._reader is None or self._pid != os.getpid():  # a forked child opens its own
+        if self._reader is None or self._pid != os.getpid():  # a forked child opens a new reader
             self._reader, self._pid = open_reader(self.spec), os.getpid()
         return self._reader.read(channel.key)
 
     def close(self) -> None:
-        """Let go of what `read` opened."""
+        """Close the reader, if this process opened it."""
         reader, self._reader = self._reader, None
         if reader is not None and self._pid == os.getpid():
             reader.close()
@@ -68,12 +71,12 @@ class MeteredSource:
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What can be metered here, what cannot and why, and what was noticed on the way. Holds nothing open."""
+    """Available sources, unavailable domains with reasons, and events of the discovery. Holds no files open."""
 
     sources: tuple[Source, ...] = ()
     unavailable: tuple[Unavailable, ...] = ()
     events: tuple[Event, ...] = ()
-    gpus: tuple[str, ...] | None = None  # UUIDs of the GPUs that answered; None where later ones are not reported
+    gpus: tuple[str, ...] | None = None  # UUIDs of the GPUs found; None: do not report GPUs that appear later
 
     @property
     def meters(self) -> tuple[Meter, ...]:
@@ -82,7 +85,7 @@ class Discovery:
 
 
 def merge(found: Sequence[Discovery]) -> Discovery:
-    """Put several discoveries together."""
+    """Concatenate discoveries; `gpus` is the first that is not None."""
     return Discovery(
         tuple(s for d in found for s in d.sources),
         tuple(u for d in found for u in d.unavailable),
@@ -92,7 +95,7 @@ def merge(found: Sequence[Discovery]) -> Discovery:
 
 
 class Feed(Protocol):
-    """A stream of readings with a beginning and an end: the sampler, or a recording played back."""
+    """A stream of readings with a start and a stop: the sampler, or the replay of a recording."""
 
     @property
     def meters(self) -> tuple[Meter, ...]: ...  # noqa: D102
@@ -100,31 +103,31 @@ class Feed(Protocol):
     def unavailable(self) -> tuple[Unavailable, ...]: ...  # noqa: D102
 
     def start(self) -> None:
-        """Begin to sample; returns when first readings are there, or a fallback is."""
+        """Start sampling; return once the first readings exist or a fallback is running."""
 
     def mark(self) -> None:
-        """Read all counters now, in the calling process; the readings get merged into the recording."""
+        """Read all counters in the calling process; the readings are merged into the recording."""
 
     def linger(self) -> None:
-        """Return when slow meters have answered once more: a run that ends now is then known to its end."""
+        """Wait until slow meters have published the energy up to this instant."""
 
     def snapshot(self, since_ns: int = 0) -> Recording:
-        """Return what is known so far, from an instant on; from any thread."""
+        """Return the readings from `since_ns` until now; from any thread."""
 
     def stop(self) -> Recording:
-        """Take a last look, end sampling and return everything; the second call returns the same."""
+        """Read all meters a last time, end sampling and return all readings; later calls return the same."""
 
 
 def event(severity: str, code: str, subject: str, message: str) -> Event:
-    """Return an event of now."""
+    """Return an event with the current time."""
     return Event(time.monotonic_ns(), "warning" if severity == "warning" else "info", code, subject, message)
 
 
 def read_cost_s(reader: Reader, key: str, looks: int = 5) -> float:
-    """Return the median cost of reading a channel, after one look to warm up.
+    """Return the median seconds per read of a channel over `looks` reads, after one warm-up read.
 
     Raises:
-        SensorError: As the reader does.
+        SensorError: A read failed.
     """
     reader.read(key)
     costs = []

@@ -1,4 +1,4 @@
-"""Finds the CPU packages and DRAM that Linux powercap meters."""
+"""Finds CPU packages and DRAM metered by Linux powercap."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchwatt.sensors.readers.rapl import RaplReader
 
 DEFAULT_ROOT = "/sys/class/powercap"
 ROOT_VARIABLE = "TORCHWATT_POWERCAP_ROOT"
-PERIOD_NS = 5_000_000  # layers of 20 ms can be told apart; doubled once the counter proves to publish oftener
+PERIOD_NS = 5_000_000  # resolves layers of 20 ms; doubled for a counter that changes at almost every read
 # Khan et al., "RAPL in Action", TOMPECS 3(2), 2018: package power follows a wall meter closely, and short
 # intervals carry more than 5 %. DRAM: Desrochers, Paradis, Weaver, MEMSYS 2016 find a constant offset.
 PACKAGE_ACCURACY = (-0.05, 0.05)
@@ -40,14 +40,14 @@ _PACKAGE = re.compile(r"package-(\d+)(?:-die-(\d+))?")
 # the counter repeats after one unit more: 61 uJ more for the usual unit of 2**-14 J.
 _COUNTER_MAX = 2**32 - 1
 _LARGEST_UJ = 2**64
-# Two looks at one hardware counter differ by what was used between them; codecarbon's find_mirrored_counters
-# allows one joule as well, and gives no meaning to counters that stand at nothing.
+# Two reads of one hardware counter differ by the energy between them; as in codecarbon's find_mirrored_counters, 1 J
+# is allowed, and counters up to 1 J count as different.
 _MIRROR_UJ = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """One powercap zone: where it is, what it is called, which package and driver it belongs to."""
+    """A powercap zone: its path, name, driver, and numbers of package and subzone."""
 
     path: Path
     name: str
@@ -57,17 +57,17 @@ class Zone:
 
     @property
     def file(self) -> Path:
-        """Return the counter's file."""
+        """Return the path of the counter's file."""
         return self.path / "energy_uj"
 
     @property
     def package(self) -> str | None:
-        """Return the package number as the name says it, None for other zones."""
+        """Return the package number in the zone's name, None for other zones."""
         match = _PACKAGE.fullmatch(self.name)
         return match[1] if match else None
 
     def modulus_uj(self) -> int | None:
-        """Return after how many microjoules the counter starts again; None where the kernel does not say."""
+        """Return the counter's modulus in microjoules; None if the kernel gives no valid maximum."""
         try:
             maximum = int(head_of(self.path / "max_energy_range_uj"))
         except (OSError, ValueError):
@@ -77,7 +77,7 @@ class Zone:
         return maximum + max(1, round(maximum / _COUNTER_MAX))
 
     def read_uj(self) -> int:
-        """Return the counter once; OSError or ValueError if it cannot be read."""
+        """Read the counter in microjoules; raise OSError or ValueError if that fails."""
         return int(head_of(self.file))
 
 
@@ -104,11 +104,11 @@ def scan(root: Path) -> list[Zone]:
 
 
 def packages(zones: Sequence[Zone], sleep: Callable[[float], None] = time.sleep) -> list[Zone]:
-    """Return one zone a hardware counter of packages: no core, uncore or psys, no counter twice.
+    """Return one zone per hardware counter of packages; no core, uncore or psys, and no counter twice.
 
-    The memory-mapped interface repeats the packages of the register interface. Dies of one package, or two zones
-    of the same name, may all show the same socket-wide counter (codecarbon issue 1274): those that read the same
-    twice, 20 ms apart, are one.
+    The memory-mapped interface duplicates the packages of the register interface. Dies of one package, or zones of one
+    name, may show the same socket-wide counter (codecarbon issue 1274): zones within 1 J of each other in two reads,
+    20 ms apart, count as one.
     """
     kept: list[Zone] = []
     for zone in (z for z in zones if z.package is not None and z.sub is None and z.file.exists()):
@@ -156,7 +156,7 @@ def discover_rapl(root: str | os.PathLike[str] | None = None, model: str = "CPU 
     folder = powercap_root(root)
     try:
         zones = scan(folder)
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: circular links
         return Discovery((), (Unavailable("cpu", f"cannot look into {folder}: {error}", PERMISSION_FIX),))
     found = packages(zones)
     if not found:
@@ -168,7 +168,7 @@ def discover_rapl(root: str | os.PathLike[str] | None = None, model: str = "CPU 
 
 
 def _drams(zones: Sequence[Zone], package: Zone) -> list[Zone]:
-    """Return the package's DRAM: below its own zone, else below its twin's of the other driver."""
+    """Return the package's DRAM zone, at most one: below its own zone, else below its twin of the other driver."""
     twins = [z for z in zones if z.sub is None and z.package == package.package and z.path != package.path]
     homes = [(z.driver, z.number) for z in (package, *twins)]
     drams = [z for z in zones if z.sub is not None and z.name == "dram" and (z.driver, z.number) in homes]
@@ -176,7 +176,7 @@ def _drams(zones: Sequence[Zone], package: Zone) -> list[Zone]:
 
 
 def _readable(chosen: Sequence[tuple[Domain, Zone]], model: str) -> Discovery:
-    """Try each counter; what cannot be read is said with the reason and the command that helps."""
+    """Read each counter once; unreadable ones become unavailable domains, with reason and remedy."""
     meters, files, call_s, unavailable = [], {}, {}, []
     for domain, zone in chosen:
         meter = _meter(domain, zone, model)

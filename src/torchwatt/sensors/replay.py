@@ -45,10 +45,10 @@ def save_recording(recording: Recording, path: str | os.PathLike[str]) -> None:
 
 
 def load_recording(path: str | os.PathLike[str]) -> Recording:
-    """Read a recording back, every number as it was.
+    """Load a saved recording, without loss of precision.
 
     Raises:
-        BundleError: If the file cannot be read or is no such recording.
+        BundleError: The file cannot be read or is not a valid recording.
     """
     try:
         with _opened(Path(path)) as file:
@@ -65,7 +65,7 @@ def _new(path: Path) -> TextIO:
 
 
 class _Closing(gzip.GzipFile):
-    """Closes the file under it, which `GzipFile` leaves open."""
+    """A GzipFile that also closes its underlying file."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(fileobj=file, mode="wb")
@@ -222,10 +222,10 @@ class Replay:
         """Do nothing: a recording has no readings but its own."""
 
     def linger(self) -> None:
-        """Do nothing: what was recorded is there when its time comes."""
+        """Do nothing: recorded readings are available at their own times."""
 
     def snapshot(self, since_ns: int = 0) -> Recording:
-        """Return the readings that would be known by now."""
+        """Return the readings from `since_ns` up to the current time of the replay."""
         if self._result is not None:
             return self._result.between(since_ns, self._result_end_ns())
         if self._start_ns is None:
@@ -238,7 +238,7 @@ class Replay:
         return int(np.iinfo(np.int64).max) - 1
 
     def stop(self) -> Recording:
-        """End and return all that was played."""
+        """End the replay and return the readings up to now; later calls return the same."""
         if self._result is None:
             self._result = self.snapshot()
         return self._result

@@ -1,4 +1,4 @@
-"""Samples all meters of a discovery from `start` to `stop`, in a process of its own where that is possible."""
+"""Samples all meters of a discovery from `start` to `stop`, in a separate process if possible, else in threads."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from torchwatt.sensors.ring import MISSED, READS, Ring
 from torchwatt.sensors.sampler_main import anchor, capacities, make_loops, start_threads
 from torchwatt.sensors.spawn import Child
 
-CAPACITY = 1 << 20  # readings a channel before it is thinned: 5.8 h at 20 ms; untouched memory costs nothing
+CAPACITY = 1 << 20  # readings per channel before thinning: 5.8 h at 20 ms; unwritten pages use no memory
 PRIVATE_CAPACITY = 1 << 16
-LEAST_CAPACITY, LEAST_SHARED_BYTES = 64, 1 << 18  # less than that shares no readings worth sharing
+LEAST_CAPACITY, LEAST_SHARED_BYTES = 64, 1 << 18  # below these no memory is shared with a sampler process
 GAUGE_CAPACITY = 1 << 17
 ANCHORS = 1 << 14
-# A counter that has news every 5 ms publishes oftener than that, and half the looks cost half: errors grow by sqrt(2).
+# A counter that changes at each read (5 ms) publishes faster; half the reads cost half, and errors grow by sqrt(2).
 CALM_PERIODS = {"rapl": 2, "rapl_perf": 2}
-# Clocks, and models that are linear in them, lose nothing but resolution when they are read half as often.
+# Cumulative times, and models linear in them, lose only resolution if read half as often.
 CHEAP, THRIFTY_PERIODS = frozenset({"proc", "tdp_model", "ram_model"}), 2
 FIRST_SAMPLE_S = 2.0
-_OTHERS_S = 0.25  # how long to wait for slow sources once one has answered
+_OTHERS_S = 0.25  # wait for slow sources after the first one has been read
 _COARSE_NS = 20_000_000
 _TAIL_NS = 150_000_000
 
@@ -43,7 +43,7 @@ Mode = Literal["process", "thread"]
 
 
 def sampler_config(sources: tuple[Source, ...], capacity: int, *, thrifty: bool = False) -> dict[str, Any]:
-    """Return what the sampler process is told: per source its spec and its channels."""
+    """Return the sampler process's configuration: spec and channels of each source, and the number of anchors."""
 
     def tap(channel: Channel, spec: Mapping[str, Any]) -> dict[str, Any]:
         small = min(capacity, GAUGE_CAPACITY) if channel.quantity == "gauge" else capacity
@@ -61,7 +61,7 @@ def sampler_config(sources: tuple[Source, ...], capacity: int, *, thrifty: bool 
 
 
 def _one_host(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put what only looks into /proc for one process behind one reader: a wake-up costs more than what it reads."""
+    """Merge the two /proc sources of one process into one reader: a wake-up costs more than the reads."""
     host = [source for source in listed if source["spec"]["kind"] in {"process", "modelled"}]
     kinds, pids = ({source["spec"][word] for source in host} for word in ("kind", "pid"))
     if (len(host), len(kinds), len(pids)) != (2, 2, 1):
@@ -73,7 +73,7 @@ def _one_host(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclass(slots=True)
 class _Running:
-    """All that has to end: the process or the threads, the edge readers, the memory."""
+    """Resources of a running sampler: the process or the threads, the edge readers, the memory."""
 
     board: Board
     config: dict[str, Any]
@@ -112,14 +112,14 @@ class _Running:
 
 
 def _abandon(running: _Running) -> None:
-    """End what an unstopped sampler left behind when it was collected; a forked child owns none of it."""
+    """Release the resources of a sampler that was garbage-collected without `stop`; no effect in a forked child."""
     if running.pid == os.getpid():
-        with contextlib.suppress(Exception):  # at interpreter shutdown anything may be half gone
+        with contextlib.suppress(Exception):  # at interpreter shutdown modules may be gone already
             running.halt(timeout_s=0)
 
 
 def _watch(sampler: weakref.ref[Sampler], child: Child) -> None:
-    """Have a sampler process that dies replaced at once: a counter must not wrap unseen."""
+    """Replace a sampler process as soon as it dies, so that no wrap-around of a counter is missed."""
     child.wait()
     owner = None if child.stopping else sampler()
     if owner is not None:
@@ -129,9 +129,9 @@ def _watch(sampler: weakref.ref[Sampler], child: Child) -> None:
 class Sampler:
     """The `Feed` of real meters.
 
-    A separate small process reads the meters into shared memory; this process reads counters at the edges only.
-    Where no process can be started, threads do it here, and the recording says so. In a forked child all
-    methods do nothing. `thrifty` reads clocks and models half as often.
+    A separate process reads the meters into shared memory; this process reads counters at the edges only. If no process
+    can be started, threads of this process sample, and the recording has an event. In a forked child all methods do
+    nothing. `thrifty` halves the rate at which CPU times and models are read.
     """
 
     def __init__(
@@ -147,26 +147,26 @@ class Sampler:
         self._events: list[Event] = []
         self._result: Recording | None = None
         self._pid: int | None = None
-        self.journal: tuple[int, ...] = ()  # file, folder and most bytes: the sampler process appends readings there
+        self.journal: tuple[int, ...] = ()  # for the sampler process: descriptors of file and folder, most bytes
 
     @property
     def meters(self) -> tuple[Meter, ...]:
-        """Return the meters that are sampled."""
+        """Return the sampled meters."""
         return self._discovery.meters
 
     @property
     def unavailable(self) -> tuple[Unavailable, ...]:
-        """Return what cannot be metered here."""
+        """Return the domains that cannot be metered, with reasons."""
         return self._discovery.unavailable
 
     @property
     def sampler_pid(self) -> int | None:
-        """Return the id of the sampler process, None if there is none."""
+        """Return the id of the sampler process; None while threads sample or nothing does."""
         running = self._running
         return running.child.pid if running is not None and running.child is not None else None
 
     def start(self) -> None:
-        """Begin to sample and read the counters once; does nothing if it was started before."""
+        """Start sampling and read the counters once; a second call does nothing."""
         if self._forked():
             return
         with self._lock:
@@ -189,10 +189,10 @@ class Sampler:
             self.mark()
 
     def _open(self, fd: int) -> _Running:
-        """Map the memory; where the address space is limited (ulimit -v), rings a sixteenth as long must do.
+        """Map the shared memory; if that fails (address space limit, ulimit -v), with rings 1/16 as long.
 
-        Where the size of files is (ulimit -f), rings are as long as it allows. Where it allows too little for that,
-        threads of this process sample into memory of its own.
+        With a file size limit (ulimit -f), rings are as long as it allows. If it is too small, threads of this process
+        sample into private memory.
         """
         most_bytes = largest_file()
         if most_bytes is not None:
@@ -232,7 +232,7 @@ class Sampler:
         running.watch.start()
 
     def _ready(self, running: _Running) -> bool:
-        """Wait for a first look at every source, or at some while others are slow."""
+        """Wait until every source has been read once, or one plus 0.25 s; return whether the process samples."""
         if running.child is None:
             return False
         end_s = time.monotonic() + FIRST_SAMPLE_S
@@ -246,7 +246,7 @@ class Sampler:
         return running.board.word(ROUNDS) > 0 and running.child.alive()
 
     def _fall_back(self, running: _Running) -> None:
-        """Sample in threads of this process from now on, into the same memory."""
+        """Switch to sampling in threads of this process, into the same memory."""
         child, running.child = running.child, None
         if child is not None:
             why = child.why() if not child.alive() else f"no sample within {FIRST_SAMPLE_S:g} s"
@@ -257,7 +257,7 @@ class Sampler:
         running.threads = start_threads(make_loops(running.board, running.config, running.stop))
 
     def mark(self) -> None:
-        """Read all counters now, in this process; a driver that hangs costs a second at most."""
+        """Read all counters in this process; a driver that hangs delays this by 1 s at most."""
         if self._forked():
             return
         with self._lock:
@@ -269,7 +269,7 @@ class Sampler:
             self._check(running)
 
     def take_over(self, child: Child) -> None:
-        """Go on without a sampler process that has ended, if it is still the one in use."""
+        """Replace a sampler process that has ended by threads, if it is still the current one."""
         if self._forked():
             return
         with self._lock:
@@ -277,20 +277,20 @@ class Sampler:
                 self._check(self._running)
 
     def _check(self, running: _Running) -> None:
-        """Take over if the sampler process was killed; its readings are still there."""
+        """Fall back to threads if the sampler process has ended; its readings remain in memory."""
         if running.child is not None and not running.child.alive():
             self._fall_back(running)
         if running.child is None:
             anchor(running.board)
 
     def linger(self) -> None:
-        """Sample on until coarse sensors have published what has been used until now."""
+        """Keep sampling until slow sensors have published the energy up to now."""
         running = self._running
         if running is not None and not self._forked():
             time.sleep(self._tail_ns(running) / NS_PER_S)
 
     def snapshot(self, since_ns: int = 0) -> Recording:
-        """Return what is known so far, with readings from an instant on only."""
+        """Return a recording of the readings from `since_ns` until now."""
         if self._forked():
             return self._nothing()
         with self._lock:
@@ -301,7 +301,7 @@ class Sampler:
             return self._gather(running, since_ns)
 
     def peek(self, since_ns: int) -> Recording:
-        """Return counters and powers from an instant on and nothing else: cheap enough for several times a second."""
+        """Return counters and powers from `since_ns` on, without gauges and events; fast enough for a live view."""
         if self._forked():
             return self._nothing()
         with self._lock:
@@ -313,7 +313,7 @@ class Sampler:
             return Recording(self.meters, series, self.unavailable)
 
     def stop(self) -> Recording:
-        """Take a last look, end everything and return all readings; later calls return the same."""
+        """Read all counters a last time, end sampling and return all readings; later calls return the same."""
         if self._forked():
             return self._nothing()
         with self._lock:
@@ -397,5 +397,5 @@ class Sampler:
         return Recording(self.meters, (), self.unavailable)
 
     def _forked(self) -> bool:
-        """Return whether this is a forked child: asked before the lock, which a dead thread may hold there."""
+        """Return whether this is a forked child; check before locking, as a thread of the parent may hold the lock."""
         return self._pid not in {None, os.getpid()}

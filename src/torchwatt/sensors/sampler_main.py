@@ -1,7 +1,7 @@
-"""The sampler process: drivers' loops in threads; the main thread looks into /proc and after the others. Numpy-free.
+"""The sampler process: drivers' loops run in threads; the main thread reads /proc and monitors them. Numpy-free.
 
-Started by `helper_process` with the arguments SIZE and NAME, and SIZE bytes of JSON on stdin; it ends when a byte or
-the end of stdin comes, or when its parent is gone.
+Started by `helper_process` with the arguments SIZE and NAME, and SIZE bytes of JSON on stdin; ends at the next byte or
+the end of stdin, or when its parent has ended.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from torchwatt.sensors.journal.rings import RingJournal
 
 ANCHOR_NS = 2 * NS_PER_S
-LOOK_NS = NS_PER_S // 2  # how often the main thread looks after the others
-_GC_OBJECTS = 50_000  # a loop makes no cycles; what errors leave behind is collected now and then
+LOOK_NS = NS_PER_S // 2  # period at which the main thread monitors the others
+_GC_OBJECTS = 50_000  # loops create no reference cycles, errors do: collect rarely
 _ENDING_S = 0.2
-_HOST = "host"  # files in /proc: no driver that could hang
+_HOST = "host"  # reads /proc only: no driver that could hang
 
 
 def capacities(config: Mapping[str, Any]) -> list[int]:
@@ -39,7 +39,7 @@ def capacities(config: Mapping[str, Any]) -> list[int]:
 
 
 def anchor(board: Board, clock_ns: Callable[[], int] = time.monotonic_ns) -> int:
-    """Record what both clocks say, and return the monotonic one; the real time travels as an integer."""
+    """Record a pair of monotonic and wall clock time in ns, the latter as an integer; return the former."""
     before_ns = clock_ns()
     real_ns = time.time_ns()
     t_ns = (before_ns + clock_ns()) // 2
@@ -48,27 +48,27 @@ def anchor(board: Board, clock_ns: Callable[[], int] = time.monotonic_ns) -> int
 
 
 class Nap:
-    """What driver threads wait for: a plain sleep costs half of an Event's, and the process ends without them."""
+    """Stop signal of driver threads: sleeping costs half of waiting for an Event, and the exit waits for no thread."""
 
     def __init__(self) -> None:
         self._told = False
 
     def set(self) -> None:
-        """Have loops end when they wake up."""
+        """Request loops to end at their next wake-up."""
         self._told = True
 
     def is_set(self) -> bool:
-        """Return whether loops are to end."""
+        """Return whether the end was requested."""
         return self._told
 
     def wait(self, timeout: float) -> bool:
-        """Sleep, and return whether to end."""
+        """Sleep for `timeout` seconds; return whether the end was requested."""
         time.sleep(timeout)
         return self._told
 
 
 def make_loops(board: Board, config: Mapping[str, Any], stop: Stop, host_stop: Stop | None = None) -> list[SourceLoop]:
-    """Return one loop a source, its channels' periods set; the loop that reads /proc may have a stop of its own."""
+    """Return one loop per source, with the periods of its channels; `host_stop`, if any, stops the loop of /proc."""
     loops, rings = [], iter(board.rings)
     for index, source in enumerate(config["sources"]):
         taps = []
@@ -90,7 +90,7 @@ def start_threads(loops: Sequence[SourceLoop]) -> list[HelperThread]:
 
 
 class Housekeeper:
-    """What is done a few times a second: anchors and the search for reads that hang."""
+    """Records clock anchors every 2 s, and detects reads that hang for more than 0.5 s."""
 
     def __init__(self, board: Board, config: Mapping[str, Any]) -> None:
         self._board = board
@@ -99,7 +99,7 @@ class Housekeeper:
         self._anchor_ns = 0
 
     def look(self) -> None:
-        """Do what is due."""
+        """Record an anchor if one is due; add a note for each hanging read."""
         now_ns = time.monotonic_ns()
         if now_ns - self._anchor_ns >= ANCHOR_NS:
             self._anchor_ns = anchor(self._board)
@@ -121,7 +121,7 @@ def _journal(board: Board, config: Mapping[str, Any]) -> RingJournal:
 
 
 class Parent:
-    """Waits for the parent: it says stop, closes the pipe, or is gone. Looks after the others meanwhile."""
+    """Stop signal set by the parent process: a byte on stdin, a closed pipe, or its end; calls `look` meanwhile."""
 
     def __init__(self, ppid: int, look: Callable[[], None], *, detached: bool = False) -> None:
         self._ppid = ppid
@@ -129,7 +129,7 @@ class Parent:
         self._look = look
         self._look_ns = 0
         self._told = False
-        self.said_so = False  # a word of the parent, not its end
+        self.said_so = False  # the parent requested the end, and has not just ended
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
         if detached:
@@ -139,11 +139,11 @@ class Parent:
                 self._told = True
 
     def is_set(self) -> bool:
-        """Return whether to end."""
+        """Return whether sampling is to end."""
         return self._told
 
     def wait(self, timeout: float) -> bool:
-        """Sleep for so many seconds or until it is time to end; return whether it is."""
+        """Wait at most `timeout` seconds for the stop signal; return whether sampling is to end."""
         if not self._told and (ready := dict(self._poll.poll(timeout * 1e3))):
             self._told, self.said_so = True, 0 in ready and os.read(0, 1) != b""
         now_ns = time.monotonic_ns()
@@ -155,7 +155,7 @@ class Parent:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read the configuration from stdin and sample until told to stop; never returns."""
+    """Read the configuration from stdin and sample until stopped; never returns."""
     sample(json.loads(_received(int(arguments[0]))))
 
 
@@ -171,8 +171,8 @@ def _received(size: int) -> bytes:
 
 
 def sample(config: Mapping[str, Any]) -> None:
-    """Sample until told to stop; never returns."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is meant for the user's program
+    """Sample until stopped; ends the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C must reach the user's program only
     gc.set_threshold(_GC_OBJECTS)
     board = Board.map(config["fd"], len(config["sources"]), capacities(config))
     os.close(config["fd"])
@@ -199,11 +199,11 @@ def sample(config: Mapping[str, Any]) -> None:
     board.put(CPU_NS, time.process_time_ns())
     if journal is not None:
         journal.finish(gone=not parent.said_so)
-    os._exit(0)  # a thread that hangs in a driver must not keep the process, nor one that sleeps
+    os._exit(0)  # do not wait for threads that hang in a driver or sleep
 
 
 def _last_looks(loops: Sequence[SourceLoop]) -> None:
-    """Take what drivers have sampled since the loops' last looks; each in a thread, for a driver may hang."""
+    """Read the drivers' rings of samples a last time, each in a thread, as drivers may hang; wait 0.2 s at most."""
     threads = [threading.Thread(target=loop.finish, daemon=True) for loop in loops if loop.follows]
     deadline_s = time.monotonic() + _ENDING_S
     for thread in threads:
@@ -213,7 +213,7 @@ def _last_looks(loops: Sequence[SourceLoop]) -> None:
 
 
 def _let_finish(board: Board, sources: Sequence[int]) -> None:
-    """Wait for reads under way to be recorded; what wakes up later finds that it is to end."""
+    """Wait until current reads are recorded, 0.2 s at most; loops that wake up later stop."""
     deadline_s = time.monotonic() + _ENDING_S
     while any(board.busy_since(source) for source in sources) and time.monotonic() < deadline_s:
         time.sleep(0.001)

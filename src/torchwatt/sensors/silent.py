@@ -1,4 +1,4 @@
-"""The feed of a run whose meters could not be started: it says why, and says nothing else."""
+"""Feed of a run whose sampling could not be started: no readings, only the reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CODE = "SAMPLER_LOST"
 
 
 class Silent:
-    """A `Feed` without a meter; the user's program runs, and its report says that nothing was metered and why."""
+    """A `Feed` without meters: the user's program runs, and its report contains the reason why nothing was metered."""
 
     def __init__(self, error: BaseException) -> None:
         self.reason = f"sampling could not begin: {type(error).__name__}: {error}"
@@ -18,12 +18,12 @@ class Silent:
 
     @property
     def meters(self) -> tuple[Meter, ...]:
-        """Return none."""
+        """Return no meters."""
         return ()
 
     @property
     def unavailable(self) -> tuple[Unavailable, ...]:
-        """Return why."""
+        """Return the reason, for the domain `run`."""
         return (Unavailable("run", self.reason, self._fix),)
 
     def start(self) -> None:

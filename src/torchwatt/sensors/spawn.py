@@ -23,17 +23,17 @@ CAN_DETACH = hasattr(os, "pidfd_open")  # Linux
 
 
 class Child:
-    """The sampler process, seen from the user's process.
+    """Handle of the sampler process in the user's process.
 
-    Where the system can tell of the end of any process it is detached: a child of a child that has ended. A program
-    that waits for any child of its own, or ends all of them, is then not concerned with it.
+    With pidfd (Linux) the sampler is detached: its parent, a child of this process, has ended. So a program that waits
+    for any child, or kills all its children, does not affect it.
     """
 
     def __init__(self, config: Mapping[str, Any], fd: int) -> None:
-        """Start it; `fd` is the board's memory.
+        """Start the process; `fd` is the descriptor of the board's memory.
 
         Raises:
-            SensorError: SAMPLER_THREAD, if no process can be started here.
+            SensorError: The process cannot be started (SAMPLER_THREAD).
         """
         self.stopping = self._stopped = False
         told = {"fd": fd, "ppid": os.getpid(), "detached": CAN_DETACH}
@@ -53,7 +53,7 @@ class Child:
                 stdout=subprocess.PIPE if CAN_DETACH else subprocess.DEVNULL,
                 stderr=stderr,
                 pass_fds=(fd, *config.get("journal", ())[:2]),
-                start_new_session=True,  # Ctrl-C in the user's terminal is not meant for it
+                start_new_session=True,  # Ctrl-C in the user's terminal must not reach it
             )
         except (OSError, ValueError, TypeError) as error:  # no executable, no more processes, embedded Python
             self._orders.close()
@@ -62,12 +62,12 @@ class Child:
         finally:
             os.close(theirs)
         self._detached = _Process(self._detached_pid()) if CAN_DETACH else None
-        with contextlib.suppress(OSError):  # it has ended already: `alive` and `why` tell
+        with contextlib.suppress(OSError):  # it has ended already: see `alive` and `why`
             self._send(data)
 
     @property
     def pid(self) -> int:
-        """Return its process id."""
+        """Return the sampler's process id, 0 if a detached one did not start."""
         return self._popen.pid if self._detached is None else self._detached.pid
 
     def _detached_pid(self) -> int:
@@ -87,7 +87,7 @@ class Child:
         return self._popen.poll() is None if self._detached is None else not self._detached.ended(0)
 
     def standing(self) -> bool:
-        """Return whether a signal or a debugger has stopped it: it lives, and does nothing."""
+        """Return whether a signal or a debugger has suspended the process (state T or t)."""
         try:
             state = Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
         except (OSError, IndexError):
@@ -95,7 +95,7 @@ class Child:
         return state in {b"T", b"t"}
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Return when it has ended, or after so long; whether it has."""
+        """Wait for the end of the process, at most `timeout_s`; return whether it has ended."""
         if self._detached is not None:
             return self._detached.ended(timeout_s)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -103,7 +103,7 @@ class Child:
         return self._popen.poll() is not None
 
     def why(self) -> str:
-        """Return the end of what it wrote to stderr."""
+        """Return the last 400 bytes of its stderr as one line, or a message if there is none."""
         try:
             fd = self._stderr.number()
             text = os.pread(fd, _STDERR_BYTES, max(os.fstat(fd).st_size - _STDERR_BYTES, 0)).decode(errors="replace")
@@ -112,7 +112,7 @@ class Child:
         return " ".join(text.split()) or "it ended without a message"
 
     def stop(self, timeout_s: float = 1.0) -> None:
-        """End it: ask, wait, and kill what does not listen. A second call does nothing."""
+        """Request the end, wait `timeout_s`, then kill the process. A second call does nothing."""
         if self._stopped:
             return
         self.stopping = self._stopped = True
@@ -138,12 +138,12 @@ class Child:
 
 
 def sampler_name(pid: int) -> str:
-    """Return what says in the list of processes whose sampler one is."""
+    """Return the name of a process's sampler in the process list."""
     return f"torchwatt-sampler-of-{pid}"
 
 
 class _Process:
-    """A process that need not be a child, held by a descriptor: its id may be another's once it has ended."""
+    """A process, child or not, identified by a pidfd, because its id may be reused after its end."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -152,13 +152,13 @@ class _Process:
             self._held = HeldDescriptor(os.pidfd_open(pid)) if pid else None
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptor."""
         if self._held is not None:
             self._held.close()
             self._held = None
 
     def ended(self, timeout_s: float | None) -> bool:
-        """Return whether it has ended, after so long at most."""
+        """Wait at most `timeout_s` and return whether the process has ended."""
         try:
             if self._held is None:
                 return True
@@ -174,7 +174,7 @@ class _Process:
         return ended
 
     def kill(self) -> None:
-        """End it."""
+        """Send SIGKILL."""
         with contextlib.suppress(OSError):  # it has ended, or the program has closed the descriptor
             if self._held is not None:
                 signal.pidfd_send_signal(self._held.number(), signal.SIGKILL)

@@ -42,7 +42,7 @@ def _shown(value: Any) -> str:
 
 
 class Run(ReportFaces):
-    """The result of a profiled block; while the block runs, what is known so far.
+    """The result of a profiled block; while the block runs, the values so far.
 
     Energies are joules in the measured boundary; None (never 0) where nothing could be metered.
     """

@@ -91,7 +91,7 @@ def report_of(  # noqa: PLR0917  the parts of a report
 
 
 def _with_losses(events: Iterable[Event], found: Attribution, bounds: Bounds) -> Iterable[Event]:
-    """Add an event for each meter that was away for a part of the run, where none says so yet."""
+    """Add an event for each meter that did not cover the whole run, unless the events report it already."""
     told = tuple(events)
     yield from told
     losses = {event.subject for event in told if event.code in METER_LOSSES}

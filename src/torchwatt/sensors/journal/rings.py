@@ -59,7 +59,7 @@ class RingJournal:
         self._thread.start()
 
     def finish(self, *, gone: bool, timeout_s: float = 1.0) -> None:
-        """Write what is left; `gone` says that the owner did not ask for it: it is no more."""
+        """Write the remaining readings; `gone`: the owner ended without requesting it, so add a frame of that kind."""
         self._stop.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
@@ -71,7 +71,7 @@ class RingJournal:
         self._file.sync()
 
     def write(self) -> None:
-        """Append the readings since the last time."""
+        """Append the readings since the last write."""
         blocks = self._new()
         if blocks:
             self._file.add(Kind.READINGS, pack(blocks))

@@ -1,4 +1,4 @@
-"""The cards of a power log: by what they are told apart, and which of them a user means."""
+"""The cards of a power log: identification by columns, selection by the user, separation of unnamed cards."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _INDEX = re.compile(r"(?:card|gpu|nvidia|cuda|device)?[ :_#\[]*(\d{1,5})\]?", re
 _MISSING = frozenset(
     {"", "-", "n/a", "[n/a]", "[not supported]", "[unknown error]", "err!", "none", "null", "nan", "0x0"}
 )
-_TICK_NS = 20_000_000  # nvidia-smi asks its cards one after the other, some milliseconds each
+_TICK_NS = 20_000_000  # nvidia-smi reads its cards in sequence, some milliseconds each
 _MOST_CARDS = 64
 _EXACT = 0.9  # part of the ticks that have as many lines as the log has cards
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a log says of the card of a reading, as text; empty where it says nothing."""
+    """Identification of a reading's card in a log, as text; fields that the log lacks are empty."""
 
     index: str = ""
     uuid: str = ""
@@ -47,24 +47,24 @@ class Card:
 
     @property
     def named(self) -> bool:
-        """Return whether one card alone can be meant: a name or a host may be common to several."""
+        """Return whether the fields identify a single card; a name or a host may be shared by several."""
         return bool(self.index or self.uuid or self.bus_id or self.serial)
 
     @property
     def text(self) -> str:
-        """Return what is known, for a list."""
+        """Return the non-empty fields as one line, for messages."""
         parts = (self.host, self.index and f"index {self.index}", self.uuid, self.bus_id, self.serial, self.name)
         return " ".join(part for part in parts if part) or "not named"
 
     @classmethod
     def of(cls, meter: Meter) -> Card:
-        """Return the card of a meter that was read from a log."""
+        """Return the card of a meter, from its facts."""
         return cls(**{field.name: meter.fact(field.name) or "" for field in fields(cls)})
 
 
 @lru_cache(maxsize=1 << 12)
 def card(cells: tuple[tuple[str, str], ...]) -> Card:
-    """Make a card of (kind, cell) pairs: a uuid or a bus id is known as such in whatever column it stands."""
+    """Make a card of (kind, cell) pairs; a uuid is recognised in any column, a bus id also in an index column."""
     parts: dict[str, str] = {}
     for kind, cell in cells:
         value = cell.strip().strip('"')
@@ -83,17 +83,17 @@ def card(cells: tuple[tuple[str, str], ...]) -> Card:
 
 
 def plain_bus(bus_id: str) -> str:
-    """Write `00000000:3B:00.0` and `0000:3b:00.0` alike: `3b:00.0`, with its domain where that is not 0."""
+    """Normalise a bus id: `00000000:3B:00.0` and `0000:3b:00.0` become `3b:00.0`; a domain other than 0 is kept."""
     domain, _, rest = bus_id.lower().rpartition(":")[0].rpartition(":")
     short = f"{rest}:{bus_id.lower().rpartition(':')[2]}"
     return f"{int(domain, 16):04x}:{short}" if domain and int(domain, 16) else short
 
 
 def picked(meters: Sequence[Meter], wanted: str) -> Meter:
-    """Return the card that a user means by an index, a uuid or its beginning, a bus id, a serial number, host or name.
+    """Select a card by index, uuid or its prefix (5 characters or more), bus id, serial number, host or name.
 
     Raises:
-        ConfigError: None or several of the cards are meant; the sentence lists them.
+        ConfigError: No card or more than one matches; the message lists them.
     """
     found = [meter for meter in meters if _is_meant(Card.of(meter), wanted.strip())]
     if len(found) == 1:
@@ -118,15 +118,15 @@ def _is_meant(one: Card, wanted: str) -> bool:
 
 
 def lines_per_tick(t_ns: IntArray, power_w: FloatArray) -> int:
-    """Return how many cards the lines of a log are from that names none: those of one tick follow within milliseconds.
+    """Return the number of cards in a log that does not name them, from lines that follow each other within 20 ms.
 
     Args:
-        t_ns: In the order of the file.
+        t_ns: Times in the order of the file.
         power_w: The readings.
 
     Returns:
-        1 where each line is a tick of its own. Lines of the same whole second may be several readings of one card as
-        well: then the powers decide, which repeat card by card.
+        1 if each line is a separate tick. Lines of one whole second may also be several readings of one card: then the
+        powers decide, which for several cards repeat in card order.
     """
     apart_ns = np.abs(np.diff(t_ns))
     if len(apart_ns) < 3:
@@ -145,7 +145,7 @@ def lines_per_tick(t_ns: IntArray, power_w: FloatArray) -> int:
 
 
 def _differ(t_ns: IntArray, power_w: FloatArray, sizes: IntArray, usual: int) -> bool:
-    """Tell whether the lines of one tick are those of several cards, where equal whole seconds leave it open."""
+    """Return whether the lines of a tick are of several cards; for whole-second times, decided by the powers."""
     if np.any(t_ns % NS_PER_S):
         return True
     if len(sizes) < 3:
@@ -157,7 +157,7 @@ def _differ(t_ns: IntArray, power_w: FloatArray, sizes: IntArray, usual: int) ->
 
 
 def places(t_ns: IntArray, count: int) -> IntArray:
-    """Return the place of each line in its tick of `count` lines; -1 for those of a tick with more or fewer."""
+    """Return each line's position within its tick of `count` lines; -1 in ticks with more or fewer lines."""
     apart_ns = np.abs(np.diff(t_ns))
     limit_ns = min(float(apart_ns.max()) / 10, _TICK_NS)
     ends = [0, *(np.flatnonzero(apart_ns > limit_ns) + 1).tolist(), len(t_ns)]

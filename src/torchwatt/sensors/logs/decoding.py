@@ -34,11 +34,11 @@ class Line:
 
 
 def open_log(path: Path) -> TextIO:
-    """Open a log as text of the encoding that its first bytes show; bytes that are none of it become `\ufffd`.
+    """Open a log as text, with the encoding detected from its first bytes; invalid bytes become `\ufffd`.
 
     Raises:
         SensorError: The file is not text.
-        OSError: It is no plain file, has more than 1 GiB, or cannot be read.
+        OSError: The file is not a regular file, exceeds 1 GiB, or cannot be read.
     """
     file = open_named(path, MAX_BYTES)
     try:
@@ -53,7 +53,7 @@ def open_log(path: Path) -> TextIO:
 
 
 def log_lines(file: TextIO) -> Iterator[Line]:
-    """Yield the lines of a log; NUL bytes, which a crash leaves behind, are left out.
+    """Yield the lines of a log without NUL bytes, which a crash may leave in it.
 
     Raises:
         OSError: A line is too long.

@@ -69,10 +69,10 @@ class Row:
 
 
 def log_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
-    """Yield the header and the rows of a log, whatever its layout.
+    """Yield the header and the rows of a log in any supported layout.
 
     Raises:
-        SensorError: It is no log of a card's power; the sentence says what it is, and what to do.
+        SensorError: The layout is not supported; the message names it and the remedy.
     """
     first = list(islice(lines, _LOOKED_AT))
     text = "\n".join(line.text for line in first)
@@ -197,7 +197,7 @@ def _lacking(name: str, text: str, shown: str) -> str:
 
 
 def _names_by_looks(table: Sequence[Sequence[str]]) -> list[str]:
-    """Name the columns of rows without a header; [] where time or power cannot be told."""
+    """Infer column names of rows without a header from their cells; [] without a time or exactly one power column."""
     if not table or len(table[0]) > _MOST_COLUMNS:
         return []
     names = [""] * len(table[0])
@@ -221,7 +221,7 @@ def _names_by_looks(table: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _counts_cards(cells: Sequence[str]) -> bool:
-    """Tell whether whole numbers go round as the indices of several cards do: 0, 1, 2, 0, 1, 2."""
+    """Return whether the cells cycle through indices of several cards: 0, 1, 2, 0, 1, 2."""
     count = len(set(cells))
     return 2 <= count < len(cells) and all(cell == str(place % count) for place, cell in enumerate(cells))
 

@@ -93,20 +93,20 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where a row has what. `time` has two places where the date stands in a column of its own."""
+    """Positions of the columns of a row; `time` has two if date and time of day are separate columns."""
 
     names: tuple[str, ...]
     time: tuple[int, ...]
     time_unit: str
     quantities: tuple[tuple[int, Quantity], ...]
     cards: Mapping[str, int]
-    wide: Mapping[int, Card]  # a card of its own for a column, where each card has one
-    metric: int | None = None  # one sample a row: the name of what is in the column `value`
+    wide: Mapping[int, Card]  # the card of each column, if cards have separate columns
+    metric: int | None = None  # with one sample per row: the column that names the quantity in `value`
     value: int | None = None
 
 
 def columns_of(header: Sequence[str]) -> Columns | None:
-    """Return what the columns are; None where there is no time, or neither a power nor an energy."""
+    """Classify the columns of a header; None without a time column, or without power and energy columns."""
     plain = [split_unit(name) for name in header]
     bases = [base for base, _ in plain]
     time = _time(plain)

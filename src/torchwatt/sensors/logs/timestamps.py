@@ -39,10 +39,10 @@ _FORMS = tuple(
 
 
 def zone_of(name: str | None) -> tzinfo | None:
-    """Return a zone of the IANA database by name.
+    """Return a time zone by its IANA name; None for None.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: The name is not in the IANA database.
     """
     if name is None:
         return None
@@ -54,16 +54,16 @@ def zone_of(name: str | None) -> tzinfo | None:
 
 @dataclass(slots=True)
 class LogClock:
-    """Reads the times of one log, line by line.
+    """Parses the times of one log, line by line.
 
-    Text without a zone is read in `zone`, else as UTC. What had to be assumed is in the fields.
+    Text without a zone is read in `zone`, else as UTC. The other public fields record the assumptions made.
     """
 
     zone: tzinfo | None = None
     zoneless: bool = False  # text without a zone was read as UTC
     dateless: bool = False  # times of day only: the first day is 1 January 1970
-    set_back: int = 0  # times that the clock went back by an hour at the end of summer time, read as going on
-    doubtful: str = ""  # a cell whose day and month cannot be told apart
+    set_back: int = 0  # number of one-hour steps back at the end of summer time, which were undone
+    doubtful: str = ""  # a date whose order of day and month is ambiguous
     whole_seconds: bool = True  # no time had a fraction
     _last_ns: int | None = None
     _shift_ns: int = 0
@@ -71,7 +71,7 @@ class LogClock:
     _forms: list[re.Pattern[str]] = field(default_factory=lambda: list(_FORMS))
 
     def read(self, cell: str, unit: str) -> int | None:
-        """Return unix nanoseconds; None where the cell holds no time.
+        """Return unix nanoseconds; None if the cell is not a time.
 
         Args:
             cell: As it stands in the log.
@@ -152,7 +152,7 @@ class LogClock:
 
 
 def _summer_ends(local_ns: int, step_ns: int) -> bool:
-    """Tell whether a step of a local clock is that of the end of summer time: an hour back in a Sunday's night."""
+    """Return whether a step of a local clock is the end of summer time: 1 h back, on a Sunday before 04:00."""
     if abs(step_ns + _HOUR_NS) > _HOUR_NS // 20:
         return False
     days, of_day_ns = divmod(local_ns, _DAY_NS)

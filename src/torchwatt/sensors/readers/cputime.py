@@ -32,7 +32,7 @@ class Kin(Protocol):
 
 
 class Work(Protocol):
-    """What counts the machine's CPU time."""
+    """Counter of the machine's CPU time."""
 
     def busy_s(self) -> float: ...  # noqa: D102
     def close(self) -> None: ...  # noqa: D102
@@ -47,7 +47,7 @@ def process_cpu_s(pid: int) -> float:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return all living descendants; a thread each may have started some."""
+    """Return the pids of all living descendants, over all threads of each process."""
     found: list[int] = []
     todo = [pid]
     while todo:
@@ -61,7 +61,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def is_sampler(pid: int) -> bool:
-    """Return whether a process is a sampler of ours, this session's or another's: its cost is told elsewhere."""
+    """Return whether a process is a torchwatt sampler of any session; samplers' cost is reported separately."""
     try:
         return b"torchwatt.sensors.sampler_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -69,14 +69,14 @@ def is_sampler(pid: int) -> bool:
 
 
 class Births:
-    """Whether any process or thread was born on this machine: the last word of /proc/loadavg is the newest id."""
+    """Detects new processes and threads by the newest id, which is the last field of /proc/loadavg."""
 
     def __init__(self, path: str = "/proc/loadavg") -> None:
         self._file = KeptFile(path)
         self._newest = b""
 
     def any(self) -> bool:
-        """Return whether the newest id is another than at the last call; True where nobody can tell."""
+        """Return whether the newest id has changed since the last call; True if it cannot be read."""
         try:
             newest = self._file.read().rsplit(None, 1)[-1]
         except (SensorError, IndexError):
@@ -90,10 +90,10 @@ class Births:
 
 
 class Family:
-    """One process and its descendants, less torchwatt's samplers.
+    """CPU time and memory of a process and its descendants, without torchwatt's samplers.
 
-    A child that ends leaves its CPU time to the parent that waits for it, however short it lived; one that nobody
-    waits for keeps what was last seen of it. So the sum does not fall.
+    The kernel adds the CPU time of an ended child to the parent that waits for it, however short its life. If no parent
+    waits, the last value read stays in the sum, which therefore does not decrease.
     """
 
     def __init__(self, pid: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:

@@ -203,9 +203,9 @@ class NvmlReader:
         return self._handles[uuid]
 
     def _recover(self, uuid: str, error: Any) -> None:
-        """Forget a handle that may be stale; initialise again if somebody else shut NVML down.
+        """Drop a handle that may be stale; initialise NVML again if other code in the process shut it down.
 
-        Our own reference is given back first: where it was still held, a second one would never be.
+        Release our reference first: if it is still held, a second one would never be released.
         """
         self._handles.pop(uuid, None)
         if getattr(error, "value", None) == _UNINITIALIZED:
@@ -214,7 +214,7 @@ class NvmlReader:
                     call()
 
     def close(self) -> None:
-        """Give back this reader's own reference, nobody else's."""
+        """Release this reader's NVML reference; a second call does nothing."""
         nvml, self._nvml = self._nvml, None
         if nvml is not None:
             with contextlib.suppress(nvml.NVMLError):

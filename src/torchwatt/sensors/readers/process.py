@@ -1,4 +1,4 @@
-"""Reads how much CPU time the user's process and the whole machine have used, and whether CUDA is loaded there."""
+"""Reads the CPU times of the user's process and of the machine, and whether the process has loaded CUDA."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ProcessReader:
     """Reads the gauges of `process`. Spec: `pid`.
 
     `process_cpu`, `children_cpu` (as of the last `process_cpu`) and `busy_cpu` are cumulative CPU seconds;
-    `cuda_library` says who was seen with CUDA's driver library loaded: 1 the process, 2 a descendant, 3 both.
+    `cuda_library` is a bit mask of where CUDA's driver library has been loaded so far: 1 the process, 2 a descendant.
     """
 
     def __init__(self, spec: Mapping[str, Any], kin: Kin | None = None, work: Work | None = None) -> None:
@@ -24,10 +24,10 @@ class ProcessReader:
         self._with_cuda = 0
 
     def read(self, key: str) -> float:
-        """Return one of them.
+        """Return the value of one gauge.
 
         Raises:
-            SensorError: The process has ended, or the files that it has loaded cannot be read.
+            SensorError: The process has ended, or its memory maps cannot be read.
         """
         name = key.rpartition("/")[2]
         if name == "busy_cpu":
@@ -47,6 +47,6 @@ class ProcessReader:
         return float(self._with_cuda)
 
     def close(self) -> None:
-        """Close what is kept open in /proc."""
+        """Close the files of /proc."""
         self._family.close()
         self._machine.close()

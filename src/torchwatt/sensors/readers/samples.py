@@ -1,4 +1,4 @@
-"""Follows a driver's own ring of samples, which it stamps itself: each once, in order, on the session's clock."""
+"""Reads new samples from a driver's ring: each once, in time order, converted to the monotonic clock."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from types import MappingProxyType
 from torchwatt.core.errors import SensorError
 
 Sample = tuple[int, float]  # microseconds of the driver's clock, raw value
-Ask = Callable[[int], Sequence[Sample]]  # the samples newer than so many microseconds (0: all that there are)
+Ask = Callable[[int], Sequence[Sample]]  # returns the samples newer than a time in microseconds (0: all)
 Clock = Callable[[], int]
 
 # The driver stamps with the wall clock (580.159 on an H100) or with the time since boot (polarsignals
-# gpu-metrics-agent PR 36): which of them is seen from the newest sample, some 16 ms old there.
+# gpu-metrics-agent PR 36); the newest sample, some 16 ms old there, shows which.
 CLOCKS: Mapping[str, Clock] = MappingProxyType(
     {
         "CLOCK_REALTIME": time.time_ns,
@@ -24,15 +24,15 @@ CLOCKS: Mapping[str, Clock] = MappingProxyType(
         ),
     }
 )
-AGES_NS = (-100_000_000, 2_000_000_000)  # of the newest sample of a ring that lives
-# A wall clock that moves by more between two looks was set; one that is only steered (500 ppm) stays below.
+AGES_NS = (-100_000_000, 2_000_000_000)  # range of the age of the newest sample in a live ring
+# A wall clock that moves by more between two reads was set; slewing (500 ppm) stays below.
 STEP_NS = 5_000_000
 LOOKS = 3
-DEPTH_NS = 5_000_000_000  # no ring reaches back further: an H100's holds 2.4 s
+DEPTH_NS = 5_000_000_000  # longer than any known ring: an H100's holds 2.4 s
 
 
 def clock_of(newest_us: int, clocks: Mapping[str, Clock] = CLOCKS) -> str | None:
-    """Return the name of the clock that a ring's newest sample is close to; None where it is close to none."""
+    """Return the name of the clock by which a ring's newest sample has a plausible age, else None."""
     for name, clock in clocks.items():
         if AGES_NS[0] < clock() - newest_us * 1000 < AGES_NS[1]:
             return name
@@ -40,10 +40,10 @@ def clock_of(newest_us: int, clocks: Mapping[str, Clock] = CLOCKS) -> str | None
 
 
 class Follower:
-    """Takes what is new in one ring.
+    """Returns the new samples of one ring at each read.
 
-    Samples from before the first look are none of ours. A sample counts if it is newer than the last one on both
-    clocks and not in the future; others are duplicates, or were stamped before the wall clock was set.
+    Samples from before the first read are skipped. A sample is accepted if it is newer than the last one on both clocks
+    and not in the future; others are duplicates, or were stamped before the wall clock was set.
     """
 
     def __init__(self, clocks: Mapping[str, Clock] = CLOCKS, mono_ns: Clock = time.monotonic_ns) -> None:
@@ -55,10 +55,10 @@ class Follower:
         self._last_ns = 0
 
     def take(self, ask: Ask) -> list[Sample]:
-        """Return (monotonic ns, raw value) of the samples since the last look, in time order.
+        """Return (monotonic ns, raw value) of the samples since the last read, in time order.
 
         Raises:
-            SensorError: The ring's stamps are on no clock that we know (NOT_SUPPORTED).
+            SensorError: The ring's time stamps match no known clock (NOT_SUPPORTED).
         """
         if self._clock is None:
             self._begin(ask(0))
@@ -73,7 +73,7 @@ class Follower:
 
     def _begin(self, samples: Sequence[Sample]) -> None:
         if not samples:
-            return  # nothing yet: the next look may find its clock
+            return  # no samples yet: try again at the next read
         name = clock_of(max(us for us, _ in samples), self._clocks)
         if name is None:
             message = "the driver's ring of samples is on no known clock, or stands still"
@@ -83,15 +83,15 @@ class Follower:
         self._last_us = (self._last_ns + self._ahead_ns) // 1000
 
     def _look(self, clock: Clock) -> tuple[int, int]:
-        """Return the monotonic instant and by how much the driver's clock is ahead of it."""
+        """Return the monotonic time and the offset of the driver's clock from it, in ns."""
         looks = [(self._mono_ns(), clock(), self._mono_ns()) for _ in range(LOOKS)]
-        before_ns, driver_ns, after_ns = min(looks, key=lambda look: look[2] - look[0])  # nobody came between
+        before_ns, driver_ns, after_ns = min(looks, key=lambda look: look[2] - look[0])  # the least preempted one
         return looks[-1][2], driver_ns - (before_ns + after_ns) // 2
 
     def _pass_over(self, now_ns: int, step_ns: int) -> None:
-        """Leave out what may have been stamped before the wall clock was set: its times cannot be told.
+        """Skip samples that may have been stamped before the wall clock was set, whose times are ambiguous.
 
-        After a step back, old stamps lie up to that step in the future, but no longer than the ring remembers.
+        After a step back, old stamps lie in the future by up to that step, for at most the depth of a ring.
         """
         self._last_ns = min(max(self._last_ns, now_ns) + max(-step_ns, 0), now_ns + DEPTH_NS)
         self._last_us = (self._last_ns + self._ahead_ns) // 1000

@@ -41,14 +41,14 @@ def users_of(
     parent: Callable[[int], int | None] | None = None,
     whole: bool | None = None,
 ) -> DeviceUsers:
-    """Tell whose the listed processes are.
+    """Classify the users of a device by the processes that the driver lists.
 
     Args:
-        pids: As the driver lists them.
-        root: The user's process, or the launcher of its job: it and its descendants are "ours", and so is the process
-            that asks, which may be a sampler that was detached from it.
-        parent: Returns the parent of a process, None where there is no such process here.
-        whole: Whether all pids of the machine are visible here; by default asked of /proc.
+        pids: The listed pids.
+        root: The user's process, or the launcher of its job: it and its descendants are "ours", and so is the calling
+            process, which may be a detached sampler.
+        parent: Returns the parent of a process, None if the process is not visible.
+        whole: Whether all pids of the machine are visible; by default determined from /proc.
     """
     parent = parent or parent_of
     if not pids:
@@ -69,7 +69,7 @@ def _descends(pid: int, root: int, parent: Callable[[int], int | None]) -> bool:
 
 
 def parent_of(pid: int) -> int | None:
-    """Return the parent's pid, None where there is no such process here (or no /proc); 0 has no parent."""
+    """Return the parent's pid; None for pid 0, or if the process or /proc is not visible."""
     if pid <= 0:
         return None
     try:
@@ -79,12 +79,12 @@ def parent_of(pid: int) -> int | None:
 
 
 def sees_all_pids() -> bool:
-    """Tell whether this is the machine's first PID namespace, which NVML's pids are of."""
+    """Return whether this process is in the machine's initial PID namespace, to which NVML's pids refer."""
     return pid_namespace() == INITIAL_PID_NS
 
 
 def pid_namespace() -> str:
-    """Return the name of this process's PID namespace, "" where that cannot be told."""
+    """Return the name of this process's PID namespace, "" if it cannot be read."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -92,7 +92,7 @@ def pid_namespace() -> str:
 
 
 def has_cuda_library(pid: int) -> bool | None:
-    """Tell whether a process has CUDA's driver library loaded, without which it has no context; None: not known."""
+    """Return whether a process has loaded CUDA's driver library, which a context needs; None if unknown."""
     try:
         return CUDA_LIBRARY in Path(f"/proc/{pid}/maps").read_bytes()
     except OSError:

@@ -157,6 +157,14 @@ PROGRAMS: Mapping[str, Program] = {
         "atexit.register(late)\natexit.register(lambda: 1 / 0)\nprint('main')"
     ),
     "exit in a handler at exit": Program("import atexit, sys\natexit.register(sys.exit, 6)\nprint('main')"),
+    "builtin that fails at exit, and an own hook": Program(
+        "import atexit, sys\nsys.unraisablehook = lambda u: print(u.exc_type, u.exc_traceback, u.object)\n"
+        "atexit.register(int, 'x')\nprint('main')"
+    ),
+    "builtin in a thread fails": Program("import threading\nthreading.Thread(target=int, args=('x',)).start()"),
+    "builtin as a callback of weak references": Program(
+        "import weakref\nclass A: pass\na, b = A(), A()\nrefs = weakref.ref(a, int), weakref.ref(b, int)\ndel a"
+    ),
     "logging of an exception": Program(
         "import logging\ntry:\n    {}['a']\nexcept KeyError:\n    logging.exception('caught')\nprint('goes on')"
     ),

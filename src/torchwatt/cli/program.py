@@ -193,18 +193,25 @@ def run_exit_handlers(before_exit: Callable[[], None]) -> None:
     Args:
         before_exit: Called before a handler ends the process by `os._exit`, after which nothing runs any more.
     """
-    pid, plain_exit = os.getpid(), os._exit
+    pid, plain_exit, plain_hook = os.getpid(), os._exit, sys.unraisablehook
 
     def exit_(status: int) -> NoReturn:
         if os.getpid() == pid:
             before_exit()
         plain_exit(status)
 
-    os._exit = exit_
+    def report(unraisable: sys.UnraisableHookArgs) -> None:
+        """Report a failed handler without this function: Python names its frame where a builtin failed."""
+        trace = below_own_frames(unraisable.exc_traceback)
+        plain_hook(type(unraisable)((*unraisable[:2], trace, *unraisable[3:])))  # type: ignore[index, call-arg]
+
+    os._exit, sys.unraisablehook = exit_, report
     try:
         atexit._run_exitfuncs()
     finally:
         os._exit = plain_exit
+        if sys.unraisablehook is report:
+            sys.unraisablehook = plain_hook
 
 
 def _exit_status(error: SystemExit) -> int:

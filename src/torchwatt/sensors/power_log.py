@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from errno import EFBIG
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,14 @@ import numpy as np
 from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Event, FloatArray, IntArray, Meter, Recording, Series
 from torchwatt.core.terms import Domain
-from torchwatt.core.units import NS_PER_S
-from torchwatt.sensors.logs.cards import Card, card, lines_per_tick, places
+from torchwatt.sensors.logs.cards import (
+    Card,
+    card,
+    check_single_series,
+    lines_per_tick,
+    places,
+    spread_over_second,
+)
 from torchwatt.sensors.logs.decoding import log_lines, open_log
 from torchwatt.sensors.logs.layouts import LOG_A_CARD, Row, log_rows
 from torchwatt.sensors.logs.log_columns import Columns, Quantity, series_of
@@ -38,7 +43,6 @@ DATELESS = "dateless"  # key of a recording's `meta`: its times are times of day
 ZONELESS = "zoneless"  # key of `meta`: its times are text without a zone, read as UTC
 MOST_SURPLUS = 0.02  # tolerated share of lines with too many cells, as two writers produce
 _ENOUGH = 0.9  # a power column with this share of the longest one's readings is eligible
-_BACK_NS = 5 * NS_PER_S  # a step back in time larger than scheduling delays
 # A last line without a line end may be incomplete.
 _CUT = "the last line was cut while it was written"
 
@@ -280,9 +284,9 @@ def _cards(log: _Log, key: Card, readings: _Readings) -> Iterator[_OneCard]:
             part = _sorted((quantity, t_ns[place == number], power_w[place == number]))
             yield _OneCard(replace(key, index=str(number)), part, None, ordered=True)
         return
-    _check_one(log, key, t_ns, power_w)
+    check_single_series(log.name, key, t_ns, power_w)
     if log.clock.whole_seconds:
-        t_ns = _spread(t_ns)
+        t_ns = spread_over_second(t_ns)
     yield _OneCard(key, _sorted((quantity, t_ns, power_w)), counter and _sorted(counter))
 
 
@@ -318,43 +322,6 @@ def _sorted(found: tuple[Quantity, IntArray, FloatArray]) -> tuple[Quantity, Int
     quantity, t_ns, values = found
     order = np.argsort(t_ns, kind="stable")
     return quantity, t_ns[order], values[order]
-
-
-def _check_one(log: _Log, key: Card, t_ns: IntArray, power_w: FloatArray) -> None:
-    """Reject two overlapping series of readings of one card, as in concatenated logs of several machines.
-
-    Raises:
-        SensorError: The series overlap and differ.
-    """
-    back = np.flatnonzero(np.diff(t_ns) < -_BACK_NS) + 1
-    parts = np.split(np.arange(len(t_ns)), back)
-    for before, after in pairwise(parts):
-        lo, hi = max(t_ns[before].min(), t_ns[after].min()), min(t_ns[before].max(), t_ns[after].max())
-        shorter = min(np.ptp(t_ns[before]), np.ptp(t_ns[after]))
-        if shorter <= 0 or hi - lo < shorter / 2:
-            continue
-        twice = set(zip(t_ns[before].tolist(), power_w[before].tolist(), strict=True))
-        if not twice >= set(zip(t_ns[after].tolist(), power_w[after].tolist(), strict=True)):
-            raise SensorError(
-                f"{log.name}: card {key.text} has two series of readings for one time: logs of several machines in one "
-                "file need a column hostname"
-            )
-
-
-def _spread(t_ns: IntArray) -> IntArray:
-    """Spread readings whose times were truncated to a whole second evenly over that second."""
-    seconds, place, count = np.unique(t_ns, return_inverse=True, return_counts=True)
-    usual = int(np.median(count))
-    if usual < 2:
-        return t_ns
-    order = np.argsort(place, kind="stable")
-    firsts = np.concatenate(([0], np.cumsum(count)[:-1]))
-    within = np.arange(len(t_ns)) - firsts[place[order]]
-    # The log may begin within its first second: that second's readings are placed at its end.
-    late = np.where((place[order] == 0) & (count[0] < usual), usual - count[0], 0)
-    found = np.empty_like(t_ns)
-    found[order] = seconds[place[order]] + (within + late) * NS_PER_S // np.maximum(count[place[order]], usual)
-    return found
 
 
 def _numbered(cards: Sequence[_OneCard]) -> Iterator[tuple[int, _OneCard]]:
@@ -417,19 +384,3 @@ def _events(t_ns: int, log: _Log, cards: Sequence[_OneCard]) -> Iterator[Event]:
     if any(one.ordered for one in cards):
         message = f"no column of {log.name} tells its {len(cards)} cards apart: their order in each tick does"
         yield Event(t_ns, "info", "CARDS_BY_ORDER", "run", message)
-
-
-def renamed(recording: Recording, cards: Mapping[str, Meter]) -> Recording:
-    """Return the recording of chosen cards under the domains of the trace; the others are left out.
-
-    Args:
-        recording: A power log.
-        cards: The log's meter of each domain, such as "gpu:0".
-    """
-    meters, series = [], []
-    for name, meter in cards.items():
-        domain = Domain("gpu", int(name.partition(":")[2]))
-        channels = {c.key: replace(c, domain=domain) for c in meter.channels}
-        meters.append(replace(meter, domain=domain, channels=tuple(channels.values())))
-        series += [replace(s, channel=channels[s.channel.key]) for s in recording.series if s.channel.key in channels]
-    return replace(recording, meters=tuple(meters), series=tuple(series))

@@ -1,4 +1,4 @@
-"""Starts and ends the sampler process."""
+"""Configures, starts and ends the sampler process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,50 @@ from pathlib import Path
 from typing import Any
 
 from torchwatt.core.errors import SensorError
+from torchwatt.core.meter import Channel
 from torchwatt.disk.held import HeldDescriptor
 from torchwatt.helper_process import helper_command
 from torchwatt.sensors.board import anonymous_file
+from torchwatt.sensors.protocol import Source
 
 _STDERR_BYTES = 400
 START_S = 2.0
 CAN_DETACH = hasattr(os, "pidfd_open")  # Linux
+GAUGE_CAPACITY = 1 << 17
+ANCHORS = 1 << 14
+# A counter that changes at each read (5 ms) publishes faster; half the reads cost half, and errors grow by sqrt(2).
+CALM_PERIODS = {"rapl": 2, "rapl_perf": 2}
+# Cumulative times, and models linear in them, lose only resolution if read half as often.
+CHEAP, THRIFTY_PERIODS = frozenset({"proc", "tdp_model", "ram_model"}), 2
+
+
+def sampler_config(sources: tuple[Source, ...], capacity: int, *, thrifty: bool = False) -> dict[str, Any]:
+    """Return the sampler process's configuration: spec and channels of each source, and the number of anchors."""
+
+    def tap(channel: Channel, spec: Mapping[str, Any]) -> dict[str, Any]:
+        small = min(capacity, GAUGE_CAPACITY) if channel.quantity == "gauge" else capacity
+        period_ns = channel.period_ns * (THRIFTY_PERIODS if thrifty and channel.sensor in CHEAP else 1)
+        calm_ns = CALM_PERIODS.get(channel.sensor, 0) * period_ns
+        read_ns = spec.get("rings", {}).get(channel.key, 0)
+        told = {"key": channel.key, "period_ns": period_ns, "calm_ns": calm_ns, "capacity": small}
+        return {**told, "read_ns": read_ns} if read_ns else told
+
+    listed = [
+        {"spec": dict(s.spec), "taps": [tap(channel, s.spec) for meter in s.meters for channel in meter.channels]}
+        for s in sources
+    ]
+    return {"sources": _one_host(listed), "anchors": min(capacity, ANCHORS)}
+
+
+def _one_host(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merge the two /proc sources of one process into one reader: a wake-up costs more than the reads."""
+    host = [source for source in listed if source["spec"]["kind"] in {"process", "modelled"}]
+    kinds, pids = ({source["spec"][word] for source in host} for word in ("kind", "pid"))
+    if (len(host), len(kinds), len(pids)) != (2, 2, 1):
+        return listed
+    spec = {"kind": "host", "parts": [source["spec"] for source in host]}
+    taps = [tap for source in host for tap in source["taps"]]
+    return [source for source in listed if source not in host] + [{"spec": spec, "taps": taps}]
 
 
 class Child:

@@ -150,7 +150,7 @@ class Sampler:
                 edge.ask()  # opens the drivers here while the process starts
             if not self._ready(running):
                 self._fall_back(running)
-            self.mark()
+            self.read_now()
 
     def _open(self, fd: int) -> _Running:
         """Map the shared memory; if that fails (address space limit, ulimit -v), with rings 1/16 as long.
@@ -220,7 +220,7 @@ class Sampler:
             self._event("info", "SAMPLER_THREAD", "run", "sampling in threads of this process, as asked")
         running.threads = start_threads(make_loops(running.board, running.config, running.stop))
 
-    def mark(self) -> None:
+    def read_now(self) -> None:
         """Read all counters in this process; a driver that hangs delays this by 1 s at most."""
         if self._forked():
             return
@@ -284,7 +284,7 @@ class Sampler:
             running = self._running
             if running is None:
                 return self._result or self._nothing()
-            self.mark()
+            self.read_now()
             time.sleep(self._tail_ns(running) / NS_PER_S)
             self._check(running)
             self._say_what_came(running)
@@ -324,12 +324,12 @@ class Sampler:
 
     def _gather(self, running: _Running, since_ns: int = 0) -> Recording:
         rings, notes = running.rings(), running.board.notes()
-        edges = {key: list(found) for reader in running.edges for key, found in reader.edges.items()}
+        edges = {key: list(readings) for reader in running.edges for key, readings in reader.edges.items()}
         channels = [channel for meter in self.meters for channel in meter.channels]
         series = tuple(gather.make_series(c, rings[c.key], edges.get(c.key, ()), since_ns) for c in channels)
         pairs = gather.anchors(running.board.rings[-1])
-        told = (*self._discovery.events, *self._events, *gather.events(notes))
-        events = (*told, *gather.clock_steps(pairs), *gather.throttling(series))
+        notes_and_events = (*self._discovery.events, *self._events, *gather.events(notes))
+        events = (*notes_and_events, *gather.clock_steps(pairs), *gather.throttling(series))
         return Recording(
             self.meters,
             series,
@@ -351,11 +351,11 @@ class Sampler:
         )
 
     def _event(self, severity: Literal["info", "warning"], code: str, subject: str, message: str) -> None:
-        known = next((i for i, e in enumerate(self._events) if (e.subject, e.code) == (subject, code)), None)
-        if known is None:
+        index = next((i for i, e in enumerate(self._events) if (e.subject, e.code) == (subject, code)), None)
+        if index is None:
             self._events.append(Event(time.monotonic_ns(), severity, code, subject, message))
         else:
-            self._events[known] = replace(self._events[known], message=f"{message} (more than once)")
+            self._events[index] = replace(self._events[index], message=f"{message} (more than once)")
 
     def _nothing(self) -> Recording:
         return Recording(self.meters, (), self.unavailable)

@@ -38,8 +38,8 @@ def sampler_config(sources: tuple[Source, ...], capacity: int, *, thrifty: bool 
         period_ns = channel.period_ns * (THRIFTY_PERIODS if thrifty and channel.sensor in CHEAP else 1)
         calm_ns = CALM_PERIODS.get(channel.sensor, 0) * period_ns
         read_ns = spec.get("rings", {}).get(channel.key, 0)
-        told = {"key": channel.key, "period_ns": period_ns, "calm_ns": calm_ns, "capacity": small}
-        return {**told, "read_ns": read_ns} if read_ns else told
+        config = {"key": channel.key, "period_ns": period_ns, "calm_ns": calm_ns, "capacity": small}
+        return {**config, "read_ns": read_ns} if read_ns else config
 
     listed = [
         {"spec": dict(s.spec), "taps": [tap(channel, s.spec) for meter in s.meters for channel in meter.channels]}
@@ -73,8 +73,8 @@ class Child:
             SensorError: The process cannot be started (SAMPLER_THREAD).
         """
         self.stopping = self._stopped = False
-        told = {"fd": fd, "ppid": os.getpid(), "detached": CAN_DETACH}
-        data = json.dumps({**config, **told}).encode()
+        startup = {"fd": fd, "ppid": os.getpid(), "detached": CAN_DETACH}
+        data = json.dumps({**config, **startup}).encode()
         stderr, name = anonymous_file("torchwatt-stderr"), sampler_name(os.getpid())
         self._stderr = HeldDescriptor(stderr)
         try:
@@ -110,9 +110,9 @@ class Child:
     def _detached_pid(self) -> int:
         """Wait for the child to end; return the process id that it wrote (its child's), 0 if it wrote none."""
         assert self._popen.stdout is not None  # noqa: S101  Popen made the pipe
-        told = select.poll()
-        told.register(self._popen.stdout, select.POLLIN)
-        if not told.poll(START_S * 1e3):
+        poll = select.poll()
+        poll.register(self._popen.stdout, select.POLLIN)
+        if not poll.poll(START_S * 1e3):
             self._popen.kill()  # Python itself does not start
         text = self._popen.stdout.read()
         self._popen.stdout.close()

@@ -86,37 +86,41 @@ def card(cells: tuple[tuple[str, str], ...]) -> Card:
 
 def plain_bus(bus_id: str) -> str:
     """Normalise a bus id: `00000000:3B:00.0` and `0000:3b:00.0` become `3b:00.0`; a domain other than 0 is kept."""
-    domain, _, rest = bus_id.lower().rpartition(":")[0].rpartition(":")
-    short = f"{rest}:{bus_id.lower().rpartition(':')[2]}"
+    domain, _, bus = bus_id.lower().rpartition(":")[0].rpartition(":")
+    short = f"{bus}:{bus_id.lower().rpartition(':')[2]}"
     return f"{int(domain, 16):04x}:{short}" if domain and int(domain, 16) else short
 
 
-def picked(meters: Sequence[Meter], wanted: str) -> Meter:
+def picked(meters: Sequence[Meter], selector: str) -> Meter:
     """Select a card by index, uuid or its prefix (5 characters or more), bus id, serial number, host or name.
 
     Raises:
         ConfigError: No card or more than one matches; the message lists them.
     """
-    found = [meter for meter in meters if _is_meant(Card.of(meter), wanted.strip())]
-    if len(found) == 1:
-        return found[0]
-    known = "; ".join(Card.of(meter).text for meter in found or meters)
-    raise ConfigError(f"--device {wanted} is {'none' if not found else 'more than one'} of the log's cards: {known}")
+    matches = [meter for meter in meters if _is_meant(Card.of(meter), selector.strip())]
+    if len(matches) == 1:
+        return matches[0]
+    names = "; ".join(Card.of(meter).text for meter in matches or meters)
+    raise ConfigError(
+        f"--device {selector} is {'none' if not matches else 'more than one'} of the log's cards: {names}"
+    )
 
 
-def _is_meant(one: Card, wanted: str) -> bool:
-    low = wanted.lower()
-    host, _, inner = wanted.rpartition("/")
-    if host and one.host == host:
-        return _is_meant(Card(one.index, one.uuid, one.bus_id, one.serial, "", one.name), inner)
-    if one.uuid and len(low) >= 5 and one.uuid.lower().startswith(low):
+def _is_meant(candidate: Card, selector: str) -> bool:
+    low = selector.lower()
+    host, _, inner = selector.rpartition("/")
+    if host and candidate.host == host:
+        return _is_meant(
+            Card(candidate.index, candidate.uuid, candidate.bus_id, candidate.serial, "", candidate.name), inner
+        )
+    if candidate.uuid and len(low) >= 5 and candidate.uuid.lower().startswith(low):
         return True
-    if _BUS.fullmatch(wanted):
-        return one.bus_id == plain_bus(wanted)
-    number = _INDEX.fullmatch(wanted)
-    if number is not None and one.index == str(int(number.group(1))):
+    if _BUS.fullmatch(selector):
+        return candidate.bus_id == plain_bus(selector)
+    number = _INDEX.fullmatch(selector)
+    if number is not None and candidate.index == str(int(number.group(1))):
         return True
-    return low in {part.lower() for part in (one.uuid, one.serial, one.host, one.name) if part}
+    return low in {part.lower() for part in (candidate.uuid, candidate.serial, candidate.host, candidate.name) if part}
 
 
 def lines_per_tick(t_ns: IntArray, power_w: FloatArray) -> int:
@@ -163,11 +167,11 @@ def places(t_ns: IntArray, count: int) -> IntArray:
     apart_ns = np.abs(np.diff(t_ns))
     limit_ns = min(float(apart_ns.max()) / 10, _TICK_NS)
     ends = [0, *(np.flatnonzero(apart_ns > limit_ns) + 1).tolist(), len(t_ns)]
-    found = np.full(len(t_ns), -1, dtype=np.int64)
+    positions = np.full(len(t_ns), -1, dtype=np.int64)
     for lo, hi in pairwise(ends):
         if hi - lo == count:
-            found[lo:hi] = np.arange(count)
-    return found
+            positions[lo:hi] = np.arange(count)
+    return positions
 
 
 def check_single_series(log_name: str, key: Card, t_ns: IntArray, power_w: FloatArray) -> None:

@@ -175,10 +175,10 @@ class Slow:
     def start(self):
         self.begun_ns = time.monotonic_ns()
 
-    def mark(self):
+    def read_now(self):
         pass
 
-    linger = mark
+    linger = read_now
 
     def snapshot(self, since_ns=0):
         ticks = range(self.begun_ns, time.monotonic_ns(), self.TICK_NS)

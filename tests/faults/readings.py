@@ -46,7 +46,7 @@ def wall_clock(folder: Path) -> Iterator[Seen]:
                 shifted = SimpleNamespace(monotonic_ns=real.monotonic_ns, time_ns=lambda o=off_ns: real.time_ns() + o)
                 sampler_main.time = shifted  # type: ignore[attr-defined]
                 real.sleep(0.1)
-                feed.mark()
+                feed.read_now()
             end_ns = real.monotonic_ns()
         finally:
             sampler_main.time = real  # type: ignore[attr-defined]

@@ -17,8 +17,8 @@ with tw.profile(layers="off", region="FRA") as run:
         time.sleep(0.3)
         pulse.beat()
         live_j, grams = pulse.energy_j, pulse.carbon_g()
-        seen = {key.device: joules for key, joules in books.look().energy_j.items()}
-settled = {key.device: joules for key, joules in books.look().energy_j.items()}
+        seen = {key.device: joules for key, joules in books.current_values().energy_j.items()}
+settled = {key.device: joules for key, joules in books.current_values().energy_j.items()}
 print(json.dumps({
     "live": live_j, "grams": grams, "seen": seen, "settled": settled,
     "total_j": run.energy_j, "duration_s": run.report.duration_s, "final_g": run.report.carbon_g,

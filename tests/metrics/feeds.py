@@ -27,10 +27,10 @@ class LiveFeed:
     def start(self):
         self.begun_ns = time.monotonic_ns()
 
-    def mark(self):
+    def read_now(self):
         pass
 
-    linger = mark
+    linger = read_now
 
     def peek(self, since_ns):
         self.peeks += 1

@@ -52,10 +52,12 @@ def test_what_is_booked_while_a_run_runs_ends_at_its_report(books):
         seen = []
         for _ in range(4):
             wait(0.05)
-            seen.append(joules(books.look()).get("gpu:0", 0.0))
+            seen.append(joules(books.current_values()).get("gpu:0", 0.0))
     assert seen == sorted(seen)
     assert seen[-1] > 0
-    assert joules(books.look()) == pytest.approx({str(x.domain): x.energy_j for x in run.report.ledgers}, rel=1e-9)
+    assert joules(books.current_values()) == pytest.approx(
+        {str(x.domain): x.energy_j for x in run.report.ledgers}, rel=1e-9
+    )
 
 
 def test_runs_after_each_other_add_up(books):
@@ -63,9 +65,9 @@ def test_runs_after_each_other_add_up(books):
     for _ in range(3):
         with profile(LiveFeed({"gpu:0": 100.0})) as run:
             wait()
-            books.look()
+            books.current_values()
         total_j += run.energy_j
-        now = joules(books.look())["gpu:0"]
+        now = joules(books.current_values())["gpu:0"]
         assert now > before
         before = now
     assert before == pytest.approx(total_j, rel=1e-9)
@@ -75,10 +77,10 @@ def test_a_nested_run_adds_nothing(books):
     with profile(LiveFeed({"gpu:0": 100.0}), name="outer") as outer:
         with profile(None, name="inner") as inner:
             wait()
-            books.look()
+            books.current_values()
         wait(0.05)
     assert inner.energy_j > 0
-    look = books.look()
+    look = books.current_values()
     assert {key.run.run for key in look.energy_j} == {"outer"}
     assert joules(look)["gpu:0"] == pytest.approx(outer.energy_j, rel=1e-9)
 
@@ -101,10 +103,10 @@ def test_runs_beside_each_other_book_a_device_once(books):
         thread.start()
     while any(thread.is_alive() for thread in threads):
         wait(0.05)
-        look = books.look()
+        look = books.current_values()
         assert sum(look.power_w.values()) == pytest.approx(100.0, rel=0.01) or not look.power_w
     lasted_s = time.monotonic() - begun_s
-    found_j = sum(books.look().energy_j.values())
+    found_j = sum(books.current_values().energy_j.values())
     assert 100.0 * 0.65 < found_j < 100.0 * lasted_s * 1.01  # added up, they would be 1.6 s of 100 W
 
 
@@ -115,16 +117,16 @@ def test_a_session_that_runs_already_counts_from_then_on():
         late.open()
         wait(0.1)
     asked_s = time.monotonic() - begun_s
-    assert 0 < joules(late.look())["gpu:0"] <= 100.0 * asked_s * 1.02
+    assert 0 < joules(late.current_values())["gpu:0"] <= 100.0 * asked_s * 1.02
     late.close()
 
 
 def test_a_meter_that_says_nothing_has_no_number(books):
     with profile(LiveFeed({"cpu:0": 30.0}, silent=("gpu:0",))):
         wait()
-        look = books.look()
+        look = books.current_values()
         assert {key.device for key in look.energy_j} == {key.device for key in look.power_w} == {"cpu:0"}
-    look = books.look()
+    look = books.current_values()
     assert set(joules(look)) == {"cpu:0"}
     assert (look.power_w, look.sessions) == ({}, 0)
 
@@ -135,18 +137,18 @@ def test_a_recording_that_is_played_back_is_no_power_of_now(books):
 
     with profile(Played({"gpu:0": 100.0})) as run:
         wait()
-        assert books.look().sessions == 0
+        assert books.current_values().sessions == 0
     assert run.energy_j > 0
-    assert books.look().energy_j == {}
+    assert books.current_values().energy_j == {}
 
 
 def test_grams_follow_the_runs_factor_and_joules_without_one_are_counted(books):
     with profile(LiveFeed({"gpu:0": 100.0}), name="priced", intensity_g_per_kwh=50.0) as run:
         wait()
-        books.look()
+        books.current_values()
     with profile(LiveFeed({"gpu:0": 100.0}), name="not") as other:
         wait()
-    look = books.look()
+    look = books.current_values()
     assert {key.run: g for key, g in look.location_g.items()} == pytest.approx({"priced": run.carbon_g}, rel=1e-9)
     assert {key.run: j for key, j in look.unpriced_j.items()} == pytest.approx({"not": other.energy_j}, rel=0.3)
 

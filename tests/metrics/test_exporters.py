@@ -253,7 +253,7 @@ def test_without_layers_asked_for_there_are_none(endpoint):
     with profile(LiveFeed({"cpu:0": 100.0})):
         wait(0.05)
     assert of(scrape(endpoint), "torchwatt_layer_energy_joules_total") == []
-    assert "torchwatt_layer_energy_joules" not in {family.name for family in families(endpoint.books.look())}
+    assert "torchwatt_layer_energy_joules" not in {family.name for family in families(endpoint.books.current_values())}
 
 
 def test_torchwatt_run_exports_where_it_is_told_and_refuses_what_it_does_not_know(tmp_path, powercap):

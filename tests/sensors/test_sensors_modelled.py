@@ -157,7 +157,7 @@ def test_children_are_looked_for_only_where_something_was_born(tmp_path, monkeyp
     monkeypatch.setattr("torchwatt.sensors.readers.cputime.children_of", lambda pid: scans.append(now[0]) or [])
     family = Family(os.getpid(), clock_ns=lambda: now[0])
     (tmp_path / "loadavg").write_text("0.1 0.2 0.3 1/200 4711\n")
-    family._births = Births(str(tmp_path / "loadavg"))
+    family._forks = Births(str(tmp_path / "loadavg"))
     for now[0] in range(0, 12_000_000_000, 100_000_000):
         if now[0] == 3_500_000_000:
             (tmp_path / "loadavg").write_text("0.1 0.2 0.3 1/200 4712\n")
@@ -179,7 +179,7 @@ def test_a_search_through_hundreds_of_threads_is_made_less_often(monkeypatch):
 
     monkeypatch.setattr("torchwatt.sensors.readers.cputime.children_of", slow)
     family = Family(os.getpid(), clock_ns=lambda: now[0])
-    monkeypatch.setattr(family._births, "any", lambda: True)
+    monkeypatch.setattr(family._forks, "any", lambda: True)
     while now[0] < 30_000_000_000:
         now[0] += 100_000_000
         family.cpu_s()

@@ -88,7 +88,7 @@ def test_a_replay_shows_what_a_meter_would_have_shown_by_now():
     feed.start()
     assert feed.snapshot().series[0].t_ns.tolist() == [1000]
     now[0] += 10
-    feed.mark()
+    feed.read_now()
     assert feed.snapshot().series[0].t_ns.tolist() == [1000, 1010]
     assert feed.snapshot(since_ns=1005).series[0].raw.tolist() == [2.0]
     result = feed.stop()

@@ -59,7 +59,7 @@ def test_a_run_meters_what_was_used_and_leaves_nothing_behind(powercap, found):
     assert pid is not None
     powercap.set("package-0", 200.0)
     time.sleep(0.6)
-    feed.mark()
+    feed.read_now()
     recording = feed.stop()
     assert gone(pid)
     assert our_threads() == []
@@ -80,7 +80,7 @@ def test_a_run_meters_what_was_used_and_leaves_nothing_behind(powercap, found):
     assert recording.stats.call_s[ENERGY] > 0
     assert len(recording.anchors) >= 2
     assert feed.stop() is recording
-    feed.mark()
+    feed.read_now()
     feed.start()
     assert feed.sampler_pid is None
 
@@ -159,7 +159,7 @@ def test_threads_take_over_from_a_sampler_that_was_killed(found):
     os.kill(feed.sampler_pid, signal.SIGKILL)
     end_s = time.monotonic() + 5
     while feed.sampler_pid is not None and time.monotonic() < end_s:  # a killed process takes a moment to end
-        feed.mark()
+        feed.read_now()
     taken_over_ns = time.monotonic_ns()
     time.sleep(0.3)
     recording = feed.stop()
@@ -210,7 +210,7 @@ def test_a_forked_child_inherits_nothing_that_runs(found):
     if pid == 0:  # leave by _exit whatever happens, or pytest would run twice
         code = 1
         try:
-            feed.mark()
+            feed.read_now()
             empty = feed.snapshot().series == () and feed.stop().series == ()
             del feed
             gc.collect()
@@ -332,7 +332,7 @@ def test_an_edge_that_hangs_costs_its_deadline_once_and_is_told(found, monkeypat
     start_s = time.monotonic()
     assert [(s, c) for s, c, _ in look_at_all([reader], 1.0)] == [("cpu:0, dram:0", "EDGE_READ_TIMEOUT")]
     assert 0.9 < time.monotonic() - start_s < 20
-    reader.ask().asked_s -= 60
+    reader.ask().requested_s -= 60
     start_s = time.monotonic()
     assert look_at_all([reader], 60.0)[0][1] == "EDGE_READ_TIMEOUT"
     assert time.monotonic() - start_s < 20  # it is known to hang: nobody waits another minute

@@ -65,7 +65,7 @@ def by_pulse(session):
 def by_books(session):
     made = books.Books()
     made.began(session)
-    return lambda: sum(made.look().energy_j.values())
+    return lambda: sum(made.current_values().energy_j.values())
 
 
 @pytest.mark.parametrize("read_by", [by_pulse, by_books])

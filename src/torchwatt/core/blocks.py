@@ -59,12 +59,12 @@ def unpack(payload: bytes) -> Iterator[Block]:
         if at + _HEAD.size > len(data):
             raise BundleError("a block of readings is cut off")
         key_bytes, _, _, count, period_ns = _HEAD.unpack_from(data, at)
-        first = at + _HEAD.size + key_bytes
-        columns = [data[first + i * count * WORD : first + (i + 1) * count * WORD] for i in range(3)]
-        at = first + 3 * count * WORD
+        column_start = at + _HEAD.size + key_bytes
+        columns = [data[column_start + i * count * WORD : column_start + (i + 1) * count * WORD] for i in range(3)]
+        at = column_start + 3 * count * WORD
         if at > len(data):
             raise BundleError("a block of readings is cut off")
-        key = data[first - key_bytes : first].decode(errors="replace")
+        key = data[column_start - key_bytes : column_start].decode(errors="replace")
         yield Block(key, period_ns, *(_joined(column, count) for column in columns))
 
 

@@ -78,11 +78,11 @@ class EnergyCurve:
     def parts_j(self, start_ns: IntArray, end_ns: IntArray) -> FloatArray:
         """Return the joules of many windows at once, as `between` does; NaN for those that `knows` does not know."""
         edge_ns = 0 if len(self.t_ns) < 3 else int(np.median(np.diff(self.t_ns)))
-        known = (self.start_ns <= start_ns + edge_ns) & (end_ns - edge_ns <= self.end_ns)
-        known &= (start_ns < self.end_ns) & (end_ns > self.start_ns)  # of the rest nothing at all was seen
+        metered = (self.start_ns <= start_ns + edge_ns) & (end_ns - edge_ns <= self.end_ns)
+        metered &= (start_ns < self.end_ns) & (end_ns > self.start_ns)  # of the rest nothing at all was seen
         for lo, hi in self.silent:
-            known &= ~((lo < end_ns) & (hi > start_ns))
-        return np.where(known, self.at(end_ns) - self.at(start_ns), np.nan)
+            metered &= ~((lo < end_ns) & (hi > start_ns))
+        return np.where(metered, self.at(end_ns) - self.at(start_ns), np.nan)
 
     def clip(self, start_ns: int, end_ns: int) -> EnergyCurve | None:
         """Return the part inside a window, cut exactly at its ends; None where nothing is known."""

@@ -76,28 +76,28 @@ def decode(data: bytes) -> Iterator[Frame | Damage]:
     Raises:
         BundleError: A frame is of a newer version, or the file is made of false beginnings.
     """
-    at, whole, work = 0, 0, 0
+    at, good_end, work = 0, 0, 0
     view = memoryview(data)
     while True:
         at = data.find(MAGIC, at)
         if at < 0:
             break
-        found = _frame(view, at)
-        if found is None:
+        frame = _frame(view, at)
+        if frame is None:
             at += 1
             continue
-        work += len(found.payload)
+        work += len(frame.payload)
         if work > _WORK * len(data):
             raise BundleError("the file is made of false beginnings of frames: no journal of ours")
-        if not _sums(view, at, found):
+        if not _sums(view, at, frame):
             at += 1
             continue
-        if at > whole:
-            yield Damage(whole, at - whole)
-        yield found
-        at = whole = at + HEAD_BYTES + len(found.payload)
-    if whole < len(data):
-        yield Damage(whole, len(data) - whole)
+        if at > good_end:
+            yield Damage(good_end, at - good_end)
+        yield frame
+        at = good_end = at + HEAD_BYTES + len(frame.payload)
+    if good_end < len(data):
+        yield Damage(good_end, len(data) - good_end)
 
 
 def _frame(view: memoryview, at: int) -> Frame | None:
@@ -111,7 +111,7 @@ def _frame(view: memoryview, at: int) -> Frame | None:
     return Frame(kind, number, bytes(view[at + HEAD_BYTES : end]), at)
 
 
-def _sums(view: memoryview, at: int, found: Frame) -> bool:
+def _sums(view: memoryview, at: int, frame: Frame) -> bool:
     """Return whether the checksum holds.
 
     Raises:
@@ -120,7 +120,7 @@ def _sums(view: memoryview, at: int, found: Frame) -> bool:
     begin = at + len(MAGIC)
     fields = view[begin : begin + _FIELDS.size]
     (crc,) = _CRC.unpack_from(view, begin + _FIELDS.size)
-    if crc != zlib.crc32(found.payload, zlib.crc32(fields)):
+    if crc != zlib.crc32(frame.payload, zlib.crc32(fields)):
         return False
     if fields[0] != VERSION:
         raise BundleError(f"the journal is of version {fields[0]}, known here is {VERSION}: use a newer torchwatt")

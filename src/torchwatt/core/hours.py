@@ -56,7 +56,7 @@ def _hours(report: Report, ledger: Ledger, curve: EnergyCurve | None) -> Iterato
         return
     if curve is None or not isclose(curve.total_j, ledger.energy_j, rel_tol=1e-9, abs_tol=1e-9):
         return
-    last = (curve.end_ns + offset_ns - 1) // NS_PER_HOUR
-    for hour in range((curve.start_ns + offset_ns) // NS_PER_HOUR, last + 1):
+    last_hour = (curve.end_ns + offset_ns - 1) // NS_PER_HOUR
+    for hour in range((curve.start_ns + offset_ns) // NS_PER_HOUR, last_hour + 1):
         start_ns = hour * NS_PER_HOUR - offset_ns
         yield HourEnergy(hour, name, curve.between(start_ns, start_ns + NS_PER_HOUR), ledger.provenance)

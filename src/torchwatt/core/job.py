@@ -122,5 +122,5 @@ class RankPart:
     @property
     def communication_j(self) -> float | None:
         """Return what went into collectives; None where the rank has no such row."""
-        found = [e.energy_self_j for e in self.entries if e.fqn == COMMUNICATION or e.phase == "communication"]
-        return fsum(found) if found else None
+        collectives_j = [e.energy_self_j for e in self.entries if e.fqn == COMMUNICATION or e.phase == "communication"]
+        return fsum(collectives_j) if collectives_j else None

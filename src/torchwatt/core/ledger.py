@@ -115,5 +115,5 @@ def total_self_j(entries: Iterable[Entry]) -> float:
 
 def same_calls(calls: Sequence[int | None]) -> int | None:
     """Return the calls of entries that count the same ones; None where one of them does not know how many."""
-    known = [each for each in calls if each is not None]
-    return max(known, default=0) if len(known) == len(calls) else None
+    known_calls = [each for each in calls if each is not None]
+    return max(known_calls, default=0) if len(known_calls) == len(calls) else None

@@ -75,9 +75,9 @@ class Report:
 
     def __repr__(self) -> str:
         # The fields of a run fill pages; `views.to_text` writes what people read.
-        known = "nothing metered" if self.energy_j is None else f"{self.energy_j:.6g} J"
+        total = "nothing metered" if self.energy_j is None else f"{self.energy_j:.6g} J"
         part = f" in the metered {self.coverage:.1%}" if self.counted and self.coverage < LEAST_COVERAGE else ""
-        return f"<Report {self.name!a} {self.run_id}: {self.status}, {known}{part} in {self.duration_s:.3f} s>"
+        return f"<Report {self.name!a} {self.run_id}: {self.status}, {total}{part} in {self.duration_s:.3f} s>"
 
     @property
     def duration_s(self) -> float:
@@ -122,8 +122,10 @@ class Report:
         Domains vary together, with how long the run takes, so their intervals are added. None where one has none.
         """
         ends = [(ledger.energy_lo_j, ledger.energy_hi_j) for ledger in self.counted]
-        known = [(lo, hi) for lo, hi in ends if lo is not None and hi is not None]
-        return (fsum(lo for lo, _ in known), fsum(hi for _, hi in known)) if ends and len(known) == len(ends) else None
+        bounded = [(lo, hi) for lo, hi in ends if lo is not None and hi is not None]
+        if not ends or len(bounded) < len(ends):
+            return None
+        return fsum(lo for lo, _ in bounded), fsum(hi for _, hi in bounded)
 
     @property
     def systematic_j(self) -> tuple[float, float] | None:
@@ -159,9 +161,9 @@ class Report:
     @property
     def carbon_g(self) -> float | None:
         """Return the run's location-based grams of CO2e while it ran, None without a region."""
-        wanted = ("run", "gwp", "usage", "location")
-        found = (i for i in self.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == wanted)
-        return next((i.value for i in found), None)
+        key = ("run", "gwp", "usage", "location")
+        matches = (i for i in self.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == key)
+        return next((i.value for i in matches), None)
 
     def meter(self, domain: str) -> Meter | None:
         """Return the meter of a domain by name."""

@@ -31,18 +31,18 @@ def hide_own_frames(error: BaseException) -> None:
 
     An exception that is a fault of ours keeps its frames: they say where to look.
     """
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        each = waiting.pop()
-        if each is None or id(each) in seen:
+    visited: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in visited:
             continue
-        seen.add(id(each))
-        if isinstance(each, TorchwattError) or not _began_here(each.__traceback__):
-            each.__traceback__ = _without_own(each.__traceback__)
-        waiting += [each.__cause__, each.__context__]
-        if isinstance(each, BaseExceptionGroup):
-            waiting += each.exceptions
+        visited.add(id(current))
+        if isinstance(current, TorchwattError) or not _began_here(current.__traceback__):
+            current.__traceback__ = _without_own(current.__traceback__)
+        pending += [current.__cause__, current.__context__]
+        if isinstance(current, BaseExceptionGroup):
+            pending += current.exceptions
 
 
 def _is_own(trace: TracebackType) -> bool:
@@ -58,14 +58,14 @@ def _began_here(trace: TracebackType | None) -> bool:
 
 def _without_own(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback linked past our frames."""
-    kept: list[TracebackType] = []
+    user_frames: list[TracebackType] = []
     while trace is not None:
         if not _is_own(trace):
-            kept.append(trace)
+            user_frames.append(trace)
         trace = trace.tb_next
-    if not kept:
+    if not user_frames:
         return None
-    for above, below in pairwise(kept):
-        above.tb_next = below
-    kept[-1].tb_next = None
-    return kept[0]
+    for outer, inner in pairwise(user_frames):
+        outer.tb_next = inner
+    user_frames[-1].tb_next = None
+    return user_frames[0]

@@ -40,5 +40,5 @@ class HeldDescriptor:
 
 
 def _file_of(fd: int) -> tuple[int, int]:
-    found = os.fstat(fd)
-    return found.st_dev, found.st_ino
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino

@@ -81,16 +81,16 @@ def folder_entries(path: Path, root: Path | None = None) -> dict[str, Kind]:
         OSError: It is no folder, lies behind a link, cannot be read, or holds more than a million entries.
     """
     descriptor = open_folder(path, path if root is None else root)
-    found: dict[str, Kind] = {}
+    kinds: dict[str, Kind] = {}
     try:
         with os.scandir(descriptor) as entries:
             for entry in entries:
-                found[entry.name] = _kind(entry.stat(follow_symlinks=False).st_mode)
-                if len(found) > MOST_ENTRIES:
+                kinds[entry.name] = _kind(entry.stat(follow_symlinks=False).st_mode)
+                if len(kinds) > MOST_ENTRIES:
                     raise OSError(errno.EFBIG, f"has more than {MOST_ENTRIES} entries", str(path))
     finally:
         os.close(descriptor)
-    return dict(sorted(found.items()))
+    return dict(sorted(kinds.items()))
 
 
 def open_folder(path: Path, root: Path) -> int:
@@ -113,16 +113,16 @@ def _opened(path: Path, most_bytes: int, folder: int | None) -> BinaryIO:
         raise
 
 
-def _refuse(found: os.stat_result, path: Path, most_bytes: int) -> None:
-    kind = _kind(found.st_mode)
+def _refuse(status: os.stat_result, path: Path, most_bytes: int) -> None:
+    kind = _kind(status.st_mode)
     if kind == "folder":
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     if kind == "link":
         raise OSError(errno.ELOOP, LINK, str(path))
     if kind == "other":
         raise OSError(errno.EINVAL, SPECIAL, str(path))
-    if found.st_size > most_bytes:
-        raise OSError(errno.EFBIG, f"has {found.st_size} bytes; at most {most_bytes} are read", str(path))
+    if status.st_size > most_bytes:
+        raise OSError(errno.EFBIG, f"has {status.st_size} bytes; at most {most_bytes} are read", str(path))
 
 
 def _content(file: BinaryIO, path: Path, most_bytes: int) -> bytes:

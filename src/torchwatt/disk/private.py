@@ -43,9 +43,9 @@ def appended_file(path: Path) -> BinaryIO:
     return file
 
 
-def _opened(path: Path, how: int) -> BinaryIO:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | how
-    return cast("BinaryIO", os.fdopen(os.open(path, flags, FILE), "ab" if how & os.O_APPEND else "wb"))
+def _opened(path: Path, extra_flags: int) -> BinaryIO:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | extra_flags
+    return cast("BinaryIO", os.fdopen(os.open(path, flags, FILE), "ab" if extra_flags & os.O_APPEND else "wb"))
 
 
 def missing_folders(path: Path) -> list[Path]:

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from torchwatt.metrics.meter import otel
     from torchwatt.metrics.spec import named
 
-_HOMES = {"named": "spec", "otel": "meter", "prometheus": "endpoint", "textfile": "file"}
+_HOMES = {
+    "named": "torchwatt.metrics.spec",
+    "otel": "torchwatt.metrics.meter",
+    "prometheus": "torchwatt.metrics.endpoint",
+    "textfile": "torchwatt.metrics.file",
+}
 __all__ = ["named", "otel", "prometheus", "textfile"]
 
 
@@ -27,4 +32,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(home), name)

@@ -18,9 +18,9 @@ class Account(Generic[K]):
 
     def add(self, key: K, amount: float) -> None:
         """Add an amount; a negative one corrects earlier amounts."""
-        rest = amount - self._owed[key]
-        self._owed[key] = max(-rest, 0.0)
-        self._sums[key] = self._sums.get(key, 0.0) + max(rest, 0.0)
+        remainder = amount - self._owed[key]
+        self._owed[key] = max(-remainder, 0.0)
+        self._sums[key] = self._sums.get(key, 0.0) + max(remainder, 0.0)
 
     def sums(self) -> dict[K, float]:
         """Return the sums of all keys to which an amount was added."""

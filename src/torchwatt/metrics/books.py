@@ -88,7 +88,9 @@ class _Watched:
 
 
 class Books:
-    """Energy counters of the process: `open` starts observing sessions, `close` stops, `look` updates and returns them.
+    """Energy counters of the process.
+
+    `open` starts observing sessions, `close` stops; `current_values` updates the counters and returns them.
 
     Args:
         layers: Number of layer names with separate series; 0 records no layers. Layers are booked when a run ends.
@@ -124,29 +126,33 @@ class Books:
     def ended(self, session: Session, recording: Recording) -> None:
         """Book the remaining joules of a session that has ended: from its report, else from its last readings."""
         with self._lock:
-            found = next((one for one in self._watched if one.session is session), None)
-            if found is None:
+            observed = next((candidate for candidate in self._watched if candidate.session is session), None)
+            if observed is None:
                 return
-            self._watched.remove(found)
-            if session.report is not None and found.alone:
-                self._settle(found, session.report)
-                self._layers.add(found.key.run, found.key.project, session.report.counted)
+            self._watched.remove(observed)
+            if session.report is not None and observed.alone:
+                self._settle(observed, session.report)
+                self._layers.add(observed.key.run, observed.key.project, session.report.counted)
                 return
-            since_ns = self._unsettled_ns(found) - LOOK_BACK_NS
-            self._book(found, recording.between(since_ns, time.monotonic_ns()), session.ended_ns or time.monotonic_ns())
+            since_ns = self._unsettled_ns(observed) - LOOK_BACK_NS
+            self._book(
+                observed, recording.between(since_ns, time.monotonic_ns()), session.ended_ns or time.monotonic_ns()
+            )
 
-    def look(self) -> Look:
+    def current_values(self) -> Look:
         """Book new readings of the running sessions and return all values; in a forked child no session runs."""
         with self._lock:
             now_ns = time.monotonic_ns()
-            watched = [one for one in self._watched if one.session.running] if os.getpid() == self._pid else []
-            for one in watched:
-                since_ns = min(now_ns - LOOK_BACK_NS, self._unsettled_ns(one)) - LOOK_BACK_NS
-                recording = peek(one.session.feed, since_ns)
-                self._book(one, recording, min(now_ns, one.session.ended_ns or now_ns))
+            watched = (
+                [observed for observed in self._watched if observed.session.running] if os.getpid() == self._pid else []
+            )
+            for observed in watched:
+                since_ns = min(now_ns - LOOK_BACK_NS, self._unsettled_ns(observed)) - LOOK_BACK_NS
+                recording = peek(observed.session.feed, since_ns)
+                self._book(observed, recording, min(now_ns, observed.session.ended_ns or now_ns))
             watts: dict[DeviceKey, float] = {}
-            for one in watched:  # if two sessions meter a device, the older one's value
-                fresh = ((key, w) for key, (t_ns, w) in one.watts.items() if now_ns - t_ns < STALE_NS)
+            for observed in watched:  # if two sessions meter a device, the older one's value
+                fresh = ((key, w) for key, (t_ns, w) in observed.watts.items() if now_ns - t_ns < STALE_NS)
                 taken = {key.device for key in watts}
                 watts |= {key: w for key, w in fresh if key.device not in taken}
             return Look(
@@ -162,8 +168,8 @@ class Books:
         if session.nested or not is_live(session.feed):
             return
         with self._lock:
-            for other in self._watched:
-                other.alone = False
+            for observed in self._watched:
+                observed.alone = False
             name = session.asked.name
             if name not in self._names and len(self._names) >= MOST_RUNS:
                 name = MORE
@@ -171,74 +177,78 @@ class Books:
             alone = alone and not self._watched
             self._watched.append(_Watched(session, RunKey(name, session.asked.project), since_ns, alone))
 
-    def _unsettled_ns(self, one: _Watched) -> int:
+    def _unsettled_ns(self, observed: _Watched) -> int:
         """Return the earliest instant up to which a session's devices are settled; not before its start."""
-        devices = [str(meter.domain) for meter in one.session.feed.meters]
+        devices = [str(meter.domain) for meter in observed.session.feed.meters]
         settled_ns = [self._running[d].settled_ns if d in self._running else 0 for d in devices]
-        return max(min(settled_ns, default=0), one.since_ns)
+        return max(min(settled_ns, default=0), observed.since_ns)
 
-    def _book(self, one: _Watched, recording: Recording, end_ns: int) -> None:
+    def _book(self, observed: _Watched, recording: Recording, end_ns: int) -> None:
         """Book each device's joules from the end of those already booked to `end_ns`."""
         fresh: list[tuple[float, Provenance, int, int]] = []
-        names = one.counted.names()
+        names = observed.counted.names()
         for meter in recording.meters:
-            found = metered(meter, recording) if any(c.quantity != "gauge" for c in meter.channels) else None
+            energy = metered(meter, recording) if any(c.quantity != "gauge" for c in meter.channels) else None
             device = str(meter.domain)
-            if found is None or isinstance(found, Unavailable) or device not in names:
+            if energy is None or isinstance(energy, Unavailable) or device not in names:
                 continue
             running = self._running.get(device)
-            if running is None or running.end_ns < one.since_ns:
-                running = self._running[device] = RunningEnergy(one.since_ns)
-            from_ns, to_ns = running.end_ns, min(found.curve.end_ns, end_ns)
+            if running is None or running.end_ns < observed.since_ns:
+                running = self._running[device] = RunningEnergy(observed.since_ns)
+            from_ns, to_ns = running.end_ns, min(energy.curve.end_ns, end_ns)
             if to_ns <= from_ns:
                 continue
-            joules = running.extend(found.curve, to_ns)
-            key = _key(one.key, meter, recording.meters, names[device])
-            one.booked_j[names[device]] += joules
+            joules = running.extend(energy.curve, to_ns)
+            key = _key(observed.key, meter, recording.meters, names[device])
+            observed.booked_j[names[device]] += joules
             self._energy_j.add(key, joules)
-            mean_w = found.curve.mean_w(from_ns, to_ns)
+            mean_w = energy.curve.mean_w(from_ns, to_ns)
             if mean_w is None:
-                one.watts.pop(key, None)
+                observed.watts.pop(key, None)
             else:
-                one.watts[key] = (to_ns, mean_w)
+                observed.watts[key] = (to_ns, mean_w)
             if not key.whole_machine:
                 fresh.append((joules, meter.provenance, from_ns, to_ns))
-        self._price(one, fresh)
+        self._price(observed, fresh)
 
-    def _settle(self, one: _Watched, report: Report) -> None:
+    def _settle(self, observed: _Watched, report: Report) -> None:
         """Correct a run's sums to its report, which is computed from all readings."""
         for ledger in report.ledgers:
             device, meter = str(ledger.domain), report.meter(str(ledger.domain))
             if meter is not None:
                 counted_j = ledger.energy_j if ledger.counted else 0.0  # if not counted, deduct what was booked
-                if counted_j or one.booked_j[device]:
-                    key = _key(one.key, meter, report.meters, device)
-                    self._energy_j.add(key, counted_j - one.booked_j[device])
+                if counted_j or observed.booked_j[device]:
+                    key = _key(observed.key, meter, report.meters, device)
+                    self._energy_j.add(key, counted_j - observed.booked_j[device])
                 self._running[device] = RunningEnergy(report.end_ns)
         if report.carbon_g is not None:
-            self._location_g.add(one.key, report.carbon_g - one.booked_g)
+            self._location_g.add(observed.key, report.carbon_g - observed.booked_g)
         elif report.ledgers:
             parts = [x.energy_j for x in report.counted if x.domain.kind not in HOST_KINDS]
-            self._unpriced_j.add(one.key, fsum(parts) - one.unpriced_j)
+            self._unpriced_j.add(observed.key, fsum(parts) - observed.unpriced_j)
 
-    def _price(self, one: _Watched, fresh: Iterable[tuple[float, Provenance, int, int]]) -> None:
+    def _price(self, observed: _Watched, fresh: Iterable[tuple[float, Provenance, int, int]]) -> None:
         parts = list(fresh)
         if not parts:
             return
-        joules, plan = fsum(part[0] for part in parts), one.session.asked.carbon
+        joules, plan = fsum(part[0] for part in parts), observed.session.asked.carbon
         offset_ns = time.time_ns() - time.monotonic_ns()
         span = min(part[2] for part in parts) + offset_ns, max(part[3] for part in parts) + offset_ns
-        known = weakest(*(part[1] for part in parts))
-        grams = grams_so_far(joules, known, plan, *span) if plan.location else None
+        provenance = weakest(*(part[1] for part in parts))
+        grams = grams_so_far(joules, provenance, plan, *span) if plan.location else None
         if grams is None:
-            one.unpriced_j += joules
-            self._unpriced_j.add(one.key, joules)
+            observed.unpriced_j += joules
+            self._unpriced_j.add(observed.key, joules)
             return
-        one.booked_g += grams
-        self._location_g.add(one.key, grams)
+        observed.booked_g += grams
+        self._location_g.add(observed.key, grams)
 
 
 def _key(run: RunKey, meter: Meter, meters: Iterable[Meter], name: str) -> DeviceKey:
     # Labels depend on the list of meters only, which is constant: a series must not change its labels.
-    hosts = sorted(str(one.domain) for one in meters if one.domain.kind in HOST_KINDS and one is not meter)
+    hosts = sorted(
+        str(other_meter.domain)
+        for other_meter in meters
+        if other_meter.domain.kind in HOST_KINDS and other_meter is not meter
+    )
     return DeviceKey(run, name, kind_of(name), meter.model, meter.provenance, hosts[0] if hosts else "")

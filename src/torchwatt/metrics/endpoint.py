@@ -91,12 +91,12 @@ def _listening(port: int, address: str, registry: CollectorRegistry, allow_hosts
             f"allow_hosts={bad[0]!r}: give a name or an address without a port, such as node7.example.org"
         )
     try:
-        family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-        return _Server(family, where, registry, frozenset(name.lower() for name in names))
+        family, _, _, _, socket_address = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        return _Server(family, socket_address, registry, frozenset(name.lower() for name in names))
     except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        cause = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"cannot listen on {address}:{port}: {why}; give another port= (0 takes a free one)"
+            f"cannot listen on {address}:{port}: {cause}; give another port= (0 takes a free one)"
         ) from error
 
 
@@ -207,11 +207,11 @@ class _Handler(BaseHTTPRequestHandler):
         host = host_of(hosts[0]) if len(hosts) == 1 else ""
         if host in self.server.allow_hosts:
             return host != ""
-        here = _address(str(self.connection.getsockname()[0]))
-        asked = _address(host)
-        if here is not None and here.is_loopback:
-            return host == "localhost" or (asked is not None and asked.is_loopback)
-        return asked is not None and asked == here
+        local = _address(str(self.connection.getsockname()[0]))
+        requested = _address(host)
+        if local is not None and local.is_loopback:
+            return host == "localhost" or (requested is not None and requested.is_loopback)
+        return requested is not None and requested == local
 
     def _answer(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)
@@ -235,7 +235,7 @@ def host_of(header: str) -> str:
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
     try:
-        found = ip_address(text.partition("%")[0])
+        address = ip_address(text.partition("%")[0])
     except ValueError:
         return None
-    return found.ipv4_mapped or found if isinstance(found, IPv6Address) else found
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address

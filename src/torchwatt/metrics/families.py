@@ -24,15 +24,15 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """Return the metric families with at least one sample."""
-        return families(self._books.look())
+        return families(self._books.current_values())
 
 
-def families(look: Look) -> Iterator[Metric]:
+def families(values: Look) -> Iterator[Metric]:
     """Yield metric families with their samples; names end in their unit, those of counters in `_total`."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     sessions = GaugeMetricFamily("torchwatt_sessions", "Runs that are metered now, nested ones not counted")
-    sessions.add_metric((), look.sessions)
+    sessions.add_metric((), values.sessions)
     yield sessions
     energy = CounterMetricFamily(
         "torchwatt_device_energy_joules", "Energy of a device, since the process began", labels=DEVICE
@@ -40,22 +40,22 @@ def families(look: Look) -> Iterator[Metric]:
     host = CounterMetricFamily(
         "torchwatt_host_energy_joules", "Energy of the whole machine: contains the devices", labels=DEVICE
     )
-    for key, joules in look.energy_j.items():
+    for key, joules in values.energy_j.items():
         (host if key.whole_machine else energy).add_metric(_device(key), joules)
     power = GaugeMetricFamily(
         "torchwatt_device_power_watts", "Power of a device, mean since the look before", labels=DEVICE
     )
-    for key, watts in look.power_w.items():
+    for key, watts in values.power_w.items():
         if not key.whole_machine:
             power.add_metric(_device(key), watts)
     grams = CounterMetricFamily("torchwatt_gwp_grams", "CO2e in use, location-based", labels=RUN)
-    for run, value in look.location_g.items():
+    for run, value in values.location_g.items():
         grams.add_metric(_run(run), value)
     unpriced = CounterMetricFamily("torchwatt_unpriced_energy_joules", "Energy without a carbon factor", labels=RUN)
-    for run, value in look.unpriced_j.items():
+    for run, value in values.unpriced_j.items():
         unpriced.add_metric(_run(run), value)
     layers = CounterMetricFamily("torchwatt_layer_energy_joules", "Energy by layer, of runs that ended", labels=LAYER)
-    for row, joules in look.layers_j.items():
+    for row, joules in values.layers_j.items():
         layers.add_metric((row.run, row.project, row.device, row.layer, row.phase, row.provenance), joules)
     yield from (family for family in (energy, host, power, grams, unpriced, layers) if family.samples)
 

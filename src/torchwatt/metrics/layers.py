@@ -25,20 +25,20 @@ class LayerKey:
 
 
 class LayerBooks:
-    """Sums joules under at most `most` layer names and the reserved ones; others under `OTHERS`, so that sums hold."""
+    """Sums joules under at most `max_names` layer names and the reserved ones; all others under `OTHERS`."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_names: int) -> None:
+        self._max_names = max_names
         self._names: set[str] = set()
         self._joules: dict[LayerKey, float] = defaultdict(float)
 
     def add(self, run: str, project: str, ledgers: Iterable[Ledger]) -> None:
         """Add a run's entries; new names are taken in order of decreasing joules."""
-        if not self._most:
+        if not self._max_names:
             return
         entries = sorted((e for ledger in ledgers for e in ledger.entries), key=lambda e: -e.energy_self_j)
         for entry in entries:
-            if entry.fqn not in RESERVED and len(self._names) < self._most:
+            if entry.fqn not in RESERVED and len(self._names) < self._max_names:
                 self._names.add(entry.fqn)
             name = entry.fqn if entry.fqn in self._names or entry.fqn in RESERVED else OTHERS
             key = LayerKey(run, project, str(entry.domain), name, entry.phase, entry.provenance)

@@ -60,7 +60,7 @@ class OTel(Exporter):
         def callback(options: CallbackOptions) -> Iterable[Observation]:
             del options
             # Instruments cannot be unregistered: after `close` they report constant counters.
-            return [Observation(value, attributes) for value, attributes in read(self.books.look())]
+            return [Observation(value, attributes) for value, attributes in read(self.books.current_values())]
 
         make(name, callbacks=[callback], unit=unit, description=description)
 
@@ -89,33 +89,33 @@ def otel(provider: MeterProvider | Literal["global"], *, layers: int = 0) -> OTe
 Seen = Iterator[tuple[float, Mapping[str, str]]]
 
 
-def _energy(look: Look) -> Seen:
-    return ((j, _device(key)) for key, j in look.energy_j.items() if not key.whole_machine)
+def _energy(values: Look) -> Seen:
+    return ((j, _device(key)) for key, j in values.energy_j.items() if not key.whole_machine)
 
 
-def _host(look: Look) -> Seen:
+def _host(values: Look) -> Seen:
     return (
         (j, _of_run(key.run) | {"hw.id": key.device, "torchwatt.provenance": key.provenance})
-        for key, j in look.energy_j.items()
+        for key, j in values.energy_j.items()
         if key.whole_machine
     )
 
 
-def _power(look: Look) -> Seen:
-    return ((w, _device(key)) for key, w in look.power_w.items() if not key.whole_machine)
+def _power(values: Look) -> Seen:
+    return ((w, _device(key)) for key, w in values.power_w.items() if not key.whole_machine)
 
 
-def _grams(look: Look) -> Seen:
+def _grams(values: Look) -> Seen:
     more = {"torchwatt.accounting_method": "location", "torchwatt.provenance": "derived"}
-    return ((g, _of_run(key) | more) for key, g in look.location_g.items())
+    return ((g, _of_run(key) | more) for key, g in values.location_g.items())
 
 
-def _unpriced(look: Look) -> Seen:
-    return ((j, _of_run(key)) for key, j in look.unpriced_j.items())
+def _unpriced(values: Look) -> Seen:
+    return ((j, _of_run(key)) for key, j in values.unpriced_j.items())
 
 
-def _layers(look: Look) -> Seen:
-    for key, joules in look.layers_j.items():
+def _layers(values: Look) -> Seen:
+    for key, joules in values.layers_j.items():
         yield (
             joules,
             {

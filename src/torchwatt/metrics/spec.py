@@ -18,16 +18,16 @@ def named(text: str, allow_hosts: Sequence[str] = ()) -> Exporter:
     Raises:
         ConfigError: The notation is not one of `FORMS`, or the exporter cannot be opened.
     """
-    kind, _, rest = text.partition(":")
-    if kind == "otel" and not rest:
+    kind, _, argument = text.partition(":")
+    if kind == "otel" and not argument:
         from torchwatt.metrics.meter import otel
 
         return otel("global")
-    if kind == "textfile" and rest:
+    if kind == "textfile" and argument:
         from torchwatt.metrics.file import textfile
 
-        return textfile(rest)
-    address, _, port = rest.rpartition(":")
+        return textfile(argument)
+    address, _, port = argument.rpartition(":")
     if kind == "prometheus" and port.isdecimal() and port.isascii():
         from torchwatt.metrics.endpoint import LOOPBACK, prometheus
 

@@ -27,16 +27,16 @@ __all__ = [
     "save_recording",
 ]
 _HOMES = {
-    "Discovery": "protocol",
-    "Feed": "protocol",
-    "MeteredSource": "protocol",
-    "Replay": "replay",
-    "Sampler": "sampler",
-    "Source": "protocol",
-    "discover": "discovery",
-    "load_recording": "replay",
-    "open_reader": "readers",
-    "save_recording": "replay",
+    "Discovery": "torchwatt.sensors.protocol",
+    "Feed": "torchwatt.sensors.protocol",
+    "MeteredSource": "torchwatt.sensors.protocol",
+    "Replay": "torchwatt.sensors.replay",
+    "Sampler": "torchwatt.sensors.sampler",
+    "Source": "torchwatt.sensors.protocol",
+    "discover": "torchwatt.sensors.discovery",
+    "load_recording": "torchwatt.sensors.replay",
+    "open_reader": "torchwatt.sensors.readers",
+    "save_recording": "torchwatt.sensors.replay",
 }
 
 
@@ -46,7 +46,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'torchwatt.sensors' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"torchwatt.sensors.{home}"), name)
+    return getattr(import_module(home), name)
 
 
 def __dir__() -> list[str]:

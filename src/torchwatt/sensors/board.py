@@ -157,14 +157,14 @@ class Board:
 
     def notes(self) -> tuple[Note, ...]:
         """Return the notes so far."""
-        found = []
+        notes = []
         for slot in range(self.word(EVENTS)):
             words = self._note_words(slot)
             at = self._notes_at + slot * _EVENT_BYTES + _EVENT_WORDS * _WORD
             text = bytes(self._view[at : at + _EVENT_TEXT]).rstrip(b"\0").decode(errors="ignore")
             severity, code, subject, message = (text.split("\0") + [""] * 4)[:4]
-            found.append(Note(words[0], words[1], words[2], severity, code, subject, message))
-        return tuple(found)
+            notes.append(Note(words[0], words[1], words[2], severity, code, subject, message))
+        return tuple(notes)
 
     def close(self) -> None:
         """Unmap the memory, unless another view of it is still in use."""

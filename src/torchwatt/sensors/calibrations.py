@@ -41,14 +41,14 @@ def load_calibrations(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read or is not a calibrations file of this version.
     """
     try:
-        told = json.loads(read_named(path, _MAX_BYTES))
+        content = json.loads(read_named(path, _MAX_BYTES))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read the calibrations in {path}: {error}; delete it and calibrate again") from error
-    if not isinstance(told, dict) or told.get("format") != _FORMAT or told.get("version") != _VERSION:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or content.get("version") != _VERSION:
         raise ConfigError(f"{path} is no calibrations file of this version; delete it and calibrate again")
-    sensors = told.get("sensors")
+    sensors = content.get("sensors")
     if not isinstance(sensors, dict) or not all(isinstance(model, dict) for model in sensors.values()):
         raise ConfigError(f"{path} holds no calibrations; delete it and calibrate again")
     return sensors

@@ -39,32 +39,32 @@ def discover(
         family: Pid of the process whose GPU use, with that of its descendants, is ours; by default this process.
     """
     env = os.environ if environ is None else environ
-    found = [discover_nvml(env, pid=family)] if nvml else []
-    gpus = any(discovery.sources for discovery in found)
+    discoveries = [discover_nvml(env, pid=family)] if nvml else []
+    gpus = any(discovery.sources for discovery in discoveries)
     cpu = _cpu(powercap_root or env.get(ROOT_VARIABLE), rapl=rapl, perf=perf)
     kinds = {meter.domain.kind for meter in cpu.meters}
-    found += [cpu, Discovery((process_source(cuda=gpus),))]
+    discoveries += [cpu, Discovery((process_source(cuda=gpus),))]
     if modelled:
         model = modelled_source(cpu="cpu" not in kinds, ram="dram" not in kinds)
-        found.append(Discovery((model,) if model else ()))
-    return merge(found)
+        discoveries.append(Discovery((model,) if model else ()))
+    return merge(discoveries)
 
 
 def _cpu(root: str | os.PathLike[str] | None, *, rapl: bool, perf: bool) -> Discovery:
     model = cpu_info().model
-    first = discover_rapl(root, model) if rapl else Discovery()
-    if not perf or any(meter.domain.kind == "cpu" for meter in first.meters):
-        return _with_dram(first)
+    powercap = discover_rapl(root, model) if rapl else Discovery()
+    if not perf or any(meter.domain.kind == "cpu" for meter in powercap.meters):
+        return _with_dram(powercap)
     second = discover_perf(model=model)
     if second.sources:
         return _with_dram(second)
-    return merge([first, second])
+    return merge([powercap, second])
 
 
-def _with_dram(found: Discovery) -> Discovery:
+def _with_dram(discovery: Discovery) -> Discovery:
     """Add `dram` to the unavailable domains if CPU packages are metered but memory is not."""
-    kinds = {meter.domain.kind for meter in found.meters} | {u.domain.split(":")[0] for u in found.unavailable}
-    if not found.sources or "dram" in kinds:
-        return found
+    kinds = {meter.domain.kind for meter in discovery.meters} | {u.domain.split(":")[0] for u in discovery.unavailable}
+    if not discovery.sources or "dram" in kinds:
+        return discovery
     missing = Unavailable("dram", "this CPU has no DRAM energy counter (AMD and most desktop CPUs have none)")
-    return merge([found, Discovery((), (missing,))])
+    return merge([discovery, Discovery((), (missing,))])

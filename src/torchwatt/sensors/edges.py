@@ -32,7 +32,7 @@ def edge_channels(source: Source) -> tuple[Channel, ...]:
 class Look:
     """A request to read all counters of a source, with its errors once done."""
 
-    asked_s: float
+    requested_s: float
     done: threading.Event = field(default_factory=threading.Event)
     errors: list[tuple[str, SensorError]] = field(default_factory=list)
 
@@ -45,7 +45,7 @@ class EdgeReader:
         self.edges: dict[str, list[Edge]] = {channel.key: [] for channel in self.channels}
         self._source = MeteredSource(source.meters, source.spec)  # a separate reader, closed here
         self._clock_ns = clock_ns
-        self._looks: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
         self._pending: Look | None = None
         self._thread = HelperThread(self._run, "torchwatt-edge")
         self._thread.start()
@@ -59,33 +59,33 @@ class EdgeReader:
         """Request a read of all counters; return the pending request if there is one."""
         if self._pending is None or self._pending.done.is_set():
             self._pending = Look(time.monotonic())
-            self._looks.put(self._pending)
+            self._requests.put(self._pending)
         return self._pending
 
     def close(self, timeout_s: float = DEADLINE_S) -> None:
         """Close the meters, waiting at most `timeout_s`; a thread that hangs in a driver ends when the call returns."""
-        self._looks.put(None)
+        self._requests.put(None)
         self._thread.join(timeout_s)
 
     def abandon(self) -> None:
         """Request the thread's end without waiting."""
-        self._looks.put(None)
+        self._requests.put(None)
 
     def _run(self) -> None:
-        while (look := self._looks.get()) is not None:
+        while (request := self._requests.get()) is not None:
             for channel in self.channels:
-                self._read(channel, look)
-            look.done.set()
+                self._read(channel, request)
+            request.done.set()
         self._source.close()
 
-    def _read(self, channel: Channel, look: Look) -> None:
+    def _read(self, channel: Channel, request: Look) -> None:
         before_ns = self._clock_ns()
         try:
             raw = self._source.read(channel)
         except SensorError as error:
-            look.errors.append((channel.key, error))
+            request.errors.append((channel.key, error))
         except Exception as error:  # a broken driver binding must not end the thread: it would look like a hang
-            look.errors.append((channel.key, SensorError(f"{channel.key}: {error!r}")))
+            request.errors.append((channel.key, SensorError(f"{channel.key}: {error!r}")))
         else:
             after_ns = self._clock_ns()
             self.edges[channel.key].append(((before_ns + after_ns) // 2, raw, after_ns - before_ns))
@@ -96,12 +96,12 @@ def look_at_all(readers: Sequence[EdgeReader], deadline_s: float = DEADLINE_S) -
 
     The deadline counts from the request, so a request that is already older than that is not waited for again.
     """
-    looks = [(reader, reader.ask()) for reader in readers]
-    wrong: list[tuple[str, str, str]] = []
-    for reader, look in looks:
-        if not look.done.wait(max(look.asked_s + deadline_s - time.monotonic(), 0)):
+    requests = [(reader, reader.ask()) for reader in readers]
+    failures: list[tuple[str, str, str]] = []
+    for reader, request in requests:
+        if not request.done.wait(max(request.requested_s + deadline_s - time.monotonic(), 0)):
             message = f"the driver did not answer within {deadline_s:g} s; this edge is known from samples only"
-            wrong.append((reader.subject, "EDGE_READ_TIMEOUT", message))
+            failures.append((reader.subject, "EDGE_READ_TIMEOUT", message))
         else:
-            wrong += [(key, error.code, str(error)) for key, error in look.errors]
-    return wrong
+            failures += [(key, error.code, str(error)) for key, error in request.errors]
+    return failures

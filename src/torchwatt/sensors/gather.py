@@ -30,11 +30,11 @@ def _columns(ring: Ring, since_ns: int) -> tuple[IntArray, FloatArray, IntArray]
 def make_series(channel: Channel, ring: Ring, edges: Sequence[Edge] = (), since_ns: int = 0) -> Series:
     """Return a channel's ring and edge readings, merged by time; the period is the ring's, doubled by each thinning."""
     t_ns, raw, late_ns = _columns(ring, since_ns)
-    kept = [edge for edge in tuple(edges) if edge[0] >= since_ns]
-    if kept:
-        t_ns = np.concatenate((t_ns, np.array([e[0] for e in kept], np.int64)))
-        raw = np.concatenate((raw, np.array([e[1] for e in kept], np.float64)))
-        late_ns = np.concatenate((late_ns, np.array([e[2] for e in kept], np.int64)))
+    recent = [edge for edge in tuple(edges) if edge[0] >= since_ns]
+    if recent:
+        t_ns = np.concatenate((t_ns, np.array([e[0] for e in recent], np.int64)))
+        raw = np.concatenate((raw, np.array([e[1] for e in recent], np.float64)))
+        late_ns = np.concatenate((late_ns, np.array([e[2] for e in recent], np.int64)))
     order = np.argsort(t_ns, kind="stable")
     order = order[np.diff(t_ns[order], prepend=np.int64(-1)) > 0]  # keep one reading per instant
     period_ns = ring.word(PERIOD_NS) or channel.period_ns
@@ -49,27 +49,28 @@ def anchors(ring: Ring) -> tuple[tuple[int, int], ...]:
 
 def clock_steps(pairs: Sequence[tuple[int, int]]) -> tuple[Event, ...]:
     """Return an event for each time the wall clock moved by more than 50 ms against the monotonic one."""
-    found = []
+    steps = []
     for (m0, r0), (m1, r1) in pairwise(pairs):
         step_ns = (r1 - r0) - (m1 - m0)
         if abs(step_ns) > CLOCK_STEP_NS:
             message = f"the wall clock stepped by {step_ns / NS_PER_S:+.3f} s against the monotonic clock"
-            found.append(Event(m1, "warning", "CLOCK_STEP", "run", message))
-    return tuple(found)
+            steps.append(Event(m1, "warning", "CLOCK_STEP", "run", message))
+    return tuple(steps)
 
 
 def throttling(series: Sequence[Series]) -> tuple[Event, ...]:
     """Return one event for each throttled GPU, at the first reading with a throttle reason."""
-    found = []
-    for one in (s for s in series if s.channel.name == "throttle"):
-        masks = one.raw.astype(np.int64)
+    throttled = []
+    for readings in (s for s in series if s.channel.name == "throttle"):
+        masks = readings.raw.astype(np.int64)
         slow = np.flatnonzero(masks & sum(_THROTTLES))
         if len(slow):
             mask = int(np.bitwise_or.reduce(masks))
             why = ", ".join(dict.fromkeys(name for bit, name in _THROTTLES.items() if mask & bit))
             message = f"clocks were held back in {len(slow)} of {len(masks)} looks: {why}"
-            found.append(Event(int(one.t_ns[slow[0]]), "warning", "THROTTLED", str(one.channel.domain), message))
-    return tuple(found)
+            t_ns, domain = int(readings.t_ns[slow[0]]), str(readings.channel.domain)
+            throttled.append(Event(t_ns, "warning", "THROTTLED", domain, message))
+    return tuple(throttled)
 
 
 def events(notes: Sequence[Note]) -> tuple[Event, ...]:
@@ -92,8 +93,8 @@ def _text(same: Sequence[Note]) -> str:
         more.append(f"{times} times, the last {span_s:.3g} s after the first")
     if len(same) > 1:
         more.append(f"channels {channels}")
-    first = same[0].message if same[0].subject in same[0].message else f"{same[0].subject}: {same[0].message}"
-    return f"{first} ({'; '.join(more)})" if more else first
+    message = same[0].message if same[0].subject in same[0].message else f"{same[0].subject}: {same[0].message}"
+    return f"{message} ({'; '.join(more)})" if more else message
 
 
 def silent(series: Sequence[Series], rings: Mapping[str, Ring], notes: Sequence[Note]) -> tuple[Unavailable, ...]:
@@ -103,10 +104,10 @@ def silent(series: Sequence[Series], rings: Mapping[str, Ring], notes: Sequence[
     """
     answering: set[str] = set()
     failed: dict[str, str] = {}
-    for one in (s for s in series if s.channel.quantity != "gauge" and not s.channel.stamped):
-        domain, since_ns = str(one.channel.domain), rings[one.channel.key].word(FAILING_NS)
-        if since_ns and not (len(one) and one.t_ns[-1] > since_ns):
-            failed.setdefault(domain, one.channel.key)
+    for readings in (s for s in series if s.channel.quantity != "gauge" and not s.channel.stamped):
+        domain, since_ns = str(readings.channel.domain), rings[readings.channel.key].word(FAILING_NS)
+        if since_ns and not (len(readings) and readings.t_ns[-1] > since_ns):
+            failed.setdefault(domain, readings.channel.key)
         else:
             answering.add(domain)
     return tuple(_lost(domain, key, notes) for domain, key in failed.items() if domain not in answering)

@@ -15,7 +15,7 @@ MIG_NOTE = "MIG slice: the whole GPU is metered"
 
 def gpu_facts(nvml: Any, handle: Any, index: int) -> tuple[tuple[str, str], ...]:
     """Return name, uuid, driver, limits and memory; what a device does not tell is left out."""
-    asked: dict[str, Callable[[], Any]] = {
+    queries: dict[str, Callable[[], Any]] = {
         "name": lambda: text_of(nvml.nvmlDeviceGetName, handle),
         "uuid": lambda: text_of(nvml.nvmlDeviceGetUUID, handle),
         "nvml_index": lambda: index,
@@ -26,12 +26,12 @@ def gpu_facts(nvml: Any, handle: Any, index: int) -> tuple[tuple[str, str], ...]
         "memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
     }
     facts = {"name": "NVIDIA GPU"}
-    for name, ask in asked.items():
+    for name, query in queries.items():
         try:
-            said = ask()
+            value = query()
         except (AttributeError, nvml.NVMLError):  # an old binding lacks some
             continue
-        facts[name] = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+        facts[name] = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return tuple(facts.items())
 
 
@@ -57,8 +57,8 @@ def sharing(nvml: Any, handle: Any, mig: str | None) -> tuple[bool, tuple[str, .
         return False, (), ""
     if not sure:
         return False, (), "one process that this container cannot see is on the GPU; it may be this one"
-    who = f"{count} other process{'es' if count > 1 else ''} on the GPU at start"
-    return True, (who,), f"{who}; their joules are inside"
+    users = f"{count} other process{'es' if count > 1 else ''} on the GPU at start"
+    return True, (users,), f"{users}; their joules are inside"
 
 
 def _mig_enabled(nvml: Any, handle: Any) -> bool:
@@ -77,8 +77,8 @@ def other_processes(
     single unknown pid may be ourselves.
     """
     exists = exists or (lambda pid: Path(f"/proc/{pid}").exists())
-    others = [pid for pid in pids if pid != own]
-    hidden = [pid for pid in others if not exists(pid)]
-    if own in pids or len(hidden) != 1 or len(others) > 1 or (pid_ns or pid_namespace()) == INITIAL_PID_NS:
-        return len(others), True
+    other_pids = [pid for pid in pids if pid != own]
+    hidden = [pid for pid in other_pids if not exists(pid)]
+    if own in pids or len(hidden) != 1 or len(other_pids) > 1 or (pid_ns or pid_namespace()) == INITIAL_PID_NS:
+        return len(other_pids), True
     return 1, False

@@ -49,9 +49,9 @@ class Tap:
     ring: Ring
     calm_ns: int = 0
     read_ns: int = 0
-    _looks: int = 0
-    _same: int = 0
-    _last: float = math.nan
+    _reads: int = 0
+    _repeats: int = 0
+    _previous: float = math.nan
 
     @property
     def every_ns(self) -> int:
@@ -62,8 +62,8 @@ class Tap:
         """Store a driver's samples, thinned like the ring so far; return whether the ring was thinned further."""
         thinned = False
         for t_ns, raw in samples:
-            self._looks += 1
-            if self._looks % (1 << self.ring.word(THINNED)) == 0:
+            self._reads += 1
+            if self._reads % (1 << self.ring.word(THINNED)) == 0:
                 thinned |= self.ring.append(t_ns, raw, 0)
         return thinned
 
@@ -73,12 +73,12 @@ class Tap:
         A counter that repeats more often publishes about as slowly as it is read. Locating its publications in time
         needs reads at a higher rate than they have, so its period is kept.
         """
-        self._looks += 1
-        self._same += raw == self._last
-        self._last = raw
-        if self._looks < CALM_LOOKS:
+        self._reads += 1
+        self._repeats += raw == self._previous
+        self._previous = raw
+        if self._reads < CALM_LOOKS:
             return False
-        if slows := self._same <= CALM_SAME * self._looks:
+        if slows := self._repeats <= CALM_SAME * self._reads:
             self.ring.put(PERIOD_NS, max(self.calm_ns, self.ring.word(PERIOD_NS)))
         self.calm_ns = 0
         return slows
@@ -130,7 +130,7 @@ class SourceLoop:
         self._retry_ns: dict[str, int] = {}
         self._schedules: dict[int, Schedule] = {}
         self._groups: dict[int, tuple[Tap, ...]] = {}
-        self._cpu_told_ns = 0
+        self._cpu_reported_ns = 0
         self.follows = any(tap.read_ns for tap in taps)  # reads a driver's ring of samples
         self._reading = threading.Lock()
         self._finished = False
@@ -166,8 +166,8 @@ class SourceLoop:
         """Group channels by period, with one schedule each; a group is read in one wake-up."""
         now_ns = self._clock_ns()
         periods = [tap.every_ns for tap in self._taps]
-        known = self._schedules
-        self._schedules = {p: known.get(p) or Schedule(p, now_ns, self._random) for p in sorted(set(periods))}
+        schedules = self._schedules
+        self._schedules = {p: schedules.get(p) or Schedule(p, now_ns, self._random) for p in sorted(set(periods))}
         self._groups = {
             period: tuple(tap for tap, own in zip(self._taps, periods, strict=True) if own == period)
             for period in self._schedules
@@ -180,8 +180,8 @@ class SourceLoop:
         if wait_ns > 0 and self.stop.wait(wait_ns / NS_PER_S):
             return
         self._tick(period_ns, schedule)
-        if now_ns - self._cpu_told_ns > NS_PER_S:
-            self._cpu_told_ns = now_ns
+        if now_ns - self._cpu_reported_ns > NS_PER_S:
+            self._cpu_reported_ns = now_ns
             self._board.thread_cpu(self._index, time.thread_time_ns())
 
     def _tick(self, period_ns: int, schedule: Schedule) -> None:

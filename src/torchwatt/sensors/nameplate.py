@@ -67,11 +67,11 @@ def table_w(model: str) -> float | None:
 
         source: Any = DataSource  # codecarbon is not typed
         with Path(source().cpu_power_path).open(encoding="utf-8") as file:
-            said = {normal(row["Name"]): row["TDP"] for row in csv.DictReader(file)}.get(normal(model))
+            tdp = {normal(row["Name"]): row["TDP"] for row in csv.DictReader(file)}.get(normal(model))
     except (ImportError, OSError, KeyError):
         return None
     try:
-        return float(said) if said is not None else None
+        return float(tdp) if tdp is not None else None
     except ValueError:  # a few rows hold words
         return None
 

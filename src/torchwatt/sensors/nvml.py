@@ -60,30 +60,30 @@ def discover_nvml(
     is fastest first, so set CUDA_DEVICE_ORDER=PCI_BUS_ID where the models differ, or match by the fact `uuid`. A GPU is
     ours where `pid` (by default this process), or a descendant of it, is in its list of processes.
     """
-    found: list[Discovery] = []
+    discoveries: list[Discovery] = []
     env = dict(os.environ if environ is None else environ)
 
     def probe() -> None:
         try:
-            found.append(_probe(env, pid or os.getpid()))
+            discoveries.append(_probe(env, pid or os.getpid()))
         except BaseException as error:  # a binding of another make: the user's run goes on without GPUs
-            found.append(Discovery((), (Unavailable("gpu", f"NVML discovery failed: {error!r}"),)))
+            discoveries.append(Discovery((), (Unavailable("gpu", f"NVML discovery failed: {error!r}"),)))
 
     _run_within(probe, probe_s)
-    if not found:
+    if not discoveries:
         reason = f"NVML has not answered within {probe_s:g} s"
         return Discovery((), (Unavailable("gpu", reason, "the driver hangs: look at `dmesg`, then reboot"),))
-    return found[0]
+    return discoveries[0]
 
 
-def late_gpus(there: Sequence[str], probe_s: float = LATE_S) -> tuple[Event, ...]:
+def late_gpus(initial_uuids: Sequence[str], probe_s: float = LATE_S) -> tuple[Event, ...]:
     """Return an event for each GPU that answers now and did not when GPUs were looked for; never raises.
 
     Args:
-        there: UUIDs of those that answered then.
+        initial_uuids: UUIDs of those that answered then.
         probe_s: Longest wait for the driver.
     """
-    found: list[str] = []
+    uuids: list[str] = []
 
     def probe() -> None:
         with contextlib.suppress(Exception):  # a failure here is not evidence of a new GPU
@@ -91,13 +91,15 @@ def late_gpus(there: Sequence[str], probe_s: float = LATE_S) -> tuple[Event, ...
             try:
                 for index in range(nvml.nvmlDeviceGetCount()):
                     with contextlib.suppress(nvml.NVMLError):
-                        found.append(text_of(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetHandleByIndex(index)))
+                        uuids.append(text_of(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetHandleByIndex(index)))
             finally:
                 nvml.nvmlShutdown()
 
     _run_within(probe, probe_s)
     message = "is there now and was not when the run began: its joules are not metered; begin a new run to meter it"
-    return tuple(event("warning", "GPU_APPEARED", "gpu", f"{uuid} {message}") for uuid in found if uuid not in there)
+    return tuple(
+        event("warning", "GPU_APPEARED", "gpu", f"{uuid} {message}") for uuid in uuids if uuid not in initial_uuids
+    )
 
 
 def _run_within(probe: Callable[[], None], probe_s: float) -> None:
@@ -142,23 +144,23 @@ class _Probe:
         self._events: list[Event] = []
         self._unavailable: list[Unavailable] = []
         self._devices = 0
-        self._there: tuple[str, ...] | None = None
+        self._uuids: tuple[str, ...] | None = None
 
     def run(self) -> Discovery:
         picks = self._visible()
         self._devices = len(picks)
-        found = [one for one in (self._device(n, pick) for n, pick in enumerate(picks)) if one is not None]
-        sources = (_source(found, self._pid),) if found else ()
-        if len({one.meter.model for one in found}) > 1 and self._environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        gpus = [gpu for gpu in (self._device(n, pick) for n, pick in enumerate(picks)) if gpu is not None]
+        sources = (_source(gpus, self._pid),) if gpus else ()
+        if len({gpu.meter.model for gpu in gpus}) > 1 and self._environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
             message = "GPU models differ: CUDA may number them fastest first, we count in PCI order; match by uuid"
             self._events.append(event("info", "VISIBLE_DEVICES", "gpu", message))
-        return Discovery(sources, tuple(self._unavailable), tuple(self._events), self._there)
+        return Discovery(sources, tuple(self._unavailable), tuple(self._events), self._uuids)
 
     def _visible(self) -> tuple[Pick, ...]:
         nvml, value = self._nvml, self._environ.get("CUDA_VISIBLE_DEVICES")
         handles = {i: self._handle(i) for i in range(nvml.nvmlDeviceGetCount())}
         uuids = [self._uuid(i, handle) for i, handle in handles.items()]
-        self._there = tuple(uuids) if value is None else None
+        self._uuids = tuple(uuids) if value is None else None
         migs = self._migs(handles) if value and "MIG-" in value else {}
         selection = select(value, uuids, migs)
         if selection.stopped:
@@ -184,12 +186,12 @@ class _Probe:
         return f"(lost {index})"
 
     def _migs(self, handles: Mapping[int, Any]) -> dict[str, int]:
-        found, nvml = {}, self._nvml
+        slices, nvml = {}, self._nvml
         for index, handle in ((i, h) for i, h in handles.items() if h is not None):
             for i in range(self._most_migs(handle)):
                 with contextlib.suppress(nvml.NVMLError):  # an empty place: slices come and go
-                    found[text_of(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))] = index
-        return found
+                    slices[text_of(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))] = index
+        return slices
 
     def _most_migs(self, handle: Any) -> int:
         with contextlib.suppress(AttributeError, self._nvml.NVMLError):
@@ -209,8 +211,8 @@ class _Probe:
         if not any(c.quantity != "gauge" for c in tested.meter.channels):
             return None
         shared, notes = self._sharing(domain, handle, pick)
-        beside = cpu_affinity(self._nvml, handle) if f"{domain}/{MODULE_POWER}" in tested.spec else ""
-        facts += (("cpu_affinity", beside),) if beside else ()
+        affinity = cpu_affinity(self._nvml, handle) if f"{domain}/{MODULE_POWER}" in tested.spec else ""
+        facts += (("cpu_affinity", affinity),) if affinity else ()
         meter = replace(tested.meter, shared=shared, notes=notes, facts=facts, model=dict(facts)["name"])
         return replace(tested, meter=meter)
 
@@ -253,13 +255,13 @@ class _Probe:
         meter = Meter(domain, tuple(channels), "measured", "device", "", "NVIDIA", ACCURACY, ACCURACY_SOURCE)
         return _Found(meter, spec, call_s, {})
 
-    def _with_ring(self, found: _Found, handle: Any) -> _Found:
+    def _with_ring(self, gpu: _Found, handle: Any) -> _Found:
         """Add a channel for the driver's ring of power samples if they are finer than polled power."""
-        meter, power = found.meter, found.meter.channel("power")
+        meter, power = gpu.meter, gpu.meter.channel("power")
         if power is None:
-            return found
+            return gpu
         fine = replace(power, name="power_fine", sensor=POWER_SAMPLES)
-        via = [found.spec[power.key][0], POWER_SAMPLES]
+        via = [gpu.spec[power.key][0], POWER_SAMPLES]
         try:
             ring = ring_of(power_samples(self._nvml, handle))
             call_s = _cost_s(fine.key, via)
@@ -267,12 +269,12 @@ class _Probe:
         except (SensorError, self._nvml.NVMLError, AttributeError) as error:
             message = f"no driver's ring of power samples beside the power that is polled: {error}"
             self._events.append(event("info", "RING_UNUSED", str(meter.domain), message))
-            return found
+            return gpu
         channels = (*meter.channels, replace(fine, period_ns=ring.gap_ns))
         return _Found(
             replace(meter, channels=channels),
-            found.spec | {fine.key: via},
-            found.call_s | {fine.key: call_s},
+            gpu.spec | {fine.key: via},
+            gpu.call_s | {fine.key: call_s},
             {fine.key: read_ns},
         )
 
@@ -315,28 +317,26 @@ def period_ns(total_call_s: float) -> int:
     return max(BASE_PERIOD_NS, math.ceil(total_call_s / _TIME_SHARE * 1e3) * 1_000_000)
 
 
-def _source(found: list[_Found], pid: int) -> MeteredSource:
+def _source(gpus: list[_Found], pid: int) -> MeteredSource:
     """Put all GPUs behind one reader: one thread, one wake-up for all, since wake-ups cost more than calls."""
-    call_s = {key: cost for one in found for key, cost in one.call_s.items()}
+    call_s = {key: cost for gpu in gpus for key, cost in gpu.call_s.items()}
     periods = {
         name: period_ns(sum(cost for key, cost in call_s.items() if key.endswith(f"/{name}")))
         for name in ("energy", "power")
     }
 
-    if all(
-        one.rings for one in found
-    ):  # layers are fitted to the rings: the polled power is for the eye and for checks
+    if all(gpu.rings for gpu in gpus):  # layers are fitted to the rings: the polled power is for the eye and for checks
         periods["power"] = max(periods["power"], BESIDE_RING_NS)
 
     def paced(channel: Channel) -> Channel:
         return replace(channel, period_ns=periods.get(channel.name, channel.period_ns))
 
     rates: Callable[[Meter], Meter] = lambda m: replace(m, channels=tuple(paced(c) for c in m.channels))  # noqa: E731
-    read_ns = min((ns for one in found for ns in one.rings.values()), default=0)  # one wake-up for all
+    read_ns = min((ns for gpu in gpus for ns in gpu.rings.values()), default=0)  # one wake-up for all
     spec = {
         "kind": "nvml",
         "pid": pid,
-        "channels": {key: via for one in found for key, via in one.spec.items()},
-        "rings": {key: read_ns for one in found for key in one.rings},
+        "channels": {key: via for gpu in gpus for key, via in gpu.spec.items()},
+        "rings": {key: read_ns for gpu in gpus for key in gpu.rings},
     }
-    return MeteredSource(tuple(rates(one.meter) for one in found), spec, call_s)
+    return MeteredSource(tuple(rates(gpu.meter) for gpu in gpus), spec, call_s)

@@ -29,8 +29,8 @@ def parse_cpus(text: str) -> list[int]:
     """Return the CPUs of a kernel CPU list such as `0,18` or `0-3` (Documentation/admin-guide/cputopology)."""
     cpus: list[int] = []
     for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        begin, end = int(first), int(last or first)
+        begin_text, _, end_text = part.partition("-")
+        begin, end = int(begin_text), int(end_text or begin_text)
         if not 0 <= begin <= end < _MOST_CPUS:
             raise ValueError(f"{part[:40]!r} is no range of CPUs")
         cpus += range(begin, end + 1)
@@ -55,17 +55,17 @@ def power_events(root: Path) -> dict[str, tuple[list[int], float]]:
     try:
         pmu_type = int(head_of(root / "type"))
         cpus = parse_cpus(head_of(root / "cpumask").decode("ascii"))
-        found: dict[str, tuple[list[int], float]] = {}
+        events: dict[str, tuple[list[int], float]] = {}
         for kind, name in _EVENTS.items():
             if (root / "events" / name).is_file():
                 config = parse_config(head_of(root / "events" / name).decode("ascii"))
                 scale = float(head_of(root / "events" / f"{name}.scale"))
                 if not 0 < scale < 1:
                     raise ValueError(f"{scale!r} joules a step")  # noqa: TRY301  # told with the folder below
-                found |= {f"{kind}:{n}": ([pmu_type, config, cpu], scale) for n, cpu in enumerate(cpus)}
+                events |= {f"{kind}:{n}": ([pmu_type, config, cpu], scale) for n, cpu in enumerate(cpus)}
     except (OSError, ValueError) as error:
         raise SensorError(f"perf: cannot understand {root}: {error}", code="NOT_SUPPORTED") from error
-    return found
+    return events
 
 
 def discover_perf(root: str | os.PathLike[str] | None = None, model: str = "CPU package") -> Discovery:

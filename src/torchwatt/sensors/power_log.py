@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from errno import EFBIG
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,14 @@ import numpy as np
 from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Event, FloatArray, IntArray, Meter, Recording, Series
 from torchwatt.core.terms import Domain
-from torchwatt.core.units import NS_PER_S
-from torchwatt.sensors.logs.cards import Card, card, lines_per_tick, places
+from torchwatt.sensors.logs.cards import (
+    Card,
+    card,
+    check_single_series,
+    lines_per_tick,
+    places,
+    spread_over_second,
+)
 from torchwatt.sensors.logs.decoding import log_lines, open_log
 from torchwatt.sensors.logs.layouts import LOG_A_CARD, Row, log_rows
 from torchwatt.sensors.logs.log_columns import Columns, Quantity, series_of
@@ -38,7 +43,6 @@ DATELESS = "dateless"  # key of a recording's `meta`: its times are times of day
 ZONELESS = "zoneless"  # key of `meta`: its times are text without a zone, read as UTC
 MOST_SURPLUS = 0.02  # tolerated share of lines with too many cells, as two writers produce
 _ENOUGH = 0.9  # a power column with this share of the longest one's readings is eligible
-_BACK_NS = 5 * NS_PER_S  # a step back in time larger than scheduling delays
 # A last line without a line end may be incomplete.
 _CUT = "the last line was cut while it was written"
 
@@ -146,22 +150,22 @@ def _read_row(log: _Log, columns: Columns, row: Row) -> None:
     if max(columns.time) >= len(cells):
         return
     time = " ".join(cells[place].strip() for place in columns.time)
-    found = list(_amounts(columns, cells))
-    if not found:
+    row_amounts = list(_amounts(columns, cells))
+    if not row_amounts:
         return
     t_ns = log.clock.read(time, columns.time_unit)
     if t_ns is None:
-        if any(amount(cell) is not None for _, _, cell in found):
+        if any(amount(cell) is not None for _, _, cell in row_amounts):
             log.unread += 1
             log.unread_time = log.unread_time or f"line {row.number} has {time[:LONGEST_CELL]!r}"
         return
-    for one, quantity, cell in found:
-        readings = log.cards.get(one)
+    for row_card, quantity, cell in row_amounts:
+        readings = log.cards.get(row_card)
         if readings is None:
             if len(log.cards) >= MOST_CARDS:
                 raise SensorError(f"{log.name}, line {row.number}: more than {MOST_CARDS} cards: the columns that name "
                                   "cards change from line to line")  # fmt: skip
-            readings = log.cards[one] = _Readings()
+            readings = log.cards[row_card] = _Readings()
         _add(log.name, readings, quantity, t_ns, cell, row.number)
 
 
@@ -187,21 +191,21 @@ def _add(name: str, readings: _Readings, quantity: Quantity, t_ns: int, cell: st
         if quantity.scale is not None and abs(value) < LARGEST_RAW:
             readings.values[quantity].append((t_ns, value))
         return
-    found = amount(cell)
-    if found is None:
+    reading = amount(cell)
+    if reading is None:
         return
-    scale = power_scale(found.unit) if found.unit else quantity.scale
+    scale = power_scale(reading.unit) if reading.unit else quantity.scale
     if scale is None:
-        if not found.unit:
+        if not reading.unit:
             raise SensorError(
                 f"{name}, {_where(quantity, cell, number)} names no unit: write it into the column's name, such as [W]"
             )
         return  # a temperature, a share
-    power_w = found.value * scale
+    power_w = reading.value * scale
     if not 0 <= power_w <= MOST_CARD_W:
         readings.absurd.setdefault(quantity, f"{_where(quantity, cell, number)} is {power_w:.6g} W")
         return
-    if found.doubtful and power_w * 1000 <= MOST_CARD_W:
+    if reading.doubtful and power_w * 1000 <= MOST_CARD_W:
         readings.doubtful.setdefault(quantity, _where(quantity, cell, number))
     elif "," in cell:
         readings.commas.add(quantity)
@@ -224,19 +228,19 @@ class _OneCard:
 
 
 def _recording(log: _Log) -> Recording:
-    cards = [one for key, readings in _merged(log.cards).items() for one in _cards(log, key, readings)]
-    cards = [one for one in cards if one.power is not None or one.counter is not None]
+    cards = [card_series for key, readings in _merged(log.cards).items() for card_series in _cards(log, key, readings)]
+    cards = [card_series for card_series in cards if card_series.power is not None or card_series.counter is not None]
     if not cards:
         raise SensorError(_nothing(log))
     meters, series = [], []
-    for number, one in _numbered(cards):
-        meter, read = _metered(number, one)
+    for number, card_series in _numbered(cards):
+        meter, meter_series = _metered(number, card_series)
         meters.append(meter)
-        series += read
-    first = min(int(one.t_ns[0]) for one in series)
+        series += meter_series
+    start_ns = min(int(channel_series.t_ns[0]) for channel_series in series)
     meta = {DATELESS: log.clock.dateless, ZONELESS: log.clock.zoneless}
-    events = tuple(_events(first, log, cards))
-    return Recording(tuple(meters), tuple(series), events=events, anchors=((first, first),), meta=meta)
+    events = tuple(_events(start_ns, log, cards))
+    return Recording(tuple(meters), tuple(series), events=events, anchors=((start_ns, start_ns),), meta=meta)
 
 
 def _nothing(log: _Log) -> str:
@@ -250,13 +254,13 @@ def _merged(cards: Mapping[Card, _Readings]) -> Mapping[Card, _Readings]:
     by_uuid: dict[str, Card] = {}
     merged: dict[Card, _Readings] = {}
     for key, readings in cards.items():
-        known = by_uuid.setdefault(key.uuid, key) if key.uuid else key
-        if known in merged:
+        first_key = by_uuid.setdefault(key.uuid, key) if key.uuid else key
+        if first_key in merged:
             for quantity, values in readings.values.items():
-                merged[known].values[quantity] += values
-            merged[known].absurd |= readings.absurd
+                merged[first_key].values[quantity] += values
+            merged[first_key].absurd |= readings.absurd
         else:
-            merged[known] = readings
+            merged[first_key] = readings
     return merged
 
 
@@ -280,9 +284,9 @@ def _cards(log: _Log, key: Card, readings: _Readings) -> Iterator[_OneCard]:
             part = _sorted((quantity, t_ns[place == number], power_w[place == number]))
             yield _OneCard(replace(key, index=str(number)), part, None, ordered=True)
         return
-    _check_one(log, key, t_ns, power_w)
+    check_single_series(log.name, key, t_ns, power_w)
     if log.clock.whole_seconds:
-        t_ns = _spread(t_ns)
+        t_ns = spread_over_second(t_ns)
     yield _OneCard(key, _sorted((quantity, t_ns, power_w)), counter and _sorted(counter))
 
 
@@ -296,8 +300,8 @@ def _best(log: _Log, readings: _Readings) -> tuple[Quantity, IntArray, FloatArra
     if not counts:
         return None
     counts |= {q: counts[q] + 1 for q in readings.absurd}
-    most = max(counts.values())
-    best = min((q for q, count in counts.items() if count >= _ENOUGH * most), key=lambda q: (q.rank, q.name))
+    longest = max(counts.values())
+    best = min((q for q, count in counts.items() if count >= _ENOUGH * longest), key=lambda q: (q.rank, q.name))
     if best in readings.absurd:
         raise SensorError(
             f"{log.name}, {readings.absurd[best]}, and no card draws less than 0 or more than {MOST_CARD_W:.0f} W: "
@@ -314,74 +318,39 @@ def _arrays(values: Sequence[tuple[int, float]]) -> tuple[IntArray, FloatArray]:
     return np.array(t_ns, dtype=np.int64), np.array(numbers, dtype=np.float64)
 
 
-def _sorted(found: tuple[Quantity, IntArray, FloatArray]) -> tuple[Quantity, IntArray, FloatArray]:
-    quantity, t_ns, values = found
+def _sorted(readings: tuple[Quantity, IntArray, FloatArray]) -> tuple[Quantity, IntArray, FloatArray]:
+    quantity, t_ns, values = readings
     order = np.argsort(t_ns, kind="stable")
     return quantity, t_ns[order], values[order]
 
 
-def _check_one(log: _Log, key: Card, t_ns: IntArray, power_w: FloatArray) -> None:
-    """Reject two overlapping series of readings of one card, as in concatenated logs of several machines.
-
-    Raises:
-        SensorError: The series overlap and differ.
-    """
-    back = np.flatnonzero(np.diff(t_ns) < -_BACK_NS) + 1
-    parts = np.split(np.arange(len(t_ns)), back)
-    for before, after in pairwise(parts):
-        lo, hi = max(t_ns[before].min(), t_ns[after].min()), min(t_ns[before].max(), t_ns[after].max())
-        shorter = min(np.ptp(t_ns[before]), np.ptp(t_ns[after]))
-        if shorter <= 0 or hi - lo < shorter / 2:
-            continue
-        twice = set(zip(t_ns[before].tolist(), power_w[before].tolist(), strict=True))
-        if not twice >= set(zip(t_ns[after].tolist(), power_w[after].tolist(), strict=True)):
-            raise SensorError(
-                f"{log.name}: card {key.text} has two series of readings for one time: logs of several machines in one "
-                "file need a column hostname"
-            )
-
-
-def _spread(t_ns: IntArray) -> IntArray:
-    """Spread readings whose times were truncated to a whole second evenly over that second."""
-    seconds, place, count = np.unique(t_ns, return_inverse=True, return_counts=True)
-    usual = int(np.median(count))
-    if usual < 2:
-        return t_ns
-    order = np.argsort(place, kind="stable")
-    firsts = np.concatenate(([0], np.cumsum(count)[:-1]))
-    within = np.arange(len(t_ns)) - firsts[place[order]]
-    # The log may begin within its first second: that second's readings are placed at its end.
-    late = np.where((place[order] == 0) & (count[0] < usual), usual - count[0], 0)
-    found = np.empty_like(t_ns)
-    found[order] = seconds[place[order]] + (within + late) * NS_PER_S // np.maximum(count[place[order]], usual)
-    return found
-
-
 def _numbered(cards: Sequence[_OneCard]) -> Iterator[tuple[int, _OneCard]]:
     """Number cards by their indices where these are all there and different, else in order of appearance."""
-    indices = [one.card.index for one in cards]
+    indices = [card_series.card.index for card_series in cards]
     if len(set(indices)) == len(cards) and all(index and int(index) < MAX_DEVICE for index in indices):
-        yield from sorted(((int(one.card.index), one) for one in cards), key=lambda pair: pair[0])
+        yield from sorted(
+            ((int(card_series.card.index), card_series) for card_series in cards), key=lambda pair: pair[0]
+        )
     else:
         yield from enumerate(cards)
 
 
-def _metered(number: int, one: _OneCard) -> tuple[Meter, list[Series]]:
+def _metered(number: int, card_series: _OneCard) -> tuple[Meter, list[Series]]:
     domain = Domain("gpu", number)
     series = []
-    if one.counter is not None:
-        quantity, t_ns, raw = one.counter
+    if card_series.counter is not None:
+        quantity, t_ns, raw = card_series.counter
         scale = quantity.scale or 1.0
         series.append(
             _series(Channel(domain, "energy", "counter", "J", scale, _period(t_ns), quantity.sensor), t_ns, raw)
         )
-    if one.power is not None:
-        quantity, t_ns, power_w = one.power
+    if card_series.power is not None:
+        quantity, t_ns, power_w = card_series.power
         series.append(
             _series(Channel(domain, "power", "power", "W", 1.0, _period(t_ns), quantity.sensor), t_ns, power_w)
         )
-    facts = tuple((item.name, value) for item in fields(Card) if (value := getattr(one.card, item.name)))
-    model = one.card.name or f"GPU {one.card.index or number}"
+    facts = tuple((item.name, value) for item in fields(Card) if (value := getattr(card_series.card, item.name)))
+    model = card_series.card.name or f"GPU {card_series.card.index or number}"
     meter = Meter(domain, tuple(s.channel for s in series), "measured", "device", model, facts=facts)
     if all(s.channel.sensor.startswith("nvml") for s in series):
         meter = replace(meter, vendor="NVIDIA", accuracy_rel=ACCURACY, accuracy_source=ACCURACY_SOURCE)
@@ -409,27 +378,11 @@ def _events(t_ns: int, log: _Log, cards: Sequence[_OneCard]) -> Iterator[Event]:
         message = f"{log.unread} lines of {log.name} have no time that can be read ({log.unread_time}): left out"
         yield Event(t_ns, "warning", "READINGS_LEFT_OUT", "run", message)
     if log.surplus:
-        many = f"{len(log.surplus)} lines of {log.name} (the first: {log.surplus[0]})"
-        message = f"{many} have more cells than columns: left out"
+        surplus = f"{len(log.surplus)} lines of {log.name} (the first: {log.surplus[0]})"
+        message = f"{surplus} have more cells than columns: left out"
         yield Event(t_ns, "warning", "READINGS_LEFT_OUT", "run", message)
-    for why in log.left_out:
-        yield Event(t_ns, "info", "READINGS_LEFT_OUT", "run", f"{log.name}: {why}: left out")
-    if any(one.ordered for one in cards):
+    for reason in log.left_out:
+        yield Event(t_ns, "info", "READINGS_LEFT_OUT", "run", f"{log.name}: {reason}: left out")
+    if any(card_series.ordered for card_series in cards):
         message = f"no column of {log.name} tells its {len(cards)} cards apart: their order in each tick does"
         yield Event(t_ns, "info", "CARDS_BY_ORDER", "run", message)
-
-
-def renamed(recording: Recording, cards: Mapping[str, Meter]) -> Recording:
-    """Return the recording of chosen cards under the domains of the trace; the others are left out.
-
-    Args:
-        recording: A power log.
-        cards: The log's meter of each domain, such as "gpu:0".
-    """
-    meters, series = [], []
-    for name, meter in cards.items():
-        domain = Domain("gpu", int(name.partition(":")[2]))
-        channels = {c.key: replace(c, domain=domain) for c in meter.channels}
-        meters.append(replace(meter, domain=domain, channels=tuple(channels.values())))
-        series += [replace(s, channel=channels[s.channel.key]) for s in recording.series if s.channel.key in channels]
-    return replace(recording, meters=tuple(meters), series=tuple(series))

@@ -84,13 +84,13 @@ class Discovery:
         return tuple(meter for source in self.sources for meter in source.meters)
 
 
-def merge(found: Sequence[Discovery]) -> Discovery:
+def merge(discoveries: Sequence[Discovery]) -> Discovery:
     """Concatenate discoveries; `gpus` is the first that is not None."""
     return Discovery(
-        tuple(s for d in found for s in d.sources),
-        tuple(u for d in found for u in d.unavailable),
-        tuple(e for d in found for e in d.events),
-        next((d.gpus for d in found if d.gpus is not None), None),
+        tuple(s for d in discoveries for s in d.sources),
+        tuple(u for d in discoveries for u in d.unavailable),
+        tuple(e for d in discoveries for e in d.events),
+        next((d.gpus for d in discoveries if d.gpus is not None), None),
     )
 
 
@@ -105,7 +105,7 @@ class Feed(Protocol):
     def start(self) -> None:
         """Start sampling; return once the first readings exist or a fallback is running."""
 
-    def mark(self) -> None:
+    def read_now(self) -> None:
         """Read all counters in the calling process; the readings are merged into the recording."""
 
     def linger(self) -> None:

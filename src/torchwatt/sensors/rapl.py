@@ -88,19 +88,19 @@ def powercap_root(root: str | os.PathLike[str] | None = None) -> Path:
 
 def scan(root: Path) -> list[Zone]:
     """Return all zones under a powercap folder, nested or linked flat, each once."""
-    found: dict[Path, Zone] = {}
+    zones: dict[Path, Zone] = {}
     todo = [root]
     for folder in todo:
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             match = _ZONE.fullmatch(path.name)
             real = path.resolve()
-            if match and real not in found and (path / "name").is_file():
+            if match and real not in zones and (path / "name").is_file():
                 name = head_of(path / "name").decode("utf-8", "replace").strip()
-                found[real] = Zone(real, name, match[1], int(match[2]), int(match[3]) if match[3] else None)
+                zones[real] = Zone(real, name, match[1], int(match[2]), int(match[3]) if match[3] else None)
                 todo.append(real)
             elif folder == root and path.name in {"intel-rapl", "intel-rapl-mmio"}:
                 todo.append(real)
-    return sorted(found.values(), key=lambda z: (z.driver, z.number, -1 if z.sub is None else z.sub))
+    return sorted(zones.values(), key=lambda z: (z.driver, z.number, -1 if z.sub is None else z.sub))
 
 
 def packages(zones: Sequence[Zone], sleep: Callable[[float], None] = time.sleep) -> list[Zone]:
@@ -110,25 +110,25 @@ def packages(zones: Sequence[Zone], sleep: Callable[[float], None] = time.sleep)
     name, may show the same socket-wide counter (codecarbon issue 1274): zones within 1 J of each other in two reads,
     20 ms apart, count as one.
     """
-    kept: list[Zone] = []
+    chosen: list[Zone] = []
     for zone in (z for z in zones if z.package is not None and z.sub is None and z.file.exists()):
-        rivals = [z for z in kept if z.package == zone.package]
+        rivals = [z for z in chosen if z.package == zone.package]
         if any(z.driver != zone.driver for z in rivals):
             continue
         if not any(_mirrored(zone, rival, sleep) for rival in rivals):
-            kept.append(zone)
-    return kept
+            chosen.append(zone)
+    return chosen
 
 
-def _mirrored(zone: Zone, other: Zone, sleep: Callable[[float], None]) -> bool:
+def _mirrored(zone: Zone, rival: Zone, sleep: Callable[[float], None]) -> bool:
     try:
         for _ in range(2):
-            a_uj, b_uj = other.read_uj(), zone.read_uj()
+            a_uj, b_uj = rival.read_uj(), zone.read_uj()
             if abs(a_uj - b_uj) > _MIRROR_UJ or max(a_uj, b_uj) <= _MIRROR_UJ:
                 return False
             sleep(0.02)
     except (OSError, ValueError):
-        return zone.name == other.name
+        return zone.name == rival.name
     return True
 
 
@@ -158,12 +158,12 @@ def discover_rapl(root: str | os.PathLike[str] | None = None, model: str = "CPU 
         zones = scan(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: circular links
         return Discovery((), (Unavailable("cpu", f"cannot look into {folder}: {error}", PERMISSION_FIX),))
-    found = packages(zones)
-    if not found:
+    sockets = packages(zones)
+    if not sockets:
         reason = f"no RAPL package under {folder}" if folder.is_dir() else f"{folder} does not exist"
         return Discovery((), (Unavailable("cpu", reason, ABSENT_FIX),))
-    chosen = [(Domain("cpu", n), zone) for n, zone in enumerate(found)]
-    chosen += [(Domain("dram", n), sub) for n, zone in enumerate(found) for sub in _drams(zones, zone)]
+    chosen = [(Domain("cpu", n), zone) for n, zone in enumerate(sockets)]
+    chosen += [(Domain("dram", n), sub) for n, zone in enumerate(sockets) for sub in _drams(zones, zone)]
     return _readable(chosen, model)
 
 

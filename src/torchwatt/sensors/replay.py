@@ -89,17 +89,17 @@ def _lines(recording: Recording) -> Iterator[dict[str, Any]]:
         "format": FORMAT,
         "version": VERSION,
         "meters": [asdict(meter) for meter in recording.meters],
-        "unavailable": [asdict(one) for one in recording.unavailable],
-        "events": [asdict(one) for one in recording.events],
+        "unavailable": [asdict(domain) for domain in recording.unavailable],
+        "events": [asdict(event) for event in recording.events],
         "anchors": recording.anchors,
         "stats": {**asdict(replace(recording.stats, reads={}, missed={}, call_s={})), **_maps(recording.stats)},
         "meta": dict(recording.meta),
-        "series": [asdict(one.channel) for one in recording.series],
+        "series": [asdict(series.channel) for series in recording.series],
     }
-    for number, one in enumerate(recording.series):
-        for at in range(0, len(one), _CHUNK):
+    for number, series in enumerate(recording.series):
+        for at in range(0, len(series), _CHUNK):
             part = slice(at, at + _CHUNK)
-            columns = {"t_ns": one.t_ns[part], "raw": one.raw[part], "late_ns": one.late_ns[part]}
+            columns = {"t_ns": series.t_ns[part], "raw": series.raw[part], "late_ns": series.late_ns[part]}
             yield {"series": number, **{name: values.tolist() for name, values in columns.items()}}
 
 
@@ -133,11 +133,11 @@ class _Is(msgspec.Struct):
 
 def _recording(lines: Iterator[str], path: str | os.PathLike[str]) -> Recording:
     """Put a recording together; each line is checked against its types."""
-    first = next(lines, "null")
-    is_ = msgspec.json.decode(first, type=_Is)
-    if (is_.format, is_.version) != (FORMAT, VERSION):
+    head_line = next(lines, "null")
+    mark = msgspec.json.decode(head_line, type=_Is)
+    if (mark.format, mark.version) != (FORMAT, VERSION):
         raise BundleError(f"{path} is no {FORMAT} of version {VERSION}")
-    head = msgspec.json.decode(first, type=_Head)
+    head = msgspec.json.decode(head_line, type=_Head)
     columns: list[tuple[list[int], list[float], list[int]]] = [([], [], []) for _ in head.series]
     for line in lines:
         part = msgspec.json.decode(line, type=_Part)
@@ -155,14 +155,14 @@ def _recording(lines: Iterator[str], path: str | os.PathLike[str]) -> Recording:
 
 
 def _series(channel: Channel, t_ns: list[int], raw: list[float], late_ns: list[int]) -> Series:
-    made = Series(channel, np.array(t_ns, np.int64), np.array(raw, np.float64), np.array(late_ns, np.int64))
+    series = Series(channel, np.array(t_ns, np.int64), np.array(raw, np.float64), np.array(late_ns, np.int64))
     if not len(t_ns) == len(raw) == len(late_ns):
         raise ValueError(f"{channel.key}: columns of different lengths")
-    if not (np.abs(made.t_ns) < LATEST_NS).all() or (np.diff(made.t_ns) < 0).any():
+    if not (np.abs(series.t_ns) < LATEST_NS).all() or (np.diff(series.t_ns) < 0).any():
         raise ValueError(f"{channel.key}: times are out of order, or no times")
-    if not (np.abs(made.raw * channel.scale) < LARGEST).all() or not 0 < channel.period_ns < LATEST_NS:
+    if not (np.abs(series.raw * channel.scale) < LARGEST).all() or not 0 < channel.period_ns < LATEST_NS:
         raise ValueError(f"{channel.key}: a reading or the period is no number that a sensor has")
-    return made
+    return series
 
 
 def shifted(recording: Recording, by_ns: int) -> Recording:
@@ -218,7 +218,7 @@ class Replay:
         moved = shifted(self._recording, by_ns)
         return replace(moved, anchors=((self._clock_ns(), time.time_ns()),))
 
-    def mark(self) -> None:
+    def read_now(self) -> None:
         """Do nothing: a recording has no readings but its own."""
 
     def linger(self) -> None:

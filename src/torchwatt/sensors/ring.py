@@ -49,14 +49,14 @@ class Ring:
 
     def _thin(self, count: int) -> int:
         self._words[GENERATION] += 1
-        kept = (count + 1) // 2
+        kept_count = (count + 1) // 2
         for column in (self._t_ns, self._raw, self._late_ns):
-            column[:kept] = column[:count:2]
-        self._words[COUNT] = kept
+            column[:kept_count] = column[:count:2]
+        self._words[COUNT] = kept_count
         self._words[PERIOD_NS] *= 2
         self._words[THINNED] += 1
         self._words[GENERATION] += 1
-        return kept
+        return kept_count
 
     def read(self, start: int = 0) -> tuple[bytes, bytes, bytes]:
         """Return the columns from a record on, as bytes of int64, float64 and int64."""
@@ -65,9 +65,9 @@ class Ring:
             if before % 2 == 0:
                 count = self._words[COUNT]
                 columns = (self._t_ns, self._raw, self._late_ns)
-                found = tuple(bytes(column[min(start, count) : count]) for column in columns)
+                copies = tuple(bytes(column[min(start, count) : count]) for column in columns)
                 if self._words[GENERATION] == before:
-                    return found[0], found[1], found[2]
+                    return copies[0], copies[1], copies[2]
             time.sleep(0.001)
         return b"", b"", b""  # the writer died half-way through thinning
 

@@ -7,68 +7,32 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 from torchwatt.core.errors import SensorError
-from torchwatt.core.meter import Channel, Event, Meter, Quantity, Recording, SamplerStats, Unavailable
+from torchwatt.core.meter import Event, Meter, Quantity, Recording, SamplerStats, Unavailable
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.sensors import gather
 from torchwatt.sensors.board import CPU_NS, ROUNDS, Board, anonymous_file, largest_file
 from torchwatt.sensors.edges import EdgeReader, edge_channels, look_at_all
 from torchwatt.sensors.nvml import late_gpus
-from torchwatt.sensors.protocol import Discovery, Source
+from torchwatt.sensors.protocol import Discovery
 from torchwatt.sensors.ring import MISSED, READS, Ring
 from torchwatt.sensors.sampler_main import anchor, capacities, make_loops, start_threads
-from torchwatt.sensors.spawn import Child
+from torchwatt.sensors.spawn import THRIFTY_PERIODS, Child, sampler_config
 
 CAPACITY = 1 << 20  # readings per channel before thinning: 5.8 h at 20 ms; unwritten pages use no memory
 PRIVATE_CAPACITY = 1 << 16
 LEAST_CAPACITY, LEAST_SHARED_BYTES = 64, 1 << 18  # below these no memory is shared with a sampler process
-GAUGE_CAPACITY = 1 << 17
-ANCHORS = 1 << 14
-# A counter that changes at each read (5 ms) publishes faster; half the reads cost half, and errors grow by sqrt(2).
-CALM_PERIODS = {"rapl": 2, "rapl_perf": 2}
-# Cumulative times, and models linear in them, lose only resolution if read half as often.
-CHEAP, THRIFTY_PERIODS = frozenset({"proc", "tdp_model", "ram_model"}), 2
 FIRST_SAMPLE_S = 2.0
 _OTHERS_S = 0.25  # wait for slow sources after the first one has been read
 _COARSE_NS = 20_000_000
 _TAIL_NS = 150_000_000
 
 Mode = Literal["process", "thread"]
-
-
-def sampler_config(sources: tuple[Source, ...], capacity: int, *, thrifty: bool = False) -> dict[str, Any]:
-    """Return the sampler process's configuration: spec and channels of each source, and the number of anchors."""
-
-    def tap(channel: Channel, spec: Mapping[str, Any]) -> dict[str, Any]:
-        small = min(capacity, GAUGE_CAPACITY) if channel.quantity == "gauge" else capacity
-        period_ns = channel.period_ns * (THRIFTY_PERIODS if thrifty and channel.sensor in CHEAP else 1)
-        calm_ns = CALM_PERIODS.get(channel.sensor, 0) * period_ns
-        read_ns = spec.get("rings", {}).get(channel.key, 0)
-        told = {"key": channel.key, "period_ns": period_ns, "calm_ns": calm_ns, "capacity": small}
-        return {**told, "read_ns": read_ns} if read_ns else told
-
-    listed = [
-        {"spec": dict(s.spec), "taps": [tap(channel, s.spec) for meter in s.meters for channel in meter.channels]}
-        for s in sources
-    ]
-    return {"sources": _one_host(listed), "anchors": min(capacity, ANCHORS)}
-
-
-def _one_host(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Merge the two /proc sources of one process into one reader: a wake-up costs more than the reads."""
-    host = [source for source in listed if source["spec"]["kind"] in {"process", "modelled"}]
-    kinds, pids = ({source["spec"][word] for source in host} for word in ("kind", "pid"))
-    if (len(host), len(kinds), len(pids)) != (2, 2, 1):
-        return listed
-    spec = {"kind": "host", "parts": [source["spec"] for source in host]}
-    taps = [tap for source in host for tap in source["taps"]]
-    return [source for source in listed if source not in host] + [{"spec": spec, "taps": taps}]
 
 
 @dataclass(slots=True)
@@ -186,7 +150,7 @@ class Sampler:
                 edge.ask()  # opens the drivers here while the process starts
             if not self._ready(running):
                 self._fall_back(running)
-            self.mark()
+            self.read_now()
 
     def _open(self, fd: int) -> _Running:
         """Map the shared memory; if that fails (address space limit, ulimit -v), with rings 1/16 as long.
@@ -256,7 +220,7 @@ class Sampler:
             self._event("info", "SAMPLER_THREAD", "run", "sampling in threads of this process, as asked")
         running.threads = start_threads(make_loops(running.board, running.config, running.stop))
 
-    def mark(self) -> None:
+    def read_now(self) -> None:
         """Read all counters in this process; a driver that hangs delays this by 1 s at most."""
         if self._forked():
             return
@@ -320,7 +284,7 @@ class Sampler:
             running = self._running
             if running is None:
                 return self._result or self._nothing()
-            self.mark()
+            self.read_now()
             time.sleep(self._tail_ns(running) / NS_PER_S)
             self._check(running)
             self._say_what_came(running)
@@ -360,12 +324,12 @@ class Sampler:
 
     def _gather(self, running: _Running, since_ns: int = 0) -> Recording:
         rings, notes = running.rings(), running.board.notes()
-        edges = {key: list(found) for reader in running.edges for key, found in reader.edges.items()}
+        edges = {key: list(readings) for reader in running.edges for key, readings in reader.edges.items()}
         channels = [channel for meter in self.meters for channel in meter.channels]
         series = tuple(gather.make_series(c, rings[c.key], edges.get(c.key, ()), since_ns) for c in channels)
         pairs = gather.anchors(running.board.rings[-1])
-        told = (*self._discovery.events, *self._events, *gather.events(notes))
-        events = (*told, *gather.clock_steps(pairs), *gather.throttling(series))
+        notes_and_events = (*self._discovery.events, *self._events, *gather.events(notes))
+        events = (*notes_and_events, *gather.clock_steps(pairs), *gather.throttling(series))
         return Recording(
             self.meters,
             series,
@@ -387,11 +351,11 @@ class Sampler:
         )
 
     def _event(self, severity: Literal["info", "warning"], code: str, subject: str, message: str) -> None:
-        known = next((i for i, e in enumerate(self._events) if (e.subject, e.code) == (subject, code)), None)
-        if known is None:
+        index = next((i for i, e in enumerate(self._events) if (e.subject, e.code) == (subject, code)), None)
+        if index is None:
             self._events.append(Event(time.monotonic_ns(), severity, code, subject, message))
         else:
-            self._events[known] = replace(self._events[known], message=f"{message} (more than once)")
+            self._events[index] = replace(self._events[index], message=f"{message} (more than once)")
 
     def _nothing(self) -> Recording:
         return Recording(self.meters, (), self.unavailable)

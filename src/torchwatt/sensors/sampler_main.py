@@ -51,20 +51,20 @@ class Nap:
     """Stop signal of driver threads: sleeping costs half of waiting for an Event, and the exit waits for no thread."""
 
     def __init__(self) -> None:
-        self._told = False
+        self._stopping = False
 
     def set(self) -> None:
         """Request loops to end at their next wake-up."""
-        self._told = True
+        self._stopping = True
 
     def is_set(self) -> bool:
         """Return whether the end was requested."""
-        return self._told
+        return self._stopping
 
     def wait(self, timeout: float) -> bool:
         """Sleep for `timeout` seconds; return whether the end was requested."""
         time.sleep(timeout)
-        return self._told
+        return self._stopping
 
 
 def make_loops(board: Board, config: Mapping[str, Any], stop: Stop, host_stop: Stop | None = None) -> list[SourceLoop]:
@@ -98,7 +98,7 @@ class Housekeeper:
         self._hung: dict[int, int] = {}
         self._anchor_ns = 0
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Record an anchor if one is due; add a note for each hanging read."""
         now_ns = time.monotonic_ns()
         if now_ns - self._anchor_ns >= ANCHOR_NS:
@@ -121,14 +121,14 @@ def _journal(board: Board, config: Mapping[str, Any]) -> RingJournal:
 
 
 class Parent:
-    """Stop signal set by the parent process: a byte on stdin, a closed pipe, or its end; calls `look` meanwhile."""
+    """Stop signal set by the parent process: a byte on stdin, a closed pipe, or its end; calls `on_check` meanwhile."""
 
-    def __init__(self, ppid: int, look: Callable[[], None], *, detached: bool = False) -> None:
+    def __init__(self, ppid: int, on_check: Callable[[], None], *, detached: bool = False) -> None:
         self._ppid = ppid
         self._detached = detached
-        self._look = look
-        self._look_ns = 0
-        self._told = False
+        self._on_check = on_check
+        self._next_check_ns = 0
+        self._stopping = False
         self.said_so = False  # the parent requested the end, and has not just ended
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
@@ -136,22 +136,22 @@ class Parent:
             try:
                 self._poll.register(os.pidfd_open(ppid), select.POLLIN)
             except ProcessLookupError:
-                self._told = True
+                self._stopping = True
 
     def is_set(self) -> bool:
         """Return whether sampling is to end."""
-        return self._told
+        return self._stopping
 
     def wait(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds for the stop signal; return whether sampling is to end."""
-        if not self._told and (ready := dict(self._poll.poll(timeout * 1e3))):
-            self._told, self.said_so = True, 0 in ready and os.read(0, 1) != b""
+        if not self._stopping and (ready := dict(self._poll.poll(timeout * 1e3))):
+            self._stopping, self.said_so = True, 0 in ready and os.read(0, 1) != b""
         now_ns = time.monotonic_ns()
-        if now_ns >= self._look_ns:
-            self._look_ns = now_ns + LOOK_NS
-            self._look()
-            self._told = self._told or (not self._detached and os.getppid() != self._ppid)
-        return self._told
+        if now_ns >= self._next_check_ns:
+            self._next_check_ns = now_ns + LOOK_NS
+            self._on_check()
+            self._stopping = self._stopping or (not self._detached and os.getppid() != self._ppid)
+        return self._stopping
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -180,11 +180,11 @@ def sample(config: Mapping[str, Any]) -> None:
     housekeeper = Housekeeper(board, config)
     journal = _journal(board, config) if config.get("journal") else None
 
-    def look() -> None:
-        housekeeper.look()
+    def check() -> None:
+        housekeeper.check()
         board.put(CPU_NS, time.process_time_ns())
 
-    stop, parent = Nap(), Parent(config["ppid"], look, detached=config["detached"])
+    stop, parent = Nap(), Parent(config["ppid"], check, detached=config["detached"])
     loops = make_loops(board, config, stop, parent)
     start_threads([loop for loop in loops if loop.stop is stop])
     for loop in loops:

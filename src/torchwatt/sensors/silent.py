@@ -29,7 +29,7 @@ class Silent:
     def start(self) -> None:
         """Do nothing."""
 
-    def mark(self) -> None:
+    def read_now(self) -> None:
         """Do nothing."""
 
     def linger(self) -> None:

@@ -1,4 +1,4 @@
-"""Starts and ends the sampler process."""
+"""Configures, starts and ends the sampler process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,50 @@ from pathlib import Path
 from typing import Any
 
 from torchwatt.core.errors import SensorError
+from torchwatt.core.meter import Channel
 from torchwatt.disk.held import HeldDescriptor
 from torchwatt.helper_process import helper_command
 from torchwatt.sensors.board import anonymous_file
+from torchwatt.sensors.protocol import Source
 
 _STDERR_BYTES = 400
 START_S = 2.0
 CAN_DETACH = hasattr(os, "pidfd_open")  # Linux
+GAUGE_CAPACITY = 1 << 17
+ANCHORS = 1 << 14
+# A counter that changes at each read (5 ms) publishes faster; half the reads cost half, and errors grow by sqrt(2).
+CALM_PERIODS = {"rapl": 2, "rapl_perf": 2}
+# Cumulative times, and models linear in them, lose only resolution if read half as often.
+CHEAP, THRIFTY_PERIODS = frozenset({"proc", "tdp_model", "ram_model"}), 2
+
+
+def sampler_config(sources: tuple[Source, ...], capacity: int, *, thrifty: bool = False) -> dict[str, Any]:
+    """Return the sampler process's configuration: spec and channels of each source, and the number of anchors."""
+
+    def tap(channel: Channel, spec: Mapping[str, Any]) -> dict[str, Any]:
+        small = min(capacity, GAUGE_CAPACITY) if channel.quantity == "gauge" else capacity
+        period_ns = channel.period_ns * (THRIFTY_PERIODS if thrifty and channel.sensor in CHEAP else 1)
+        calm_ns = CALM_PERIODS.get(channel.sensor, 0) * period_ns
+        read_ns = spec.get("rings", {}).get(channel.key, 0)
+        config = {"key": channel.key, "period_ns": period_ns, "calm_ns": calm_ns, "capacity": small}
+        return {**config, "read_ns": read_ns} if read_ns else config
+
+    listed = [
+        {"spec": dict(s.spec), "taps": [tap(channel, s.spec) for meter in s.meters for channel in meter.channels]}
+        for s in sources
+    ]
+    return {"sources": _one_host(listed), "anchors": min(capacity, ANCHORS)}
+
+
+def _one_host(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merge the two /proc sources of one process into one reader: a wake-up costs more than the reads."""
+    host = [source for source in listed if source["spec"]["kind"] in {"process", "modelled"}]
+    kinds, pids = ({source["spec"][word] for source in host} for word in ("kind", "pid"))
+    if (len(host), len(kinds), len(pids)) != (2, 2, 1):
+        return listed
+    spec = {"kind": "host", "parts": [source["spec"] for source in host]}
+    taps = [tap for source in host for tap in source["taps"]]
+    return [source for source in listed if source not in host] + [{"spec": spec, "taps": taps}]
 
 
 class Child:
@@ -36,8 +73,8 @@ class Child:
             SensorError: The process cannot be started (SAMPLER_THREAD).
         """
         self.stopping = self._stopped = False
-        told = {"fd": fd, "ppid": os.getpid(), "detached": CAN_DETACH}
-        data = json.dumps({**config, **told}).encode()
+        startup = {"fd": fd, "ppid": os.getpid(), "detached": CAN_DETACH}
+        data = json.dumps({**config, **startup}).encode()
         stderr, name = anonymous_file("torchwatt-stderr"), sampler_name(os.getpid())
         self._stderr = HeldDescriptor(stderr)
         try:
@@ -73,9 +110,9 @@ class Child:
     def _detached_pid(self) -> int:
         """Wait for the child to end; return the process id that it wrote (its child's), 0 if it wrote none."""
         assert self._popen.stdout is not None  # noqa: S101  Popen made the pipe
-        told = select.poll()
-        told.register(self._popen.stdout, select.POLLIN)
-        if not told.poll(START_S * 1e3):
+        poll = select.poll()
+        poll.register(self._popen.stdout, select.POLLIN)
+        if not poll.poll(START_S * 1e3):
             self._popen.kill()  # Python itself does not start
         text = self._popen.stdout.read()
         self._popen.stdout.close()

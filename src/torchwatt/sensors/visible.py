@@ -78,7 +78,7 @@ def _mig(entry: str, uuids: Sequence[str], migs: Mapping[str, int]) -> Pick:
 
 
 def _only(prefix: str, names: Mapping[str, int]) -> int:
-    found = [index for name, index in names.items() if name.startswith(prefix)]
-    if len(found) != 1:
-        raise _StopError(f"{prefix!r} names {len(found)} devices")
-    return found[0]
+    indices = [index for name, index in names.items() if name.startswith(prefix)]
+    if len(indices) != 1:
+        raise _StopError(f"{prefix!r} names {len(indices)} devices")
+    return indices[0]

@@ -8,8 +8,7 @@ import numpy as np
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Event, Meter, Recording
-from torchwatt.sensors.logs.cards import Card, picked
-from torchwatt.sensors.power_log import renamed
+from torchwatt.sensors.logs.cards import Card, picked, renamed
 from torchwatt.tracing.traces import Joined
 
 _SHOWN = 16

@@ -98,7 +98,7 @@ class Pulse:
         """
         feed = self._session.feed
         if fresh:
-            feed.mark()
+            feed.read_now()
         now_ns, start_ns = time.monotonic_ns(), self._session.start_ns
         oldest = min((running.settled_ns for running in self._running.values()), default=start_ns)
         longest_ns = now_ns - start_ns if fresh else LONGEST_NS

@@ -121,7 +121,7 @@ class Session:
             self._note_concurrent()  # after entering: of two that start together, the second sees the first
             # The run begins before its first reading and ends after its last, so that both lie inside.
             self._start_ns, self._start_unix_ns = _now_ns(), time.time_ns()
-            feed.mark()
+            feed.read_now()
             if self._journal is not None:
                 self._journal.begin(self, self._start_unix_ns)
             listeners.began(self)
@@ -264,7 +264,7 @@ class Session:
             message = "a device was still at work a minute after the block had ended: the rest of it is in no run"
             self._events.append(Event(time.monotonic_ns(), "warning", "DEVICE_BUSY", "run", message))
         try:
-            self.feed.mark()
+            self.feed.read_now()
         except Exception as error:
             self._fault("EDGE_LOST", "the last reading was lost", error)
         end_ns = _now_ns()

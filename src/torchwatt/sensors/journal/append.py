@@ -59,9 +59,9 @@ class AppendFile:
     def first(self, most_bytes: int = 1 << 20) -> bytes:
         """Return the payload of the first frame, nothing if it cannot be read."""
         with contextlib.suppress(OSError):
-            found = next(decode(os.pread(self._file.number(), min(self.size, most_bytes), 0)), None)
-            if isinstance(found, Frame):
-                return found.payload
+            frame = next(decode(os.pread(self._file.number(), min(self.size, most_bytes), 0)), None)
+            if isinstance(frame, Frame):
+                return frame.payload
         return b""
 
     def replace(self, frames: Iterable[tuple[Kind, bytes]], folder: int, name: str) -> bool:
@@ -72,26 +72,26 @@ class AppendFile:
             folder: Descriptor of the folder.
             name: The file's name there.
         """
-        fresh = f"{name}.new"
+        replacement_name = f"{name}.new"
         try:
-            other = AppendFile(create(fresh, folder))
+            replacement = AppendFile(create(replacement_name, folder))
         except OSError as error:
             self._stop(error)
             return False
-        whole = all(other.add(kind, payload) for kind, payload in frames) and other.sync()
+        complete = all(replacement.add(kind, payload) for kind, payload in frames) and replacement.sync()
         try:
-            if not whole:
-                raise OSError(other.fault)  # noqa: TRY301  one way out
-            os.replace(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
+            if not complete:
+                raise OSError(replacement.fault)  # noqa: TRY301  one way out
+            os.replace(replacement_name, name, src_dir_fd=folder, dst_dir_fd=folder)
             os.fsync(folder)
         except OSError as error:
-            other.close()
+            replacement.close()
             with contextlib.suppress(OSError):
-                os.unlink(fresh, dir_fd=folder)
+                os.unlink(replacement_name, dir_fd=folder)
             self._stop(error)
             return False
         self._file.close()
-        self._file, self.size, self.number, self._dirty = other._file, other.size, other.number, False
+        self._file, self.size, self.number, self._dirty = replacement._file, replacement.size, replacement.number, False
         return True
 
     def close(self) -> None:

@@ -135,12 +135,12 @@ class RingJournal:
 
 def noted(board: Board, rings: Mapping[str, Ring]) -> dict[str, Any]:
     """Return what a sampler noticed and counted so far, as JSON takes it."""
-    known = {key: ring for key, ring in rings.items() if key != ANCHORS}
+    channels = {key: ring for key, ring in rings.items() if key != ANCHORS}
     return {
         "notes": [asdict(note) for note in board.notes()],
-        "reads": {key: ring.word(READS) for key, ring in known.items()},
-        "missed": {key: ring.word(MISSED) for key, ring in known.items()},
-        "failing_ns": {key: ring.word(FAILING_NS) for key, ring in known.items()},
+        "reads": {key: ring.word(READS) for key, ring in channels.items()},
+        "missed": {key: ring.word(MISSED) for key, ring in channels.items()},
+        "failing_ns": {key: ring.word(FAILING_NS) for key, ring in channels.items()},
         "cpu_ns": board.word(CPU_NS),
     }
 

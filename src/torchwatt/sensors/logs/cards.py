@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
-from torchwatt.core.errors import ConfigError
-from torchwatt.core.meter import FloatArray, IntArray, Meter
+from torchwatt.core.errors import ConfigError, SensorError
+from torchwatt.core.meter import FloatArray, IntArray, Meter, Recording
+from torchwatt.core.terms import Domain
 from torchwatt.core.units import NS_PER_S
 
 # Names of columns, in order of preference.
@@ -31,6 +32,7 @@ _MISSING = frozenset(
 )
 _TICK_NS = 20_000_000  # nvidia-smi reads its cards in sequence, some milliseconds each
 _MOST_CARDS = 64
+_BACK_NS = 5 * NS_PER_S  # a step back in time larger than scheduling delays
 _EXACT = 0.9  # part of the ticks that have as many lines as the log has cards
 
 
@@ -84,37 +86,41 @@ def card(cells: tuple[tuple[str, str], ...]) -> Card:
 
 def plain_bus(bus_id: str) -> str:
     """Normalise a bus id: `00000000:3B:00.0` and `0000:3b:00.0` become `3b:00.0`; a domain other than 0 is kept."""
-    domain, _, rest = bus_id.lower().rpartition(":")[0].rpartition(":")
-    short = f"{rest}:{bus_id.lower().rpartition(':')[2]}"
+    domain, _, bus = bus_id.lower().rpartition(":")[0].rpartition(":")
+    short = f"{bus}:{bus_id.lower().rpartition(':')[2]}"
     return f"{int(domain, 16):04x}:{short}" if domain and int(domain, 16) else short
 
 
-def picked(meters: Sequence[Meter], wanted: str) -> Meter:
+def picked(meters: Sequence[Meter], selector: str) -> Meter:
     """Select a card by index, uuid or its prefix (5 characters or more), bus id, serial number, host or name.
 
     Raises:
         ConfigError: No card or more than one matches; the message lists them.
     """
-    found = [meter for meter in meters if _is_meant(Card.of(meter), wanted.strip())]
-    if len(found) == 1:
-        return found[0]
-    known = "; ".join(Card.of(meter).text for meter in found or meters)
-    raise ConfigError(f"--device {wanted} is {'none' if not found else 'more than one'} of the log's cards: {known}")
+    matches = [meter for meter in meters if _is_meant(Card.of(meter), selector.strip())]
+    if len(matches) == 1:
+        return matches[0]
+    names = "; ".join(Card.of(meter).text for meter in matches or meters)
+    raise ConfigError(
+        f"--device {selector} is {'none' if not matches else 'more than one'} of the log's cards: {names}"
+    )
 
 
-def _is_meant(one: Card, wanted: str) -> bool:
-    low = wanted.lower()
-    host, _, inner = wanted.rpartition("/")
-    if host and one.host == host:
-        return _is_meant(Card(one.index, one.uuid, one.bus_id, one.serial, "", one.name), inner)
-    if one.uuid and len(low) >= 5 and one.uuid.lower().startswith(low):
+def _is_meant(candidate: Card, selector: str) -> bool:
+    low = selector.lower()
+    host, _, inner = selector.rpartition("/")
+    if host and candidate.host == host:
+        return _is_meant(
+            Card(candidate.index, candidate.uuid, candidate.bus_id, candidate.serial, "", candidate.name), inner
+        )
+    if candidate.uuid and len(low) >= 5 and candidate.uuid.lower().startswith(low):
         return True
-    if _BUS.fullmatch(wanted):
-        return one.bus_id == plain_bus(wanted)
-    number = _INDEX.fullmatch(wanted)
-    if number is not None and one.index == str(int(number.group(1))):
+    if _BUS.fullmatch(selector):
+        return candidate.bus_id == plain_bus(selector)
+    number = _INDEX.fullmatch(selector)
+    if number is not None and candidate.index == str(int(number.group(1))):
         return True
-    return low in {part.lower() for part in (one.uuid, one.serial, one.host, one.name) if part}
+    return low in {part.lower() for part in (candidate.uuid, candidate.serial, candidate.host, candidate.name) if part}
 
 
 def lines_per_tick(t_ns: IntArray, power_w: FloatArray) -> int:
@@ -161,8 +167,69 @@ def places(t_ns: IntArray, count: int) -> IntArray:
     apart_ns = np.abs(np.diff(t_ns))
     limit_ns = min(float(apart_ns.max()) / 10, _TICK_NS)
     ends = [0, *(np.flatnonzero(apart_ns > limit_ns) + 1).tolist(), len(t_ns)]
-    found = np.full(len(t_ns), -1, dtype=np.int64)
+    positions = np.full(len(t_ns), -1, dtype=np.int64)
     for lo, hi in pairwise(ends):
         if hi - lo == count:
-            found[lo:hi] = np.arange(count)
-    return found
+            positions[lo:hi] = np.arange(count)
+    return positions
+
+
+def check_single_series(log_name: str, key: Card, t_ns: IntArray, power_w: FloatArray) -> None:
+    """Reject overlapping series of readings of one card, as in concatenated logs of several machines.
+
+    Args:
+        log_name: Name of the log, for the message.
+        key: The card.
+        t_ns: Times of its readings in the order of the file.
+        power_w: The readings.
+
+    Raises:
+        SensorError: Two series overlap by at least half of the shorter one, and their readings differ.
+    """
+    restarts = np.flatnonzero(np.diff(t_ns) < -_BACK_NS) + 1
+    parts = np.split(np.arange(len(t_ns)), restarts)
+    for earlier, later in pairwise(parts):
+        lo, hi = max(t_ns[earlier].min(), t_ns[later].min()), min(t_ns[earlier].max(), t_ns[later].max())
+        shorter = min(np.ptp(t_ns[earlier]), np.ptp(t_ns[later]))
+        if shorter <= 0 or hi - lo < shorter / 2:
+            continue
+        readings = set(zip(t_ns[earlier].tolist(), power_w[earlier].tolist(), strict=True))
+        if not readings >= set(zip(t_ns[later].tolist(), power_w[later].tolist(), strict=True)):
+            raise SensorError(
+                f"{log_name}: card {key.text} has two series of readings for one time: logs of several machines in one "
+                "file need a column hostname"
+            )
+
+
+def spread_over_second(t_ns: IntArray) -> IntArray:
+    """Spread readings whose times were truncated to a whole second evenly over that second."""
+    seconds, second_of, count = np.unique(t_ns, return_inverse=True, return_counts=True)
+    usual = int(np.median(count))
+    if usual < 2:
+        return t_ns
+    order = np.argsort(second_of, kind="stable")
+    starts = np.concatenate(([0], np.cumsum(count)[:-1]))
+    within = np.arange(len(t_ns)) - starts[second_of[order]]
+    # The log may begin within its first second: that second's readings are placed at its end.
+    late = np.where((second_of[order] == 0) & (count[0] < usual), usual - count[0], 0)
+    spread_ns = np.empty_like(t_ns)
+    spread_ns[order] = seconds[second_of[order]] + (within + late) * NS_PER_S // np.maximum(
+        count[second_of[order]], usual
+    )
+    return spread_ns
+
+
+def renamed(recording: Recording, cards: Mapping[str, Meter]) -> Recording:
+    """Return the recording of chosen cards under the domains of the trace; the others are left out.
+
+    Args:
+        recording: A power log.
+        cards: The log's meter of each domain, such as "gpu:0".
+    """
+    meters, series = [], []
+    for name, meter in cards.items():
+        domain = Domain("gpu", int(name.partition(":")[2]))
+        channels = {c.key: replace(c, domain=domain) for c in meter.channels}
+        meters.append(replace(meter, domain=domain, channels=tuple(channels.values())))
+        series += [replace(s, channel=channels[s.channel.key]) for s in recording.series if s.channel.key in channels]
+    return replace(recording, meters=tuple(meters), series=tuple(series))

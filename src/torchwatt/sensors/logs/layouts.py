@@ -74,9 +74,9 @@ def log_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
     Raises:
         SensorError: The layout is not supported; the message names it and the remedy.
     """
-    first = list(islice(lines, _LOOKED_AT))
-    text = "\n".join(line.text for line in first)
-    lines = chain(first, lines)
+    beginning = list(islice(lines, _LOOKED_AT))
+    text = "\n".join(line.text for line in beginning)
+    lines = chain(beginning, lines)
     if re.search(r"^\s*<(\?xml|nvidia_smi_log|!DOCTYPE)", text):
         return _xml_rows(lines)
     if "NVSMI LOG" in text:
@@ -88,7 +88,7 @@ def log_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
         return _sample_rows(lines, name)
     if text.lstrip().startswith(("{", "[")):
         return _json_rows(lines, name)
-    return _table_rows(lines, first, name)
+    return _table_rows(lines, beginning, name)
 
 
 # Tables
@@ -114,11 +114,11 @@ def _split(delimiter: str) -> Callable[[str], list[str]]:
 _DELIMITERS = (",", ";", "\t", "|", " ")
 
 
-def _table_rows(lines: Iterator[Line], first: Sequence[Line], name: str) -> Iterator[Row]:
+def _table_rows(lines: Iterator[Line], beginning: Sequence[Line], name: str) -> Iterator[Row]:
     """Read a table; a header may come late, come again, and change what the columns are."""
-    found = next((found for line in first if (found := _header(line.text)) is not None), None)
-    columns, delimiter = found or _without_header(first, name)
-    started = found is None
+    header = next((header for line in beginning if (header := _header(line.text)) is not None), None)
+    columns, delimiter = header or _without_header(beginning, name)
+    started = header is None
     if started:
         yield Row(0, (), columns)
     split = _split(delimiter)
@@ -141,13 +141,13 @@ def _renewed(cells: Sequence[str]) -> Columns | None:
 
 def _fitting(text: str, cells: list[str], columns: Columns, delimiter: str) -> list[str]:
     """Split a line again whose commas are decimal ones too, or whose time is two words, where that fits the header."""
-    wanted = len(columns.names)
-    while len(cells) > wanted and not cells[-1].strip():
+    column_count = len(columns.names)
+    while len(cells) > column_count and not cells[-1].strip():
         cells.pop()
-    if len(cells) > wanted and delimiter == ",":
-        again = _split(", ")(text)
-        return again if len(again) == wanted else cells
-    if len(cells) == wanted + 1 and delimiter == " " and len(columns.time) == 1:
+    if len(cells) > column_count and delimiter == ",":
+        resplit = _split(", ")(text)
+        return resplit if len(resplit) == column_count else cells
+    if len(cells) == column_count + 1 and delimiter == " " and len(columns.time) == 1:
         place = columns.time[0]
         return [*cells[:place], f"{cells[place]} {cells[place + 1]}", *cells[place + 2 :]]
     return cells
@@ -165,9 +165,9 @@ def _header(text: str) -> tuple[Columns, str] | None:
     return None
 
 
-def _without_header(first: Sequence[Line], name: str) -> tuple[Columns, str]:
+def _without_header(beginning: Sequence[Line], name: str) -> tuple[Columns, str]:
     """Tell the columns of a log without a header: a time, and one cell that names watts."""
-    rows = [line for line in first if line.text.strip()]
+    rows = [line for line in beginning if line.text.strip()]
     for line in rows[:1]:
         for delimiter in _DELIMITERS[:4]:
             table = [_split(delimiter)(row.text) for row in rows]
@@ -213,7 +213,9 @@ def _names_by_looks(table: Sequence[Sequence[str]]) -> list[str]:
             names[place] = "uuid"
         elif any(re.fullmatch(r"[0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9]", cell) for cell in cells):
             names[place] = "pci.bus_id"
-        elif any((found := amount(cell)) is not None and found.unit and power_scale(found.unit) for cell in cells):
+        elif any(
+            (quantity := amount(cell)) is not None and quantity.unit and power_scale(quantity.unit) for cell in cells
+        ):
             names[place] = "power"
         elif _counts_cards(cells):
             names[place] = "index"
@@ -255,9 +257,9 @@ def _json_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
         text.append(line.text)
     try:
         series = json.loads("\n".join(text))["data"]["result"]
-        for one in series:
-            labels = ",".join(f'{key}="{value}"' for key, value in one["metric"].items())
-            for t_s, value in one["values"]:
+        for sampled in series:
+            labels = ",".join(f'{key}="{value}"' for key, value in sampled["metric"].items())
+            for t_s, value in sampled["values"]:
                 yield Row(1, (str(t_s), f"{{{labels}}}", str(value)))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SensorError(f"{name} is JSON, and no answer of Prometheus's query_range: {LOG_A_CARD}") from error

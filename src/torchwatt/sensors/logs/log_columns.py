@@ -130,11 +130,11 @@ def _time(plain: Sequence[tuple[str, str]]) -> tuple[tuple[int, ...], str] | Non
     exact = [i for i, (base, unit) in enumerate(plain) if base in TIMES and time_unit_ns(unit)]
     if "date" in bases and "time" in bases:
         return (bases.index("date"), bases.index("time")), ""
-    found = exact or [bases.index(name) for name in TIMES if name in bases]
-    if not found:
+    candidates = exact or [bases.index(name) for name in TIMES if name in bases]
+    if not candidates:
         return None
-    unit = plain[found[0]][1]
-    return (found[0],), unit if time_unit_ns(unit) else ""
+    unit = plain[candidates[0]][1]
+    return (candidates[0],), unit if time_unit_ns(unit) else ""
 
 
 def _quantities(
@@ -146,12 +146,12 @@ def _quantities(
     wide: dict[int, Card] = {}
     for place, (name, (base, unit)) in enumerate(zip(header, plain, strict=True)):
         labelled = series_of(name)
-        quantity, one = labelled if labelled is not None else (_quantity(name, base, unit), None)
-        if one is None and (match := _CARD_IN_NAME.fullmatch(name.strip().strip('"'))):
-            one = Card(index=str(int(match.group(1))))
+        quantity, column_card = labelled if labelled is not None else (_quantity(name, base, unit), None)
+        if column_card is None and (match := _CARD_IN_NAME.fullmatch(name.strip().strip('"'))):
+            column_card = Card(index=str(int(match.group(1))))
             quantity = quantity or _of_one_card(name, base, unit)
-        if quantity is not None and one is not None:
-            wide[place] = one
+        if quantity is not None and column_card is not None:
+            wide[place] = column_card
             single.append((place, quantity))
         elif quantity is not None:
             common.append((place, quantity))
@@ -188,15 +188,15 @@ def series_of(metric: str) -> tuple[Quantity | None, Card] | None:
 
     A series without a name, as Grafana writes its legends, is power whose cells must name the unit.
     """
-    name, brace, rest = metric.strip().strip('"').replace('""', '"').partition("{")
+    name, brace, label_text = metric.strip().strip('"').replace('""', '"').partition("{")
     if not brace:
         return None
     base, unit = split_unit(name)
-    labels = {key.lower(): value for key, value in _LABELS.findall(rest)}
+    labels = {key.lower(): value for key, value in _LABELS.findall(label_text)}
     if not name:
         base, unit = split_unit(labels.get("__name__", ""))
     cells = ((kind, next((labels[key] for key in names if key in labels), "")) for kind, names in COLUMNS.items())
-    one = card(tuple((kind, cell) for kind, cell in cells if cell))
+    labelled_card = card(tuple((kind, cell) for kind, cell in cells if cell))
     if not base:
-        return Quantity(metric.strip(), "power", None, "replay", len(_ORDER)), one
-    return _quantity(name, base, unit), one
+        return Quantity(metric.strip(), "power", None, "replay", len(_ORDER)), labelled_card
+    return _quantity(name, base, unit), labelled_card

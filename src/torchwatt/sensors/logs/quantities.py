@@ -74,8 +74,8 @@ def time_unit_ns(unit: str) -> int | None:
 
 def counter_value(cell: str) -> float:
     """Return a counter's cell as a number; NaN where it is none."""
-    found = amount(cell)
-    return nan if found is None else found.value
+    number = amount(cell)
+    return nan if number is None else number.value
 
 
 def split_unit(name: str) -> tuple[str, str]:
@@ -88,8 +88,8 @@ def split_unit(name: str) -> tuple[str, str]:
     if bracket is not None and bracket.group(1):
         return _plain(bracket.group(1)), bracket.group(2)
     base, _, unit = _plain(name).rpartition("_")
-    known = power_scale(unit) or energy_scale(unit) or time_unit_ns(unit)
-    return (base, unit) if base and known else (_plain(name), "")
+    is_unit = power_scale(unit) or energy_scale(unit) or time_unit_ns(unit)
+    return (base, unit) if base and is_unit else (_plain(name), "")
 
 
 def _plain(name: str) -> str:

@@ -65,7 +65,7 @@ class LogClock:
     set_back: int = 0  # number of one-hour steps back at the end of summer time, which were undone
     doubtful: str = ""  # a date whose order of day and month is ambiguous
     whole_seconds: bool = True  # no time had a fraction
-    _last_ns: int | None = None
+    _previous_ns: int | None = None
     _shift_ns: int = 0
     _days: int = 0
     _forms: list[re.Pattern[str]] = field(default_factory=lambda: list(_FORMS))
@@ -114,19 +114,20 @@ class LogClock:
         month = _MONTHS.index(parts["mon"].lower()) + 1 if parts.get("mon") else int(parts.get("M") or 0)
         day = int(parts.get("D") or 0)
         if parts.get("one"):
-            one, two = int(parts["one"]), int(parts["two"])
-            day, month = (two, one) if parts["sep"] == "/" and one <= 12 else (one, two)
-            if parts["sep"] != "." and one <= 12 and two <= 12 and one != two:
+            first_number, second_number = int(parts["one"]), int(parts["two"])
+            month_first = parts["sep"] == "/" and first_number <= 12
+            day, month = (second_number, first_number) if month_first else (first_number, second_number)
+            if parts["sep"] != "." and first_number <= 12 and second_number <= 12 and first_number != second_number:
                 self.doubtful = self.doubtful or f"{parts['one']}{parts['sep']}{parts['two']}{parts['sep']}{parts['Y']}"
         return _day_number(int(parts["Y"]), month, day)
 
     def _dateless(self, of_day_ns: int) -> int:
         self.dateless = True
         t_ns = self._days * _DAY_NS + of_day_ns
-        if self._last_ns is not None and t_ns < self._last_ns - _DAY_NS // 2:  # midnight has passed
+        if self._previous_ns is not None and t_ns < self._previous_ns - _DAY_NS // 2:  # midnight has passed
             self._days += 1
             t_ns += _DAY_NS
-        self._last_ns = t_ns
+        self._previous_ns = t_ns
         return t_ns
 
     def _local(self, t_ns: int) -> int:
@@ -134,21 +135,21 @@ class LogClock:
         if self.zone is not None:
             return self._in_zone(t_ns, self.zone)
         self.zoneless = True
-        last_ns, t_ns = self._last_ns, t_ns + self._shift_ns
-        if last_ns is not None and _summer_ends(t_ns - self._shift_ns, t_ns - last_ns):
+        previous_ns, t_ns = self._previous_ns, t_ns + self._shift_ns
+        if previous_ns is not None and _summer_ends(t_ns - self._shift_ns, t_ns - previous_ns):
             self._shift_ns += _HOUR_NS
             self.set_back += 1
             t_ns += _HOUR_NS
-        self._last_ns = t_ns
+        self._previous_ns = t_ns
         return t_ns
 
     def _in_zone(self, t_ns: int, zone: tzinfo) -> int:
-        whole, rest_ns = divmod(t_ns, NS_PER_S)
-        local = datetime(1970, 1, 1, tzinfo=zone) + timedelta(seconds=whole)
-        first, second = (int(local.replace(fold=fold).timestamp()) * NS_PER_S + rest_ns for fold in (0, 1))
-        went_back = self._last_ns is not None and first < self._last_ns - _HOUR_NS // 2
-        self._last_ns = second if went_back else first
-        return self._last_ns
+        seconds, rest_ns = divmod(t_ns, NS_PER_S)
+        local = datetime(1970, 1, 1, tzinfo=zone) + timedelta(seconds=seconds)
+        earlier_ns, later_ns = (int(local.replace(fold=fold).timestamp()) * NS_PER_S + rest_ns for fold in (0, 1))
+        went_back = self._previous_ns is not None and earlier_ns < self._previous_ns - _HOUR_NS // 2
+        self._previous_ns = later_ns if went_back else earlier_ns
+        return self._previous_ns
 
 
 def _summer_ends(local_ns: int, step_ns: int) -> bool:

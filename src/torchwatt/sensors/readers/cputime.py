@@ -48,16 +48,16 @@ def process_cpu_s(pid: int) -> float:
 
 def children_of(pid: int) -> list[int]:
     """Return the pids of all living descendants, over all threads of each process."""
-    found: list[int] = []
+    descendants: list[int] = []
     todo = [pid]
     while todo:
         parent = todo.pop()
         with contextlib.suppress(OSError):
             for thread in Path(f"/proc/{parent}/task").iterdir():
-                born = [int(word) for word in (thread / "children").read_bytes().split()]
-                found += born
-                todo += born
-    return found
+                children = [int(word) for word in (thread / "children").read_bytes().split()]
+                descendants += children
+                todo += children
+    return descendants
 
 
 def is_sampler(pid: int) -> bool:
@@ -101,15 +101,15 @@ class Family:
         self._clock_ns = clock_ns
         self._alive_s: dict[int, float] = {}
         self._ended_s = 0.0  # of descendants that were seen, as last seen
-        self._left_s: float | None = None  # what descendants had left to the process at the first look
+        self._initial_left_s: float | None = None  # what descendants had left to the process at the first look
         self._own_s = self._all_s = 0.0
         self._memory = {pid: KeptFile(f"/proc/{pid}/statm")}
         self._stat = {pid: KeptFile(f"/proc/{pid}/stat")}
         self._tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
         self._page_bytes = os.sysconf("SC_PAGE_SIZE")
-        self._births = Births()
-        self._look_ns: int | None = None  # when children are looked for next
-        self._anyway_ns = 0
+        self._forks = Births()
+        self._rescan_ns: int | None = None  # when children are looked for next
+        self._forced_rescan_ns = 0
 
     def cpu_s(self) -> float:
         """Return cumulative CPU seconds, without those of children that had ended before the first look.
@@ -128,9 +128,9 @@ class Family:
                     raise SensorError(f"process {pid}: it has ended", code="SENSOR_LOST") from error
         self._ended_s += sum(seconds for pid, seconds in self._alive_s.items() if pid not in alive_s)
         self._alive_s = alive_s
-        self._left_s = left_s if self._left_s is None else self._left_s
+        self._initial_left_s = left_s if self._initial_left_s is None else self._initial_left_s
         self._own_s = alive_s[self.pid]
-        all_s = sum(alive_s.values()) + max(left_s - self._left_s, self._ended_s)
+        all_s = sum(alive_s.values()) + max(left_s - self._initial_left_s, self._ended_s)
         self._all_s = max(all_s, self._all_s)  # what a child leaves is rounded down to ticks of 10 ms
         return self._all_s
 
@@ -159,16 +159,16 @@ class Family:
 
     def close(self) -> None:
         """Close what is kept open."""
-        self._births.close()
+        self._forks.close()
         for file in (*self._memory.values(), *self._stat.values()):
             file.close()
 
     def _scan(self) -> None:
         now_ns = self._clock_ns()
-        if self._look_ns is not None and now_ns < self._look_ns:
+        if self._rescan_ns is not None and now_ns < self._rescan_ns:
             return
-        self._look_ns = now_ns + _RESCAN_NS
-        if not self._births.any() and now_ns < self._anyway_ns:
+        self._rescan_ns = now_ns + _RESCAN_NS
+        if not self._forks.any() and now_ns < self._forced_rescan_ns:
             return
         alive = (self.pid, *(p for p in children_of(self.pid) if not is_sampler(p)))
         for pid in self._memory.keys() - set(alive):
@@ -177,8 +177,8 @@ class Family:
         self._memory = {pid: self._memory.get(pid) or KeptFile(f"/proc/{pid}/statm") for pid in alive}
         self._stat = {pid: self._stat.get(pid) or KeptFile(f"/proc/{pid}/stat") for pid in alive}
         took_ns = self._clock_ns() - now_ns
-        self._look_ns = now_ns + max(_RESCAN_NS, _RESCAN_COSTS * took_ns)
-        self._anyway_ns = now_ns + _RESCAN_ANYWAY_NS
+        self._rescan_ns = now_ns + max(_RESCAN_NS, _RESCAN_COSTS * took_ns)
+        self._forced_rescan_ns = now_ns + _RESCAN_ANYWAY_NS
 
 
 class Machine:
@@ -194,7 +194,9 @@ class Machine:
         Guest time is inside user already.
         """
         try:
-            _cpu, user, nice, system, _idle, _iowait, irq, softirq, _rest = self._file.read(256).split(None, 8)
+            _cpu, user, nice, system, _idle, _iowait, irq, softirq, _further_fields = self._file.read(256).split(
+                None, 8
+            )
             return (int(user) + int(nice) + int(system) + int(irq) + int(softirq)) * self._tick_s
         except ValueError as error:
             raise SensorError(f"{self._file.path}: its first line is not that of proc(5): {error}") from error

@@ -21,10 +21,10 @@ _CODES = {
 }
 
 
-def os_error(what: str, error: OSError) -> SensorError:
+def os_error(subject: str, error: OSError) -> SensorError:
     """Translate an OSError, keeping what the kernel said."""
     code = _CODES.get(error.errno or 0, "SENSOR_ERROR")
-    return SensorError(f"{what}: cannot read {error.filename or 'it'}: {error.strerror}", code=code)
+    return SensorError(f"{subject}: cannot read {error.filename or 'it'}: {error.strerror}", code=code)
 
 
 def head_of(path: Path, largest: int = 4096) -> bytes:

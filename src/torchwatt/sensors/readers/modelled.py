@@ -63,37 +63,37 @@ class ModelledReader:
         self._clock_ns = clock_ns
         self._family = kin or family(int(spec["pid"]))
         self._machine = work or machine()
-        self._last: tuple[int, float, float] | None = None
+        self._previous: tuple[int, float, float] | None = None
         self._load = self._power_w = self._rss = math.nan
 
     def read(self, key: str) -> float:
         """Return W, a load of 0 to 1, CPU seconds, or bytes, by the key."""
         if key == "cpu/power":
-            return self._look()
+            return self._read_power()
         if key == "cpu/utilization":
             return self._load
         if key == "cpu/process_cpu":
-            return self._last[1] if self._last else math.nan
+            return self._previous[1] if self._previous else math.nan
         if key == "ram/power" or math.isnan(self._rss):
             self._rss = self._family.rss_bytes()
         return self._rss if key == "ram/rss" else self._rss / 1e9 * RAM_W_PER_GB
 
-    def _look(self) -> float:
-        now = (self._clock_ns(), self._family.cpu_s(), self._machine.busy_s())
-        if self._last is None:
-            self._last = now
+    def _read_power(self) -> float:
+        sample = (self._clock_ns(), self._family.cpu_s(), self._machine.busy_s())
+        if self._previous is None:
+            self._previous = sample
             return math.nan
-        interval_ns = now[0] - self._last[0]
+        interval_ns = sample[0] - self._previous[0]
         if interval_ns < _MIN_INTERVAL_NS:  # too short for /proc/stat's steps: the next look covers it
             return math.nan
         self._power_w, self._load = share_w(
-            process_s=now[1] - self._last[1],
-            busy_s=now[2] - self._last[2],
+            process_s=sample[1] - self._previous[1],
+            busy_s=sample[2] - self._previous[2],
             interval_s=interval_ns / NS_PER_S,
             cpus=self._cpus,
             nameplate_w=self._nameplate_w,
         )
-        self._last = now
+        self._previous = sample
         return self._power_w
 
     def close(self) -> None:

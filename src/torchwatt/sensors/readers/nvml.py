@@ -62,10 +62,10 @@ def load_nvml() -> Any:
 def text_of(call: Callable[..., Any], *args: Any) -> str:
     """Return the text that a call gives; bytes of it that are no UTF-8 become marks, as a binding raises on them."""
     try:
-        said = call(*args)
+        text = call(*args)
     except UnicodeDecodeError as error:
-        said = error.object
-    return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+        text = error.object
+    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
 
 
 def _gives_bytes(nvml: Any) -> bool:
@@ -87,18 +87,18 @@ class OldBinding:
             return value
 
         def call(*args: Any) -> Any:
-            given = (arg.encode() if isinstance(arg, str) else arg for arg in args)
-            said = value(*given)
-            return said.decode(errors="replace") if isinstance(said, bytes) else said
+            encoded = (arg.encode() if isinstance(arg, str) else arg for arg in args)
+            result = value(*encoded)
+            return result.decode(errors="replace") if isinstance(result, bytes) else result
 
         setattr(self, name, call)
         return call
 
 
-def nvml_error(domain: str, what: str, error: Any) -> SensorError:
+def nvml_error(domain: str, action: str, error: Any) -> SensorError:
     """Translate an NVMLError; its number decides the code."""
     value = int(getattr(error, "value", 999))
-    return SensorError(f"{domain}: {what}: {error} (NVML {value})", code=_CODES.get(value, "SENSOR_ERROR"))
+    return SensorError(f"{domain}: {action}: {error} (NVML {value})", code=_CODES.get(value, "SENSOR_ERROR"))
 
 
 def field_mw(nvml: Any, handle: Any, field: int, scope: int = SCOPE_GPU) -> float:

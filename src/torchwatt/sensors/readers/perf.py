@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +25,9 @@ def perf_event_open(pmu_type: int, config: int, cpu: int) -> int:
     Raises:
         SensorError: NO_PERMISSION without CAP_PERFMON or `perf_event_paranoid` <= 0; NOT_SUPPORTED elsewhere.
     """
+    import ctypes  # here, because a sampler without perf events need not load them
+    import platform
+
     number = _SYSCALLS.get(platform.machine())
     if number is None:
         raise SensorError(f"perf: no system call number known for {platform.machine()}", code="NOT_SUPPORTED")

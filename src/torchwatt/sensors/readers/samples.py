@@ -51,8 +51,8 @@ class Follower:
         self._mono_ns = mono_ns
         self._clock: Clock | None = None
         self._ahead_ns = 0  # the driver's clock minus the monotonic one
-        self._last_us = 0
-        self._last_ns = 0
+        self._newest_us = 0
+        self._newest_ns = 0
 
     def take(self, ask: Ask) -> list[Sample]:
         """Return (monotonic ns, raw value) of the samples since the last read, in time order.
@@ -63,8 +63,8 @@ class Follower:
         if self._clock is None:
             self._begin(ask(0))
             return []
-        samples = ask(self._last_us)
-        now_ns, ahead_ns = self._look(self._clock)
+        samples = ask(self._newest_us)
+        now_ns, ahead_ns = self._read_clocks(self._clock)
         step_ns, self._ahead_ns = ahead_ns - self._ahead_ns, ahead_ns
         if abs(step_ns) > STEP_NS:
             self._pass_over(now_ns, step_ns)
@@ -79,26 +79,28 @@ class Follower:
             message = "the driver's ring of samples is on no known clock, or stands still"
             raise SensorError(message, code="NOT_SUPPORTED")
         self._clock = self._clocks[name]
-        self._last_ns, self._ahead_ns = self._look(self._clock)
-        self._last_us = (self._last_ns + self._ahead_ns) // 1000
+        self._newest_ns, self._ahead_ns = self._read_clocks(self._clock)
+        self._newest_us = (self._newest_ns + self._ahead_ns) // 1000
 
-    def _look(self, clock: Clock) -> tuple[int, int]:
+    def _read_clocks(self, clock: Clock) -> tuple[int, int]:
         """Return the monotonic time and the offset of the driver's clock from it, in ns."""
-        looks = [(self._mono_ns(), clock(), self._mono_ns()) for _ in range(LOOKS)]
-        before_ns, driver_ns, after_ns = min(looks, key=lambda look: look[2] - look[0])  # the least preempted one
-        return looks[-1][2], driver_ns - (before_ns + after_ns) // 2
+        clock_reads = [(self._mono_ns(), clock(), self._mono_ns()) for _ in range(LOOKS)]
+        before_ns, driver_ns, after_ns = min(
+            clock_reads, key=lambda clock_read: clock_read[2] - clock_read[0]
+        )  # the least preempted one
+        return clock_reads[-1][2], driver_ns - (before_ns + after_ns) // 2
 
     def _pass_over(self, now_ns: int, step_ns: int) -> None:
         """Skip samples that may have been stamped before the wall clock was set, whose times are ambiguous.
 
         After a step back, old stamps lie in the future by up to that step, for at most the depth of a ring.
         """
-        self._last_ns = min(max(self._last_ns, now_ns) + max(-step_ns, 0), now_ns + DEPTH_NS)
-        self._last_us = (self._last_ns + self._ahead_ns) // 1000
+        self._newest_ns = min(max(self._newest_ns, now_ns) + max(-step_ns, 0), now_ns + DEPTH_NS)
+        self._newest_us = (self._newest_ns + self._ahead_ns) // 1000
 
     def _new(self, samples: Sequence[Sample], now_ns: int) -> Iterator[Sample]:
         for us, raw in sorted(samples):
             t_ns = us * 1000 - self._ahead_ns
-            if us > self._last_us and self._last_ns < t_ns <= now_ns:
-                self._last_us, self._last_ns = us, t_ns
+            if us > self._newest_us and self._newest_ns < t_ns <= now_ns:
+                self._newest_us, self._newest_ns = us, t_ns
                 yield t_ns, raw

@@ -39,7 +39,7 @@ def users_of(
     root: int,
     *,
     parent: Callable[[int], int | None] | None = None,
-    whole: bool | None = None,
+    all_visible: bool | None = None,
 ) -> DeviceUsers:
     """Classify the users of a device by the processes that the driver lists.
 
@@ -48,11 +48,11 @@ def users_of(
         root: The user's process, or the launcher of its job: it and its descendants are "ours", and so is the calling
             process, which may be a detached sampler.
         parent: Returns the parent of a process, None if the process is not visible.
-        whole: Whether all pids of the machine are visible; by default determined from /proc.
+        all_visible: Whether all pids of the machine are visible; by default determined from /proc.
     """
     parent = parent or parent_of
     if not pids:
-        sure = sees_all_pids() if whole is None else whole
+        sure = sees_all_pids() if all_visible is None else all_visible
         return DeviceUsers.NOBODY if sure else DeviceUsers.EMPTY
     if any(pid in {root, os.getpid()} or _descends(pid, root, parent) for pid in pids):
         return DeviceUsers.OURS

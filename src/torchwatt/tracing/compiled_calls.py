@@ -20,12 +20,11 @@ from torchwatt.tracing.dynamo import outer_codes
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, FORWARD_TASK, FULL, KEY, LIGHT, LIGHT_TASK, OFF, OPTIMIZER_KEY
+from torchwatt.tracing.rows import ASLEEP, BACKWARD_TASK, FORWARD_TASK, FULL, KEY, LIGHT, LIGHT_TASK, OFF, OPTIMIZER_KEY
 from torchwatt.tracing.wrappers import MOST_CALLS_ASLEEP, Wrapped, graph_task_id, sequence_nr
 
 # Code that uses one of these names computes gradients itself, so that its call is more than a forward pass.
 GRADIENTS = frozenset({"backward", "grad", "value_and_grad", "grad_and_value", "vjp", "jacrev"})
-BACKWARD_TASK = 0  # any graph task: the row is of a backward pass
 
 
 class Host(Protocol):

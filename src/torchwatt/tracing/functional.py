@@ -16,10 +16,8 @@ from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
-from torchwatt.tracing.rows import AROUND_KEY, ASLEEP, END, FORWARD_TASK
+from torchwatt.tracing.rows import AROUND_KEY, ASLEEP, BACKWARD_TASK, END, FORWARD_TASK
 from torchwatt.tracing.wrappers import Wrapped, graph_task_id, sequence_nr
-
-BACKWARD_TASK = 0  # task of a row that is part of a backward pass
 
 
 class Host(Protocol):

@@ -74,10 +74,10 @@ def _backward(host: Host) -> Callable[[Wrapped], Wrapped]:
             try:
                 return original(*args, **kwargs)
             finally:
-                last = log.backwards[-1].end_ns if log.backwards else 0
-                if last > began:
+                backward_end_ns = log.backwards[-1].end_ns if log.backwards else 0
+                if backward_end_ns > began:
                     number = sequence_nr()
-                    since = max(last, log.rows[-1][END] if log.rows else 0)
+                    since = max(backward_end_ns, log.rows[-1][END] if log.rows else 0)
                     log.rows.append((AROUND_KEY, since, host.clock_ns(), number, number, BACKWARD_TASK))
 
         return grad_and_value_impl

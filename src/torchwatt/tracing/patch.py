@@ -34,9 +34,9 @@ class Patch:
         """Install the wrapper over the attribute's present value; do nothing if it is installed."""
         if self.on:
             return
-        below = getattr(self.owner, self.name)
-        if below is not self.original:
-            self.original, self._kept = below, vars(self.owner).get(self.name)
+        current = getattr(self.owner, self.name)
+        if current is not self.original:
+            self.original, self._kept = current, vars(self.owner).get(self.name)
             self.wrapper = self._wrapped()
         setattr(self.owner, self.name, self.wrapper)
         self.on = True

@@ -52,9 +52,9 @@ def split(host: Host, links: Links, assigned: Assigned, sidecar: Sidecar) -> Par
         part = part[~shared[part]]  # noqa: PLW2901  # known by its name already
         shared[part] = True
         blocks.append(_cut(host, part, shares))
-    whole = np.flatnonzero(~shared)
+    uncut = np.flatnonzero(~shared)
     blocks.append(
-        (whole, assigned.slot[whole], assigned.outcome[whole], records.start_ns[whole], records.end_ns[whole])
+        (uncut, assigned.slot[uncut], assigned.outcome[uncut], records.start_ns[uncut], records.end_ns[uncut])
     )
     row, slot, outcome, start, end = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return Parts(row, slot, outcome, start, end, shared, triton)

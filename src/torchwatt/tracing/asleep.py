@@ -46,10 +46,10 @@ MOST_MARK_NS = 50_000.0  # per span: a larger difference is not caused by record
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slots:
-    """Modules of slots: key by slot; `beside` returns the slot of another module in the same phase."""
+    """Modules of slots: key by slot; `slot_of` returns the slot of another module in the same phase."""
 
     keys: Mapping[int, int] = field(default_factory=dict)
-    beside: Callable[[int, int], int] = lambda slot, _: slot
+    slot_of: Callable[[int, int], int] = lambda slot, _: slot
     is_backward: Callable[[int], bool] = lambda _: False
     modules: frozenset[int] = frozenset()  # those whose slots belong to one module only
 
@@ -140,7 +140,7 @@ class StepBook:
         self._composers: dict[tuple[frozenset[int], frozenset[int]], Composer] = {}
         self._sizes: dict[frozenset[int], GraphSizes] = {}
         self.uncertain: set[int] = set()  # modules of which it is unknown whether they were called
-        self.untold = False  # there are steps of which no calls are known
+        self.untold = False  # some steps have no recorded calls
         self.unlike: set[int] = set()  # modules, or modules of steps, that are similar to no template
         self.unfilled: set[int] = set()  # modules of steps that no template fills
         self.miscounted: set[int] = set()  # modules that ran more or less often than in the step's template
@@ -196,7 +196,7 @@ class StepBook:
         if ran.over not in self._sizes:
             models = [model for model in self._models if model.over is None or ran.over <= model.over]
             steps = [(model.counts, model.nodes) for model in models if model.nodes is not None]
-            self._sizes[ran.over] = GraphSizes(steps, ran.over, self._tree.alike)
+            self._sizes[ran.over] = GraphSizes(steps, ran.over, self._tree.archetypes)
         return self._sizes[ran.over].explain(ran.counts, ran.nodes)
 
     def _compare(self, template: Template, ran: Signature) -> None:
@@ -271,7 +271,7 @@ class StepBook:
         if key is None:
             return slot
         above = self._tree.enclosing(key, uncertain)
-        return slot if above == key else self._slots.beside(slot, above)
+        return slot if above == key else self._slots.slot_of(slot, above)
 
     @staticmethod
     def _taking_turns(models: Sequence[_StepModel], t_ns: int, turn: int) -> Template | None:
@@ -288,7 +288,7 @@ class StepBook:
             models = [model for model in self._known(ran, uncertain) if model.counts]
             samples = [sample_of(model.template, model.length_ns, model.counts) for model in models]
             led = Led(self._slots.is_backward, self._ran.outermost, self._straddles)
-            self._composers[which] = Composer(samples, self._tree, self._slots.keys.get, self._slots.beside, led)
+            self._composers[which] = Composer(samples, self._tree, self._slots.keys.get, self._slots.slot_of, led)
         self.unlike |= self._composers[which].unlike(ran) - {BACKWARD_KEY}
         return self._composers[which].compose(ran, length_ns)
 

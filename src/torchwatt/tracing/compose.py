@@ -34,12 +34,12 @@ class Tree:
 
     Args:
         parent: The enclosing module of a module, among modules that are called themselves.
-        alike: Modules of one class and size, at the same place in their blocks, share a name.
+        archetypes: A value by module; modules of one class and size at the same place in their blocks share it.
         names: As in the state_dict.
     """
 
     parent: Mapping[int, int]
-    alike: Mapping[int, object]
+    archetypes: Mapping[int, object]
     names: Mapping[int, str] = field(default_factory=dict)
 
     def enclosing(self, key: int, uncertain: Collection[int]) -> int:
@@ -165,12 +165,12 @@ class Composer:
         self._samples = samples
         self._tree = tree
         self._module_of = module_of
-        self._beside = counterpart_slot
+        self._slot_of = counterpart_slot
         self._led = led or Led()
         self._made: dict[frozenset[int], _Rates] = {}
 
     def compose(self, ran: Signature, total_ns: float) -> Template | None:
-        """Return a template for a call with a signature; None where nothing is known.
+        """Return a template for a call with a signature; None without any traced call.
 
         A module that was never traced gets the total time of similar modules. Without similar ones its time is left to
         the enclosing module.
@@ -183,7 +183,7 @@ class Composer:
 
     def _rates(self, over: frozenset[int]) -> _Rates:
         if over not in self._made:
-            owners = self._module_of, self._beside, self._led
+            owners = self._module_of, self._slot_of, self._led
             self._made[over] = _Rates(self._samples, self._tree, owners, over)
         return self._made[over]
 
@@ -199,7 +199,7 @@ class _Rates:
         over: frozenset[int],
     ) -> None:
         self._tree, self._over = tree, over
-        self._module_of, self._beside, self._led = module_of, _, _ = owners
+        self._module_of, self._slot_of, self._led = module_of, _, _ = owners
         self._samples = samples
         self._anchors = Counter[int]()
         self._calls: dict[tuple[int, tuple[tuple[int, int], ...] | None], tuple[int, int] | None] = {}
@@ -231,7 +231,7 @@ class _Rates:
         return 1 if anchor is None else sample.counts.get(anchor, 0)
 
     def template(self, ran: Signature, total_ns: float) -> Template | None:
-        """Return the template of a call, from the known owners."""
+        """Return the template of a call, from the owners with a usual time."""
         pattern = self._led.pattern(ran.counts)
         weights = {owner: self._weight(owner, 1, pattern) for owner in self._by_anchor[None]}
         for key, count in ran.counts.items():
@@ -274,14 +274,16 @@ class _Rates:
 
     def _like(self, key: int, count: int) -> dict[int, tuple[float, int]]:
         """Give a module that was never traced the time of similar ones, with all inside, for `count` calls."""
-        name = self._tree.alike.get(key)
-        twins = [k for k in self._over if self._anchors[k] and name is not None and self._tree.alike.get(k) == name]
+        name = self._tree.archetypes.get(key)
+        twins = [
+            k for k in self._over if self._anchors[k] and name is not None and self._tree.archetypes.get(k) == name
+        ]
         sums: dict[int, float] = defaultdict(float)
         counted: set[int] = set()
         for twin in twins:
             for owner in self._by_anchor[twin]:
                 module = self._module_of(owner)
-                own = self._beside(owner, self._tree.counterpart(twin if module is None else module, twin, key))
+                own = self._slot_of(owner, self._tree.counterpart(twin if module is None else module, twin, key))
                 sums[own] += self._time[owner] * self._anchors[twin]
                 if module == twin and not self._led.owners(owner):
                     counted.add(own)

@@ -203,14 +203,14 @@ _INSIDE = "inside"  # the last part of the kind of a call without a graph, after
 
 
 def lies_inside(kind: tuple[Hashable, ...]) -> bool:
-    """Say whether calls of a kind made no graph, and came after one in the same step that made one."""
+    """Return whether calls of a kind made no graph and came after a call of the same step that made one."""
     return kind[-1] == _INSIDE
 
 
 def _inside_told(
     numbers: IntArray, start: IntArray, kinds: Kinds, kept_intervals: tuple[IntArray, IntArray], *, within_step: bool
 ) -> tuple[IntArray, bool]:
-    """Give calls without a graph within a step a kind of their own; say whether the last step goes on.
+    """Return the kinds, with separate ones for calls without a graph within a step, and whether the last step goes on.
 
     Args:
         numbers: The kinds of records, in the order of these.
@@ -237,7 +237,7 @@ def _inside_told(
 
 
 def _leads_on(kind: tuple[Hashable, ...]) -> bool:
-    """Say whether records of a kind that trains are calls of a module, or the first part of a step."""
+    """Return whether records of a training kind are calls of a module, or the first part of a step."""
     return kind[0] == "row" and isinstance(kind[1], int) and (kind[1] > 0 or (kind[1] == STEP_KEY and kind[2] != 0))
 
 

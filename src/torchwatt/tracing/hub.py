@@ -108,7 +108,7 @@ class Hub:
                 self._collectives.add((id(owner), name))
 
     def remove(self) -> None:
-        """Remove all patches; under a wrapper put on top by others ours stays, inert."""
+        """Remove all patches; a wrapper below another library's wrapper stays in place and passes calls through."""
         self.off = True
         self.quiet.alone, self.quiet.asleep, self.quiet.inside = False, 0, 0
         for log in list(self.logs):

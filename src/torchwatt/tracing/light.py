@@ -40,7 +40,7 @@ MOST_CALL_NS = 20_000.0  # logging one call: a larger difference is not caused b
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Paths:
-    """Which modules ran in the calls of one thread, as far as known.
+    """Which modules ran in the recorded calls of one thread.
 
     Args:
         calls: Outermost calls of which all module calls are known.
@@ -53,14 +53,14 @@ class Paths:
     tree: Tree
     signatures: Sequence[Signature]
     outermost: frozenset[int] = frozenset()  # modules that were called outside any other
-    inside: Mapping[int, frozenset[int]] = field(default_factory=dict)  # modules ever called in a module
+    inner_keys: Mapping[int, frozenset[int]] = field(default_factory=dict)  # modules ever called in a module
 
     def uncertain(self, key: int, size: int, ran: Signature) -> frozenset[int]:
         """Return the modules whose number of calls, possibly 0, is unknown in a call."""
         if (key, size) in self.varying:
             return self.varying[key, size] - ran.over
         # Where all traced calls made graphs of one size, a call with another size may have called other modules.
-        inner_keys = self.inside.get(key, NO_KEYS)
+        inner_keys = self.inner_keys.get(key, NO_KEYS)
         traced = {inner for of, inner in self.varying if of == key and inner > 0}
         if size > 0 and len(traced) == 1 and not inner_keys & ran.over:
             return inner_keys
@@ -72,7 +72,7 @@ class Paths:
 
     def inside_of(self, keys: Collection[int]) -> frozenset[int]:
         """Return the modules ever called in some modules."""
-        return NO_KEYS.union(*(self.inside.get(key, NO_KEYS) for key in keys))
+        return NO_KEYS.union(*(self.inner_keys.get(key, NO_KEYS) for key in keys))
 
     def signature(self, task: int) -> Signature:
         """Return the signature in a row's task."""
@@ -121,7 +121,7 @@ def _choices(counts: Mapping[int, int], siblings: Mapping[int, frozenset[int]], 
     """Return the called modules of lists in which modules alike were not called as often."""
     choices: set[int] = set()
     for key in counts.keys() & siblings.keys():
-        similar = {sibling for sibling in siblings[key] if tree.alike.get(sibling) == tree.alike.get(key)}
+        similar = {sibling for sibling in siblings[key] if tree.archetypes.get(sibling) == tree.archetypes.get(key)}
         if any(counts.get(sibling, 0) != counts[key] for sibling in similar):
             choices |= similar
     return choices
@@ -226,7 +226,7 @@ class ForwardBook:
         if (key, ran.over) not in self._sizes:
             traced = [(call.counts, kind_of(self._table, call.row)[1]) for call in self._of[key, ANY_GRAPH]]
             grown = [(counts, nodes) for counts, nodes in traced if nodes > 0]
-            self._sizes[key, ran.over] = GraphSizes(grown, ran.over - {key}, self._paths.tree.alike)
+            self._sizes[key, ran.over] = GraphSizes(grown, ran.over - {key}, self._paths.tree.archetypes)
         return NO_KEYS if self._sizes[key, ran.over].explain(ran.counts, size) else inner_keys
 
     def _composed(self, key: int, size: int, ran: Signature, length_ns: float) -> Template | None:
@@ -268,7 +268,7 @@ class ForwardBook:
         return self._templates[cache_key]
 
     def _made(self, call: TracedCall) -> Template | None:
-        rows = self._table[call.first : call.row]
+        rows = self._table[call.first_row : call.row]
         on_clock = self._on_clock(call)
         rows = rows[(rows[:, START] >= on_clock.start_ns) & (rows[:, TASK] == FORWARD_TASK)]
         rows = rows[rows[:, KEY] != COMPILE_KEY]

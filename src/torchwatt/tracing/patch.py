@@ -10,8 +10,8 @@ from typing import Any
 class Patch:
     """One attribute replaced by a wrapper of it.
 
-    If another patch is still on top of ours at removal, it stays, and ours below it: every wrapper must therefore
-    become a plain pass-through when its session has ended.
+    A wrapper that another library has wrapped in turn cannot be removed: it stays below the other one. Every wrapper
+    must therefore pass calls through once its session has ended.
     """
 
     def __init__(self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -106,7 +106,7 @@ class TracedCall:
     """An outermost call whose module calls were all logged: its row, and the calls of each module in it."""
 
     row: int
-    first: int  # first row inside; inner rows end before the call's own
+    first_row: int  # first row inside; inner rows end before the call's own
     counts: Mapping[int, int]
 
 

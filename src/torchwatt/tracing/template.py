@@ -16,7 +16,7 @@ from torchwatt.tracing.ranges import self_times
 
 T = TypeVar("T")
 
-# One window has no spread; a default of ours, marked as assumed in the docs.
+# One window has no spread; an assumed default.
 ASSUMED_REL_SD = 0.3
 
 

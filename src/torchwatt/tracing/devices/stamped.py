@@ -76,7 +76,7 @@ class Clocks:
                 stamps.settle()
 
     def only(self) -> Stamped:
-        """Return `known` of the only device in use; nothing where there are several."""
+        """Return the lag of the only device in use; no stamps where several devices are in use."""
         used = devices_in_use() if self._stamps else ()
         return self.known(f"gpu:{used[0]}") if len(used) == 1 else NO_STAMPS
 

@@ -69,7 +69,7 @@ NO_STAMPS = Stamped(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=
 class Stamps:
     """Pairs of the host's and the device's ends, on the host's clock.
 
-    One thread stamps; others may read `known`. Only the stamping thread and the end of a session query the device.
+    One thread stamps; others may call `known`. Only the stamping thread and the end of a session query the device.
     """
 
     def __init__(self, events: Events, clock_ns: Callable[[], int]) -> None:
@@ -140,7 +140,7 @@ class Stamps:
         return device_ns
 
     def known(self) -> Stamped:
-        """Return the ends known so far, without querying the device, so any thread may call this."""
+        """Return the ends read so far. Does not query the device, so any thread may call it."""
         with self._reading:
             columns = self._host[:], self._device[:], self._call[:], self._anchors[0][:], self._anchors[1][:]
             still = np.array(self._still[:], dtype=np.int64)

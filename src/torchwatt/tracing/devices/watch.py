@@ -161,7 +161,7 @@ class Watch:
 
     def _open(self, log: Log) -> None:
         recorder = self._recorder
-        assert recorder is not None  # noqa: S101 - the caller looked
+        assert recorder is not None  # noqa: S101 - checked by the caller
         if kineto.user_is_profiling():
             self._note("info", "PROFILER_BUSY", "another profiler was running: devices were not recorded meanwhile")
             self._recorder = self._log = None
@@ -214,7 +214,7 @@ class Watch:
     def activities(
         self, steps: Sequence[Step], name_of: Callable[[int], str], *, calls: bool, at_end: bool, now_ns: int
     ) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
-        """Return what each device did, as far as known; with `at_end`, wait for the worker.
+        """Return the recorded activity of each device; with `at_end`, wait for the worker first.
 
         `steps` are the host's: start_ns, end_ns, number of steps; `calls`: they are outermost calls.
         """

@@ -1,8 +1,8 @@
-"""Map autograd nodes of a trace to the forward calls that with_op them.
+"""Map autograd nodes of a trace to the forward calls that made them.
 
 The sequence number that autograd assigns to a node is unique on the forward's thread, and the trace has it at the
 operator and at the node. The owner is that of the start of the last operator with that number: earlier operators with
-it with_op no node. (On five real training traces this is the source of Kineto's own forward-backward arrow in 1,716 of
+it made no node. (On five real training traces this is the source of Kineto's own forward-backward arrow in 1,716 of
 1,716 cases.)
 """
 
@@ -24,7 +24,7 @@ from torchwatt.tracing.traces.tables import Kineto
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Owners:
-    """Each autograd node's slot (phase backward) and outcome, and the operator that with_op it (row of the operators).
+    """Each autograd node's slot (phase backward) and outcome, and the operator that made it (row of the operators).
 
     -1 for an unknown owner or operator.
     """
@@ -75,7 +75,7 @@ def _by_ranges(trace: Kineto, claims: Claims, live: Live, thread: IntArray) -> I
 
 
 def _forward_ops(trace: Kineto, nodes: IntArray) -> IntArray:
-    """Return the operators that may have with_op a node, in order of time."""
+    """Return the operators that may have made a node, in order of time."""
     ops = trace.ops
     forward = (ops.sequence >= 0) & (ops.forward == 0)
     forward[nodes] = False
@@ -161,7 +161,7 @@ def _by_arrow(trace: Kineto, nodes: IntArray) -> IntArray:
 def _inherit(trace: Kineto, nodes: IntArray, orphaned: NDArray[np.bool_]) -> IntArray:
     """Return for each node the node whose owner it takes, usually itself.
 
-    AccumulateGrad has no number: the engine runs it right after the node that with_op its gradient, on the same thread.
+    AccumulateGrad has no number: the engine runs it right after the node that made its gradient, on the same thread.
     """
     start, end = trace.ops.start_ns[nodes], trace.ops.end_ns[nodes]
     source = np.arange(len(nodes))

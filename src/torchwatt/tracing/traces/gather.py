@@ -203,7 +203,7 @@ class Gathered:
     def _named_by_torch(self) -> Block:
         """Return the ranges among the operators.
 
-        Before torch 1.11 annotations were written as operators; those of optimizers, loaders and steps, and ours, are
+        Before torch 1.11 annotations were written as operators; those of optimizers, loaders, steps and torchwatt are
         recognised by name.
         """
         thread, start, end, name = self.columns("ops", 6)[:4]

@@ -79,7 +79,7 @@ def _windows(trace: Kineto) -> Iterator[tuple[int, int]]:
 
 
 def label_replays(host: Host, links: Links, captures: tuple[Captured, ...]) -> Replays:
-    """Label the records of every replay with a known capture."""
+    """Label the records of every replay whose capture is in the trace."""
     records, book = host.trace.records, host.claims.book
     slot = np.full(len(records), NOBODY, dtype=np.int64)
     outcome = np.full(len(records), NOBODY, dtype=np.int64)

@@ -64,7 +64,7 @@ class Host:
 
     def _by_operator(self, thread: IntArray, t_ns: IntArray, node: IntArray, slot: IntArray, outcome: IntArray) -> None:
         """Name by the forward operator of the autograd node, or by the outermost running operator."""
-        assert self.ops is not None  # noqa: S101  # the caller looked
+        assert self.ops is not None  # noqa: S101  # checked by the caller
         maker = np.append(self.owners.op, NOBODY)[node]
         running = self.ops.outermost(self.ops.at(thread, t_ns))
         op = np.where(maker != NOBODY, maker, running)

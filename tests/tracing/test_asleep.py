@@ -624,7 +624,12 @@ def filled_shares(parts_ns, sizes, *, waits_ns=(0, 0)):
     zero, one = np.zeros(number, dtype=np.int64), np.ones(number, dtype=np.int64)
     records = Records(kind, start, start + 1_000, one, zero, np.arange(number))
     book = StepBook(
-        np.array(spans, dtype=np.int64), bounds, (), Modules(nodes=nodes), apart=(), cpu=np.array(cpu, dtype=np.int64)
+        np.array(spans, dtype=np.int64),
+        bounds,
+        (),
+        Modules(nodes=nodes),
+        excluded=(),
+        cpu=np.array(cpu, dtype=np.int64),
     )
     paths = Paths((), {}, Tree({}, {}), signatures)
     return [template.shares()[SLOT_FORWARD] for _, template in book.nearest(records, kinds, paths)]

@@ -213,7 +213,7 @@ def test_backward_calls_are_counted_among_modules_and_parts_of_steps_keep_their_
 @given(st.sets(st.integers(1, 4), min_size=1), st.integers(0, 5))
 def test_a_graph_of_a_size_that_was_never_traced_may_be_of_another_path(traced_sizes, size):
     varying = {(1, each): frozenset() for each in (*traced_sizes, -1)}
-    paths = Paths((), varying, TREE, (), inside={1: frozenset({CHILD})})
+    paths = Paths((), varying, TREE, (), inner_keys={1: frozenset({CHILD})})
     is_open = size > 0 and size not in traced_sizes and len(traced_sizes) == 1
     assert paths.uncertain(1, size, Signature()) == ({CHILD} if is_open else set())
     assert not paths.uncertain(1, size, Signature({CHILD: 1}, frozenset({CHILD})))

@@ -43,9 +43,9 @@ class Device:
     def work(self, ns):
         self.free_ns = max(self.free_ns, self.now_ns) + ns
 
-    def record(self, *, apart=False):
+    def record(self, *, separate=False):
         self.recorded += 1
-        return self.now_ns if apart and not self.stuck else max(self.free_ns, self.now_ns)
+        return self.now_ns if separate and not self.stuck else max(self.free_ns, self.now_ns)
 
     def passed(self, event):
         return event <= self.now_ns

@@ -93,7 +93,7 @@ def test_rounds_end_where_an_optimizer_step_ends_and_count_no_optimizer_twice(ke
 @given(st.integers(0, 400), st.sampled_from([(1,), (1, 2), (1, 1, 2)]))
 def test_a_long_run_keeps_its_number_of_steps(n, pattern):
     keys = (list(pattern) * n)[:n]
-    ends = OptimizerEnds(most=20)
+    ends = OptimizerEnds(most_entries=20)
     for i, key in enumerate(keys):
         ends.extend([(key, 10 * (i + 1))])
     count = sum(count for _, count in rounds(ends.entries()))

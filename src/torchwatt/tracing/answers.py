@@ -44,8 +44,8 @@ def answering(
     grad_enabled, ident = torch.is_grad_enabled, threading.get_ident
 
     def may(log: Log) -> bool:
-        apart = log.mode < OFF and not (log.inside or log.calls_asleep)
-        return apart and (log.stepless or not grad_enabled()) and graph_task_id() < 0
+        is_outside = log.mode < OFF and not (log.inside or log.calls_asleep)
+        return is_outside and (log.stepless or not grad_enabled()) and graph_task_id() < 0
 
     def answer(call: Wrapped, log: Log, start_ns: int, module: Any, args: Any, kwargs: Any) -> Any:
         key = key_of(id(module)) or newcomer(module)
@@ -64,8 +64,8 @@ def answering(
             if alone:
                 quiet.inside = 0
             ran = signature_of(before) if counted else NOTHING_COUNTED
-            last = number + FAILED_SIZE if failed else sequence_nr()
-            log.noted.append((key, start_ns, clock(), number, last, LIGHT_TASK - (UNKNOWN if failed else ran)))
+            next_number = number + FAILED_SIZE if failed else sequence_nr()
+            log.noted.append((key, start_ns, clock(), number, next_number, LIGHT_TASK - (UNKNOWN if failed else ran)))
 
     def signature_of(before: int) -> int:
         number = signatures.number(called[before:]) if quiet.alone else UNKNOWN

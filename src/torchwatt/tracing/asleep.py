@@ -46,10 +46,10 @@ MOST_MARK_NS = 50_000.0  # per span: a larger difference is not caused by record
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slots:
-    """Modules of slots: key by slot; `beside` returns the slot of another module in the same phase."""
+    """Modules of slots: key by slot; `slot_of` returns the slot of another module in the same phase."""
 
     keys: Mapping[int, int] = field(default_factory=dict)
-    beside: Callable[[int, int], int] = lambda slot, _: slot
+    slot_of: Callable[[int, int], int] = lambda slot, _: slot
     is_backward: Callable[[int], bool] = lambda _: False
     modules: frozenset[int] = frozenset()  # those whose slots belong to one module only
 
@@ -71,8 +71,8 @@ class Ran:
         total, over = Counter[int](), None
         for i in range(bisect.bisect_left(self.start_ns, start_ns), bisect.bisect_left(self.start_ns, end_ns)):
             total.update(self.counts[i])
-            known = self.over[i]
-            over = known if over is None else over if known is None else over & known
+            counted = self.over[i]
+            over = counted if over is None else over if counted is None else over & counted
         return total, over
 
     def sequence(self, start_ns: int, end_ns: int) -> Iterator[tuple[int, Mapping[int, int]]]:
@@ -82,8 +82,8 @@ class Ran:
 
     def straddles(self, start_ns: int, end_ns: int) -> bool:
         """Return whether a backward call between two instants follows a forward pass that began earlier."""
-        inside = (self.led_ns[:, 1] >= start_ns) & (self.led_ns[:, 1] < end_ns)
-        return bool((self.led_ns[inside, 0] < start_ns).any())
+        within = (self.led_ns[:, 1] >= start_ns) & (self.led_ns[:, 1] < end_ns)
+        return bool((self.led_ns[within, 0] < start_ns).any())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +111,7 @@ class StepBook:
         steps: Bounds of such steps: start_ns, end_ns, start_ns, ...
         traced: Bounds of the traced steps: for modules that ran in no other step.
         modules: The modules' calls, and the modules of slots.
-        apart: Slots of the profiler's own work and of compilations, which are taken out.
+        excluded: Slots of the profiler's own work and of compilations, which are taken out.
         asleep: Starts and lengths of the steps of which only the end was recorded, sorted; shape (n, 2). The excess
             length of the other steps is the cost of recording their bounds, which is taken out, too.
         cpu: Times, sorted, and the thread's CPU time at each; shape (n, 2). Time taken by other programs is not
@@ -126,7 +126,7 @@ class StepBook:
         traced: Sequence[int],
         modules: Modules,
         *,
-        apart: Sequence[int],
+        excluded: Sequence[int],
         asleep: IntArray = NO_STEPS,
         cpu: IntArray = NO_STEPS,
         after_ns: int = 0,
@@ -140,22 +140,24 @@ class StepBook:
         self._composers: dict[tuple[frozenset[int], frozenset[int]], Composer] = {}
         self._sizes: dict[frozenset[int], GraphSizes] = {}
         self.uncertain: set[int] = set()  # modules of which it is unknown whether they were called
-        self.untold = False  # there are steps of which no calls are known
+        self.untold = False  # some steps have no recorded calls
         self.unlike: set[int] = set()  # modules, or modules of steps, that are similar to no template
         self.unfilled: set[int] = set()  # modules of steps that no template fills
         self.miscounted: set[int] = set()  # modules that ran more or less often than in the step's template
         self._compared: dict[tuple[int, int], tuple[Template, Signature]] = {}
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
-            found = _undisturbed(_found(spans, bounds, apart, after_ns, modules))
-            cost_ns = _mark_ns(found, asleep)
-            for call, inside, made in found:
-                ran_in, ran_inside = _on_cpu_clock(call, inside, cpu)
+            step_spans = _undisturbed(_found(spans, bounds, excluded, after_ns, modules))
+            cost_ns = _mark_ns(step_spans, asleep)
+            for call, spans_inside, graph_nodes in step_spans:
+                ran_in, ran_inside = _on_cpu_clock(call, spans_inside, cpu)
                 template = _net_template(ran_in, ran_inside, cost_ns)
                 if template is not None:
                     counts, over = ran.within(call.start_ns, call.end_ns)
                     self._straddles |= ran.straddles(call.start_ns, call.end_ns)
-                    model = _StepModel(call, inside[:, 1], ran_in.net_ns, template, counts, over, is_traced, made)
+                    model = _StepModel(
+                        call, spans_inside[:, 1], ran_in.net_ns, template, counts, over, is_traced, graph_nodes
+                    )
                     self._models.append(model)
         self._models.sort(key=lambda model: model.start_ns)
 
@@ -164,11 +166,11 @@ class StepBook:
         for turn, i in enumerate(steps_among(records, kinds).tolist()):
             kind = int(records.kind[i])
             task = kinds.of[kind][3]
-            told = paths.signature(task if isinstance(task, int) else LIGHT_TASK)
+            signature = paths.signature(task if isinstance(task, int) else LIGHT_TASK)
             if task == LIGHT_TASK - UNKNOWN:
-                ran, self.untold = told, True
+                ran, self.untold = signature, True
             else:
-                ran = Signature(told.counts, told.over | self._ran.outermost, told.part, told.nodes)
+                ran = Signature(signature.counts, signature.over | self._ran.outermost, signature.part, signature.nodes)
             if kind not in self._matching:
                 self._uncertain[kind] = paths.uncertain_in_step(ran)
                 if not self._explained(ran):
@@ -192,9 +194,9 @@ class StepBook:
         if ran.nodes is None:
             return False
         if ran.over not in self._sizes:
-            known = [model for model in self._models if model.over is None or ran.over <= model.over]
-            steps = [(model.counts, model.nodes) for model in known if model.nodes is not None]
-            self._sizes[ran.over] = GraphSizes(steps, ran.over, self._tree.alike)
+            models = [model for model in self._models if model.over is None or ran.over <= model.over]
+            steps = [(model.counts, model.nodes) for model in models if model.nodes is not None]
+            self._sizes[ran.over] = GraphSizes(steps, ran.over, self._tree.archetypes)
         return self._sizes[ran.over].explain(ran.counts, ran.nodes)
 
     def _compare(self, template: Template, ran: Signature) -> None:
@@ -203,27 +205,27 @@ class StepBook:
         if which in self._compared:
             return
         self._compared[which] = template, ran  # a reference, so that the ids are not reused
-        told = Counter[int]()
+        ran_counts = Counter[int]()
         for slot, calls in calls_of(template).items():
             key = self._slots.keys.get(slot)
             if key is not None and not self._slots.is_backward(slot):
-                told[key] = calls
+                ran_counts[key] = calls
         counted = self._slots.modules & ran.over
-        self.miscounted |= {key for key in counted if told[key] not in {ran.counts.get(key, 0), UNKNOWN_CALLS}}
+        self.miscounted |= {key for key in counted if ran_counts[key] not in {ran.counts.get(key, 0), UNKNOWN_CALLS}}
 
     def _match(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
         """Return the steps in which the same modules ran, with time of uncertain modules given to enclosing ones.
 
         Where kinds of steps alternate (an inner and an outer loop), those with equal graph sizes are of one kind.
         """
-        known = self._known(ran, uncertain)
+        models = self._known(ran, uncertain)
         if ran.part:
-            begun = [self._beginning(model, ran) for model in known]
+            begun = [self._beginning(model, ran) for model in models]
             return [model for model in begun if model is not None]
-        known = [model for model in known if ran.matches(model.counts)]
-        alike = [model for model in known if model.nodes == ran.nodes] or known
-        chosen = _evened([model for model in alike if not model.traced] or alike)
-        return self._agreed(chosen, known) if ran.over else chosen
+        models = [model for model in models if ran.matches(model.counts)]
+        similar = [model for model in models if model.nodes == ran.nodes] or models
+        chosen = _evened([model for model in similar if not model.traced] or similar)
+        return self._agreed(chosen, models) if ran.over else chosen
 
     def _beginning(self, model: _StepModel, ran: Signature) -> _StepModel | None:
         """Return the first part of a step whose calls match an interrupted step; None where no part does."""
@@ -238,9 +240,9 @@ class StepBook:
         template = _first_part(model.template, model.starts_ns < end_ns)
         return None if template is None else replace(model, template=template)
 
-    def _agreed(self, models: Sequence[_StepModel], known: Sequence[_StepModel]) -> list[_StepModel]:
+    def _agreed(self, models: Sequence[_StepModel], comparable: Sequence[_StepModel]) -> list[_StepModel]:
         """Mark the calls of an owner as unknown where steps with equal counts disagree about them."""
-        calls = [calls_of(model.template) for model in known]
+        calls = [calls_of(model.template) for model in comparable]
         differ = differing(calls)
         if self._straddles:  # a backward pass may run modules that were called in the step before
             slots = {slot for each in calls for slot in each}
@@ -253,23 +255,23 @@ class StepBook:
 
     def _known(self, ran: Signature, uncertain: frozenset[int]) -> list[_StepModel]:
         """Return the steps for which the calls of all counted modules are known."""
-        known = [model for model in self._models if model.over is None or ran.over <= model.over]
+        models = [model for model in self._models if model.over is None or ran.over <= model.over]
         if not uncertain:
-            return known
+            return models
         self.uncertain |= uncertain
-        return [replace(model, template=self._reassigned(model.template, uncertain)) for model in known]
+        return [replace(model, template=self._reassigned(model.template, uncertain)) for model in models]
 
     def _reassigned(self, template: Template, uncertain: frozenset[int]) -> Template:
-        made = reassigned(template, partial(self._enclosing, uncertain))
-        called = {slot for slot, calls in calls_of(made).items() if calls}
-        return untold(made, lambda slot: self._slots.is_backward(slot) and slot not in called)
+        reassigned_template = reassigned(template, partial(self._enclosing, uncertain))
+        called = {slot for slot, calls in calls_of(reassigned_template).items() if calls}
+        return untold(reassigned_template, lambda slot: self._slots.is_backward(slot) and slot not in called)
 
     def _enclosing(self, uncertain: frozenset[int], slot: int) -> int:
         key = self._slots.keys.get(slot)
         if key is None:
             return slot
         above = self._tree.enclosing(key, uncertain)
-        return slot if above == key else self._slots.beside(slot, above)
+        return slot if above == key else self._slots.slot_of(slot, above)
 
     @staticmethod
     def _taking_turns(models: Sequence[_StepModel], t_ns: int, turn: int) -> Template | None:
@@ -277,16 +279,16 @@ class StepBook:
         if not n:
             return None
         near = bisect.bisect(models, t_ns, key=lambda model: model.start_ns)
-        first = min(max(near - NEAR // 2, 0), max(n - NEAR, 0))
-        return models[first + turn % min(NEAR, n)].template
+        begin = min(max(near - NEAR // 2, 0), max(n - NEAR, 0))
+        return models[begin + turn % min(NEAR, n)].template
 
     def _composed(self, ran: Signature, uncertain: frozenset[int], length_ns: float) -> Template | None:
         which = ran.over, uncertain
         if which not in self._composers:
-            known = [model for model in self._known(ran, uncertain) if model.counts]
-            samples = [sample_of(model.template, model.length_ns, model.counts) for model in known]
+            models = [model for model in self._known(ran, uncertain) if model.counts]
+            samples = [sample_of(model.template, model.length_ns, model.counts) for model in models]
             led = Led(self._slots.is_backward, self._ran.outermost, self._straddles)
-            self._composers[which] = Composer(samples, self._tree, self._slots.keys.get, self._slots.beside, led)
+            self._composers[which] = Composer(samples, self._tree, self._slots.keys.get, self._slots.slot_of, led)
         self.unlike |= self._composers[which].unlike(ran) - {BACKWARD_KEY}
         return self._composers[which].compose(ran, length_ns)
 
@@ -326,22 +328,22 @@ class _StepModel:
 Found = list[tuple[Call, IntArray, int | None]]
 
 
-def _found(spans: IntArray, steps: Sequence[int], apart: Sequence[int], after_ns: int, modules: Modules) -> Found:
+def _found(spans: IntArray, steps: Sequence[int], excluded: Sequence[int], after_ns: int, modules: Modules) -> Found:
     """Return each step without profiler work and compilations, its spans, and the size of its graph."""
     bounds = np.array(steps, dtype=np.int64).reshape(-1, 2)
     bounds = bounds[:: max(len(bounds) // MOST_STEPS, 1)]
     following = np.append(spans[:, 1], np.iinfo(np.int64).max)[np.searchsorted(spans[:, 1], bounds)]
     bounds = np.minimum(bounds + after_ns, following)
-    found = []
+    step_spans = []
     for (start, end), size in zip(bounds.tolist(), modules.nodes_of(bounds), strict=True):
-        first, last = np.searchsorted(spans[:, 1], (start, end))
-        inside = spans[first:last].copy()
-        inside[:, 2] = np.minimum(inside[:, 2], end)
-        own = np.isin(inside[:, 0], apart)
-        ours = inside[own][top_level(inside[own, 1], inside[own, 2])]
+        begin, end_index = np.searchsorted(spans[:, 1], (start, end))
+        own_spans = spans[begin:end_index].copy()
+        own_spans[:, 2] = np.minimum(own_spans[:, 2], end)
+        own = np.isin(own_spans[:, 0], excluded)
+        ours = own_spans[own][top_level(own_spans[own, 1], own_spans[own, 2])]
         call = Call(start, end, tuple((int(s), int(e)) for _, s, e, _ in ours))
-        found.append((call, inside[~own], size))
-    return found
+        step_spans.append((call, own_spans[~own], size))
+    return step_spans
 
 
 def _on_cpu_clock(call: Call, spans: IntArray, cpu: IntArray) -> tuple[Call, IntArray]:
@@ -349,8 +351,8 @@ def _on_cpu_clock(call: Call, spans: IntArray, cpu: IntArray) -> tuple[Call, Int
 
     On a busy machine a step of 2 ms may take 10 ms, and the delay falls into an arbitrary part of it.
     """
-    first, last = np.searchsorted(cpu[:, 0], (call.start_ns, call.end_ns + 1))
-    if last - first < FEW_READINGS:
+    begin, end_row = np.searchsorted(cpu[:, 0], (call.start_ns, call.end_ns + 1))
+    if end_row - begin < FEW_READINGS:
         return call, spans
 
     def ran(t_ns: IntArray) -> IntArray:
@@ -364,28 +366,30 @@ def _on_cpu_clock(call: Call, spans: IntArray, cpu: IntArray) -> tuple[Call, Int
     return Call(start_ns, end_ns, inner), np.column_stack((spans[:, 0], bounds, spans[:, 3]))
 
 
-def _undisturbed(found: Found) -> Found:
+def _undisturbed(step_spans: Found) -> Found:
     """Discard steps much longer than others of equal graph size: another program ran meanwhile."""
     lengths = defaultdict[int | None, list[int]](list)
-    for call, _, made in found:
-        lengths[made].append(call.net_ns)
-    usual_ns = {made: float(np.median(each)) for made, each in lengths.items()}
-    return [each for each in found if each[0].net_ns <= DISTURBED * usual_ns[each[2]]]
+    for call, _, nodes in step_spans:
+        lengths[nodes].append(call.net_ns)
+    usual_ns = {nodes: float(np.median(each)) for nodes, each in lengths.items()}
+    return [each for each in step_spans if each[0].net_ns <= DISTURBED * usual_ns[each[2]]]
 
 
-def _mark_ns(found: Found, asleep: IntArray) -> float:
+def _mark_ns(step_spans: Found, asleep: IntArray) -> float:
     """Return the cost of recording one outermost span of a step, in ns.
 
     Steps are compared with the steps that followed, since a machine's speed may change within seconds.
     """
-    if len(asleep) < ENOUGH or len(found) < ENOUGH:
+    if len(asleep) < ENOUGH or len(step_spans) < ENOUGH:
         return 0.0
-    first = np.searchsorted(asleep[:, 0], [call.start_ns for call, _, _ in found])
+    begin = np.searchsorted(asleep[:, 0], [call.start_ns for call, _, _ in step_spans])
     excess_ns = [
         call.net_ns - np.percentile(asleep[i : i + NEIGHBOURS, 1], CALM)
-        for i, (call, _, _) in zip(np.minimum(first, len(asleep) - ENOUGH).tolist(), found, strict=True)
+        for i, (call, _, _) in zip(np.minimum(begin, len(asleep) - ENOUGH).tolist(), step_spans, strict=True)
     ]
-    spans = float(np.median([len(top_level(inside[:, 1], inside[:, 2])) for _, inside, _ in found]))
+    spans = float(
+        np.median([len(top_level(spans_inside[:, 1], spans_inside[:, 2])) for _, spans_inside, _ in step_spans])
+    )
     of_gaps = IN_GAPS * float(np.percentile(excess_ns, CALM))
     return min(max(of_gaps / max(spans, 1.0), 0.0), MOST_MARK_NS)
 
@@ -393,12 +397,12 @@ def _mark_ns(found: Found, asleep: IntArray) -> float:
 def lengths_of(records: Records, asleep: IntArray) -> IntArray:
     """Return the start of each step and its length without nested records, in ns, sorted; shape (n, 2)."""
     steps = records.take(asleep)
-    others = records.take(np.setdiff1d(np.arange(len(records)), asleep))
-    top = top_level(others.start, others.end)
-    start, end = others.start[top], others.end[top]
+    nested = records.take(np.setdiff1d(np.arange(len(records)), asleep))
+    top = top_level(nested.start, nested.end)
+    start, end = nested.start[top], nested.end[top]
     total = np.concatenate(([0], np.cumsum(end - start)))
-    inside = total[np.searchsorted(start, steps.end)] - total[np.searchsorted(start, steps.start)]
-    return np.column_stack((steps.start, np.maximum(steps.end - steps.start - inside, 0) // steps.count))
+    nested_ns = total[np.searchsorted(start, steps.end)] - total[np.searchsorted(start, steps.start)]
+    return np.column_stack((steps.start, np.maximum(steps.end - steps.start - nested_ns, 0) // steps.count))
 
 
 def _evened(models: Sequence[_StepModel]) -> list[_StepModel]:
@@ -424,8 +428,8 @@ def _evened(models: Sequence[_StepModel]) -> list[_StepModel]:
 
 
 def _warped(template: Template, bounds: FloatArray, usual: FloatArray) -> Template:
-    first = np.interp(template.first, bounds, usual)
-    return replace(template, first=first, last=np.maximum(np.interp(template.last, bounds, usual), first))
+    starts = np.interp(template.first, bounds, usual)
+    return replace(template, first=starts, last=np.maximum(np.interp(template.last, bounds, usual), starts))
 
 
 def _first_part(template: Template, begun: NDArray[np.bool_]) -> Template | None:
@@ -433,14 +437,14 @@ def _first_part(template: Template, begun: NDArray[np.bool_]) -> Template | None
     part = float(template.first[~begun].min(initial=1.0))
     if part <= 0 or not begun.any():
         return None
-    first, last = template.first[begun] / part, np.minimum(template.last[begun] / part, 1.0)
-    return Template(first, last, template.owner[begun], template.calls[begun])
+    starts, ends = template.first[begun] / part, np.minimum(template.last[begun] / part, 1.0)
+    return Template(starts, ends, template.owner[begun], template.calls[begun])
 
 
 def _net_template(call: Call, spans: IntArray, cost_ns: float) -> Template | None:
     top = spans[top_level(spans[:, 1], spans[:, 2])]
-    first, last = call.to_net(top[:, 1]), call.to_net(top[:, 2])
-    clock = net_clock((0, call.net_ns), first, last, cost_ns)
+    starts, end_net = call.to_net(top[:, 1]), call.to_net(top[:, 2])
+    clock = net_clock((0, call.net_ns), starts, end_net, cost_ns)
     if not len(spans) or clock.total_ns <= 0:
         return None
     begins: FloatArray = clock.at(call.to_net(spans[:, 1])) / clock.total_ns

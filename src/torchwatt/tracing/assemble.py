@@ -97,7 +97,7 @@ class _Assembly:
             look = log.look()
             parts = split(
                 look.table, look.calls, look.kinds,
-                since_ns=view.start_ns, margins=log.margins, inside=look.inside,
+                since_ns=view.start_ns, margins=log.margins, within_step=look.inside,
             )  # fmt: skip
             shown = [c for c in parts.calls if self._shows(c)]
             self.looks[log], self.calls[log], self.kept[log] = look, shown, parts.kept
@@ -311,7 +311,7 @@ class _Assembly:
         spans = self.columns.of_thread(thread)
         modules = Modules(self._ran(log), self.tree, self._module_slots(), look.nodes)
         book = StepBook(
-            spans, look.skeletons, look.traced, modules, apart=apart,
+            spans, look.skeletons, look.traced, modules, excluded=apart,
             asleep=lengths_of(records, asleep), cpu=look.cpu, after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))
@@ -524,7 +524,7 @@ class _Assembly:
         def name_of(key: int) -> str:
             return self.names.of(key) if key > 0 else self.scope_names.get(key, UNATTRIBUTED)
 
-        return view.devices.activities(_bounds(steps), name_of, calls=calls, last=view.is_last, now_ns=view.done_ns)
+        return view.devices.activities(_bounds(steps), name_of, calls=calls, at_end=view.is_last, now_ns=view.done_ns)
 
     def _done(self, steps: Sequence[Step], *, calls: bool) -> list[Step]:
         """Return the steps as the device did them; the host's steps without a device or with several."""

@@ -83,11 +83,11 @@ class Budget:
         if self.share <= 0:
             return False
         curious, self.curious = self.curious, False
-        left = self._left_ns(now_ns) + OVERDRAFT * self._closer_ns(now_ns)
+        affordable_ns = self._left_ns(now_ns) + OVERDRAFT * self._closer_ns(now_ns)
         granted = (
             self.traced_steps < EARLY_STEPS
             or cost_ns <= self.room_ns("calls", now_ns)
-            or (curious and cost_ns <= left)  # new work has precedence and is paid for later
+            or (curious and cost_ns <= affordable_ns)  # new work has precedence and is paid for later
         )
         self.curious = curious and not granted
         self.traced_steps += granted
@@ -130,10 +130,10 @@ class Budget:
         """
         room, income_ns = self.room_ns("calls", now_ns), max(self.share * step_ns, 1.0)
         if traced:
-            most = float(MOST_STEPS)
+            most_steps = float(MOST_STEPS)
             each_ns = max(cost_ns - around_ns, 1.0)
             steps = max(room / 8 / max(cost_ns, 1.0), around_ns / each_ns) if self.traced_steps > EARLY_STEPS else 1.0
         else:
-            most = max(MOST_STEPS, MOST_BETWEEN_NS / max(step_ns, 1.0))
+            most_steps = max(MOST_STEPS, MOST_BETWEEN_NS / max(step_ns, 1.0))
             steps = max((cost_ns - room) / 2, decision_ns / DECISION_SHARE) / income_ns
-        return round(min(max(steps, 1.0), most))
+        return round(min(max(steps, 1.0), most_steps))

@@ -30,7 +30,7 @@ def cuda_burner(index: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> 
         start_ns = clock_ns()
         while clock_ns() - start_ns < duration_ns:
             torch.mm(a, a, out=out)
-            torch.cuda.synchronize(device)  # after each product, so that the end is known to within one
+            torch.cuda.synchronize(device)  # after each product: the measured end is at most one product late
         return start_ns, clock_ns()
 
     burn(200_000_000)  # clocks up, libraries loaded

@@ -56,7 +56,7 @@ def capture(model: nn.Module, call: Callable[[], Any]) -> tuple[Work, ...]:
     Raises:
         ConfigError: No leaf module of the model was called.
     """
-    found: dict[tuple[Any, ...], Work] = {}
+    workloads: dict[tuple[Any, ...], Work] = {}
     names: dict[nn.Module, str] = {}
     for _, plain, module in walk(model):
         if not module._modules:
@@ -65,9 +65,9 @@ def capture(model: nn.Module, call: Callable[[], Any]) -> tuple[Work, ...]:
     def caught(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         precision = _precision()
         kind = (type(module), _settings(module), _shapes(module.state_dict()), _shapes((args, kwargs)), precision)
-        work = found.get(kind)
+        work = workloads.get(kind)
         if work is None:
-            work = found[kind] = Work(module, _copied(args), _copied(kwargs), module.training, precision)
+            work = workloads[kind] = Work(module, _copied(args), _copied(kwargs), module.training, precision)
         if names[module] not in work.fqns:
             work.fqns.append(names[module])
 
@@ -78,9 +78,9 @@ def capture(model: nn.Module, call: Callable[[], Any]) -> tuple[Work, ...]:
     finally:
         for handle in handles:
             handle.remove()
-    if not found:
+    if not workloads:
         raise ConfigError("replay: the call ran no layer of this model; give a function that calls it once")
-    return tuple(found.values())
+    return tuple(workloads.values())
 
 
 def _precision() -> Precision:

@@ -20,12 +20,11 @@ from torchwatt.tracing.dynamo import outer_codes
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, FORWARD_TASK, FULL, KEY, LIGHT, LIGHT_TASK, OFF, OPTIMIZER_KEY
+from torchwatt.tracing.rows import ASLEEP, BACKWARD_TASK, FORWARD_TASK, FULL, KEY, LIGHT, LIGHT_TASK, OFF, OPTIMIZER_KEY
 from torchwatt.tracing.wrappers import MOST_CALLS_ASLEEP, Wrapped, graph_task_id, sequence_nr
 
 # Code that uses one of these names computes gradients itself, so that its call is more than a forward pass.
 GRADIENTS = frozenset({"backward", "grad", "value_and_grad", "grad_and_value", "vjp", "jacrev"})
-BACKWARD_TASK = 0  # any graph task: the row is of a backward pass
 
 
 class Host(Protocol):
@@ -215,18 +214,18 @@ class CompiledCalls:
     def _function(self, frame: FrameType) -> Function:
         values = frame.f_locals
         fn = values.get("fn")
-        known = self._functions.get(id(fn))
-        if known is not None and known[0]() is fn:
-            return known[1]
-        given = (*(values.get("args") or ()), *(values.get("kwargs") or {}).values())
-        function = self._described(fn, given)
+        described = self._functions.get(id(fn))
+        if described is not None and described[0]() is fn:
+            return described[1]
+        arguments = (*(values.get("args") or ()), *(values.get("kwargs") or {}).values())
+        function = self._described(fn, arguments)
         try:
             self._functions[id(fn)] = weakref.ref(fn), function
         except TypeError:  # no weak reference possible: kept until the session ends
             self._functions[id(fn)] = (lambda: fn), function
         return function
 
-    def _described(self, fn: Any, given: tuple[Any, ...]) -> Function:
+    def _described(self, fn: Any, arguments: tuple[Any, ...]) -> Function:
         name = str(getattr(fn, "__name__", type(fn).__name__))
         for layer in _layers(fn):
             owner = getattr(layer, "__self__", None)
@@ -234,18 +233,18 @@ class CompiledCalls:
                 return Function(name, self._host.registry.register(owner), 0, is_opaque=False)
             if isinstance(owner, Optimizer) and name == "step":
                 return Function(name, OPTIMIZER_KEY, self._host.registry.optimizer_key(owner))
-        words, used = _words(fn), [*_used(fn), *given]
-        optimizers = [thing for thing in used if isinstance(thing, Optimizer)] if "step" in words else []
-        modules = [thing for thing in used if isinstance(thing, nn.Module)]
+        words, used = _words(fn), [*_used(fn), *arguments]
+        optimizers = [value for value in used if isinstance(value, Optimizer)] if "step" in words else []
+        modules = [value for value in used if isinstance(value, nn.Module)]
         key = self._host.registry.function_key()
         function = Function(name, key, 0)
         if optimizers:
             distinct = {id(optimizer) for optimizer in optimizers}
-            one = self._host.registry.optimizer_key(optimizers[0]) if len(distinct) == 1 else 0
+            optimizer_key = self._host.registry.optimizer_key(optimizers[0]) if len(distinct) == 1 else 0
             if not modules and not words & GRADIENTS:
-                function.key, function.step_key = OPTIMIZER_KEY, one or self._host.scope_key(name)
+                function.key, function.step_key = OPTIMIZER_KEY, optimizer_key or self._host.scope_key(name)
             else:
-                function.step_key = one
+                function.step_key = optimizer_key
                 self._make_step(function)
         elif words & GRADIENTS:
             self._make_step(function)

@@ -34,24 +34,24 @@ class Tree:
 
     Args:
         parent: The enclosing module of a module, among modules that are called themselves.
-        alike: Modules of one class and size, at the same place in their blocks, share a name.
+        archetypes: A value by module; modules of one class and size at the same place in their blocks share it.
         names: As in the state_dict.
     """
 
     parent: Mapping[int, int]
-    alike: Mapping[int, object]
+    archetypes: Mapping[int, object]
     names: Mapping[int, str] = field(default_factory=dict)
 
     def enclosing(self, key: int, uncertain: Collection[int]) -> int:
         """Return the smallest enclosing module that certainly ran; 0: none inside the call itself."""
         at: int | None = key
-        found = key
+        ancestor = key
         while at is not None:
             above = self.parent.get(at)
             if at in uncertain:
-                found = above or 0
+                ancestor = above or 0
             at = above
-        return found
+        return ancestor
 
     def counterpart(self, key: int, of: int, within: int) -> int:
         """Return the module in `within` that corresponds by name to `key` in `of`, else `within`."""
@@ -87,9 +87,9 @@ def sample_of(template: Template, total_ns: float, counts: Mapping[int, int]) ->
     """Return the sample of a template's call."""
     middle: dict[int, float] = defaultdict(float)
     weight: dict[int, float] = defaultdict(float)
-    for owner, first, last in zip(template.owner.tolist(), template.first, template.last, strict=True):
-        middle[owner] += float(first + last) / 2 * float(last - first)
-        weight[owner] += float(last - first)
+    for owner, start, end in zip(template.owner.tolist(), template.first, template.last, strict=True):
+        middle[owner] += float(start + end) / 2 * float(end - start)
+        weight[owner] += float(end - start)
     shares = template.shares()
     times = {owner: share * total_ns for owner, share in shares.items()}
     middles = {owner: middle[owner] / weight[owner] if weight[owner] > 0 else 0.5 for owner in shares}
@@ -100,8 +100,8 @@ def calls_of(template: Template) -> dict[int, int]:
     """Return the number of calls of each owner of a template; below zero: unknown."""
     calls: dict[int, int] = {}
     for owner, n in zip(template.owner.tolist(), template.calls.tolist(), strict=True):
-        known = calls.setdefault(owner, 0)
-        calls[owner] = UNKNOWN_CALLS if min(known, n) < 0 else known + n
+        total = calls.setdefault(owner, 0)
+        calls[owner] = UNKNOWN_CALLS if min(total, n) < 0 else total + n
     return calls
 
 
@@ -138,9 +138,9 @@ class Led:
 
     def pattern(self, counts: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
         """Return the calls outside, in lowest terms where they are those of several backward calls."""
-        found = sorted((key, n) for key, n in counts.items() if n and key in self.outside)
-        unit = math.gcd(*(n for _, n in found)) if found and not self.of_one_call else 1
-        return tuple((key, n // unit) for key, n in found)
+        outside_counts = sorted((key, n) for key, n in counts.items() if n and key in self.outside)
+        unit = math.gcd(*(n for _, n in outside_counts)) if outside_counts and not self.of_one_call else 1
+        return tuple((key, n // unit) for key, n in outside_counts)
 
 
 class Composer:
@@ -150,7 +150,7 @@ class Composer:
         samples: Traced calls.
         tree: The nesting of modules.
         module_of: Key of the module that an owner stands for; None: no module.
-        beside: Owner of another module in the same phase, by an owner and that module's key.
+        counterpart_slot: Owner of another module in the same phase, by an owner and that module's key.
         led: Owners whose calls follow from those of others in some calls only.
     """
 
@@ -159,18 +159,18 @@ class Composer:
         samples: Sequence[Sample],
         tree: Tree,
         module_of: Callable[[int], int | None],
-        beside: Callable[[int, int], int] = lambda _, key: key,
+        counterpart_slot: Callable[[int, int], int] = lambda _, key: key,
         led: Led | None = None,
     ) -> None:
         self._samples = samples
         self._tree = tree
         self._module_of = module_of
-        self._beside = beside
+        self._slot_of = counterpart_slot
         self._led = led or Led()
         self._made: dict[frozenset[int], _Rates] = {}
 
     def compose(self, ran: Signature, total_ns: float) -> Template | None:
-        """Return a template for a call with a signature; None where nothing is known.
+        """Return a template for a call with a signature; None without any traced call.
 
         A module that was never traced gets the total time of similar modules. Without similar ones its time is left to
         the enclosing module.
@@ -183,7 +183,7 @@ class Composer:
 
     def _rates(self, over: frozenset[int]) -> _Rates:
         if over not in self._made:
-            owners = self._module_of, self._beside, self._led
+            owners = self._module_of, self._slot_of, self._led
             self._made[over] = _Rates(self._samples, self._tree, owners, over)
         return self._made[over]
 
@@ -199,7 +199,7 @@ class _Rates:
         over: frozenset[int],
     ) -> None:
         self._tree, self._over = tree, over
-        self._module_of, self._beside, self._led = module_of, _, _ = owners
+        self._module_of, self._slot_of, self._led = module_of, _, _ = owners
         self._samples = samples
         self._anchors = Counter[int]()
         self._calls: dict[tuple[int, tuple[tuple[int, int], ...] | None], tuple[int, int] | None] = {}
@@ -231,7 +231,7 @@ class _Rates:
         return 1 if anchor is None else sample.counts.get(anchor, 0)
 
     def template(self, ran: Signature, total_ns: float) -> Template | None:
-        """Return the template of a call, from the known owners."""
+        """Return the template of a call, from the owners with a usual time."""
         pattern = self._led.pattern(ran.counts)
         weights = {owner: self._weight(owner, 1, pattern) for owner in self._by_anchor[None]}
         for key, count in ran.counts.items():
@@ -240,8 +240,8 @@ class _Rates:
             elif key in self._over:
                 weights |= self._like(key, count)
         if self._led.straddles and not any(self._led.pattern(sample.counts) == pattern for sample in self._samples):
-            others = (owner for owner in self._anchor if self._led.owners(owner) and owner not in weights)
-            weights |= dict.fromkeys(others, (0.0, UNKNOWN_CALLS))
+            remaining_owners = (owner for owner in self._anchor if self._led.owners(owner) and owner not in weights)
+            weights |= dict.fromkeys(remaining_owners, (0.0, UNKNOWN_CALLS))
         known_ns = math.fsum(ns for ns, _ in weights.values()) + max(self._rest_ns, 0.0)
         whole_ns = max(total_ns, known_ns) if self.unlike(ran) else known_ns
         return self._laid(weights, whole_ns) if whole_ns > 0 and weights else None
@@ -257,31 +257,33 @@ class _Rates:
         if which not in self._calls:
             self._calls[which] = self._rate(*which)
         rate = self._calls[which]
-        calls, rest = divmod(rate[0] * count, rate[1]) if rate is not None else (0, 1)
-        return self._time[owner] * count, UNKNOWN_CALLS if rest else calls
+        calls, remainder = divmod(rate[0] * count, rate[1]) if rate is not None else (0, 1)
+        return self._time[owner] * count, UNKNOWN_CALLS if remainder else calls
 
     def _rate(self, owner: int, pattern: tuple[tuple[int, int], ...] | None) -> tuple[int, int] | None:
         """Return (calls of an owner, calls of its anchor); None where samples disagree or none has the pattern."""
         anchor = self._anchor[owner]
-        seen = [
+        rates = [
             (sample.calls.get(owner, 0), self._anchor_calls(sample, anchor))
             for sample in self._samples
             if pattern is None or self._led.pattern(sample.counts) == pattern
         ]
-        calls, of = max(seen, key=lambda each: each[1]) if seen else (0, 0)
-        same = all(n >= 0 and n * of == calls * times for n, times in seen)
+        calls, of = max(rates, key=lambda each: each[1]) if rates else (0, 0)
+        same = all(n >= 0 and n * of == calls * times for n, times in rates)
         return (calls, of) if of and same else None
 
     def _like(self, key: int, count: int) -> dict[int, tuple[float, int]]:
         """Give a module that was never traced the time of similar ones, with all inside, for `count` calls."""
-        name = self._tree.alike.get(key)
-        twins = [k for k in self._over if self._anchors[k] and name is not None and self._tree.alike.get(k) == name]
+        name = self._tree.archetypes.get(key)
+        twins = [
+            k for k in self._over if self._anchors[k] and name is not None and self._tree.archetypes.get(k) == name
+        ]
         sums: dict[int, float] = defaultdict(float)
         counted: set[int] = set()
         for twin in twins:
             for owner in self._by_anchor[twin]:
                 module = self._module_of(owner)
-                own = self._beside(owner, self._tree.counterpart(twin if module is None else module, twin, key))
+                own = self._slot_of(owner, self._tree.counterpart(twin if module is None else module, twin, key))
                 sums[own] += self._time[owner] * self._anchors[twin]
                 if module == twin and not self._led.owners(owner):
                     counted.add(own)
@@ -294,10 +296,10 @@ class _Rates:
             return self._moment.get(owner, 0.5)
 
         order = sorted(weights, key=lambda owner: (middle(owner), owner))
-        last = np.minimum(np.cumsum([weights[owner][0] for owner in order]) / whole_ns, 1.0)
-        first = np.concatenate(([0.0], last[:-1]))
+        ends = np.minimum(np.cumsum([weights[owner][0] for owner in order]) / whole_ns, 1.0)
+        starts = np.concatenate(([0.0], ends[:-1]))
         calls = np.array([weights[owner][1] for owner in order], dtype=np.int64)
-        return Template(first, last, np.array(order, dtype=np.int64), calls)
+        return Template(starts, ends, np.array(order, dtype=np.int64), calls)
 
 
 def _usual(times_ns: Sequence[float]) -> float:

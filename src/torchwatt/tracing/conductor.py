@@ -190,8 +190,8 @@ class Conductor:
 
     def _until_warm(self, steps: int) -> int:
         """Return the number of steps until the first warm step, which is traced; at most `steps`."""
-        left = WARM_STEP - self._steps
-        return min(steps, left) if left > 0 else steps
+        remaining = WARM_STEP - self._steps
+        return min(steps, remaining) if remaining > 0 else steps
 
     def decided(self, own_ns: int, *, traced: bool) -> None:
         """Book the cost of a decision; `traced`: steps before or after it are traced, which made it necessary."""
@@ -212,12 +212,12 @@ class Conductor:
             return False
         lends = is_new or self._wants_warm
         room_ns = self.budget.lent_ns(now_ns) if lends else self.budget.room_ns("windows", now_ns)
-        wanted = self.pacer.wants(kind, now_ns, room_ns)
-        self._wants_warm &= not wanted
-        stride.windowed |= wanted
-        if wanted:
+        is_due = self.pacer.wants(kind, now_ns, room_ns)
+        self._wants_warm &= not is_due
+        stride.windowed |= is_due
+        if is_due:
             stride.planned = min(stride.planned, stride.steps + 1)
-        return wanted
+        return is_due
 
     def backward_took(self, kind: Hashable, length_ns: int, *, recorded: bool) -> None:
         """Record how long a backward call took, in a window or not."""
@@ -227,8 +227,8 @@ class Conductor:
 
     def slowdown_ns(self, kind: Hashable) -> float:
         """Return a lower bound of how much windows slow such calls down, in ns; 0 with too few observations."""
-        seen = self._backwards.get(kind)
-        return seen.excess_ns() if seen is not None else 0.0
+        durations = self._backwards.get(kind)
+        return durations.excess_ns() if durations is not None else 0.0
 
     def window_taken(self, stride: Stride, kind: Hashable, own_ns: int, now_ns: int) -> int:
         """Book a window of `own_ns` by its own clocks; return its cost in ns with all after-effects."""
@@ -297,8 +297,8 @@ class Conductor:
         """Raise the cost factor to the observed cost; not below the calibration, since a lower value may be chance."""
         self._checked += 1
         if self._checked % CHECK_EVERY == 0 and (booked_ns := stride.calls * self.call_ns(stride)) > 0:
-            seen = stride.observed.excess_ns() / booked_ns
-            self.costs.factor = max(seen, 1.0)
+            excess_ratio = stride.observed.excess_ns() / booked_ns
+            self.costs.factor = max(excess_ratio, 1.0)
 
     def _narrow(self, stride: Stride, cost_ns: float) -> None:
         income_ns = max(self.budget.share * stride.step_ns, 1.0)

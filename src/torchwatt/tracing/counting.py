@@ -52,20 +52,20 @@ class Counting:
         around = nearest_called(self._host.registry.parent, self._called)
         for call in calls:
             self._pattern.add(call.counts, around)
-        wanted = frozenset(self._pattern.varying), frozenset(self._host.registry.choices)
-        if wanted != self._wanted and any(wanted):
-            self._wanted = wanted
+        candidates = frozenset(self._pattern.varying), frozenset(self._host.registry.choices)
+        if candidates != self._wanted and any(candidates):
+            self._wanted = candidates
             forward = table[(table[:, TASK] == FORWARD_TASK) & (table[:, KEY] > 0), KEY].tolist()
             steps = max(steps, 1)
-            self._count(wanted, forward, steps, most_calls(len(forward) // steps))
+            self._count(candidates, forward, steps, most_calls(len(forward) // steps))
 
     def _count(
-        self, wanted: tuple[frozenset[int], frozenset[int]], forward: list[int], steps: int, most: float
+        self, candidates: tuple[frozenset[int], frozenset[int]], forward: list[int], steps: int, most_calls: float
     ) -> None:
         registry, signatures = self._host.registry, self._host.signatures
         kinds = Counter(kind for key in forward if (kind := registry.class_of(key)) is not None)
-        found = affordable(wanted, registry.class_of, {kind: n / steps for kind, n in kinds.items()}, most)
-        modules = {key: module for key in found if (module := registry.module(key)) is not None}
+        counted = affordable(candidates, registry.class_of, {kind: n / steps for kind, n in kinds.items()}, most_calls)
+        modules = {key: module for key in counted if (module := registry.module(key)) is not None}
         if modules.keys() == signatures.over:
             return
         for key in modules:

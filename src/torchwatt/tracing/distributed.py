@@ -44,10 +44,10 @@ class StoreLink:
     def open(cls, timeout_s: float) -> StoreLink | None:
         """Connect; return None without a store."""
         try:
-            found = _clone(timeout_s)
+            store = _clone(timeout_s)
         except Exception:  # the store's server is gone
             return None
-        return None if found is None else cls(found)
+        return None if store is None else cls(store)
 
     def clone(self) -> StoreLink:
         """Return another connection, for another thread: a waiting thread blocks its connection."""
@@ -90,8 +90,8 @@ def _clone(timeout_s: float) -> Any:
 
     store = c10d._get_default_store()  # a job's store has no public name
     if hasattr(store, "clone"):
-        found = store.clone()
-        found.set_timeout(timedelta(seconds=timeout_s))
-        return found
+        clone = store.clone()
+        clone.set_timeout(timedelta(seconds=timeout_s))
+        return clone
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return c10d.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=timeout_s))

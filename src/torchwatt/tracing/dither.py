@@ -1,4 +1,4 @@
-"""Delay the start of steps at random, so that steps of the sensor's period are not always sampled in the same phase."""
+"""Delay the start of steps at random, so that a sensor whose period equals the step's samples all parts of a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 class Dither:
     """Sleep for a random time after each optimizer step and each step that the user marks; only on request.
 
-    With up to 1 ms per step, a run in sync with the sensor's period has a third of the error (ATTRIBUTION 5, step 7).
+    With up to 1 ms per step, a run in sync with the sensor's period has a third of the error (docs/attribution.md, T5).
 
     Args:
         most_s: Maximum sleep in seconds; drawn uniformly from 0 on.
@@ -21,7 +21,7 @@ class Dither:
         self.most_s = most_s
         self.slept_s = 0.0
         self.steps = 0
-        self._draw = random.Random(seed)  # noqa: S311  a moment's sleep is no secret
+        self._draw = random.Random(seed)  # noqa: S311  not used for cryptography
         self._handle: Any = None
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""The parts of torch.compile's tracer, Dynamo, that are used: looked up only if the program imported it.
+"""Access to torch.compile's tracer, Dynamo, if the program has imported it.
 
 Private names differ between torch 2.4 and 2.13; each is guarded by `getattr`.
 """

@@ -30,12 +30,12 @@ class ElasticTemplate:
         self.net_ns = net_ns
         self._fitted: dict[int, Template] = {}
         mine = is_communication(template.owner)
-        first, last = _union(template.first[mine], template.last[mine])
+        starts, ends = _union(template.first[mine], template.last[mine])
         bounds, place = np.unique(np.concatenate((template.first, template.last)), return_inverse=True)
         self._first, self._last = place[: len(template.first)], place[len(template.first) :]
-        self._talk_before = _covered(first, last, bounds)
+        self._talk_before = _covered(starts, ends, bounds)
         self._work_before = bounds - self._talk_before
-        self._talk = float((last - first).sum())
+        self._talk = float((ends - starts).sum())
 
     @property
     def is_rigid(self) -> bool:
@@ -66,20 +66,20 @@ def is_communication(owner: IntArray) -> np.ndarray:
     return np.isin(owner, (COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY))
 
 
-def _union(first: FloatArray, last: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _union(starts: FloatArray, ends: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return intervals (sorted by start) without their overlaps."""
-    reached = np.maximum.accumulate(last) if len(last) else last
-    before = np.concatenate(([0.0], reached[:-1])) if len(last) else last
-    start = np.minimum(np.maximum(first, before), reached)
+    reached = np.maximum.accumulate(ends) if len(ends) else ends
+    before = np.concatenate(([0.0], reached[:-1])) if len(ends) else ends
+    start = np.minimum(np.maximum(starts, before), reached)
     return start, reached
 
 
-def _covered(first: FloatArray, last: FloatArray, bounds: FloatArray) -> FloatArray:
+def _covered(starts: FloatArray, ends: FloatArray, bounds: FloatArray) -> FloatArray:
     """Return how much of each `[0, bound]` lies in intervals that are sorted and disjoint."""
-    if not len(first):
+    if not len(starts):
         return np.zeros(len(bounds))
-    total = np.concatenate(([0.0], np.cumsum(last - first)))
-    i = np.searchsorted(first, bounds, side="right")
-    inside = np.clip(bounds - first[np.maximum(i - 1, 0)], 0.0, (last - first)[np.maximum(i - 1, 0)])
-    covered: FloatArray = np.where(i > 0, total[np.maximum(i - 1, 0)] + inside, 0.0)
+    total = np.concatenate(([0.0], np.cumsum(ends - starts)))
+    i = np.searchsorted(starts, bounds, side="right")
+    partial = np.clip(bounds - starts[np.maximum(i - 1, 0)], 0.0, (ends - starts)[np.maximum(i - 1, 0)])
+    covered: FloatArray = np.where(i > 0, total[np.maximum(i - 1, 0)] + partial, 0.0)
     return covered

@@ -22,37 +22,37 @@ class Filler:
         self._thread = thread
         self._slot_of = slot_of
 
-    def fill(self, template: Template, first: IntArray, last: IntArray, count: IntArray) -> None:
+    def fill(self, template: Template, starts: IntArray, ends: IntArray, count: IntArray) -> None:
         """Add a template laid over calls, one row each; `count`: number of calls that a row stands for."""
         slot = np.array([self._slot_of(int(key)) for key in template.owner], dtype=np.int64)
-        slots = np.tile(slot, len(first))
+        slots = np.tile(slot, len(starts))
         calls = (template.calls[None, :] * count[:, None]).ravel()  # below zero: unknown
-        self._columns.add(slots, first.ravel(), last.ravel(), thread=self._thread, filled=True, calls=calls)
+        self._columns.add(slots, starts.ravel(), ends.ravel(), thread=self._thread, filled=True, calls=calls)
 
     def fill_records(self, records: Records, chosen: Iterable[tuple[int, Template]]) -> None:
         """Lay templates over records; other records inside one keep their time."""
-        alike: dict[int, tuple[Template, list[int]]] = {}
+        same_template: dict[int, tuple[Template, list[int]]] = {}
         for i, template in chosen:
             inner = inner_of(records, i)
             if inner:
                 call = Call(int(records.start[i]), int(records.end[i]), inner)
-                first, last = stretch(template, call)
-                self.fill(template, first[None], last[None], records.count[i : i + 1])
+                starts, ends = stretch(template, call)
+                self.fill(template, starts[None], ends[None], records.count[i : i + 1])
             else:
-                alike.setdefault(id(template), (template, []))[1].append(i)
-        for template, members in alike.values():
-            first, last = stretch_many(template, records.start[members], records.end[members])
-            self.fill(template, first, last, records.count[members])
+                same_template.setdefault(id(template), (template, []))[1].append(i)
+        for template, members in same_template.values():
+            starts, ends = stretch_many(template, records.start[members], records.end[members])
+            self.fill(template, starts, ends, records.count[members])
 
 
 def inner_of(records: Records, i: int) -> tuple[tuple[int, int], ...]:
     """Return the outermost records inside a record, as (start_ns, end_ns); they follow it in order."""
     end = records.end[i]
-    last = i + 1
-    while last < len(records) and records.start[last] < end:
-        last += 1
-    inside = np.arange(i + 1, last)
-    top = inside[top_level(records.start[inside], records.end[inside])]
+    end_row = i + 1
+    while end_row < len(records) and records.start[end_row] < end:
+        end_row += 1
+    members = np.arange(i + 1, end_row)
+    top = members[top_level(records.start[members], records.end[members])]
     return tuple((int(records.start[j]), int(records.end[j])) for j in top)
 
 

@@ -86,14 +86,14 @@ class Kinds:
 
     def number(self, kind: tuple[Hashable, ...]) -> int:
         """Return the number of a kind; of a coarser one beyond `MAX_KINDS`."""
-        known = self._number.get(kind)
-        if known is None:
+        number = self._number.get(kind)
+        if number is None:
             if len(self.of) >= MAX_KINDS:
                 kind = ("row", kind[1], ANY_GRAPH if kind[2] else 0, kind[3]) if kind[0] == "row" else ("backward",)
-            known = self._number.setdefault(kind, len(self.of))
-            if known == len(self.of):
+            number = self._number.setdefault(kind, len(self.of))
+            if number == len(self.of):
                 self.of.append(kind)
-        return known
+        return number
 
     def where(self, *head: Hashable) -> list[int]:
         """Return the numbers of all kinds that begin with `head`."""
@@ -119,7 +119,7 @@ def split(
     since_ns: int = 0,
     breaks: Sequence[int] = (),
     margins: Margins = NO_MARGINS,
-    inside: bool = False,
+    within_step: bool = False,
 ) -> Parts:
     """Separate the traced part of a stretch from the records of the rest.
 
@@ -130,7 +130,7 @@ def split(
         since_ns: What began earlier is kept: what lay inside it may be folded already.
         breaks: Times that no record is put together across, such as those at which scopes began that are still open.
         margins: What torch does around optimizer steps and backward calls; it is added to theirs.
-        inside: A call that made a graph, and whose step goes on, came before.
+        within_step: A call that made a graph, and whose step goes on, came before.
     """
     reserved = (
         OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY, COMPILE_KEY, PROFILER_KEY, AROUND_KEY,
@@ -141,35 +141,38 @@ def split(
     light = np.array(
         [call.light and call.nodes is None and call.start_ns >= since_ns for call in calls], dtype=np.bool_
     )
-    first = np.array([call.start_ns for call in calls], dtype=np.int64)
-    last = np.array([call.end_ns for call in calls], dtype=np.int64)
+    call_starts = np.array([call.start_ns for call in calls], dtype=np.int64)
+    call_ends = np.array([call.end_ns for call in calls], dtype=np.int64)
     rows &= ~_compiled_in(
-        table, np.append(table[~rows, START], first[~light]), np.append(table[~rows, END], last[~light])
+        table, np.append(table[~rows, START], call_starts[~light]), np.append(table[~rows, END], call_ends[~light])
     )
-    starts = np.sort(np.concatenate((table[~rows, START], first[~light])))
+    starts = np.sort(np.concatenate((table[~rows, START], call_starts[~light])))
     rows &= ~_holds(table[:, START], table[:, END], starts)
-    light &= ~_holds(first, last, starts)
+    light &= ~_holds(call_starts, call_ends, starts)
     mine, backward = np.flatnonzero(rows), np.flatnonzero(light)
     kind = _row_kinds(table[mine], kinds) + [
         kinds.number(("backward", *calls[i].cache["keys"])) for i in backward.tolist()
     ]
-    start, end = _widened(table, mine, first, last, backward, margins)
+    start, end = _widened(table, mine, call_starts, call_ends, backward, margins)
     order = np.lexsort((-end, start))
     start, end, numbers = start[order], end[order], np.array(kind, dtype=np.int64)[order]
-    kept = table[~rows]
-    grown = kept[(kept[:, KEY] > 0) & (kept[:, SEQ1] > kept[:, SEQ0]) & (kept[:, TASK] < 0), START]
-    ends = np.concatenate((kept[kept[:, KEY] == OPTIMIZER_KEY, START], first[~light]))
-    numbers, inside = _inside_told(numbers, start, kinds, (grown, ends), inside=inside)
+    kept_rows = table[~rows]
+    grown = kept_rows[
+        (kept_rows[:, KEY] > 0) & (kept_rows[:, SEQ1] > kept_rows[:, SEQ0]) & (kept_rows[:, TASK] < 0), START
+    ]
+    ends = np.concatenate((kept_rows[kept_rows[:, KEY] == OPTIMIZER_KEY, START], call_starts[~light]))
+    numbers, within_step = _inside_told(numbers, start, kinds, (grown, ends), within_step=within_step)
     unit = _units(start, end)
     edges = np.sort(np.concatenate((
-        table[~rows, START], table[~rows, END], first[~light], last[~light], np.array(breaks, dtype=np.int64),
+        table[~rows, START], table[~rows, END], call_starts[~light], call_ends[~light],
+        np.array(breaks, dtype=np.int64),
         _evaluations(start, numbers, unit, kinds),
     )))  # fmt: skip
     run = np.searchsorted(edges, start, side="right")
     records = Records(numbers, start, end, np.ones(len(start), dtype=np.int64), run, unit)
     return Parts(
         np.flatnonzero(~rows), tuple(c for c, own in zip(calls, light, strict=True) if not own), records, len(edges),
-        inside,
+        within_step,
     )  # fmt: skip
 
 
@@ -182,17 +185,17 @@ def _evaluations(start: IntArray, kind: IntArray, unit: IntArray, kinds: Kinds) 
     if not len(start):
         return start
     sort = np.array([_sort(each) for each in kinds.of], dtype=np.int64)[kind]
-    first = np.flatnonzero(np.diff(unit, prepend=-1))
-    told = np.maximum.reduceat(sort, first)  # of each unit
-    told, first = told[told > _NEITHER], first[told > _NEITHER]
-    begins = np.flatnonzero(np.diff(told, prepend=_NEITHER))
-    length = np.diff(np.append(begins, len(told)))
+    unit_starts = np.flatnonzero(np.diff(unit, prepend=-1))
+    unit_sorts = np.maximum.reduceat(sort, unit_starts)  # of each unit
+    unit_sorts, unit_starts = unit_sorts[unit_sorts > _NEITHER], unit_starts[unit_sorts > _NEITHER]
+    begins = np.flatnonzero(np.diff(unit_sorts, prepend=_NEITHER))
+    length = np.diff(np.append(begins, len(unit_sorts)))
     before = np.concatenate(([0, 0], length))[: len(length)]  # of the preceding stretch of the same sort
     odd = (length != before) | (length > MOST_REGULAR)
     either = odd | np.append(odd[1:], True) | np.concatenate(([True], odd[:-1]))
     either[:1] = False  # the first has no predecessor
-    found: IntArray = start[first[begins[either]]]
-    return found
+    edges: IntArray = start[unit_starts[begins[either]]]
+    return edges
 
 
 _NEITHER, _EVALUATES, _TRAINS = range(3)
@@ -200,40 +203,41 @@ _INSIDE = "inside"  # the last part of the kind of a call without a graph, after
 
 
 def lies_inside(kind: tuple[Hashable, ...]) -> bool:
-    """Say whether calls of a kind made no graph, and came after one in the same step that made one."""
+    """Return whether calls of a kind made no graph and came after a call of the same step that made one."""
     return kind[-1] == _INSIDE
 
 
 def _inside_told(
-    numbers: IntArray, start: IntArray, kinds: Kinds, kept: tuple[IntArray, IntArray], *, inside: bool
+    numbers: IntArray, start: IntArray, kinds: Kinds, kept_intervals: tuple[IntArray, IntArray], *, within_step: bool
 ) -> tuple[IntArray, bool]:
-    """Give calls without a graph within a step a kind of their own; say whether the last step goes on.
+    """Return the kinds, with separate ones for calls without a graph within a step, and whether the last step goes on.
 
     Args:
         numbers: The kinds of records, in the order of these.
         start: When each began.
         kinds: Gets the new kinds.
-        kept: When calls that made graphs, and what comes after such calls, began in steps that are no records.
-        inside: A call that made a graph came before all this.
+        kept_intervals: Start times, in steps that are not among the records, of calls that made graphs and of
+            what comes after such calls.
+        within_step: A call that made a graph came before all this.
     """
     of = [kinds.of[number] for number in numbers.tolist()]
     sort = np.array([_sort(kind) for kind in of], dtype=np.int64)
     grows = np.array([sort == _TRAINS and _leads_on(kind) for kind, sort in zip(of, sort, strict=True)], dtype=np.bool_)
-    grown = np.sort(np.concatenate((start[grows], kept[0], np.full(int(inside), FIRST + 1))))
-    ends = np.sort(np.concatenate((start[(sort == _TRAINS) & ~grows], kept[1])))
+    grown = np.sort(np.concatenate((start[grows], kept_intervals[0], np.full(int(within_step), FIRST + 1))))
+    ends = np.sort(np.concatenate((start[(sort == _TRAINS) & ~grows], kept_intervals[1])))
 
     def goes_on(t_ns: IntArray) -> NDArray[np.bool_]:
         latest, end = (np.append(FIRST, each)[np.searchsorted(each, t_ns)] for each in (grown, ends))
         return np.asarray(latest > end, dtype=np.bool_)
 
-    told = numbers.copy()
+    renumbered = numbers.copy()
     for i in np.flatnonzero((sort == _EVALUATES) & goes_on(start)).tolist():
-        told[i] = kinds.number((*of[i], _INSIDE))
-    return told, bool(goes_on(np.array([LAST]))[0])
+        renumbered[i] = kinds.number((*of[i], _INSIDE))
+    return renumbered, bool(goes_on(np.array([LAST]))[0])
 
 
 def _leads_on(kind: tuple[Hashable, ...]) -> bool:
-    """Say whether records of a kind that trains are calls of a module, or the first part of a step."""
+    """Return whether records of a training kind are calls of a module, or the first part of a step."""
     return kind[0] == "row" and isinstance(kind[1], int) and (kind[1] > 0 or (kind[1] == STEP_KEY and kind[2] != 0))
 
 
@@ -250,30 +254,30 @@ def _sort(kind: tuple[Hashable, ...]) -> int:
 
 def _compiled_in(table: IntArray, start: IntArray, end: IntArray) -> NDArray[np.bool_]:
     """Return for each row whether it is a compilation within a kept interval, whose template excludes it."""
-    inside = np.zeros(len(table), dtype=np.bool_)
+    compiled = np.zeros(len(table), dtype=np.bool_)
     for i in np.flatnonzero(table[:, KEY] == COMPILE_KEY):
-        inside[i] = ((start <= table[i, START]) & (end >= table[i, END])).any()
-    return inside
+        compiled[i] = ((start <= table[i, START]) & (end >= table[i, END])).any()
+    return compiled
 
 
 def _widened(
-    table: IntArray, mine: IntArray, first: IntArray, last: IntArray, backward: IntArray, margins: Margins
+    table: IntArray, mine: IntArray, call_starts: IntArray, call_ends: IntArray, backward: IntArray, margins: Margins
 ) -> tuple[IntArray, IntArray]:
     """Return starts and ends of rows and of backward calls, widened by torch's own work around them."""
     start, end = table[mine, START].copy(), table[mine, END].copy()
-    others = np.concatenate((table[:, START], first)), np.concatenate((table[:, END], last))
+    bounds = np.concatenate((table[:, START], call_starts)), np.concatenate((table[:, END], call_ends))
     steps = np.flatnonzero((table[mine, KEY] == OPTIMIZER_KEY) & (table[mine, TASK] < 0))  # not inside a backward call
     before, after = margins.optimizer_before_ns, margins.optimizer_after_ns
-    start[steps], end[steps] = widen(start[steps], end[steps], others, before, after)
-    others = np.concatenate((others[0], start)), np.concatenate((others[1], end))
-    from_, to = widen(first[backward], last[backward], others, margins.backward_before_ns, 0.0)
+    start[steps], end[steps] = widen(start[steps], end[steps], bounds, before, after)
+    bounds = np.concatenate((bounds[0], start)), np.concatenate((bounds[1], end))
+    from_, to = widen(call_starts[backward], call_ends[backward], bounds, margins.backward_before_ns, 0.0)
     return np.concatenate((start, from_)), np.concatenate((end, to))
 
 
 def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_]:
     """Return for each interval whether a kept interval begins inside it (not at its own start)."""
-    inside: NDArray[np.bool_] = np.searchsorted(starts, end) > np.searchsorted(starts, start)
-    return inside
+    holds: NDArray[np.bool_] = np.searchsorted(starts, end) > np.searchsorted(starts, start)
+    return holds
 
 
 def _row_kinds(rows: IntArray, kinds: Kinds) -> list[int]:
@@ -283,9 +287,9 @@ def _row_kinds(rows: IntArray, kinds: Kinds) -> list[int]:
     for column in columns:  # column by column: sorting whole rows takes many times as long
         distinct, place = np.unique(column, return_inverse=True)
         number = np.unique(number * len(distinct) + place, return_inverse=True)[1]
-    _, first = np.unique(number, return_index=True)
-    found = np.column_stack(columns)[first]
-    numbers = [kinds.number(("row", *kind)) for kind in found.tolist()]
+    _, examples = np.unique(number, return_index=True)
+    kind_rows = np.column_stack(columns)[examples]
+    numbers = [kinds.number(("row", *kind)) for kind in kind_rows.tolist()]
     return [numbers[i] for i in number.tolist()]
 
 
@@ -304,16 +308,18 @@ def merge(records: Records, g: int) -> Records:
     own = _own_times(records)
     group = _numbered(records.run, records.unit // g)
     code = group * (int(records.kind.max()) + 1) + records.kind
-    _, first, where = np.unique(code, return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))  # in order of first appearance
+    _, starts_of, where = np.unique(code, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(starts_of))  # in order of first appearance
     total = np.bincount(rank[where], own).astype(np.int64)
     count = np.bincount(rank[where], records.count).astype(np.int64)
-    first = np.sort(first)
-    begins = np.flatnonzero(np.diff(group[first], prepend=-1))  # the first record of each group
+    starts_of = np.sort(starts_of)
+    begins = np.flatnonzero(np.diff(group[starts_of], prepend=-1))  # the first record of each group
     before = np.cumsum(total) - total
-    offset = before - np.repeat(before[begins], np.diff(np.append(begins, len(first))))
-    start = np.repeat(records.start[first[begins]], np.diff(np.append(begins, len(first)))) + offset
-    return Records(records.kind[first], start, start + total, count, records.run[first], records.unit[first] // g * g)
+    offset = before - np.repeat(before[begins], np.diff(np.append(begins, len(starts_of))))
+    start = np.repeat(records.start[starts_of[begins]], np.diff(np.append(begins, len(starts_of)))) + offset
+    return Records(
+        records.kind[starts_of], start, start + total, count, records.run[starts_of], records.unit[starts_of] // g * g
+    )
 
 
 def _own_times(records: Records) -> IntArray:

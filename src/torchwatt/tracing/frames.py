@@ -30,9 +30,9 @@ def variable_name(module: Any, frame: FrameType | None) -> str | None:
     """Return the name of a module in the nearest user frame that has one: a variable, else an attribute."""
     for user in _user_frames(frame):
         with _locals(user) as names:
-            found = _holder(module, names) or _attribute(module, names) or _holder(module, user.f_globals)
-        if found:
-            return found
+            name = _holder(module, names) or _attribute(module, names) or _holder(module, user.f_globals)
+        if name:
+            return name
     return None
 
 
@@ -41,15 +41,15 @@ def caller_of(module: Any, frame: FrameType | None) -> Any:
 
     The `forward` of such a module need not be called: Lightning calls `training_step`.
     """
-    found = module
+    caller = module
     for user in _user_frames(frame):
         if not user.f_code.co_argcount:
             continue
         with _locals(user) as names:
-            first = names.get(user.f_code.co_varnames[0])
-        if first is not None and _contains(first, found):
-            found = first
-    return found
+            receiver = names.get(user.f_code.co_varnames[0])
+        if receiver is not None and _contains(receiver, caller):
+            caller = receiver
+    return caller
 
 
 def _user_frames(frame: FrameType | None) -> Iterator[FrameType]:
@@ -93,13 +93,13 @@ def _attribute(module: Any, names: Mapping[str, Any]) -> str | None:
 
 def _contains(outer: Any, module: Any) -> bool:
     """Return whether a module is below another one."""
-    waiting, seen = [outer], {id(module)}
+    waiting, visited = [outer], {id(module)}
     while waiting:
         for child in list(children_of(waiting.pop()).values()):
             if child is module and outer is not module:
                 return True
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
+            if child is not None and id(child) not in visited:
+                visited.add(id(child))
                 waiting.append(child)
     return False
 
@@ -116,10 +116,10 @@ def own_attributes(value: Any) -> dict[str, Any] | None:
     Only classes made by `class` are read: proxies written in C return the attributes of their target.
     """
     for cls in _of_type("__mro__", type(value)):
-        found = _of_type("__dict__", cls).get("__dict__")
-        if found is not None:
-            plain = type(found) is GetSetDescriptorType and found.__doc__ == _MADE_BY_CLASS.__doc__
-            attributes = found.__get__(value) if plain else None
+        descriptor = _of_type("__dict__", cls).get("__dict__")
+        if descriptor is not None:
+            plain = type(descriptor) is GetSetDescriptorType and descriptor.__doc__ == _MADE_BY_CLASS.__doc__
+            attributes = descriptor.__get__(value) if plain else None
             return attributes if type(attributes) is dict else None
     return None
 

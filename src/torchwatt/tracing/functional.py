@@ -16,10 +16,8 @@ from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.patches import Patches
 from torchwatt.tracing.quiet import Quiet
-from torchwatt.tracing.rows import AROUND_KEY, ASLEEP, END, FORWARD_TASK
+from torchwatt.tracing.rows import AROUND_KEY, ASLEEP, BACKWARD_TASK, END, FORWARD_TASK
 from torchwatt.tracing.wrappers import Wrapped, graph_task_id, sequence_nr
-
-BACKWARD_TASK = 0  # task of a row that is part of a backward pass
 
 
 class Host(Protocol):
@@ -76,10 +74,10 @@ def _backward(host: Host) -> Callable[[Wrapped], Wrapped]:
             try:
                 return original(*args, **kwargs)
             finally:
-                last = log.backwards[-1].end_ns if log.backwards else 0
-                if last > began:
+                backward_end_ns = log.backwards[-1].end_ns if log.backwards else 0
+                if backward_end_ns > began:
                     number = sequence_nr()
-                    since = max(last, log.rows[-1][END] if log.rows else 0)
+                    since = max(backward_end_ns, log.rows[-1][END] if log.rows else 0)
                     log.rows.append((AROUND_KEY, since, host.clock_ns(), number, number, BACKWARD_TASK))
 
         return grad_and_value_impl

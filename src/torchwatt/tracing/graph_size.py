@@ -19,13 +19,13 @@ class GraphSizes:
     Args:
         steps: Calls of each module in a step, by key, and the number of nodes made.
         over: The counted modules.
-        alike: Modules that make equal graphs share a value.
+        similar: Modules that make equal graphs share a value.
     """
 
     def __init__(
-        self, steps: Sequence[tuple[Mapping[int, int], int]], over: frozenset[int], alike: Mapping[int, object]
+        self, steps: Sequence[tuple[Mapping[int, int], int]], over: frozenset[int], similar: Mapping[int, object]
     ) -> None:
-        self._over, self._alike = over, alike
+        self._over, self._alike = over, similar
         rows = {(tuple(sorted(self._row(counts).items(), key=str)), nodes) for counts, nodes in steps}
         names = sorted({name for row, _ in rows for name, _ in row}, key=str)
         self._place = {name: i for i, name in enumerate(names)}
@@ -49,8 +49,8 @@ class GraphSizes:
             return False
         of_rows = np.linalg.lstsq(self._rows.T, np.array(vector, dtype=np.float64), rcond=None)[0]
         is_told = np.abs(self._rows.T @ of_rows - vector).max() < EXACT
-        rest = nodes - float(np.dot(vector, self._each))
-        return bool(is_told and (rest > -EXACT if new else abs(rest) < EXACT))
+        residual = nodes - float(np.dot(vector, self._each))
+        return bool(is_told and (residual > -EXACT if new else abs(residual) < EXACT))
 
     def _row(self, counts: Mapping[int, int]) -> Counter[object]:
         """Return the calls of modules, similar ones summed, with a constant 1 for the step."""

@@ -108,7 +108,7 @@ class Hub:
                 self._collectives.add((id(owner), name))
 
     def remove(self) -> None:
-        """Remove all patches; under a wrapper put on top by others ours stays, inert."""
+        """Remove all patches; a wrapper below another library's wrapper stays in place and passes calls through."""
         self.off = True
         self.quiet.alone, self.quiet.asleep, self.quiet.inside = False, 0, 0
         for log in list(self.logs):
@@ -147,10 +147,10 @@ class Hub:
     def log(self) -> Log:
         """Return this thread's log; a new thread gets a new one even if its ident was used before."""
         try:
-            known: Log = self.local.log
+            log: Log = self.local.log
         except AttributeError:
             return self._new_log()
-        return known
+        return log
 
     def _new_log(self) -> Log:
         log = self.local.log = Log(threading.get_ident(), self.clock_ns())
@@ -186,9 +186,9 @@ class Hub:
         _, log, seq, task, start = begun
         if start != NOT_LOGGED and log.mode != OFF and start in log.open_scopes:
             log.open_scopes.remove(start)
-            last = sequence_nr() if log is self.log() else seq
+            next_number = sequence_nr() if log is self.log() else seq
             log.settle()
-            log.rows.append((self.scope_key(name), start, self.clock_ns(), seq, last, task))
+            log.rows.append((self.scope_key(name), start, self.clock_ns(), seq, next_number, task))
             if len(log.rows) > self.force_rows:
                 self.overflow(log)
 
@@ -242,11 +242,11 @@ class Hub:
 
     def watches(self, key: int) -> bool:
         """Return whether the class of a module is patched."""
-        known = self._watched.get(key)
-        if known is None:
+        is_patched = self._watched.get(key)
+        if is_patched is None:
             kind = self.registry.class_of(key)
-            known = self._watched[key] = kind is not None and self.patches.watched((kind,))
-        return known
+            is_patched = self._watched[key] = kind is not None and self.patches.watched((kind,))
+        return is_patched
 
     def note(self, severity: Severity, code: str, message: str) -> None:
         """Record an event, once per code."""

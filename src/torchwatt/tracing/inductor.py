@@ -79,14 +79,14 @@ class Recorder:
     def note(self, compiled: Any, kernels: Mapping[str, Sequence[str]]) -> None:
         """Record the modules of one compiled graph's kernels."""
         self.settle()
-        if found := shares(kernels, self._pass.owners):
-            self._unnamed.append((compiled, found))
+        if kernel_shares := shares(kernels, self._pass.owners):
+            self._unnamed.append((compiled, kernel_shares))
 
     def settle(self) -> None:
         """Store recorded graphs under their keys, once assigned; traces cannot refer to graphs without a key."""
-        for compiled, found in self._unnamed:
+        for compiled, kernel_shares in self._unnamed:
             if key := getattr(compiled, "_fx_graph_cache_key", None):
-                self.graphs[str(key)] = found
+                self.graphs[str(key)] = kernel_shares
         self._unnamed.clear()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -130,9 +130,9 @@ def shares(kernels: Mapping[str, Sequence[str]], owners: Mapping[str, Owner]) ->
             counts[key].update(owners.get(node, (UNATTRIBUTED, phase)) for node in nodes)
         calls[name] += 1
     return {
-        kernel: [(fqn, phase, float(n)) for (fqn, phase), n in sorted(found.items())]
-        for kernel, found in counts.items()
-        if any(fqn != UNATTRIBUTED for fqn, _ in found)
+        kernel: [(fqn, phase, float(n)) for (fqn, phase), n in sorted(owner_counts.items())]
+        for kernel, owner_counts in counts.items()
+        if any(fqn != UNATTRIBUTED for fqn, _ in owner_counts)
     }
 
 

@@ -26,12 +26,12 @@ def even_out(calls: Sequence[ElasticTemplate], away_ns: Sequence[int]) -> list[E
         calls: As recorded.
         away_ns: How long the thread of each did not run during the call, waits for other ranks included.
     """
-    found = list(calls)
-    alike: dict[bytes, list[int]] = defaultdict(list)
+    templates = list(calls)
+    same_pieces: dict[bytes, list[int]] = defaultdict(list)
     orders = [_order(call.plain) for call in calls]
     for i, (call, order) in enumerate(zip(calls, orders, strict=True)):
-        alike[call.plain.owner.tobytes() + order.tobytes()].append(i)
-    for members in alike.values():
+        same_pieces[call.plain.owner.tobytes() + order.tobytes()].append(i)
+    for members in same_pieces.values():
         if len(members) > 1:
             order = orders[members[0]]
             pieces = np.stack([_pieces_ns(calls[i], order) for i in members])
@@ -40,8 +40,8 @@ def even_out(calls: Sequence[ElasticTemplate], away_ns: Sequence[int]) -> list[E
             for i, own in zip(members, pieces, strict=True):
                 evened = _evened(own, least, works, away_ns[i])
                 if evened is not own:
-                    found[i] = _with_pieces(calls[i], order, evened)
-    return found
+                    templates[i] = _with_pieces(calls[i], order, evened)
+    return templates
 
 
 def _order(template: Template) -> IntArray:
@@ -69,13 +69,13 @@ def _evened(own: FloatArray, least: FloatArray, works: np.ndarray, away_ns: floa
     surplus = np.where(works & (own > LONGER * least + SHORTEST_NS), own - least, 0.0)
     if not surplus.any() or away_ns <= 0:
         return own
-    left = own - surplus * min(away_ns / surplus.sum(), 1.0)
-    return np.where(works, left * (own[works].sum() / left[works].sum()), own)
+    evened = own - surplus * min(away_ns / surplus.sum(), 1.0)
+    return np.where(works, evened * (own[works].sum() / evened[works].sum()), own)
 
 
 def _with_pieces(call: ElasticTemplate, order: IntArray, pieces_ns: FloatArray) -> ElasticTemplate:
     template = call.plain
     bounds = np.empty(len(order))
     bounds[order] = np.minimum(np.cumsum(pieces_ns[:-1]) / call.net_ns, 1.0)
-    first, last = np.split(bounds, 2)
-    return ElasticTemplate(Template(first, last, template.owner, template.calls), call.net_ns)
+    starts, ends = np.split(bounds, 2)
+    return ElasticTemplate(Template(starts, ends, template.owner, template.calls), call.net_ns)

@@ -17,7 +17,7 @@ UNOWNED = 0  # module keys are above, all others below
 Piece = tuple[int, int, int, int]  # start_ns, end_ns, key of the owner, calls (1 for a call's first piece, else 0)
 
 
-def owners(nodes: Nodes, own: IntArray, others: Sequence[IntArray] = ()) -> tuple[IntArray, IntArray]:
+def owners(nodes: Nodes, own: IntArray, other_tables: Sequence[IntArray] = ()) -> tuple[IntArray, IntArray]:
     """Return for each node the key of its owner, and a number that identifies the owner's call.
 
     A node belongs to the innermost call (or scope) during which its sequence number was assigned, on the thread of its
@@ -26,16 +26,16 @@ def owners(nodes: Nodes, own: IntArray, others: Sequence[IntArray] = ()) -> tupl
     Args:
         nodes: Sorted by start.
         own: Log table of the thread that called backward.
-        others: Log tables of other threads, tried for nodes whose forward ran elsewhere.
+        other_tables: Log tables of other threads, tried for nodes whose forward ran elsewhere.
     """
     key = np.full(len(nodes.seq), UNOWNED, dtype=np.int64)
     call = np.full(len(nodes.seq), NOBODY, dtype=np.int64)
     base = 0
-    for table, members in _by_thread(nodes, own, others):
+    for table, members in _by_thread(nodes, own, other_tables):
         row = _rows(table, nodes.seq[members])
-        found = row != NOBODY
-        key[members[found]] = table[row[found], KEY]
-        call[members[found]] = row[found] + base
+        has_owner = row != NOBODY
+        key[members[has_owner]] = table[row[has_owner], KEY]
+        call[members[has_owner]] = row[has_owner] + base
         base += len(table)
     by_end = np.argsort(nodes.end_ns, kind="stable")
     before = np.searchsorted(nodes.end_ns[by_end], nodes.start_ns, side="right") - 1
@@ -45,7 +45,7 @@ def owners(nodes: Nodes, own: IntArray, others: Sequence[IntArray] = ()) -> tupl
     return key, call
 
 
-def _by_thread(nodes: Nodes, own: IntArray, others: Sequence[IntArray]) -> list[tuple[IntArray, IntArray]]:
+def _by_thread(nodes: Nodes, own: IntArray, other_tables: Sequence[IntArray]) -> list[tuple[IntArray, IntArray]]:
     numbered = np.flatnonzero(nodes.seq >= 0)
     groups = Counter(nodes.forward_thread[numbered].tolist())
     if len(groups) <= 1:
@@ -56,7 +56,7 @@ def _by_thread(nodes: Nodes, own: IntArray, others: Sequence[IntArray]) -> list[
     result = []
     for thread in groups:
         members = numbered[nodes.forward_thread[numbered] == thread]
-        table = own if thread == caller else _best(others, nodes.seq[members])
+        table = own if thread == caller else _best(other_tables, nodes.seq[members])
         if table is not None:
             result.append((table, members))
     return result
@@ -71,8 +71,8 @@ def _rows(table: IntArray, seq: IntArray) -> IntArray:
         return seq
     named = (table[:, KEY] > 0) | (table[:, KEY] <= FIRST_SCOPE_KEY)
     near = np.flatnonzero(named & (table[:, SEQ1] > seq.min()) & (table[:, SEQ0] <= seq.max()))
-    found = innermost(table[near, SEQ0], table[near, SEQ1], seq)
-    return np.where(found == NOBODY, NOBODY, near[found]) if len(near) else found
+    rows = innermost(table[near, SEQ0], table[near, SEQ1], seq)
+    return np.where(rows == NOBODY, NOBODY, near[rows]) if len(near) else rows
 
 
 def pieces(
@@ -81,22 +81,22 @@ def pieces(
     """Return the pieces of one thread's nodes (sorted), with engine overhead, neighbours of one call merged."""
     ends, up = extend(start, end, limit)
     result: list[list[int]] = []
-    last: dict[int, tuple[int, int]] = {}  # parent -> (index into result, call) of the previous sibling
-    seen: set[int] = set()
+    previous: dict[int, tuple[int, int]] = {}  # parent -> (index into result, call) of the previous sibling
+    seen_parents: set[int] = set()
     for i, owner in enumerate(key):
-        index, before = last.get(up[i], (NOBODY, NOBODY))
+        index, before = previous.get(up[i], (NOBODY, NOBODY))
         if owner == UNOWNED:
-            last.pop(up[i], None)
+            previous.pop(up[i], None)
         elif index != NOBODY and before == call[i] and result[index][1] == start[i]:
             result[index][1] = ends[i]
         elif ends[i] > start[i]:
-            last[up[i]] = len(result), call[i]
-            result.append([start[i], ends[i], owner, int(call[i] not in seen)])
-            seen.add(call[i])
+            previous[up[i]] = len(result), call[i]
+            result.append([start[i], ends[i], owner, int(call[i] not in seen_parents)])
+            seen_parents.add(call[i])
     return [(s, e, owner, calls) for s, e, owner, calls in result]
 
 
-def join(call: Backward, own: IntArray, others: Sequence[IntArray] = ()) -> list[list[Piece]]:
+def join(call: Backward, own: IntArray, other_tables: Sequence[IntArray] = ()) -> list[list[Piece]]:
     """Return the pieces of a traced backward call, one list per thread.
 
     The first list is of the thread with most nodes: the calling thread on a CPU, or the device's thread, for which the
@@ -105,7 +105,7 @@ def join(call: Backward, own: IntArray, others: Sequence[IntArray] = ()) -> list
     nodes = call.nodes if call.nodes is None or isinstance(call.nodes, Nodes) else call.nodes.nodes()
     if nodes is None or not len(nodes.seq):
         return []
-    key, number = owners(nodes, own, others)
+    key, number = owners(nodes, own, other_tables)
     lanes = []
     for thread, _ in Counter(nodes.thread.tolist()).most_common():
         m = np.flatnonzero(nodes.thread == thread)
@@ -128,15 +128,15 @@ def reduction(start: Sequence[int], end: Sequence[int], seq: Sequence[int], limi
     After the last node it waits for the sums of all ranks and copies them back, until the call ends.
     """
     up = parents(start, end)
-    found: list[Piece] = []
+    intervals: list[Piece] = []
     following: dict[int, int] = {}  # parent -> start of the following sibling
     for i in reversed(range(len(start))):
-        last = following.get(up[i], limit if up[i] == NOBODY else end[up[i]])
+        end_ns = following.get(up[i], limit if up[i] == NOBODY else end[up[i]])
         is_last = up[i] == NOBODY and up[i] not in following
-        if last > end[i] and (seq[i] < 0 or is_last):
-            found.append((end[i], last, COMMUNICATION_KEY, REDUCTION))
+        if end_ns > end[i] and (seq[i] < 0 or is_last):
+            intervals.append((end[i], end_ns, COMMUNICATION_KEY, REDUCTION))
         following[up[i]] = start[i]
-    return found
+    return intervals
 
 
 def inner_spans(call: Backward, table: IntArray) -> tuple[tuple[int, int], ...]:

@@ -40,7 +40,7 @@ MOST_CALL_NS = 20_000.0  # logging one call: a larger difference is not caused b
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Paths:
-    """Which modules ran in the calls of one thread, as far as known.
+    """Which modules ran in the recorded calls of one thread.
 
     Args:
         calls: Outermost calls of which all module calls are known.
@@ -53,17 +53,17 @@ class Paths:
     tree: Tree
     signatures: Sequence[Signature]
     outermost: frozenset[int] = frozenset()  # modules that were called outside any other
-    inside: Mapping[int, frozenset[int]] = field(default_factory=dict)  # modules ever called in a module
+    inner_keys: Mapping[int, frozenset[int]] = field(default_factory=dict)  # modules ever called in a module
 
     def uncertain(self, key: int, size: int, ran: Signature) -> frozenset[int]:
         """Return the modules whose number of calls, possibly 0, is unknown in a call."""
         if (key, size) in self.varying:
             return self.varying[key, size] - ran.over
         # Where all traced calls made graphs of one size, a call with another size may have called other modules.
-        inside = self.inside.get(key, NO_KEYS)
-        traced = {other for of, other in self.varying if of == key and other > 0}
-        if size > 0 and len(traced) == 1 and not inside & ran.over:
-            return inside
+        inner_keys = self.inner_keys.get(key, NO_KEYS)
+        traced = {inner for of, inner in self.varying if of == key and inner > 0}
+        if size > 0 and len(traced) == 1 and not inner_keys & ran.over:
+            return inner_keys
         return self.varying.get((key, ANY_GRAPH), NO_KEYS) - ran.over
 
     def uncertain_in_step(self, ran: Signature) -> frozenset[int]:
@@ -72,7 +72,7 @@ class Paths:
 
     def inside_of(self, keys: Collection[int]) -> frozenset[int]:
         """Return the modules ever called in some modules."""
-        return NO_KEYS.union(*(self.inside.get(key, NO_KEYS) for key in keys))
+        return NO_KEYS.union(*(self.inner_keys.get(key, NO_KEYS) for key in keys))
 
     def signature(self, task: int) -> Signature:
         """Return the signature in a row's task."""
@@ -110,21 +110,21 @@ def paths_of(
         kind: frozenset(pattern.varying).union(*(siblings.get(key, NO_KEYS) for key in pattern.varying))
         for kind, pattern in patterns.items()
     }
-    inside: dict[int, frozenset[int]] = defaultdict(frozenset)
+    inside_of: dict[int, frozenset[int]] = defaultdict(frozenset)
     for call in calls:
         key, _ = kind_of(table, call.row)
-        inside[key] |= call.counts.keys() - {key}
-    return Paths(calls, varying, tree, signatures, outermost, inside)
+        inside_of[key] |= call.counts.keys() - {key}
+    return Paths(calls, varying, tree, signatures, outermost, inside_of)
 
 
 def _choices(counts: Mapping[int, int], siblings: Mapping[int, frozenset[int]], tree: Tree) -> set[int]:
     """Return the called modules of lists in which modules alike were not called as often."""
-    found: set[int] = set()
+    choices: set[int] = set()
     for key in counts.keys() & siblings.keys():
-        alike = {other for other in siblings[key] if tree.alike.get(other) == tree.alike.get(key)}
-        if any(counts.get(other, 0) != counts[key] for other in alike):
-            found |= alike
-    return found
+        similar = {sibling for sibling in siblings[key] if tree.archetypes.get(sibling) == tree.archetypes.get(key)}
+        if any(counts.get(sibling, 0) != counts[key] for sibling in similar):
+            choices |= similar
+    return choices
 
 
 def kind_of(table: IntArray, row: int) -> tuple[int, int]:
@@ -167,11 +167,13 @@ class ForwardBook:
         """Yield each outermost call among the records with the template that fills it."""
         self._call_ns = self._cost_ns(records, kinds)
         for i, (kind, start) in enumerate(zip(records.kind.tolist(), records.start.tolist(), strict=True)):
-            what = kinds.of[kind]
-            if what[0] != "row" or not isinstance(what[1], int) or what[1] <= 0:
+            description = kinds.of[kind]
+            if description[0] != "row" or not isinstance(description[1], int) or description[1] <= 0:
                 continue
             length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
-            template = self.fill((what[1], int(what[2]), int(what[3])), start, length_ns, int(records.count[i]))
+            template = self.fill(
+                (description[1], int(description[2]), int(description[3])), start, length_ns, int(records.count[i])
+            )
             if template is not None:
                 yield i, fitted(template, records, i)
 
@@ -210,28 +212,28 @@ class ForwardBook:
     def _match(self, key: int, size: int, task: int, ran: Signature) -> list[tuple[int, TracedCall]]:
         if (key, size, task) not in self._matching:
             of_size = [call for call in self._of[key, size] if ran.matches(call.counts)]
-            known = of_size or [call for call in self._of[key, ANY_GRAPH] if ran.over and ran.matches(call.counts)]
-            if not known and not ran.over:
-                known = self._of[key, ANY_GRAPH]
-            self._matching[key, size, task] = [(int(self._table[call.row, START]), call) for call in known]
+            calls = of_size or [call for call in self._of[key, ANY_GRAPH] if ran.over and ran.matches(call.counts)]
+            if not calls and not ran.over:
+                calls = self._of[key, ANY_GRAPH]
+            self._matching[key, size, task] = [(int(self._table[call.row, START]), call) for call in calls]
         return self._matching[key, size, task]
 
     def _unexplained(self, key: int, size: int, ran: Signature) -> frozenset[int]:
         """Return the modules that, by the call's graph size, may have run more or less often than in traced calls."""
-        inside = self._paths.inside_of((key,)) - ran.over
-        if size <= 0 or not inside or not ran.over:
+        inner_keys = self._paths.inside_of((key,)) - ran.over
+        if size <= 0 or not inner_keys or not ran.over:
             return NO_KEYS
         if (key, ran.over) not in self._sizes:
             traced = [(call.counts, kind_of(self._table, call.row)[1]) for call in self._of[key, ANY_GRAPH]]
             grown = [(counts, nodes) for counts, nodes in traced if nodes > 0]
-            self._sizes[key, ran.over] = GraphSizes(grown, ran.over - {key}, self._paths.tree.alike)
-        return NO_KEYS if self._sizes[key, ran.over].explain(ran.counts, size) else inside
+            self._sizes[key, ran.over] = GraphSizes(grown, ran.over - {key}, self._paths.tree.archetypes)
+        return NO_KEYS if self._sizes[key, ran.over].explain(ran.counts, size) else inner_keys
 
     def _composed(self, key: int, size: int, ran: Signature, length_ns: float) -> Template | None:
         if key not in self._composers:
             samples = [self._sample(call) for call in self._of[key, ANY_GRAPH]]
-            found = [sample for sample in samples if sample is not None]
-            self._composers[key] = Composer(found, self._paths.tree, lambda owner: owner)
+            usable = [sample for sample in samples if sample is not None]
+            self._composers[key] = Composer(usable, self._paths.tree, lambda owner: owner)
         uncertain = self._paths.uncertain(key, ANY_GRAPH, ran) | self._unexplained(key, size, ran)
         self.uncertain |= uncertain
         self.unlike |= self._composers[key].unlike(ran)
@@ -249,24 +251,24 @@ class ForwardBook:
     def _on_clock(self, call: TracedCall) -> Call:
         """Return a traced call's interval with its compilations, which do not recur."""
         start, end = int(self._table[call.row, START]), int(self._table[call.row, END])
-        inside = self._compiled[(self._compiled[:, START] >= start) & (self._compiled[:, END] <= end)]
-        return Call(start, end, tuple((int(s), int(e)) for s, e in inside[:, [START, END]]))
+        compilations = self._compiled[(self._compiled[:, START] >= start) & (self._compiled[:, END] <= end)]
+        return Call(start, end, tuple((int(s), int(e)) for s, e in compilations[:, [START, END]]))
 
     def template(self, call: TracedCall, uncertain: frozenset[int] = NO_KEYS) -> Template | None:
         """Return the template of a traced call; None if it called nothing."""
-        known = (call.row, uncertain)
-        if known not in self._templates:
+        cache_key = (call.row, uncertain)
+        if cache_key not in self._templates:
             if uncertain:
                 plain = self.template(call)
                 enclosing = self._paths.tree.enclosing
-                made = None if plain is None else reassigned(plain, lambda key: enclosing(key, uncertain) or None)
+                result = None if plain is None else reassigned(plain, lambda key: enclosing(key, uncertain) or None)
             else:
-                made = self._made(call)
-            self._templates[known] = made
-        return self._templates[known]
+                result = self._made(call)
+            self._templates[cache_key] = result
+        return self._templates[cache_key]
 
     def _made(self, call: TracedCall) -> Template | None:
-        rows = self._table[call.first : call.row]
+        rows = self._table[call.first_row : call.row]
         on_clock = self._on_clock(call)
         rows = rows[(rows[:, START] >= on_clock.start_ns) & (rows[:, TASK] == FORWARD_TASK)]
         rows = rows[rows[:, KEY] != COMPILE_KEY]
@@ -277,23 +279,23 @@ class ForwardBook:
         clock = net_clock((0, on_clock.net_ns), start, end, self._call_ns)
         if clock.total_ns <= 0:
             return None
-        first, last = clock.at(start) / clock.total_ns, clock.at(end) / clock.total_ns
+        starts, ends = clock.at(start) / clock.total_ns, clock.at(end) / clock.total_ns
         counted = (rows[:, KEY] != UNCOUNTED_COMMUNICATION_KEY).astype(np.int64)
-        return Template(first, last, rows[:, KEY], counted)
+        return Template(starts, ends, rows[:, KEY], counted)
 
     def _cost_ns(self, records: Records, kinds: Kinds) -> float:
         """Return the cost of logging a call: the excess length of traced calls over others of their kind, in ns."""
         costs = []
-        for number, what in enumerate(kinds.of):
-            traced = self._of.get((what[1], what[2]), ()) if what[0] == "row" else ()  # type: ignore[arg-type]
-            others = np.flatnonzero(records.kind == number)
-            inside = sum(sum(call.counts.values()) - 1 for call in traced) / max(len(traced), 1)
-            if len(traced) < ENOUGH or int(records.count[others].sum()) < ENOUGH or not inside:
+        for number, description in enumerate(kinds.of):
+            traced = self._of.get((description[1], description[2]), ()) if description[0] == "row" else ()  # type: ignore[arg-type]
+            untraced = np.flatnonzero(records.kind == number)
+            inner_calls = sum(sum(call.counts.values()) - 1 for call in traced) / max(len(traced), 1)
+            if len(traced) < ENOUGH or int(records.count[untraced].sum()) < ENOUGH or not inner_calls:
                 continue
             rows = [call.row for call in traced]
             full_ns = float(np.median(self._table[rows, END] - self._table[rows, START]))
-            light_ns = float(np.median((records.end[others] - records.start[others]) / records.count[others]))
-            costs.append((full_ns - light_ns) / inside)
+            light_ns = float(np.median((records.end[untraced] - records.start[untraced]) / records.count[untraced]))
+            costs.append((full_ns - light_ns) / inner_calls)
         return min(max(float(np.median(costs)) if costs else self._call_ns, 0.0), MOST_CALL_NS)
 
     def carry_rel_sd(self, slot_of: Callable[[int], int], used: Collection[int]) -> dict[int, float]:
@@ -318,7 +320,7 @@ class ForwardBook:
 def reassigned(template: Template, owner_of: Callable[[int], int | None]) -> Template:
     """Give each piece to another owner; None drops it. A changed owner's calls become 0, counted elsewhere."""
     owners = [owner_of(int(owner)) for owner in template.owner]
-    kept = np.array([owner is not None for owner in owners], dtype=np.bool_)
+    is_kept = np.array([owner is not None for owner in owners], dtype=np.bool_)
     owner = np.array([owner for owner in owners if owner is not None], dtype=np.int64)
-    calls = np.where(owner == template.owner[kept], template.calls[kept], 0)
-    return Template(template.first[kept], template.last[kept], owner, calls)
+    calls = np.where(owner == template.owner[is_kept], template.calls[is_kept], 0)
+    return Template(template.first[is_kept], template.last[is_kept], owner, calls)

@@ -392,7 +392,7 @@ class Log:
             body = body[: len(body) - late]
             parts = split(
                 body, calls, self.kinds,
-                since_ns=self._folded_ns, breaks=breaks, margins=self.margins, inside=self._is_inside,
+                since_ns=self._folded_ns, breaks=breaks, margins=self.margins, within_step=self._is_inside,
             )  # fmt: skip
             self._is_inside = parts.inside
             self._records = join_records((self._records, shifted(parts.records, self._runs, self._units)))

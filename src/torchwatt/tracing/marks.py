@@ -15,8 +15,8 @@ class Marks:
     Steps with other work between them stay separate: a row of several steps contains these steps only.
     """
 
-    def __init__(self, most: int = MAX_MARKS) -> None:
-        self._most = most + most % 2  # even, so that neighbours merge in pairs
+    def __init__(self, most_entries: int = MAX_MARKS) -> None:
+        self._most = most_entries + most_entries % 2  # even, so that neighbours merge in pairs
         self._entries = array("q"), array("q"), array("q")  # ends, counts, starts after a pause
         self._begin_ns = 0
         self.every = 1  # steps per entry; the last entry, and those before a pause, may have fewer

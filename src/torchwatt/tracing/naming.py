@@ -65,13 +65,13 @@ def models_among(sizes: Mapping[int, int], main: Collection[int], *, trained: bo
         trained: Whether a call made a graph.
     """
     largest = max(sizes.values(), default=0)
-    given = [size for key, size in sizes.items() if key in main]
-    least = min(given, default=largest) if trained or not largest else 1
+    model_sizes = [size for key, size in sizes.items() if key in main]
+    least = min(model_sizes, default=largest) if trained or not largest else 1
     return {key for key, size in sizes.items() if size >= least}
 
 
 def resolve(
-    roots: Sequence[Root], facts: Mapping[int, Facts], used: IntArray | Collection[int], given: int | None = None
+    roots: Sequence[Root], facts: Mapping[int, Facts], used: IntArray | Collection[int], given_key: int | None = None
 ) -> Names:
     """Name every module below a root that was used, and every module without a root.
 
@@ -79,9 +79,9 @@ def resolve(
     variable, else by their class; a second one of the same name gets `#2`.
     """
     present = {int(key) for key in used if key > 0}
-    seen = [r for r in roots if r.key == given or any(k in present for _, k in r.paths)]
-    groups = _families(_tops(seen, given), given)
-    main = _main(groups, facts, given)
+    used_roots = [r for r in roots if r.key == given_key or any(k in present for _, k in r.paths)]
+    groups = _families(_tops(used_roots, given_key), given_key)
+    main = _main(groups, facts, given_key)
     names = Names()
     taken: set[str] = set()
     for family in sorted(groups, key=lambda family: family is not main):
@@ -98,26 +98,28 @@ def resolve(
     return names
 
 
-def _tops(roots: Sequence[Root], given: int | None) -> list[Root]:
-    below = {key for root in roots for path, key in root.paths if path}
-    return [root for root in roots if root.key == given or root.key not in below]
+def _tops(roots: Sequence[Root], given_key: int | None) -> list[Root]:
+    nested = {key for root in roots for path, key in root.paths if path}
+    return [root for root in roots if root.key == given_key or root.key not in nested]
 
 
-def _families(roots: Sequence[Root], given: int | None) -> list[list[Root]]:
+def _families(roots: Sequence[Root], given_key: int | None) -> list[list[Root]]:
     """Group roots that one variable held one after the other, and the given model with its wrappers."""
     families: dict[int | None, list[Root]] = {}
     for root in roots:
-        first = root
-        while first.heir_of is not None:
-            first = first.heir_of
-        wraps_given = given is not None and any(k == given and not plain for (_, k), plain in root.paths.items())
-        families.setdefault(None if wraps_given else id(first), []).append(root)
+        ancestor = root
+        while ancestor.heir_of is not None:
+            ancestor = ancestor.heir_of
+        wraps_given = given_key is not None and any(
+            k == given_key and not plain for (_, k), plain in root.paths.items()
+        )
+        families.setdefault(None if wraps_given else id(ancestor), []).append(root)
     return list(families.values())
 
 
-def _main(families: Sequence[list[Root]], facts: Mapping[int, Facts], given: int | None) -> list[Root] | None:
-    if given is not None:
-        return next(family for family in families if any(root.key == given for root in family))
+def _main(families: Sequence[list[Root]], facts: Mapping[int, Facts], given_key: int | None) -> list[Root] | None:
+    if given_key is not None:
+        return next(family for family in families if any(root.key == given_key for root in family))
     trained = [family for family in families if any(facts[key].params for root in family for _, key in root.paths)]
     return trained[0] if len(trained) == 1 else None
 
@@ -144,8 +146,8 @@ def _name_below(root: Root, prefix: str, names: Names) -> None:
         if outer_key != key and len(path) > len(outer):
             names.wrapped.setdefault(outer_key, key)
         above[plain] = path, key
-        first = names.fqn.setdefault(key, fqn)
-        if first != fqn and fqn not in names.aliases.setdefault(key, []):
+        first_name = names.fqn.setdefault(key, fqn)
+        if first_name != fqn and fqn not in names.aliases.setdefault(key, []):
             names.aliases[key].append(fqn)
 
 

@@ -41,8 +41,8 @@ class Observed:
             return expected_ns
         plain, plain_se = _median(self._plain)
         traced, traced_se = _median(self._traced)
-        prior, seen = sd_ns**-2, max(plain_se**2 + traced_se**2, 1.0) ** -1
-        return (prior * expected_ns + seen * (traced - plain)) / (prior + seen)
+        prior, likelihood = sd_ns**-2, max(plain_se**2 + traced_se**2, 1.0) ** -1
+        return (prior * expected_ns + likelihood * (traced - plain)) / (prior + likelihood)
 
     def plain_ns(self) -> float:
         """Return the median untraced duration in ns, else the traced one, else 0."""

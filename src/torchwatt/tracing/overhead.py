@@ -48,5 +48,5 @@ def net_clock(frame: tuple[int, int], start_ns: IntArray, end_ns: IntArray, cost
     gaps = np.diff(t_ns).astype(np.float64)
     taken = np.minimum(gaps, before[1:] + after[:-1])
     net_ns = np.concatenate(([0.0], np.cumsum(gaps - taken)))
-    last = np.append(np.flatnonzero(np.diff(t_ns)), len(t_ns) - 1)  # of coinciding instants the last
-    return NetClock(t_ns[last], net_ns[last])
+    latest = np.append(np.flatnonzero(np.diff(t_ns)), len(t_ns) - 1)  # of coinciding instants the last
+    return NetClock(t_ns[latest], net_ns[latest])

@@ -17,7 +17,7 @@ def own_time() -> Callable[[], int]:
 class ThreadCpu:
     """CPU time of one thread since the object was made on it; other threads may read it.
 
-    The thread keeps an `AtEnd` of it, so that the time is still known after it has ended.
+    The thread keeps an `AtEnd` of it, which stores the time when the thread ends.
     """
 
     __slots__ = ("_begun_ns", "_native", "used_ns")

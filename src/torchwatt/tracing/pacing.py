@@ -39,8 +39,8 @@ class Pacer:
         taken = self._windows.total()
         if taken == 0:
             return True
-        elapsed, last = now_ns - self._start_ns, self._last_ns - self._start_ns
-        if taken >= DENSE_WINDOWS and elapsed < last * SPARSE_GROWTH:
+        elapsed, latest = now_ns - self._start_ns, self._last_ns - self._start_ns
+        if taken >= DENSE_WINDOWS and elapsed < latest * SPARSE_GROWTH:
             return False
         return self._predicted_ns(kind) <= room_ns and self._is_due(kind)
 

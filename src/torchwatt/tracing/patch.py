@@ -10,8 +10,8 @@ from typing import Any
 class Patch:
     """One attribute replaced by a wrapper of it.
 
-    If another patch is still on top of ours at removal, it stays, and ours below it: every wrapper must therefore
-    become a plain pass-through when its session has ended.
+    A wrapper that another library has wrapped in turn cannot be removed: it stays below the other one. Every wrapper
+    must therefore pass calls through once its session has ended.
     """
 
     def __init__(self, owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -34,9 +34,9 @@ class Patch:
         """Install the wrapper over the attribute's present value; do nothing if it is installed."""
         if self.on:
             return
-        below = getattr(self.owner, self.name)
-        if below is not self.original:
-            self.original, self._kept = below, vars(self.owner).get(self.name)
+        current = getattr(self.owner, self.name)
+        if current is not self.original:
+            self.original, self._kept = current, vars(self.owner).get(self.name)
             self.wrapper = self._wrapped()
         setattr(self.owner, self.name, self.wrapper)
         self.on = True

@@ -148,7 +148,7 @@ class Patches:
         return all(self._classes.get(owner) is not None for owner in owners)
 
     def remove(self) -> None:
-        """Remove all patches; under a wrapper put on top by others ours stays, inert."""
+        """Remove all patches; a wrapper below another library's wrapper stays in place and passes calls through."""
         for hook in self._hooks:
             hook.remove()
         with self._lock:

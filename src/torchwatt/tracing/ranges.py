@@ -64,8 +64,8 @@ def extend(start: Sequence[int], end: Sequence[int], limit: int) -> tuple[list[i
     ends = [0] * len(start)
     following: dict[int, int] = {}  # parent -> start of the following sibling
     for i in reversed(range(len(start))):
-        last = limit if up[i] == NOBODY else min(end[i], end[up[i]])
-        ends[i] = max(following.get(up[i], last), start[i])
+        end_limit = limit if up[i] == NOBODY else min(end[i], end[up[i]])
+        ends[i] = max(following.get(up[i], end_limit), start[i])
         following[up[i]] = start[i]
     return ends, up
 
@@ -90,15 +90,15 @@ def self_times(start: Sequence[float], end: Sequence[float]) -> list[float]:
 
 def enclosing(start: IntArray, end: IntArray) -> IntArray:
     """Return the same as `parents`, vectorised; sorted by start, outer before inner."""
-    found = np.full(len(start), NOBODY, dtype=np.int64)
+    encloser = np.full(len(start), NOBODY, dtype=np.int64)
     depth = np.arange(len(start)) - np.searchsorted(np.sort(end), start, side="right")
     above = np.flatnonzero(depth <= 0)
     for level in range(1, int(depth.max(initial=0)) + 1):
-        here = np.flatnonzero(depth == level)
-        place = np.searchsorted(above, here) - 1
-        found[here[place >= 0]] = above[place[place >= 0]]
-        above = here
-    return found
+        level_members = np.flatnonzero(depth == level)
+        place = np.searchsorted(above, level_members) - 1
+        encloser[level_members[place >= 0]] = above[place[place >= 0]]
+        above = level_members
+    return encloser
 
 
 def uncross(start: IntArray, end: IntArray, soft: IntArray) -> None:

@@ -66,8 +66,8 @@ def walk(module: nn.Module, path: str = "", plain: str = "", above: tuple[int, .
         if child is None or id(child) in above:
             continue
         through = leaf in TRANSPARENT or (leaf == "module" and issubclass(type(module), PARALLEL))
-        below = plain if through else f"{plain}.{leaf}" if plain else leaf
-        yield from walk(child, f"{path}.{leaf}" if path else leaf, below, (*above, id(module)))
+        inner_path = plain if through else f"{plain}.{leaf}" if plain else leaf
+        yield from walk(child, f"{path}.{leaf}" if path else leaf, inner_path, (*above, id(module)))
 
 
 class Registry:
@@ -98,9 +98,9 @@ class Registry:
         """Return the key of a module called for the first time; it becomes a root if no other call encloses it."""
         try:
             with self._lock:
-                known = self.by_id.get(id(module))
-                if known is not None:
-                    return known
+                key = self.by_id.get(id(module))
+                if key is not None:
+                    return key
                 if issubclass(type(module), GraphModule) and self._is_compiled(module, sys._getframe(1)):
                     return self._remember(module, COMPILED_KEY)
                 if (own_attributes(module) or {}).get("_is_replica") and (original := self._original(module)):
@@ -141,9 +141,9 @@ class Registry:
 
     def optimizer_key(self, optimizer: object) -> int:
         """Return the key of an optimizer; a new one inherits the key of a deleted one of its class."""
-        known = self.by_id.get(id(optimizer))
-        if known is not None:
-            return known
+        own_key = self.by_id.get(id(optimizer))
+        if own_key is not None:
+            return own_key
         with self._lock:
             kind = type(optimizer).__name__
             gone = [k for k, name in self._optimizers.items() if name == kind and self._alive(k) is None]
@@ -158,13 +158,13 @@ class Registry:
 
     def class_of(self, key: int) -> type | None:
         """Return the class of a module or optimizer; None if it was deleted."""
-        thing = self._alive(key)
-        return None if thing is None else type(thing)
+        instance = self._alive(key)
+        return None if instance is None else type(instance)
 
     def module(self, key: int) -> nn.Module | None:
         """Return the module of a key; None if it was deleted."""
-        found: nn.Module | None = self._alive(key)
-        return found
+        module: nn.Module | None = self._alive(key)
+        return module
 
     def _place(self, root: Root, module: nn.Module) -> None:
         at: dict[str, int] = {}
@@ -185,10 +185,10 @@ class Registry:
         return id(module) not in self.by_id
 
     def _ancestor(self, root: Root) -> Root | None:
-        for other in reversed(self.roots):
-            same = (other.name, other.class_name) == (root.name, root.class_name)
-            if same and self._alive(other.key) is None:
-                return other
+        for candidate in reversed(self.roots):
+            same = (candidate.name, candidate.class_name) == (root.name, root.class_name)
+            if same and self._alive(candidate.key) is None:
+                return candidate
         return None
 
     def _alive(self, key: int) -> Any:
@@ -196,9 +196,9 @@ class Registry:
         return None if ref is None else ref()
 
     def _key(self, module: nn.Module) -> int:
-        known = self.by_id.get(id(module))
-        if known is not None:
-            return known
+        own_key = self.by_id.get(id(module))
+        if own_key is not None:
+            return own_key
         key = self._remember(module, self._new())
         self.facts[key] = facts_of(module)
         self._by_hooks[id(vars(module).get("_forward_hooks"))] = key
@@ -211,8 +211,8 @@ class Registry:
         self._next += 1
         return self._next - 1
 
-    def _remember(self, thing: object, key: int) -> int:
-        ident, hooks = id(thing), id(getattr(thing, "__dict__", {}).get("_forward_hooks"))
+    def _remember(self, instance: object, key: int) -> int:
+        ident, hooks = id(instance), id(getattr(instance, "__dict__", {}).get("_forward_hooks"))
         replica = key in self._refs
 
         def forget(ref: object) -> None:  # the id may be reused
@@ -224,7 +224,7 @@ class Registry:
             else:
                 self._replicas.discard(ref)
 
-        ref = weakref.ref(thing, forget)
+        ref = weakref.ref(instance, forget)
         if replica:
             self._replicas.add(ref)
         else:

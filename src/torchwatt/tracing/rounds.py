@@ -26,8 +26,8 @@ NO_STRETCH: IntArray = np.zeros((0, 2), dtype=np.int64)
 class OptimizerEnds:
     """Ends of the steps of all optimizers of one thread; in a long run neighbours are merged."""
 
-    def __init__(self, most: int = MAX_ENDS) -> None:
-        self._most = most
+    def __init__(self, most_entries: int = MAX_ENDS) -> None:
+        self._most = most_entries
         self._columns = array("q"), array("q"), array("q")
 
     def extend(self, ends: Iterable[tuple[int, int]]) -> None:
@@ -72,20 +72,20 @@ def rounds(
     """
     if len({key for key, *_ in ends}) < 2:
         return [(end_ns, count) for _, end_ns, count in ends]
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
+    first_ends: dict[int, int] = {}
+    last_ends: dict[int, int] = {}
     for key, end_ns, _ in ends:
-        first.setdefault(key, end_ns)
-        last[key] = end_ns
+        first_ends.setdefault(key, end_ns)
+        last_ends[key] = end_ns
     joined = _joined(ends, forward_ns, unseen_ns)
     lead = _lead([key for key, *_ in ends])
     leads_last = lead is not None and ends[0][0] != lead
     result: list[Mark] = []
     members: set[int] = set()
     for i, (key, end_ns, count) in enumerate(ends):
-        apart = key in members or count > 1 or any(last[other] < first[key] for other in members)
-        apart |= leads_last and lead in members
-        if members and not apart and (joined(i) or lead is not None):
+        is_new_round = key in members or count > 1 or any(last_ends[member] < first_ends[key] for member in members)
+        is_new_round |= leads_last and lead in members
+        if members and not is_new_round and (joined(i) or lead is not None):
             result[-1] = end_ns, result[-1][1]
         else:
             members = set()
@@ -111,13 +111,13 @@ def _joined(ends: Sequence[OptimizerEnd], forward_ns: IntArray, unseen_ns: IntAr
     times = np.array([end_ns for _, end_ns, _ in ends], dtype=np.int64)
     between = np.diff(np.searchsorted(forward_ns, times), prepend=0)
     hidden = _overlap(unseen_ns, times)
-    seen: Counter[tuple[int, int]] = Counter()
+    pair_counts: Counter[tuple[int, int]] = Counter()
     called: Counter[tuple[int, int]] = Counter()
     for i in range(1, len(keys)):
-        seen[keys[i - 1], keys[i]] += int(not hidden[i])
+        pair_counts[keys[i - 1], keys[i]] += int(not hidden[i])
         called[keys[i - 1], keys[i]] += int(between[i] > 0)
-    usually = 2 * called.total() < max(seen.total(), 1)  # for pairs without observations
-    together = {pair for pair, n in seen.items() if (2 * called[pair] < n if n else usually)}
+    usually = 2 * called.total() < max(pair_counts.total(), 1)  # for pairs without observations
+    together = {pair for pair, n in pair_counts.items() if (2 * called[pair] < n if n else usually)}
     return _Joined(together, keys, cycle=_is_cycle(keys))
 
 
@@ -132,9 +132,9 @@ def _lead(keys: Sequence[int]) -> int | None:
     """Return the optimizer (of at most `MOST_PERIOD`) between whose steps others rarely step twice, else None."""
     numbers = Counter(keys)
     for lead, n in numbers.most_common() if len(numbers) <= MOST_PERIOD else ():
-        others = {key: k for key, k in numbers.items() if key != lead}
-        by_chance = sum(k * k / (n + k) for k in others.values())
-        if by_chance >= ENOUGH_BY_CHANCE and _twice(keys, lead) <= FEW_TWICE * sum(others.values()):
+        other_numbers = {key: k for key, k in numbers.items() if key != lead}
+        by_chance = sum(k * k / (n + k) for k in other_numbers.values())
+        if by_chance >= ENOUGH_BY_CHANCE and _twice(keys, lead) <= FEW_TWICE * sum(other_numbers.values()):
             return lead
     return None
 

@@ -25,8 +25,9 @@ AROUND_KEY = -10  # torch.func's own time around a module's call, and after a ba
 FIRST_SCOPE_KEY = -20  # scopes count down from here; modules count up from 1
 
 FORWARD_TASK = -1  # torch's value outside a backward call
+BACKWARD_TASK = 0  # any graph task: for rows of a backward pass whose task is unknown
 FAILED_SIZE = -2  # graph size of a call that raised: its next sequence number minus its first
-LIGHT_TASK = -2  # ours: an outermost call of an untraced step, minus the number of its signature
+LIGHT_TASK = -2  # of an outermost call in an untraced step; less the number of the call's signature
 
 # Modes of a thread's wrappers: log all calls, the outermost calls, only ends of steps, or nothing.
 FULL, LIGHT, ASLEEP, OFF = 0, 1, 2, 3

@@ -68,9 +68,9 @@ class Signatures:
 
     def number(self, ids: Sequence[int]) -> int:
         """Return the number of the signature of modules called one after the other, by id."""
-        known = self.by_ids.get(tuple(ids))
-        if known is not None:
-            return known
+        signature_number = self.by_ids.get(tuple(ids))
+        if signature_number is not None:
+            return signature_number
         number = self._new(tuple(ids))
         if number != UNKNOWN and len(self.by_ids) < MOST_SIGNATURES:
             self.by_ids[tuple(ids)] = number
@@ -84,15 +84,19 @@ class Signatures:
         nodes = NO_NODES - ids[-1] if ids and ids[-1] <= NO_NODES and len(self.of) < SIZED else None
         ids = tuple(each for each in ids if each > NO_NODES)
         keys = [BACKWARD_KEY if each == BACKWARD else self._key_of(each) for each in ids]
-        known = tuple(key for key in keys if key is not None)
-        if len(self.of) >= MOST_SIGNATURES or len(known) < len(keys):
+        known_keys = tuple(key for key in keys if key is not None)
+        if len(self.of) >= MOST_SIGNATURES or len(known_keys) < len(keys):
             return UNKNOWN
-        counts = Counter(known)
-        over, part, opens = self.over.union(counts), known if is_part else (), known[0] if known else None
-        what = frozenset(counts.items()), over, part, nodes, opens
-        number = self._numbers.get(what)
+        counts = Counter(known_keys)
+        over, part, opens = (
+            self.over.union(counts),
+            known_keys if is_part else (),
+            known_keys[0] if known_keys else None,
+        )
+        content = frozenset(counts.items()), over, part, nodes, opens
+        number = self._numbers.get(content)
         if number is None:
-            number = self._numbers[what] = len(self.of)
+            number = self._numbers[content] = len(self.of)
             self.of.append(Signature(dict(counts), over, part, nodes, opens))
         return number
 
@@ -102,7 +106,7 @@ class TracedCall:
     """An outermost call whose module calls were all logged: its row, and the calls of each module in it."""
 
     row: int
-    first: int  # first row inside; inner rows end before the call's own
+    first_row: int  # first row inside; inner rows end before the call's own
     counts: Mapping[int, int]
 
 
@@ -114,26 +118,26 @@ def traced_calls(table: IntArray) -> list[TracedCall]:
     """
     own = np.flatnonzero((table[:, TASK] == FORWARD_TASK) & (table[:, KEY] > 0))
     top = own[top_level(table[own, START], table[own, END])]
-    first = np.searchsorted(table[own, END], table[top, START], side="right") if len(own) else top
-    found = []
-    for row, begin in zip(top.tolist(), first.tolist(), strict=True):
-        last = int(np.searchsorted(own, row))
-        inside = own[begin : last + 1]
-        keys, number = np.unique(table[inside, KEY], return_counts=True)
-        found.append(TracedCall(row, int(own[begin]), dict(zip(keys.tolist(), number.tolist(), strict=True))))
-    return found
+    begin_rows = np.searchsorted(table[own, END], table[top, START], side="right") if len(own) else top
+    calls = []
+    for row, begin in zip(top.tolist(), begin_rows.tolist(), strict=True):
+        end = int(np.searchsorted(own, row))
+        inner_rows = own[begin : end + 1]
+        keys, number = np.unique(table[inner_rows, KEY], return_counts=True)
+        calls.append(TracedCall(row, int(own[begin]), dict(zip(keys.tolist(), number.tolist(), strict=True))))
+    return calls
 
 
 def nearest_called(parent: Mapping[int, int], called: Collection[int]) -> dict[int, int]:
     """Return for each called module its nearest enclosing called module, if there is one."""
-    found = {}
+    enclosing_key = {}
     for key in called:
         above = parent.get(key)
         while above is not None and above not in called:
             above = parent.get(above)
         if above is not None:
-            found[key] = above
-    return found
+            enclosing_key[key] = above
+    return enclosing_key
 
 
 class CallPattern:
@@ -160,23 +164,26 @@ class CallPattern:
 
 
 def affordable(
-    wanted: Sequence[Collection[int]], kind_of: Callable[[int], type | None], calls: Mapping[type, float], most: float
+    candidates: Sequence[Collection[int]],
+    kind_of: Callable[[int], type | None],
+    calls: Mapping[type, float],
+    most_calls: float,
 ) -> set[int]:
     """Return the modules that can be counted: each call of any instance of a patched class passes its wrapper.
 
     Args:
-        wanted: Keys, the most important ones first.
+        candidates: Keys, the most important ones first.
         kind_of: Class of a module; None if it was deleted.
         calls: Calls per step, by class.
-        most: Maximum number of calls per step that may pass a wrapper.
+        most_calls: Maximum number of calls per step that may pass a wrapper.
     """
     chosen: set[type] = set()
-    found: set[int] = set()
-    for keys in wanted:
+    chosen_keys: set[int] = set()
+    for keys in candidates:
         kinds = {key: kind for key in keys if (kind := kind_of(key)) is not None}
         for kind in sorted(set(kinds.values()) - chosen, key=lambda kind: calls.get(kind, 0)):
-            if calls.get(kind, 0) <= most:
-                most -= calls.get(kind, 0)
+            if calls.get(kind, 0) <= most_calls:
+                most_calls -= calls.get(kind, 0)
                 chosen.add(kind)
-        found |= {key for key, kind in kinds.items() if kind in chosen}
-    return found
+        chosen_keys |= {key for key, kind in kinds.items() if kind in chosen}
+    return chosen_keys

@@ -38,55 +38,55 @@ class StepCount:
 
     def add(self, news: News, end_ns: int) -> None:
         """Add the entries until `end_ns`."""
-        seen, new = self._seen, news.calls
-        calls = Calls(*(np.concatenate(pair) for pair in zip(_columns(seen.calls), _columns(new), strict=True)))
-        backward_ns = np.concatenate((seen.backward_ns, news.backward_ns))
+        entries, new = self._seen, news.calls
+        calls = Calls(*(np.concatenate(pair) for pair in zip(_columns(entries.calls), _columns(new), strict=True)))
+        backward_ns = np.concatenate((entries.backward_ns, news.backward_ns))
         forward = np.searchsorted(np.sort(calls.start_ns[calls.grown]), backward_ns[:, 0])
-        ends = dict(enumerate(seen.optimizers)) | {
-            i: [*(seen.optimizers[i] if i < len(seen.optimizers) else ()), *each]
+        ends = dict(enumerate(entries.optimizers)) | {
+            i: [*(entries.optimizers[i] if i < len(entries.optimizers) else ()), *each]
             for i, each in enumerate(news.optimizers)
         }
         self._seen = replace(
-            seen,
+            entries,
             end_ns=end_ns,
             calls=_fewer(calls, np.sort(backward_ns[:, 0])) if len(calls) > MOST_CALLS else calls,
             backward_ns=backward_ns,
             backward_count=np.ones(len(backward_ns), dtype=np.int64),
             backward_again=np.diff(forward, prepend=-1) == 0,
-            unseen_ns=np.concatenate((seen.unseen_ns, news.unseen_ns)),
+            unseen_ns=np.concatenate((entries.unseen_ns, news.unseen_ns)),
             starts_ns=np.sort(np.concatenate((calls.start_ns, backward_ns[:, 0]))),
             optimizers=[ends[i] for i in sorted(ends)] if any(ends.values()) else (),
         )
 
     def count(self) -> int:
         """Return the number of steps so far."""
-        seen = self._seen
-        self.looked_at = len(seen.calls) + len(seen.backward_ns) + sum(map(len, seen.optimizers))
-        marks = marks_of(seen)
+        entries = self._seen
+        self.looked_at = len(entries.calls) + len(entries.backward_ns) + sum(map(len, entries.optimizers))
+        marks = marks_of(entries)
         if marks is None:
-            return self._settled + int(seen.calls.count[seen.calls.main].sum())
-        ends = sum(map(len, seen.optimizers))
+            return self._settled + int(entries.calls.count[entries.calls.main].sum())
+        ends = sum(map(len, entries.optimizers))
         self.steps_per_end = len(marks) / ends if ends else 0.0
-        evaluations = evaluations_of(seen, marks)
+        evaluations = evaluations_of(entries, marks)
         total = self._settled + sum(n for _, n in marks) + int(evaluations.count.sum())
         if len(marks) > 2 * KEPT:
             self._settle(marks, evaluations)
         return total
 
     def _settle(self, marks: Sequence[Mark], evaluations: Calls) -> None:
-        seen, until_ns = self._seen, marks[-KEPT][0]
+        entries, until_ns = self._seen, marks[-KEPT][0]
         self._settled += sum(n for end_ns, n in marks if end_ns <= until_ns)
         self._settled += int(evaluations.count[evaluations.start_ns < until_ns].sum())
-        later = seen.backward_ns[:, 0] >= until_ns
+        later = entries.backward_ns[:, 0] >= until_ns
         self._seen = replace(
-            seen,
+            entries,
             origin_ns=until_ns,
-            calls=seen.calls.take(seen.calls.start_ns >= until_ns),
-            backward_ns=seen.backward_ns[later],
-            backward_count=seen.backward_count[later],
-            backward_again=seen.backward_again[later],
-            unseen_ns=seen.unseen_ns[seen.unseen_ns[:, 1] > until_ns],
-            optimizers=[[end for end in ends if end[1] > until_ns] for ends in seen.optimizers],
+            calls=entries.calls.take(entries.calls.start_ns >= until_ns),
+            backward_ns=entries.backward_ns[later],
+            backward_count=entries.backward_count[later],
+            backward_again=entries.backward_again[later],
+            unseen_ns=entries.unseen_ns[entries.unseen_ns[:, 1] > until_ns],
+            optimizers=[[end for end in ends if end[1] > until_ns] for ends in entries.optimizers],
         )
 
 
@@ -99,8 +99,8 @@ def _fewer(calls: Calls, backward_ns: IntArray) -> Calls:
     old = len(calls) - KEPT
     between = np.searchsorted(backward_ns, calls.start_ns[:old])
     change = (np.diff(between) != 0) | (np.diff(calls.grown[:old]) != 0) | (np.diff(calls.main[:old]) != 0)
-    first = np.concatenate(([0], np.flatnonzero(change) + 1, np.arange(old, len(calls))))
-    last = np.append(first[1:], len(calls)) - 1
-    count = np.add.reduceat(calls.count, first)
-    columns = calls.grown[first], calls.main[first], calls.rounds[first], calls.inside[first]
-    return Calls(calls.start_ns[first], calls.end_ns[last], count, *columns)
+    starts = np.concatenate(([0], np.flatnonzero(change) + 1, np.arange(old, len(calls))))
+    ends = np.append(starts[1:], len(calls)) - 1
+    count = np.add.reduceat(calls.count, starts)
+    columns = calls.grown[starts], calls.main[starts], calls.rounds[starts], calls.inside[starts]
+    return Calls(calls.start_ns[starts], calls.end_ns[ends], count, *columns)

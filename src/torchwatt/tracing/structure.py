@@ -21,18 +21,18 @@ Outer = tuple[int, int, int]
 
 def keys_of(table: IntArray, call: Backward, before: Backward | None) -> tuple[Key, ...]:
     """Return a call's structures, the finest first; stored in its cache."""
-    known: tuple[Key, ...] | None = call.cache.get("keys")
-    if known is None:
+    keys: tuple[Key, ...] | None = call.cache.get("keys")
+    if keys is None:
         fine, coarse = structure(table[call.since : call.first])
         if coarse is None and before is not None:
             # Another backward call through the same forward pass (two losses, retain_graph) has its own structure.
-            known = tuple((*key[:-1], min(_times(key) + 1, AGAIN)) for key in before.cache.get("keys", ()))
+            keys = tuple((*key[:-1], min(_times(key) + 1, AGAIN)) for key in before.cache.get("keys", ()))
         else:
-            known = (() if fine is None else (("fine", fine, call.reduces, 0),)) + (
+            keys = (() if fine is None else (("fine", fine, call.reduces, 0),)) + (
                 () if coarse is None else (("coarse", coarse, call.reduces, 0),)
             )
-        call.cache["keys"] = known
-    return known
+        call.cache["keys"] = keys
+    return keys
 
 
 def is_again(keys: Sequence[object]) -> bool:

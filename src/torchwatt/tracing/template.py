@@ -16,7 +16,7 @@ from torchwatt.tracing.ranges import self_times
 
 T = TypeVar("T")
 
-# One window has no spread; a default of ours, marked as assumed in the docs.
+# One window has no spread; an assumed default.
 ASSUMED_REL_SD = 0.3
 
 
@@ -77,10 +77,10 @@ def template_of(call: Call, pieces: Sequence[tuple[int, int, int, int]] | IntArr
 def stretch(template: Template, call: Call) -> tuple[IntArray, IntArray]:
     """Lay a template over a call: linear in net time, so order and total are kept; starts and ends in ns."""
     net = call.net_ns
-    first, last = (np.floor(f * net + 0.5).astype(np.int64) for f in (template.first, template.last))
+    starts, ends = (np.floor(f * net + 0.5).astype(np.int64) for f in (template.first, template.last))
     if not call.inner:
-        return first + call.start_ns, last + call.start_ns
-    start, end = call.from_net(first, late=True), call.from_net(last, late=False)
+        return starts + call.start_ns, ends + call.start_ns
+    start, end = call.from_net(starts, late=True), call.from_net(ends, late=False)
     return np.minimum(start, end), end
 
 
@@ -120,10 +120,10 @@ class Catalogue(Generic[T]):
         return [], False
 
 
-def around(entries: Sequence[tuple[int, T]], t_ns: int, most: int) -> list[T]:
-    """Return at most `most` templates before and after a time, from entries sorted by time."""
+def around(entries: Sequence[tuple[int, T]], t_ns: int, most_entries: int) -> list[T]:
+    """Return at most `most_entries` templates before and after a time, from entries sorted by time."""
     i = bisect.bisect(entries, t_ns, key=lambda entry: entry[0])
-    return [template for _, template in entries[max(i - most, 0) : i + most]]
+    return [template for _, template in entries[max(i - most_entries, 0) : i + most_entries]]
 
 
 def relative_sd(groups: Sequence[Sequence[Mapping[int, float]]]) -> dict[int, float]:

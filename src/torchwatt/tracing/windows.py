@@ -53,26 +53,26 @@ class Windows:
 
     def run(self, conductor: Conductor | None, log: Log, original: Wrapped, args: Any, kwargs: Any) -> Any:
         """Run a backward call and log it."""
-        since, first = log.since, log.total()
+        since, first_row = log.since, log.total()
         log.stride.backwards += 1
         reduces = log.takes_reducers()
         # A cheap approximation; the exact structure is computed later.
-        kind = first - since, log.rows[-1][KEY] if log.rows else 0, reduces
+        kind = first_row - since, log.rows[-1][KEY] if log.rows else 0, reduces
         # Of calls with equally many rows, those through other modules get windows of their own.
-        keys = frozenset([row[KEY] for row in log.rows[-max(first - since, 1) :] if row[KEY] > 0])
+        keys = frozenset([row[KEY] for row in log.rows[-max(first_row - since, 1) :] if row[KEY] > 0])
         path = hash(keys), reduces
         expected = round(NODES_PER_NUMBER * (sequence_nr() - log.stride.seq))
         began = self._clock_ns()
         window = self._open(conductor, log, path, is_new=not keys <= self._seen)
         if window is not None:
             log.add_own(began, self._clock_ns(), sequence_nr())
-            first += 1
+            first_row += 1
         start, own_start = self._clock_ns(), kineto.own_ns() if window is not None else 0
         try:
             return original(*args, **kwargs)
         finally:
             own_end, end = kineto.own_ns() if window is not None else 0, self._clock_ns()
-            call = Backward(start, end, since, first, log.total(), light=False, reduces=reduces)
+            call = Backward(start, end, since, first_row, log.total(), light=False, reduces=reduces)
             call.away_ns = max(end - start - (own_end - own_start), 0) if window is not None else 0
             if conductor is not None:
                 conductor.backward_took(kind, end - start, recorded=window is not None)

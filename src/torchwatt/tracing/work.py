@@ -29,13 +29,13 @@ def work_of(model: nn.Module, call: Callable[[], Any]) -> Mapping[Slot, tuple[fl
     Raises:
         ConfigError: The call ran no layer of the model.
     """
-    found: dict[Slot, tuple[float, float]] = {}
+    work_by_slot: dict[Slot, tuple[float, float]] = {}
     for work in capture(model, call):
         for phase in PHASES:
             counted = _count(work, phase)
             if counted is not None:
-                found |= dict.fromkeys(work.slots(phase), counted)
-    return found
+                work_by_slot |= dict.fromkeys(work.slots(phase), counted)
+    return work_by_slot
 
 
 def _count(work: Work, phase: Phase) -> tuple[float, float] | None:

@@ -56,17 +56,17 @@ def read_activities(path: Path) -> tuple[Activity, ...]:
 def _activities(arrays: dict[str, Any], words: dict[str, Any]) -> list[Activity]:
     if "error" in words:
         raise TraceError(str(words["error"]))
-    found = []
-    for i, one in enumerate(words["activities"]):
+    activities = []
+    for i, fields in enumerate(words["activities"]):
         slot, start_ns, end_ns, stream, signature = (arrays[f"{i}_{name}"] for name in _RECORDS)
         filled = np.zeros(len(slot), dtype=np.bool_)
-        covered = tuple((int(a), int(b)) for a, b in one["covered"])
-        signatures, notes = tuple(one["signatures"]), tuple(one["notes"])
+        covered = tuple((int(a), int(b)) for a, b in fields["covered"])
+        signatures, notes = tuple(fields["signatures"]), tuple(fields["notes"])
         columns = (slot, start_ns, end_ns, stream, filled)
-        found.append(
-            Activity(one["device"], _slots(one["slots"]), *columns, signatures, signature, covered, notes=notes)
+        activities.append(
+            Activity(fields["device"], _slots(fields["slots"]), *columns, signatures, signature, covered, notes=notes)
         )
-    return found
+    return activities
 
 
 def write_error(path: Path, message: str) -> None:

@@ -71,8 +71,8 @@ class Jobs:
             return
         self._job = None
         try:
-            found = read_activities(job.result)
-            self.windows.append(tuple(replace(activity, covered=(job.covered,)) for activity in found))
+            activities = read_activities(job.result)
+            self.windows.append(tuple(replace(activity, covered=(job.covered,)) for activity in activities))
         except TraceError as error:
             self.failures.append(str(error))
         job.result.unlink(missing_ok=True)

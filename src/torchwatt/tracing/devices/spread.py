@@ -30,24 +30,24 @@ def spread(
         least: Minimum number of steps per copy of a window: as many as were recorded in it.
     """
     windows = sorted(windows, key=lambda window: window.covered[0])
-    seen = [window.covered[0] for window in windows]
-    unseen = _unseen(seen, steps)
-    nearest = _nearest(seen, unseen)
-    counts = _counts(seen, steps)
+    recorded = [window.covered[0] for window in windows]
+    unrecorded = _unseen(recorded, steps)
+    nearest = _nearest(recorded, unrecorded)
+    counts = _counts(recorded, steps)
     sizes = np.array([len(window) for window in windows], dtype=np.int64)
-    each = max(-(-int(sizes[nearest].sum()) // MAX_FILLED), least) if unseen else 1
+    each = max(-(-int(sizes[nearest].sum()) // MAX_FILLED), least) if unrecorded else 1
     parts = [(window, _table(window), False) for window in windows]
-    for first, last in _groups(unseen, seen, each):
-        group = _joined(unseen[first:last])
-        window = windows[nearest[first]]
-        parts.append((window, _laid(window, group, group.steps / counts[nearest[first]]), True))
-    covered = [*seen, *((step.start_ns, step.end_ns) for step in unseen)]
+    for begin, end in _groups(unrecorded, recorded, each):
+        group = _joined(unrecorded[begin:end])
+        window = windows[nearest[begin]]
+        parts.append((window, _laid(window, group, group.steps / counts[nearest[begin]]), True))
+    covered = [*recorded, *((step.start_ns, step.end_ns) for step in unrecorded)]
     together = _together(windows, parts, rename)
     return replace(
         together,
         covered=_closed(sorted(covered)),
         steps=tuple((step.start_ns, step.end_ns) for step in steps),
-        notes=tuple(_notes(windows, len(unseen), each)),
+        notes=tuple(_notes(windows, len(unrecorded), each)),
     )
 
 
@@ -62,43 +62,43 @@ def _closed(covered: Sequence[Interval]) -> tuple[Interval, ...]:
     return tuple(closed)
 
 
-def _unseen(seen: Sequence[Interval], steps: Sequence[Busy]) -> list[Busy]:
+def _unseen(recorded: Sequence[Interval], steps: Sequence[Busy]) -> list[Busy]:
     """Return the steps that no window overlaps; windows are sorted and disjoint."""
-    starts, ends = np.array(seen, dtype=np.int64).reshape(-1, 2).T
+    starts, ends = np.array(recorded, dtype=np.int64).reshape(-1, 2).T
     bounds = np.array([(step.start_ns, step.end_ns) for step in steps], dtype=np.int64).reshape(-1, 2)
     touched = np.searchsorted(starts, bounds[:, 1], side="left") > np.searchsorted(ends, bounds[:, 0], side="right")
-    return [step for step, one in zip(steps, touched.tolist(), strict=True) if not one]
+    return [step for step, overlaps in zip(steps, touched.tolist(), strict=True) if not overlaps]
 
 
-def _counts(seen: Sequence[Interval], steps: Sequence[Busy]) -> list[int]:
+def _counts(recorded: Sequence[Interval], steps: Sequence[Busy]) -> list[int]:
     """Return the number of steps in each window: those whose middle lies in it, at least 1."""
     middles = np.array([(step.start_ns + step.end_ns) // 2 for step in steps], dtype=np.int64)
     total = np.concatenate(([0], np.cumsum([step.steps for step in steps])))
-    bounds = np.searchsorted(middles, np.array(seen, dtype=np.int64).reshape(-1, 2))
-    found = total[bounds[:, 1]] - total[bounds[:, 0]]
-    return [max(int(n), 1) for n in found]
+    bounds = np.searchsorted(middles, np.array(recorded, dtype=np.int64).reshape(-1, 2))
+    counts = total[bounds[:, 1]] - total[bounds[:, 0]]
+    return [max(int(n), 1) for n in counts]
 
 
-def _groups(unseen: Sequence[Busy], seen: Sequence[Interval], each: int) -> Iterator[tuple[int, int]]:
+def _groups(unrecorded: Sequence[Busy], recorded: Sequence[Interval], each: int) -> Iterator[tuple[int, int]]:
     """Yield the bounds of groups of at most `each` adjacent steps, with neither a gap nor a window between them."""
-    starts = [start for start, _ in seen]
-    first = 0
-    for i in range(1, len(unseen) + 1):
-        if i < len(unseen) and i - first < each:
-            before, after = unseen[i - 1], unseen[i]
-            apart = after.start_ns - before.end_ns >= JOINED_NS
-            if not apart and bisect_right(starts, before.end_ns) == bisect_right(starts, after.start_ns):
+    starts = [start for start, _ in recorded]
+    begin = 0
+    for i in range(1, len(unrecorded) + 1):
+        if i < len(unrecorded) and i - begin < each:
+            before, after = unrecorded[i - 1], unrecorded[i]
+            has_gap = after.start_ns - before.end_ns >= JOINED_NS
+            if not has_gap and bisect_right(starts, before.end_ns) == bisect_right(starts, after.start_ns):
                 continue
-        yield first, i
-        first = i
+        yield begin, i
+        begin = i
 
 
-def _nearest(seen: Sequence[Interval], unseen: Sequence[Busy]) -> IntArray:
-    middle = np.array([start + end for start, end in seen], dtype=np.int64)
-    wanted = np.array([step.start_ns + step.end_ns for step in unseen], dtype=np.int64)
-    right = np.clip(np.searchsorted(middle, wanted), 0, len(middle) - 1)
-    left = np.maximum(right - 1, 0)
-    nearest: IntArray = np.where(np.abs(middle[left] - wanted) <= np.abs(middle[right] - wanted), left, right)
+def _nearest(recorded: Sequence[Interval], unrecorded: Sequence[Busy]) -> IntArray:
+    middle = np.array([start + end for start, end in recorded], dtype=np.int64)
+    targets = np.array([step.start_ns + step.end_ns for step in unrecorded], dtype=np.int64)
+    after = np.clip(np.searchsorted(middle, targets), 0, len(middle) - 1)
+    before = np.maximum(after - 1, 0)
+    nearest: IntArray = np.where(np.abs(middle[before] - targets) <= np.abs(middle[after] - targets), before, after)
     return nearest
 
 
@@ -155,8 +155,8 @@ def _together(
     for window in windows:
         named = [replace(slot, fqn=rename(slot.fqn)) for slot in window.slots]
         slot_maps[id(window)] = np.array([slots.setdefault(slot, len(slots)) for slot in named], dtype=np.int64)
-        known = [words.setdefault(word, len(words)) for word in window.signatures]
-        word_maps[id(window)] = np.array(known, dtype=np.int64)
+        numbers = [words.setdefault(word, len(words)) for word in window.signatures]
+        word_maps[id(window)] = np.array(numbers, dtype=np.int64)
     filled = np.concatenate([np.full(len(window), is_filled) for window, _, is_filled in parts])
     times = np.concatenate([table for _, table, _ in parts])
     return Activity(
@@ -172,11 +172,11 @@ def _together(
     )
 
 
-def _notes(windows: Sequence[Activity], unseen: int, each: int) -> list[str]:
+def _notes(windows: Sequence[Activity], unrecorded: int, each: int) -> list[str]:
     notes = list(dict.fromkeys(note for window in windows for note in window.notes))
     notes.append(
-        f"{len(windows)} windows of whole steps were recorded, {unseen} other steps are filled from the nearest"
+        f"{len(windows)} windows of whole steps were recorded, {unrecorded} other steps are filled from the nearest"
     )
-    if each > 1 and unseen:
+    if each > 1 and unrecorded:
         notes.append(f"one copy of a window stands for {each} steps")
     return notes

@@ -26,7 +26,7 @@ class Clocks:
         self._clock_ns = clock_ns
         self._stamps: dict[int, Stamps] = {}
         self._owner: object = None
-        self._rest = 0  # steps until the next stamp
+        self._until_stamp = 0  # steps until the next stamp
         self._cost_ns = 0.0  # of a stamp, moving average
 
     def ended(
@@ -44,8 +44,8 @@ class Clocks:
         self._owner = self._owner or owner
         if self._owner is not owner or budget.share <= 0:
             return
-        if self._rest > 0 and not surely:
-            self._rest -= 1
+        if self._until_stamp > 0 and not surely:
+            self._until_stamp -= 1
             return
         began = own_ns()
         stamps = self._current()
@@ -54,7 +54,7 @@ class Clocks:
         budget.pay("fixed", cost_ns)
         if plain:
             self._cost_ns += (cost_ns - self._cost_ns) * (0.05 if self._cost_ns else 1.0)
-        self._rest = ceil(self._cost_ns / max(STAMP_SHARE * budget.share * step_ns, 1.0)) - 1 if step_ns else 0
+        self._until_stamp = ceil(self._cost_ns / max(STAMP_SHARE * budget.share * step_ns, 1.0)) - 1 if step_ns else 0
 
     def still(self) -> None:
         """Record that the host has waited for all devices."""
@@ -64,10 +64,10 @@ class Clocks:
     def _current(self) -> Stamps | None:
         """Return the stamps of the current device; None where the program has not initialised it."""
         index = torch.cuda.current_device()
-        found = self._stamps.get(index)
-        if found is None and index in devices_in_use():
-            found = self._stamps[index] = Stamps(CudaEvents(index), self._clock_ns)
-        return found
+        stamps = self._stamps.get(index)
+        if stamps is None and index in devices_in_use():
+            stamps = self._stamps[index] = Stamps(CudaEvents(index), self._clock_ns)
+        return stamps
 
     def settle(self) -> None:
         """Read the remaining events: on the thread that ends the session, which has waited for the devices."""
@@ -76,7 +76,7 @@ class Clocks:
                 stamps.settle()
 
     def only(self) -> Stamped:
-        """Return `known` of the only device in use; nothing where there are several."""
+        """Return the lag of the only device in use; no stamps where several devices are in use."""
         used = devices_in_use() if self._stamps else ()
         return self.known(f"gpu:{used[0]}") if len(used) == 1 else NO_STAMPS
 

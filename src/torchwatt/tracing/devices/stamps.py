@@ -35,13 +35,13 @@ Step = tuple[int, int, int]  # host's start_ns, end_ns and number of steps
 class Events(Protocol):
     """The device's own clock, read by events."""
 
-    def record(self, *, apart: bool = False) -> Any:
+    def record(self, *, separate: bool = False) -> Any:
         """Record an event behind the work that the host has queued, or on a separate stream."""
 
     def passed(self, event: Any) -> bool:
         """Return whether the device has reached an event, without waiting."""
 
-    def ns_between(self, first: Any, second: Any) -> float:
+    def ns_between(self, start: Any, end: Any) -> float:
         """Return the device's time between two events that have passed, in ns."""
 
 
@@ -69,14 +69,14 @@ NO_STAMPS = Stamped(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0, dtype=
 class Stamps:
     """Pairs of the host's and the device's ends, on the host's clock.
 
-    One thread stamps; others may read `known`. Only the stamping thread and the end of a session query the device.
+    One thread stamps; others may call `known`. Only the stamping thread and the end of a session query the device.
     """
 
     def __init__(self, events: Events, clock_ns: Callable[[], int]) -> None:
         self._events, self._clock_ns = events, clock_ns
-        self._asking = threading.Lock()
+        self._reading = threading.Lock()
         self._pending: deque[tuple[int, bool, Any]] = deque()
-        self._last: tuple[Any, float] | None = None  # an event that has passed, and its time on the device's clock
+        self._latest: tuple[Any, float] | None = None  # an event that has passed, and its time on the device's clock
         self._host, self._call, self._device = array("q"), array("b"), array("d")
         self._anchors: tuple[array[float], array[int]] = array("d"), array("q")  # device's clock, host's clock
         self._still = array("q")  # times when the host had waited for the device
@@ -85,13 +85,13 @@ class Stamps:
 
     def mark(self, kind: Kind = "step") -> bool:
         """Record an end on the host; return whether no anchor was recorded as well."""
-        now = self._clock_ns()
-        with self._asking:
+        now_ns = self._clock_ns()
+        with self._reading:
             self._settle()
-            if anchored := now - self._anchored_ns >= ANCHOR_EVERY_NS:
-                self._anchor(now)
+            if anchored := now_ns - self._anchored_ns >= ANCHOR_EVERY_NS:
+                self._anchor(now_ns)
             self._skipped += 1
-            if self._last is None or self._skipped < self._every or len(self._pending) >= MOST_PENDING:
+            if self._latest is None or self._skipped < self._every or len(self._pending) >= MOST_PENDING:
                 return not anchored
             event = self._events.record()
             self._pending.append((self._clock_ns(), kind == "call", event))
@@ -104,11 +104,11 @@ class Stamps:
 
     def settle(self) -> None:
         """Read the events that have passed, unless the stamping thread is about to."""
-        if self._asking.acquire(blocking=False):
+        if self._reading.acquire(blocking=False):
             try:
                 self._settle()
             finally:
-                self._asking.release()
+                self._reading.release()
 
     def _settle(self) -> None:
         while self._pending and self._events.passed(self._pending[0][2]):
@@ -120,10 +120,10 @@ class Stamps:
             self._host, self._call, self._device = self._host[1::2], self._call[1::2], self._device[1::2]
             self._every *= 2
 
-    def _anchor(self, now: int) -> None:
-        self._anchored_ns = now
+    def _anchor(self, now_ns: int) -> None:
+        self._anchored_ns = now_ns
         before = self._clock_ns()
-        event = self._events.record(apart=True)
+        event = self._events.record(separate=True)
         while not self._events.passed(event):
             if self._clock_ns() - before > ANCHOR_PATIENCE_NS:
                 return
@@ -134,14 +134,14 @@ class Stamps:
     def _read(self, event: Any) -> float:
         """Return an event's time on the device's clock, added up between events: long intervals lose digits."""
         device_ns = 0.0
-        if self._last is not None:
-            device_ns = self._last[1] + self._events.ns_between(self._last[0], event)
-        self._last = event, device_ns
+        if self._latest is not None:
+            device_ns = self._latest[1] + self._events.ns_between(self._latest[0], event)
+        self._latest = event, device_ns
         return device_ns
 
     def known(self) -> Stamped:
-        """Return the ends known so far, without querying the device, so any thread may call this."""
-        with self._asking:
+        """Return the ends read so far. Does not query the device, so any thread may call it."""
+        with self._reading:
             columns = self._host[:], self._device[:], self._call[:], self._anchors[0][:], self._anchors[1][:]
             still = np.array(self._still[:], dtype=np.int64)
         host, call = np.array(columns[0], dtype=np.int64), np.array(columns[2], dtype=np.bool_)
@@ -158,8 +158,8 @@ class Stamps:
 
 def _line(x: FloatArray, known_x: FloatArray, known_y: FloatArray) -> FloatArray:
     """Interpolate; beyond the ends both clocks are assumed to run at the same rate."""
-    inside: FloatArray = np.interp(x, known_x, known_y)
-    line: FloatArray = inside + np.minimum(x - known_x[0], 0.0) + np.maximum(x - known_x[-1], 0.0)
+    interpolated: FloatArray = np.interp(x, known_x, known_y)
+    line: FloatArray = interpolated + np.minimum(x - known_x[0], 0.0) + np.maximum(x - known_x[-1], 0.0)
     return line
 
 
@@ -185,25 +185,25 @@ def on_device(steps: Sequence[Step], stamped: Stamped, now_ns: int, *, calls: bo
     at = np.where((stamp <= starts[1:]) & (stamp < own[-1]), stamp, ends)
     behind = at + interpolate(at, stamped.host_ns, stamped.lag_ns).astype(np.int64)
     done = np.minimum(np.maximum.accumulate(behind), now_ns)
-    found, free_ns = [], -JOINED_NS
+    device_steps, free_ns = [], -JOINED_NS
     for (start, end, n), end_ns in zip(steps, done.tolist(), strict=True):
         begin = free_ns if start - free_ns < JOINED_NS else start
         free_ns = max(end_ns, begin, min(end, now_ns))
-        found.append(Busy(begin, free_ns, n, bound=begin - start > BOUND_NS))
-    return found
+        device_steps.append(Busy(begin, free_ns, n, bound=begin - start > BOUND_NS))
+    return device_steps
 
 
-def whole(found: Sequence[Busy]) -> list[Step]:
+def whole(device_steps: Sequence[Busy]) -> list[Step]:
     """Return steps of nonzero length: a step of zero length is counted with its neighbour."""
-    kept: list[Step] = []
-    rest = 0
-    for busy in found:
+    host_steps: list[Step] = []
+    pending = 0
+    for busy in device_steps:
         if busy.end_ns > busy.start_ns:
-            kept.append((busy.start_ns, busy.end_ns, busy.steps + rest))
-            rest = 0
-        elif kept:
-            start, end, n = kept[-1]
-            kept[-1] = start, end, n + busy.steps
+            host_steps.append((busy.start_ns, busy.end_ns, busy.steps + pending))
+            pending = 0
+        elif host_steps:
+            start, end, n = host_steps[-1]
+            host_steps[-1] = start, end, n + busy.steps
         else:
-            rest += busy.steps
-    return kept
+            pending += busy.steps
+    return host_steps

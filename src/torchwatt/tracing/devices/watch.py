@@ -78,7 +78,7 @@ class Watch:
         self._pacer = Pacer(clock_ns())
         self._recorder: Recorder | None = None
         self._log: Log | None = None  # of the thread whose steps are recorded
-        self._left = 0
+        self._steps_left = 0
         self._most_steps = 1
         self.recording = False
         self._broken = False
@@ -121,8 +121,8 @@ class Watch:
             if self._clocks is not None and stamp:
                 self._clocks.ended(log, conductor.budget, log.stride.step_ns, surely=self.is_on)
             if self.recording:
-                self._left -= 1
-                if self._left <= 0:
+                self._steps_left -= 1
+                if self._steps_left <= 0:
                     self._close(log, conductor)
             elif self._recorder is not None:
                 self._open(log)
@@ -145,11 +145,11 @@ class Watch:
         return self._forced or (self._in_use() and not torch.cuda.is_current_stream_capturing())
 
     def _is_due(self, conductor: Conductor) -> bool:
-        now = self._clock_ns()
+        now_ns = self._clock_ns()
         conductor.budget.has_windows = True
         if conductor.budget.share <= 0 or self._jobs.busy:
             return False
-        return self._pacer.wants(KIND, now, conductor.budget.room_ns("windows", now))
+        return self._pacer.wants(KIND, now_ns, conductor.budget.room_ns("windows", now_ns))
 
     def _prepare(self, log: Log) -> None:
         if kineto.user_is_profiling():
@@ -161,7 +161,7 @@ class Watch:
 
     def _open(self, log: Log) -> None:
         recorder = self._recorder
-        assert recorder is not None  # noqa: S101 - the caller looked
+        assert recorder is not None  # noqa: S101 - checked by the caller
         if kineto.user_is_profiling():
             self._note("info", "PROFILER_BUSY", "another profiler was running: devices were not recorded meanwhile")
             self._recorder = self._log = None
@@ -169,8 +169,8 @@ class Watch:
         recorder.start()
         self._waited()
         self.recording = True
-        self._left = SHORT_STEPS if log.stride.step_ns < SHORT_STEP_NS else 1
-        self._most_steps = max(self._most_steps, self._left)
+        self._steps_left = SHORT_STEPS if log.stride.step_ns < SHORT_STEP_NS else 1
+        self._most_steps = max(self._most_steps, self._steps_left)
 
     def _close(self, log: Log, conductor: Conductor) -> None:
         recorder = self._recorder
@@ -212,14 +212,14 @@ class Watch:
         self._recorder = self._log = None
 
     def activities(
-        self, steps: Sequence[Step], name_of: Callable[[int], str], *, calls: bool, last: bool, now_ns: int
+        self, steps: Sequence[Step], name_of: Callable[[int], str], *, calls: bool, at_end: bool, now_ns: int
     ) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
-        """Return what each device did, as far as known; with `last`, wait for the worker.
+        """Return the recorded activity of each device; with `at_end`, wait for the worker first.
 
         `steps` are the host's: start_ns, end_ns, number of steps; `calls`: they are outermost calls.
         """
-        self._jobs.finish() if last else self._jobs.look()
-        if last and self._clocks is not None:
+        self._jobs.finish() if at_end else self._jobs.look()
+        if at_end and self._clocks is not None:
             self._clocks.settle()
         by_device: dict[str, list[Activity]] = {}
         for window in self._jobs.windows:
@@ -229,12 +229,12 @@ class Watch:
         def rename(fqn: str) -> str:
             return name_of(int(fqn[1:])) if fqn.startswith(KEY_MARK) and fqn[1:].lstrip("-").isdecimal() else fqn
 
-        found = []
+        activities = []
         for device, windows in sorted(by_device.items()):
             done = on_device(steps, self._stamps(device), now_ns, calls=calls)
-            found.append(spread(windows, done, rename, self._most_steps))
-        names = device_names(torch.cuda, self._meters) if found and not self._forced else {}
-        named = tuple(replace(activity, device=names.get(activity.device, activity.device)) for activity in found)
+            activities.append(spread(windows, done, rename, self._most_steps))
+        names = device_names(torch.cuda, self._meters) if activities and not self._forced else {}
+        named = tuple(replace(activity, device=names.get(activity.device, activity.device)) for activity in activities)
         events = tuple(Event(now_ns, "warning", "WINDOW_LOST", "run", text) for text in self._jobs.failures)
         return named, events
 
@@ -266,18 +266,18 @@ def _ranges(log: Log, recorder: Recorder) -> Live:
     table = log.table()
     rows = table[int(np.searchsorted(table[:, END], recorder.start_ns)) :]
     rows = rows[rows[:, START] >= recorder.start_ns]
-    kept = rows[
+    shown = rows[
         (rows[:, KEY] > 0)
         | np.isin(rows[:, KEY], (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY))
         | (rows[:, KEY] <= FIRST_SCOPE_KEY)
     ]
-    keys, slot = np.unique(kept[:, KEY], return_inverse=True)
+    keys, slot = np.unique(shown[:, KEY], return_inverse=True)
     return Live(
-        thread=np.full(len(kept), log.native, dtype=np.int64),
-        start_ns=recorder.unix_ns(kept[:, START]),
-        end_ns=recorder.unix_ns(kept[:, END]),
-        seq0=kept[:, SEQ0],
-        seq1=kept[:, SEQ1],
+        thread=np.full(len(shown), log.native, dtype=np.int64),
+        start_ns=recorder.unix_ns(shown[:, START]),
+        end_ns=recorder.unix_ns(shown[:, END]),
+        seq0=shown[:, SEQ0],
+        seq1=shown[:, SEQ1],
         slot=slot.astype(np.int64),
         slots=tuple(_slot(int(key)) for key in keys),
     )

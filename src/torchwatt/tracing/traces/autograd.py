@@ -50,14 +50,14 @@ def owners(trace: Kineto, claims: Claims, live: Live = NO_LIVE) -> Owners:
 
 def _at_ops(trace: Kineto, claims: Claims, op: IntArray) -> tuple[IntArray, IntArray]:
     """Return slot (in phase backward) and outcome at the start of each operator."""
-    there = np.flatnonzero(op != NOBODY)
+    with_op = np.flatnonzero(op != NOBODY)
     slot = np.full(len(op), NOBODY, dtype=np.int64)
     outcome = np.full(len(op), NOBODY, dtype=np.int64)
-    thread, t_ns = trace.ops.thread[op[there]], trace.ops.start_ns[op[there]]
+    thread, t_ns = trace.ops.thread[op[with_op]], trace.ops.start_ns[op[with_op]]
     own, _, _ = claims.at(thread, t_ns)
     around = claims.scope_at(thread, t_ns)
-    slot[there] = np.where(own >= 0, own, around)
-    outcome[there] = np.where(own >= 0, CODE["module-backward"], np.where(around >= 0, CODE["scope"], NOBODY))
+    slot[with_op] = np.where(own >= 0, own, around)
+    outcome[with_op] = np.where(own >= 0, CODE["module-backward"], np.where(around >= 0, CODE["scope"], NOBODY))
     return claims.book.in_phase(slot, "backward"), outcome
 
 
@@ -67,10 +67,10 @@ def _by_ranges(trace: Kineto, claims: Claims, live: Live, thread: IntArray) -> I
     slot = np.full(len(seq), NOBODY, dtype=np.int64)
     codes, numbers = live.on(trace, claims.book)
     for lane, mine in by_group(codes):
-        asked = np.flatnonzero((thread == lane) & (seq >= 0))
-        row = innermost(live.seq0[mine], live.seq1[mine], seq[asked])
-        found = row != NOBODY
-        slot[asked[found]] = numbers[mine[row[found]]]
+        numbered = np.flatnonzero((thread == lane) & (seq >= 0))
+        row = innermost(live.seq0[mine], live.seq1[mine], seq[numbered])
+        in_range = row != NOBODY
+        slot[numbered[in_range]] = numbers[mine[row[in_range]]]
     return claims.book.in_phase(slot, "backward")
 
 
@@ -91,10 +91,10 @@ def _makers(trace: Kineto, thread: IntArray, nodes: IntArray) -> IntArray:
     for lane, members in by_group(ops.thread[rows]):
         mine = rows[members]
         mine = mine[np.argsort(ops.sequence[mine], kind="stable")]
-        asked = np.flatnonzero((thread == lane) & (seq >= 0))
-        at = np.searchsorted(ops.sequence[mine], seq[asked], side="right") - 1
-        hit = (at >= 0) & (ops.sequence[mine[np.maximum(at, 0)]] == seq[asked])
-        maker[asked[hit]] = mine[at[hit]]
+        numbered = np.flatnonzero((thread == lane) & (seq >= 0))
+        at = np.searchsorted(ops.sequence[mine], seq[numbered], side="right") - 1
+        hit = (at >= 0) & (ops.sequence[mine[np.maximum(at, 0)]] == seq[numbered])
+        maker[numbered[hit]] = mine[at[hit]]
     return maker
 
 
@@ -125,10 +125,10 @@ def _forward_threads(trace: Kineto, nodes: IntArray) -> IntArray:
 def _score(trace: Kineto, rows: IntArray, nodes: IntArray) -> int:
     """Count the nodes with a number that an operator of this thread, begun earlier, has."""
     ops = trace.ops
-    seq, first = np.unique(ops.sequence[rows], return_index=True)  # rows are in order of time
+    seq, earliest = np.unique(ops.sequence[rows], return_index=True)  # rows are in order of time
     at = np.minimum(np.searchsorted(seq, ops.sequence[nodes]), len(seq) - 1)
     same = seq[at] == ops.sequence[nodes]
-    return int((same & (ops.start_ns[rows[first[at]]] <= ops.start_ns[nodes])).sum())
+    return int((same & (ops.start_ns[rows[earliest[at]]] <= ops.start_ns[nodes])).sum())
 
 
 def _arrows(trace: Kineto, nodes: IntArray) -> tuple[IntArray, IntArray, IntArray]:
@@ -142,9 +142,9 @@ def _arrows(trace: Kineto, nodes: IntArray) -> tuple[IntArray, IntArray, IntArra
     at = np.minimum(np.searchsorted(flows.key[begin], flows.key[end]), len(begin) - 1)
     pair = flows.key[begin[at]] == flows.key[end]
     begin, end = begin[at[pair]], end[pair]
-    inside = nest(ops.thread[nodes], ops.start_ns[nodes], ops.end_ns[nodes]).at(flows.thread[end], flows.t_ns[end])
-    hit = inside != NOBODY
-    return flows.thread[begin[hit]], inside[hit], flows.t_ns[begin[hit]]
+    arrival = nest(ops.thread[nodes], ops.start_ns[nodes], ops.end_ns[nodes]).at(flows.thread[end], flows.t_ns[end])
+    hit = arrival != NOBODY
+    return flows.thread[begin[hit]], arrival[hit], flows.t_ns[begin[hit]]
 
 
 def _by_arrow(trace: Kineto, nodes: IntArray) -> IntArray:

@@ -25,37 +25,37 @@ _BORDER = re.compile(rb"\}\s*,\s*(?=\{)")
 _OPENING = re.compile(rb'"traceEvents"\s*:\s*\[')
 
 
-def events_of(stream: IO[bytes], name: str, found: Found, block: int = BLOCK) -> Iterator[list[Event]]:
+def events_of(stream: IO[bytes], name: str, state: Found, block: int = BLOCK) -> Iterator[list[Event]]:
     """Yield the events of a trace, some thousands at a time.
 
     Raises:
         TraceError: The file is not a trace.
     """
-    rest, listed = _opening(stream, name, found, block)
-    reader = Salvage(found)
-    while not found.complete:
+    buffer, listed = _opening(stream, name, state, block)
+    reader = Salvage(state)
+    while not state.complete:
         more = stream.read(block)
-        rest += more
+        buffer += more
         if not more:
-            yield _last(rest, reader, listed=listed)
+            yield _last(buffer, reader, listed=listed)
             return
-        cut = _cut(rest)
+        cut = _cut(buffer)
         if cut is not None:
-            events, rest = cut
+            events, buffer = cut
         else:
-            events, used = reader.read(rest, last=False)
-            rest = rest[used:]
+            events, used = reader.read(buffer, at_end=False)
+            buffer = buffer[used:]
         yield events
-        if len(rest) > block + WAITING:  # an event without an end would fill the memory
-            found.malformed += 1
-            found.truncated = True
+        if len(buffer) > block + WAITING:  # an event without an end would fill the memory
+            state.malformed += 1
+            state.truncated = True
             return
-    _read_tail(stream, rest, found)
+    _read_tail(stream, buffer, state)
 
 
-def _opening(stream: IO[bytes], name: str, found: Found, block: int) -> tuple[bytes, bool]:
+def _opening(stream: IO[bytes], name: str, state: Found, block: int) -> tuple[bytes, bool]:
     """Return the data after the bracket that opens the events, and whether the file is a bare list of them."""
-    data, looked = b"", 0
+    data, searched = b"", 0
     while True:
         more = stream.read(max(block, len(data)))  # twice as much each time, so that a long head is not copied often
         data += more
@@ -64,10 +64,10 @@ def _opening(stream: IO[bytes], name: str, found: Found, block: int) -> tuple[by
             raise TraceError(f"{name} is empty: export it again with torch.profiler's export_chrome_trace()")
         if start.startswith(b"["):
             return data[data.index(b"[") + 1 :], True
-        if match := _OPENING.search(data, max(looked - _BLANK, 0)):
-            found.head = head_of(data[: match.start()].rstrip(b", \t\r\n") + b"}") or found.head
+        if match := _OPENING.search(data, max(searched - _BLANK, 0)):
+            state.head = head_of(data[: match.start()].rstrip(b", \t\r\n") + b"}") or state.head
             return data[match.end() :], False
-        looked = len(data)
+        searched = len(data)
         if not more or len(data) > HEAD_LIMIT or (start and not start.startswith(b"{")):
             raise TraceError(
                 f'{name} has no list "traceEvents": give a trace saved by torch.profiler (.json, .json.gz)'
@@ -88,40 +88,40 @@ def _borders(data: bytes) -> list[re.Match[bytes]]:
     """Return the last borders, last one first."""
     reach = 1 << 16
     while True:
-        found = list(_BORDER.finditer(data, max(len(data) - reach, 0)))
-        if found or reach >= len(data):
-            return found[: -CUTS - 1 : -1]
+        borders = list(_BORDER.finditer(data, max(len(data) - reach, 0)))
+        if borders or reach >= len(data):
+            return borders[: -CUTS - 1 : -1]
         reach *= 8
 
 
-def _last(rest: bytes, reader: Salvage, *, listed: bool) -> list[Event]:
+def _last(buffer: bytes, reader: Salvage, *, listed: bool) -> list[Event]:
     """Decode the remainder of the file, with the fields that follow the events."""
-    found = reader.found
+    state = reader.state
     try:
         if listed:
-            events = decode_events(b"[" + rest)
+            events = decode_events(b"[" + buffer)
         else:
-            tail = decode_tail(b'{"traceEvents":[' + rest)
-            events, found.head = tail.events, merged(found.head, tail)
+            tail = decode_tail(b'{"traceEvents":[' + buffer)
+            events, state.head = tail.events, merged(state.head, tail)
     except Refused:
-        events, used = reader.read(rest, last=True)
-        found.head = merged(found.head, head_of(b"{" + rest[used:].lstrip(b", \t\r\n")))
-        found.truncated |= not found.complete
-    found.complete |= not found.truncated
+        events, used = reader.read(buffer, at_end=True)
+        state.head = merged(state.head, head_of(b"{" + buffer[used:].lstrip(b", \t\r\n")))
+        state.truncated |= not state.complete
+    state.complete |= not state.truncated
     return events
 
 
-def _read_tail(stream: IO[bytes], rest: bytes, found: Found) -> None:
-    rest += stream.read(HEAD_LIMIT)
-    found.head = merged(found.head, head_of(b"{" + rest.lstrip(b", \t\r\n")))
+def _read_tail(stream: IO[bytes], buffer: bytes, state: Found) -> None:
+    buffer += stream.read(HEAD_LIMIT)
+    state.head = merged(state.head, head_of(b"{" + buffer.lstrip(b", \t\r\n")))
 
 
-def merged(first: Head, second: Head | None) -> Head:
+def merged(head: Head, tail: Head | None) -> Head:
     """Merge the fields before the events with those after them, which take precedence."""
-    if second is None:
-        return first
+    if tail is None:
+        return head
     return Head(
-        second.base_ns if second.base_ns is not None else first.base_ns,
-        second.distributed or first.distributed,
-        second.devices or first.devices,
+        tail.base_ns if tail.base_ns is not None else head.base_ns,
+        tail.distributed or head.distributed,
+        tail.devices or head.devices,
     )

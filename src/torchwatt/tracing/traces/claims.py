@@ -75,9 +75,9 @@ class Claims:
         place = self.tree.at(thread, t_ns)
         slot, outcome, node = (np.append(column, NOBODY)[place] for column in (self.slot, self.outcome, self.node))
         module = (slot >= 0) & (outcome == CODE["module-forward"])
-        inside = module & (self.tree.climb(np.where(module, place, NOBODY), self._is_node) != NOBODY)
-        slot = np.where(inside, self.book.in_phase(np.where(inside, slot, NOBODY), "backward"), slot)
-        outcome = np.where(inside, CODE["recompute"], outcome)
+        recomputed = module & (self.tree.climb(np.where(module, place, NOBODY), self._is_node) != NOBODY)
+        slot = np.where(recomputed, self.book.in_phase(np.where(recomputed, slot, NOBODY), "backward"), slot)
+        outcome = np.where(recomputed, CODE["recompute"], outcome)
         return slot, outcome, node
 
     def scope_at(self, thread: IntArray, t_ns: IntArray) -> IntArray:

@@ -54,19 +54,19 @@ def fit_offset(start_ns: IntArray, end_ns: IntArray, t_ns: IntArray, power_w: Fl
     lo, hi = union(start_ns, end_ns)
     if not len(lo) or len(t_ns) < 4 or not np.ptp(power_w) > 0:
         raise TraceError("an offset cannot be fitted without device records and a power curve that varies: give one")
-    origin, first = int(lo[0]), int(t_ns[0])
-    span = max(int(hi[-1]) - origin, int(t_ns[-1]) - first)
+    origin, power_origin = int(lo[0]), int(t_ns[0])
+    span = max(int(hi[-1]) - origin, int(t_ns[-1]) - power_origin)
     step = max(STEP_NS, -(-span // GRID))
     busy = _busy_share(lo - origin, hi - origin, step)
-    power = _resampled(t_ns - first, power_w, step)
+    power = _resampled(t_ns - power_origin, power_w, step)
     if len(busy) < 4 or not np.ptp(busy) > 0:
         raise TraceError("an offset cannot be fitted to a device that is always busy: give one")
     score = _explained(busy, power)
     best = int(np.argmax(score))
     lag = best - (len(busy) - 1)
     near = np.abs(np.arange(len(score)) - best) <= max(_width(score, best), 1)
-    rest = float(score[~near].max(initial=0.0))
-    return Offset(first - origin + round((lag + _peak(score, best)) * step), float(score[best]), step, rest)
+    runner_up = float(score[~near].max(initial=0.0))
+    return Offset(power_origin - origin + round((lag + _peak(score, best)) * step), float(score[best]), step, runner_up)
 
 
 def _busy_share(lo: IntArray, hi: IntArray, step: int) -> FloatArray:
@@ -115,9 +115,9 @@ def _peak(score: FloatArray, best: int) -> float:
     """Return the peak's position relative to `best`, in cells, by the parabola through three points."""
     if not 0 < best < len(score) - 1:
         return 0.0
-    left, mid, right = (float(x) for x in score[best - 1 : best + 2])
-    bend = left - 2 * mid + right
-    return 0.5 * (left - right) / bend if bend < 0 else 0.0
+    before, peak, after = (float(x) for x in score[best - 1 : best + 2])
+    bend = before - 2 * peak + after
+    return 0.5 * (before - after) / bend if bend < 0 else 0.0
 
 
 def _width(score: FloatArray, best: int) -> int:

@@ -55,6 +55,8 @@ def _in_order(host: Host, places: IntArray, graph: str, sidecar: Sidecar) -> Ite
     for code, members in by_group(names):
         operator = host.trace.names[code].removeprefix("aten::")
         for key in (f"extern_kernels.{operator}", f"torch.ops.aten.{operator}.default"):
-            found = [sidecar.shares(graph, f"{key}#{i}") for i in range(len(members) + 1)]
-            if found[-1] is None and all(found[:-1]):
-                yield from ((int(places[m]), shares) for m, shares in zip(members, found, strict=False) if shares)
+            shares_by_call = [sidecar.shares(graph, f"{key}#{i}") for i in range(len(members) + 1)]
+            if shares_by_call[-1] is None and all(shares_by_call[:-1]):
+                yield from (
+                    (int(places[m]), shares) for m, shares in zip(members, shares_by_call, strict=False) if shares
+                )

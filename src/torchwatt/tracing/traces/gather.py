@@ -121,10 +121,10 @@ class Gathered:
     def _records(self, events: list[Event], kind: int) -> None:
         events, start, end = self._timed(events)
         args = _args(events)
-        both = list(zip(args, events, strict=True))
-        device = [a.device if 0 <= a.device <= MAX_DEVICE else _number(e.pid) for a, e in both]
-        stream = [a.stream if a.stream != -1 else e.tid for a, e in both]
-        shape = ((e.name, bytes(a.grid), bytes(a.block)) for a, e in both)
+        pairs = list(zip(args, events, strict=True))
+        device = [a.device if 0 <= a.device <= MAX_DEVICE else _number(e.pid) for a, e in pairs]
+        stream = [a.stream if a.stream != -1 else e.tid for a, e in pairs]
+        shape = ((e.name, bytes(a.grid), bytes(a.block)) for a, e in pairs)
         self._put(
             "records",
             np.array([d if isinstance(d, int) else -1 for d in device], dtype=np.int64),
@@ -203,20 +203,20 @@ class Gathered:
     def _named_by_torch(self) -> Block:
         """Return the ranges among the operators.
 
-        Before torch 1.11 annotations were written as operators; those of optimizers, loaders and steps, and ours, are
+        Before torch 1.11 annotations were written as operators; those of optimizers, loaders, steps and torchwatt are
         recognised by name.
         """
         thread, start, end, name = self.columns("ops", 6)[:4]
         kind = [OWN if is_own(n) else ANNOTATION if is_reserved(n) else -1 for n in self.names]
         kinds = np.array([*kind, -1], dtype=np.int64)[name]
-        kept = kinds >= 0
-        return thread[kept], start[kept], end[kept], name[kept], kinds[kept]
+        is_range = kinds >= 0
+        return thread[is_range], start[is_range], end[is_range], name[is_range], kinds[is_range]
 
 
 def ns_from_us(time_us: FloatArray) -> IntArray:
     """Convert to whole nanoseconds without losing digits: unix microseconds times 1000 do not fit a double."""
-    whole = np.floor(time_us)
-    return whole.astype(np.int64) * 1000 + np.rint((time_us - whole) * 1000).astype(np.int64)
+    whole_us = np.floor(time_us)
+    return whole_us.astype(np.int64) * 1000 + np.rint((time_us - whole_us) * 1000).astype(np.int64)
 
 
 def _args(events: list[Event]) -> list[Args]:

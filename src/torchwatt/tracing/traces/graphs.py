@@ -56,15 +56,15 @@ def captures_of(host: Host, links: Links | None = None) -> tuple[Captured, ...]:
     waiting = waiting[named(trace, _KERNEL)[launches.name[waiting]]]
     slot, outcome = host.at(launches.thread[waiting], launches.start_ns[waiting])
     slots = tuple(host.claims.book.numbers)
-    found = []
+    captures = []
     for begin, end in _windows(trace):
         mine = np.flatnonzero((launches.start_ns[waiting] >= begin) & (launches.start_ns[waiting] < end))
         codes = launches.kernel[waiting[mine]].tolist()
         names = tuple(trace.names[code] if code >= 0 else UNNAMED for code in codes)
         if names:
             owner = tuple(slots[i] for i in slot[mine].tolist())
-            found.append(Captured(names, owner, tuple(outcome[mine].tolist())))
-    return tuple(found)
+            captures.append(Captured(names, owner, tuple(outcome[mine].tolist())))
+    return tuple(captures)
 
 
 def _windows(trace: Kineto) -> Iterator[tuple[int, int]]:
@@ -79,7 +79,7 @@ def _windows(trace: Kineto) -> Iterator[tuple[int, int]]:
 
 
 def label_replays(host: Host, links: Links, captures: tuple[Captured, ...]) -> Replays:
-    """Label the records of every replay with a known capture."""
+    """Label the records of every replay whose capture is in the trace."""
     records, book = host.trace.records, host.claims.book
     slot = np.full(len(records), NOBODY, dtype=np.int64)
     outcome = np.full(len(records), NOBODY, dtype=np.int64)

@@ -49,10 +49,10 @@ def join(
         offset_ns: Added to the trace's times: from unix time to the clock of the power readings.
     """
     host, links = host_of(trace, live), link(trace)
-    known = seen = captures_of(host, links)
-    for other in captures:
-        known += captures_of(host_of(other))
-    assigned = assign(host, links, known)
+    all_captures = own_captures = captures_of(host, links)
+    for capture in captures:
+        all_captures += captures_of(host_of(capture))
+    assigned = assign(host, links, all_captures)
     parts = split(host, links, assigned, sidecar or Sidecar())
     activities = tuple(_activities(host, links, parts, offset_ns, notes := tuple(_notes(host, links, assigned, parts))))
     length = parts.end_ns - parts.start_ns
@@ -68,7 +68,7 @@ def join(
         labels=LABELS[host.claims.labels],
         clock=trace.clock,
         offset_ns=offset_ns,
-        lost=max(len(links.unanswered) - sum(len(c.names) for c in seen), 0),
+        lost=max(len(links.unanswered) - sum(len(c.names) for c in own_captures), 0),
         modules=module_infos(host.claims.paths),
         notes=notes,
         device_names=tuple((f"gpu:{number}", name) for number, name in trace.device_names),
@@ -110,8 +110,8 @@ def _covered(trace: Kineto, offset_ns: int) -> tuple[tuple[int, int], ...]:
     tables = [t for t in (trace.records, trace.launches, trace.ops, trace.ranges) if len(t)]
     if not tables:
         return ()
-    first, last = min(int(t.start_ns.min()) for t in tables), max(int(t.end_ns.max()) for t in tables)
-    return ((first + offset_ns, last + offset_ns),)
+    start_ns, end_ns = min(int(t.start_ns.min()) for t in tables), max(int(t.end_ns.max()) for t in tables)
+    return ((start_ns + offset_ns, end_ns + offset_ns),)
 
 
 def _steps(trace: Kineto, links: Links, rows: IntArray, offset_ns: int) -> tuple[tuple[int, int], ...]:
@@ -125,14 +125,14 @@ def _steps(trace: Kineto, links: Links, rows: IntArray, offset_ns: int) -> tuple
         return ()
     began = trace.launches.start_ns[links.launch[launched]]
     which = np.searchsorted(ranges.start_ns[marks], began, side="right") - 1
-    inside = (which >= 0) & (began < ranges.end_ns[marks][np.maximum(which, 0)])
-    starts, last = [], 0
+    in_step = (which >= 0) & (began < ranges.end_ns[marks][np.maximum(which, 0)])
+    starts, end_ns = [], 0
     for i in range(len(marks)):
-        mine = launched[inside & (which == i)]
+        mine = launched[in_step & (which == i)]
         if len(mine):
             starts.append(int(trace.records.start_ns[mine].min()))
-            last = max(last, int(trace.records.end_ns[mine].max()))
-    edges = sorted({*starts, last})
+            end_ns = max(end_ns, int(trace.records.end_ns[mine].max()))
+    edges = sorted({*starts, end_ns})
     return tuple((a + offset_ns, b + offset_ns) for a, b in pairwise(edges))
 
 

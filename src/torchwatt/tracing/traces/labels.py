@@ -54,11 +54,11 @@ def is_own(name: str) -> bool:
 
 def own_slot(name: str) -> Slot:
     """Return the slot of `torchwatt::<fqn>`, with `::<phase>` if given, else forward."""
-    rest = name.split("::", 1)[1]
-    fqn, _, phase = rest.rpartition("::")
+    label = name.split("::", 1)[1]
+    fqn, _, phase = label.rpartition("::")
     if fqn and phase in get_args(Phase):
         return Slot(fqn, phase)  # type: ignore[arg-type]  # just looked up
-    return Slot(rest, "forward")
+    return Slot(label, "forward")
 
 
 def is_scope(name: str) -> bool:

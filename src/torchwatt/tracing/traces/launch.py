@@ -35,19 +35,19 @@ def link(trace: Kineto) -> Links:
     """
     records, launches = trace.records, trace.launches
     order = np.lexsort((launches.start_ns, launches.correlation))
-    known = launches.correlation[order]
-    first = np.searchsorted(known, records.correlation, side="left")
-    after = np.searchsorted(known, records.correlation, side="right")
-    found = (after > first) & (records.correlation >= 0)
-    place = first.copy()
-    several = np.flatnonzero(found & (after - first > 1))
+    sorted_ids = launches.correlation[order]
+    begin = np.searchsorted(sorted_ids, records.correlation, side="left")
+    after = np.searchsorted(sorted_ids, records.correlation, side="right")
+    linked = (after > begin) & (records.correlation >= 0)
+    place = begin.copy()
+    several = np.flatnonzero(linked & (after - begin > 1))
     for i in several:
-        begun = np.searchsorted(launches.start_ns[order[first[i] : after[i]]], records.start_ns[i], side="right")
-        place[i] = first[i] + max(int(begun) - 1, 0)
+        begun = np.searchsorted(launches.start_ns[order[begin[i] : after[i]]], records.start_ns[i], side="right")
+        place[i] = begin[i] + max(int(begun) - 1, 0)
     launch = np.full(len(records), NOBODY, dtype=np.int64)
-    launch[found] = order[place[found]]
+    launch[linked] = order[place[linked]]
     graph = np.zeros(len(records), dtype=np.bool_)
-    graph[found] = named(trace, _GRAPH)[launches.name[launch[found]]]
+    graph[linked] = named(trace, _GRAPH)[launches.name[launch[linked]]]
     return Links(launch, graph, _unanswered(trace, launch), len(several))
 
 

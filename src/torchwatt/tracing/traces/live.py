@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +12,6 @@ from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import Slot
 from torchwatt.tracing.ranges import NOBODY
 from torchwatt.tracing.traces.tables import Kineto
-
-if TYPE_CHECKING:
-    from torchwatt.tracing.traces.claims import Book
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,10 +34,10 @@ class Live:
         if len({len(c) for c in (self.thread, self.start_ns, self.end_ns, self.seq0, self.seq1, self.slot)}) > 1:
             raise TraceError("columns of recorded ranges differ in length")
 
-    def on(self, trace: Kineto, book: Book) -> tuple[IntArray, IntArray]:
-        """Return each range's thread as numbered in the trace, and its slot as numbered in the book."""
+    def on(self, trace: Kineto, number_of: Callable[[Slot], int]) -> tuple[IntArray, IntArray]:
+        """Return each range's thread as numbered in the trace, and its slot as numbered by `number_of`."""
         codes = {tid: code for code, tid in enumerate(trace.threads)}
-        numbers = np.array([book(slot) for slot in self.slots] or [NOBODY], dtype=np.int64)
+        numbers = np.array([number_of(slot) for slot in self.slots] or [NOBODY], dtype=np.int64)
         # A thread that is not in the trace launched nothing: any unused number is suitable.
         thread = [codes.get(tid, -2 - i) for i, tid in enumerate(self.thread.tolist())]
         return np.array(thread, dtype=np.int64), numbers[self.slot]

@@ -25,8 +25,8 @@ def module_paths(trace: Kineto) -> dict[int, str]:
     tree = nest(ranges.thread[calls], ranges.start_ns[calls], ranges.end_ns[calls])
     name, parent = ranges.name[calls], tree.parent
     order = np.lexsort((ranges.start_ns[calls], -depths(parent), name))
-    names, first = np.unique(name[order], return_index=True)
-    caller = {int(n): _caller(int(order[at]), name, parent) for n, at in zip(names, first, strict=True)}
+    names, deepest = np.unique(name[order], return_index=True)
+    caller = {int(n): _caller(int(order[at]), name, parent) for n, at in zip(names, deepest, strict=True)}
     return {code: _path(code, caller, trace.names) for code in caller}
 
 
@@ -35,11 +35,11 @@ def depths(parent: IntArray) -> IntArray:
     depth = np.zeros(len(parent), dtype=np.int64)
     above = parent.copy()
     while True:
-        inside = above != NOBODY
-        if not inside.any():
+        nested = above != NOBODY
+        if not nested.any():
             return depth
-        depth += inside
-        above = np.where(inside, parent[above], NOBODY)
+        depth += nested
+        above = np.where(nested, parent[above], NOBODY)
 
 
 def _caller(call: int, name: IntArray, parent: IntArray) -> int:
@@ -52,9 +52,9 @@ def _caller(call: int, name: IntArray, parent: IntArray) -> int:
 
 def _path(code: int, caller: dict[int, int], names: tuple[str, ...]) -> str:
     parts: list[str] = []
-    seen: set[int] = set()
-    while code != NOBODY and code not in seen:  # two modules that call each other would loop forever
-        seen.add(code)
+    visited: set[int] = set()
+    while code != NOBODY and code not in visited:  # two modules that call each other would loop forever
+        visited.add(code)
         parts.append(names[code].removeprefix(MODULE_PREFIX).replace(".", "_"))
         code = caller[code]
     return ".".join(reversed(parts))

@@ -26,47 +26,47 @@ class Nest:
 
         An interval contains its start, not its end.
         """
-        found = np.full(len(t_ns), NOBODY, dtype=np.int64)
-        for lane, asked in by_group(thread):
+        innermost = np.full(len(t_ns), NOBODY, dtype=np.int64)
+        for lane, queries in by_group(thread):
             if lane in self.lanes:
-                found[asked] = self._in_lane(*self.lanes[lane], t_ns[asked])
-        return found
+                innermost[queries] = self._in_lane(*self.lanes[lane], t_ns[queries])
+        return innermost
 
     def _in_lane(self, place: IntArray, start: IntArray, end: IntArray, t_ns: IntArray) -> IntArray:
         end_of = np.zeros(len(self.parent), dtype=np.int64)
         end_of[place] = end
-        last = np.searchsorted(start, t_ns, side="right") - 1
-        found = np.where(last >= 0, place[np.maximum(last, 0)], NOBODY)
-        open_ = np.flatnonzero(found != NOBODY)
+        latest = np.searchsorted(start, t_ns, side="right") - 1
+        interval = np.where(latest >= 0, place[np.maximum(latest, 0)], NOBODY)
+        open_ = np.flatnonzero(interval != NOBODY)
         while len(open_):  # climbs once per level that has ended
-            open_ = open_[end_of[found[open_]] <= t_ns[open_]]
-            found[open_] = self.parent[found[open_]]
-            open_ = open_[found[open_] != NOBODY]
-        return found
+            open_ = open_[end_of[interval[open_]] <= t_ns[open_]]
+            interval[open_] = self.parent[interval[open_]]
+            open_ = open_[interval[open_] != NOBODY]
+        return interval
 
-    def climb(self, place: IntArray, wanted: NDArray[np.bool_]) -> IntArray:
-        """Return for each interval the nearest one among itself and its ancestors that is `wanted`, or -1.
+    def climb(self, place: IntArray, is_target: NDArray[np.bool_]) -> IntArray:
+        """Return for each interval the nearest target among itself and its ancestors, or -1.
 
         Args:
             place: Intervals, -1 allowed.
-            wanted: One boolean for each interval of the nest.
+            is_target: Whether each interval of the nest is a target.
         """
-        found = place.copy()
+        ancestor = place.copy()
         while True:
-            going = np.flatnonzero(found != NOBODY)
-            going = going[~wanted[found[going]]]
+            going = np.flatnonzero(ancestor != NOBODY)
+            going = going[~is_target[ancestor[going]]]
             if not len(going):
-                return found
-            found[going] = self.parent[found[going]]
+                return ancestor
+            ancestor[going] = self.parent[ancestor[going]]
 
     def outermost(self, place: IntArray) -> IntArray:
         """Return the outermost ancestor of each interval, itself if it has none; -1 is kept."""
-        found = place.copy()
+        ancestor = place.copy()
         while True:
-            up = np.append(self.parent, NOBODY)[found]
+            up = np.append(self.parent, NOBODY)[ancestor]
             if not (up != NOBODY).any():
-                return found
-            found = np.where(up != NOBODY, up, found)
+                return ancestor
+            ancestor = np.where(up != NOBODY, up, ancestor)
 
 
 def nest(thread: IntArray, start_ns: IntArray, end_ns: IntArray) -> Nest:

@@ -45,20 +45,20 @@ def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK) -> Kineto:
         TraceError: The file cannot be read, is empty, is not a trace, or has the events of several processes.
     """
     name = Path(path).name
-    found, gathered = Found(), Gathered()
+    state, gathered = Found(), Gathered()
     try:
         with _opened(Path(path)) as (stream, size):
-            most = FREE_EVENTS + size // LEAST_EVENT_BYTES
-            for events in _until_broken(events_of(stream, name, found, block), name, found):
+            most_events = FREE_EVENTS + size // LEAST_EVENT_BYTES
+            for events in _until_broken(events_of(stream, name, state, block), name, state):
                 gathered.add(events)
-                if gathered.events > most:
+                if gathered.events > most_events:
                     raise TraceError(f"{name} holds more events than {size} bytes can: no profiler wrote this file")
     except OSError as error:
         raise TraceError(f"cannot read {path}: {error.strerror or error}") from error
     if not gathered.events:
         raise TraceError(f"{name} holds no complete event: export it again, and let the export finish")
     _refuse_merged(name, gathered)
-    return _kineto(name, found, gathered)
+    return _kineto(name, state, gathered)
 
 
 def _refuse_merged(name: str, gathered: Gathered) -> None:
@@ -89,7 +89,7 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
         yield inflated(plain) if zipped else plain, size
 
 
-def _until_broken(blocks: Iterator[list[Event]], name: str, found: Found) -> Iterator[list[Event]]:
+def _until_broken(blocks: Iterator[list[Event]], name: str, state: Found) -> Iterator[list[Event]]:
     """Yield the blocks of a broken archive up to the damage."""
     any_yet = False
     while True:
@@ -98,7 +98,7 @@ def _until_broken(blocks: Iterator[list[Event]], name: str, found: Found) -> Ite
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             if not any_yet:
                 raise TraceError(f"the archive {name} is broken ({error}): compress or copy it again") from error
-            found.truncated = True
+            state.truncated = True
             return
         if events is None:
             return
@@ -106,11 +106,11 @@ def _until_broken(blocks: Iterator[list[Event]], name: str, found: Found) -> Ite
         yield events
 
 
-def _kineto(name: str, found: Found, gathered: Gathered) -> Kineto:
+def _kineto(name: str, state: Found, gathered: Gathered) -> Kineto:
     gathered.flush()
-    base, clock = _clock(found, gathered)
-    notes = [*_notes(name, found, gathered)]
-    if found.head.base_ns is not None and clock != "base":
+    base, clock = _clock(state, gathered)
+    notes = [*_notes(name, state, gathered)]
+    if state.head.base_ns is not None and clock != "base":
         notes.append(f"baseTimeNanoseconds of {name} is no time of this age and is left out")
     records, launches, ops, ranges, flows = (
         gathered.columns(table, width)
@@ -118,7 +118,7 @@ def _kineto(name: str, found: Found, gathered: Gathered) -> Kineto:
     )
     for times in (records[2], records[3], launches[1], launches[2], ops[1], ops[2], ranges[1], ranges[2], flows[1]):
         np.add(times, base, out=times)
-    rank = found.head.distributed.get("rank")
+    rank = state.head.distributed.get("rank")
     return Kineto(
         source=name,
         names=tuple(gathered.names),
@@ -132,22 +132,22 @@ def _kineto(name: str, found: Found, gathered: Gathered) -> Kineto:
         events=gathered.events,
         clock=clock,
         rank=rank if isinstance(rank, int) and 0 <= rank < _MOST_RANKS else None,
-        device_names=tuple(_devices(found)),
+        device_names=tuple(_devices(state)),
         notes=tuple(notes),
     )
 
 
-def _devices(found: Found) -> Iterator[tuple[int, str]]:
-    for device in found.head.devices:
+def _devices(state: Found) -> Iterator[tuple[int, str]]:
+    for device in state.head.devices:
         number = device.get("id")
         if isinstance(number, int) and 0 <= number <= MAX_DEVICE:
             yield number, str(device.get("name", ""))
 
 
-def _clock(found: Found, gathered: Gathered) -> tuple[int, str]:
+def _clock(state: Found, gathered: Gathered) -> tuple[int, str]:
     """Return the offset of the times in ns, and its source."""
-    if found.head.base_ns is not None and 0 <= found.head.base_ns < LATEST_BASE_NS:
-        return found.head.base_ns, "base"
+    if state.head.base_ns is not None and 0 <= state.head.base_ns < LATEST_BASE_NS:
+        return state.head.base_ns, "base"
     starts = [
         block[at] for table, at in (("ops", 1), ("records", 2), ("launches", 1)) for block in gathered.blocks[table]
     ]
@@ -160,10 +160,10 @@ def _signature(name: str, grid: bytes, block: bytes) -> str:
     return f"{name} {shape}" if shape else name
 
 
-def _notes(name: str, found: Found, gathered: Gathered) -> Iterator[str]:
-    if found.truncated:
+def _notes(name: str, state: Found, gathered: Gathered) -> Iterator[str]:
+    if state.truncated:
         yield f"{name} is cut short: its {gathered.events} complete events are used; let the export finish for the rest"
-    if found.malformed:
-        yield f"{found.malformed} events of {name} make no sense and are left out"
+    if state.malformed:
+        yield f"{state.malformed} events of {name} make no sense and are left out"
     if gathered.timeless:
         yield f"{gathered.timeless} events of {name} have no usable time and are left out"

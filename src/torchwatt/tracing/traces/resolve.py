@@ -35,20 +35,20 @@ class Host:
         """
         claims, book = self.claims, self.claims.book
         slot, outcome, node = claims.at(thread, t_ns)
-        inside = node != NOBODY
-        slot = np.where(inside, np.append(self.owners.slot, NOBODY)[node], slot)
-        outcome = np.where(inside, np.append(self.owners.outcome, NOBODY)[node], outcome)
+        in_backward = node != NOBODY
+        slot = np.where(in_backward, np.append(self.owners.slot, NOBODY)[node], slot)
+        outcome = np.where(in_backward, np.append(self.owners.outcome, NOBODY)[node], outcome)
         around = claims.scope_at(thread, t_ns)
-        there = around != NOBODY
-        backward = inside & there & (slot < 0)
+        in_scope = around != NOBODY
+        backward = in_backward & in_scope & (slot < 0)
         around = np.where(backward, book.in_phase(np.where(backward, around, NOBODY), "backward"), around)
-        outcome = np.where((slot < 0) & there, CODE["scope"], outcome)
+        outcome = np.where((slot < 0) & in_scope, CODE["scope"], outcome)
         slot = np.where(slot < 0, around, slot)
         self._by_compiled_graph(thread, t_ns, node, slot, outcome)
         if self.ops is not None:
             self._by_operator(thread, t_ns, node, slot, outcome)
         nobody = slot < 0
-        unclaimed = np.where(inside, book(Slot(UNATTRIBUTED, "backward")), book(Slot(UNATTRIBUTED, "other")))
+        unclaimed = np.where(in_backward, book(Slot(UNATTRIBUTED, "backward")), book(Slot(UNATTRIBUTED, "other")))
         return np.where(nobody, unclaimed, slot), np.where(nobody, CODE["outside"], outcome)
 
     def _by_compiled_graph(
@@ -64,7 +64,7 @@ class Host:
 
     def _by_operator(self, thread: IntArray, t_ns: IntArray, node: IntArray, slot: IntArray, outcome: IntArray) -> None:
         """Name by the forward operator of the autograd node, or by the outermost running operator."""
-        assert self.ops is not None  # noqa: S101  # the caller looked
+        assert self.ops is not None  # noqa: S101  # checked by the caller
         maker = np.append(self.owners.op, NOBODY)[node]
         running = self.ops.outermost(self.ops.at(thread, t_ns))
         op = np.where(maker != NOBODY, maker, running)

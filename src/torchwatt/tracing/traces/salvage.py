@@ -27,10 +27,10 @@ _WHOLE_NUMBERS = ("correlation", "Sequence number", "Fwd thread id", "device", "
 class Salvage:
     """Reads the events that can be interpreted; counts the others."""
 
-    def __init__(self, found: Found) -> None:
-        self.found = found
+    def __init__(self, state: Found) -> None:
+        self.state = state
 
-    def read(self, data: bytes, *, last: bool) -> tuple[list[Event], int]:
+    def read(self, data: bytes, *, at_end: bool) -> tuple[list[Event], int]:
         """Return the complete events at the start of `data` and how many bytes they took.
 
         Stops at the bracket that closes the list (`found.complete`), or at an incomplete event. Bytes are decoded as
@@ -42,16 +42,16 @@ class Salvage:
         while True:
             at = _skip(text, at)
             if at < len(text) and text[at] == "]":
-                self.found.complete = True
+                self.state.complete = True
                 return events, at + 1
             try:
                 value, end = _SCANNER.raw_decode(text, at)
             except (ValueError, RecursionError) as error:
                 border = _BORDER.search(text, at)
-                if border is None or (_cut_off(error, text) and not last):
+                if border is None or (_cut_off(error, text) and not at_end):
                     return events, at
-                self.found.malformed += 1
-                if self.found.malformed > MOST_MALFORMED:
+                self.state.malformed += 1
+                if self.state.malformed > MOST_MALFORMED:
                     raise TraceError(
                         f"more than {MOST_MALFORMED} events make no sense: export the trace again"
                     ) from error
@@ -63,7 +63,7 @@ class Salvage:
     def _keep(self, value: Any, events: list[Event]) -> None:
         event = event_of(value)
         if event is None:
-            self.found.malformed += 1
+            self.state.malformed += 1
         else:
             events.append(event)
 

@@ -49,12 +49,12 @@ def split(host: Host, links: Links, assigned: Assigned, sidecar: Sidecar) -> Par
         *_fused(host, assigned, sidecar, candidates),
         *_extern(host, links, assigned, sidecar, candidates[~triton[candidates]]),
     ):
-        part = part[~shared[part]]  # noqa: PLW2901  # known by its name already
+        part = part[~shared[part]]  # noqa: PLW2901  # records already labelled by name
         shared[part] = True
         blocks.append(_cut(host, part, shares))
-    whole = np.flatnonzero(~shared)
+    uncut = np.flatnonzero(~shared)
     blocks.append(
-        (whole, assigned.slot[whole], assigned.outcome[whole], records.start_ns[whole], records.end_ns[whole])
+        (uncut, assigned.slot[uncut], assigned.outcome[uncut], records.start_ns[uncut], records.end_ns[uncut])
     )
     row, slot, outcome, start, end = (np.concatenate(column) for column in zip(*blocks, strict=True))
     return Parts(row, slot, outcome, start, end, shared, triton)
@@ -85,7 +85,7 @@ def _extern(
 def _calls(
     rows: IntArray, start_ns: IntArray, graph: str, kernel: str, sidecar: Sidecar
 ) -> Iterator[tuple[IntArray, Shares]]:
-    """Yield the records of one kernel in one call of a graph with their shares: per call where these are known.
+    """Yield the records of one kernel in one call of a graph with their shares, per call where the sidecar has these.
 
     If the trace and the provenance differ in the number of calls, all records get the kernel's overall shares.
     """

@@ -75,8 +75,8 @@ def _links(path: Path, text: str) -> Iterator[Link]:
         digests = (link.manifest_sha256, link.prev_chain_sha256, link.chain_sha256)
         if not all(isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in digests):
             raise BundleError(f"{path} line {number}: no line of a chain: a hash is no SHA-256")
-        whole = isinstance(link.index, int) and not isinstance(link.index, bool) and 0 <= link.index < _MOST
-        if not whole or not isinstance(link.run_id, str) or not isinstance(link.bundle, str):
+        is_index = isinstance(link.index, int) and not isinstance(link.index, bool) and 0 <= link.index < _MOST
+        if not is_index or not isinstance(link.run_id, str) or not isinstance(link.bundle, str):
             raise BundleError(f"{path} line {number}: no line of a chain: its number or a name is none")
         yield link
 

@@ -65,8 +65,8 @@ def _device_key(report: Report, domain: str, meter: Meter, machine: str) -> str 
     local = domain.rpartition("/")[2]
     if meter.scope == "process" and report.ranks:
         return _key("job", report.run_id, domain)  # sum of the ranks' shares, of no single process
-    if known := meter.fact("device_key"):
-        return known
+    if device_key := meter.fact("device_key"):
+        return device_key
     if meter.scope == "process":
         return _key("process", report.software.get("process", ""), local) if machine else None
     if uuid := meter.fact("uuid"):
@@ -82,15 +82,15 @@ def _key(*parts: str) -> str | None:
 
 def _parent(ledger: Ledger | None, ledgers: Mapping[str, Ledger]) -> str | None:
     """Return the domain that contains this one; the first, if its joules are spread over several superchip modules."""
-    first = ledger.part_of.partition(", ")[0] if ledger is not None else ""
-    return first if first in ledgers else None
+    parent = ledger.part_of.partition(", ")[0] if ledger is not None else ""
+    return parent if parent in ledgers else None
 
 
 def _meter(meter: Meter | None, run_id: str) -> Row:
     if meter is None:
         return {}
     lo, hi = meter.accuracy_rel or (None, None)
-    first = meter.channel("counter") or meter.channel("power")
+    channel = meter.channel("counter") or meter.channel("power")
     return {
         "vendor": meter.vendor,
         "model": meter.model,
@@ -100,7 +100,7 @@ def _meter(meter: Meter | None, run_id: str) -> Row:
         "scope": meter.scope,
         "shared_with_others": meter.shared,
         "sensor": ";".join(dict.fromkeys(c.sensor for c in meter.channels if c.quantity != "gauge")),
-        "sensor_update_s": first.period_ns / 1e9 if first else None,
+        "sensor_update_s": channel.period_ns / 1e9 if channel else None,
         "sensor_accuracy_lo_rel": lo,
         "sensor_accuracy_hi_rel": hi,
         "sensor_accuracy_source": meter.accuracy_source,

@@ -45,8 +45,8 @@ def names(formula: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(match[2] for match in _TOKEN.finditer(formula) if match[2]))
 
 
-def _binary(operator: Callable[[float, float], float], left: Formula, right: Formula) -> Formula:
-    return lambda values: operator(left(values), right(values))
+def _binary(operator: Callable[[float, float], float], first_operand: Formula, second_operand: Formula) -> Formula:
+    return lambda values: operator(first_operand(values), second_operand(values))
 
 
 class _Parser:
@@ -69,11 +69,11 @@ class _Parser:
                 raise self._error(f"more than {_LONGEST} parts")
         return tokens[::-1]
 
-    def _error(self, what: str) -> BundleError:
-        return BundleError(f"formula {self.formula[:200]!r}: {what}")
+    def _error(self, problem: str) -> BundleError:
+        return BundleError(f"formula {self.formula[:200]!r}: {problem}")
 
-    def _take(self, *wanted: str) -> str | None:
-        return self.tokens.pop() if self.tokens and self.tokens[-1] in wanted else None
+    def _take(self, *tokens: str) -> str | None:
+        return self.tokens.pop() if self.tokens and self.tokens[-1] in tokens else None
 
     def whole(self) -> Formula:
         value = self._sum()

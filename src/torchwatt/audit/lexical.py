@@ -22,8 +22,8 @@ LARGEST_NUMBER = 1e100  # no quantity of a run is larger, and sums and squares o
 TIME_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z"
 _STAMP = re.compile(TIME_PATTERN)
 _NUMBERS = {
-    kind: re.compile(rf"(?:{one.pattern})?(?:\n(?:{one.pattern})?)*")
-    for kind, one in (("number", _NUMBER), ("integer", _INTEGER))
+    kind: re.compile(rf"(?:{pattern.pattern})?(?:\n(?:{pattern.pattern})?)*")
+    for kind, pattern in (("number", _NUMBER), ("integer", _INTEGER))
 }
 
 # Spreadsheets evaluate cells that start with one of these as formulas. Module names are untrusted.
@@ -107,14 +107,14 @@ def numbers_from_cells(texts: Sequence[str], column: Column) -> list[float | Non
     if joined.count("\n") != len(texts) - 1 or not _NUMBERS[column.type].fullmatch(joined):
         return None
     values = [(float(text) if column.type == "number" else int(text)) if text else None for text in texts]
-    known = [value for value in values if value is not None]
-    if (column.required and len(known) < len(values)) or not known:
+    numbers = [value for value in values if value is not None]
+    if (column.required and len(numbers) < len(values)) or not numbers:
         return None
-    least, most = min(known), max(known)
+    least, greatest = min(numbers), max(numbers)
     largest = LARGEST_NUMBER if column.type == "number" else LARGEST_INTEGER - 1
     low = -largest if column.minimum is None else max(column.minimum, -largest)
     high = largest if column.maximum is None else min(column.maximum, largest)
-    return values if low <= least and most <= high else None
+    return values if low <= least and greatest <= high else None
 
 
 def _stamp(text: str) -> datetime:

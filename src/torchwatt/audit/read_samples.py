@@ -51,9 +51,9 @@ def _parquet(path: Path, opened: BinaryIO) -> Iterator[Points]:
     names = ["device_id", "t_ns", "power_w", "energy_j"]
     try:
         file = pq.ParquetFile(opened, **PARQUET_LIMITS)
-        most = min(MOST_POINTS, most_rows(os.fstat(opened.fileno()).st_size))
-        if file.metadata.num_rows > most:
-            raise BundleError(f"{path}: {file.metadata.num_rows} points; more than {most} are not read")
+        limit = min(MOST_POINTS, most_rows(os.fstat(opened.fileno()).st_size))
+        if file.metadata.num_rows > limit:
+            raise BundleError(f"{path}: {file.metadata.num_rows} points; more than {limit} are not read")
         table = file.read(names)
         device = np.array(table["device_id"].to_pylist(), dtype=object)
         columns = [table[name].to_numpy() for name in names[1:]]
@@ -63,17 +63,17 @@ def _parquet(path: Path, opened: BinaryIO) -> Iterator[Points]:
 
 
 def _csv(path: Path, packed: BinaryIO) -> Iterator[Points]:
-    found: list[tuple[str, int, float, float]] = []
+    points: list[tuple[str, int, float, float]] = []
     try:
         with TextIOWrapper(inflated(packed), encoding="utf-8", newline="") as file:
             for row in csv.DictReader(bounded_lines(file, _LONGEST_ROW)):
                 cells = [from_cell(row[column.name], column) for column in _COLUMNS]
                 name, t, power_w, joules = cast("tuple[str, int, float | None, float]", cells)
-                found.append((name, t, np.nan if power_w is None else power_w, joules))
-                _refuse_more(len(found))
+                points.append((name, t, np.nan if power_w is None else power_w, joules))
+                _refuse_more(len(points))
     except (BundleError, EOFError, ValueError, KeyError, TypeError, AttributeError, csv.Error, zlib.error) as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
-    columns = list(zip(*found, strict=True)) or [(), (), (), ()]
+    columns = list(zip(*points, strict=True)) or [(), (), (), ()]
     device, t_ns, power, energy = columns
     yield from _by_device(
         np.array(device, dtype=object), np.array(t_ns, dtype=np.int64), np.array(power), np.array(energy)

@@ -92,9 +92,9 @@ def _records(path: Path, text: str) -> Iterator[list[str]]:
 
 def _difference(header: list[str], table: Table) -> str:
     for index, name in enumerate(table.header):
-        found = header[index] if index < len(header) else None
-        if found != name:
-            return f"column {index + 1} should be {name!r}, found {found!r}"
+        actual = header[index] if index < len(header) else None
+        if actual != name:
+            return f"column {index + 1} should be {name!r}, found {actual!r}"
     return "header differs"
 
 
@@ -111,9 +111,9 @@ def _row(where: str, line: list[str], header: list[str], table: Table) -> Row:
 
 
 def _refuse_twins(path: Path, table: Table, rows: tuple[Row, ...]) -> None:
-    seen: dict[tuple[Value, ...], int] = {}
+    rows_by_key: dict[tuple[Value, ...], int] = {}
     for number, row in enumerate(rows, 1):
         key = tuple(row[name] for name in table.key)
-        if key in seen:
-            raise BundleError(f"{path} row {number}: the same {', '.join(table.key)} as row {seen[key]}")
-        seen[key] = number
+        if key in rows_by_key:
+            raise BundleError(f"{path} row {number}: the same {', '.join(table.key)} as row {rows_by_key[key]}")
+        rows_by_key[key] = number

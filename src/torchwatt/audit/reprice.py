@@ -30,8 +30,8 @@ def write_repriced(
     files = _measured(bundle.directory)
     run_id = str(bundle.run["run_id"])
     units = bundle.run["functional_unit_count"]
-    known = {row["factor_id"] for row in bundle["factor"]}
-    more = [row for row in factor_rows(tuple(factors)) if row["factor_id"] not in known]
+    factor_ids = {row["factor_id"] for row in bundle["factor"]}
+    more = [row for row in factor_rows(tuple(factors)) if row["factor_id"] not in factor_ids]
     added = impact_rows(run_id, tuple(impacts), tuple(factors), float(units) if isinstance(units, int | float) else 0.0)
     files["factor.csv"] = table_bytes(bundle.schema.table("factor"), [*bundle["factor"], *more])
     files["impact.csv"] = table_bytes(bundle.schema.table("impact"), [*bundle["impact"], *added])

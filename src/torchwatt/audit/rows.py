@@ -71,13 +71,13 @@ def impact_rows(run_id: str, impacts: tuple[Impact, ...], factors: tuple[Factor,
     """Make one row an impact; the run's also per unit of work done."""
     methods = {factor.factor_id: factor.accounting_method for factor in factors}
     for impact in impacts:
-        found = dict(asdict(impact), run_id=run_id, factor_ids=";".join(impact.factor_ids))
+        cells = dict(asdict(impact), run_id=run_id, factor_ids=";".join(impact.factor_ids))
         method = next((methods[name] for name in impact.factor_ids if methods.get(name)), "na")
-        found["accounting_method"] = found.get("accounting_method") or method
-        found["scenario"] = found.get("scenario") or "as_run"
-        if impact.subject == "run" and units > 0 and found.get("per_unit_value") is None:
-            found["per_unit_value"] = impact.value / units
-        yield found
+        cells["accounting_method"] = cells.get("accounting_method") or method
+        cells["scenario"] = cells.get("scenario") or "as_run"
+        if impact.subject == "run" and units > 0 and cells.get("per_unit_value") is None:
+            cells["per_unit_value"] = impact.value / units
+        yield cells
 
 
 def _impacts(report: Report) -> Iterator[Row]:

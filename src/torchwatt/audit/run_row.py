@@ -89,12 +89,12 @@ def _energies(report: Report) -> Row:
 
 def measurement_level(domains: Iterator[tuple[str, str]]) -> str | None:
     """Return the level of a boundary from (kind, provenance) of its domains: the weakest part decides."""
-    found = list(domains)
-    if not found:
+    parts = list(domains)
+    if not parts:
         return None
-    if any(known != "measured" for _, known in found):
+    if any(provenance != "measured" for _, provenance in parts):
         return "M0"
-    kinds = {kind for kind, _ in found}
+    kinds = {kind for kind, _ in parts}
     return "M2" if "module" in kinds or kinds >= {"cpu", "dram"} else "M1"  # a superchip's module has both inside
 
 
@@ -106,8 +106,8 @@ def _part_j(ledgers: tuple[Ledger, ...], part: str) -> float | None:
 
 def _root_sum_of_squares(ledgers: tuple[Ledger, ...]) -> float | None:
     # Readings of different meters err independently; their bands do not, and stay out of this number.
-    known = [ledger.energy_u_j for ledger in ledgers if ledger.energy_u_j is not None]
-    return sqrt(fsum(u * u for u in known)) if ledgers and len(known) == len(ledgers) else None
+    uncertainties_j = [ledger.energy_u_j for ledger in ledgers if ledger.energy_u_j is not None]
+    return sqrt(fsum(u * u for u in uncertainties_j)) if ledgers and len(uncertainties_j) == len(ledgers) else None
 
 
 def _units(report: Report) -> Row:

@@ -23,22 +23,22 @@ if TYPE_CHECKING:
 SampleFormat = Literal["auto", "parquet", "csv.gz"]
 
 
-def sample_file(report: Report, wanted: SampleFormat = "auto") -> tuple[str, bytes]:
+def sample_file(report: Report, sample_format: SampleFormat = "auto") -> tuple[str, bytes]:
     """Return the name and the bytes of the file of samples.
 
     Raises:
         BundleError: Parquet was asked for and pyarrow is not installed, or a number is not finite.
     """
-    if wanted not in {"auto", "parquet", "csv.gz"}:
-        raise BundleError(f"samples={wanted!r}: give 'auto', 'parquet' or 'csv.gz'")
+    if sample_format not in {"auto", "parquet", "csv.gz"}:
+        raise BundleError(f"samples={sample_format!r}: give 'auto', 'parquet' or 'csv.gz'")
     for curve in report.curves:
         if not np.all(np.isfinite(curve.energy_j)):
             raise BundleError(f"sample {curve.domain}: energy_j holds a number that is not finite")
-    if wanted != "csv.gz":
+    if sample_format != "csv.gz":
         try:
             import pyarrow  # noqa: F401, ICN001  # is it there?
         except ImportError as error:
-            if wanted == "parquet":
+            if sample_format == "parquet":
                 raise BundleError(
                     "samples='parquet' needs pyarrow: pip install pyarrow, or samples='csv.gz'"
                 ) from error
@@ -97,11 +97,11 @@ def _table(report: Report) -> pa.Table:
 def _batch(curve: EnergyCurve, report: Report, schema: pa.Schema) -> pa.RecordBatch:
     import pyarrow as pa
 
-    first = np.arange(len(curve.t_ns)) == 0
+    is_first = np.arange(len(curve.t_ns)) == 0
     power_w = np.concatenate(([np.nan], curve.power_w()))
 
     def same(text: str) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(first), np.int32)), pa.array([text]))
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(is_first), np.int32)), pa.array([text]))
 
     columns = {
         "run_id": same(report.run_id),

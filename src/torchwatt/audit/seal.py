@@ -61,7 +61,7 @@ def statement(
     """Return an in-toto Statement v1 about the manifest and every file in it; has no time, so it is reproducible."""
     manifest_sha256 = sha256(manifest(sha256_of)).hexdigest()
     everything = dict(sha256_of) | {MANIFEST: manifest_sha256}
-    found = {
+    content = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(everything.items())],
         "predicateType": PREDICATE_TYPE,
@@ -75,7 +75,7 @@ def statement(
             "chain_sha256": link.chain_sha256 if link else None,
         },
     }
-    return (json.dumps(found, indent=1, ensure_ascii=True) + "\n").encode()
+    return (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode()
 
 
 def sign(path: Path, key: Path) -> None:
@@ -102,7 +102,7 @@ def ssh_keygen(action: str, *arguments: str, stdin: bytes = b"") -> str:
         raise BundleError(f"ssh-keygen -Y {action}: no answer in {_PATIENCE_S} s") from error
     except FileNotFoundError as error:
         raise BundleError("signatures need ssh-keygen (OpenSSH 8.0 or newer): install openssh-client") from error
-    said = (done.stdout + done.stderr).decode(errors="replace").strip()
+    output = (done.stdout + done.stderr).decode(errors="replace").strip()
     if done.returncode != 0:
-        raise BundleError(f"ssh-keygen -Y {action}: {said or f'exit code {done.returncode}'}")
-    return said
+        raise BundleError(f"ssh-keygen -Y {action}: {output or f'exit code {done.returncode}'}")
+    return output

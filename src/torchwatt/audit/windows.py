@@ -21,11 +21,11 @@ def window_rows(report: Report) -> Iterator[Row]:
     Their joules are inside the run's.
     """
     # A window's joules lie between readings, so they are derived, at best.
-    known: Provenance | None = weakest("derived", report.provenance) if report.provenance else None
-    found = [(w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j, "") for w in report.windows]
+    provenance: Provenance | None = weakest("derived", report.provenance) if report.provenance else None
+    windows = [(w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j, "") for w in report.windows]
     domains = [str(ledger.domain) for ledger in report.counted]
-    found += [(s.start_ns, s.end_ns, "step", _numbers(s), _all_j(s.energy_j, domains), s.stage) for s in report.steps]
-    ordered = sorted(found, key=lambda w: (w[0], -w[1], w[2], w[3]))
+    windows += [(s.start_ns, s.end_ns, "step", _numbers(s), _all_j(s.energy_j, domains), s.stage) for s in report.steps]
+    ordered = sorted(windows, key=lambda w: (w[0], -w[1], w[2], w[3]))
     bands = _bands_j(report, [(w[0], w[1]) for w in ordered])
     for index, (start_ns, end_ns, kind, name, energy_j, stage) in enumerate(ordered):
         yield {
@@ -36,7 +36,7 @@ def window_rows(report: Report) -> Iterator[Row]:
             "t_start_ns": start_ns - report.start_ns,
             "t_end_ns": end_ns - report.start_ns,
             "energy_j": energy_j,
-            "provenance": known if energy_j is not None else None,
+            "provenance": provenance if energy_j is not None else None,
             "stage": stage,
             **_repeat(report, energy_j, end_ns - start_ns),
             **({} if energy_j is None or bands is None else _systematic(energy_j, *bands[index])),

@@ -11,7 +11,7 @@ from pathlib import Path
 from secrets import token_hex
 from stat import S_IMODE
 
-from torchwatt.audit import chain
+from torchwatt.audit.chain import append, locked, next_link
 from torchwatt.audit.describe import csvw_json, datapackage_json
 from torchwatt.audit.rows import rows_by_table
 from torchwatt.audit.samples import SampleFormat, sample_file
@@ -95,13 +95,13 @@ def write_files(
     listed = digests(files)
     files[MANIFEST] = manifest(listed)
     if seal.chain is None:
-        said = statement(listed, run_id, None, version=schema.version)
-        return _write_folder(target, files | {STATEMENT: said}, seal.key)
-    with chain.locked(seal.chain) as ledger:
-        link = chain.next_link(seal.chain, run_id, target.name, sha256(files[MANIFEST]).hexdigest())
-        said = statement(listed, run_id, link, version=schema.version)
-        _write_folder(target, files | {STATEMENT: said}, seal.key)
-        chain.append(ledger, link)
+        content = statement(listed, run_id, None, version=schema.version)
+        return _write_folder(target, files | {STATEMENT: content}, seal.key)
+    with locked(seal.chain) as ledger:
+        link = next_link(seal.chain, run_id, target.name, sha256(files[MANIFEST]).hexdigest())
+        content = statement(listed, run_id, link, version=schema.version)
+        _write_folder(target, files | {STATEMENT: content}, seal.key)
+        append(ledger, link)
     return target
 
 

@@ -45,31 +45,31 @@ def _one(subject: Subject, kind: str, devices: Sequence[Embodied], duration_s: f
         return at["duration_s"] / S_PER_YEAR * scale * sum(parts)
 
     inputs = {"duration_s": Quantity(duration_s, duration_s, duration_s)}
-    found = combine(compute, inputs | {name: quantity(factor) for factor, name in names.items()})
+    result = combine(compute, inputs | {name: quantity(factor) for factor, name in names.items()})
     text = "+".join(f"{f'{n}*' if n > 1 else ''}{total}*{share}/{life}" for n, total, share, life in terms)
     return Impact(
         subject=subject.name,
         criterion=criterion,
         phase="embodied",
-        value=found.value,
+        value=result.value,
         unit=unit,
         formula=f"duration_s/{S_PER_YEAR}*{scale:g}*({text})",
         factor_ids=tuple(factor.factor_id for factor in factors),
         provenance="derived",
         weakest_input=weakest(subject.provenance, *(factor.provenance for factor in factors)),
-        lo=found.lo,
-        hi=found.hi,
+        lo=result.lo,
+        hi=result.hi,
         accounting_method="na",
-        dominant_uncertainty=found.dominant,
+        dominant_uncertainty=result.dominant,
     )
 
 
 def _names(factors: Sequence[Factor]) -> dict[Factor, str]:
     """Name factors in a formula: by kind, numbered where there are several of one."""
     kinds = Counter(factor.kind for factor in factors)
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     names: dict[Factor, str] = {}
     for factor in factors:
-        seen[factor.kind] += 1
-        names[factor] = factor.kind if kinds[factor.kind] == 1 else f"{factor.kind}_{seen[factor.kind]}"
+        counts[factor.kind] += 1
+        names[factor] = factor.kind if kinds[factor.kind] == 1 else f"{factor.kind}_{counts[factor.kind]}"
     return names

@@ -39,7 +39,7 @@ def in_force(plan: Plan, start: datetime, end: datetime) -> Plan:
         market=tuple(_grid(grid, start, end, plan) for grid in plan.market),
         pue=None if plan.pue is None else dated(plan.pue),
         wue=None if plan.wue is None else dated(plan.wue),
-        other={kind: dated(factor) for kind, factor in plan.other.items()},
+        criteria={kind: dated(factor) for kind, factor in plan.criteria.items()},
         embodied=tuple(
             Embodied(
                 item.device,
@@ -70,8 +70,8 @@ def _dated(factor: Factor, start: datetime, end: datetime, *, allow_expired: boo
         raise FactorError(
             f"{factor.kind} of {factor.source_name} {state}: it is valid from {dates}, the run is of {run}: {_HOW}"
         )
-    told = f"applied outside of its dates: valid from {dates}, the run is of {run} (allow_expired)"
-    return identified(replace(factor, coverage_note="; ".join(filter(None, (factor.coverage_note, told)))))
+    note = f"applied outside of its dates: valid from {dates}, the run is of {run} (allow_expired)"
+    return identified(replace(factor, coverage_note="; ".join(filter(None, (factor.coverage_note, note)))))
 
 
 def _day(instant: datetime | None, unknown: str) -> str:
@@ -84,9 +84,9 @@ def year_notes(factors: tuple[Factor, ...], start: datetime) -> Iterator[Note]:
         year = factor.data_year
         if year is None or factor.temporal_resolution == "hour":
             continue
-        what = f"{factor.kind} of {factor.source_name} {factor.zone}".rstrip()
+        subject = f"{factor.kind} of {factor.source_name} {factor.zone}".rstrip()
         if year > start.year:
-            yield Note("warning", "FACTOR_YEAR", f"{what} is data of {year}, the run is of {start.year}")
+            yield Note("warning", "FACTOR_YEAR", f"{subject} is data of {year}, the run is of {start.year}")
         elif start.year - year > OLD_YEARS:
-            text = f"{what} is data of {year}, {start.year - year} years before the run"
+            text = f"{subject} is data of {year}, {start.year - year} years before the run"
             yield Note("warning", "FACTOR_OLD", text)

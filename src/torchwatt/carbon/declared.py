@@ -93,10 +93,10 @@ def resolve_pue(pue: Ranged | None) -> Factor | None:
     )
 
 
-def _ranged(given: Ranged) -> tuple[float, float | None, float | None]:
-    if not isinstance(given, Sequence):
-        return float(given), None, None
-    numbers = [float(number) for number in given]
+def _ranged(pue: Ranged) -> tuple[float, float | None, float | None]:
+    if not isinstance(pue, Sequence):
+        return float(pue), None, None
+    numbers = [float(number) for number in pue]
     if len(numbers) != 3 or not all(map(isfinite, numbers)) or not numbers[1] <= numbers[0] <= numbers[2]:
-        raise ConfigError(f"pue={given!r}: give a number, or (value, lo, hi) with lo <= value <= hi")
+        raise ConfigError(f"pue={pue!r}: give a number, or (value, lo, hi) with lo <= value <= hi")
     return numbers[0], numbers[1], numbers[2]

@@ -72,8 +72,8 @@ def read_history(path: Path, text: str, *, basis: str = "lifecycle") -> Grid:
         rows = list(csv.DictReader(StringIO(text.removeprefix("\ufeff"), newline="")))
     except csv.Error as error:
         raise FactorError(f"{path}: {error}") from error
-    found = [_hour(path, number, _folded(row), basis) for number, row in enumerate(rows, 1)]
-    hours = [hour for hour in found if hour is not None]
+    intensities = [_hour(path, number, _folded(row), basis) for number, row in enumerate(rows, 1)]
+    hours = [hour for hour in intensities if hour is not None]
     _check_hourly(path, hours)
     digest = sha256(text.encode()).hexdigest()
     factors = (as_factor(hour, f"history file {path.name}", digest) for hour in hours)

@@ -44,28 +44,28 @@ def fetch_hours(hours: Iterable[int], *, zone: str, token: str, at: datetime, ur
     Raises:
         FactorError: No token or zone, more than ten days, no answer, or an answer that is not understood.
     """
-    wanted = sorted(hours)
-    if not zone or not token or not wanted:
+    sorted_hours = sorted(hours)
+    if not zone or not token or not sorted_hours:
         raise FactorError("Electricity Maps needs a zone (such as FR), a token, and a run with energy by hour")
     if not token.isascii() or not token.isprintable():
         raise FactorError("the token for Electricity Maps holds what no token holds: a line end, perhaps")
-    if wanted[-1] - wanted[0] >= MAX_HOURS:
+    if sorted_hours[-1] - sorted_hours[0] >= MAX_HOURS:
         raise FactorError(f"{NAME} answers at most {MAX_HOURS} hours at once: use a history file with factors=")
     if urlsplit(url).scheme not in {"https", "http"}:
         raise FactorError(f"{url!r}: give an http(s) address")
-    asked = {
+    parameters = {
         "zone": zone,
-        "start": f"{hour_start(wanted[0]):%Y-%m-%dT%H:00:00Z}",
-        "end": f"{hour_start(wanted[-1]) + HOUR:%Y-%m-%dT%H:00:00Z}",
+        "start": f"{hour_start(sorted_hours[0]):%Y-%m-%dT%H:00:00Z}",
+        "end": f"{hour_start(sorted_hours[-1]) + HOUR:%Y-%m-%dT%H:00:00Z}",
         "temporalGranularity": "hourly",
         "emissionFactorType": "lifecycle",
         "shouldUseFallbackCallerLookup": "false",
     }
-    answer = _get(f"{url}/v3/carbon-intensity/past-range?{urlencode(asked)}", token)
-    found = [_hour(row, zone) for row in _rows(answer)]
+    response = _get(f"{url}/v3/carbon-intensity/past-range?{urlencode(parameters)}", token)
+    rows = [_hour(row, zone) for row in _rows(response)]
     version = f"API v3, past-range, {NAME}'s answer of {at:%Y-%m-%d}"
-    kept = [item for item in found if item is not None]
-    return hourly(f"{NAME} {zone} (API)", (as_factor(item, version, retrieved_at=at) for item in kept))
+    intensities = [item for item in rows if item is not None]
+    return hourly(f"{NAME} {zone} (API)", (as_factor(item, version, retrieved_at=at) for item in intensities))
 
 
 class _Stay(HTTPRedirectHandler):
@@ -84,19 +84,19 @@ def _ask(request: Request) -> bytes:
 
     def wait() -> None:
         try:
-            with build_opener(_Stay).open(request, timeout=TIMEOUT_S) as answer:
-                answers.put(answer.read(MAX_BYTES + 1))
+            with build_opener(_Stay).open(request, timeout=TIMEOUT_S) as response:
+                answers.put(response.read(MAX_BYTES + 1))
         except BaseException as error:  # whatever it was is raised where it was asked for
             answers.put(error)
 
     HelperThread(wait, "torchwatt-electricity-maps").start()
     try:
-        found = answers.get(timeout=OVERALL_S)
+        reply = answers.get(timeout=OVERALL_S)
     except Empty as error:
         raise TimeoutError(f"not within {OVERALL_S:g} s") from error
-    if isinstance(found, BaseException):
-        raise found
-    return found
+    if isinstance(reply, BaseException):
+        raise reply
+    return reply
 
 
 def _get(url: str, token: str) -> Any:
@@ -111,8 +111,8 @@ def _get(url: str, token: str) -> Any:
         raise FactorError(f"{NAME} gave no answer: {error}") from error
 
 
-def _rows(answer: Any) -> list[Mapping[str, Any]]:
-    rows = answer.get("data") if isinstance(answer, Mapping) else None
+def _rows(response: Any) -> list[Mapping[str, Any]]:
+    rows = response.get("data") if isinstance(response, Mapping) else None
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise FactorError(f"{NAME}: expected a list 'data' in the answer")
     return rows
@@ -136,5 +136,5 @@ def _hour(row: Mapping[str, Any], zone: str) -> HourlyIntensity | None:
     basis = {"lifecycle": "lifecycle", "direct": "direct"}.get(str(row.get("emissionFactorType", "")), "unknown")
     estimated = row.get("isEstimated")
     method = str(row.get("estimationMethod") or "")
-    known = estimated if isinstance(estimated, bool) else None
-    return HourlyIntensity(zone, start.astimezone(UTC), grams, basis, known, method)
+    is_estimated = estimated if isinstance(estimated, bool) else None
+    return HourlyIntensity(zone, start.astimezone(UTC), grams, basis, is_estimated, method)

@@ -41,21 +41,21 @@ def embodied(lines: Iterable[tuple[str, Factor]]) -> tuple[Embodied, ...]:
             raise FactorError(f"{factor.kind}: the column `device` must name a device, such as gpu or gpu:0")
         if by_device.setdefault(device, {}).setdefault(factor.kind, factor) is not factor:
             raise FactorError(f"{device}: {factor.kind} is given twice")
-    return tuple(_one(device, found) for device, found in sorted(by_device.items()))
+    return tuple(_one(device, factors) for device, factors in sorted(by_device.items()))
 
 
-def _one(device: str, found: Mapping[str, Factor]) -> Embodied:
-    totals = {kind: found[kind] for kind in _KINDS if kind in found}
-    missing = [kind for kind in ("lifetime", "share") if kind not in found]
+def _one(device: str, factors: Mapping[str, Factor]) -> Embodied:
+    totals = {kind: factors[kind] for kind in _KINDS if kind in factors}
+    missing = [kind for kind in ("lifetime", "share") if kind not in factors]
     if not totals or missing:
         raise FactorError(
             f"{device}: embodied emissions need a total ({', '.join(_KINDS)}), a lifetime in years and the share of "
             f"the device that was reserved; missing: {', '.join(missing) or 'the total'}"
         )
-    return Embodied(device, found["lifetime"], found["share"], totals)
+    return Embodied(device, factors["lifetime"], factors["share"], totals)
 
 
-def for_device(known: Iterable[Embodied], device_id: str) -> Embodied | None:
+def for_device(devices: Iterable[Embodied], device_id: str) -> Embodied | None:
     """Return what is known about a device: its own figures before those of its kind."""
-    by_name = {item.device: item for item in known}
+    by_name = {item.device: item for item in devices}
     return by_name.get(device_id) or by_name.get(kind_of(device_id))

@@ -57,15 +57,15 @@ def read_factors(path: Path, text: str) -> tuple[Line, ...]:
         FactorError: A column or a value is missing or impossible; names the row and the column.
     """
     rows = csv.DictReader(StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
-    known = {field.name for field in fields(Factor)} | {_DEVICE}
+    columns = {field.name for field in fields(Factor)} | {_DEVICE}
     try:
         header = rows.fieldnames or []
     except csv.Error as error:
         raise FactorError(f"{path}: {error}") from error
     if missing := [name for name in _REQUIRED if name not in header]:
         raise FactorError(f"{path}: no column {', '.join(missing)}; a file of factors needs {', '.join(_REQUIRED)}")
-    if strange := [name for name in header if name not in known]:
-        raise FactorError(f"{path}: unknown column {strange[0]!r}; known are {', '.join(sorted(known))}")
+    if strange := [name for name in header if name not in columns]:
+        raise FactorError(f"{path}: unknown column {strange[0]!r}; known are {', '.join(sorted(columns))}")
     digest = sha256(text.encode()).hexdigest()
     try:
         return tuple(_lines(path, rows, digest))
@@ -99,22 +99,22 @@ def _factor(where: str, cells: Mapping[str, str], digest: str) -> Factor:
     return identified(factor)
 
 
-def _method(where: str, kind: str, given: str) -> str:
+def _method(where: str, kind: str, method: str) -> str:
     """Return location or market: contracts and residual mixes are market-based, a grid is what the row says."""
     if kind in {"contract_gwp", "residual_mix"}:
         usual: tuple[str, ...] = ("market",)
     else:
         usual = ("location", "market") if kind == "grid_gwp" else ("location",) if kind.startswith("grid_") else ("",)
-    if given and given not in usual:
-        raise FactorError(f"{where}: {kind} cannot be {given!r} by accounting_method; leave it empty")
-    return given or usual[0]
+    if method and method not in usual:
+        raise FactorError(f"{where}: {kind} cannot be {method!r} by accounting_method; leave it empty")
+    return method or usual[0]
 
 
 def _provenance(where: str, cells: Mapping[str, str]) -> str:
-    given = cells.get("provenance") or ("sourced" if cells.get("source_url") else "declared")
-    if given not in PROVENANCES:
-        raise FactorError(f"{where}: provenance {given!r}; one of {', '.join(PROVENANCES)}")
-    return given
+    provenance = cells.get("provenance") or ("sourced" if cells.get("source_url") else "declared")
+    if provenance not in PROVENANCES:
+        raise FactorError(f"{where}: provenance {provenance!r}; one of {', '.join(PROVENANCES)}")
+    return provenance
 
 
 def _value(where: str, name: str, text: str) -> Any:

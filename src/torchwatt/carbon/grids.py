@@ -41,11 +41,11 @@ class Grid:
         """
         if self.always is not None:
             return (self.always,)
-        wanted = list(hours)
-        if gaps := self.missing(wanted):
-            missing = f"{len(gaps)} of {len(wanted)} hours of the run ({named_hours(gaps)})"
+        hour_list = list(hours)
+        if gaps := self.missing(hour_list):
+            missing = f"{len(gaps)} of {len(hour_list)} hours of the run ({named_hours(gaps)})"
             raise FactorError(f"{self.label} has no number for {missing}")
-        return tuple(dict.fromkeys(self.by_hour[hour] for hour in wanted))
+        return tuple(dict.fromkeys(self.by_hour[hour] for hour in hour_list))
 
 
 def fixed(level: str, factor: Factor) -> Grid:
@@ -77,15 +77,15 @@ def hourly(label: str, factors: Iterable[Factor]) -> Grid:
             if by_hour.setdefault(hour, factor) is not factor:
                 raise FactorError(f"{label}: two numbers for {start:%Y-%m-%dT%H:00Z}")
             continue
-        for one in range(hour, hour_of(end - timedelta.resolution) + 1):
-            cut = max(start, hour_start(one)), min(end, hour_start(one + 1))
-            parts[one].append((*cut, factor))
-    for hour, found in parts.items():
-        whole = _whole(label, hour, sorted(found, key=lambda part: part[:2]))
+        for part_hour in range(hour, hour_of(end - timedelta.resolution) + 1):
+            cut = max(start, hour_start(part_hour)), min(end, hour_start(part_hour + 1))
+            parts[part_hour].append((*cut, factor))
+    for hour, hour_parts in parts.items():
+        mean = _whole(label, hour, sorted(hour_parts, key=lambda part: part[:2]))
         if hour in by_hour:
             raise FactorError(f"{label}: two numbers for {hour_start(hour):%Y-%m-%dT%H:00Z}")
-        if whole is not None:
-            by_hour[hour] = whole
+        if mean is not None:
+            by_hour[hour] = mean
     return Grid("hourly file", label, None, by_hour)
 
 
@@ -98,20 +98,20 @@ def _whole(label: str, hour: int, parts: Sequence[Part]) -> Factor | None:
         return None
     values = [factor.value for _, _, factor in parts]
     ends = [value for _, _, f in parts for value in (f.lo, f.hi, f.value) if value is not None]
-    first = parts[0][2]
+    template = parts[0][2]
     note = f"mean of {len(parts)} values in the hour; lo and hi are the least and the greatest"
     differ = min(ends) < max(ends)
     return identified(
         replace(
-            first,
+            template,
             value=fsum(v * ((end - start) / HOUR) for v, (start, end, _) in zip(values, parts, strict=True)),
             lo=min(ends) if differ else None,
             hi=max(ends) if differ else None,
             u=None,
-            coverage_note="; ".join(filter(None, (first.coverage_note, note))),
+            coverage_note="; ".join(filter(None, (template.coverage_note, note))),
             valid_from=hour_start(hour),
             valid_to=hour_start(hour + 1),
-            is_estimated=True if any(f.is_estimated for _, _, f in parts) else first.is_estimated,
+            is_estimated=True if any(f.is_estimated for _, _, f in parts) else template.is_estimated,
         )
     )
 

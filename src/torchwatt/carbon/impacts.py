@@ -113,91 +113,94 @@ def _times(*names: str) -> Compute:
 
 def _impact(  # one row of the table
     subject: Subject,
-    what: tuple[str, str, str],
+    table_key: tuple[str, str, str],
     formula: str,
     compute: Compute,
     inputs: Mapping[str, Quantity],
     factors: tuple[Factor, ...],
 ) -> Impact:
-    found = combine(compute, inputs)
-    criterion, unit, method = what
+    result = combine(compute, inputs)
+    criterion, unit, method = table_key
     return Impact(
         subject=subject.name,
         criterion=criterion,
         phase="usage",
-        value=found.value,
+        value=result.value,
         unit=unit,
         formula=formula,
         factor_ids=tuple(factor.factor_id for factor in factors),
         provenance="derived",
         weakest_input=weakest(subject.provenance, *(factor.provenance for factor in factors)),
-        lo=found.lo,
-        hi=found.hi,
+        lo=result.lo,
+        hi=result.hi,
         accounting_method=method,
-        dominant_uncertainty=found.dominant,
+        dominant_uncertainty=result.dominant,
     )
 
 
-def added(usage: Impact, made: Impact) -> Impact:
+def added(usage: Impact, embodied: Impact) -> Impact:
     """Return usage and embodied together, under the usage's accounting method."""
-    found = combine(
+    result = combine(
         lambda at: at["usage"] + at["embodied"],
-        {"usage": Quantity(usage.value, usage.lo, usage.hi), "embodied": Quantity(made.value, made.lo, made.hi)},
+        {
+            "usage": Quantity(usage.value, usage.lo, usage.hi),
+            "embodied": Quantity(embodied.value, embodied.lo, embodied.hi),
+        },
     )
     return Impact(
         subject=usage.subject,
         criterion=usage.criterion,
         phase="total",
-        value=found.value,
+        value=result.value,
         unit=usage.unit,
-        formula=f"{usage.formula}+{made.formula}",
-        factor_ids=tuple(dict.fromkeys((*usage.factor_ids, *made.factor_ids))),
+        formula=f"{usage.formula}+{embodied.formula}",
+        factor_ids=tuple(dict.fromkeys((*usage.factor_ids, *embodied.factor_ids))),
         provenance="derived",
-        weakest_input=weakest(usage.weakest_input, made.weakest_input),
-        lo=found.lo,
-        hi=found.hi,
+        weakest_input=weakest(usage.weakest_input, embodied.weakest_input),
+        lo=result.lo,
+        hi=result.hi,
         accounting_method=usage.accounting_method,
-        dominant_uncertainty=_within(found.dominant, usage, made),
+        dominant_uncertainty=_within(result.dominant, usage, embodied),
     )
 
 
-def sci(usage: Impact, made: Impact, units: float, unit: str, known: Provenance) -> Impact:
+def sci(usage: Impact, embodied: Impact, units: float, unit: str, unit_provenance: Provenance) -> Impact:
     """Return the Software Carbon Intensity, ((E * I) + M) / R (ISO/IEC 21031:2024), location-based.
 
     Args:
         usage: E * I, grams of the run's electricity; I is location-based, as the standard asks.
-        made: M, grams of the hardware's share; the standard asks for it, so there is no score without.
+        embodied: M, grams of the hardware's share; the standard asks for it, so there is no score without.
         units: R, how many functional units.
         unit: Their name.
-        known: How R is known.
+        unit_provenance: How R is known.
     """
     total = combine(
         lambda at: (at["usage"] + at["embodied"]) / at["units"],
         {
             "usage": Quantity(usage.value, usage.lo, usage.hi),
-            "embodied": Quantity(made.value, made.lo, made.hi),
+            "embodied": Quantity(embodied.value, embodied.lo, embodied.hi),
             "units": Quantity(units, units, units),
         },
     )
-    whole = added(usage, made)
+    summed = added(usage, embodied)
     return Impact(
         subject="run",
         criterion="sci",
         phase="total",
         value=total.value,
         unit=f"{GRAMS}/{{{unit}}}",
-        formula=f"({usage.formula}+{made.formula})/units",
-        factor_ids=whole.factor_ids,
+        formula=f"({usage.formula}+{embodied.formula})/units",
+        factor_ids=summed.factor_ids,
         provenance="derived",
-        weakest_input=weakest(whole.weakest_input, known),
+        weakest_input=weakest(summed.weakest_input, unit_provenance),
         lo=total.lo,
         hi=total.hi,
         accounting_method="location",
-        dominant_uncertainty=whole.dominant_uncertainty,
+        dominant_uncertainty=summed.dominant_uncertainty,
     )
 
 
-def _within(dominant: str, usage: Impact, made: Impact) -> str:
+def _within(dominant: str, usage: Impact, embodied: Impact) -> str:
     """Name the input of a sum's larger part, or those parts' inputs that state no range."""
-    unstated = [part.dominant_uncertainty for part in (usage, made) if part.lo is None]
-    return "; ".join(unstated) or (usage if dominant == "usage" else made).dominant_uncertainty
+    unstated = [part.dominant_uncertainty for part in (usage, embodied) if part.lo is None]
+    return "; ".join(unstated) or (usage if dominant == "usage" else embodied).dominant_uncertainty

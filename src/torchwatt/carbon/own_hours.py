@@ -57,8 +57,8 @@ def read_own_hours(path: Path, text: str) -> tuple[Factor, ...]:
     names = _names(text.partition("\n")[0])
     column = next(name for name in names if _START.fullmatch(name))
     if strange := [name for name in names if name not in {column, VALUE, "is_estimated", *_TEXTS}]:
-        known = ", ".join((VALUE, "is_estimated", *_TEXTS))
-        raise FactorError(f"{path}: unknown column {strange[0]!r}; beside {column!r} there may be {known}")
+        allowed = ", ".join((VALUE, "is_estimated", *_TEXTS))
+        raise FactorError(f"{path}: unknown column {strange[0]!r}; beside {column!r} there may be {allowed}")
     place = _place(path, column)
     digest = sha256(text.encode()).hexdigest()
     starts: list[datetime] = []
@@ -80,8 +80,8 @@ def read_own_hours(path: Path, text: str) -> tuple[Factor, ...]:
 
 
 def _place(path: Path, column: str) -> tzinfo | None:
-    found = _START.fullmatch(column)
-    name = found[1] if found is not None else None
+    match = _START.fullmatch(column)
+    name = match[1] if match is not None else None
     if name is None or name == "UTC":
         return UTC if name else None
     try:
@@ -90,8 +90,8 @@ def _place(path: Path, column: str) -> tzinfo | None:
         raise FactorError(f"{path}: {name!r} in the header is no time zone, such as Europe/Paris or UTC") from error
 
 
-def _start(where: str, text: str, place: tzinfo | None, last: datetime | None) -> datetime:
-    """Return the instant of a row in UTC; `last` is that of the row before it."""
+def _start(where: str, text: str, place: tzinfo | None, previous: datetime | None) -> datetime:
+    """Return the instant of a row in UTC; `previous` is that of the row before it."""
     try:
         instant = datetime.fromisoformat(text)
     except ValueError as error:
@@ -101,25 +101,25 @@ def _start(where: str, text: str, place: tzinfo | None, last: datetime | None) -
     try:
         if instant.tzinfo is not None:
             return instant.astimezone(UTC)
-        first, second = (instant.replace(tzinfo=place, fold=fold).astimezone(UTC) for fold in (0, 1))
-        if first.astimezone(place).replace(tzinfo=None, fold=0) != instant:
+        earlier, later = (instant.replace(tzinfo=place, fold=fold).astimezone(UTC) for fold in (0, 1))
+        if earlier.astimezone(place).replace(tzinfo=None, fold=0) != instant:
             raise FactorError(f"{where}: {text!r} does not exist there: the clocks were put forward over it")
     except OverflowError as error:
         raise FactorError(f"{where}: no time: {text!r}") from error
-    if first == second or (last is not None and first > last):
-        return first
-    if last is None:
+    if earlier == later or (previous is not None and earlier > previous):
+        return earlier
+    if previous is None:
         raise FactorError(f"{where}: {text!r} is there twice, as the clocks are put back: begin the file before it")
-    return second
+    return later
 
 
 def _step(path: Path, starts: list[datetime]) -> timedelta:
-    apart = [after - before for before, after in pairwise(starts)]
-    if any(step <= timedelta(0) for step in apart):
+    distances = [after - before for before, after in pairwise(starts)]
+    if any(step <= timedelta(0) for step in distances):
         late = next(after for before, after in pairwise(starts) if after <= before)
         raise FactorError(f"{path}: {late:%Y-%m-%dT%H:%MZ} comes twice or too late: give the rows in order of time")
-    step = min(apart, default=None)
-    if step not in STEPS or any(distance % step for distance in apart):
+    step = min(distances, default=None)
+    if step not in STEPS or any(distance % step for distance in distances):
         raise FactorError(f"{path}: rows are {step} apart; expected 15, 30 or 60 minutes, all alike")
     if any(timedelta(minutes=start.minute, seconds=start.second) % STEPS[0] or start.microsecond for start in starts):
         raise FactorError(f"{path}: rows begin at {starts[0]:%H:%M:%S}; expected whole quarters of an hour")

@@ -68,18 +68,18 @@ def facility(name: str, at: datetime, *, allow_expired: bool = False) -> tuple[F
             f"facility {name!r} was validated on {_VALIDATED:%Y-%m-%d}, more than two years before the run: "
             "give current numbers by pue= and factors=, or say --allow-expired (allow_expired=True)"
         )
-    found = [
+    factors = [
         _factor(
             "grid_gwp", GRID_UNIT, site.mix_g_per_kwh, site, "of the country, as the operator uses it; it names Ember"
         ),
         _factor("pue", "1", site.pue, site, "yearly PUE of the site; this hall and hour may differ"),
     ]
     if site.wue_l_per_kwh is not None:
-        found.append(_factor("wue", "L/kW.h", site.wue_l_per_kwh, site, "water of the site per kWh of IT"))
+        factors.append(_factor("wue", "L/kW.h", site.wue_l_per_kwh, site, "water of the site per kWh of IT"))
     if not stale:
-        return tuple(found)
-    told = f"validated more than two years before the run of {at:%Y-%m-%d} (allow_expired)"
-    return tuple(identified(replace(f, coverage_note=f"{f.coverage_note}; {told}")) for f in found)
+        return tuple(factors)
+    note = f"validated more than two years before the run of {at:%Y-%m-%d} (allow_expired)"
+    return tuple(identified(replace(f, coverage_note=f"{f.coverage_note}; {note}")) for f in factors)
 
 
 def _factor(kind: str, unit: str, versions: tuple[float, float], site: Site, note: str) -> Factor:

@@ -58,8 +58,8 @@ def place_of(zone: str) -> tuple[str, str] | None:
     try:
         country, _, part = find(zone).zone.partition("/")
     except FactorError:
-        known = ALPHA3_OF_ALPHA2.get(head, head)
-        return (known, "") if known in ALPHA3_OF_ALPHA2.values() else None
+        code = ALPHA3_OF_ALPHA2.get(head, head)
+        return (code, "") if code in ALPHA3_OF_ALPHA2.values() else None
     return country, part
 
 
@@ -67,10 +67,10 @@ def find(region: str) -> Place:
     """Find the one place that a region names."""
     countries = world()
     text = _fold(region)
-    whole = _country(text, countries)
-    if whole is not None:
+    country_code = _country(text, countries)
+    if country_code is not None:
         _refuse_ambiguous(text, region)
-        return countries[whole]
+        return countries[country_code]
     head, part = _cut(text)
     code = _country(head, countries)
     if code is None or not part:
@@ -85,15 +85,15 @@ def _part(code: str, part: str, region: str, countries: dict[str, Place]) -> Pla
             f"Use {code!r} for the mean of {countries[code].label}, or intensity_g_per_kwh=."
         )
     places = [place for place in REGIONAL[code]() if place.zone.startswith(f"{code}/")]
-    wanted = _CHINA_SUFFIX.sub("", part) if code == "CHN" else part
+    part_name = _CHINA_SUFFIX.sub("", part) if code == "CHN" else part
     for place in places:
-        if wanted in place.names:
+        if part_name in place.names:
             return place
-    near = get_close_matches(wanted, [name for place in places for name in place.names], n=3, cutoff=0.6)
+    near = get_close_matches(part_name, [name for place in places for name in place.names], n=3, cutoff=0.6)
     zones = dict.fromkeys(place.zone for name in near for place in places if name in place.names)
-    known = ", ".join(zones) or ", ".join(place.zone for place in places)
+    suggestions = ", ".join(zones) or ", ".join(place.zone for place in places)
     raise FactorError(
-        f"no grid factor for region={region!r}: did you mean {known}? "
+        f"no grid factor for region={region!r}: did you mean {suggestions}? "
         f"{code!r} alone gives the mean of {countries[code].label}."
     )
 
@@ -131,10 +131,10 @@ def _near(text: str, countries: dict[str, Place]) -> str:
     for table in dict.fromkeys(REGIONAL.values()):
         places.extend(table())
     by_name = {name: place for place in reversed(places) for name in place.names if len(name) > 2}
-    found = [by_name[name] for name in get_close_matches(text, by_name, n=4, cutoff=0.6)]
-    found += [p for p in countries.values() if _initials(p.label) == text]  # "UK", "DRC"
-    found += [by_name[text]] if text in by_name else []
-    labels = dict.fromkeys(f"{place.zone} ({place.label})" for place in found)
+    places_near = [by_name[name] for name in get_close_matches(text, by_name, n=4, cutoff=0.6)]
+    places_near += [p for p in countries.values() if _initials(p.label) == text]  # "UK", "DRC"
+    places_near += [by_name[text]] if text in by_name else []
+    labels = dict.fromkeys(f"{place.zone} ({place.label})" for place in places_near)
     return f": did you mean {', '.join(labels)}?" if labels else "."
 
 

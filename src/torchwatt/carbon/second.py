@@ -47,13 +47,13 @@ def with_second_opinion(factor: Factor) -> Factor:
     mix = _mix(factor.zone) if factor.basis == "lifecycle" and factor.kind == "grid_gwp" else None
     if mix is None:
         return factor
-    other = mix.gwp * 1000  # published in kg
-    note = f"lo and hi are two sources: {_NAME} {installed()} has {other:.4g} g/kWh"
+    second_g_per_kwh = mix.gwp * 1000  # published in kg
+    note = f"lo and hi are two sources: {_NAME} {installed()} has {second_g_per_kwh:.4g} g/kWh"
     return identified(
         replace(
             factor,
-            lo=min(factor.value, other),
-            hi=max(factor.value, other),
+            lo=min(factor.value, second_g_per_kwh),
+            hi=max(factor.value, second_g_per_kwh),
             distribution="uniform",
             coverage_note="; ".join(text for text in (factor.coverage_note, note) if text),
         )

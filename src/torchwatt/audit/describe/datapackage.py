@@ -60,17 +60,17 @@ def _resource(table: Table, name: str, size: int, digest: str) -> dict[str, Any]
 
 def _schema(table: Table) -> dict[str, Any]:
     keys = [_foreign_key(table, column) for column in table.columns if column.refers and not column.many]
-    found: dict[str, Any] = {
+    schema: dict[str, Any] = {
         "fields": [_field(column) for column in table.columns],
         "missingValues": [""],
         "primaryKey": list(table.key),
     }
-    return found | ({"foreignKeys": keys} if keys else {})
+    return schema | ({"foreignKeys": keys} if keys else {})
 
 
 def _foreign_key(table: Table, column: Column) -> dict[str, Any]:
-    other, _, field = column.refers.partition(".")
-    resource = "" if other == table.name else other
+    table_name, _, field = column.refers.partition(".")
+    resource = "" if table_name == table.name else table_name
     return {"fields": [column.name], "reference": {"resource": resource, "fields": [field]}}
 
 
@@ -92,14 +92,14 @@ def _field(column: Column) -> dict[str, Any]:
 
 
 def _constraints(column: Column) -> dict[str, Any]:
-    found: dict[str, Any] = {"required": True} if column.required else {}
+    constraints: dict[str, Any] = {"required": True} if column.required else {}
     if column.type == "string" and column.values and not column.many:
-        return found | {"enum": list(column.values)}
+        return constraints | {"enum": list(column.values)}
     if column.type == "string":
-        return found | {"pattern": SAFE_TEXT}
+        return constraints | {"pattern": SAFE_TEXT}
     if column.type == "number":
-        return found | {
+        return constraints | {
             "minimum": -LARGEST if column.minimum is None else column.minimum,
             "maximum": LARGEST if column.maximum is None else column.maximum,
         }
-    return found | ({"minimum": column.minimum} if column.minimum is not None else {})
+    return constraints | ({"minimum": column.minimum} if column.minimum is not None else {})

@@ -67,18 +67,18 @@ def export(
     Raises:
         BundleError: The format is unknown, a bundle cannot be read, something is missing, or the target exists.
     """
-    wanted = FORMATS.get(to)
-    if wanted is None:
+    file_format = FORMATS.get(to)
+    if file_format is None:
         raise BundleError(f"no format {to!r}: there are {', '.join(FORMATS)}")
-    if len(directories) != 1 and not wanted.several:
+    if len(directories) != 1 and not file_format.several:
         raise BundleError(f"{to} is about one run; {len(directories)} bundles were given")
     read = [_with(read_bundle(directory), declared or {}) for directory in directories]
     # Parquet holds the tables as they are, all scenarios.
-    bundles = read if wanted.make is None else [of_scenario(bundle, scenario) for bundle in read]
-    target = Path(out) if out is not None else Path(wanted.file)
-    if wanted.make is None:
+    bundles = read if file_format.make is None else [of_scenario(bundle, scenario) for bundle in read]
+    target = Path(out) if out is not None else Path(file_format.file)
+    if file_format.make is None:
         return _write_all(target, parquet_files(bundles))
-    return _write(target, wanted.make(bundles))
+    return _write(target, file_format.make(bundles))
 
 
 def _with(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:

@@ -59,7 +59,7 @@ def boamps_json(bundles: Sequence[Bundle]) -> bytes:
 
 
 def _ask(bundle: Bundle) -> None:
-    missing = [f"{name} ({what})" for name, what in ASKED.items() if not text(bundle.run, name)]
+    missing = [f"{name} ({explanation})" for name, explanation in ASKED.items() if not text(bundle.run, name)]
     missing += [] if text(bundle.run, "zone") else ["zone (the country)"]
     if missing:
         raise BundleError(f"BoAmps asks for what no meter knows; declare by --set NAME=VALUE: {'; '.join(missing)}")
@@ -161,6 +161,6 @@ def _quality(run: Row) -> str | None:
 def _pruned(value: Any) -> Any:
     """Leave out what is missing: an empty text would claim to be an answer."""
     if isinstance(value, dict):
-        kept = {name: _pruned(item) for name, item in value.items()}
-        return {name: item for name, item in kept.items() if item not in (None, "", {})}
+        items = {name: _pruned(item) for name, item in value.items()}
+        return {name: item for name, item in items.items() if item not in (None, "", {})}
     return [_pruned(item) for item in value] if isinstance(value, list) else value

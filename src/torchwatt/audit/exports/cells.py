@@ -65,9 +65,9 @@ def impact(  # the key of the table, with default values
     scenario: str = AS_RUN,
 ) -> Row | None:
     """Return one row of `impact`, None if there is no such row."""
-    wanted = (subject, criterion, phase, method, scenario)
-    keys = ("subject", "criterion", "phase", "accounting_method", "scenario")
-    return next((row for row in bundle["impact"] if tuple(row[key] for key in keys) == wanted), None)
+    values = (subject, criterion, phase, method, scenario)
+    columns = ("subject", "criterion", "phase", "accounting_method", "scenario")
+    return next((row for row in bundle["impact"] if tuple(row[column] for column in columns) == values), None)
 
 
 def factors_of(bundle: Bundle, row: Row | None) -> tuple[Row, ...]:
@@ -114,6 +114,6 @@ def of_scenario(bundle: Bundle, scenario: str) -> Bundle:
         return bundle
     rows = tuple({**row, "scenario": AS_RUN} for row in bundle["impact"] if row["scenario"] == scenario)
     if not rows:
-        known = sorted({text(row, "scenario") for row in bundle["impact"]})
-        raise BundleError(f"no impacts of scenario {scenario!r}; there are {', '.join(known) or 'none'}")
+        scenarios = sorted({text(row, "scenario") for row in bundle["impact"]})
+        raise BundleError(f"no impacts of scenario {scenario!r}; there are {', '.join(scenarios) or 'none'}")
     return replace(bundle, tables={**bundle.tables, "impact": rows})

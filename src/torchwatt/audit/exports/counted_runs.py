@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import Any
 
-from torchwatt.audit.counting import CountedDevice, CountedRun, Counter
+from torchwatt.audit.counted_run import CountedDevice, CountedRun, Counter
 from torchwatt.audit.exports.cells import counted, number, text, when
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
@@ -52,8 +52,8 @@ def _device(row: Row) -> CountedDevice:
 
 
 def _counter(row: Row) -> Counter | None:
-    found = [row.get(name) for name in ("counter_start_raw", "counter_end_raw", "counter_wraps", "counter_modulus_raw")]
-    start, end, wraps, modulus = (value if isinstance(value, int) else None for value in found)
+    cells = [row.get(name) for name in ("counter_start_raw", "counter_end_raw", "counter_wraps", "counter_modulus_raw")]
+    start, end, wraps, modulus = (value if isinstance(value, int) else None for value in cells)
     unit_j = number(row, "counter_unit_j")
     if start is None or end is None or unit_j is None or (wraps and not modulus):
         return None

@@ -60,8 +60,8 @@ def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
     names = ("factor_id", "kind", "value", "unit", "lo", "hi", "basis", "accounting_method", "zone", "data_year",
              "source_name", "source_url", "licence", "provenance", "coverage_note")  # fmt: skip
     factors.append(names)
-    seen = {row["factor_id"]: row for bundle in bundles for row in bundle["factor"]}
-    for row in seen.values():
+    factor_rows = {row["factor_id"]: row for bundle in bundles for row in bundle["factor"]}
+    for row in factor_rows.values():
         _append(factors, [row[name] for name in names])
     buffer = BytesIO()
     book.save(buffer)
@@ -80,7 +80,7 @@ def _in_xml(cell: Any) -> Any:
     """Write out what XML 1.0 cannot hold, and cut text at the length that Excel takes."""
     if not isinstance(cell, str):
         return cell
-    return _NOT_IN_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", cell)[:_LONGEST_CELL]
+    return _NOT_IN_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", cell)[:_LONGEST_CELL]
 
 
 def _row(bundle: Bundle) -> list[Any]:
@@ -114,8 +114,8 @@ def _scaled(row: Row | None, name: str, divisor: float) -> float | None:
 
 def _measured_share(bundle: Bundle) -> float | None:
     parts = [(number(row, "energy_j") or 0.0, row["provenance"] == "measured") for row in counted(bundle)]
-    whole = fsum(joules for joules, _ in parts)
-    return fsum(joules for joules, measured in parts if measured) / whole if whole > 0 else None
+    total_j = fsum(joules for joules, _ in parts)
+    return fsum(joules for joules, measured in parts if measured) / total_j if total_j > 0 else None
 
 
 def counted_run(bundle: Bundle) -> Counted:
@@ -137,14 +137,14 @@ def counted_run(bundle: Bundle) -> Counted:
 def _sum(bundles: Sequence[Bundle]) -> list[Any]:
     names = [str(number) for number in range(len(bundles))]
     shares = count_once(run_of_bundle(bundle, name) for bundle, name in zip(bundles, names, strict=True))
-    found = total(
+    sums = total(
         replace(counted_run(bundle), name=name, share=shares[name]) for bundle, name in zip(bundles, names, strict=True)
     )
     cells: dict[str, Any] = dict.fromkeys(HEADER)
     cells["entity"] = "sum"
-    cells["run"] = "; ".join((*(f"not added: {why}" for why in found.refused), *found.shared)) or f"{found.runs} runs"
-    cells["energy MWh"] = None if found.energy_j is None else found.energy_j / J_PER_MWH
-    cells["unit"], cells["units"] = found.unit, found.units
-    cells["location t CO2e"] = None if found.location_g is None else found.location_g / G_PER_T
-    cells["market t CO2e"] = None if found.market_g is None else found.market_g / G_PER_T
+    cells["run"] = "; ".join((*(f"not added: {why}" for why in sums.refused), *sums.shared)) or f"{sums.runs} runs"
+    cells["energy MWh"] = None if sums.energy_j is None else sums.energy_j / J_PER_MWH
+    cells["unit"], cells["units"] = sums.unit, sums.units
+    cells["location t CO2e"] = None if sums.location_g is None else sums.location_g / G_PER_T
+    cells["market t CO2e"] = None if sums.market_g is None else sums.market_g / G_PER_T
     return list(cells.values())

@@ -8,7 +8,8 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from torchwatt.audit.counting import RunShare, count_once
+from torchwatt.audit.counted_run import RunShare
+from torchwatt.audit.counting import count_once
 from torchwatt.audit.exports.counted_runs import run_of_text
 from torchwatt.audit.fleet.arrow import arrow_schema
 from torchwatt.audit.fleet.columns import TABLES
@@ -53,15 +54,15 @@ def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
     if not lake.exists():
         raise BundleError(f"{lake.name} is no lake: make one with `torchwatt fleet ingest {lake.name} RUNS`")
     connection = duckdb.connect(config=_OFFLINE)
-    wanted = _with_sources(views or (*ROLLUPS.values(), *(f"lake_{table}" for table in TABLES)))
+    names = _with_sources(views or (*ROLLUPS.values(), *(f"lake_{table}" for table in TABLES)))
     for table in TABLES:
-        if f"lake_{table}" in wanted:
+        if f"lake_{table}" in names:
             _add_table(connection, lake, table)
     try:
-        if COUNTS in wanted:
+        if COUNTS in names:
             connection.register(COUNTS, _counts(connection))
         for name, statement in _views().items():
-            if name in wanted:
+            if name in names:
                 connection.execute(statement)
     except duckdb.Error as error:
         raise BundleError(f"{lake.name} cannot be read: {error}; see `torchwatt fleet verify`") from error
@@ -85,15 +86,15 @@ def rollup(lake: Lake, by: str, project: str | None = None, month: str | None = 
         raise ConfigError(f"no roll-up by {by!r}: there are {', '.join(ROLLUPS)}")
     if month is not None and by == "project":
         raise ConfigError("a roll-up by project is over all months: give --by month")
-    asked = {name: value for name, value in (("project", project), ("month", month)) if value is not None}
-    where = " AND ".join(f"{name} = ?" for name in asked) or "true"
+    filters = {name: value for name, value in (("project", project), ("month", month)) if value is not None}
+    where = " AND ".join(f"{name} = ?" for name in filters) or "true"
     with connect(lake, ROLLUPS[by]) as connection:
         import duckdb
 
         try:
             # The view's name is from `ROLLUPS`; user input is passed as parameters.
             query = f"SELECT * FROM {ROLLUPS[by]} WHERE {where}"  # noqa: S608
-            return connection.sql(query, params=list(asked.values())).to_arrow_table()
+            return connection.sql(query, params=list(filters.values())).to_arrow_table()
         except duckdb.Error as error:
             raise BundleError(f"{lake.name} cannot be read: {error}; see `torchwatt fleet verify`") from error
 
@@ -118,15 +119,15 @@ def _views() -> dict[str, str]:
 
 def _with_sources(views: Iterable[str]) -> set[str]:
     """Return the names of views and of their direct and indirect sources."""
-    found: set[str] = set()
+    names: set[str] = set()
     waiting = list(views)
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
+        if name not in names:
+            names.add(name)
             waiting += re.findall(r"\b(?:lake_\w+|v_\w+|run_rollup)", _views().get(name, ""))
             waiting += ["lake_run"] if name == COUNTS else []
-    return found
+    return names
 
 
 def script(lake: Lake) -> str:
@@ -190,11 +191,16 @@ def _counts(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema(fields))
 
 
-def _count_rows(run_id: str, found: RunShare) -> Iterator[dict[str, object]]:
-    row = {"run_id": run_id, "adds": found.state, "others": list(found.others), "seconds": found.seconds}
-    row["identified"] = found.identified
-    yield {**row, "device_id": "", "share": found.share, "energy_j": found.energy_j}
-    for device_id, share in sorted(found.shares.items()):
+def _count_rows(run_id: str, share_of_run: RunShare) -> Iterator[dict[str, object]]:
+    row = {
+        "run_id": run_id,
+        "adds": share_of_run.state,
+        "others": list(share_of_run.neighbours),
+        "seconds": share_of_run.seconds,
+    }
+    row["identified"] = share_of_run.identified
+    yield {**row, "device_id": "", "share": share_of_run.share, "energy_j": share_of_run.energy_j}
+    for device_id, share in sorted(share_of_run.shares.items()):
         yield {**row, "device_id": device_id, "share": share, "energy_j": None}
 
 

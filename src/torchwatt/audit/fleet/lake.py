@@ -119,11 +119,11 @@ class LocalFiles:
         for name, kind in entries.items():
             if kind in {"link", "other"}:
                 raise OSError(errno.EINVAL, LINK if kind == "link" else SPECIAL, str(folder / name))
-            wanted = name.startswith(prefix) and name.endswith(suffix)
+            matches = name.startswith(prefix) and name.endswith(suffix)
             if kind == "folder" and deeper:
-                below = list(self._below(folder / name, deeper))
-                yield from below if wanted else ()
-            elif kind == "file" and not deeper and wanted:
+                paths = list(self._below(folder / name, deeper))
+                yield from paths if matches else ()
+            elif kind == "file" and not deeper and matches:
                 yield folder / name
 
     def empty(self) -> bool:
@@ -234,13 +234,13 @@ class Lake:
             BundleError: It is a lake of another version, or cannot be read.
         """
         try:
-            found = self.files.read(MARKER)
+            mark = self.files.read(MARKER)
         except OSError as error:
             raise BundleError(f"cannot read the lake {self.name}: {error}") from error
-        if found is not None and found != _MARK.encode():
+        if mark is not None and mark != _MARK.encode():
             fix = "ingest its bundles into a new one"
             raise BundleError(f"{self.name}: a lake of another version, or a damaged {MARKER}: {fix}")
-        return found is not None
+        return mark is not None
 
     def runs(self) -> dict[str, str]:
         """Return the path of each run's part of `run`, which is written last: a run without it is not in the lake.

@@ -12,12 +12,12 @@ from torchwatt.audit.fleet.lake import Lake, LocalFiles
 from torchwatt.audit.fleet.one import Found, How, add_one
 
 
-def work(root: Path, how: How) -> None:
+def work(root: Path, options: How) -> None:
     """Add what standard input names, until it ends."""
-    lake = Lake(str(root), LocalFiles(root, how.shared))
-    there = lake.runs()
+    lake = Lake(str(root), LocalFiles(root, options.shared))
+    present = lake.runs()
     for line in sys.stdin:
-        outcomes = [add_one(lake, Found(**one), there, how) for one in json.loads(line)]
+        outcomes = [add_one(lake, Found(**bundle), present, options) for bundle in json.loads(line)]
         sys.stdout.write(json.dumps([asdict(outcome) for outcome in outcomes]) + "\n")
         sys.stdout.flush()
 

@@ -56,8 +56,8 @@ class Schema:
         if self.tables is TABLES:
             return dict(cells)
         names = self.renamed.get(table, {})
-        found = {names.get(name, name): value for name, value in cells.items()}
-        return {name: missing for name in TABLE_BY_NAME[table].header if name not in found} | found
+        renamed = {names.get(name, name): value for name, value in cells.items()}
+        return {name: missing for name in TABLE_BY_NAME[table].header if name not in renamed} | renamed
 
 
 CURRENT = Schema(SCHEMA_VERSION, TABLES, {})
@@ -74,8 +74,8 @@ def schema_of(version: str) -> Schema | None:
         return CURRENT
     if parts[0] == _current_major():
         return CURRENT if all(minor <= parts[1] for minor in _ADDED) else Schema(version, _tables_2(parts[1]), {})
-    known = parts[0] == 1 and parts[1] <= _NEWEST_MINOR
-    return Schema(version, _tables_1(), _RENAMED) if known else None
+    is_readable = parts[0] == 1 and parts[1] <= _NEWEST_MINOR
+    return Schema(version, _tables_1(), _RENAMED) if is_readable else None
 
 
 def is_newer(version: str) -> bool:
@@ -130,16 +130,16 @@ def _tables_2(minor: int) -> tuple[Table, ...]:
 @cache
 def _tables_1() -> tuple[Table, ...]:
     text = (files("torchwatt.audit.schema") / "version_1.json").read_text(encoding="utf-8")
-    return tuple(_table(found) for found in json.loads(text))
+    return tuple(_table(table) for table in json.loads(text))
 
 
-def _table(found: dict[str, Any]) -> Table:
-    columns = tuple(_column(column) for column in found["columns"])
+def _table(saved: dict[str, Any]) -> Table:
+    columns = tuple(_column(column) for column in saved["columns"])
     return Table(
-        found["name"], tuple(found["key"]), found["description"], columns, found["format"], optional=found["optional"]
+        saved["name"], tuple(saved["key"]), saved["description"], columns, saved["format"], optional=saved["optional"]
     )
 
 
-def _column(found: dict[str, Any]) -> Column:
-    given: dict[str, Any] = {"unit": "", "required": False, "description": ""} | found
-    return Column(**given | {"values": tuple(found.get("values", ()))})
+def _column(saved: dict[str, Any]) -> Column:
+    fields: dict[str, Any] = {"unit": "", "required": False, "description": ""} | saved
+    return Column(**fields | {"values": tuple(saved.get("values", ()))})

@@ -1,0 +1,94 @@
+"""What sums over runs need of one run: its devices, its time, and the share of its joules that no other run counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+State = Literal["yes", "shared", "copy", "part of a job", "unidentified", "overlapping"]
+ADDED: frozenset[str] = frozenset({"yes", "shared"})
+NOTHING: frozenset[str] = frozenset({"copy", "part of a job"})  # all of their joules are counted in another run
+
+FAMILIES: Mapping[str, str] = {"core": "cpu", "uncore": "cpu", "dram": "memory", "ram": "memory"}
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """The first and the last reading of a counter in a run, in its own unit, the last one unwrapped.
+
+    `modulus_raw` is the value at which the counter wraps; 0 if it never wraps.
+    """
+
+    start_raw: int
+    end_raw: int
+    unit_j: float
+    modulus_raw: int
+
+
+@dataclass(frozen=True, slots=True)
+class CountedDevice:
+    """What one device adds to the total of its run; `key` identifies it and `machine` its host, empty if unknown.
+
+    With scope `process` the key identifies the process whose share of the device was metered.
+    """
+
+    device_id: str
+    kind: str
+    energy_j: float
+    key: str = ""
+    machine: str = ""
+    scope: str = "device"
+    counter: Counter | None = None
+
+    @property
+    def family(self) -> str:
+        """Return the kind, with one common name for kinds whose meters can include the same joules."""
+        return FAMILIES.get(self.kind, self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class CountedRun:
+    """The input of `count_once` for one run; times are ns since 1970 (UTC).
+
+    Args:
+        name: Unique among the runs that are counted together.
+        contained: Pairs of device keys (inner, container).
+        sources: The runs of the ranks that a job was merged from.
+        overlaps: The run has an event about another session on its devices.
+    """
+
+    name: str
+    run_id: str
+    start_ns: int
+    end_ns: int
+    duration_s: float
+    devices: tuple[CountedDevice, ...] = ()
+    contained: tuple[tuple[str, str], ...] = ()
+    sources: tuple[str, ...] = ()
+    overlaps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunShare:
+    """The part of a run that sums over runs include.
+
+    `energy_j` are the joules not counted in another run, None if nothing was metered; `shares` is the fraction of each
+    device's joules that is counted. `seconds` is the run's time outside runs with common joules, so its sum is the
+    length of the union of the intervals. `neighbours` names the runs that have joules in common with this one.
+    """
+
+    state: State
+    told_j: float | None  # as the run reports it
+    energy_j: float | None
+    seconds: float
+    shares: Mapping[str, float] = field(default_factory=dict)
+    neighbours: tuple[str, ...] = ()
+    identified: bool = True  # False: a device has no key, so it may also be metered by another run
+
+    @property
+    def share(self) -> float:
+        """Return the fraction of the run's joules, and so of its grams, that sums include."""
+        if self.state in NOTHING:
+            return 0.0
+        return self.energy_j / self.told_j if self.energy_j is not None and self.told_j else 1.0

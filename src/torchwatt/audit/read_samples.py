@@ -17,6 +17,7 @@ from torchwatt.audit.inside import MAX_TABLE_BYTES, PARQUET_LIMITS, most_rows
 from torchwatt.audit.lexical import from_cell
 from torchwatt.audit.schema.energy import SAMPLE
 from torchwatt.core.errors import BundleError
+from torchwatt.core.extras import install_command
 from torchwatt.disk.inflate import bounded_lines, inflated
 from torchwatt.disk.path_safety import kind_of, open_own
 
@@ -47,7 +48,7 @@ def _parquet(path: Path, opened: BinaryIO) -> Iterator[Points]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise BundleError(f"{path} needs pyarrow to be read: pip install pyarrow") from error
+        raise BundleError(f"{path} needs pyarrow to be read: {install_command('pyarrow')}") from error
     names = ["device_id", "t_ns", "power_w", "energy_j"]
     try:
         file = pq.ParquetFile(opened, **PARQUET_LIMITS)

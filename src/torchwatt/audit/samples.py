@@ -15,6 +15,7 @@ from torchwatt.audit.schema.energy import SAMPLE
 from torchwatt.audit.table import table_bytes
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.errors import BundleError
+from torchwatt.core.extras import install_command
 from torchwatt.core.report import Report
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def sample_file(report: Report, sample_format: SampleFormat = "auto") -> tuple[s
         except ImportError as error:
             if sample_format == "parquet":
                 raise BundleError(
-                    "samples='parquet' needs pyarrow: pip install pyarrow, or samples='csv.gz'"
+                    f"samples='parquet' needs pyarrow: {install_command('pyarrow')}, or samples='csv.gz'"
                 ) from error
         else:
             return "sample.parquet", _parquet(_table(report))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -56,35 +56,51 @@ def read_factors(path: Path, text: str) -> tuple[Line, ...]:
     Raises:
         FactorError: A column or a value is missing or impossible; names the row and the column.
     """
+    rows = read_rows(path, text, (_DEVICE,))
+    return tuple(Line(factor, cells.get(_DEVICE, "")) for _, cells, factor in rows)
+
+
+def read_rows(
+    path: Path, text: str, columns: Sequence[str] = (), required: Sequence[str] = ()
+) -> Iterator[tuple[str, Mapping[str, str], Factor]]:
+    """Yield one (place for messages, cells that are not empty, factor) a row.
+
+    Args:
+        path: The file, named in messages.
+        text: Its content.
+        columns: Columns that the file may have beside those of a factor.
+        required: Those of them that must be there.
+
+    Raises:
+        FactorError: A column or a value is missing or impossible; names the row and the column.
+    """
+    needed = (*required, *_REQUIRED)
     rows = csv.DictReader(StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
-    columns = {field.name for field in fields(Factor)} | {_DEVICE}
+    allowed = {field.name for field in fields(Factor)} | set(columns)
     try:
         header = rows.fieldnames or []
     except csv.Error as error:
         raise FactorError(f"{path}: {error}") from error
-    if missing := [name for name in _REQUIRED if name not in header]:
-        raise FactorError(f"{path}: no column {', '.join(missing)}; a file of factors needs {', '.join(_REQUIRED)}")
-    if strange := [name for name in header if name not in columns]:
-        raise FactorError(f"{path}: unknown column {strange[0]!r}; known are {', '.join(sorted(columns))}")
+    if missing := [name for name in needed if name not in header]:
+        raise FactorError(f"{path}: no column {', '.join(missing)}; a file of factors needs {', '.join(needed)}")
+    if strange := [name for name in header if name not in allowed]:
+        raise FactorError(f"{path}: unknown column {strange[0]!r}; known are {', '.join(sorted(allowed))}")
     digest = sha256(text.encode()).hexdigest()
     try:
-        return tuple(_lines(path, rows, digest))
+        for number, row in enumerate(rows, 1):
+            where = f"{path} row {number}"
+            if None in row or None in row.values():
+                raise FactorError(f"{where}: not as many cells as columns")
+            cells = {name: cell for name, cell in row.items() if cell and name != "factor_id"}
+            if empty := [name for name in needed if name not in cells]:
+                raise FactorError(f"{where}: {', '.join(empty)} is empty")
+            own = {name: cell for name, cell in cells.items() if name not in columns}
+            yield where, cells, _factor(where, own, digest)
     except csv.Error as error:
         raise FactorError(f"{path}: {error}") from error
 
 
-def _lines(path: Path, rows: csv.DictReader[str], digest: str) -> Iterator[Line]:
-    for number, row in enumerate(rows, 1):
-        where = f"{path} row {number}"
-        if None in row or None in row.values():
-            raise FactorError(f"{where}: not as many cells as columns")
-        cells = {name: text for name, text in row.items() if text and name != "factor_id"}
-        yield Line(_factor(where, cells, digest), cells.get(_DEVICE, ""))
-
-
 def _factor(where: str, cells: Mapping[str, str], digest: str) -> Factor:
-    if missing := [name for name in _REQUIRED if name not in cells]:
-        raise FactorError(f"{where}: {', '.join(missing)} is empty")
     kind = cells["kind"]
     if kind not in UNITS:
         raise FactorError(f"{where}: unknown kind {kind!r}; known are {', '.join(UNITS)}")
@@ -92,7 +108,7 @@ def _factor(where: str, cells: Mapping[str, str], digest: str) -> Factor:
         # A kilogram read as a gram is the most common public error: never convert silently.
         raise FactorError(f"{where}: {kind} must be in {UNITS[kind]}, found {cells['unit']!r}")
     values: dict[str, Any] = {"source_sha256": digest, "provenance": _provenance(where, cells)}
-    values |= {name: _value(where, name, text) for name, text in cells.items() if name != _DEVICE}
+    values |= {name: _value(where, name, text) for name, text in cells.items()}
     values["accounting_method"] = _method(where, kind, cells.get("accounting_method", ""))
     factor = Factor(**{"factor_id": "", **values})
     _check_range(where, factor)

@@ -180,9 +180,14 @@ def _market(options: Asked, declared: Mapping[str, Factor], by_hour: Sequence[Fa
 
 
 def _other(declared: Mapping[str, Factor], preset: Mapping[str, Factor], table: Factor | None) -> dict[str, Factor]:
-    zone = table.zone if table is not None else preset["pue"].zone if preset else ""
+    zone = table.zone if table is not None else _zone_of(preset)
     published = {factor.kind: factor for factor in other_criteria(zone)} if zone else {}
     return published | {kind: declared[kind] for kind in OTHER_KINDS if kind in declared}
+
+
+def _zone_of(preset: Mapping[str, Factor]) -> str:
+    """Return the zone of a facility: all its factors have the same; empty without a facility."""
+    return next((factor.zone for factor in preset.values()), "")
 
 
 def _refuse_other_places(
@@ -200,7 +205,7 @@ def _refuse_other_places(
     if options.region is not None:
         zones[f"region={options.region!r}"] = table.zone if table is not None else options.region
     if preset:
-        zones[f"facility={options.facility!r}"] = preset["pue"].zone
+        zones[f"facility={options.facility!r}"] = _zone_of(preset)
     for grid in histories:
         zones |= {f"{grid.label} ({factor.zone})": factor.zone for factor in grid.by_hour.values()}
     for factor in factors:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torchwatt.core.errors import FactorError
+from torchwatt.core.extras import install_command
 
 G_PER_KWH_FROM_LB_PER_MWH = 0.45359237  # the pound is exactly 0.45359237 kg
 
@@ -35,7 +36,7 @@ def source_version() -> str:
         return f"codecarbon {version('codecarbon')}"
     except PackageNotFoundError as error:
         raise FactorError(
-            "grid factors come from codecarbon's tables and it is not installed: pip install codecarbon, "
+            f"grid factors come from codecarbon's tables and it is not installed: {install_command('codecarbon')}, "
             "or give your own number with intensity_g_per_kwh="
         ) from error
 

@@ -10,6 +10,7 @@ from torchwatt.audit.inside import content_of, is_own
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Column, Table
 from torchwatt.core.errors import BundleError
+from torchwatt.core.extras import install_command
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +25,7 @@ def parquet_files(bundles: Sequence[Bundle]) -> dict[str, bytes]:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise BundleError("Parquet needs pyarrow: pip install pyarrow") from error
+        raise BundleError(f"Parquet needs pyarrow: {install_command('pyarrow')}") from error
     files: dict[str, bytes] = {}
     for table in TABLES:
         if table.format == "csv":

@@ -27,6 +27,7 @@ from torchwatt.audit.exports.totals import Counted, total
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
 from torchwatt.core.errors import BundleError
+from torchwatt.core.extras import install_command
 
 J_PER_MWH, G_PER_T = 3.6e9, 1e6
 HEADER = (
@@ -48,7 +49,7 @@ def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
     try:
         from openpyxl import Workbook
     except ImportError as error:
-        raise BundleError("XLSX needs openpyxl: pip install 'torchwatt[xlsx]'") from error
+        raise BundleError(f"XLSX needs openpyxl: {install_command('openpyxl')}") from error
     book = Workbook()
     runs = book.active
     runs.title = "runs"

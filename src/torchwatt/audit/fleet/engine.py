@@ -15,6 +15,7 @@ from torchwatt.audit.fleet.arrow import arrow_schema
 from torchwatt.audit.fleet.columns import TABLES
 from torchwatt.audit.fleet.lake import Lake, LocalFiles, StoredFiles
 from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.core.extras import install_command
 
 if TYPE_CHECKING:
     import duckdb
@@ -50,7 +51,7 @@ def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
     try:
         import duckdb
     except ImportError as error:
-        raise ConfigError("roll-ups need DuckDB: pip install 'torchwatt[fleet]'") from error
+        raise ConfigError(f"roll-ups need DuckDB: {install_command('duckdb')}") from error
     if not lake.exists():
         raise BundleError(f"{lake.name} is no lake: make one with `torchwatt fleet ingest {lake.name} RUNS`")
     connection = duckdb.connect(config=_OFFLINE)

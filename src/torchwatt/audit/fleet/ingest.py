@@ -14,6 +14,7 @@ from torchwatt.audit.fleet.one import Found, How, Outcome, add_one, looks_like_b
 from torchwatt.audit.fleet.workers import add_many
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.extras import install_command
 from torchwatt.disk.path_safety import folder_entries
 
 DEFAULT_PROJECT = "default"
@@ -130,7 +131,7 @@ def _need_pyarrow() -> None:
     try:
         import pyarrow.parquet  # noqa: F401  # is it there?
     except ImportError as error:
-        raise ConfigError("a lake needs pyarrow: pip install 'torchwatt[fleet]'") from error
+        raise ConfigError(f"a lake needs pyarrow: {install_command('pyarrow')}") from error
 
 
 def summary(outcomes: Iterable[Outcome]) -> str:

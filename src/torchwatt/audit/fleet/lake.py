@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torchwatt.audit.fleet.paths import SUFFIX, run_of
 from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.core.extras import install_command
 from torchwatt.disk.path_safety import LINK, SPECIAL, folder_entries, open_folder, read_own
 from torchwatt.disk.private import FILE, FOLDER, private_folder
 
@@ -282,7 +283,7 @@ def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *
             from pyarrow import ArrowException
             from pyarrow.fs import FileSystem
         except ImportError as error:
-            raise ConfigError("a lake needs pyarrow: pip install 'torchwatt[fleet]'") from error
+            raise ConfigError(f"a lake needs pyarrow: {install_command('pyarrow')}") from error
         try:
             system, path = FileSystem.from_uri(name)
         except (ArrowException, OSError, ValueError) as error:

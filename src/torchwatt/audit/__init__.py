@@ -1,6 +1,6 @@
-"""Audit bundles: one schema, plain files with full digits, a seal, and checks that trust nothing.
+"""Audit bundles: schema, writer, reader, seal and verification, exports, the store of runs and the lake of many runs.
 
-Loaded at first use: `verify` needs the standard library only and must not import what writing needs.
+Modules are imported at first use: `verify` needs only the standard library, and must not import NumPy.
 """
 
 from __future__ import annotations

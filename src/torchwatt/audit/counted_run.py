@@ -1,4 +1,4 @@
-"""What sums over runs need of one run: its devices, its time, and the share of its joules that no other run counts."""
+"""Input and result of deduplication: devices and time of a run, and the share of its energy that sums include."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Literal
 
 State = Literal["yes", "shared", "copy", "part of a job", "unidentified", "overlapping"]
 ADDED: frozenset[str] = frozenset({"yes", "shared"})
-NOTHING: frozenset[str] = frozenset({"copy", "part of a job"})  # all of their joules are counted in another run
+NOTHING: frozenset[str] = frozenset({"copy", "part of a job"})  # all of their energy is counted in another run
 
 FAMILIES: Mapping[str, str] = {"core": "cpu", "uncore": "cpu", "dram": "memory", "ram": "memory"}
 
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """The first and the last reading of a counter in a run, in its own unit, the last one unwrapped.
+    """First and last reading of a counter in a run, in units of the counter; the last one is unwrapped.
 
     `modulus_raw` is the value at which the counter wraps; 0 if it never wraps.
     """
@@ -28,9 +28,9 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class CountedDevice:
-    """What one device adds to the total of its run; `key` identifies it and `machine` its host, empty if unknown.
+    """Energy of one device in the total of a run; `key` identifies the device and `machine` its host, empty if unknown.
 
-    With scope `process` the key identifies the process whose share of the device was metered.
+    With scope `process`, the key identifies the process, and the energy is its share of the device.
     """
 
     device_id: str
@@ -49,7 +49,7 @@ class CountedDevice:
 
 @dataclass(frozen=True, slots=True)
 class CountedRun:
-    """The input of `count_once` for one run; times are ns since 1970 (UTC).
+    """Input of `count_once` for one run; times are ns since 1970 (UTC).
 
     Args:
         name: Unique among the runs that are counted together.
@@ -71,11 +71,11 @@ class CountedRun:
 
 @dataclass(frozen=True, slots=True)
 class RunShare:
-    """The part of a run that sums over runs include.
+    """Part of a run that sums include.
 
-    `energy_j` are the joules not counted in another run, None if nothing was metered; `shares` is the fraction of each
-    device's joules that is counted. `seconds` is the run's time outside runs with common joules, so its sum is the
-    length of the union of the intervals. `neighbours` names the runs that have joules in common with this one.
+    `energy_j` is the energy that no other run counts, None if nothing was metered; `shares` is the counted fraction of
+    the energy of each device. `seconds` is the time of the run outside runs that metered the same energy, so the sum
+    over runs is the length of the union of their intervals. `neighbours` names those runs.
     """
 
     state: State
@@ -88,7 +88,7 @@ class RunShare:
 
     @property
     def share(self) -> float:
-        """Return the fraction of the run's joules, and so of its grams, that sums include."""
+        """Return the fraction of the run's energy, and so of its impacts, in sums."""
         if self.state in NOTHING:
             return 0.0
         return self.energy_j / self.told_j if self.energy_j is not None and self.told_j else 1.0

@@ -1,7 +1,7 @@
 """Deduplicates energy across runs; used by `runs`, `fleet`, its SQL views and the workbook.
 
-A meter includes every process on its device, so concurrent runs on one GPU report the same joules, a meter of a whole
-machine includes its GPUs, and a copied bundle repeats its original. `count_once` assigns each joule to exactly one run.
+A meter includes every process on its device, so concurrent runs on one GPU report the same energy, a meter of a whole
+machine includes its GPUs, and a copied bundle repeats its original. `count_once` counts all energy in exactly one run.
 It reads no files, and the result does not depend on the order of the runs.
 """
 
@@ -152,7 +152,7 @@ class _Metered:
 
 
 def _metered(runs: Sequence[CountedRun], copies: Mapping[tuple[str, str], str]) -> list[_Metered]:
-    """Return the devices with joules that are no copies, containers first, among equals those of the longest run."""
+    """Return the devices with energy, without copies: containers first, among equals those of the longest run."""
     outer: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         for inner, container in run.contained:
@@ -222,7 +222,7 @@ class _Timeline:
 
 
 def _shared(ordered: Sequence[_Metered]) -> tuple[dict[tuple[str, str], float], dict[str, set[str]]]:
-    """Return the fraction of joules that each (run, device) counts, and by run the runs with joules in common."""
+    """Return the counted fraction of each (run, device), and for each run the runs that metered the same energy."""
     timelines: dict[str, _Timeline] = defaultdict(_Timeline)
     shares: dict[tuple[str, str], float] = {}
     neighbours: dict[str, set[str]] = defaultdict(set)
@@ -306,7 +306,7 @@ def _cut(interval: Interval, bounds: Interval) -> Interval:
 
 
 def _covered(intervals: Sequence[Interval], bounds: Interval) -> int:
-    """Return the length of an interval that the union of others covers."""
+    """Return the length of the part of `bounds` that the union of `intervals` covers."""
     covered, reached = 0, bounds[0]
     for lo, hi in sorted(_cut(interval, bounds) for interval in intervals):
         covered += max(hi - max(lo, reached), 0)

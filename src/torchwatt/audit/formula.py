@@ -1,4 +1,4 @@
-"""Formulas of `impact.csv` and of the schema: names, numbers, + - * / and parentheses. Never `eval`."""
+"""Evaluates formulas of `impact.csv` and of the schema: names, numbers, + - * / and parentheses; without `eval`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def evaluate(formula: str, values: Values) -> float:
     """Return the value of a formula, evaluated left to right with the usual precedence.
 
     Raises:
-        BundleError: The text is no formula, a name has no value, or a divisor is 0.
+        BundleError: The text is not a formula, a name has no value, or a divisor is 0.
     """
     try:
         return parse(formula)(values)
@@ -35,7 +35,7 @@ def parse(formula: str) -> Formula:
     """Return a function of the named values, which raises KeyError for a missing name and ZeroDivisionError.
 
     Raises:
-        BundleError: The text is no formula.
+        BundleError: The text is not a formula.
     """
     return _Parser(formula).whole()
 

@@ -1,4 +1,4 @@
-"""Conversion of cells to text and back, by column type, in a form that every CSV reader parses alike."""
+"""Converts cells to text and back, by column type, in a form that all CSV readers parse alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchwatt.core.errors import BundleError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
-# Python's own int() and float() also take "1_000", "INF" and Arabic digits, which other readers do not.
+# Python's int() and float() also accept "1_000", "INF" and Arabic digits, which other readers do not.
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 LARGEST_INTEGER = 2**63  # exclusive: 64-bit signed, which every reader supports
@@ -79,7 +79,7 @@ def from_cell(text: str, column: Column) -> Value:
     """Parse one cell; the exact inverse of `to_cell`, except for text that was cut.
 
     Raises:
-        BundleError: The text is not what `to_cell` would write for the column's type.
+        BundleError: `to_cell` would not write this text for the column's type.
     """
     if text == "":
         if column.required:
@@ -99,7 +99,7 @@ def from_cell(text: str, column: Column) -> Value:
 
 
 def numbers_from_cells(texts: Sequence[str], column: Column) -> list[float | None] | None:
-    """Parse many cells of a numeric column at once; None if one may be invalid, so that each must be parsed alone.
+    """Parse all cells of a numeric column at once; None if one may be invalid and each must be parsed by itself.
 
     A result equals that of `from_cell` for each cell.
     """
@@ -125,7 +125,7 @@ def _stamp(text: str) -> datetime:
 
 
 def shortened(text: str) -> str:
-    """Cut text to `LONGEST_TEXT` characters; an appended digest keeps texts with one beginning distinct."""
+    """Cut text to `LONGEST_TEXT` characters; an appended digest distinguishes texts with the same beginning."""
     if len(text) <= LONGEST_TEXT:
         return text
     digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -133,7 +133,7 @@ def shortened(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    r"""Make text harmless in a spreadsheet and one line long; `unescape` gives it back exactly.
+    r"""Return text on one line that a spreadsheet does not evaluate; `unescape` restores it exactly.
 
     Text that starts like a formula, or holds control characters, gets a leading `'`. After it, `\\` is a
     backslash and `\uXXXX` a control character. All other text is written unchanged.

@@ -1,4 +1,4 @@
-"""Rows of `rank` and `rank_layer`: who of a job used what."""
+"""Rows of `rank` and `rank_layer`: the energy of a job by rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchwatt.core.report import Report
 
 
 def rank_rows(report: Report) -> Iterator[Row]:
-    """Make one row a rank."""
+    """Yield one row per rank."""
     for part in report.ranks:
         has_times = part.start_ns is not None and part.end_ns is not None
         yield {
@@ -36,7 +36,7 @@ def rank_rows(report: Report) -> Iterator[Row]:
 
 
 def rank_layer_rows(report: Report) -> Iterator[Row]:
-    """Make one row a rank, domain, layer and phase."""
+    """Yield one row per rank, domain, layer and phase."""
     for part in report.ranks:
         for entry in part.entries:
             yield {

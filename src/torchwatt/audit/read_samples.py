@@ -1,4 +1,4 @@
-"""The samples of a bundle, read back device by device."""
+"""Reads the samples of a bundle, by device."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from torchwatt.core.extras import install_command
 from torchwatt.disk.inflate import bounded_lines, inflated
 from torchwatt.disk.path_safety import kind_of, open_own
 
-MOST_POINTS = 50_000_000  # of all curves: a file that claims more is not read into memory
+MOST_POINTS = 50_000_000  # of all curves; larger files are refused before they are read into memory
 _LONGEST_ROW = 1 << 16  # characters
 _COLUMNS = [SAMPLE.column(name) for name in ("device_id", "t_ns", "power_w", "energy_j")]
 Points = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 
 
 def read_samples(folder: Path, root: Path | None = None) -> Iterator[Points]:
-    """Yield each device's name and points: t_ns since the start, power_w (NaN is missing), energy_j.
+    """Yield the name and the points of each device: t_ns since the start, power_w (NaN if missing), energy_j.
 
     Raises:
-        BundleError: The file is malformed, too long or no plain file, or it is Parquet and pyarrow is not installed.
+        BundleError: The file is malformed, too long or not a plain file, or it is Parquet and pyarrow is missing.
     """
     for name, read in (("sample.parquet", _parquet), ("sample.csv.gz", _csv)):
         if kind_of(folder / name) is not None:

@@ -1,4 +1,4 @@
-"""Read the CSV tables of a bundle back; every complaint names the file, the row and the column."""
+"""Reads the CSV tables of a bundle; errors name the file, the row and the column."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from torchwatt.disk.path_safety import kind_of
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The rows of the CSV tables by name, cells parsed to the types of the schema; None is missing.
+    """Rows of the CSV tables by name of the table; cells have the types of the schema, None if missing.
 
-    Columns have the current version's names, whatever the version of the files (`schema`).
+    Columns have the names of the current version; `schema` is the version of the files.
     """
 
     directory: Path
@@ -40,8 +40,8 @@ class Bundle:
 def read_bundle(directory: str | os.PathLike[str], root: Path | None = None) -> Bundle:
     """Read the CSV tables of a bundle; for the samples see `read_samples`.
 
-    A newer minor version may have more columns at the end of a table; they are left out. Where the bundle was found
-    below a folder that the user named, that is `root`, and no link below it is followed.
+    Additional columns of a newer minor version are omitted. If the bundle was found below a folder that the user named,
+    that is `root`, and links below it are not followed.
 
     Raises:
         BundleError: A file is missing or malformed, or the bundle is of another major version.

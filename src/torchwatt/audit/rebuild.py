@@ -24,7 +24,7 @@ from torchwatt.core.terms import Domain
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import ns_from_s
 
-_HOLE_NS = 500_000_000  # as verification.sample_laws: power missing for this long: the meter was not read
+_HOLE_NS = 500_000_000  # if power is missing for longer, the meter was not read; as in `verification.sample_laws`
 
 
 def rebuild(
@@ -36,7 +36,7 @@ def rebuild(
         directory: The bundle.
         start_ns: The monotonic time of its start, which bundles do not contain.
         start_unix_ns: The unix time of its start, if known more exactly than to the bundle's microsecond.
-        root: The folder that the user named, where the bundle was found below it.
+        root: The folder that the user named, if the bundle was found below it.
 
     Raises:
         BundleError: A table is malformed, or a ledger does not balance.
@@ -203,11 +203,11 @@ def _edges(row: Row, start_ns: int) -> tuple[int, int]:
 
 
 def _steps(bundle: Bundle, start_ns: int, curves: Sequence[EnergyCurve]) -> Iterator[Step]:
-    """Yield the steps with joules per domain, computed from the curves: the table has only their sum."""
+    """Yield the steps with the energy per domain, computed from the curves; the table has only the sum."""
     rows = [row for row in bundle["window"] if row["kind"] == "step"]
     numbers = [[int(part) for part in text(row, "name").split("-")] for row in rows]
     total = int(number(bundle.run, "step_count") or 0)
-    # In older bundles a row has its first step number only, and stands for the steps up to the next row.
+    # In older bundles a row has only its first step number, and includes the steps up to the next row.
     follows = [*(first_index for first_index, *_ in numbers[1:]), total]
     for row, (index, *last_index), following in zip(rows, numbers, follows, strict=False):
         after = last_index[0] + 1 if last_index else following

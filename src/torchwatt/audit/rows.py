@@ -1,4 +1,4 @@
-"""A report as rows of tables; pure, so the same report gives the same bytes."""
+"""Converts a report to rows of the tables; equal reports give equal rows."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def _layer(run_id: str, ledger: Ledger, entry: Entry, modules: Mapping[str, Modu
 
 
 def factor_rows(factors: tuple[Factor, ...]) -> Iterator[Row]:
-    """Make one row a factor."""
+    """Yield one row per factor."""
     yield from (asdict(factor) for factor in dict.fromkeys(factors))
 
 
 def impact_rows(run_id: str, impacts: tuple[Impact, ...], factors: tuple[Factor, ...], units: float) -> Iterator[Row]:
-    """Make one row an impact; the run's also per unit of work done."""
+    """Yield one row per impact; those of the run also have the value per functional unit."""
     methods = {factor.factor_id: factor.accounting_method for factor in factors}
     for impact in impacts:
         cells = dict(asdict(impact), run_id=run_id, factor_ids=";".join(impact.factor_ids))

@@ -1,4 +1,4 @@
-"""The curves as one file: Parquet, or CSV.gz where pyarrow is missing or CSV was asked for."""
+"""Writes the energy curves to one file: Parquet, or CSV.gz if pyarrow is missing or CSV was selected."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SampleFormat = Literal["auto", "parquet", "csv.gz"]
 
 
 def sample_file(report: Report, sample_format: SampleFormat = "auto") -> tuple[str, bytes]:
-    """Return the name and the bytes of the file of samples.
+    """Return the name and the bytes of the sample file.
 
     Raises:
-        BundleError: Parquet was asked for and pyarrow is not installed, or a number is not finite.
+        BundleError: Parquet was selected and pyarrow is not installed, or a number is not finite.
     """
     if sample_format not in {"auto", "parquet", "csv.gz"}:
         raise BundleError(f"samples={sample_format!r}: give 'auto', 'parquet' or 'csv.gz'")
@@ -45,7 +45,7 @@ def sample_file(report: Report, sample_format: SampleFormat = "auto") -> tuple[s
                 ) from error
         else:
             return "sample.parquet", _parquet(_table(report))
-    # mtime=0: the same samples, the same bytes.
+    # mtime=0: equal samples give equal bytes.
     return "sample.csv.gz", gzip.compress(table_bytes(SAMPLE, _rows(report)), compresslevel=6, mtime=0)
 
 
@@ -69,7 +69,7 @@ def _rows(report: Report) -> Iterator[Row]:
 
 
 def arrow_schema() -> pa.Schema:
-    """Return the types of the Parquet file, with units and descriptions, as the schema module says."""
+    """Return the types of the Parquet file, with units and descriptions of the schema."""
     import pyarrow as pa
 
     fields = [_field(column) for column in SAMPLE.columns]
@@ -82,7 +82,7 @@ def _field(column: Column) -> pa.Field:
     types = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
     arrow = types.get(column.type, pa.timestamp("us", "UTC"))
     if column.type == "string":
-        arrow = pa.dictionary(pa.int32(), pa.string())  # a run has few devices and many points
+        arrow = pa.dictionary(pa.int32(), pa.string())  # few devices, many points
     metadata = {"unit": column.unit, "description": column.description}
     return pa.field(column.name, arrow, nullable=not column.required, metadata=metadata)
 

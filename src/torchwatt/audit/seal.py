@@ -1,6 +1,6 @@
-"""Seals a bundle: the manifest, an in-toto statement about it, and a signature if there is a key.
+"""Seals a bundle: manifest, in-toto statement about it, and a signature if a key is given.
 
-A seal shows who sealed these files and that they were not altered since. It does not show that a sensor was correct.
+A seal shows who sealed the files and that they were not altered since. It does not show that a sensor was correct.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def manifest(sha256_of: Mapping[str, str]) -> bytes:
 def statement(
     sha256_of: Mapping[str, str], run_id: str, link: Link | None, tool: str = TOOL, version: str = SCHEMA_VERSION
 ) -> bytes:
-    """Return an in-toto Statement v1 about the manifest and every file in it; has no time, so it is reproducible."""
+    """Return an in-toto Statement v1 about the manifest and every file in it; without a time, so it is reproducible."""
     manifest_sha256 = sha256(manifest(sha256_of)).hexdigest()
     everything = dict(sha256_of) | {MANIFEST: manifest_sha256}
     content = {
@@ -82,7 +82,7 @@ def sign(path: Path, key: Path) -> None:
     """Sign a file with `ssh-keygen -Y`; the signature is written to `<file>.sig`.
 
     Raises:
-        BundleError: There is no ssh-keygen, or it cannot use the key.
+        BundleError: ssh-keygen is not installed, or cannot use the key.
     """
     ssh_keygen("sign", "-f", str(key), "-n", NAMESPACE, str(path))
     path.with_name(f"{path.name}.sig").chmod(FILE)

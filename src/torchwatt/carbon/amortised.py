@@ -1,4 +1,4 @@
-"""Embodied impacts of devices and of the run that used them."""
+"""Embodied impacts: the share of the manufacture of the devices that a run uses up."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _CRITERIA: Mapping[str, tuple[str, str, float]] = {
 
 
 def embodied_impacts(subject: Subject, devices: Sequence[Embodied], duration_s: float) -> list[Impact]:
-    """Return the share of the devices' making that a run of this length used up, one row a criterion.
+    """Return the share of the devices' embodied impacts that a run of `duration_s` uses up, one row per criterion.
 
-    Devices with the same figures are one term with a count; different ones get numbered names (`lifetime_2`), counted
-    in the order of `factor_ids`.
+    Devices with equal figures are one term with a count. Different figures get numbered names (`lifetime_2`), in the
+    order of `factor_ids`.
     """
     return [
         _one(subject, kind, [device for device in devices if kind in device.totals], duration_s)
@@ -65,7 +65,7 @@ def _one(subject: Subject, kind: str, devices: Sequence[Embodied], duration_s: f
 
 
 def _names(factors: Sequence[Factor]) -> dict[Factor, str]:
-    """Name factors in a formula: by kind, numbered where there are several of one."""
+    """Return the name of each factor in a formula: its kind, with a number if several factors have that kind."""
     kinds = Counter(factor.kind for factor in factors)
     counts: Counter[str] = Counter()
     names: dict[Factor, str] = {}

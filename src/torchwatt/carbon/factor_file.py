@@ -1,4 +1,4 @@
-"""A user's own file of factors: CSV with the columns of a bundle's `factor.csv`, as many of them as are known."""
+"""Reads a user's file of factors: CSV with some or all columns of a bundle's `factor.csv`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchwatt.core.errors import FactorError
 from torchwatt.core.factor import Factor, identified
 from torchwatt.core.terms import PROVENANCES
 
-# What may stand in a formula, and the unit that the arithmetic expects.
+# Kinds of factors in formulas, and the unit that the arithmetic expects.
 UNITS: Mapping[str, str] = {
     "grid_gwp": "g{CO2e}/kW.h",
     "contract_gwp": "g{CO2e}/kW.h",
@@ -36,12 +36,12 @@ LARGEST = 1e12  # of any unit: no grid, building or device has a larger factor
 _REQUIRED = ("kind", "value", "unit", "source_name")
 _NUMBERS = frozenset({"value", "lo", "hi", "u"})
 _TIMES = frozenset({"valid_from", "valid_to", "retrieved_at"})
-_DEVICE = "device"  # the one column that no bundle has: what an embodied number is about, such as gpu or gpu:0
+_DEVICE = "device"  # not a column of bundles: the device of an embodied figure, such as gpu or gpu:0
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One factor of a file, and the device that it is about (empty: none in particular)."""
+    """One factor of a file, and its device; empty if it is not about a device."""
 
     factor: Factor
     device: str = ""
@@ -68,8 +68,8 @@ def read_rows(
     Args:
         path: The file, named in messages.
         text: Its content.
-        columns: Columns that the file may have beside those of a factor.
-        required: Those of them that must be there.
+        columns: Allowed columns besides those of a factor.
+        required: Those of `columns` that are required.
 
     Raises:
         FactorError: A column or a value is missing or impossible; names the row and the column.
@@ -116,7 +116,7 @@ def _factor(where: str, cells: Mapping[str, str], digest: str) -> Factor:
 
 
 def _method(where: str, kind: str, method: str) -> str:
-    """Return location or market: contracts and residual mixes are market-based, a grid is what the row says."""
+    """Return the accounting method: `market` for contracts and residual mixes, for a grid that of the row."""
     if kind in {"contract_gwp", "residual_mix"}:
         usual: tuple[str, ...] = ("market",)
     else:
@@ -167,10 +167,10 @@ def _number(text: str) -> float:
 
 
 def written_plainly(text: str) -> str:
-    """Return the text of a number.
+    """Return `text`, checked to be a number that every CSV reader parses alike.
 
     Raises:
-        ValueError: Python would read it and other readers would not: digits of other scripts, 1_000.
+        ValueError: It has digits of other scripts or underscores, which only Python accepts.
     """
     if not text.isascii() or "_" in text:
         raise ValueError(f"{text[:40]!r}: write numbers with the digits 0 to 9, such as 56.1")
@@ -181,7 +181,7 @@ def utc_time(text: str) -> datetime:
     """Read an RFC 3339 time in UTC.
 
     Raises:
-        ValueError: It is no time, or says no zone.
+        ValueError: It is not a time, or has no time zone.
     """
     instant = datetime.fromisoformat(written_plainly(text))
     if instant.tzinfo is None:

@@ -1,4 +1,4 @@
-"""A grid's number over time: one that always holds, or one for each hour."""
+"""Factors of a grid over time: one constant, or one for each hour."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Part = tuple[datetime, datetime, Factor]
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """One candidate for a place in the formula, best first in a plan.
+    """One candidate for the grid factor of a run; a plan lists the preferred ones first.
 
-    Exactly one of `always` and `by_hour` is used. `level` says where it stands in the order of resolution.
+    Exactly one of `always` and `by_hour` is used. `level` is its place in the order of docs/carbon.md.
     """
 
     level: str  # user, facility, hourly file, yearly table
@@ -30,7 +30,7 @@ class Grid:
     by_hour: Mapping[int, Factor] = field(default_factory=dict)
 
     def missing(self, hours: Iterable[int]) -> list[int]:
-        """Return the hours that it has no number for."""
+        """Return the hours without a factor."""
         return [] if self.always is not None else [hour for hour in hours if hour not in self.by_hour]
 
     def factors(self, hours: Iterable[int]) -> tuple[Factor, ...]:
@@ -49,18 +49,18 @@ class Grid:
 
 
 def fixed(level: str, factor: Factor) -> Grid:
-    """Return a grid whose one number always holds."""
+    """Return a grid with one constant factor."""
     return Grid(level, f"{factor.source_name} {factor.zone}".strip(), factor)
 
 
 def hourly(label: str, factors: Iterable[Factor]) -> Grid:
-    """Return a grid of factors that hold an hour each, or a part of one: 15 minutes, or an hour of another time zone.
+    """Return a grid of factors that are valid for an hour or less: 15 minutes, or an hour of another time zone.
 
-    Joules are known by the hours of UTC, so parts are put together to hours: their mean by time, with `lo` and `hi` the
-    least and the greatest of them. An hour of which a part is missing has no number.
+    Energy is metered by hour of UTC, so shorter intervals are combined: the value is their mean weighted by time, `lo`
+    and `hi` are the smallest and the largest of them. An hour that is not completely covered has no factor.
 
     Raises:
-        FactorError: Two factors claim one time, or one does not say which time it is about.
+        FactorError: Two factors overlap in time, or one has no `valid_from`.
     """
     by_hour: dict[int, Factor] = {}
     parts: dict[int, list[Part]] = defaultdict(list)
@@ -90,7 +90,7 @@ def hourly(label: str, factors: Iterable[Factor]) -> Grid:
 
 
 def _whole(label: str, hour: int, parts: Sequence[Part]) -> Factor | None:
-    """Put the parts of an hour together; None where one is missing."""
+    """Return the mean of the parts of an hour, weighted by time; None if they do not cover it."""
     for (_, end, _), (start, _, _) in pairwise(parts):
         if start < end:
             raise FactorError(f"{label}: two numbers for {start:%Y-%m-%dT%H:%MZ}")
@@ -117,6 +117,6 @@ def _whole(label: str, hour: int, parts: Sequence[Part]) -> Factor | None:
 
 
 def named_hours(hours: Sequence[int]) -> str:
-    """Name hours for a message: the first three, and how many more."""
+    """Return the first three hours and the number of the others, for a message."""
     shown = ", ".join(f"{hour_start(hour):%Y-%m-%dT%H:00Z}" for hour in hours[:3])
     return shown + (f" and {len(hours) - 3} more" if len(hours) > 3 else "")

@@ -1,10 +1,10 @@
-"""A user's own file of a grid over time: one row for each 15, 30 or 60 minutes.
+"""Reads a user's file of grid intensity over time: one row for each 15, 30 or 60 minutes.
 
     start,g_per_kwh                              times with their offset: 2026-03-29T01:00:00+01:00
     start (Europe/Warsaw),g_per_kwh,zone         times of that place, as a grid operator's portal exports them
 
-A day on which the clocks change has 23 or 25 hours: the order of the rows tells the hour that is there twice apart.
-Nothing is filled in: an hour of which a part is missing has no number.
+A day on which the clocks change has 23 or 25 hours; of an hour that occurs twice, the first row is the earlier one.
+Gaps are not filled: an hour that is not completely covered has no factor.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from torchwatt.core.factor import Factor, identified
 VALUE = "g_per_kwh"
 STEPS = tuple(timedelta(minutes=minutes) for minutes in (15, 30, 60))
 _START = re.compile(r"start(?: \(([A-Za-z0-9_+/-]+)\))?")
-# What may stand beside the time and the number, as in a bundle's `factor.csv`.
+# Optional columns, as in a bundle's `factor.csv`.
 _TEXTS = ("zone", "basis", "source_name", "source_url", "source_version", "licence", "perspective", "accounting_method")
 _BASES = frozenset({"lifecycle", "direct", "upstream", "combustion_only", "unknown"})
 
 
 def is_own_hours(header: str) -> bool:
-    """Return whether the first line of a file is that of a grid over time."""
+    """Return whether `header`, the first line of a file, is that of grid intensity over time."""
     names = _names(header)
     return VALUE in names and any(_START.fullmatch(name) for name in names)
 
@@ -48,11 +48,11 @@ def _names(header: str) -> list[str]:
 
 
 def read_own_hours(path: Path, text: str) -> tuple[Factor, ...]:
-    """Return one factor a row, `valid_from` its start and `valid_to` its end; rows without a number are gaps.
+    """Return one factor per row with its start (`valid_from`) and end (`valid_to`); rows without a number are gaps.
 
     Raises:
-        FactorError: A time is none, is ambiguous or is there twice, rows are not 15, 30 or 60 minutes apart, or a value
-            is impossible; names the row.
+        FactorError: A time is invalid, ambiguous or repeated, rows are not 15, 30 or 60 minutes apart, or a value is
+            impossible; the message names the row.
     """
     names = _names(text.partition("\n")[0])
     column = next(name for name in names if _START.fullmatch(name))
@@ -91,7 +91,7 @@ def _place(path: Path, column: str) -> tzinfo | None:
 
 
 def _start(where: str, text: str, place: tzinfo | None, previous: datetime | None) -> datetime:
-    """Return the instant of a row in UTC; `previous` is that of the row before it."""
+    """Return the start of a row in UTC; `previous` is that of the row before it."""
     try:
         instant = datetime.fromisoformat(text)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""From what the user gave to the numbers that will be applied, in the order user, facility, hourly file, yearly table.
+"""Selects the factors to apply from the user's options: first the user's own, then facility, hourly file, yearly table.
 
-Nothing is looked up on a network and nothing stands in for a place that was not named.
+No network is used, and a place that the user did not name is never assumed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which numbers to apply; `location` and `market` hold candidates, best first."""
+    """The factors to apply; `location` and `market` are candidates, preferred ones first."""
 
     location: tuple[Grid, ...] = ()
     market: tuple[Grid, ...] = ()
@@ -43,17 +43,17 @@ class Plan:
     criteria: Mapping[str, Factor] = field(default_factory=dict)  # by kind: grid_adpe, grid_pe, grid_wue
     embodied: tuple[Embodied, ...] = ()
     facility: str = ""
-    allow_expired: bool = False  # apply factors outside of their dates, and say so in their rows
+    allow_expired: bool = False  # apply factors outside their dates; their coverage notes state it
 
     @property
     def nothing(self) -> bool:
-        """Return whether there is nothing to apply."""
+        """Return whether there is no factor to apply."""
         return not (self.location or self.market or self.criteria or self.embodied or self.wue)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a caller may say about carbon; every field as `profile()` names it."""
+    """Options about carbon, named as in `profile()`."""
 
     region: str | None = None
     intensity_g_per_kwh: float | None = None
@@ -65,16 +65,16 @@ class Asked:
 
 
 def plan(options: Asked, at: datetime, extra: Iterable[Grid] = ()) -> Plan:
-    """Resolve everything that was given.
+    """Return the factors that the options select.
 
     Args:
-        options: What the user said.
-        at: When the run was, because a preset grows stale.
-        extra: Hourly grids that the caller fetched itself.
+        options: Of the user.
+        at: The time of the run; the numbers of a facility expire.
+        extra: Hourly grids that the caller fetched.
 
     Raises:
-        ConfigError: A declared number is impossible, or two things contradict each other.
-        FactorError: A name is in no table, a file cannot be read, or a factor does not hold at that time.
+        ConfigError: A declared number is impossible, or two options contradict each other.
+        FactorError: A name is in no table, a file cannot be read, or a factor is not valid at that time.
     """
     lines, histories = _files(options.factors)
     allowed = bool(options.allow_expired)
@@ -97,7 +97,7 @@ def plan(options: Asked, at: datetime, extra: Iterable[Grid] = ()) -> Plan:
         facility=options.facility or "",
         allow_expired=allowed,
     )
-    in_force(result, at, at)  # the whole time of the run is looked at when it is priced
+    in_force(result, at, at)  # `price` checks the whole time of the run
     return result
 
 
@@ -118,7 +118,7 @@ def _files(paths: Paths | None) -> tuple[list[Line], list[Grid]]:
 
 
 def _text(path: Path) -> str:
-    """Return the file as it is: its SHA-256 is that of its bytes, line ends and all."""
+    """Return the text of a file with its line ends unchanged, because its SHA-256 is recorded."""
     try:
         return read_named(path, MAX_BYTES).decode()
     except OSError as error:
@@ -144,7 +144,7 @@ def _by_kind(factors: Iterable[Factor]) -> dict[str, Factor]:
 
 
 def _table(options: Asked) -> Factor | None:
-    """Look the region up; not where the user's own number makes it a mere label."""
+    """Return the factor of the region; None if the user gives the intensity, and the region is only a label."""
     if options.region is None or options.intensity_g_per_kwh is not None:
         return None
     factor = resolve_intensity(options.region)
@@ -170,7 +170,7 @@ def _location(
 
 
 def _market(options: Asked, declared: Mapping[str, Factor], by_hour: Sequence[Factor]) -> Iterable[Grid]:
-    """Return the contract's numbers: the user's only, never a default."""
+    """Yield the market-based factors; only the user's own, there is no default."""
     if options.market is not None:
         yield fixed("user", declared_market(options.market))
     if "market" in declared:
@@ -186,7 +186,7 @@ def _other(declared: Mapping[str, Factor], preset: Mapping[str, Factor], table: 
 
 
 def _zone_of(preset: Mapping[str, Factor]) -> str:
-    """Return the zone of a facility: all its factors have the same; empty without a facility."""
+    """Return the zone of a facility, which all its factors have; empty without a facility."""
     return next((factor.zone for factor in preset.values()), "")
 
 
@@ -197,9 +197,12 @@ def _refuse_other_places(
     histories: Sequence[Grid],
     factors: Sequence[Factor],
 ) -> None:
-    """Stop where two answers to "which grid" name two places: of two countries, or of two parts of one.
+    """Refuse options that name grids of two countries, or of two parts of one country.
 
-    A contract may be about electricity from elsewhere, and what cannot be placed contradicts nothing.
+    Contracts may be about electricity from elsewhere, and zones that are no place are not compared.
+
+    Raises:
+        ConfigError: Two options name different places.
     """
     zones: dict[str, str] = {}
     if options.region is not None:

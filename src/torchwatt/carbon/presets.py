@@ -47,10 +47,10 @@ def facility(name: str, at: datetime, *, allow_expired: bool = False) -> tuple[F
         name: Such as `scaleway/fr-par-2`.
         at: When the run was.
         allow_expired: Return numbers that were validated more than two years before the run, too; their coverage notes
-            say so.
+            state it.
 
     Raises:
-        FactorError: There is no such facility, its numbers are too old, or the user's file cannot be read.
+        FactorError: The facility is unknown, its numbers are too old, or the user's file cannot be read.
     """
     sites = facilities()
     site = sites.get(name.strip().casefold())

@@ -1,4 +1,4 @@
-"""A plan applied to a run: all impacts, the factors that made them, and what the reader must know."""
+"""Applies a plan of factors to a run: impacts, the factors that they use, and notes for the reader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEVICE = "device:"
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """Impacts with the factors that their formulas use."""
+    """Impacts, the factors in their formulas, and notes for the reader."""
 
     factors: tuple[Factor, ...] = ()
     impacts: tuple[Impact, ...] = ()
@@ -30,7 +30,7 @@ class Priced:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """The candidate that covers the run, after those that do not."""
+    """The first candidate that covers the run; `fallback_from` lists those before it and why they were skipped."""
 
     grid: Grid
     fallback_from: str = ""
@@ -43,13 +43,13 @@ class _Chosen:
 
 
 def price(usage: Usage, plan: Plan, *, scenario: str = "as_run") -> Priced:
-    """Compute every impact that the plan has numbers for; what has no joules has no impact.
+    """Compute each impact that the plan has factors for; subjects without metered energy have none.
 
     Location- and market-based totals stand side by side and are never added. Embodied impacts, totals and the SCI score
-    exist only where the hardware's figures were given.
+    exist only if embodied figures of the hardware are given.
 
     Raises:
-        FactorError: A factor does not hold at the time of the run.
+        FactorError: A factor is not valid at the time of the run.
     """
     plan = in_force(plan, *usage.time)
     notes: list[Note] = []
@@ -76,7 +76,7 @@ def price(usage: Usage, plan: Plan, *, scenario: str = "as_run") -> Priced:
 
 
 def _stand_ins(factors: Sequence[Factor], notes: Sequence[Note]) -> Iterator[Note]:
-    """Say which factors stand for another one: a file may bring one that says so of itself."""
+    """Yield a note for each factor with a `fallback_from`, which a user's file may set, unless there is one already."""
     has_note = any(note.code == "FACTOR_FALLBACK" for note in notes)
     for factor in factors:
         if factor.fallback_from and not has_note:
@@ -85,7 +85,7 @@ def _stand_ins(factors: Sequence[Factor], notes: Sequence[Note]) -> Iterator[Not
 
 
 def _of(grid: tuple[Factor, ...], subject: Subject) -> tuple[Factor, ...]:
-    """Keep the hours in which the subject has joules to weigh them with."""
+    """Return the factors of the hours in which the subject has energy."""
     if len(grid) == 1:
         return grid
     return tuple(f for f in grid if f.valid_from is not None and hour_of(f.valid_from) in subject.hourly_j)

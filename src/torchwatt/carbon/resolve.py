@@ -1,4 +1,4 @@
-"""From what the user typed to one factor, or to an error that says what to type instead."""
+"""Finds the factor of the region that the user named, or raises an error that suggests other names."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _CHINA_SUFFIX = re.compile(r"\s+(autonomous region|municipality|province|sheng|s
 
 
 def resolve_intensity(region: str | None, *, intensity_g_per_kwh: float | None = None) -> Factor | None:
-    """Return the grid's intensity in gCO2e/kWh with its source; None where nothing was given.
+    """Return the grid intensity in gCO2e/kWh with its source; None without arguments.
 
     Args:
-        region: A country (`FRA`, `FR`, `France`) or a part of one (`USA/california`, `USA-CA`). Never
-            looked up from the network and never replaced by a mean of the world.
-        intensity_g_per_kwh: The user's own number; it wins over the tables and is `declared`.
+        region: A country (`FRA`, `FR`, `France`) or a part of one (`USA/california`, `USA-CA`). It is never taken
+            from the network address and never replaced by a mean of the world.
+        intensity_g_per_kwh: The user's own number, with provenance `declared`; it is used instead of the tables.
 
     Raises:
-        FactorError: The region is in no table; names near matches.
+        FactorError: The region is in no table; the message names similar ones.
         ConfigError: The declared number is negative or not finite.
     """
     if intensity_g_per_kwh is not None:
@@ -44,9 +44,9 @@ def resolve_intensity(region: str | None, *, intensity_g_per_kwh: float | None =
 
 
 def place_of(zone: str) -> tuple[str, str] | None:
-    """Return the country (ISO 3166-1 alpha-3) and, where our tables name it, its part; None for what is no place.
+    """Return the country (ISO 3166-1 alpha-3) and its part, empty if the tables do not have it; None if it is no place.
 
-    Zones of Electricity Maps (`DE`, `US-CAL-CISO`) and bidding zones (`SE3`, `DE-LU`) have a country only.
+    For zones of Electricity Maps (`DE`, `US-CAL-CISO`) and bidding zones (`SE3`, `DE-LU`) the part is empty.
     """
     text = zone.strip().upper()
     head, separator, _ = text.replace("-", "/").partition("/")
@@ -64,7 +64,11 @@ def place_of(zone: str) -> tuple[str, str] | None:
 
 
 def find(region: str) -> Place:
-    """Find the one place that a region names."""
+    """Return the place that a region names.
+
+    Raises:
+        FactorError: The region is in no table, or names both a country and a state.
+    """
     countries = world()
     text = _fold(region)
     country_code = _country(text, countries)
@@ -99,7 +103,7 @@ def _part(code: str, part: str, region: str, countries: dict[str, Place]) -> Pla
 
 
 def _fold(text: str) -> str:
-    """Lower case, without accents and double spaces: `Québec` is `quebec`."""
+    """Return the text in lower case, without accents and double spaces: `Québec` becomes `quebec`."""
     plain = unicodedata.normalize("NFKD", text)
     return " ".join("".join(c for c in plain if not unicodedata.combining(c)).casefold().split())
 
@@ -117,7 +121,7 @@ def _country(text: str, countries: dict[str, Place]) -> str | None:
 
 
 def _refuse_ambiguous(text: str, region: str) -> None:
-    """Stop where a country's name is also a state's: nobody should get Georgia's other grid."""
+    """Refuse a country that has the name of a state of the USA, such as Georgia."""
     if len(text) > 3:
         twins = [p.zone for p in REGIONAL["USA"]() if text in p.names]
         if twins:
@@ -126,7 +130,7 @@ def _refuse_ambiguous(text: str, region: str) -> None:
 
 
 def _near(text: str, countries: dict[str, Place]) -> str:
-    """Say what the user may have meant, over countries and their parts."""
+    """Return similar names of countries and their parts, for an error message."""
     places = list(countries.values())
     for table in dict.fromkeys(REGIONAL.values()):
         places.extend(table())

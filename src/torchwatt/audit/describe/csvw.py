@@ -12,7 +12,7 @@ from torchwatt.audit.schema.versions import CURRENT, Schema
 
 
 def csvw_json(files: Collection[str] = (), schema: Schema = CURRENT) -> bytes:
-    """Describe the CSV tables; the same for every bundle of one version with the same optional tables."""
+    """Return `csvw-metadata.json`, which depends only on the version and on which optional tables `files` has."""
     description = {
         "@context": ["http://www.w3.org/ns/csvw", {"@language": "en"}],
         "dc:title": f"Energy and carbon of one run, by torchwatt; schema {schema.version}",
@@ -31,7 +31,7 @@ def _table(table: Table) -> dict[str, Any]:
         "columns": [_column(column) for column in table.columns],
         "primaryKey": list(table.key),
     }
-    # Its validator (csvw 4.1) takes an empty cell for a broken key: optional ones are left to Frictionless and verify.
+    # The validator csvw 4.1 reports empty cells as broken keys: Frictionless and verify check optional keys.
     keys = [_foreign_key(column) for column in table.columns if column.refers and (column.required or column.many)]
     return {
         "url": f"{table.name}.csv",

@@ -1,8 +1,8 @@
 """The energy block of the EU AI Act's model documentation (Annex XI, section 1, 2(d) and (e)).
 
-The form of the Code of Practice asks for energy in MWh with at least two significant figures, whether it was measured
-or estimated, the method in about a hundred words, and what is missing. This fills in what the run knows; it is no
-statement of conformity.
+The form of the Code of Practice requires energy in MWh with at least two significant figures, whether it was measured
+or estimated, the method in about a hundred words, and the missing information. This fills in the values of one run; it
+is not a statement of conformity.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MEASURED = frozenset({"measured", "derived", "apportioned"})
 
 
 def ai_act_markdown(bundles: Sequence[Bundle]) -> bytes:
-    """Return the block for one run."""
+    """Return the block of one run, in Markdown."""
     (bundle,) = bundles
     return ("\n".join(_lines(bundle)) + "\n").encode()
 

@@ -1,4 +1,4 @@
-"""Every table as Parquet, with the types, units and descriptions of the schema."""
+"""Exports every table as Parquet, with the types, units and descriptions of the schema."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def parquet_files(bundles: Sequence[Bundle]) -> dict[str, bytes]:
-    """Return one file a table, all runs in it, and each bundle's file of samples as it is.
+    """Return one file per table, with all runs, and the unchanged sample file of each bundle.
 
     Raises:
         BundleError: pyarrow is not installed.

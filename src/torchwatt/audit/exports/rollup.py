@@ -1,4 +1,4 @@
-"""A workbook for those who report: one row a run, typed cells, so that no locale turns 1.5 into the first of May."""
+"""Exports a workbook (XLSX): one row per run. Its cells have types, so no locale reads 1.5 as a date."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _LONGEST_CELL = 32_767  # characters
 
 
 def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
-    """Return the workbook: a sheet of runs with their sum, and a sheet of the factors behind it.
+    """Return the workbook: a sheet of runs with their sum, and a sheet of the factors used.
 
     Raises:
         BundleError: openpyxl is not installed.
@@ -70,7 +70,7 @@ def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
 
 
 def _append(sheet: Any, cells: Sequence[Any]) -> None:
-    """Add a row in which text stays text: what starts with = is no formula."""
+    """Append a row; text that starts with = is stored as text, not as a formula."""
     sheet.append([None if cell == "" else _in_xml(cell) for cell in cells])
     for cell in sheet[sheet.max_row]:
         if isinstance(cell.value, str):
@@ -78,7 +78,7 @@ def _append(sheet: Any, cells: Sequence[Any]) -> None:
 
 
 def _in_xml(cell: Any) -> Any:
-    """Write out what XML 1.0 cannot hold, and cut text at the length that Excel takes."""
+    """Escape characters that XML 1.0 does not allow, and cut text at Excel's limit."""
     if not isinstance(cell, str):
         return cell
     return _NOT_IN_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", cell)[:_LONGEST_CELL]
@@ -120,7 +120,7 @@ def _measured_share(bundle: Bundle) -> float | None:
 
 
 def counted_run(bundle: Bundle) -> Counted:
-    """Return what a run adds to sums."""
+    """Return the totals of a run, for sums."""
     run, location = bundle.run, impact(bundle, "gwp")
     grid = of_kind(factors_of(bundle, location), "grid_gwp")
     return Counted(

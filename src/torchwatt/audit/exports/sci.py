@@ -1,4 +1,4 @@
-"""A report of Software Carbon Intensity (ISO/IEC 21031:2024): SCI = ((E * I) + M) / R, with all it asks to disclose."""
+"""Report of Software Carbon Intensity (ISO/IEC 21031:2024): SCI = ((E * I) + M) / R, with the required disclosures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torchwatt.audit.exports.markdown import DASH, between, figure, plain, table
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
 
-# The report template of the Green Software Foundation knows three words for how a number was got.
+# Provenance -> method in the report template of the Green Software Foundation: measured, sourced or modeled.
 _METHOD = {"measured": "measured", "derived": "measured", "apportioned": "measured", "sourced": "sourced"}
 _ASKED = ("organisation", "accountable_contact", "model_id", "model_revision")
 
 
 def sci_markdown(bundles: Sequence[Bundle]) -> bytes:
-    """Return the report of one run; without embodied figures it says that there is no score, and why."""
+    """Return the report of one run in Markdown; without embodied figures it states why there is no score."""
     (bundle,) = bundles
     return ("\n".join(_lines(bundle)) + "\n").encode()
 

@@ -11,7 +11,7 @@ from torchwatt.audit.counted_run import ADDED, NOTHING, RunShare
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Totals of one run, and in `share` the part not counted in other runs; None is unknown, never 0."""
+    """Totals of one run, and in `share` the part that sums include; None is unknown, never 0."""
 
     run_id: str
     boundary: str
@@ -22,11 +22,11 @@ class Counted:
     market_g: float | None
     basis: str = ""  # of the location-based grams; lifecycle and direct are not added
     name: str = ""  # as in `share.neighbours` of other runs
-    share: RunShare | None = None  # None: not compared with other runs, counted whole
+    share: RunShare | None = None  # None: not compared with other runs, counted completely
 
     @property
     def once_j(self) -> float | None:
-        """Return the joules that sums include."""
+        """Return the energy that sums include."""
         return self.energy_j if self.share is None or self.share.state == "yes" else self.share.energy_j
 
     def once_g(self, method: str) -> float | None:
@@ -47,16 +47,16 @@ class Total:
     market_g: float | None
     refused: tuple[str, ...]
     shared: tuple[str, ...] = ()
-    is_complete: bool = True  # False: joules in common with a run that is not among these
+    is_complete: bool = True  # False: some energy is counted in a run that is not among these
 
     @property
     def j_per_unit(self) -> float | None:
-        """Return the sum of joules over the sum of units; None unless both are complete."""
+        """Return energy per unit; None unless both sums are complete."""
         return self.energy_j / self.units if self.energy_j is not None and self.units and self.is_complete else None
 
 
 def total(runs: Iterable[Counted]) -> Total:
-    """Add up runs; sums over different boundaries, units or bases are None and listed in `refused`.
+    """Sum runs; a sum of different boundaries, units or bases is None and listed in `refused`.
 
     Location- and market-based grams are separate sums, each only if every run has that method. If runs have a `share`,
     each joule is added once, and runs that share devices to an unknown extent are left out.

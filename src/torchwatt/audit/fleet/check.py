@@ -34,10 +34,10 @@ class Broken:
 
 
 def check_lake(lake: Lake) -> tuple[Broken, ...]:
-    """Read every file and return the damaged ones; if there are none, the failed checks.
+    """Return the damaged files; if none is damaged, the failed checks.
 
     Raises:
-        BundleError: There is no such lake.
+        BundleError: The lake does not exist.
         ConfigError: DuckDB is not installed.
     """
     if damaged := tuple(_damaged(lake)) if lake.exists() else ():

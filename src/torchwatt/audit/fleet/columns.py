@@ -1,4 +1,4 @@
-"""Columns that only the lake has: values of a run's other tables that roll-ups need, copied to the summed table.
+"""Additional columns of the lake: values of other tables of a run that roll-ups need, copied to the summed table.
 
 All are redundant: `fleet verify` recomputes them from the original tables.
 """
@@ -40,7 +40,7 @@ LAKE_COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "layer": (boolean("lake_counts", "true: the device counts toward the run's total", required=True),),
     "impact": (string("lake_basis", "basis of the grid factors that it was made with"),),
 }
-# In the order of writing: device, which has the bundle's hash, is first, and run last: it marks the run as complete.
+# In the order of writing: `device` first, which has the hash of the bundle; `run` last, which marks it as complete.
 TABLES: tuple[str, ...] = ("device", "window", "layer", "hourly", "factor", "impact", "event", "run")
 
 
@@ -50,7 +50,7 @@ def columns_of(table: str) -> tuple[Column, ...]:
 
 
 def lake_rows(bundle: Bundle, manifest_sha256: str, sample_sha256: str | None = None) -> dict[str, tuple[Row, ...]]:
-    """Return the rows of a bundle by table, with the lake's columns."""
+    """Return the rows of a bundle by table, with the columns of the lake."""
     counts = {text(row, "device_id"): row["counted"] is True for row in bundle["device"]}
     rows = {name: bundle[name] for name in TABLES}
     rows["layer"] = tuple({**row, "lake_counts": counts.get(text(row, "device_id"), False)} for row in bundle["layer"])
@@ -86,7 +86,7 @@ def _model(bundle: Bundle) -> str | None:
 
 
 def boundary(devices: Iterable[Row]) -> str:
-    """Return a boundary as its kinds of domains, which is the same for machines of different size."""
+    """Return a boundary as the kinds of its domains, which does not depend on the size of the machine."""
     rows = list(devices)
     missing = {text(row, "kind") for row in rows if row["unavailable_reason"] and not row["counted"]}
     counted_rows = [row for row in rows if row["counted"]]
@@ -98,7 +98,7 @@ def boundary(devices: Iterable[Row]) -> str:
 
 
 def _known_as(bundle: Bundle, provenance: str) -> float | None:
-    """Return the counted joules with one provenance; None if nothing is counted, or the joules of one are unknown."""
+    """Return the counted energy with one provenance; None if no device is counted, or the energy of one is unknown."""
     rows = counted(bundle)
     joules = [number(row, "energy_j") for row in rows if row["provenance"] == provenance]
     known_j = [value for value in joules if value is not None]

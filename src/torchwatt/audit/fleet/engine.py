@@ -30,7 +30,7 @@ ROLLUPS = {
     "scope2": "v_scope2_month",
 }
 COUNTS = "lake_counts"
-# No network access, also not for extensions: object stores are read through pyarrow.
+# No network access, not even for extensions: object stores are read through pyarrow.
 _OFFLINE: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -38,14 +38,14 @@ _OFFLINE: dict[str, str | bool | int | float | list[str]] = {
 
 
 def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB connection with the lake's tables (`lake_run`, ...) and the package's views.
+    """Return a DuckDB connection with the tables of the lake (`lake_run`, ...) and the views of the package.
 
     Args:
-        lake: Where the runs are.
-        views: Only these and their sources, because DuckDB lists the files again for each. Default is all.
+        lake: Its runs.
+        views: The needed views; DuckDB lists the files again for each. Default is all.
 
     Raises:
-        BundleError: There is no such lake, it is empty, or a part of it is damaged.
+        BundleError: The lake does not exist, it is empty, or a part of it is damaged.
         ConfigError: DuckDB is not installed.
     """
     try:
@@ -71,17 +71,17 @@ def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
 
 
 def rollup(lake: Lake, by: str, project: str | None = None, month: str | None = None) -> pa.Table:
-    """Return sums over runs, grouped by one of `ROLLUPS`.
+    """Return sums of runs, grouped by one of `ROLLUPS`.
 
     Args:
-        lake: Where the runs are.
+        lake: Its runs.
         by: project, month, model, layer, device or scope2.
         project: Only this one.
         month: Only this one, such as 2026-11 (the month in which a run began, UTC).
 
     Raises:
-        BundleError: There is no such lake, or a part of it is damaged.
-        ConfigError: There is no such roll-up, or DuckDB is not installed.
+        BundleError: The lake does not exist, or a part of it is damaged.
+        ConfigError: The roll-up is unknown, or DuckDB is not installed.
     """
     if by not in ROLLUPS:
         raise ConfigError(f"no roll-up by {by!r}: there are {', '.join(ROLLUPS)}")
@@ -135,7 +135,7 @@ def script(lake: Lake) -> str:
     """Return the SQL that creates the views in any DuckDB, for a lake in a folder.
 
     Raises:
-        ConfigError: The lake is in an object store: there DuckDB needs its httpfs and your secrets.
+        ConfigError: The lake is in an object store, for which DuckDB needs its httpfs and credentials.
     """
     if not isinstance(lake.files, LocalFiles):
         raise ConfigError("the script is for a lake in a folder; see docs/fleet.md for object stores")
@@ -158,7 +158,7 @@ def _add_table(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str) ->
 
     try:
         if isinstance(lake.files, LocalFiles):
-            lake.parts(table)  # refuses links, which DuckDB would follow
+            lake.parts(table)  # raises an error for links, which DuckDB would follow
             connection.execute("SET VARIABLE lake = ?", [_globbed(str(lake.files.root))])
             connection.execute(dict(statements(sql_file("lake")))[f"lake_{table}"])
             return
@@ -179,7 +179,7 @@ def _counts(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     """Return `lake_counts`: `count_once` over all runs, one row per run (`device_id` empty) and per device."""
     import pyarrow as pa
 
-    # A run that two writers put under two projects is used once, as in `v_run`.
+    # A run that two processes added to two projects is used once, as in `v_run`.
     runs = dict(connection.execute("SELECT run_id, lake_metered FROM lake_run ORDER BY project DESC").fetchall())
     try:
         shares = count_once([run_of_text(metered, run_id) for run_id, metered in runs.items()])

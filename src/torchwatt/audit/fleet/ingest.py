@@ -1,4 +1,4 @@
-"""Adds bundles to a lake, each once, in several processes; repeated calls change nothing."""
+"""Adds bundles to a lake, in several processes; repeated calls change nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torchwatt.disk.path_safety import folder_entries
 
 DEFAULT_PROJECT = "default"
 UPLOADS = 16  # at a time
-WORTH_WORKERS = 150  # bundles; for fewer, starting processes takes longer than it saves
+WORTH_WORKERS = 150  # bundles; for fewer, starting processes takes longer
 DEEPEST = 4
 _STRIDE = 7919  # a prime: processes with neighbouring PIDs begin far apart
 
@@ -41,7 +41,7 @@ class Ingested:
 
     @property
     def no_bundles(self) -> tuple[Outcome, ...]:
-        """Return the folders that are no bundles and have none in them."""
+        """Return the folders without a bundle."""
         return tuple(outcome for outcome in self.outcomes if outcome.state == "no bundle")
 
 
@@ -107,16 +107,16 @@ def bundles_below(place: Path, project: str | None = None) -> Iterator[Found]:
 
 
 def _walk(folder: Path, root: Path, deeper: int) -> Iterator[Path]:
-    """Yield bundles, and leaf folders that are none, so that they are reported, in order of name.
+    """Yield bundles, and leaf folders without a bundle, which are reported, in order of name.
 
-    Hidden folders and links to folders are left out.
+    Hidden folders and links to folders are omitted.
     """
     try:
         entries = folder_entries(folder, root)
     except OSError as error:
         raise ConfigError(f"cannot read {folder}: {error.strerror}") from error
     subfolders = [name for name, kind in entries.items() if kind == "folder" and not name.startswith(".")]
-    # Also if the manifest is a link: the bundle is then listed as refused, not silently skipped.
+    # Also if the manifest is a link: the bundle is then reported as refused.
     if MANIFEST in entries or looks_like_bundle(folder) or not (subfolders and deeper):
         yield folder
     else:
@@ -129,7 +129,7 @@ def _cpus() -> int:
 
 def _need_pyarrow() -> None:
     try:
-        import pyarrow.parquet  # noqa: F401  # is it there?
+        import pyarrow.parquet  # noqa: F401  # check that it is installed
     except ImportError as error:
         raise ConfigError(f"a lake needs pyarrow: {install_command('pyarrow')}") from error
 

@@ -165,13 +165,13 @@ class StoredFiles:
             return None
 
     def write(self, path: str, content: bytes, *, replace: bool) -> bool:
-        """Write an object. Two writers of one run write the same bytes, so the last one changes nothing."""
+        """Write an object. Concurrent writers of one run write the same bytes, so their order does not matter."""
         from pyarrow.fs import FileType
 
         target = f"{self.root}/{path}"
         if not replace and self.system.get_file_info(target).type == FileType.File:
             return False
-        if self.system.type_name in {"local", "mock", "hdfs"}:  # object stores have no folders to make
+        if self.system.type_name in {"local", "mock", "hdfs"}:  # object stores have no folders
             self.system.create_dir(target.rpartition("/")[0], recursive=True)
         with self.system.open_output_stream(target) as stream:
             stream.write(content)
@@ -205,7 +205,7 @@ class Lake:
     files: Files
 
     def make(self) -> None:
-        """Create a lake in an empty place, unless it is one already.
+        """Create a lake in an empty place, unless it exists.
 
         Raises:
             BundleError: The place is not empty and no lake, or cannot be written.
@@ -229,7 +229,7 @@ class Lake:
         return False
 
     def exists(self) -> bool:
-        """Return whether it is a lake.
+        """Return whether the place is a lake.
 
         Raises:
             BundleError: It is a lake of another version, or cannot be read.
@@ -265,7 +265,7 @@ class Lake:
 
 
 def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *, shared: bool = False) -> Lake:
-    """Return the lake at a folder or address; connects to the network only for a remote address.
+    """Return the lake at a folder or address; the network is used for remote addresses only.
 
     Args:
         place: A folder, or an address that pyarrow knows: `s3://bucket/path`, `gs://bucket/path`, `file:///path`.
@@ -273,7 +273,7 @@ def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *
         shared: Files in a folder get the modes of the umask; by default they are private to the owner.
 
     Raises:
-        ConfigError: There is no such kind of address, or pyarrow is not installed.
+        ConfigError: The kind of address is unknown, or pyarrow is not installed.
     """
     name = os.fspath(place)
     if system is None and "://" not in name:

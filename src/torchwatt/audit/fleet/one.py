@@ -1,4 +1,4 @@
-"""One bundle into the lake."""
+"""Adds one bundle to the lake."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.][A-Za-z0-9_.-]*)")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A bundle, and under which project it goes into the lake."""
+    """A bundle and its project in the lake."""
 
     directory: str
     project: str
-    root: str  # the folder that the user named: no link below it is followed
+    root: str  # the folder that the user named; links below it are not followed
 
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """What `ingest` was asked."""
+    """Options of `ingest`."""
 
     replace: bool = False
     samples: bool = False
@@ -49,7 +49,7 @@ class How:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a bundle."""
+    """Result of adding a bundle."""
 
     directory: str
     state: State
@@ -58,9 +58,15 @@ class Outcome:
 
 
 def add_one(lake: Lake, bundle: Found, present: dict[str, str], options: How) -> Outcome:
-    """Put one bundle into the lake; `present` says which runs are in it. A bundle that cannot be added is refused.
+    """Add one bundle to the lake; a bundle that cannot be added gives the state `refused`.
 
-    The part of `run` is written last: where it is, all others are, and a run without it counts nowhere.
+    The part of `run` is written last: if it exists, all others do, and a run without it is not in any sum.
+
+    Args:
+        lake: The target.
+        bundle: The bundle.
+        present: The runs of the lake and the paths of their parts of `run`; an added run is added to it.
+        options: Of the ingest.
     """
     try:
         return _add(lake, bundle, present, options)
@@ -78,14 +84,16 @@ def _add(lake: Lake, source: Found, present: dict[str, str], options: How) -> Ou
     if bundle.run["status"] == "running":
         raise BundleError(f"run {run_id} was still running: its whole is not known yet")
     path = part("run", source.project, started_at, run_id)
-    before = present.get(run_id) or (path if lake.files.read(path) is not None else None)  # added since we began
+    before = present.get(run_id) or (
+        path if lake.files.read(path) is not None else None
+    )  # added since this ingest began
     if before is not None and (state := _same(lake, before, manifest_sha256, options)):
         return Outcome(source.directory, state)
     if before is not None and before != path:
         raise BundleError(f"run {run_id} is in project {run_of(before)[0]!r} already: one run is one project's")
     samples = _samples(folder, root, listed, run_id) if options.samples else None
     rows = lake_rows(bundle, manifest_sha256, sha256(samples).hexdigest() if samples is not None else None)
-    # Of a run that is replaced, a table without rows is written too: the old one's must not stay.
+    # For a run that is replaced, tables without rows are written, too, because the old ones must not stay.
     parts = {table: part_bytes(table, rows[table]) for table in TABLES if rows[table] or before is not None}
     if samples is not None:
         parts["sample"] = samples
@@ -93,10 +101,10 @@ def _add(lake: Lake, source: Found, present: dict[str, str], options: How) -> Ou
     device = part("device", source.project, started_at, run_id)
     content = parts.pop("device", None) or part_bytes("device", ())
     if not lake.files.write(device, content, replace=options.replace) and lake.files.read(device) != content:
-        # Of two that add one run at the same time, the second may not write over the parts of the first.
+        # Another ingest adds this run at the same time: its parts must not be replaced.
         raise BundleError(f"run {run_id}: an ingest adds it with other content, or died doing so: see --replace")
     for table, content in parts.items():
-        # What an ingest that died left of this run, or another is writing just now, has the same bytes.
+        # Parts that an interrupted or concurrent ingest of this run wrote have the same bytes.
         lake.files.write(part(table, source.project, started_at, run_id), content, replace=True)
     won = lake.files.write(path, mine, replace=before is not None)
     present[run_id] = path
@@ -107,15 +115,15 @@ def _add(lake: Lake, source: Found, present: dict[str, str], options: How) -> Ou
 
 
 def looks_like_bundle(folder: Path) -> bool:
-    """Return whether a folder has a table of a bundle, whatever else is missing."""
+    """Return whether a folder contains a table of a bundle."""
     return any(kind_of(folder / name) is not None for name in _FILES)
 
 
 def _unchanged(folder: Path, root: Path) -> tuple[str, dict[str, str]]:
-    """Return the manifest's hash and its hashes by file, each of which was compared with its file.
+    """Return the hash of the manifest and its hashes by file, each compared with the file.
 
     Raises:
-        BundleError: A file differs from it or is no plain file, or it does not name a table that is there.
+        BundleError: A file differs from the manifest or is not a plain file, or a table is not in the manifest.
     """
     if kind_of(folder / MANIFEST) is None:
         raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle")
@@ -140,10 +148,10 @@ def _digest(path: Path, root: Path) -> str:
 
 
 def _samples(folder: Path, root: Path, listed: Mapping[str, str], run_id: str) -> bytes | None:
-    """Return the samples of a bundle where they are Parquet.
+    """Return the samples of a bundle if they are Parquet, else None.
 
     Raises:
-        BundleError: They are not what the manifest lists, or no samples of this run.
+        BundleError: They differ from the manifest, or are of another run.
     """
     import pyarrow as pa
 
@@ -162,10 +170,10 @@ def _samples(folder: Path, root: Path, listed: Mapping[str, str], run_id: str) -
 
 
 def _same(lake: Lake, path: str, manifest_sha256: str, options: How) -> State | None:
-    """Return the state of a run that is in the lake; None if it is to be replaced.
+    """Return the state of a run that is in the lake; None if it will be replaced.
 
     Raises:
-        BundleError: It is in the lake with other content, and may not be replaced.
+        BundleError: It is in the lake with other content, and `replace` is not set.
     """
     import pyarrow.parquet as pq
 

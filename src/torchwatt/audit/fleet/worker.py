@@ -1,4 +1,4 @@
-"""The process behind `workers`: lines of bundles in, lines of outcomes out."""
+"""A process of `workers`: reads lines of bundles and writes lines of outcomes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchwatt.audit.fleet.one import Found, How, add_one
 
 
 def work(root: Path, options: How) -> None:
-    """Add what standard input names, until it ends."""
+    """Add the bundles that standard input lists, until its end."""
     lake = Lake(str(root), LocalFiles(root, options.shared))
     present = lake.runs()
     for line in sys.stdin:

@@ -35,7 +35,7 @@ def default_store() -> Path:
 
 
 def project_name(project: str) -> str:
-    """Return the name of a project, checked because a folder gets it.
+    """Return the name of a project, checked to be a safe name of a folder.
 
     Raises:
         ConfigError: The name is not allowed.
@@ -80,7 +80,7 @@ class Store:
         return self._added(target, project)
 
     def share(self, folder: Path) -> None:
-        """Make a stored run readable for others, as far as the umask allows; journals of unfinished runs stay private.
+        """Make a stored run readable for other users, as far as the umask allows; journals of open runs stay private.
 
         Raises:
             BundleError: The modes of a file cannot be changed.
@@ -125,7 +125,7 @@ class Store:
         return self.root / near[0].project / near[0].folder
 
     def unsealed(self) -> tuple[Path, ...]:
-        """Return folders of the store with tables and no manifest, which are in no sum."""
+        """Return folders with tables and without a manifest, which sums do not include."""
         folders = (tables.parent for tables in sorted(self.root.glob("*/*/run.csv")))
         return tuple(
             folder for folder in folders if not folder.name.startswith(".") and not (folder / MANIFEST).is_file()

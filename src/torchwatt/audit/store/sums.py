@@ -1,4 +1,4 @@
-"""Sums of kept runs, by project and month."""
+"""Sums of stored runs by project and month."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchwatt.audit.store.index import StoredRun
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One project in one month."""
+    """Sums of the runs of one project in one month."""
 
     project: str
     month: str

@@ -96,7 +96,7 @@ def test_what_is_kept_as_text_is_the_same_run(cards, picks):
     ],
 )
 def test_what_is_no_such_text_is_refused(content):
-    with pytest.raises(BundleError, match="is not what a run metered"):
+    with pytest.raises(BundleError, match="is not the metered devices of a run"):
         run_of_text(content)
 
 

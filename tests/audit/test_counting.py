@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.audit.counting import CountedDevice, CountedRun, Counter, count_once
+from torchwatt.audit.counted_run import CountedDevice, CountedRun, Counter
+from torchwatt.audit.counting import count_once
 from torchwatt.audit.exports.counted_runs import run_of_text, text_of
 from torchwatt.core.errors import BundleError
 
@@ -95,7 +96,7 @@ def test_what_is_kept_as_text_is_the_same_run(cards, picks):
     ],
 )
 def test_what_is_no_such_text_is_refused(content):
-    with pytest.raises(BundleError, match="is not what a run metered"):
+    with pytest.raises(BundleError, match="is not the metered devices of a run"):
         run_of_text(content)
 
 
@@ -115,7 +116,7 @@ def test_without_readings_common_time_says_what_is_common():
         run("c", 90, 110, device(220.0)),
     )
     assert added(long, inside, beyond) == {"a": 1000.0, "b": 0.0, "c": pytest.approx(110.0)}
-    assert count_once([long, inside, beyond])["c"].others == ("a",)
+    assert count_once([long, inside, beyond])["c"].neighbours == ("a",)
 
 
 def test_cards_with_one_index_on_several_hosts_are_several_cards():

@@ -4,7 +4,7 @@ import pytest
 
 from tests.carbon.worlds import HISTORY_OLD, HOUR, NOON, found, history, planned, usage
 from torchwatt.carbon import Asked, plan, price
-from torchwatt.carbon.presets import SITES, facility
+from torchwatt.carbon.presets import facilities, facility
 from torchwatt.core.errors import ConfigError, FactorError
 
 KWH_J = 3.6e6
@@ -127,7 +127,7 @@ def test_a_facility_that_publishes_water_gives_litres():
 
 
 def test_every_preset_is_possible():
-    for name in SITES:
+    for name in facilities():
         for factor in facility(name, NOON):
             assert factor.value >= (1 if factor.kind == "pue" else 0)
             assert factor.lo is None or factor.lo <= factor.value <= factor.hi

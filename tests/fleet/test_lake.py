@@ -346,7 +346,7 @@ def test_what_is_missing_is_one_clear_error(tmp_path, runs, lake, monkeypatch):
     with pytest.raises(ConfigError, match=r"pip install 'torchwatt\[fleet\]'"):
         rollup(lake, "month")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ConfigError, match=r"pip install 'torchwatt\[fleet\]'"):
+    with pytest.raises(ConfigError, match="pip install pyarrow"):
         ingest(lake, [runs])
 
 

@@ -195,7 +195,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path, name):
     digest = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"  # of b"x"
     manifest = bundle / "MANIFEST.sha256"
     manifest.write_bytes(manifest.read_bytes() + f"{digest}  {name}\n".encode())
-    with pytest.raises(BundleError, match="no file of a bundle"):
+    with pytest.raises(BundleError, match="cannot be a file of a bundle"):
         reprice(bundle, Asked(intensity_g_per_kwh=50.0), scenario="x", target=tmp_path / "deep" / "er" / "out")
 
 

@@ -1,6 +1,6 @@
-"""Audit bundles: one schema, plain files with full digits, a seal, and checks that trust nothing.
+"""Audit bundles: schema, writer, reader, seal and verification, exports, the store of runs and the lake of many runs.
 
-Loaded at first use: `verify` needs the standard library only and must not import what writing needs.
+Modules are imported at first use: `verify` needs only the standard library, and must not import NumPy.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from torchwatt.audit.writer import write_bundle, write_files
 
 _HOMES = {
-    "Bundle": "reader",
-    "Finding": "verification",
-    "SCHEMA_VERSION": "schema",
-    "SampleFormat": "samples",
-    "Seal": "seal",
-    "TABLES": "schema",
-    "Verification": "verification",
-    "read_bundle": "reader",
-    "verify": "verification",
-    "free_name": "writer",
-    "write_bundle": "writer",
-    "write_files": "writer",
+    "Bundle": "torchwatt.audit.reader",
+    "Finding": "torchwatt.audit.verification",
+    "SCHEMA_VERSION": "torchwatt.audit.schema",
+    "SampleFormat": "torchwatt.audit.samples",
+    "Seal": "torchwatt.audit.seal",
+    "TABLES": "torchwatt.audit.schema",
+    "Verification": "torchwatt.audit.verification",
+    "read_bundle": "torchwatt.audit.reader",
+    "verify": "torchwatt.audit.verification",
+    "free_name": "torchwatt.audit.writer",
+    "write_bundle": "torchwatt.audit.writer",
+    "write_files": "torchwatt.audit.writer",
 }
 __all__ = [
     "SCHEMA_VERSION",
@@ -51,4 +51,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{home}"), name)
+    return getattr(import_module(home), name)

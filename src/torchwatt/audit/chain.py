@@ -1,8 +1,8 @@
-"""The chain of a project's bundles: one line a bundle, each holding the hash of all lines before it.
+"""The hash chain of a project's bundles: one line per bundle, each with a hash of itself and all lines before it.
 
-`chain_n = SHA-256(chain_(n-1) || manifest_sha256_n)`, both as 32 raw bytes, with 32 zero bytes before the first. A line
-that was removed, changed or moved breaks every later one. What it cannot show: a whole chain that its owner wrote
-anew, or lines cut off at the end. So keep its last hash where others see it: a commit, a CI log, a timestamp.
+`chain_n = SHA-256(chain_(n-1) || manifest_sha256_n)`, both as 32 raw bytes, with 32 zero bytes before the first. A
+line that is removed, changed or moved invalidates all later ones. The chain cannot show that its owner rewrote all of
+it or removed lines at the end: for that, publish its last hash, such as in a commit, a CI log or a timestamp.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Link:
 
     index: int
     run_id: str
-    bundle: str  # name of the folder, without its path
+    bundle: str  # name of the folder
     manifest_sha256: str
     prev_chain_sha256: str
     chain_sha256: str
 
     @property
     def holds(self) -> bool:
-        """Return whether the line's own hash is that of what it names."""
+        """Return whether the line's hash is that of the previous hash and the manifest."""
         return self.chain_sha256 == chained(self.prev_chain_sha256, self.manifest_sha256)
 
 
@@ -51,10 +51,10 @@ def chained(prev_chain_sha256: str, manifest_sha256: str) -> str:
 
 
 def read_chain(path: Path) -> tuple[Link, ...]:
-    """Read a chain; none is empty. Whether it holds is for `verify` to say.
+    """Return the lines of a chain, () if the file does not exist; the hashes are not checked.
 
     Raises:
-        BundleError: A line is no line of a chain, or the file cannot be read.
+        BundleError: A line is malformed, or the file cannot be read.
     """
     try:
         return tuple(_links(path, read_named(path, _MOST_BYTES).decode()))
@@ -71,19 +71,23 @@ def _links(path: Path, text: str) -> Iterator[Link]:
         try:
             link = Link(**json.loads(line))
         except (ValueError, TypeError, RecursionError) as error:
-            raise BundleError(f"{path} line {number}: no line of a chain: {error}") from error
+            raise BundleError(f"{path} line {number}: not a line of a chain: {error}") from error
         digests = (link.manifest_sha256, link.prev_chain_sha256, link.chain_sha256)
         if not all(isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in digests):
-            raise BundleError(f"{path} line {number}: no line of a chain: a hash is no SHA-256")
-        whole = isinstance(link.index, int) and not isinstance(link.index, bool) and 0 <= link.index < _MOST
-        if not whole or not isinstance(link.run_id, str) or not isinstance(link.bundle, str):
-            raise BundleError(f"{path} line {number}: no line of a chain: its number or a name is none")
+            raise BundleError(f"{path} line {number}: not a line of a chain: a hash is not a SHA-256")
+        is_index = isinstance(link.index, int) and not isinstance(link.index, bool) and 0 <= link.index < _MOST
+        if not is_index or not isinstance(link.run_id, str) or not isinstance(link.bundle, str):
+            raise BundleError(f"{path} line {number}: not a line of a chain: its index or a name has the wrong type")
         yield link
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[IO[bytes]]:
-    """Hold a chain alone, so that two runs that end together get two lines."""
+    """Open a chain for appending, with an exclusive lock against other processes.
+
+    Raises:
+        BundleError: The file cannot be written.
+    """
     try:
         private_folder(path.parent)
         with appended_file(path) as file:
@@ -94,20 +98,20 @@ def locked(path: Path) -> Iterator[IO[bytes]]:
 
 
 def next_link(path: Path, run_id: str, bundle: str, manifest_sha256: str) -> Link:
-    """Return the line that would come next.
+    """Return the line for a new bundle.
 
     Raises:
-        BundleError: The last line does not hold: nothing may be built on a broken chain.
+        BundleError: The hash of the last line is wrong.
     """
     links = read_chain(path)
     if links and not links[-1].holds:
-        raise BundleError(f"{path} line {len(links)}: its hash is not that of what it names; see `torchwatt verify`")
+        raise BundleError(f"{path} line {len(links)}: its hash does not match its content; see `torchwatt verify`")
     before = links[-1].chain_sha256 if links else FIRST
     return Link(len(links), run_id, bundle, manifest_sha256, before, chained(before, manifest_sha256))
 
 
 def append(file: IO[bytes], link: Link) -> None:
-    """Add a line to a locked chain, and have it on the disk."""
+    """Append a line to a locked chain and flush it to the disk."""
     file.write((json.dumps(asdict(link)) + "\n").encode())
     file.flush()
     os.fsync(file.fileno())

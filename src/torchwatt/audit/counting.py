@@ -1,7 +1,7 @@
 """Deduplicates energy across runs; used by `runs`, `fleet`, its SQL views and the workbook.
 
-A meter includes every process on its device, so concurrent runs on one GPU report the same joules, a meter of a whole
-machine includes its GPUs, and a copied bundle repeats its original. `count_once` assigns each joule to exactly one run.
+A meter includes every process on its device, so concurrent runs on one GPU report the same energy, a meter of a whole
+machine includes its GPUs, and a copied bundle repeats its original. `count_once` counts all energy in exactly one run.
 It reads no files, and the result does not depend on the order of the runs.
 """
 
@@ -10,15 +10,11 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import fsum
-from typing import Literal
 
+from torchwatt.audit.counted_run import NOTHING, CountedDevice, CountedRun, Counter, RunShare, State
 from torchwatt.core.units import NS_PER_S
-
-State = Literal["yes", "shared", "copy", "part of a job", "unidentified", "overlapping"]
-ADDED: frozenset[str] = frozenset({"yes", "shared"})
-NOTHING: frozenset[str] = frozenset({"copy", "part of a job"})  # all of their joules are counted in another run
 
 # Consecutive runs may overlap by rounding: a bundle stores their ends to the microsecond.
 TOUCHING_NS = 1_000_000
@@ -27,90 +23,8 @@ TOUCHING_NS = 1_000_000
 CLOCK_NS = 60 * NS_PER_S
 MACHINE = frozenset({"node", "host", "system", "psu"})  # kinds of meters that cover a whole machine
 PLATFORM = "psys"
-FAMILIES: Mapping[str, str] = {"core": "cpu", "uncore": "cpu", "dram": "memory", "ram": "memory"}
 _ON_PLATFORM = frozenset({"cpu", "memory"})
 Interval = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Counter:
-    """The first and the last reading of a counter in a run, in its own unit, the last one unwrapped.
-
-    `modulus_raw` is the value at which the counter wraps; 0 if it never wraps.
-    """
-
-    start_raw: int
-    end_raw: int
-    unit_j: float
-    modulus_raw: int
-
-
-@dataclass(frozen=True, slots=True)
-class CountedDevice:
-    """What one device adds to the total of its run; `key` identifies it and `machine` its host, empty if unknown.
-
-    With scope `process` the key identifies the process whose share of the device was metered.
-    """
-
-    device_id: str
-    kind: str
-    energy_j: float
-    key: str = ""
-    machine: str = ""
-    scope: str = "device"
-    counter: Counter | None = None
-
-    @property
-    def family(self) -> str:
-        """Return the kind, with one common name for kinds whose meters can include the same joules."""
-        return FAMILIES.get(self.kind, self.kind)
-
-
-@dataclass(frozen=True, slots=True)
-class CountedRun:
-    """The input of `count_once` for one run; times are ns since 1970 (UTC).
-
-    Args:
-        name: Unique among the runs that are counted together.
-        contained: Pairs of device keys (inner, container).
-        sources: The runs of the ranks that a job was merged from.
-        overlaps: The run has an event about another session on its devices.
-    """
-
-    name: str
-    run_id: str
-    start_ns: int
-    end_ns: int
-    duration_s: float
-    devices: tuple[CountedDevice, ...] = ()
-    contained: tuple[tuple[str, str], ...] = ()
-    sources: tuple[str, ...] = ()
-    overlaps: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RunShare:
-    """The part of a run that sums over runs include.
-
-    `energy_j` are the joules not counted in another run, None if nothing was metered; `shares` is the fraction of each
-    device's joules that is counted. `seconds` is the run's time outside runs with common joules, so its sum is the
-    length of the union of the intervals. `others` names the runs that have joules in common with this one.
-    """
-
-    state: State
-    told_j: float | None  # as the run reports it
-    energy_j: float | None
-    seconds: float
-    shares: Mapping[str, float] = field(default_factory=dict)
-    others: tuple[str, ...] = ()
-    identified: bool = True  # False: a device has no key, so it may also be metered by another run
-
-    @property
-    def share(self) -> float:
-        """Return the fraction of the run's joules, and so of its grams, that sums include."""
-        if self.state in NOTHING:
-            return 0.0
-        return self.energy_j / self.told_j if self.energy_j is not None and self.told_j else 1.0
 
 
 def count_once(runs: Iterable[CountedRun]) -> dict[str, RunShare]:
@@ -128,23 +42,23 @@ def count_once(runs: Iterable[CountedRun]) -> dict[str, RunShare]:
     ordered = sorted(runs, key=lambda run: (run.start_ns, -run.end_ns, run.run_id, run.name))
     copies, parts = _copies(ordered), _parts(ordered)
     metered = [run for run in ordered if run.name not in parts]
-    shares, others = _shared(_metered(metered, copies))
+    shares, neighbours = _shared(_metered(metered, copies))
     unknown = _unidentified(_metered(metered, copies))
-    found: dict[str, RunShare] = {}
+    result: dict[str, RunShare] = {}
     times: dict[str, Interval] = {}
     for run in sorted(ordered, key=lambda run: (run.start_ns - run.end_ns, run.start_ns, run.run_id, run.name)):
-        beside = frozenset(others.get(run.name, ())) | {copies[key] for key in _keys(run) if key in copies}
-        state = _state(run, copies, parts, unknown, beside)
+        neighbour_names = frozenset(neighbours.get(run.name, ())) | {copies[key] for key in _keys(run) if key in copies}
+        state = _state(run, copies, parts, unknown, neighbour_names)
         mine = {d.device_id: _share(state, (run.name, d.device_id), copies, shares) for d in run.devices}
         told_j = fsum(d.energy_j for d in run.devices) if run.devices else None
         once_j = fsum(d.energy_j * mine[d.device_id] for d in run.devices) if run.devices else None
-        taken_ns = _covered([times[name] for name in beside if name in times], (run.start_ns, run.end_ns))
+        taken_ns = _covered([times[name] for name in neighbour_names if name in times], (run.start_ns, run.end_ns))
         seconds = 0.0 if state in NOTHING else max(run.duration_s - taken_ns / NS_PER_S, 0.0)
-        known = all(device.key for device in run.devices)
-        found[run.name] = RunShare(state, told_j, once_j, seconds, mine, tuple(sorted(beside)), known)
+        identified = all(device.key for device in run.devices)
+        result[run.name] = RunShare(state, told_j, once_j, seconds, mine, tuple(sorted(neighbour_names)), identified)
         if state not in NOTHING:
             times[run.name] = (run.start_ns, run.end_ns)
-    return found
+    return result
 
 
 def _keys(run: CountedRun) -> Iterator[tuple[str, str]]:
@@ -162,7 +76,7 @@ def _state(
     copies: Mapping[tuple[str, str], str],
     parts: frozenset[str],
     unknown: frozenset[str],
-    beside: frozenset[str],
+    neighbour_names: frozenset[str],
 ) -> State:
     if run.name in parts:
         return "part of a job"
@@ -172,13 +86,13 @@ def _state(
         return "overlapping"
     if run.name in unknown:
         return "unidentified"
-    return "shared" if beside else "yes"
+    return "shared" if neighbour_names else "yes"
 
 
 def _copies(ordered: Sequence[CountedRun]) -> dict[tuple[str, str], str]:
     """Map (run, device) to the run that has the same measurement; with an empty device, to the same run."""
     ids: dict[str, str] = {}
-    first: dict[tuple[object, ...], str] = {}
+    originals: dict[tuple[object, ...], str] = {}
     copies: dict[tuple[str, str], str] = {}
     for run in ordered:
         twin = ids.setdefault(run.run_id, run.name)
@@ -186,7 +100,7 @@ def _copies(ordered: Sequence[CountedRun]) -> dict[tuple[str, str], str]:
             copies |= dict.fromkeys([(run.name, ""), *_keys(run)], twin)
             continue
         for device in run.devices:
-            original = first.setdefault(_measurement(run, device), run.name) if device.energy_j > 0 else run.name
+            original = originals.setdefault(_measurement(run, device), run.name) if device.energy_j > 0 else run.name
             if original != run.name:
                 copies[run.name, device.device_id] = original
     by_name = {run.name: run for run in ordered}
@@ -233,23 +147,23 @@ class _Metered:
     def offers(self) -> tuple[str, ...]:
         """Return the keys to index it by: its own, and its family on its machine (which contains process shares)."""
         device = self.device
-        whole = device.scope == "device" and device.machine
-        return (self.own, f"{device.family} of {device.machine}") if whole else (self.own,)
+        covers_device = device.scope == "device" and device.machine
+        return (self.own, f"{device.family} of {device.machine}") if covers_device else (self.own,)
 
 
 def _metered(runs: Sequence[CountedRun], copies: Mapping[tuple[str, str], str]) -> list[_Metered]:
-    """Return the devices with joules that are no copies, containers first, among equals those of the longest run."""
+    """Return the devices with energy, without copies: containers first, among equals those of the longest run."""
     outer: dict[str, set[str]] = defaultdict(set)
     for run in runs:
         for inner, container in run.contained:
             outer[inner].add(container)
-    found = [
+    devices = [
         _placed(run, device, outer)
         for run in runs
         for device in run.devices
         if device.energy_j > 0 and (run.name, device.device_id) not in copies
     ]
-    return sorted(found, key=lambda m: (m.depth, m.time[0] - m.time[1], m.time[0], m.run.run_id, m.key))
+    return sorted(devices, key=lambda m: (m.depth, m.time[0] - m.time[1], m.time[0], m.run.run_id, m.key))
 
 
 def _placed(run: CountedRun, device: CountedDevice, outer: Mapping[str, set[str]]) -> _Metered:
@@ -272,14 +186,14 @@ def _placed(run: CountedRun, device: CountedDevice, outer: Mapping[str, set[str]
 
 def _above(key: str, outer: Mapping[str, set[str]]) -> set[str]:
     """Return the keys of all direct and indirect containers of a device, over all runs."""
-    found: set[str] = set()
+    containers: set[str] = set()
     waiting = [key] if key else []
     while waiting:
         for container in outer.get(waiting.pop(), ()):
-            if container not in found and container != key:
-                found.add(container)
+            if container not in containers and container != key:
+                containers.add(container)
                 waiting.append(container)
-    return found
+    return containers
 
 
 class _Timeline:
@@ -301,45 +215,47 @@ class _Timeline:
         start_ns, end_ns = metered.time[0] - CLOCK_NS, metered.time[1] + CLOCK_NS
         at = bisect_left(self._by_start, (start_ns - self._longest_ns, 0))
         while at < len(self._by_start) and self._by_start[at][0] < end_ns:
-            other = self._at[self._by_start[at][1]]
-            if other.run.name != metered.run.name and other.time[1] > start_ns:
-                yield other
+            candidate = self._at[self._by_start[at][1]]
+            if candidate.run.name != metered.run.name and candidate.time[1] > start_ns:
+                yield candidate
             at += 1
 
 
 def _shared(ordered: Sequence[_Metered]) -> tuple[dict[tuple[str, str], float], dict[str, set[str]]]:
-    """Return the fraction of joules that each (run, device) counts, and by run the runs with joules in common."""
+    """Return the counted fraction of each (run, device), and for each run the runs that metered the same energy."""
     timelines: dict[str, _Timeline] = defaultdict(_Timeline)
     shares: dict[tuple[str, str], float] = {}
-    others: dict[str, set[str]] = defaultdict(set)
+    neighbours: dict[str, set[str]] = defaultdict(set)
     for metered in ordered:
         if not metered.own:
             continue
         names = [name for name in (metered.own, *sorted(metered.outer)) if name in timelines]
-        near = [other for name in names for other in timelines[name].beside(metered)]
-        common, whole = _common(metered, near)
+        near = [candidate for name in names for candidate in timelines[name].beside(metered)]
+        common, bounds = _common(metered, near)
         if common:
-            shares[metered.key] = 1.0 - _covered(list(common.values()), whole) / max(whole[1] - whole[0], 1)
+            shares[metered.key] = 1.0 - _covered(list(common.values()), bounds) / max(bounds[1] - bounds[0], 1)
         for name, _ in common:
-            others[name].add(metered.run.name)
-            others[metered.run.name].add(name)
+            neighbours[name].add(metered.run.name)
+            neighbours[metered.run.name].add(name)
         for name in metered.offers:
             timelines[name].add(metered)
-    return shares, others
+    return shares, neighbours
 
 
 def _common(metered: _Metered, near: Sequence[_Metered]) -> tuple[dict[tuple[str, str], Interval], Interval]:
     """Return the intervals shared with a device, by (run, device), and its own: in counter units, else ns."""
     counter = metered.device.counter
-    raw = {other.key: _raw_beside(metered, other) for other in near}
+    raw = {neighbour.key: _raw_beside(metered, neighbour) for neighbour in near}
     readings = {key: interval for key, interval in raw.items() if interval is not None}
     if counter is not None and len(readings) == len(raw):
         mine = counter.start_raw, counter.end_raw
-        found = {key: _cut(interval, mine) for key, interval in readings.items()}
-        return {key: (lo, hi) for key, (lo, hi) in found.items() if hi > lo}, mine
-    apart = {key for key, interval in readings.items() if counter is not None and _is_apart(counter, interval)}
-    found = {other.key: _cut(other.time, metered.time) for other in near if other.key not in apart}
-    return {key: (lo, hi) for key, (lo, hi) in found.items() if hi - lo > TOUCHING_NS}, metered.time
+        overlaps = {key: _cut(interval, mine) for key, interval in readings.items()}
+        return {key: (lo, hi) for key, (lo, hi) in overlaps.items() if hi > lo}, mine
+    separate = {key for key, interval in readings.items() if counter is not None and _is_apart(counter, interval)}
+    overlaps = {
+        neighbour.key: _cut(neighbour.time, metered.time) for neighbour in near if neighbour.key not in separate
+    }
+    return {key: (lo, hi) for key, (lo, hi) in overlaps.items() if hi - lo > TOUCHING_NS}, metered.time
 
 
 def _is_apart(counter: Counter, interval: Interval) -> bool:
@@ -347,47 +263,52 @@ def _is_apart(counter: Counter, interval: Interval) -> bool:
     return hi <= lo
 
 
-def _raw_beside(one: _Metered, other: _Metered) -> Interval | None:
+def _raw_beside(reference: _Metered, neighbour: _Metered) -> Interval | None:
     """Return another run's readings on the unwrapped axis of this run; None if of other counters or not advancing.
 
     Readings of a wrapping counter are known modulo `modulus_raw`. The later of two concurrent runs began within the
     range that the earlier one counted: below one modulus that is unique, above it the start times decide.
     """
-    a, b = one.device.counter, other.device.counter
-    if a is None or b is None or one.own != other.own or (a.unit_j, a.modulus_raw) != (b.unit_j, b.modulus_raw):
+    a, b = reference.device.counter, neighbour.device.counter
+    if (
+        a is None
+        or b is None
+        or reference.own != neighbour.own
+        or (a.unit_j, a.modulus_raw) != (b.unit_j, b.modulus_raw)
+    ):
         return None
     used_raw = b.end_raw - b.start_raw
     if min(a.end_raw - a.start_raw, used_raw) <= 0:
         return None
     start_raw = b.start_raw
     if a.modulus_raw:
-        if one.time[0] >= other.time[1] or other.time[0] >= one.time[1]:
+        if reference.time[0] >= neighbour.time[1] or neighbour.time[0] >= reference.time[1]:
             return a.end_raw, a.end_raw  # wraps between the runs are unknown, and they have nothing in common
-        later = one.time[0] <= other.time[0]
-        offset_raw = _turned(one, other) if later else _turned(other, one)
+        later = reference.time[0] <= neighbour.time[0]
+        offset_raw = _turned(reference, neighbour) if later else _turned(neighbour, reference)
         start_raw = a.start_raw + (offset_raw if later else -offset_raw)
     return start_raw, start_raw + used_raw
 
 
-def _turned(first: _Metered, later: _Metered) -> int:
+def _turned(earlier: _Metered, later: _Metered) -> int:
     """Return the raw units by which a wrapping counter advanced between the starts of two runs."""
-    a, b = first.device.counter, later.device.counter
+    a, b = earlier.device.counter, later.device.counter
     if a is None or b is None:
         return 0
     least, used = (b.start_raw - a.start_raw) % a.modulus_raw, a.end_raw - a.start_raw
-    passed = (later.time[0] - first.time[0]) / max(first.time[1] - first.time[0], 1)
+    passed = (later.time[0] - earlier.time[0]) / max(earlier.time[1] - earlier.time[0], 1)
     turns = round((used * passed - least) / a.modulus_raw) if used >= a.modulus_raw else 0
     return least + max(turns, 0) * a.modulus_raw
 
 
-def _cut(one: Interval, other: Interval) -> Interval:
-    return max(one[0], other[0]), min(one[1], other[1])
+def _cut(interval: Interval, bounds: Interval) -> Interval:
+    return max(interval[0], bounds[0]), min(interval[1], bounds[1])
 
 
-def _covered(intervals: Sequence[Interval], whole: Interval) -> int:
-    """Return the length of an interval that the union of others covers."""
-    covered, reached = 0, whole[0]
-    for lo, hi in sorted(_cut(interval, whole) for interval in intervals):
+def _covered(intervals: Sequence[Interval], bounds: Interval) -> int:
+    """Return the length of the part of `bounds` that the union of `intervals` covers."""
+    covered, reached = 0, bounds[0]
+    for lo, hi in sorted(_cut(interval, bounds) for interval in intervals):
         covered += max(hi - max(lo, reached), 0)
         reached = max(reached, hi)
     return covered
@@ -406,11 +327,11 @@ def _unidentified(ordered: Sequence[_Metered]) -> frozenset[str]:
         for metered in ordered
         if not metered.own
         and metered.device.scope == "device"
-        and any(_may_be(metered, other) for other in timelines[metered.device.family].beside(metered))
+        and any(_may_be(metered, candidate) for candidate in timelines[metered.device.family].beside(metered))
     )
 
 
-def _may_be(metered: _Metered, other: _Metered) -> bool:
-    lo, hi = _cut(metered.time, other.time)
-    machines = {metered.device.machine, other.device.machine} - {""}
+def _may_be(metered: _Metered, candidate: _Metered) -> bool:
+    lo, hi = _cut(metered.time, candidate.time)
+    machines = {metered.device.machine, candidate.device.machine} - {""}
     return hi - lo > TOUCHING_NS and len(machines) < 2

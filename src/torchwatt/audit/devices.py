@@ -14,7 +14,7 @@ from torchwatt.core.terms import Domain, kind_of
 
 
 def salted(run_id: str, secret: str | None) -> str | None:
-    """Hash an identifier so that it links rows of one run and nothing across runs."""
+    """Return a hash of an identifier that differs from run to run; None if it is unknown."""
     return sha256(f"{run_id}:{secret}".encode()).hexdigest() if secret else None
 
 
@@ -45,7 +45,7 @@ def _identity(report: Report, domain: str, meter: Meter | None) -> Row:
     if meter is None:
         return {}
     machine = _machine(report, Domain.parse(domain).node)
-    # A meter read back from a bundle has its keys as facts, not the identifiers they are hashes of.
+    # A meter that was read from a bundle has the keys as facts, without the identifiers that they hash.
     return {
         "device_key": _device_key(report, domain, meter, machine),
         "machine_key": meter.fact("machine_key") or _key("machine", machine),
@@ -53,7 +53,7 @@ def _identity(report: Report, domain: str, meter: Meter | None) -> Row:
 
 
 def _machine(report: Report, node: int | None) -> str:
-    """Return the machine's identity since boot; empty for a recorded log, which may be from another machine."""
+    """Return an identifier of the machine since its boot; empty for a recorded log, which may be of another machine."""
     if report.sampler.mode not in {"process", "thread"}:
         return ""
     if node is None:
@@ -64,9 +64,9 @@ def _machine(report: Report, node: int | None) -> str:
 def _device_key(report: Report, domain: str, meter: Meter, machine: str) -> str | None:
     local = domain.rpartition("/")[2]
     if meter.scope == "process" and report.ranks:
-        return _key("job", report.run_id, domain)  # sum of the ranks' shares, of no single process
-    if known := meter.fact("device_key"):
-        return known
+        return _key("job", report.run_id, domain)  # a sum of shares of several processes
+    if device_key := meter.fact("device_key"):
+        return device_key
     if meter.scope == "process":
         return _key("process", report.software.get("process", ""), local) if machine else None
     if uuid := meter.fact("uuid"):
@@ -76,21 +76,21 @@ def _device_key(report: Report, domain: str, meter: Meter, machine: str) -> str 
 
 
 def _key(*parts: str) -> str | None:
-    """Hash an identifier the same way in every run; None if a part is missing."""
+    """Return a hash of the parts that is equal in all runs; None if a part is empty."""
     return sha256(":".join(("torchwatt", *parts)).encode()).hexdigest() if all(parts) else None
 
 
 def _parent(ledger: Ledger | None, ledgers: Mapping[str, Ledger]) -> str | None:
-    """Return the domain that contains this one; the first, if its joules are spread over several superchip modules."""
-    first = ledger.part_of.partition(", ")[0] if ledger is not None else ""
-    return first if first in ledgers else None
+    """Return the domain that contains this one; the first if its energy is divided among several superchip modules."""
+    parent = ledger.part_of.partition(", ")[0] if ledger is not None else ""
+    return parent if parent in ledgers else None
 
 
 def _meter(meter: Meter | None, run_id: str) -> Row:
     if meter is None:
         return {}
     lo, hi = meter.accuracy_rel or (None, None)
-    first = meter.channel("counter") or meter.channel("power")
+    channel = meter.channel("counter") or meter.channel("power")
     return {
         "vendor": meter.vendor,
         "model": meter.model,
@@ -100,7 +100,7 @@ def _meter(meter: Meter | None, run_id: str) -> Row:
         "scope": meter.scope,
         "shared_with_others": meter.shared,
         "sensor": ";".join(dict.fromkeys(c.sensor for c in meter.channels if c.quantity != "gauge")),
-        "sensor_update_s": first.period_ns / 1e9 if first else None,
+        "sensor_update_s": channel.period_ns / 1e9 if channel else None,
         "sensor_accuracy_lo_rel": lo,
         "sensor_accuracy_hi_rel": hi,
         "sensor_accuracy_source": meter.accuracy_source,
@@ -109,7 +109,7 @@ def _meter(meter: Meter | None, run_id: str) -> Row:
 
 
 def _float(text: str | None) -> float | None:
-    """Convert a fact of a driver; None if it is no number, such as `[N/A]`."""
+    """Return a fact of a driver as a number; None if it is none, such as `[N/A]`."""
     try:
         return float(text) if text else None
     except ValueError:
@@ -141,7 +141,7 @@ def _known(ledger: Ledger | None, curve: EnergyCurve | None) -> Row:
 
 
 def _intervals(report: Report, ledger: Ledger | None) -> Row:
-    """Return the interval over repeats of the run, and the systematic interval of the meter."""
+    """Return the interval over repeats of the run and the systematic interval of the meter."""
     if ledger is None:
         return {}
     systematic_j, hi_j = report.systematic_of(ledger), ledger.energy_hi_j
@@ -158,7 +158,7 @@ MOST_RAW = 2**63  # integers of a bundle are signed with 64 bits; larger reading
 
 
 def _counter(ledger: Ledger | None, meter: Meter | None) -> Row:
-    """Return the first and last reading of the counter, their difference in J, and the rest of the joules."""
+    """Return the first and last reading of the counter, their difference in J, and the energy outside of it."""
     channel = meter.channel("counter") if meter is not None else None
     if ledger is None or ledger.counter_start_raw is None or ledger.counter_end_raw is None:
         return {}

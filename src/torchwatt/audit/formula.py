@@ -1,4 +1,4 @@
-"""Formulas of `impact.csv` and of the schema: names, numbers, + - * / and parentheses. Never `eval`."""
+"""Evaluates formulas of `impact.csv` and of the schema: names, numbers, + - * / and parentheses; without `eval`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def evaluate(formula: str, values: Values) -> float:
     """Return the value of a formula, evaluated left to right with the usual precedence.
 
     Raises:
-        BundleError: The text is no formula, a name has no value, or a divisor is 0.
+        BundleError: The text is not a formula, a name has no value, or a divisor is 0.
     """
     try:
         return parse(formula)(values)
@@ -35,7 +35,7 @@ def parse(formula: str) -> Formula:
     """Return a function of the named values, which raises KeyError for a missing name and ZeroDivisionError.
 
     Raises:
-        BundleError: The text is no formula.
+        BundleError: The text is not a formula.
     """
     return _Parser(formula).whole()
 
@@ -45,8 +45,8 @@ def names(formula: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(match[2] for match in _TOKEN.finditer(formula) if match[2]))
 
 
-def _binary(operator: Callable[[float, float], float], left: Formula, right: Formula) -> Formula:
-    return lambda values: operator(left(values), right(values))
+def _binary(operator: Callable[[float, float], float], first_operand: Formula, second_operand: Formula) -> Formula:
+    return lambda values: operator(first_operand(values), second_operand(values))
 
 
 class _Parser:
@@ -69,11 +69,11 @@ class _Parser:
                 raise self._error(f"more than {_LONGEST} parts")
         return tokens[::-1]
 
-    def _error(self, what: str) -> BundleError:
-        return BundleError(f"formula {self.formula[:200]!r}: {what}")
+    def _error(self, problem: str) -> BundleError:
+        return BundleError(f"formula {self.formula[:200]!r}: {problem}")
 
-    def _take(self, *wanted: str) -> str | None:
-        return self.tokens.pop() if self.tokens and self.tokens[-1] in wanted else None
+    def _take(self, *tokens: str) -> str | None:
+        return self.tokens.pop() if self.tokens and self.tokens[-1] in tokens else None
 
     def whole(self) -> Formula:
         value = self._sum()

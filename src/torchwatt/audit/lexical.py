@@ -1,4 +1,4 @@
-"""Conversion of cells to text and back, by column type, in a form that every CSV reader parses alike."""
+"""Converts cells to text and back, by column type, in a form that all CSV readers parse alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchwatt.core.errors import BundleError
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
-# Python's own int() and float() also take "1_000", "INF" and Arabic digits, which other readers do not.
+# Python's int() and float() also accept "1_000", "INF" and Arabic digits, which other readers do not.
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 LARGEST_INTEGER = 2**63  # exclusive: 64-bit signed, which every reader supports
@@ -22,8 +22,8 @@ LARGEST_NUMBER = 1e100  # no quantity of a run is larger, and sums and squares o
 TIME_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z"
 _STAMP = re.compile(TIME_PATTERN)
 _NUMBERS = {
-    kind: re.compile(rf"(?:{one.pattern})?(?:\n(?:{one.pattern})?)*")
-    for kind, one in (("number", _NUMBER), ("integer", _INTEGER))
+    kind: re.compile(rf"(?:{pattern.pattern})?(?:\n(?:{pattern.pattern})?)*")
+    for kind, pattern in (("number", _NUMBER), ("integer", _INTEGER))
 }
 
 # Spreadsheets evaluate cells that start with one of these as formulas. Module names are untrusted.
@@ -79,7 +79,7 @@ def from_cell(text: str, column: Column) -> Value:
     """Parse one cell; the exact inverse of `to_cell`, except for text that was cut.
 
     Raises:
-        BundleError: The text is not what `to_cell` would write for the column's type.
+        BundleError: `to_cell` would not write this text for the column's type.
     """
     if text == "":
         if column.required:
@@ -99,7 +99,7 @@ def from_cell(text: str, column: Column) -> Value:
 
 
 def numbers_from_cells(texts: Sequence[str], column: Column) -> list[float | None] | None:
-    """Parse many cells of a numeric column at once; None if one may be invalid, so that each must be parsed alone.
+    """Parse all cells of a numeric column at once; None if one may be invalid and each must be parsed by itself.
 
     A result equals that of `from_cell` for each cell.
     """
@@ -107,14 +107,14 @@ def numbers_from_cells(texts: Sequence[str], column: Column) -> list[float | Non
     if joined.count("\n") != len(texts) - 1 or not _NUMBERS[column.type].fullmatch(joined):
         return None
     values = [(float(text) if column.type == "number" else int(text)) if text else None for text in texts]
-    known = [value for value in values if value is not None]
-    if (column.required and len(known) < len(values)) or not known:
+    numbers = [value for value in values if value is not None]
+    if (column.required and len(numbers) < len(values)) or not numbers:
         return None
-    least, most = min(known), max(known)
+    least, greatest = min(numbers), max(numbers)
     largest = LARGEST_NUMBER if column.type == "number" else LARGEST_INTEGER - 1
     low = -largest if column.minimum is None else max(column.minimum, -largest)
     high = largest if column.maximum is None else min(column.maximum, largest)
-    return values if low <= least and most <= high else None
+    return values if low <= least and greatest <= high else None
 
 
 def _stamp(text: str) -> datetime:
@@ -125,7 +125,7 @@ def _stamp(text: str) -> datetime:
 
 
 def shortened(text: str) -> str:
-    """Cut text to `LONGEST_TEXT` characters; an appended digest keeps texts with one beginning distinct."""
+    """Cut text to `LONGEST_TEXT` characters; an appended digest distinguishes texts with the same beginning."""
     if len(text) <= LONGEST_TEXT:
         return text
     digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -133,7 +133,7 @@ def shortened(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    r"""Make text harmless in a spreadsheet and one line long; `unescape` gives it back exactly.
+    r"""Return text on one line that a spreadsheet does not evaluate; `unescape` restores it exactly.
 
     Text that starts like a formula, or holds control characters, gets a leading `'`. After it, `\\` is a
     backslash and `\uXXXX` a control character. All other text is written unchanged.

@@ -1,4 +1,4 @@
-"""Rows of `rank` and `rank_layer`: who of a job used what."""
+"""Rows of `rank` and `rank_layer`: the energy of a job by rank."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torchwatt.core.report import Report
 
 
 def rank_rows(report: Report) -> Iterator[Row]:
-    """Make one row a rank."""
+    """Yield one row per rank."""
     for part in report.ranks:
-        known = part.start_ns is not None and part.end_ns is not None
+        has_times = part.start_ns is not None and part.end_ns is not None
         yield {
             "run_id": report.run_id,
             "rank": part.rank,
@@ -24,7 +24,7 @@ def rank_rows(report: Report) -> Iterator[Row]:
             "host_hash": salted(report.run_id, part.host),
             "t_start_ns": part.start_ns - report.start_ns if part.start_ns is not None else None,
             "t_end_ns": part.end_ns - report.start_ns if part.end_ns is not None else None,
-            "duration_s": part.duration_s if known else None,
+            "duration_s": part.duration_s if has_times else None,
             "energy_j": part.energy_j,
             "energy_communication_j": part.communication_j,
             "cpu_s": part.cpu_s,
@@ -36,7 +36,7 @@ def rank_rows(report: Report) -> Iterator[Row]:
 
 
 def rank_layer_rows(report: Report) -> Iterator[Row]:
-    """Make one row a rank, domain, layer and phase."""
+    """Yield one row per rank, domain, layer and phase."""
     for part in report.ranks:
         for entry in part.entries:
             yield {

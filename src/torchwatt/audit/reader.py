@@ -1,4 +1,4 @@
-"""Read the CSV tables of a bundle back; every complaint names the file, the row and the column."""
+"""Reads the CSV tables of a bundle; errors name the file, the row and the column."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from torchwatt.disk.path_safety import kind_of
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """The rows of the CSV tables by name, cells parsed to the types of the schema; None is missing.
+    """Rows of the CSV tables by name of the table; cells have the types of the schema, None if missing.
 
-    Columns have the current version's names, whatever the version of the files (`schema`).
+    Columns have the names of the current version; `schema` is the version of the files.
     """
 
     directory: Path
@@ -40,8 +40,8 @@ class Bundle:
 def read_bundle(directory: str | os.PathLike[str], root: Path | None = None) -> Bundle:
     """Read the CSV tables of a bundle; for the samples see `read_samples`.
 
-    A newer minor version may have more columns at the end of a table; they are left out. Where the bundle was found
-    below a folder that the user named, that is `root`, and no link below it is followed.
+    Additional columns of a newer minor version are omitted. If the bundle was found below a folder that the user named,
+    that is `root`, and links below it are not followed.
 
     Raises:
         BundleError: A file is missing or malformed, or the bundle is of another major version.
@@ -92,9 +92,9 @@ def _records(path: Path, text: str) -> Iterator[list[str]]:
 
 def _difference(header: list[str], table: Table) -> str:
     for index, name in enumerate(table.header):
-        found = header[index] if index < len(header) else None
-        if found != name:
-            return f"column {index + 1} should be {name!r}, found {found!r}"
+        actual = header[index] if index < len(header) else None
+        if actual != name:
+            return f"column {index + 1} should be {name!r}, found {actual!r}"
     return "header differs"
 
 
@@ -111,9 +111,9 @@ def _row(where: str, line: list[str], header: list[str], table: Table) -> Row:
 
 
 def _refuse_twins(path: Path, table: Table, rows: tuple[Row, ...]) -> None:
-    seen: dict[tuple[Value, ...], int] = {}
+    rows_by_key: dict[tuple[Value, ...], int] = {}
     for number, row in enumerate(rows, 1):
         key = tuple(row[name] for name in table.key)
-        if key in seen:
-            raise BundleError(f"{path} row {number}: the same {', '.join(table.key)} as row {seen[key]}")
-        seen[key] = number
+        if key in rows_by_key:
+            raise BundleError(f"{path} row {number}: the same {', '.join(table.key)} as row {rows_by_key[key]}")
+        rows_by_key[key] = number

@@ -24,7 +24,7 @@ from torchwatt.core.terms import Domain
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import ns_from_s
 
-_HOLE_NS = 500_000_000  # as verification.sample_laws: power missing for this long: the meter was not read
+_HOLE_NS = 500_000_000  # if power is missing for longer, the meter was not read; as in `verification.sample_laws`
 
 
 def rebuild(
@@ -36,7 +36,7 @@ def rebuild(
         directory: The bundle.
         start_ns: The monotonic time of its start, which bundles do not contain.
         start_unix_ns: The unix time of its start, if known more exactly than to the bundle's microsecond.
-        root: The folder that the user named, where the bundle was found below it.
+        root: The folder that the user named, if the bundle was found below it.
 
     Raises:
         BundleError: A table is malformed, or a ledger does not balance.
@@ -203,31 +203,31 @@ def _edges(row: Row, start_ns: int) -> tuple[int, int]:
 
 
 def _steps(bundle: Bundle, start_ns: int, curves: Sequence[EnergyCurve]) -> Iterator[Step]:
-    """Yield the steps with joules per domain, computed from the curves: the table has only their sum."""
+    """Yield the steps with the energy per domain, computed from the curves; the table has only the sum."""
     rows = [row for row in bundle["window"] if row["kind"] == "step"]
     numbers = [[int(part) for part in text(row, "name").split("-")] for row in rows]
     total = int(number(bundle.run, "step_count") or 0)
-    # In older bundles a row has its first step number only, and stands for the steps up to the next row.
-    follows = [*(first for first, *_ in numbers[1:]), total]
-    for row, (index, *last), following in zip(rows, numbers, follows, strict=False):
-        after = last[0] + 1 if last else following
+    # In older bundles a row has only its first step number, and includes the steps up to the next row.
+    follows = [*(first_index for first_index, *_ in numbers[1:]), total]
+    for row, (index, *last_index), following in zip(rows, numbers, follows, strict=False):
+        after = last_index[0] + 1 if last_index else following
         lo, hi = _edges(row, start_ns)
-        known = {str(curve.domain): curve.between(lo, hi) for curve in curves if curve.knows(lo, hi)}
-        yield Step(index, lo, hi, known, max(after - index, 1), text(row, "stage"))
+        energies_j = {str(curve.domain): curve.between(lo, hi) for curve in curves if curve.knows(lo, hi)}
+        yield Step(index, lo, hi, energies_j, max(after - index, 1), text(row, "stage"))
 
 
 def _modules(bundle: Bundle) -> Iterator[ModuleInfo]:
-    seen: set[str] = set()
+    names: set[str] = set()
     for row in bundle["layer"]:
         fqn = text(row, "fqn")
-        if row["module_class"] is not None and fqn not in seen:
-            seen.add(fqn)
+        if row["module_class"] is not None and fqn not in names:
+            names.add(fqn)
             params, size = _whole(row, "params") or 0, _whole(row, "param_bytes") or 0
             yield ModuleInfo(fqn, text(row, "module_class"), params, size)
 
 
-def _units(told: str) -> dict[str, float]:
-    return {unit: float(count) for unit, count in re.findall(r"(.+?)=([0-9][0-9.e+-]*)(?:;|$)", told)}
+def _units(counted_text: str) -> dict[str, float]:
+    return {unit: float(count) for unit, count in re.findall(r"(.+?)=([0-9][0-9.e+-]*)(?:;|$)", counted_text)}
 
 
 def _whole(row: Row, name: str) -> int | None:

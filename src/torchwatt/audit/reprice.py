@@ -1,4 +1,4 @@
-"""Write a bundle again with more impacts: the measurement's files as they are, byte for byte."""
+"""Writes a bundle with additional impacts; the files of the measurement stay the same, byte for byte."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def write_repriced(
     files = _measured(bundle.directory)
     run_id = str(bundle.run["run_id"])
     units = bundle.run["functional_unit_count"]
-    known = {row["factor_id"] for row in bundle["factor"]}
-    more = [row for row in factor_rows(tuple(factors)) if row["factor_id"] not in known]
+    factor_ids = {row["factor_id"] for row in bundle["factor"]}
+    more = [row for row in factor_rows(tuple(factors)) if row["factor_id"] not in factor_ids]
     added = impact_rows(run_id, tuple(impacts), tuple(factors), float(units) if isinstance(units, int | float) else 0.0)
     files["factor.csv"] = table_bytes(bundle.schema.table("factor"), [*bundle["factor"], *more])
     files["impact.csv"] = table_bytes(bundle.schema.table("impact"), [*bundle["impact"], *added])
@@ -39,19 +39,19 @@ def write_repriced(
 
 
 def _measured(folder: Path) -> dict[str, bytes]:
-    """Return the files that stay, each compared with the manifest first: nothing altered is sealed anew."""
+    """Return the files of the measurement, each compared with the manifest, so that no altered file is sealed again."""
     try:
         original = content_of(folder / MANIFEST)
         files = {ORIGINAL_MANIFEST: original}
         for line in original.decode().splitlines():
             digest, _, name = line.partition("  ")
             if not is_file_name(name):
-                raise BundleError(f"{folder / MANIFEST} names {name[:100]!r}, which is no file of a bundle")
+                raise BundleError(f"{folder / MANIFEST} names {name[:100]!r}, which cannot be a file of a bundle")
             content = content_of(folder / name)
             if sha256(content).hexdigest() != digest:
                 raise BundleError(f"{folder / name} differs from {MANIFEST}: see `torchwatt verify {folder}`")
             if name not in _REWRITTEN | _DESCRIPTIONS:
-                # Of a bundle that was repriced before, the first manifest stays the original one.
+                # In a bundle that was repriced before, the manifest of the measurement stays.
                 files[name] = content
     except UnicodeDecodeError as error:
         raise BundleError(f"{folder}: cannot read what its manifest lists: {error}") from error

@@ -1,4 +1,4 @@
-"""A report as rows of tables; pure, so the same report gives the same bytes."""
+"""Converts a report to rows of the tables; equal reports give equal rows."""
 
 from __future__ import annotations
 
@@ -63,21 +63,21 @@ def _layer(run_id: str, ledger: Ledger, entry: Entry, modules: Mapping[str, Modu
 
 
 def factor_rows(factors: tuple[Factor, ...]) -> Iterator[Row]:
-    """Make one row a factor."""
+    """Yield one row per factor."""
     yield from (asdict(factor) for factor in dict.fromkeys(factors))
 
 
 def impact_rows(run_id: str, impacts: tuple[Impact, ...], factors: tuple[Factor, ...], units: float) -> Iterator[Row]:
-    """Make one row an impact; the run's also per unit of work done."""
+    """Yield one row per impact; those of the run also have the value per functional unit."""
     methods = {factor.factor_id: factor.accounting_method for factor in factors}
     for impact in impacts:
-        found = dict(asdict(impact), run_id=run_id, factor_ids=";".join(impact.factor_ids))
+        cells = dict(asdict(impact), run_id=run_id, factor_ids=";".join(impact.factor_ids))
         method = next((methods[name] for name in impact.factor_ids if methods.get(name)), "na")
-        found["accounting_method"] = found.get("accounting_method") or method
-        found["scenario"] = found.get("scenario") or "as_run"
-        if impact.subject == "run" and units > 0 and found.get("per_unit_value") is None:
-            found["per_unit_value"] = impact.value / units
-        yield found
+        cells["accounting_method"] = cells.get("accounting_method") or method
+        cells["scenario"] = cells.get("scenario") or "as_run"
+        if impact.subject == "run" and units > 0 and cells.get("per_unit_value") is None:
+            cells["per_unit_value"] = impact.value / units
+        yield cells
 
 
 def _impacts(report: Report) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""The one row of `run`."""
+"""The row of `run`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PART_OF_KIND = {"gpu": "accelerator", "cpu": "cpu", "dram": "dram", "ram": "dram
 
 
 def run_rows(report: Report) -> Iterator[Row]:
-    """Make the row.
+    """Yield the row.
 
     Raises:
-        BundleError: The user declared something that is no column of `run`.
+        BundleError: The user declared a value that is not a column of `run`.
     """
     software, cost_s = report.software, report.tracing_cost_s
     yield {
@@ -88,26 +88,26 @@ def _energies(report: Report) -> Row:
 
 
 def measurement_level(domains: Iterator[tuple[str, str]]) -> str | None:
-    """Return the level of a boundary from (kind, provenance) of its domains: the weakest part decides."""
-    found = list(domains)
-    if not found:
+    """Return the level of a boundary (M0, M1, M2) from (kind, provenance) of its domains; None without domains."""
+    parts = list(domains)
+    if not parts:
         return None
-    if any(known != "measured" for _, known in found):
+    if any(provenance != "measured" for _, provenance in parts):
         return "M0"
-    kinds = {kind for kind, _ in found}
-    return "M2" if "module" in kinds or kinds >= {"cpu", "dram"} else "M1"  # a superchip's module has both inside
+    kinds = {kind for kind, _ in parts}
+    return "M2" if "module" in kinds or kinds >= {"cpu", "dram"} else "M1"  # the module of a superchip contains both
 
 
 def _part_j(ledgers: tuple[Ledger, ...], part: str) -> float | None:
-    """Add up the domains of one part; a part without a meter is missing, not 0."""
+    """Return the energy of the domains of one part; None, not 0, for a part without a meter."""
     parts = [x.energy_j for x in ledgers if PART_OF_KIND.get(x.domain.kind, "other") == part]
     return fsum(parts) if parts else None
 
 
 def _root_sum_of_squares(ledgers: tuple[Ledger, ...]) -> float | None:
-    # Readings of different meters err independently; their bands do not, and stay out of this number.
-    known = [ledger.energy_u_j for ledger in ledgers if ledger.energy_u_j is not None]
-    return sqrt(fsum(u * u for u in known)) if ledgers and len(known) == len(ledgers) else None
+    # Reading errors of different meters are independent; their systematic errors are not, and are not included.
+    uncertainties_j = [ledger.energy_u_j for ledger in ledgers if ledger.energy_u_j is not None]
+    return sqrt(fsum(u * u for u in uncertainties_j)) if ledgers and len(uncertainties_j) == len(ledgers) else None
 
 
 def _units(report: Report) -> Row:
@@ -125,7 +125,7 @@ def _units(report: Report) -> Row:
 
 
 def functional_unit(report: Report) -> tuple[str, float]:
-    """Return what impacts are divided by: the first counted unit by name, else the run itself."""
+    """Return the functional unit and its count: the first counted unit by name, else one run."""
     unit, count = next(iter(sorted(report.units.items())), ("run", 1.0))
     return unit[:LONGEST_UNIT], count
 
@@ -155,6 +155,6 @@ def _sampling(report: Report) -> Row:
 
 
 def intervals_s(steps_ns: np.ndarray[tuple[int], np.dtype[np.int64]]) -> tuple[float, float]:
-    """Return the 50th and 99th percentile, each one of the values (no interpolation)."""
+    """Return the 50th and the 99th percentile, without interpolation."""
     p50, p99 = np.percentile(steps_ns, [50, 99], method="inverted_cdf")
     return float(p50) / 1e9, float(p99) / 1e9

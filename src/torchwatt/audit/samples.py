@@ -1,4 +1,4 @@
-"""The curves as one file: Parquet, or CSV.gz where pyarrow is missing or CSV was asked for."""
+"""Writes the energy curves to one file: Parquet, or CSV.gz if pyarrow is missing or CSV was selected."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torchwatt.audit.schema.energy import SAMPLE
 from torchwatt.audit.table import table_bytes
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.errors import BundleError
+from torchwatt.core.extras import install_command
 from torchwatt.core.report import Report
 
 if TYPE_CHECKING:
@@ -23,28 +24,28 @@ if TYPE_CHECKING:
 SampleFormat = Literal["auto", "parquet", "csv.gz"]
 
 
-def sample_file(report: Report, wanted: SampleFormat = "auto") -> tuple[str, bytes]:
-    """Return the name and the bytes of the file of samples.
+def sample_file(report: Report, sample_format: SampleFormat = "auto") -> tuple[str, bytes]:
+    """Return the name and the bytes of the sample file.
 
     Raises:
-        BundleError: Parquet was asked for and pyarrow is not installed, or a number is not finite.
+        BundleError: Parquet was selected and pyarrow is not installed, or a number is not finite.
     """
-    if wanted not in {"auto", "parquet", "csv.gz"}:
-        raise BundleError(f"samples={wanted!r}: give 'auto', 'parquet' or 'csv.gz'")
+    if sample_format not in {"auto", "parquet", "csv.gz"}:
+        raise BundleError(f"samples={sample_format!r}: give 'auto', 'parquet' or 'csv.gz'")
     for curve in report.curves:
         if not np.all(np.isfinite(curve.energy_j)):
             raise BundleError(f"sample {curve.domain}: energy_j holds a number that is not finite")
-    if wanted != "csv.gz":
+    if sample_format != "csv.gz":
         try:
             import pyarrow  # noqa: F401, ICN001  # is it there?
         except ImportError as error:
-            if wanted == "parquet":
+            if sample_format == "parquet":
                 raise BundleError(
-                    "samples='parquet' needs pyarrow: pip install pyarrow, or samples='csv.gz'"
+                    f"samples='parquet' needs pyarrow: {install_command('pyarrow')}, or samples='csv.gz'"
                 ) from error
         else:
             return "sample.parquet", _parquet(_table(report))
-    # mtime=0: the same samples, the same bytes.
+    # mtime=0: equal samples give equal bytes.
     return "sample.csv.gz", gzip.compress(table_bytes(SAMPLE, _rows(report)), compresslevel=6, mtime=0)
 
 
@@ -68,7 +69,7 @@ def _rows(report: Report) -> Iterator[Row]:
 
 
 def arrow_schema() -> pa.Schema:
-    """Return the types of the Parquet file, with units and descriptions, as the schema module says."""
+    """Return the types of the Parquet file, with units and descriptions of the schema."""
     import pyarrow as pa
 
     fields = [_field(column) for column in SAMPLE.columns]
@@ -81,7 +82,7 @@ def _field(column: Column) -> pa.Field:
     types = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
     arrow = types.get(column.type, pa.timestamp("us", "UTC"))
     if column.type == "string":
-        arrow = pa.dictionary(pa.int32(), pa.string())  # a run has few devices and many points
+        arrow = pa.dictionary(pa.int32(), pa.string())  # few devices, many points
     metadata = {"unit": column.unit, "description": column.description}
     return pa.field(column.name, arrow, nullable=not column.required, metadata=metadata)
 
@@ -97,11 +98,11 @@ def _table(report: Report) -> pa.Table:
 def _batch(curve: EnergyCurve, report: Report, schema: pa.Schema) -> pa.RecordBatch:
     import pyarrow as pa
 
-    first = np.arange(len(curve.t_ns)) == 0
+    is_first = np.arange(len(curve.t_ns)) == 0
     power_w = np.concatenate(([np.nan], curve.power_w()))
 
     def same(text: str) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(first), np.int32)), pa.array([text]))
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(is_first), np.int32)), pa.array([text]))
 
     columns = {
         "run_id": same(report.run_id),

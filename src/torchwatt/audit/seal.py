@@ -1,6 +1,6 @@
-"""Seals a bundle: the manifest, an in-toto statement about it, and a signature if there is a key.
+"""Seals a bundle: manifest, in-toto statement about it, and a signature if a key is given.
 
-A seal shows who sealed these files and that they were not altered since. It does not show that a sensor was correct.
+A seal shows who sealed the files and that they were not altered since. It does not show that a sensor was correct.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def manifest(sha256_of: Mapping[str, str]) -> bytes:
 def statement(
     sha256_of: Mapping[str, str], run_id: str, link: Link | None, tool: str = TOOL, version: str = SCHEMA_VERSION
 ) -> bytes:
-    """Return an in-toto Statement v1 about the manifest and every file in it; has no time, so it is reproducible."""
+    """Return an in-toto Statement v1 about the manifest and every file in it; without a time, so it is reproducible."""
     manifest_sha256 = sha256(manifest(sha256_of)).hexdigest()
     everything = dict(sha256_of) | {MANIFEST: manifest_sha256}
-    found = {
+    content = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(everything.items())],
         "predicateType": PREDICATE_TYPE,
@@ -75,14 +75,14 @@ def statement(
             "chain_sha256": link.chain_sha256 if link else None,
         },
     }
-    return (json.dumps(found, indent=1, ensure_ascii=True) + "\n").encode()
+    return (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode()
 
 
 def sign(path: Path, key: Path) -> None:
     """Sign a file with `ssh-keygen -Y`; the signature is written to `<file>.sig`.
 
     Raises:
-        BundleError: There is no ssh-keygen, or it cannot use the key.
+        BundleError: ssh-keygen is not installed, or cannot use the key.
     """
     ssh_keygen("sign", "-f", str(key), "-n", NAMESPACE, str(path))
     path.with_name(f"{path.name}.sig").chmod(FILE)
@@ -102,7 +102,7 @@ def ssh_keygen(action: str, *arguments: str, stdin: bytes = b"") -> str:
         raise BundleError(f"ssh-keygen -Y {action}: no answer in {_PATIENCE_S} s") from error
     except FileNotFoundError as error:
         raise BundleError("signatures need ssh-keygen (OpenSSH 8.0 or newer): install openssh-client") from error
-    said = (done.stdout + done.stderr).decode(errors="replace").strip()
+    output = (done.stdout + done.stderr).decode(errors="replace").strip()
     if done.returncode != 0:
-        raise BundleError(f"ssh-keygen -Y {action}: {said or f'exit code {done.returncode}'}")
-    return said
+        raise BundleError(f"ssh-keygen -Y {action}: {output or f'exit code {done.returncode}'}")
+    return output

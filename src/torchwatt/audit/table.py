@@ -1,4 +1,4 @@
-"""Rows to the bytes of one CSV file, in the order of the key."""
+"""Encodes rows as a CSV file, in the order of the key."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def table_bytes(table: Table, rows: Iterable[Row]) -> bytes:
 
 
 def key_of(table: Table, row: Row) -> Key:
-    """Return what rows are sorted by: numbers as numbers, text by code point as it is, not as it is escaped."""
+    """Return the sort key of a row: numbers by value, text by code point before escaping."""
     return tuple(sortable(row.get(name)) for name in table.key)
 
 
 def sortable(value: Value) -> tuple[float, str]:
-    """Return one part of a key."""
+    """Return the sort key of one value."""
     if isinstance(value, datetime):
         return value.timestamp(), ""
     return (value, "") if isinstance(value, int | float) else (0, "" if value is None else shortened(str(value)))

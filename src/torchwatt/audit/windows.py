@@ -1,4 +1,4 @@
-"""Rows of `window` and `hourly`: the joules cut by the run's own clock and by the world's."""
+"""Rows of `window` and `hourly`: energy by windows of the run and by hours of UTC."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from torchwatt.core.hours import hour_energies
 from torchwatt.core.report import Report, Step
 from torchwatt.core.terms import Provenance, weakest
 
-BLOCKS = 12  # of the run, whose differences its interval comes from (attribution.repeats): no shorter window has one
+BLOCKS = (
+    12  # of the run, from whose differences its interval is computed (attribution.repeats); shorter windows have none
+)
 
 
 def window_rows(report: Report) -> Iterator[Row]:
-    """Make one row a step and one a window (a nested session, an epoch, ...), in time order.
+    """Yield one row per step and per window (a nested session, an epoch, ...), in time order.
 
-    Their joules are inside the run's.
+    Their energy is part of that of the run.
     """
-    # A window's joules lie between readings, so they are derived, at best.
-    known: Provenance | None = weakest("derived", report.provenance) if report.provenance else None
-    found = [(w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j, "") for w in report.windows]
+    # Windows begin and end between readings, so their energy is derived, at best.
+    provenance: Provenance | None = weakest("derived", report.provenance) if report.provenance else None
+    windows = [(w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j, "") for w in report.windows]
     domains = [str(ledger.domain) for ledger in report.counted]
-    found += [(s.start_ns, s.end_ns, "step", _numbers(s), _all_j(s.energy_j, domains), s.stage) for s in report.steps]
-    ordered = sorted(found, key=lambda w: (w[0], -w[1], w[2], w[3]))
+    windows += [(s.start_ns, s.end_ns, "step", _numbers(s), _all_j(s.energy_j, domains), s.stage) for s in report.steps]
+    ordered = sorted(windows, key=lambda w: (w[0], -w[1], w[2], w[3]))
     bands = _bands_j(report, [(w[0], w[1]) for w in ordered])
     for index, (start_ns, end_ns, kind, name, energy_j, stage) in enumerate(ordered):
         yield {
@@ -36,7 +38,7 @@ def window_rows(report: Report) -> Iterator[Row]:
             "t_start_ns": start_ns - report.start_ns,
             "t_end_ns": end_ns - report.start_ns,
             "energy_j": energy_j,
-            "provenance": known if energy_j is not None else None,
+            "provenance": provenance if energy_j is not None else None,
             "stage": stage,
             **_repeat(report, energy_j, end_ns - start_ns),
             **({} if energy_j is None or bands is None else _systematic(energy_j, *bands[index])),
@@ -44,12 +46,12 @@ def window_rows(report: Report) -> Iterator[Row]:
 
 
 def _numbers(step: Step) -> str:
-    """Return a step's number; of a row that stands for several, the first and the last of them."""
+    """Return the number of a step; for a row of several steps, the first and the last number."""
     return str(step.index) if step.count == 1 else f"{step.index}-{step.index + step.count - 1}"
 
 
 def _repeat(report: Report, energy_j: float | None, long_ns: int) -> Row:
-    """Return what another repeat would give of a window: a long one drifts as the run does; of a short one, unknown."""
+    """Return the interval over repeats of a window, relative to that of the run; {} for short windows."""
     interval_j, total_j = report.interval_j, report.energy_j
     if energy_j is None or interval_j is None or not total_j or long_ns * BLOCKS < report.end_ns - report.start_ns:
         return {}
@@ -61,7 +63,7 @@ def _systematic(energy_j: float, below_j: float, above_j: float) -> Row:
 
 
 def _bands_j(report: Report, windows: Sequence[tuple[int, int]]) -> list[tuple[float, float]] | None:
-    """Return how far below and above another meter may say of each window; None where a meter states no band."""
+    """Return the systematic deviations (down, up) of the energy of each window; None if a meter states no accuracy."""
     if not windows or not report.counted:
         return None
     start_ns, end_ns = np.array(windows, dtype=np.int64).T
@@ -78,13 +80,13 @@ def _bands_j(report: Report, windows: Sequence[tuple[int, int]]) -> list[tuple[f
 
 
 def _all_j(energy_j: Mapping[str, float], domains: list[str]) -> float | None:
-    """Add up the domains; None where one of them was not known then."""
+    """Return the sum over the domains; None if one of them is unknown."""
     parts = [energy_j[name] for name in domains if name in energy_j]
     return fsum(parts) if parts and len(parts) == len(domains) else None
 
 
 def hourly_rows(report: Report) -> Iterator[Row]:
-    """Make one row a counting domain and hour of UTC."""
+    """Yield one row per counted domain and hour of UTC."""
     for item in hour_energies(report):
         yield {
             "run_id": report.run_id,

@@ -1,4 +1,4 @@
-"""Write a bundle: a folder that appears whole or not at all, and is made once."""
+"""Writes bundles: a folder appears completely or not at all, and is written once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from secrets import token_hex
 from stat import S_IMODE
 
-from torchwatt.audit import chain
+from torchwatt.audit.chain import append, locked, next_link
 from torchwatt.audit.describe import csvw_json, datapackage_json
 from torchwatt.audit.rows import rows_by_table
 from torchwatt.audit.samples import SampleFormat, sample_file
@@ -46,14 +46,14 @@ def write_bundle(
     """Write the report as a bundle and return the folder.
 
     The files are written to a hidden folder beside it, flushed to the disk and renamed, so a crash leaves
-    no half bundle under the name. `MANIFEST.sha256` can be checked with `sha256sum -c`.
+    no partial bundle with that name. `MANIFEST.sha256` can be checked with `sha256sum -c`.
 
     Args:
-        report: What to write. The same report gives the same bytes.
+        report: Equal reports give equal bytes.
         directory: The folder to make.
         samples: `parquet`, `csv.gz`, or `auto`: Parquet where pyarrow is installed.
-        overwrite: Replace an older bundle of that name; anything but a bundle is never replaced.
-        seal: A chain to add the bundle to, a key to sign it with.
+        overwrite: Replace an older bundle of that name; other files and folders are never replaced.
+        seal: A chain to append the bundle to, a key to sign it.
 
     Raises:
         BundleError: The folder exists and is not empty, cannot be written, or the report holds a number
@@ -95,13 +95,13 @@ def write_files(
     listed = digests(files)
     files[MANIFEST] = manifest(listed)
     if seal.chain is None:
-        said = statement(listed, run_id, None, version=schema.version)
-        return _write_folder(target, files | {STATEMENT: said}, seal.key)
-    with chain.locked(seal.chain) as ledger:
-        link = chain.next_link(seal.chain, run_id, target.name, sha256(files[MANIFEST]).hexdigest())
-        said = statement(listed, run_id, link, version=schema.version)
-        _write_folder(target, files | {STATEMENT: said}, seal.key)
-        chain.append(ledger, link)
+        content = statement(listed, run_id, None, version=schema.version)
+        return _write_folder(target, files | {STATEMENT: content}, seal.key)
+    with locked(seal.chain) as ledger:
+        link = next_link(seal.chain, run_id, target.name, sha256(files[MANIFEST]).hexdigest())
+        content = statement(listed, run_id, link, version=schema.version)
+        _write_folder(target, files | {STATEMENT: content}, seal.key)
+        append(ledger, link)
     return target
 
 
@@ -115,7 +115,7 @@ def _write_folder(target: Path, files: Mapping[str, bytes], key: Path | None) ->
         if key is not None:
             sign(hidden / STATEMENT, key)
         if target.is_dir():
-            hidden.chmod(S_IMODE(target.stat().st_mode))  # a folder that the user made keeps the mode that he gave it
+            hidden.chmod(S_IMODE(target.stat().st_mode))  # keep the mode of an existing folder
         with _moved_away(target):
             hidden.rename(target)
     except OSError as error:
@@ -129,7 +129,7 @@ def free_name(directory: Path) -> Path:
     """Return a folder that a bundle can be written to: the named one, or the first of `NAME-2`, `NAME-3`, ... .
 
     Raises:
-        BundleError: The name is a file's.
+        BundleError: The name is that of a file.
     """
     number, target = 1, directory
     while target.is_dir() and any(target.iterdir()):
@@ -152,7 +152,7 @@ def _refuse_existing(target: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def _moved_away(target: Path) -> Iterator[None]:
-    """Keep an old bundle aside until the new one is in its place."""
+    """Rename an old bundle, and delete it after the new one is in its place; restore it on failure."""
     if not (target / MANIFEST).is_file():
         yield
         return

@@ -1,4 +1,4 @@
-"""Carbon factors with source and year, and the impacts computed from them; never a guessed place."""
+"""Carbon factors with source and year, and the impacts computed from them; the user names the place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embodied impacts of devices and of the run that used them."""
+"""Embodied impacts: the share of the manufacture of the devices that a run uses up."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _CRITERIA: Mapping[str, tuple[str, str, float]] = {
 
 
 def embodied_impacts(subject: Subject, devices: Sequence[Embodied], duration_s: float) -> list[Impact]:
-    """Return the share of the devices' making that a run of this length used up, one row a criterion.
+    """Return the share of the devices' embodied impacts that a run of `duration_s` uses up, one row per criterion.
 
-    Devices with the same figures are one term with a count; different ones get numbered names (`lifetime_2`), counted
-    in the order of `factor_ids`.
+    Devices with equal figures are one term with a count. Different figures get numbered names (`lifetime_2`), in the
+    order of `factor_ids`.
     """
     return [
         _one(subject, kind, [device for device in devices if kind in device.totals], duration_s)
@@ -45,31 +45,31 @@ def _one(subject: Subject, kind: str, devices: Sequence[Embodied], duration_s: f
         return at["duration_s"] / S_PER_YEAR * scale * sum(parts)
 
     inputs = {"duration_s": Quantity(duration_s, duration_s, duration_s)}
-    found = combine(compute, inputs | {name: quantity(factor) for factor, name in names.items()})
+    result = combine(compute, inputs | {name: quantity(factor) for factor, name in names.items()})
     text = "+".join(f"{f'{n}*' if n > 1 else ''}{total}*{share}/{life}" for n, total, share, life in terms)
     return Impact(
         subject=subject.name,
         criterion=criterion,
         phase="embodied",
-        value=found.value,
+        value=result.value,
         unit=unit,
         formula=f"duration_s/{S_PER_YEAR}*{scale:g}*({text})",
         factor_ids=tuple(factor.factor_id for factor in factors),
         provenance="derived",
         weakest_input=weakest(subject.provenance, *(factor.provenance for factor in factors)),
-        lo=found.lo,
-        hi=found.hi,
+        lo=result.lo,
+        hi=result.hi,
         accounting_method="na",
-        dominant_uncertainty=found.dominant,
+        dominant_uncertainty=result.dominant,
     )
 
 
 def _names(factors: Sequence[Factor]) -> dict[Factor, str]:
-    """Name factors in a formula: by kind, numbered where there are several of one."""
+    """Return the name of each factor in a formula: its kind, with a number if several factors have that kind."""
     kinds = Counter(factor.kind for factor in factors)
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     names: dict[Factor, str] = {}
     for factor in factors:
-        seen[factor.kind] += 1
-        names[factor] = factor.kind if kinds[factor.kind] == 1 else f"{factor.kind}_{seen[factor.kind]}"
+        counts[factor.kind] += 1
+        names[factor] = factor.kind if kinds[factor.kind] == 1 else f"{factor.kind}_{counts[factor.kind]}"
     return names

@@ -1,4 +1,4 @@
-"""One formula as text and as arithmetic, with the interval that its inputs give it."""
+"""Evaluates a formula and propagates the intervals of its inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torchwatt.core.errors import FactorError
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A number and its 90 % interval; lo and hi None where nobody states one."""
+    """A number and its 90 % interval; `lo` and `hi` are None if unstated."""
 
     value: float
     lo: float | None = None
@@ -20,7 +20,10 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a formula gave; `dominant` names the input that the interval mostly comes from, or those without one."""
+    """The value of a formula and its 90 % interval.
+
+    `dominant` names the input with the largest effect on the interval, or the inputs that state no interval.
+    """
 
     value: float
     lo: float | None
@@ -31,9 +34,9 @@ class Result:
 def combine(compute: Callable[[Mapping[str, float]], float], inputs: Mapping[str, Quantity]) -> Result:
     """Evaluate a formula and propagate the intervals of its inputs.
 
-    Each input is moved to its ends alone; the deviations downward and upward are added in quadrature, as independent
-    (JCGM 100:2008, 5.1, with differences instead of derivatives). If any input states no interval, the result has
-    none: leaving a term out would claim that it is exact.
+    Each input is set to the ends of its interval while the others keep their values. The deviations downward and
+    upward are added in quadrature, as for independent inputs (JCGM 100:2008, 5.1, with differences instead of
+    derivatives). If any input states no interval, the result has none: omitting a term would claim that it is exact.
 
     Raises:
         FactorError: An input or the result is negative or not finite.

@@ -1,4 +1,4 @@
-"""Factors have dates: a number speaks for the time that it states, and for other times only where the user says so."""
+"""Validity of factors: each is applied within its dates only, unless the user allows expired factors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torchwatt.core.factor import Factor, identified
 if TYPE_CHECKING:
     from torchwatt.carbon.plan import Plan
 
-OLD_YEARS = 5  # data that is older than this is told; grids change by half in that time
+OLD_YEARS = 5  # older data gives the note FACTOR_OLD; grids change by half in that time
 _HOW = "give one that holds, or say --allow-expired (allow_expired=True): its row then says so"
 
 
 def in_force(plan: Plan, start: datetime, end: datetime) -> Plan:
-    """Return a plan whose factors may be applied to the time from start to end.
+    """Return the plan with the factors that are valid from `start` to `end`.
 
-    Where `plan.allow_expired`, factors of other times are kept, and their coverage notes say to what they were applied.
-    Factors of single hours are matched by their hours and not looked at here.
+    If `plan.allow_expired` is set, factors of other times stay, and their coverage notes state the time of the run.
+    Factors of single hours are matched by hour elsewhere and not checked here.
 
     Raises:
-        FactorError: A factor does not hold at that time, or for a part of it only.
+        FactorError: A factor is not valid for the whole time.
     """
 
     def dated(factor: Factor) -> Factor:
@@ -39,7 +39,7 @@ def in_force(plan: Plan, start: datetime, end: datetime) -> Plan:
         market=tuple(_grid(grid, start, end, plan) for grid in plan.market),
         pue=None if plan.pue is None else dated(plan.pue),
         wue=None if plan.wue is None else dated(plan.wue),
-        other={kind: dated(factor) for kind, factor in plan.other.items()},
+        criteria={kind: dated(factor) for kind, factor in plan.criteria.items()},
         embodied=tuple(
             Embodied(
                 item.device,
@@ -70,8 +70,8 @@ def _dated(factor: Factor, start: datetime, end: datetime, *, allow_expired: boo
         raise FactorError(
             f"{factor.kind} of {factor.source_name} {state}: it is valid from {dates}, the run is of {run}: {_HOW}"
         )
-    told = f"applied outside of its dates: valid from {dates}, the run is of {run} (allow_expired)"
-    return identified(replace(factor, coverage_note="; ".join(filter(None, (factor.coverage_note, told)))))
+    note = f"applied outside of its dates: valid from {dates}, the run is of {run} (allow_expired)"
+    return identified(replace(factor, coverage_note="; ".join(filter(None, (factor.coverage_note, note)))))
 
 
 def _day(instant: datetime | None, unknown: str) -> str:
@@ -79,14 +79,14 @@ def _day(instant: datetime | None, unknown: str) -> str:
 
 
 def year_notes(factors: tuple[Factor, ...], start: datetime) -> Iterator[Note]:
-    """Say where the data of a grid's number is of a later year than the run, or long before it."""
+    """Yield a note for each yearly factor from a later year than the run, or from more than `OLD_YEARS` before it."""
     for factor in factors:
         year = factor.data_year
         if year is None or factor.temporal_resolution == "hour":
             continue
-        what = f"{factor.kind} of {factor.source_name} {factor.zone}".rstrip()
+        subject = f"{factor.kind} of {factor.source_name} {factor.zone}".rstrip()
         if year > start.year:
-            yield Note("warning", "FACTOR_YEAR", f"{what} is data of {year}, the run is of {start.year}")
+            yield Note("warning", "FACTOR_YEAR", f"{subject} is data of {year}, the run is of {start.year}")
         elif start.year - year > OLD_YEARS:
-            text = f"{what} is data of {year}, {start.year - year} years before the run"
+            text = f"{subject} is data of {year}, {start.year - year} years before the run"
             yield Note("warning", "FACTOR_OLD", text)

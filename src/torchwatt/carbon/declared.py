@@ -1,4 +1,4 @@
-"""Numbers that the user declares: their own grid intensity, their contract, the PUE of their building."""
+"""Factors that the user declares: the grid intensity, the contract and the PUE of the building."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def _grams(name: str, value: float) -> float:
 
 
 def resolve_pue(pue: Ranged | None) -> Factor | None:
-    """Return the declared power usage effectiveness (facility energy over IT energy), None if not given.
+    """Return the declared power usage effectiveness (facility energy over IT energy); None if not given.
 
     Args:
-        pue: The yearly number of the site, or `(value, lo, hi)` where its range is known.
+        pue: The yearly mean of the site, or `(value, lo, hi)`.
 
     Raises:
-        ConfigError: Below 1, or not finite: a building cannot use less than what is inside.
+        ConfigError: The value is below 1 or not finite: the energy of the building includes that of its computers.
     """
     if pue is None:
         return None
@@ -93,10 +93,10 @@ def resolve_pue(pue: Ranged | None) -> Factor | None:
     )
 
 
-def _ranged(given: Ranged) -> tuple[float, float | None, float | None]:
-    if not isinstance(given, Sequence):
-        return float(given), None, None
-    numbers = [float(number) for number in given]
+def _ranged(pue: Ranged) -> tuple[float, float | None, float | None]:
+    if not isinstance(pue, Sequence):
+        return float(pue), None, None
+    numbers = [float(number) for number in pue]
     if len(numbers) != 3 or not all(map(isfinite, numbers)) or not numbers[1] <= numbers[0] <= numbers[2]:
-        raise ConfigError(f"pue={given!r}: give a number, or (value, lo, hi) with lo <= value <= hi")
+        raise ConfigError(f"pue={pue!r}: give a number, or (value, lo, hi) with lo <= value <= hi")
     return numbers[0], numbers[1], numbers[2]

@@ -1,6 +1,6 @@
-"""Electricity Maps' history files, as its portal exports them: one zone, one row an hour.
+"""Reads Electricity Maps' history files as its portal exports them: one zone, one row per hour.
 
-Two generations of the header are in the wild; both are read:
+Two versions of the header exist; both are read:
 
     Datetime (UTC),Country,Zone Name,Zone Id,Carbon Intensity gCO₂eq/kWh (direct),Carbon Intensity gCO₂eq/kWh (LCA),
         Low Carbon Percentage,Renewable Percentage,Data Source,Data Estimated,Data Estimation Method
@@ -37,7 +37,7 @@ LICENCE = "ODbL (files of the data portal)"
 
 @dataclass(frozen=True, slots=True)
 class HourlyIntensity:
-    """One hour of one zone, as published; `is_estimated` None where the source does not say."""
+    """Grid intensity of a zone in one hour, as published; `is_estimated` is None if the source does not state it."""
 
     zone: str
     start: datetime
@@ -49,7 +49,7 @@ class HourlyIntensity:
 
 
 def is_history(header: str) -> bool:
-    """Return whether the first line of a file is that of a history file."""
+    """Return whether `header`, the first line of a file, is that of a history file."""
     try:
         names = [name.strip().casefold() for name in next(csv.reader([header.removeprefix("\ufeff")]), [])]
     except csv.Error:
@@ -61,9 +61,9 @@ def read_history(path: Path, text: str, *, basis: str = "lifecycle") -> Grid:
     """Read a history file.
 
     Args:
-        path: Named in errors.
+        path: The file, named in errors.
         text: The file's content.
-        basis: `lifecycle` or `direct`: the file has both.
+        basis: `lifecycle` or `direct`; the file has a column for each.
 
     Raises:
         FactorError: The file is not hourly, has several zones, or a value is missing or impossible.
@@ -72,8 +72,8 @@ def read_history(path: Path, text: str, *, basis: str = "lifecycle") -> Grid:
         rows = list(csv.DictReader(StringIO(text.removeprefix("\ufeff"), newline="")))
     except csv.Error as error:
         raise FactorError(f"{path}: {error}") from error
-    found = [_hour(path, number, _folded(row), basis) for number, row in enumerate(rows, 1)]
-    hours = [hour for hour in found if hour is not None]
+    intensities = [_hour(path, number, _folded(row), basis) for number, row in enumerate(rows, 1)]
+    hours = [hour for hour in intensities if hour is not None]
     _check_hourly(path, hours)
     digest = sha256(text.encode()).hexdigest()
     factors = (as_factor(hour, f"history file {path.name}", digest) for hour in hours)
@@ -81,7 +81,7 @@ def read_history(path: Path, text: str, *, basis: str = "lifecycle") -> Grid:
 
 
 def _folded(row: Mapping[str | None, str | None]) -> dict[str, str]:
-    """Return a row by folded name; cells beyond the header, which have no name, are left out."""
+    """Return the cells of a row by folded column name; cells beyond the header are omitted."""
     return {name.strip().casefold(): (value or "").strip() for name, value in row.items() if name is not None}
 
 
@@ -109,10 +109,10 @@ def _start(where: str, text: str) -> datetime:
         instant = datetime.fromisoformat(text)
     except ValueError as error:
         raise FactorError(f"{where}: no time: {text!r}") from error
-    # The column's name says UTC; a zone in the cell may only say the same.
+    # The column is in UTC by its name; a zone in the cell must agree.
     try:
         instant = instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
-        instant + HOUR  # the hour's end must be a time as well
+        instant + HOUR  # raises OverflowError if the end of the hour is no valid time
     except OverflowError as error:
         raise FactorError(f"{where}: no time: {text!r}") from error
     if instant.minute or instant.second or instant.microsecond:
@@ -141,7 +141,7 @@ def _check_hourly(path: Path, hours: list[HourlyIntensity]) -> None:
 
 
 def as_factor(hour: HourlyIntensity, version: str, digest: str = "", retrieved_at: datetime | None = None) -> Factor:
-    """Return one hour as a factor that says its zone, its time and whether it was estimated."""
+    """Return one hour as a factor, with its zone, its time and whether it was estimated."""
     return identified(
         Factor(
             factor_id="",
@@ -173,5 +173,5 @@ def as_factor(hour: HourlyIntensity, version: str, digest: str = "", retrieved_a
 
 
 def merged(label: str, grids: Iterator[Grid] | tuple[Grid, ...]) -> Grid:
-    """Put several history files of one zone together, such as two years."""
+    """Merge several history files of one zone, such as those of two years."""
     return hourly(label, [factor for grid in grids for factor in grid.by_hour.values()])

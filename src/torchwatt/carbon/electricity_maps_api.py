@@ -1,8 +1,8 @@
-"""Electricity Maps' API, for those who ask for it: the one module of torchwatt that opens a connection.
+"""Client of Electricity Maps' API: the only module of torchwatt that opens a connection to the internet.
 
-Nothing calls it by itself. A token, a zone and an explicit argument are needed, and what comes back carries the zone,
-the hour and whether it was estimated. `GET {url}/v3/carbon-intensity/past-range` with the header `auth-token`; the
-place is never taken from the caller's address (`shouldUseFallbackCallerLookup=false`).
+It is called on an explicit argument of the user, with the user's token and a zone. Each number comes with its zone, its
+hour and whether it was estimated. `GET {url}/v3/carbon-intensity/past-range` with the header `auth-token`; the
+place is not derived from the caller's address (`shouldUseFallbackCallerLookup=false`).
 """
 
 from __future__ import annotations
@@ -25,78 +25,81 @@ from torchwatt.core.hours import hour_start
 from torchwatt.disk.helper_thread import HelperThread
 
 API = "https://api.electricitymaps.com"
-TIMEOUT_S = 20.0  # without a byte
-OVERALL_S = 60.0  # for the whole answer, however slowly it comes
-MAX_BYTES = 1 << 22  # of an answer: 240 hours are 100 kB
-MAX_HOURS = 240  # of one request at hourly granularity
+TIMEOUT_S = 20.0  # of the socket, between two bytes
+OVERALL_S = 60.0  # for the whole response
+MAX_BYTES = 1 << 22  # of a response; 240 hours are 100 kB
+MAX_HOURS = 240  # of one request
 
 
 def fetch_hours(hours: Iterable[int], *, zone: str, token: str, at: datetime, url: str = API) -> Grid:
-    """Ask for the intensity of some hours of one zone.
+    """Request the grid intensity of some hours of one zone.
 
     Args:
         hours: Hours since 1970 (UTC).
         zone: As Electricity Maps names it, such as `FR`.
         token: The user's own.
-        at: When this is asked, for the record.
-        url: Where the API is.
+        at: The time of the request; it is recorded in the factors.
+        url: The address of the API.
 
     Raises:
-        FactorError: No token or zone, more than ten days, no answer, or an answer that is not understood.
+        FactorError: There is no token or zone, the hours span more than ten days, or there is no valid response.
     """
-    wanted = sorted(hours)
-    if not zone or not token or not wanted:
+    sorted_hours = sorted(hours)
+    if not zone or not token or not sorted_hours:
         raise FactorError("Electricity Maps needs a zone (such as FR), a token, and a run with energy by hour")
     if not token.isascii() or not token.isprintable():
         raise FactorError("the token for Electricity Maps holds what no token holds: a line end, perhaps")
-    if wanted[-1] - wanted[0] >= MAX_HOURS:
+    if sorted_hours[-1] - sorted_hours[0] >= MAX_HOURS:
         raise FactorError(f"{NAME} answers at most {MAX_HOURS} hours at once: use a history file with factors=")
     if urlsplit(url).scheme not in {"https", "http"}:
         raise FactorError(f"{url!r}: give an http(s) address")
-    asked = {
+    parameters = {
         "zone": zone,
-        "start": f"{hour_start(wanted[0]):%Y-%m-%dT%H:00:00Z}",
-        "end": f"{hour_start(wanted[-1]) + HOUR:%Y-%m-%dT%H:00:00Z}",
+        "start": f"{hour_start(sorted_hours[0]):%Y-%m-%dT%H:00:00Z}",
+        "end": f"{hour_start(sorted_hours[-1]) + HOUR:%Y-%m-%dT%H:00:00Z}",
         "temporalGranularity": "hourly",
         "emissionFactorType": "lifecycle",
         "shouldUseFallbackCallerLookup": "false",
     }
-    answer = _get(f"{url}/v3/carbon-intensity/past-range?{urlencode(asked)}", token)
-    found = [_hour(row, zone) for row in _rows(answer)]
+    response = _get(f"{url}/v3/carbon-intensity/past-range?{urlencode(parameters)}", token)
+    rows = [_hour(row, zone) for row in _rows(response)]
     version = f"API v3, past-range, {NAME}'s answer of {at:%Y-%m-%d}"
-    kept = [item for item in found if item is not None]
-    return hourly(f"{NAME} {zone} (API)", (as_factor(item, version, retrieved_at=at) for item in kept))
+    intensities = [item for item in rows if item is not None]
+    return hourly(f"{NAME} {zone} (API)", (as_factor(item, version, retrieved_at=at) for item in intensities))
 
 
 class _Stay(HTTPRedirectHandler):
-    """Follows no redirection: urllib would send the token along, to whatever host it is told."""
+    """Refuses redirections: urllib would send the token to the other host."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Take the redirection for an error."""
+        """Return None, which makes urllib raise HTTPError."""
 
 
 def _ask(request: Request) -> bytes:
-    """Return the answer, or raise `TimeoutError`.
+    """Return the body of the response.
 
-    The time-outs of sockets begin anew with every byte, so a thread waits for the server, and this one for the thread.
+    The timeout of a socket restarts with every byte, so a helper thread reads and this thread waits for `OVERALL_S`.
+
+    Raises:
+        TimeoutError: The response is not complete in time.
     """
     answers: SimpleQueue[bytes | BaseException] = SimpleQueue()
 
     def wait() -> None:
         try:
-            with build_opener(_Stay).open(request, timeout=TIMEOUT_S) as answer:
-                answers.put(answer.read(MAX_BYTES + 1))
-        except BaseException as error:  # whatever it was is raised where it was asked for
+            with build_opener(_Stay).open(request, timeout=TIMEOUT_S) as response:
+                answers.put(response.read(MAX_BYTES + 1))
+        except BaseException as error:  # raised again in the calling thread
             answers.put(error)
 
     HelperThread(wait, "torchwatt-electricity-maps").start()
     try:
-        found = answers.get(timeout=OVERALL_S)
+        reply = answers.get(timeout=OVERALL_S)
     except Empty as error:
         raise TimeoutError(f"not within {OVERALL_S:g} s") from error
-    if isinstance(found, BaseException):
-        raise found
-    return found
+    if isinstance(reply, BaseException):
+        raise reply
+    return reply
 
 
 def _get(url: str, token: str) -> Any:
@@ -107,25 +110,25 @@ def _get(url: str, token: str) -> Any:
             raise FactorError(f"{NAME} answered more than {MAX_BYTES} bytes")
         return json.loads(content)
     except (URLError, OSError, ValueError, RecursionError, HTTPException) as error:
-        # The address holds no token; the header does, and is not shown.
+        # The token is in a header, not in the address, so the message does not show it.
         raise FactorError(f"{NAME} gave no answer: {error}") from error
 
 
-def _rows(answer: Any) -> list[Mapping[str, Any]]:
-    rows = answer.get("data") if isinstance(answer, Mapping) else None
+def _rows(response: Any) -> list[Mapping[str, Any]]:
+    rows = response.get("data") if isinstance(response, Mapping) else None
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise FactorError(f"{NAME}: expected a list 'data' in the answer")
     return rows
 
 
 def _hour(row: Mapping[str, Any], zone: str) -> HourlyIntensity | None:
-    """Read one hour; None where the zone had no number then."""
+    """Parse one hour; None if the zone has no number for it."""
     value = row.get("carbonIntensity")
     if value is None:
         return None
     try:
         start = utc_time(str(row["datetime"]))
-        start + HOUR  # the hour's end must be a time as well
+        start + HOUR  # raises OverflowError if the end of the hour is no valid time
         grams = float(written_plainly(value) if isinstance(value, str) else value)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise FactorError(f"{NAME}: cannot read {str(dict(row))[:200]}") from error
@@ -136,5 +139,5 @@ def _hour(row: Mapping[str, Any], zone: str) -> HourlyIntensity | None:
     basis = {"lifecycle": "lifecycle", "direct": "direct"}.get(str(row.get("emissionFactorType", "")), "unknown")
     estimated = row.get("isEstimated")
     method = str(row.get("estimationMethod") or "")
-    known = estimated if isinstance(estimated, bool) else None
-    return HourlyIntensity(zone, start.astimezone(UTC), grams, basis, known, method)
+    is_estimated = estimated if isinstance(estimated, bool) else None
+    return HourlyIntensity(zone, start.astimezone(UTC), grams, basis, is_estimated, method)

@@ -1,9 +1,9 @@
-"""A user's own file of factors: CSV with the columns of a bundle's `factor.csv`, as many of them as are known."""
+"""Reads a user's file of factors: CSV with some or all columns of a bundle's `factor.csv`."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -16,7 +16,7 @@ from torchwatt.core.errors import FactorError
 from torchwatt.core.factor import Factor, identified
 from torchwatt.core.terms import PROVENANCES
 
-# What may stand in a formula, and the unit that the arithmetic expects.
+# Kinds of factors in formulas, and the unit that the arithmetic expects.
 UNITS: Mapping[str, str] = {
     "grid_gwp": "g{CO2e}/kW.h",
     "contract_gwp": "g{CO2e}/kW.h",
@@ -36,12 +36,12 @@ LARGEST = 1e12  # of any unit: no grid, building or device has a larger factor
 _REQUIRED = ("kind", "value", "unit", "source_name")
 _NUMBERS = frozenset({"value", "lo", "hi", "u"})
 _TIMES = frozenset({"valid_from", "valid_to", "retrieved_at"})
-_DEVICE = "device"  # the one column that no bundle has: what an embodied number is about, such as gpu or gpu:0
+_DEVICE = "device"  # not a column of bundles: the device of an embodied figure, such as gpu or gpu:0
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One factor of a file, and the device that it is about (empty: none in particular)."""
+    """One factor of a file, and its device; empty if it is not about a device."""
 
     factor: Factor
     device: str = ""
@@ -56,35 +56,51 @@ def read_factors(path: Path, text: str) -> tuple[Line, ...]:
     Raises:
         FactorError: A column or a value is missing or impossible; names the row and the column.
     """
+    rows = read_rows(path, text, (_DEVICE,))
+    return tuple(Line(factor, cells.get(_DEVICE, "")) for _, cells, factor in rows)
+
+
+def read_rows(
+    path: Path, text: str, columns: Sequence[str] = (), required: Sequence[str] = ()
+) -> Iterator[tuple[str, Mapping[str, str], Factor]]:
+    """Yield one (place for messages, cells that are not empty, factor) a row.
+
+    Args:
+        path: The file, named in messages.
+        text: Its content.
+        columns: Allowed columns besides those of a factor.
+        required: Those of `columns` that are required.
+
+    Raises:
+        FactorError: A column or a value is missing or impossible; names the row and the column.
+    """
+    needed = (*required, *_REQUIRED)
     rows = csv.DictReader(StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
-    known = {field.name for field in fields(Factor)} | {_DEVICE}
+    allowed = {field.name for field in fields(Factor)} | set(columns)
     try:
         header = rows.fieldnames or []
     except csv.Error as error:
         raise FactorError(f"{path}: {error}") from error
-    if missing := [name for name in _REQUIRED if name not in header]:
-        raise FactorError(f"{path}: no column {', '.join(missing)}; a file of factors needs {', '.join(_REQUIRED)}")
-    if strange := [name for name in header if name not in known]:
-        raise FactorError(f"{path}: unknown column {strange[0]!r}; known are {', '.join(sorted(known))}")
+    if missing := [name for name in needed if name not in header]:
+        raise FactorError(f"{path}: no column {', '.join(missing)}; a file of factors needs {', '.join(needed)}")
+    if strange := [name for name in header if name not in allowed]:
+        raise FactorError(f"{path}: unknown column {strange[0]!r}; known are {', '.join(sorted(allowed))}")
     digest = sha256(text.encode()).hexdigest()
     try:
-        return tuple(_lines(path, rows, digest))
+        for number, row in enumerate(rows, 1):
+            where = f"{path} row {number}"
+            if None in row or None in row.values():
+                raise FactorError(f"{where}: not as many cells as columns")
+            cells = {name: cell for name, cell in row.items() if cell and name != "factor_id"}
+            if empty := [name for name in needed if name not in cells]:
+                raise FactorError(f"{where}: {', '.join(empty)} is empty")
+            own = {name: cell for name, cell in cells.items() if name not in columns}
+            yield where, cells, _factor(where, own, digest)
     except csv.Error as error:
         raise FactorError(f"{path}: {error}") from error
 
 
-def _lines(path: Path, rows: csv.DictReader[str], digest: str) -> Iterator[Line]:
-    for number, row in enumerate(rows, 1):
-        where = f"{path} row {number}"
-        if None in row or None in row.values():
-            raise FactorError(f"{where}: not as many cells as columns")
-        cells = {name: text for name, text in row.items() if text and name != "factor_id"}
-        yield Line(_factor(where, cells, digest), cells.get(_DEVICE, ""))
-
-
 def _factor(where: str, cells: Mapping[str, str], digest: str) -> Factor:
-    if missing := [name for name in _REQUIRED if name not in cells]:
-        raise FactorError(f"{where}: {', '.join(missing)} is empty")
     kind = cells["kind"]
     if kind not in UNITS:
         raise FactorError(f"{where}: unknown kind {kind!r}; known are {', '.join(UNITS)}")
@@ -92,29 +108,29 @@ def _factor(where: str, cells: Mapping[str, str], digest: str) -> Factor:
         # A kilogram read as a gram is the most common public error: never convert silently.
         raise FactorError(f"{where}: {kind} must be in {UNITS[kind]}, found {cells['unit']!r}")
     values: dict[str, Any] = {"source_sha256": digest, "provenance": _provenance(where, cells)}
-    values |= {name: _value(where, name, text) for name, text in cells.items() if name != _DEVICE}
+    values |= {name: _value(where, name, text) for name, text in cells.items()}
     values["accounting_method"] = _method(where, kind, cells.get("accounting_method", ""))
     factor = Factor(**{"factor_id": "", **values})
     _check_range(where, factor)
     return identified(factor)
 
 
-def _method(where: str, kind: str, given: str) -> str:
-    """Return location or market: contracts and residual mixes are market-based, a grid is what the row says."""
+def _method(where: str, kind: str, method: str) -> str:
+    """Return the accounting method: `market` for contracts and residual mixes, for a grid that of the row."""
     if kind in {"contract_gwp", "residual_mix"}:
         usual: tuple[str, ...] = ("market",)
     else:
         usual = ("location", "market") if kind == "grid_gwp" else ("location",) if kind.startswith("grid_") else ("",)
-    if given and given not in usual:
-        raise FactorError(f"{where}: {kind} cannot be {given!r} by accounting_method; leave it empty")
-    return given or usual[0]
+    if method and method not in usual:
+        raise FactorError(f"{where}: {kind} cannot be {method!r} by accounting_method; leave it empty")
+    return method or usual[0]
 
 
 def _provenance(where: str, cells: Mapping[str, str]) -> str:
-    given = cells.get("provenance") or ("sourced" if cells.get("source_url") else "declared")
-    if given not in PROVENANCES:
-        raise FactorError(f"{where}: provenance {given!r}; one of {', '.join(PROVENANCES)}")
-    return given
+    provenance = cells.get("provenance") or ("sourced" if cells.get("source_url") else "declared")
+    if provenance not in PROVENANCES:
+        raise FactorError(f"{where}: provenance {provenance!r}; one of {', '.join(PROVENANCES)}")
+    return provenance
 
 
 def _value(where: str, name: str, text: str) -> Any:
@@ -151,10 +167,10 @@ def _number(text: str) -> float:
 
 
 def written_plainly(text: str) -> str:
-    """Return the text of a number.
+    """Return `text`, checked to be a number that every CSV reader parses alike.
 
     Raises:
-        ValueError: Python would read it and other readers would not: digits of other scripts, 1_000.
+        ValueError: It has digits of other scripts or underscores, which only Python accepts.
     """
     if not text.isascii() or "_" in text:
         raise ValueError(f"{text[:40]!r}: write numbers with the digits 0 to 9, such as 56.1")
@@ -165,7 +181,7 @@ def utc_time(text: str) -> datetime:
     """Read an RFC 3339 time in UTC.
 
     Raises:
-        ValueError: It is no time, or says no zone.
+        ValueError: It is not a time, or has no time zone.
     """
     instant = datetime.fromisoformat(written_plainly(text))
     if instant.tzinfo is None:

@@ -1,4 +1,4 @@
-"""A grid's number over time: one that always holds, or one for each hour."""
+"""Factors of a grid over time: one constant, or one for each hour."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Part = tuple[datetime, datetime, Factor]
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """One candidate for a place in the formula, best first in a plan.
+    """One candidate for the grid factor of a run; a plan lists the preferred ones first.
 
-    Exactly one of `always` and `by_hour` is used. `level` says where it stands in the order of resolution.
+    Exactly one of `always` and `by_hour` is used. `level` is its place in the order of docs/carbon.md.
     """
 
     level: str  # user, facility, hourly file, yearly table
@@ -30,7 +30,7 @@ class Grid:
     by_hour: Mapping[int, Factor] = field(default_factory=dict)
 
     def missing(self, hours: Iterable[int]) -> list[int]:
-        """Return the hours that it has no number for."""
+        """Return the hours without a factor."""
         return [] if self.always is not None else [hour for hour in hours if hour not in self.by_hour]
 
     def factors(self, hours: Iterable[int]) -> tuple[Factor, ...]:
@@ -41,26 +41,26 @@ class Grid:
         """
         if self.always is not None:
             return (self.always,)
-        wanted = list(hours)
-        if gaps := self.missing(wanted):
-            missing = f"{len(gaps)} of {len(wanted)} hours of the run ({named_hours(gaps)})"
+        hour_list = list(hours)
+        if gaps := self.missing(hour_list):
+            missing = f"{len(gaps)} of {len(hour_list)} hours of the run ({named_hours(gaps)})"
             raise FactorError(f"{self.label} has no number for {missing}")
-        return tuple(dict.fromkeys(self.by_hour[hour] for hour in wanted))
+        return tuple(dict.fromkeys(self.by_hour[hour] for hour in hour_list))
 
 
 def fixed(level: str, factor: Factor) -> Grid:
-    """Return a grid whose one number always holds."""
+    """Return a grid with one constant factor."""
     return Grid(level, f"{factor.source_name} {factor.zone}".strip(), factor)
 
 
 def hourly(label: str, factors: Iterable[Factor]) -> Grid:
-    """Return a grid of factors that hold an hour each, or a part of one: 15 minutes, or an hour of another time zone.
+    """Return a grid of factors that are valid for an hour or less: 15 minutes, or an hour of another time zone.
 
-    Joules are known by the hours of UTC, so parts are put together to hours: their mean by time, with `lo` and `hi` the
-    least and the greatest of them. An hour of which a part is missing has no number.
+    Energy is metered by hour of UTC, so shorter intervals are combined: the value is their mean weighted by time, `lo`
+    and `hi` are the smallest and the largest of them. An hour that is not completely covered has no factor.
 
     Raises:
-        FactorError: Two factors claim one time, or one does not say which time it is about.
+        FactorError: Two factors overlap in time, or one has no `valid_from`.
     """
     by_hour: dict[int, Factor] = {}
     parts: dict[int, list[Part]] = defaultdict(list)
@@ -77,20 +77,20 @@ def hourly(label: str, factors: Iterable[Factor]) -> Grid:
             if by_hour.setdefault(hour, factor) is not factor:
                 raise FactorError(f"{label}: two numbers for {start:%Y-%m-%dT%H:00Z}")
             continue
-        for one in range(hour, hour_of(end - timedelta.resolution) + 1):
-            cut = max(start, hour_start(one)), min(end, hour_start(one + 1))
-            parts[one].append((*cut, factor))
-    for hour, found in parts.items():
-        whole = _whole(label, hour, sorted(found, key=lambda part: part[:2]))
+        for part_hour in range(hour, hour_of(end - timedelta.resolution) + 1):
+            cut = max(start, hour_start(part_hour)), min(end, hour_start(part_hour + 1))
+            parts[part_hour].append((*cut, factor))
+    for hour, hour_parts in parts.items():
+        mean = _whole(label, hour, sorted(hour_parts, key=lambda part: part[:2]))
         if hour in by_hour:
             raise FactorError(f"{label}: two numbers for {hour_start(hour):%Y-%m-%dT%H:00Z}")
-        if whole is not None:
-            by_hour[hour] = whole
+        if mean is not None:
+            by_hour[hour] = mean
     return Grid("hourly file", label, None, by_hour)
 
 
 def _whole(label: str, hour: int, parts: Sequence[Part]) -> Factor | None:
-    """Put the parts of an hour together; None where one is missing."""
+    """Return the mean of the parts of an hour, weighted by time; None if they do not cover it."""
     for (_, end, _), (start, _, _) in pairwise(parts):
         if start < end:
             raise FactorError(f"{label}: two numbers for {start:%Y-%m-%dT%H:%MZ}")
@@ -98,25 +98,25 @@ def _whole(label: str, hour: int, parts: Sequence[Part]) -> Factor | None:
         return None
     values = [factor.value for _, _, factor in parts]
     ends = [value for _, _, f in parts for value in (f.lo, f.hi, f.value) if value is not None]
-    first = parts[0][2]
+    template = parts[0][2]
     note = f"mean of {len(parts)} values in the hour; lo and hi are the least and the greatest"
     differ = min(ends) < max(ends)
     return identified(
         replace(
-            first,
+            template,
             value=fsum(v * ((end - start) / HOUR) for v, (start, end, _) in zip(values, parts, strict=True)),
             lo=min(ends) if differ else None,
             hi=max(ends) if differ else None,
             u=None,
-            coverage_note="; ".join(filter(None, (first.coverage_note, note))),
+            coverage_note="; ".join(filter(None, (template.coverage_note, note))),
             valid_from=hour_start(hour),
             valid_to=hour_start(hour + 1),
-            is_estimated=True if any(f.is_estimated for _, _, f in parts) else first.is_estimated,
+            is_estimated=True if any(f.is_estimated for _, _, f in parts) else template.is_estimated,
         )
     )
 
 
 def named_hours(hours: Sequence[int]) -> str:
-    """Name hours for a message: the first three, and how many more."""
+    """Return the first three hours and the number of the others, for a message."""
     shown = ", ".join(f"{hour_start(hour):%Y-%m-%dT%H:00Z}" for hour in hours[:3])
     return shown + (f" and {len(hours) - 3} more" if len(hours) > 3 else "")

@@ -1,4 +1,4 @@
-"""Grams, and what else a kilowatt-hour costs, with the formula written beside the number."""
+"""Impacts of the energy of a run (greenhouse gases, water, metals, primary energy), each with its formula."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchwatt.core.terms import Provenance, weakest
 from torchwatt.core.units import J_PER_KWH
 
 GRAMS = "g{CO2e}"
-# Criterion and unit by the grid's kind.
+# Kind of the grid factor -> (criterion, unit).
 CRITERIA: Mapping[str, tuple[str, str]] = {
     "grid_gwp": ("gwp", GRAMS),
     "contract_gwp": ("gwp", GRAMS),
@@ -27,24 +27,24 @@ Compute = Callable[[Mapping[str, float]], float]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The building around the machine; None where nobody said."""
+    """PUE and water use of the building; None if not stated."""
 
     pue: Factor | None = None
     wue: Factor | None = None
 
 
 def energy(subject: Subject) -> Quantity:
-    """Return the joules of a subject with their interval."""
+    """Return the energy of a subject in joules, with its interval."""
     return Quantity(subject.energy_j, subject.lo_j, subject.hi_j)
 
 
 def quantity(factor: Factor) -> Quantity:
-    """Return a factor's number with its interval."""
+    """Return the value of a factor, with its interval."""
     return Quantity(factor.value, factor.lo, factor.hi)
 
 
 def weighted(factors: tuple[Factor, ...], subject: Subject) -> Quantity:
-    """Return the mean of hourly factors, weighted with the subject's joules of each hour."""
+    """Return the mean of hourly factors, weighted by the subject's energy in each hour."""
     if len(factors) == 1:
         return quantity(factors[0])
     by_start = {factor.valid_from: factor for factor in factors}
@@ -63,12 +63,12 @@ def weighted(factors: tuple[Factor, ...], subject: Subject) -> Quantity:
 
 
 def usage_impact(subject: Subject, grid: tuple[Factor, ...], site: Site, method: str) -> Impact:
-    """Return what the subject's joules cost at the grid, PUE applied here and never to the energy itself.
+    """Return the impact of a subject's electricity. The PUE is applied here, the energy itself stays as metered.
 
     Args:
-        subject: Joules inside the measured boundary.
-        grid: One factor, or those of all hours of the subject, all of one kind.
-        site: Its PUE; without it the result is that of the measured parts only.
+        subject: Its energy is that inside the measured boundary.
+        grid: One factor, or one for each hour of the subject, all of one kind.
+        site: Without a PUE the result is that of the metered devices only.
         method: location or market.
     """
     kind = grid[0].kind
@@ -83,7 +83,7 @@ def usage_impact(subject: Subject, grid: tuple[Factor, ...], site: Site, method:
 
 
 def water_impact(subject: Subject, grid: Factor | None, site: Site) -> Impact | None:
-    """Return litres: the site's own water and that of making its electricity, as far as each is known."""
+    """Return the water use in litres, of the site and of generating its electricity; None if neither is stated."""
     if grid is None and site.wue is None:
         return None
     parts = [factor for factor in (site.wue, site.pue if grid is not None else None, grid) if factor is not None]
@@ -100,7 +100,7 @@ def water_impact(subject: Subject, grid: Factor | None, site: Site) -> Impact | 
 
 
 def _times(*names: str) -> Compute:
-    """Multiply in the order of the formula, so that evaluating the text gives the same last digit."""
+    """Return a product in the order of the formula, so that evaluating the formula's text gives the same digits."""
 
     def product(at: Mapping[str, float]) -> float:
         value = at["energy_j"] / J_PER_KWH
@@ -113,91 +113,94 @@ def _times(*names: str) -> Compute:
 
 def _impact(  # one row of the table
     subject: Subject,
-    what: tuple[str, str, str],
+    table_key: tuple[str, str, str],
     formula: str,
     compute: Compute,
     inputs: Mapping[str, Quantity],
     factors: tuple[Factor, ...],
 ) -> Impact:
-    found = combine(compute, inputs)
-    criterion, unit, method = what
+    result = combine(compute, inputs)
+    criterion, unit, method = table_key
     return Impact(
         subject=subject.name,
         criterion=criterion,
         phase="usage",
-        value=found.value,
+        value=result.value,
         unit=unit,
         formula=formula,
         factor_ids=tuple(factor.factor_id for factor in factors),
         provenance="derived",
         weakest_input=weakest(subject.provenance, *(factor.provenance for factor in factors)),
-        lo=found.lo,
-        hi=found.hi,
+        lo=result.lo,
+        hi=result.hi,
         accounting_method=method,
-        dominant_uncertainty=found.dominant,
+        dominant_uncertainty=result.dominant,
     )
 
 
-def added(usage: Impact, made: Impact) -> Impact:
-    """Return usage and embodied together, under the usage's accounting method."""
-    found = combine(
+def added(usage: Impact, embodied: Impact) -> Impact:
+    """Return the sum of the usage and the embodied impact, with the usage's accounting method."""
+    result = combine(
         lambda at: at["usage"] + at["embodied"],
-        {"usage": Quantity(usage.value, usage.lo, usage.hi), "embodied": Quantity(made.value, made.lo, made.hi)},
+        {
+            "usage": Quantity(usage.value, usage.lo, usage.hi),
+            "embodied": Quantity(embodied.value, embodied.lo, embodied.hi),
+        },
     )
     return Impact(
         subject=usage.subject,
         criterion=usage.criterion,
         phase="total",
-        value=found.value,
+        value=result.value,
         unit=usage.unit,
-        formula=f"{usage.formula}+{made.formula}",
-        factor_ids=tuple(dict.fromkeys((*usage.factor_ids, *made.factor_ids))),
+        formula=f"{usage.formula}+{embodied.formula}",
+        factor_ids=tuple(dict.fromkeys((*usage.factor_ids, *embodied.factor_ids))),
         provenance="derived",
-        weakest_input=weakest(usage.weakest_input, made.weakest_input),
-        lo=found.lo,
-        hi=found.hi,
+        weakest_input=weakest(usage.weakest_input, embodied.weakest_input),
+        lo=result.lo,
+        hi=result.hi,
         accounting_method=usage.accounting_method,
-        dominant_uncertainty=_within(found.dominant, usage, made),
+        dominant_uncertainty=_within(result.dominant, usage, embodied),
     )
 
 
-def sci(usage: Impact, made: Impact, units: float, unit: str, known: Provenance) -> Impact:
+def sci(usage: Impact, embodied: Impact, units: float, unit: str, unit_provenance: Provenance) -> Impact:
     """Return the Software Carbon Intensity, ((E * I) + M) / R (ISO/IEC 21031:2024), location-based.
 
     Args:
-        usage: E * I, grams of the run's electricity; I is location-based, as the standard asks.
-        made: M, grams of the hardware's share; the standard asks for it, so there is no score without.
-        units: R, how many functional units.
-        unit: Their name.
-        known: How R is known.
+        usage: E * I, grams of the run's electricity; I is location-based, as the standard requires.
+        embodied: M, grams of the share of the hardware; the standard requires it.
+        units: R, the number of functional units.
+        unit: The name of the functional unit.
+        unit_provenance: The provenance of R.
     """
     total = combine(
         lambda at: (at["usage"] + at["embodied"]) / at["units"],
         {
             "usage": Quantity(usage.value, usage.lo, usage.hi),
-            "embodied": Quantity(made.value, made.lo, made.hi),
+            "embodied": Quantity(embodied.value, embodied.lo, embodied.hi),
             "units": Quantity(units, units, units),
         },
     )
-    whole = added(usage, made)
+    summed = added(usage, embodied)
     return Impact(
         subject="run",
         criterion="sci",
         phase="total",
         value=total.value,
         unit=f"{GRAMS}/{{{unit}}}",
-        formula=f"({usage.formula}+{made.formula})/units",
-        factor_ids=whole.factor_ids,
+        formula=f"({usage.formula}+{embodied.formula})/units",
+        factor_ids=summed.factor_ids,
         provenance="derived",
-        weakest_input=weakest(whole.weakest_input, known),
+        weakest_input=weakest(summed.weakest_input, unit_provenance),
         lo=total.lo,
         hi=total.hi,
         accounting_method="location",
-        dominant_uncertainty=whole.dominant_uncertainty,
+        dominant_uncertainty=summed.dominant_uncertainty,
     )
 
 
-def _within(dominant: str, usage: Impact, made: Impact) -> str:
-    """Name the input of a sum's larger part, or those parts' inputs that state no range."""
-    unstated = [part.dominant_uncertainty for part in (usage, made) if part.lo is None]
-    return "; ".join(unstated) or (usage if dominant == "usage" else made).dominant_uncertainty
+def _within(dominant: str, usage: Impact, embodied: Impact) -> str:
+    """Return the dominant input of the larger part of a sum, or the inputs of the parts that state no interval."""
+    unstated = [part.dominant_uncertainty for part in (usage, embodied) if part.lo is None]
+    return "; ".join(unstated) or (usage if dominant == "usage" else embodied).dominant_uncertainty

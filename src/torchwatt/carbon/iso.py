@@ -1,8 +1,8 @@
-"""ISO 3166-1: two-letter codes of the countries in the table, and the letters of Canada's provinces."""
+"""ISO 3166-1: two-letter codes of the countries in the table; and ISO 3166-2 letters of the provinces of Canada."""
 
 from __future__ import annotations
 
-# Two letters, then three. Written down here because no dependency of ours promises them.
+# Two letters, then three; no dependency provides them.
 _PAIRS = """
     AEARE AFAFG AGATG ALALB AMARM AOAGO ARARG ASASM ATAUT AUAUS AWABW AZAZE BABIH BBBRB BDBGD BEBEL
     BFBFA BGBGR BHBHR BIBDI BJBEN BMBMU BNBRN BOBOL BRBRA BSBHS BTBTN BWBWA BYBLR BZBLZ CACAN CDCOD
@@ -22,7 +22,7 @@ _PAIRS = """
 
 ALPHA3_OF_ALPHA2 = {pair[:2]: pair[2:] for pair in _PAIRS.split()}
 
-# ISO 3166-2:CA; the table of Canada knows names only.
+# ISO 3166-2:CA; codecarbon's table of Canada has names only.
 CANADA = {
     "AB": "alberta",
     "BC": "british columbia",

@@ -1,10 +1,10 @@
-"""A user's own file of a grid over time: one row for each 15, 30 or 60 minutes.
+"""Reads a user's file of grid intensity over time: one row for each 15, 30 or 60 minutes.
 
     start,g_per_kwh                              times with their offset: 2026-03-29T01:00:00+01:00
     start (Europe/Warsaw),g_per_kwh,zone         times of that place, as a grid operator's portal exports them
 
-A day on which the clocks change has 23 or 25 hours: the order of the rows tells the hour that is there twice apart.
-Nothing is filled in: an hour of which a part is missing has no number.
+A day on which the clocks change has 23 or 25 hours; of an hour that occurs twice, the first row is the earlier one.
+Gaps are not filled: an hour that is not completely covered has no factor.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from torchwatt.core.factor import Factor, identified
 VALUE = "g_per_kwh"
 STEPS = tuple(timedelta(minutes=minutes) for minutes in (15, 30, 60))
 _START = re.compile(r"start(?: \(([A-Za-z0-9_+/-]+)\))?")
-# What may stand beside the time and the number, as in a bundle's `factor.csv`.
+# Optional columns, as in a bundle's `factor.csv`.
 _TEXTS = ("zone", "basis", "source_name", "source_url", "source_version", "licence", "perspective", "accounting_method")
 _BASES = frozenset({"lifecycle", "direct", "upstream", "combustion_only", "unknown"})
 
 
 def is_own_hours(header: str) -> bool:
-    """Return whether the first line of a file is that of a grid over time."""
+    """Return whether `header`, the first line of a file, is that of grid intensity over time."""
     names = _names(header)
     return VALUE in names and any(_START.fullmatch(name) for name in names)
 
@@ -48,17 +48,17 @@ def _names(header: str) -> list[str]:
 
 
 def read_own_hours(path: Path, text: str) -> tuple[Factor, ...]:
-    """Return one factor a row, `valid_from` its start and `valid_to` its end; rows without a number are gaps.
+    """Return one factor per row with its start (`valid_from`) and end (`valid_to`); rows without a number are gaps.
 
     Raises:
-        FactorError: A time is none, is ambiguous or is there twice, rows are not 15, 30 or 60 minutes apart, or a value
-            is impossible; names the row.
+        FactorError: A time is invalid, ambiguous or repeated, rows are not 15, 30 or 60 minutes apart, or a value is
+            impossible; the message names the row.
     """
     names = _names(text.partition("\n")[0])
     column = next(name for name in names if _START.fullmatch(name))
     if strange := [name for name in names if name not in {column, VALUE, "is_estimated", *_TEXTS}]:
-        known = ", ".join((VALUE, "is_estimated", *_TEXTS))
-        raise FactorError(f"{path}: unknown column {strange[0]!r}; beside {column!r} there may be {known}")
+        allowed = ", ".join((VALUE, "is_estimated", *_TEXTS))
+        raise FactorError(f"{path}: unknown column {strange[0]!r}; beside {column!r} there may be {allowed}")
     place = _place(path, column)
     digest = sha256(text.encode()).hexdigest()
     starts: list[datetime] = []
@@ -80,8 +80,8 @@ def read_own_hours(path: Path, text: str) -> tuple[Factor, ...]:
 
 
 def _place(path: Path, column: str) -> tzinfo | None:
-    found = _START.fullmatch(column)
-    name = found[1] if found is not None else None
+    match = _START.fullmatch(column)
+    name = match[1] if match is not None else None
     if name is None or name == "UTC":
         return UTC if name else None
     try:
@@ -90,8 +90,8 @@ def _place(path: Path, column: str) -> tzinfo | None:
         raise FactorError(f"{path}: {name!r} in the header is no time zone, such as Europe/Paris or UTC") from error
 
 
-def _start(where: str, text: str, place: tzinfo | None, last: datetime | None) -> datetime:
-    """Return the instant of a row in UTC; `last` is that of the row before it."""
+def _start(where: str, text: str, place: tzinfo | None, previous: datetime | None) -> datetime:
+    """Return the start of a row in UTC; `previous` is that of the row before it."""
     try:
         instant = datetime.fromisoformat(text)
     except ValueError as error:
@@ -101,25 +101,25 @@ def _start(where: str, text: str, place: tzinfo | None, last: datetime | None) -
     try:
         if instant.tzinfo is not None:
             return instant.astimezone(UTC)
-        first, second = (instant.replace(tzinfo=place, fold=fold).astimezone(UTC) for fold in (0, 1))
-        if first.astimezone(place).replace(tzinfo=None, fold=0) != instant:
+        earlier, later = (instant.replace(tzinfo=place, fold=fold).astimezone(UTC) for fold in (0, 1))
+        if earlier.astimezone(place).replace(tzinfo=None, fold=0) != instant:
             raise FactorError(f"{where}: {text!r} does not exist there: the clocks were put forward over it")
     except OverflowError as error:
         raise FactorError(f"{where}: no time: {text!r}") from error
-    if first == second or (last is not None and first > last):
-        return first
-    if last is None:
+    if earlier == later or (previous is not None and earlier > previous):
+        return earlier
+    if previous is None:
         raise FactorError(f"{where}: {text!r} is there twice, as the clocks are put back: begin the file before it")
-    return second
+    return later
 
 
 def _step(path: Path, starts: list[datetime]) -> timedelta:
-    apart = [after - before for before, after in pairwise(starts)]
-    if any(step <= timedelta(0) for step in apart):
+    distances = [after - before for before, after in pairwise(starts)]
+    if any(step <= timedelta(0) for step in distances):
         late = next(after for before, after in pairwise(starts) if after <= before)
         raise FactorError(f"{path}: {late:%Y-%m-%dT%H:%MZ} comes twice or too late: give the rows in order of time")
-    step = min(apart, default=None)
-    if step not in STEPS or any(distance % step for distance in apart):
+    step = min(distances, default=None)
+    if step not in STEPS or any(distance % step for distance in distances):
         raise FactorError(f"{path}: rows are {step} apart; expected 15, 30 or 60 minutes, all alike")
     if any(timedelta(minutes=start.minute, seconds=start.second) % STEPS[0] or start.microsecond for start in starts):
         raise FactorError(f"{path}: rows begin at {starts[0]:%H:%M:%S}; expected whole quarters of an hour")

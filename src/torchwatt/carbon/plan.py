@@ -1,6 +1,6 @@
-"""From what the user gave to the numbers that will be applied, in the order user, facility, hourly file, yearly table.
+"""Selects the factors to apply from the user's options: first the user's own, then facility, hourly file, yearly table.
 
-Nothing is looked up on a network and nothing stands in for a place that was not named.
+No network is used, and a place that the user did not name is never assumed.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which numbers to apply; `location` and `market` hold candidates, best first."""
+    """The factors to apply; `location` and `market` are candidates, preferred ones first."""
 
     location: tuple[Grid, ...] = ()
     market: tuple[Grid, ...] = ()
     pue: Factor | None = None
     wue: Factor | None = None
-    other: Mapping[str, Factor] = field(default_factory=dict)  # by kind: grid_adpe, grid_pe, grid_wue
+    criteria: Mapping[str, Factor] = field(default_factory=dict)  # by kind: grid_adpe, grid_pe, grid_wue
     embodied: tuple[Embodied, ...] = ()
     facility: str = ""
-    allow_expired: bool = False  # apply factors outside of their dates, and say so in their rows
+    allow_expired: bool = False  # apply factors outside their dates; their coverage notes state it
 
     @property
     def nothing(self) -> bool:
-        """Return whether there is nothing to apply."""
-        return not (self.location or self.market or self.other or self.embodied or self.wue)
+        """Return whether there is no factor to apply."""
+        return not (self.location or self.market or self.criteria or self.embodied or self.wue)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a caller may say about carbon; every field as `profile()` names it."""
+    """Options about carbon, named as in `profile()`."""
 
     region: str | None = None
     intensity_g_per_kwh: float | None = None
@@ -64,41 +64,41 @@ class Asked:
     allow_expired: bool | None = None
 
 
-def plan(asked: Asked, at: datetime, extra: Iterable[Grid] = ()) -> Plan:
-    """Resolve everything that was given.
+def plan(options: Asked, at: datetime, extra: Iterable[Grid] = ()) -> Plan:
+    """Return the factors that the options select.
 
     Args:
-        asked: What the user said.
-        at: When the run was, because a preset grows stale.
-        extra: Hourly grids that the caller fetched itself.
+        options: Of the user.
+        at: The time of the run; the numbers of a facility expire.
+        extra: Hourly grids that the caller fetched.
 
     Raises:
-        ConfigError: A declared number is impossible, or two things contradict each other.
-        FactorError: A name is in no table, a file cannot be read, or a factor does not hold at that time.
+        ConfigError: A declared number is impossible, or two options contradict each other.
+        FactorError: A name is in no table, a file cannot be read, or a factor is not valid at that time.
     """
-    lines, histories = _files(asked.factors)
-    allowed = bool(asked.allow_expired)
-    known = facility(asked.facility, at, allow_expired=allowed) if asked.facility is not None else ()
-    preset = {f.kind: f for f in known}
-    given = _by_kind(line.factor for line in lines if line.factor.temporal_resolution != "hour" and not line.device)
+    lines, histories = _files(options.factors)
+    allowed = bool(options.allow_expired)
+    preset_factors = facility(options.facility, at, allow_expired=allowed) if options.facility is not None else ()
+    preset = {f.kind: f for f in preset_factors}
+    declared = _by_kind(line.factor for line in lines if line.factor.temporal_resolution != "hour" and not line.device)
     by_hour = [line.factor for line in lines if line.factor.temporal_resolution == "hour"]
     if by_hour:
         histories += [hourly("the hours of factors=", [f for f in by_hour if not _is_market(f)])]
     histories = [grid for grid in (*histories, *extra) if grid.by_hour]
-    table = _table(asked)
-    _refuse_other_places(asked, table, preset, histories, [line.factor for line in lines if not line.device])
-    made = Plan(
-        location=tuple(_location(asked, given, preset, histories, table)),
-        market=tuple(_market(asked, given, by_hour)),
-        pue=resolve_pue(asked.pue) or given.get("pue") or preset.get("pue"),
-        wue=given.get("wue") or preset.get("wue"),
-        other=_other(given, preset, table),
+    table = _table(options)
+    _refuse_other_places(options, table, preset, histories, [line.factor for line in lines if not line.device])
+    result = Plan(
+        location=tuple(_location(options, declared, preset, histories, table)),
+        market=tuple(_market(options, declared, by_hour)),
+        pue=resolve_pue(options.pue) or declared.get("pue") or preset.get("pue"),
+        wue=declared.get("wue") or preset.get("wue"),
+        criteria=_other(declared, preset, table),
         embodied=embodied((line.device, line.factor) for line in lines),
-        facility=asked.facility or "",
+        facility=options.facility or "",
         allow_expired=allowed,
     )
-    in_force(made, at, at)  # the whole time of the run is looked at when it is priced
-    return made
+    in_force(result, at, at)  # `price` checks the whole time of the run
+    return result
 
 
 def _files(paths: Paths | None) -> tuple[list[Line], list[Grid]]:
@@ -118,7 +118,7 @@ def _files(paths: Paths | None) -> tuple[list[Line], list[Grid]]:
 
 
 def _text(path: Path) -> str:
-    """Return the file as it is: its SHA-256 is that of its bytes, line ends and all."""
+    """Return the text of a file with its line ends unchanged, because its SHA-256 is recorded."""
     try:
         return read_named(path, MAX_BYTES).decode()
     except OSError as error:
@@ -133,35 +133,35 @@ def _is_market(factor: Factor) -> bool:
 
 
 def _by_kind(factors: Iterable[Factor]) -> dict[str, Factor]:
-    found: dict[str, Factor] = {}
+    by_kind: dict[str, Factor] = {}
     for factor in factors:
         kind = "market" if _is_market(factor) else factor.kind
-        if kind in found:
-            both = f"{found[kind].value!r} and {factor.value!r}"
-            raise FactorError(f"factors=: two numbers for {kind} ({both}): keep one")
-        found[kind] = factor
-    return found
+        if kind in by_kind:
+            values = f"{by_kind[kind].value!r} and {factor.value!r}"
+            raise FactorError(f"factors=: two numbers for {kind} ({values}): keep one")
+        by_kind[kind] = factor
+    return by_kind
 
 
-def _table(asked: Asked) -> Factor | None:
-    """Look the region up; not where the user's own number makes it a mere label."""
-    if asked.region is None or asked.intensity_g_per_kwh is not None:
+def _table(options: Asked) -> Factor | None:
+    """Return the factor of the region; None if the user gives the intensity, and the region is only a label."""
+    if options.region is None or options.intensity_g_per_kwh is not None:
         return None
-    found = resolve_intensity(asked.region)
-    return None if found is None else with_second_opinion(found)
+    factor = resolve_intensity(options.region)
+    return None if factor is None else with_second_opinion(factor)
 
 
 def _location(
-    asked: Asked,
-    given: Mapping[str, Factor],
+    options: Asked,
+    declared: Mapping[str, Factor],
     preset: Mapping[str, Factor],
     histories: Sequence[Grid],
     table: Factor | None,
 ) -> Iterable[Grid]:
-    if asked.intensity_g_per_kwh is not None:
-        yield fixed("user", declared_intensity(asked.intensity_g_per_kwh, asked.region))
-    if "grid_gwp" in given:
-        yield fixed("user", given["grid_gwp"])
+    if options.intensity_g_per_kwh is not None:
+        yield fixed("user", declared_intensity(options.intensity_g_per_kwh, options.region))
+    if "grid_gwp" in declared:
+        yield fixed("user", declared["grid_gwp"])
     if "grid_gwp" in preset:
         yield fixed("facility", preset["grid_gwp"])
     yield from histories
@@ -169,46 +169,54 @@ def _location(
         yield fixed("yearly table", table)
 
 
-def _market(asked: Asked, given: Mapping[str, Factor], by_hour: Sequence[Factor]) -> Iterable[Grid]:
-    """Return the contract's numbers: the user's only, never a default."""
-    if asked.market is not None:
-        yield fixed("user", declared_market(asked.market))
-    if "market" in given:
-        yield fixed("user", given["market"])
+def _market(options: Asked, declared: Mapping[str, Factor], by_hour: Sequence[Factor]) -> Iterable[Grid]:
+    """Yield the market-based factors; only the user's own, there is no default."""
+    if options.market is not None:
+        yield fixed("user", declared_market(options.market))
+    if "market" in declared:
+        yield fixed("user", declared["market"])
     if hours := [factor for factor in by_hour if _is_market(factor)]:
         yield hourly("the hours of factors= (market)", hours)
 
 
-def _other(given: Mapping[str, Factor], preset: Mapping[str, Factor], table: Factor | None) -> dict[str, Factor]:
-    zone = table.zone if table is not None else preset["pue"].zone if preset else ""
+def _other(declared: Mapping[str, Factor], preset: Mapping[str, Factor], table: Factor | None) -> dict[str, Factor]:
+    zone = table.zone if table is not None else _zone_of(preset)
     published = {factor.kind: factor for factor in other_criteria(zone)} if zone else {}
-    return published | {kind: given[kind] for kind in OTHER_KINDS if kind in given}
+    return published | {kind: declared[kind] for kind in OTHER_KINDS if kind in declared}
+
+
+def _zone_of(preset: Mapping[str, Factor]) -> str:
+    """Return the zone of a facility, which all its factors have; empty without a facility."""
+    return next((factor.zone for factor in preset.values()), "")
 
 
 def _refuse_other_places(
-    asked: Asked,
+    options: Asked,
     table: Factor | None,
     preset: Mapping[str, Factor],
     histories: Sequence[Grid],
-    given: Sequence[Factor],
+    factors: Sequence[Factor],
 ) -> None:
-    """Stop where two answers to "which grid" name two places: of two countries, or of two parts of one.
+    """Refuse options that name grids of two countries, or of two parts of one country.
 
-    A contract may be about electricity from elsewhere, and what cannot be placed contradicts nothing.
+    Contracts may be about electricity from elsewhere, and zones that are no place are not compared.
+
+    Raises:
+        ConfigError: Two options name different places.
     """
     zones: dict[str, str] = {}
-    if asked.region is not None:
-        zones[f"region={asked.region!r}"] = table.zone if table is not None else asked.region
+    if options.region is not None:
+        zones[f"region={options.region!r}"] = table.zone if table is not None else options.region
     if preset:
-        zones[f"facility={asked.facility!r}"] = preset["pue"].zone
+        zones[f"facility={options.facility!r}"] = _zone_of(preset)
     for grid in histories:
         zones |= {f"{grid.label} ({factor.zone})": factor.zone for factor in grid.by_hour.values()}
-    for factor in given:
+    for factor in factors:
         if factor.kind != "contract_gwp" and factor.instrument == "":
             zones[f"factors= ({factor.kind} of {factor.zone!r})"] = factor.zone
-    places = {said: place for said, zone in zones.items() if (place := place_of(zone)) is not None}
+    places = {name: place for name, zone in zones.items() if (place := place_of(zone)) is not None}
     countries = {country for country, _ in places.values()}
     parts = {part for _, part in places.values() if part}
     if len(countries) > 1 or len(parts) > 1:
-        said = "; ".join(f"{name} is in {'/'.join(filter(None, place))}" for name, place in places.items())
-        raise ConfigError(f"these are different grids: {said}. Keep the one that fed the run")
+        statements = "; ".join(f"{name} is in {'/'.join(filter(None, place))}" for name, place in places.items())
+        raise ConfigError(f"these are different grids: {statements}. Keep the one that fed the run")

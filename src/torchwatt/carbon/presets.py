@@ -1,110 +1,128 @@
-"""Facilities whose operator publishes PUE, water and grid mix; each number with the page it comes from.
+"""Facilities whose operator publishes PUE, water and grid mix, each number with its source.
 
-Scaleway's page changed under one and the same "validation" date, so two of its versions are kept: the later is the
-value, and lo and hi span both. A preset is refused two years after the operator validated it.
+The table is `facilities.csv` beside this file. A user adds facilities with a file of the same columns, named by the
+environment variable TORCHWATT_FACILITIES; a facility in it replaces one of the same name in the package. The columns
+are those of a file of factors (`factor_file`), `facility`, and `validated_at`: when its operator last confirmed the
+numbers. Two years later they are refused.
+
+Scaleway's page changed under one validation date, so two of its versions are kept: the later one is the value, and lo
+and hi are the range of both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
 
-from torchwatt.carbon.declared import GRID_UNIT
+from torchwatt.carbon.factor_file import read_rows, utc_time
 from torchwatt.core.errors import FactorError
 from torchwatt.core.factor import Factor, identified
+from torchwatt.disk.path_safety import read_named
 
+OWN_FILE = "TORCHWATT_FACILITIES"  # environment variable
+KINDS = ("grid_gwp", "pue", "wue")
 STALE_AFTER = timedelta(days=731)
-_PAGE = "https://github.com/scaleway/docs-content/blob/{}/pages/environmental-footprint/additional-content/{}"
-_NAME = "calculation-values-reference.mdx"
-_EARLIER, _LATER = "09c886594fba05c572e1129273dc201eeb10fd1b", "6b0e320cc1ab857f8e69af89392701943e684d76"
-_VALIDATED = datetime(2025, 6, 9, tzinfo=UTC)
-_RETRIEVED = datetime(2026, 11, 24, tzinfo=UTC)
+_TABLE = "facilities.csv"
+_MAX_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One site as published: each number in the later and in the earlier version of the page; None is "NA"."""
+    """The factors of one facility, one of each kind; `validated_at` None: its numbers do not grow stale."""
 
-    zone: str
-    pue: tuple[float, float]
-    wue_l_per_kwh: tuple[float, float] | None
-    mix_g_per_kwh: tuple[float, float]
-
-
-_FRA, _NLD, _POL = (44.0, 56.0), (253.0, 268.0), (615.0, 661.0)
-SITES: Mapping[str, Site] = {
-    "scaleway/fr-par-1": Site("FRA", (1.45, 1.46), (0.009, 0.014), _FRA),
-    "scaleway/fr-par-2": Site("FRA", (1.16, 1.16), (0.25, 0.214), _FRA),
-    "scaleway/fr-par-3": Site("FRA", (1.44, 1.44), (0.001, 0.004), _FRA),
-    "scaleway/nl-ams-1": Site("NLD", (1.38, 1.38), (0.85, 0.85), _NLD),
-    "scaleway/nl-ams-2": Site("NLD", (1.4, 1.4), None, _NLD),
-    "scaleway/nl-ams-3": Site("NLD", (1.2, 1.2), None, _NLD),
-    "scaleway/pl-waw-1": Site("POL", (1.50, 1.51), None, _POL),
-    "scaleway/pl-waw-2": Site("POL", (1.24, 1.32), None, _POL),
-    "scaleway/pl-waw-3": Site("POL", (1.5, 1.43), None, _POL),
-}
+    factors: tuple[Factor, ...]
+    validated_at: datetime | None = None
 
 
 def facility(name: str, at: datetime, *, allow_expired: bool = False) -> tuple[Factor, ...]:
-    """Return the factors of a facility: grid_gwp, pue, and wue where it is published.
+    """Return the factors of a facility: grid_gwp, pue and wue, as far as they are published.
 
     Args:
         name: Such as `scaleway/fr-par-2`.
-        at: When the run was; a preset does not speak for years after it was validated.
-        allow_expired: Let it, and say so in its rows.
+        at: When the run was.
+        allow_expired: Return numbers that were validated more than two years before the run, too; their coverage notes
+            state it.
 
     Raises:
-        FactorError: There is no such preset, or it is too old.
+        FactorError: The facility is unknown, its numbers are too old, or the user's file cannot be read.
     """
-    site = SITES.get(name.strip().casefold())
+    sites = facilities()
+    site = sites.get(name.strip().casefold())
     if site is None:
-        near = get_close_matches(name, SITES, n=3) or list(SITES)
+        near = get_close_matches(name, sites, n=3) or list(sites)
         raise FactorError(f"no facility {name!r}; did you mean {', '.join(near)}? Else give pue= and factors= yourself")
-    stale = at > _VALIDATED + STALE_AFTER
-    if stale and not allow_expired:
+    validated_at = site.validated_at
+    if validated_at is None or at <= validated_at + STALE_AFTER:
+        return site.factors
+    if not allow_expired:
         raise FactorError(
-            f"facility {name!r} was validated on {_VALIDATED:%Y-%m-%d}, more than two years before the run: "
+            f"facility {name!r} was validated on {validated_at:%Y-%m-%d}, more than two years before the run: "
             "give current numbers by pue= and factors=, or say --allow-expired (allow_expired=True)"
         )
-    found = [
-        _factor(
-            "grid_gwp", GRID_UNIT, site.mix_g_per_kwh, site, "of the country, as the operator uses it; it names Ember"
-        ),
-        _factor("pue", "1", site.pue, site, "yearly PUE of the site; this hall and hour may differ"),
-    ]
-    if site.wue_l_per_kwh is not None:
-        found.append(_factor("wue", "L/kW.h", site.wue_l_per_kwh, site, "water of the site per kWh of IT"))
-    if not stale:
-        return tuple(found)
-    told = f"validated more than two years before the run of {at:%Y-%m-%d} (allow_expired)"
-    return tuple(identified(replace(f, coverage_note=f"{f.coverage_note}; {told}")) for f in found)
-
-
-def _factor(kind: str, unit: str, versions: tuple[float, float], site: Site, note: str) -> Factor:
-    same = versions[0] == versions[1]
-    spread = "" if same else "; lo and hi are two versions of the page under one validation date"
-    grid = kind == "grid_gwp"
-    return identified(
-        Factor(
-            factor_id="",
-            kind=kind,
-            value=versions[0],
-            unit=unit,
-            provenance="sourced",
-            source_name="Scaleway, calculation reference values",
-            zone=site.zone,
-            gas="CO2e" if grid else "",
-            perspective="production" if grid else "",
-            accounting_method="location" if grid else "",
-            source_url=_PAGE.format(_LATER, _NAME),
-            source_version=f"{_LATER[:12]} and {_EARLIER[:12]}, validated {_VALIDATED:%Y-%m-%d}",
-            lo=None if same else min(versions),
-            hi=None if same else max(versions),
-            coverage_note=note + spread,
-            retrieved_at=_RETRIEVED,
-            zone_system="iso3166-1",
-            temporal_resolution="year",
-        )
+    note = f"validated more than two years before the run of {at:%Y-%m-%d} (allow_expired)"
+    return tuple(
+        identified(replace(factor, coverage_note="; ".join(filter(None, (factor.coverage_note, note)))))
+        for factor in site.factors
     )
+
+
+def facilities() -> Mapping[str, Site]:
+    """Return the facilities of the package and of the user's file by name, in lower case.
+
+    Raises:
+        FactorError: The user's file cannot be read, or a row of it is impossible.
+    """
+    named = os.environ.get(OWN_FILE)
+    if not named:
+        return _packaged()
+    try:
+        text = read_named(Path(named), _MAX_BYTES).decode()
+    except OSError as error:
+        raise FactorError(f"{OWN_FILE}={named!r}: cannot read it: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FactorError(f"{OWN_FILE}={named!r}: cannot read it: {error}") from error
+    return {**_packaged(), **_sites(Path(named), text)}
+
+
+@cache
+def _packaged() -> Mapping[str, Site]:
+    """Return the facilities of the package; their source is the operator's page, so no hash of our table is kept."""
+    text = (files("torchwatt.carbon") / _TABLE).read_text(encoding="utf-8")
+    sites = _sites(Path(_TABLE), text)
+    return {
+        name: replace(site, factors=tuple(identified(replace(factor, source_sha256="")) for factor in site.factors))
+        for name, site in sites.items()
+    }
+
+
+def _sites(path: Path, text: str) -> dict[str, Site]:
+    sites: dict[str, Site] = {}
+    for where, name, factor, validated_at in _rows(path, text):
+        site = sites.setdefault(name, Site((), validated_at))
+        if factor.kind in {known.kind for known in site.factors}:
+            raise FactorError(f"{where}: {factor.kind} is given twice for {name}")
+        if any(known.zone != factor.zone for known in site.factors):
+            raise FactorError(f"{where}: a facility is in one zone, found {factor.zone!r} and {site.factors[0].zone!r}")
+        if validated_at != site.validated_at:
+            raise FactorError(f"{where}: {name} has two values of validated_at")
+        sites[name] = replace(site, factors=(*site.factors, factor))
+    return sites
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[str, str, Factor, datetime | None]]:
+    for where, cells, factor in read_rows(path, text, ("facility", "validated_at"), ("facility",)):
+        if factor.kind not in KINDS:
+            raise FactorError(f"{where}: a facility has {', '.join(KINDS)}, found {factor.kind}")
+        if factor.accounting_method == "market":
+            raise FactorError(f"{where}: the grid of a facility is location-based; give a contract by market=")
+        try:
+            validated_at = utc_time(cells["validated_at"]) if "validated_at" in cells else None
+        except ValueError as error:
+            raise FactorError(f"{where}, column validated_at: {error}") from error
+        yield where, cells["facility"].strip().casefold(), factor, validated_at

@@ -1,4 +1,4 @@
-"""A plan applied to a run: all impacts, the factors that made them, and what the reader must know."""
+"""Applies a plan of factors to a run: impacts, the factors that they use, and notes for the reader."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEVICE = "device:"
 
 @dataclass(frozen=True, slots=True)
 class Priced:
-    """Impacts with the factors that their formulas use."""
+    """Impacts, the factors in their formulas, and notes for the reader."""
 
     factors: tuple[Factor, ...] = ()
     impacts: tuple[Impact, ...] = ()
@@ -30,26 +30,26 @@ class Priced:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """The candidate that covers the run, after those that do not."""
+    """The first candidate that covers the run; `fallback_from` lists those before it and why they were skipped."""
 
     grid: Grid
     fallback_from: str = ""
 
     def factors(self, hours: Sequence[int]) -> tuple[Factor, ...]:
-        found = self.grid.factors(hours)
+        factors = self.grid.factors(hours)
         if not self.fallback_from:
-            return found
-        return tuple(identified(replace(factor, fallback_from=self.fallback_from)) for factor in found)
+            return factors
+        return tuple(identified(replace(factor, fallback_from=self.fallback_from)) for factor in factors)
 
 
 def price(usage: Usage, plan: Plan, *, scenario: str = "as_run") -> Priced:
-    """Compute every impact that the plan has numbers for; what has no joules has no impact.
+    """Compute each impact that the plan has factors for; subjects without metered energy have none.
 
     Location- and market-based totals stand side by side and are never added. Embodied impacts, totals and the SCI score
-    exist only where the hardware's figures were given.
+    exist only if embodied figures of the hardware are given.
 
     Raises:
-        FactorError: A factor does not hold at the time of the run.
+        FactorError: A factor is not valid at the time of the run.
     """
     plan = in_force(plan, *usage.time)
     notes: list[Note] = []
@@ -69,23 +69,23 @@ def price(usage: Usage, plan: Plan, *, scenario: str = "as_run") -> Priced:
     _flag(plan, notes)
     everything = (*used, *_fixed(plan))
     needed = {name for impact in impacts for name in impact.factor_ids}
-    kept = tuple(factor for factor in dict.fromkeys(everything) if factor.factor_id in needed)
-    notes += _stand_ins(kept, notes)
-    notes += year_notes(tuple(factor for factor in kept if factor.kind in CRITERIA), usage.time[0])
-    return Priced(kept, tuple(_finished(impact, usage, scenario) for impact in impacts), tuple(notes))
+    used_factors = tuple(factor for factor in dict.fromkeys(everything) if factor.factor_id in needed)
+    notes += _stand_ins(used_factors, notes)
+    notes += year_notes(tuple(factor for factor in used_factors if factor.kind in CRITERIA), usage.time[0])
+    return Priced(used_factors, tuple(_finished(impact, usage, scenario) for impact in impacts), tuple(notes))
 
 
 def _stand_ins(factors: Sequence[Factor], notes: Sequence[Note]) -> Iterator[Note]:
-    """Say which factors stand for another one: a file may bring one that says so of itself."""
-    told = any(note.code == "FACTOR_FALLBACK" for note in notes)
+    """Yield a note for each factor with a `fallback_from`, which a user's file may set, unless there is one already."""
+    has_note = any(note.code == "FACTOR_FALLBACK" for note in notes)
     for factor in factors:
-        if factor.fallback_from and not told:
+        if factor.fallback_from and not has_note:
             text = f"{factor.kind} of {factor.source_name} stands for {factor.fallback_from}"
             yield Note("warning", "FACTOR_FALLBACK", text)
 
 
 def _of(grid: tuple[Factor, ...], subject: Subject) -> tuple[Factor, ...]:
-    """Keep the hours in which the subject has joules to weigh them with."""
+    """Return the factors of the hours in which the subject has energy."""
     if len(grid) == 1:
         return grid
     return tuple(f for f in grid if f.valid_from is not None and hour_of(f.valid_from) in subject.hourly_j)
@@ -112,9 +112,9 @@ def _choose(candidates: tuple[Grid, ...], usage: Usage, notes: list[Note]) -> _C
 def _others(usage: Usage, plan: Plan, site: Site) -> Iterator[Impact]:
     for subject in usage.subjects:
         for kind in ("grid_adpe", "grid_pe"):
-            if kind in plan.other:
-                yield usage_impact(subject, (plan.other[kind],), site, "location")
-        water = water_impact(subject, plan.other.get("grid_wue"), site)
+            if kind in plan.criteria:
+                yield usage_impact(subject, (plan.criteria[kind],), site, "location")
+        water = water_impact(subject, plan.criteria.get("grid_wue"), site)
         if water is not None:
             yield water
 
@@ -123,39 +123,41 @@ def _made(usage: Usage, plan: Plan, notes: list[Note]) -> Iterator[Impact]:
     if not plan.embodied:
         return
     ids = [subject.name.removeprefix(_DEVICE) for subject in usage.subjects if subject.name.startswith(_DEVICE)]
-    known = {device_id: found for device_id in ids if (found := for_device(plan.embodied, device_id)) is not None}
-    if unknown := [device_id for device_id in ids if device_id not in known]:
+    figures_by_device = {
+        device_id: item for device_id in ids if (item := for_device(plan.embodied, device_id)) is not None
+    }
+    if unknown := [device_id for device_id in ids if device_id not in figures_by_device]:
         text = f"no embodied figures for {', '.join(unknown)}: embodied and total leave them out"
         notes.append(Note("warning", "EMBODIED_PARTIAL", text))
-    if not known:
+    if not figures_by_device:
         return
     for subject in usage.subjects:
-        figures = known.get(subject.name.removeprefix(_DEVICE))
-        used = list(known.values()) if subject.name == "run" else [figures] if figures is not None else []
+        figures = figures_by_device.get(subject.name.removeprefix(_DEVICE))
+        used = list(figures_by_device.values()) if subject.name == "run" else [figures] if figures is not None else []
         yield from embodied_impacts(subject, used, usage.duration_s)
 
 
 def _totals(usage: Usage, impacts: Sequence[Impact]) -> Iterator[Impact]:
-    made = {(i.subject, i.criterion): i for i in impacts if i.phase == "embodied"}
+    embodied_by_subject = {(i.subject, i.criterion): i for i in impacts if i.phase == "embodied"}
     for impact in [i for i in impacts if i.phase == "usage"]:
-        other = made.get((impact.subject, impact.criterion))
-        if other is None:
+        embodied = embodied_by_subject.get((impact.subject, impact.criterion))
+        if embodied is None:
             continue
-        yield added(impact, other)
+        yield added(impact, embodied)
         is_score = (impact.subject, impact.criterion, impact.accounting_method) == ("run", "gwp", "location")
         if is_score and usage.units > 0:
-            yield sci(impact, other, usage.units, usage.unit, usage.unit_provenance)
+            yield sci(impact, embodied, usage.units, usage.unit, usage.unit_provenance)
 
 
 def _flag(plan: Plan, notes: list[Note]) -> None:
-    primary = plan.other.get("grid_pe")
+    primary = plan.criteria.get("grid_pe")
     if primary is not None and PE_FLAG in primary.coverage_note:
         text = f"{primary.zone}: {primary.value:.3g} MJ/kWh of primary energy is below the 3.6 of the kWh itself"
         notes.append(Note("warning", "PE_BELOW_3_6", text))
 
 
 def _fixed(plan: Plan) -> Iterator[Factor]:
-    yield from (factor for factor in (plan.pue, plan.wue, *plan.other.values()) if factor is not None)
+    yield from (factor for factor in (plan.pue, plan.wue, *plan.criteria.values()) if factor is not None)
     for item in plan.embodied:
         yield from (*item.totals.values(), item.share, item.lifetime)
 

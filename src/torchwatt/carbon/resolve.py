@@ -1,4 +1,4 @@
-"""From what the user typed to one factor, or to an error that says what to type instead."""
+"""Finds the factor of the region that the user named, or raises an error that suggests other names."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _CHINA_SUFFIX = re.compile(r"\s+(autonomous region|municipality|province|sheng|s
 
 
 def resolve_intensity(region: str | None, *, intensity_g_per_kwh: float | None = None) -> Factor | None:
-    """Return the grid's intensity in gCO2e/kWh with its source; None where nothing was given.
+    """Return the grid intensity in gCO2e/kWh with its source; None without arguments.
 
     Args:
-        region: A country (`FRA`, `FR`, `France`) or a part of one (`USA/california`, `USA-CA`). Never
-            looked up from the network and never replaced by a mean of the world.
-        intensity_g_per_kwh: The user's own number; it wins over the tables and is `declared`.
+        region: A country (`FRA`, `FR`, `France`) or a part of one (`USA/california`, `USA-CA`). It is never taken
+            from the network address and never replaced by a mean of the world.
+        intensity_g_per_kwh: The user's own number, with provenance `declared`; it is used instead of the tables.
 
     Raises:
-        FactorError: The region is in no table; names near matches.
+        FactorError: The region is in no table; the message names similar ones.
         ConfigError: The declared number is negative or not finite.
     """
     if intensity_g_per_kwh is not None:
@@ -44,9 +44,9 @@ def resolve_intensity(region: str | None, *, intensity_g_per_kwh: float | None =
 
 
 def place_of(zone: str) -> tuple[str, str] | None:
-    """Return the country (ISO 3166-1 alpha-3) and, where our tables name it, its part; None for what is no place.
+    """Return the country (ISO 3166-1 alpha-3) and its part, empty if the tables do not have it; None if it is no place.
 
-    Zones of Electricity Maps (`DE`, `US-CAL-CISO`) and bidding zones (`SE3`, `DE-LU`) have a country only.
+    For zones of Electricity Maps (`DE`, `US-CAL-CISO`) and bidding zones (`SE3`, `DE-LU`) the part is empty.
     """
     text = zone.strip().upper()
     head, separator, _ = text.replace("-", "/").partition("/")
@@ -58,19 +58,23 @@ def place_of(zone: str) -> tuple[str, str] | None:
     try:
         country, _, part = find(zone).zone.partition("/")
     except FactorError:
-        known = ALPHA3_OF_ALPHA2.get(head, head)
-        return (known, "") if known in ALPHA3_OF_ALPHA2.values() else None
+        code = ALPHA3_OF_ALPHA2.get(head, head)
+        return (code, "") if code in ALPHA3_OF_ALPHA2.values() else None
     return country, part
 
 
 def find(region: str) -> Place:
-    """Find the one place that a region names."""
+    """Return the place that a region names.
+
+    Raises:
+        FactorError: The region is in no table, or names both a country and a state.
+    """
     countries = world()
     text = _fold(region)
-    whole = _country(text, countries)
-    if whole is not None:
+    country_code = _country(text, countries)
+    if country_code is not None:
         _refuse_ambiguous(text, region)
-        return countries[whole]
+        return countries[country_code]
     head, part = _cut(text)
     code = _country(head, countries)
     if code is None or not part:
@@ -85,21 +89,21 @@ def _part(code: str, part: str, region: str, countries: dict[str, Place]) -> Pla
             f"Use {code!r} for the mean of {countries[code].label}, or intensity_g_per_kwh=."
         )
     places = [place for place in REGIONAL[code]() if place.zone.startswith(f"{code}/")]
-    wanted = _CHINA_SUFFIX.sub("", part) if code == "CHN" else part
+    part_name = _CHINA_SUFFIX.sub("", part) if code == "CHN" else part
     for place in places:
-        if wanted in place.names:
+        if part_name in place.names:
             return place
-    near = get_close_matches(wanted, [name for place in places for name in place.names], n=3, cutoff=0.6)
+    near = get_close_matches(part_name, [name for place in places for name in place.names], n=3, cutoff=0.6)
     zones = dict.fromkeys(place.zone for name in near for place in places if name in place.names)
-    known = ", ".join(zones) or ", ".join(place.zone for place in places)
+    suggestions = ", ".join(zones) or ", ".join(place.zone for place in places)
     raise FactorError(
-        f"no grid factor for region={region!r}: did you mean {known}? "
+        f"no grid factor for region={region!r}: did you mean {suggestions}? "
         f"{code!r} alone gives the mean of {countries[code].label}."
     )
 
 
 def _fold(text: str) -> str:
-    """Lower case, without accents and double spaces: `Québec` is `quebec`."""
+    """Return the text in lower case, without accents and double spaces: `Québec` becomes `quebec`."""
     plain = unicodedata.normalize("NFKD", text)
     return " ".join("".join(c for c in plain if not unicodedata.combining(c)).casefold().split())
 
@@ -117,7 +121,7 @@ def _country(text: str, countries: dict[str, Place]) -> str | None:
 
 
 def _refuse_ambiguous(text: str, region: str) -> None:
-    """Stop where a country's name is also a state's: nobody should get Georgia's other grid."""
+    """Refuse a country that has the name of a state of the USA, such as Georgia."""
     if len(text) > 3:
         twins = [p.zone for p in REGIONAL["USA"]() if text in p.names]
         if twins:
@@ -126,15 +130,15 @@ def _refuse_ambiguous(text: str, region: str) -> None:
 
 
 def _near(text: str, countries: dict[str, Place]) -> str:
-    """Say what the user may have meant, over countries and their parts."""
+    """Return similar names of countries and their parts, for an error message."""
     places = list(countries.values())
     for table in dict.fromkeys(REGIONAL.values()):
         places.extend(table())
     by_name = {name: place for place in reversed(places) for name in place.names if len(name) > 2}
-    found = [by_name[name] for name in get_close_matches(text, by_name, n=4, cutoff=0.6)]
-    found += [p for p in countries.values() if _initials(p.label) == text]  # "UK", "DRC"
-    found += [by_name[text]] if text in by_name else []
-    labels = dict.fromkeys(f"{place.zone} ({place.label})" for place in found)
+    places_near = [by_name[name] for name in get_close_matches(text, by_name, n=4, cutoff=0.6)]
+    places_near += [p for p in countries.values() if _initials(p.label) == text]  # "UK", "DRC"
+    places_near += [by_name[text]] if text in by_name else []
+    labels = dict.fromkeys(f"{place.zone} ({place.label})" for place in places_near)
     return f": did you mean {', '.join(labels)}?" if labels else "."
 
 

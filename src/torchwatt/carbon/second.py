@@ -1,8 +1,8 @@
-"""A second opinion, and more criteria than carbon, from the optional package `ecologits` (only its table of mixes).
+"""Reads the electricity mixes of the optional package `ecologits`: a second source, and more criteria than carbon.
 
-`ecologits.electricity_mix_repository.electricity_mixes` has one row a country: GWP (kgCO2e/kWh), ADPe (kgSbeq/kWh),
+`ecologits.electricity_mix_repository.electricity_mixes` has one row per country: GWP (kgCO2e/kWh), ADPe (kgSbeq/kWh),
 primary energy (MJ/kWh) and water (L/kWh), without year or source in the data (its documentation names ADEME, OWID and
-WRI). Nothing of its estimator and none of its patches of other packages is used.
+WRI). Its estimator and its patches of other packages are not used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PE_FLAG = (
 
 @cache
 def installed() -> str:
-    """Return the version of ecologits, empty where it is not installed."""
+    """Return the version of ecologits; empty if it is not installed."""
     try:
         return version("ecologits") if find_spec("ecologits") is not None else ""
     except PackageNotFoundError:
@@ -43,17 +43,20 @@ def _mix(zone: str) -> Any:
 
 
 def with_second_opinion(factor: Factor) -> Factor:
-    """Give a country's life-cycle intensity the spread of two sources; unchanged where there is no second one."""
+    """Return a country's life-cycle intensity with the range of two sources as `lo` and `hi`.
+
+    Other factors, and those of countries without a second source, are returned unchanged.
+    """
     mix = _mix(factor.zone) if factor.basis == "lifecycle" and factor.kind == "grid_gwp" else None
     if mix is None:
         return factor
-    other = mix.gwp * 1000  # published in kg
-    note = f"lo and hi are two sources: {_NAME} {installed()} has {other:.4g} g/kWh"
+    second_g_per_kwh = mix.gwp * 1000  # published in kg
+    note = f"lo and hi are two sources: {_NAME} {installed()} has {second_g_per_kwh:.4g} g/kWh"
     return identified(
         replace(
             factor,
-            lo=min(factor.value, other),
-            hi=max(factor.value, other),
+            lo=min(factor.value, second_g_per_kwh),
+            hi=max(factor.value, second_g_per_kwh),
             distribution="uniform",
             coverage_note="; ".join(text for text in (factor.coverage_note, note) if text),
         )
@@ -61,7 +64,7 @@ def with_second_opinion(factor: Factor) -> Factor:
 
 
 def other_criteria(zone: str) -> tuple[Factor, ...]:
-    """Return abiotic depletion, primary energy and water of a country's kilowatt-hour; empty where unknown."""
+    """Return abiotic depletion, primary energy and water use per kWh of a country; empty if unknown."""
     mix = _mix(zone)
     if mix is None:
         return ()

@@ -1,4 +1,4 @@
-"""What each table is: who published it, on which basis, under which licence (AUDIT.md 2.2)."""
+"""Publisher, basis and licence of each table of grid factors (see docs/carbon.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The words that a factor of one table carries."""
+    """Texts that the factors of one table have in common."""
 
     name: str
     url: str
@@ -19,8 +19,8 @@ class Source:
     note: str
 
 
-# A regional number beside a national one changes the basis as well as the place: each note says so, because
-# California (direct) under the USA (life-cycle) reads like a clean grid and is half of it another accounting.
+# Regional numbers have another basis than national ones, and each note states it: California (direct) appears cleaner
+# than the USA (life-cycle) partly because its table leaves upstream emissions out.
 SOURCES: Mapping[str, Source] = {
     "world": Source(
         name="Our World in Data, from Ember",

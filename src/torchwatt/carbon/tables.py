@@ -1,4 +1,4 @@
-"""The one adapter over codecarbon's data tables; its tracker is never imported and nothing is downloaded."""
+"""Reads the data tables of codecarbon; its tracker is never imported, and nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torchwatt.core.errors import FactorError
+from torchwatt.core.extras import install_command
 
 G_PER_KWH_FROM_LB_PER_MWH = 0.45359237  # the pound is exactly 0.45359237 kg
 
@@ -18,11 +19,11 @@ _CANADA_G_PER_KWH = {"coal": 995.725971, "petroleum": 816.6885263, "naturalGas":
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One row of a table: a country or a part of one, with its intensity in g/kWh as published."""
+    """One row of a table: a country or a part of one, with its published intensity in g/kWh."""
 
     zone: str  # "FRA", "USA/california"
     table: str  # world, usa, canada, china, nordic
-    names: tuple[str, ...]  # lower case, what a user may type after the slash
+    names: tuple[str, ...]  # in lower case; a user may write any of them after the slash
     label: str
     g_per_kwh: float
     year: int | None
@@ -35,13 +36,13 @@ def source_version() -> str:
         return f"codecarbon {version('codecarbon')}"
     except PackageNotFoundError as error:
         raise FactorError(
-            "grid factors come from codecarbon's tables and it is not installed: pip install codecarbon, "
+            f"grid factors come from codecarbon's tables and it is not installed: {install_command('codecarbon')}, "
             "or give your own number with intensity_g_per_kwh="
         ) from error
 
 
 def _read(method: str, *args: str) -> Mapping[str, Any]:
-    """Call one method of codecarbon's DataSource, imported here because it costs a second."""
+    """Call one method of codecarbon's DataSource; its import takes a second, so it is imported here."""
     having = source_version()
     from codecarbon.input import DataSource
 
@@ -86,7 +87,7 @@ def usa() -> tuple[Place, ...]:
             year,
         )
         for name, row in rows.items()
-        if not name.startswith("_") and name != "usa"  # its national mean is another basis than the world's
+        if not name.startswith("_") and name != "usa"  # the national mean has another basis than the table of the world
     )
 
 

@@ -1,4 +1,4 @@
-"""What is priced: joules of subjects, by hour where that is known, and how long they took."""
+"""Input of `price`: the energy of a run and of its devices, by hour if known, and its time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torchwatt.core.terms import Provenance
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One thing with joules: `run`, or `device:gpu:0`.
+    """The run (`run`) or one device (`device:gpu:0`), with its energy.
 
-    `lo_j` and `hi_j` are the 90 % interval of `energy_j`, None where the meter states none. `hourly_j` maps hours
-    since 1970 (UTC) to joules that add up to `energy_j`; empty where only the total is known.
+    `lo_j` and `hi_j` are the 90 % interval of `energy_j`, None if the meter states none. `hourly_j` maps hours since
+    1970 (UTC) to energies with the sum `energy_j`; empty if only the sum is known.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The subjects of one run; `hours` are all hours of UTC that it touched, `start` and `end` when it was."""
+    """The subjects of one run, and its time: `hours` are all hours since 1970 (UTC) in which it ran."""
 
     subjects: tuple[Subject, ...]
     duration_s: float
@@ -36,12 +36,12 @@ class Usage:
     unit: str = "run"
     units: float = 1.0
     unit_provenance: Provenance = "assumed"
-    start: datetime | None = None  # None: known by its hours only
+    start: datetime | None = None  # None: only `hours` are known
     end: datetime | None = None
 
     @property
     def time(self) -> tuple[datetime, datetime]:
-        """Return when the run was."""
+        """Return start and end; if unknown, those of the first and the last hour."""
         return self.start or hour_start(min(self.hours)), self.end or hour_start(max(self.hours) + 1)
 
     def subject(self, name: str) -> Subject | None:
@@ -51,7 +51,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that the reader of the grams must know; `code` is stable."""
+    """A note for the reader of the impacts; `code` is a stable identifier."""
 
     severity: str  # info, warning or error
     code: str

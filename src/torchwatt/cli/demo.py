@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.extras import install_command
 from torchwatt.core.plain_text import printable
 from torchwatt.session import Run, profile, scope
 
@@ -54,7 +55,7 @@ def digits() -> tuple[torch.utils.data.TensorDataset, torch.utils.data.TensorDat
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise ConfigError("the digits come with scikit-learn: pip install 'torchwatt[demo]'") from error
+        raise ConfigError(f"the digits come with scikit-learn: {install_command('sklearn')}") from error
     data = load_digits()
     x = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     y = torch.tensor(data.target)

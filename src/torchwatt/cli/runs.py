@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
-from torchwatt.audit.counting import RunShare
+from torchwatt.audit.counted_run import RunShare
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.audit.store import Group, Store, StoredRun, shares, sums
 from torchwatt.cli.recover import not_recovered

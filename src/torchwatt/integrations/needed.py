@@ -6,13 +6,14 @@ from importlib import import_module
 from types import ModuleType
 
 from torchwatt.core.errors import TorchwattError
+from torchwatt.core.extras import install_command
 
 
 class MissingPackageError(TorchwattError, ImportError):
     """The package of an integration cannot be imported; the message contains the install command."""
 
 
-def needed(module: str, extra: str) -> ModuleType:
+def needed(module: str, integration: str) -> ModuleType:
     """Import a module of an optional package.
 
     Raises:
@@ -22,5 +23,5 @@ def needed(module: str, extra: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        text = f"torchwatt.integrations.{extra} cannot load {package} ({error}): pip install 'torchwatt[{extra}]'"
+        text = f"torchwatt.integrations.{integration} cannot load {package} ({error}): {install_command(package)}"
         raise MissingPackageError(text) from error

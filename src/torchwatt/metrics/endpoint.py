@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.extras import install_command
 from torchwatt.metrics.exporter import Exporter
 from torchwatt.metrics.families import registry_of
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 LOOPBACK = "127.0.0.1"
-MISSING = "prometheus_client is missing: pip install 'torchwatt[prometheus]'"
+MISSING = f"prometheus_client is missing: {install_command('prometheus_client')}"
 MOST_CONNECTIONS = 8  # served at a time; a scraper opens one
 LONGEST_S = 5.0  # from accepting a connection to the end of the response
 SPARE_DESCRIPTORS = 64  # of the limit (ulimit -n), reserved for the measured program

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.extras import install_command
 from torchwatt.core.version import __version__
 from torchwatt.metrics.books import DeviceKey, Look, RunKey
 from torchwatt.metrics.exporter import Exporter
@@ -78,7 +79,7 @@ def otel(provider: MeterProvider | Literal["global"], *, layers: int = 0) -> OTe
     try:
         from opentelemetry import metrics
     except ImportError as error:
-        raise ConfigError("OpenTelemetry is missing: pip install 'torchwatt[otel]'") from error
+        raise ConfigError(f"OpenTelemetry is missing: {install_command('opentelemetry')}") from error
     if provider == "global":
         provider = metrics.get_meter_provider()
     if not isinstance(provider, metrics.MeterProvider):

@@ -1,4 +1,4 @@
-"""What the schema says, in the words of others: Frictionless, CSVW, Markdown."""
+"""Descriptions of the tables, generated from the schema: Frictionless, CSVW, Markdown."""
 
 from __future__ import annotations
 

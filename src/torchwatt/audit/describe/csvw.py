@@ -12,8 +12,8 @@ from torchwatt.audit.schema.versions import CURRENT, Schema
 
 
 def csvw_json(files: Collection[str] = (), schema: Schema = CURRENT) -> bytes:
-    """Describe the CSV tables; the same for every bundle of one version with the same optional tables."""
-    found = {
+    """Return `csvw-metadata.json`, which depends only on the version and on which optional tables `files` has."""
+    description = {
         "@context": ["http://www.w3.org/ns/csvw", {"@language": "en"}],
         "dc:title": f"Energy and carbon of one run, by torchwatt; schema {schema.version}",
         "dialect": {"delimiter": ",", "encoding": "utf-8", "lineTerminators": ["\n"], "header": True},
@@ -23,7 +23,7 @@ def csvw_json(files: Collection[str] = (), schema: Schema = CURRENT) -> bytes:
             if table.format == "csv" and (not table.optional or f"{table.name}.csv" in files)
         ],
     }
-    return (json.dumps(found, indent=1, ensure_ascii=True) + "\n").encode()
+    return (json.dumps(description, indent=1, ensure_ascii=True) + "\n").encode()
 
 
 def _table(table: Table) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def _table(table: Table) -> dict[str, Any]:
         "columns": [_column(column) for column in table.columns],
         "primaryKey": list(table.key),
     }
-    # Its validator (csvw 4.1) takes an empty cell for a broken key: optional ones are left to Frictionless and verify.
+    # The validator csvw 4.1 reports empty cells as broken keys: Frictionless and verify check optional keys.
     keys = [_foreign_key(column) for column in table.columns if column.refers and (column.required or column.many)]
     return {
         "url": f"{table.name}.csv",
@@ -41,19 +41,19 @@ def _table(table: Table) -> dict[str, Any]:
 
 
 def _foreign_key(column: Column) -> dict[str, Any]:
-    other, _, name = column.refers.partition(".")
-    return {"columnReference": column.name, "reference": {"resource": f"{other}.csv", "columnReference": name}}
+    table, _, name = column.refers.partition(".")
+    return {"columnReference": column.name, "reference": {"resource": f"{table}.csv", "columnReference": name}}
 
 
 def _column(column: Column) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "name": column.name,
         "titles": column.name,
         "dc:description": f"{column.description} [{column.unit}]" if column.unit else column.description,
         "datatype": _datatype(column),
         "required": column.required,
     }
-    return found | ({"separator": ";"} if column.many else {})
+    return description | ({"separator": ";"} if column.many else {})
 
 
 def _datatype(column: Column) -> dict[str, Any]:
@@ -63,9 +63,9 @@ def _datatype(column: Column) -> dict[str, Any]:
         return {"base": "string", "format": TIME_PATTERN}  # csvw 4.1 does not enforce dateTimeStamp
     if column.type == "boolean":
         return {"base": "boolean", "format": "true|false"}
-    found: dict[str, Any] = {"base": "integer" if column.type == "integer" else "double"}
+    datatype: dict[str, Any] = {"base": "integer" if column.type == "integer" else "double"}
     if column.minimum is not None:
-        found["minimum"] = column.minimum
+        datatype["minimum"] = column.minimum
     if column.maximum is not None:
-        found["maximum"] = column.maximum
-    return found
+        datatype["maximum"] = column.maximum
+    return datatype

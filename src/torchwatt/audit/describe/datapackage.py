@@ -11,14 +11,14 @@ from torchwatt.audit.lexical import SAFE_TEXT, TIME_FORMAT
 from torchwatt.audit.schema import Column, Table
 from torchwatt.audit.schema.versions import CURRENT, Schema
 
-LARGEST = 1.7976931348623157e308  # stops INF and 1e400, which Frictionless takes for numbers (5.21)
+LARGEST = 1.7976931348623157e308  # refuses INF and 1e400, which Frictionless 5.21 accepts as numbers
 _TYPES = {"timestamp": "datetime"}
 
 
 def datapackage_json(run_id: str, files: Mapping[str, tuple[int, str]], schema: Schema = CURRENT) -> bytes:
-    """Describe the tables of one bundle; `files` holds the size and the SHA-256 of each."""
+    """Return `datapackage.json`; `files` maps names to size in bytes and SHA-256."""
     package = {
-        "name": f"torchwatt-{sha256(run_id.encode()).hexdigest()[:12]}",  # a name may hold no capitals or blanks
+        "name": f"torchwatt-{sha256(run_id.encode()).hexdigest()[:12]}",  # names must not have capitals or blanks
         "title": "Energy and carbon of one run, by torchwatt",
         "version": schema.version,
         "run_id": run_id,
@@ -44,7 +44,7 @@ def _resource(table: Table, name: str, size: int, digest: str) -> dict[str, Any]
         "hash": f"sha256:{digest}",
     }
     if name.endswith(".parquet"):
-        # As a table, Frictionless checks the bytes of what it has unpacked; as a file, those on the disk.
+        # For tables Frictionless checks the size of the decoded data; for files that on the disk.
         return common | {"type": "file", "format": "parquet", "mediatype": "application/vnd.apache.parquet"}
     packed = {"compression": "gz"} if name.endswith(".gz") else {}
     dialect = {"csv": {"delimiter": ",", "lineTerminator": "\n", "quoteChar": '"', "doubleQuote": True}}
@@ -60,17 +60,17 @@ def _resource(table: Table, name: str, size: int, digest: str) -> dict[str, Any]
 
 def _schema(table: Table) -> dict[str, Any]:
     keys = [_foreign_key(table, column) for column in table.columns if column.refers and not column.many]
-    found: dict[str, Any] = {
+    schema: dict[str, Any] = {
         "fields": [_field(column) for column in table.columns],
         "missingValues": [""],
         "primaryKey": list(table.key),
     }
-    return found | ({"foreignKeys": keys} if keys else {})
+    return schema | ({"foreignKeys": keys} if keys else {})
 
 
 def _foreign_key(table: Table, column: Column) -> dict[str, Any]:
-    other, _, field = column.refers.partition(".")
-    resource = "" if other == table.name else other
+    table_name, _, field = column.refers.partition(".")
+    resource = "" if table_name == table.name else table_name
     return {"fields": [column.name], "reference": {"resource": resource, "fields": [field]}}
 
 
@@ -85,21 +85,21 @@ def _field(column: Column) -> dict[str, Any]:
     if column.derived:
         field["derived"] = column.derived
     if column.type == "timestamp":
-        field["format"] = TIME_FORMAT  # `default` takes a time without a zone
+        field["format"] = TIME_FORMAT  # the format `default` accepts times without a zone
     if column.type == "boolean":
         field |= {"trueValues": ["true"], "falseValues": ["false"]}
     return field | {"constraints": _constraints(column)}
 
 
 def _constraints(column: Column) -> dict[str, Any]:
-    found: dict[str, Any] = {"required": True} if column.required else {}
+    constraints: dict[str, Any] = {"required": True} if column.required else {}
     if column.type == "string" and column.values and not column.many:
-        return found | {"enum": list(column.values)}
+        return constraints | {"enum": list(column.values)}
     if column.type == "string":
-        return found | {"pattern": SAFE_TEXT}
+        return constraints | {"pattern": SAFE_TEXT}
     if column.type == "number":
-        return found | {
+        return constraints | {
             "minimum": -LARGEST if column.minimum is None else column.minimum,
             "maximum": LARGEST if column.maximum is None else column.maximum,
         }
-    return found | ({"minimum": column.minimum} if column.minimum is not None else {})
+    return constraints | ({"minimum": column.minimum} if column.minimum is not None else {})

@@ -1,4 +1,4 @@
-"""`docs/schema.md`: the tables for people."""
+"""`docs/schema.md`: the tables and columns for readers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ behind it, `\\\\` is a backslash and `\\uXXXX` a control character.
 
 
 def schema_markdown() -> str:
-    """Return the page."""
+    """Return `docs/schema.md`."""
     return "\n".join([_HEAD, *(line for table in TABLES for line in _table(table))]).rstrip() + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Other tools' files, made from a bundle and nothing else."""
+"""Exports a bundle to the formats of other tools."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Make = Callable[[Sequence[Bundle]], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One format: the file that it makes, and whether it takes several runs. Parquet makes a folder (`make` None)."""
+    """An export format: default file, and whether it takes several runs. Parquet writes a folder (`make` is None)."""
 
     file: str
     make: Make | None
@@ -59,30 +59,32 @@ def export(
         directories: The bundles; most formats take one.
         to: A name in `FORMATS`.
         out: The new file (or folder, for parquet); default is the format's usual name, here.
-        declared: What only the user knows, by column of `run` (`organisation`, `task_family`, ...), where the bundle
-            does not say it; the bundle stays as it is.
-
-        scenario: Whose grams: `as_run`, or one that `reprice` added, such as `repriced:2026`.
+        declared: Values for empty columns of `run` (`organisation`, `task_family`, ...); the bundle is not changed.
+        scenario: Of the impacts: `as_run`, or one that `reprice` added, such as `repriced:2026`.
 
     Raises:
         BundleError: The format is unknown, a bundle cannot be read, something is missing, or the target exists.
     """
-    wanted = FORMATS.get(to)
-    if wanted is None:
+    file_format = FORMATS.get(to)
+    if file_format is None:
         raise BundleError(f"no format {to!r}: there are {', '.join(FORMATS)}")
-    if len(directories) != 1 and not wanted.several:
+    if len(directories) != 1 and not file_format.several:
         raise BundleError(f"{to} is about one run; {len(directories)} bundles were given")
     read = [_with(read_bundle(directory), declared or {}) for directory in directories]
-    # Parquet holds the tables as they are, all scenarios.
-    bundles = read if wanted.make is None else [of_scenario(bundle, scenario) for bundle in read]
-    target = Path(out) if out is not None else Path(wanted.file)
-    if wanted.make is None:
+    # Parquet has the unchanged tables with all scenarios.
+    bundles = read if file_format.make is None else [of_scenario(bundle, scenario) for bundle in read]
+    target = Path(out) if out is not None else Path(file_format.file)
+    if file_format.make is None:
         return _write_all(target, parquet_files(bundles))
-    return _write(target, wanted.make(bundles))
+    return _write(target, file_format.make(bundles))
 
 
 def _with(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:
-    """Add declarations to the row of the run, read as its columns are; what the bundle says itself stays."""
+    """Add declarations to the row of the run, parsed by the type of their column.
+
+    Raises:
+        BundleError: The column cannot be declared, has a value in the bundle, or the text is not of its type.
+    """
     more = {}
     for name, text in declared.items():
         if name not in (*DECLARED, "zone"):
@@ -90,7 +92,7 @@ def _with(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:
         if bundle.run[name] is not None:
             raise BundleError(f"{name} is {bundle.run[name]!r} in the bundle and cannot be declared again")
         column = TABLE_BY_NAME["run"].column(name)
-        # A cell of text is escaped; what a user types is not.
+        # Text cells are escaped, declarations are not.
         more[name] = text if column.type == "string" else from_cell(text, column)
     tables = {**bundle.tables, "run": ({**bundle.run, **more},)}
     return replace(bundle, tables={name: in_utf8(rows) for name, rows in tables.items()})

@@ -1,8 +1,8 @@
 """The energy block of the EU AI Act's model documentation (Annex XI, section 1, 2(d) and (e)).
 
-The form of the Code of Practice asks for energy in MWh with at least two significant figures, whether it was measured
-or estimated, the method in about a hundred words, and what is missing. This fills in what the run knows; it is no
-statement of conformity.
+The form of the Code of Practice requires energy in MWh with at least two significant figures, whether it was measured
+or estimated, the method in about a hundred words, and the missing information. This fills in the values of one run; it
+is not a statement of conformity.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ _MEASURED = frozenset({"measured", "derived", "apportioned"})
 
 
 def ai_act_markdown(bundles: Sequence[Bundle]) -> bytes:
-    """Return the block for one run."""
+    """Return the block of one run, in Markdown."""
     (bundle,) = bundles
     return ("\n".join(_lines(bundle)) + "\n").encode()
 
 
 def _lines(bundle: Bundle) -> Iterator[str]:
     run = bundle.run
-    joules, known = number(run, "energy_it_j"), text(run, "energy_it_provenance")
+    joules, provenance = number(run, "energy_it_j"), text(run, "energy_it_provenance")
     bounds = [None if (n := number(run, name)) is None else n / J_PER_MWH for name in SYSTEMATIC]
     gpus = counted(bundle, "gpu")
     hardware = ", ".join(f"{plain(text(row, 'model'))}" for row in gpus)
     rows = [
         ("Energy of this run (MWh)", figure(None if joules is None else joules / J_PER_MWH)),
         ("What another meter would say (MWh, 90 %)", between(*bounds)),
-        ("Measured or estimated", DASH if joules is None else "measured" if known in _MEASURED else "estimated"),
+        ("Measured or estimated", DASH if joules is None else "measured" if provenance in _MEASURED else "estimated"),
         ("Compute of this run (FLOP)", figure(number(run, "flops_total"))),
         ("How the compute is known", text(run, "flops_provenance") or DASH),
         ("Wall time (s)", figure(number(run, "duration_s"), 6)),
@@ -64,14 +64,14 @@ def _method(bundle: Bundle) -> str:
         f"{text(row, 'device_id')} by {text(row, 'sensor')} ({text(row, 'provenance')})" for row in counted(bundle)
     ]
     coverage = number(run, "coverage_ratio")
-    seen = "" if coverage is None else f" Meters covered {coverage:.1%} of the run."
-    left = text(run, "boundary_excluded").replace(";", ", ") or "nothing that was found"
+    coverage_text = "" if coverage is None else f" Meters covered {coverage:.1%} of the run."
+    excluded = text(run, "boundary_excluded").replace(";", ", ") or "nothing that was found"
     pue = pue_of(bundle)
     building = f"PUE {pue:g} is not in the energy above." if pue else "No PUE was given: cooling is not in it."
     return (
         f"Energy was taken by torchwatt {text(run, 'tool_version')} from the meters of the machine itself: "
-        f"{plain(', '.join(parts))}.{seen} Not metered: {plain(left)}; network and storage. {building} Every counter "
-        f"reading and the joules of each layer are in the audit bundle of run {text(run, 'run_id')}."
+        f"{plain(', '.join(parts))}.{coverage_text} Not metered: {plain(excluded)}; network and storage. {building} "
+        f"Every counter reading and the joules of each layer are in the audit bundle of run {text(run, 'run_id')}."
     )
 
 

@@ -1,8 +1,8 @@
-"""A BoAmps report (Boavizta's schema for sharing measures of AI tasks), from what was measured and what was declared.
+"""A BoAmps report (Boavizta's schema for sharing measures of AI tasks), from measurements and declarations.
 
 Required by its JSON Schema: header.reportDatetime, publisher.confidentialityLevel, task.taskStage, taskFamily,
 algorithms, dataset (dataUsage and dataType), measures (measurementMethod, powerConsumption in kWh), infrastructure
-(infraType, components), environment.country. What only the user can know is asked for, never invented.
+(infraType, components), environment.country. Values that only the user can know must be declared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchwatt.core.errors import BundleError
 
 FORMAT_VERSION = "0.1"
 SPECIFICATION = "https://github.com/Boavizta/BoAmps/tree/main/model"
-# What a report cannot do without and no meter knows.
+# Required by the schema and not measurable: column of `run` -> expected values.
 ASKED: Mapping[str, str] = {
     "confidentiality": "public, internal, confidential or secret",
     "lifecycle_stage": "such as training, finetuning or inference",
@@ -28,7 +28,7 @@ ASKED: Mapping[str, str] = {
     "infra_type": "publicCloud, privateCloud, onPremise or other",
 }
 _DATA = ("tabular", "audio", "boolean", "image", "video", "object", "text", "token", "word", "other")
-# Percentage error that the words stand for, by the schema's description.
+# Largest relative error of each word, by the description of the schema.
 _QUALITY = ((0.10, "high"), (0.25, "medium"), (0.50, "low"))
 
 
@@ -36,7 +36,7 @@ def boamps_json(bundles: Sequence[Bundle]) -> bytes:
     """Return the report of one run.
 
     Raises:
-        BundleError: There is no metered energy, or a declaration is missing; names all of them.
+        BundleError: There is no metered energy, or declarations are missing; the message names all of them.
     """
     (bundle,) = bundles
     energy_kwh = kwh(bundle.run, "energy_it_j")
@@ -59,7 +59,7 @@ def boamps_json(bundles: Sequence[Bundle]) -> bytes:
 
 
 def _ask(bundle: Bundle) -> None:
-    missing = [f"{name} ({what})" for name, what in ASKED.items() if not text(bundle.run, name)]
+    missing = [f"{name} ({explanation})" for name, explanation in ASKED.items() if not text(bundle.run, name)]
     missing += [] if text(bundle.run, "zone") else ["zone (the country)"]
     if missing:
         raise BundleError(f"BoAmps asks for what no meter knows; declare by --set NAME=VALUE: {'; '.join(missing)}")
@@ -150,7 +150,7 @@ def _environment(bundle: Bundle) -> dict[str, Any]:
 
 
 def _quality(run: Row) -> str | None:
-    """Derive the word from the 90 % interval of the energy; no interval, no word."""
+    """Return the word for the 90 % interval of the energy; None without an interval."""
     total, lo, hi = (number(run, name) for name in ("energy_it_j", *SYSTEMATIC))
     if not total or lo is None or hi is None:
         return None
@@ -159,8 +159,8 @@ def _quality(run: Row) -> str | None:
 
 
 def _pruned(value: Any) -> Any:
-    """Leave out what is missing: an empty text would claim to be an answer."""
+    """Remove empty values: the schema would take an empty text for a statement."""
     if isinstance(value, dict):
-        kept = {name: _pruned(item) for name, item in value.items()}
-        return {name: item for name, item in kept.items() if item not in (None, "", {})}
+        items = {name: _pruned(item) for name, item in value.items()}
+        return {name: item for name, item in items.items() if item not in (None, "", {})}
     return [_pruned(item) for item in value] if isinstance(value, list) else value

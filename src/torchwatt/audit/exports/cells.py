@@ -1,4 +1,4 @@
-"""Typed access to a bundle's cells, for exporters."""
+"""Typed access to the cells of a bundle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchwatt.core.plain_text import encodable
 from torchwatt.core.units import J_PER_KWH
 
 AS_RUN = "as_run"
-# Exports state the systematic interval (of the meter), not that over repeats of the run.
+# Exports state the systematic interval (of the meter), not the interval over repeats of the run.
 SYSTEMATIC = ("energy_it_systematic_lo_j", "energy_it_systematic_hi_j")
 
 
@@ -55,7 +55,7 @@ def kwh(row: Row, name: str) -> float | None:
     return None if joules is None else joules / J_PER_KWH
 
 
-def impact(  # the key of the table, with default values
+def impact(  # the key of the table
     bundle: Bundle,
     criterion: str,
     *,
@@ -64,10 +64,10 @@ def impact(  # the key of the table, with default values
     subject: str = "run",
     scenario: str = AS_RUN,
 ) -> Row | None:
-    """Return one row of `impact`, None if there is no such row."""
-    wanted = (subject, criterion, phase, method, scenario)
-    keys = ("subject", "criterion", "phase", "accounting_method", "scenario")
-    return next((row for row in bundle["impact"] if tuple(row[key] for key in keys) == wanted), None)
+    """Return one row of `impact`; None if it does not exist."""
+    values = (subject, criterion, phase, method, scenario)
+    columns = ("subject", "criterion", "phase", "accounting_method", "scenario")
+    return next((row for row in bundle["impact"] if tuple(row[column] for column in columns) == values), None)
 
 
 def factors_of(bundle: Bundle, row: Row | None) -> tuple[Row, ...]:
@@ -96,7 +96,7 @@ def pue_of(bundle: Bundle) -> float | None:
 
 
 def intensity_g_per_kwh(bundle: Bundle) -> float | None:
-    """Return the grid intensity that was applied: over several hours, their mean weighted by energy."""
+    """Return the applied grid intensity; over several hours, their mean weighted by energy."""
     grams, energy_kwh = impact(bundle, "gwp"), kwh(bundle.run, "energy_it_j")
     if grams is None or not energy_kwh:
         return None
@@ -114,6 +114,6 @@ def of_scenario(bundle: Bundle, scenario: str) -> Bundle:
         return bundle
     rows = tuple({**row, "scenario": AS_RUN} for row in bundle["impact"] if row["scenario"] == scenario)
     if not rows:
-        known = sorted({text(row, "scenario") for row in bundle["impact"]})
-        raise BundleError(f"no impacts of scenario {scenario!r}; there are {', '.join(known) or 'none'}")
+        scenarios = sorted({text(row, "scenario") for row in bundle["impact"]})
+        raise BundleError(f"no impacts of scenario {scenario!r}; the bundle has {', '.join(scenarios) or 'no impacts'}")
     return replace(bundle, tables={**bundle.tables, "impact": rows})

@@ -1,4 +1,4 @@
-"""A bundle as the rule of `counting` sees it, and the text in which an index and a lake keep that."""
+"""Converts a bundle to the input of `count_once`, and that to text for an index or a lake and back."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import Any
 
-from torchwatt.audit.counting import CountedDevice, CountedRun, Counter
+from torchwatt.audit.counted_run import CountedDevice, CountedRun, Counter
 from torchwatt.audit.exports.cells import counted, number, text, when
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
 from torchwatt.core.errors import BundleError
 from torchwatt.core.units import ns_from_s
 
-# Sessions that say of themselves that their joules are inside another's, or the same devices' as another's.
+# Events of sessions that shared devices with another session of the same process.
 OVERLAPPING = frozenset({"CONCURRENT_SESSION", "NESTED_SESSION"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def run_of_bundle(bundle: Bundle, name: str = "") -> CountedRun:
-    """Return a bundle as the rule sees it; by default it is named by its id."""
+    """Return the input of `count_once` for a bundle; the default name is the run id."""
     run = bundle.run
     start_ns = (when(run, "started_at") - _EPOCH) // timedelta(microseconds=1) * 1000
     duration_s = number(run, "duration_s") or 0.0
@@ -52,8 +52,8 @@ def _device(row: Row) -> CountedDevice:
 
 
 def _counter(row: Row) -> Counter | None:
-    found = [row.get(name) for name in ("counter_start_raw", "counter_end_raw", "counter_wraps", "counter_modulus_raw")]
-    start, end, wraps, modulus = (value if isinstance(value, int) else None for value in found)
+    cells = [row.get(name) for name in ("counter_start_raw", "counter_end_raw", "counter_wraps", "counter_modulus_raw")]
+    start, end, wraps, modulus = (value if isinstance(value, int) else None for value in cells)
     unit_j = number(row, "counter_unit_j")
     if start is None or end is None or unit_j is None or (wraps and not modulus):
         return None
@@ -61,7 +61,7 @@ def _counter(row: Row) -> Counter | None:
 
 
 def text_of(run: CountedRun) -> str:
-    """Write a run as one line of JSON; its name is not in it."""
+    """Return a run as one line of JSON, without its name."""
     devices = [
         [d.device_id, d.kind, d.energy_j, d.key, d.machine, d.scope, _raw(d.counter)] for d in run.devices
     ]  # fmt: skip
@@ -78,10 +78,10 @@ def _raw(counter: Counter | None) -> list[float] | None:
 
 
 def run_of_text(content: str, name: str = "") -> CountedRun:
-    """Read back what `text_of` wrote.
+    """Parse the result of `text_of`.
 
     Raises:
-        BundleError: It is something else.
+        BundleError: The text has another form.
     """
     try:
         run_id, start_ns, end_ns, duration_s, devices, contained, sources, overlaps = json.loads(content)
@@ -97,7 +97,7 @@ def run_of_text(content: str, name: str = "") -> CountedRun:
             bool(overlaps),
         )
     except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
-        raise BundleError(f"{content[:80]!r} is not what a run metered: {error}") from error
+        raise BundleError(f"{content[:80]!r} is not the metered devices of a run: {error}") from error
 
 
 def _device_of(device_id: Any, kind: Any, energy_j: Any, key: Any, machine: Any, scope: Any, raw: Any) -> CountedDevice:  # noqa: PLR0917  one a cell
@@ -108,17 +108,17 @@ def _device_of(device_id: Any, kind: Any, energy_j: Any, key: Any, machine: Any,
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not text")
     return value
 
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is no whole number")
+        raise TypeError(f"{value!r} is not an integer")
     return value
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise TypeError(f"{value!r} is no number")
+        raise TypeError(f"{value!r} is not a number")
     return float(value)

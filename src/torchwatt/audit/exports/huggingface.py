@@ -1,4 +1,4 @@
-"""`co2_eq_emissions` for a Hugging Face model card: grams, which is where public cards go wrong by a thousand."""
+"""`co2_eq_emissions` for a Hugging Face model card, in grams (many public cards have kilograms there)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STAGES = {"pretraining": "pre-training", "finetuning": "fine-tuning"}
 
 
 def card_yaml(bundles: Sequence[Bundle]) -> bytes:
-    """Return the block of a card's front matter.
+    """Return the block for the front matter of a card.
 
     Raises:
         BundleError: The run has no grams.

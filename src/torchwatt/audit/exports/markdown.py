@@ -1,4 +1,4 @@
-"""Text, numbers and tables of the Markdown reports."""
+"""Formats text, numbers and tables of the Markdown reports."""
 
 from __future__ import annotations
 

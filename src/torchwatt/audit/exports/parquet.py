@@ -1,4 +1,4 @@
-"""Every table as Parquet, with the types, units and descriptions of the schema."""
+"""Exports every table as Parquet, with the types, units and descriptions of the schema."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torchwatt.audit.inside import content_of, is_own
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Column, Table
 from torchwatt.core.errors import BundleError
+from torchwatt.core.extras import install_command
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 def parquet_files(bundles: Sequence[Bundle]) -> dict[str, bytes]:
-    """Return one file a table, all runs in it, and each bundle's file of samples as it is.
+    """Return one file per table, with all runs, and the unchanged sample file of each bundle.
 
     Raises:
         BundleError: pyarrow is not installed.
@@ -24,7 +25,7 @@ def parquet_files(bundles: Sequence[Bundle]) -> dict[str, bytes]:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise BundleError("Parquet needs pyarrow: pip install pyarrow") from error
+        raise BundleError(f"Parquet needs pyarrow: {install_command('pyarrow')}") from error
     files: dict[str, bytes] = {}
     for table in TABLES:
         if table.format == "csv":

@@ -1,4 +1,4 @@
-"""A workbook for those who report: one row a run, typed cells, so that no locale turns 1.5 into the first of May."""
+"""Exports a workbook (XLSX): one row per run. Its cells have types, so no locale reads 1.5 as a date."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from torchwatt.audit.exports.totals import Counted, total
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
 from torchwatt.core.errors import BundleError
+from torchwatt.core.extras import install_command
 
 J_PER_MWH, G_PER_T = 3.6e9, 1e6
 HEADER = (
@@ -40,7 +41,7 @@ _LONGEST_CELL = 32_767  # characters
 
 
 def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
-    """Return the workbook: a sheet of runs with their sum, and a sheet of the factors behind it.
+    """Return the workbook: a sheet of runs with their sum, and a sheet of the factors used.
 
     Raises:
         BundleError: openpyxl is not installed.
@@ -48,7 +49,7 @@ def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
     try:
         from openpyxl import Workbook
     except ImportError as error:
-        raise BundleError("XLSX needs openpyxl: pip install 'torchwatt[xlsx]'") from error
+        raise BundleError(f"XLSX needs openpyxl: {install_command('openpyxl')}") from error
     book = Workbook()
     runs = book.active
     runs.title = "runs"
@@ -60,8 +61,8 @@ def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
     names = ("factor_id", "kind", "value", "unit", "lo", "hi", "basis", "accounting_method", "zone", "data_year",
              "source_name", "source_url", "licence", "provenance", "coverage_note")  # fmt: skip
     factors.append(names)
-    seen = {row["factor_id"]: row for bundle in bundles for row in bundle["factor"]}
-    for row in seen.values():
+    factor_rows = {row["factor_id"]: row for bundle in bundles for row in bundle["factor"]}
+    for row in factor_rows.values():
         _append(factors, [row[name] for name in names])
     buffer = BytesIO()
     book.save(buffer)
@@ -69,7 +70,7 @@ def rollup_xlsx(bundles: Sequence[Bundle]) -> bytes:
 
 
 def _append(sheet: Any, cells: Sequence[Any]) -> None:
-    """Add a row in which text stays text: what starts with = is no formula."""
+    """Append a row; text that starts with = is stored as text, not as a formula."""
     sheet.append([None if cell == "" else _in_xml(cell) for cell in cells])
     for cell in sheet[sheet.max_row]:
         if isinstance(cell.value, str):
@@ -77,10 +78,10 @@ def _append(sheet: Any, cells: Sequence[Any]) -> None:
 
 
 def _in_xml(cell: Any) -> Any:
-    """Write out what XML 1.0 cannot hold, and cut text at the length that Excel takes."""
+    """Escape characters that XML 1.0 does not allow, and cut text at Excel's limit."""
     if not isinstance(cell, str):
         return cell
-    return _NOT_IN_XML.sub(lambda found: f"\\u{ord(found[0]):04x}", cell)[:_LONGEST_CELL]
+    return _NOT_IN_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", cell)[:_LONGEST_CELL]
 
 
 def _row(bundle: Bundle) -> list[Any]:
@@ -114,12 +115,12 @@ def _scaled(row: Row | None, name: str, divisor: float) -> float | None:
 
 def _measured_share(bundle: Bundle) -> float | None:
     parts = [(number(row, "energy_j") or 0.0, row["provenance"] == "measured") for row in counted(bundle)]
-    whole = fsum(joules for joules, _ in parts)
-    return fsum(joules for joules, measured in parts if measured) / whole if whole > 0 else None
+    total_j = fsum(joules for joules, _ in parts)
+    return fsum(joules for joules, measured in parts if measured) / total_j if total_j > 0 else None
 
 
 def counted_run(bundle: Bundle) -> Counted:
-    """Return what a run adds to sums."""
+    """Return the totals of a run, for sums."""
     run, location = bundle.run, impact(bundle, "gwp")
     grid = of_kind(factors_of(bundle, location), "grid_gwp")
     return Counted(
@@ -137,14 +138,14 @@ def counted_run(bundle: Bundle) -> Counted:
 def _sum(bundles: Sequence[Bundle]) -> list[Any]:
     names = [str(number) for number in range(len(bundles))]
     shares = count_once(run_of_bundle(bundle, name) for bundle, name in zip(bundles, names, strict=True))
-    found = total(
+    sums = total(
         replace(counted_run(bundle), name=name, share=shares[name]) for bundle, name in zip(bundles, names, strict=True)
     )
     cells: dict[str, Any] = dict.fromkeys(HEADER)
     cells["entity"] = "sum"
-    cells["run"] = "; ".join((*(f"not added: {why}" for why in found.refused), *found.shared)) or f"{found.runs} runs"
-    cells["energy MWh"] = None if found.energy_j is None else found.energy_j / J_PER_MWH
-    cells["unit"], cells["units"] = found.unit, found.units
-    cells["location t CO2e"] = None if found.location_g is None else found.location_g / G_PER_T
-    cells["market t CO2e"] = None if found.market_g is None else found.market_g / G_PER_T
+    cells["run"] = "; ".join((*(f"not added: {why}" for why in sums.refused), *sums.shared)) or f"{sums.runs} runs"
+    cells["energy MWh"] = None if sums.energy_j is None else sums.energy_j / J_PER_MWH
+    cells["unit"], cells["units"] = sums.unit, sums.units
+    cells["location t CO2e"] = None if sums.location_g is None else sums.location_g / G_PER_T
+    cells["market t CO2e"] = None if sums.market_g is None else sums.market_g / G_PER_T
     return list(cells.values())

@@ -1,4 +1,4 @@
-"""A report of Software Carbon Intensity (ISO/IEC 21031:2024): SCI = ((E * I) + M) / R, with all it asks to disclose."""
+"""Report of Software Carbon Intensity (ISO/IEC 21031:2024): SCI = ((E * I) + M) / R, with the required disclosures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torchwatt.audit.exports.markdown import DASH, between, figure, plain, table
 from torchwatt.audit.reader import Bundle
 from torchwatt.audit.schema import Row
 
-# The report template of the Green Software Foundation knows three words for how a number was got.
+# Provenance -> method in the report template of the Green Software Foundation: measured, sourced or modeled.
 _METHOD = {"measured": "measured", "derived": "measured", "apportioned": "measured", "sourced": "sourced"}
 _ASKED = ("organisation", "accountable_contact", "model_id", "model_revision")
 
 
 def sci_markdown(bundles: Sequence[Bundle]) -> bytes:
-    """Return the report of one run; without embodied figures it says that there is no score, and why."""
+    """Return the report of one run in Markdown; without embodied figures it states why there is no score."""
     (bundle,) = bundles
     return ("\n".join(_lines(bundle)) + "\n").encode()
 
@@ -56,14 +56,19 @@ def _why(bundle: Bundle) -> str:
 
 def _terms(bundle: Bundle) -> Iterator[str]:
     run, usage = bundle.run, impact(bundle, "gwp")
-    made = impact(bundle, "gwp", phase="embodied", method="na")
+    embodied = impact(bundle, "gwp", phase="embodied", method="na")
     pue = pue_of(bundle)
     energy = kwh(run, "energy_it_j")
     rows = [
         ("E", "energy inside the boundary, kWh", figure(energy), _method(text(run, "energy_it_provenance"))),
         ("", "PUE", figure(pue), "declared or sourced; see below" if pue else "not given: E is that of the parts only"),
         ("E * I", "use, gCO2e, location-based", _value(usage), _method(text(usage, "weakest_input") if usage else "")),
-        ("M", "hardware's share, gCO2e", _value(made), _method(text(made, "weakest_input") if made else "")),
+        (
+            "M",
+            "hardware's share, gCO2e",
+            _value(embodied),
+            _method(text(embodied, "weakest_input") if embodied else ""),
+        ),
         (
             "R",
             f"functional unit: {plain(text(run, 'functional_unit'))}",
@@ -78,8 +83,8 @@ def _value(row: Row | None) -> str:
     return DASH if row is None else figure(number(row, "value"))
 
 
-def _method(known: str) -> str:
-    return f"{_METHOD.get(known, 'modeled')} ({known})" if known else DASH
+def _method(provenance: str) -> str:
+    return f"{_METHOD.get(provenance, 'modeled')} ({provenance})" if provenance else DASH
 
 
 def _boundary(bundle: Bundle) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Many runs, files first: a lake of Parquet that any engine reads, and sums made by DuckDB.
+"""The lake of many runs: Parquet files that any query engine can read, and sums by DuckDB.
 
 `<lake>/<table>/project=<name>/date=<YYYY-MM-DD>/part-<run_id>.parquet`: the tables of the bundles with the columns of
 the schema, and a few more in `run`, `layer` and `impact` (see `columns`), so that common sums open one table.

@@ -1,4 +1,4 @@
-"""Rows of a run to the bytes of its parts."""
+"""Encodes the rows of a run as Parquet parts, and reads parts."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _BATCH_ROWS = 1 << 16
 
 @cache
 def arrow_schema(table: str) -> pa.Schema:
-    """Return the types of a table in the lake."""
+    """Return the Arrow types of a table in the lake."""
     import pyarrow as pa
 
     return pa.schema([arrow_field(column) for column in columns_of(table)])
 
 
 def part_bytes(table: str, rows: Sequence[Row]) -> bytes:
-    """Return one Parquet file; the same rows give the same bytes.
+    """Return one Parquet file; equal rows give equal bytes.
 
-    A part has few rows: dictionaries, statistics, the descriptions of 100 columns and zstd's set-up would be three
-    quarters of its bytes and of the time to write it.
+    Parts with few rows have no dictionaries, statistics, descriptions of columns or zstd compression, which would take
+    three quarters of the bytes and of the time.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     many = len(rows) >= _MANY
-    # One conversion of all rows is three times as fast as one a column.
+    # One conversion of all rows is three times as fast as one per column.
     schema = pa.struct(list(arrow_schema(table)))
     try:
         batch = pa.RecordBatch.from_struct_array(pa.array(rows, schema))
-    except UnicodeEncodeError:  # a name holds half of a surrogate pair
+    except UnicodeEncodeError:  # text with half of a surrogate pair
         rows = in_utf8(rows)
         batch = pa.RecordBatch.from_struct_array(pa.array(rows, schema))
     sink = pa.BufferOutputStream()
@@ -59,11 +59,11 @@ def part_bytes(table: str, rows: Sequence[Row]) -> bytes:
 
 
 def batches_of(content: bytes, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a Parquet file that anybody may have written, a batch at a time, checksums compared.
+    """Yield the rows of an untrusted Parquet file in batches, with checksums verified.
 
     Raises:
-        OSError: It claims more rows than its bytes can hold.
-        pyarrow.ArrowException: It is damaged, or no Parquet file.
+        OSError: Its number of rows is larger than its bytes can contain.
+        pyarrow.ArrowException: It is damaged, or not a Parquet file.
     """
     import pyarrow.parquet as pq
 

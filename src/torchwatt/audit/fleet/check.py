@@ -27,23 +27,23 @@ class Broken:
     law: str
     run_id: str
     expected: str
-    found: str
+    actual: str
 
     def __str__(self) -> str:
-        return f"{self.law} {self.run_id}: expected {self.expected}, found {self.found}"
+        return f"{self.law} {self.run_id}: expected {self.expected}, found {self.actual}"
 
 
 def check_lake(lake: Lake) -> tuple[Broken, ...]:
-    """Read every file and return the damaged ones; if there are none, the failed checks.
+    """Return the damaged files; if none is damaged, the failed checks.
 
     Raises:
-        BundleError: There is no such lake.
+        BundleError: The lake does not exist.
         ConfigError: DuckDB is not installed.
     """
     if damaged := tuple(_damaged(lake)) if lake.exists() else ():
         return damaged
     with connect(lake, *(f"lake_{table}" for table in TABLES)) as connection:
-        found = [
+        faults = [
             Broken(law, *map(str, row))
             for law, statement in statements(sql_file("laws"))
             for row in connection.execute(statement).fetchmany(MOST)
@@ -54,7 +54,7 @@ def check_lake(lake: Lake) -> tuple[Broken, ...]:
             "WHERE counted AND energy_j IS NOT NULL ORDER BY ALL"
         ).fetchall()
         samples = connection.execute("SELECT run_id, project, lake_sample_sha256 FROM lake_run").fetchall()
-    return (*found, *_metered(copies, devices), *_sampled(lake, samples))
+    return (*faults, *_metered(copies, devices), *_sampled(lake, samples))
 
 
 def _damaged(lake: Lake) -> Iterator[Broken]:
@@ -76,23 +76,23 @@ def _metered(copies: Sequence[tuple[str, str]], devices: Sequence[Sequence[Any]]
         by_run[run_id].append(tuple(cells))
     for run_id, metered in dict(copies).items():
         try:
-            found = sorted((d.device_id, d.energy_j, d.key, d.machine) for d in run_of_text(metered).devices)
+            devices_metered = sorted((d.device_id, d.energy_j, d.key, d.machine) for d in run_of_text(metered).devices)
         except BundleError as error:
             yield Broken("METERED", run_id, "what its devices metered", str(error))
             continue
         expected = sorted(set(by_run[run_id]))
-        if found != expected:
-            yield Broken("METERED", run_id, str(expected), str(found))
+        if devices_metered != expected:
+            yield Broken("METERED", run_id, str(expected), str(devices_metered))
 
 
 def _sampled(lake: Lake, runs: Sequence[tuple[str, str, str | None]]) -> Iterator[Broken]:
     """Compare the sample files with their hashes in `run`."""
     listed = {(project, run_id): digest for run_id, project, digest in runs}
-    there = {run_of(path): path for path in lake.files.parts(SAMPLE)}
-    for run, path in there.items():
-        found = sha256(lake.files.read(path) or b"").hexdigest()
-        if listed.get(run) != found:
-            yield Broken("SAMPLE", run[1], f"sha256 {listed.get(run)}", f"{found} in {path}")
+    paths = {run_of(path): path for path in lake.files.parts(SAMPLE)}
+    for run, path in paths.items():
+        digest_found = sha256(lake.files.read(path) or b"").hexdigest()
+        if listed.get(run) != digest_found:
+            yield Broken("SAMPLE", run[1], f"sha256 {listed.get(run)}", f"{digest_found} in {path}")
     for run, digest in listed.items():
-        if digest is not None and run not in there:
+        if digest is not None and run not in paths:
             yield Broken("SAMPLE", run[1], f"sha256 {digest}", "no part")

@@ -1,4 +1,4 @@
-"""Columns that only the lake has: values of a run's other tables that roll-ups need, copied to the summed table.
+"""Additional columns of the lake: values of other tables of a run that roll-ups need, copied to the summed table.
 
 All are redundant: `fleet verify` recomputes them from the original tables.
 """
@@ -40,7 +40,7 @@ LAKE_COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "layer": (boolean("lake_counts", "true: the device counts toward the run's total", required=True),),
     "impact": (string("lake_basis", "basis of the grid factors that it was made with"),),
 }
-# In the order of writing: device, which has the bundle's hash, is first, and run last: it marks the run as complete.
+# In the order of writing: `device` first, which has the hash of the bundle; `run` last, which marks it as complete.
 TABLES: tuple[str, ...] = ("device", "window", "layer", "hourly", "factor", "impact", "event", "run")
 
 
@@ -50,12 +50,12 @@ def columns_of(table: str) -> tuple[Column, ...]:
 
 
 def lake_rows(bundle: Bundle, manifest_sha256: str, sample_sha256: str | None = None) -> dict[str, tuple[Row, ...]]:
-    """Return the rows of a bundle by table, with the lake's columns."""
+    """Return the rows of a bundle by table, with the columns of the lake."""
     counts = {text(row, "device_id"): row["counted"] is True for row in bundle["device"]}
     rows = {name: bundle[name] for name in TABLES}
     rows["layer"] = tuple({**row, "lake_counts": counts.get(text(row, "device_id"), False)} for row in bundle["layer"])
     rows["impact"] = tuple({**row, "lake_basis": _basis(bundle, row)} for row in bundle["impact"])
-    sizes = ";".join(f"{name}={len(found)}" for name, found in rows.items() if name != "run" and found)
+    sizes = ";".join(f"{name}={len(table_rows)}" for name, table_rows in rows.items() if name != "run" and table_rows)
     named = {"lake_manifest_sha256": manifest_sha256}
     rows["device"] = tuple({**row, **named} for row in bundle["device"])
     rows["run"] = ({**bundle.run, **_of_run(bundle), "lake_rows": sizes, "lake_sample_sha256": sample_sha256, **named},)
@@ -64,7 +64,7 @@ def lake_rows(bundle: Bundle, manifest_sha256: str, sample_sha256: str | None = 
 
 def _of_run(bundle: Bundle) -> dict[str, Value]:
     counted_as = run_of_bundle(bundle)
-    found: dict[str, Value] = {
+    cells: dict[str, Value] = {
         "lake_model": _model(bundle),
         "lake_boundary": boundary(bundle["device"]) or None,
         "lake_overlaps": counted_as.overlaps,
@@ -74,40 +74,40 @@ def _of_run(bundle: Bundle) -> dict[str, Value]:
     }
     for method in ("location", "market"):
         grams = impact(bundle, "gwp", method=method)
-        found[f"lake_{method}_g"] = None if grams is None else number(grams, "value")
-        found[f"lake_{method}_basis"] = None if grams is None else _basis(bundle, grams)
-    return found
+        cells[f"lake_{method}_g"] = None if grams is None else number(grams, "value")
+        cells[f"lake_{method}_basis"] = None if grams is None else _basis(bundle, grams)
+    return cells
 
 
 def _model(bundle: Bundle) -> str | None:
-    told = text(bundle.run, "model_id") or text(bundle.run, "architecture")
+    declared = text(bundle.run, "model_id") or text(bundle.run, "architecture")
     roots = (text(row, "module_class") for row in bundle["layer"] if row["fqn"] == ROOT)
-    return told or next((name for name in roots if name), None)
+    return declared or next((name for name in roots if name), None)
 
 
 def boundary(devices: Iterable[Row]) -> str:
-    """Return a boundary as its kinds of domains, which is the same for machines of different size."""
+    """Return a boundary as the kinds of its domains, which does not depend on the size of the machine."""
     rows = list(devices)
     missing = {text(row, "kind") for row in rows if row["unavailable_reason"] and not row["counted"]}
-    inside = [row for row in rows if row["counted"]]
+    counted_rows = [row for row in rows if row["counted"]]
     names = {
         text(row, "kind") + (":process" if row["scope"] == "process" else "") + "*" * (row["kind"] in missing)
-        for row in inside
+        for row in counted_rows
     }
     return "+".join(sorted(names))
 
 
 def _known_as(bundle: Bundle, provenance: str) -> float | None:
-    """Return the counted joules with one provenance; None if nothing is counted, or the joules of one are unknown."""
+    """Return the counted energy with one provenance; None if no device is counted, or the energy of one is unknown."""
     rows = counted(bundle)
     joules = [number(row, "energy_j") for row in rows if row["provenance"] == provenance]
-    known = [value for value in joules if value is not None]
-    return fsum(known) if rows and len(known) == len(joules) else None
+    known_j = [value for value in joules if value is not None]
+    return fsum(known_j) if rows and len(known_j) == len(joules) else None
 
 
 def _basis(bundle: Bundle, row: Row) -> str | None:
-    found = {text(factor, "basis") for factor in factors_of(bundle, row) if text(factor, "kind") in _GRIDS}
-    return "+".join(sorted(found)) or None
+    bases = {text(factor, "basis") for factor in factors_of(bundle, row) if text(factor, "kind") in _GRIDS}
+    return "+".join(sorted(bases)) or None
 
 
 _GRIDS = ("grid_gwp", "residual_mix", "contract_gwp")

@@ -8,12 +8,14 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from torchwatt.audit.counting import RunShare, count_once
+from torchwatt.audit.counted_run import RunShare
+from torchwatt.audit.counting import count_once
 from torchwatt.audit.exports.counted_runs import run_of_text
 from torchwatt.audit.fleet.arrow import arrow_schema
 from torchwatt.audit.fleet.columns import TABLES
 from torchwatt.audit.fleet.lake import Lake, LocalFiles, StoredFiles
 from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.core.extras import install_command
 
 if TYPE_CHECKING:
     import duckdb
@@ -28,7 +30,7 @@ ROLLUPS = {
     "scope2": "v_scope2_month",
 }
 COUNTS = "lake_counts"
-# No network access, also not for extensions: object stores are read through pyarrow.
+# No network access, not even for extensions: object stores are read through pyarrow.
 _OFFLINE: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
@@ -36,32 +38,32 @@ _OFFLINE: dict[str, str | bool | int | float | list[str]] = {
 
 
 def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
-    """Return a DuckDB connection with the lake's tables (`lake_run`, ...) and the package's views.
+    """Return a DuckDB connection with the tables of the lake (`lake_run`, ...) and the views of the package.
 
     Args:
-        lake: Where the runs are.
-        views: Only these and their sources, because DuckDB lists the files again for each. Default is all.
+        lake: Its runs.
+        views: The needed views; DuckDB lists the files again for each. Default is all.
 
     Raises:
-        BundleError: There is no such lake, it is empty, or a part of it is damaged.
+        BundleError: The lake does not exist, it is empty, or a part of it is damaged.
         ConfigError: DuckDB is not installed.
     """
     try:
         import duckdb
     except ImportError as error:
-        raise ConfigError("roll-ups need DuckDB: pip install 'torchwatt[fleet]'") from error
+        raise ConfigError(f"roll-ups need DuckDB: {install_command('duckdb')}") from error
     if not lake.exists():
         raise BundleError(f"{lake.name} is no lake: make one with `torchwatt fleet ingest {lake.name} RUNS`")
     connection = duckdb.connect(config=_OFFLINE)
-    wanted = _with_sources(views or (*ROLLUPS.values(), *(f"lake_{table}" for table in TABLES)))
+    names = _with_sources(views or (*ROLLUPS.values(), *(f"lake_{table}" for table in TABLES)))
     for table in TABLES:
-        if f"lake_{table}" in wanted:
+        if f"lake_{table}" in names:
             _add_table(connection, lake, table)
     try:
-        if COUNTS in wanted:
+        if COUNTS in names:
             connection.register(COUNTS, _counts(connection))
         for name, statement in _views().items():
-            if name in wanted:
+            if name in names:
                 connection.execute(statement)
     except duckdb.Error as error:
         raise BundleError(f"{lake.name} cannot be read: {error}; see `torchwatt fleet verify`") from error
@@ -69,31 +71,31 @@ def connect(lake: Lake, *views: str) -> duckdb.DuckDBPyConnection:
 
 
 def rollup(lake: Lake, by: str, project: str | None = None, month: str | None = None) -> pa.Table:
-    """Return sums over runs, grouped by one of `ROLLUPS`.
+    """Return sums of runs, grouped by one of `ROLLUPS`.
 
     Args:
-        lake: Where the runs are.
+        lake: Its runs.
         by: project, month, model, layer, device or scope2.
         project: Only this one.
         month: Only this one, such as 2026-11 (the month in which a run began, UTC).
 
     Raises:
-        BundleError: There is no such lake, or a part of it is damaged.
-        ConfigError: There is no such roll-up, or DuckDB is not installed.
+        BundleError: The lake does not exist, or a part of it is damaged.
+        ConfigError: The roll-up is unknown, or DuckDB is not installed.
     """
     if by not in ROLLUPS:
         raise ConfigError(f"no roll-up by {by!r}: there are {', '.join(ROLLUPS)}")
     if month is not None and by == "project":
         raise ConfigError("a roll-up by project is over all months: give --by month")
-    asked = {name: value for name, value in (("project", project), ("month", month)) if value is not None}
-    where = " AND ".join(f"{name} = ?" for name in asked) or "true"
+    filters = {name: value for name, value in (("project", project), ("month", month)) if value is not None}
+    where = " AND ".join(f"{name} = ?" for name in filters) or "true"
     with connect(lake, ROLLUPS[by]) as connection:
         import duckdb
 
         try:
             # The view's name is from `ROLLUPS`; user input is passed as parameters.
             query = f"SELECT * FROM {ROLLUPS[by]} WHERE {where}"  # noqa: S608
-            return connection.sql(query, params=list(asked.values())).to_arrow_table()
+            return connection.sql(query, params=list(filters.values())).to_arrow_table()
         except duckdb.Error as error:
             raise BundleError(f"{lake.name} cannot be read: {error}; see `torchwatt fleet verify`") from error
 
@@ -118,22 +120,22 @@ def _views() -> dict[str, str]:
 
 def _with_sources(views: Iterable[str]) -> set[str]:
     """Return the names of views and of their direct and indirect sources."""
-    found: set[str] = set()
+    names: set[str] = set()
     waiting = list(views)
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
+        if name not in names:
+            names.add(name)
             waiting += re.findall(r"\b(?:lake_\w+|v_\w+|run_rollup)", _views().get(name, ""))
             waiting += ["lake_run"] if name == COUNTS else []
-    return found
+    return names
 
 
 def script(lake: Lake) -> str:
     """Return the SQL that creates the views in any DuckDB, for a lake in a folder.
 
     Raises:
-        ConfigError: The lake is in an object store: there DuckDB needs its httpfs and your secrets.
+        ConfigError: The lake is in an object store, for which DuckDB needs its httpfs and credentials.
     """
     if not isinstance(lake.files, LocalFiles):
         raise ConfigError("the script is for a lake in a folder; see docs/fleet.md for object stores")
@@ -156,7 +158,7 @@ def _add_table(connection: duckdb.DuckDBPyConnection, lake: Lake, table: str) ->
 
     try:
         if isinstance(lake.files, LocalFiles):
-            lake.parts(table)  # refuses links, which DuckDB would follow
+            lake.parts(table)  # raises an error for links, which DuckDB would follow
             connection.execute("SET VARIABLE lake = ?", [_globbed(str(lake.files.root))])
             connection.execute(dict(statements(sql_file("lake")))[f"lake_{table}"])
             return
@@ -177,7 +179,7 @@ def _counts(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     """Return `lake_counts`: `count_once` over all runs, one row per run (`device_id` empty) and per device."""
     import pyarrow as pa
 
-    # A run that two writers put under two projects is used once, as in `v_run`.
+    # A run that two processes added to two projects is used once, as in `v_run`.
     runs = dict(connection.execute("SELECT run_id, lake_metered FROM lake_run ORDER BY project DESC").fetchall())
     try:
         shares = count_once([run_of_text(metered, run_id) for run_id, metered in runs.items()])
@@ -190,11 +192,16 @@ def _counts(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     return pa.Table.from_pylist(rows, pa.schema(fields))
 
 
-def _count_rows(run_id: str, found: RunShare) -> Iterator[dict[str, object]]:
-    row = {"run_id": run_id, "adds": found.state, "others": list(found.others), "seconds": found.seconds}
-    row["identified"] = found.identified
-    yield {**row, "device_id": "", "share": found.share, "energy_j": found.energy_j}
-    for device_id, share in sorted(found.shares.items()):
+def _count_rows(run_id: str, share_of_run: RunShare) -> Iterator[dict[str, object]]:
+    row = {
+        "run_id": run_id,
+        "adds": share_of_run.state,
+        "others": list(share_of_run.neighbours),
+        "seconds": share_of_run.seconds,
+    }
+    row["identified"] = share_of_run.identified
+    yield {**row, "device_id": "", "share": share_of_run.share, "energy_j": share_of_run.energy_j}
+    for device_id, share in sorted(share_of_run.shares.items()):
         yield {**row, "device_id": device_id, "share": share, "energy_j": None}
 
 

@@ -1,4 +1,4 @@
-"""Adds bundles to a lake, each once, in several processes; repeated calls change nothing."""
+"""Adds bundles to a lake, in several processes; repeated calls change nothing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from torchwatt.audit.fleet.one import Found, How, Outcome, add_one, looks_like_b
 from torchwatt.audit.fleet.workers import add_many
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.extras import install_command
 from torchwatt.disk.path_safety import folder_entries
 
 DEFAULT_PROJECT = "default"
 UPLOADS = 16  # at a time
-WORTH_WORKERS = 150  # bundles; for fewer, starting processes takes longer than it saves
+WORTH_WORKERS = 150  # bundles; for fewer, starting processes takes longer
 DEEPEST = 4
 _STRIDE = 7919  # a prime: processes with neighbouring PIDs begin far apart
 
@@ -40,7 +41,7 @@ class Ingested:
 
     @property
     def no_bundles(self) -> tuple[Outcome, ...]:
-        """Return the folders that are no bundles and have none in them."""
+        """Return the folders without a bundle."""
         return tuple(outcome for outcome in self.outcomes if outcome.state == "no bundle")
 
 
@@ -73,23 +74,23 @@ def ingest(
     """
     _need_pyarrow()
     shared = isinstance(lake.files, LocalFiles) and lake.files.shared
-    how = How(replace=replace, samples=samples, shared=shared)
-    found = list(chain.from_iterable(bundles_below(Path(place), project) for place in places))
+    options = How(replace=replace, samples=samples, shared=shared)
+    bundles = list(chain.from_iterable(bundles_below(Path(place), project) for place in places))
     lake.make()
-    wanted = min(jobs or min(_cpus(), 8), len(found))
-    if jobs is None and len(found) < WORTH_WORKERS:
-        wanted = 1
-    if wanted > 1 and isinstance(lake.files, LocalFiles):
-        return Ingested(add_many(lake.files.root, found, how, wanted))
-    there = lake.runs()
+    processes = min(jobs or min(_cpus(), 8), len(bundles))
+    if jobs is None and len(bundles) < WORTH_WORKERS:
+        processes = 1
+    if processes > 1 and isinstance(lake.files, LocalFiles):
+        return Ingested(add_many(lake.files.root, bundles, options, processes))
+    present = lake.runs()
     if isinstance(lake.files, LocalFiles):
         # Concurrent ingests of the same bundles start at different ones and skip those that others have added.
-        begin = os.getpid() * _STRIDE % max(len(found), 1)
-        outcomes = [add_one(lake, one, there, how) for one in (*found[begin:], *found[:begin])]
-        cut = len(found) - begin
+        begin = os.getpid() * _STRIDE % max(len(bundles), 1)
+        outcomes = [add_one(lake, bundle, present, options) for bundle in (*bundles[begin:], *bundles[:begin])]
+        cut = len(bundles) - begin
         return Ingested((*outcomes[cut:], *outcomes[:cut]))
     with ThreadPoolExecutor(jobs or UPLOADS) as pool:  # object stores have high latency and serve many requests at once
-        return Ingested(tuple(pool.map(lambda one: add_one(lake, one, there, how), found)))
+        return Ingested(tuple(pool.map(lambda bundle: add_one(lake, bundle, present, options), bundles)))
 
 
 def bundles_below(place: Path, project: str | None = None) -> Iterator[Found]:
@@ -106,20 +107,20 @@ def bundles_below(place: Path, project: str | None = None) -> Iterator[Found]:
 
 
 def _walk(folder: Path, root: Path, deeper: int) -> Iterator[Path]:
-    """Yield bundles, and leaf folders that are none, so that they are reported, in order of name.
+    """Yield bundles, and leaf folders without a bundle, which are reported, in order of name.
 
-    Hidden folders and links to folders are left out.
+    Hidden folders and links to folders are omitted.
     """
     try:
         entries = folder_entries(folder, root)
     except OSError as error:
         raise ConfigError(f"cannot read {folder}: {error.strerror}") from error
-    below = [name for name, kind in entries.items() if kind == "folder" and not name.startswith(".")]
-    # Also if the manifest is a link: the bundle is then listed as refused, not silently skipped.
-    if MANIFEST in entries or looks_like_bundle(folder) or not (below and deeper):
+    subfolders = [name for name, kind in entries.items() if kind == "folder" and not name.startswith(".")]
+    # Also if the manifest is a link: the bundle is then reported as refused.
+    if MANIFEST in entries or looks_like_bundle(folder) or not (subfolders and deeper):
         yield folder
     else:
-        yield from chain.from_iterable(_walk(folder / name, root, deeper - 1) for name in below)
+        yield from chain.from_iterable(_walk(folder / name, root, deeper - 1) for name in subfolders)
 
 
 def _cpus() -> int:
@@ -128,13 +129,13 @@ def _cpus() -> int:
 
 def _need_pyarrow() -> None:
     try:
-        import pyarrow.parquet  # noqa: F401  # is it there?
+        import pyarrow.parquet  # noqa: F401  # check that it is installed
     except ImportError as error:
-        raise ConfigError("a lake needs pyarrow: pip install 'torchwatt[fleet]'") from error
+        raise ConfigError(f"a lake needs pyarrow: {install_command('pyarrow')}") from error
 
 
-def summary(found: Iterable[Outcome]) -> str:
+def summary(outcomes: Iterable[Outcome]) -> str:
     """Return the number of bundles by state, in one line."""
-    outcomes = Ingested(tuple(found))
-    words = [f"{outcomes.count(state)} {state}" for state in ("added", "replaced", "present", "refused", "no bundle")]
+    result = Ingested(tuple(outcomes))
+    words = [f"{result.count(state)} {state}" for state in ("added", "replaced", "present", "refused", "no bundle")]
     return ", ".join(word for word in words if not word.startswith("0 ")) or "no bundles"

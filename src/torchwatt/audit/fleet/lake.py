@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torchwatt.audit.fleet.paths import SUFFIX, run_of
 from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.core.extras import install_command
 from torchwatt.disk.path_safety import LINK, SPECIAL, folder_entries, open_folder, read_own
 from torchwatt.disk.private import FILE, FOLDER, private_folder
 
@@ -119,11 +120,11 @@ class LocalFiles:
         for name, kind in entries.items():
             if kind in {"link", "other"}:
                 raise OSError(errno.EINVAL, LINK if kind == "link" else SPECIAL, str(folder / name))
-            wanted = name.startswith(prefix) and name.endswith(suffix)
+            matches = name.startswith(prefix) and name.endswith(suffix)
             if kind == "folder" and deeper:
-                below = list(self._below(folder / name, deeper))
-                yield from below if wanted else ()
-            elif kind == "file" and not deeper and wanted:
+                paths = list(self._below(folder / name, deeper))
+                yield from paths if matches else ()
+            elif kind == "file" and not deeper and matches:
                 yield folder / name
 
     def empty(self) -> bool:
@@ -164,13 +165,13 @@ class StoredFiles:
             return None
 
     def write(self, path: str, content: bytes, *, replace: bool) -> bool:
-        """Write an object. Two writers of one run write the same bytes, so the last one changes nothing."""
+        """Write an object. Concurrent writers of one run write the same bytes, so their order does not matter."""
         from pyarrow.fs import FileType
 
         target = f"{self.root}/{path}"
         if not replace and self.system.get_file_info(target).type == FileType.File:
             return False
-        if self.system.type_name in {"local", "mock", "hdfs"}:  # object stores have no folders to make
+        if self.system.type_name in {"local", "mock", "hdfs"}:  # object stores have no folders
             self.system.create_dir(target.rpartition("/")[0], recursive=True)
         with self.system.open_output_stream(target) as stream:
             stream.write(content)
@@ -204,7 +205,7 @@ class Lake:
     files: Files
 
     def make(self) -> None:
-        """Create a lake in an empty place, unless it is one already.
+        """Create a lake in an empty place, unless it exists.
 
         Raises:
             BundleError: The place is not empty and no lake, or cannot be written.
@@ -228,19 +229,19 @@ class Lake:
         return False
 
     def exists(self) -> bool:
-        """Return whether it is a lake.
+        """Return whether the place is a lake.
 
         Raises:
             BundleError: It is a lake of another version, or cannot be read.
         """
         try:
-            found = self.files.read(MARKER)
+            mark = self.files.read(MARKER)
         except OSError as error:
             raise BundleError(f"cannot read the lake {self.name}: {error}") from error
-        if found is not None and found != _MARK.encode():
+        if mark is not None and mark != _MARK.encode():
             fix = "ingest its bundles into a new one"
             raise BundleError(f"{self.name}: a lake of another version, or a damaged {MARKER}: {fix}")
-        return found is not None
+        return mark is not None
 
     def runs(self) -> dict[str, str]:
         """Return the path of each run's part of `run`, which is written last: a run without it is not in the lake.
@@ -264,7 +265,7 @@ class Lake:
 
 
 def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *, shared: bool = False) -> Lake:
-    """Return the lake at a folder or address; connects to the network only for a remote address.
+    """Return the lake at a folder or address; the network is used for remote addresses only.
 
     Args:
         place: A folder, or an address that pyarrow knows: `s3://bucket/path`, `gs://bucket/path`, `file:///path`.
@@ -272,7 +273,7 @@ def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *
         shared: Files in a folder get the modes of the umask; by default they are private to the owner.
 
     Raises:
-        ConfigError: There is no such kind of address, or pyarrow is not installed.
+        ConfigError: The kind of address is unknown, or pyarrow is not installed.
     """
     name = os.fspath(place)
     if system is None and "://" not in name:
@@ -282,7 +283,7 @@ def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *
             from pyarrow import ArrowException
             from pyarrow.fs import FileSystem
         except ImportError as error:
-            raise ConfigError("a lake needs pyarrow: pip install 'torchwatt[fleet]'") from error
+            raise ConfigError(f"a lake needs pyarrow: {install_command('pyarrow')}") from error
         try:
             system, path = FileSystem.from_uri(name)
         except (ArrowException, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""One bundle into the lake."""
+"""Adds one bundle to the lake."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_.][A-Za-z0-9_.-]*)")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A bundle, and under which project it goes into the lake."""
+    """A bundle and its project in the lake."""
 
     directory: str
     project: str
-    root: str  # the folder that the user named: no link below it is followed
+    root: str  # the folder that the user named; links below it are not followed
 
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """What `ingest` was asked."""
+    """Options of `ingest`."""
 
     replace: bool = False
     samples: bool = False
@@ -49,7 +49,7 @@ class How:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a bundle."""
+    """Result of adding a bundle."""
 
     directory: str
     state: State
@@ -57,72 +57,80 @@ class Outcome:
     layers: int = 0
 
 
-def add_one(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
-    """Put one bundle into the lake; `there` says which runs are in it. A bundle that cannot be added is refused.
+def add_one(lake: Lake, bundle: Found, present: dict[str, str], options: How) -> Outcome:
+    """Add one bundle to the lake; a bundle that cannot be added gives the state `refused`.
 
-    The part of `run` is written last: where it is, all others are, and a run without it counts nowhere.
+    The part of `run` is written last: if it exists, all others do, and a run without it is not in any sum.
+
+    Args:
+        lake: The target.
+        bundle: The bundle.
+        present: The runs of the lake and the paths of their parts of `run`; an added run is added to it.
+        options: Of the ingest.
     """
     try:
-        return _add(lake, found, there, how)
+        return _add(lake, bundle, present, options)
     except (TorchwattError, OSError) as error:
-        return Outcome(found.directory, "refused", str(error))
+        return Outcome(bundle.directory, "refused", str(error))
 
 
-def _add(lake: Lake, found: Found, there: dict[str, str], how: How) -> Outcome:
-    folder, root = Path(found.directory), Path(found.root)
+def _add(lake: Lake, source: Found, present: dict[str, str], options: How) -> Outcome:
+    folder, root = Path(source.directory), Path(source.root)
     if kind_of(folder / MANIFEST) is None and not looks_like_bundle(folder):
-        return Outcome(found.directory, "no bundle", f"no {MANIFEST} in it, and no table of a bundle")
+        return Outcome(source.directory, "no bundle", f"no {MANIFEST} in it, and no table of a bundle")
     manifest_sha256, listed = _unchanged(folder, root)
     bundle = read_bundle(folder, root)
     run_id, started_at = text(bundle.run, "run_id"), when(bundle.run, "started_at")
     if bundle.run["status"] == "running":
         raise BundleError(f"run {run_id} was still running: its whole is not known yet")
-    path = part("run", found.project, started_at, run_id)
-    before = there.get(run_id) or (path if lake.files.read(path) is not None else None)  # added since we began
-    if before is not None and (state := _same(lake, before, manifest_sha256, how)):
-        return Outcome(found.directory, state)
+    path = part("run", source.project, started_at, run_id)
+    before = present.get(run_id) or (
+        path if lake.files.read(path) is not None else None
+    )  # added since this ingest began
+    if before is not None and (state := _same(lake, before, manifest_sha256, options)):
+        return Outcome(source.directory, state)
     if before is not None and before != path:
         raise BundleError(f"run {run_id} is in project {run_of(before)[0]!r} already: one run is one project's")
-    samples = _samples(folder, root, listed, run_id) if how.samples else None
+    samples = _samples(folder, root, listed, run_id) if options.samples else None
     rows = lake_rows(bundle, manifest_sha256, sha256(samples).hexdigest() if samples is not None else None)
-    # Of a run that is replaced, a table without rows is written too: the old one's must not stay.
+    # For a run that is replaced, tables without rows are written, too, because the old ones must not stay.
     parts = {table: part_bytes(table, rows[table]) for table in TABLES if rows[table] or before is not None}
     if samples is not None:
         parts["sample"] = samples
     mine = parts.pop("run")
-    device = part("device", found.project, started_at, run_id)
+    device = part("device", source.project, started_at, run_id)
     content = parts.pop("device", None) or part_bytes("device", ())
-    if not lake.files.write(device, content, replace=how.replace) and lake.files.read(device) != content:
-        # Of two that add one run at the same time, the second may not write over the parts of the first.
+    if not lake.files.write(device, content, replace=options.replace) and lake.files.read(device) != content:
+        # Another ingest adds this run at the same time: its parts must not be replaced.
         raise BundleError(f"run {run_id}: an ingest adds it with other content, or died doing so: see --replace")
     for table, content in parts.items():
-        # What an ingest that died left of this run, or another is writing just now, has the same bytes.
-        lake.files.write(part(table, found.project, started_at, run_id), content, replace=True)
+        # Parts that an interrupted or concurrent ingest of this run wrote have the same bytes.
+        lake.files.write(part(table, source.project, started_at, run_id), content, replace=True)
     won = lake.files.write(path, mine, replace=before is not None)
-    there[run_id] = path
+    present[run_id] = path
     if not won:
         _same(lake, path, manifest_sha256, How())
     state = "replaced" if before is not None else "added" if won else "present"
-    return Outcome(found.directory, state, layers=len(rows["layer"]))
+    return Outcome(source.directory, state, layers=len(rows["layer"]))
 
 
 def looks_like_bundle(folder: Path) -> bool:
-    """Return whether a folder has a table of a bundle, whatever else is missing."""
+    """Return whether a folder contains a table of a bundle."""
     return any(kind_of(folder / name) is not None for name in _FILES)
 
 
 def _unchanged(folder: Path, root: Path) -> tuple[str, dict[str, str]]:
-    """Return the manifest's hash and its hashes by file, each of which was compared with its file.
+    """Return the hash of the manifest and its hashes by file, each compared with the file.
 
     Raises:
-        BundleError: A file differs from it or is no plain file, or it does not name a table that is there.
+        BundleError: A file differs from the manifest or is not a plain file, or a table is not in the manifest.
     """
     if kind_of(folder / MANIFEST) is None:
         raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle")
     content = content_of(folder / MANIFEST, MAX_MANIFEST_BYTES, root)
     listed = {m[2]: m[1] for line in content.decode(errors="replace").splitlines() if (m := _LINE.fullmatch(line))}
-    there = {name for name in _FILES if kind_of(folder / name) is not None}
-    for name in sorted({f"{table}.csv" for table in TABLES} | there | listed.keys()):
+    tables = {name for name in _FILES if kind_of(folder / name) is not None}
+    for name in sorted({f"{table}.csv" for table in TABLES} | tables | listed.keys()):
         if listed.get(name) != _digest(folder / name, root):
             raise BundleError(f"{folder / name} differs from {MANIFEST}: run `torchwatt verify`")
     return sha256(content).hexdigest(), listed
@@ -131,19 +139,19 @@ def _unchanged(folder: Path, root: Path) -> tuple[str, dict[str, str]]:
 def _digest(path: Path, root: Path) -> str:
     try:
         with open_own(path, MAX_FILE_BYTES, root) as file:
-            found = sha256()
+            digest = sha256()
             while block := file.read(_BLOCK):
-                found.update(block)
-            return found.hexdigest()
+                digest.update(block)
+            return digest.hexdigest()
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _samples(folder: Path, root: Path, listed: Mapping[str, str], run_id: str) -> bytes | None:
-    """Return the samples of a bundle where they are Parquet.
+    """Return the samples of a bundle if they are Parquet, else None.
 
     Raises:
-        BundleError: They are not what the manifest lists, or no samples of this run.
+        BundleError: They differ from the manifest, or are of another run.
     """
     import pyarrow as pa
 
@@ -161,23 +169,23 @@ def _samples(folder: Path, root: Path, listed: Mapping[str, str], run_id: str) -
     return content
 
 
-def _same(lake: Lake, path: str, manifest_sha256: str, how: How) -> State | None:
-    """Return the state of a run that is in the lake; None if it is to be replaced.
+def _same(lake: Lake, path: str, manifest_sha256: str, options: How) -> State | None:
+    """Return the state of a run that is in the lake; None if it will be replaced.
 
     Raises:
-        BundleError: It is in the lake with other content, and may not be replaced.
+        BundleError: It is in the lake with other content, and `replace` is not set.
     """
     import pyarrow.parquet as pq
 
     content = lake.files.read(path)
     try:
         column = pq.read_table(BytesIO(content or b""), columns=["lake_manifest_sha256"]).column(0)
-        known = column[0].as_py() if len(column) else None
+        digest = column[0].as_py() if len(column) else None
     except Exception:  # pyarrow raises errors of many types for a damaged part
-        known = None
-    if known == manifest_sha256:
+        digest = None
+    if digest == manifest_sha256:
         return "present"
-    if how.replace:
+    if options.replace:
         return None
-    what = "with other content (another scenario?)" if known else f"and {path} is damaged"
-    raise BundleError(f"run {run_of(path)[1]} is in the lake already {what}: --replace puts this one in its place")
+    reason = "with other content (another scenario?)" if digest else f"and {path} is damaged"
+    raise BundleError(f"run {run_of(path)[1]} is in the lake already {reason}: --replace puts this one in its place")

@@ -1,4 +1,4 @@
-"""The process behind `workers`: lines of bundles in, lines of outcomes out."""
+"""A process of `workers`: reads lines of bundles and writes lines of outcomes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torchwatt.audit.fleet.lake import Lake, LocalFiles
 from torchwatt.audit.fleet.one import Found, How, add_one
 
 
-def work(root: Path, how: How) -> None:
-    """Add what standard input names, until it ends."""
-    lake = Lake(str(root), LocalFiles(root, how.shared))
-    there = lake.runs()
+def work(root: Path, options: How) -> None:
+    """Add the bundles that standard input lists, until its end."""
+    lake = Lake(str(root), LocalFiles(root, options.shared))
+    present = lake.runs()
     for line in sys.stdin:
-        outcomes = [add_one(lake, Found(**one), there, how) for one in json.loads(line)]
+        outcomes = [add_one(lake, Found(**bundle), present, options) for bundle in json.loads(line)]
         sys.stdout.write(json.dumps([asdict(outcome) for outcome in outcomes]) + "\n")
         sys.stdout.flush()
 

@@ -1,10 +1,10 @@
-"""The tables and columns of a bundle; the one place that knows them. Add columns at the end, never reorder.
+"""Definition of the tables and columns of a bundle. Add columns at the end, never reorder.
 
-From it come the header and the checks of the writer, `datapackage.json`, `csvw-metadata.json`, the Parquet types,
-`docs/schema.md` and what `verify` asks. Units are UCUM. Empty is missing, never 0. Joules everywhere but in `impact`;
-intervals `_lo_`/`_hi_` are 90 %, `_u_` is a standard uncertainty (k=1). An interval has one basis, which its name says:
-`_systematic_` is what another meter would say of this run, any other what another repeat of the run would give. A key
-names the columns that make a row unique and give the order of rows. A layer may be called `NA`, so pandas reads these
+The headers and checks of the writer, `datapackage.json`, `csvw-metadata.json`, the Parquet types, `docs/schema.md` and
+the checks of `verify` are generated from it. Units are UCUM. Empty is missing, never 0. Energies are in joules, except
+in `impact`; intervals `_lo_`/`_hi_` are 90 %, `_u_` is a standard uncertainty (k=1). The name of an interval states its
+basis: `_systematic_` is the range over meters for this run, the others are the range over repeats of the run. The key
+of a table makes rows unique and gives their order. A layer may be called `NA`, so pandas reads these
 files with `keep_default_na=False, na_values=[""]`.
 """
 

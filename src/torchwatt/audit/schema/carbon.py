@@ -1,4 +1,4 @@
-"""`factor` and `impact`: the numbers about the world, and what was computed with them."""
+"""`factor` and `impact`: carbon factors, and the impacts computed with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`device`: the meters, what they said, and why others said nothing."""
+"""`device`: the meters with their energies, and the domains without a meter, with reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`window`, `layer`, `hourly`, `sample`: the joules of the domains, cut four ways."""
+"""`window`, `layer`, `hourly`, `sample`: energy by window and step, by layer, by hour, and over time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`event`: what is worth telling."""
+"""`event`: faults and notes of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a column and a table can say about themselves; everything else is generated from it."""
+"""Properties of columns and tables, from which headers, checks and descriptions are generated."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Row = Mapping[str, Value]
 class Column:
     """One column; `required` cells are never empty.
 
-    `values` are the only texts allowed; `many` makes a cell a list divided by `;`, each part of which must be
-    allowed. `refers` is the `table.column` where a cell (or each part of it) must be found. `derived` is how the
-    cell is computed from the other columns of its row: verify does it again.
+    `values` are the allowed texts; `many` makes a cell a list separated by `;`, each part of which must be allowed.
+    `refers` is the `table.column` that must contain the cell (or each part of it). `derived` is the formula of the
+    cell from other columns of its row; `verify` evaluates it.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Table:
     description: str
     columns: tuple[Column, ...]
     format: Literal["csv", "parquet"] = "csv"
-    optional: bool = False  # there only where there are rows for it
+    optional: bool = False  # the file exists only if the table has rows
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ class Table:
         return next(column for column in self.columns if column.name == name)
 
 
-def string(  # the words of the schema, each named
+def string(  # one argument for each property
     name: str,
     description: str,
     *,
@@ -80,7 +80,7 @@ def number(
     maximum: float | None = None,
     derived: str = "",
 ) -> Column:
-    """Make a column of decimal numbers; `unit` is UCUM, empty where another column says it."""
+    """Make a column of decimal numbers; `unit` is UCUM, empty if another column contains it."""
     return Column(
         name, "number", unit, required, description, minimum=minimum, maximum=maximum, derived=derived
     )  # fmt: skip
@@ -102,12 +102,12 @@ def timestamp(name: str, description: str, *, required: bool = False) -> Column:
 
 
 def provenance(name: str, description: str, *, required: bool = False) -> Column:
-    """Make a column that says how a number is known, from best to least known."""
+    """Make a column of provenances."""
     return string(name, description, required=required, values=PROVENANCES)
 
 
 def method(description: str, *, required: bool = False) -> Column:
-    """Make the column that says how a number was got."""
+    """Make the column of methods."""
     return string("method", description, required=required, values=METHODS)
 
 

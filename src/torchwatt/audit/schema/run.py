@@ -1,4 +1,4 @@
-"""`run`: what ran, for how long, how many joules inside which boundary."""
+"""`run`: the run, its time, its energy and boundary, and the user's declarations."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _MEASURED = (
     integer("traced_step_count", "1", "steps whose modules were traced; the others are filled in from them", minimum=0),
 )  # fmt: skip
 
-# What only the user can know; empty unless said (BoAmps 1.1, SCI for AI, the AI Act's documentation form).
+# Declarations of the user, empty if not given (BoAmps 1.1, SCI for AI, the documentation form of the EU AI Act).
 _DECLARED = (
     string("parent_run_id", "experiment or job, so that failed and stopped runs can be summed"),
     string("job_id", "of the scheduler"),

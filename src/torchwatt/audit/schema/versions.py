@@ -1,7 +1,7 @@
-"""Earlier versions of the tables: their bundles are still checked, read, priced and ingested.
+"""Earlier versions of the tables, whose bundles can still be verified, read, repriced and ingested.
 
-`version_1.json` is how the tables were described by 1.1 and 1.2. Readers see the rows of every bundle under the names
-of the current version; what an earlier one did not have is missing in them, never 0.
+`version_1.json` describes the tables of versions 1.1 and 1.2. Readers get the rows of all bundles with the column names
+of the current version; columns that a version does not have are missing, never 0.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torchwatt.audit.schema import SCHEMA_VERSION, TABLE_BY_NAME, TABLES, Column
 from torchwatt.disk.path_safety import open_own
 
 T = TypeVar("T")
-_HEAD_BYTES = 1 << 16  # holds the header and the version of any `run.csv` that torchwatt wrote
+_HEAD_BYTES = 1 << 16  # contains the header and the version of any `run.csv` written by torchwatt
 _NEWEST_MINOR = 2  # of version 1
-# The columns that minor versions of version 2 added at the ends of tables.
+# Columns that minor versions of version 2 added at the ends of tables.
 _ADDED: Mapping[int, Mapping[str, frozenset[str]]] = {1: {"device": frozenset({"device_key", "machine_key"})}}
-# What version 1 called otherwise. Its intervals of totals held the meters' bands, its uncertainties the errors of
+# Columns that version 1 named differently. Its intervals of totals were systematic ones, its uncertainties those of
 # reading alone.
 _RENAMED: Mapping[str, Mapping[str, str]] = {
     "run": {
@@ -41,7 +41,7 @@ _RENAMED: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The tables of one version as its files have them; `renamed` gives today's names by table and column."""
+    """Tables of one version, with the names in its files; `renamed` gives the current names by table and column."""
 
     version: str
     tables: tuple[Table, ...]
@@ -52,30 +52,30 @@ class Schema:
         return next(table for table in self.tables if table.name == name)
 
     def current(self, table: str, cells: Mapping[str, T], missing: T) -> dict[str, T]:
-        """Return cells (or columns of cells) under the current version's names; what there was not yet is `missing`."""
+        """Return cells (or columns of cells) by their current names; columns that the version lacks are `missing`."""
         if self.tables is TABLES:
             return dict(cells)
         names = self.renamed.get(table, {})
-        found = {names.get(name, name): value for name, value in cells.items()}
-        return {name: missing for name in TABLE_BY_NAME[table].header if name not in found} | found
+        renamed = {names.get(name, name): value for name, value in cells.items()}
+        return {name: missing for name in TABLE_BY_NAME[table].header if name not in renamed} | renamed
 
 
 CURRENT = Schema(SCHEMA_VERSION, TABLES, {})
 
 
 def schema_of(version: str) -> Schema | None:
-    """Return the tables of a bundle that says it has this version; None where this torchwatt does not know them.
+    """Return the tables of a version; None if this torchwatt cannot read it.
 
-    A newer minor version has the current tables with more columns at their ends. What is no version at all is taken
-    for the current one: the rest of the bundle will show what it is.
+    A newer minor version has the current tables with additional columns at their ends. Text that is not a version gives
+    the current one; the checks of the tables then find the differences.
     """
     parts = _parts(version)
     if parts is None:
         return CURRENT
     if parts[0] == _current_major():
         return CURRENT if all(minor <= parts[1] for minor in _ADDED) else Schema(version, _tables_2(parts[1]), {})
-    known = parts[0] == 1 and parts[1] <= _NEWEST_MINOR
-    return Schema(version, _tables_1(), _RENAMED) if known else None
+    is_readable = parts[0] == 1 and parts[1] <= _NEWEST_MINOR
+    return Schema(version, _tables_1(), _RENAMED) if is_readable else None
 
 
 def is_newer(version: str) -> bool:
@@ -85,7 +85,7 @@ def is_newer(version: str) -> bool:
 
 
 def version_in(folder: Path, root: Path | None = None) -> str:
-    """Return the version that a bundle's `run.csv` states; empty where it states none that can be read."""
+    """Return the version in a bundle's `run.csv`; empty if it cannot be read."""
     try:
         with open_own(folder / "run.csv", MAX_FILE_BYTES, root) as file:
             head = file.read(_HEAD_BYTES).decode("utf-8", "replace")
@@ -109,7 +109,7 @@ def _current_major() -> int:
 
 
 def added_since(schema: Schema) -> Iterator[str]:
-    """Yield `table.csv: columns` for what minor versions of version 2 have that bundles of this schema lack."""
+    """Yield `table.csv: columns` for the columns that minor versions of version 2 added after this schema."""
     parts = _parts(schema.version)
     for minor, tables in _ADDED.items():
         if parts is not None and parts < (_current_major(), minor):
@@ -130,16 +130,16 @@ def _tables_2(minor: int) -> tuple[Table, ...]:
 @cache
 def _tables_1() -> tuple[Table, ...]:
     text = (files("torchwatt.audit.schema") / "version_1.json").read_text(encoding="utf-8")
-    return tuple(_table(found) for found in json.loads(text))
+    return tuple(_table(table) for table in json.loads(text))
 
 
-def _table(found: dict[str, Any]) -> Table:
-    columns = tuple(_column(column) for column in found["columns"])
+def _table(saved: dict[str, Any]) -> Table:
+    columns = tuple(_column(column) for column in saved["columns"])
     return Table(
-        found["name"], tuple(found["key"]), found["description"], columns, found["format"], optional=found["optional"]
+        saved["name"], tuple(saved["key"]), saved["description"], columns, saved["format"], optional=saved["optional"]
     )
 
 
-def _column(found: dict[str, Any]) -> Column:
-    given: dict[str, Any] = {"unit": "", "required": False, "description": ""} | found
-    return Column(**given | {"values": tuple(found.get("values", ()))})
+def _column(saved: dict[str, Any]) -> Column:
+    fields: dict[str, Any] = {"unit": "", "required": False, "description": ""} | saved
+    return Column(**fields | {"values": tuple(saved.get("values", ()))})

@@ -1,4 +1,4 @@
-"""A local history of runs: a folder of bundles, with an index that can be rebuilt from them."""
+"""The store of runs: a folder of bundles, with an index that can be rebuilt from them."""
 
 from __future__ import annotations
 

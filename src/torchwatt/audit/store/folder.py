@@ -35,7 +35,7 @@ def default_store() -> Path:
 
 
 def project_name(project: str) -> str:
-    """Return the name of a project, checked because a folder gets it.
+    """Return the name of a project, checked to be a safe name of a folder.
 
     Raises:
         ConfigError: The name is not allowed.
@@ -80,7 +80,7 @@ class Store:
         return self._added(target, project)
 
     def share(self, folder: Path) -> None:
-        """Make a stored run readable for others, as far as the umask allows; journals of unfinished runs stay private.
+        """Make a stored run readable for other users, as far as the umask allows; journals of open runs stay private.
 
         Raises:
             BundleError: The modes of a file cannot be changed.
@@ -94,41 +94,41 @@ class Store:
 
     def runs(self, project: str | None = None, month: str | None = None) -> tuple[StoredRun, ...]:
         """Return the stored runs in order of time; rebuild the index if it does not match the folders."""
-        found = read_index(self.root / INDEX)
-        there = {(folder.parent.name, folder.name) for folder in self._folders()}
-        if found is None or {(run.project, run.folder) for run in found} != there:
-            found = self.rebuild()
-        return tuple(run for run in found if project in {None, run.project} and month in {None, run.month})
+        indexed = read_index(self.root / INDEX)
+        folders = {(folder.parent.name, folder.name) for folder in self._folders()}
+        if indexed is None or {(run.project, run.folder) for run in indexed} != folders:
+            indexed = self.rebuild()
+        return tuple(run for run in indexed if project in {None, run.project} and month in {None, run.month})
 
     def rebuild(self) -> tuple[StoredRun, ...]:
         """Rebuild the index from the bundles and return its runs; warn of bundles that cannot be read."""
         if not self.root.is_dir():
             return ()
-        found = tuple(sorted(self._bundles(), key=lambda run: (run.started_at, run.run_id)))
-        write_index(self.root / INDEX, found)
-        return found
+        runs = tuple(sorted(self._bundles(), key=lambda run: (run.started_at, run.run_id)))
+        write_index(self.root / INDEX, runs)
+        return runs
 
-    def find(self, wanted: str, project: str | None = None) -> Path:
+    def find(self, identifier: str, project: str | None = None) -> Path:
         """Return the folder of the run with an id, a prefix or suffix of its id, or a name.
 
         Raises:
             BundleError: No run matches, or several do.
         """
         runs = self.runs(project)
-        exact = [run for run in runs if wanted in {run.run_id, run.name}]
-        near = exact or [run for run in runs if run.run_id.startswith(wanted) or run.run_id.endswith(wanted)]
+        exact = [run for run in runs if identifier in {run.run_id, run.name}]
+        near = exact or [run for run in runs if run.run_id.startswith(identifier) or run.run_id.endswith(identifier)]
         if len(near) != 1:
             shown = ", ".join(f"{run.run_id} ({run.name})" for run in near[-5:])
             raise BundleError(
-                f"no run {wanted!r} in {self.root}" if not near else f"{wanted!r} is several runs: {shown}"
+                f"no run {identifier!r} in {self.root}" if not near else f"{identifier!r} is several runs: {shown}"
             )
         return self.root / near[0].project / near[0].folder
 
     def unsealed(self) -> tuple[Path, ...]:
-        """Return folders of the store with tables and no manifest, which are in no sum."""
-        found = (tables.parent for tables in sorted(self.root.glob("*/*/run.csv")))
+        """Return folders with tables and without a manifest, which sums do not include."""
+        folders = (tables.parent for tables in sorted(self.root.glob("*/*/run.csv")))
         return tuple(
-            folder for folder in found if not folder.name.startswith(".") and not (folder / MANIFEST).is_file()
+            folder for folder in folders if not folder.name.startswith(".") and not (folder / MANIFEST).is_file()
         )
 
     def _folders(self) -> Iterator[Path]:
@@ -138,18 +138,18 @@ class Store:
                     yield folder
 
     def _bundles(self) -> Iterator[StoredRun]:
-        seen: dict[tuple[str, str], Path] = {}
+        folder_of_run: dict[tuple[str, str], Path] = {}
         for folder in self._folders():
             try:
                 run = stored(read_bundle(folder, self.root), folder.parent.name)
             except BundleError as error:
                 warnings.warn(f"torchwatt leaves out a kept run that it cannot read: {error}", stacklevel=2)
                 continue
-            first = seen.setdefault((run.project, run.run_id), folder)
-            if first == folder:
+            original = folder_of_run.setdefault((run.project, run.run_id), folder)
+            if original == folder:
                 yield run
             else:
-                warnings.warn(f"torchwatt counts {first} and not its copy {folder}", stacklevel=2)
+                warnings.warn(f"torchwatt counts {original} and not its copy {folder}", stacklevel=2)
 
     def _new(self, project: str, run_id: str) -> Path:
         name_of_run(run_id, self.root)

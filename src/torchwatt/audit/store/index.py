@@ -51,12 +51,12 @@ class StoredRun:
 
     @property
     def month(self) -> str:
-        """Return the month in which the run began, such as 2026-11."""
+        """Return the month of the run's start, such as 2026-11."""
         return self.started_at[:7]
 
     @property
     def counted(self) -> Counted:
-        """Return the totals that sums use."""
+        """Return the totals for sums."""
         return Counted(
             self.run_id,
             self.boundary,

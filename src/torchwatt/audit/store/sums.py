@@ -1,4 +1,4 @@
-"""Sums of kept runs, by project and month."""
+"""Sums of stored runs by project and month."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from torchwatt.audit.counting import RunShare, count_once
+from torchwatt.audit.counted_run import RunShare
+from torchwatt.audit.counting import count_once
 from torchwatt.audit.exports.counted_runs import run_of_text
 from torchwatt.audit.exports.totals import Counted, Total, total
 from torchwatt.audit.store.index import StoredRun
@@ -14,7 +15,7 @@ from torchwatt.audit.store.index import StoredRun
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One project in one month."""
+    """Sums of the runs of one project in one month."""
 
     project: str
     month: str
@@ -34,8 +35,8 @@ def sums(runs: Iterable[StoredRun], among: Mapping[str, RunShare] | None = None)
         among: `shares` of all runs of the store; by default of these runs.
     """
     chosen = list(runs)
-    found = shares(chosen) if among is None else among
+    share_of_run = shares(chosen) if among is None else among
     groups: dict[tuple[str, str], list[Counted]] = defaultdict(list)
     for run in chosen:
-        groups[run.project, run.month].append(replace(run.counted, share=found[run.key]))
+        groups[run.project, run.month].append(replace(run.counted, share=share_of_run[run.key]))
     return tuple(Group(*key, total(counted)) for key, counted in sorted(groups.items()))

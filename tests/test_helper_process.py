@@ -42,11 +42,16 @@ def start():
     found = ingest(lake, [Path(GIVEN)], jobs=2)
     assert found.count('added') == 2, found
 """,
+    "probe of an object store": """
+def start():
+    check_reachable('mock:///' + GIVEN)
+""",
 }
 PROGRAM = """
 import os, sys, tempfile, time
 from pathlib import Path
 from torchwatt.audit.fleet import ingest, open_lake
+from torchwatt.audit.fleet.probe import check_reachable
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.modelled import process_source
 from torchwatt.sensors.protocol import Discovery, merge
@@ -151,6 +156,7 @@ STARTERS = {
     "sensors/spawn.py",
     "tracing/devices/jobs.py",
     "audit/fleet/workers.py",
+    "audit/fleet/probe.py",
     "audit/seal.py",
 }
 

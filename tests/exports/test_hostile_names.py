@@ -73,6 +73,7 @@ def test_a_folders_own_name_is_text_on_the_terminal(name, tmp_path, capsys):
         (["fleet", "ingest", lake, str(bundle)], 0),
         (["fleet", "rollup", lake, "--out", str(tmp_path / name / "sums.csv")], 0),
         (["fleet", "verify", lake], 0),
+        (["fleet", "sql", lake], 0),
     ):
         assert run(argv) == code, argv
         told = capsys.readouterr()

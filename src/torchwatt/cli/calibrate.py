@@ -10,7 +10,7 @@ from torchwatt.session.calibrate import Calibration, calibrate
 def calibrate_device(device: str, seconds: float) -> int:
     """Drive one GPU for some seconds, print what was found and where it is kept."""
     path = calibrations_file()
-    print(f"Driving {device} with an uneven square wave for {seconds:g} s; nothing else should run on it.")
+    print(printable(f"Driving {device} with an uneven square wave for {seconds:g} s; nothing else should run on it."))
     found = calibrate(device, seconds=seconds, path=path)
     for one in (found, found.fine):
         if one is not None:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TextIO
 
-from torchwatt.core.plain_text import encodable
+from torchwatt.core.plain_text import encodable, printable_lines
 
 
 class OriginalStderr:
@@ -34,7 +34,7 @@ class OriginalStderr:
         """Write a line or more; nothing where the stream is gone: that is no fault of the program's."""
         if self._stream is None:
             return
-        text = encodable(text, self._stream.encoding)
+        text = encodable(printable_lines(text), self._stream.encoding)
         with contextlib.suppress(OSError, ValueError):
             if self._fd < 0:
                 print(text, file=self._stream, flush=True)

@@ -6,12 +6,16 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torchwatt.cli import attribute, fleet, merge, recover
 from torchwatt.cli.outputs import add_outputs
 from torchwatt.core.errors import TorchwattError
-from torchwatt.core.plain_text import let_print
+from torchwatt.core.plain_text import let_print, printable_lines
 from torchwatt.core.version import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 USAGE_ERROR = 2
 FLAGS = frozenset(
@@ -21,9 +25,16 @@ LONGEST_ERROR = 4000  # characters
 TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
 
 
+class PlainParser(argparse.ArgumentParser):
+    """A parser that prints visible characters only: arguments may be names of files that others chose."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        super()._print_message(printable_lines(message), file)
+
+
 def build() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(prog="torchwatt", description="Where the joules of a PyTorch run go.")
+    parser: argparse.ArgumentParser = PlainParser(prog="torchwatt", description="Where the joules of a PyTorch run go.")
     parser.add_argument("--version", action="version", version=f"torchwatt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run_ = commands.add_parser("run", help="run an unmodified script under the profiler")
@@ -185,6 +196,4 @@ def run(argv: Sequence[str]) -> int:
 
 def _say(text: str) -> None:
     """Print an error as one line or more; names in it come from files of anybody."""
-    from torchwatt.core.plain_text import printable_lines
-
     print(f"torchwatt: {printable_lines(text[:LONGEST_ERROR])}", file=sys.stderr)

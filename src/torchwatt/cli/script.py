@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torchwatt.cli.original import OriginalStderr
@@ -73,23 +75,29 @@ def run_script(
         )
     report = _Report(run, profiled, told)
     before_exec(report.replaced)
+    modules = dict(sys.modules)
     hide_numpy()
     ended_by = program.execute()
     status = announce(ended_by)
     if os.getpid() != pid:  # a forked child: nothing of a run is here
         return leave(status)
+    _put_back(modules)
     wait_for_threads()
 
     def finish() -> None:
+        _put_back(modules)
         forget_before_exec(report.replaced)
         try:
-            profiled.end(*outcome_of(ended_by))
-        finally:
-            report.show()
             try:
-                written(run.files)
-            except TorchwattError as error:  # the script has ended as it did
-                told.say(f"torchwatt: {error}")
+                profiled.end(*outcome_of(ended_by))
+            finally:
+                report.show()
+            written(run.files)
+        except TorchwattError as error:  # the script has ended as it did
+            told.say(f"torchwatt: {error}")
+        except Exception as error:  # so it has where it changed functions that the report needs
+            told.say(f"torchwatt: the report could not be made: {type(error).__name__}: {error}")
+        finally:
             stack.close()
 
     leave_open_at_exit()
@@ -99,6 +107,13 @@ def run_script(
     except KeyboardInterrupt:  # it came while the run ended, which it has
         status = None
     return leave(status)
+
+
+def _put_back(modules: Mapping[str, ModuleType]) -> None:
+    """Put back the modules that the program took out of `sys.modules`: its end and the report need them."""
+    for name, module in modules.items():
+        if sys.modules.get(name) is None:
+            sys.modules[name] = module
 
 
 class _Report:

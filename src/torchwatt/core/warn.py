@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import warnings
 
+from torchwatt.core.plain_text import printable_lines
+
 
 def warn(message: str, *, stacklevel: int = 2) -> None:
     """Issue a RuntimeWarning; where it cannot be shown, or is made an error, the program goes on without it.
@@ -12,4 +14,4 @@ def warn(message: str, *, stacklevel: int = 2) -> None:
     A script may have closed its `sys.stderr`, or run with `-W error`: a training must not end in our warning.
     """
     with contextlib.suppress(Exception):
-        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
+        warnings.warn(printable_lines(message), RuntimeWarning, stacklevel=stacklevel + 1)

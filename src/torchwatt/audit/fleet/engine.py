@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.resources import files
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from torchwatt.audit.counted_run import RunShare
@@ -139,11 +140,13 @@ def script(lake: Lake) -> str:
     """
     if not isinstance(lake.files, LocalFiles):
         raise ConfigError("the script is for a lake in a folder; see docs/fleet.md for object stores")
-    place = str(lake.files.root).replace("'", "''")
-    tables = [text for name, text in statements(sql_file("lake")) if lake.parts(name.removeprefix("lake_"))]
+    tables = [
+        text if lake.parts(name.removeprefix("lake_")) else _empty_table_sql(name.removeprefix("lake_"))
+        for name, text in statements(sql_file("lake"))
+    ]
     return "\n".join(
         [
-            f"SET VARIABLE lake = '{place}';",
+            f"SET VARIABLE lake = {_text_literal(_globbed(str(lake.files.root)))};",
             *(f"{text};" for text in tables),
             _counts_sql(lake),
             sql_file("facts"),
@@ -226,7 +229,26 @@ def _literal(value: object) -> str:
         return str(value)
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]::VARCHAR[]"
-    return f"{value!r}::DOUBLE" if isinstance(value, float) else "'" + str(value).replace("'", "''") + "'"
+    return f"{value!r}::DOUBLE" if isinstance(value, float) else _text_literal(str(value))
+
+
+def _text_literal(text: str) -> str:
+    """Return a text as an SQL expression of visible characters: a terminal may show it before a database reads it."""
+    pieces = []
+    for visible, group in groupby(text, str.isprintable):
+        run = "".join(group)
+        pieces += ["'" + run.replace("'", "''") + "'"] if visible else [f"chr({ord(char)})" for char in run]
+    return f"({' || '.join(pieces)})" if len(pieces) > 1 else "".join(pieces) or "''"
+
+
+def _empty_table_sql(table: str) -> str:
+    """Return SQL that creates `lake_<table>` without rows: no run of the lake has any."""
+    import duckdb
+
+    with duckdb.connect(config=_OFFLINE) as connection:
+        empty = connection.from_arrow(_with_partitions(table).empty_table())
+        columns = ", ".join(f"{name} {kind}" for name, kind in zip(empty.columns, empty.types, strict=True))
+    return f"CREATE OR REPLACE TABLE lake_{table} ({columns})"
 
 
 def _globbed(path: str) -> str:

@@ -14,6 +14,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Protocol
 
 from torchwatt.audit.fleet.paths import SUFFIX, run_of
+from torchwatt.audit.fleet.probe import check_reachable
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.extras import install_command
 from torchwatt.disk.path_safety import LINK, SPECIAL, folder_entries, open_folder, read_own
@@ -273,7 +274,7 @@ def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *
         shared: Files in a folder get the modes of the umask; by default they are private to the owner.
 
     Raises:
-        ConfigError: The kind of address is unknown, or pyarrow is not installed.
+        ConfigError: The kind of address is unknown, nothing answers there, or pyarrow is not installed.
     """
     name = os.fspath(place)
     if system is None and "://" not in name:
@@ -284,6 +285,8 @@ def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *
             from pyarrow.fs import FileSystem
         except ImportError as error:
             raise ConfigError(f"a lake needs pyarrow: {install_command('pyarrow')}") from error
+        if not name.startswith("file://"):
+            check_reachable(name)
         try:
             system, path = FileSystem.from_uri(name)
         except (ArrowException, OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from torchwatt.audit.seal import MANIFEST, Seal
 from torchwatt.audit.store.index import StoredRun, add_to_index, read_index, stored, write_index
 from torchwatt.audit.writer import write_bundle
 from torchwatt.core.errors import BundleError, ConfigError
+from torchwatt.core.plain_text import printable
 from torchwatt.core.report import Report
 from torchwatt.disk.path_safety import folder_entries, kind_of, open_own
 from torchwatt.disk.private import FOLDER, new_file, private_folder, share
@@ -143,13 +144,13 @@ class Store:
             try:
                 run = stored(read_bundle(folder, self.root), folder.parent.name)
             except BundleError as error:
-                warnings.warn(f"torchwatt leaves out a kept run that it cannot read: {error}", stacklevel=2)
+                _warn(f"torchwatt leaves out a kept run that it cannot read: {error}")
                 continue
             original = folder_of_run.setdefault((run.project, run.run_id), folder)
             if original == folder:
                 yield run
             else:
-                warnings.warn(f"torchwatt counts {original} and not its copy {folder}", stacklevel=2)
+                _warn(f"torchwatt counts {original} and not its copy {folder}")
 
     def _new(self, project: str, run_id: str) -> Path:
         name_of_run(run_id, self.root)
@@ -186,3 +187,8 @@ def _folders_in(folder: Path, root: Path) -> Iterator[Path]:
     except OSError as error:
         raise BundleError(f"cannot read the store {root}: {error.strerror}") from error
     yield from (folder / name for name, kind in entries.items() if kind == "folder" and not name.startswith("."))
+
+
+def _warn(message: str) -> None:
+    """Warn in visible characters: folders of a store may have come from others."""
+    warnings.warn(printable(message), stacklevel=3)

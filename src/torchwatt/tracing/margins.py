@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from torchwatt.core.meter import IntArray
+from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.kineto import user_is_profiling
 from torchwatt.tracing.own_time import own_time
 
@@ -132,8 +132,72 @@ def _before_backward(torch: Any) -> float:
     return median(times)
 
 
+def widen_in_place(
+    bounds: tuple[IntArray, IntArray],
+    which: IntArray,
+    own: IntArray,
+    others: tuple[IntArray, IntArray],
+    margins_ns: tuple[float, float],
+) -> None:
+    """Widen spans by margins; profiler work that touches a span moves outwards: torch's own work lies beyond it.
+
+    Args:
+        bounds: Starts and ends of spans, changed in place.
+        which: Indices of the spans to widen.
+        own: Indices of profiler work.
+        others: Starts and ends of all spans of the thread but this profiler work.
+        margins_ns: Before and after each span.
+    """
+    start, end = bounds
+    if not len(which):
+        return
+    before_ns, after_ns = (round(each) for each in margins_ns)
+    none_ns = np.zeros(len(which), dtype=np.int64)
+    touching = _touching(end, own, start[which])
+    bounds_ns = _with_own(others, bounds, np.setdiff1d(own, touching))
+    room_ns = before_ns + _length(bounds, touching)
+    earlier = start[which] - widen(start[which], end[which], bounds_ns, room_ns, none_ns)[0] - _length(bounds, touching)
+    earlier = np.maximum(earlier, 0)
+    start[which] -= earlier
+    _move(bounds, touching, -earlier)
+    touching = _touching(start, own, end[which])
+    bounds_ns = _with_own((np.append(others[0], start[which]), others[1]), bounds, np.setdiff1d(own, touching))
+    room_ns = after_ns + _length(bounds, touching)
+    later = widen(start[which], end[which], bounds_ns, none_ns, room_ns)[1] - end[which] - _length(bounds, touching)
+    later = np.maximum(later, 0)
+    end[which] += later
+    _move(bounds, touching, later)
+
+
+def _with_own(
+    others: tuple[IntArray, IntArray], bounds: tuple[IntArray, IntArray], own: IntArray
+) -> tuple[IntArray, IntArray]:
+    return np.concatenate((others[0], bounds[0][own])), np.concatenate((others[1], bounds[1][own]))
+
+
+def _length(bounds: tuple[IntArray, IntArray], own: IntArray) -> IntArray:
+    return np.where(own >= 0, bounds[1][own] - bounds[0][own], 0)
+
+
+def _move(bounds: tuple[IntArray, IntArray], own: IntArray, by_ns: IntArray) -> None:
+    """Move the profiler work with these indices, where there is any: -1 is none."""
+    for each in bounds:
+        each[own[own >= 0]] += by_ns[own >= 0]
+
+
+def _touching(bound: IntArray, own: IntArray, t_ns: IntArray) -> IntArray:
+    """Return for each instant the index of the profiler work with this bound, else -1."""
+    order = own[np.argsort(bound[own], kind="stable")]
+    found = np.append(order, -1)[np.searchsorted(bound[order], t_ns)]
+    return np.where((found >= 0) & (bound[found] == t_ns), found, -1)
+
+
 def widen(
-    start_ns: IntArray, end_ns: IntArray, others: tuple[IntArray, IntArray], before_ns: float, after_ns: float
+    start_ns: IntArray,
+    end_ns: IntArray,
+    others: tuple[IntArray, IntArray],
+    before_ns: float | FloatArray,
+    after_ns: float | FloatArray,
 ) -> tuple[IntArray, IntArray]:
     """Widen spans by margins, at most to the next boundary of any span; return new starts and ends.
 
@@ -152,4 +216,4 @@ def widen(
     )
     latest = np.minimum(starts[np.searchsorted(starts, end_ns)], ends[np.searchsorted(ends, end_ns, side="right")])
     latest = np.where(latest == LAST, end_ns, latest)
-    return np.maximum(start_ns - round(before_ns), earliest), np.minimum(end_ns + round(after_ns), latest)
+    return np.maximum(start_ns - before_ns, earliest), np.minimum(end_ns + after_ns, latest)

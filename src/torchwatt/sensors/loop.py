@@ -38,10 +38,10 @@ class Stop(Protocol):
 
 @dataclass(slots=True)
 class Tap:
-    """A channel that a loop polls, with ring and period.
+    """A polled channel: its ring and read periods.
 
     Attributes:
-        calm_ns: Longer period for a counter that changes at almost every read; 0 if there is none.
+        calm_ns: Longer period for a counter that changes at almost every read; 0 for others.
         read_ns: Period at which the driver's ring of samples is read; 0 for channels with one reading per read.
     """
 

@@ -1,8 +1,7 @@
-"""How torchwatt starts other programs: its own helper processes isolated, and tools of the system by absolute path.
+"""Commands of other programs: isolated helper processes of torchwatt, and system tools by absolute path.
 
-A helper process runs code of torchwatt, the standard library and the folders that packages are installed in, and
-nothing else: no file in the current folder, beside the user's script, in PYTHONPATH or in a user's `usercustomize` can
-replace a module that it imports.
+A helper process imports only torchwatt, the standard library and installed packages: no file in the current folder,
+beside the user's script, in PYTHONPATH or in a user's `usercustomize` can replace a module that it imports.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import site
 import sys
 from pathlib import Path
 
-# -I: neither the current folder, nor PYTHON* variables, nor the user's site; -S: no .pth file is run, which also starts
-# faster; -B: nothing is written. `torchwatt` is found in its own folder only, and that folder holds nothing else for
-# the helper: in a checkout there may be anything beside the package.
+# -I: without the current folder, PYTHON* variables and the user's site; -S: runs no .pth file, and starts faster; -B:
+# writes no bytecode. The finder looks for `torchwatt` in its folder only, and for nothing else there, because a
+# checkout may contain other files beside the package.
 _START = """
 import json, sys
 from importlib import import_module
@@ -30,8 +29,8 @@ sys.meta_path.insert(0, TorchwattFinder)
 sys.path += json.loads(folders)
 sys.exit(import_module(module).main(sys.argv[4:]))
 """
-# A helper that is no child of the user's process: the child of a child, which writes its process id and ends. Before
-# anything is imported, so that the user's process waits for the start of the interpreter only.
+# Detaches the helper from the user's process: the child forks, writes the new process's id and ends. This runs before
+# any import, so that the user's process waits only for the start of the interpreter.
 _DETACH = """
 import os
 pid = os.fork()
@@ -49,12 +48,12 @@ def helper_command(module: str, *arguments: str, detached: bool = False) -> list
     """Return the command that runs `main(arguments)` of a module of torchwatt in an isolated process.
 
     Args:
-        module: Its full name.
-        arguments: What `main` gets.
-        detached: The process is a child of the one that is started, which writes its process id to stdout and ends.
+        module: Full name of the module.
+        arguments: Arguments of `main`.
+        detached: The started process forks, writes the child's process id to stdout and ends; the child runs `main`.
 
     Raises:
-        OSError: This interpreter has no executable, so that nothing can be started (Python embedded in a program).
+        OSError: This interpreter has no executable (Python embedded in a program).
     """
     if not sys.executable:
         raise FileNotFoundError("this Python does not know its executable")
@@ -64,31 +63,33 @@ def helper_command(module: str, *arguments: str, detached: bool = False) -> list
 
 
 def package_folders(path: list[str], home: Path = _HOME) -> list[str]:
-    """Return the entries of an import path that packages are installed in.
+    """Return the entries of an import path with installed packages.
 
-    These are the interpreter's and the user's site-packages, folders of that name (a cluster's modules put them into
-    PYTHONPATH), and the folder of torchwatt itself where an installer put it there (`pip install --target`) or where it
-    is an archive.
+    These are the interpreter's and the user's site-packages, other folders of that name (environment modules of
+    clusters put them into PYTHONPATH), and torchwatt's folder if an installer put it there (`pip install --target`) or
+    if it is an archive.
     """
-    known = set(getattr(site, "getsitepackages", list)())
+    site_folders = set(getattr(site, "getsitepackages", list)())
     if site.ENABLE_USER_SITE:
-        known.add(site.getusersitepackages())
-    found = [
-        entry for entry in path if entry in known or (Path(entry).is_absolute() and Path(entry).name in _INSTALLED)
+        site_folders.add(site.getusersitepackages())
+    folders = [
+        entry
+        for entry in path
+        if entry in site_folders or (Path(entry).is_absolute() and Path(entry).name in _INSTALLED)
     ]
     if home.is_file() or next(home.glob("torchwatt-*.dist-info"), None) is not None:
-        found.append(str(home))
-    return list(dict.fromkeys(found))
+        folders.append(str(home))
+    return list(dict.fromkeys(folders))
 
 
 def system_program(name: str) -> str:
-    """Return the absolute path of a program; relative entries of PATH, such as the current folder, are not searched.
+    """Return the absolute path of a program, without searching relative entries of PATH such as the current folder.
 
     Raises:
-        FileNotFoundError: It is not installed.
+        FileNotFoundError: The program is not installed.
     """
     folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if Path(folder).is_absolute()]
-    found = shutil.which(name, path=os.pathsep.join(folders)) if folders else None
-    if found is None:
+    program = shutil.which(name, path=os.pathsep.join(folders)) if folders else None
+    if program is None:
         raise FileNotFoundError(f"{name} is not installed")
-    return found
+    return program

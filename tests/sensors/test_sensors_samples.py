@@ -192,7 +192,7 @@ def test_a_ring_is_used_if_it_lives_is_fine_and_holds_enough():
     for samples, why in (
         (ring(now_ns, count=4), "holds 4 samples"),
         ([], "holds 0 samples"),
-        (ring(now_ns - 10 * S), "stands still"),
+        (ring(now_ns - 10 * S), "no new samples"),
         (ring(now_ns, gap_ms=100), "100 ms apart"),
     ):
         with pytest.raises(SensorError, match=why):

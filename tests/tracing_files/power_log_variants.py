@@ -341,7 +341,7 @@ REFUSED = (
     Variant(
         "nvidia-smi --format=csv,noheader,nounits",
         f"{DAY} 10:00:00.000, 0, 100.00\n{DAY} 10:00:01.000, 0, 100.00\n",
-        refused="no header line.*put one on top",
+        refused="no header line.*put a header on top",
     ),
     Variant(
         "nvidia-smi -q once",

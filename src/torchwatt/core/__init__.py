@@ -1,1 +1,1 @@
-"""Immutable values that pass between rooms; standard library and numpy only."""
+"""Immutable values that pass between packages; standard library and numpy only."""

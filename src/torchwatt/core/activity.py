@@ -1,4 +1,4 @@
-"""What one device did and for whom: kernels, copies and communication on its own timeline."""
+"""Activity of one device: kernels, copies and communication on its timeline, each with the module that launched it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torchwatt.core.terms import Slot
 class Activity:
     """Records of one device as columns of equal length, in any order; times on the session's monotonic clock.
 
-    `slot` and `signature` are indices into `slots` and `signatures`. A signature is what makes two records the same
-    work (kernel name, grid and shapes): records of one signature draw about the same power in every layer. `filled`
-    marks records that were not seen themselves but carried over from a traced window. Records of different streams may
-    overlap; durations are never summed across streams. `covered` says when the device was watched or filled: outside,
-    silence is ignorance, not idleness. An empty `covered` means the whole run.
+    `slot` and `signature` are indices into `slots` and `signatures`. Records with one signature (kernel name, grid and
+    shapes) do the same work and draw about the same power in every layer. `filled` marks records that were not traced
+    but extrapolated from a traced window. Records of different streams may overlap; durations are never summed across
+    streams. `covered` holds the intervals (start_ns, end_ns) that were traced or filled: the device's activity outside
+    of them is unknown, not idle. An empty `covered` means the whole run.
     """
 
     device: str  # the domain of its meter, such as "gpu:0"
@@ -34,7 +34,7 @@ class Activity:
     signature: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     covered: tuple[tuple[int, int], ...] = ()
     steps: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) of steps on the device's timeline, where known
-    notes: tuple[str, ...] = ()  # how labels were found, what is orphaned or unmapped: one sentence each
+    notes: tuple[str, ...] = ()  # how records got their modules, and which have none: one sentence each
 
     def __post_init__(self) -> None:
         columns = (self.start_ns, self.end_ns, self.stream, self.filled)

@@ -1,4 +1,4 @@
-"""Readings as bytes: blocks of one channel each, made for a frame of a journal. Numpy-free.
+"""Encodes readings as bytes for a frame of a journal: one block per channel. Numpy-free.
 
     key length 1 | zero 3 | count 4 | period_ns 8 | key | t_ns, raw, late_ns
 
@@ -35,7 +35,7 @@ class Block:
 
 
 def pack(blocks: Iterable[Block]) -> bytes:
-    """Return the payload of a frame."""
+    """Encode blocks as the payload of a frame."""
     return zlib.compress(b"".join(part for block in blocks for part in _parts(block)), 1)
 
 
@@ -52,7 +52,7 @@ def unpack(payload: bytes) -> Iterator[Block]:
     """Yield the blocks of a payload.
 
     Raises:
-        BundleError: It holds something else.
+        BundleError: The payload is not made of blocks.
     """
     data, at = inflated(payload, MOST_BYTES), 0
     while at < len(data):
@@ -76,10 +76,10 @@ def _joined(planes: bytes, count: int) -> bytes:
 
 
 def inflated(payload: bytes, most_bytes: int) -> bytes:
-    """Unpack what zlib packed, up to a size.
+    """Decompress a zlib payload of at most `most_bytes` decompressed bytes.
 
     Raises:
-        BundleError: It is damaged or larger.
+        BundleError: The payload is damaged or larger.
     """
     unpacker = zlib.decompressobj()
     try:

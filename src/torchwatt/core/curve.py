@@ -18,9 +18,8 @@ from torchwatt.core.units import NS_PER_S
 class EnergyCurve:
     """Joules since the first point, linear between points, never decreasing.
 
-    `t_ns` is strictly increasing and has at least two points. `u_j` is the standard uncertainty of the
-    difference between any two points that comes from reading the meter (resolution and timing), not from
-    its gain.
+    `t_ns` is strictly increasing and has at least two points. `u_j` is the standard uncertainty of the difference
+    between any two points due to reading the meter (resolution and timing); the meter's gain is not part of it.
     """
 
     domain: Domain
@@ -29,8 +28,8 @@ class EnergyCurve:
     method: Method
     provenance: Provenance
     u_j: float = 0.0
-    cross_check_j: float | None = None  # the other route: integrated power beside a counter
-    silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) without a reading: flat, and not known to be
+    cross_check_j: float | None = None  # the energy by the second method, such as integrated power beside a counter
+    silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) without readings: flat, energy unknown
 
     def __post_init__(self) -> None:
         if len(self.t_ns) < 2 or len(self.t_ns) != len(self.energy_j):
@@ -40,12 +39,12 @@ class EnergyCurve:
 
     @property
     def start_ns(self) -> int:
-        """Return the first known instant."""
+        """Return the instant of the first point."""
         return int(self.t_ns[0])
 
     @property
     def end_ns(self) -> int:
-        """Return the last known instant."""
+        """Return the instant of the last point."""
         return int(self.t_ns[-1])
 
     @property
@@ -54,16 +53,16 @@ class EnergyCurve:
         return float(self.energy_j[-1] - self.energy_j[0])
 
     def at(self, t_ns: IntArray | int) -> FloatArray:
-        """Return cumulative joules at instants; flat outside the known range."""
+        """Return cumulative joules at instants; constant before the first and after the last point."""
         return interpolate(t_ns, self.t_ns, self.energy_j)
 
     def between(self, start_ns: int, end_ns: int) -> float:
-        """Return the joules between two instants, as far as they are known."""
+        """Return the joules between two instants; intervals without readings count 0 J."""
         lo, hi = self.at(np.array([start_ns, end_ns]))
         return float(hi - lo)
 
     def mean_w(self, start_ns: int, end_ns: int) -> float | None:
-        """Return the mean power over the metered part of a window: its joules over the time outside of silences.
+        """Return the mean power over the metered part of a window: its joules by its time with readings.
 
         None where no part of the window was metered.
         """
@@ -72,20 +71,20 @@ class EnergyCurve:
         return self.between(lo, hi) / (known_ns / NS_PER_S) if hi > lo and known_ns > 0 else None
 
     def knows(self, start_ns: int, end_ns: int) -> bool:
-        """Return whether a window was metered throughout; half a reading interval at the run's own ends is forgiven."""
+        """Return whether a window was metered throughout; one median interval is tolerated at each end of the curve."""
         return not np.isnan(self.parts_j(np.array([start_ns]), np.array([end_ns]))[0])
 
     def parts_j(self, start_ns: IntArray, end_ns: IntArray) -> FloatArray:
-        """Return the joules of many windows at once, as `between` does; NaN for those that `knows` does not know."""
+        """Return the joules of each window, as `between` does; NaN for a window that was not metered throughout."""
         edge_ns = 0 if len(self.t_ns) < 3 else int(np.median(np.diff(self.t_ns)))
         metered = (self.start_ns <= start_ns + edge_ns) & (end_ns - edge_ns <= self.end_ns)
-        metered &= (start_ns < self.end_ns) & (end_ns > self.start_ns)  # of the rest nothing at all was seen
+        metered &= (start_ns < self.end_ns) & (end_ns > self.start_ns)  # the others have no reading at all
         for lo, hi in self.silent:
             metered &= ~((lo < end_ns) & (hi > start_ns))
         return np.where(metered, self.at(end_ns) - self.at(start_ns), np.nan)
 
     def clip(self, start_ns: int, end_ns: int) -> EnergyCurve | None:
-        """Return the part inside a window, cut exactly at its ends; None where nothing is known."""
+        """Return the part inside a window, cut exactly at its ends; None if they do not overlap."""
         lo, hi = max(start_ns, self.start_ns), min(end_ns, self.end_ns)
         if hi <= lo:
             return None
@@ -104,19 +103,19 @@ class EnergyCurve:
         )
 
     def unheard(self) -> NDArray[np.bool_]:
-        """Tell which intervals lie in a silence and book nothing: their joules are not known."""
+        """Return a mask of the intervals between points that have no readings and 0 J: their energy is unknown."""
         silent = np.zeros(len(self.t_ns) - 1, dtype=np.bool_)
         for lo, hi in self.silent:
             silent |= (self.t_ns[:-1] < hi) & (self.t_ns[1:] > lo)
         return np.asarray(silent & (np.diff(self.energy_j) == 0), dtype=np.bool_)
 
     def unheard_ns(self) -> tuple[tuple[int, int], ...]:
-        """Return the stretches of `unheard`, apart and in order."""
+        """Return the intervals of `unheard`, merged, disjoint and in order."""
         edge = np.flatnonzero(np.diff(np.concatenate(([False], self.unheard(), [False])).astype(np.int8)))
         return tuple((int(self.t_ns[a]), int(self.t_ns[b])) for a, b in edge.reshape(-1, 2))
 
     def power_w(self) -> FloatArray:
-        """Return the mean power between neighbouring points; NaN where no reading says what it was."""
+        """Return the mean power between neighbouring points in W; NaN in intervals without readings."""
         power_w = np.diff(self.energy_j) / (np.diff(self.t_ns) / NS_PER_S)
         for lo, hi in self.silent:
             power_w[(self.t_ns[:-1] < hi) & (self.t_ns[1:] > lo)] = np.nan

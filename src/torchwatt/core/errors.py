@@ -1,11 +1,11 @@
-"""The one tree of errors.
+"""The exceptions of torchwatt.
 
 TorchwattError
-├── ConfigError    the caller asked for something impossible: names the argument and the fix
+├── ConfigError    an argument is invalid: names the argument and the fix
 ├── SensorError    a meter could not be read: names the domain and the cause
-├── TraceError     a span or a trace does not make sense
-├── LedgerError    books do not balance
-├── FactorError    no carbon factor for what was asked
+├── TraceError     a span or a trace is inconsistent
+├── LedgerError    the entries of a domain do not add up to its meter
+├── FactorError    there is no carbon factor for the request
 └── BundleError    a bundle cannot be written or read
 """
 
@@ -15,11 +15,11 @@ class TorchwattError(Exception):
 
 
 class ConfigError(TorchwattError, ValueError):
-    """The caller asked for something impossible; the message names the argument and the fix."""
+    """An argument is invalid; the message names the argument and the fix."""
 
 
 class SensorError(TorchwattError, OSError):
-    """A meter could not be read; `code` is the event code that tells why."""
+    """A meter could not be read; `code` is the event code of the cause."""
 
     def __init__(self, message: str, *, code: str = "SENSOR_ERROR") -> None:
         super().__init__(message)
@@ -27,7 +27,7 @@ class SensorError(TorchwattError, OSError):
 
 
 class TraceError(TorchwattError):
-    """A span or a trace does not make sense."""
+    """A span or a trace is inconsistent."""
 
 
 class LedgerError(TorchwattError):
@@ -35,7 +35,7 @@ class LedgerError(TorchwattError):
 
 
 class FactorError(TorchwattError, LookupError):
-    """No carbon factor for what was asked."""
+    """There is no carbon factor for the request."""
 
 
 class BundleError(TorchwattError):

@@ -14,7 +14,7 @@ from torchwatt.core.terms import Provenance
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """One number about the grid, the facility or the hardware, with where it comes from.
+    """One number about the grid, the facility or the hardware, with its source.
 
     `kind` is also its name in a formula: `grid_gwp` (g{CO2e}/kW.h), `pue` (1), `embodied_gwp` (kg{CO2e}), ...
     `basis` is lifecycle, direct, upstream, combustion_only or unknown. `lo` and `hi` are a 90 % interval or the
@@ -50,14 +50,14 @@ class Factor:
     valid_to: datetime | None = None  # not included
     retrieved_at: datetime | None = None
     source_sha256: str = ""
-    is_estimated: bool | None = None  # the source says so of its own number
+    is_estimated: bool | None = None  # whether the source declares its number an estimate
     estimation_method: str = ""
-    fallback_from: str = ""  # what was asked for and not found
+    fallback_from: str = ""  # the requested zone, if this one replaces it
 
 
 @dataclass(frozen=True, slots=True)
 class Impact:
-    """One computed number of a subject (`run`, `device:gpu:0`), with the formula and the factors that made it."""
+    """One computed number of a subject (`run`, `device:gpu:0`), with its formula and factors."""
 
     subject: str
     criterion: str  # gwp, adpe, pe, wcf, sci
@@ -70,7 +70,7 @@ class Impact:
     weakest_input: Provenance
     lo: float | None = None
     hi: float | None = None
-    accounting_method: str = "location"  # location, market or na: totals side by side, never added
+    accounting_method: str = "location"  # location, market or na; totals of two methods must not be added
     scenario: str = "as_run"
     ghg_scope: str = ""
     u: float | None = None
@@ -79,7 +79,7 @@ class Impact:
 
 
 def content_id(kind: str, content: Mapping[str, Any]) -> str:
-    """Name a factor by its content: `kind` and twelve digits of the SHA-256 of the cells that are not empty.
+    """Return the id of a factor: `kind` and twelve digits of the SHA-256 of its non-empty cells.
 
     Args:
         kind: The factor's kind.
@@ -90,7 +90,7 @@ def content_id(kind: str, content: Mapping[str, Any]) -> str:
 
 
 def identified(factor: Factor) -> Factor:
-    """Return the factor with its id: the same number from the same source has the same id everywhere."""
+    """Return the factor with the id of its content (`content_id`)."""
     return replace(factor, factor_id=content_id(factor.kind, asdict(factor)))
 
 

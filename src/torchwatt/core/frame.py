@@ -1,9 +1,9 @@
-"""Frames of a journal: each carries a version, a length and a checksum, so that what is torn or flipped is left out.
+"""Frames of a journal: each has a version, a length and a checksum, so that incomplete or damaged ones are skipped.
 
     magic 4 | version 1 | kind 1 | zero 2 | number 4 | length 4 | CRC-32 4 | payload
 
-All little-endian. The checksum covers everything from the version to the end of the payload, itself left out. Frames
-mean something each for itself: a reader that meets damage looks for the next magic and goes on.
+All little-endian. The checksum covers the bytes from the version to the end of the payload, without its own. Each frame
+can be read without the others: after damage a reader continues at the next magic.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ MOST_BYTES = 1 << 26  # of one payload
 _FIELDS = struct.Struct("<BBHII")  # version, kind, zero, number, length
 _CRC = struct.Struct("<I")
 HEAD_BYTES = len(MAGIC) + _FIELDS.size + _CRC.size
-_WORK = 8  # times the size of a file is what its checksums may cost: a file made to be slow ends in an error
+_WORK = 8  # checksums may cover this many times the size of a file, so that a crafted file cannot make reading slow
 
 
 class Kind(IntEnum):
-    """What a frame holds."""
+    """The content of a frame."""
 
-    HEAD = 1  # who runs, on which meters; JSON
+    HEAD = 1  # the process and its meters; JSON
     BEGIN = 2  # when the run began; JSON
-    STATE = 3  # units, windows, events so far; JSON; replaces the one before
-    BEAT = 4  # the owner lived at this instant
-    TRACE = 5  # who ran when, so far; replaces the one before
-    READINGS = 6  # of any channels, since the frame before
-    NOTES = 7  # what the sampler noticed so far; JSON; replaces the one before
-    GONE = 8  # the sampler saw that its owner is gone
-    STOP = 9  # the block has ended, its report is not made yet; JSON
-    END = 10  # the report was made: nothing is missing
+    STATE = 3  # units, windows, events so far; JSON; replaces the previous STATE
+    BEAT = 4  # the measured process was alive at this instant
+    TRACE = 5  # spans of modules so far; replaces the previous TRACE
+    READINGS = 6  # readings of any channels since the previous READINGS
+    NOTES = 7  # the sampler's notes so far; JSON; replaces the previous NOTES
+    GONE = 8  # the sampler found that the measured process has ended
+    STOP = 9  # the run has ended, its report is not made yet; JSON
+    END = 10  # the report was made: the journal is complete
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One whole frame; `at` is where it begins in the file."""
+    """One complete frame; `at` is its byte offset in the file."""
 
     kind: int
     number: int
@@ -52,14 +52,14 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A stretch of a file that holds no whole frame."""
+    """A range of bytes of a file without a complete frame."""
 
     at: int
     length: int
 
 
 def encode(kind: Kind, number: int, payload: bytes) -> bytes:
-    """Return a frame.
+    """Encode a frame.
 
     Raises:
         BundleError: The payload is too long.
@@ -71,10 +71,10 @@ def encode(kind: Kind, number: int, payload: bytes) -> bytes:
 
 
 def decode(data: bytes) -> Iterator[Frame | Damage]:
-    """Yield the whole frames of a file in order, and the stretches between them that are none.
+    """Yield the complete frames of a file in order, and the damaged ranges between them.
 
     Raises:
-        BundleError: A frame is of a newer version, or the file is made of false beginnings.
+        BundleError: A frame has a newer version, or checking the many false frame beginnings would take too long.
     """
     at, good_end, work = 0, 0, 0
     view = memoryview(data)
@@ -101,7 +101,7 @@ def decode(data: bytes) -> Iterator[Frame | Damage]:
 
 
 def _frame(view: memoryview, at: int) -> Frame | None:
-    """Return what could be a frame, unchecked; None where it cannot be one."""
+    """Parse a frame without checking its checksum; return None if the header is invalid."""
     if at + HEAD_BYTES > len(view):
         return None
     version, kind, zero, number, length = _FIELDS.unpack_from(view, at + len(MAGIC))
@@ -112,10 +112,10 @@ def _frame(view: memoryview, at: int) -> Frame | None:
 
 
 def _sums(view: memoryview, at: int, frame: Frame) -> bool:
-    """Return whether the checksum holds.
+    """Return whether the checksum matches.
 
     Raises:
-        BundleError: It does, and the frame is of a version that is not known here.
+        BundleError: It matches, and the frame has an unsupported version.
     """
     begin = at + len(MAGIC)
     fields = view[begin : begin + _FIELDS.size]

@@ -1,4 +1,4 @@
-"""Joules by the hours of the world's clock, so that a grid that changes by the hour can be applied later."""
+"""Energy by hour (UTC), so that hourly carbon intensities can be applied later."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class HourEnergy:
-    """What one domain used within one hour; the hours of a domain add up to its ledger."""
+    """Energy of one domain within one hour; the hours of a domain add up to its ledger."""
 
     hour: int  # whole hours since 1970-01-01T00:00Z
     device_id: str
@@ -33,7 +33,7 @@ class HourEnergy:
 
 
 def hour_start(hour: int) -> datetime:
-    """Return the instant at which an hour begins."""
+    """Return the start of an hour, UTC."""
     return _EPOCH + timedelta(hours=hour)
 
 
@@ -43,13 +43,13 @@ def hour_of(instant: datetime) -> int:
 
 
 def hour_energies(report: Report) -> tuple[HourEnergy, ...]:
-    """Cut every counted domain at the hours of UTC; a domain whose curve is not its ledger's is left out."""
+    """Split the energy of each counted domain at the hours of UTC; skip domains whose curve and ledger differ."""
     curves = {str(curve.domain): curve for curve in report.curves}
     return tuple(item for x in report.counted for item in _hours(report, x, curves.get(str(x.domain))))
 
 
 def _hours(report: Report, ledger: Ledger, curve: EnergyCurve | None) -> Iterator[HourEnergy]:
-    """Take differences of the cumulative curve, so that the hours add up to it whatever the cuts."""
+    """Yield differences of the cumulative curve, which add up to the total."""
     name, offset_ns = str(ledger.domain), report.start_unix_ns - report.start_ns
     if report.start_unix_ns // NS_PER_HOUR == (report.end_ns + offset_ns) // NS_PER_HOUR:
         yield HourEnergy(report.start_unix_ns // NS_PER_HOUR, name, ledger.energy_j, ledger.provenance)

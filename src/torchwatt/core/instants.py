@@ -1,4 +1,4 @@
-"""Arithmetic on instants in nanoseconds, which have more digits than a float after a hundred days."""
+"""Arithmetic on instants in nanoseconds: after a hundred days of uptime a float cannot represent them exactly."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torchwatt.core.meter import FloatArray, IntArray
 
 
 def interpolate(at_ns: IntArray | Sequence[int] | int, t_ns: IntArray, values: FloatArray | IntArray) -> FloatArray:
-    """Return values at instants, linear between neighbours and flat beyond the ends, exact wherever the clock began.
+    """Return values at instants, linear between neighbours and constant beyond the ends.
 
-    Times are counted from the first of `t_ns`, in integers, before anything becomes a float.
+    Times are taken relative to `t_ns[0]` as integers before conversion to float, so that no precision is lost.
 
     Args:
         at_ns: Instants, of any shape.

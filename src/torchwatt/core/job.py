@@ -1,4 +1,4 @@
-"""A job of several processes: who a rank is, what it must tell so that ranks can be put together, and what it used."""
+"""A distributed job: the place of each rank, the facts that merging ranks needs, and the energy of each rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RankStatus = Literal["complete", "partial", "aborted", "running", "missing"]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one process stands in its job: `rank` of `world_size`, `local_rank` of `local_world_size` on its node."""
+    """Place of a process in its job: `rank` of `world_size`, `local_rank` of `local_world_size` on its node."""
 
     rank: int
     world_size: int
@@ -29,13 +29,13 @@ class Place:
 
     @property
     def leads(self) -> bool:
-        """Return whether this rank meters what its whole node shares."""
+        """Return whether this rank meters the devices that its node's ranks share."""
         return self.local_rank == 0
 
 
 @dataclass(frozen=True, slots=True)
 class HostShare:
-    """CPU seconds of one slot of a rank: how the rank's part of its machine's joules is cut into layers."""
+    """CPU seconds of one slot of a rank, by which the rank's share of its machine's energy is divided among layers."""
 
     fqn: str
     phase: Phase
@@ -47,7 +47,7 @@ class HostShare:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at another machine's clock: add `offset_ns` to ours to get theirs, wrong by `bound_ns` at most."""
+    """One comparison with the clock of rank 0: its clock = ours + `offset_ns`, with an error of at most `bound_ns`."""
 
     t_ns: int
     offset_ns: int
@@ -56,18 +56,17 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class RankFacts:
-    """What a rank tells beside its report. `host` names the machine (its boot), not the node's number.
+    """Facts of a rank that merging needs beside its report. `host` identifies the boot of the machine.
 
-    `devices` maps the domains that the rank metered to the identity of the device behind each, hashed, `numbers` to
-    the driver's own number of it; `own` are the domains that are this rank's alone, `shared` those that it metered for
-    every rank of its machine. `cpu_s` and `host_busy_s` are CPU seconds during the run: of the rank, and of everything
-    on its machine.
+    `devices` maps the domains that the rank metered to the hashed identity of the device, `numbers` to the driver's
+    index of it. `own` lists the domains that only this rank uses, `shared` those that it metered for all ranks of its
+    machine. `cpu_s` and `host_busy_s` are CPU seconds during the run: of the rank, and of its whole machine.
     """
 
     place: Place
     host: str
     run_id: str
-    start_ns: int = 0  # monotonic, and where that is in the world
+    start_ns: int = 0  # monotonic; the same instant in unix time is start_unix_ns
     start_unix_ns: int = 0
     devices: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, int] = field(default_factory=dict)
@@ -76,21 +75,21 @@ class RankFacts:
     cpu: tuple[tuple[int, float], ...] = ()  # (t_ns, CPU seconds so far), thinned
     host_busy_s: float | None = None
     host_shares: tuple[HostShare, ...] = ()
-    clock: tuple[Look, ...] = ()  # of rank 0's clock
+    clock: tuple[Look, ...] = ()  # comparisons with rank 0's clock
     ended: bool = False  # False in the file that is written at the start and never again by a rank that was killed
 
     @property
     def cpu_s(self) -> float | None:
-        """Return the CPU seconds of the rank; None where they are not known."""
+        """Return the CPU seconds of the rank; None if unknown."""
         return self.cpu[-1][1] - self.cpu[0][1] if self.cpu else None
 
 
 @dataclass(frozen=True, slots=True)
 class RankPart:
-    """What one rank of a merged job used: its entries are inside the job's ledgers, never beside them.
+    """Energy of one rank of a merged job; the job's ledgers include its entries.
 
-    Times are on the job's clock; `clock_bound_ns` says how wrong they may be, None where nobody knows. A rank that
-    left nothing is here too, with status `missing` and no entries.
+    Times are on the job's clock; `clock_bound_ns` bounds their error, None if unknown. A rank without files has status
+    `missing` and no entries.
     """
 
     rank: int
@@ -111,7 +110,7 @@ class RankPart:
 
     @property
     def energy_j(self) -> float | None:
-        """Return the rank's joules; None where nothing of it was metered."""
+        """Return the rank's joules; None if none of its devices was metered."""
         return fsum(entry.energy_self_j for entry in self.entries) if self.entries else None
 
     @property
@@ -121,6 +120,6 @@ class RankPart:
 
     @property
     def communication_j(self) -> float | None:
-        """Return what went into collectives; None where the rank has no such row."""
+        """Return the joules of collectives; None if the rank has no entry of that kind."""
         collectives_j = [e.energy_self_j for e in self.entries if e.fqn == COMMUNICATION or e.phase == "communication"]
         return fsum(collectives_j) if collectives_j else None

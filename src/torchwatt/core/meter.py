@@ -1,4 +1,4 @@
-"""Meters and what they said: channels, series of readings, events, a whole recording."""
+"""Meters, channels, series of readings, events and recordings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Severity = Literal["info", "warning", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """A domain, or a whole source, that cannot be metered here, why, and what would help."""
+    """A domain or source that cannot be metered here, with the reason and the remedy."""
 
     domain: str
     reason: str
@@ -28,7 +28,7 @@ class Unavailable:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something worth telling: `t_ns` monotonic, `code` stable, `subject` a domain, layer or the run."""
+    """An event of a run: monotonic `t_ns`, stable `code`; `subject` is a domain, a layer or "run"."""
 
     t_ns: int
     severity: Severity
@@ -38,17 +38,17 @@ class Event:
 
 
 def lost_part(domain: Domain, coverage: float, t_ns: int) -> Event:
-    """Return the event of a meter that was known for this part (0..1) of a run only."""
+    """Return the event of a meter that covered only this part (0 to 1) of a run."""
     message = f"the meter was known for {coverage:.1%} of the run: the joules of the rest are unknown, and not counted"
     return Event(t_ns, "warning", COVERAGE, str(domain), message)
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One thing that can be read about a domain.
+    """One quantity of a domain that can be read.
 
-    A counter's raw reading times `scale` is joules since an unknown origin, modulo `modulus` raw units
-    (None: it never wraps). A power's raw times `scale` is watts. A gauge's raw times `scale` is in `unit`.
+    raw x `scale` is, for a counter, joules since an unknown origin, modulo `modulus` raw units (None: it never wraps);
+    for a power, watts; for a gauge, a value in `unit`.
     """
 
     domain: Domain
@@ -57,27 +57,29 @@ class Channel:
     unit: str  # UCUM: "J", "W", "1", "By", "Cel", "s"
     scale: float
     period_ns: int
-    sensor: str  # AUDIT vocabulary: nvml_energy_counter, nvml_power_instant, nvml_power, rapl, tdp_model, replay, ...
+    sensor: (
+        str  # as in docs/audit.md: nvml_energy_counter, nvml_power_instant, nvml_power, rapl, tdp_model, replay, ...
+    )
     modulus: int | None = None
 
     @property
     def key(self) -> str:
-        """Name the channel uniquely within a recording: `gpu:0/energy`."""
+        """Return the channel's name within a recording: `gpu:0/energy`."""
         return f"{self.domain}/{self.name}"
 
     @property
     def stamped(self) -> bool:
-        """Tell whether the driver took and dated the readings itself: `t_ns` is then its own instant, not a look's."""
+        """Return whether `t_ns` of readings is the driver's time stamp, not the time at which they were read."""
         return self.sensor == POWER_SAMPLES
 
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """One domain's meter.
+    """The meter of a domain.
 
-    `scope` says whose joules it counts: "device" everyone's on the device, "process" this process's share.
-    `accuracy_rel` is the systematic band (lo, hi) of the sensor as a factor, such as (-0.05, 0.05): common to
-    every joule of the domain, so it is reported once and never per layer.
+    `scope` is "device" if it measures the energy of all processes on the device, "process" for this process's share.
+    `accuracy_rel` is the relative systematic error (lo, hi) of the sensor, such as (-0.05, 0.05). It is common to all
+    joules of the domain, so it is reported once and not per layer.
     """
 
     domain: Domain
@@ -88,7 +90,7 @@ class Meter:
     vendor: str = ""
     accuracy_rel: tuple[float, float] | None = None
     accuracy_source: str = ""
-    shared: bool = False  # other users' joules are known to be inside
+    shared: bool = False  # the energy of other users is included
     notes: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()  # uuid, driver, power_limit_w, ...
 
@@ -105,8 +107,8 @@ class Meter:
 class Series:
     """Readings of one channel in time order.
 
-    `t_ns` is the monotonic clock half-way through each read, `raw` the sensor's own unit (integers below
-    2**53 are exact), `late_ns` how long the read took (0 where the driver dated the reading itself).
+    `t_ns` is the monotonic clock at the middle of each read, `raw` the reading in the sensor's unit (integers below
+    2**53 are exact), `late_ns` the duration of the read (0 if the driver stamped the reading).
     """
 
     channel: Channel
@@ -124,14 +126,14 @@ class Series:
 
 
 def series(channel: Channel, readings: list[tuple[int, float]]) -> Series:
-    """Make a series from (t_ns, raw) pairs; for tests and small recordings."""
+    """Return a series of (t_ns, raw) pairs; for tests and small recordings."""
     t = np.array([r[0] for r in readings], dtype=np.int64)
     return Series(channel, t, np.array([r[1] for r in readings], dtype=np.float64), np.zeros_like(t))
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerStats:
-    """What sampling itself did: who ran it, what it cost, what it missed."""
+    """Statistics of sampling: mode, CPU time, reads and missed reads."""
 
     mode: Literal["process", "thread", "replay", "none"] = "none"
     cpu_s: float = 0.0
@@ -143,7 +145,7 @@ class SamplerStats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """Everything the sensors said during a session; the value that passes to attribution.
+    """All readings of a session; the input of attribution.
 
     `anchors` are (monotonic_ns, realtime_ns) pairs, taken at the start, at the end and in between.
     """

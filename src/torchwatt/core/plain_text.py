@@ -29,7 +29,7 @@ codecs.register_error(PLAIN_ERRORS, _replace)
 
 
 def encodable(text: str, encoding: str | None) -> str:
-    """Return a text with ASCII for what an encoding lacks; an encoding that nobody knows lacks nothing."""
+    """Return a text with ASCII for characters that an encoding lacks; unchanged if the encoding is unknown."""
     try:
         return text.encode(encoding or "utf-8", PLAIN_ERRORS).decode(encoding or "utf-8")
     except LookupError:
@@ -37,7 +37,7 @@ def encodable(text: str, encoding: str | None) -> str:
 
 
 def printable_here(text: str) -> str:
-    """Return a text that `print` and files opened without an encoding can take in this process."""
+    """Return a text that stdout and the locale's encoding can represent."""
     if text.isascii():
         return text
     in_files = locale.getpreferredencoding(do_setlocale=False)
@@ -45,16 +45,16 @@ def printable_here(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Make anybody's text one line of visible characters: no escape sequence reaches a terminal."""
+    """Escape all characters of an untrusted text that are not printable, such as escape sequences and line ends."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def printable_lines(text: str) -> str:
-    """Make anybody's text visible characters, its lines kept."""
+    """Escape all characters of an untrusted text that are not printable, except line ends."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def let_print(stream: Any) -> None:
-    """Have a text stream replace what it cannot encode; a stream of another kind is left as it is."""
+    """Make a text stream replace characters that it cannot encode; other streams stay unchanged."""
     if hasattr(stream, "reconfigure") and getattr(stream, "errors", None) == "strict":
         stream.reconfigure(errors=PLAIN_ERRORS)

@@ -1,4 +1,4 @@
-"""What a layer draws when it is looped alone: the ground truth that a run's estimate can lean on."""
+"""Power of a layer that runs in a loop alone: a reference for the estimate of a run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torchwatt.core.terms import Domain, Slot
 
 @dataclass(frozen=True, slots=True)
 class ReplayedPower:
-    """The mean power of one domain while one piece of work ran over and over.
+    """Mean power of one domain while one layer ran in a loop.
 
-    All `slots` do the same work (same class, parameters and input shapes), so one loop stands for all of them.
-    `sd_w` is the standard deviation of the mean: the reading's, and between the loops of the same work.
+    All `slots` do the same work (same class, parameters and input shapes), so one loop represents them all. `sd_w` is
+    the standard deviation of the mean, of the readings and between loops.
     """
 
     domain: Domain
@@ -22,4 +22,4 @@ class ReplayedPower:
     seconds: float
     loops: int
     call_s: float  # wall time of one call
-    quiet_w: float | None = None  # the domain's power with nothing running, just before
+    quiet_w: float | None = None  # idle power of the domain before the loop

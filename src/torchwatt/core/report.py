@@ -1,4 +1,4 @@
-"""Everything a run found out: the value that views and files are made from."""
+"""The report of a run: the value that views and files are made from."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Status = Literal["running", "complete", "partial", "aborted"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: `energy_j` by domain name, as far as that meter was known."""
+    """One step; `energy_j` by domain name, for the domains that were metered throughout the step."""
 
     index: int
     start_ns: int
     end_ns: int
     energy_j: Mapping[str, float]
-    count: int = 1  # in a long run a row stands for several steps
-    stage: str = ""  # train, validation or inference; empty: nothing is known of it
+    count: int = 1  # of steps in this row: more than 1 in a long run
+    stage: str = ""  # train, validation or inference; empty: unknown
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A nested session, or an epoch, evaluation or checkpoint: a part of the run's joules, never added to them."""
+    """A nested session, epoch, evaluation or checkpoint; the run's energy includes it."""
 
     name: str
     start_ns: int
@@ -44,7 +44,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Report:
-    """One finished (or running) session. Times are monotonic; `start_unix_ns` places it in the world."""
+    """One finished or running session. Times are monotonic; `start_unix_ns` is `start_ns` in unix time."""
 
     run_id: str
     name: str
@@ -60,21 +60,21 @@ class Report:
     steps: tuple[Step, ...] = ()
     windows: tuple[Window, ...] = ()
     modules: tuple[ModuleInfo, ...] = ()
-    units: Mapping[str, float] = field(default_factory=dict)  # counted by the user: {"image": 1797.0}
+    units: Mapping[str, float] = field(default_factory=dict)  # counts given by the user: {"image": 1797.0}
     factors: tuple[Factor, ...] = ()
     impacts: tuple[Impact, ...] = ()
     sampler: SamplerStats = field(default_factory=SamplerStats)
     tracing_cost_s: float | None = None
     exit_reason: str = ""
     software: Mapping[str, str] = field(default_factory=dict)  # torchwatt, python, torch, os, ...
-    carbon_hint: str = ""  # how to get grams, where there are none
-    # What only the user can know, by column of the audit table `run`: {"organisation": "ACME", "persona": "provider"}.
+    carbon_hint: str = ""  # how to get carbon figures; empty if the report has them
+    # Declarations of the user by column of the audit table `run`: {"organisation": "ACME", "persona": "provider"}.
     declared: Mapping[str, str | float | bool] = field(default_factory=dict)
     traced_steps: int | None = None  # steps whose modules were traced; the others are filled in from them
-    ranks: tuple[RankPart, ...] = ()  # of a merged job: who used which part of the ledgers' joules
+    ranks: tuple[RankPart, ...] = ()  # of a merged job: the energy of each rank, included in the ledgers
 
     def __repr__(self) -> str:
-        # The fields of a run fill pages; `views.to_text` writes what people read.
+        # One line; `views.to_text` writes the full report.
         total = "nothing metered" if self.energy_j is None else f"{self.energy_j:.6g} J"
         part = f" in the metered {self.coverage:.1%}" if self.counted and self.coverage < LEAST_COVERAGE else ""
         return f"<Report {self.name!a} {self.run_id}: {self.status}, {total}{part} in {self.duration_s:.3f} s>"
@@ -86,26 +86,26 @@ class Report:
 
     @property
     def step_count(self) -> int:
-        """Return how many steps were seen; a long run has fewer rows than steps."""
+        """Return the number of steps; a long run has fewer rows than steps."""
         return sum(step.count for step in self.steps)
 
     @property
     def counted(self) -> tuple[Ledger, ...]:
-        """Return the ledgers that make the total; the others have books of their own beside it."""
+        """Return the ledgers that the total includes."""
         return tuple(ledger for ledger in self.ledgers if ledger.counted)
 
     @property
     def energy_j(self) -> float | None:
-        """Return the joules of all metered domains that count; None where nothing was metered."""
+        """Return the joules of the counted domains; None if nothing was metered."""
         return fsum(ledger.energy_j for ledger in self.counted) if self.counted else None
 
     @property
     def mean_power_w(self) -> float | None:
-        """Return the mean power of the domains that count, each over the time for which it was metered."""
+        """Return the mean power of the counted domains in W, each over its metered time."""
         return mean_power_w((ledger.energy_j, ledger.known_s) for ledger in self.counted)
 
     def energy_per(self, count: float) -> float | None:
-        """Return joules per counted thing; None where a part of the run was not metered, for it had things as well."""
+        """Return joules per unit; None if the coverage is too low, as units of unmetered parts are counted too."""
         if self.energy_j is None or count <= 0 or self.coverage < LEAST_COVERAGE:
             return None
         return self.energy_j / count
@@ -117,9 +117,9 @@ class Report:
 
     @property
     def interval_j(self) -> tuple[float, float] | None:
-        """Return what another repeat of the run would give, 90 %: the same basis as the rows'.
+        """Return the 90 % interval for a repeated run, in joules, as for the entries.
 
-        Domains vary together, with how long the run takes, so their intervals are added. None where one has none.
+        Domains vary together with the duration of the run, so their intervals are added. None if one has none.
         """
         ends = [(ledger.energy_lo_j, ledger.energy_hi_j) for ledger in self.counted]
         bounded = [(lo, hi) for lo, hi in ends if lo is not None and hi is not None]
@@ -129,15 +129,16 @@ class Report:
 
     @property
     def systematic_j(self) -> tuple[float, float] | None:
-        """Return what another meter would say of this run, 90 %: the bands of all meters, and the errors of reading.
+        """Return the 90 % band of what other meters would measure of this run, in joules.
 
-        A meter's band is common to all its joules and meters of one kind err alike, so bands are added, not combined
-        in quadrature. None where a meter states no band, or was away for a part of the run.
+        It has the systematic bands of all meters and the errors of reading. A meter's error is common to all its
+        joules, and meters of one kind have the same error, so bands are added, not combined in quadrature. None if a
+        meter has no band or did not cover the run.
         """
         return self._systematic_j(self.counted)
 
     def systematic_of(self, ledger: Ledger) -> tuple[float, float] | None:
-        """Return what another meter would say of one domain."""
+        """Return the 90 % band of what another meter would measure of one domain, in joules."""
         return self._systematic_j((ledger,))
 
     def _systematic_j(self, ledgers: tuple[Ledger, ...]) -> tuple[float, float] | None:
@@ -160,7 +161,7 @@ class Report:
 
     @property
     def carbon_g(self) -> float | None:
-        """Return the run's location-based grams of CO2e while it ran, None without a region."""
+        """Return the location-based CO2e of the run's use phase in grams; None without a region."""
         key = ("run", "gwp", "usage", "location")
         matches = (i for i in self.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == key)
         return next((i.value for i in matches), None)

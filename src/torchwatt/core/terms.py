@@ -11,34 +11,34 @@ Provenance = Literal["measured", "derived", "apportioned", "sourced", "modelled"
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 METHODS: tuple[Method, ...] = get_args(Method)
-# From best known to least known; a result is never better known than its inputs.
+# From the strongest to the weakest; a result is never stronger than its inputs.
 PROVENANCES: tuple[Provenance, ...] = get_args(Provenance)
 
 IDLE = "(idle)"  # nothing ran
-UNATTRIBUTED = "(unattributed)"  # work that no module claims
+UNATTRIBUTED = "(unattributed)"  # work that belongs to no module
 OUTSIDE = "(outside)"  # before the first and after the last span
 OPTIMIZER = "(optimizer)"
 DATA = "(data)"
 TRANSFER = "(transfer)"
 COMMUNICATION = "(communication)"
-ROOT = "(root)"  # what the model itself does outside its children
+ROOT = "(root)"  # work of the model outside its children
 COMPILE = "(compile)"  # torch.compile: Dynamo, Inductor, Triton, autotuning, capture of CUDA graphs
-PROFILER = "(profiler)"  # torchwatt's own work on the program's threads, only where it was done
-OTHER_PROCESSES = "(other processes)"  # a device that only others are proven to have used
+PROFILER = "(profiler)"  # torchwatt's work on the program's threads, without extrapolation
+OTHER_PROCESSES = "(other processes)"  # use of a device by other processes only
 ORPHAN = "(orphan)"  # device work that was launched before the trace began
-NO_RANK = "(no rank)"  # joules of a job's machine that none of its ranks used
+NO_RANK = "(no rank)"  # energy of a job's machine that belongs to none of its ranks
 RESERVED = (
     IDLE, UNATTRIBUTED, OUTSIDE, ORPHAN, OPTIMIZER, DATA, TRANSFER, COMMUNICATION, COMPILE, PROFILER, OTHER_PROCESSES,
     NO_RANK,
 )  # fmt: skip
-# What a step of the program's main loop did; empty: nothing is known of it.
+# Kinds of steps of the program's main loop; empty: unknown.
 TRAIN, VALIDATION, INFERENCE = "train", "validation", "inference"
 
-# Gauges of a GPU: the power of the superchip that it is on, and who uses it (`core.users.DeviceUsers`); of a process:
-# whether it, or a descendant, has CUDA's driver library loaded.
+# Gauges of a GPU: the power of its superchip, and its users (`DeviceUsers`); of a process: whether it or a descendant
+# has loaded CUDA's driver library.
 MODULE_POWER, USERS, CUDA_LIBRARY = "power_module", "users", "cuda_library"
 
-# Events that say where a part of a meter's joules is unknown, or was taken from something else than its readings.
+# Events of meters with unknown energy in a part of the run, or with energy that is not from their readings.
 COVERAGE = "COVERAGE"
 METER_LOSSES = frozenset({
     COVERAGE, "SAMPLE_GAP", "SENSOR_LOST", "SENSOR_MISSING", "SENSOR_ERROR", "COUNTER_RESET", "COUNTER_JUMP",
@@ -46,20 +46,20 @@ METER_LOSSES = frozenset({
     "READINGS_LOST", "READINGS_LEFT_OUT", "LAYERS_END", "RECOVERED", "JOURNAL_STOPPED", "JOURNAL_DAMAGED",
 })  # fmt: skip
 
-# The sensor of a channel whose readings a driver took and dated itself, in a ring that is read now and then.
+# The sensor of a channel whose readings the driver samples and stamps, in a ring buffer that is read periodically.
 POWER_SAMPLES = "nvml_power_samples"
 
 
 def weakest(*inputs: Provenance) -> Provenance:
-    """Return the least known of several provenances."""
+    """Return the weakest of several provenances."""
     return max(inputs, key=PROVENANCES.index)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Domain:
-    """What one meter covers: `gpu:0`, `cpu:0` a package, `dram:0`, `cpu` and `ram` modelled.
+    """The part of a machine that one meter covers: `gpu:0`, `cpu:0` (a package), `dram:0`; modelled: `cpu`, `ram`.
 
-    In a job over several machines the machine is part of the name: `node1/gpu:0`.
+    In a job over several machines the name includes the machine: `node1/gpu:0`.
     """
 
     kind: str
@@ -72,20 +72,20 @@ class Domain:
 
     @classmethod
     def parse(cls, text: str) -> Domain:
-        """Read back what `str` wrote."""
+        """Parse a name as `str` writes it."""
         node, _, name = text.rpartition("/")
         kind, _, index = name.partition(":")
         return cls(kind, int(index) if index else None, int(node.removeprefix("node")) if node else None)
 
 
 def kind_of(device_id: str) -> str:
-    """Return the kind in a domain's name, whatever else is in it."""
+    """Return the kind in a domain's name, without machine and index."""
     return device_id.rpartition("/")[2].partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What a joule can be booked to: a module (or a reserved name) in a phase."""
+    """A module (or a reserved name) in a phase, to which energy is attributed."""
 
     fqn: str
     phase: Phase

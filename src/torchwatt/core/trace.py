@@ -1,4 +1,4 @@
-"""Who ran when: spans of modules, optimizer, data and scopes, and the steps they belong to."""
+"""Spans of modules, optimizer, data and scopes, and the steps of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchwatt.core.terms import Phase, Slot
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One interval of work on one thread; the readable form, for tests and small traces."""
+    """One interval of work on one thread; a row of a trace, for tests and small traces."""
 
     fqn: str
     phase: Phase
@@ -27,7 +27,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class ModuleInfo:
-    """One module as the trace knows it: name, class, size; `aliases` are its other names (shared modules)."""
+    """Name, class and size of one module; `aliases` are its other names (shared modules)."""
 
     fqn: str
     class_name: str
@@ -40,10 +40,10 @@ class ModuleInfo:
 class Trace:
     """Spans as columns of equal length, in any order.
 
-    Spans of one thread are nested or apart; the innermost one owns the time. `filled` marks spans that were
-    not traced themselves but carried over from a traced window (stretched to this step's duration). `calls`
-    is how many calls a span stands for: 1, or 0 for a fragment of a call. `carry_rel_sd` maps a slot index to
-    the relative standard deviation of its share between windows: the uncertainty of carrying it over.
+    Spans of one thread are nested or disjoint; time belongs to the innermost one. `filled` marks spans that were not
+    traced but extrapolated from a traced window (scaled to the step's duration). `calls` is the number of calls of a
+    span: 1, or 0 for a fragment of a call. `carry_rel_sd` maps a slot index to the relative standard deviation of its
+    share between windows: the uncertainty of extrapolating it.
     """
 
     slots: tuple[Slot, ...]
@@ -54,17 +54,17 @@ class Trace:
     filled: NDArray[np.bool_]
     calls: IntArray
     steps: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns)
-    step_counts: tuple[int, ...] = ()  # how many steps each of `steps` stands for, in a long run; empty: one each
+    step_counts: tuple[int, ...] = ()  # number of steps in each of `steps`, in a long run; empty: one each
     modules: tuple[ModuleInfo, ...] = ()
     carry_rel_sd: Mapping[int, float] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
-    cost_s: float = 0.0  # what tracing itself cost the user's thread, measured and extrapolated
-    windows: int = 0  # how many backward windows were traced
-    activities: tuple[Activity, ...] = ()  # what devices did, one value a device
-    untold_calls: frozenset[int] = frozenset()  # slots of which it is not known how often they ran
-    step_stages: tuple[str, ...] = ()  # train, validation or inference, of each of `steps`; empty: not known
-    thread_busy: tuple[float, ...] = ()  # of each thread number, the part of its spans' time on a CPU; empty: not known
-    traced_steps: int = 0  # steps whose modules were traced; the others are filled in from them
+    cost_s: float = 0.0  # time that tracing took on the user's threads, measured and extrapolated
+    windows: int = 0  # number of traced backward windows
+    activities: tuple[Activity, ...] = ()  # one for each device
+    untold_calls: frozenset[int] = frozenset()  # slots whose number of calls is unknown
+    step_stages: tuple[str, ...] = ()  # train, validation or inference, of each of `steps`; empty: unknown
+    thread_busy: tuple[float, ...] = ()  # by thread number, the part of its spans' time on a CPU; empty: unknown
+    traced_steps: int = 0  # steps whose modules were traced; the others are extrapolated from them
 
     def __post_init__(self) -> None:
         columns = (self.start_ns, self.end_ns, self.thread, self.filled, self.calls)
@@ -84,7 +84,7 @@ class Trace:
 
 
 def trace_from_spans(spans: Sequence[Span], *, steps: Sequence[tuple[int, int]] = ()) -> Trace:
-    """Make a trace from readable spans."""
+    """Return a trace with these spans."""
     slots = tuple(dict.fromkeys(Slot(s.fqn, s.phase) for s in spans))
     index = {slot: i for i, slot in enumerate(slots)}
     n = len(spans)

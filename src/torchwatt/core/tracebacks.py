@@ -1,7 +1,7 @@
-"""Tracebacks without frames of this package: the user's program, and torch, are what failed.
+"""Removes frames of this package from tracebacks of errors in the user's program and torch.
 
-A frame is in its exception's traceback by the time a handler in it runs, and a bare `raise` does not add it again: a
-wrapper that takes its own frames off in such a handler leaves none, and costs nothing where nothing raises.
+When a handler runs, the traceback already has the frame of its function, and a bare `raise` does not add it again: so a
+wrapper that removes its frames in a handler leaves none, and has no cost without an exception.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def below_own_frames(trace: TracebackType | None) -> TracebackType | None:
-    """Return what is below the outermost frames that are ours."""
+    """Return a traceback without its outermost frames of this package; None if there are no others."""
     while trace is not None and _is_own(trace):
         trace = trace.tb_next
     return trace
 
 
 def drop_own_frames(error: BaseException) -> None:
-    """Take the outermost frames that are ours off a traceback; one of nothing else shows a fault of ours, and stays."""
+    """Remove the outermost frames of this package, unless the traceback has no others: then the error is ours."""
     error.__traceback__ = below_own_frames(error.__traceback__) or error.__traceback__
 
 
 def hide_own_frames(error: BaseException) -> None:
-    """Take all frames of ours off the traceback of an exception and of those behind it.
+    """Remove all frames of this package from an exception's traceback, and from those of its causes and contexts.
 
-    An exception that is a fault of ours keeps its frames: they say where to look.
+    An exception that was raised in this package keeps its frames, which show the fault.
     """
     visited: set[int] = set()
     pending: list[BaseException | None] = [error]
@@ -57,7 +57,7 @@ def _began_here(trace: TracebackType | None) -> bool:
 
 
 def _without_own(trace: TracebackType | None) -> TracebackType | None:
-    """Return a traceback linked past our frames."""
+    """Return a traceback without the frames of this package."""
     user_frames: list[TracebackType] = []
     while trace is not None:
         if not _is_own(trace):

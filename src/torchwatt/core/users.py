@@ -1,4 +1,4 @@
-"""Who uses a device, as its driver's list of processes tells it."""
+"""The users of a device, by its driver's list of processes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import IntEnum
 
 
 class DeviceUsers(IntEnum):
-    """One look at a device's list of processes; the values are those of the gauge `gpu:<n>/users`.
+    """Users of a device at one instant; the values of the gauge `gpu:<n>/users`.
 
-    `EMPTY` is an empty list that may hide processes: a container shows its own pids at best. `HIDDEN` is a list with
-    processes that do not exist under these numbers here.
+    `EMPTY`: the list is empty but may hide processes, as in a container. `HIDDEN`: the list has pids that do not exist
+    in this PID namespace.
     """
 
     NOBODY = 0

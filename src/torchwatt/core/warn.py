@@ -1,4 +1,4 @@
-"""Warnings that never end in an exception of the user's program."""
+"""Warnings that never raise an exception in the user's program."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torchwatt.core.plain_text import printable_lines
 
 
 def warn(message: str, *, stacklevel: int = 2) -> None:
-    """Issue a RuntimeWarning; where it cannot be shown, or is made an error, the program goes on without it.
+    """Issue a RuntimeWarning; if it cannot be shown or filters turn it into an error, do nothing.
 
-    A script may have closed its `sys.stderr`, or run with `-W error`: a training must not end in our warning.
+    A script may have closed its `sys.stderr`, or run with `-W error`.
     """
     with contextlib.suppress(Exception):
         warnings.warn(printable_lines(message), RuntimeWarning, stacklevel=stacklevel + 1)

@@ -1,1 +1,1 @@
-"""How files are made and opened: private, whole or not at all, and never larger than their sender's bytes explain."""
+"""Creates files privately and atomically, opens untrusted files with limits, and keeps descriptors and threads."""

@@ -1,17 +1,17 @@
-"""How many files the process may still open: descriptors are the program's, and a run makes do with few."""
+"""Checks how many more files the process may open, so that a run leaves descriptors to the program."""
 
 from __future__ import annotations
 
 import errno
 from pathlib import Path
 
-SPARE = 64  # where fewer are left, a run opens only what it cannot do without
+SPARE = 64  # with fewer free descriptors, a run opens only what it needs
 
 
 def are_scarce() -> bool:
     """Return whether the process may open fewer than SPARE more descriptors.
 
-    Where that cannot be counted (no /proc/self/fd), they are taken to be enough.
+    False if they cannot be counted (no /proc/self/fd).
     """
     try:
         import resource

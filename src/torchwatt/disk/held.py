@@ -1,7 +1,7 @@
-"""Descriptors that are held for long in the user's process, which may close them: as daemons close all that are open.
+"""Long-lived descriptors in the user's process, which may close them, as daemons close all descriptors.
 
-The number is then free, and the next file that the program opens may get it. Whoever goes on to write to that number
-writes into the program's file, and whoever closes it closes the program's file.
+The next file that the program opens may then get the same number. Writing to that number or closing it would affect the
+program's file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 
 
 class HeldDescriptor:
-    """A descriptor of ours, and which file it was opened for.
+    """A descriptor that checks whether it still refers to the file that it was opened for.
 
     Args:
         fd: Open; `close` closes it.
@@ -26,14 +26,14 @@ class HeldDescriptor:
         """Return the descriptor.
 
         Raises:
-            OSError: EBADF: it was closed, and may be another file's by now.
+            OSError: EBADF: it was closed, and may refer to another file.
         """
         if self._fd < 0 or _file_of(self._fd) != self._file:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._fd
 
     def close(self) -> None:
-        """Close it, unless it was closed; a second call does nothing."""
+        """Close the descriptor unless the program closed it; a second call does nothing."""
         with contextlib.suppress(OSError):
             os.close(self.number())
         self._fd = -1

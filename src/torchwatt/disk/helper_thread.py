@@ -1,4 +1,4 @@
-"""Threads of ours in the user's process, which the program's own look at its threads does not find."""
+"""Threads of torchwatt in the user's process that `threading.enumerate()` does not list."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _running: set[HelperThread] = set()
 class HelperThread:
     """A daemon thread that `threading.enumerate()` does not list, and that a program's trace functions do not follow.
 
-    A program may join all threads that it finds, or wait until there is only one: on a thread that runs as long as
-    the session it would wait for ever.
+    A program may join all listed threads, or wait until only one is left; it would wait forever for a thread that runs
+    as long as the session.
     """
 
     def __init__(self, target: Callable[[], object], name: str) -> None:
@@ -25,10 +25,10 @@ class HelperThread:
         self._pid = 0
 
     def start(self) -> None:
-        """Begin.
+        """Start the thread.
 
         Raises:
-            RuntimeError: No thread can be started.
+            RuntimeError: The system starts no more threads.
         """
         self._pid = os.getpid()
         _running.add(self)
@@ -46,19 +46,19 @@ class HelperThread:
             self._ended.set()
 
     def is_alive(self) -> bool:
-        """Return whether it runs, in this process."""
+        """Return whether the thread runs; False in a forked child."""
         return self._pid == os.getpid() and not self._ended.is_set()
 
     def is_current(self) -> bool:
-        """Return whether this is the calling thread."""
+        """Return whether the calling thread is this one."""
         return self._ident == threading.get_ident()
 
     def join(self, timeout_s: float | None = None) -> None:
-        """Wait until it has ended, no longer than stated."""
+        """Wait until the thread has ended, at most `timeout_s`; None waits without limit."""
         if self.is_alive():
             self._ended.wait(timeout_s)
 
 
 def helper_threads() -> list[str]:
-    """Return the names of those that run in this process."""
+    """Return the names of the helper threads that run in this process, sorted."""
     return sorted(thread.name for thread in list(_running) if thread.is_alive())

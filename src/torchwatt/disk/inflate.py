@@ -1,4 +1,4 @@
-"""Gzip files of anybody: what expands out of all proportion is refused, and no line is longer than it may be."""
+"""Reads untrusted gzip files: refuses files with an excessive compression ratio, and lines that are too long."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterator
 from typing import IO, TextIO
 
-# Traces, curves and recordings shrink to a tenth or a thirtieth of their size; deflate cannot shrink below 1/1032.
+# Traces, curves and recordings have ratios of 10 to 30; the maximum of deflate is 1032.
 MAX_RATIO = 100
-FREE_BYTES = 1 << 26  # up to 64 MiB no ratio is looked at
+FREE_BYTES = 1 << 26  # the ratio is not checked up to 64 MiB
 LONGEST_LINE = 1 << 24  # characters: a line of a recording has about 250,000
 
 
@@ -31,10 +31,10 @@ class _Inflated(io.RawIOBase):
 
 
 def inflated(packed: IO[bytes]) -> io.BufferedReader:
-    """Return what is in a gzip file, to be read like any file; `zlib.error` and `EOFError` say that it is broken.
+    """Return a reader of a gzip file's content; reading a damaged file raises `zlib.error` or `EOFError`.
 
     Raises:
-        OSError: While it is read, if it expands to more than 64 MiB and to more than 100 times what was read of it.
+        OSError: During reading, if the content exceeds 64 MiB and 100 times the compressed bytes read.
     """
     return io.BufferedReader(_Inflated(packed), 1 << 17)
 
@@ -43,7 +43,7 @@ def bounded_lines(file: TextIO, longest: int = LONGEST_LINE) -> Iterator[str]:
     """Yield the lines of a file.
 
     Raises:
-        OSError: One is longer than that: it is not read to its end.
+        OSError: A line is longer than `longest` characters; it is not read to its end.
     """
     while line := file.readline(longest + 1):
         if len(line) > longest:

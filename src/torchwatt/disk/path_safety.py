@@ -1,11 +1,11 @@
-"""How files that others made are opened: plain files of bounded size, and in a foreign folder no link.
+"""Opens files of untrusted folders: regular files of bounded size, and no symbolic links.
 
 Every reader of a bundle, a job, a journal, a store, a lake or of samples opens files here. A link in such a folder
-would have torchwatt read, and perhaps publish, what its sender could not read himself; a pipe would hang the reader and
-a device may have side effects. What is checked is the descriptor that is then read, so that nothing can be put in the
-place of a file between the check and the reading.
+could make torchwatt read, and perhaps publish, a file that the sender of the folder cannot read; reading a pipe would
+hang, and opening a device may have side effects. The checks apply to the descriptor that is then read, so that the file
+cannot be replaced between check and read.
 
-Refusals are OSErrors whose `strerror` says what is wrong, so that callers report them as any file that cannot be read.
+Refusals are OSErrors whose `strerror` is the reason, so that callers report them like other unreadable files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPECIAL = "is a pipe, a socket or a device: only plain files are read"
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Return what a path is, links not followed; None where there is nothing or where it cannot be looked at."""
+    """Return the kind of a path without following links; None if it does not exist or cannot be accessed."""
     try:
         return _kind(path.lstat().st_mode)
     except (OSError, ValueError):  # ValueError: a NUL in the name
@@ -36,15 +36,15 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def open_own(path: Path, most_bytes: int, root: Path | None = None) -> BinaryIO:
-    """Open a file of a foreign folder.
+    """Open a file of an untrusted folder.
 
     Args:
         path: The file.
-        most_bytes: A larger file is refused before anything of it is read.
-        root: The folder that the user named; it may be a link, and nothing below it may be. Default: the file's folder.
+        most_bytes: Largest accepted size, checked before reading.
+        root: The folder that the user named; it may be a link, but no path below it. Default: the file's folder.
 
     Raises:
-        OSError: There is none, it is no plain file, lies behind a link, is too large, or cannot be read.
+        OSError: The file is absent, not regular, behind a link, too large or not readable.
     """
     folder = _opened_folder(path.parent, path.parent if root is None else root, _SEARCHED)
     try:
@@ -54,12 +54,12 @@ def open_own(path: Path, most_bytes: int, root: Path | None = None) -> BinaryIO:
 
 
 def open_named(path: Path, most_bytes: int) -> BinaryIO:
-    """Open a file that the user named: a link is followed; see `open_own` for what is refused."""
+    """Open a file that the user named, following links; other refusals are those of `open_own`."""
     return _opened(path, most_bytes, None)
 
 
 def read_own(path: Path, most_bytes: int, root: Path | None = None) -> bytes:
-    """Return the content of a file of a foreign folder; see `open_own`."""
+    """Return the content of a file of an untrusted folder; see `open_own`."""
     with open_own(path, most_bytes, root) as file:
         return _content(file, path, most_bytes)
 
@@ -71,14 +71,14 @@ def read_named(path: Path, most_bytes: int) -> bytes:
 
 
 def folder_entries(path: Path, root: Path | None = None) -> dict[str, Kind]:
-    """Return what lies in a folder by name, in order.
+    """Return the kinds of a folder's entries by name, sorted.
 
     Args:
         path: The folder.
         root: The folder that the user named, as for `open_own`. Default: this one.
 
     Raises:
-        OSError: It is no folder, lies behind a link, cannot be read, or holds more than a million entries.
+        OSError: It is not a folder, is behind a link, cannot be read, or has more than a million entries.
     """
     descriptor = open_folder(path, path if root is None else root)
     kinds: dict[str, Kind] = {}
@@ -94,15 +94,15 @@ def folder_entries(path: Path, root: Path | None = None) -> dict[str, Kind]:
 
 
 def open_folder(path: Path, root: Path) -> int:
-    """Return the descriptor of a folder; see `folder_entries` for what is refused."""
+    """Return a descriptor of a folder, with the refusals of `folder_entries`."""
     return _opened_folder(path, root, os.O_RDONLY)
 
 
 def _opened(path: Path, most_bytes: int, folder: int | None) -> BinaryIO:
-    """Open a file of an open folder, no link followed; without a folder, a path whose links are followed."""
+    """Open a file in an open folder without following links; if `folder` is None, a path, following links."""
     name, follow = (path, True) if folder is None else (path.name, False)
     with _naming(path):
-        # Opening a device may do something: it is not opened at all.
+        # Opening a device may have side effects: check before opening.
         _refuse(os.stat(name, dir_fd=folder, follow_symlinks=follow), path, most_bytes)
         descriptor = os.open(name, _FILE_FLAGS | (0 if follow else os.O_NOFOLLOW), dir_fd=folder)
     try:
@@ -133,7 +133,7 @@ def _content(file: BinaryIO, path: Path, most_bytes: int) -> bytes:
 
 
 def _opened_folder(folder: Path, root: Path, access: int) -> int:
-    """Open a folder step by step from the root on, no link followed below it."""
+    """Open a folder one path component at a time, following no link below `root`."""
     parts = folder.relative_to(root).parts if folder != root else ()
     if ".." in parts:
         raise OSError(errno.EINVAL, f"leads out of {root}", str(folder))
@@ -151,7 +151,7 @@ def _opened_folder(folder: Path, root: Path, access: int) -> int:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Have errors of the system name the whole path, and say what a link in it means."""
+    """Re-raise errors of the system with the full path, and with `LINK` as the reason for a link."""
     try:
         yield
     except ValueError as error:  # a NUL in the name

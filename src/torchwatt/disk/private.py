@@ -1,7 +1,7 @@
-"""New files and folders are their owner's alone: 0600 and 0700 whatever the umask, and never through a planted link.
+"""Creates private files and folders: modes 0600 and 0700 whatever the umask, without following symbolic links.
 
-What torchwatt writes names models, hosts and users. Whoever wants to share it changes the mode of it himself, or makes
-the folder first: a folder that is there already keeps its mode.
+Files of torchwatt contain names of models, hosts and users. To share them, change their modes, or create the folder
+before the run: an existing folder keeps its mode.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ FILE, FOLDER = 0o600, 0o700
 
 
 def new_file(path: Path) -> BinaryIO:
-    """Make a file and open it for writing.
+    """Create a file and open it for writing.
 
     Raises:
-        FileExistsError: Something has that name, be it a link that leads nowhere.
-        OSError: It cannot be made.
+        FileExistsError: The path exists, even as a dangling link.
+        OSError: The file cannot be created.
     """
     return _opened(path, os.O_EXCL)
 
 
 def appended_file(path: Path) -> BinaryIO:
-    """Open a file for appending, made if it is not there.
+    """Open a file for appending; create it if it does not exist.
 
     Raises:
-        OSError: It cannot be opened, or is a link: what is appended must not end in another file; or it is a pipe or a
-            device.
+        OSError: The file cannot be opened, or is a link, a pipe or a device.
     """
     file = _opened(path, os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -49,11 +48,11 @@ def _opened(path: Path, extra_flags: int) -> BinaryIO:
 
 
 def missing_folders(path: Path) -> list[Path]:
-    """Return the folders that are to be made for a folder to be there, from above to below.
+    """Return the folders to create so that a folder exists, parents first.
 
     Raises:
-        PermissionError: One of them lies directly under the root, where a typing mistake or a volume that was not
-            mounted is more likely than a wish: whoever wants it there makes it.
+        PermissionError: One of them is directly under the root, more likely by a typing error or an unmounted volume
+            than by intent.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
     for folder in missing:
@@ -65,20 +64,20 @@ def missing_folders(path: Path) -> list[Path]:
 
 
 def private_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing; one that is there keeps its mode.
+    """Create a folder and its missing parents; existing folders keep their mode.
 
     Raises:
-        OSError: One cannot be made, would lie directly under the root, or a file is in the way.
+        OSError: A folder cannot be created, would be directly under the root, or a file has its name.
     """
     for folder in missing_folders(path.absolute()):
         folder.mkdir(mode=FOLDER, exist_ok=True)
 
 
 def share(paths: Iterable[Path]) -> None:
-    """Give files and folders the modes that the umask allows, as programs without a thought for privacy make them.
+    """Set the modes of files and folders to the default of the umask.
 
     Raises:
-        OSError: One is not the caller's, or is not there.
+        OSError: A path does not exist or belongs to another user.
     """
     os.umask(umask := os.umask(FOLDER))
     for path in paths:
@@ -87,12 +86,12 @@ def share(paths: Iterable[Path]) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in place of an older one: whoever looks finds the one or the other, whole.
+    """Write a file, replacing an existing one atomically.
 
-    A link of that name is replaced, and what it led to stays as it is.
+    A link of that name is replaced; its target stays unchanged.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     part = path.with_name(f".{path.name}.{token_hex(4)}.part")
     try:

@@ -10,7 +10,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Account(Generic[K]):
-    """Monotonic sums by key; a negative correction is deducted from later amounts, so that no sum decreases."""
+    """Monotonic sums by key: a negative amount is deducted from later ones, so that no sum decreases."""
 
     def __init__(self) -> None:
         self._sums: dict[K, float] = {}

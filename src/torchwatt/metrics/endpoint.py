@@ -36,7 +36,7 @@ class Endpoint(Exporter):
     def __init__(self, port: int, address: str, layers: int, allow_hosts: Sequence[str]) -> None:
         super().__init__(layers)
         try:
-            import prometheus_client  # noqa: F401  # is it there?
+            import prometheus_client  # noqa: F401  # raises ImportError if it is not installed
         except ImportError as error:
             raise ConfigError(MISSING) from error
         self.address = address
@@ -106,7 +106,7 @@ class _Server(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 16  # wait in the kernel, without a descriptor of this process
+    request_queue_size = 16  # these wait in the kernel, without a descriptor of this process
 
     def __init__(
         self, family: int, where: Any, registry: CollectorRegistry, allow_hosts: frozenset[str]

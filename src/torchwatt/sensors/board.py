@@ -117,7 +117,7 @@ class Board:
         self._sources[2 * source] = since_ns
 
     def busy_since(self, source: int) -> int:
-        """Return the start of a source's current read, 0 if there is none."""
+        """Return the start of a source's current read in ns; 0 between reads."""
         return int(self._sources[2 * source])
 
     def thread_cpu(self, source: int, cpu_ns: int) -> None:
@@ -149,7 +149,7 @@ class Board:
         words = self._note_words(slot)
         words[0], words[1], words[2] = t_ns, t_ns, 1
         self._slots[key] = slot
-        self.put(EVENTS, slot + 1)  # last, so that a reader sees whole notes only
+        self.put(EVENTS, slot + 1)  # last, so that a reader sees complete notes only
 
     def _note_words(self, slot: int) -> memoryview:
         at = self._notes_at + slot * _EVENT_BYTES

@@ -47,7 +47,7 @@ def load_calibrations(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read the calibrations in {path}: {error}; delete it and calibrate again") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT or content.get("version") != _VERSION:
-        raise ConfigError(f"{path} is no calibrations file of this version; delete it and calibrate again")
+        raise ConfigError(f"{path} is not a calibrations file of this version; delete it and calibrate again")
     sensors = content.get("sensors")
     if not isinstance(sensors, dict) or not all(isinstance(model, dict) for model in sensors.values()):
         raise ConfigError(f"{path} holds no calibrations; delete it and calibrate again")

@@ -100,7 +100,7 @@ def look_at_all(readers: Sequence[EdgeReader], deadline_s: float = DEADLINE_S) -
     failures: list[tuple[str, str, str]] = []
     for reader, request in requests:
         if not request.done.wait(max(request.requested_s + deadline_s - time.monotonic(), 0)):
-            message = f"the driver did not answer within {deadline_s:g} s; this edge is known from samples only"
+            message = f"the driver did not answer within {deadline_s:g} s; this end is known from samples only"
             failures.append((reader.subject, "EDGE_READ_TIMEOUT", message))
         else:
             failures += [(key, error.code, str(error)) for key, error in request.errors]

@@ -15,7 +15,7 @@ from torchwatt.sensors.edges import Edge
 from torchwatt.sensors.ring import FAILING_NS, PERIOD_NS, Ring
 
 CLOCK_STEP_NS = 50_000_000
-# NVML clocks event reasons that mean slower than asked (nvml.h): 0x4 software power cap, 0x8 hardware slowdown,
+# NVML clocks event reasons for clocks below the requested ones (nvml.h): 0x4 software power cap, 0x8 hardware slowdown,
 # 0x20 and 0x40 software and hardware thermal slowdown, 0x80 power brake. Idle and application clocks are not.
 _THROTTLES = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "thermal", 0x40: "thermal", 0x80: "power brake"}
 _SEVERITIES: dict[str, Severity] = {"info": "info", "warning": "warning", "error": "error"}
@@ -67,7 +67,7 @@ def throttling(series: Sequence[Series]) -> tuple[Event, ...]:
         if len(slow):
             mask = int(np.bitwise_or.reduce(masks))
             why = ", ".join(dict.fromkeys(name for bit, name in _THROTTLES.items() if mask & bit))
-            message = f"clocks were held back in {len(slow)} of {len(masks)} looks: {why}"
+            message = f"clocks were throttled in {len(slow)} of {len(masks)} readings: {why}"
             t_ns, domain = int(readings.t_ns[slow[0]]), str(readings.channel.domain)
             throttled.append(Event(t_ns, "warning", "THROTTLED", domain, message))
     return tuple(throttled)

@@ -1,4 +1,4 @@
-"""What a GPU says about itself, and who else is on it."""
+"""Facts that a GPU's driver gives, and other users of the GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIG_NOTE = "MIG slice: the whole GPU is metered"
 
 
 def gpu_facts(nvml: Any, handle: Any, index: int) -> tuple[tuple[str, str], ...]:
-    """Return name, uuid, driver, limits and memory; what a device does not tell is left out."""
+    """Return name, uuid, driver, limits and memory of a GPU, without facts that the driver does not give."""
     queries: dict[str, Callable[[], Any]] = {
         "name": lambda: text_of(nvml.nvmlDeviceGetName, handle),
         "uuid": lambda: text_of(nvml.nvmlDeviceGetUUID, handle),
@@ -29,14 +29,14 @@ def gpu_facts(nvml: Any, handle: Any, index: int) -> tuple[tuple[str, str], ...]
     for name, query in queries.items():
         try:
             value = query()
-        except (AttributeError, nvml.NVMLError):  # an old binding lacks some
+        except (AttributeError, nvml.NVMLError):  # old bindings lack some functions
             continue
         facts[name] = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return tuple(facts.items())
 
 
 def cpu_affinity(nvml: Any, handle: Any, words: int = 16) -> str:
-    """Return which CPUs are next to a GPU, in hexadecimal: GPUs of one module have the same; "" where not told."""
+    """Return the mask of the CPUs near a GPU in hexadecimal, equal for GPUs of one module; "" if not supported."""
     try:
         masks = [int(word) for word in nvml.nvmlDeviceGetCpuAffinity(handle, words)]
     except (AttributeError, nvml.NVMLError):
@@ -45,9 +45,9 @@ def cpu_affinity(nvml: Any, handle: Any, words: int = 16) -> str:
 
 
 def sharing(nvml: Any, handle: Any, mig: str | None) -> tuple[bool, tuple[str, ...], str]:
-    """Return whether other users' joules are known to be inside, notes, and a message for an event ("" if none)."""
+    """Return whether the meter includes other users' energy, notes, and a message for an event ("" if none)."""
     if mig is not None or _mig_enabled(nvml, handle):
-        return True, (MIG_NOTE,), f"{MIG_NOTE}; joules of other slices are inside and cannot be told apart"
+        return True, (MIG_NOTE,), f"{MIG_NOTE}; the energy of other slices is included and cannot be separated"
     try:
         pids = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
     except (AttributeError, nvml.NVMLError) as error:
@@ -58,7 +58,7 @@ def sharing(nvml: Any, handle: Any, mig: str | None) -> tuple[bool, tuple[str, .
     if not sure:
         return False, (), "one process that this container cannot see is on the GPU; it may be this one"
     users = f"{count} other process{'es' if count > 1 else ''} on the GPU at start"
-    return True, (users,), f"{users}; their joules are inside"
+    return True, (users,), f"{users}; their energy is included"
 
 
 def _mig_enabled(nvml: Any, handle: Any) -> bool:
@@ -71,10 +71,10 @@ def _mig_enabled(nvml: Any, handle: Any) -> bool:
 def other_processes(
     pids: Collection[int], own: int, exists: Callable[[int], bool] | None = None, pid_ns: str | None = None
 ) -> tuple[int, bool]:
-    """Return how many of the pids are not ours, and whether that is certain.
+    """Return the number of pids other than `own`, and whether it is certain.
 
-    In a container NVML may name pids of the host. Then ours is not among them under its own number, and a
-    single unknown pid may be ourselves.
+    In a container NVML may list pids of the host. This process then has another pid in the list, so that a single
+    unknown pid may be this process.
     """
     exists = exists or (lambda pid: Path(f"/proc/{pid}").exists())
     other_pids = [pid for pid in pids if pid != own]

@@ -16,8 +16,8 @@ from torchwatt.sensors.board import Board
 from torchwatt.sensors.readers import Reader, SamplesReader, open_reader
 from torchwatt.sensors.ring import FAILING_NS, MISSED, PERIOD_NS, THINNED, Ring
 
-# A reading falls anywhere within +-40 % of a period around its grid point: unjittered polls alias with a
-# 100 ms sensor (ATTRIBUTION.md 5, step 0: error .139 without, .043 with jitter at 20 ms).
+# Readings are spread over +-40 % of a period around their grid points: without jitter, polls alias with a sensor of
+# 100 ms. In a simulation of 2 min, polls of 20 ms had an energy-weighted error of layers of 0.139, with jitter 0.043.
 JITTER = 0.4
 RETRY_NS = NS_PER_S
 LONG_READ_NS = NS_PER_S // 2
@@ -38,10 +38,10 @@ class Stop(Protocol):
 
 @dataclass(slots=True)
 class Tap:
-    """A channel in the loop, with its ring and period.
+    """A polled channel: its ring and read periods.
 
     Attributes:
-        calm_ns: Longer period for a counter that changes at almost every read; 0 if there is none.
+        calm_ns: Longer period for a counter that changes at almost every read; 0 for others.
         read_ns: Period at which the driver's ring of samples is read; 0 for channels with one reading per read.
     """
 

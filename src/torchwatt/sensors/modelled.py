@@ -10,7 +10,7 @@ from torchwatt.sensors.nameplate import CpuInfo, Nameplate, cpu_info, nameplate,
 from torchwatt.sensors.protocol import MeteredSource
 
 POWER_PERIOD_NS = 100_000_000
-CLOCK_PERIOD_NS = 100_000_000  # as the models': one wake-up reads both, and clocks lose nothing in between
+CLOCK_PERIOD_NS = 100_000_000  # as for the models: one wake-up reads both
 GAUGE_PERIOD_NS = 1_000_000_000
 LIBRARY_PERIOD_NS = 2_000_000_000  # the list of a large process's files takes a millisecond
 CPU, RAM, PROCESS = Domain("cpu"), Domain("ram"), Domain("process")
@@ -18,14 +18,14 @@ CPU_ACCURACY = (-0.4, 0.4)
 CPU_SOURCE = "assumed ±40 %: Fischer 2025, arXiv 2509.22092 finds up to 40 % for models of load"
 RAM_ACCURACY = (-0.5, 1.0)
 RAM_SOURCE = "assumed -50/+100 %: no published error; wrong by design for big servers"
-WINDOW_NOTE = "each power reading is the mean over the time since the reading before"
+WINDOW_NOTE = "each power reading is the mean since the previous reading"
 
 
 def process_source(pid: int | None = None, *, cuda: bool = False) -> MeteredSource:
-    """Return the gauges that tell an idle machine from a working one; always there.
+    """Return the source of CPU time gauges, which distinguish an idle machine from a busy one; always available.
 
-    `process/process_cpu`: CPU seconds of the process and its children. `process/children_cpu`: of its children alone.
-    `process/busy_cpu`: of the whole machine. With `cuda`, `process/cuda_library`: whether one of them has CUDA loaded.
+    `process/process_cpu`: CPU seconds of the process and its children. `process/children_cpu`: of its children only.
+    `process/busy_cpu`: of the whole machine. With `cuda`, `process/cuda_library`: whether one of them has loaded CUDA.
     """
     channels = (
         Channel(PROCESS, "process_cpu", "gauge", "s", 1.0, CLOCK_PERIOD_NS, "proc"),
@@ -41,9 +41,9 @@ def process_source(pid: int | None = None, *, cuda: bool = False) -> MeteredSour
 def modelled_source(
     *, cpu: bool = True, ram: bool = True, pid: int | None = None, info: CpuInfo | None = None
 ) -> MeteredSource | None:
-    """Return models of this process's share of CPU and RAM power; None if neither is wanted.
+    """Return models of this process's share of CPU and RAM power; None if neither is requested.
 
-    The table of nameplates is looked up here, in the user's process; only its number travels to the sampler.
+    The nameplate table is read in the user's process; the sampler gets only the watts.
     """
     if not (cpu or ram):
         return None

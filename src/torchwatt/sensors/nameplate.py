@@ -21,7 +21,7 @@ _NOISE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class CpuInfo:
-    """What /proc/cpuinfo says: model name, sockets, logical CPUs, and whether a hypervisor shows it."""
+    """Contents of /proc/cpuinfo: model name, sockets, logical CPUs, and whether the machine is virtual."""
 
     model: str
     sockets: int
@@ -31,7 +31,7 @@ class CpuInfo:
 
 @dataclass(frozen=True, slots=True)
 class Nameplate:
-    """Watts of all CPUs of the machine at full load, where they come from, and what to know about them."""
+    """Watts of all CPUs of the machine at full load, with source and notes."""
 
     watts: float
     source: str
@@ -58,9 +58,9 @@ def normal(name: str) -> str:
 
 
 def table_w(model: str) -> float | None:
-    """Return a model's watts from codecarbon's packaged table, None if it is not there under that very name.
+    """Return a CPU model's watts from codecarbon's packaged table; None if the table has no such name.
 
-    The table is found through `codecarbon.input.DataSource`, the tracker and its probes stay untouched.
+    Uses only `codecarbon.input.DataSource`, not codecarbon's tracker.
     """
     try:
         from codecarbon.input import DataSource
@@ -72,15 +72,15 @@ def table_w(model: str) -> float | None:
         return None
     try:
         return float(tdp) if tdp is not None else None
-    except ValueError:  # a few rows hold words
+    except ValueError:  # a few rows have words instead of numbers
         return None
 
 
 def nameplate(info: CpuInfo, watts: float | None) -> Nameplate:
-    """Return the machine's nameplate power from what the table says about one socket.
+    """Return the machine's nameplate power from the table's watts for one socket.
 
-    A virtual machine shows a few threads of a CPU whose whole thread count it hides: there the table's watts
-    would be everybody's, and so at most the constant per visible thread is taken.
+    A virtual machine has only some of the CPU's threads, but the table's watts are for all of them: there the result is
+    at most the constant per visible thread.
     """
     assumed_w = ASSUMED_W_PER_THREAD * info.threads
     if watts is None:

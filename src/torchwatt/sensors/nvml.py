@@ -1,4 +1,4 @@
-"""Finds NVIDIA GPUs and asks each one what it can tell."""
+"""Finds NVIDIA GPUs and tests which sensors each one supports."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from torchwatt.sensors.visible import Pick, select
 
 ACCURACY = (-0.05, 0.05)
 ACCURACY_SOURCE = (
-    "±5 % typical gain per card, -41 % and +11 % seen: Yang, Adamek, Armour, arXiv 2312.02741 (SC24), "
-    "Overall_Results of 1.1 in our ATTRIBUTION notes; not calibrated here"
+    "±5 % typical gain per card, extremes -41 % and +11 %: Yang, Adamek, Armour, arXiv 2312.02741 (SC24), "
+    "Overall_Results of its data; not calibrated here"
 )
 BASE_PERIOD_NS = 20_000_000
 BESIDE_RING_NS = 100_000_000
@@ -56,9 +56,9 @@ def discover_nvml(
 ) -> Discovery:
     """Find the GPUs that CUDA would show to this process; never raises, never waits longer than `probe_s`.
 
-    `gpu:<n>` counts as CUDA_VISIBLE_DEVICES does, in NVML's order, which is PCI order; CUDA's own default order
-    is fastest first, so set CUDA_DEVICE_ORDER=PCI_BUS_ID where the models differ, or match by the fact `uuid`. A GPU is
-    ours where `pid` (by default this process), or a descendant of it, is in its list of processes.
+    `gpu:<n>` is the n-th GPU of CUDA_VISIBLE_DEVICES in NVML's order, which is PCI order. CUDA's default order is
+    fastest first: with different models set CUDA_DEVICE_ORDER=PCI_BUS_ID, or match by the fact `uuid`. A GPU counts as
+    used by this run if `pid` (by default this process) or a descendant of it is in the GPU's list of processes.
     """
     discoveries: list[Discovery] = []
     env = dict(os.environ if environ is None else environ)
@@ -66,7 +66,7 @@ def discover_nvml(
     def probe() -> None:
         try:
             discoveries.append(_probe(env, pid or os.getpid()))
-        except BaseException as error:  # a binding of another make: the user's run goes on without GPUs
+        except BaseException as error:  # an unknown binding: the run continues without GPUs
             discoveries.append(Discovery((), (Unavailable("gpu", f"NVML discovery failed: {error!r}"),)))
 
     _run_within(probe, probe_s)
@@ -77,11 +77,11 @@ def discover_nvml(
 
 
 def late_gpus(initial_uuids: Sequence[str], probe_s: float = LATE_S) -> tuple[Event, ...]:
-    """Return an event for each GPU that answers now and did not when GPUs were looked for; never raises.
+    """Return an event for each GPU that appeared after discovery; never raises.
 
     Args:
-        initial_uuids: UUIDs of those that answered then.
-        probe_s: Longest wait for the driver.
+        initial_uuids: UUIDs of the GPUs at discovery.
+        probe_s: Longest wait for the driver in seconds.
     """
     uuids: list[str] = []
 
@@ -126,7 +126,7 @@ def _probe(environ: Mapping[str, str], pid: int) -> Discovery:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """One device that answered: its meter, the reader's half of its spec, what reads cost, how often rings are read."""
+    """One tested GPU: its meter; by channel key the reader's spec, seconds per read and ring periods in ns."""
 
     meter: Meter
     spec: dict[str, list[str]]
@@ -135,7 +135,7 @@ class _Found:
 
 
 class _Probe:
-    """One look at the devices with the library open."""
+    """Discovery of the GPUs while NVML is initialised."""
 
     def __init__(self, nvml: Any, environ: Mapping[str, str], pid: int) -> None:
         self._nvml = nvml
@@ -189,7 +189,7 @@ class _Probe:
         slices, nvml = {}, self._nvml
         for index, handle in ((i, h) for i, h in handles.items() if h is not None):
             for i in range(self._most_migs(handle)):
-                with contextlib.suppress(nvml.NVMLError):  # an empty place: slices come and go
+                with contextlib.suppress(nvml.NVMLError):  # no slice at this index
                     slices[text_of(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))] = index
         return slices
 
@@ -227,7 +227,7 @@ class _Probe:
         return shared, notes
 
     def _test(self, domain: Domain, uuid: str) -> _Found:
-        """Read everything once: what a device supports is what it answers, never what its name suggests."""
+        """Read every sensor of a GPU; it supports those that can be read, whatever its product name."""
         channels: list[Channel] = []
         spec: dict[str, list[str]] = {}
         call_s: dict[str, float] = {}
@@ -238,7 +238,7 @@ class _Probe:
                 call_s[channel.key] = _cost_s(channel.key, [uuid, via])
             except SensorError as error:
                 errors.append(error)
-                if error.code != "ZERO_READING":  # a sensor that reads 0 may recover: keep it, with an event
+                if error.code != "ZERO_READING":  # a sensor that reads 0 may recover: keep it and add an event
                     return False
                 self._events.append(event("warning", error.code, channel.key, str(error)))
             channels.append(channel)
@@ -256,7 +256,7 @@ class _Probe:
         return _Found(meter, spec, call_s, {})
 
     def _with_ring(self, gpu: _Found, handle: Any) -> _Found:
-        """Add a channel for the driver's ring of power samples if they are finer than polled power."""
+        """Add a channel for the driver's ring buffer of power samples if they are finer than polled power."""
         meter, power = gpu.meter, gpu.meter.channel("power")
         if power is None:
             return gpu
@@ -267,7 +267,7 @@ class _Probe:
             call_s = _cost_s(fine.key, via)
             read_ns = read_period_ns(ring, call_s, self._devices)
         except (SensorError, self._nvml.NVMLError, AttributeError) as error:
-            message = f"no driver's ring of power samples beside the power that is polled: {error}"
+            message = f"the driver's ring of power samples is not used, power is polled: {error}"
             self._events.append(event("info", "RING_UNUSED", str(meter.domain), message))
             return gpu
         channels = (*meter.channels, replace(fine, period_ns=ring.gap_ns))
@@ -308,12 +308,12 @@ def _gauge(domain: Domain, name: str) -> Channel:
 
 
 def _module_power(domain: Domain, sensor: str) -> Channel:
-    """Return the power of the superchip that a GPU is on; a gauge, for it is no joule of the GPU's own."""
+    """Return the channel of the power of a GPU's superchip; a gauge, because it includes more than the GPU."""
     return Channel(domain, MODULE_POWER, "gauge", "W", 1e-3, BESIDE_RING_NS, sensor)
 
 
 def period_ns(total_call_s: float) -> int:
-    """Return the period at which reads that cost so much together take 1 % of the time; whole ms, 20 at least."""
+    """Return the period in ns at which reads of this total cost take 1 % of the time: whole ms, at least 20 ms."""
     return max(BASE_PERIOD_NS, math.ceil(total_call_s / _TIME_SHARE * 1e3) * 1_000_000)
 
 
@@ -325,7 +325,7 @@ def _source(gpus: list[_Found], pid: int) -> MeteredSource:
         for name in ("energy", "power")
     }
 
-    if all(gpu.rings for gpu in gpus):  # layers are fitted to the rings: the polled power is for the eye and for checks
+    if all(gpu.rings for gpu in gpus):  # layers are fitted to the rings; polled power is for display and checks
         periods["power"] = max(periods["power"], BESIDE_RING_NS)
 
     def paced(channel: Channel) -> Channel:

@@ -36,7 +36,7 @@ def ring_of(samples: Sequence[Sample]) -> Ring:
     if len(stamps_us) < LEAST_SAMPLES:
         raise _unusable(f"it holds {len(stamps_us)} samples")
     if clock_of(stamps_us[-1]) is None:
-        raise _unusable("its time stamps are on no known clock, or it stands still")
+        raise _unusable("its time stamps match no known clock, or it has no new samples")
     gap_us = statistics.median(b - a for a, b in pairwise(stamps_us))
     if gap_us * 1000 > MOST_GAP_NS:
         raise _unusable(f"its samples are {gap_us / 1e3:.3g} ms apart")
@@ -57,7 +57,7 @@ def read_period_ns(ring: Ring, call_s: float, devices: int) -> int:
     most_ns = ring.depth_ns // 2
     cheap_ns = math.ceil(call_s * devices / TIME_SHARE * 1e3) * 1_000_000
     if cheap_ns > most_ns:
-        raise _unusable(f"a read takes {call_s * 1e3:.3g} ms, and its {ring.depth_ns / NS_PER_S:.3g} s need many")
+        raise _unusable(f"a read takes {call_s * 1e3:.3g} ms, too long for a ring of {ring.depth_ns / NS_PER_S:.3g} s")
     return min(max(READ_NS, cheap_ns), most_ns)
 
 

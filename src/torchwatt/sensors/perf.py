@@ -1,4 +1,4 @@
-"""Finds RAPL through perf, where powercap cannot be read but perf may be used."""
+"""Finds RAPL counters through perf, for machines where powercap is not readable."""
 
 from __future__ import annotations
 
@@ -46,11 +46,10 @@ def parse_config(text: str) -> int:
 
 
 def power_events(root: Path) -> dict[str, tuple[list[int], float]]:
-    """Return the events: domain -> ([PMU type, config, CPU], joules per step); one CPU a socket, from the cpumask.
+    """Return the events: domain -> ([PMU type, config, CPU], joules per step); one CPU per socket, from the cpumask.
 
     Raises:
-        SensorError: If the folder does not look as the kernel makes it (Documentation/ABI/testing/
-            sysfs-bus-event_source-devices-events).
+        SensorError: The folder is not as in Documentation/ABI/testing/sysfs-bus-event_source-devices-events of Linux.
     """
     try:
         pmu_type = int(head_of(root / "type"))
@@ -61,7 +60,7 @@ def power_events(root: Path) -> dict[str, tuple[list[int], float]]:
                 config = parse_config(head_of(root / "events" / name).decode("ascii"))
                 scale = float(head_of(root / "events" / f"{name}.scale"))
                 if not 0 < scale < 1:
-                    raise ValueError(f"{scale!r} joules a step")  # noqa: TRY301  # told with the folder below
+                    raise ValueError(f"{scale!r} joules a step")  # noqa: TRY301  # reported with the folder below
                 events |= {f"{kind}:{n}": ([pmu_type, config, cpu], scale) for n, cpu in enumerate(cpus)}
     except (OSError, ValueError) as error:
         raise SensorError(f"perf: cannot understand {root}: {error}", code="NOT_SUPPORTED") from error
@@ -90,7 +89,7 @@ def _openable(events: Mapping[str, tuple[list[int], float]], reader: Reader, mod
         reader.close()
     meters = tuple(_meter(Domain.parse(domain), scale, model) for domain, (_, scale) in events.items())
     spec = {"kind": "perf", "events": {f"{domain}/energy": event for domain, (event, _) in events.items()}}
-    # A perf counter starts at 0 when it is opened, so a read in the user's process has another origin: no edges.
+    # A perf counter starts at 0 when it is opened: reads of the user's process have another origin, hence edges=False.
     sources = (MeteredSource(meters, spec, call_s, edges=False),) if meters else ()
     return Discovery(sources)
 
@@ -105,6 +104,6 @@ def _meter(domain: Domain, scale_j: float, model: str) -> Meter:
         model,
         accuracy_rel=PACKAGE_ACCURACY if package else None,
         accuracy_source=PACKAGE_SOURCE if package else DRAM_SOURCE,
-        notes=("read through perf; no readings at the very edges of a run",),
+        notes=("read through perf; no readings at the ends of a run",),
         facts=(("driver", "perf power"),),
     )

@@ -1,4 +1,4 @@
-"""Power readings that other programs wrote down: nvidia-smi, DCGM, Prometheus, amd-smi, xpu-smi, or a script."""
+"""Reads power logs of other programs: nvidia-smi, DCGM, Prometheus, amd-smi, xpu-smi, or a script."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _read_row(log: _Log, columns: Columns, row: Row) -> None:
 
 
 def _amounts(columns: Columns, cells: Sequence[str]) -> Iterator[tuple[Card, Quantity, str]]:
-    """Yield the cells of a row with power or energy, and whose they are."""
+    """Yield the card, quantity and cell of each power and energy of a row."""
     named = card(tuple((kind, cells[place]) for kind, place in columns.cards.items() if place < len(cells)))
     if columns.metric is not None and columns.value is not None:
         if max(columns.metric, columns.value) < len(cells):
@@ -224,7 +224,7 @@ class _OneCard:
     card: Card
     power: tuple[Quantity, IntArray, FloatArray] | None
     counter: tuple[Quantity, IntArray, FloatArray] | None
-    ordered: bool = False  # told by its place among the lines of a tick
+    ordered: bool = False  # identified only by the position of its lines in a tick
 
 
 def _recording(log: _Log) -> Recording:
@@ -250,7 +250,7 @@ def _nothing(log: _Log) -> str:
 
 
 def _merged(cards: Mapping[Card, _Readings]) -> Mapping[Card, _Readings]:
-    """Put the lines of a card together that name it by its uuid, whatever else they say of it."""
+    """Merge the readings of cards with equal uuids, whatever their other fields."""
     by_uuid: dict[str, Card] = {}
     merged: dict[Card, _Readings] = {}
     for key, readings in cards.items():
@@ -325,7 +325,7 @@ def _sorted(readings: tuple[Quantity, IntArray, FloatArray]) -> tuple[Quantity, 
 
 
 def _numbered(cards: Sequence[_OneCard]) -> Iterator[tuple[int, _OneCard]]:
-    """Number cards by their indices where these are all there and different, else in order of appearance."""
+    """Number cards by their indices if all have different ones, else in order of appearance."""
     indices = [card_series.card.index for card_series in cards]
     if len(set(indices)) == len(cards) and all(index and int(index) < MAX_DEVICE for index in indices):
         yield from sorted(
@@ -372,17 +372,17 @@ def _events(t_ns: int, log: _Log, cards: Sequence[_OneCard]) -> Iterator[Event]:
         )
         yield Event(t_ns, "info", "CLOCK_ASSUMED", "run", message)
     if log.clock.set_back:
-        message = f"the clock of {log.name} went back by an hour, as summer time ends: its times are read as going on"
+        message = f"the clock of {log.name} went back by an hour, as summer time ends: times are read as continuous"
         yield Event(t_ns, "info", "CLOCK_SET_BACK", "run", message)
     if log.unread:
-        message = f"{log.unread} lines of {log.name} have no time that can be read ({log.unread_time}): left out"
+        message = f"{log.unread} lines of {log.name} have no readable time ({log.unread_time}): discarded"
         yield Event(t_ns, "warning", "READINGS_LEFT_OUT", "run", message)
     if log.surplus:
         surplus = f"{len(log.surplus)} lines of {log.name} (the first: {log.surplus[0]})"
-        message = f"{surplus} have more cells than columns: left out"
+        message = f"{surplus} have more cells than columns: discarded"
         yield Event(t_ns, "warning", "READINGS_LEFT_OUT", "run", message)
     for reason in log.left_out:
-        yield Event(t_ns, "info", "READINGS_LEFT_OUT", "run", f"{log.name}: {reason}: left out")
+        yield Event(t_ns, "info", "READINGS_LEFT_OUT", "run", f"{log.name}: {reason}: discarded")
     if any(card_series.ordered for card_series in cards):
-        message = f"no column of {log.name} tells its {len(cards)} cards apart: their order in each tick does"
+        message = f"no column of {log.name} identifies its {len(cards)} cards: taken by their order in each tick"
         yield Event(t_ns, "info", "CARDS_BY_ORDER", "run", message)

@@ -35,7 +35,7 @@ class Source(Protocol):
     def edges(self) -> bool: ...  # noqa: D102
 
     def read(self, channel: Channel) -> float:
-        """Return a channel's raw value, NaN if there is none yet; raise SensorError with an event code."""
+        """Return a channel's raw value, NaN before the first one; raise SensorError with an event code."""
 
     def close(self) -> None:
         """Close the files and handles that `read` opened; a second call does nothing."""

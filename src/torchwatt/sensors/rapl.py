@@ -18,7 +18,7 @@ from torchwatt.sensors.readers.rapl import RaplReader
 
 DEFAULT_ROOT = "/sys/class/powercap"
 ROOT_VARIABLE = "TORCHWATT_POWERCAP_ROOT"
-PERIOD_NS = 5_000_000  # resolves layers of 20 ms; doubled for a counter that changes at almost every read
+PERIOD_NS = 5_000_000  # resolves layers of 20 ms; doubled if the counter changes at almost every read
 # Khan et al., "RAPL in Action", TOMPECS 3(2), 2018: package power follows a wall meter closely, and short
 # intervals carry more than 5 %. DRAM: Desrochers, Paradis, Weaver, MEMSYS 2016 find a constant offset.
 PACKAGE_ACCURACY = (-0.05, 0.05)

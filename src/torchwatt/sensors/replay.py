@@ -31,10 +31,10 @@ LARGEST = 1e100  # sums and squares of readings stay numbers
 
 
 def save_recording(recording: Recording, path: str | os.PathLike[str]) -> None:
-    """Write a recording: a head line, then readings in lines of at most 4096; gzip if the name ends in .gz.
+    """Write a recording: a head line, then lines of at most 4096 readings; gzip if the name ends in .gz.
 
     Raises:
-        BundleError: If the file is there already or cannot be written; a recording is made once.
+        BundleError: The file exists already or cannot be written.
     """
     try:
         with _new(Path(path)) as file:
@@ -132,17 +132,17 @@ class _Is(msgspec.Struct):
 
 
 def _recording(lines: Iterator[str], path: str | os.PathLike[str]) -> Recording:
-    """Put a recording together; each line is checked against its types."""
+    """Parse the lines of a recording, each against its types."""
     head_line = next(lines, "null")
     mark = msgspec.json.decode(head_line, type=_Is)
     if (mark.format, mark.version) != (FORMAT, VERSION):
-        raise BundleError(f"{path} is no {FORMAT} of version {VERSION}")
+        raise BundleError(f"{path} is not a {FORMAT} of version {VERSION}")
     head = msgspec.json.decode(head_line, type=_Head)
     columns: list[tuple[list[int], list[float], list[int]]] = [([], [], []) for _ in head.series]
     for line in lines:
         part = msgspec.json.decode(line, type=_Part)
         if not 0 <= part.series < len(columns):
-            raise ValueError(f"readings of series {part.series}, and there are {len(columns)}")
+            raise ValueError(f"readings of series {part.series}, but there are {len(columns)} series")
         t_ns, raw, late_ns = columns[part.series]
         t_ns.extend(part.t_ns)
         raw.extend(part.raw)
@@ -150,7 +150,7 @@ def _recording(lines: Iterator[str], path: str | os.PathLike[str]) -> Recording:
     series = tuple(_series(channel, *column) for channel, column in zip(head.series, columns, strict=True))
     anchors = head.anchors
     if any(abs(t_ns) >= LATEST_NS for pair in anchors for t_ns in pair):
-        raise ValueError("an anchor is no time")
+        raise ValueError("an anchor is outside the range of times")
     return Recording(head.meters, series, head.unavailable, head.events, anchors, head.stats, head.meta)
 
 
@@ -159,14 +159,14 @@ def _series(channel: Channel, t_ns: list[int], raw: list[float], late_ns: list[i
     if not len(t_ns) == len(raw) == len(late_ns):
         raise ValueError(f"{channel.key}: columns of different lengths")
     if not (np.abs(series.t_ns) < LATEST_NS).all() or (np.diff(series.t_ns) < 0).any():
-        raise ValueError(f"{channel.key}: times are out of order, or no times")
+        raise ValueError(f"{channel.key}: times are out of order or out of range")
     if not (np.abs(series.raw * channel.scale) < LARGEST).all() or not 0 < channel.period_ns < LATEST_NS:
-        raise ValueError(f"{channel.key}: a reading or the period is no number that a sensor has")
+        raise ValueError(f"{channel.key}: a reading or the period is outside the range of sensors")
     return series
 
 
 def shifted(recording: Recording, by_ns: int) -> Recording:
-    """Return the recording with every monotonic time moved; the wall clock stays what it was."""
+    """Return the recording with all monotonic times moved by `by_ns`; wall clock times stay."""
     return replace(
         recording,
         series=tuple(replace(s, t_ns=s.t_ns + by_ns) for s in recording.series),
@@ -178,8 +178,8 @@ def shifted(recording: Recording, by_ns: int) -> Recording:
 class Replay:
     """The `Feed` of a recording.
 
-    With `shift="now"` the first reading is moved to the moment of `start`, and a snapshot shows what a meter
-    would have shown by now. With `shift="none"` all readings are there at once, at their own times.
+    With `shift="now"` the first reading is moved to the time of `start`, and a snapshot has the readings up to now.
+    With `shift="none"` all readings are available at once, with their recorded times.
     """
 
     def __init__(
@@ -202,11 +202,11 @@ class Replay:
 
     @property
     def unavailable(self) -> tuple[Unavailable, ...]:
-        """Return what could not be metered then."""
+        """Return the domains that could not be metered in the recording."""
         return self._recording.unavailable
 
     def start(self) -> None:
-        """Begin to play."""
+        """Start the replay."""
         if self._start_ns is None:
             self._start_ns = self._clock_ns()
             firsts = [int(s.t_ns[0]) for s in self._recording.series if len(s)]
@@ -214,12 +214,12 @@ class Replay:
                 self._recording = self._rebased(self._start_ns - min(firsts))
 
     def _rebased(self, by_ns: int) -> Recording:
-        """Move the readings to now, with today's relation of the clocks: anchors of then mean nothing now."""
+        """Move the readings to now and replace the anchors by the current relation of the clocks."""
         moved = shifted(self._recording, by_ns)
         return replace(moved, anchors=((self._clock_ns(), time.time_ns()),))
 
     def read_now(self) -> None:
-        """Do nothing: a recording has no readings but its own."""
+        """Do nothing: a recording gets no new readings."""
 
     def linger(self) -> None:
         """Do nothing: recorded readings are available at their own times."""

@@ -1,4 +1,4 @@
-"""A bounded series of readings in shared memory: one writer, any number of readers. Numpy-free."""
+"""A ring of readings in shared memory: one writer, any number of readers. Numpy-free."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ _TRIES = 1000
 
 
 class Ring:
-    """Records of (t_ns, raw, late_ns) as three columns, and a few words about them.
+    """Records (t_ns, raw, late_ns) in three columns, with state words.
 
-    A full ring is thinned in place: every other record stays and the channel's period doubles, so that memory
-    is bounded over days and the whole time stays covered. The generation is odd while that happens; a reader
-    that saw it change reads again.
+    A full ring is thinned in place: every second record stays and the channel's period doubles, so that bounded memory
+    covers the whole run. The generation is odd during thinning; a reader reads again if it changed.
     """
 
     def __init__(self, words: memoryview, data: memoryview, capacity: int) -> None:
@@ -27,15 +26,15 @@ class Ring:
         self._late_ns = data[2 * size : 3 * size].cast("q")
 
     def word(self, index: int) -> int:
-        """Return one of the words."""
+        """Return a state word."""
         return int(self._words[index])
 
     def put(self, index: int, value: int) -> None:
-        """Set one of the words; only the writer does."""
+        """Set a state word; for the writer only."""
         self._words[index] = value
 
     def append(self, t_ns: int, raw: float, late_ns: int) -> bool:
-        """Add a record and return whether the ring had to be thinned for it."""
+        """Add a record; return whether the ring was thinned to make room."""
         count = self._words[COUNT]
         thinned = count >= self._capacity
         if thinned:
@@ -43,7 +42,7 @@ class Ring:
         self._t_ns[count] = t_ns
         self._raw[count] = raw
         self._late_ns[count] = late_ns
-        self._words[COUNT] = count + 1  # last, so that a reader sees whole records only
+        self._words[COUNT] = count + 1  # last, so that a reader sees complete records only
         self._words[READS] += 1
         return thinned
 
@@ -59,7 +58,7 @@ class Ring:
         return kept_count
 
     def read(self, start: int = 0) -> tuple[bytes, bytes, bytes]:
-        """Return the columns from a record on, as bytes of int64, float64 and int64."""
+        """Return the columns from record `start` on, as bytes of int64, float64 and int64."""
         for _ in range(_TRIES):
             before = self._words[GENERATION]
             if before % 2 == 0:
@@ -69,10 +68,10 @@ class Ring:
                 if self._words[GENERATION] == before:
                     return copies[0], copies[1], copies[2]
             time.sleep(0.001)
-        return b"", b"", b""  # the writer died half-way through thinning
+        return b"", b"", b""  # the writer ended during thinning
 
     def newest_ns(self) -> int:
-        """Return the instant of the last record, 0 without any."""
+        """Return the time of the last record in ns; 0 without records."""
         count = self.word(COUNT)
         return int(self._t_ns[count - 1]) if count else 0
 
@@ -88,6 +87,6 @@ class Ring:
         return lo
 
     def release(self) -> None:
-        """Let go of the memory."""
+        """Release the views of the memory."""
         for view in (self._t_ns, self._raw, self._late_ns, self._words, self._data):
             view.release()

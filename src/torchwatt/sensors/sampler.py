@@ -296,14 +296,14 @@ class Sampler:
             return self._result
 
     def _say_what_came(self, running: _Running) -> None:
-        """Say at the end of GPUs that appeared, and of a sampler process that stands still."""
+        """Add events for GPUs that appeared during the run, and for a suspended sampler process."""
         if self._discovery.gpus is not None:
             self._events += late_gpus(self._discovery.gpus)
         if running.child is not None and running.child.standing():
             newest = [ring.newest_ns() for ring in running.rings().values()]
             silent_s = (time.monotonic_ns() - max(newest, default=running.start_ns)) / NS_PER_S
             message = (
-                f"the sampler process stands still, stopped by a signal (SIGSTOP) or a debugger: no reading of its own "
+                f"the sampler process is suspended by a signal (SIGSTOP) or a debugger: it made no reading "
                 f"for the last {silent_s:.3g} s; counters are known at both ends of the run, power is not"
             )
             self._event("warning", "SAMPLER_STOPPED", "run", message)
@@ -319,7 +319,7 @@ class Sampler:
                 update_ns = gather.update_period_ns(series) or 0
                 waits.append(2 * update_ns if update_ns > _COARSE_NS else 0)
             elif quantity == "power" and series.channel.period_ns > _COARSE_NS:
-                waits.append(series.channel.period_ns * 3 // 2)  # jitter may put the next look that late
+                waits.append(series.channel.period_ns * 3 // 2)  # jitter may delay the next read this much
         return min(max(waits), _TAIL_NS * (THRIFTY_PERIODS if self._thrifty else 1))
 
     def _gather(self, running: _Running, since_ns: int = 0) -> Recording:

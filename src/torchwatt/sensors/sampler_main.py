@@ -82,7 +82,7 @@ def make_loops(board: Board, config: Mapping[str, Any], stop: Stop, host_stop: S
 
 
 def start_threads(loops: Sequence[SourceLoop]) -> list[HelperThread]:
-    """Run each loop in a separate thread, so that a driver that hangs stops only its own loop."""
+    """Run each loop in a separate thread, so that a hanging driver stops only its loop."""
     threads = [HelperThread(loop.run, "torchwatt-sampler") for loop in loops]
     for thread in threads:
         thread.start()
@@ -107,7 +107,7 @@ class Housekeeper:
             since_ns = self._board.busy_since(source)
             if since_ns and now_ns - since_ns > LONG_READ_NS and self._hung.get(source) != since_ns:
                 self._hung[source] = since_ns  # one note a hang
-                message = "the driver has not answered for half a second; other meters go on"
+                message = "the driver has not answered for half a second; other meters are read on"
                 self._board.note(now_ns, "warning", "SENSOR_HANG", name, message)
 
 

@@ -140,7 +140,7 @@ class Child:
         return self._popen.poll() is not None
 
     def why(self) -> str:
-        """Return the last 400 bytes of its stderr as one line, or a message if there is none."""
+        """Return the last 400 bytes of the process's stderr as one line, or a message if it is empty."""
         try:
             fd = self._stderr.number()
             text = os.pread(fd, _STDERR_BYTES, max(os.fstat(fd).st_size - _STDERR_BYTES, 0)).decode(errors="replace")
@@ -200,7 +200,7 @@ class _Process:
             if self._held is None:
                 return True
             fd = self._held.number()
-        except OSError:  # the program has closed it: nothing is known of the process any more
+        except OSError:  # the program has closed it: the process can no longer be observed
             return True
         poll = select.poll()
         poll.register(fd, select.POLLIN)

@@ -1,4 +1,4 @@
-"""Which GPUs CUDA_VISIBLE_DEVICES shows, by CUDA's rules; no device is opened here."""
+"""Parses CUDA_VISIBLE_DEVICES by CUDA's rules; opens no device."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Pick:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The visible devices in CUDA's order, and what stopped the list, if anything did."""
+    """The visible devices in CUDA's order, and the reason if an invalid entry ended the list."""
 
     picks: tuple[Pick, ...]
     stopped: str = ""
 
 
 class _StopError(ValueError):
-    """An entry that CUDA would not accept; it and all that follow are invisible."""
+    """An entry that CUDA does not accept; it and all following entries are invisible."""
 
 
 def select(value: str | None, uuids: Sequence[str], migs: Mapping[str, int]) -> Selection:
@@ -37,9 +37,9 @@ def select(value: str | None, uuids: Sequence[str], migs: Mapping[str, int]) -> 
     ever visible to a process (NVIDIA MIG User Guide, "CUDA Device Enumeration").
 
     Args:
-        value: The variable; None where it is unset.
+        value: The variable; None if it is unset.
         uuids: `GPU-...` of each GPU, by NVML index.
-        migs: `MIG-...` of each slice -> NVML index of the GPU it is cut from.
+        migs: `MIG-...` of each slice -> NVML index of its GPU.
     """
     if value is None:
         return Selection(tuple(Pick(i) for i in range(len(uuids))))

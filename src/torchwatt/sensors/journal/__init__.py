@@ -1,1 +1,1 @@
-"""Readings on the disk while they are made. Numpy-free: the sampler process writes them."""
+"""The sampler process's journal of readings. Numpy-free."""

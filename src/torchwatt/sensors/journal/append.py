@@ -1,4 +1,4 @@
-"""A file that only grows, frame by frame, and stops growing for good when the disk does not take any more."""
+"""A journal file: frames are appended until the first error."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torchwatt.disk.held import HeldDescriptor
 
 
 class AppendFile:
-    """One writer's end of a journal file.
+    """Appends frames to a journal file.
 
-    A frame is on the disk as a whole or, after a fault, cut off again. The first fault ends the file: `fault` then says
-    why in words, and everything after it is ignored. No method raises OSError.
+    After a failed write the incomplete frame is cut off, `fault` holds the reason, and later frames are ignored. No
+    method raises OSError.
 
     Args:
-        fd: Open for appending; stays the caller's until `close`.
-        size: How many bytes it holds.
+        fd: Descriptor, open for appending; `close` closes it.
+        size: Size of the file in bytes.
     """
 
     def __init__(self, fd: int, size: int = 0) -> None:
@@ -29,7 +29,7 @@ class AppendFile:
         self._dirty = False
 
     def add(self, kind: Kind, payload: bytes) -> bool:
-        """Append a frame; whether it is there."""
+        """Append a frame; return whether it was written."""
         if self.fault:
             return False
         data = memoryview(encode(kind, self.number, payload))
@@ -47,7 +47,7 @@ class AppendFile:
         return True
 
     def sync(self) -> bool:
-        """Have everything on the disk, so that it outlives a loss of power; whether it is."""
+        """Flush the file to the disk, so that it survives a power failure; return whether that succeeded."""
         if self._dirty and not self.fault:
             try:
                 getattr(os, "fdatasync", os.fsync)(self._file.number())
@@ -57,7 +57,7 @@ class AppendFile:
         return not self.fault
 
     def first(self, most_bytes: int = 1 << 20) -> bytes:
-        """Return the payload of the first frame, nothing if it cannot be read."""
+        """Return the payload of the first frame; empty if it cannot be read."""
         with contextlib.suppress(OSError):
             frame = next(decode(os.pread(self._file.number(), min(self.size, most_bytes), 0)), None)
             if isinstance(frame, Frame):
@@ -65,12 +65,12 @@ class AppendFile:
         return b""
 
     def replace(self, frames: Iterable[tuple[Kind, bytes]], folder: int, name: str) -> bool:
-        """Put another, shorter file in the place of this one, whole or not at all; whether it is.
+        """Replace this file atomically by a shorter one; return whether that succeeded.
 
         Args:
-            frames: What it holds; it may take its time, and append to this one meanwhile.
+            frames: Frames of the new file; the iterator may append to this file meanwhile.
             folder: Descriptor of the folder.
-            name: The file's name there.
+            name: Name of the file in the folder.
         """
         replacement_name = f"{name}.new"
         try:
@@ -95,21 +95,21 @@ class AppendFile:
         return True
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
         self.fault = self.fault or "closed"
 
     def _stop(self, error: OSError) -> None:
         self.fault = error.strerror or str(error) or type(error).__name__
-        with contextlib.suppress(OSError):  # half a frame: a reader passes over it as well
+        with contextlib.suppress(OSError):  # readers also skip an incomplete frame
             os.ftruncate(self._file.number(), self.size)
 
 
 def create(name: str, folder: int) -> int:
-    """Make a new private file in a folder and return its descriptor; nothing that is there is touched or followed.
+    """Create a private file in a folder and return its descriptor; follow no link.
 
     Raises:
-        OSError: It is there already, or cannot be made.
+        OSError: The name exists, or the file cannot be created.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | os.O_CLOEXEC
     return os.open(name, flags, 0o600, dir_fd=folder)

@@ -1,4 +1,4 @@
-"""The sampler's rings, appended to a journal by a thread of the sampler process. Numpy-free."""
+"""Appends the sampler's rings to a journal, in a thread of the sampler process. Numpy-free."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from torchwatt.sensors.ring import COUNT, FAILING_NS, MISSED, PERIOD_NS, READS, 
 
 READINGS = "readings.journal"
 ANCHORS = "anchors"
-WRITE_S = 0.25  # so much is lost at most when everything is killed at once
-WRITES_A_SYNC = 2  # so that a loss of power costs twice that and the time of one write to the disk
+WRITE_S = 0.25  # longest time that is lost if all processes are killed at once
+WRITES_A_SYNC = 2  # a power failure loses twice that time and that of one write to the disk
 NOTES_EVERY = 8  # writes
-RECORD_BYTES = 15  # of a reading in the file, at most (benchmarks/journal_formats.py)
+RECORD_BYTES = 15  # largest size of a reading in the file (benchmarks/journal_formats.py)
 PART_RECORDS = 4096
 INSTANT = struct.Struct("<q")
 STOPPED = "JOURNAL_STOPPED"
 
 
 def stopped_message(fault: str) -> str:
-    """Say that a journal has ended before its run."""
+    """Return the message of the event of a journal that ended before its run."""
     return f"the journal has ended here ({fault}); the run goes on, and is lost if it is killed"
 
 
 class RingJournal:
-    """Appends what is new in the rings of a board, four times a second.
+    """Appends the new readings of a board's rings, four times a second.
 
     Args:
-        board: Shared with the loops that fill it.
-        keys: Of the rings, in order; the last ring holds the anchors.
-        file: Open, with its head already in it.
-        folder: Descriptor of its folder.
-        most_bytes: Of the file: beyond, it is written anew with half of the readings.
+        board: Shared memory with the rings.
+        keys: Channel keys of the rings, in order; the last ring holds the anchors.
+        file: Open file that already has its head frame.
+        folder: Descriptor of the file's folder.
+        most_bytes: Largest size of the file; beyond it, the file is rewritten with half of the readings.
     """
 
     def __init__(self, board: Board, keys: Sequence[str], file: AppendFile, folder: int, most_bytes: int) -> None:
@@ -59,7 +59,7 @@ class RingJournal:
         self._thread.start()
 
     def finish(self, *, gone: bool, timeout_s: float = 1.0) -> None:
-        """Write the remaining readings; `gone`: the owner ended without requesting it, so add a frame of that kind."""
+        """Write the remaining readings; with `gone` (the measured process ended by itself) also a GONE frame."""
         self._stop.set()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
@@ -89,7 +89,7 @@ class RingJournal:
         while not self._stop.wait(WRITE_S) and not self._file.fault:
             try:
                 self._turn()
-            except Exception as error:  # sampling goes on
+            except Exception as error:  # sampling continues
                 self._file.fault = f"{type(error).__name__}: {error}"
         if self._file.fault:
             self._board.note(time.monotonic_ns(), "warning", STOPPED, "run", stopped_message(self._file.fault))
@@ -108,7 +108,7 @@ class RingJournal:
         self._file.add(Kind.NOTES, json.dumps(noted(self._board, self._rings)).encode())
 
     def _thin(self) -> None:
-        """Write the file anew from the rings, which hold the whole run, with every second, fourth, ... reading."""
+        """Rewrite the file from the rings, which cover the whole run, with every second, fourth, ... reading."""
         records = sum(ring.word(COUNT) for ring in self._rings.values())
         while records * RECORD_BYTES / self._stride > self._most_bytes / 2:
             self._stride *= 2
@@ -126,15 +126,15 @@ class RingJournal:
             for part in _parts(columns, 1 if key == ANCHORS else self._stride):
                 yield Kind.READINGS, pack([Block(key, ring.word(PERIOD_NS) * self._stride, *part)])
                 if time.monotonic() - written_s > WRITE_S:
-                    self.write()  # to the old file: nothing is lost if the process ends now
+                    self.write()  # to the old file, so that nothing is lost if the process ends now
                     written_s = time.monotonic()
-                time.sleep(0)  # the sampling threads come first
+                time.sleep(0)  # let the sampling threads run
         self._since = copied
         yield Kind.READINGS, pack(self._new())
 
 
 def noted(board: Board, rings: Mapping[str, Ring]) -> dict[str, Any]:
-    """Return what a sampler noticed and counted so far, as JSON takes it."""
+    """Return the sampler's notes and counts so far, JSON-serialisable."""
     channels = {key: ring for key, ring in rings.items() if key != ANCHORS}
     return {
         "notes": [asdict(note) for note in board.notes()],
@@ -150,7 +150,7 @@ def _last_ns(t_ns: bytes) -> int:
 
 
 def _parts(columns: tuple[bytes, bytes, bytes], stride: int) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Cut columns into parts of a frame each; the first reading stays, and with it the whole length of a run."""
+    """Yield every `stride`-th reading in parts for one frame each, beginning with the first reading."""
     views = [memoryview(column).cast("q") for column in columns]
     step = PART_RECORDS * stride
     for at in range(0, len(views[0]), step):

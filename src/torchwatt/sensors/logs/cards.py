@@ -30,10 +30,10 @@ _INDEX = re.compile(r"(?:card|gpu|nvidia|cuda|device)?[ :_#\[]*(\d{1,5})\]?", re
 _MISSING = frozenset(
     {"", "-", "n/a", "[n/a]", "[not supported]", "[unknown error]", "err!", "none", "null", "nan", "0x0"}
 )
-_TICK_NS = 20_000_000  # nvidia-smi reads its cards in sequence, some milliseconds each
+_TICK_NS = 20_000_000  # nvidia-smi reads the cards in sequence, some milliseconds each
 _MOST_CARDS = 64
 _BACK_NS = 5 * NS_PER_S  # a step back in time larger than scheduling delays
-_EXACT = 0.9  # part of the ticks that have as many lines as the log has cards
+_EXACT = 0.9  # least share of ticks with one line per card
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +131,8 @@ def lines_per_tick(t_ns: IntArray, power_w: FloatArray) -> int:
         power_w: The readings.
 
     Returns:
-        1 if each line is a separate tick. Lines of one whole second may also be several readings of one card: then the
-        powers decide, which for several cards repeat in card order.
+        1 if each line is a separate tick. Lines with times in whole seconds may also be several readings of one card:
+        this is decided by the powers, which for several cards repeat in card order.
     """
     apart_ns = np.abs(np.diff(t_ns))
     if len(apart_ns) < 3:
@@ -220,11 +220,11 @@ def spread_over_second(t_ns: IntArray) -> IntArray:
 
 
 def renamed(recording: Recording, cards: Mapping[str, Meter]) -> Recording:
-    """Return the recording of chosen cards under the domains of the trace; the others are left out.
+    """Return a recording of the chosen cards only, with the domains of the trace.
 
     Args:
         recording: A power log.
-        cards: The log's meter of each domain, such as "gpu:0".
+        cards: Meter of the log by domain, such as "gpu:0".
     """
     meters, series = [], []
     for name, meter in cards.items():

@@ -1,4 +1,4 @@
-"""Text of a log file: UTF-8 or UTF-16, with or without a byte order mark, with holes, or cut short."""
+"""Decodes a log file: UTF-8 or UTF-16, with or without a byte order mark, with NUL bytes, or truncated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_STRANGE = 0.1  # part of the characters that no text has, above which a file is not text
+_STRANGE = 0.1  # a file with a larger share of characters that do not occur in text is refused
 _SPACES = "\t\n\r\f\v\x1b"  # and the escape sequences of terminals
 
 
@@ -66,7 +66,7 @@ def _encoding(start: bytes) -> str:
     for mark, encoding in _MARKS:
         if start.startswith(mark):
             return encoding
-    # Digits and names in UTF-16 have a NUL for every other byte.
+    # In UTF-16 every second byte of digits and names is NUL.
     even, odd = start[0::2].count(0), start[1::2].count(0)
     if len(start) >= 4 and max(even, odd) > 0.4 * (len(start) // 2) and min(even, odd) < 0.1 * max(even, odd):
         return "utf-16-be" if even > odd else "utf-16-le"

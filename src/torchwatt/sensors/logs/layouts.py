@@ -17,8 +17,8 @@ from torchwatt.sensors.logs.timestamps import LogClock
 
 LOG_A_CARD = "log the cards with nvidia-smi --query-gpu=timestamp,index,uuid,power.draw --format=csv -lms 100"
 LOG_AMD = "log the cards with amd-smi monitor --power-usage --watch 1 --csv"
-_MOST_COLUMNS = 1000  # a row without a header that has more is not looked at: it is no log
-_LOOKED_AT = 60  # lines, to tell the layout
+_MOST_COLUMNS = 1000  # rows without a header and with more columns are not logs
+_LOOKED_AT = 60  # lines from which the layout is detected
 _SHOWN = 20  # names of columns in an error
 _MOST_JSON = 1 << 26  # characters
 _REPORT = (
@@ -40,7 +40,7 @@ _REPORT_NAMES = {
 _SAMPLE = re.compile(
     r"([A-Za-z_:][\w:]*(?:\{.*\})?)\s+([-+\w.]+)(?:\s+(-?[\d.]+(?:e[-+]?\d+)?))?\s*(?:#.*)?", re.IGNORECASE
 )
-# What is no log of a card's power: a pattern of its first lines, what it is, and what to do.
+# Outputs that are not power logs of cards: pattern of the first lines, cause and remedy for the message.
 _REFUSED: tuple[tuple[str, str, str], ...] = (
     (r"\|\s*NVIDIA-SMI\s", "is the screen of nvidia-smi, which has no columns", LOG_A_CARD),
     (r"^#.*\bgpu\s+pid\b", "is of nvidia-smi pmon, which lists processes and no power", LOG_A_CARD),
@@ -60,7 +60,7 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Cells of one line; `columns` is set where the line is a header, for the rows from here on."""
+    """Cells of one line; a header line has `columns`, which apply to the following rows."""
 
     number: int
     cells: Sequence[str]
@@ -105,7 +105,7 @@ def _split(delimiter: str) -> Callable[[str], list[str]]:
             return text.split(delimiter)
         try:
             return next(csv.reader([text], delimiter=delimiter, skipinitialspace=True), [])
-        except csv.Error:  # a cell of more than 128 KiB: no cell of a log
+        except csv.Error:  # a cell of more than 128 KiB, which no log has
             return [text]
 
     return split
@@ -115,7 +115,7 @@ _DELIMITERS = (",", ";", "\t", "|", " ")
 
 
 def _table_rows(lines: Iterator[Line], beginning: Sequence[Line], name: str) -> Iterator[Row]:
-    """Read a table; a header may come late, come again, and change what the columns are."""
+    """Read a table; the header may follow other lines, and later headers may change the columns."""
     header = next((header for line in beginning if (header := _header(line.text)) is not None), None)
     columns, delimiter = header or _without_header(beginning, name)
     started = header is None
@@ -133,14 +133,14 @@ def _table_rows(lines: Iterator[Line], beginning: Sequence[Line], name: str) -> 
 
 
 def _renewed(cells: Sequence[str]) -> Columns | None:
-    """Return the columns where a line is a header: its first cell has no digit."""
+    """Return the columns of a header line (its first cell has no digit); None for other lines."""
     if len(cells) < 2 or any(char.isdigit() for char in cells[0]):
         return None
     return columns_of([cell.lstrip("# ") for cell in cells])
 
 
 def _fitting(text: str, cells: list[str], columns: Columns, delimiter: str) -> list[str]:
-    """Split a line again whose commas are decimal ones too, or whose time is two words, where that fits the header."""
+    """Split a line with decimal commas, or with a time of two words, into as many cells as the header has."""
     column_count = len(columns.names)
     while len(cells) > column_count and not cells[-1].strip():
         cells.pop()
@@ -166,7 +166,7 @@ def _header(text: str) -> tuple[Columns, str] | None:
 
 
 def _without_header(beginning: Sequence[Line], name: str) -> tuple[Columns, str]:
-    """Tell the columns of a log without a header: a time, and one cell that names watts."""
+    """Infer the columns of a log without a header: a time, and one cell with a unit of power."""
     rows = [line for line in beginning if line.text.strip()]
     for line in rows[:1]:
         for delimiter in _DELIMITERS[:4]:
@@ -187,8 +187,8 @@ def _lacking(name: str, text: str, shown: str) -> str:
     )
     if begins and any(char in text for char in ",;\t"):
         return (
-            f"{name} has no header line, and no column that names watts: put one on top, such as "
-            "timestamp,index,power.draw [W]"
+            f"{name} has no header line, and no cell has a unit of power: put a header on top, "
+            "such as timestamp,index,power.draw [W]"
         )
     cells = [part for delimiter in ",;\t" if delimiter in text for part in text.split(delimiter)] or [text]
     has_time = any(columns_of([cell, "power_w"]) is not None for cell in cells[:_MOST_COLUMNS])
@@ -232,7 +232,7 @@ def _counts_cards(cells: Sequence[str]) -> bool:
 
 
 def _sample_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
-    """Read the text format of Prometheus; its times are in milliseconds, those of OpenMetrics in seconds."""
+    """Read samples in the text format of Prometheus (times in ms) or OpenMetrics (times in s)."""
     yield Row(0, (), columns_of(("timestamp", "metric", "value")))
     for line in lines:
         match = _SAMPLE.fullmatch(line.text.strip())
@@ -247,7 +247,7 @@ def _sample_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
 
 
 def _json_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
-    """Read an answer of Prometheus's query_range."""
+    """Read a response of Prometheus's query_range."""
     yield Row(0, (), columns_of(("timestamp", "metric", "value")))
     text, size = [], 0
     for line in lines:
@@ -262,14 +262,14 @@ def _json_rows(lines: Iterator[Line], name: str) -> Iterator[Row]:
             for t_s, value in sampled["values"]:
                 yield Row(1, (str(t_s), f"{{{labels}}}", str(value)))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise SensorError(f"{name} is JSON, and no answer of Prometheus's query_range: {LOG_A_CARD}") from error
+        raise SensorError(f"{name} is JSON, but not a response of Prometheus's query_range: {LOG_A_CARD}") from error
 
 
 # nvidia-smi -q
 
 
 def _report_rows(lines: Iterator[Line]) -> Iterator[Row]:
-    """Read what nvidia-smi -q prints, again and again with -l."""
+    """Read reports of nvidia-smi -q, repeated with -l."""
     yield Row(0, (), columns_of(_REPORT))
     stamp, section, number = "", "", 0
     values: dict[str, str] = {}
@@ -289,7 +289,7 @@ def _report_rows(lines: Iterator[Line]) -> Iterator[Row]:
 
 
 def _xml_rows(lines: Iterator[Line]) -> Iterator[Row]:
-    """Read what nvidia-smi -q -x prints: one element a line."""
+    """Read reports of nvidia-smi -q -x, which have one element per line."""
     yield Row(0, (), columns_of(_REPORT))
     stamp, section = "", ""
     values: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What the columns of a power log are, by their names."""
+"""Classifies the columns of a power log by their names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TIMES = (
     "t", "t_unix", "unix", "unix_time", "unixtime", "epoch", "epoch_time", "timestamp", "@timestamp", "timestamp_unix",
     "datetime", "date_time", "time", "ts", "wall_time", "time_utc", "timestamp_utc", "date/time", "date",
 )  # fmt: skip
-# The value of the instant comes before the mean of a second.
+# Instantaneous power is preferred to the mean over a second.
 _INSTANT = (
     "power.draw.instant", "power_draw_instant", "instant_power_draw", "instantaneous_power_draw",
     "dcgm_fi_dev_power_usage_instant",
@@ -28,7 +28,7 @@ _OTHER = (
     "average_graphics_package_power", "board_power_draw", "watts", "w", "value_w",
 )  # fmt: skip
 _ORDER = {name: place for place, name in enumerate((*_INSTANT, *_MEAN, *_OTHER))}
-# Powers that are not what a card draws.
+# Words in names of powers that a card does not draw.
 _NOT_DRAWN = frozenset(
     [
         "limit",
@@ -88,7 +88,7 @@ class Quantity:
     kind: str  # "power" or "counter"
     scale: float | None
     sensor: str
-    rank: int = 0  # of several powers of one card, the least is read
+    rank: int = 0  # of several powers of one card, that of the lowest rank is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def _time(plain: Sequence[tuple[str, str]]) -> tuple[tuple[int, ...], str] | Non
 def _quantities(
     header: Sequence[str], plain: Sequence[tuple[str, str]]
 ) -> tuple[tuple[tuple[int, Quantity], ...], Mapping[int, Card]]:
-    """Return the columns of power and energy; where only columns of single cards have them, their cards as well."""
+    """Return the columns of power and energy, and their cards if each card has its own columns."""
     common: list[tuple[int, Quantity]] = []
     single: list[tuple[int, Quantity]] = []
     wide: dict[int, Card] = {}
@@ -175,7 +175,7 @@ def _quantity(name: str, base: str, unit: str) -> Quantity | None:
 
 
 def _of_one_card(name: str, base: str, unit: str) -> Quantity | None:
-    """Return the power in a column that is called by its card: `GPU 0 [W]`; `GPU 0` where its cells say W."""
+    """Return the power of a column named by its card: `GPU 0 [W]`, or `GPU 0` whose cells have the unit."""
     if unit and power_scale(unit) is not None and not set(re.split(r"[._/ ]", base)) & _NOT_DRAWN:
         return Quantity(name.strip(), "power", power_scale(unit), "replay", len(_ORDER))
     alone = _CARD_ALONE.fullmatch(name.strip().strip('"'))
@@ -184,9 +184,12 @@ def _of_one_card(name: str, base: str, unit: str) -> Quantity | None:
 
 @lru_cache(maxsize=1 << 12)
 def series_of(metric: str) -> tuple[Quantity | None, Card] | None:
-    """Read a series of Prometheus such as `DCGM_FI_DEV_POWER_USAGE{gpu="0", UUID="GPU-..."}`; None without labels.
+    """Parse the name of a Prometheus series such as `DCGM_FI_DEV_POWER_USAGE{gpu="0", UUID="GPU-..."}`.
 
-    A series without a name, as Grafana writes its legends, is power whose cells must name the unit.
+    Returns:
+        Its quantity (None if it is neither power nor energy) and its card; None if the name has no labels.
+
+    A series without a name, as in Grafana's legends, is power whose cells must have the unit.
     """
     name, brace, label_text = metric.strip().strip('"').replace('""', '"').partition("{")
     if not brace:

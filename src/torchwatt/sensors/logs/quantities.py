@@ -32,7 +32,7 @@ _GROUPS = re.compile(r"[-+]?\d{1,3}(?:([.,'\u00a0\u202f])\d{3})(?:\1\d{3})*(?:[.
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """A number with the unit of its cell, "" where it has none; `doubtful` is 1,234: thousands or decimals."""
+    """A number and its unit, "" if the cell has none; `doubtful` for 1,234: thousands or decimals."""
 
     value: float
     unit: str = ""
@@ -41,7 +41,7 @@ class Amount:
 
 @lru_cache(maxsize=1 << 14)
 def amount(cell: str) -> Amount | None:
-    """Read a cell such as `200.5 W`, `200,5`, `1.234,5 mW` or `1,234.5`; None where it holds no number."""
+    """Parse a cell such as `200.5 W`, `200,5`, `1.234,5 mW` or `1,234.5`; None if it is not a number."""
     match = _CELL.fullmatch(cell.strip().strip('"')) if len(cell) <= LONGEST_CELL else None
     if match is None:
         return None
@@ -58,22 +58,22 @@ def amount(cell: str) -> Amount | None:
 
 
 def power_scale(unit: str) -> float | None:
-    """Return watts per unit; None where it is no unit of power. `MW` is a megawatt, `mW` and `mw` are milliwatts."""
+    """Return watts per unit; None if it is not a unit of power. `MW` is a megawatt, `mW` and `mw` are milliwatts."""
     return 1e6 if unit == "MW" else _POWER_UNITS.get(unit.lower())
 
 
 def energy_scale(unit: str) -> float | None:
-    """Return joules per unit; None where it is no unit of energy."""
+    """Return joules per unit; None if it is not a unit of energy."""
     return 1e6 if unit == "MJ" else _ENERGY_UNITS.get(unit.lower())
 
 
 def time_unit_ns(unit: str) -> int | None:
-    """Return nanoseconds per unit; None where it is no unit of time."""
+    """Return nanoseconds per unit; None if it is not a unit of time."""
     return _TIME_UNITS_NS.get(unit.lower())
 
 
 def counter_value(cell: str) -> float:
-    """Return a counter's cell as a number; NaN where it is none."""
+    """Return the number in a counter's cell; NaN if it has none."""
     number = amount(cell)
     return nan if number is None else number.value
 
@@ -81,7 +81,7 @@ def counter_value(cell: str) -> float:
 def split_unit(name: str) -> tuple[str, str]:
     """Split a column's name into its plain form and its unit: `Power.Draw [W]` is (`power.draw`, `W`).
 
-    A unit stands in brackets at the end, or after the last underscore.
+    The unit is in brackets at the end, or after the last underscore.
     """
     name = " ".join(name[:LONGEST_CELL].strip().strip('"').lstrip("#").split())
     bracket = re.fullmatch(r"(.*?)[ _]*[\[(] *([^\[\]()]*?) *[\])]", name)

@@ -1,4 +1,4 @@
-"""Times as logs spell them: text with and without a date or a zone, and numbers since 1970 in any unit."""
+"""Parses times of logs: text with and without a date or a zone, and numbers since 1970 in any unit."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class LogClock:
         """Return unix nanoseconds; None if the cell is not a time.
 
         Args:
-            cell: As it stands in the log.
-            unit: Of the column, where its name has one: "ns", "ms", ...; it matters for numbers only.
+            cell: Text of the cell.
+            unit: Unit in the column's name, such as "ns" or "ms", or ""; applies to numbers only.
         """
         cell = cell.strip().strip('"')
         if not cell or len(cell) > LONGEST_CELL:
@@ -131,7 +131,7 @@ class LogClock:
         return t_ns
 
     def _local(self, t_ns: int) -> int:
-        """Return the instant of a local time; where the clock was set back it goes on."""
+        """Return the instant of a local time; steps back at the end of summer time are undone."""
         if self.zone is not None:
             return self._in_zone(t_ns, self.zone)
         self.zoneless = True
@@ -191,8 +191,8 @@ def _from_number(cell: str, unit: str) -> int | None:
     try:
         number = Decimal(cell.replace(",", "."))
         scale = time_unit_ns(unit) or _unit_by_size(float(number))
-        t_ns = int((number * scale).to_integral_value())  # a double would lose digits
-    except (ArithmeticError, ValueError):  # an exponent that no number of this world has
+        t_ns = int((number * scale).to_integral_value())  # a float would lose digits
+    except (ArithmeticError, ValueError):  # an excessive exponent
         return None
     return t_ns if abs(t_ns) < LATEST_NS else None
 

@@ -1,7 +1,7 @@
-"""What looks at a meter: numpy-free, so that the sampler process starts in milliseconds.
+"""Readers of meters: numpy-free, so that the sampler process starts in milliseconds.
 
-A reader is built from a JSON-able `spec` and answers `read(key)`. Nothing in this package may import
-`torchwatt.core.meter` (numpy), pandas, codecarbon or torch; a test holds it to that.
+A reader is opened from a JSON-serialisable `spec` and reads channels by key. No module of this package may import
+`torchwatt.core.meter` (numpy), pandas, codecarbon or torch; a test checks this.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ _HOMES = {
 
 
 class Reader(Protocol):
-    """Looks at the meters of one source."""
+    """Reads the meters of one source."""
 
     def read(self, key: str) -> float:
-        """Return the raw value of a channel key; NaN where there is nothing to say yet.
+        """Return the raw value of a channel; NaN before the first value.
 
         Raises:
-            SensorError: With the event code that says why.
+            SensorError: The read failed; `code` is the event code.
         """
 
     def close(self) -> None:
-        """Let go of files and libraries; safe to call twice."""
+        """Release files and libraries; a second call does nothing."""
 
 
 class SamplesReader(Reader, Protocol):
-    """Looks at a driver that keeps a ring of samples, too."""
+    """A reader that also reads a driver's ring buffer of samples."""
 
     def take(self, key: str) -> list[tuple[int, float]]:
-        """Return (monotonic ns, raw value) of what was sampled since the last look, in time order.
+        """Return (monotonic ns, raw value) of the samples since the previous call, in time order.
 
         Raises:
-            SensorError: With the event code that says why.
+            SensorError: The read failed; `code` is the event code.
         """
 
 
 def open_reader(spec: Mapping[str, Any]) -> Reader:
-    """Build the reader that a spec describes, in whatever process this is.
+    """Open the reader of a spec, in any process.
 
     Raises:
-        SensorError: If the kind is unknown (SENSOR_MISSING) or the meter cannot be opened.
+        SensorError: The kind is unknown (SENSOR_MISSING), or the meter cannot be opened.
     """
     home = _HOMES.get(spec["kind"])
     if home is None:

@@ -14,15 +14,15 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.sensors.readers.files import KeptFile
 from torchwatt.sensors.readers.portable import PortableFamily, PortableMachine
 
-_RESCAN_NS = NS_PER_S  # children are looked for once a second at most
-_RESCAN_ANYWAY_NS = 10 * NS_PER_S  # and this often if no process seems to be new
-_RESCAN_COSTS = 1000  # a search that takes 2 ms, of a process with hundreds of threads, is made every 2 s
+_RESCAN_NS = NS_PER_S  # shortest time between searches for children
+_RESCAN_ANYWAY_NS = 10 * NS_PER_S  # longest time, if no process seems to be new
+_RESCAN_COSTS = 1000  # least time between searches as a multiple of their duration: 2 s for a search of 2 ms
 _HAS_PROC = Path("/proc/stat").exists()
 _CPUCLOCK_SCHED = 2  # linux/posix-timers.h: the clock of a whole process's scheduled time
 
 
 class Kin(Protocol):
-    """What counts the CPU time and memory of a process and its descendants."""
+    """Counter of the CPU time and memory of a process and its descendants."""
 
     def cpu_s(self) -> float: ...  # noqa: D102
     def children_s(self) -> float: ...  # noqa: D102
@@ -100,22 +100,22 @@ class Family:
         self.pid = pid
         self._clock_ns = clock_ns
         self._alive_s: dict[int, float] = {}
-        self._ended_s = 0.0  # of descendants that were seen, as last seen
-        self._initial_left_s: float | None = None  # what descendants had left to the process at the first look
+        self._ended_s = 0.0  # last values of descendants that have ended
+        self._initial_left_s: float | None = None  # of descendants that had ended before the first read
         self._own_s = self._all_s = 0.0
         self._memory = {pid: KeptFile(f"/proc/{pid}/statm")}
         self._stat = {pid: KeptFile(f"/proc/{pid}/stat")}
         self._tick_s = 1.0 / os.sysconf("SC_CLK_TCK")
         self._page_bytes = os.sysconf("SC_PAGE_SIZE")
         self._forks = Births()
-        self._rescan_ns: int | None = None  # when children are looked for next
+        self._rescan_ns: int | None = None  # time of the next search for children
         self._forced_rescan_ns = 0
 
     def cpu_s(self) -> float:
-        """Return cumulative CPU seconds, without those of children that had ended before the first look.
+        """Return cumulative CPU seconds, without those of children that had ended before the first read.
 
         Raises:
-            SensorError: SENSOR_LOST when the process itself is gone.
+            SensorError: The process has ended (SENSOR_LOST).
         """
         self._scan()
         alive_s, left_s = {}, 0.0
@@ -131,11 +131,11 @@ class Family:
         self._initial_left_s = left_s if self._initial_left_s is None else self._initial_left_s
         self._own_s = alive_s[self.pid]
         all_s = sum(alive_s.values()) + max(left_s - self._initial_left_s, self._ended_s)
-        self._all_s = max(all_s, self._all_s)  # what a child leaves is rounded down to ticks of 10 ms
+        self._all_s = max(all_s, self._all_s)  # times of ended children are rounded down to ticks of 10 ms
         return self._all_s
 
     def children_s(self) -> float:
-        """Return how much of the last `cpu_s` was not the process's own."""
+        """Return the part of the last `cpu_s` that belongs to descendants."""
         return self._all_s - self._own_s
 
     def pids(self) -> tuple[int, ...]:
@@ -158,7 +158,7 @@ class Family:
         return float(pages * self._page_bytes)
 
     def close(self) -> None:
-        """Close what is kept open."""
+        """Close the files of /proc."""
         self._forks.close()
         for file in (*self._memory.values(), *self._stat.values()):
             file.close()
@@ -207,10 +207,10 @@ class Machine:
 
 
 def family(pid: int) -> Kin:
-    """Return what counts a process's CPU time and memory here."""
+    """Return the counter of a process tree's CPU time and memory for this system."""
     return Family(pid) if _HAS_PROC else PortableFamily(pid)
 
 
 def machine() -> Work:
-    """Return what counts the machine's CPU time here."""
+    """Return the counter of the machine's CPU time for this system."""
     return Machine() if _HAS_PROC else PortableMachine()

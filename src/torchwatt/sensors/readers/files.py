@@ -1,4 +1,4 @@
-"""Small kernel files, kept open and read again from the start."""
+"""Small kernel files that stay open and are read repeatedly from the start."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ _CODES = {
     errno.ENODEV: "SENSOR_LOST",
     errno.ENXIO: "SENSOR_LOST",
     errno.ESRCH: "SENSOR_LOST",  # a process that ended
-    errno.ENODATA: "SENSOR_LOST",  # the RAPL driver's answer for a zone without reading
+    errno.ENODATA: "SENSOR_LOST",  # the RAPL driver returns it for a zone without reading
     errno.EIO: "SENSOR_LOST",
 }
 
 
 def os_error(subject: str, error: OSError) -> SensorError:
-    """Translate an OSError, keeping what the kernel said."""
+    """Convert an OSError to a SensorError with the kernel's message."""
     code = _CODES.get(error.errno or 0, "SENSOR_ERROR")
     return SensorError(f"{subject}: cannot read {error.filename or 'it'}: {error.strerror}", code=code)
 
 
 def head_of(path: Path, largest: int = 4096) -> bytes:
-    """Return the beginning of a small file of the kernel: where it is none of the kernel's, it may have no end.
+    """Return at most `largest` bytes of a small kernel file; if the path is another file, it may be endless.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         return file.read(largest)
 
 
 class KeptFile:
-    """A file that is opened at the first read and kept: pread costs 1 us, open and close 10 us (SAMPLING.md 4)."""
+    """A file that stays open after the first read: pread takes 1 us, open and close 10 us."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._file: HeldDescriptor | None = None
 
     def read(self, size: int = 64) -> bytes:
-        """Return the first bytes as they are now.
+        """Return the current first `size` bytes.
 
         Raises:
-            SensorError: If the file cannot be opened or read; the next call opens it anew.
+            SensorError: The file cannot be opened or read; the next call opens it again.
         """
         try:
             if self._file is None:
@@ -60,7 +60,7 @@ class KeptFile:
             raise os_error(self.path, error) from error
 
     def close(self) -> None:
-        """Close it; safe to call twice."""
+        """Close the file; a second call does nothing."""
         file, self._file = self._file, None
         if file is not None:
             file.close()

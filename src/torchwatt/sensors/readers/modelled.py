@@ -1,4 +1,4 @@
-"""Models of CPU and memory power where nothing measures them."""
+"""Models of CPU and memory power for machines without meters of them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torchwatt.sensors.readers.cputime import Kin, Work, family, machine
 # Share of nameplate power at 0, 10, 50 and 100 % load. Teads engineering, "Building an AWS EC2 Carbon Emissions
 # Dataset", 2021; also used by the Impact Framework, whose docs say that it does not generalise well.
 CURVE = ((0.0, 0.12), (0.1, 0.32), (0.5, 0.75), (1.0, 1.02))
-# 3 W per 8 GB, the figure of CodeCarbon's older versions (ATTRIBUTION.md 3).
+# 3 W per 8 GB, the constant of codecarbon's older versions.
 RAM_W_PER_GB = 0.375
-_MIN_INTERVAL_NS = 20_000_000  # /proc/stat counts in steps of 10 ms
+_MIN_INTERVAL_NS = 20_000_000  # /proc/stat has a resolution of 10 ms
 
 
 def machine_power_w(load: float, nameplate_w: float) -> float:
@@ -33,9 +33,9 @@ def share_w(
 ) -> tuple[float, float]:
     """Return one process's watts and the machine's load over an interval.
 
-    The share is P(load) x process CPU seconds / busy CPU seconds, so that all processes together add up to
-    P(load) and an idle one gets nothing. Busy time comes in 10 ms steps and may lag behind the process's own
-    nanosecond clock; it is never less than the process used.
+    The share is P(load) x process CPU seconds / busy CPU seconds, so that the shares of all processes add up to P(load)
+    and an idle process gets 0 W. Busy time has a resolution of 10 ms and may lag behind the process's clock: at least
+    the process's CPU seconds are taken.
     """
     busy_s = max(busy_s, process_s)
     load = min(busy_s / (interval_s * cpus), 1.0)
@@ -44,10 +44,10 @@ def share_w(
 
 
 class ModelledReader:
-    """Reads modelled watts and what they were computed from.
+    """Reads modelled watts and their inputs.
 
-    Spec: `pid`, `nameplate_w`, `cpus`. Reading `cpu/power` takes a new look and sets the two other CPU values;
-    the power is the mean over the time since the look before. Reading `ram/power` sets `ram/rss`.
+    Spec: `pid`, `nameplate_w`, `cpus`. Reading `cpu/power` updates the two other CPU values; the power is the mean
+    since the previous read. Reading `ram/power` updates `ram/rss`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ModelledReader:
         self._load = self._power_w = self._rss = math.nan
 
     def read(self, key: str) -> float:
-        """Return W, a load of 0 to 1, CPU seconds, or bytes, by the key."""
+        """Return watts, a load of 0 to 1, CPU seconds or bytes, depending on the key."""
         if key == "cpu/power":
             return self._read_power()
         if key == "cpu/utilization":
@@ -84,7 +84,7 @@ class ModelledReader:
             self._previous = sample
             return math.nan
         interval_ns = sample[0] - self._previous[0]
-        if interval_ns < _MIN_INTERVAL_NS:  # too short for /proc/stat's steps: the next look covers it
+        if interval_ns < _MIN_INTERVAL_NS:  # shorter than the resolution of /proc/stat: the next read covers it
             return math.nan
         self._power_w, self._load = share_w(
             process_s=sample[1] - self._previous[1],
@@ -97,6 +97,6 @@ class ModelledReader:
         return self._power_w
 
     def close(self) -> None:
-        """Close what is kept open in /proc."""
+        """Close the files of /proc."""
         self._family.close()
         self._machine.close()

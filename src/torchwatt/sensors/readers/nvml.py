@@ -38,19 +38,19 @@ _VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal"
 
 
 def load_nvml() -> Any:
-    """Import pynvml and take one reference on the library; pair it with `nvmlShutdown`.
+    """Import pynvml and initialise NVML; each call needs one `nvmlShutdown`.
 
     Raises:
-        SensorError: If there is no binding, no driver, or no permission.
+        SensorError: There is no binding, no driver, or no permission.
     """
     try:
         import pynvml
-    except Exception as error:  # also one that is broken, or whose own warning is an error in this program
+    except Exception as error:  # also a broken one, or one whose warning this program turns into an error
         message = f"gpu: cannot import pynvml ({type(error).__name__}: {error}); pip install -U nvidia-ml-py"
         raise SensorError(message, code="SENSOR_MISSING") from error
     lacking = [name for name in ("NVMLError", "nvmlInit", "nvmlShutdown") if not hasattr(pynvml, name)]
     if lacking:
-        message = f"gpu: pynvml ({getattr(pynvml, '__file__', None)}) is none of NVIDIA's: it has no {lacking[0]}"
+        message = f"gpu: pynvml ({getattr(pynvml, '__file__', None)}) is not NVIDIA's: it has no {lacking[0]}"
         raise SensorError(message, code="SENSOR_MISSING")
     try:
         pynvml.nvmlInit()
@@ -60,7 +60,7 @@ def load_nvml() -> Any:
 
 
 def text_of(call: Callable[..., Any], *args: Any) -> str:
-    """Return the text that a call gives; bytes of it that are no UTF-8 become marks, as a binding raises on them."""
+    """Return the text result of an NVML call; invalid UTF-8, on which the binding raises, becomes U+FFFD."""
     try:
         text = call(*args)
     except UnicodeDecodeError as error:
@@ -76,7 +76,7 @@ def _gives_bytes(nvml: Any) -> bool:
 
 
 class OldBinding:
-    """A pynvml that takes and gives bytes (up to 11.4 and nvidia-ml-py 11.450), with text as in newer ones."""
+    """Wraps a pynvml with bytes arguments and results (up to 11.4, nvidia-ml-py 11.450): text, as in newer ones."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -96,13 +96,13 @@ class OldBinding:
 
 
 def nvml_error(domain: str, action: str, error: Any) -> SensorError:
-    """Translate an NVMLError; its number decides the code."""
+    """Convert an NVMLError to a SensorError with the event code of its number."""
     value = int(getattr(error, "value", 999))
     return SensorError(f"{domain}: {action}: {error} (NVML {value})", code=_CODES.get(value, "SENSOR_ERROR"))
 
 
 def field_mw(nvml: Any, handle: Any, field: int, scope: int = SCOPE_GPU) -> float:
-    """Return a power field in mW at a scope; each field carries its own return code."""
+    """Return a power field in mW at a scope; raise NVMLError for the field's return code."""
     value = nvml.nvmlDeviceGetFieldValues(handle, [(field, scope)])[0]
     if value.nvmlReturn:
         raise nvml.NVMLError(value.nvmlReturn)
@@ -114,7 +114,7 @@ def _member(kind: int) -> str:
 
 
 def power_samples(nvml: Any, handle: Any, since_us: int = 0, sampling: int = TOTAL_POWER_SAMPLES) -> list[Sample]:
-    """Return what a driver's ring of power samples holds from after an instant of its clock: (us, mW)."""
+    """Return the samples of a driver's ring buffer after a time of its clock: (us, mW)."""
     try:
         kind, samples = nvml.nvmlDeviceGetSamples(handle, sampling, since_us)
     except nvml.NVMLError as error:
@@ -136,7 +136,7 @@ def _throttle(nvml: Any, handle: Any) -> float:
         return float(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
 
 
-# What each `via` of a channel calls. The unit of the raw value is NVML's own.
+# NVML calls by the name `via` of a channel; raw values have NVML's units.
 CALLS: dict[str, Callable[[Any, Any], float]] = {
     "nvml_energy_counter": lambda n, h: float(n.nvmlDeviceGetTotalEnergyConsumption(h)),  # mJ
     "nvml_power_instant": lambda n, h: field_mw(n, h, FIELD_POWER_INSTANT),
@@ -169,18 +169,18 @@ class NvmlReader:
         self._nvml = load_nvml()
 
     def read(self, key: str) -> float:
-        """Return a channel's raw value; 0 W is an error, because a GPU that answers draws power."""
+        """Return a channel's raw value; 0 W raises SensorError, because a working GPU draws power."""
         uuid, via = self._channels[key]
         with self._translated(key, uuid, via):
             if via == USERS:
                 return float(users_of(listed_pids(self._nvml, self._handle(uuid)), self._pid))
             raw = CALLS[via](self._nvml, self._handle(uuid))
         if raw == 0 and via in POWERS:
-            raise SensorError(f"{key}: the sensor says 0 W, which is no reading", code="ZERO_READING")
+            raise SensorError(f"{key}: the sensor reads 0 W, which is not valid", code="ZERO_READING")
         return raw
 
     def take(self, key: str) -> list[Sample]:
-        """Return what the driver sampled since the last look: (monotonic ns, mW) in time order, often nothing."""
+        """Return the driver's samples since the previous call: (monotonic ns, mW) in time order, often none."""
         uuid, via = self._channels[key]
         follower = self._followers.setdefault(key, Follower())
         with self._translated(key, uuid, via):

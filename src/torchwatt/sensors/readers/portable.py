@@ -13,7 +13,7 @@ _RESCAN_NS = NS_PER_S
 
 
 class PortableFamily:
-    """One process and its descendants, less torchwatt's samplers; as `cputime.Family`, with psutil's resolution."""
+    """CPU time and memory of a process and its descendants without torchwatt's samplers, with psutil's resolution."""
 
     def __init__(self, pid: int, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         import psutil
@@ -26,10 +26,10 @@ class PortableFamily:
         self._scanned_ns: int | None = None
 
     def cpu_s(self) -> float:
-        """Return cumulative CPU seconds; what a child used that has ended is kept.
+        """Return cumulative CPU seconds, including the last values of ended children.
 
         Raises:
-            SensorError: SENSOR_LOST when the process itself is gone.
+            SensorError: The process has ended (SENSOR_LOST).
         """
         self._scan()
         for member in self._members:
@@ -43,7 +43,7 @@ class PortableFamily:
         return sum(self._cpu_s.values())
 
     def children_s(self) -> float:
-        """Return how much of the last `cpu_s` was not the process's own."""
+        """Return the part of the last `cpu_s` that belongs to descendants."""
         return sum(seconds for pid, seconds in self._cpu_s.items() if pid != self._process.pid)
 
     def pids(self) -> tuple[int, ...]:
@@ -79,7 +79,7 @@ class PortableFamily:
 
 
 class PortableMachine:
-    """The busy time of all CPUs together; as `cputime.Machine`."""
+    """The busy time of all CPUs together, through psutil."""
 
     def __init__(self) -> None:
         import psutil

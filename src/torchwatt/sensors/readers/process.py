@@ -41,7 +41,7 @@ class ProcessReader:
         unloaded = [pid for pid in self._family.pids() if not self._with_cuda & (1 if pid == own else 2)]
         loaded_by_pid = {pid: has_cuda_library(pid) for pid in unloaded}
         if own in loaded_by_pid and loaded_by_pid[own] is None:
-            raise SensorError(f"process {own}: which files it has loaded cannot be read", code="NOT_SUPPORTED")
+            raise SensorError(f"process {own}: its memory maps cannot be read", code="NOT_SUPPORTED")
         for pid, loaded in loaded_by_pid.items():
             self._with_cuda |= (1 if pid == own else 2) if loaded else 0
         return float(self._with_cuda)

@@ -16,11 +16,11 @@ class RaplReader:
         self._files = {key: KeptFile(path) for key, path in spec["files"].items()}
 
     def read(self, key: str) -> float:
-        """Return the counter in microjoules, as it stands in the file."""
+        """Return the counter in microjoules."""
         file = self._files[key]
         text = file.read(32)
-        if not text.strip().isdigit():  # `int` would take a sign, underscores, and other scripts' digits
-            raise SensorError(f"{key}: {file.path} holds {text!r}, not a number of microjoules")
+        if not text.strip().isdigit():  # `int` accepts signs, underscores, and digits of other scripts
+            raise SensorError(f"{key}: {file.path} contains {text!r}, not a number of microjoules")
         return float(int(text))
 
     def close(self) -> None:

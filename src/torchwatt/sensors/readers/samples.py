@@ -76,7 +76,7 @@ class Follower:
             return  # no samples yet: try again at the next read
         name = clock_of(max(us for us, _ in samples), self._clocks)
         if name is None:
-            message = "the driver's ring of samples is on no known clock, or stands still"
+            message = "the driver's ring of samples matches no known clock, or has no new samples"
             raise SensorError(message, code="NOT_SUPPORTED")
         self._clock = self._clocks[name]
         self._newest_ns, self._ahead_ns = self._read_clocks(self._clock)

@@ -1,4 +1,4 @@
-"""Who uses a GPU: the driver's list of processes against the user's process and its descendants. Numpy-free."""
+"""Users of a GPU, by the driver's list of processes and the descendants of the user's process. Numpy-free."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torchwatt.core.users import DeviceUsers
 
-# The inode of the first PID namespace (PROC_PID_INIT_INO, linux/proc_ns.h): outside of it NVML's pids are not ours.
+# The inode of the first PID namespace (PROC_PID_INIT_INO, linux/proc_ns.h): elsewhere NVML's pids differ from ours.
 INITIAL_PID_NS = "pid:[4026531836]"
 MOST_ANCESTORS = 64
 _LISTS = (

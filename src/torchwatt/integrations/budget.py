@@ -34,7 +34,7 @@ class Budget:
     def used(self, energy_j: float | None, carbon_g: float | None) -> float:
         """Return the used part of the budget that is closer to its limit (1: used up); unknown amounts count as 0."""
         pairs = ((energy_j, self.energy_j), (carbon_g, self.carbon_g))
-        return max((value / most for value, most in pairs if value is not None and most is not None), default=0.0)
+        return max((value / limit for value, limit in pairs if value is not None and limit is not None), default=0.0)
 
     def told(self, energy_j: float | None, carbon_g: float | None) -> str:
         """Return the message that names the budget that is used up."""
@@ -44,9 +44,9 @@ class Budget:
 
 
 class Pace:
-    """Schedules budget checks: at least every 0.5 s, more often close to the limit.
+    """Schedules budget checks: every 0.5 s or more often, close to the limit.
 
-    The wait is half of the time in which the remaining budget would be used at the latest rate, so a step that crosses
+    The wait is half of the time in which the remaining budget would be used at the current rate, so a step that exceeds
     the limit is detected at its end, unless power more than doubles between two checks. Until a rate is known, the wait
     is a tenth of the time since the first check.
     """

@@ -88,10 +88,10 @@ class Live:
         self._pulse.ask(self._ended_ns)
         self._ends.append(End(self._ended_ns, parts, steps, ends_epoch))
         if len(self._ends) > MOST_ENDS:  # no reading for long, or a meter stopped: merge the oldest two
-            first, second = self._ends.popleft(), self._ends.popleft()
-            steps, ends_epoch = first.steps + second.steps, first.ends_epoch or second.ends_epoch
-            self._ends.appendleft(End(second.t_ns, first.parts | second.parts, steps, ends_epoch))
-            self._pulse.forget(first.t_ns)
+            oldest, second = self._ends.popleft(), self._ends.popleft()
+            steps, ends_epoch = oldest.steps + second.steps, oldest.ends_epoch or second.ends_epoch
+            self._ends.appendleft(End(second.t_ns, oldest.parts | second.parts, steps, ends_epoch))
+            self._pulse.forget(oldest.t_ns)
 
     def step_j(self) -> float | None:
         """Return the mean joules of the resolved steps since the last call; None if unknown."""
@@ -110,8 +110,8 @@ class Live:
 
     def _resolve(self) -> None:
         torn, self._gaps = self._pulse.gaps > self._gaps, self._pulse.gaps
-        while self._ends and (known := self._pulse.told(self._ends[0].t_ns)) is not None:
-            end, total_j = self._ends.popleft(), fsum(known.values())
+        while self._ends and (joules := self._pulse.told(self._ends[0].t_ns)) is not None:
+            end, total_j = self._ends.popleft(), fsum(joules.values())
             used_j, self._booked_j = total_j - self._booked_j, total_j
             self._pulse.forget(end.t_ns)
             self._book(end, None if torn or len(end.parts) > 1 else used_j)

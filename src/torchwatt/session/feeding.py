@@ -16,27 +16,27 @@ from torchwatt.session.options import Options
 THRIFTY_BUDGET = 0.002  # of a core: about what reading the process's clocks ten times a second costs
 
 
-def found_feed(asked: Options, member: Member | None) -> Feed:
+def found_feed(options: Options, member: Member | None) -> Feed:
     """Return the feed given by the user, else a sampler of the meters found here; in a job, of this rank's meters."""
-    if asked.feed is not None:
-        return asked.feed
+    if options.feed is not None:
+        return options.feed
     try:
         # In a job, all processes of the launcher count as ours.
-        found = discover(powercap_root=asked.powercap_root, family=None if member is None else os.getppid())
-        thrifty = asked.overhead_budget <= THRIFTY_BUDGET
-        return Sampler(found if member is None else member.discovered(found), thrifty=thrifty)
+        discovery = discover(powercap_root=options.powercap_root, family=None if member is None else os.getppid())
+        thrifty = options.overhead_budget <= THRIFTY_BUDGET
+        return Sampler(discovery if member is None else member.discovered(discovery), thrifty=thrifty)
     except ConfigError:
         raise
     except Exception as error:  # out of descriptors, memory or threads, or a broken binding: the program must still run
         return _silent(error)
 
 
-def started(feed: Feed, *, given: bool) -> Feed:
+def started(feed: Feed, *, is_user_feed: bool) -> Feed:
     """Start the meters; if that fails, return a feed without meters, or raise the error if the user gave the feed."""
     try:
         feed.start()
     except Exception as error:
-        if given:
+        if is_user_feed:
             raise
         with contextlib.suppress(Exception):
             feed.stop()

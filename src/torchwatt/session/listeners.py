@@ -39,34 +39,34 @@ def attach(listener: Listener) -> tuple[Session, ...]:
 def detach(listener: Listener) -> None:
     """Unregister a listener."""
     with _lock:
-        _listeners[:] = [one for one in _listeners if one is not listener]
+        _listeners[:] = [attached for attached in _listeners if attached is not listener]
 
 
 def began(session: Session) -> None:
     """Notify listeners of a new session; a listener that fails adds an event and never raises into the user's code."""
     with _lock:
         _running.append(session)
-        told = tuple(_listeners)
-    for listener in told:
+        notified = tuple(_listeners)
+    for listener in notified:
         try:
             listener.began(session)
         except Exception as error:
-            _failed(session, "live metrics do not see this run", error)
+            _failed(session, "live metrics do not include this run", error)
 
 
 def ended(session: Session, recording: Recording) -> None:
     """Notify listeners of a session that has ended."""
     with _lock:
-        _running[:] = [one for one in _running if one is not session and one.running]
-        told = tuple(_listeners)
-    for listener in told:
+        _running[:] = [running for running in _running if running is not session and running.running]
+        notified = tuple(_listeners)
+    for listener in notified:
         try:
             listener.ended(session, recording)
         except Exception as error:
-            _failed(session, "live metrics miss the end of this run", error)
+            _failed(session, "live metrics did not receive the end of this run", error)
 
 
-def _failed(session: Session, what: str, error: Exception) -> None:
-    message = f"{what}: {type(error).__name__}: {error}"
+def _failed(session: Session, consequence: str, error: Exception) -> None:
+    message = f"{consequence}: {type(error).__name__}: {error}"
     session.note(Event(time.monotonic_ns(), "warning", "METRICS_LOST", "run", message))
     warn(f"torchwatt: {message}", stacklevel=3)

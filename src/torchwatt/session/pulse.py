@@ -55,8 +55,8 @@ class Pulse:
     def as_of_s(self) -> float:
         """Return up to when joules of all recently updated meters are known, in seconds since the start."""
         now_ns = time.monotonic_ns()
-        known = [t_ns for _, t_ns in self.metered().values() if now_ns - t_ns < STALE_NS]
-        return (min(known, default=now_ns) - self.start_ns) / NS_PER_S
+        end_times_ns = [t_ns for _, t_ns in self.metered().values() if now_ns - t_ns < STALE_NS]
+        return (min(end_times_ns, default=now_ns) - self.start_ns) / NS_PER_S
 
     def metered(self) -> dict[str, tuple[str, int]]:
         """Return by counted meter: the domain its joules count for, and the instant up to which they are known."""
@@ -121,10 +121,10 @@ class Pulse:
 
     def told(self, t_ns: int) -> dict[str, float] | None:
         """Return joules by domain from the start to a registered instant; None while a meter has not passed it."""
-        found, names = self._asked.get(t_ns), self._counted.names()
-        if not found or names.keys() - found.keys():
+        joules, names = self._asked.get(t_ns), self._counted.names()
+        if not joules or names.keys() - joules.keys():
             return None
-        return self._named(found)
+        return self._named(joules)
 
     def forget(self, t_ns: int) -> None:
         """Unregister an instant."""
@@ -143,10 +143,10 @@ class Pulse:
         if not plan.location or not counted_j:
             return None
         total_j = fsum(counted_j.values()) if energy_j is None else energy_j
-        known = weakest(*(m.provenance for m in self._session.feed.meters if str(m.domain) in names))
+        provenance = weakest(*(m.provenance for m in self._session.feed.meters if str(m.domain) in names))
         now_ns = time.time_ns()
         start_ns = now_ns - (time.monotonic_ns() - self._session.start_ns)
-        return grams_so_far(total_j, known, plan, start_ns, now_ns)
+        return grams_so_far(total_j, provenance, plan, start_ns, now_ns)
 
     def _whole(self, curves: Mapping[str, EnergyCurve]) -> tuple[int, float] | None:
         """Return the last instant for which all joules are known, and these joules; None if unknown."""
@@ -161,10 +161,10 @@ class Pulse:
         return t_ns, fsum(self._running[domain].total_j for domain in names) - rest_j
 
     def _add(self, meter: Meter, recording: Recording, start_ns: int) -> EnergyCurve | None:
-        domain, found = str(meter.domain), metered(meter, recording)
-        if isinstance(found, Unavailable):
+        domain, result = str(meter.domain), metered(meter, recording)
+        if isinstance(result, Unavailable):
             return None
-        curve: EnergyCurve = found.curve
+        curve: EnergyCurve = result.curve
         running = self._running.get(domain) or RunningEnergy(start_ns)
         known_ns = running.end_ns
         if curve.end_ns <= known_ns:

@@ -58,8 +58,8 @@ class Session:
     outer's, not additional ones. In a forked child every method does nothing.
     """
 
-    def __init__(self, asked: Options, models: Sequence[tuple[str, Any]] = ()) -> None:
-        self.asked = asked
+    def __init__(self, options: Options, models: Sequence[tuple[str, Any]] = ()) -> None:
+        self.asked = options
         self.run_id = new_run_id()
         self.thread = threading.get_ident()
         self.pid = os.getpid()
@@ -70,12 +70,12 @@ class Session:
         self._counting = threading.Lock()
         self.windows: list[Window] = []
         self._events: list[Event] = []
-        self._dither = Dither(asked.dither_s) if asked.dither_s > 0 else None
+        self._dither = Dither(options.dither_s) if options.dither_s > 0 else None
         self._sensors: dict[str, SensorModel] = {}
         self._outer: Session | None = None
         self._feed: Feed | None = None
         self._journal: Journal | None = None
-        self._tracer = Tracer(models=models, overhead_budget=asked.overhead_budget) if asked.layers else None
+        self._tracer = Tracer(models=models, overhead_budget=options.overhead_budget) if options.layers else None
         self._torch_import: ImportHook | None = None  # starts a tracer when torch is imported
         self._marks = Marks()  # steps marked by the user while there is no tracer
         self._start_ns = self._start_unix_ns = 0
@@ -95,7 +95,11 @@ class Session:
         self._outer = cast("Session | None", active.enclosing(self.thread, self.task))
         if self._outer is None:
             self._member = member_of(
-                self.run_id, self._model, root=self.asked.job, wanted=self.asked.files, wait_s=self.asked.job_wait_s
+                self.run_id,
+                self._model,
+                root=self.asked.job,
+                wants_report=self.asked.files,
+                wait_s=self.asked.job_wait_s,
             )
         self._model = None
         feed = self._outer.feed if self._outer is not None else found_feed(self.asked, self._member)
@@ -110,7 +114,7 @@ class Session:
             if self._outer is None:
                 if self._journal is not None:
                     self._journal.lend(feed)
-                feed = started(feed, given=feed is self.asked.feed)
+                feed = started(feed, is_user_feed=feed is self.asked.feed)
                 rest(feed, self.asked.baseline_s)
             self._start_tracer(feed)
             if self._dither is not None:
@@ -198,7 +202,7 @@ class Session:
         with self._counting:
             counted = self.units.get(unit, 0.0) + n
             if counted > MOST_COUNTED:
-                raise ConfigError(f"count: {counted:.6g} of a unit are more than 2**53, beyond which no sum is exact")
+                raise ConfigError(f"count: {counted:.6g} of a unit exceed 2**53, beyond which sums are not exact")
             self.units[unit] = counted
 
     def step(self) -> None:
@@ -248,8 +252,8 @@ class Session:
         late.run(lambda: self._end_job(self.report, recording, trace))
         written = late.run(self._write_files)
         if journal is not None:
-            whole = written and not any(event.code in LOSSES for event in self._events)
-            late.run(lambda: journal.ended(whole=whole))
+            complete = written and not any(event.code in LOSSES for event in self._events)
+            late.run(lambda: journal.ended(complete=complete))
         if self._member is not None:
             late.run(self._member.tidy)
         late.raise_it()
@@ -261,7 +265,7 @@ class Session:
 
     def _last_look(self) -> int:
         if not wait_for_devices():
-            message = "a device was still at work a minute after the block had ended: the rest of it is in no run"
+            message = "a device was still busy a minute after the block ended: its later work is not in the run"
             self._events.append(Event(time.monotonic_ns(), "warning", "DEVICE_BUSY", "run", message))
         try:
             self.feed.mark()
@@ -269,7 +273,7 @@ class Session:
             self._fault("EDGE_LOST", "the last reading was lost", error)
         end_ns = _now_ns()
         if abs(time.monotonic_ns() - end_ns) > CLOCK_DIFFERS_NS:
-            message = "the program replaced time.monotonic_ns: times of steps and layers are those of its clock"
+            message = "the program replaced time.monotonic_ns: times of steps and layers are of its clock"
             self._events.append(Event(end_ns, "warning", "CLOCK_REPLACED", "run", message))
         return end_ns
 
@@ -331,7 +335,7 @@ class Session:
             tuple(self.windows),
             (*self._events, stopped) if stopped is not None else tuple(self._events),
             Known(sensors=self._sensors, cuda=cuda_use(recording.meters)),
-            apart=self._member.owned.apart if self._member is not None else (),
+            excluded=self._member.owned.excluded if self._member is not None else (),
         )
         return settle(self.run_id, self.asked, bounds, recording, trace, outcome)
 
@@ -358,7 +362,7 @@ class Session:
         if report is None:
             return False
         self.written = write_all(report, self.asked)
-        return self.written.whole
+        return self.written.complete
 
     def _undo(self, feed: Feed) -> None:
         self._expect_no_torch()
@@ -378,16 +382,16 @@ class Session:
 
     def _note_nested(self) -> None:
         if self._outer is not None:
-            message = f"inside run {self._outer.run_id}, whose joules contain these: do not add them up"
+            message = f"inside run {self._outer.run_id}, which includes these joules: do not add them up"
             self._events.append(Event(time.monotonic_ns(), "info", "NESTED_SESSION", "run", message))
 
     def _note_concurrent(self) -> None:
-        now = time.monotonic_ns()
-        for other in active.others(self, self._outer):
+        now_ns = time.monotonic_ns()
+        for session in active.others(self, self._outer):
             message = "another session ran at the same time; both metered the same devices: do not add them up"
-            event = Event(now, "warning", "CONCURRENT_SESSION", "run", message)
+            event = Event(now_ns, "warning", "CONCURRENT_SESSION", "run", message)
             self._events.append(event)
-            cast("Session", other).note(event)
+            cast("Session", session).note(event)
 
     def trace(self) -> Trace | None:
         """Return the trace so far, with at most `MOST_FILLED` filled spans; None without tracer. Thread-safe."""
@@ -416,8 +420,8 @@ class Session:
         """Add an event."""
         self._events.append(event)
 
-    def _fault(self, code: str, what: str, error: Exception) -> None:
-        message = f"{what}: {type(error).__name__}: {error}"
+    def _fault(self, code: str, consequence: str, error: Exception) -> None:
+        message = f"{consequence}: {type(error).__name__}: {error}"
         self._events.append(Event(time.monotonic_ns(), "error", code, "run", message))
         warn(f"torchwatt: {message}")
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Watcher(Protocol):
-    """A view of one run. Its methods must not raise: a fault of a view must not reach the user's code."""
+    """A view of one run. Its methods must not raise, because errors of a view must not reach the user's code."""
 
     def begin(self, run: Run) -> None:
         """Start showing a run."""

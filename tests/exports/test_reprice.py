@@ -80,7 +80,7 @@ def test_a_repriced_bundle_can_be_priced_again_and_keeps_all(bundle, next_year):
 
 
 def test_the_same_factors_give_the_same_grams_again_and_no_scenario_of_their_own(bundle, factors):
-    with pytest.raises(BundleError, match="these factors give as_run again"):
+    with pytest.raises(BundleError, match="the same impacts as as_run"):
         reprice(bundle, Asked(factors=factors), scenario="again")
     assert not bundle.with_name("bundle.again").exists()
 

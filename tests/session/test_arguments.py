@@ -44,7 +44,7 @@ WRONG = {
     "a list with something else": (
         ([net(), 3],), {}, "3 in the list is not one: an int is not a model; give a torch.nn.Module"
     ),
-    "a list of classes": (([nn.Linear],), {}, "Linear in the list is none: that is a class"),
+    "a list of classes": (([nn.Linear],), {}, "Linear in the list is not one: that is a class"),
     "parameters": ((net().parameters(),), {}, "not model.parameters"),
     "a trainer": ((Trainer(),), {}, "give the model in it: profile"),
     "a function": ((len,), {}, "write @profile"),
@@ -107,7 +107,7 @@ def test_what_is_in_the_way_of_files_is_named_before_the_run(tmp_path):
         ({"html": tmp_path / "file" / "x"}, "could not be written"),
         ({"html": tmp_path}, "is not a file"),
         ({"html": "/dev/null"}, "is not a file"),
-        ({"csv": tmp_path / "mine", "overwrite": True}, "holds no bundle"),
+        ({"csv": tmp_path / "mine", "overwrite": True}, "is not a bundle"),
     ):
         with pytest.raises(TorchwattError, match=sentence):
             tw.profile(**options).__enter__()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torchwatt.core.plain_text import printable
 from torchwatt.sensors.calibrations import calibrations_file
-from torchwatt.session.calibrate import Calibration, calibrate
+
+if TYPE_CHECKING:
+    from torchwatt.session.calibrate import Calibration
 
 
 def calibrate_device(device: str, seconds: float) -> int:
     """Load one GPU for some seconds, fit its sensor's response, save and print it; return the exit status."""
+    from torchwatt.session.calibrate import calibrate
+
     path = calibrations_file()
     print(f"Driving {device} with an uneven square wave for {seconds:g} s; run nothing else on it.")
     result = calibrate(device, seconds=seconds, path=path)

@@ -11,6 +11,8 @@ from pathlib import Path
 from torchwatt.core.plain_text import printable_lines
 from torchwatt.core.report import Report
 
+TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # name of the environment variable with the API token
+
 
 def add_outputs(parser: ArgumentParser, *, csv: str = "--csv", html: bool = True) -> None:
     """Add the options that `Outputs` reads."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from torchwatt.cli import attribute, fleet, merge, recover
-from torchwatt.cli.outputs import add_outputs
+from torchwatt.cli.outputs import TOKEN, add_outputs
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.plain_text import let_print
 from torchwatt.core.version import __version__
@@ -18,7 +18,6 @@ FLAGS = frozenset(
     {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite", "--shared", "--allow-expired"}
 )  # options of `run` that take no value
 LONGEST_ERROR = 4000  # characters
-TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
 
 
 def build() -> argparse.ArgumentParser:

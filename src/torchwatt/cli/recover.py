@@ -62,7 +62,7 @@ def recover(arguments: argparse.Namespace, out: IO[str] | None = None) -> int:
         if arguments.keep:
             raise ConfigError(f"--keep: {report.exit_reason}; keep it when it has ended")
         print(
-            printable_lines(f"torchwatt: {report.exit_reason}; the report holds the readings until now"),
+            printable_lines(f"torchwatt: {report.exit_reason}; the report includes the readings until now"),
             file=sys.stderr,
         )
     print(to_text(report), file=out)

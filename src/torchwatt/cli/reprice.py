@@ -11,7 +11,7 @@ from pathlib import Path
 from torchwatt.audit import Seal
 from torchwatt.carbon import Asked
 from torchwatt.carbon.grids import Grid
-from torchwatt.cli.parser import TOKEN
+from torchwatt.cli.outputs import TOKEN
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.plain_text import printable, printable_lines
 from torchwatt.session.reprice import hours_of_bundle, reprice

@@ -36,7 +36,7 @@ class Budget:
         pairs = ((energy_j, self.energy_j), (carbon_g, self.carbon_g))
         return max((value / limit for value, limit in pairs if value is not None and limit is not None), default=0.0)
 
-    def told(self, energy_j: float | None, carbon_g: float | None) -> str:
+    def describe_excess(self, energy_j: float | None, carbon_g: float | None) -> str:
         """Return the message that names the budget that is used up."""
         if self.energy_j is not None and energy_j is not None and energy_j >= self.energy_j:
             return f"energy budget of {self.energy_j:.6g} J used up: {energy_j:.6g} J"
@@ -64,7 +64,7 @@ class Pace:
         """Return whether a check is due."""
         return now_s >= self._next_s
 
-    def looked(self, now_s: float, used: float) -> None:
+    def record_check(self, now_s: float, used: float) -> None:
         """Record a check with the used part of the budget, and schedule the next one."""
         if self._first_s is None:
             self._first_s, wait_s = now_s, 0.0

@@ -40,14 +40,14 @@ def log_to_mlflow(
         client: An `mlflow.MlflowClient`; by default one of the current tracking URI.
 
     Raises:
-        ConfigError: The run still runs, or there is no MLflow run to log to.
+        ConfigError: The run has not ended, or there is no MLflow run to log to.
         BundleError: The manifest of `bundle` cannot be read.
         MissingPackageError: MLflow is not installed.
     """
     mlflow = needed("mlflow", "mlflow")
     report = run if isinstance(run, Report) else run.report
     if report.status == "running":
-        raise ConfigError("the run still runs: log it after its block")
+        raise ConfigError("the run has not ended: log it after its block")
     target = run_id or _active(mlflow)
     client = client or mlflow.MlflowClient()
     with tempfile.TemporaryDirectory(prefix="torchwatt-") as folder:
@@ -55,7 +55,7 @@ def log_to_mlflow(
         try:
             digest = hashlib.sha256((bundle_path / MANIFEST).read_bytes()).hexdigest()
         except OSError as error:
-            raise BundleError(f"{bundle_path} is no bundle: {error.strerror} ({MANIFEST})") from error
+            raise BundleError(f"{bundle_path} is not a bundle: {error.strerror} ({MANIFEST})") from error
         entities = needed("mlflow.entities", "mlflow")
         now_ms = time.time_ns() // 1_000_000
         client.log_batch(

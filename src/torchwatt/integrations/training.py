@@ -207,7 +207,7 @@ class Training:
         least = self.earlier.plus(live.least_j, live.carbon_g(live.least_j), run_id)
         energy_j, carbon_g = least.energy_j, least.carbon_g
         part = self.budget.used(energy_j, carbon_g)
-        self._pace.looked(time.monotonic_ns() / NS_PER_S, part)
+        self._pace.record_check(time.monotonic_ns() / NS_PER_S, part)
         if part >= 1:
-            self.over = f"{self.budget.told(energy_j, carbon_g)} after {self.steps} steps of this run"
+            self.over = f"{self.budget.describe_excess(energy_j, carbon_g)} after {self.steps} steps of this run"
             self.note("BUDGET_REACHED", f"{self.over}: training ends early")

@@ -95,7 +95,7 @@ class Beats:
             self._layers.pay(cost_ns)
 
     def _show_beat(self) -> None:
-        recording = self._pulse.beat()
+        recording = self._pulse.update()
         now_s = time.monotonic()
         if self._handle is None or now_s - self._status_s >= STATUS_S:
             self._status_s = now_s

@@ -37,7 +37,7 @@ LIVE = Domain("live")
 
 
 class LiveLayers:
-    """Call `update` from one thread, a few times a second and after each `Pulse.beat`; call `report` when needed."""
+    """Call `update` from one thread, a few times a second and after each `Pulse.update`; call `report` when needed."""
 
     def __init__(self, session: Session, tracer: Tracer, pulse: Pulse) -> None:
         from torchwatt.tracing.tally import Sums

@@ -122,7 +122,7 @@ def _cpu(pairs: list[Any]) -> tuple[tuple[int, float], ...]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a text")
     return value
 
 
@@ -140,5 +140,5 @@ def _whole(value: Any) -> int:
 
 def _amount(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
-        raise TypeError(f"{value!r} is no amount")
+        raise TypeError(f"{value!r} is not an amount")
     return float(value)

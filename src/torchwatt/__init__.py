@@ -1,4 +1,4 @@
-"""torchwatt: where the joules of a PyTorch run go."""
+"""torchwatt: measures the energy of PyTorch runs, and attributes it to layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
     "work_of",
 ]
 
-# Where each public name lives. Loaded at first use, so that `import torchwatt` costs nothing.
+# Module of each public name, imported at first use to keep `import torchwatt` cheap.
 _HOMES = {
     "Run": "torchwatt.session",
     "attribute": "torchwatt.session.offline",
@@ -53,12 +53,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'torchwatt' has no attribute {name!r}")
     from importlib import import_module
 
-    found = import_module("torchwatt.metrics") if name == "metrics" else getattr(import_module(home), name)
+    value = import_module("torchwatt.metrics") if name == "metrics" else getattr(import_module(home), name)
     if name == "profile" and "IPython" in sys.modules:
         from torchwatt.notebook.live import install
 
         install()
-    return found
+    return value
 
 
 def __dir__() -> list[str]:

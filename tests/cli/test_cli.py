@@ -220,7 +220,10 @@ def test_mistakes_are_one_line_and_exit_code_2(args, words):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("python", "train.py", "-x"), "python is Python itself: torchwatt runs your script with the Python that"),
+        (
+            ("python", "train.py", "-x"),
+            "python is the Python interpreter: torchwatt runs your script with the Python that",
+        ),
         ((sys.executable, "-m", "tool"), "torchwatt run -m tool"),
         (("python3.11",), "torchwatt run train.py"),
         (("bash", "train.sh"), "bash is a command, and torchwatt runs a Python script or, with -m, a module"),
@@ -238,7 +241,10 @@ def test_an_option_of_ours_after_the_script_is_the_scripts_and_mentioned_where_i
     path = script(tmp_path, "import sys; print(sys.argv[1:])")
     done = torchwatt("run", "--layers", "off", path, "--region", "FRA", "--csv=audit", "--epochs", "3", cwd=tmp_path)
     assert done.stdout == "['--region', 'FRA', '--csv=audit', '--epochs', '3']\n"
-    assert f"--region after {path} goes to the script; to torchwatt: torchwatt run --region ... {path}" in done.stderr
+    assert (
+        f"--region after {path} is passed to the script; for torchwatt, write torchwatt run --region ... {path}"
+        in done.stderr
+    )
     assert "--csv after" in done.stderr
     assert "--epochs after" not in done.stderr
     path.write_text("import argparse; p = argparse.ArgumentParser(); p.add_argument('--region'); p.parse_args()")
@@ -256,7 +262,7 @@ def test_a_run_names_its_files_and_the_folders_that_were_made(tmp_path):
         assert done.returncode == 0, done.stderr
         assert f"torchwatt: written: {tmp_path / 'out' / name}\n" in done.stderr
         assert f"torchwatt: written: {tmp_path / 'out' / 'r.html'}\n" in done.stderr
-        assert (f"made the folder {tmp_path / 'out'} for csv" in done.stderr) == (name == "audit")
+        assert (f"created the folder {tmp_path / 'out'} for csv" in done.stderr) == (name == "audit")
         assert ("audit is not empty: this run is in" in done.stderr) == (name == "audit-2")
     torchwatt("run", "-q", "--layers", "off", "--csv", "out/audit", "--overwrite", path, cwd=tmp_path)
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["audit", "audit-2", "r.html"]

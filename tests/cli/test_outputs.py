@@ -45,7 +45,7 @@ def test_overwrite_replaces_a_bundle_and_nothing_else(report, tmp_path):
 def test_a_page_is_overwritten_and_folders_on_the_way_are_named(report, tmp_path):
     page = tmp_path / "new" / "report.html"
     assert lines(report, "--html", page) == [
-        f"made the folder {tmp_path / 'new'} for html={str(page)!r}", f"written: {page}"
+        f"created the folder {tmp_path / 'new'} for html={str(page)!r}", f"written: {page}"
     ]  # fmt: skip
     assert lines(report, "--html", page) == [f"written: {page}"]
 

@@ -34,7 +34,7 @@ def test_reprice_then_export_then_verify(bundle, factors, tmp_path):
 
 def test_a_mistake_is_one_line_and_exit_code_2(bundle, joules_only):
     for args, said in (
-        (("reprice", bundle), "nothing to price with"),
+        (("reprice", bundle), "no factors to price with"),
         (("export", bundle, "--to", "pdf"), "no format 'pdf'"),
         (("export", joules_only, "--to", "huggingface"), "reprice"),
         (("export", bundle, "--to", "sci", "--set", "organisation"), "NAME=VALUE"),

@@ -80,7 +80,7 @@ def test_a_repriced_bundle_can_be_priced_again_and_keeps_all(bundle, next_year):
 
 
 def test_the_same_factors_give_the_same_grams_again_and_no_scenario_of_their_own(bundle, factors):
-    with pytest.raises(BundleError, match="these factors give as_run again"):
+    with pytest.raises(BundleError, match="the same impacts as as_run"):
         reprice(bundle, Asked(factors=factors), scenario="again")
     assert not bundle.with_name("bundle.again").exists()
 
@@ -124,8 +124,8 @@ def test_what_cannot_be_priced_is_refused(bundle, next_year, unmetered):
     for folder, asked, scenario, complaint in (
         (bundle, Asked(factors=next_year), "2026", "exists"),
         (bundle, Asked(factors=next_year), "../2027", "scenario="),
-        (bundle, Asked(), "x", "nothing to price with"),
-        (bundle, Asked(pue=1.2), "x", "nothing to price with"),
+        (bundle, Asked(), "x", "no factors to price with"),
+        (bundle, Asked(pue=1.2), "x", "no factors to price with"),
         (bundle.with_name("bundle.2026"), Asked(factors=next_year), "2026", "already"),
         (unmetered, Asked(factors=next_year), "2026", "no metered joules"),
     ):
@@ -191,7 +191,7 @@ def test_another_grid_leaves_the_building_as_it_was_declared_unless_told_otherwi
     told = reprice(folder, Asked(intensity_g_per_kwh=100, pue=1.5), scenario="told")
     assert grams(told.directory, **wanted)["repriced:told"] == pytest.approx(kwh * 1.5 * 100)
     assert all(verify(found.directory).ok for found in (kept, told))
-    with pytest.raises(ConfigError, match="nothing to price with"):
+    with pytest.raises(ConfigError, match="no factors to price with"):
         reprice(folder, Asked(), scenario="none")  # a building alone prices nothing
 
 

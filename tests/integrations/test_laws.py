@@ -32,7 +32,7 @@ def test_at_a_steady_power_the_step_that_crosses_a_budget_is_seen_when_it_ends(s
             assert looks
             return
         if looks:
-            pace.looked(now_s + step_s * step, budget.used(used_j, None))
+            pace.record_check(now_s + step_s * step, budget.used(used_j, None))
     raise AssertionError("the budget was never crossed")
 
 
@@ -40,7 +40,7 @@ def test_far_from_the_end_it_looks_twice_a_second_at_most():
     pace, looks = Pace(), 0
     for step in range(1, 1001):
         if pace.is_due(5.0 + step / 100):
-            pace.looked(5.0 + step / 100, step / 1e9)
+            pace.record_check(5.0 + step / 100, step / 1e9)
             looks += 1
     assert looks <= 10 / LONGEST_WAIT_S + 20
 
@@ -85,18 +85,18 @@ class Meters:
         self.energy_j, self.gaps, self.whole = {"cpu:0": 0.0}, 0, None
         self.answers, self.asked, self.at = True, [], {}
 
-    def ask(self, t_ns):
+    def request_at(self, t_ns):
         self.asked.append((t_ns, self.energy_j["cpu:0"]))
 
     def forget(self, t_ns):
         self.at.pop(t_ns, None)
 
-    def beat(self, *, fresh=False):
+    def update(self, *, fresh=False):
         if self.answers:
             self.at |= {t_ns: {"cpu:0": joules} for t_ns, joules in self.asked}
             self.asked.clear()
 
-    def told(self, t_ns):
+    def result_at(self, t_ns):
         return self.at.get(t_ns)
 
     def carbon_g(self, _energy_j=None):

@@ -33,9 +33,9 @@ def test_every_meter_of_a_machine_is_somebodys_and_only_ones(gpus, packages, siz
     metered = []
     for rank in range(size):
         mine = owned(found(gpus, packages), place(rank, size), None)
-        metered += [str(m.domain) for m in mine.found.meters]
-        assert {*mine.own, *mine.shared, *mine.apart} == {str(m.domain) for m in mine.found.meters}
-        assert not mine.apart or rank == 0
+        metered += [str(m.domain) for m in mine.discovery.meters]
+        assert {*mine.own, *mine.shared, *mine.excluded} == {str(m.domain) for m in mine.discovery.meters}
+        assert not mine.excluded or rank == 0
     expected = [f"gpu:{n}" for n in range(gpus)] + [f"cpu:{n}" for n in range(packages)]
     assert set(metered) == set(expected)
     if gpus >= size or gpus == 0:
@@ -44,7 +44,7 @@ def test_every_meter_of_a_machine_is_somebodys_and_only_ones(gpus, packages, siz
 
 def test_the_reader_of_the_rest_is_not_told_of_what_others_meter():
     mine = owned(found(4), place(2, 4), None)
-    (source,) = [s for s in mine.found.sources if s.spec["kind"] == "nvml"]
+    (source,) = [s for s in mine.discovery.sources if s.spec["kind"] == "nvml"]
     assert list(source.spec["channels"]) == ["gpu:2/energy"]
     assert mine.own == ("gpu:2",)
 
@@ -59,8 +59,8 @@ def test_a_rank_that_is_shown_one_gpu_has_that_one():
 
 def test_a_rank_that_leads_no_machine_says_where_the_package_is():
     mine = owned(found(2), place(1, 2), None)
-    assert [gone.domain for gone in mine.found.unavailable] == ["cpu:0"]
-    assert "first rank" in mine.found.unavailable[0].reason
+    assert [gone.domain for gone in mine.discovery.unavailable] == ["cpu:0"]
+    assert "first rank" in mine.discovery.unavailable[0].reason
 
 
 def test_a_model_of_the_own_share_is_every_ranks_own():
@@ -69,10 +69,10 @@ def test_a_model_of_the_own_share_is_every_ranks_own():
 
 
 def test_fewer_gpus_than_ranks_is_said():
-    codes = {event.code for event in owned(found(2), place(3, 4), None).found.events}
+    codes = {event.code for event in owned(found(2), place(3, 4), None).discovery.events}
     assert "RANK_SHARES_GPU" in codes
 
 
 def test_one_rank_alone_meters_everything():
     everything = found(3)
-    assert owned(everything, replace(place(0, 1), local_world_size=1), None).found == everything
+    assert owned(everything, replace(place(0, 1), local_world_size=1), None).discovery == everything

@@ -54,7 +54,7 @@ def test_a_torn_bundle_is_not_used(folder):
     path.write_bytes(path.read_bytes()[:-20])
     report = tw.merge(folder).report
     assert (report.status, report.ranks[1].status) == ("partial", "missing")
-    assert "layer.csv is not what its manifest says" in report.exit_reason
+    assert "layer.csv differs from its manifest" in report.exit_reason
     assert report.ranks[0].status == "complete"
 
 
@@ -85,7 +85,7 @@ def test_the_bundle_of_another_run_is_not_the_ranks(folder):
 
 
 def test_a_job_is_kept_once(folder):
-    with pytest.raises(ConfigError, match="has a rank 0 already"):
+    with pytest.raises(ConfigError, match="already has a rank 0"):
         spool.begin(folder, record(0, 3).facts)
 
 
@@ -95,7 +95,7 @@ def test_no_job_and_two_jobs_are_said(tmp_path, kind):
         left(tmp_path / "a", [record(0, 1, job="a")])
         left(tmp_path / "b", [record(0, 1, job="b")])
     with pytest.raises(
-        BundleError, match={"none": "is no folder", "empty": "holds no job", "two": "2 jobs: name one"}[kind]
+        BundleError, match={"none": "is not a folder", "empty": "contains no job", "two": "2 jobs: name one"}[kind]
     ):
         tw.merge(tmp_path / "nowhere" if kind == "none" else tmp_path)
 
@@ -148,7 +148,7 @@ def test_a_parcel_arrives_whole_and_writes_only_its_ranks_files(folder, tmp_path
     (tmp_path / "to").mkdir()
     parcel.unpacked(content, tmp_path / "to", "rank-00001")
     assert spool.read_rank(tmp_path / "to" / "rank-00001.json").report is not None
-    with pytest.raises(BundleError, match="holds"):
+    with pytest.raises(BundleError, match="contains"):
         parcel.unpacked(content, tmp_path / "to", "rank-00002")
     assert not (tmp_path / "to" / "rank-00002").exists()
 
@@ -157,6 +157,6 @@ def test_a_parcel_that_was_changed_on_the_way_is_refused(folder):
     box = Box()
     parcel.send(box, "k", parcel.packed(folder, ["rank-00001.json"]))
     box["k/0"] = box["k/0"][:-1] + b"x"
-    with pytest.raises(BundleError, match="not what was sent"):
+    with pytest.raises(BundleError, match="checksum is wrong"):
         parcel.receive(box, "k", 0.0)
     assert parcel.receive(box, "nothing", 0.0) is None

@@ -15,7 +15,7 @@ with tw.profile(layers="off", region="FRA") as run:
     end = time.monotonic() + 3.5
     while time.monotonic() < end:
         time.sleep(0.3)
-        pulse.beat()
+        pulse.update()
         live_j, grams = pulse.energy_j, pulse.carbon_g()
         seen = {key.device: joules for key, joules in books.current_values().energy_j.items()}
 settled = {key.device: joules for key, joules in books.current_values().energy_j.items()}

@@ -121,7 +121,7 @@ def test_a_run_is_kept_in_the_store_under_its_project(shell, tmp_path, monkeypat
     shell.run_cell("%energy -q -o run --keep --project toy 1 + 1")
     assert [path.parent.name for path in tmp_path.rglob("run.csv")] == [shell.user_ns["run"].report.run_id]
     assert (tmp_path / "toy" / shell.user_ns["run"].report.run_id / "run.csv").is_file()
-    with pytest.raises(UsageError, match="--project NAME says under which name a run is kept: give --keep"):
+    with pytest.raises(UsageError, match="--project NAME names the project of a saved run: give --keep"):
         shell.run_line_magic("energy", "-q --project toy 1 + 1")
 
 

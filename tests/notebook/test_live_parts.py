@@ -88,7 +88,7 @@ def test_joules_of_a_pulse_are_those_of_the_counter(powercap):
         start_ns = time.monotonic_ns()
         for _ in range(8):
             time.sleep(0.1)
-            pulse.beat()
+            pulse.update()
         end_ns = time.monotonic_ns()
     for domain, name in (("cpu:0", "package-0"), ("dram:0", "dram")):
         truth_j = powercap.energy_j(name, start_ns, end_ns)

@@ -85,7 +85,7 @@ def test_what_is_booked_to_a_module_never_becomes_less_and_adds_up_to_the_joules
         for _ in range(5):
             train(model, optimizer, 20)
             time.sleep(0.2)  # the meters answer
-            pulse.beat()
+            pulse.update()
             layers.update(read=True)
             booked = {key: float(joules) for key, joules in enumerate(layers._booked_j.of_modules["forward"])}
             assert all(booked[key] >= joules for key, joules in before.items())
@@ -111,7 +111,7 @@ def test_a_program_that_rests_is_shown_as_idle_and_its_layers_do_not_stay_behind
         for _ in range(8):
             time.sleep(0.25)
             asked_s = (time.monotonic_ns() - pulse.start_ns) / 1e9
-            pulse.beat()
+            pulse.update()
             layers.update(read=True)
         report = layers.report()
         assert asked_s - report.duration_s < 1.2  # the 2 s in which nothing ran would be missing
@@ -158,10 +158,11 @@ def test_layers_are_shown_from_torchs_import_on(monkeypatch):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     shown = Shown(monkeypatch)
     with tw.profile(model, live="off") as run:
-        tracer, run._session._tracer = run._session._tracer, None
+        tracing = run._session._tracing
+        tracer, tracing.tracer = tracing.tracer, None
         beats = Beats(run, shown, None)
         beats._beat()
-        run._session._tracer = tracer
+        tracing.tracer = tracer
         train(model, optimizer, 5)
         beats._beat()
         train(model, optimizer, 5)
@@ -198,7 +199,7 @@ def test_work_is_bounded_for_a_thousand_modules_and_for_ten_thousand_steps(block
         layers = run.live_layers(pulse)
         for _ in range(20):
             train(model, optimizer, steps // 20)
-            pulse.beat()
+            pulse.update()
             layers.update(read=True)
             touched.append(layers.touched)
         assert layers.steps == steps

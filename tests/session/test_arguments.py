@@ -29,7 +29,7 @@ class Trainer:
 
 WRONG = {
     "a name for a model": (
-        ("my project",), {}, r"profile\('my project'\): a text is no model; write name='my project'"
+        ("my project",), {}, r"profile\('my project'\): a string is not a model; write name='my project'"
     ),
     "a region for a model": (("FRA",), {}, "write region='FRA'"),
     "a result for a model": ((torch.ones(2),), {}, "a tensor, the result of a call; give the model itself"),
@@ -42,16 +42,16 @@ WRONG = {
     "a state_dict": ((net().state_dict(),), {}, "was given a state_dict: give the model itself"),
     "an empty list": (([],), {}, "an empty list: leave it out"),
     "a list with something else": (
-        ([net(), 3],), {}, "3 in the list is none: an int is no model; give a torch.nn.Module"
+        ([net(), 3],), {}, "3 in the list is not one: an int is not a model; give a torch.nn.Module"
     ),
-    "a list of classes": (([nn.Linear],), {}, "Linear in the list is none: that is a class"),
+    "a list of classes": (([nn.Linear],), {}, "Linear in the list is not one: that is a class"),
     "parameters": ((net().parameters(),), {}, "not model.parameters"),
     "a trainer": ((Trainer(),), {}, "give the model in it: profile"),
     "a function": ((len,), {}, "write @profile"),
-    "a number": ((3,), {}, "an int is no model"),
+    "a number": ((3,), {}, "an int is not a model"),
     "two models": ((net(), net()), {}, r"several models in a list: profile\(\[generator, critic\]\)"),
-    "a region without its name": ((net(), "FRA"), {}, "needs its name, such as region='FRA'"),
-    "a name without its name": ((net(), "my run"), {}, "needs its name, such as name='my run'"),
+    "a region without its name": ((net(), "FRA"), {}, "need their names, such as region='FRA'"),
+    "a name without its name": ((net(), "my run"), {}, "need their names, such as name='my run'"),
     "a misspelt option": ((), {"reggion": "FRA"}, "no option reggion=: did you mean region="),
     "an option of nobody": ((), {"qqqqqq": 1}, "no option qqqqqq=: help"),
     "an unknown region": ((), {"region": "Atlantis"}, "Atlantis"),
@@ -107,7 +107,7 @@ def test_what_is_in_the_way_of_files_is_named_before_the_run(tmp_path):
         ({"html": tmp_path / "file" / "x"}, "could not be written"),
         ({"html": tmp_path}, "is not a file"),
         ({"html": "/dev/null"}, "is not a file"),
-        ({"csv": tmp_path / "mine", "overwrite": True}, "holds no bundle"),
+        ({"csv": tmp_path / "mine", "overwrite": True}, "is not a bundle"),
     ):
         with pytest.raises(TorchwattError, match=sentence):
             tw.profile(**options).__enter__()

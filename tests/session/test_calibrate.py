@@ -86,7 +86,7 @@ def test_the_drivers_own_samples_are_calibrated_by_the_same_load(calibrations):
 def test_a_device_that_is_not_there_is_named_with_the_reason():
     found = Discovery((), (Unavailable("gpu", "NVML Shared Library Not Found"),))
     with pytest.raises(ConfigError, match=r"'gpu:0'.*Shared Library Not Found"):
-        calibrate(found=found)
+        calibrate(discovery=found)
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, 0.0, -1.0, 1e300])

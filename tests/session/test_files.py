@@ -50,13 +50,13 @@ def test_overwrite_replaces_a_bundle_and_nothing_else(tmp_path):
 
 
 def test_folders_that_are_made_are_named(tmp_path):
-    with pytest.warns(RuntimeWarning, match="made the folder") as said:
+    with pytest.warns(RuntimeWarning, match="created the folder") as said:
         profiled(html=tmp_path / "a" / "b" / "report.html")
     assert [str(each.message).split(" for ")[0].split("folder ")[1] for each in said] == [
         str(tmp_path / "a"),
         str(tmp_path / "a" / "b"),
     ]
-    with pytest.warns(RuntimeWarning, match=f"made the folder {tmp_path / 'c'} for csv"):
+    with pytest.warns(RuntimeWarning, match=f"created the folder {tmp_path / 'c'} for csv"):
         profiled(csv=tmp_path / "c" / "audit")
 
 

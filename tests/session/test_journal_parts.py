@@ -200,8 +200,8 @@ def test_a_store_keeps_the_newest_journals_only_and_says_what_it_removed(tmp_pat
         os.utime(place.path / WORK, (number, number))
         os.utime(place.path / READINGS, (number, number))
     with pytest.warns(RuntimeWarning, match="run0: .*never recovered"):
-        prune(tmp_path, most=4)
+        prune(tmp_path, max_journals=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        prune(tmp_path, most=4)
+        prune(tmp_path, max_journals=4)
     assert [one.run_id for one in stored_journals(tmp_path)] == ["run1", "run2", "run3", "run4"]

@@ -275,7 +275,7 @@ def test_a_fault_of_ours_at_the_end_never_takes_the_users_place(monkeypatch):
         work()
         monkeypatch.setattr("torchwatt.tracing.Tracer.stop", broken)
     monkeypatch.undo()
-    run._session._tracer.stop()
+    run._session.tracer.stop()
     assert run.energy_j is not None
     assert "TRACE_LOST" in set(run.events.code)
 

@@ -56,7 +56,7 @@ def by_pulse(session):
     made = pulse.Pulse(session)
 
     def read_j():
-        made.beat()
+        made.update()
         return made.energy_j.get("cpu:0", 0.0)
 
     return read_j

@@ -102,7 +102,7 @@ def test_ranks_of_two_devices_add_up_and_of_one_device_are_refused(tmp_path):
     log.write_text("\n".join([*rows, *(row.replace(",0,", ",1,") for row in rows[1:])]) + "\n")
     report = torchwatt.attribute([one, two], log)
     assert [str(ledger.domain) for ledger in report.ledgers] == ["gpu:0", "gpu:1"]
-    with pytest.raises(ConfigError, match=r"a\.json and a\.json both hold records of gpu:0"):
+    with pytest.raises(ConfigError, match=r"a\.json and a\.json both contain records of gpu:0"):
         torchwatt.attribute([one, one], log)
 
 

@@ -1,1 +1,1 @@
-"""The command line: `torchwatt run | doctor | show | demo | attribute`."""
+"""The command line `torchwatt`: parser, commands, and the runner of scripts."""

@@ -1,4 +1,4 @@
-"""`torchwatt attribute`: the layers of a recorded run, from its trace and its power log."""
+"""`torchwatt attribute`: attributes a recorded run's joules to layers, from its trace and its power log."""
 
 from __future__ import annotations
 
@@ -19,28 +19,47 @@ TOP = 40
 
 def add_parser(commands: Any) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("attribute", help="which layers of a saved trace used the joules of a power log")
-    parser.add_argument("--trace", action="append", required=True, metavar="FILE", help="torch.profiler's, one a rank")
-    parser.add_argument("--power", metavar="CSV", help="power readings; without them there are times and no joules")
+    parser = commands.add_parser("attribute", help="attribute the joules of a power log to the layers of a saved trace")
+    parser.add_argument(
+        "--trace", action="append", required=True, metavar="FILE", help="a trace saved by torch.profiler; one per rank"
+    )
+    parser.add_argument(
+        "--power", metavar="CSV", help="a log of power readings; without it, times are printed instead of joules"
+    )
     parser.add_argument(
         "--device", action="append", default=[], metavar="CARD",
-        help="the log's cards that are the trace's devices, by index, uuid or bus id, as CUDA_VISIBLE_DEVICES was: 3,1",
+        help="the log's cards in the order of the trace's devices, by index, uuid or bus id, like CUDA_VISIBLE_DEVICES",
     )  # fmt: skip
-    parser.add_argument("--zone", metavar="NAME", help="of the log's times without one: Europe/Paris; default UTC")
-    parser.add_argument("--offset", metavar="S", help="seconds to add to the trace's times; `fit` searches for them")
-    parser.add_argument("--sensor", default="auto", metavar="FAMILY", help="a100, h100, ada, volta, ...; default auto")
-    parser.add_argument("--idle", metavar="CSV", help="power readings of the device at rest")
-    parser.add_argument("--capture", action="append", default=[], metavar="FILE", help="trace of captured graphs")
-    parser.add_argument("--sidecar", metavar="FILE", help="what the compiler fused, from torchwatt.tracing.inductor")
+    parser.add_argument(
+        "--zone",
+        metavar="NAME",
+        help="time zone of the log's times if they have none, such as Europe/Paris; default UTC",
+    )
+    parser.add_argument(
+        "--offset", metavar="S", help="seconds to add to the trace's times; `fit` searches for the offset"
+    )
+    parser.add_argument(
+        "--sensor",
+        default="auto",
+        metavar="FAMILY",
+        help="family of the power sensor: a100, h100, ada, volta, ...; default auto",
+    )
+    parser.add_argument("--idle", metavar="CSV", help="a log of power readings of the idle device")
+    parser.add_argument(
+        "--capture", action="append", default=[], metavar="FILE", help="a trace in which CUDA graphs were captured"
+    )
+    parser.add_argument(
+        "--sidecar", metavar="FILE", help="the file of fused kernels that torchwatt.tracing.inductor wrote"
+    )
     add_outputs(parser, csv="--out", html=False)
-    parser.add_argument("--all", action="store_true", help="every layer")
+    parser.add_argument("--all", action="store_true", help="print every layer")
 
 
-def attribute(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
-    """Print the report, or the time table where there is no power log.
+def attribute(arguments: argparse.Namespace, out: IO[str] | None = None) -> int:
+    """Print the report; without a power log, print the time of each layer.
 
     Raises:
-        ConfigError: The arguments do not fit each other.
+        ConfigError: Trace, power log and options contradict each other.
         TraceError: A trace cannot be read.
         SensorError: The power log cannot be read.
     """
@@ -49,31 +68,31 @@ def attribute(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
     from torchwatt.views import to_text
 
     out = out or sys.stdout
-    outputs = Outputs.asked_for(asked)
-    if outputs.csv and not asked.power:
-        raise ConfigError("--out writes joules: give --power CSV as well")
+    outputs = Outputs.asked_for(arguments)
+    if outputs.csv and not arguments.power:
+        raise ConfigError("--out writes joules, which need a power log: give --power CSV as well")
     files = Files(
-        tuple(asked.trace),
-        asked.power,
-        tuple(asked.capture),
-        asked.sidecar,
-        _offset(asked.offset),
-        asked.sensor,
-        asked.idle,
-        tuple(card.strip() for cards in asked.device for card in cards.split(",") if card.strip()),
-        asked.zone,
+        tuple(arguments.trace),
+        arguments.power,
+        tuple(arguments.capture),
+        arguments.sidecar,
+        _offset(arguments.offset),
+        arguments.sensor,
+        arguments.idle,
+        tuple(card.strip() for cards in arguments.device for card in cards.split(",") if card.strip()),
+        arguments.zone,
     )
-    found = run_offline(files)
-    if found.report is not None:
-        print(to_text(found.report), file=out)
+    result = run_offline(files)
+    if result.report is not None:
+        print(to_text(result.report), file=out)
         print(file=out)
-    for joined in found.joined:
-        for line in _lines(joined, times=found.report is None, everything=asked.all):
+    for joined in result.joined:
+        for line in _lines(joined, times=result.report is None, everything=arguments.all):
             print(printable_lines(line), file=out)
-    for event in found.events:
+    for event in result.events:
         print(printable_lines(f"  {event.severity}: {event.message}"), file=out)
-    if found.report is not None:
-        for line in outputs.write(found.report):
+    if result.report is not None:
+        for line in outputs.write(result.report):
             print(line, file=out)
     return 0
 
@@ -105,13 +124,13 @@ def _lines(joined: Joined, *, times: bool, everything: bool) -> Iterator[str]:
     for note in joined.notes:
         yield f"  {note}"
     if joined.lost:
-        yield f"  {joined.lost} launches have no record in the trace"
+        yield f"  {joined.lost} kernel launches have no device record in the trace"
 
 
 def _times(activity: Activity, busy_ms: float, *, everything: bool) -> Iterator[str]:
     from torchwatt.tracing.traces.timetable import timetable
 
-    yield f"\n{activity.device} was busy for {busy_ms:.3f} ms; records that ran together share the time equally"
+    yield f"\n{activity.device} was busy for {busy_ms:.3f} ms; concurrent records share the time equally"
     yield f"{'layer':60} {'phase':13} {'busy':>13} {'share':>7} {'records':>8}"
     rows = timetable(activity)
     for row in rows if everything else rows[:TOP]:
@@ -124,5 +143,5 @@ def _times(activity: Activity, busy_ms: float, *, everything: bool) -> Iterator[
 
 
 def _short(fqn: str, width: int = 60) -> str:
-    """Keep the end of a long path: it is what tells layers apart."""
+    """Shorten a long path from the left, because its end identifies the layer."""
     return fqn if len(fqn) <= width else "…" + fqn[-(width - 1) :]

@@ -1,4 +1,4 @@
-"""One function per command."""
+"""The table of commands: one function each, from parsed arguments to the exit status."""
 
 from __future__ import annotations
 
@@ -24,106 +24,110 @@ from torchwatt.cli.show import show
 from torchwatt.core.errors import ConfigError
 from torchwatt.metrics import named
 
-FINDINGS = 1  # the exit code of a bundle that does not hold; 2 is no bundle, or a wrong use
+FINDINGS = 1  # exit status of a bundle with findings; 2 means that there is no bundle, or wrong usage
 
 
-def _options(asked: argparse.Namespace) -> dict[str, Any]:
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
-        **_carbon(asked),
-        **_keeping(asked),
-        "csv": asked.csv,
-        "html": asked.html,
-        "overwrite": asked.overwrite,
-        "layers": asked.layers,
+        **_carbon(arguments),
+        **_keeping(arguments),
+        "csv": arguments.csv,
+        "html": arguments.html,
+        "overwrite": arguments.overwrite,
+        "layers": arguments.layers,
     }
 
 
-def _carbon(asked: argparse.Namespace) -> dict[str, Any]:
+def _carbon(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("region", "market", "facility", "pue", "factors", "allow_expired")
-    return {name: getattr(asked, name) for name in names} | {"intensity_g_per_kwh": asked.intensity}
+    return {name: getattr(arguments, name) for name in names} | {"intensity_g_per_kwh": arguments.intensity}
 
 
-def _keeping(asked: argparse.Namespace) -> dict[str, Any]:
-    """Return where to keep the run; a store or a project without --keep is a forgotten --keep."""
-    if not asked.keep:
-        if asked.store or asked.project or asked.shared:
-            raise ConfigError("--store, --project and --shared are about a run that is kept: add --keep")
+def _keeping(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the store and project; `--store`, `--project` or `--shared` without `--keep` is an error."""
+    if not arguments.keep:
+        if arguments.store or arguments.project or arguments.shared:
+            raise ConfigError("--store, --project and --shared apply to a saved run: add --keep")
         return {}
-    return {"keep": asked.store or default_store(), "project": asked.project}
+    return {"keep": arguments.store or default_store(), "project": arguments.project}
 
 
-def _share(asked: argparse.Namespace, files: Sequence[Path]) -> None:
-    """Let others read what was kept, where that was asked for."""
-    store = Store((Path(asked.store).expanduser() if asked.store else default_store()).absolute())
-    for path in files if asked.shared else ():
+def _share(arguments: argparse.Namespace, files: Sequence[Path]) -> None:
+    """With `--shared`, give the files of a saved run the umask's permissions."""
+    store = Store((Path(arguments.store).expanduser() if arguments.store else default_store()).absolute())
+    for path in files if arguments.shared else ():
         if path.parent.parent == store.root:
             store.share(path)
 
 
-def _run(asked: argparse.Namespace) -> int:
-    if asked.allow_host and not any(where.startswith("prometheus:") for where in asked.metrics):
-        raise ConfigError("--allow-host says under which names Prometheus asks: give --metrics prometheus:ADDRESS:PORT")
-    options = {**_options(asked), "journal": asked.journal or not asked.no_journal}
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.allow_host and not any(where.startswith("prometheus:") for where in arguments.metrics):
+        raise ConfigError(
+            "--allow-host names hosts for a Prometheus exporter: give --metrics prometheus:ADDRESS:PORT as well"
+        )
+    options = {**_options(arguments), "journal": arguments.journal or not arguments.no_journal}
     return run_script(
-        asked.script,
-        asked.args,
-        module=asked.module,
-        quiet=asked.quiet,
+        arguments.script,
+        arguments.args,
+        module=arguments.module,
+        quiet=arguments.quiet,
         options=options,
-        metrics=[partial(named, where, asked.allow_host) for where in asked.metrics],
-        written=partial(_share, asked),
-        known=asked.known,
+        metrics=[partial(named, where, arguments.allow_host) for where in arguments.metrics],
+        written=partial(_share, arguments),
+        run_options=arguments.run_options,
     )
 
 
-def _doctor(asked: argparse.Namespace) -> int:
-    return doctor(as_json=asked.json)
+def _doctor(arguments: argparse.Namespace) -> int:
+    return doctor(as_json=arguments.json)
 
 
-def _show(asked: argparse.Namespace) -> int:
-    return show(_bundle(asked), everything=asked.all)
+def _show(arguments: argparse.Namespace) -> int:
+    return show(_bundle(arguments), everything=arguments.all)
 
 
-def _bundle(asked: argparse.Namespace) -> str:
-    """Return the folder that was named, else the kept run of that name."""
-    if Path(asked.directory).is_dir():
-        return str(asked.directory)
-    return str(Store(asked.store).find(asked.directory, asked.project))
+def _bundle(arguments: argparse.Namespace) -> str:
+    """Return the named folder, or else the saved run of that id or name."""
+    if Path(arguments.directory).is_dir():
+        return str(arguments.directory)
+    return str(Store(arguments.store).find(arguments.directory, arguments.project))
 
 
-def _runs(asked: argparse.Namespace) -> int:
-    return runs(Store(asked.store), project=asked.project, month=asked.month, rebuild=asked.rebuild)
+def _runs(arguments: argparse.Namespace) -> int:
+    return runs(Store(arguments.store), project=arguments.project, month=arguments.month, rebuild=arguments.rebuild)
 
 
-def _export(asked: argparse.Namespace) -> int:
-    return export_bundles(asked.directories, asked.to, asked.out, asked.pairs, asked.scenario)
+def _export(arguments: argparse.Namespace) -> int:
+    return export_bundles(arguments.directories, arguments.to, arguments.out, arguments.pairs, arguments.scenario)
 
 
-def _reprice(asked: argparse.Namespace) -> int:
-    return run_reprice(asked, Asked(**_carbon(asked)))
+def _reprice(arguments: argparse.Namespace) -> int:
+    return run_reprice(arguments, Asked(**_carbon(arguments)))
 
 
-def _verify(asked: argparse.Namespace) -> int:
+def _verify(arguments: argparse.Namespace) -> int:
     from torchwatt.audit import verify
 
-    found = verify(
-        asked.directory, chain=asked.chain, runs=asked.runs, allowed_signers=asked.allowed_signers,
-        require_signature=asked.require_signature, require_chain=asked.require_chain,
+    verification = verify(
+        arguments.directory, chain=arguments.chain, runs=arguments.runs, allowed_signers=arguments.allowed_signers,
+        require_signature=arguments.require_signature, require_chain=arguments.require_chain,
     )  # fmt: skip
-    print(found)
-    return 0 if found.ok else FINDINGS
+    print(verification)
+    return 0 if verification.ok else FINDINGS
 
 
-def _demo(asked: argparse.Namespace) -> int:
+def _demo(arguments: argparse.Namespace) -> int:
     from torchwatt.cli.demo import demo
 
-    return demo(epochs=asked.epochs, options=_options(asked), out=sys.stdout, written=partial(_share, asked))
+    return demo(
+        epochs=arguments.epochs, options=_options(arguments), out=sys.stdout, written=partial(_share, arguments)
+    )
 
 
-def _calibrate(asked: argparse.Namespace) -> int:
+def _calibrate(arguments: argparse.Namespace) -> int:
     from torchwatt.cli.calibrate import calibrate_device
 
-    return calibrate_device(asked.device, asked.seconds)
+    return calibrate_device(arguments.device, arguments.seconds)
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
@@ -139,5 +143,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "export": _export,
     "runs": _runs,
     "fleet": fleet,
-    "merge": lambda asked: run_merge(asked, _carbon(asked)),
+    "merge": lambda arguments: run_merge(arguments, _carbon(arguments)),
 }

@@ -1,4 +1,4 @@
-"""`torchwatt doctor`: what can be metered here, what cannot, and how to fix it."""
+"""`torchwatt doctor`: lists the meters of this machine, and missing ones with their reason and fix."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from torchwatt.core.version import __version__
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.protocol import Discovery
 
-COMPARE_S = 4.0  # forty publications of a counter that is published ten times a second
+COMPARE_S = 4.0  # 40 updates of a counter that updates ten times a second
 
 
 PACKAGES = {"torch": "torch", "IPython (for %%energy)": "ipython", "codecarbon": "codecarbon"}
-# Of which a bug report states the version.
+# Packages whose versions a bug report contains.
 REPORTED = (
     "torch",
     "nvidia-ml-py",
@@ -41,19 +41,19 @@ def doctor(*, as_json: bool = False) -> int:
     """Print one line per meter and per missing meter, or all of it as JSON, for a bug report.
 
     Returns:
-        The exit status: 0 if anything is measured, 1 if all is modelled.
+        The exit status: 0 if any domain is measured, else 1.
     """
-    found = discover()
-    meters = [m for m in found.meters if any(c.quantity != "gauge" for c in m.channels)]
+    discovery = discover()
+    meters = [m for m in discovery.meters if any(c.quantity != "gauge" for c in m.channels)]
     if as_json:
-        print(json.dumps(_facts(found, meters), indent=2))
+        print(json.dumps(_facts(discovery, meters), indent=2))
     else:
-        _print(found, meters)
+        _print(discovery, meters)
     return 0 if any(m.provenance == "measured" for m in meters) else 1
 
 
-def _facts(found: Discovery, meters: Sequence[Meter]) -> dict[str, Any]:
-    """Return what was found as JSON values: no serial numbers, host or user names."""
+def _facts(discovery: Discovery, meters: Sequence[Meter]) -> dict[str, Any]:
+    """Return the discovery as JSON values, without serial numbers, host names or user names."""
     return {
         "torchwatt": __version__,
         "python": platform.python_version(),
@@ -75,9 +75,10 @@ def _facts(found: Discovery, meters: Sequence[Meter]) -> dict[str, Any]:
             }
             for meter in meters
         ],
-        "unavailable": [{"domain": u.domain, "reason": u.reason, "fix": u.fix} for u in found.unavailable],
+        "unavailable": [{"domain": u.domain, "reason": u.reason, "fix": u.fix} for u in discovery.unavailable],
         "events": [
-            {"severity": e.severity, "code": e.code, "subject": e.subject, "message": e.message} for e in found.events
+            {"severity": e.severity, "code": e.code, "subject": e.subject, "message": e.message}
+            for e in discovery.events
         ],
     }
 
@@ -89,30 +90,33 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _print(found: Discovery, meters: Sequence[Meter]) -> None:
-    covers = _covers(found)
+def _print(discovery: Discovery, meters: Sequence[Meter]) -> None:
+    covers = _covers(discovery)
     print("Metered here:")
     for meter in meters or ():
         print(printable_lines("\n".join((*_meter(meter), *covers.get(str(meter.domain), ())))))
     if not meters:
         print("  nothing")
     print("\nNot metered:")
-    for missing in found.unavailable:
+    for missing in discovery.unavailable:
         print(printable_lines("\n".join(_missing(missing))))
-    if not found.unavailable:
+    if not discovery.unavailable:
         print("  nothing is missing")
-    for event in found.events:
+    for event in discovery.events:
         print(printable_lines(f"\n{event.severity}: {event.code} {event.subject}: {event.message}"))
     print("\nPackages:")
     for label, name in PACKAGES.items():
         print(f"  {label}: {_version(name) or 'missing'}")
 
 
-def _covers(found: Discovery) -> dict[str, tuple[str, ...]]:
-    """Say of each GPU on a superchip what its energy counter covers: it is compared with power for a few seconds."""
-    if not any(channel.name == MODULE_POWER for meter in found.meters for channel in meter.channels):
+def _covers(discovery: Discovery) -> dict[str, tuple[str, ...]]:
+    """Return notes on what the energy counter of each GPU of a superchip covers.
+
+    The counter is compared with the power readings of `COMPARE_S` seconds; without a superchip, nothing is read.
+    """
+    if not any(channel.name == MODULE_POWER for meter in discovery.meters for channel in meter.channels):
         return {}
-    feed = Sampler(found)
+    feed = Sampler(discovery)
     feed.start()
     time.sleep(COMPARE_S)
     scoped = by_scope(feed.stop())
@@ -121,15 +125,15 @@ def _covers(found: Discovery) -> dict[str, tuple[str, ...]]:
         for meter in scoped.recording.meters
     }
     for gpu, module in homes(scoped.recording.meters).items():
-        inside = f"      in a run it is a part of {module}, which counts once and holds CPU and memory, too"
-        notes[gpu] = (*notes.get(gpu, ()), inside)
+        module_note = f"      in a run it is a part of {module}, which includes CPU and memory and is counted once"
+        notes[gpu] = (*notes.get(gpu, ()), module_note)
     return notes
 
 
 def _meter(meter: Meter) -> Iterator[str]:
-    whose = "the whole device" if meter.scope == "device" else "this process's share"
+    scope = "the whole device" if meter.scope == "device" else "this process's share"
     band = f", {meter.accuracy_rel[0]:+.0%}..{meter.accuracy_rel[1]:+.0%}" if meter.accuracy_rel else ""
-    yield f"  {meter.domain}  {meter.model}: {meter.provenance}, {whose}{band}"
+    yield f"  {meter.domain}  {meter.model}: {meter.provenance}, {scope}{band}"
     for channel in meter.channels:
         if channel.quantity != "gauge":
             yield f"      {_channel(channel)}"

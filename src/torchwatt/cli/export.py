@@ -1,4 +1,4 @@
-"""`torchwatt export DIR --to FORMAT`."""
+"""`torchwatt export DIR --to FORMAT`: writes a bundle in another tool's format."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torchwatt.core.plain_text import printable
 def export_bundles(
     directories: Sequence[str], to: str, out: str | None, pairs: Sequence[str], scenario: str
 ) -> int:  # fmt: skip
-    """Write the file and say where it is.
+    """Write the file and print its path.
 
     Raises:
         BundleError: A bundle cannot be read, something is missing, or the target exists.
-        ConfigError: A --set is no NAME=VALUE.
+        ConfigError: A `--set` is not NAME=VALUE.
     """
     declared = {}
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""`torchwatt fleet`: many runs in one lake of Parquet, and their sums."""
+"""`torchwatt fleet`: adds bundles to a lake of Parquet files, and queries its sums."""
 
 from __future__ import annotations
 
@@ -26,27 +26,29 @@ WIDEST = 32
 
 def add_parser(commands: Any) -> None:
     """Add the command's arguments."""
-    fleet = commands.add_parser("fleet", help="many runs in one lake of Parquet, and their sums")
+    fleet = commands.add_parser("fleet", help="many runs in one lake of Parquet files, and their sums")
     doing = fleet.add_subparsers(dest="doing", required=True, metavar="ingest|rollup|verify|sql")
-    add = doing.add_parser("ingest", help="add bundles to a lake; runs that are in it stay as they are")
+    add = doing.add_parser("ingest", help="add bundles to a lake; runs already in it are not changed")
     _lake(add)
     add.add_argument("places", metavar="DIR", nargs="+", help="a store, a folder of bundles, or a bundle")
-    add.add_argument("--project", help="for all of them; default: the name of the folder around the bundles")
+    add.add_argument("--project", help="project of all bundles; default: the name of the folder that contains them")
     add.add_argument("--samples", action="store_true", help="also copy the power curves")
-    add.add_argument("--replace", action="store_true", help="replace a run that is there with other content")
+    add.add_argument("--replace", action="store_true", help="replace a run whose content differs")
     add.add_argument(
-        "--shared", action="store_true", help="files get the umask's modes; default: only you can read them"
+        "--shared", action="store_true", help="give files the umask's permissions; default: only you can read them"
     )
-    add.add_argument("--jobs", type=int, metavar="N", help="processes; default: one a CPU, at most 8")
-    sums = doing.add_parser("rollup", help="energy, grams and rates; what must not be added stands apart")
+    add.add_argument("--jobs", type=int, metavar="N", help="number of processes; default: one per CPU, at most 8")
+    sums = doing.add_parser(
+        "rollup", help="sums of energy and grams, and rates; amounts that cannot be added are listed separately"
+    )
     _lake(sums)
     sums.add_argument("--by", choices=list(ROLLUPS), default="month", help="default: month (within project)")
     sums.add_argument("--project", help="only this project")
     sums.add_argument("--month", metavar="YYYY-MM", help="only runs that began in this month (UTC)")
-    sums.add_argument("--out", metavar="FILE", help="write FILE.csv or FILE.parquet; default: a table here")
-    check = doing.add_parser("verify", help="are the lake's parts whole, and do its sums come out?")
+    sums.add_argument("--out", metavar="FILE", help="write FILE.csv or FILE.parquet; default: print a table")
+    check = doing.add_parser("verify", help="check that the lake's files are complete and its sums correct")
     _lake(check)
-    text = doing.add_parser("sql", help="print the views as SQL, to be piped into duckdb")
+    text = doing.add_parser("sql", help="print the views as SQL, for duckdb")
     _lake(text)
 
 
@@ -54,46 +56,46 @@ def _lake(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("lake", metavar="LAKE", help="a folder, or an address such as s3://bucket/lake (NETWORK)")
 
 
-def fleet(asked: argparse.Namespace, out: IO[str] | None = None) -> int:
-    """Do what was asked; exit code 1 where bundles were refused or laws are broken.
+def fleet(arguments: argparse.Namespace, out: IO[str] | None = None) -> int:
+    """Run a subcommand; return 1 if bundles were refused or a check of the lake failed, else 0.
 
     Raises:
         BundleError: The lake cannot be read or written.
-        ConfigError: The arguments are impossible, or a package is missing.
+        ConfigError: An argument is invalid, or a package is missing.
     """
-    return _DOING[asked.doing](asked, out or sys.stdout)
+    return _DOING[arguments.doing](arguments, out or sys.stdout)
 
 
-def _ingest(asked: argparse.Namespace, out: IO[str]) -> int:
-    if asked.jobs is not None and asked.jobs < 1:
-        raise ConfigError(f"--jobs {asked.jobs}: give 1 or more")
-    found = ingest(
-        open_lake(asked.lake, shared=asked.shared),
-        asked.places,
-        project=asked.project,
-        samples=asked.samples,
-        replace=asked.replace,
-        jobs=asked.jobs,
+def _ingest(arguments: argparse.Namespace, out: IO[str]) -> int:
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise ConfigError(f"--jobs {arguments.jobs}: give 1 or more")
+    result = ingest(
+        open_lake(arguments.lake, shared=arguments.shared),
+        arguments.places,
+        project=arguments.project,
+        samples=arguments.samples,
+        replace=arguments.replace,
+        jobs=arguments.jobs,
     )
-    for outcome in found.refused:
+    for outcome in result.refused:
         print(f"refused {printable(outcome.directory)}: {printable(outcome.why)}", file=sys.stderr)
-    for outcome in found.no_bundles:
-        print(f"no bundle {printable(outcome.directory)}: {printable(outcome.why)}", file=sys.stderr)
-    print(f"{printable(asked.lake)}: {summary(found.outcomes)}", file=out)
-    return FINDINGS if found.refused else 0
+    for outcome in result.no_bundles:
+        print(f"not a bundle: {printable(outcome.directory)}: {printable(outcome.why)}", file=sys.stderr)
+    print(f"{printable(arguments.lake)}: {summary(result.outcomes)}", file=out)
+    return FINDINGS if result.refused else 0
 
 
-def _rollup(asked: argparse.Namespace, out: IO[str]) -> int:
-    target = None if asked.out is None else Path(asked.out)
+def _rollup(arguments: argparse.Namespace, out: IO[str]) -> int:
+    target = None if arguments.out is None else Path(arguments.out)
     if target is not None and target.suffix not in {".csv", ".parquet"}:
-        raise ConfigError(f"--out {asked.out}: give a name that ends in .csv or .parquet")
-    found = rollup(open_lake(asked.lake), asked.by, asked.project, asked.month)
+        raise ConfigError(f"--out {arguments.out}: give a name that ends in .csv or .parquet")
+    table = rollup(open_lake(arguments.lake), arguments.by, arguments.project, arguments.month)
     if target is None:
-        print("\n".join(_table(found)), file=out)
+        print("\n".join(_table(table)), file=out)
         return 0
     try:
         with new_file(target) as file:
-            _write(found, file, target.suffix)
+            _write(table, file, target.suffix)
     except FileExistsError as error:
         raise BundleError(f"{target} exists already: name another file with --out, or move it") from error
     except OSError as error:
@@ -102,17 +104,17 @@ def _rollup(asked: argparse.Namespace, out: IO[str]) -> int:
     return 0
 
 
-def _verify(asked: argparse.Namespace, out: IO[str]) -> int:
-    broken = check_lake(open_lake(asked.lake))
-    for one in broken:
-        print(printable(str(one)), file=out)
+def _verify(arguments: argparse.Namespace, out: IO[str]) -> int:
+    broken = check_lake(open_lake(arguments.lake))
+    for finding in broken:
+        print(printable(str(finding)), file=out)
     if not broken:
-        print(f"OK: {printable(asked.lake)}", file=out)
+        print(f"OK: {printable(arguments.lake)}", file=out)
     return FINDINGS if broken else 0
 
 
-def _sql(asked: argparse.Namespace, out: IO[str]) -> int:
-    print(script(open_lake(asked.lake)), file=out)
+def _sql(arguments: argparse.Namespace, out: IO[str]) -> int:
+    print(script(open_lake(arguments.lake)), file=out)
     return 0
 
 
@@ -125,7 +127,7 @@ _DOING: Mapping[str, Callable[[argparse.Namespace, IO[str]], int]] = {
 
 
 def _write(table: pa.Table, file: Any, suffix: str) -> None:
-    """Write full digits; empty is unknown, and no text starts a spreadsheet's formula."""
+    """Write CSV or Parquet: floats with all digits, None as an empty cell, text that is no spreadsheet formula."""
     if suffix == ".parquet":
         import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""`torchwatt merge DIR`: what the ranks of a job left becomes one report."""
+"""`torchwatt merge DIR`: merges the ranks of a job into one report."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from torchwatt.core.plain_text import printable_lines
 from torchwatt.session.jobs.merged import merge
 from torchwatt.views import to_text
 
-PARTIAL = 1  # the exit code of a job of which a rank is missing: said, written, and not to be overlooked
+PARTIAL = 1  # exit status of a job with missing ranks
 
 
 def add_parser(commands: _SubParsersAction[ArgumentParser]) -> ArgumentParser:
-    """Add the command."""
-    parser = commands.add_parser("merge", help="put the ranks of a job together: every joule once")
-    parser.add_argument("directory", metavar="DIR", help="what profile(job=DIR) or TORCHWATT_JOB named")
+    """Add the command's arguments."""
+    parser = commands.add_parser("merge", help="merge the ranks of a job, each joule counted once")
+    parser.add_argument("directory", metavar="DIR", help="the folder of profile(job=DIR) or TORCHWATT_JOB")
     add_outputs(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print no report")
     return parser
 
 
-def run_merge(asked: Namespace, carbon: Mapping[str, Any]) -> int:
-    """Merge, write what was asked for and print the report.
+def run_merge(arguments: Namespace, carbon: Mapping[str, Any]) -> int:
+    """Merge the ranks, write the requested files and print the report; return `PARTIAL` if a rank is missing.
 
     Raises:
         BundleError: There is no job, or a file cannot be written.
-        ConfigError: A file could not be written where it is asked for.
+        ConfigError: A requested file cannot be written.
         FactorError: The region is in no table.
     """
-    outputs = Outputs.asked_for(asked)
-    report = merge(asked.directory, **carbon).report
+    outputs = Outputs.asked_for(arguments)
+    report = merge(arguments.directory, **carbon).report
     for line in outputs.write(report):
         print(f"torchwatt: {line}", file=sys.stderr)
-    if not asked.quiet:
+    if not arguments.quiet:
         print(to_text(report))
     if report.status != "complete":
         print(printable_lines(f"torchwatt: {report.status}: {report.exit_reason}"), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The stderr that `torchwatt run` was started with, whatever the script does to its own."""
+"""The stderr with which `torchwatt run` was started, independent of what the script does to `sys.stderr`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torchwatt.core.plain_text import encodable, printable_lines
 
 
 class OriginalStderr:
-    """A duplicate of the stderr of the beginning: a script may replace, redirect or close its own.
+    """A duplicate of the initial stderr, because a script may replace, redirect or close `sys.stderr`.
 
-    A forked child closes it: a daemon must not keep the terminal, or whoever reads the pipe, waiting.
+    A forked child closes it, so that a daemon does not keep the terminal or a pipe open.
 
     Args:
         quiet: Write nothing.
@@ -31,7 +31,7 @@ class OriginalStderr:
             os.register_at_fork(after_in_child=self._close)
 
     def say(self, text: str) -> None:
-        """Write a line or more; nothing where the stream is gone: that is no fault of the program's."""
+        """Write text and a newline; does nothing if the stream is closed."""
         if self._stream is None:
             return
         text = encodable(printable_lines(text), self._stream.encoding)
@@ -40,8 +40,8 @@ class OriginalStderr:
                 print(text, file=self._stream, flush=True)
                 return
             with contextlib.suppress(OSError, ValueError, AttributeError):
-                sys.stderr.flush()  # what the script wrote comes first
-            if os.path.samestat(os.fstat(self._fd), self._file):  # a script may close what it did not open
+                sys.stderr.flush()  # the script's output comes first
+            if os.path.samestat(os.fstat(self._fd), self._file):  # the script may have closed our descriptor
                 self._write((text + "\n").encode(self._stream.encoding or "utf-8", "backslashreplace"))
 
     def _write(self, data: bytes) -> None:

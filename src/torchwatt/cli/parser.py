@@ -1,4 +1,4 @@
-"""Arguments of the command line, and which function answers them."""
+"""Parses the command line and calls the function of a command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torchwatt.cli import attribute, fleet, merge, recover
-from torchwatt.cli.outputs import add_outputs
+from torchwatt.cli.outputs import TOKEN, add_outputs
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.plain_text import let_print, printable_lines
 from torchwatt.core.version import __version__
@@ -22,7 +22,6 @@ FLAGS = frozenset(
     {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite", "--shared", "--allow-expired"}
 )  # options of `run` that take no value
 LONGEST_ERROR = 4000  # characters
-TOKEN = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # the variable's name
 
 
 class PlainParser(argparse.ArgumentParser):
@@ -34,7 +33,9 @@ class PlainParser(argparse.ArgumentParser):
 
 def build() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser: argparse.ArgumentParser = PlainParser(prog="torchwatt", description="Where the joules of a PyTorch run go.")
+    parser: argparse.ArgumentParser = PlainParser(
+        prog="torchwatt", description="Measure the energy of PyTorch runs, and attribute it to layers."
+    )
     parser.add_argument("--version", action="version", version=f"torchwatt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run_ = commands.add_parser("run", help="run an unmodified script under the profiler")
@@ -54,34 +55,42 @@ def build() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="a name of this machine under which Prometheus asks; default: its addresses, and localhost here",
+        help="a host name accepted in requests of Prometheus; default: this machine's addresses, and localhost",
     )
     run_.add_argument("script", metavar="SCRIPT", help="the script to run")
-    run_.add_argument("args", nargs="*", metavar="ARGS", help="its arguments, passed on as they are")
-    doctor = commands.add_parser("doctor", help="what can be metered here, what cannot, and how to fix it")
-    doctor.add_argument("--json", action="store_true", help="all of it as JSON, for a bug report")
-    show = commands.add_parser("show", help="print the report of a bundle, or of a run that was kept")
-    show.add_argument("directory", metavar="DIR|RUN", help="a bundle, or a kept run by its id or name")
+    run_.add_argument("args", nargs="*", metavar="ARGS", help="the script's arguments, passed unchanged")
+    doctor = commands.add_parser("doctor", help="list the meters of this machine, missing ones, and how to fix them")
+    doctor.add_argument("--json", action="store_true", help="print JSON, for a bug report")
+    show = commands.add_parser("show", help="print the report of a bundle, or of a saved run")
+    show.add_argument("directory", metavar="DIR|RUN", help="a bundle, or a saved run by its id or name")
     _in_store(show)
-    show.add_argument("--all", action="store_true", help="every layer")
-    calibrate = commands.add_parser("calibrate", help="find out what a GPU's power sensor does to power, and keep it")
-    calibrate.add_argument("--device", default="gpu:0", help="as in reports; default gpu:0")
-    calibrate.add_argument("--seconds", type=float, default=25.0, help="how long to drive it; default 25")
+    show.add_argument("--all", action="store_true", help="print every layer")
+    calibrate = commands.add_parser("calibrate", help="measure the response of a GPU's power sensor, and save it")
+    calibrate.add_argument("--device", default="gpu:0", help="the device as named in reports; default gpu:0")
+    calibrate.add_argument("--seconds", type=float, default=25.0, help="duration of the load; default 25")
     attribute.add_parser(commands)
     _carbon(merge.add_parser(commands))
     recover.add_parser(commands)
-    verify = commands.add_parser("verify", help="check a bundle: compute every number of it again")
+    verify = commands.add_parser("verify", help="check a bundle by recomputing every value in it")
     verify.add_argument("directory", metavar="DIR")
-    verify.add_argument("--chain", metavar="FILE", help="the project's chain: is this run in it, was none removed?")
-    verify.add_argument("--runs", metavar="DIR", help="the folder that should hold every bundle of the chain")
-    verify.add_argument("--allowed-signers", metavar="FILE", help="OpenSSH's list of keys: who signed?")
     verify.add_argument(
-        "--require-signature", metavar="KEY", help="exit status 1 unless this key signed: its .pub file, or SHA256:..."
+        "--chain",
+        metavar="FILE",
+        help="the project's chain: check that it contains this run, and that no run was removed",
+    )
+    verify.add_argument("--runs", metavar="DIR", help="the folder that must contain every bundle of the chain")
+    verify.add_argument(
+        "--allowed-signers", metavar="FILE", help="OpenSSH's file of allowed keys, which identifies the signer"
     )
     verify.add_argument(
-        "--require-chain", metavar="HEAD", help="exit status 1 unless --chain holds this head, which was kept elsewhere"
+        "--require-signature", metavar="KEY", help="exit with 1 unless this key signed: its .pub file, or SHA256:..."
     )
-    demo = commands.add_parser("demo", help="train a small CNN on real digits and see where its joules went")
+    verify.add_argument(
+        "--require-chain",
+        metavar="HEAD",
+        help="exit with 1 unless --chain contains this head, which you stored elsewhere",
+    )
+    demo = commands.add_parser("demo", help="train a small CNN on handwritten digits and print its energy report")
     _measuring(demo)
     demo.add_argument("--epochs", type=int, default=12)
     _on_bundles(commands)
@@ -91,68 +100,84 @@ def build() -> argparse.ArgumentParser:
 
 def _on_bundles(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands that read finished bundles."""
-    again = commands.add_parser("reprice", help="new grams for old joules: a copy of a bundle with more impacts")
-    again.add_argument("directory", metavar="DIR", help="the bundle; it stays as it is")
-    again.add_argument("--scenario", help="what to call the new impacts; default: the file's name or today's date")
+    again = commands.add_parser(
+        "reprice", help="compute impacts with other factors: a copy of a bundle with one more scenario"
+    )
+    again.add_argument("directory", metavar="DIR", help="the bundle, which is not changed")
+    again.add_argument(
+        "--scenario", help="name of the new impacts; default: the name of the factors' file, or today's date"
+    )
     again.add_argument("--to", metavar="NEWDIR", help="the new bundle; default: DIR.SCENARIO")
     again.add_argument("--chain", metavar="FILE", help="add the new bundle to this chain")
     again.add_argument(
         "--electricity-maps",
         metavar="ZONE",
-        help=f"NETWORK: ask Electricity Maps for the hours of the run in this zone; the token is read from {TOKEN}",
+        help=f"NETWORK: fetch the hours of the run in this zone from Electricity Maps; the token is read from {TOKEN}",
     )
-    again.add_argument("--electricity-maps-url", metavar="URL", help="another address of that API")
+    again.add_argument("--electricity-maps-url", metavar="URL", help="another address of the Electricity Maps API")
     _carbon(again)
     out = commands.add_parser("export", help="write a bundle in another tool's format")
     out.add_argument("directories", metavar="DIR", nargs="+")
     out.add_argument("--to", required=True, metavar="FORMAT", help="codecarbon, boamps, huggingface, sci, ai-act, ...")
     out.add_argument("--out", metavar="PATH", help="the new file; default: the format's usual name, here")
-    out.add_argument("--scenario", default="as_run", help="whose grams: as_run, or repriced:NAME")
+    out.add_argument("--scenario", default="as_run", help="scenario of the impacts: as_run, or repriced:NAME")
     out.add_argument(
-        "--set", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help="declare what no meter knows"
+        "--set",
+        dest="pairs",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="declare a value that cannot be measured",
     )
-    kept = commands.add_parser("runs", help="runs that were kept, and their sums by project and month")
-    _in_store(kept)
-    kept.add_argument("--month", metavar="YYYY-MM", help="only this month (UTC)")
-    kept.add_argument("--rebuild", action="store_true", help="make the index again from the bundles")
+    run_list = commands.add_parser("runs", help="list saved runs, and their sums by project and month")
+    _in_store(run_list)
+    run_list.add_argument("--month", metavar="YYYY-MM", help="only this month (UTC)")
+    run_list.add_argument("--rebuild", action="store_true", help="rebuild the index from the bundles")
 
 
 def _in_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--store", metavar="DIR", help="where runs are kept; default TORCHWATT_STORE, or your data folder"
-    )
+    parser.add_argument("--store", metavar="DIR", help="the store; default TORCHWATT_STORE, or your data folder")
     parser.add_argument("--project", help="only this project")
 
 
 def _carbon(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--region", help="where the electricity comes from, such as FRA or USA/california")
-    parser.add_argument("--intensity", type=float, metavar="G_PER_KWH", help="your own gCO2e/kWh")
+    parser.add_argument("--region", help="region of the electricity grid, such as FRA or USA/california")
+    parser.add_argument(
+        "--intensity",
+        type=float,
+        metavar="G_PER_KWH",
+        help="carbon intensity of the grid in gCO2e/kWh, instead of a region's",
+    )
     parser.add_argument("--market", type=float, metavar="G_PER_KWH", help="gCO2e/kWh of your electricity contract")
-    parser.add_argument("--facility", metavar="SITE", help="a site that publishes its PUE, such as scaleway/fr-par-2")
+    parser.add_argument("--facility", metavar="SITE", help="a site with published PUE, such as scaleway/fr-par-2")
     parser.add_argument("--pue", type=float, help="facility energy over IT energy")
     parser.add_argument(
         "--factors",
         action="append",
         metavar="FILE",
-        help="your factors, your hours of the grid, or an Electricity Maps history file",
+        help="a file of factors, of hourly grid values, or of Electricity Maps history",
     )
     parser.add_argument(
-        "--allow-expired", action="store_true", help="apply factors outside of their dates, and say so in their rows"
+        "--allow-expired", action="store_true", help="apply factors outside of their dates; their rows are marked"
     )
 
 
 def _measuring(parser: argparse.ArgumentParser) -> None:
     _carbon(parser)
-    parser.add_argument("--keep", action="store_true", help="keep the run in the store; see `torchwatt runs`")
-    parser.add_argument("--store", metavar="DIR", help="where to keep it; default TORCHWATT_STORE, or your data folder")
-    parser.add_argument("--project", help="under which project; default: default")
-    parser.add_argument("--shared", action="store_true", help="others may read the kept run, as the umask allows")
+    parser.add_argument("--keep", action="store_true", help="save the run in the store; see `torchwatt runs`")
+    parser.add_argument("--store", metavar="DIR", help="the store; default TORCHWATT_STORE, or your data folder")
+    parser.add_argument("--project", help="project of the run in the store; default: default")
+    parser.add_argument(
+        "--shared",
+        action="store_true",
+        help="give the saved files the umask's permissions; default: only you can read them",
+    )
     add_outputs(parser)
-    parser.add_argument("--layers", choices=["on", "off"], default="on", help="off: meter only")
+    parser.add_argument("--layers", choices=["on", "off"], default="on", help="off: measure energy without layers")
 
 
 def _cut(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Split `run [OPTIONS] SCRIPT ARGS` after SCRIPT: what follows is the script's, `--` and all."""
+    """Split `run [OPTIONS] SCRIPT ARGS` after SCRIPT; the second part belongs to the script, a `--` included."""
     if argv[:1] != ["run"]:
         return argv, []
     at = 1
@@ -170,30 +195,30 @@ def _options_of_run(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Parse and execute; errors of ours become one line on stderr and exit code 2."""
+    """Parse and execute a command line; torchwatt's own errors are printed as one line, with exit status 2."""
     from torchwatt.cli import commands
     from torchwatt.cli.script import Refused
 
     parser = build()
     ours, scripts = _cut(list(argv))
-    if ours[:1] != ["run"]:  # the stdout of a script is its own
+    if ours[:1] != ["run"]:  # a script configures its own stdout
         let_print(sys.stdout)
-    asked = parser.parse_args(ours)
-    if asked.command == "run":
-        asked.args, asked.known = scripts, _options_of_run(parser)
+    arguments = parser.parse_args(ours)
+    if arguments.command == "run":
+        arguments.args, arguments.run_options = scripts, _options_of_run(parser)
     try:
-        return commands.COMMANDS[asked.command](asked)
-    except BrokenPipeError:  # the reader has seen enough
+        return commands.COMMANDS[arguments.command](arguments)
+    except BrokenPipeError:  # the reader of the pipe closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (TorchwattError, Refused) as error:
         _say(str(error))
-    except OSError as error:  # of a path that was named; what a script raises never comes here
+    except OSError as error:  # of a path in the arguments; errors of a script do not reach this
         where = f"{error.filename}: " if error.filename is not None else ""
         _say(f"{where}{error.strerror or error}")
     return USAGE_ERROR
 
 
 def _say(text: str) -> None:
-    """Print an error as one line or more; names in it come from files of anybody."""
+    """Print an error to stderr; names in it may come from untrusted files."""
     print(f"torchwatt: {printable_lines(text[:LONGEST_ERROR])}", file=sys.stderr)

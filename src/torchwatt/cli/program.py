@@ -1,4 +1,4 @@
-"""Somebody's program as `python` would run it: found, made the module `__main__`, executed, and its end announced."""
+"""Runs a Python program as `python` would: finds it, makes it `__main__`, executes it, and prints how it ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKED = frozenset({".zip", ".pyz", ".egg", ".whl"})
 
 @dataclass(slots=True)
 class Program:
-    """A program that is about to run; everything of its own code happens in `execute`."""
+    """A program to run; its own code runs in `execute` only."""
 
     script: str
     args: Sequence[str]
@@ -38,10 +38,10 @@ class Program:
     main: ModuleType = field(default_factory=lambda: ModuleType("__main__"))
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run.
+        """Check that the program exists and can be run.
 
         Raises:
-            ConfigError: There is no such script or module.
+            ConfigError: The script or module does not exist.
         """
         self.main.__dict__["__builtins__"] = builtins  # the module: programs look names up in it
         if sys.version_info < (3, 14):
@@ -53,14 +53,14 @@ class Program:
         elif self.script == "-":
             self.source = sys.stdin.buffer.read() if sys.stdin is not None else b""
         elif INTERPRETER.fullmatch(path.name) and not path.is_dir():
-            raise ConfigError(f"{self.script} is Python itself: {_without_python(self.args)}")
+            raise ConfigError(f"{self.script} is the Python interpreter: {_without_python(self.args)}")
         elif not path.exists():
             raise ConfigError(f"no such script: {self.script}{_command_hint(self.script)}")
         elif not self._is_packed:
             with io.open_code(str(path.absolute())) as file:
                 self.source = file.read(MOST_SOURCE_BYTES + 1)
             if len(self.source) > MOST_SOURCE_BYTES:
-                raise ConfigError(f"{self.script} has more than {MOST_SOURCE_BYTES} bytes: it is no script")
+                raise ConfigError(f"{self.script} has more than {MOST_SOURCE_BYTES} bytes: this is not a script")
 
     @property
     def _is_packed(self) -> bool:
@@ -76,10 +76,9 @@ class Program:
         return str(Path(self.script).absolute()) if self._is_packed else str(Path(self.script).resolve().parent)
 
     def execute(self) -> BaseException | None:
-        """Run the program as `__main__` and return what ended it, None at its own end.
+        """Run the program as `__main__`; return the exception that ended it, None if it ended normally.
 
-        `sys.argv`, `sys.path` and `__main__` stay as they are then: handlers at exit, and what is pickled there, need
-        them.
+        `sys.argv`, `sys.path` and `__main__` stay set, because exit handlers and pickling need them.
         """
         sys.argv = [self.script, *self.args]
         if not sys.flags.safe_path:
@@ -90,24 +89,24 @@ class Program:
         try:
             # The user's own program, named on the command line.
             exec(self._code(), self.main.__dict__)  # noqa: S102
-        except BaseException as error:  # every end of a program: `announce` and the caller deal with it as Python does
+        except BaseException as error:  # every way to end: `announce` and the caller handle it as Python does
             error.__traceback__ = below_own_frames(error.__traceback__)
             hide_own_frames(error)
             return error
         return None
 
     def _code(self) -> CodeType:
-        """Return the program's code, `__main__` prepared for it; this may run packages that hold the program."""
+        """Return the program's code and prepare `__main__`; this may import the packages that contain the program."""
         if self.is_module:
             spec = _spec_of_module(self.script)
             sys.argv[0] = spec.origin or self.script
             return self._module_code(spec)
         path = Path(self.script).absolute()
         if self._is_packed:
-            found = PathFinder.find_spec("__main__", [sys.path[0]])
-            if found is None:
+            main_spec = PathFinder.find_spec("__main__", [sys.path[0]])
+            if main_spec is None:
                 raise SystemExit(f"{sys.executable}: can't find '__main__' module in {str(path)!r}")
-            return self._module_code(found)
+            return self._module_code(main_spec)
         if self.script == "-":
             return compile(self.source, "<stdin>", "exec", dont_inherit=True)
         name, main = str(path), self.main
@@ -130,9 +129,9 @@ class Program:
 
 
 def announce(error: BaseException | None) -> int | None:
-    """Print what Python prints at once when a program has ended; return its exit status, None of an interrupt.
+    """Print what Python prints when a program ends; return its exit status, None for an interrupt.
 
-    What the interpreter does before it waits for threads and calls what was registered for the exit.
+    The interpreter does this before it waits for threads and calls exit handlers.
     """
     if error is None:
         return 0
@@ -159,22 +158,22 @@ def announce(error: BaseException | None) -> int | None:
 
 
 def leave(status: int | None) -> int:
-    """Return an exit status to `sys.exit`, or end as a program that an interrupt ended: by its signal.
+    """Return the exit status; for None, end like a program that was interrupted, by the signal.
 
     Raises:
         KeyboardInterrupt: The status is None.
     """
     if status is not None:
         return status
-    sys.excepthook = lambda *_: None  # it was announced already
+    sys.excepthook = lambda *_: None  # already printed
     raise KeyboardInterrupt
 
 
 def wait_for_threads() -> None:
-    """Wait for the program's threads as the interpreter does at its end, with its own function.
+    """Wait for the program's threads with the interpreter's own shutdown function.
 
-    It tells the workers of pools that nobody shut down that no more work comes. The interpreter finds it done. An
-    interrupt ends the waiting, and is reported as the interpreter reports it.
+    That function also ends the workers of thread pools that are still open; the interpreter does not repeat it. An
+    interrupt ends the wait and is reported as the interpreter reports it.
     """
     try:
         import concurrent.futures.thread  # noqa: F401  it cannot be imported after this, and a report may need it
@@ -188,10 +187,10 @@ def wait_for_threads() -> None:
 
 
 def run_exit_handlers(before_exit: Callable[[], None]) -> None:
-    """Call what the program registered with `atexit`, with the interpreter's own function: it finds none left.
+    """Call the program's `atexit` handlers with the interpreter's own function, which does not call them again.
 
     Args:
-        before_exit: Called before a handler ends the process by `os._exit`, after which nothing runs any more.
+        before_exit: Called before a handler ends the process by `os._exit`.
     """
     pid, plain_exit, plain_hook = os.getpid(), os._exit, sys.unraisablehook
 
@@ -226,16 +225,16 @@ def _print(text: str) -> None:
     if sys.stderr is not None:
         try:
             print(text, file=sys.stderr, flush=True)
-        except (OSError, ValueError):  # closed: Python says nothing then, either
+        except (OSError, ValueError):  # closed: Python prints nothing then
             return
 
 
 def _may_exist(package: str) -> bool:
-    """Say whether a module or package can be found, here or where Python looks; nothing is imported."""
+    """Return whether a module is found in the working directory or on `sys.path`, without importing it."""
     try:
-        here = [] if sys.flags.safe_path else [str(Path.cwd())]
-        found = PathFinder.find_spec(package, [*here, *sys.path])
-        return found is not None or importlib.util.find_spec(package) is not None
+        working_directory = [] if sys.flags.safe_path else [str(Path.cwd())]
+        spec = PathFinder.find_spec(package, [*working_directory, *sys.path])
+        return spec is not None or importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):
         return False
 
@@ -249,27 +248,27 @@ def _spec_of_module(name: str) -> ModuleSpec:
         if error.name is None or not name.startswith(error.name):
             raise
     if spec is not None and spec.submodule_search_locations is not None:
-        inside = importlib.util.find_spec(f"{name}.__main__")
-        if inside is None:
+        main_spec = importlib.util.find_spec(f"{name}.__main__")
+        if main_spec is None:
             raise SystemExit(
                 f"{sys.executable}: No module named {name}.__main__; {name!r} is a package and cannot be directly "
                 "executed"
             )
-        return inside
+        return main_spec
     if spec is None:
         raise SystemExit(f"{sys.executable}: No module named {name}")
     return spec
 
 
-def _known(code: CodeType | None, what: str) -> CodeType:
+def _known(code: CodeType | None, program: str) -> CodeType:
     if code is None:
-        raise SystemExit(f"{sys.executable}: No code object available for {what}")
+        raise SystemExit(f"{sys.executable}: No code object available for {program}")
     return code
 
 
 def _without_python(args: Sequence[str]) -> str:
-    rest = " ".join(args) if args else "train.py"
-    return f"torchwatt runs your script with the Python that it is installed in: torchwatt run {rest}"
+    arguments = " ".join(args) if args else "train.py"
+    return f"torchwatt runs your script with the Python that it is installed in: torchwatt run {arguments}"
 
 
 def _command_hint(script: str) -> str:
@@ -282,7 +281,7 @@ def _command_hint(script: str) -> str:
 
 
 def own_options(args: Sequence[str], source: bytes, options: Sequence[str]) -> list[str]:
-    """Return options of `torchwatt run` among a script's arguments that the script does not seem to know."""
+    """Return the options of `torchwatt run` among a script's arguments that do not occur in the script's source."""
     words = [arg.partition("=")[0] for arg in args]
     if "--" in words:
         words = words[: words.index("--")]

@@ -1,4 +1,4 @@
-"""`torchwatt runs`: what was kept, and what it adds up to."""
+"""`torchwatt runs`: lists the runs of a store, and their sums by project and month."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchwatt.views import DASH, format_energy, format_mass, format_time
 
 
 def runs(store: Store, *, project: str | None, month: str | None, rebuild: bool, out: IO[str] | None = None) -> int:
-    """Print the kept runs and their sums by project and month.
+    """Print the saved runs and their sums by project and month.
 
     Raises:
         BundleError: The store cannot be read.
@@ -23,22 +23,22 @@ def runs(store: Store, *, project: str | None, month: str | None, rebuild: bool,
     if rebuild:
         store.rebuild()
     everything = store.runs()
-    found = [run for run in everything if project in {None, run.project} and month in {None, run.month}]
-    for line in _lines(store, found, shares(everything)):
+    selected = [run for run in everything if project in {None, run.project} and month in {None, run.month}]
+    for line in _lines(store, selected, shares(everything)):
         print(printable(line), file=out or sys.stdout)
     for folder in store.unsealed():
-        print(printable(f"not counted: {folder} has no {MANIFEST}: it is no bundle"), file=out or sys.stdout)
+        print(printable(f"not counted: {folder} has no {MANIFEST} and is not a bundle"), file=out or sys.stdout)
     for line in not_recovered(store, {run.run_id for run in everything}):
         print(printable(line), file=out or sys.stdout)
     return 0
 
 
-def _lines(store: Store, found: Sequence[StoredRun], among: Mapping[str, RunShare]) -> Iterator[str]:
-    if not found:
-        yield f"no runs in {store.root}; keep one with --keep, or run.keep()"
+def _lines(store: Store, selected: Sequence[StoredRun], among: Mapping[str, RunShare]) -> Iterator[str]:
+    if not selected:
+        yield f"no runs in {store.root}; save one with --keep, or run.keep()"
         return
-    yield f"{'run':36}  {'project':14} {'began (UTC)':17} {'time':>9} {'energy':>10} {'CO2e':>10}  known       name"
-    for run in found:
+    yield f"{'run':36}  {'project':14} {'began (UTC)':17} {'time':>9} {'energy':>10} {'CO2e':>10}  provenance  name"
+    for run in selected:
         grams = DASH if run.location_g is None else format_mass(run.location_g)
         yield (
             f"{run.run_id:36}  {run.project:14.14} {run.started_at[:16].replace('T', ' '):17} "
@@ -46,7 +46,7 @@ def _lines(store: Store, found: Sequence[StoredRun], among: Mapping[str, RunShar
             f"{run.provenance or DASH:11} {run.name}{_state(among[run.key])}"
         )
     yield ""
-    for group in sums(found, among):
+    for group in sums(selected, among):
         yield from _group(group)
 
 
@@ -64,6 +64,6 @@ def _group(group: Group) -> Iterator[str]:
             words.append(f"{format_mass(grams)} CO2e {method}-based")
     yield f"{group.project} {group.month}: {', '.join(words)}"
     for why in total.shared:
-        yield f"    each joule once: {why}"
+        yield f"    counted once: {why}"
     for why in total.refused:
         yield f"    not added: {why}"

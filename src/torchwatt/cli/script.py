@@ -1,4 +1,4 @@
-"""`torchwatt run SCRIPT ARGS`: somebody's program as it is, under the profiler."""
+"""`torchwatt run SCRIPT ARGS`: runs an unmodified program under the profiler."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from torchwatt.session.profile import outcome_of
 from torchwatt.session.replaced import before_exec, forget_before_exec
 
 
-class Refused(Exception):  # noqa: N818  it is no fault
-    """Nothing was run, and why: apart from the same errors raised by the script itself, which are its own."""
+class Refused(Exception):  # noqa: N818  not a fault of ours
+    """The program was not started; the message is the reason. A separate type, as a script may raise TorchwattError."""
 
 
 def run_script(
@@ -34,29 +34,28 @@ def run_script(
     options: dict[str, Any],
     metrics: Sequence[Callable[[], Exporter]] = (),
     written: Callable[[Sequence[Path]], None] = lambda _: None,
-    known: Sequence[str] = (),
+    run_options: Sequence[str] = (),
 ) -> int:
     """Run a program as `python SCRIPT ARGS` would, print the report to stderr, and return its exit status.
 
-    Its output, its traceback and how it ends are those of plain Python, in Python's order: what ended it is announced
-    at once, then its threads are waited for, its handlers at exit are called, and then the run ends. The process is the
-    program's from then on: `sys.argv`, `sys.path` and `__main__` stay.
+    Output, traceback and exit are those of plain Python, in its order: the exception is printed, then threads are
+    waited for, then exit handlers are called, then the run ends. `sys.argv`, `sys.path` and `__main__` stay changed.
 
     Args:
         script: A file, a folder or a zip file with a `__main__.py`, "-" for standard input, or a module's name.
         args: The program's own arguments.
         module: `script` is a module's name.
-        quiet: Say nothing of ours, whatever happens.
-        options: Of `profile()`.
+        quiet: Print nothing of our own.
+        options: Keyword arguments of `profile()`.
         metrics: Each opens an exporter of live metrics.
-        written: Called with the files of the run.
-        known: Options of `torchwatt run`: one of them among `args` is mentioned if the script does not know it.
+        written: Called with the paths of the run's files.
+        run_options: Options of `torchwatt run`; one among `args` that the script's source does not contain is reported.
 
     Raises:
-        Refused: There is no such script, or it cannot be profiled as asked.
-        KeyboardInterrupt: An interrupt ended the program, and was announced.
+        Refused: The script does not exist, or an option is invalid.
+        KeyboardInterrupt: An interrupt ended the program, and was printed.
     """
-    told, pid, stack = OriginalStderr(quiet=quiet), os.getpid(), ExitStack()
+    stderr, pid, stack = OriginalStderr(quiet=quiet), os.getpid(), ExitStack()
     try:
         program = Program(script, args, is_module=module)
         for opened in metrics:
@@ -69,17 +68,18 @@ def run_script(
     except KeyboardInterrupt:  # before the program began
         stack.close()
         return leave(None)
-    for option in own_options(args, program.source, known):
-        told.say(
-            f"torchwatt: {option} after {script} goes to the script; to torchwatt: torchwatt run {option} ... {script}"
+    for option in own_options(args, program.source, run_options):
+        stderr.say(
+            f"torchwatt: {option} after {script} is passed to the script; for torchwatt, write "
+            f"torchwatt run {option} ... {script}"
         )
-    report = _Report(run, profiled, told)
+    report = _Report(run, profiled, stderr)
     before_exec(report.replaced)
     modules = dict(sys.modules)
     hide_numpy()
     ended_by = program.execute()
     status = announce(ended_by)
-    if os.getpid() != pid:  # a forked child: nothing of a run is here
+    if os.getpid() != pid:  # a forked child: the run is the parent's
         return leave(status)
     _put_back(modules)
     wait_for_threads()
@@ -93,10 +93,10 @@ def run_script(
             finally:
                 report.show()
             written(run.files)
-        except TorchwattError as error:  # the script has ended as it did
-            told.say(f"torchwatt: {error}")
-        except Exception as error:  # so it has where it changed functions that the report needs
-            told.say(f"torchwatt: the report could not be made: {type(error).__name__}: {error}")
+        except TorchwattError as error:  # the script's exit status must not change
+            stderr.say(f"torchwatt: {error}")
+        except Exception as error:  # the script may have changed functions that the report needs
+            stderr.say(f"torchwatt: the report could not be made: {type(error).__name__}: {error}")
         finally:
             stack.close()
 
@@ -104,7 +104,7 @@ def run_script(
     run_exit_handlers(finish)
     try:
         finish()
-    except KeyboardInterrupt:  # it came while the run ended, which it has
+    except KeyboardInterrupt:  # during the end of the run, which is complete
         status = None
     return leave(status)
 
@@ -117,22 +117,22 @@ def _put_back(modules: Mapping[str, ModuleType]) -> None:
 
 
 class _Report:
-    """Shows the report of a run once: at its end, or before another program takes its place."""
+    """Prints the report of a run once: at its end, or before `os.exec*` replaces the process."""
 
-    def __init__(self, run: Run, profiled: profile, told: OriginalStderr) -> None:
+    def __init__(self, run: Run, profiled: profile, stderr: OriginalStderr) -> None:
         self._run = run
         self._profiled = profiled
-        self._told = told
+        self._told = stderr
         self._shown = False
 
     def replaced(self, by: str) -> None:
-        """Say that the run is over, since the process becomes another program."""
+        """End the run as partial and print it, because the process becomes another program."""
         self._profiled.end("partial", f"replaced by {by}")
         self.show()
-        self._told.say(f"torchwatt: this program replaced itself by {by}: what runs from here on is not measured")
+        self._told.say(f"torchwatt: this program replaced itself by {by}, which is not measured")
 
     def show(self) -> None:
-        """Print the report and where its files are."""
+        """Print the report and the paths of its files."""
         if self._shown:
             return
         self._shown = True

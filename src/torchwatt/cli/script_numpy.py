@@ -1,7 +1,6 @@
-"""NumPy as a script finds it, although torchwatt needs it before: not imported yet, its BLAS threads not yet chosen.
+"""Hides that torchwatt imported NumPy before the script, which may choose its BLAS threads before `import numpy`.
 
-OpenBLAS starts its threads when NumPy is loaded, as many as the environment says then. A script that chooses them
-itself does so before its own `import numpy`.
+OpenBLAS reads the number of threads from the environment and starts them when NumPy is loaded.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-# In the order in which OpenBLAS asks them.
+# In the order in which OpenBLAS reads them.
 _THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
-_SETTERS = tuple(f"{first}openblas_set_num_threads{last}" for first in ("scipy_", "") for last in ("64_", ""))
+_SETTERS = tuple(f"{prefix}openblas_set_num_threads{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", ""))
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Import NumPy without threads of its BLAS, unless it was imported before; the environment stays as it was."""
+    """Within the block, NumPy is imported with one BLAS thread, unless it is imported already."""
     if "numpy" in sys.modules:
         yield
         return
@@ -39,7 +38,7 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def hide_numpy() -> None:
-    """Let the next `import numpy` find it as if for the first time, with threads as the environment says then."""
+    """Make the next `import numpy` behave like the first: it starts the BLAS threads that the environment requests."""
     hidden = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "numpy"}
     if "numpy" in hidden:
         sys.meta_path.insert(0, _HiddenNumpy(hidden))
@@ -48,7 +47,7 @@ def hide_numpy() -> None:
 
 
 class _HiddenNumpy(MetaPathFinder, Loader):
-    """Finds the modules of NumPy that are loaded already; its own module's specification stays as it is."""
+    """Import hook that returns the loaded modules of NumPy; the package keeps its original specification."""
 
     def __init__(self, modules: dict[str, ModuleType]) -> None:
         self._modules = modules
@@ -57,15 +56,15 @@ class _HiddenNumpy(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return a specification of NumPy itself: its parts come with it."""
+        """Return a specification of the package `numpy`; its submodules are restored with it."""
         return ModuleSpec(fullname, self, origin=self._modules["numpy"].__file__) if fullname == "numpy" else None
 
     def create_module(self, _spec: ModuleSpec) -> ModuleType:
-        """Return the module that is loaded."""
+        """Return the loaded module."""
         return self._modules["numpy"]
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put all modules back, and start the threads."""
+        """Restore all modules of NumPy, and start its BLAS threads."""
         sys.meta_path.remove(self)
         module.__spec__ = self._spec
         sys.modules.update(self._modules)
@@ -73,16 +72,16 @@ class _HiddenNumpy(MetaPathFinder, Loader):
 
 
 def _start_blas_threads() -> None:
-    """Have OpenBLAS use as many threads as it would if it were loaded now; other libraries ask when they are used."""
+    """Set OpenBLAS to the threads it would start if loaded now; other libraries read the environment at first use."""
     try:
         maps = Path("/proc/self/maps").read_text(errors="surrogateescape")
         processors = len(os.sched_getaffinity(0))
-    except (OSError, AttributeError):  # another system: its NumPy has another BLAS, or keeps one thread
+    except (OSError, AttributeError):  # not Linux: NumPy has another BLAS, or keeps one thread
         return
-    asked = [int(text) for name in _THREADS if (text := os.environ.get(name, "")).isdecimal() and int(text) > 0]
+    thread_counts = [int(text) for name in _THREADS if (text := os.environ.get(name, "")).isdecimal() and int(text) > 0]
     for path in {line.split(maxsplit=5)[5] for line in maps.splitlines() if "openblas" in line}:
         library = ctypes.CDLL(path)
         for name in _SETTERS:
             if hasattr(library, name):
-                getattr(library, name)(min([processors, *asked[:1]]))
+                getattr(library, name)(min([processors, *thread_counts[:1]]))
                 break

@@ -1,4 +1,4 @@
-"""`torchwatt show DIR`: a bundle's numbers, read back from its files and nothing else."""
+"""`torchwatt show DIR`: prints the values in a bundle's files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def show(directory: str, *, everything: bool = False, out: IO[str] | None = None
     """Print run, devices and layers of a bundle.
 
     Raises:
-        BundleError: The folder is no bundle, or a file in it is malformed.
+        BundleError: The folder is not a bundle, or a file in it is malformed.
     """
     bundle = read_bundle(directory)
     for line in _lines(bundle, everything=everything):
-        print(printable(line), file=out or sys.stdout)  # a bundle may be anybody's, and this is a terminal
+        print(printable(line), file=out or sys.stdout)  # text in a bundle is untrusted
     return 0
 
 
@@ -47,14 +47,14 @@ def _lines(bundle: Bundle, *, everything: bool) -> Iterator[str]:
 
 
 def _beside(device: Row) -> str:
-    """Say of a device that was metered why its joules are not in the total."""
+    """Return why the joules of a metered device are not in the total; "" for a counted or unmetered device."""
     if device["counted"] or device["energy_j"] is None:
         return ""
     return f"  (inside {device['parent_device_id']})" if device["parent_device_id"] else "  (not in the total)"
 
 
 def _impact(row: Row) -> str:
-    """Say what an impact is of, by which method and in which scenario: two of them are never one sum."""
+    """Return an impact's amount, criterion, phase, method, scenario and formula."""
     value = _number(row["value"])
     amount = f"{format_mass(value)} CO2e" if row["criterion"] == "gwp" else f"{value:.3g} {row['unit']}"
     kind = f"{row['criterion']} {row['phase']}, {row['accounting_method']}, {row['scenario']}"
@@ -70,14 +70,13 @@ def _layers(rows: Iterable[Row], *, everything: bool) -> Iterator[str]:
         key=lambda item: (-item[0], str(item[1])),
     )
     shown = sums if everything else sums[:TOP]
-    yield f"{'layer':40} {'phase':13} {'energy':>10} {'time':>10} {'calls':>8}  known"
+    yield f"{'layer':40} {'phase':13} {'energy':>10} {'time':>10} {'calls':>8}  provenance"
     for energy_j, (fqn, phase), group in shown:
         time_s = max(_number(r["time_self_s"]) or 0.0 for r in group)
         calls = max(int(_number(r["calls"]) or 0) for r in group)
-        known = ", ".join(sorted({str(r["provenance"]) for r in group}))
-        yield (
-            f"{fqn!s:40.40} {phase!s:13} {format_energy(energy_j):>10} {format_time(time_s):>10} {calls:>8}  {known}"
-        )
+        provenance = ", ".join(sorted({str(r["provenance"]) for r in group}))
+        amounts = f"{format_energy(energy_j):>10} {format_time(time_s):>10} {calls:>8}"
+        yield f"{fqn!s:40.40} {phase!s:13} {amounts}  {provenance}"
     if len(sums) > len(shown):
         rest_j = fsum(item[0] for item in sums[len(shown) :])
         yield f"and {len(sums) - len(shown)} more rows with {format_energy(rest_j)}; --all shows them"

@@ -34,9 +34,9 @@ class Budget:
     def used(self, energy_j: float | None, carbon_g: float | None) -> float:
         """Return the used part of the budget that is closer to its limit (1: used up); unknown amounts count as 0."""
         pairs = ((energy_j, self.energy_j), (carbon_g, self.carbon_g))
-        return max((value / most for value, most in pairs if value is not None and most is not None), default=0.0)
+        return max((value / limit for value, limit in pairs if value is not None and limit is not None), default=0.0)
 
-    def told(self, energy_j: float | None, carbon_g: float | None) -> str:
+    def describe_excess(self, energy_j: float | None, carbon_g: float | None) -> str:
         """Return the message that names the budget that is used up."""
         if self.energy_j is not None and energy_j is not None and energy_j >= self.energy_j:
             return f"energy budget of {self.energy_j:.6g} J used up: {energy_j:.6g} J"
@@ -44,9 +44,9 @@ class Budget:
 
 
 class Pace:
-    """Schedules budget checks: at least every 0.5 s, more often close to the limit.
+    """Schedules budget checks: every 0.5 s or more often, close to the limit.
 
-    The wait is half of the time in which the remaining budget would be used at the latest rate, so a step that crosses
+    The wait is half of the time in which the remaining budget would be used at the current rate, so a step that exceeds
     the limit is detected at its end, unless power more than doubles between two checks. Until a rate is known, the wait
     is a tenth of the time since the first check.
     """
@@ -64,7 +64,7 @@ class Pace:
         """Return whether a check is due."""
         return now_s >= self._next_s
 
-    def looked(self, now_s: float, used: float) -> None:
+    def record_check(self, now_s: float, used: float) -> None:
         """Record a check with the used part of the budget, and schedule the next one."""
         if self._first_s is None:
             self._first_s, wait_s = now_s, 0.0

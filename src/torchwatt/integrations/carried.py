@@ -26,18 +26,18 @@ class Carried:
         return {**asdict(self), "run_ids": list(self.run_ids)}
 
 
-def _sum(before: float | None, now: float | None) -> float | None:
-    return None if before is None or now is None else before + now
+def _sum(total: float | None, addition: float | None) -> float | None:
+    return None if total is None or addition is None else total + addition
 
 
 NOTHING = Carried()
 
 
-def carried_from(kept: Mapping[str, Any] | None) -> Carried:
+def carried_from(stored: Mapping[str, Any] | None) -> Carried:
     """Parse the totals in a checkpoint; missing or invalid values become unknown."""
-    if not kept:
+    if not stored:
         return NOTHING
-    ids = kept.get("run_ids")
-    numbers = [kept.get(name) for name in ("energy_j", "carbon_g")]
+    ids = stored.get("run_ids")
+    numbers = [stored.get(name) for name in ("energy_j", "carbon_g")]
     energy_j, carbon_g = (float(x) if isinstance(x, int | float) and x >= 0 else None for x in numbers)
-    return Carried(energy_j, carbon_g, tuple(str(one) for one in ids) if isinstance(ids, list | tuple) else ())
+    return Carried(energy_j, carbon_g, tuple(str(run_id) for run_id in ids) if isinstance(ids, list | tuple) else ())

@@ -30,8 +30,8 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
 
     It logs, to the Trainer's loggers and `callback_metrics`: `energy/step_j` (mean of the steps since it was logged
     last, every `log_every_n_steps`), `energy/epoch_j` (the steps of an epoch), `energy/evaluation_j` and
-    `energy/checkpoint_j` (since they were logged last), `energy/total_j`, and `carbon/total_g` where a grid is known.
-    What is not known is not logged. A step is one of the optimizer; several optimizers in one batch are one step.
+    `energy/checkpoint_j` (since they were logged last), `energy/total_j`, and `carbon/total_g` if a grid is given.
+    Unknown values are not logged. A step is an optimizer step; several optimizers in one batch are one step.
     """
 
     _earlier: Carried = NOTHING
@@ -120,9 +120,9 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
         self._end(*outcome_of(exception))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """End a run that neither `on_fit_end` nor `on_exception` ended."""
+        """End a run that is still open after `on_fit_end` and `on_exception`."""
         if stage == "fit":
-            self._end("aborted", "left without an end")
+            self._end("aborted", "Lightning called neither on_fit_end nor on_exception")
 
     @harmless
     def state_dict(self) -> dict[str, Any]:
@@ -142,17 +142,17 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
         """Record whether this fit resumes: batch-size finders reload a checkpoint of step 0, which is not a resume."""
         self._resumed = self._training is None and checkpoint.get("global_step", 0) > 0
 
-    def _log(self, trainer: Any, found: dict[str, float]) -> None:
+    def _log(self, trainer: Any, metrics: dict[str, float]) -> None:
         """Write a row directly to the loggers, as Lightning's LearningRateMonitor does.
 
         `self.log_dict` would repeat the latest value in each later row of the epoch and round it to 32 bits.
         """
-        if not found or not trainer.is_global_zero:
+        if not metrics or not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
-            logger.log_metrics(found, step=max(trainer.fit_loop.epoch_loop._batches_that_stepped, 0))
+            logger.log_metrics(metrics, step=max(trainer.fit_loop.epoch_loop._batches_that_stepped, 0))
         as_tensor = needed("torch", "lightning").tensor
-        trainer.callback_metrics.update({name: as_tensor(value) for name, value in found.items()})
+        trainer.callback_metrics.update({name: as_tensor(value) for name, value in metrics.items()})
 
     def _decide(self, trainer: Any) -> None:
         if self._training is not None and self._training.over:
@@ -162,8 +162,8 @@ class EnergyCallback(Metering, *_bases()):  # type: ignore[misc]
 def _writes_a_row(trainer: Any) -> bool:
     """Return whether Lightning logs this batch; without its logger connector, decide by the global step."""
     connector = getattr(trainer, "_logger_connector", None)
-    said = getattr(connector, "should_update_logs", None)
-    if said is not None:
-        return bool(said)
+    should_log = getattr(connector, "should_update_logs", None)
+    if should_log is not None:
+        return bool(should_log)
     every = trainer.log_every_n_steps
     return bool(every) and trainer.global_step % every == 0

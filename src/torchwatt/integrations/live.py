@@ -12,7 +12,7 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.session.pulse import STALE_NS, Pulse
 
 Part = Literal["train", "evaluation", "checkpoint", "rest"]
-REACH_NS = 20 * NS_PER_S  # longer since the last reading: read afresh, as `Pulse.beat` goes back a minute at most
+REACH_NS = 20 * NS_PER_S  # longer since the last reading: read afresh, as `Pulse.update` goes back a minute at most
 MOST_ENDS = 256
 NOTE_NS = NS_PER_S // 5
 
@@ -62,7 +62,7 @@ class Live:
     def glance(self) -> None:
         """Evaluate readings that the sampler has already taken; reads no meter unless the last update is old."""
         now_ns = time.monotonic_ns()
-        self._pulse.beat(fresh=now_ns - self._looked_ns > REACH_NS)
+        self._pulse.update(fresh=now_ns - self._looked_ns > REACH_NS)
         self._looked_ns = now_ns
         self._resolve()
 
@@ -70,7 +70,7 @@ class Live:
         """Read all meters now; book the joules since the last end to `parts`, which contain `steps` steps."""
         self._end(frozenset(parts), steps, ends_epoch=ends_epoch)
         self._looked_ns = self._ended_ns
-        self._pulse.beat(fresh=True)
+        self._pulse.update(fresh=True)
         self._resolve()
 
     def note(self, steps: int) -> bool:
@@ -85,13 +85,13 @@ class Live:
 
     def _end(self, parts: frozenset[Part], steps: int, *, ends_epoch: bool = False) -> None:
         self._ended_ns = time.monotonic_ns()
-        self._pulse.ask(self._ended_ns)
+        self._pulse.request_at(self._ended_ns)
         self._ends.append(End(self._ended_ns, parts, steps, ends_epoch))
         if len(self._ends) > MOST_ENDS:  # no reading for long, or a meter stopped: merge the oldest two
-            first, second = self._ends.popleft(), self._ends.popleft()
-            steps, ends_epoch = first.steps + second.steps, first.ends_epoch or second.ends_epoch
-            self._ends.appendleft(End(second.t_ns, first.parts | second.parts, steps, ends_epoch))
-            self._pulse.forget(first.t_ns)
+            oldest, second = self._ends.popleft(), self._ends.popleft()
+            steps, ends_epoch = oldest.steps + second.steps, oldest.ends_epoch or second.ends_epoch
+            self._ends.appendleft(End(second.t_ns, oldest.parts | second.parts, steps, ends_epoch))
+            self._pulse.forget(oldest.t_ns)
 
     def step_j(self) -> float | None:
         """Return the mean joules of the resolved steps since the last call; None if unknown."""
@@ -110,8 +110,8 @@ class Live:
 
     def _resolve(self) -> None:
         torn, self._gaps = self._pulse.gaps > self._gaps, self._pulse.gaps
-        while self._ends and (known := self._pulse.told(self._ends[0].t_ns)) is not None:
-            end, total_j = self._ends.popleft(), fsum(known.values())
+        while self._ends and (joules := self._pulse.result_at(self._ends[0].t_ns)) is not None:
+            end, total_j = self._ends.popleft(), fsum(joules.values())
             used_j, self._booked_j = total_j - self._booked_j, total_j
             self._pulse.forget(end.t_ns)
             self._book(end, None if torn or len(end.parts) > 1 else used_j)

@@ -52,8 +52,10 @@ class Metering:
         self, *, energy_budget_j: float | None = None, carbon_budget_g: float | None = None, **profiling: Any
     ) -> None:
         self._budget = Budget(energy_budget_j, carbon_budget_g)
-        asked = options(profile(**profiling)._given)  # reject invalid options now, not after hours of loading data
-        if carbon_budget_g is not None and not asked.carbon.location:
+        checked = options(
+            profile(**profiling)._arguments
+        )  # reject invalid options now, not after hours of loading data
+        if carbon_budget_g is not None and not checked.carbon.location:
             raise ConfigError(
                 f"carbon_budget_g={carbon_budget_g!r}: grams need a grid; give region= (such as 'FRA') or "
                 "intensity_g_per_kwh="
@@ -65,7 +67,7 @@ class Metering:
 
     @property
     def run(self) -> Run | None:
-        """The run of the training that runs, or ran last; None before the first."""
+        """The run of the current training, or of the last one; None before the first."""
         return self._run
 
     def _begin(self, model: Any, *, processes: int = 1, earlier: Carried = NOTHING, resumed: bool = False) -> Training:
@@ -76,23 +78,21 @@ class Metering:
         """
         if self._budget and processes > 1:
             raise ConfigError(
-                f"a budget works in one process, and this is one of {processes}: if each ended by its own meter, the "
-                "others would wait for it forever"
+                f"a budget needs a single process, and this is one of {processes}: a process that ended by its own "
+                "meter would leave the others waiting"
             )
         self._end("aborted", "another training began")
         self._begun += 1
         self._training = training = Training(model, _numbered(self._profiling, self._begun), self._budget, earlier)
         self._run = training.run
         if resumed and not earlier.run_ids:
-            _log.warning(
-                "torchwatt: the checkpoint says nothing of earlier joules: energy/total_j and budgets count from here"
-            )
+            _log.warning("torchwatt: the checkpoint contains no earlier joules: energy/total_j and budgets start at 0")
         return training
 
     def _give_up(self, error: Exception) -> None:
         """End metering, but not training, after an internal error; keep the measurements so far."""
         training, self._training = self._training, None
-        _log.warning("torchwatt: metering ended by a fault of its own, training goes on", exc_info=error)
+        _log.warning("torchwatt: metering ended by an internal error; training continues", exc_info=error)
         if training is not None:
             training.abandon(f"metering failed: {type(error).__name__}: {error}")
 
@@ -104,9 +104,9 @@ class Metering:
 
 def _numbered(profiling: Mapping[str, Any], number: int) -> dict[str, Any]:
     """Return the options of a callback's n-th training, with output paths numbered from 2: `audit`, `audit-2`, ..."""
-    found = dict(profiling)
+    options = dict(profiling)
     for name in ("csv", "html"):
-        if number > 1 and found.get(name) is not None:
-            path = Path(found[name])
-            found[name] = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    return found
+        if number > 1 and options.get(name) is not None:
+            path = Path(options[name])
+            options[name] = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return options

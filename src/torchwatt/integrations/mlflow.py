@@ -40,22 +40,22 @@ def log_to_mlflow(
         client: An `mlflow.MlflowClient`; by default one of the current tracking URI.
 
     Raises:
-        ConfigError: The run still runs, or there is no MLflow run to log to.
+        ConfigError: The run has not ended, or there is no MLflow run to log to.
         BundleError: The manifest of `bundle` cannot be read.
         MissingPackageError: MLflow is not installed.
     """
     mlflow = needed("mlflow", "mlflow")
     report = run if isinstance(run, Report) else run.report
     if report.status == "running":
-        raise ConfigError("the run still runs: log it after its block")
+        raise ConfigError("the run has not ended: log it after its block")
     target = run_id or _active(mlflow)
     client = client or mlflow.MlflowClient()
     with tempfile.TemporaryDirectory(prefix="torchwatt-") as folder:
-        made = write_bundle(report, Path(folder) / "bundle") if bundle is None else Path(bundle)
+        bundle_path = write_bundle(report, Path(folder) / "bundle") if bundle is None else Path(bundle)
         try:
-            digest = hashlib.sha256((made / MANIFEST).read_bytes()).hexdigest()
+            digest = hashlib.sha256((bundle_path / MANIFEST).read_bytes()).hexdigest()
         except OSError as error:
-            raise BundleError(f"{made} is no bundle: {error.strerror} ({MANIFEST})") from error
+            raise BundleError(f"{bundle_path} is not a bundle: {error.strerror} ({MANIFEST})") from error
         entities = needed("mlflow.entities", "mlflow")
         now_ms = time.time_ns() // 1_000_000
         client.log_batch(
@@ -63,7 +63,7 @@ def log_to_mlflow(
             metrics=[entities.Metric(name, value, now_ms, 0) for name, value in metrics_of(report).items()],
             tags=[entities.RunTag(name, value) for name, value in tags_of(report, digest).items()],
         )
-        client.log_artifacts(target, str(made), artifact_path=FOLDER)
+        client.log_artifacts(target, str(bundle_path), artifact_path=FOLDER)
     return target
 
 
@@ -74,7 +74,7 @@ def metrics_of(report: Report) -> Mapping[str, float]:
     """Return a report's known values by MLflow metric name."""
     total_j, (unit, units) = report.energy_j, functional_unit(report)
     (lo_j, hi_j), (least_j, most_j) = report.interval_j or (None, None), report.systematic_j or (None, None)
-    found: dict[str, float | None] = {
+    metrics: dict[str, float | None] = {
         "energy/total_j": total_j,
         "energy/total_lo_j": lo_j,
         "energy/total_hi_j": hi_j,
@@ -85,11 +85,11 @@ def metrics_of(report: Report) -> Mapping[str, float]:
         "carbon/gwp_location_g": report.carbon_g,
         "carbon/gwp_market_g": _market_g(report),
     }
-    found |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.counted}
+    metrics |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.counted}
     if report.units:
-        found[f"energy/j_per_{_safe(unit)}"] = report.energy_per(units)
-    found |= _per_step(report)
-    return {name: value for name, value in found.items() if value is not None}
+        metrics[f"energy/j_per_{_safe(unit)}"] = report.energy_per(units)
+    metrics |= _per_step(report)
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _per_step(report: Report) -> dict[str, float | None]:
@@ -98,20 +98,20 @@ def _per_step(report: Report) -> dict[str, float | None]:
     if len(stages) < 2:
         return {"energy/j_per_step": report.energy_per(report.step_count)}
     names = [str(ledger.domain) for ledger in report.counted]
-    found: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = {}
     for stage in sorted(stages):
         steps = [s for s in report.steps if s.stage == stage and all(name in s.energy_j for name in names)]
         count = sum(step.count for step in steps)
         joules = fsum(step.energy_j[name] for step in steps for name in names)
-        found[f"energy/j_per_{_safe(stage or 'other')}_step"] = joules / count if count and names else None
-    return found
+        metrics[f"energy/j_per_{_safe(stage or 'other')}_step"] = joules / count if count and names else None
+    return metrics
 
 
 def tags_of(report: Report, manifest_sha256: str) -> Mapping[str, str]:
     """Return provenance, boundary and versions of a report by MLflow tag name; empty values are omitted."""
     located = (f for f in report.factors if f.kind == "grid_gwp" and f.accounting_method != "market")
     grid = next(located, None)
-    found = {
+    tags = {
         "torchwatt.version": report.software.get("torchwatt", ""),
         "torchwatt.run_id": report.run_id,
         "torchwatt.status": report.status,
@@ -124,13 +124,13 @@ def tags_of(report: Report, manifest_sha256: str) -> Mapping[str, str]:
         "torchwatt.grid_source": f"{grid.source_name} {grid.data_year or ''}".strip() if grid is not None else "",
         "torchwatt.bundle_sha256": manifest_sha256,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in tags.items() if value}
 
 
 def _market_g(report: Report) -> float | None:
-    wanted = ("run", "gwp", "usage", "market")
-    found = (i for i in report.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == wanted)
-    return next((impact.value for impact in found), None)
+    market_row = ("run", "gwp", "usage", "market")
+    market_impacts = (i for i in report.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == market_row)
+    return next((impact.value for impact in market_impacts), None)
 
 
 def _safe(unit: str) -> str:

@@ -15,7 +15,7 @@ from torchwatt.session.profile import outcome_of
 from torchwatt.session.run import Run
 
 _callbacks: Any = needed("transformers.trainer_callback", "trainer")
-KEPT = "torchwatt"  # under which name a checkpoint's trainer_state.json carries the joules
+KEPT = "torchwatt"  # key of the joules in a checkpoint's trainer_state.json
 
 
 class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc]
@@ -26,22 +26,22 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
 
     It logs, in the Trainer's own rows: `energy/step_j` (mean of the steps since the last row), `energy/epoch_j` (the
     steps of an epoch), `energy/evaluation_j` and `energy/checkpoint_j` (since the last row), `energy/total_j`, and
-    `carbon/total_g` where a grid is known. What is not known is not logged. A step is one of the optimizer.
+    `carbon/total_g` if a grid is given. Unknown values are not logged. A step is an optimizer step.
     """
 
     _trainer: Any = None
     _thread = 0
-    _guarded = True  # an exception in training will be seen
-    _carried: Carried | None = None  # what the trainer's state carries
-    _calls = 0  # of `train`
-    _begun_in = 0  # which of them the training began in
+    _guarded = True  # exceptions in training are detected
+    _carried: Carried | None = None  # totals in the trainer's state
+    _calls = 0  # calls of `train`
+    _begun_in = 0  # the call in which the training began
 
     @property
     def run(self) -> Run | None:
-        """The run of the training that runs, or ran last; None before the first."""
+        """The run of the current training, or of the last one; None before the first."""
         training = self._training
         if training is not None and not self._guarded and not is_training(self._trainer, self._thread):
-            training.note("LEFT_OPEN", "training ended without `on_train_end`: this run holds the joules until now")
+            training.note("LEFT_OPEN", "training ended without `on_train_end`: this run includes the joules until now")
             self._end("aborted", "training ended without `on_train_end`")
         return self._run
 
@@ -63,9 +63,9 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
             training.pause_ended()
         elif "train_runtime" in logs:
             training.last_look()
-        found = training.metrics()
+        metrics = training.metrics()
         if state.is_world_process_zero:
-            logs.update(found)
+            logs.update(metrics)
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the calling trainer."""
@@ -167,6 +167,6 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
 
 
 def _kept(state: Any) -> dict[str, Any] | None:
-    kept = (getattr(state, "stateful_callbacks", None) or {}).get(KEPT)
-    attributes = kept.get("attributes") if isinstance(kept, dict) else None
+    stored = (getattr(state, "stateful_callbacks", None) or {}).get(KEPT)
+    attributes = stored.get("attributes") if isinstance(stored, dict) else None
     return attributes if isinstance(attributes, dict) else None

@@ -41,7 +41,7 @@ def caller(kind: type) -> Any:
 def attach(trainer: Any, host: Host) -> bool:
     """Wrap a trainer's `train` and `log`, once per callback; return whether they were wrapped now."""
     hosts = getattr(trainer.train, "torchwatt_hosts", ())
-    if any(known is host for known in hosts):
+    if any(attached is host for attached in hosts):
         return False
     train, log = trainer.train, trainer.log
 

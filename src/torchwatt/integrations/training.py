@@ -24,18 +24,18 @@ class Training:
 
     Args:
         model: The model whose layers are named.
-        given: Options of `profile`.
+        options: Options of `profile`.
         budget: The limits at which training is to stop.
         earlier: Totals of earlier runs if this one resumes from their checkpoint.
     """
 
-    def __init__(self, model: Any, given: Mapping[str, Any], budget: Budget, earlier: Carried = NOTHING) -> None:
+    def __init__(self, model: Any, options: Mapping[str, Any], budget: Budget, earlier: Carried = NOTHING) -> None:
         self.budget = budget
         self.earlier = earlier
         self.used = earlier  # by this run and earlier ones, as of the last reading
         self.over = ""  # the reason to stop training early; empty if none
         self.steps = 0
-        self._profile = profile(model, **given)
+        self._profile = profile(model, **options)
         self.run = self._profile.__enter__()
         self._session = self.run._session
         self._live = Live(self.run.pulse())
@@ -46,7 +46,7 @@ class Training:
         self._pause: tuple[Part, int] | None = None
         self._count: dict[str, int] = {}
         if budget and not any(c.quantity != "gauge" for meter in self._session.feed.meters for c in meter.channels):
-            self.note("BUDGET_UNMETERED", "nothing is metered here: the budget will not end training")
+            self.note("BUDGET_UNMETERED", "no meter is available: the budget will not end training")
 
     @property
     def pausing(self) -> Part | None:
@@ -80,13 +80,15 @@ class Training:
         self._check()
 
     def began_again(self) -> None:
-        """Record that the loop restarts after a failed attempt, whose joules stay in this training."""
+        """Record that the loop restarts after a failed attempt; its joules are included in this training."""
         self.pause_ended()
         self.look("rest")
         self._close_epoch()
         self._session.resume()
         self._last_ns = time.monotonic_ns()
-        message = f"the loop began again after {self.steps} steps, as with a smaller batch: all attempts count"
+        message = (
+            f"the loop restarted after {self.steps} steps, as with a smaller batch; joules of all attempts are included"
+        )
         self._session.note(Event(self._last_ns, "info", "BEGAN_AGAIN", "run", message))
 
     def epoch_began(self, number: int) -> None:
@@ -128,15 +130,15 @@ class Training:
 
     def metrics(self, *, step: bool = True) -> dict[str, float]:
         """Return the metrics known since the last call, by name, in J and g; unknown ones are omitted."""
-        found = {
+        metrics = {
             "energy/step_j": self._live.step_j() if step else None,
             "energy/epoch_j": self._live.take("epoch"),
             "energy/evaluation_j": self._live.take("evaluation"),
             "energy/checkpoint_j": self._live.take("checkpoint"),
         }
         if self._live.whole_j is not None:  # else `used` is what earlier runs used
-            found |= {"energy/total_j": self.used.energy_j, "carbon/total_g": self.used.carbon_g}
-        return {name: value for name, value in found.items() if value is not None}
+            metrics |= {"energy/total_j": self.used.energy_j, "carbon/total_g": self.used.carbon_g}
+        return {name: value for name, value in metrics.items() if value is not None}
 
     @property
     def has_epoch(self) -> bool:
@@ -201,11 +203,11 @@ class Training:
         self.used = self.earlier.plus(live.whole_j, live.carbon_g(live.whole_j), run_id)
         if not self.budget or self.over:
             return
-        # A lower bound: joules that a slow or failed meter has not published are missing.
+        # A lower bound, without what a slow or failed meter has not published yet.
         least = self.earlier.plus(live.least_j, live.carbon_g(live.least_j), run_id)
         energy_j, carbon_g = least.energy_j, least.carbon_g
         part = self.budget.used(energy_j, carbon_g)
-        self._pace.looked(time.monotonic_ns() / NS_PER_S, part)
+        self._pace.record_check(time.monotonic_ns() / NS_PER_S, part)
         if part >= 1:
-            self.over = f"{self.budget.told(energy_j, carbon_g)} after {self.steps} steps of this run"
+            self.over = f"{self.budget.describe_excess(energy_j, carbon_g)} after {self.steps} steps of this run"
             self.note("BUDGET_REACHED", f"{self.over}: training ends early")

@@ -1,1 +1,1 @@
-"""."""
+"""`%energy` and the live view in IPython and Jupyter."""

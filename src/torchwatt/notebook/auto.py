@@ -1,4 +1,4 @@
-"""`%energy on`: every cell is measured until `%energy off`."""
+"""`%energy on`: measures every cell until `%energy off`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torchwatt.notebook.block import Block
 from torchwatt.notebook.flags import Asked
 from torchwatt.notebook.shell import Shell, cell_number
 
-# A cell that says itself what is measured is left alone.
+# A cell with its own `%energy` is not measured a second time.
 _OWN = re.compile(r"\s*%%?energy\b")
 
 
 class Auto:
-    """Opens a block before each cell and closes it after, whatever the cell does."""
+    """Starts a measured block before each cell and ends it after the cell, also after an exception."""
 
     def __init__(self, shell: Shell, block: Callable[[Asked, str], Block]) -> None:
         self._shell = shell
@@ -26,20 +26,24 @@ class Auto:
         self._open: Block | None = None
         self._ahead = 0
 
-    def on(self, asked: Asked) -> None:
-        """Begin with the next cell; again: with other options."""
+    def on(self, arguments: Asked) -> None:
+        """Measure from the next cell on; a second call replaces the options.
+
+        Raises:
+            UsageError: An option names one output file for many cells.
+        """
         for argument in ("csv", "html"):
-            if argument in asked.profile:
-                raise UsageError(f"--{argument} names one file, and %energy on measures many cells")
+            if argument in arguments.profile:
+                raise UsageError(f"--{argument} names one output, and %energy on measures many cells")
         if self._asked is None:
             self._shell.events.register("pre_run_cell", self._before)
             self._shell.events.register("post_run_cell", self._after)
-        self._asked = asked
-        # Depending on IPython's version, the count that a cell sees is its own or the next one.
+        self._asked = arguments
+        # Depending on IPython's version, `execution_count` in a cell is the cell's own number or the next one.
         self._ahead = int(self._shell.execution_count) - cell_number(self._shell)
 
     def off(self) -> None:
-        """Stop; the cell that says so is not measured to its end."""
+        """Stop measuring; the block of the running cell ends now."""
         if self._asked is None:
             return
         self._asked = None

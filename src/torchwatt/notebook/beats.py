@@ -1,4 +1,4 @@
-"""The thread that looks at a running session four times a second and tells the browser."""
+"""Thread that reads a running session four times a second and sends updates to the browser."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from torchwatt.session import Run
 
 PERIOD_S = 0.25
-FIRST_S = 0.3  # a shorter cell goes straight to its report
+FIRST_S = 0.3  # a shorter cell shows only its report
 STATUS_S = 1.0
-RECENT, WHOLE = 12, 240  # points of the line: 3 s with each beat, a minute now and then
+RECENT, WHOLE = 12, 240  # points of the power line: 3 s with each update, 60 s with every 40th
 MAX_FAILURES = 5
 
 
 class Beats:
-    """Draws nothing itself: reads what the meters said, at a bounded cost, and sends small messages.
+    """Reads the live values of a run at a bounded cost and sends them as small messages; the browser draws them.
 
-    Sampling goes on in a process of its own whatever happens here.
+    Sampling runs in a separate process and does not depend on this thread.
     """
 
     def __init__(self, run: Run, handle: Any, cell_id: str | None) -> None:
@@ -46,23 +46,23 @@ class Beats:
         self.failures: list[str] = []
         self.spent_s = 0.0  # CPU time of the thread
         self._pulse = run.pulse()
-        self._layers = run.live_layers(self._pulse) if handle is not None else None  # from torch's import on
+        self._layers = run.live_layers(self._pulse) if handle is not None else None  # None until torch is imported
         # ipykernel finds the cell of a message in a context variable, which a new thread does not inherit.
         self._thread = HelperThread(partial(contextvars.copy_context().run, self._loop), "torchwatt-live")
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; one that hangs in a send is left behind."""
+        """End the thread; waits at most 2 s, as it may hang in a send."""
         self._stop.set()
         self._thread.join(2.0)
         if self._layers is not None:
             self._layers.close()
 
     def pause(self) -> None:
-        """End the thread and have the browser say what goes on: a report of thousands of modules takes seconds."""
+        """End the thread and show in the browser that the report is being made, which may take seconds."""
         self.stop()
         if self._widget is not None:
             self._widget.send({"kind": "settling"})
@@ -79,11 +79,11 @@ class Beats:
             try:
                 self._beat()
             except Exception as error:
-                # A kernel that shuts down, a run that has just ended: the report says what was measured.
+                # The kernel shuts down, or the run has just ended: the report contains the measurements.
                 self.failures.append(f"{type(error).__name__}: {error}")
                 if len(self.failures) >= MAX_FAILURES:
                     return
-            # Late beats are left out, not made up for.
+            # Missed updates are skipped.
             due_s = max(due_s + (STATUS_S if self._handle is None else PERIOD_S), time.monotonic())
 
     def _beat(self) -> None:
@@ -95,7 +95,7 @@ class Beats:
             self._layers.pay(cost_ns)
 
     def _show_beat(self) -> None:
-        recording = self._pulse.beat()
+        recording = self._pulse.update()
         now_s = time.monotonic()
         if self._handle is None or now_s - self._status_s >= STATUS_S:
             self._status_s = now_s
@@ -104,7 +104,7 @@ class Beats:
             self._show(recording)
 
     def _show(self, recording: Recording) -> None:
-        """Send joules and steps, and now and then the layers; before the first message show the view."""
+        """Send joules and steps, and layers if their cost allows; show the view before the first message."""
         if self._widget is None:
             self._open(recording)
         pulse = self._pulse

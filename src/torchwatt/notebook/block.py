@@ -1,4 +1,4 @@
-"""The measured part of a cell: begun, kept under its name, and shown exactly once."""
+"""A measured block of a cell: starts a run, stores it under its name, and shows it once."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 
 class Block:
-    """Measure what runs inside; exceptions pass through, and the report of what ran until then is shown.
+    """Measures the code in the block; an exception passes through, and the report up to it is shown.
 
     Args:
-        asked: The options.
+        arguments: The options.
         name: Names the run if the options do not.
-        keep: Is told the run when it begins and when it ends, whatever ends it.
+        keep: Called with the run when it begins and when it ends, also after an exception.
     """
 
-    def __init__(self, asked: Asked, name: str, keep: Callable[[Run], None]) -> None:
-        self._asked = asked
+    def __init__(self, arguments: Asked, name: str, keep: Callable[[Run], None]) -> None:
+        self._asked = arguments
         self._keep = keep
-        self._arguments: dict[str, Any] = {"name": name, "live": "off", **asked.profile}
+        self._arguments: dict[str, Any] = {"name": name, "live": "off", **arguments.profile}
 
     def __enter__(self) -> None:
-        # Ours, and not `profile()`'s own, which every `with` block has: this one knows the options of the magic.
+        # Replaces the view that `profile()` would make, because this one uses the options of the magic.
         self._view = View(live=self._asked.live, quiet=self._asked.quiet)
-        from torchwatt.session import profile  # imports torch: not before something is measured
+        from torchwatt.session import profile  # imports torch; not before a measurement
 
         try:
             self._profile = profile(**self._arguments)
             self._run = self._profile.__enter__()
         except (ConfigError, FactorError) as error:
             raise UsageError(in_flags(str(error))) from error
-        # Kept from the start, so that the cell itself can call `run.step()` and `run.count()`.
+        # Stored from the start, so that the cell itself can call `run.step()` and `run.count()`.
         self._keep(self._run)
         self._view.begin(self._run)
 
@@ -51,6 +51,6 @@ class Block:
         try:
             self._profile.__exit__(kind, error, trace)
         finally:
-            # Again: the cell may have used the name for something else.
+            # Again, because the cell may have assigned another value to the name.
             self._keep(self._run)
         self._view.end()

@@ -1,4 +1,4 @@
-"""A user's code as IPython itself would run it: same names, same namespace, same lines in tracebacks."""
+"""Compiles and runs a cell's code as IPython would: same namespace, file names and line numbers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Code:
         return None if self.tail is None else eval(self.tail, global_ns, local_ns)  # noqa: S307
 
     async def run_async(self, global_ns: dict[str, Any]) -> Any:
-        """Run code that waits, on the loop that runs now."""
+        """Run code with top-level `await` on the running event loop; return the value of its last expression."""
         __tracebackhide__ = True
         value = None
         for code in (self.body, self.tail):
@@ -48,11 +48,11 @@ class Code:
 def cell_code(shell: Shell, cell: str) -> Code:
     """Compile the body of a cell.
 
-    The line of the magic itself becomes a comment, so that a traceback names the lines as the user sees them.
+    The line of the magic itself becomes a comment, so that line numbers in tracebacks are those of the cell.
 
     Raises:
-        SyntaxError: The user's text is not Python.
-        UsageError: There is nothing to run.
+        SyntaxError: The cell is not valid Python.
+        UsageError: The cell contains no code.
     """
     return _compile(shell, _python_of(shell, cell))
 
@@ -61,8 +61,8 @@ def cell_waits(shell: Shell, cell: str) -> bool:
     """Return whether the body of a cell that is about to run has an `await` at top level.
 
     Raises:
-        SyntaxError: The user's text is not Python. IPython shows one that is raised before the cell runs as the
-            user's line alone, and one that is raised by a magic below the frames of IPython and of the magic.
+        SyntaxError: The cell is not valid Python. Raised before the cell runs, IPython shows it with the user's line
+            only; raised in a magic, with frames of IPython and of the magic.
     """
     source = _python_of(shell, cell)
     name = shell.compile.cache(source, coming_cell_number(shell))
@@ -72,16 +72,16 @@ def cell_waits(shell: Shell, cell: str) -> bool:
 
 
 def _python_of(shell: Shell, cell: str) -> str:
-    # IPython drops the empty lines at the top: they are put back, so that the lines keep their numbers.
+    # IPython removes empty lines at the top; they are restored to keep line numbers.
     empty = sum(1 for _ in takewhile(str.isspace, cell.splitlines(keepends=True)))
     return "# %%energy\n" + "\n" * empty + str(shell.transform_cell(cell))
 
 
 def statement_code(shell: Shell, statement: str) -> Code:
-    """Compile what follows `%energy` on its line.
+    """Compile the statement after `%energy` on its line.
 
     Raises:
-        SyntaxError: The user's text is not Python.
+        SyntaxError: The statement is not valid Python.
     """
     return _compile(shell, shell.transform_cell(statement))
 
@@ -90,12 +90,12 @@ def _compile(shell: Shell, source: str) -> Code:
     name = shell.compile.cache(source, cell_number(shell))
     tree = shell.transform_ast(shell.compile.ast_parse(source, filename=name))
     if not tree.body:
-        raise UsageError("nothing to measure: the cell holds no code under %%energy")
-    last = None
+        raise UsageError("nothing to measure: the cell contains no code under %%energy")
+    last_expression = None
     if isinstance(tree.body[-1], ast.Expr):
-        last = ast.Expression(tree.body.pop().value)
-    # The shell's compiler, not `compile`: it knows the user's `from __future__` and does not inherit ours.
+        last_expression = ast.Expression(tree.body.pop().value)
+    # The shell's compiler applies the user's `from __future__` imports, not those of this file.
     with shell.compile.extra_flags(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT):
         body = shell.compile(tree, name, "exec")
-        tail = None if last is None else shell.compile(last, name, "eval")
+        tail = None if last_expression is None else shell.compile(last_expression, name, "eval")
     return Code(body, tail)

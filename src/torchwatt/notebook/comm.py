@@ -1,4 +1,4 @@
-"""The one comm between a kernel and JupyterLab: the session's runs, for the status bar and the panel."""
+"""Sends the kernel's runs to JupyterLab over a comm, for the status bar and the panel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSION = 1
 
 
 class Channel:
-    """Opened at the first run, never at import. A front end without our extension closes it again, and that is fine."""
+    """The comm and its history; opened at the first run. A front end without our extension just closes it."""
 
     def __init__(self) -> None:
         self.history = History()
@@ -25,23 +25,23 @@ class Channel:
         self._pid = os.getpid()
 
     def tell(self, record: Record) -> None:
-        """Keep a record and send it; never raises."""
+        """Add a record to the history and send it; never raises."""
         self.history.put(record)
-        with contextlib.suppress(Exception), self._lock:  # nobody has to listen
+        with contextlib.suppress(Exception), self._lock:  # the front end may not listen
             if self._pid != os.getpid():
                 return
             if self._comm is None:
                 from comm import create_comm
 
-                # A fixed id: a page that is loaded again while the kernel is busy cannot ask for it.
+                # A fixed id, because a page reloaded while the kernel is busy cannot request it.
                 self._comm = create_comm(target_name=TARGET, comm_id=TARGET, data=_message([record]))
-                # Sent by a page that was loaded again; answered as soon as the kernel is free.
+                # Sent by a reloaded page; answered as soon as the kernel is idle.
                 self._comm.on_msg(lambda _message: self._all())
             else:
                 self._comm.send(_message([record]))
 
     def close(self) -> None:
-        """Close the comm; the history stays."""
+        """Close the comm; the history is kept."""
         with contextlib.suppress(Exception), self._lock:
             if self._comm is not None:
                 self._comm.close()
@@ -60,5 +60,5 @@ _channels: dict[int, Channel] = {}
 
 
 def channel() -> Channel:
-    """Return this process's channel; a forked child gets one of its own, with no history."""
+    """Return this process's channel; a forked child gets a new one with an empty history."""
     return _channels.setdefault(os.getpid(), Channel())

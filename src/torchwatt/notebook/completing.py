@@ -15,19 +15,23 @@ _LINE = re.compile(r"%%?energy\b")
 
 
 def add(shell: Shell) -> None:
-    """Complete on lines that begin with the magic."""
+    """Register completion of lines that begin with the magic."""
     shell.set_hook(_HOOK, complete, re_key=_LINE.pattern)
 
 
 def remove(shell: Shell) -> None:
-    """Undo `add`; IPython itself has no call for it."""
+    """Remove the completion; IPython has no function for it."""
     dispatch = shell.strdispatchers.get(_HOOK)
     if dispatch is not None:
         dispatch.regexs.pop(_LINE, None)
 
 
 def complete(_shell: Shell, event: Any) -> list[str]:
-    """Return the options, or the choices of the one just typed; leave everything else to IPython."""
+    """Return the options, or the choices of the option before the cursor.
+
+    Raises:
+        TryNext: There is neither; IPython completes by other means.
+    """
     before = event.text_until_cursor[: len(event.text_until_cursor) - len(event.symbol)].split()
     flag = FLAGS.get(before[-1]) if before else None
     if flag is not None and flag.choices:

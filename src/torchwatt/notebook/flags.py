@@ -1,4 +1,4 @@
-"""The option line of `%energy`: which flags there are, and what a line asks for."""
+"""Options of `%energy`, and the parser of its line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from IPython.core.error import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One option: `argument` is what `profile()` calls it, if it does; `value` is empty for a switch."""
+    """One option: `argument` is its name in `profile()`, "" if it has none; `value` is "" for a switch."""
 
     argument: str
     value: str = ""
@@ -42,16 +42,16 @@ FLAGS: Mapping[str, Flag] = {
     "--name": Flag("name", "NAME"),
 }
 _NUMBERS = frozenset({"--intensity", "--market", "--pue"})
-_SHOWN_BY = "%energy? shows them all"
+_SHOWN_BY = "%energy? lists them all"
 
-# A word ends at a blank outside of quotes. A backslash is an ordinary character: paths may hold one.
+# A word ends at a blank outside of quotes. A backslash is an ordinary character, because paths may contain one.
 _WORD = re.compile(r"""\s*((?:[^\s"']|"[^"]*"|'[^']*')+)(?=\s|$)""")
 _QUOTED = re.compile(r""""([^"]*)"|'([^']*)'""")
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What one option line asks for; `profile` holds the keyword arguments of `profile()`."""
+    """Parsed options of one line; `profile` are keyword arguments of `profile()`."""
 
     output: str | None = None
     quiet: bool = False
@@ -60,39 +60,38 @@ class Asked:
 
     @property
     def nothing(self) -> bool:
-        """Return whether no option was given."""
+        """Return whether there are no options."""
         return self == Asked()
 
 
 def parse(line: str) -> tuple[Asked, str]:
-    """Cut the options off the front of a line.
+    """Parse the options at the start of a line; return them and the unchanged remainder, a statement.
 
-    IPython's `parse_options` removes options from a text by search and replace: `--region=FRA` leaves its `=` behind.
-    Here the rest of the line is never touched, so that a statement stays as it was typed.
+    IPython's `parse_options` is not used: it removes options by search and replace, which can change the statement.
 
     Raises:
-        UsageError: An option is unknown, given twice, or its value is missing or impossible.
+        UsageError: An option is unknown, given twice, or its value is missing or invalid.
     """
-    given: dict[str, str] = {}
-    rest = line.lstrip()
-    while rest.startswith("-"):
-        word, after = _word(rest)
+    values: dict[str, str] = {}
+    remaining = line.lstrip()
+    while remaining.startswith("-"):
+        word, after = _word(remaining)
         if word == "--":
-            rest = after.lstrip()
+            remaining = after.lstrip()
             break
         name, value = _split(word)
-        rest = after
+        remaining = after
         if FLAGS[name].value and value is None:
-            value, rest = _value(name, after)
-        if name in given:
+            value, remaining = _value(name, after)
+        if name in values:
             raise UsageError(f"{name} is given twice")
-        given[name] = _unquoted(value or "")
-        rest = rest.lstrip()
-    return _asked(given), rest
+        values[name] = _unquoted(value or "")
+        remaining = remaining.lstrip()
+    return _asked(values), remaining
 
 
 def in_flags(message: str) -> str:
-    """Return an error's message on one line, with the flags of the magic for the arguments of `profile()`."""
+    """Return an error's message on one line, with arguments of `profile()` replaced by options of the magic."""
     for name, flag in FLAGS.items():
         if flag.argument:
             message = re.sub(rf"\b{flag.argument}=(?=[\w'\"-])", f"{name} ", message)
@@ -101,20 +100,20 @@ def in_flags(message: str) -> str:
 
 
 def _word(text: str) -> tuple[str, str]:
-    found = _WORD.match(text)
-    if found is None:
+    match = _WORD.match(text)
+    if match is None:
         raise UsageError(f"a quote is not closed in {text.strip()!r}")
-    return found[1], text[found.end() :]
+    return match[1], text[match.end() :]
 
 
 def _split(word: str) -> tuple[str, str | None]:
-    """Take `--name=value` and `-oNAME` apart."""
+    """Split `--name=value` and `-oNAME` into name and value."""
     name, equals, value = word.partition("=")
     if word[:2] == "-o" and len(name) > 2:
         return "-o", word[2:]
     if name not in FLAGS:
         near = get_close_matches(name, FLAGS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "write -- before a statement that begins with a minus;"
+        hint = f"did you mean {near[0]}?" if near else "write -- before a statement that starts with a minus;"
         raise UsageError(f"no option {name}: {hint} {_SHOWN_BY}")
     if equals and not FLAGS[name].value:
         raise UsageError(f"{name} takes no value")
@@ -131,17 +130,17 @@ def _unquoted(text: str) -> str:
     return _QUOTED.sub(lambda quoted: quoted[1] or quoted[2] or "", text)
 
 
-def _asked(given: Mapping[str, str]) -> Asked:
-    for name, value in given.items():
+def _asked(values: Mapping[str, str]) -> Asked:
+    for name, value in values.items():
         if FLAGS[name].value and not value:
             raise UsageError(f"{name} needs a value: {name} {FLAGS[name].value}")
-    output = given.get("-o")
+    output = values.get("-o")
     if output is not None and (not output.isidentifier() or iskeyword(output)):
         raise UsageError(f"-o {output}: give a Python name, such as -o run")
     profile = {
-        flag.argument: _typed(name, given[name]) for name, flag in FLAGS.items() if flag.argument and name in given
+        flag.argument: _typed(name, values[name]) for name, flag in FLAGS.items() if flag.argument and name in values
     }
-    return Asked(output, "-q" in given or "--quiet" in given, "--no-live" not in given, profile)
+    return Asked(output, "-q" in values or "--quiet" in values, "--no-live" not in values, profile)
 
 
 def _typed(name: str, value: str) -> str | float:

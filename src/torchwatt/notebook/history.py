@@ -1,4 +1,4 @@
-"""The runs of this kernel: what `%energy history` lists and the JupyterLab panel is told."""
+"""The runs of this kernel, for `%energy history` and the JupyterLab panel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_RUNS = 500
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One run in one line; `power_w` only while it runs."""
+    """Summary of one run; `power_w` is None after its end."""
 
     run_id: str
     name: str
@@ -30,14 +30,14 @@ class Record:
 
 
 def record_of(report: Report, cell_id: str | None) -> Record:
-    """Return the line of a finished run."""
+    """Return the summary of a finished run."""
     return Record(
         report.run_id, report.name, cell_id, report.status, report.duration_s, report.energy_j, report.carbon_g
     )
 
 
 class History:
-    """The latest runs, oldest first; it shows itself as text, as HTML and to our extension."""
+    """The latest `MAX_RUNS` runs, oldest first; displayed as text, as HTML, or by our extension."""
 
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
@@ -49,7 +49,7 @@ class History:
         return len(self._records)
 
     def put(self, record: Record) -> None:
-        """Add a run, or say more about one."""
+        """Add a run, or replace its summary."""
         self._records[record.run_id] = record
         while len(self._records) > MAX_RUNS:
             self._records.pop(next(iter(self._records)))
@@ -69,7 +69,7 @@ class History:
         return {k: v for k, v in bundle.items() if (not include or k in include) and k not in (exclude or ())}
 
     def _html(self) -> str:
-        # JupyterLab follows a link to a cell by its id.
+        # JupyterLab resolves links to cells by their id.
         rows = "".join(f"<tr>{_link(record)}{''.join(_td(c) for c in _cells(record)[1:])}</tr>" for record in self)
         head = "".join(f"<th>{name}</th>" for name in ("run", "energy", "carbon", "time", "status"))
         return f"<table><tr>{head}</tr>{rows}</table>" if rows else "<p>nothing was measured yet</p>"

@@ -1,4 +1,4 @@
-"""The view of one run in a notebook: live while it runs, then the report in the same place."""
+"""The view of one run in a notebook: live values while it runs, then the report in the same output."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torchwatt.notebook.place import cell_id, in_output_widget, place, request_i
 if TYPE_CHECKING:
     from torchwatt.session import Run
 
-MAX_REPORTS = 20  # of `with profile()` in one cell: a loop must not fill the notebook
+MAX_REPORTS = 20  # reports of `with profile()` in one cell, so that a loop does not fill the notebook
 
 
 class View:
-    """Shows a run: `begin`, `pause`, `end`. Nothing of it raises, and in between the user's thread sends nothing.
+    """Shows a run: `begin`, `pause`, `end`. No method raises; between them the user's thread sends no messages.
 
     Args:
         live: Show the run while it runs.
-        quiet: Show nothing; JupyterLab's status bar and panel are told all the same.
+        quiet: Show nothing in the cell; JupyterLab's status bar and panel are still updated.
     """
 
     def __init__(self, *, live: bool = True, quiet: bool = False) -> None:
@@ -37,14 +37,14 @@ class View:
         self._cleared = False
         if self._live:
             try:
-                # Here, before anything is measured: it takes half a second the first time.
+                # Imported before the measurement, because the first import takes half a second.
                 import torchwatt.notebook.widget  # noqa: F401
             except Exception as error:
                 self._live = False
                 warn(f"torchwatt shows no live view: {error}", stacklevel=3)
 
     def begin(self, run: Run) -> None:
-        """Put the live view where the report will be."""
+        """Show the live view in the output that the report will replace."""
         self._run = run
         if place() != "kernel" or run.nested:
             self._live = False
@@ -60,7 +60,7 @@ class View:
             self._beats.start()
 
     def pause(self) -> None:
-        """Stop the thread, so that settling the run has the machine for itself."""
+        """Stop the updates before the report is made."""
         with contextlib.suppress(Exception):
             if self._beats is not None:
                 self._beats.pause()
@@ -79,7 +79,7 @@ class View:
                 self._beats.close()
             if place() != "nowhere" and not run.nested:
                 channel().tell(record_of(run.report, cell_id(self._shell)))
-        except Exception as error:  # a fault of ours must not take the place of the user's exception
+        except Exception as error:  # must not replace the user's exception
             warn(f"torchwatt could not show the report: {error}", stacklevel=3)
 
     def _show(self, run: Run) -> None:
@@ -89,9 +89,9 @@ class View:
         display(run)  # type: ignore[no-untyped-call]
 
     def _see(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Notice `clear_output()` of the user: it takes our place away, so the report needs a new one.
+        """Detect `clear_output()`, which removes the live view's output, so that the report needs a new one.
 
-        Inside an `ipywidgets.Output` it clears that, and not the cell.
+        Inside an `ipywidgets.Output` it clears that widget and not the cell.
         """
         if message.get("header", {}).get("msg_type") == "clear_output" and not in_output_widget():
             self._cleared = True
@@ -99,7 +99,7 @@ class View:
 
 
 class BlockView(View):
-    """The view of `with profile()`: a window of another run and the twenty-first run of a cell are not shown."""
+    """The view of `with profile()`; nested runs, and runs of a cell after `MAX_REPORTS`, are not shown."""
 
     _shown: tuple[str | None, int] = (None, 0)
 
@@ -107,18 +107,18 @@ class BlockView(View):
         super().__init__(quiet=place() == "nowhere")
 
     def begin(self, run: Run) -> None:
-        """Count the runs of a cell, or of one move of a widget of `interact`."""
+        """Start showing a run; runs are counted per kernel request, a cell or an `interact` callback."""
         cls = type(self)
-        here = request_id(self._shell)
-        count = cls._shown[1] + 1 if cls._shown[0] == here else 1
-        cls._shown = (here, count)
+        request = request_id(self._shell)
+        count = cls._shown[1] + 1 if cls._shown[0] == request else 1
+        cls._shown = (request, count)
         self._quiet = self._quiet or run.nested or count > MAX_REPORTS
         self._live = self._live and not self._quiet
         super().begin(run)
 
 
 def install() -> None:
-    """Show every `with profile()` of this notebook or IPython terminal; outside of IPython do nothing."""
+    """Show every later `with profile()` of this notebook or IPython terminal; does nothing outside of IPython."""
     if place() != "nowhere":
         from torchwatt.session import watch
 

@@ -36,7 +36,7 @@ _MAX_NAME = 60  # characters of a statement, in the name of its run
 
 @magics_class
 class EnergyMagics(Magics):
-    """The two forms of the magic, and the one that waits, which only `AwaitHook` calls."""
+    """The line and cell magic `energy`, and its async form, which only `AwaitHook` calls."""
 
     shell: Shell
 
@@ -50,37 +50,37 @@ class EnergyMagics(Magics):
     @output_can_be_silenced
     @line_cell_magic
     def energy(self, line: str, cell: str | None = None, local_ns: Any = None) -> Any:
-        """Measure the energy of a cell, or of one statement, and show which layer used it.
+        """Measure the energy of a cell, or of one statement, and attribute it to layers.
 
         ::
 
-          %%energy [options]           first line of a cell; its value stays the cell's value
-          %energy [options] statement  one line; gives the statement's value
-          %energy                      the latest run again
-          %energy [options] on         measure every cell from now on, until %energy off
+          %%energy [options]           measure a cell, as its first line; returns the cell's value
+          %energy [options] statement  measure one line; returns the statement's value
+          %energy                      show the latest run again
+          %energy [options] on         measure every following cell, until %energy off
           %energy history              the runs of this notebook
 
         Options::
 
-          -o NAME          keep the result under this name, also after an exception or an interrupt
+          -o NAME          assign the result to this name, also after an exception or an interrupt
           -q, --quiet      show no report
           --no-live        show the report at the end only, nothing while the cell runs
-          --region REGION  where the electricity comes from: FRA, USA/california, CAN-QC
-          --intensity G    your own number for the grid, in gCO2e/kWh
-          --market G       gCO2e/kWh of your electricity contract, for a second total beside the first
-          --facility SITE  a site that publishes its PUE, such as scaleway/fr-par-2
+          --region REGION  region of the electricity grid: FRA, USA/california, CAN-QC
+          --intensity G    carbon intensity of the grid in gCO2e/kWh, instead of a region's
+          --market G       gCO2e/kWh of your electricity contract, for a market-based total
+          --facility SITE  a site with published PUE, such as scaleway/fr-par-2
           --pue X          facility energy over IT energy, at least 1 (grams only)
-          --factors FILE   your own factors, your hours of the grid, or an Electricity Maps history file
-          --allow-expired  apply factors outside of their dates, and say so in their rows
-          --csv DIR        write the audit tables into a folder; where it holds a run, into DIR-2 beside it
-          --overwrite      replace the bundle that DIR holds, and nothing else
-          --html FILE      write the report as one page, over an older one
-          --keep           keep the run in your store; see `torchwatt runs`
-          --project NAME   under which project it is kept
-          --layers on|off  off: meter only
+          --factors FILE   a file of factors, of hourly grid values, or of Electricity Maps history
+          --allow-expired  apply factors outside of their dates; their rows are marked
+          --csv DIR        write the audit tables into a folder; if it is not empty, into DIR-2 beside it
+          --overwrite      replace the bundle at DIR; anything else is never replaced
+          --html FILE      write the report as one page, replacing an older one
+          --keep           save the run in your store; see `torchwatt runs`
+          --project NAME   project of the run in the store
+          --layers on|off  off: measure energy without layers
           --name NAME      shown in the report
 
-        Quote a value with blanks: --csv "my run". Write -- before a statement that begins with a minus.
+        Quote a value with blanks: --csv "my run". Write -- before a statement that starts with a minus.
 
         Copy, paste, run::
 
@@ -93,60 +93,60 @@ class EnergyMagics(Magics):
         Then ``run.energy_j``, ``run.layers``, ``run.samples`` and ``run.to_csv("audit")``.
         """
         __tracebackhide__ = True
-        asked, rest = parse(line)
+        arguments, statement = parse(line)
         if cell is None:
-            if not rest:
-                return self._again(asked)
-            if rest.strip() in WORDS:
-                return self._word(rest.strip(), asked)
-            code = statement_code(self.shell, rest)
+            if not statement:
+                return self._again(arguments)
+            if statement.strip() in WORDS:
+                return self._word(statement.strip(), arguments)
+            code = statement_code(self.shell, statement)
         else:
-            code = self._cell_code(rest, cell)
+            code = self._cell_code(statement, cell)
         if code.waits:
             raise UsageError("await works on the lines under %%energy, when %%energy is the first line of the cell")
-        with self._block(asked, rest):
+        with self._block(arguments, statement):
             return code.run(self.shell.user_ns, local_ns)
 
     @no_var_expand
     @cell_magic(ASYNC_MAGIC)  # type: ignore[arg-type]
     async def energy_async(self, line: str, cell: str) -> Any:
-        """Measure a cell that awaits; `%%energy` becomes this one by itself."""
+        """Measure a cell with top-level `await`; `AwaitHook` replaces `%%energy` by this magic."""
         __tracebackhide__ = True
-        asked, rest = parse(line)
-        code = self._cell_code(rest, cell)
-        with self._block(asked):
+        arguments, statement = parse(line)
+        code = self._cell_code(statement, cell)
+        with self._block(arguments):
             value = await code.run_async(self.shell.user_ns)
-        # `output_can_be_silenced` would drop the coroutine before it ran.
+        # `output_can_be_silenced` would discard the coroutine before it ran.
         return None if DisplayHook.semicolon_at_end_of_expression(cell) else value  # type: ignore[no-untyped-call]
 
-    def _cell_code(self, rest: str, cell: str) -> Code:
-        if rest:
-            raise UsageError(f"only options may follow %%energy on its line: put {rest!r} on the next one")
+    def _cell_code(self, statement: str, cell: str) -> Code:
+        if statement:
+            raise UsageError(f"only options may follow %%energy on its line: put {statement!r} on the next one")
         return cell_code(self.shell, cell)
 
-    def _block(self, asked: Asked, statement: str = "") -> Block:
-        """Return the block of a cell, or of a statement: the two are told apart where one runs inside the other."""
+    def _block(self, arguments: Asked, statement: str = "") -> Block:
+        """Return the block of a cell, or of a statement, whose text is then part of the run's name."""
         cell = f"In [{cell_number(self.shell)}]"
-        return self._block_named(asked, f"{cell}: {shorten(statement, _MAX_NAME)}" if statement else cell)
+        return self._block_named(arguments, f"{cell}: {shorten(statement, _MAX_NAME)}" if statement else cell)
 
-    def _block_named(self, asked: Asked, name: str) -> Block:
+    def _block_named(self, arguments: Asked, name: str) -> Block:
         def keep(run: Run) -> None:
             self._latest = run
-            if asked.output is not None:
-                self.shell.user_ns[asked.output] = run
+            if arguments.output is not None:
+                self.shell.user_ns[arguments.output] = run
 
-        return Block(asked, name, keep)
+        return Block(arguments, name, keep)
 
-    def _word(self, word: str, asked: Asked) -> History | None:
-        if word != "on" and not asked.nothing:
+    def _word(self, word: str, arguments: Asked) -> History | None:
+        if word != "on" and not arguments.nothing:
             raise UsageError(f"%energy {word} takes no options")
         if word == "history":
             return channel().history
-        self.auto.on(asked) if word == "on" else self.auto.off()
+        self.auto.on(arguments) if word == "on" else self.auto.off()
         return None
 
-    def _again(self, asked: Asked) -> Run:
-        if not asked.nothing:
+    def _again(self, arguments: Asked) -> Run:
+        if not arguments.nothing:
             raise UsageError("options, but nothing to measure: add a statement, or use %%energy above the lines")
         if self._latest is None:
             raise UsageError("nothing was measured yet: write %%energy as the first line of a cell and run it")

@@ -1,19 +1,19 @@
-"""How often something may be done that takes the interpreter from the program for a while."""
+"""Limits how often costly work is done in the process of the user's program."""
 
 from __future__ import annotations
 
 SHARE = 0.002  # of one CPU
-CREDIT_S = 0.03  # so that a short run sees its layers, too
+CREDIT_S = 0.03  # initial allowance, so that short runs show layers
 SHORTEST_S = 1.0
-LATEST_S = 3.5  # what people look at is not to be older than five seconds
-MOST_SHARE = 0.02  # of one CPU, for that
+LATEST_S = 3.5  # displayed values should not be older than 5 s
+MOST_SHARE = 0.02  # of one CPU, to keep to LATEST_S
 
 
 class Pace:
-    """Spaces out work whose cost may grow, so that it stays below a share of one CPU.
+    """Schedules repeated work so that its CPU time stays below a share of one CPU.
 
-    Work that would be late is done all the same, as long as it stays below `MOST_SHARE`; then ever later, never never.
-    Times are seconds since the run began; the next cost is taken to be the last one.
+    Work that is `LATEST_S` overdue may use up to `MOST_SHARE`; beyond that its interval grows with its cost. Times are
+    seconds since the run began; the next cost is assumed to equal the last one.
     """
 
     def __init__(self, share: float = SHARE, credit_s: float = CREDIT_S) -> None:
@@ -33,6 +33,6 @@ class Pace:
         return waited_s >= max(LATEST_S, self._last_cost_s / MOST_SHARE)
 
     def paid(self, t_s: float, cost_s: float) -> None:
-        """Say that the work was done, and what CPU time it took."""
+        """Record that the work was done at `t_s`, and its CPU time."""
         self._last_s, self._last_cost_s = t_s, cost_s
         self._spent_s += cost_s

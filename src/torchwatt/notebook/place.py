@@ -1,4 +1,4 @@
-"""Where a run is shown: in a kernel with a browser, in a terminal, or nowhere."""
+"""Detects where runs are displayed: in a Jupyter kernel, in an IPython terminal, or nowhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from typing import Any, Literal
 
 Place = Literal["kernel", "terminal", "nowhere"]
-SWITCH = "TORCHWATT_LIVE"  # "off" keeps notebooks to the final report
+SWITCH = "TORCHWATT_LIVE"  # "off": notebooks show only the final report
 
 
 def shell() -> Any:
@@ -18,7 +18,7 @@ def shell() -> Any:
 
 
 def place() -> Place:
-    """Return where this process shows things."""
+    """Return the kind of front end of this process."""
     kind = type(shell()).__name__
     if kind == "ZMQInteractiveShell":
         return "kernel"
@@ -26,36 +26,36 @@ def place() -> Place:
 
 
 def wants_live(ip: Any) -> bool:
-    """Return whether a live view can be shown: in a kernel, where outputs are not captured."""
+    """Return whether a live view can be shown: in a kernel, with outputs not captured, and not switched off."""
     if os.environ.get(SWITCH, "").lower() in {"off", "0", "no"} or type(ip).__name__ != "ZMQInteractiveShell":
         return False
     return "Capturing" not in type(ip.display_pub).__name__
 
 
 def in_output_widget() -> bool:
-    """Return whether an `ipywidgets.Output` takes what is shown now, as in `with out:` and in `interact`.
+    """Return whether an `ipywidgets.Output` captures displayed output now, as in `with out:` and in `interact`.
 
-    It keeps outputs in a widget of its own, where none can be updated later.
+    Output captured in that widget cannot be updated later.
     """
     output, widget = (sys.modules.get(f"ipywidgets.widgets.{name}") for name in ("widget_output", "widget"))
     if output is None:
         return False
-    with contextlib.suppress(Exception):  # where ipywidgets keeps its widgets is its own affair
+    with contextlib.suppress(Exception):  # `_instances` is private to ipywidgets
         widgets = list(widget._instances.values())  # type: ignore[union-attr]
-        return any(isinstance(one, output.Output) and one.msg_id for one in widgets)
+        return any(isinstance(candidate, output.Output) and candidate.msg_id for candidate in widgets)
     return False
 
 
 def request_id(ip: Any) -> str | None:
-    """Return the id of the message that the kernel answers now: a cell that runs, or a widget that was moved."""
+    """Return the id of the kernel request being handled, such as a cell or a widget event; None if unknown."""
     with contextlib.suppress(Exception):
         return str(ip.get_parent()["header"]["msg_id"])
     return None
 
 
 def cell_id(ip: Any) -> str | None:
-    """Return the id of the cell that runs, as JupyterLab tells it."""
+    """Return the id of the running cell from JupyterLab's metadata; None if unknown."""
     with contextlib.suppress(Exception):
-        found = ip.get_parent().get("metadata", {}).get("cellId")
-        return str(found) if found else None
+        cell = ip.get_parent().get("metadata", {}).get("cellId")
+        return str(cell) if cell else None
     return None

@@ -1,7 +1,7 @@
 """Top-level `await` under `%%energy`.
 
-IPython runs a magic as an ordinary function, which cannot wait. Where the body of a cell needs it, the call of the
-magic is rewritten, after IPython's own transformations, to one that is awaited on the same loop and thread.
+IPython runs a magic as an ordinary function, which cannot await. If the cell contains a top-level `await`, the call of
+the magic is rewritten, after IPython's own transformations, to an async magic awaited on the same loop and thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CALL = f"get_ipython().run_cell_magic({MAGIC!r},"
 
 
 class AwaitHook:
-    """An input transformer: lines of Python in, lines of Python out."""
+    """IPython input transformer that awaits `%%energy` if its cell contains a top-level `await`."""
 
     has_side_effects = False
 
@@ -26,10 +26,10 @@ class AwaitHook:
         self._shell = shell
 
     def __call__(self, lines: list[str]) -> list[str]:
-        """Return the lines, awaited where they have to be.
+        """Return the transformed lines.
 
         Raises:
-            SyntaxError: The body of the cell is not Python.
+            SyntaxError: The cell is not valid Python.
         """
         if not lines or not lines[0].startswith(_CALL):
             return lines
@@ -40,7 +40,7 @@ class AwaitHook:
 
 
 def _body_of(source: str) -> str | None:
-    """Return the third argument of the one call, `run_cell_magic(name, line, body)`."""
+    """Return `body` of a single call `run_cell_magic(name, line, body)`; None for anything else."""
     statements: list[Any] = ast.parse(source).body
     if len(statements) != 1 or not isinstance(statements[0].value, ast.Call):
         return None

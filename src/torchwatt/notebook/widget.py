@@ -1,4 +1,4 @@
-"""The live view in the browser: a widget that gets messages and keeps nothing that grows."""
+"""The widget of the live view in the browser; its state is constant in size."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _built(name: str) -> str:
 
 
 class LiveWidget(AnyWidget):
-    """One live view; `begin` is what `views.begin_payload` made."""
+    """One live view; `begin` is the payload of `views.begin_payload`."""
 
     _esm = traitlets.Unicode().tag(sync=True)
     _css = traitlets.Unicode().tag(sync=True)
@@ -35,22 +35,22 @@ class LiveWidget(AnyWidget):
         super().__init__(_esm=_built("widget.js"), _css=_built("widget.css"), begin=begin)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """Add what a front end without widgets shows until the report is there."""
-        found = super()._repr_mimebundle_(**kwargs)
-        if found is None:
+        """Add the text that a front end without widgets shows until the report replaces it."""
+        mimebundle = super()._repr_mimebundle_(**kwargs)
+        if mimebundle is None:
             return None
-        data, metadata = found
+        data, metadata = mimebundle
         return {**data, "text/plain": _MEASURING, "text/html": f"<p>{_MEASURING}</p>"}, metadata
 
     def end(self) -> None:
-        """Close; what a runner such as nbclient keeps of a closed widget is small."""
+        """Close the widget and clear its state, so that saved notebooks stay small."""
         with self.hold_sync():
             self._esm, self._css, self.begin = _NOTHING, "", {}
         self.close()
 
 
 class Placeholder:
-    """What stands where the live view and then the report will be."""
+    """The output that the live view, and then the report, replaces."""
 
     def __repr__(self) -> str:
         return _MEASURING

@@ -51,7 +51,7 @@ def leave(session: Closeable) -> None:
 
 
 def leave_open_at_exit() -> None:
-    """Let handlers at exit run without ending the sessions that are open: the caller ends them afterwards."""
+    """Do not close open sessions in exit handlers; the caller ends them afterwards."""
     atexit.unregister(_close_all)
 
 
@@ -103,4 +103,4 @@ def _close_all(reason: str = "still open when the program ended") -> int:
 def _replaced(by: str) -> None:
     """Close all sessions before `os.exec*` replaces this process by another program."""
     if _close_all(f"replaced by {by}"):
-        warn(f"torchwatt: this program replaced itself by {by}: its run ends here, and what follows is not measured")
+        warn(f"torchwatt: this program replaced itself by {by}, which is not measured: its run ends here")

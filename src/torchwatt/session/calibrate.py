@@ -19,7 +19,7 @@ from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.calibrations import calibration_key, calibrations_file, save_calibration
 from torchwatt.sensors.protocol import Discovery, MeteredSource, Source
 
-# 20 to 30 s (ATTRIBUTION 5, step 2). Dwells are drawn at random, so that no publication period can lock to them.
+# Random dwell times, because a sensor that updates in sync with a periodic load would not be resolved.
 SECONDS = 25.0
 MOST_SECONDS = 3600.0
 DWELL_S = (0.06, 0.26)
@@ -50,7 +50,7 @@ def calibrate(
     burn: Burn | None = None,
     path: Path | None = None,
     seed: int = 0,
-    found: Discovery | None = None,
+    discovery: Discovery | None = None,
 ) -> Calibration:
     """Calibrate a GPU's power sensor and the driver's sample buffer, and save the results in the calibration file.
 
@@ -60,7 +60,7 @@ def calibrate(
         burn: Keeps the device busy for the given nanoseconds and returns (start_ns, end_ns); default: products on CUDA.
         path: The calibration file; default: see `torchwatt.sensors.calibrations`.
         seed: Seed of the random dwell times.
-        found: The meters to choose from; discovered by default.
+        discovery: The meters to choose from; discovered by default.
 
     Raises:
         ConfigError: The device does not exist, has no power sensor or no identity, or torch cannot use it.
@@ -68,16 +68,14 @@ def calibrate(
     """
     if not 0 < seconds <= MOST_SECONDS:
         raise ConfigError(f"calibrate: {seconds:g} seconds: give more than 0 and at most {MOST_SECONDS:g}")
-    source, meter, channel = _power_of(device, found or discover(rapl=False, perf=False, modelled=False))
+    source, meter, channel = _power_of(device, discovery or discover(rapl=False, perf=False, modelled=False))
     if calibration_key(meter, channel.sensor) is None:
-        raise ConfigError(
-            f"calibrate: {device} tells no uuid or driver version; its calibration could not be found again"
-        )
+        raise ConfigError(f"calibrate: {device} reports no uuid or no driver version, which a saved calibration needs")
     if burn is None:
         from torchwatt.tracing.burn import cuda_burner
 
         burn = cuda_burner(meter.domain.index or 0)
-    fine = next((one for one in meter.channels if one.stamped), None)
+    fine = next((channel_ for channel_ in meter.channels if channel_.stamped), None)
     sampler = Sampler(Discovery((_polled_fast(source, meter, channel, fine),)))
     sampler.start()
     try:
@@ -85,9 +83,11 @@ def calibrate(
     finally:
         recording = sampler.stop()
     edges_ns = np.array(busy, dtype=np.int64).ravel()
-    kept = path or calibrations_file()
-    found_plain = _calibrated(meter, channel, recording, edges_ns, kept)
-    return replace(found_plain, fine=_calibrated(meter, fine, recording, edges_ns, kept) if fine is not None else None)
+    calibration_path = path or calibrations_file()
+    found_plain = _calibrated(meter, channel, recording, edges_ns, calibration_path)
+    return replace(
+        found_plain, fine=_calibrated(meter, fine, recording, edges_ns, calibration_path) if fine is not None else None
+    )
 
 
 def _calibrated(meter: Meter, channel: Channel, recording: Recording, edges_ns: IntArray, path: Path) -> Calibration:
@@ -101,15 +101,15 @@ def _calibrated(meter: Meter, channel: Channel, recording: Recording, edges_ns: 
     return Calibration(meter, channel, key, model, len(series))
 
 
-def _power_of(device: str, found: Discovery) -> tuple[Source, Meter, Channel]:
-    for source in found.sources:
+def _power_of(device: str, discovery: Discovery) -> tuple[Source, Meter, Channel]:
+    for source in discovery.sources:
         for meter in source.meters:
             channel = meter.channel("power")
             if str(meter.domain) == device and channel is not None and channel.sensor.startswith("nvml"):
                 return source, meter, channel
-    known = ", ".join(str(meter.domain) for meter in found.meters) or "no device"
-    why = "; ".join(one.reason for one in found.unavailable)
-    raise ConfigError(f"calibrate: no power sensor of {device!r} here (found: {known}{'; ' + why if why else ''})")
+    domains = ", ".join(str(meter.domain) for meter in discovery.meters) or "no device"
+    why = "; ".join(missing.reason for missing in discovery.unavailable)
+    raise ConfigError(f"calibrate: no power sensor of {device!r} here (found: {domains}{'; ' + why if why else ''})")
 
 
 def _polled_fast(source: Source, meter: Meter, channel: Channel, fine: Channel | None) -> MeteredSource:
@@ -117,8 +117,8 @@ def _polled_fast(source: Source, meter: Meter, channel: Channel, fine: Channel |
     call_s = source.call_s.get(channel.key, 0.0)
     period_ns = max(POLL_NS, round(100 * call_s * NS_PER_S))
     polled = replace(channel, period_ns=period_ns)
-    one = replace(meter, channels=(polled,) if fine is None else (polled, fine))
-    return MeteredSource((one,), source.spec, source.call_s, edges=False)
+    fast_meter = replace(meter, channels=(polled,) if fine is None else (polled, fine))
+    return MeteredSource((fast_meter,), source.spec, source.call_s, edges=False)
 
 
 def _square_wave(burn: Burn, seconds: float, dwell: random.Random) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ _SHOWN = 16
 
 
 def select_cards(
-    log: Recording, joined: Sequence[Joined], wanted: Sequence[str]
+    log: Recording, joined: Sequence[Joined], card_names: Sequence[str]
 ) -> tuple[Recording, tuple[Event, ...]]:
     """Return the readings of the trace's devices under the trace's names, without cards that are not part of the run.
 
@@ -26,17 +26,17 @@ def select_cards(
     Args:
         log: One meter for each card.
         joined: The traces.
-        wanted: Cards in the order of the trace's devices; empty to match automatically.
+        card_names: Cards in the order of the trace's devices; empty to match automatically.
 
     Raises:
         ConfigError: A device's card is ambiguous; the message lists the cards and names the option.
     """
-    devices = sorted({activity.device for one in joined for activity in one.activities}, key=_number)
-    names = {device: name for one in joined for device, name in one.device_names if device in devices}
+    devices = sorted({activity.device for trace in joined for activity in trace.activities}, key=_number)
+    names = {device: name for trace in joined for device, name in trace.device_names if device in devices}
     if not devices:
         return log, ()
-    if wanted:
-        cards = _picked(log.meters, devices, wanted)
+    if card_names:
+        cards = _picked(log.meters, devices, card_names)
         return renamed(log, cards), _others(log, cards)
     if len(devices) == 1 and len(log.meters) == 1:
         return renamed(log, {devices[0]: log.meters[0]}), ()
@@ -46,48 +46,48 @@ def select_cards(
     indexed = {f"gpu:{index}": meter for meter in log.meters if (index := meter.fact("index"))}
     if len(devices) > 1 and sorted(indexed) == sorted(devices) and len(indexed) == len(log.meters):
         message = (
-            "cards of the power log are matched to the trace's devices by index: where CUDA_VISIBLE_DEVICES orders "
-            "them otherwise, --device says how"
+            "cards of the power log are matched to the trace's devices by index; give --device if CUDA_VISIBLE_DEVICES "
+            "ordered them otherwise"
         )
         return renamed(log, indexed), (Event(0, "info", "CARDS_BY_INDEX", "run", message),)
     raise ConfigError(_cannot_tell(log, devices))
 
 
-def cards_at_rest(rest: Recording, meters: Sequence[Meter]) -> Recording:
+def cards_at_rest(idle_log: Recording, meters: Sequence[Meter]) -> Recording:
     """Return a log of idle cards under the names of the run's cards.
 
     Raises:
         ConfigError: The log has several cards, and one of the run's is not among them exactly once.
     """
-    if len(rest.meters) == len(meters) == 1:
-        return renamed(rest, {str(meters[0].domain): rest.meters[0]})
+    if len(idle_log.meters) == len(meters) == 1:
+        return renamed(idle_log, {str(meters[0].domain): idle_log.meters[0]})
     cards = {}
     for meter in meters:
         mine = Card.of(meter)
-        same = [one for one in rest.meters if _same(mine, Card.of(one))]
+        same = [idle_meter for idle_meter in idle_log.meters if _same(mine, Card.of(idle_meter))]
         if len(same) != 1:
-            known = "; ".join(Card.of(one).text for one in rest.meters)
-            raise ConfigError(f"the log of idle power does not have card {mine.text} once; it has: {known}")
+            logged_cards = "; ".join(Card.of(idle_meter).text for idle_meter in idle_log.meters)
+            raise ConfigError(f"the log of idle power does not have card {mine.text} once; it has: {logged_cards}")
         cards[str(meter.domain)] = same[0]
-    return renamed(rest, cards)
+    return renamed(idle_log, cards)
 
 
-def _same(one: Card, other: Card) -> bool:
-    for mine, theirs in ((one.uuid, other.uuid), (one.bus_id, other.bus_id), (one.index, other.index)):
+def _same(card: Card, candidate: Card) -> bool:
+    for mine, theirs in ((card.uuid, candidate.uuid), (card.bus_id, candidate.bus_id), (card.index, candidate.index)):
         if mine and theirs:
-            return mine == theirs and (not one.host or not other.host or one.host == other.host)
+            return mine == theirs and (not card.host or not candidate.host or card.host == candidate.host)
     return False
 
 
-def _picked(meters: Sequence[Meter], devices: Sequence[str], wanted: Sequence[str]) -> dict[str, Meter]:
+def _picked(meters: Sequence[Meter], devices: Sequence[str], card_names: Sequence[str]) -> dict[str, Meter]:
     """Map devices to the cards that the user named: one per device, or one per CUDA index."""
-    if len(wanted) == len(devices):
-        cards = {device: picked(meters, name) for device, name in zip(devices, wanted, strict=True)}
-    elif all(_number(device) < len(wanted) for device in devices):
-        cards = {device: picked(meters, wanted[_number(device)]) for device in devices}
+    if len(card_names) == len(devices):
+        cards = {device: picked(meters, name) for device, name in zip(devices, card_names, strict=True)}
+    elif all(_number(device) < len(card_names) for device in devices):
+        cards = {device: picked(meters, card_names[_number(device)]) for device in devices}
     else:
         raise ConfigError(
-            f"--device names {len(wanted)} cards, the trace holds {', '.join(devices)}: name one for each of them"
+            f"--device names {len(card_names)} cards, and the trace has {', '.join(devices)}: name one card per device"
         )
     if len({id(meter) for meter in cards.values()}) < len(cards):
         raise ConfigError("--device names one card twice")
@@ -107,13 +107,15 @@ def _by_name(meters: Sequence[Meter], devices: Sequence[str], names: Mapping[str
 
 def _others(log: Recording, cards: Mapping[str, Meter]) -> tuple[Event, ...]:
     used = {id(meter) for meter in cards.values()}
-    others = [Card.of(meter).text for meter in log.meters if id(meter) not in used]
-    if not others:
+    unused_cards = [Card.of(meter).text for meter in log.meters if id(meter) not in used]
+    if not unused_cards:
         return ()
     several = (
-        f"{len(others)} other cards of the power log are" if len(others) > 1 else "another card of the power log is"
+        f"{len(unused_cards)} other cards of the power log are"
+        if len(unused_cards) > 1
+        else "another card of the power log is"
     )
-    message = f"{several} not in the total: {_listed(others)}"
+    message = f"{several} not in the total: {_listed(unused_cards)}"
     return (Event(0, "info", "OTHER_CARDS", "run", message),)
 
 
@@ -121,15 +123,15 @@ def _cannot_tell(log: Recording, devices: Sequence[str]) -> str:
     cards = [f"{Card.of(meter).text} ({_mean_w(log, meter)})" for meter in log.meters]
     several = f"{len(cards)} cards" if len(cards) > 1 else "one card"
     return (
-        f"the power log has {several}, and which is {' and which '.join(devices)} cannot be told, for "
+        f"the power log has {several}, and which of them is {' or '.join(devices)} is ambiguous, because "
         "CUDA_VISIBLE_DEVICES may have numbered them otherwise: give --device with an index, uuid or bus id for each; "
         f"found: {_listed(cards)}"
     )
 
 
 def _listed(texts: Sequence[str]) -> str:
-    rest = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return "; ".join(texts[:_SHOWN]) + rest
+    count_note = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return "; ".join(texts[:_SHOWN]) + count_note
 
 
 def _mean_w(log: Recording, meter: Meter) -> str:

@@ -34,13 +34,13 @@ def epoch_rows(report: Report) -> list[dict[str, Any]]:
     training = [step for step in report.steps if step.stage != VALIDATION]
     ends, done = [step.end_ns for step in training], [0, *accumulate(step.count for step in training)]
     rows, used = [], 0
-    left: list[Window] = []
+    outside_pauses: list[Window] = []
     for epoch in epochs:
-        first, last = bisect_left(begun, epoch.start_ns), bisect_left(begun, epoch.end_ns)
-        left += pauses[used:first]
-        used = last
+        first_pause, end_pause = bisect_left(begun, epoch.start_ns), bisect_left(begun, epoch.end_ns)
+        outside_pauses += pauses[used:first_pause]
+        used = end_pause
         steps = done[bisect_right(ends, epoch.end_ns)] - done[bisect_right(ends, epoch.start_ns)]
-        rows.append(_row(report, epoch, pauses[first:last], steps))
+        rows.append(_row(report, epoch, pauses[first_pause:end_pause], steps))
     inside_j = _sum(epoch.energy_j for epoch in epochs)
     outside_j = None if inside_j is None or report.energy_j is None else report.energy_j - inside_j
     outside = {
@@ -48,7 +48,7 @@ def epoch_rows(report: Report) -> list[dict[str, Any]]:
         "start_s": None,
         "duration_s": report.duration_s - fsum(row["duration_s"] for row in rows),
         "steps": done[-1] - sum(row["steps"] for row in rows),
-        **_parts([*left, *pauses[used:]], outside_j),
+        **_parts([*outside_pauses, *pauses[used:]], outside_j),
         "step_j": None,
     }
     return [*rows, outside]
@@ -69,11 +69,11 @@ def _row(report: Report, epoch: Window, pauses: Sequence[Window], steps: int) ->
 
 def _parts(pauses: Sequence[Window], energy_j: float | None) -> dict[str, float | None]:
     paused = {f"{kind}_j": _sum(w.energy_j for w in pauses if w.kind == kind) for kind in PAUSES}
-    whole = _sum([energy_j, *paused.values()])
-    train_j = None if whole is None else fsum(((energy_j or 0.0), *(-(x or 0.0) for x in paused.values())))
+    complete_j = _sum([energy_j, *paused.values()])
+    train_j = None if complete_j is None else fsum(((energy_j or 0.0), *(-(x or 0.0) for x in paused.values())))
     return {"energy_j": energy_j, "train_j": train_j, **paused}
 
 
 def _sum(parts: Iterable[float | None]) -> float | None:
-    found = list(parts)
-    return None if None in found else fsum(x for x in found if x is not None)
+    summands = list(parts)
+    return None if None in summands else fsum(x for x in summands if x is not None)

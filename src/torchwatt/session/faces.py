@@ -119,7 +119,7 @@ class ReportFaces(ABC):
             ConfigError: The project's name is invalid, or the run has not ended.
         """
         if self.report.status == "running":
-            raise ConfigError("the run still runs: keep it after its block")
+            raise ConfigError("the run has not ended: save it after its block")
         return keep_run(self.report, store, project)
 
     def to_html(self, path: str | os.PathLike[str]) -> Path:

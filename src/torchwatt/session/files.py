@@ -28,43 +28,45 @@ class Written:
 
     paths: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()  # folders that were created, names that differ from the requested ones
-    whole: bool = True  # all requested files were written
+    complete: bool = True  # all requested files were written
 
 
-def write_all(report: Report, asked: Options) -> Written:
+def write_all(report: Report, options: Options) -> Written:
     """Write the requested files.
 
     A failure is a warning and the other files are still written: a full disk must not replace the user's exception.
     """
-    whole, notes, paths = True, [], []
-    wanted: list[tuple[str, Path | None, Callable[[Report, Path], Path]]] = [
-        ("csv", asked.csv, partial(write_csv, overwrite=asked.overwrite)),
-        ("html", asked.html, write_html),
-        ("keep", asked.keep, partial(keep_run, project=asked.project)),
+    complete, notes, paths = True, [], []
+    outputs: list[tuple[str, Path | None, Callable[[Report, Path], Path]]] = [
+        ("csv", options.csv, partial(write_csv, overwrite=options.overwrite)),
+        ("html", options.html, write_html),
+        ("keep", options.keep, partial(keep_run, project=options.project)),
     ]
-    for what, target, write in wanted:
+    for option, target, write in outputs:
         if target is None:
             continue
         try:
-            written, told = write_one(report, what, target, write)
+            written, output_notes = write_one(report, option, target, write)
         except Exception as error:
-            whole = False
+            complete = False
             warn(f"torchwatt could not write {target}: {error}")
             continue
         paths.append(written)
-        notes += told
-    return Written(tuple(paths), tuple(notes), whole)
+        notes += output_notes
+    return Written(tuple(paths), tuple(notes), complete)
 
 
-def write_one(report: Report, what: str, target: Path, write: Callable[[Report, Path], Path]) -> tuple[Path, list[str]]:
+def write_one(
+    report: Report, option: str, target: Path, write: Callable[[Report, Path], Path]
+) -> tuple[Path, list[str]]:
     """Write one output; return its path and notes for the user: folders created, a name that differs.
 
     `what` is the option that requested it: csv, html or keep.
     """
-    made = [] if what == "keep" else missing_folders(target.parent)
+    new_folders = [] if option == "keep" else missing_folders(target.parent)
     written = write(report, target)
-    notes = [f"made the folder {folder} for {what}={str(target)!r}" for folder in made]
-    if what == "csv" and written != target:
+    notes = [f"created the folder {folder} for {option}={str(target)!r}" for folder in new_folders]
+    if option == "csv" and written != target:
         notes.append(f"{target} is not empty: this run is in {written}")
     return written, notes
 
@@ -86,9 +88,9 @@ def write_csv(
     return write_bundle(report, target, samples=samples, overwrite=overwrite, seal=seal)
 
 
-def _path(given: str | os.PathLike[str] | None, variable: str) -> Path | None:
-    found = given or os.environ.get(variable)
-    return Path(found) if found else None
+def _path(path: str | os.PathLike[str] | None, variable: str) -> Path | None:
+    path_text = path or os.environ.get(variable)
+    return Path(path_text) if path_text else None
 
 
 def keep_run(report: Report, store: str | os.PathLike[str] | None, project: str) -> Path:

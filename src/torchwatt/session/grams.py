@@ -24,7 +24,7 @@ def with_grams(report: Report, plan: Plan) -> Report:
         priced = price(usage_of(report), plan)
     except FactorError as error:
         priced = Priced(notes=(Note("error", "FACTOR_UNUSABLE", str(error)),))
-    told = tuple(
+    note_events = tuple(
         Event(report.end_ns, cast("Severity", note.severity), note.code, "run", note.message) for note in priced.notes
     )
     facility = {"facility_preset": plan.facility} if plan.facility else {}
@@ -32,23 +32,25 @@ def with_grams(report: Report, plan: Plan) -> Report:
         report,
         factors=priced.factors,
         impacts=priced.impacts,
-        events=(*report.events, *told),
+        events=(*report.events, *note_events),
         declared={**facility, **report.declared},
     )
     return replace(priced_report, carbon_hint="" if _told(priced_report, plan, priced) else _hint(priced))
 
 
-def grams_so_far(energy_j: float, known: Provenance, plan: Plan, start_unix_ns: int, now_unix_ns: int) -> float | None:
+def grams_so_far(
+    energy_j: float, provenance: Provenance, plan: Plan, start_unix_ns: int, now_unix_ns: int
+) -> float | None:
     """Return location-based grams of a running session's joules; None if the plan has no factor for them."""
     hours = tuple(range(start_unix_ns // NS_PER_HOUR, now_unix_ns // NS_PER_HOUR + 1))
-    subject = Subject("run", energy_j, known)
+    subject = Subject("run", energy_j, provenance)
     try:
         duration_s, start, end = (now_unix_ns - start_unix_ns) / NS_PER_S, utc_of(start_unix_ns), utc_of(now_unix_ns)
         priced = price(Usage((subject,), duration_s, hours, start=start, end=end), replace(plan, embodied=()))
     except FactorError:
         return None
-    wanted = ("gwp", "usage", "location")
-    return next((i.value for i in priced.impacts if (i.criterion, i.phase, i.accounting_method) == wanted), None)
+    gwp_row = ("gwp", "usage", "location")
+    return next((i.value for i in priced.impacts if (i.criterion, i.phase, i.accounting_method) == gwp_row), None)
 
 
 def _told(report: Report, plan: Plan, priced: Priced) -> bool:
@@ -88,16 +90,16 @@ def utc_of(unix_ns: int) -> datetime:
 
 def _subjects(report: Report, cut: tuple[HourEnergy, ...]) -> Iterator[Subject]:
     by_device: dict[str, dict[int, float]] = defaultdict(dict)
-    whole: dict[int, list[float]] = defaultdict(list)
+    run_hours: dict[int, list[float]] = defaultdict(list)
     for item in cut:
         by_device[item.device_id][item.hour] = item.energy_j
-        whole[item.hour].append(item.energy_j)
+        run_hours[item.hour].append(item.energy_j)
     if report.energy_j is not None:
         lo_j, hi_j = report.systematic_j or (None, None)
         complete = len(by_device) == len(report.counted)
-        hourly_j = {hour: fsum(parts) for hour, parts in whole.items()} if complete else {}
-        known = weakest(*(ledger.provenance for ledger in report.counted))
-        yield Subject("run", report.energy_j, known, lo_j, hi_j, hourly_j)
+        hourly_j = {hour: fsum(parts) for hour, parts in run_hours.items()} if complete else {}
+        provenance = weakest(*(ledger.provenance for ledger in report.counted))
+        yield Subject("run", report.energy_j, provenance, lo_j, hi_j, hourly_j)
     for ledger in report.counted:
         name = str(ledger.domain)
         meter = report.meter(name)

@@ -25,12 +25,16 @@ def calibrated_sensors(meters: Sequence[Meter]) -> tuple[dict[str, SensorModel],
     """Return saved calibrations of these GPUs by channel key; a damaged file adds an event and is not changed."""
     powers = [(meter, channel) for meter in meters for channel in meter.channels if channel.quantity == "power"]
     keyed = [(calibration_key(meter, channel.sensor), channel.key) for meter, channel in powers]
-    wanted = {key: channel for key, channel in keyed if key is not None}
-    if not wanted:
+    channels_by_key = {key: channel for key, channel in keyed if key is not None}
+    if not channels_by_key:
         return {}, []
     try:
-        kept = load_calibrations(calibrations_file())
-        return {wanted[key]: SensorModel.from_json(kept[key]) for key in wanted if key in kept}, []
+        calibrations = load_calibrations(calibrations_file())
+        return {
+            channels_by_key[key]: SensorModel.from_json(calibrations[key])
+            for key in channels_by_key
+            if key in calibrations
+        }, []
     except ConfigError as error:
         return {}, [Event(time.monotonic_ns(), "warning", "CALIBRATION_UNREADABLE", "run", str(error))]
 
@@ -51,28 +55,30 @@ def cuda_use(meters: Sequence[Meter]) -> CudaUse | None:
 
 
 def known_of(
-    known: Known,
+    priors: Known,
     replays: Sequence[ReplayedPower],
     work: Mapping[Slot, tuple[float, float]],
     trace: Trace,
 ) -> Known:
     """Add replayed layers' power, and each slot's operations and bytes in the whole run, to `known`."""
     looped: dict[str, list[Replay]] = {}
-    idle_w = dict(known.idle_w)
-    for one in replays:
+    idle_w = dict(priors.idle_w)
+    for replayed in replays:
         # The context (caches, clocks) may contribute as much uncertainty as the loop itself.
-        sd_rel = float(np.hypot(CONTEXT_REL, one.sd_w / one.power_w)) if one.power_w > 0 else CONTEXT_REL
-        looped.setdefault(str(one.domain), []).extend(Replay(slot, one.power_w, sd_rel) for slot in one.slots)
-        if one.quiet_w is not None:
-            idle_w[str(one.domain)] = one.quiet_w
+        sd_rel = float(np.hypot(CONTEXT_REL, replayed.sd_w / replayed.power_w)) if replayed.power_w > 0 else CONTEXT_REL
+        looped.setdefault(str(replayed.domain), []).extend(
+            Replay(slot, replayed.power_w, sd_rel) for slot in replayed.slots
+        )
+        if replayed.quiet_w is not None:
+            idle_w[str(replayed.domain)] = replayed.quiet_w
     calls = np.bincount(trace.slot, trace.calls, len(trace.slots)) if len(trace) else np.zeros(len(trace.slots))
     count = dict(zip(trace.slots, calls.tolist(), strict=True))
-    whole: dict[str | Slot, tuple[float, float]] = {
+    run_work: dict[str | Slot, tuple[float, float]] = {
         slot: (flops * count[slot], moved * count[slot]) for slot, (flops, moved) in work.items() if count.get(slot)
     }
     return replace(
-        known,
+        priors,
         idle_w=idle_w,
-        replays={domain: tuple(found) for domain, found in looped.items()},
-        work=whole,
+        replays={domain: tuple(slot_replays) for domain, slot_replays in looped.items()},
+        work=run_work,
     )

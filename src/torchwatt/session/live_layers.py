@@ -37,14 +37,14 @@ LIVE = Domain("live")
 
 
 class LiveLayers:
-    """Call `update` from one thread, a few times a second and after each `Pulse.beat`; call `report` when needed."""
+    """Call `update` from one thread, a few times a second and after each `Pulse.update`; call `report` when needed."""
 
     def __init__(self, session: Session, tracer: Tracer, pulse: Pulse) -> None:
         from torchwatt.tracing.tally import Sums
 
         self._session, self._tracer, self._pulse = session, tracer, pulse
         self._tally = tracer.tally(pulse.start_ns)
-        self._pending: deque[Stretch] = deque()  # stretches whose joules are not complete yet
+        self._pending: deque[Stretch] = deque()  # stretches of time with incomplete joules
         self._booked_j, self._calls = Sums(), Sums()
         self._gap_j: dict[str, float] = defaultdict(float)  # of time in which nothing was logged
         self._as_of_ns = pulse.start_ns
@@ -65,8 +65,8 @@ class LiveLayers:
 
     def step_j(self) -> float | None:
         """Return mean joules per step over the last seconds; None before the first step."""
-        (_, first, first_j), (_, last, last_j) = self._recent[0], self._recent[-1]
-        return (last_j - first_j) / (last - first) if last > first else None
+        (_, start_steps, start_j), (_, end_steps, end_j) = self._recent[0], self._recent[-1]
+        return (end_j - start_j) / (end_steps - start_steps) if end_steps > start_steps else None
 
     def update(self, *, read: bool = False) -> None:
         """Count steps; read the logs every second, when steps cannot be counted otherwise, or on request.
@@ -179,46 +179,46 @@ class LiveLayers:
             if kind_of(name) in HOST_KINDS:
                 parts.append(self._pulse.energy_at(domain, t_ns))
             elif kind_of(name) == "module":
-                inside = [self._pulse.energy_at(gpu, t_ns) for gpu in self._inside(domain)]
-                parts.append(max(self._pulse.energy_at(domain, t_ns) - fsum(inside), 0.0) if inside else 0.0)
+                gpu_j = [self._pulse.energy_at(gpu, t_ns) for gpu in self._inside(domain)]
+                parts.append(max(self._pulse.energy_at(domain, t_ns) - fsum(gpu_j), 0.0) if gpu_j else 0.0)
         return fsum(parts)
 
     def _inside(self, domain: str) -> list[str]:
         """Return the metered GPUs of a superchip module."""
         meters = {str(meter.domain): meter for meter in self._session.feed.meters}
-        inside = (meters[domain].fact(CONTAINS) or "").split(";") if domain in meters else []
-        return [gpu for gpu in inside if gpu in meters]
+        gpus = (meters[domain].fact(CONTAINS) or "").split(";") if domain in meters else []
+        return [gpu for gpu in gpus if gpu in meters]
 
     def _device_j(self, t_ns: int) -> dict[str, float]:
         """Return the joules of each device; a module without metered parts is one device."""
-        found: dict[str, float] = {}
+        device_j: dict[str, float] = {}
         for domain, (name, _) in self._pulse.metered().items():
             if kind_of(name) == "module" and self._inside(domain):
-                found |= {gpu: self._pulse.energy_at(gpu, t_ns) for gpu in self._inside(domain)}
+                device_j |= {gpu: self._pulse.energy_at(gpu, t_ns) for gpu in self._inside(domain)}
             elif kind_of(name) not in HOST_KINDS:
-                found[domain] = self._pulse.energy_at(domain, t_ns)
-        return found
+                device_j[domain] = self._pulse.energy_at(domain, t_ns)
+        return device_j
 
     def _entries(self, booked_j: Sums, gap_j: Mapping[str, float], calls: Sums, as_of_ns: int) -> Iterator[Entry]:
-        found = self._tally.slots(self._tally.spread(booked_j))
+        slot_j = self._tally.slots(self._tally.spread(booked_j))
         for name, joules in gap_j.items():
-            found[Slot(name, "other")] = found.get(Slot(name, "other"), 0.0) + joules
+            slot_j[Slot(name, "other")] = slot_j.get(Slot(name, "other"), 0.0) + joules
         # The set of counted meters may have changed since: then all booked joules are scaled to the new total.
-        host_j, all_j = self._host_j(as_of_ns), fsum(found.values())
+        host_j, all_j = self._host_j(as_of_ns), fsum(slot_j.values())
         if all_j > 0 and not isclose(host_j, all_j, rel_tol=1e-9):
-            found = {slot: joules * host_j / all_j for slot, joules in found.items()}
+            slot_j = {slot: joules * host_j / all_j for slot, joules in slot_j.items()}
         for domain, joules in self._device_j(as_of_ns).items():
             shares = self._tally.device_shares(domain) or {Slot(UNATTRIBUTED, "other"): 1.0}
-            whole = fsum(shares.values())
+            share_sum = fsum(shares.values())
             for slot, share in shares.items():
-                found[slot] = found.get(slot, 0.0) + joules * share / whole
+                slot_j[slot] = slot_j.get(slot, 0.0) + joules * share / share_sum
         names = self._tally.names(booked_j)
         counts: dict[str, int | None] = {}
         for key, count in self._tally.calls_of(calls).items():
             if key not in names.wrapped:
                 before = counts.get(names.of(key), 0)
                 counts[names.of(key)] = None if count is None or before is None else before + count
-        for slot, joules in found.items():
+        for slot, joules in slot_j.items():
             if joules > 0:
                 yield _entry(slot, joules, counts.get(slot.fqn, 0))
 

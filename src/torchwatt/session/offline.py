@@ -97,9 +97,9 @@ def attribute(
     traces = (trace,) if isinstance(trace, (str, os.PathLike)) else tuple(trace)
     named = (device,) if isinstance(device, str | int) else tuple(device)
     files = Files(traces, power, offset=offset, sensor=sensor, idle=idle, device=tuple(map(str, named)), zone=zone)
-    found = run_offline(files)
-    assert found.report is not None  # noqa: S101  # a power log always gives one
-    return found.report
+    result = run_offline(files)
+    assert result.report is not None  # noqa: S101  # a power log always gives one
+    return result.report
 
 
 def run_offline(files: Files) -> Offline:
@@ -125,22 +125,26 @@ def run_offline(files: Files) -> Offline:
     recording, events = select_cards(log, joined, files.device)
     recording = _dated(recording, joined)
     if files.offset == "fit":
-        joined, told = _fitted(joined, recording)
-        events += told
-    elif files.offset is None and any(one.clock == "unknown" for one in joined):
+        joined, fit_events = _fitted(joined, recording)
+        events += fit_events
+    elif files.offset is None and any(trace.clock == "unknown" for trace in joined):
         raise ConfigError("the trace does not name its clock: give --offset SECONDS, or --offset fit")
     return Offline(joined, _report(joined, recording, files, events), events)
 
 
 def _report(joined: Sequence[Joined], recording: Recording, files: Files, events: Iterable[Event]) -> Report:
-    activities = tuple(activity for one in joined for activity in one.activities)
+    activities = tuple(activity for joined_trace in joined for activity in joined_trace.activities)
     start_ns, end_ns = _window(activities)
     _overlap(recording, start_ns, end_ns)
-    notes = [Event(start_ns, "info", "TRACE_NOTE", one.source, note) for one in joined for note in one.notes]
+    notes = [
+        Event(start_ns, "info", "TRACE_NOTE", joined_trace.source, note)
+        for joined_trace in joined
+        for note in joined_trace.notes
+    ]
     trace: Trace = replace(
         EMPTY_TRACE,
         steps=max((activity.steps for activity in activities), key=len, default=()),
-        modules=tuple({info.fqn: info for one in joined for info in one.modules}.values()),
+        modules=tuple({info.fqn: info for joined_trace in joined for info in joined_trace.modules}.values()),
         events=(*notes, *events),
         activities=activities,
     )
@@ -152,7 +156,7 @@ def _report(joined: Sequence[Joined], recording: Recording, files: Files, events
         Bounds(start_ns, end_ns, start_ns),
         _around(recording, start_ns, end_ns),
         trace,
-        Outcome("complete", events=recording.events, known=_known(files, recording.meters)),
+        Outcome("complete", events=recording.events, priors=_known(files, recording.meters)),
     )
 
 
@@ -174,8 +178,8 @@ def _known(files: Files, meters: Sequence[Meter]) -> Known:
     families = {} if files.sensor == "auto" else dict.fromkeys(domains, files.sensor)
     idle_w: dict[str, float] = {}
     if files.idle is not None:
-        rest = cards_at_rest(read_power_log(files.idle, files.zone), meters)
-        for series in rest.series:
+        idle_recording = cards_at_rest(read_power_log(files.idle, files.zone), meters)
+        for series in idle_recording.series:
             if series.channel.quantity == "power":
                 idle_w[str(series.channel.domain)] = float(np.mean(series.raw)) * series.channel.scale
     return Known(families=families, idle_w=idle_w, baseline=False)
@@ -183,33 +187,33 @@ def _known(files: Files, meters: Sequence[Meter]) -> Known:
 
 def _window(activities: Sequence[Activity]) -> tuple[int, int]:
     if not activities:
-        raise ConfigError("the trace holds no device record: profile with ProfilerActivity.CUDA")
+        raise ConfigError("the trace contains no device record: profile with ProfilerActivity.CUDA")
     ends = [edge for activity in activities for edge in activity.covered]
     return min(start for start, _ in ends), max(end for _, end in ends)
 
 
 def _one_device_each(joined: Sequence[Joined]) -> None:
-    """Reject two traces of one device, whose joules would be booked twice."""
-    seen: dict[str, str] = {}
-    for one in joined:
-        for activity in one.activities:
-            if activity.device in seen:
+    """Reject two traces of one device: its joules would be counted twice."""
+    sources: dict[str, str] = {}
+    for trace in joined:
+        for activity in trace.activities:
+            if activity.device in sources:
                 raise ConfigError(
-                    f"{seen[activity.device]} and {one.source} both hold records of {activity.device}: "
-                    "attribute them one by one, each with its own power log"
+                    f"{sources[activity.device]} and {trace.source} both contain records of {activity.device}: "
+                    "attribute them separately, each with its own power log"
                 )
-            seen[activity.device] = one.source
+            sources[activity.device] = trace.source
 
 
 def _dated(recording: Recording, joined: Sequence[Joined]) -> Recording:
     """Move a log whose times have no date to the day of the trace."""
-    starts = [int(activity.start_ns.min()) for one in joined for activity in one.activities if len(activity)]
+    starts = [int(activity.start_ns.min()) for trace in joined for activity in trace.activities if len(activity)]
     if not recording.meta.get(DATELESS) or not starts:
         return recording
     middle_ns = np.median([np.median(series.t_ns) for series in recording.series])
     days = round((min(starts) - middle_ns) / DAY_NS)
     moved = tuple(replace(series, t_ns=series.t_ns + days * DAY_NS) for series in recording.series)
-    message = "times of the power log have no date: they are taken to be of the trace's day"
+    message = "times of the power log have no date: the trace's date is assumed"
     event = Event(min(starts), "info", "DATE_ASSUMED", "run", message)
     return replace(recording, series=moved, events=(*recording.events, event))
 
@@ -217,27 +221,27 @@ def _dated(recording: Recording, joined: Sequence[Joined]) -> Recording:
 def _fitted(joined: Sequence[Joined], recording: Recording) -> tuple[tuple[Joined, ...], tuple[Event, ...]]:
     """Shift each trace to the offset at which its device's activity best explains the device's power."""
     moved, events = [], []
-    for one in joined:
-        device = max(one.activities, key=len, default=None)
+    for trace in joined:
+        device = max(trace.activities, key=len, default=None)
         power = recording.get(f"{device.device}/power") if device is not None else None
         if device is None or power is None:
-            raise ConfigError(f"{one.source}: no power readings of its device to fit an offset to; give --offset S")
-        found = fit_offset(device.start_ns, device.end_ns, power.t_ns, power.raw * power.channel.scale)
-        if found.ambiguous:
+            raise ConfigError(f"{trace.source}: no power readings of its device to fit an offset to; give --offset S")
+        offset = fit_offset(device.start_ns, device.end_ns, power.t_ns, power.raw * power.channel.scale)
+        if offset.ambiguous:
             raise ConfigError(
-                f"{one.source}: no offset could be found: the best explains {found.explained:.0%} of the variance, "
-                f"another {found.runner_up:.0%}; give --offset SECONDS"
+                f"{trace.source}: no offset could be found: the best explains {offset.explained:.0%} of the variance, "
+                f"the next {offset.runner_up:.0%}; give --offset SECONDS"
             )
         text = (
-            f"offset {found.offset_ns / NS_PER_S:.6f} s was fitted: it explains {found.explained:.0%} of the power's "
-            f"variance, the next best place {found.runner_up:.0%}; the sensor's lag is part of it"
+            f"offset {offset.offset_ns / NS_PER_S:.6f} s was fitted: it explains {offset.explained:.0%} of the power's "
+            f"variance, the next best offset {offset.runner_up:.0%}; it includes the sensor's lag"
         )
-        events.append(Event(int(power.t_ns[0]), "info", "OFFSET_FITTED", one.source, text))
-        moved.append(_moved(one, found.offset_ns))
+        events.append(Event(int(power.t_ns[0]), "info", "OFFSET_FITTED", trace.source, text))
+        moved.append(_moved(trace, offset.offset_ns))
     return tuple(moved), tuple(events)
 
 
-def _moved(one: Joined, offset_ns: int) -> Joined:
+def _moved(trace: Joined, offset_ns: int) -> Joined:
     def later(edges: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
         return tuple((start + offset_ns, end + offset_ns) for start, end in edges)
 
@@ -249,19 +253,19 @@ def _moved(one: Joined, offset_ns: int) -> Joined:
             covered=later(activity.covered),
             steps=later(activity.steps),
         )
-        for activity in one.activities
+        for activity in trace.activities
     )
-    return replace(one, activities=activities, offset_ns=one.offset_ns + offset_ns)
+    return replace(trace, activities=activities, offset_ns=trace.offset_ns + offset_ns)
 
 
 def _overlap(recording: Recording, start_ns: int, end_ns: int) -> None:
-    first = min(int(series.t_ns[0]) for series in recording.series)
-    last = max(int(series.t_ns[-1]) for series in recording.series)
-    if end_ns <= first or start_ns >= last:
-        zone = "; times of the log have no zone and were read as UTC: --zone NAME says which is theirs"
+    log_start_ns = min(int(series.t_ns[0]) for series in recording.series)
+    log_end_ns = max(int(series.t_ns[-1]) for series in recording.series)
+    if end_ns <= log_start_ns or start_ns >= log_end_ns:
+        zone = "; times of the log have no zone and were read as UTC: give --zone NAME if they are of another zone"
         raise ConfigError(
-            f"the power log ({_utc(first)} to {_utc(last)}) and the trace ({_utc(start_ns)} to {_utc(end_ns)}) do not "
-            "overlap: give --offset SECONDS to add to the trace's times, or --offset fit"
+            f"the power log ({_utc(log_start_ns)} to {_utc(log_end_ns)}) and the trace ({_utc(start_ns)} to "
+            f"{_utc(end_ns)}) do not overlap: give --offset SECONDS to add to the trace's times, or --offset fit"
             + zone
             * bool(recording.meta.get(ZONELESS))
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from math import isfinite
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.audit.store import PROJECT, default_store, project_name
@@ -23,6 +23,7 @@ from torchwatt.sensors import Feed
 DEFAULT_BASELINE_S = 0.2
 DEFAULT_JOB_WAIT_S = 20.0
 JOB_VARIABLE = "TORCHWATT_JOB"
+StrPath: TypeAlias = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,70 +55,102 @@ class Options:
         return any(target is not None for target in (self.csv, self.html, self.keep, self.job))
 
 
-def options(given: Mapping[str, Any]) -> Options:
+class ProfileArguments(TypedDict):
+    """The keyword arguments of `profile()`, as the user gave them; its docstring describes each."""
+
+    region: str | None
+    intensity_g_per_kwh: float | None
+    market: float | None
+    facility: str | None
+    pue: float | tuple[float, float, float] | None
+    factors: StrPath | Sequence[StrPath] | None
+    allow_expired: bool
+    name: str | None
+    layers: str
+    overhead_budget: float
+    baseline_s: float
+    csv: StrPath | None
+    html: StrPath | None
+    overwrite: bool
+    keep: StrPath | bool | None
+    project: str | None
+    journal: StrPath | bool | None
+    live: str
+    powercap_root: StrPath | None
+    feed: Feed | None
+    dither_s: float
+    replays: Sequence[ReplayedPower]
+    work: Mapping[Slot, tuple[float, float]] | None
+    job: StrPath | None
+    job_wait_s: float
+
+
+def options(arguments: ProfileArguments) -> Options:
     """Check the arguments of `profile()`.
 
     Raises:
         ConfigError: An option is invalid; the message names it and the fix.
         FactorError: The region or the facility is in no table, or a file of factors cannot be read.
     """
-    for switch in ("layers", "live"):
-        if given[switch] not in ("on", "off"):
-            raise ConfigError(f"{switch}={given[switch]!r}: give 'on' or 'off'")
-    _check_kinds(given)
-    budget = _number("overhead_budget", given["overhead_budget"], low=0.0, high=1.0)
-    baseline_s = _number("baseline_s", given["baseline_s"], low=0.0, high=60.0)
-    if not isinstance(given["overwrite"], bool):
-        raise ConfigError(f"overwrite={given['overwrite']!r}: give True or False")
-    csv, html = csv_target(given["csv"], overwrite=given["overwrite"]), html_target(given["html"])
+    for switch, value in (("layers", arguments["layers"]), ("live", arguments["live"])):
+        if value not in ("on", "off"):
+            raise ConfigError(f"{switch}={value!r}: give 'on' or 'off'")
+    _check_kinds(arguments)
+    budget = _number("overhead_budget", arguments["overhead_budget"], low=0.0, high=1.0)
+    baseline_s = _number("baseline_s", arguments["baseline_s"], low=0.0, high=60.0)
+    if not isinstance(arguments["overwrite"], bool):
+        raise ConfigError(f"overwrite={arguments['overwrite']!r}: give True or False")
+    csv, html = csv_target(arguments["csv"], overwrite=arguments["overwrite"]), html_target(arguments["html"])
     return Options(
-        name=str(given["name"] or "run"),
-        carbon=plan(carbon_asked(given), datetime.now(UTC)),
-        layers=given["layers"] == "on",
+        name=str(arguments["name"] or "run"),
+        carbon=plan(carbon_asked(arguments), datetime.now(UTC)),
+        layers=arguments["layers"] == "on",
         overhead_budget=budget,
         baseline_s=baseline_s,
         csv=csv,
         html=html,
-        overwrite=given["overwrite"],
-        keep=_store(given.get("keep")),
-        journal=_journal(given.get("journal")),
-        project=_project(given),
-        powercap_root=_path("powercap_root", given["powercap_root"]),
-        feed=given["feed"],
-        dither_s=_number("dither_s", given["dither_s"], low=0.0, high=0.1),
-        replays=tuple(given["replays"]),
-        work=dict(given["work"] or {}),
-        job=_job(given.get("job")),
-        job_wait_s=_number("job_wait_s", given.get("job_wait_s", DEFAULT_JOB_WAIT_S), low=0.0, high=3600.0),
+        overwrite=arguments["overwrite"],
+        keep=_store(arguments["keep"]),
+        journal=_journal(arguments["journal"]),
+        project=_project(arguments),
+        powercap_root=_path("powercap_root", arguments["powercap_root"]),
+        feed=arguments["feed"],
+        dither_s=_number("dither_s", arguments["dither_s"], low=0.0, high=0.1),
+        replays=tuple(arguments["replays"]),
+        work=dict(arguments["work"] or {}),
+        job=_job(arguments["job"]),
+        job_wait_s=_number("job_wait_s", arguments["job_wait_s"], low=0.0, high=3600.0),
     )
 
 
-def carbon_asked(given: Mapping[str, Any]) -> Asked:
-    """Return the options that concern carbon; those not given are None."""
-    return Asked(**{item.name: given.get(item.name) for item in fields(Asked)})
+def carbon_asked(arguments: Mapping[str, Any]) -> Asked:
+    """Return the options of carbon accounting; a missing one is None."""
+    return Asked(**{item.name: arguments.get(item.name) for item in fields(Asked)})
 
 
-def _check_kinds(given: Mapping[str, Any]) -> None:
-    """Check the types of options.
+def _check_kinds(arguments: ProfileArguments) -> None:
+    """Check the types of arguments.
 
     Raises:
-        ConfigError: An option has the wrong type; the message says what it takes.
+        ConfigError: An argument has the wrong type; the message names the right one.
     """
-    replays, work, factors, pue = (given[name] for name in ("replays", "work", "factors", "pue"))
+    feed, replays, work = arguments["feed"], arguments["replays"], arguments["work"]
+    region, facility, expired = arguments["region"], arguments["facility"], arguments["allow_expired"]
+    factors, pue = arguments["factors"], arguments["pue"]
     each = factors if isinstance(factors, list | tuple) else () if factors is None else (factors,)
     numbers = pue if isinstance(pue, list | tuple) else () if pue is None else (pue,)
-    for name, good, takes in (
-        ("region", isinstance(given["region"], str | None), "a place, such as 'FRA' or 'USA/california'"),
-        ("facility", isinstance(given["facility"], str | None), "a site, such as 'scaleway/fr-par-2'"),
-        ("allow_expired", isinstance(given.get("allow_expired"), bool | None), "True or False"),
-        ("factors", all(isinstance(path, str | os.PathLike) for path in each), "a file, or a list of files"),
-        ("pue", all(isinstance(n, Real) for n in numbers), "a number, or (value, lo, hi)"),
-        ("feed", given["feed"] is None or hasattr(given["feed"], "meters"), "such as torchwatt.sensors.Replay"),
-        ("replays", isinstance(replays, list | tuple), "what torchwatt.replay found, in a list"),
-        ("work", isinstance(work, Mapping | None), "what torchwatt.work_of found"),
+    for name, value, good, takes in (
+        ("region", region, isinstance(region, str | None), "a place, such as 'FRA' or 'USA/california'"),
+        ("facility", facility, isinstance(facility, str | None), "a site, such as 'scaleway/fr-par-2'"),
+        ("allow_expired", expired, isinstance(expired, bool | None), "True or False"),
+        ("factors", factors, all(isinstance(path, str | os.PathLike) for path in each), "a file, or a list of files"),
+        ("pue", pue, all(isinstance(n, Real) for n in numbers), "a number, or (value, lo, hi)"),
+        ("feed", feed, feed is None or hasattr(feed, "meters"), "such as torchwatt.sensors.Replay"),
+        ("replays", replays, isinstance(replays, list | tuple), "a list of results of torchwatt.replay"),
+        ("work", work, isinstance(work, Mapping | None), "the result of torchwatt.work_of"),
     ):
         if not good:
-            raise ConfigError(f"{name}={given[name]!r}: give {takes}")
+            raise ConfigError(f"{name}={value!r}: give {takes}")
 
 
 def _number(name: str, value: Any, *, low: float, high: float) -> float:
@@ -133,22 +166,22 @@ def _store(keep: str | os.PathLike[str] | bool | None) -> Path | None:
     return _path("keep", keep)
 
 
-def _job(given: str | os.PathLike[str] | None) -> Path | None:
+def _job(folder: str | os.PathLike[str] | None) -> Path | None:
     """Return the folder for the ranks' bundles, from the option or from `TORCHWATT_JOB`."""
-    found = given or os.environ.get(JOB_VARIABLE)
-    return _path("job", found) if found else None
+    folder_text = folder or os.environ.get(JOB_VARIABLE)
+    return _path("job", folder_text) if folder_text else None
 
 
 def _journal(journal: str | os.PathLike[str] | bool | None) -> Path | bool:
     return bool(journal) if journal is None or isinstance(journal, bool) else _path("journal", journal) or False
 
 
-def _project(given: Mapping[str, Any]) -> str:
-    if given.get("project") is None:
+def _project(arguments: ProfileArguments) -> str:
+    if arguments["project"] is None:
         return PROJECT
-    if _store(given.get("keep")) is None:
-        raise ConfigError("project= says under which name a run is kept: give keep= as well")
-    return project_name(str(given["project"]))
+    if _store(arguments["keep"]) is None:
+        raise ConfigError("project= names the project of a saved run: give keep= as well")
+    return project_name(str(arguments["project"]))
 
 
 def csv_target(value: str | os.PathLike[str] | None, *, overwrite: bool) -> Path | None:
@@ -164,7 +197,7 @@ def csv_target(value: str | os.PathLike[str] | None, *, overwrite: bool) -> Path
         raise ConfigError(f"csv={str(path)!r} is a file: name a folder")
     if overwrite and path.is_dir() and any(path.iterdir()) and not (path / MANIFEST).is_file():
         raise ConfigError(
-            f"csv={str(path)!r} holds no bundle, and overwrite= replaces nothing else: name another folder"
+            f"csv={str(path)!r} is not a bundle, and overwrite= replaces only bundles: name another folder"
         )
     return _writable("csv", path, path)
 
@@ -200,5 +233,5 @@ def _writable(name: str, path: Path, folder: Path) -> Path:
         raise ConfigError(f"{name}={str(path)!r}: {error.strerror}; make it, or name another") from error
     above = next(parent for parent in (path.parent, *path.parents) if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"{name}={str(path)!r} could not be written: {above} is no folder that you may write to")
+        raise ConfigError(f"{name}={str(path)!r} could not be written: {above} is not a folder that you may write to")
     return path

@@ -17,7 +17,7 @@ from torchwatt.core.tracebacks import below_own_frames, drop_own_frames, hide_ow
 from torchwatt.core.warn import warn
 from torchwatt.sensors import Feed
 from torchwatt.session.models import models_of, refuse_misplaced, refuse_unknown
-from torchwatt.session.options import DEFAULT_BASELINE_S, DEFAULT_JOB_WAIT_S, options
+from torchwatt.session.options import DEFAULT_BASELINE_S, DEFAULT_JOB_WAIT_S, ProfileArguments, options
 from torchwatt.session.run import Run
 from torchwatt.session.session import Session
 from torchwatt.session.watch import watcher
@@ -47,7 +47,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         facility: A site with published PUE, water and grid mix, such as "scaleway/fr-par-2".
         pue: Facility energy over IT energy, at least 1, or (value, lo, hi); grams only.
         factors: Your own file of factors or of a grid over time, or an Electricity Maps history file, or several.
-        allow_expired: Apply factors outside of their dates, and say so in their rows.
+        allow_expired: Apply factors outside of their dates; their rows are marked.
         name: Shown in reports.
         layers: "on" or "off"; "off" measures energy without layers.
         overhead_budget: Largest fraction of the run time that tracing may cost.
@@ -63,7 +63,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         powercap_root: Root of RAPL's powercap tree; default `TORCHWATT_POWERCAP_ROOT` or the system's.
         feed: Readings from another source, such as `torchwatt.sensors.Replay`.
         dither_s: Sleep a random time of at most this many seconds after each step, if steps run in sync with the
-            sensor (the report says so). 0.001 is enough. Default: no sleep.
+            sensor (event `PHASES_UNSEEN`). 0.001 is enough. Default: no sleep.
         replays: Result of `torchwatt.replay`: power of layers measured alone, used as prior information.
         work: Result of `torchwatt.work_of`: operations and bytes per call of each layer, used as prior information.
         job: In a job of several ranks (torchrun, Slurm): the folder to which each rank writes its results, for
@@ -106,17 +106,42 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         job_wait_s: float = DEFAULT_JOB_WAIT_S,
         **unknown: Never,
     ) -> None:
-        given = dict(locals())
-        del given["self"], given["model"], given["misplaced"], given["unknown"]
+        arguments = ProfileArguments(
+            region=region,
+            intensity_g_per_kwh=intensity_g_per_kwh,
+            market=market,
+            facility=facility,
+            pue=pue,
+            factors=factors,
+            allow_expired=allow_expired,
+            name=name,
+            layers=layers,
+            overhead_budget=overhead_budget,
+            baseline_s=baseline_s,
+            csv=csv,
+            html=html,
+            overwrite=overwrite,
+            keep=keep,
+            project=project,
+            journal=journal,
+            live=live,
+            powercap_root=powercap_root,
+            feed=feed,
+            dither_s=dither_s,
+            replays=replays,
+            work=work,
+            job=job,
+            job_wait_s=job_wait_s,
+        )
         try:
             refuse_misplaced(misplaced)
-            refuse_unknown(unknown, given)
+            refuse_unknown(unknown, arguments)
             self._models = models_of(model)
         except ConfigError as error:
             error.__traceback__ = below_own_frames(error.__traceback__)  # the message says it; the user's line remains
             raise
         self._model = model
-        self._given = given
+        self._arguments = arguments
         self._session: Session | None = None
         self._watcher = watcher("off")
 
@@ -137,8 +162,8 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
     def _begin(self) -> Run:
         if self._session is not None and self._session.running:
             raise ConfigError("this profile() is already running: make a new one for a nested block")
-        self._session = Session(options(self._given), self._models)
-        self._watcher = watcher(self._given["live"])
+        self._session = Session(options(self._arguments), self._models)
+        self._watcher = watcher(self._arguments["live"])
         self._session.start()
         run = Run(self._session)
         try:
@@ -177,7 +202,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
             @functools.wraps(function)
             async def profiled_async(*args: Any, **kwargs: Any) -> Any:
                 try:
-                    with profile(self._model, **self._given) as run:
+                    with profile(self._model, **self._arguments) as run:
                         profiled_async.run = run  # type: ignore[attr-defined]
                         return await function(*args, **kwargs)
                 except BaseException as error:
@@ -191,7 +216,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
             @functools.wraps(function)
             def profiled_generator(*args: Any, **kwargs: Any) -> Any:
                 try:
-                    with profile(self._model, **self._given) as run:
+                    with profile(self._model, **self._arguments) as run:
                         profiled_generator.run = run  # type: ignore[attr-defined]
                         return (yield from function(*args, **kwargs))
                 except BaseException as error:
@@ -202,8 +227,9 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
 
         @functools.wraps(function)
         def profiled(*args: P.args, **kwargs: P.kwargs) -> R:
+            without_live: ProfileArguments = {**self._arguments, "live": "off"}
             try:
-                with profile(self._model, **{**self._given, "live": "off"}) as run:
+                with profile(self._model, **without_live) as run:
                     profiled.run = run  # type: ignore[attr-defined]
                     return function(*args, **kwargs)
             except BaseException as error:

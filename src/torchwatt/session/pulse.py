@@ -24,14 +24,14 @@ from torchwatt.views import Point
 LOOK_BACK_NS = 3 * NS_PER_S  # readings this old are read again: slow meters publish once a second
 MARGIN_NS = 3 * NS_PER_S // 2  # margin before that, for more than one publication
 LONGEST_NS = 60 * NS_PER_S  # longest interval read after a stall
-HISTORY = 1_024  # beats: about four minutes
+HISTORY = 1_024  # updates: about four minutes
 STALE_NS = 3 * NS_PER_S  # older watts are not shown as current
 
 
 class Pulse:
-    """Joules so far and current watts by domain; call `beat` from one thread, a few times a second.
+    """Joules so far and current watts by domain; call `update` from one thread, a few times a second.
 
-    Joules are added up beat by beat from the last readings. The final report uses all readings at once and may differ
+    Each update adds joules from the latest readings. The final report uses all readings at once and may differ
     by one publication of a meter.
     """
 
@@ -43,7 +43,7 @@ class Pulse:
         self.points: deque[Point] = deque(maxlen=240)
         self.whole: tuple[int, float] | None = None  # last instant known to all meters, joules until then
         self.gaps = 0  # times that a meter was silent: joules of that interval are missing
-        self._asked: dict[int, dict[str, float]] = {}
+        self._requested: dict[int, dict[str, float]] = {}
         self._history: dict[str, deque[tuple[int, float]]] = {}  # by meter: (instant, joules until then)
 
     @property
@@ -55,8 +55,8 @@ class Pulse:
     def as_of_s(self) -> float:
         """Return up to when joules of all recently updated meters are known, in seconds since the start."""
         now_ns = time.monotonic_ns()
-        known = [t_ns for _, t_ns in self.metered().values() if now_ns - t_ns < STALE_NS]
-        return (min(known, default=now_ns) - self.start_ns) / NS_PER_S
+        end_times_ns = [t_ns for _, t_ns in self.metered().values() if now_ns - t_ns < STALE_NS]
+        return (min(end_times_ns, default=now_ns) - self.start_ns) / NS_PER_S
 
     def metered(self) -> dict[str, tuple[str, int]]:
         """Return by counted meter: the domain its joules count for, and the instant up to which they are known."""
@@ -67,7 +67,7 @@ class Pulse:
     def energy_at(self, domain: str, t_ns: int) -> float:
         """Return a meter's joules from the start to an instant, clamped to the history of the last minutes.
 
-        Within a beat the power is taken to be constant.
+        Between two updates the power is taken to be constant.
         """
         points = self._history.get(domain)
         if not points:
@@ -89,12 +89,12 @@ class Pulse:
         names = self._counted.names()
         return {names[domain]: value for domain, value in by_domain.items() if domain in names}
 
-    def beat(self, *, fresh: bool = False) -> Recording:
+    def update(self, *, fresh: bool = False) -> Recording:
         """Read new readings and append a point to `points`.
 
         Args:
-            fresh: Read all counters now, in this process, and evaluate everything since the last beat, however long ago
-                that was. Costs about a millisecond.
+            fresh: Read all counters now, in this process, and evaluate all readings since the last update.
+                Costs about a millisecond.
         """
         feed = self._session.feed
         if fresh:
@@ -115,20 +115,20 @@ class Pulse:
         self.points.append(Point((now_ns - start_ns) / NS_PER_S, self.power_w(now_ns)))
         return recording
 
-    def ask(self, t_ns: int) -> None:
-        """Register an instant at which joules are wanted; call it before the beat that passes the instant."""
-        self._asked[t_ns] = {}
+    def request_at(self, t_ns: int) -> None:
+        """Register an instant at which joules are wanted; call it before the update that passes the instant."""
+        self._requested[t_ns] = {}
 
-    def told(self, t_ns: int) -> dict[str, float] | None:
+    def result_at(self, t_ns: int) -> dict[str, float] | None:
         """Return joules by domain from the start to a registered instant; None while a meter has not passed it."""
-        found, names = self._asked.get(t_ns), self._counted.names()
-        if not found or names.keys() - found.keys():
+        joules, names = self._requested.get(t_ns), self._counted.names()
+        if not joules or names.keys() - joules.keys():
             return None
-        return self._named(found)
+        return self._named(joules)
 
     def forget(self, t_ns: int) -> None:
         """Unregister an instant."""
-        self._asked.pop(t_ns, None)
+        self._requested.pop(t_ns, None)
 
     def power_w(self, now_ns: int) -> dict[str, float | None]:
         """Return the latest watts by domain; None if the meter has not answered within 3 s."""
@@ -143,10 +143,10 @@ class Pulse:
         if not plan.location or not counted_j:
             return None
         total_j = fsum(counted_j.values()) if energy_j is None else energy_j
-        known = weakest(*(m.provenance for m in self._session.feed.meters if str(m.domain) in names))
+        provenance = weakest(*(m.provenance for m in self._session.feed.meters if str(m.domain) in names))
         now_ns = time.time_ns()
         start_ns = now_ns - (time.monotonic_ns() - self._session.start_ns)
-        return grams_so_far(total_j, known, plan, start_ns, now_ns)
+        return grams_so_far(total_j, provenance, plan, start_ns, now_ns)
 
     def _whole(self, curves: Mapping[str, EnergyCurve]) -> tuple[int, float] | None:
         """Return the last instant for which all joules are known, and these joules; None if unknown."""
@@ -161,16 +161,16 @@ class Pulse:
         return t_ns, fsum(self._running[domain].total_j for domain in names) - rest_j
 
     def _add(self, meter: Meter, recording: Recording, start_ns: int) -> EnergyCurve | None:
-        domain, found = str(meter.domain), metered(meter, recording)
-        if isinstance(found, Unavailable):
+        domain, result = str(meter.domain), metered(meter, recording)
+        if isinstance(result, Unavailable):
             return None
-        curve: EnergyCurve = found.curve
+        curve: EnergyCurve = result.curve
         running = self._running.get(domain) or RunningEnergy(start_ns)
         known_ns = running.end_ns
         if curve.end_ns <= known_ns:
             return curve
-        for t_ns in [t for t in self._asked if known_ns < t <= curve.end_ns]:
-            self._asked[t_ns][domain] = running.at(curve, t_ns)
+        for t_ns in [t for t in self._requested if known_ns < t <= curve.end_ns]:
+            self._requested[t_ns][domain] = running.at(curve, t_ns)
         self.gaps += any(lo < curve.end_ns and hi > known_ns for lo, hi in curve.silent)
         mean_w = curve.mean_w(known_ns, curve.end_ns)
         if mean_w is None:

@@ -33,48 +33,48 @@ def recover(path: str | os.PathLike[str]) -> Report:
     return report_from(read_journal(path))
 
 
-def report_from(found: Found) -> Report:
+def report_from(content: Found) -> Report:
     """Return the report of a journal, without layers if these are invalid.
 
     Raises:
         BundleError: The journal is invalid.
     """
     try:
-        return _report(found)
+        return _report(content)
     except Exception as error:  # files may come from elsewhere and contain anything
-        told = Event(found.head.mono_ns, "error", "ATTRIBUTION_LOST", "run", f"the layers were lost: {error!r}")
-    bare = replace(found, trace=None, state=replace(State(), mode=found.state.mode, events=(told,)))
+        loss = Event(content.head.mono_ns, "error", "ATTRIBUTION_LOST", "run", f"the layers were lost: {error!r}")
+    bare = replace(content, trace=None, state=replace(State(), mode=content.state.mode, events=(loss,)))
     try:
         return _report(bare)
     except Exception as error:
-        raise BundleError(f"{found.path}: the journal does not make sense: {error!r}") from error
+        raise BundleError(f"{content.path}: the journal is inconsistent: {error!r}") from error
 
 
-def _report(found: Found) -> Report:
-    head, recording = found.head, recorded(found)
-    end = ending(found, recording)
-    asked = Options(
+def _report(content: Found) -> Report:
+    head, recording = content.head, recorded(content)
+    end = ending(content, recording)
+    options = Options(
         name=head.name, carbon=head.carbon, layers=head.layers, project=head.project, replays=head.replays,
         work=dict(head.work),
     )  # fmt: skip
-    trace = found.trace or EMPTY_TRACE
-    known = known_of(Known(sensors=head.sensors), asked.replays, asked.work, trace)
-    until_ns = _known_until_ns(found, trace, end.bounds.end_ns) if head.layers else end.bounds.end_ns
-    whole, said = attributed(recording, trace, until_ns, end.bounds, known)
+    trace = content.trace or EMPTY_TRACE
+    priors = known_of(Known(sensors=head.sensors), options.replays, options.work, trace)
+    until_ns = _known_until_ns(content, trace, end.bounds.end_ns) if head.layers else end.bounds.end_ns
+    attribution, tail_events = attributed(recording, trace, until_ns, end.bounds, priors)
     outcome = Outcome(
         end.status,
         end.reason,
-        dict(found.state.units),
-        (*found.state.windows, *open_windows(found, end.bounds)),
-        (*end.events, *said),
-        known,
+        dict(content.state.units),
+        (*content.state.windows, *open_windows(content, end.bounds)),
+        (*end.events, *tail_events),
+        priors,
         head.software,
     )
-    return report_of(head.run_id, asked, end.bounds, recording, trace, outcome, whole)
+    return report_of(head.run_id, options, end.bounds, recording, trace, outcome, attribution)
 
 
-def _known_until_ns(found: Found, trace: Trace, end_ns: int) -> int:
+def _known_until_ns(content: Found, trace: Trace, end_ns: int) -> int:
     """Return up to when layers are known: the end of the last span, or of the run if the trace was written then."""
-    if found.stop is not None and found.trace is not None and found.trace_until_ns >= found.stop.end_ns:
+    if content.stop is not None and content.trace is not None and content.trace_until_ns >= content.stop.end_ns:
         return end_ns
     return int(trace.end_ns.max()) if len(trace) else 0

@@ -125,15 +125,15 @@ def _loop_for(once: Callable[[], None], seconds: float) -> int:
 
 
 def _results(jobs: list[_Job], quiet: tuple[int, int], recording: Recording) -> list[ReplayedPower]:
-    found = [metered(meter, recording) for meter in recording.meters if _measures(meter)]
-    curves = [one for one in found if isinstance(one, Metered)]
-    results = [_result(job, one, quiet) for one in curves for job in jobs]
+    outcomes = [metered(meter, recording) for meter in recording.meters if _measures(meter)]
+    curves = [outcome for outcome in outcomes if isinstance(outcome, Metered)]
+    results = [_result(job, outcome, quiet) for outcome in curves for job in jobs]
     return [result for result in results if result is not None]
 
 
-def _result(job: _Job, one: Metered, quiet: tuple[int, int]) -> ReplayedPower | None:
+def _result(job: _Job, metered_domain: Metered, quiet: tuple[int, int]) -> ReplayedPower | None:
     """Return the mean power over a job's windows; None if none of them was metered."""
-    curve = one.curve
+    curve = metered_domain.curve
     means_w = [mean_w for a, b, _ in job.windows if (mean_w := curve.mean_w(a, b)) is not None]
     if not means_w:
         return None

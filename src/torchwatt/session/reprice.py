@@ -44,7 +44,7 @@ class Repriced:
 
 def reprice(
     directory: str | os.PathLike[str],
-    asked: Asked,
+    carbon_options: Asked,
     *,
     scenario: str,
     target: str | os.PathLike[str] | None = None,
@@ -61,7 +61,7 @@ def reprice(
 
     Args:
         directory: The bundle.
-        asked: The factors to apply, as `profile()` names them.
+        carbon_options: The factors to apply, as `profile()` names them.
         scenario: Such as `2026`; the rows are called `repriced:2026`.
         target: The new folder; default is `<directory>.<scenario>`.
         extra: Hourly grids that the caller fetched.
@@ -77,10 +77,12 @@ def reprice(
     label = f"repriced:{scenario}"
     bundle = read_bundle(directory)
     if any(row["scenario"] == label for row in bundle["impact"]):
-        raise BundleError(f"{directory} has impacts called {label} already: give another --scenario")
-    applied = plan(asked, cast("datetime", bundle.run["started_at"]), extra)
+        raise BundleError(f"{directory} already has impacts named {label}: give another --scenario")
+    applied = plan(carbon_options, cast("datetime", bundle.run["started_at"]), extra)
     if applied.nothing:
-        raise ConfigError("nothing to price with: give factors=, region=, intensity_g_per_kwh=, market= or facility=")
+        raise ConfigError(
+            "no factors to price with: give factors=, region=, intensity_g_per_kwh=, market= or facility="
+        )
     applied = replace(applied, pue=applied.pue or _of_run(bundle, "pue"), wue=applied.wue or _of_run(bundle, "wue"))
     priced = price(usage_of_bundle(bundle), applied, scenario=label)
     if not priced.impacts:
@@ -91,7 +93,11 @@ def reprice(
 
 
 def _refuse_repetition(bundle: Bundle, priced: Priced) -> None:
-    """Stop where a scenario would be an old one under a new name: whoever adds scenarios up would count it twice."""
+    """Reject a scenario that repeats an older one under another name, as sums of scenarios would count it twice.
+
+    Raises:
+        BundleError: The impacts equal those of an existing scenario.
+    """
     new = {
         (i.subject, i.criterion, i.phase, i.accounting_method, i.value, ";".join(i.factor_ids)) for i in priced.impacts
     }
@@ -101,18 +107,18 @@ def _refuse_repetition(bundle: Bundle, priced: Priced) -> None:
         old[text(row, "scenario")].add((*key, text(row, "factor_ids")))
     for scenario, rows in old.items():
         if rows == new:
-            raise BundleError(f"{bundle.directory}: these factors give {scenario} again: give others")
+            raise BundleError(f"{bundle.directory}: these factors give the same impacts as {scenario}: give others")
 
 
 def _of_run(bundle: Bundle, kind: str) -> Factor | None:
-    """Return what the run's own impacts say of its building: another grid does not change it."""
+    """Return the building's factor (`pue` or `wue`) in the run's own impacts, which another grid does not change."""
     named = text(bundle.run, "pue_factor_id") if kind == "pue" else ""
     used = ";".join(text(row, "factor_ids") for row in bundle["impact"] if row["scenario"] == AS_RUN).split(";")
     rows = [row for row in bundle["factor"] if row["kind"] == kind and row["factor_id"] in {named, *used}]
     if not rows:
         return None
-    given = {item.name: rows[0][item.name] for item in fields(Factor)}
-    return Factor(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    columns = {item.name: rows[0][item.name] for item in fields(Factor)}
+    return Factor(**{name: value for name, value in columns.items() if value is not None})  # type: ignore[arg-type]
 
 
 def hours_of_bundle(directory: str | os.PathLike[str]) -> tuple[int, ...]:
@@ -141,15 +147,15 @@ def usage_of_bundle(bundle: Bundle) -> Usage:
 def _subjects(bundle: Bundle) -> Iterator[Subject]:
     counted = {text(row, "device_id"): row for row in bundle["device"] if row["counted"]}
     by_device: dict[str, dict[int, float]] = defaultdict(dict)
-    whole: dict[int, list[float]] = defaultdict(list)
+    run_hours: dict[int, list[float]] = defaultdict(list)
     for row in bundle["hourly"]:
         hour, joules = hour_of(when(row, "hour_utc")), number(row, "energy_j") or 0.0
         by_device[text(row, "device_id")][hour] = joules
-        whole[hour].append(joules)
+        run_hours[hour].append(joules)
     run = bundle.run
     energy_j = number(run, "energy_it_j")
     if energy_j is not None:
-        hourly_j = {hour: fsum(parts) for hour, parts in whole.items()} if set(by_device) == set(counted) else {}
+        hourly_j = {hour: fsum(parts) for hour, parts in run_hours.items()} if set(by_device) == set(counted) else {}
         lo_j, hi_j = number(run, "energy_it_systematic_lo_j"), number(run, "energy_it_systematic_hi_j")
         yield Subject("run", energy_j, _known(text(run, "energy_it_provenance")), lo_j, hi_j, hourly_j)
     for name, row in counted.items():
@@ -162,5 +168,5 @@ def _subjects(bundle: Bundle) -> Iterator[Subject]:
             yield Subject(f"device:{name}", joules_, _known(text(row, "provenance")), lo_j, hi_j, by_device[name])
 
 
-def _known(told: str) -> Provenance:
-    return cast("Provenance", told or "assumed")
+def _known(provenance: str) -> Provenance:
+    return cast("Provenance", provenance or "assumed")

@@ -29,8 +29,8 @@ def _number(n: Any) -> float | None:
             return None
     if not isinstance(n, Real) or isinstance(n, bool):
         return None
-    given: Any = n  # compare before conversion: 2**53 + 1 is 2**53 as a float
-    return float(given) if given == 0 or LEAST_COUNTED <= given <= MOST_COUNTED else None
+    exact: Any = n  # compare before conversion: 2**53 + 1 is 2**53 as a float
+    return float(exact) if exact == 0 or LEAST_COUNTED <= exact <= MOST_COUNTED else None
 
 
 def _shown(value: Any) -> str:
@@ -88,7 +88,7 @@ class Run(ReportFaces):
 
     @property
     def nested(self) -> bool:
-        """Whether this run is a window of another one, whose joules contain its own."""
+        """Whether this run is a window of another one; its joules are included in the other's."""
         return self._session.nested
 
     @property

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
 
 from torchwatt.attribution.kernel import SensorModel
 from torchwatt.attribution.known import Known
@@ -24,7 +20,7 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.core.warn import warn
 from torchwatt.sensors import Feed
 from torchwatt.session import active, listeners
-from torchwatt.session.feeding import found_feed, rest, started
+from torchwatt.session.feeding import SessionTracing, found_feed, rest, started
 from torchwatt.session.jobs.member import Member, member_of
 from torchwatt.session.journal.opening import open_journal
 from torchwatt.session.journal.told import State, Stop
@@ -35,15 +31,10 @@ from torchwatt.session.options import Options
 from torchwatt.session.settle import Bounds, Outcome, settle, window_of
 from torchwatt.session.software import new_run_id
 from torchwatt.tracing import Tracer, wait_for_devices
-from torchwatt.tracing.dither import Dither
-from torchwatt.tracing.import_hook import ImportHook
-from torchwatt.tracing.marks import Marks
-from torchwatt.tracing.steps import steps_between
 
 if TYPE_CHECKING:
     from torchwatt.session.files import Written
 
-NO_STARTS = np.zeros(0, dtype=np.int64)
 MOST_COUNTED = 2**53  # above this, floats do not hold every count exactly
 MOST_FILLED = 20_000  # limit on filled spans in a journal
 CLOCK_DIFFERS_NS = NS_PER_S // 10
@@ -58,8 +49,8 @@ class Session:
     outer's, not additional ones. In a forked child every method does nothing.
     """
 
-    def __init__(self, asked: Options, models: Sequence[tuple[str, Any]] = ()) -> None:
-        self.asked = asked
+    def __init__(self, options: Options, models: Sequence[tuple[str, Any]] = ()) -> None:
+        self.asked = options
         self.run_id = new_run_id()
         self.thread = threading.get_ident()
         self.pid = os.getpid()
@@ -70,14 +61,11 @@ class Session:
         self._counting = threading.Lock()
         self.windows: list[Window] = []
         self._events: list[Event] = []
-        self._dither = Dither(asked.dither_s) if asked.dither_s > 0 else None
         self._sensors: dict[str, SensorModel] = {}
         self._outer: Session | None = None
         self._feed: Feed | None = None
         self._journal: Journal | None = None
-        self._tracer = Tracer(models=models, overhead_budget=asked.overhead_budget) if asked.layers else None
-        self._torch_import: ImportHook | None = None  # starts a tracer when torch is imported
-        self._marks = Marks()  # steps marked by the user while there is no tracer
+        self._tracing = SessionTracing(options, models, self._fault)
         self._start_ns = self._start_unix_ns = 0
         self._model = models[0][1] if models else None  # identifies the device of this process
         self._member: Member | None = None  # if this process is a rank of a job
@@ -95,7 +83,11 @@ class Session:
         self._outer = cast("Session | None", active.enclosing(self.thread, self.task))
         if self._outer is None:
             self._member = member_of(
-                self.run_id, self._model, root=self.asked.job, wanted=self.asked.files, wait_s=self.asked.job_wait_s
+                self.run_id,
+                self._model,
+                root=self.asked.job,
+                wants_report=self.asked.files,
+                wait_s=self.asked.job_wait_s,
             )
         self._model = None
         feed = self._outer.feed if self._outer is not None else found_feed(self.asked, self._member)
@@ -110,11 +102,9 @@ class Session:
             if self._outer is None:
                 if self._journal is not None:
                     self._journal.lend(feed)
-                feed = started(feed, given=feed is self.asked.feed)
+                feed = started(feed, is_user_feed=feed is self.asked.feed)
                 rest(feed, self.asked.baseline_s)
-            self._start_tracer(feed)
-            if self._dither is not None:
-                self._dither.start()
+            self._tracing.start(feed.meters, is_running=lambda: self.running)
             self._feed = feed
             active.enter(self)
             self._note_nested()
@@ -131,32 +121,6 @@ class Session:
             self._undo(feed)
             raise
 
-    def _start_tracer(self, feed: Feed) -> None:
-        """Start tracing, or install a hook that starts it when torch is imported: torch then reads its environment."""
-        if self._tracer is None:
-            return
-        facts = [(dict(meter.facts), meter.domain) for meter in feed.meters]
-        self._tracer.know_devices({fact["uuid"]: str(domain) for fact, domain in facts if "uuid" in fact})
-        if "torch" in sys.modules:
-            self._trace_from_now(self._tracer)
-            return
-        tracer, self._tracer = self._tracer, None
-        self._torch_import = ImportHook("torch", lambda: self._trace_from_now(tracer) if self.running else None)
-
-    def _trace_from_now(self, tracer: Tracer) -> None:
-        """Start a tracer; if it fails, the run is metered without layers."""
-        try:
-            tracer.start(self._marks)
-        except Exception as error:
-            self._fault("TRACE_LOST", "modules are not traced", error)
-            self._tracer = None
-        else:
-            self._tracer = tracer
-
-    def _expect_no_torch(self) -> None:
-        if self._torch_import is not None:
-            self._torch_import.remove()
-
     @property
     def outer(self) -> Session | None:
         """Return the session that encloses this one."""
@@ -165,7 +129,7 @@ class Session:
     @property
     def tracer(self) -> Tracer | None:
         """Return the tracer; None if layers are off or torch is not imported yet."""
-        return self._tracer
+        return self._tracing.tracer
 
     @property
     def start_unix_ns(self) -> int:
@@ -198,29 +162,23 @@ class Session:
         with self._counting:
             counted = self.units.get(unit, 0.0) + n
             if counted > MOST_COUNTED:
-                raise ConfigError(f"count: {counted:.6g} of a unit are more than 2**53, beyond which no sum is exact")
+                raise ConfigError(f"count: {counted:.6g} of a unit exceed 2**53, beyond which sums are not exact")
             self.units[unit] = counted
 
     def step(self) -> None:
         """Mark the end of a step."""
-        if self.running and self._tracer is not None:
-            self._tracer.step()
-        elif self.running:
-            self._marks.add(time.monotonic_ns())
-        if self.running and self._dither is not None:
-            self._dither.shake()
+        if self.running:
+            self._tracing.step()
 
     def resume(self) -> None:
         """Exclude the time since the last step from the next step."""
-        if self.running and self._tracer is not None:
-            self._tracer.resume()
-        elif self.running:
-            self._marks.resume(time.monotonic_ns())
+        if self.running:
+            self._tracing.resume()
 
     def snapshot(self) -> Report:
         """Return a report of the run so far without ending anything."""
         end_ns = _now_ns()
-        trace = self._tracer.snapshot() if self._tracer is not None else self._marked()
+        trace = self._tracing.snapshot(self._start_ns)
         return self._settle(end_ns, self.feed.snapshot(), trace, "running", "")
 
     def stop(self, status: Status, reason: str = "") -> None:
@@ -232,10 +190,9 @@ class Session:
         if not self.running:
             return
         late = Late()
-        self._expect_no_torch()
-        late.run(self._end_dither)
+        late.run(self._end_jitter)
         self.ended_ns = end_ns = late.run(self._last_look)
-        trace = late.run(lambda: self._end_trace(end_ns))
+        trace = late.run(lambda: self._tracing.stop(self._start_ns, end_ns))
         active.leave(self)
         recording = late.run(self._end_feed)
         if (journal := self._journal) is not None:
@@ -248,20 +205,20 @@ class Session:
         late.run(lambda: self._end_job(self.report, recording, trace))
         written = late.run(self._write_files)
         if journal is not None:
-            whole = written and not any(event.code in LOSSES for event in self._events)
-            late.run(lambda: journal.ended(whole=whole))
+            complete = written and not any(event.code in LOSSES for event in self._events)
+            late.run(lambda: journal.ended(complete=complete))
         if self._member is not None:
             late.run(self._member.tidy)
         late.raise_it()
 
-    def _end_dither(self) -> None:
-        if self._dither is not None:
-            self._dither.stop()
-            self._events.append(Event(time.monotonic_ns(), "info", "DITHERED", "run", self._dither.told()))
+    def _end_jitter(self) -> None:
+        event = self._tracing.end_jitter()
+        if event is not None:
+            self._events.append(event)
 
     def _last_look(self) -> int:
         if not wait_for_devices():
-            message = "a device was still at work a minute after the block had ended: the rest of it is in no run"
+            message = "a device was still busy a minute after the block ended: its later work is not in the run"
             self._events.append(Event(time.monotonic_ns(), "warning", "DEVICE_BUSY", "run", message))
         try:
             self.feed.read_now()
@@ -269,27 +226,9 @@ class Session:
             self._fault("EDGE_LOST", "the last reading was lost", error)
         end_ns = _now_ns()
         if abs(time.monotonic_ns() - end_ns) > CLOCK_DIFFERS_NS:
-            message = "the program replaced time.monotonic_ns: times of steps and layers are those of its clock"
+            message = "the program replaced time.monotonic_ns: times of steps and layers are of its clock"
             self._events.append(Event(end_ns, "warning", "CLOCK_REPLACED", "run", message))
         return end_ns
-
-    def _end_trace(self, end_ns: int) -> Trace:
-        if self._tracer is None:
-            return self._marked()
-        try:
-            return self._tracer.stop(end_ns)
-        except Exception as error:
-            self._fault("TRACE_LOST", "the trace was lost", error)
-            with contextlib.suppress(Exception):
-                self._tracer.stop()  # remove the wrappers in any case
-            return EMPTY_TRACE
-
-    def _marked(self) -> Trace:
-        """Return a trace with only the steps that the user marked."""
-        steps = steps_between(self._marks.entries(), NO_STARTS, self._start_ns, self._marks.resumed())
-        counts = tuple(step.count for step in steps)
-        bounds = tuple((step.start_ns, step.end_ns) for step in steps)
-        return replace(EMPTY_TRACE, steps=bounds, step_counts=counts if any(n > 1 for n in counts) else ())
 
     def _end_feed(self) -> Recording:
         """Return all readings; a nested session leaves the meters running."""
@@ -331,7 +270,7 @@ class Session:
             tuple(self.windows),
             (*self._events, stopped) if stopped is not None else tuple(self._events),
             Known(sensors=self._sensors, cuda=cuda_use(recording.meters)),
-            apart=self._member.owned.apart if self._member is not None else (),
+            excluded=self._member.owned.excluded if self._member is not None else (),
         )
         return settle(self.run_id, self.asked, bounds, recording, trace, outcome)
 
@@ -358,18 +297,14 @@ class Session:
         if report is None:
             return False
         self.written = write_all(report, self.asked)
-        return self.written.whole
+        return self.written.complete
 
     def _undo(self, feed: Feed) -> None:
-        self._expect_no_torch()
         with contextlib.suppress(Exception):
             if self._member is not None:
                 self._member.undo()
         with contextlib.suppress(Exception):
-            if self._dither is not None:
-                self._dither.stop()
-            if self._tracer is not None:
-                self._tracer.stop()
+            self._tracing.undo()
         if self._outer is None:
             with contextlib.suppress(Exception):
                 feed.stop()
@@ -378,20 +313,20 @@ class Session:
 
     def _note_nested(self) -> None:
         if self._outer is not None:
-            message = f"inside run {self._outer.run_id}, whose joules contain these: do not add them up"
+            message = f"inside run {self._outer.run_id}, which includes these joules: do not add them up"
             self._events.append(Event(time.monotonic_ns(), "info", "NESTED_SESSION", "run", message))
 
     def _note_concurrent(self) -> None:
-        now = time.monotonic_ns()
-        for other in active.others(self, self._outer):
+        now_ns = time.monotonic_ns()
+        for session in active.others(self, self._outer):
             message = "another session ran at the same time; both metered the same devices: do not add them up"
-            event = Event(now, "warning", "CONCURRENT_SESSION", "run", message)
+            event = Event(now_ns, "warning", "CONCURRENT_SESSION", "run", message)
             self._events.append(event)
-            cast("Session", other).note(event)
+            cast("Session", session).note(event)
 
     def trace(self) -> Trace | None:
         """Return the trace so far, with at most `MOST_FILLED` filled spans; None without tracer. Thread-safe."""
-        return self._tracer.snapshot(MOST_FILLED) if self._tracer is not None else None
+        return self._tracing.tracer.snapshot(MOST_FILLED) if self._tracing.tracer is not None else None
 
     def state(self, recording: Recording) -> State:
         """Return the state so far beside readings and spans."""
@@ -416,8 +351,8 @@ class Session:
         """Add an event."""
         self._events.append(event)
 
-    def _fault(self, code: str, what: str, error: Exception) -> None:
-        message = f"{what}: {type(error).__name__}: {error}"
+    def _fault(self, code: str, consequence: str, error: Exception) -> None:
+        message = f"{consequence}: {type(error).__name__}: {error}"
         self._events.append(Event(time.monotonic_ns(), "error", code, "run", message))
         warn(f"torchwatt: {message}")
 

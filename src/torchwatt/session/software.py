@@ -17,7 +17,7 @@ from torchwatt.session.journal.owner import started_ticks
 
 def software() -> Mapping[str, str]:
     """Return what ran and where: versions of torchwatt, Python, torch and the system; the machine and the process."""
-    found = {
+    facts = {
         "torchwatt": __version__,
         "python": platform.python_version(),
         "os": platform.system(),
@@ -29,10 +29,10 @@ def software() -> Mapping[str, str]:
     }
     for package in ("torch", "nvidia-ml-py", "codecarbon", "numpy"):
         try:
-            found[package] = version(package)
+            facts[package] = version(package)
         except (PackageNotFoundError, OSError):  # a missing version must not lose the report
             continue
-    return found
+    return facts
 
 
 def new_run_id() -> str:

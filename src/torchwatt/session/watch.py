@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from torchwatt.session.run import Run
+from typing import Any, Protocol
 
 
 class Watcher(Protocol):
-    """A view of one run. Its methods must not raise: a fault of a view must not reach the user's code."""
+    """A view of one run. Its methods must not raise, because errors of a view must not reach the user's code.
 
-    def begin(self, run: Run) -> None:
+    `run` is a `torchwatt.Run`, whose session imports this file, so that it is not named in its types.
+    """
+
+    def begin(self, run: Any) -> None:
         """Start showing a run."""
 
     def pause(self) -> None:
@@ -23,7 +23,7 @@ class Watcher(Protocol):
 
 
 class _Nobody:
-    def begin(self, run: Run) -> None: ...
+    def begin(self, run: Any) -> None: ...
 
     def pause(self) -> None: ...
 

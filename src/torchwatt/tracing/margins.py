@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from torchwatt.core.meter import FloatArray, IntArray
+from torchwatt.core.meter import IntArray
 from torchwatt.tracing.kineto import user_is_profiling
 from torchwatt.tracing.own_time import own_time
 

@@ -101,9 +101,9 @@ class Looks:
             if not self._needed():
                 return
             while True:
-                last = self._stop.is_set()
+                is_last = self._stop.is_set()
                 self._look()
-                if last:
+                if is_last:
                     return
                 self._stop.wait(EVERY_S)
         except Exception:  # the store is gone: earlier measurements are kept
@@ -132,9 +132,9 @@ class Looks:
         number = self._link.add(f"{self._prefix}/number")
         sent_ns = self._clock_ns()
         self._link.set(f"{self._prefix}/ping/{number}", b"?")
-        said = self._link.get(f"{self._prefix}/pong/{number}", ANSWER_S, 0.0)
+        pong = self._link.get(f"{self._prefix}/pong/{number}", ANSWER_S, 0.0)
         got_ns = self._clock_ns()
-        if said is None:
+        if pong is None:
             return None
         self._link.drop(f"{self._prefix}/pong/{number}")
-        return sent_ns, got_ns, int(said)
+        return sent_ns, got_ns, int(pong)

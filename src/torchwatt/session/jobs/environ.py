@@ -18,13 +18,13 @@ def place_of(environ: Mapping[str, str], started: tuple[int, int] | None = None)
         environ: The environment.
         started: Rank and world size of `torch.distributed` if it is initialised; they take precedence.
     """
-    found = _torchrun(environ) or _slurm(environ)
+    place = _torchrun(environ) or _slurm(environ)
     if started is None:
-        return found
+        return place
     rank, world_size = started
-    if found is None:  # started by hand: which ranks are on this machine is unknown
+    if place is None:  # started by hand: which ranks are on this machine is unknown
         return Place(rank, world_size, rank, world_size, 0, "job", "torch.distributed")
-    return found if (found.rank, found.world_size) == started else replace(found, rank=rank, world_size=world_size)
+    return place if (place.rank, place.world_size) == started else replace(place, rank=rank, world_size=world_size)
 
 
 def _torchrun(environ: Mapping[str, str]) -> Place | None:
@@ -75,10 +75,10 @@ def tasks_per_node(text: str) -> tuple[int, ...]:
     """Read Slurm's short form: `2(x3),1` is (2, 2, 2, 1)."""
     counts: list[int] = []
     for part in text.split(","):
-        found = _TASKS.fullmatch(part.strip())
-        if found is None or int(found[2] or 1) > 1_000_000 - len(counts):
+        match = _TASKS.fullmatch(part.strip())
+        if match is None or int(match[2] or 1) > 1_000_000 - len(counts):
             return ()
-        counts += [int(found[1])] * int(found[2] or 1)
+        counts += [int(match[1])] * int(match[2] or 1)
     return tuple(counts)
 
 

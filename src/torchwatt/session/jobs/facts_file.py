@@ -61,60 +61,60 @@ def facts_of(content: bytes, where: str) -> RankFacts:
         BundleError: It is not valid; the message contains `where`.
     """
     try:
-        found = json.loads(content)
-        if not isinstance(found, dict) or found.get("torchwatt_rank") != VERSION:
+        values = json.loads(content)
+        if not isinstance(values, dict) or values.get("torchwatt_rank") != VERSION:
             raise BundleError(f"{where}: not written by this version of torchwatt")
-        return _facts(found)
+        return _facts(values)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BundleError(f"{where}: not a rank's facts: {error!r}") from error
 
 
-def _facts(found: dict[str, Any]) -> RankFacts:
+def _facts(values: dict[str, Any]) -> RankFacts:
     return RankFacts(
-        place=_place(found["place"]),
-        host=_text(found["host"]),
-        run_id=_text(found["run_id"]),
-        start_ns=_whole(found["start_ns"]),
-        start_unix_ns=_whole(found["start_unix_ns"]),
-        devices={_text(name): _text(value) for name, value in found["devices"].items()},
-        numbers={_text(name): _whole(value) for name, value in found["numbers"].items()},
-        own=tuple(_text(name) for name in found["own"]),
-        shared=tuple(_text(name) for name in found["shared"]),
-        cpu=_cpu(found["cpu"]),
-        host_busy_s=None if found["host_busy_s"] is None else _amount(found["host_busy_s"]),
-        host_shares=tuple(_share(share) for share in found["host_shares"]),
+        place=_place(values["place"]),
+        host=_text(values["host"]),
+        run_id=_text(values["run_id"]),
+        start_ns=_whole(values["start_ns"]),
+        start_unix_ns=_whole(values["start_unix_ns"]),
+        devices={_text(name): _text(value) for name, value in values["devices"].items()},
+        numbers={_text(name): _whole(value) for name, value in values["numbers"].items()},
+        own=tuple(_text(name) for name in values["own"]),
+        shared=tuple(_text(name) for name in values["shared"]),
+        cpu=_cpu(values["cpu"]),
+        host_busy_s=None if values["host_busy_s"] is None else _amount(values["host_busy_s"]),
+        host_shares=tuple(_share(share) for share in values["host_shares"]),
         clock=tuple(
-            Look(_whole(look["t_ns"]), _whole(look["offset_ns"]), abs(_whole(look["bound_ns"])))
-            for look in found["clock"]
+            Look(_whole(offset["t_ns"]), _whole(offset["offset_ns"]), abs(_whole(offset["bound_ns"])))
+            for offset in values["clock"]
         ),
-        ended=found["ended"] is True,
+        ended=values["ended"] is True,
     )
 
 
-def _place(found: dict[str, Any]) -> Place:
+def _place(values: dict[str, Any]) -> Place:
     place = Place(
-        rank=_whole(found["rank"]),
-        world_size=_whole(found["world_size"]),
-        local_rank=_whole(found["local_rank"]),
-        local_world_size=_whole(found["local_world_size"]),
-        node_rank=_whole(found["node_rank"]),
-        job=_text(found["job"]),
-        launcher=_word(found["launcher"], _LAUNCHERS),
+        rank=_whole(values["rank"]),
+        world_size=_whole(values["world_size"]),
+        local_rank=_whole(values["local_rank"]),
+        local_world_size=_whole(values["local_world_size"]),
+        node_rank=_whole(values["node_rank"]),
+        job=_text(values["job"]),
+        launcher=_word(values["launcher"], _LAUNCHERS),
     )
     if not 0 <= place.rank < place.world_size <= 1_000_000:
         raise ValueError(f"rank {place.rank} of {place.world_size}")
     return place
 
 
-def _share(found: dict[str, Any]) -> HostShare:
+def _share(values: dict[str, Any]) -> HostShare:
     return HostShare(
-        _text(found["fqn"]), _word(found["phase"], PHASES), _amount(found["cpu_s"]), _amount(found["time_s"]),
-        None if found["calls"] is None else _whole(found["calls"]), min(_amount(found["carried_share"]), 1.0),
+        _text(values["fqn"]), _word(values["phase"], PHASES), _amount(values["cpu_s"]), _amount(values["time_s"]),
+        None if values["calls"] is None else _whole(values["calls"]), min(_amount(values["carried_share"]), 1.0),
     )  # fmt: skip
 
 
-def _cpu(found: list[Any]) -> tuple[tuple[int, float], ...]:
-    points = tuple((_whole(t_ns), _amount(cpu_s)) for t_ns, cpu_s in found)
+def _cpu(pairs: list[Any]) -> tuple[tuple[int, float], ...]:
+    points = tuple((_whole(t_ns), _amount(cpu_s)) for t_ns, cpu_s in pairs)
     if any(b[0] <= a[0] or b[1] < a[1] for a, b in pairwise(points)):
         raise ValueError("CPU time goes forward")
     return points
@@ -122,7 +122,7 @@ def _cpu(found: list[Any]) -> tuple[tuple[int, float], ...]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a text")
     return value
 
 
@@ -140,5 +140,5 @@ def _whole(value: Any) -> int:
 
 def _amount(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value < 0:
-        raise TypeError(f"{value!r} is no amount")
+        raise TypeError(f"{value!r} is not an amount")
     return float(value)

@@ -17,9 +17,9 @@ def host_id() -> str:
 
     The monotonic clock is the kernel's: equal identifiers mean equal clocks.
     """
-    said = os.environ.get(VARIABLE)
-    if said:
-        return _hashed(f"said:{said}")
+    override = os.environ.get(VARIABLE)
+    if override:
+        return _hashed(f"said:{override}")
     try:
         return _hashed(f"boot:{BOOT_ID.read_text(encoding='ascii').strip()}")
     except (OSError, UnicodeDecodeError):

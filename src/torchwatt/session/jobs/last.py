@@ -40,16 +40,16 @@ def _modules(facts: RankFacts, report: Report) -> tuple[dict[str, str], tuple[st
 
     `module:0` names a different module on each rank, or the same one for ranks whose GPUs share it.
     """
-    found: dict[str, str] = {}
+    identities: dict[str, str] = {}
     own = list(facts.own)
     for meter in (meter for meter in report.meters if meter.domain.kind == "module"):
         gpus = (meter.fact(CONTAINS) or "").split(";")
-        beside = meter.fact("cpu_affinity")
-        first = report.meter(gpus[0])
-        name = beside or (first.fact("uuid") if first is not None else None) or gpus[0]
-        found[str(meter.domain)] = device_identity(facts.host, f"module beside {name}")
+        cpu_affinity = meter.fact("cpu_affinity")
+        first_gpu = report.meter(gpus[0])
+        name = cpu_affinity or (first_gpu.fact("uuid") if first_gpu is not None else None) or gpus[0]
+        identities[str(meter.domain)] = device_identity(facts.host, f"module beside {name}")
         own += [str(meter.domain)] if set(gpus) & set(facts.own) and str(meter.domain) not in own else []
-    return found, tuple(own)
+    return identities, tuple(own)
 
 
 def recovered(facts: RankFacts, journal: Path, root: Path) -> RankRecord:
@@ -58,9 +58,9 @@ def recovered(facts: RankFacts, journal: Path, root: Path) -> RankRecord:
     Raises:
         BundleError: The journal cannot be read.
     """
-    found = read_journal(journal, root)
-    report = report_from(found)
+    content = read_journal(journal, root)
+    report = report_from(content)
     counted = {*facts.own, *facts.shared}  # a journal does not record which devices belong to no rank
     counted |= set(_modules(facts, report)[1])
-    kept = replace(report, ledgers=tuple(ledger for ledger in report.ledgers if str(ledger.domain) in counted))
-    return RankRecord(last_facts(facts, kept, recorded(found), found.trace or EMPTY_TRACE), kept)
+    rank_report = replace(report, ledgers=tuple(ledger for ledger in report.ledgers if str(ledger.domain) in counted))
+    return RankRecord(last_facts(facts, rank_report, recorded(content), content.trace or EMPTY_TRACE), rank_report)

@@ -35,41 +35,41 @@ from torchwatt.session.options import Options
 from torchwatt.tracing.distributed import StoreLink, current_device, started
 
 STORE_S = 5.0  # timeout of one store operation
-_kept: dict[str, int] = {}  # number of sessions of each job that this process has started
+_session_counts: dict[str, int] = {}  # number of sessions of each job that this process has started
 
 
-def member_of(run_id: str, model: Any, *, root: Path | None, wanted: bool, wait_s: float) -> Member | None:
+def member_of(run_id: str, model: Any, *, root: Path | None, wants_report: bool, wait_s: float) -> Member | None:
     """Return this process's membership in a job; None if it is not a rank of one.
 
     Args:
         run_id: Of the session.
         model: Its device tells which GPU is this rank's.
         root: Where ranks write their bundles; None: only a temporary folder, if the job's report is wanted.
-        wanted: Whether the job's report is wanted at the end.
+        wants_report: Whether the job's report is wanted at the end.
         wait_s: How long rank 0 waits for the others at the end.
     """
     place = place_of(os.environ, started())
-    return None if place is None else Member(place, run_id, model, root, wanted=wanted, wait_s=wait_s)
+    return None if place is None else Member(place, run_id, model, root, wants_report=wants_report, wait_s=wait_s)
 
 
 class Member:
     """Holds a rank's place in its job and does the job's part of starting and ending a session."""
 
     def __init__(
-        self, place: Place, run_id: str, model: Any, root: Path | None, *, wanted: bool, wait_s: float
+        self, place: Place, run_id: str, model: Any, root: Path | None, *, wants_report: bool, wait_s: float
     ) -> None:  # fmt: skip
         self.host = host_id()
         self.owned = Owned(Discovery())
         self._model = model
         self._root = root
-        self._wanted = wanted and (place.world_size > 1 or root is not None)
+        self._wanted = wants_report and (place.world_size > 1 or root is not None)
         self._wait_s = wait_s
         self._folder: Path | None = None
         self._temporary = False
         self._link: StoreLink | None = None
         self._clock: Answers | Looks | None = None
         if self._wanted:  # the second block of a program is a separate job
-            _kept[place.job] = again = _kept.get(place.job, 0) + 1
+            _session_counts[place.job] = again = _session_counts.get(place.job, 0) + 1
             place = place if again == 1 else replace(place, job=f"{place.job}.{again}")
         self.place = place
         self.facts = RankFacts(place, self.host, run_id)
@@ -79,11 +79,11 @@ class Member:
         """Return whether this rank writes the files of the whole job."""
         return self.place.rank == 0 or not self._wanted
 
-    def discovered(self, found: Discovery) -> Discovery:
+    def discovered(self, discovery: Discovery) -> Discovery:
         """Return the part of a discovery that this rank meters."""
-        self.owned = owned(found, self.place, current_device(self._model))
+        self.owned = owned(discovery, self.place, current_device(self._model))
         self._model = None  # it may be large, and is the user's
-        return self.owned.found
+        return self.owned.discovery
 
     def begin(self, meters: Sequence[Meter]) -> None:
         """Write this rank's first facts and start measuring the offset to rank 0's clock.
@@ -145,11 +145,11 @@ class Member:
         finally:
             self._close()
 
-    def journalled(self, asked: Options) -> Options:
+    def journalled(self, options: Options) -> Options:
         """Return the options with a journal in the job's folder, which is all that remains of a killed rank."""
-        if self._temporary or self._folder is None or isinstance(asked.journal, Path):
-            return asked
-        return replace(asked, journal=self._folder / f"{self._name}{spool.JOURNAL}")
+        if self._temporary or self._folder is None or isinstance(options.journal, Path):
+            return options
+        return replace(options, journal=self._folder / f"{self._name}{spool.JOURNAL}")
 
     def _send(self) -> None:
         """Send this rank's files to rank 0 if there is a store; files in a job folder also stay on disk."""
@@ -162,7 +162,7 @@ class Member:
                 parcel.send(link, f"{self._prefix}/rank/{self.place.rank}", content)
         except Exception as error:  # rank 0 is gone, and its store with it
             where = "it is lost" if self._temporary else f"it is in {self._folder}"
-            message = f"torchwatt: rank 0 did not get what rank {self.place.rank} measured: {error}; {where}"
+            message = f"torchwatt: rank 0 did not receive the measurements of rank {self.place.rank}: {error}; {where}"
             warn(message)
 
     def _gathered(self) -> Job:
@@ -182,7 +182,7 @@ class Member:
         assert self._folder is not None  # noqa: S101  only called with one
         name = spool.rank_name(rank)
         if self._link is None:
-            return "could not be asked: torch.distributed was not initialised"
+            return "could not send its data: torch.distributed was not initialised"
         try:
             while True:  # on a shared file system they may be here already
                 if (self._folder / name / "statement.json").is_file() and self._has_ended(name):
@@ -192,11 +192,11 @@ class Member:
                 if content is not None:
                     break
                 if now_s >= deadline_s:
-                    return f"left nothing within {self._wait_s:g} s of the end of rank 0"
+                    return f"sent no data within {self._wait_s:g} s of the end of rank 0"
             if not (self._folder / f"{name}.json").exists() or not self._has_ended(name):
                 parcel.unpacked(content, self._folder, name)
         except (TorchwattError, ValueError, KeyError, TypeError) as error:
-            return f"sent something that cannot be read: {error}"
+            return f"sent data that cannot be read: {error}"
         return ""
 
     def _has_ended(self, name: str) -> bool:

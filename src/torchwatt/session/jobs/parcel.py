@@ -25,8 +25,8 @@ def packed(folder: Path, names: list[str]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in names:
             path = folder / name
-            inside = folder_entries(path, folder) if kind_of(path) == "folder" else {}
-            for file in [path / entry for entry, kind in inside.items() if kind == "file"] or [path]:
+            members = folder_entries(path, folder) if kind_of(path) == "folder" else {}
+            for file in [path / entry for entry, kind in members.items() if kind == "file"] or [path]:
                 archive.writestr(str(file.relative_to(folder)), read_own(file, MOST_BYTES, folder))
     return buffer.getvalue()
 
@@ -40,16 +40,16 @@ def unpacked(content: bytes, folder: Path, name: str) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > 4 * MOST_BYTES:
-                raise BundleError(f"the parcel of {name} is larger than any rank's")
+                raise BundleError(f"the archive of {name} is too large")
             for entry in archive.infolist():
                 parts = PurePosixPath(entry.filename).parts
                 if parts != (f"{name}.json",) and (len(parts) != 2 or parts[0] != name or ".." in parts):
-                    raise BundleError(f"the parcel of {name} holds {entry.filename!r}")
+                    raise BundleError(f"the archive of {name} contains {entry.filename!r}")
                 target = folder.joinpath(*parts)
                 private_folder(target.parent)
                 replace_file(target, archive.read(entry))
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise BundleError(f"the parcel of {name} cannot be read: {error}") from error
+        raise BundleError(f"the archive of {name} cannot be read: {error}") from error
 
 
 def send(link: Link, key: str, content: bytes) -> None:
@@ -59,10 +59,10 @@ def send(link: Link, key: str, content: bytes) -> None:
         BundleError: It is too large.
     """
     if len(content) > MOST_BYTES:
-        raise BundleError(f"{len(content) >> 20} MiB are too much for the job's store")
+        raise BundleError(f"{len(content) >> 20} MiB exceed the limit of the job's store")
     pieces = [content[at : at + PIECE] for at in range(0, len(content), PIECE)]
-    for index, piece in enumerate(pieces):
-        link.set(f"{key}/{index}", piece)
+    for index, chunk in enumerate(pieces):
+        link.set(f"{key}/{index}", chunk)
     label = {"pieces": len(pieces), "sha256": sha256(content).hexdigest()}
     link.set(key, json.dumps(label).encode())
 
@@ -76,15 +76,15 @@ def receive(link: Link, key: str, deadline_s: float) -> bytes | None:
     label = link.get(key, max(deadline_s - time.monotonic(), 0.0))
     if label is None:
         return None
-    told = json.loads(label)
+    label_values = json.loads(label)
     pieces = []
-    for index in range(min(int(told["pieces"]), MOST_BYTES // PIECE + 1)):
-        piece = link.get(f"{key}/{index}", PIECE_S)
-        if piece is None:
-            raise BundleError("a piece of it did not come")
-        pieces.append(piece)
+    for index in range(min(int(label_values["pieces"]), MOST_BYTES // PIECE + 1)):
+        chunk = link.get(f"{key}/{index}", PIECE_S)
+        if chunk is None:
+            raise BundleError("a part of it did not arrive")
+        pieces.append(chunk)
         link.drop(f"{key}/{index}")
     content = b"".join(pieces)
-    if sha256(content).hexdigest() != told["sha256"]:
-        raise BundleError("it is not what was sent")
+    if sha256(content).hexdigest() != label_values["sha256"]:
+        raise BundleError("its checksum is wrong")
     return content

@@ -51,8 +51,8 @@ def begin(folder: Path, facts: RankFacts) -> None:
     path = folder / f"{rank_name(facts.place.rank)}.json"
     if path.exists() or path.with_suffix("").exists():
         raise ConfigError(
-            f"job={str(folder.parent)!r}: {folder.name} has a rank {facts.place.rank} already; a job is kept once: "
-            "give another folder, or each job its own name (torchrun --rdzv-id NAME)"
+            f"job={str(folder.parent)!r}: {folder.name} already has a rank {facts.place.rank}: "
+            "give another folder, or each job another name (torchrun --rdzv-id NAME)"
         )
     try:
         private_folder(folder)
@@ -68,7 +68,9 @@ def end(folder: Path, facts: RankFacts, report: Report) -> None:
         BundleError: The bundle cannot be written.
         OSError: The facts cannot be written.
     """
-    write_bundle(report, folder / rank_name(facts.place.rank))  # in no chain: the merged run is the one that is kept
+    write_bundle(
+        report, folder / rank_name(facts.place.rank)
+    )  # not added to a chain, which contains the merged run instead
     write_facts(folder / f"{rank_name(facts.place.rank)}.json", facts)
 
 
@@ -98,7 +100,7 @@ def read_rank(path: Path, root: Path | None = None) -> RankRecord:
 def _without_bundle(facts: RankFacts, journal: Path, root: Path) -> RankRecord:
     """Return the data in the journal of a rank that was killed or still runs."""
     if kind_of(journal) is None:
-        return RankRecord(facts, None, "left no bundle and no journal: it was killed, or it still runs")
+        return RankRecord(facts, None, "left no bundle and no journal: it was killed, or is still running")
     try:
         record = recovered(facts, journal, root)
     except TorchwattError as error:
@@ -116,7 +118,7 @@ def check_whole(bundle: Path, root: Path | None = None) -> None:
     """
     try:
         lines = content_of(bundle / MANIFEST, MAX_MANIFEST_BYTES, root).decode().splitlines()
-        listed = {found[2]: found[1] for line in lines if (found := _LINE.fullmatch(line))}
+        listed = {match[2]: match[1] for line in lines if (match := _LINE.fullmatch(line))}
         have = {name: digest(bundle / name, root) for name in listed if is_file_name(name)}
     except UnicodeDecodeError as error:
         raise BundleError(f"{bundle / MANIFEST}: not UTF-8 at byte {error.start}") from error
@@ -124,7 +126,7 @@ def check_whole(bundle: Path, root: Path | None = None) -> None:
         raise BundleError(f"cannot read {error.filename or bundle}: {error.strerror}") from error
     if not listed or have != listed:
         wrong = next((name for name in sorted(listed) if have.get(name) != listed[name]), MANIFEST)
-        raise BundleError(f"{bundle / wrong} is not what its manifest says")
+        raise BundleError(f"{bundle / wrong} differs from its manifest")
 
 
 def read_job(directory: str | os.PathLike[str]) -> Job:
@@ -150,26 +152,28 @@ def read_job(directory: str | os.PathLike[str]) -> Job:
 def _job_folder(folder: Path) -> Path:
     if next(_ranks(folder, folder), None) is not None:
         return folder
-    below = (folder / name for name, kind in _entries(folder, folder).items() if kind == "folder")
-    inside = [path for path in below if next(_ranks(path, folder), None) is not None]
-    if len(inside) == 1:
-        return inside[0]
-    if not inside:
-        raise BundleError(f"{folder} holds no job: no rank-00000.json in it, nor in a folder in it")
-    raise BundleError(f"{folder} holds {len(inside)} jobs: name one of {', '.join(path.name for path in inside[:8])}")
+    subfolders = (folder / name for name, kind in _entries(folder, folder).items() if kind == "folder")
+    job_folders = [path for path in subfolders if next(_ranks(path, folder), None) is not None]
+    if len(job_folders) == 1:
+        return job_folders[0]
+    if not job_folders:
+        raise BundleError(f"{folder} contains no job: there is no rank-00000.json in it or in its folders")
+    raise BundleError(
+        f"{folder} contains {len(job_folders)} jobs: name one of {', '.join(path.name for path in job_folders[:8])}"
+    )
 
 
 def _ranks(folder: Path, root: Path) -> Iterator[tuple[int, Path]]:
     for name, kind in _entries(folder, root).items():
-        found = _FACTS.fullmatch(name)
-        if found is not None and kind != "folder":
-            yield int(found[1]), folder / name
+        match = _FACTS.fullmatch(name)
+        if match is not None and kind != "folder":
+            yield int(match[1]), folder / name
 
 
 def _entries(folder: Path, root: Path) -> dict[str, Kind]:
     try:
         return folder_entries(folder, root)
     except (NotADirectoryError, FileNotFoundError) as error:
-        raise BundleError(f"{folder} is no folder") from error
+        raise BundleError(f"{folder} is not a folder") from error
     except OSError as error:
         raise BundleError(f"cannot read {folder}: {error.strerror}") from error

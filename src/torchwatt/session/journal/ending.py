@@ -13,7 +13,7 @@ from torchwatt.session.journal.read import Found
 from torchwatt.session.settle import Bounds
 
 LIVE_S = 3.0  # an owner on another host counts as alive if its journal grew within this time
-SILENT_S = 60.0  # an owner that is alive but has not written for longer no longer runs this run
+SILENT_S = 60.0  # an owner that is alive but has not written for longer has left this run
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,46 +26,52 @@ class Ending:
     events: tuple[Event, ...]
 
 
-def ending(found: Found, recording: Recording) -> Ending:
+def ending(content: Found, recording: Recording) -> Ending:
     """Determine interval, status and events of a run from its journal."""
     last_ns = last_reading_ns(recording)
-    start_ns = _start_ns(found, recording)
-    if found.stop is not None:
-        end_ns, status, reason = found.stop.end_ns, found.stop.status, found.stop.reason
-        if not found.ended:
+    start_ns = _start_ns(content, recording)
+    if content.stop is not None:
+        end_ns, status, reason = content.stop.end_ns, content.stop.status, content.stop.reason
+        if not content.ended:
             status, reason = "partial", "killed while its report was made"
-    elif lives(found):
-        end_ns, status, reason = _seen_ns(found, last_ns), "running", f"process {found.head.owner.pid} runs it"
+    elif lives(content):
+        end_ns, status, reason = (
+            _seen_ns(content, last_ns),
+            "running",
+            f"process {content.head.owner.pid} is running it",
+        )
     else:
-        end_ns, status, reason = _seen_ns(found, last_ns), "partial", f"{_why(found)}: recovered from its journal"
+        end_ns, status, reason = _seen_ns(content, last_ns), "partial", f"{_why(content)}: recovered from its journal"
     end_ns = max(end_ns, start_ns)
-    bounds = Bounds(start_ns, end_ns, _start_unix_ns(found, start_ns))
-    return Ending(bounds, status, reason, tuple(_events(found, bounds, last_ns)))
+    bounds = Bounds(start_ns, end_ns, _start_unix_ns(content, start_ns))
+    return Ending(bounds, status, reason, tuple(_events(content, bounds, last_ns)))
 
 
-def _why(found: Found) -> str:
+def _why(content: Found) -> str:
     """Return why a journal ends: only a sampler that outlives its owner can see that the owner was killed."""
-    if found.gone_ns is not None:
+    if content.gone_ns is not None:
         return "killed"
-    return "its disk was full" if found.head.owner.alive() else "killed, or its disk was full"
+    return "its disk was full" if content.head.owner.alive() else "killed, or its disk was full"
 
 
-def _seen_ns(found: Found, last_ns: int) -> int:
+def _seen_ns(content: Found, last_ns: int) -> int:
     """Return the last instant at which the run is known to have been active."""
-    spans_ns = int(found.trace.end_ns.max()) if found.trace is not None and len(found.trace) else 0
-    return max(last_ns, found.beat_ns or 0, found.gone_ns or 0, spans_ns, *(w.end_ns for w in found.state.windows))
+    spans_ns = int(content.trace.end_ns.max()) if content.trace is not None and len(content.trace) else 0
+    return max(
+        last_ns, content.beat_ns or 0, content.gone_ns or 0, spans_ns, *(w.end_ns for w in content.state.windows)
+    )
 
 
-def lives(found: Found) -> bool:
+def lives(content: Found) -> bool:
     """Return whether the journal is still being written."""
-    if found.stop is not None or found.ended or found.gone_ns is not None:
+    if content.stop is not None or content.ended or content.gone_ns is not None:
         return False
-    alive, silent_s = found.head.owner.alive(), time.time() - found.written_s
+    alive, silent_s = content.head.owner.alive(), time.time() - content.written_s
     return silent_s < LIVE_S if alive is None else alive and silent_s < SILENT_S
 
 
 def last_reading_ns(recording: Recording) -> int:
-    """Return the time of the last counter or power reading, 0 if there is none."""
+    """Return the time of the last counter or power reading; 0 without readings."""
     return max((int(s.t_ns[-1]) for s in metering(recording)), default=0)
 
 
@@ -74,51 +80,53 @@ def metering(recording: Recording) -> list[Series]:
     return [s for s in recording.series if s.channel.quantity != "gauge" and len(s)]
 
 
-def _start_ns(found: Found, recording: Recording) -> int:
+def _start_ns(content: Found, recording: Recording) -> int:
     """Return when the run began; without a BEGIN frame, the last reading, or the first if the owner's file is lost."""
-    if found.begin is not None:
-        return found.begin.start_ns
-    if not found.lost_work:
-        return last_reading_ns(recording) or found.head.mono_ns
-    return min((int(s.t_ns[0]) for s in metering(recording)), default=found.head.mono_ns)
+    if content.begin is not None:
+        return content.begin.start_ns
+    if not content.lost_work:
+        return last_reading_ns(recording) or content.head.mono_ns
+    return min((int(s.t_ns[0]) for s in metering(recording)), default=content.head.mono_ns)
 
 
-def _start_unix_ns(found: Found, start_ns: int) -> int:
-    if found.begin is not None:
-        return found.begin.start_unix_ns
-    return found.head.unix_ns + start_ns - found.head.mono_ns
+def _start_unix_ns(content: Found, start_ns: int) -> int:
+    if content.begin is not None:
+        return content.begin.start_unix_ns
+    return content.head.unix_ns + start_ns - content.head.mono_ns
 
 
-def _events(found: Found, bounds: Bounds, last_ns: int) -> Iterator[Event]:
+def _events(content: Found, bounds: Bounds, last_ns: int) -> Iterator[Event]:
     def event(severity: Severity, code: str, message: str) -> Event:
         return Event(bounds.end_ns, severity, code, "run", message)
 
-    if found.missing:
-        yield event("warning", "JOURNAL_MISSING", f"of its journal is missing: {', '.join(found.missing)}")
-    if found.damaged_bytes:
-        where = " and ".join(found.damaged_in)
+    if content.missing:
+        yield event("warning", "JOURNAL_MISSING", f"missing files of the journal: {', '.join(content.missing)}")
+    if content.damaged_bytes:
+        where = " and ".join(content.damaged_in)
         yield event(
-            "warning", "JOURNAL_DAMAGED", f"{found.damaged_bytes} bytes of {where} hold no whole frame: left out"
+            "warning",
+            "JOURNAL_DAMAGED",
+            f"{content.damaged_bytes} bytes of {where} contain no complete frame and were discarded",
         )
-    if found.stop is not None or lives(found):
+    if content.stop is not None or lives(content):
         return
-    if found.begin is None and not found.lost_work:
-        yield event("warning", "NOT_BEGUN", "the process was killed before the run began: nothing of it was metered")
-    message = f"made from its journal ({_why(found)}): {_lost(found, bounds, last_ns)}"
+    if content.begin is None and not content.lost_work:
+        yield event("warning", "NOT_BEGUN", "the process was killed before the run began, so nothing was metered")
+    message = f"made from its journal ({_why(content)}): {_lost(content, bounds, last_ns)}"
     yield event("warning", "RECOVERED", message)
 
 
-def _lost(found: Found, bounds: Bounds, last_ns: int) -> str:
+def _lost(content: Found, bounds: Bounds, last_ns: int) -> str:
     silent_s = max(bounds.end_ns - last_ns, 0) / NS_PER_S
     if not last_ns:
-        return "it holds no reading"
-    if found.gone_ns is not None:
-        return f"its sampler saw it end, {silent_s:.3g} s after the last reading"
-    known = f"; {silent_s:.3g} s of it are known to be without readings" if silent_s > 0.1 else ""
-    return f"at most {found.head.lost_s:g} s of readings are lost after the last one{known}"
+        return "it contains no readings"
+    if content.gone_ns is not None:
+        return f"its sampler detected the end of the process {silent_s:.3g} s after the last reading"
+    silence_note = f"; readings are missing for its last {silent_s:.3g} s" if silent_s > 0.1 else ""
+    return f"at most {content.head.lost_s:g} s of readings are lost after the last one{silence_note}"
 
 
-def open_windows(found: Found, bounds: Bounds) -> Iterator[Window]:
+def open_windows(content: Found, bounds: Bounds) -> Iterator[Window]:
     """Yield the nested runs that had not ended; they end with the run."""
-    for window in found.state.open:
+    for window in content.state.open:
         yield Window(f"{window.name} (cut off)", window.start_ns, max(bounds.end_ns, window.start_ns), None)

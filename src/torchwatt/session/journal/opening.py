@@ -23,40 +23,48 @@ LOST_S = 1.0  # guaranteed bound on the readings that a kill or a loss of power 
 
 
 def open_journal(
-    asked: Options, run_id: str, feed: Feed, sensors: Mapping[str, SensorModel], events: list[Event]
+    options: Options, run_id: str, feed: Feed, sensors: Mapping[str, SensorModel], events: list[Event]
 ) -> Journal | None:
     """Create the journal's files and write their heads before the first reading.
 
     Raises:
         ConfigError: The folder that the user named cannot be used. In the store that is only an event.
     """
-    if asked.journal is False:
+    if options.journal is False:
         return None
-    kept = asked.journal is not True
-    if not kept and are_scarce():
+    user_named = options.journal is not True
+    if not user_named and are_scarce():
         events.append(_none("the process may open few more files"))
         return None
-    path = asked.journal if not isinstance(asked.journal, bool) else in_store(asked.keep or default_store(), run_id)
-    if not kept:
+    path = (
+        options.journal if not isinstance(options.journal, bool) else in_store(options.keep or default_store(), run_id)
+    )
+    if not user_named:
         prune(path.parent.parent)
     try:
         place = Place(path)
     except ConfigError as error:
-        if kept:
+        if user_named:
             raise
         events.append(_none(str(error)))
         return None
-    return Journal(place, _head(asked, run_id, feed, sensors), kept=kept)
+    return Journal(place, _head(options, run_id, feed, sensors), user_named=user_named)
 
 
 def _none(why: str) -> Event:
-    return Event(time.monotonic_ns(), "warning", "NO_JOURNAL", "run", f"a kill would lose the run: {why}")
+    return Event(
+        time.monotonic_ns(),
+        "warning",
+        "NO_JOURNAL",
+        "run",
+        f"there is no journal, so a killed run would be lost: {why}",
+    )
 
 
-def _head(asked: Options, run_id: str, feed: Feed, sensors: Mapping[str, SensorModel]) -> Head:
+def _head(options: Options, run_id: str, feed: Feed, sensors: Mapping[str, SensorModel]) -> Head:
     return Head(
         run_id=run_id,
-        name=asked.name,
+        name=options.name,
         owner=this_process(),
         mono_ns=time.monotonic_ns(),
         unix_ns=time.time_ns(),
@@ -64,10 +72,10 @@ def _head(asked: Options, run_id: str, feed: Feed, sensors: Mapping[str, SensorM
         lost_s=LOST_S,
         unavailable=feed.unavailable,
         software=software(),
-        carbon=asked.carbon,
-        layers=asked.layers,
-        project=asked.project,
+        carbon=options.carbon,
+        layers=options.layers,
+        project=options.project,
         sensors=sensors,
-        replays=asked.replays,
-        work=tuple(asked.work.items()),
+        replays=options.replays,
+        work=tuple(options.work.items()),
     )

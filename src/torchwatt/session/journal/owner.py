@@ -19,9 +19,9 @@ class Owner:
 
     def alive(self) -> bool | None:
         """Return whether the process is alive; None if unknown from here: another machine or container."""
-        here = this_process()
-        if (self.host, self.boot_id) != (here.host, here.boot_id):
-            return False if self.host == here.host else None
+        current = this_process()
+        if (self.host, self.boot_id) != (current.host, current.boot_id):
+            return False if self.host == current.host else None
         if self.started_ticks is not None:
             return started_ticks(self.pid) == self.started_ticks
         try:

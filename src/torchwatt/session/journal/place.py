@@ -38,7 +38,7 @@ class Place:
         except OSError as error:
             for fd in fds:
                 os.close(fd)
-            raise ConfigError(f"journal={str(path)!r} cannot be made: {error.strerror or error}") from error
+            raise ConfigError(f"journal={str(path)!r} cannot be created: {error.strerror or error}") from error
         except BaseException:
             for fd in fds:
                 os.close(fd)
@@ -78,7 +78,7 @@ class Place:
 
 def _refuse_full(path: Path) -> None:
     if any(path.iterdir()):
-        raise ConfigError(f"journal={str(path)!r} is there already and not empty: name another folder")
+        raise ConfigError(f"journal={str(path)!r} exists and is not empty: name another folder")
 
 
 def remove(path: Path) -> None:

@@ -61,20 +61,20 @@ def read_journal(path: str | os.PathLike[str], root: Path | None = None) -> Foun
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise BundleError(f"{folder} is no journal: a journal is a folder with {WORK} and {READINGS}")
+        raise BundleError(f"{folder} is not a journal: a journal is a folder with {WORK} and {READINGS}")
     paths = {name: folder / name for name in (WORK, READINGS)}
     files = {name: _content(path, root or folder) for name, path in paths.items()}
     if all(data is None for data in files.values()):
-        raise BundleError(f"{folder} is no journal: it holds neither {WORK} nor {READINGS}")
+        raise BundleError(f"{folder} is not a journal: it contains neither {WORK} nor {READINGS}")
     frames = {name: list(decode(data)) for name, data in files.items() if data is not None}
-    found = Found(folder, _head(folder, frames))
-    found.missing = [name for name, data in files.items() if data is None]
-    found.written_s = max(path.lstat().st_mtime for name, path in paths.items() if files[name] is not None)
-    reader = _Reader(found)
+    content = Found(folder, _head(folder, frames))
+    content.missing = [name for name, data in files.items() if data is None]
+    content.written_s = max(path.lstat().st_mtime for name, path in paths.items() if files[name] is not None)
+    reader = _Reader(content)
     for name, parts in frames.items():
         reader.read(name, parts)
     reader.last_trace()
-    return found
+    return content
 
 
 def _content(path: Path, root: Path) -> bytes | None:
@@ -93,17 +93,17 @@ def _content(path: Path, root: Path) -> bytes | None:
 
 def _head(folder: Path, frames: dict[str, list[Frame | Damage]]) -> Head:
     heads = (f for parts in frames.values() for f in parts if isinstance(f, Frame) and f.kind == Kind.HEAD)
-    first = next(heads, None)
-    if first is None:
-        raise BundleError(f"{folder}: the heads of both files are damaged: what was metered is not known")
-    return from_json(first.payload, Head)
+    head_frame = next(heads, None)
+    if head_frame is None:
+        raise BundleError(f"{folder}: the heads of both files are damaged, so its meters are unknown")
+    return from_json(head_frame.payload, Head)
 
 
 class _Reader:
     """Decodes frames; an invalid frame counts as damage."""
 
-    def __init__(self, found: Found) -> None:
-        self.found = found
+    def __init__(self, content: Found) -> None:
+        self.found = content
         self._traces: list[bytes] = []
         self._bytes = 0
 
@@ -123,38 +123,38 @@ class _Reader:
             self.found.damaged_in.append(name)
 
     def _take(self, frame: Frame) -> None:
-        found, payload = self.found, frame.payload
+        content, payload = self.found, frame.payload
         match frame.kind:
             case Kind.BEGIN:
                 begin = from_json(payload, Begin)
                 self._check(begin.start_ns)
-                found.begin = begin
+                content.begin = begin
             case Kind.STATE:
                 state = from_json(payload, State)
                 self._check(*(t for w in (*state.windows, *state.open) for t in (w.start_ns, w.end_ns)))
-                found.state = state
+                content.state = state
             case Kind.NOTES:
-                found.notes = from_json(payload, Notes)
+                content.notes = from_json(payload, Notes)
             case Kind.STOP:
                 stop = from_json(payload, Stop)
                 self._check(stop.end_ns)
-                found.stop = stop
+                content.stop = stop
             case Kind.END:
-                found.ended = True
+                content.ended = True
             case Kind.TRACE:
                 self._traces.append(payload)
             case Kind.READINGS:
                 self._readings(payload)
             case Kind.BEAT:
-                found.beat_ns = self._instant(payload)
+                content.beat_ns = self._instant(payload)
             case Kind.GONE:
-                found.gone_ns = self._instant(payload)
+                content.gone_ns = self._instant(payload)
 
     def _check(self, *instants_ns: int) -> None:
         """Reject instants more than two years from the run's start, which would stretch the report over centuries."""
         origin_ns = self.found.head.mono_ns
         if not all(origin_ns - LONGEST_NS <= t_ns <= origin_ns + LONGEST_NS for t_ns in instants_ns):
-            raise BundleError("an instant lies years away from the run")
+            raise BundleError("an instant is more than two years from the start of the run")
 
     def _instant(self, payload: bytes) -> int:
         if len(payload) != INSTANT.size:
@@ -170,7 +170,7 @@ class _Reader:
                 self._check(int(t_ns.min()), int(t_ns.max()))
             self._bytes += len(block.t_ns) * 3
             if self._bytes > MOST_READINGS_BYTES:
-                raise BundleError("more readings than any journal of ours")
+                raise BundleError("more readings than a journal can contain")
             self.found.blocks[block.key].append(block)
 
     def last_trace(self) -> None:
@@ -191,11 +191,11 @@ def columns(blocks: list[Block]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     t_ns = np.frombuffer(b"".join(b.t_ns for b in blocks), "<i8")
     raw = np.frombuffer(b"".join(b.raw for b in blocks), "<f8")
     late_ns = np.frombuffer(b"".join(b.late_ns for b in blocks), "<i8")
-    t_ns, first = np.unique(t_ns, return_index=True)
-    return t_ns, raw[first], late_ns[first]
+    t_ns, first_indices = np.unique(t_ns, return_index=True)
+    return t_ns, raw[first_indices], late_ns[first_indices]
 
 
-def anchors(found: Found) -> Iterator[tuple[int, int]]:
+def anchors(content: Found) -> Iterator[tuple[int, int]]:
     """Yield pairs of (monotonic, realtime) nanoseconds."""
-    mono, _, real = columns(found.blocks.get(ANCHORS, []))
+    mono, _, real = columns(content.blocks.get(ANCHORS, []))
     yield from zip(mono.tolist(), real.tolist(), strict=True)

@@ -27,15 +27,15 @@ class New:
 
     def blocks(self, recording: Recording) -> list[Block]:
         """Return the readings that were not returned before."""
-        found = []
+        new_blocks = []
         for series in recording.series:
             key = series.channel.key
             since_ns = self._known.get(key, self._since_ns)
             fresh = series.between(since_ns, np.iinfo(np.int64).max - 1)
             if len(fresh):
                 self._known[key] = int(fresh.t_ns[-1]) + 1
-                found.append(block_of(fresh))
-        return found
+                new_blocks.append(block_of(fresh))
+        return new_blocks
 
 
 def block_of(series: Series, stride: int = 1) -> Block:

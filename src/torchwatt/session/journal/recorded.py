@@ -12,19 +12,19 @@ from torchwatt.session.journal.read import Found, anchors, columns
 from torchwatt.session.journal.told import Notes
 
 
-def recorded(found: Found) -> Recording:
+def recorded(content: Found) -> Recording:
     """Return the readings, events and counts of a journal as the sampler would have returned them."""
-    channels = [channel for meter in found.head.meters for channel in meter.channels]
-    series = tuple(_series(channel, found) for channel in channels)
-    notes = found.notes or Notes()
+    channels = [channel for meter in content.head.meters for channel in meter.channels]
+    series = tuple(_series(channel, content) for channel in channels)
+    notes = content.notes or Notes()
     noted = tuple(Note(**asdict(note)) for note in notes.notes)
-    pairs = tuple(anchors(found)) or ((found.head.mono_ns, found.head.unix_ns),)
-    mode = found.state.mode if found.state.mode in {"process", "thread", "replay"} else "none"
+    pairs = tuple(anchors(content)) or ((content.head.mono_ns, content.head.unix_ns),)
+    mode = content.state.mode if content.state.mode in {"process", "thread", "replay"} else "none"
     return Recording(
-        found.head.meters,
+        content.head.meters,
         series,
-        tuple(dict.fromkeys((*found.head.unavailable, *found.state.unavailable, *_silent(series, notes, noted)))),
-        _events(found, series, noted, pairs),
+        tuple(dict.fromkeys((*content.head.unavailable, *content.state.unavailable, *_silent(series, notes, noted)))),
+        _events(content, series, noted, pairs),
         pairs,
         SamplerStats(
             mode,  # type: ignore[arg-type]  # one of them by now
@@ -36,19 +36,19 @@ def recorded(found: Found) -> Recording:
     )
 
 
-def _series(channel: Channel, found: Found) -> Series:
-    blocks = found.blocks.get(channel.key, [])
+def _series(channel: Channel, content: Found) -> Series:
+    blocks = content.blocks.get(channel.key, [])
     period_ns = next((b.period_ns for b in reversed(blocks) if b.period_ns > 0), channel.period_ns)
     return Series(replace(channel, period_ns=period_ns), *columns(blocks))
 
 
 def _events(
-    found: Found, series: tuple[Series, ...], noted: tuple[Note, ...], pairs: tuple[tuple[int, int], ...]
+    content: Found, series: tuple[Series, ...], noted: tuple[Note, ...], pairs: tuple[tuple[int, int], ...]
 ) -> tuple[Event, ...]:
     """Merge the events of both files: the sampler's own notes are newer than the owner's copies of them."""
     again = (*gather.events(noted), *gather.clock_steps(pairs), *gather.throttling(series))
     newer = {(event.code, event.subject) for event in again}
-    older = (e for e in found.state.events if (e.code, e.subject) not in newer)
+    older = (e for e in content.state.events if (e.code, e.subject) not in newer)
     return tuple(sorted((*older, *again), key=lambda event: event.t_ns))
 
 

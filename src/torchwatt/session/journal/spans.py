@@ -45,7 +45,7 @@ class _Head:
     windows: int
     devices: tuple[_Device, ...]
     traced_steps: int = 0
-    stages: tuple[str, ...] = ()  # names indexed by the column of step_stages; if empty, there is no such column
+    stages: tuple[str, ...] = ()  # names indexed by the column step_stages, which is absent if this is empty
     untold_calls: tuple[int, ...] = ()
     thread_busy: tuple[float, ...] = ()
 
@@ -87,15 +87,15 @@ def unpack_trace(payload: bytes) -> tuple[Trace, int]:
     try:
         return _trace(head, arrays), head.until_ns
     except (TraceError, ValueError, IndexError) as error:
-        raise BundleError(f"a trace does not make sense: {error}") from error
+        raise BundleError(f"a trace is inconsistent: {error}") from error
 
 
 def _next(arrays: Iterator[IntArray]) -> IntArray:
     """Return the next column; raise ValueError at the end, where StopIteration would end an enclosing generator."""
-    found = next(arrays, None)
-    if found is None:
+    column = next(arrays, None)
+    if column is None:
         raise ValueError("it is cut off")
-    return found
+    return column
 
 
 def _trace(head: _Head, arrays: Iterator[IntArray]) -> Trace:
@@ -132,7 +132,7 @@ def _activity(head: _Device, arrays: Iterator[IntArray]) -> Activity:
 
 
 def _spans(
-    slot: IntArray, start: IntArray, end: IntArray, thread: IntArray, filled: NDArray[np.bool_], last: IntArray
+    slot: IntArray, start: IntArray, end: IntArray, thread: IntArray, filled: NDArray[np.bool_], labels: IntArray
 ) -> Iterator[IntArray]:
     """Yield the columns with small values: starts as differences from the previous span, ends as durations."""
     yield slot
@@ -140,16 +140,16 @@ def _spans(
     yield end - start
     yield thread
     yield filled.astype(np.int64)
-    yield last
+    yield labels
 
 
 def _read_spans(arrays: Iterator[IntArray], slots: int, signatures: int | None = None) -> tuple[IntArray, ...]:
-    slot, steps, length, thread, filled, last = (_next(arrays) for _ in range(6))
+    slot, steps, length, thread, filled, labels = (_next(arrays) for _ in range(6))
     start = np.cumsum(steps)
-    for index, count in ((slot, slots), (last, signatures)):
+    for index, count in ((slot, slots), (labels, signatures)):
         if count is not None and len(index) and not 0 <= int(index.min()) <= int(index.max()) < count:
             raise ValueError("an index is out of range")
-    return slot, start, start + length, thread, filled, last
+    return slot, start, start + length, thread, filled, labels
 
 
 def _steps(values: IntArray) -> IntArray:
@@ -166,24 +166,24 @@ def _tuples(begins: IntArray, ends: IntArray) -> tuple[tuple[int, int], ...]:
 
 def _packed(values: IntArray) -> bytes:
     """Return integers with the fewest bytes that their range needs; the first, which may be large, is stored apart."""
-    first = int(values[0]) if len(values) else 0
-    rest = values[1:]
-    low, high = (int(rest.min()), int(rest.max())) if len(rest) else (0, 0)
+    first_value = int(values[0]) if len(values) else 0
+    later_values = values[1:]
+    low, high = (int(later_values.min()), int(later_values.max())) if len(later_values) else (0, 0)
     width = next(w for w in _WIDTHS if -(1 << (8 * w - 1)) <= low and high < 1 << (8 * w - 1))
-    return _ARRAY.pack(width, len(values), first) + rest.astype(f"<i{width}").tobytes()
+    return _ARRAY.pack(width, len(values), first_value) + later_values.astype(f"<i{width}").tobytes()
 
 
 def _arrays(data: bytes, at: int) -> Iterator[IntArray]:
     while at < len(data):
         if at + _ARRAY.size > len(data):
             raise ValueError("a column is cut off")
-        width, count, first = _ARRAY.unpack_from(data, at)
+        width, count, first_value = _ARRAY.unpack_from(data, at)
         at += _ARRAY.size
         if width not in _WIDTHS or at + width * max(count - 1, 0) > len(data):
             raise ValueError("a column is cut off")
         values = np.empty(count, dtype=np.int64)
         if count:
-            values[0] = first
+            values[0] = first_value
             values[1:] = np.frombuffer(data, f"<i{width}", count - 1, at)
             at += width * (count - 1)
         yield values

@@ -41,35 +41,40 @@ def stored_journals(store: Path) -> tuple[StoredJournal, ...]:
         return ()
     except OSError as error:
         raise BundleError(f"cannot read {folder}: {error.strerror}") from error
-    found = (_stored(folder / name, store) for name, kind in entries.items() if kind == "folder")
-    return tuple(sorted((one for one in found if one is not None), key=lambda one: (one.written_s, one.run_id)))
+    journals = (_stored(folder / name, store) for name, kind in entries.items() if kind == "folder")
+    return tuple(
+        sorted(
+            (journal for journal in journals if journal is not None),
+            key=lambda journal: (journal.written_s, journal.run_id),
+        )
+    )
 
 
-def find_journal(store: Path, wanted: str) -> Path:
+def find_journal(store: Path, run: str) -> Path:
     """Return the folder of a journal by the run's id, or its beginning or end.
 
     Raises:
         BundleError: No journal matches, or several do.
     """
-    near = [j for j in stored_journals(store) if j.run_id.startswith(wanted) or j.run_id.endswith(wanted)]
+    near = [j for j in stored_journals(store) if j.run_id.startswith(run) or j.run_id.endswith(run)]
     if len(near) != 1:
-        shown = ", ".join(one.run_id for one in near[-5:])
-        raise BundleError(f"{wanted!r} is several journals: {shown}" if near else f"no journal {wanted!r} in {store}")
+        shown = ", ".join(journal.run_id for journal in near[-5:])
+        raise BundleError(f"{run!r} is several journals: {shown}" if near else f"no journal {run!r} in {store}")
     return near[0].path
 
 
-def prune(store: Path, most: int = MOST_JOURNALS, most_bytes: int = MOST_BYTES) -> None:
+def prune(store: Path, max_journals: int = MOST_JOURNALS, most_bytes: int = MOST_BYTES) -> None:
     """Remove the oldest journals of dead runs beyond a number and a total size, with a warning for each."""
     try:
-        dead = [one for one in stored_journals(store) if one.alive is False]
+        dead = [journal for journal in stored_journals(store) if journal.alive is False]
     except BundleError:  # writing a journal there raises the error itself
         return
-    total = sum(one.bytes for one in dead)
-    while dead and (len(dead) > most or total > most_bytes):
+    total = sum(journal.bytes for journal in dead)
+    while dead and (len(dead) > max_journals or total > most_bytes):
         oldest = dead.pop(0)
         total -= oldest.bytes
         remove(oldest.path)
-        text = f"torchwatt removed the journal of run {oldest.run_id}: more than {most} were never recovered"
+        text = f"torchwatt removed the journal of run {oldest.run_id}: more than {max_journals} were never recovered"
         warn(text)
 
 
@@ -97,7 +102,7 @@ def _head(path: Path, store: Path) -> Head | None:
             if kind_of(path / name) is None:
                 continue
             with open_own(path / name, MOST_FILE_BYTES, store) as file:
-                first = next(decode(file.read(_HEAD_BYTES)), None)
-            if isinstance(first, Frame) and first.kind == Kind.HEAD:
-                return from_json(first.payload, Head)
+                first_frame = next(decode(file.read(_HEAD_BYTES)), None)
+            if isinstance(first_frame, Frame) and first_frame.kind == Kind.HEAD:
+                return from_json(first_frame.payload, Head)
     return None

@@ -111,4 +111,4 @@ def from_json(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise BundleError(f"a frame is no {kind.__name__}: {error}") from error
+        raise BundleError(f"a frame does not contain a valid {kind.__name__}: {error}") from error

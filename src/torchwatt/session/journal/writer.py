@@ -67,11 +67,11 @@ class Journal:
     No method raises for a disk fault: it warns once, and the run goes on.
     """
 
-    def __init__(self, place: Place, head: Head, *, kept: bool) -> None:
+    def __init__(self, place: Place, head: Head, *, user_named: bool) -> None:
         self._place = place
         self._head = to_json(head)
         self._begin = b""
-        self._kept = kept
+        self._kept = user_named
         self._file = place.work
         self._own = readings.New()
         self._sampler_writes = False
@@ -122,17 +122,17 @@ class Journal:
 
         self._ask(write)
 
-    def ended(self, *, whole: bool) -> None:
+    def ended(self, *, complete: bool) -> None:
         """Complete the journal after the report is written; remove it if the user did not request it."""
 
         def write() -> None:
             self._file.add(Kind.END, b"")
             self._file.sync()
 
-        if whole and self._kept:
+        if complete and self._kept:
             self._ask(write)
         self._halt()
-        if whole and not self._kept:
+        if complete and not self._kept:
             self._place.remove()
         else:
             self._place.close()
@@ -142,9 +142,9 @@ class Journal:
         self._halt()
         self._place.remove()
 
-    def event(self, known: tuple[Event, ...]) -> Event | None:
+    def event(self, events: tuple[Event, ...]) -> Event | None:
         """Return the event of a journal that stopped early, unless it is in `known`."""
-        if not self._file.fault or self._file.fault == "closed" or any(event.code == STOPPED for event in known):
+        if not self._file.fault or self._file.fault == "closed" or any(event.code == STOPPED for event in events):
             return None
         return Event(time.monotonic_ns(), "warning", STOPPED, "run", stopped_message(self._file.fault))
 
@@ -221,9 +221,9 @@ class Journal:
             self._file.add(Kind.READINGS, pack([*blocks, readings.anchors_of(recording.anchors[-2:])]))
 
     def _put_state(self, state: State) -> None:
-        told = to_json(state)
-        if told != self._state and self._file.add(Kind.STATE, told):
-            self._state = told
+        payload = to_json(state)
+        if payload != self._state and self._file.add(Kind.STATE, payload):
+            self._state = payload
 
     def _look_at_spans(self, session: Watched) -> None:
         began_s, began_cpu_s = time.monotonic(), time.thread_time()

@@ -1,0 +1,1 @@
+"""Makes a report from recorded readings and spans, and its tables, files and displays."""

@@ -22,7 +22,7 @@ from torchwatt.tracing.columns import Columns
 from torchwatt.tracing.compose import Tree
 from torchwatt.tracing.devices.watch import Watch
 from torchwatt.tracing.filling import Filler
-from torchwatt.tracing.fold import Kinds, Records, join_records, lies_inside, merge, shifted, split
+from torchwatt.tracing.fold import Kinds, Parts, Records, join_records, lies_inside, merge, shifted, split
 from torchwatt.tracing.light import ForwardBook, paths_of
 from torchwatt.tracing.log import Log, Look
 from torchwatt.tracing.naming import RESERVED_SLOTS, Names, models_among, resolve
@@ -101,7 +101,7 @@ class _Assembly:
             )  # fmt: skip
             shown = [c for c in parts.calls if self._shows(c)]
             self.looks[log], self.calls[log], self.kept[log] = look, shown, parts.kept
-            self.records[log] = self._shown_records(look, parts.records)
+            self.records[log] = self._shown_records(look, parts)
         used = [look.table[:, KEY] for look in self.looks.values()] + [self._keys(look) for look in self.looks.values()]
         self.used = np.unique(np.concatenate(used))
         self.names: Names = resolve(view.registry.roots, view.registry.facts, self.used, view.given)
@@ -159,10 +159,11 @@ class _Assembly:
     def _keys(look: Look) -> IntArray:
         return np.array([kind[1] for kind in look.kinds.of if kind[0] == "row"], dtype=np.int64)
 
-    def _shown_records(self, look: Look, new: Records) -> Records:
+    def _shown_records(self, look: Look, new: Parts) -> Records:
         """Return the records of the view: earlier ones and the log's own, merged until they fit the memory limit."""
-        records, g = join_records((look.records, shifted(new, look.runs, look.units))), 1
-        while len(records) > self._most_records(look):
+        records, g = join_records((look.records, shifted(new.records, look.runs, look.units))), 1
+        most = self._most_records(look, new.kept)
+        while len(records) > most:
             g *= 2
             coarser = merge(records, g)
             if len(coarser) == len(records) and g > FEW_UNITS:
@@ -171,10 +172,10 @@ class _Assembly:
         inside = (records.start >= self.view.start_ns) & (records.end <= self.view.end_ns)
         return records.take(np.flatnonzero(inside))
 
-    def _most_records(self, look: Look) -> int:
-        """Return how many records can be filled within `most_filled` spans."""
-        steps = max(len(look.traced) // 2, 1)
-        return max(self.view.most_filled * steps // max(len(look.table), 1), LEAST_RECORDS)
+    def _most_records(self, look: Look, kept: IntArray) -> int:
+        """Return how many records can be filled within `most_filled` spans, as many each as a traced step has."""
+        steps, spans = max(len(look.traced) // 2, 1), np.count_nonzero(look.table[kept, KEY] != PROFILER_KEY)
+        return max(self.view.most_filled * steps // max(spans, 1), LEAST_RECORDS)
 
     def _shows(self, call: Backward) -> bool:
         return call.start_ns >= self.view.start_ns and call.end_ns <= self.view.end_ns

@@ -20,7 +20,6 @@ from torchwatt.tracing.interrupted import even_out
 from torchwatt.tracing.join import inner_spans, join
 from torchwatt.tracing.light import Paths, reassigned
 from torchwatt.tracing.log import Log, Look
-from torchwatt.tracing.margins import widen
 from torchwatt.tracing.ranges import top_level
 from torchwatt.tracing.rows import COMPILE_KEY, END, KEY, LIGHT_TASK, SEQ0, SEQ1, START, Backward
 from torchwatt.tracing.signatures import Signature
@@ -179,12 +178,8 @@ class BackwardBook:
         self, columns: Columns, slot_of: Callable[[int], int], log: Log, calls: Sequence[Backward], thread: int
     ) -> None:
         """Add the spans of backward calls in traced steps; `slot_of` maps an owner's key to its backward slot."""
-        start = np.array([call.start_ns for call in calls], dtype=np.int64)
-        end = np.array([call.end_ns for call in calls], dtype=np.int64)
-        others = columns.of_thread(thread)
-        bounds = np.concatenate((others[:, 1], start)), np.concatenate((others[:, 2], end))
-        wide = widen(start, end, bounds, log.margins.backward_before_ns, 0.0)
-        columns.add(columns.index(UNATTRIBUTED, "backward"), *wide, thread=thread, filled=False, calls=1)
+        bounds = np.array([call.cache["wide"] for call in calls], dtype=np.int64).T
+        columns.add(columns.index(UNATTRIBUTED, "backward"), *bounds, thread=thread, filled=False, calls=1)
         filler, one = Filler(columns, thread, slot_of), np.ones(1, dtype=np.int64)
         for call in calls:
             if call.nodes is not None:

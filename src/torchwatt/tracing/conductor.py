@@ -67,6 +67,7 @@ class Stride:
     start_ns: int
     mode: int = FULL
     first_row: int = 0
+    own_rows: int = 0  # rows since the decision that are profiler work
     steps: int = 0  # ended since the decision
     answered: int = 0  # of these, calls without gradients of which only the bounds were recorded
     planned: int = 1  # number of steps until the next decision
@@ -76,6 +77,7 @@ class Stride:
     backwards: int = 0
     light_steps: int = 0  # not traced, since the log was folded
     calls: int = 0  # logged in a traced step
+    rows: int = 0  # the same, with profiler work
     passing: int = 0  # of these, inside another and of a class that is patched
     step_ns: float = 0.0  # moving average
     cpu_ns: int | None = None  # the thread's CPU time at the decision; None: unknown
@@ -134,12 +136,13 @@ class Conductor:
         """
         n = max(stride.steps, 1)
         self._look_when_warm(stride, n)
-        new, length = (rows - stride.first_row) / n, (now_ns - stride.start_ns) / n
+        logged, length = (rows - stride.first_row) / n, (now_ns - stride.start_ns) / n
+        new = logged - stride.own_rows / n
         self._pay(stride, new, n)
         self._compare(stride, n, length if cpu_ns is None or stride.cpu_ns is None else (cpu_ns - stride.cpu_ns) / n)
         stride.step_ns += (length - stride.step_ns) * (0.1 if stride.step_ns else 1.0)
         if stride.mode == FULL:
-            stride.calls = round(new)
+            stride.calls, stride.rows = round(new), round(logged)
             self._check(stride)
         else:
             stride.light_steps += n
@@ -150,14 +153,14 @@ class Conductor:
         light_ns = self._light_ns(stride)
         self._narrow(stride, cost_ns)
         asleep = can_sleep and self.budget.must_sleep(light_ns, stride.step_ns)
-        stride.start_ns, stride.first_row = now_ns, rows
+        stride.start_ns, stride.first_row, stride.own_rows = now_ns, rows, 0
         stride.skeleton = asleep and not traced and now_ns >= self._skeleton_ns
         stride.mode = FULL if traced else ASLEEP if asleep and not stride.skeleton else LIGHT
         stride.windowed, stride.backwards, stride.steps, stride.answered = False, 0, 0, 0
         stride.cpu_ns, stride.window_ns = cpu_ns, 0
         stride.planned = self._planned(stride, cost_ns, light_ns, now_ns)
         if traced:
-            stride.planned = max(min(stride.planned, (self.limit.max_spans - spans) // max(stride.calls, 1)), 1)
+            stride.planned = max(min(stride.planned, (self.limit.max_spans - spans) // max(stride.rows, 1)), 1)
         return stride.mode
 
     def _look_when_warm(self, stride: Stride, steps: int) -> None:

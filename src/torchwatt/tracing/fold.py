@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchwatt.core.meter import IntArray
-from torchwatt.tracing.margins import FIRST, LAST, NO_MARGINS, Margins, widen
+from torchwatt.tracing.margins import FIRST, LAST, NO_MARGINS, Margins, widen_in_place
 from torchwatt.tracing.ranges import self_times
 from torchwatt.tracing.rows import (
     AROUND_KEY,
@@ -153,7 +153,9 @@ def split(
     kind = _row_kinds(table[mine], kinds) + [
         kinds.number(("backward", *calls[i].cache["keys"])) for i in backward.tolist()
     ]
-    start, end = _widened(table, mine, call_starts, call_ends, backward, margins)
+    start, end = _widened(table, mine, calls, margins)
+    used = np.concatenate((np.arange(len(mine)), len(mine) + backward))
+    start, end = start[used], end[used]
     order = np.lexsort((-end, start))
     start, end, numbers = start[order], end[order], np.array(kind, dtype=np.int64)[order]
     kept_rows = table[~rows]
@@ -260,18 +262,41 @@ def _compiled_in(table: IntArray, start: IntArray, end: IntArray) -> NDArray[np.
     return compiled
 
 
-def _widened(
-    table: IntArray, mine: IntArray, call_starts: IntArray, call_ends: IntArray, backward: IntArray, margins: Margins
-) -> tuple[IntArray, IntArray]:
-    """Return starts and ends of rows and of backward calls, widened by torch's own work around them."""
-    start, end = table[mine, START].copy(), table[mine, END].copy()
-    bounds = np.concatenate((table[:, START], call_starts)), np.concatenate((table[:, END], call_ends))
-    steps = np.flatnonzero((table[mine, KEY] == OPTIMIZER_KEY) & (table[mine, TASK] < 0))  # not inside a backward call
-    before, after = margins.optimizer_before_ns, margins.optimizer_after_ns
-    start[steps], end[steps] = widen(start[steps], end[steps], bounds, before, after)
-    bounds = np.concatenate((bounds[0], start)), np.concatenate((bounds[1], end))
-    from_, to = widen(call_starts[backward], call_ends[backward], bounds, margins.backward_before_ns, 0.0)
-    return np.concatenate((start, from_)), np.concatenate((end, to))
+def _widened(table: IntArray, mine: IntArray, calls: Sequence[Backward], margins: Margins) -> tuple[IntArray, IntArray]:
+    """Return starts and ends of rows and of backward calls, widened by torch's own work around them.
+
+    Those of the calls are stored in their caches too.
+    """
+    calls_ns = np.array([(call.start_ns, call.end_ns) for call in calls], dtype=np.int64).reshape(-1, 2)
+    rows = table[mine]
+    bounds = np.concatenate((rows[:, START], calls_ns[:, 0])), np.concatenate((rows[:, END], calls_ns[:, 1]))
+    all_bounds = np.concatenate((table[:, START], calls_ns[:, 0])), np.concatenate((table[:, END], calls_ns[:, 1]))
+    widen_rows(rows, bounds, all_bounds, margins)
+    touched = np.isin(calls_ns[:, 0], rows[rows[:, KEY] == PROFILER_KEY, END])
+    wide = zip(*(each[len(mine) :].tolist() for each in bounds), strict=True)
+    for call, has_own, each in zip(calls, touched.tolist(), wide, strict=True):
+        if has_own or "wide" not in call.cache:  # else its profiler work was folded, and moved with it
+            call.cache["wide"] = each
+    return bounds
+
+
+def widen_rows(
+    rows: IntArray, bounds: tuple[IntArray, IntArray], all_bounds: tuple[IntArray, IntArray], margins: Margins
+) -> None:
+    """Widen optimizer steps and backward calls by torch's own work around them.
+
+    Args:
+        rows: Of a log.
+        bounds: Starts and ends of the rows, and then of backward calls; changed in place.
+        all_bounds: Starts and ends of all spans of the thread.
+        margins: To widen by.
+    """
+    own = np.flatnonzero(rows[:, KEY] == PROFILER_KEY)
+    steps = np.flatnonzero((rows[:, KEY] == OPTIMIZER_KEY) & (rows[:, TASK] < 0))  # not inside a backward call
+    widen_in_place(bounds, steps, own, all_bounds, (margins.optimizer_before_ns, margins.optimizer_after_ns))
+    all_bounds = np.concatenate((all_bounds[0], bounds[0])), np.concatenate((all_bounds[1], bounds[1]))
+    calls = np.arange(len(rows), len(bounds[0]))
+    widen_in_place(bounds, calls, own, all_bounds, (margins.backward_before_ns, 0.0))
 
 
 def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_]:

@@ -208,12 +208,12 @@ class Hub:
         """Handle the end of an outermost call that may be a step."""
         self.stepping.outermost_ended(log)
 
-    def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
-        """Run an outermost backward call of a traced step, possibly in a window."""
+    def run_backward(self, began_ns: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
+        """Run an outermost backward call of a traced step, possibly in a window; profiler work began before."""
         log = self.log()
         if self.registry.dirty:
             self.registry.refresh()
-        return self.windows.run(self.stepping.conductor, log, original, args, kwargs)
+        return self.windows.run(self.stepping.conductor, log, began_ns, original, args, kwargs)
 
     def backward_ended(self, log: Log, *, fresh: bool) -> None:
         """Handle the end of a backward call: the end of a step if no optimizer ends steps."""

@@ -113,8 +113,8 @@ class Log:
         "_chunks", "_compacted", "_folded_ns", "_g", "_is_inside", "_readers", "_records", "_runs", "_settling",
         "_tail", "_units", "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu",
         "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock",
-        "margins", "mode", "native", "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "partial",
-        "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
+        "margins", "mode", "native", "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "own_until",
+        "partial", "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -153,6 +153,7 @@ class Log:
         self.call_ns = 0.0  # what logging one call costs
         self.margins = NO_MARGINS  # of torch's own work around recorded spans
         self.in_place = InPlace()
+        self.own_until = 0  # end of the latest profiler work
         self._chunks: list[IntArray] = []
         self._compacted = 0
         self._records = no_records()
@@ -248,9 +249,20 @@ class Log:
         if not self.cpu_readings or t_ns > self.cpu_readings[-2]:
             self.cpu_readings.extend((t_ns, own_ns()))
 
-    def add_own(self, began_ns: int, end_ns: int, number: int) -> None:
-        """Log profiler work; `number` is autograd's sequence number, which it does not change."""
-        self.rows.append((PROFILER_KEY, began_ns, end_ns, number, number, FORWARD_TASK))
+    def add_own(self, began_ns: int, end_ns: int, number: int, task: int = FORWARD_TASK) -> None:
+        """Log profiler work, without what was logged before.
+
+        Args:
+            began_ns: When it began.
+            end_ns: When it ended.
+            number: Autograd's sequence number, which such work does not change.
+            task: `LIGHT_TASK` beside a call of which only the bounds are logged.
+        """
+        began_ns = max(began_ns, self.own_until)
+        if began_ns < end_ns:
+            self.own_until = end_ns
+            self.stride.own_rows += 1
+            self.rows.append((PROFILER_KEY, began_ns, end_ns, number, number, task))
 
     def add_skeleton(self, start_ns: int, end_ns: int) -> None:
         """Record a step whose bounds serve as a template; when the list is full, every second entry is dropped."""

@@ -132,6 +132,44 @@ def _before_backward(torch: Any) -> float:
     return median(times)
 
 
+def widen_in_place(
+    bounds: tuple[IntArray, IntArray],
+    which: IntArray,
+    own: IntArray,
+    others: tuple[IntArray, IntArray],
+    margins_ns: tuple[float, float],
+) -> None:
+    """Widen spans by margins; profiler work that touches a span moves outwards: torch's own work lies beyond it.
+
+    Args:
+        bounds: Starts and ends of spans, changed in place.
+        which: Indices of the spans to widen.
+        own: Indices of profiler work.
+        others: Starts and ends of all spans of the thread.
+        margins_ns: Before and after each span.
+    """
+    start, end = bounds
+    if not len(which):
+        return
+    before, after = _touching(end, own, start[which]), _touching(start, own, end[which])
+    first = np.where(before >= 0, start[before], start[which])
+    last = np.where(after >= 0, end[after], end[which])
+    widened = widen(first, last, others, *margins_ns)
+    earlier, later = first - widened[0], widened[1] - last
+    start[which] -= earlier
+    end[which] += later
+    for moved, by in ((before, -earlier), (after, later)):
+        start[moved[moved >= 0]] += by[moved >= 0]
+        end[moved[moved >= 0]] += by[moved >= 0]
+
+
+def _touching(bound: IntArray, own: IntArray, t_ns: IntArray) -> IntArray:
+    """Return for each instant the index of the profiler work with this bound, else -1."""
+    order = own[np.argsort(bound[own], kind="stable")]
+    found = np.append(order, -1)[np.searchsorted(bound[order], t_ns)]
+    return np.where((found >= 0) & (bound[found] == t_ns), found, -1)
+
+
 def widen(
     start_ns: IntArray, end_ns: IntArray, others: tuple[IntArray, IntArray], before_ns: float, after_ns: float
 ) -> tuple[IntArray, IntArray]:

@@ -11,7 +11,7 @@ from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, FULL, OFF, OPTIMIZER_KEY
+from torchwatt.tracing.rows import ASLEEP, FORWARD_TASK, FULL, LIGHT, LIGHT_TASK, OFF, OPTIMIZER_KEY
 from torchwatt.tracing.signatures import Signatures
 from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
@@ -48,6 +48,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
     key_of, local, log_of = host.registry.by_id.get, host.local, host.log
     quiet, ident = host.quiet, threading.get_ident
     signatures = host.signatures
+    task_of = {FULL: FORWARD_TASK, LIGHT: LIGHT_TASK}
 
     def newcomer(optimizer: Any) -> int:
         host.look_closer()
@@ -56,6 +57,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
     def begins(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if compiling() or quiet.asleep == ident():
             return
+        began = clock()
         log = log_of()
         if log.mode >= ASLEEP:
             return
@@ -64,8 +66,10 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
             log.lead_optimizer, log.stepless = key, False
         if log.mode == FULL:
             log.in_place.optimizer_begins()
+        log.read_cpu(clock())
         log.opened[key] = start = clock()
-        log.read_cpu(start)
+        if log.mode == FULL or not log.inside:
+            log.add_own(began, start, seq(), task_of[log.mode])
 
     def ended(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if compiling():
@@ -93,22 +97,19 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
                 number = seq()
                 log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph))
         quiet.note(optimizer, asleep=mode == ASLEEP)
-        _note_end(host, log, key, end)
+        if mode == FULL:
+            log.in_place.optimizer_ended()
+        log.settle()
+        log.ends.append((key, end))
         _take_lead(host, log, key, end, new=new)
         if key == log.lead_optimizer and not host.manual_steps:
             host.step_ended(log, end)
             if quiet.asleep == log.ident and host.devices is None:
                 quiet.rest(id(optimizer), log.stride)
+        elif mode != ASLEEP and (mode == FULL or not log.inside):
+            log.add_own(end, clock(), seq(), task_of[mode])
 
     return begins, ended
-
-
-def _note_end(host: Host, log: Log, key: int, end: int) -> None:
-    """Record the end of an optimizer step; in some traced steps, measure torch's work after it."""
-    if log.mode == FULL and log.in_place.optimizer_ended():
-        log.add_own(end, host.clock_ns(), sequence_nr())
-    log.settle()
-    log.ends.append((key, end))
 
 
 def _take_lead(host: Host, log: Log, key: int, end: int, *, new: bool) -> None:

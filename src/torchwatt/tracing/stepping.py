@@ -91,7 +91,7 @@ class Stepping:
     def spent_ns(self) -> int:
         """Return the cost of tracing since the hub began, of all threads, in ns."""
         booked = self._spent_ns + sum(conductor.budget.total_ns for conductor in self.conductors)
-        open_rows = sum(log.total() - log.stride.first_row for log in list(self._host.logs))
+        open_rows = sum(log.total() - log.stride.first_row - log.stride.own_rows for log in list(self._host.logs))
         return booked + round(open_rows * self._host.costs.call_ns)
 
     def look_closer(self) -> None:
@@ -105,7 +105,7 @@ class Stepping:
 
     def step_ended(self, log: Log, end_ns: int) -> None:
         """Record the end of a step; decide on the next ones when their planned number has ended."""
-        stride = log.stride
+        stride, asleep = log.stride, log.mode == ASLEEP
         self._rise(log)
         log.read_cpu(end_ns)
         nodes = self._host.quiet.take_nodes(sequence_nr()) if self._host.quiet.alone else None
@@ -126,7 +126,9 @@ class Stepping:
         if self._host.devices is not None:
             self._devices(self._host.devices, log, stamp=True)
         if stride.steps >= stride.planned:
-            self.decide(log)
+            self.decide(log, None if asleep else end_ns)
+        elif not asleep:
+            log.add_own(end_ns, self._host.clock_ns(), sequence_nr())
         self._leave_alone(log)
 
     def _leave_alone(self, log: Log) -> None:
@@ -272,7 +274,7 @@ class Stepping:
         if before == FULL != log.mode:
             for key in outermost_keys(recent):
                 self._host.watch(key)
-            log.stride.passing = passing_calls(recent, log.stride.calls, self._host.watches)
+            log.stride.passing = passing_calls(recent, log.stride.rows, self._host.watches)
         if before == ASLEEP != log.mode:
             log.stride.seq = sequence_nr()
 
@@ -280,7 +282,6 @@ class Stepping:
         """Log the decision as profiler work; it is not part of a forward pass."""
         total = log.total()
         log.add_own(began_ns, self._host.clock_ns(), sequence_nr())
-        log.stride.first_row += 1
         if log.since == total:
             log.since += 1
 

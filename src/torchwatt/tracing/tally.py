@@ -27,9 +27,9 @@ from torchwatt.core.terms import (
     Slot,
 )
 from torchwatt.tracing.devices.watch import KEY_MARK
+from torchwatt.tracing.fold import widen_rows
 from torchwatt.tracing.join import join
 from torchwatt.tracing.log import NO_ROWS
-from torchwatt.tracing.margins import widen
 from torchwatt.tracing.naming import RESERVED_SLOTS, Names, models_among, resolve
 from torchwatt.tracing.ranges import NOBODY, enclosing
 from torchwatt.tracing.rounds import OptimizerEnd
@@ -41,7 +41,6 @@ from torchwatt.tracing.rows import (
     FORWARD_TASK,
     KEY,
     LIGHT_TASK,
-    OPTIMIZER_KEY,
     PROFILER_KEY,
     SEQ0,
     SEQ1,
@@ -200,7 +199,7 @@ class _Thread:
         start = np.concatenate((rows[:, START], np.array([call.start_ns for call in calls], dtype=np.int64)))
         end = np.concatenate((rows[:, END], np.array([call.end_ns for call in calls], dtype=np.int64)))
         kind = np.concatenate((_kinds(rows), np.full(len(calls), _GRADIENT)))
-        self._widen(start, end, rows[:, KEY] == OPTIMIZER_KEY, len(rows))
+        widen_rows(rows, (start, end), (start.copy(), end.copy()), self.log.margins)
         order = np.lexsort((-end, start))
         start, end, kind = start[order], end[order], kind[order]
         named = np.where(rows[:, KEY] == STEP_KEY, rows[:, TASK], rows[:, KEY])
@@ -212,16 +211,6 @@ class _Thread:
         top = _tops(above, kind)
         self._name_gradients(kind, key, top)
         return _Items(kind, key, start, end, np.maximum(own_ns, 0), top, size > 0, size == FAILED_SIZE)
-
-    def _widen(self, start: IntArray, end: IntArray, optimizers: NDArray[np.bool_], rows: int) -> None:
-        """Widen optimizer steps and backward calls by torch's own work around them, in place."""
-        margins, gradients = self.log.margins, np.arange(rows, len(start))
-        for which, before_ns, after_ns in (
-            (np.flatnonzero(optimizers), margins.optimizer_before_ns, margins.optimizer_after_ns),
-            (gradients, margins.backward_before_ns, 0.0),
-        ):
-            if len(which):
-                start[which], end[which] = widen(start[which], end[which], (start, end), before_ns, after_ns)
 
     def _name_gradients(self, kind: IntArray, key: IntArray, top: IntArray) -> None:
         """Set the key of each backward call to that of the outermost call before it."""

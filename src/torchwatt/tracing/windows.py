@@ -51,23 +51,24 @@ class Windows:
             except Exception as error:
                 self._give_up(error)
 
-    def run(self, conductor: Conductor | None, log: Log, original: Wrapped, args: Any, kwargs: Any) -> Any:
-        """Run a backward call and log it."""
+    def run(
+        self, conductor: Conductor | None, log: Log, began_ns: int, original: Wrapped, args: Any, kwargs: Any
+    ) -> Any:
+        """Run a backward call and log it; `began_ns`: when profiler work before it began."""
         since, first_row = log.since, log.total()
         log.stride.backwards += 1
         reduces = log.takes_reducers()
         # A cheap approximation; the exact structure is computed later.
-        kind = first_row - since, log.rows[-1][KEY] if log.rows else 0, reduces
+        called = [row[KEY] for row in log.rows[-max(first_row - since, 1) :] if row[KEY] > 0]
+        kind = len(called), called[-1] if called else 0, reduces
         # Of calls with equally many rows, those through other modules get windows of their own.
-        keys = frozenset([row[KEY] for row in log.rows[-max(first_row - since, 1) :] if row[KEY] > 0])
+        keys = frozenset(called)
         path = hash(keys), reduces
         expected = round(NODES_PER_NUMBER * (sequence_nr() - log.stride.seq))
-        began = self._clock_ns()
         window = self._open(conductor, log, path, is_new=not keys <= self._seen)
-        if window is not None:
-            log.add_own(began, self._clock_ns(), sequence_nr())
-            first_row += 1
         start, own_start = self._clock_ns(), kineto.own_ns() if window is not None else 0
+        log.add_own(began_ns, start, sequence_nr())
+        first_row = log.total()
         try:
             return original(*args, **kwargs)
         finally:
@@ -79,10 +80,9 @@ class Windows:
             if window is not None:
                 self._close(conductor, log, window, (kind, path), call, expected)
                 self._seen |= keys
-                log.add_own(end, self._clock_ns(), sequence_nr())
             log.backward_ended(call)
-            if window is None and conductor is not None:
-                self._measure(conductor, log, end)
+            if window is None and conductor is not None and (own_ns := log.in_place.after_backward()):
+                conductor.budget.pay("fixed", own_ns)
 
     def _open(self, conductor: Conductor | None, log: Log, path: Hashable, *, is_new: bool) -> kineto.Window | None:
         if conductor is None or self._broken or not _forward_is_known(log):
@@ -122,12 +122,6 @@ class Windows:
                 self._note("info", "CLOCK_STEPPED", "the wall clock was set during a window: window dropped")
         except Exception as error:
             self._give_up(error)
-
-    def _measure(self, conductor: Conductor, log: Log, end_ns: int) -> None:
-        """Measure the time before an optimizer step's first hook, in place; a backward call's start is similar."""
-        if own_ns := log.in_place.after_backward():
-            conductor.budget.pay("fixed", own_ns)
-            log.add_own(end_ns, self._clock_ns(), sequence_nr())
 
     def _read_older(self, recorded: kineto.Recorded | None) -> int:
         """Bound the number of windows in torch's form; return the time of reading in ns."""

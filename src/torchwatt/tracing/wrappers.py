@@ -23,7 +23,9 @@ from torchwatt.tracing.rows import (
     ASLEEP,
     COMPILED_KEY,
     DATA_KEY,
+    END,
     FAILED_SIZE,
+    FORWARD_TASK,
     FULL,
     LIGHT,
     LIGHT_TASK,
@@ -91,8 +93,8 @@ class Host(Protocol):
     def log(self) -> Log:
         """Return this thread's log."""
 
-    def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
-        """Run an outermost backward call of a traced step, possibly in a window."""
+    def run_backward(self, began_ns: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
+        """Run an outermost backward call of a traced step, possibly in a window; profiler work began before."""
 
     def backward_ended(self, log: Log, *, fresh: bool) -> None:
         """Handle the end of a backward call; `fresh`: the first one after a forward pass."""
@@ -145,7 +147,7 @@ def module_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901 - wha
                 if log.mode:
                     if log.inside or log.mode >= ASLEEP:
                         return original(self, *args, **kwargs)
-                    return outermost(__call__, log, self, args, kwargs)
+                    return outermost(__call__, log, clock(), self, args, kwargs)
                 key = key_of(id(self))
                 if not key:  # new, or a compiler's graph
                     return newcomer(logged, log, self, args, kwargs)
@@ -229,7 +231,9 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
                     if quiet.asleep == me and quiet.calls == MOST_QUIET:
                         quiet.calls, log.calls_asleep = MOST_QUIET + 1, MOST_QUIET  # the log continues the count
                     if not log.inside and log.mode != OFF:
-                        return outermost(plain, log, self, args, kwargs)  # the function below may be about to change
+                        return outermost(
+                            plain, log, start, self, args, kwargs
+                        )  # the function below may be about to change
                     if log.mode != FULL and quiet.alone and id(self) in counted:
                         called(id(self))
                 return call(self, *args, **kwargs)
@@ -255,16 +259,19 @@ def _outermost_newcomer(host: Host) -> Callable[[Any], int]:
     return newcomer
 
 
-def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # noqa: C901, PLR0915 - as above
+def _outermost(host: Host) -> Callable[[Wrapped, Log, int, Any, Any, Any], Any]:  # noqa: C901, PLR0915 - as above
     """Return the function for outermost module calls: in a step that is not traced only these are logged."""
     registry, clock, grad_enabled, task = host.registry, host.clock_ns, torch.is_grad_enabled, graph_task_id
     quiet, called, signatures = host.quiet, host.quiet.called, host.signatures
 
     newcomer = _outermost_newcomer(host)
 
-    def logged(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
+    def logged(call: Wrapped, log: Log, began: int, module: Any, args: Any, kwargs: Any) -> Any:
         key = registry.by_id.get(id(module)) or newcomer(module)
-        s0, start, before, failed = sequence_nr(), clock(), len(called), True
+        s0, before, failed = sequence_nr(), len(called), True
+        log.read_cpu(clock())
+        start = clock()
+        log.add_own(began, start, s0, LIGHT_TASK)
         try:
             y = call(module, *args, **kwargs)
             failed = False
@@ -287,7 +294,14 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
             called.append(FAILED)
             raise
 
-    def outermost(call: Wrapped, log: Log, module: Any, args: Any, kwargs: Any) -> Any:
+    def ended(log: Log) -> None:
+        """Log the profiler work after a call; it began when the call's own row ended."""
+        latest = log.rows[-1:] or ((0, 0, clock(), 0, 0, FORWARD_TASK),)
+        end, task_ = latest[0][END], latest[0][TASK]
+        log.read_cpu(end)
+        log.add_own(end, clock(), sequence_nr(), min(max(task_, LIGHT_TASK), FORWARD_TASK))
+
+    def outermost(call: Wrapped, log: Log, began: int, module: Any, args: Any, kwargs: Any) -> Any:
         if compiler._is_compiling_flag:
             return call(module, *args, **kwargs)
         log.inside = True
@@ -297,8 +311,7 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
                 return noted(call, module, args, kwargs)
             finally:
                 log.inside = False
-        step = False
-        log.read_cpu(clock())
+        step = records = False
         try:
             if task() >= 0:
                 return call(module, *args, **kwargs)
@@ -308,14 +321,19 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, Any, Any, Any], Any]:  # n
                 host.outermost_begins(log)
             if log.mode == LIGHT or (log.mode == ASLEEP and apart):
                 log.settle()
-                return logged(call, log, module, args, kwargs)
+                records = True
+                return logged(call, log, began, module, args, kwargs)
             if log.mode == ASLEEP:  # the decision was to stay asleep
                 log.calls_asleep += 1
                 return noted(call, module, args, kwargs)
+            records = True
+            log.read_cpu(clock())
+            log.add_own(began, clock(), sequence_nr())
             return call(module, *args, **kwargs)
         finally:
             log.inside = False
-            log.read_cpu(clock())
+            if records:
+                ended(log)
             if step:
                 host.outermost_ended(log)
 
@@ -349,13 +367,15 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
     counted, called, one = host.signatures.counted, host.quiet.called, (BACKWARD,)
     ending = _ending(host)
 
-    def bare(log: Log, since: int, first: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
+    def bare(log: Log, began: int, since: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
         reduces, start = log.takes_reducers(), clock()
+        log.add_own(began, start, seq(), LIGHT_TASK)
+        first = log.total()
         try:
             return original(*args, **kwargs)
         finally:
-            last = log.total()
-            log.backward_ended(Backward(start, clock(), since, first, last, light=True, reduces=reduces))
+            end = clock()
+            log.backward_ended(Backward(start, end, since, first, log.total(), light=True, reduces=reduces))
             log.stride.backwards += 1
 
     def run(original: Wrapped, args: Any, kwargs: Any) -> Any:
@@ -366,6 +386,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
             finally:
                 called[before:] = one  # recomputed modules are no calls of the forward pass
                 quiet.nodes_before += seq() - number
+        began = clock()
         log = log_of()
         # Inside another backward (checkpoint) it belongs to the outer one.
         if log.mode >= ASLEEP or task() >= 0:
@@ -381,13 +402,16 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
         log.read_cpu(clock())
         try:
             if log.mode == FULL or (first > since and log.rows and log.rows[-1][TASK] > LIGHT_TASK):
-                return host.run_backward(original, args, kwargs)
-            return bare(log, since, first, original, args, kwargs)
+                return host.run_backward(began, original, args, kwargs)
+            return bare(log, began, since, original, args, kwargs)
         finally:
-            log.read_cpu(clock())
+            end = log.backwards[-1].end_ns
+            log.read_cpu(end)
             log.stride.seq = seq()
             if quiet.alone:
                 quiet.nodes_before += log.stride.seq - number
+            log.add_own(end, clock(), log.stride.seq, FORWARD_TASK if log.mode == FULL else LIGHT_TASK)
+            log.since = log.total()
             if log.lead_optimizer is None:
                 host.backward_ended(log, fresh=first > since or unseen)
 

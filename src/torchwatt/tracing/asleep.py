@@ -26,7 +26,6 @@ from torchwatt.tracing.compose import (
 from torchwatt.tracing.fold import Kinds, Records
 from torchwatt.tracing.graph_size import GraphSizes
 from torchwatt.tracing.light import Paths, reassigned
-from torchwatt.tracing.overhead import net_clock
 from torchwatt.tracing.ranges import top_level
 from torchwatt.tracing.rows import BACKWARD_KEY, LIGHT_TASK, STEP_KEY
 from torchwatt.tracing.signatures import UNKNOWN, Signature
@@ -34,14 +33,9 @@ from torchwatt.tracing.template import Call, Template, relative_sd
 
 MOST_STEPS = 512  # templates to choose from, evenly spread in time
 NEAR = 16  # templates used in turn around one instant
-NEIGHBOURS = 64  # following steps that one step is compared with
 NO_STEPS: IntArray = np.zeros((0, 2), dtype=np.int64)
-IN_GAPS = 0.7  # share of the cost of recording bounds that falls between spans; cold caches lengthen the spans as well
-CALM = 25.0  # percentile of lengths: of steps undisturbed by other programs
 DISTURBED = 4.0  # times the median length: a longer step was interrupted
 FEW_READINGS = 3  # of the CPU time in a step
-ENOUGH = 8  # steps of each kind needed for a comparison
-MOST_MARK_NS = 50_000.0  # per span: a larger difference is not caused by recording
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,8 +106,6 @@ class StepBook:
         traced: Bounds of the traced steps: for modules that ran in no other step.
         modules: The modules' calls, and the modules of slots.
         excluded: Slots of the profiler's own work and of compilations, which are taken out.
-        asleep: Starts and lengths of the steps of which only the end was recorded, sorted; shape (n, 2). The excess
-            length of the other steps is the cost of recording their bounds, which is taken out, too.
         cpu: Times, sorted, and the thread's CPU time at each; shape (n, 2). Time taken by other programs is not
             part of a step.
         after_ns: How long torch works on a step after its recorded end.
@@ -127,7 +119,6 @@ class StepBook:
         modules: Modules,
         *,
         excluded: Sequence[int],
-        asleep: IntArray = NO_STEPS,
         cpu: IntArray = NO_STEPS,
         after_ns: int = 0,
     ) -> None:
@@ -148,10 +139,9 @@ class StepBook:
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
             step_spans = _undisturbed(_found(spans, bounds, excluded, after_ns, modules))
-            cost_ns = _mark_ns(step_spans, asleep)
             for call, spans_inside, graph_nodes in step_spans:
                 ran_in, ran_inside = _on_cpu_clock(call, spans_inside, cpu)
-                template = _net_template(ran_in, ran_inside, cost_ns)
+                template = _net_template(ran_in, ran_inside)
                 if template is not None:
                     counts, over = ran.within(call.start_ns, call.end_ns)
                     self._straddles |= ran.straddles(call.start_ns, call.end_ns)
@@ -375,36 +365,6 @@ def _undisturbed(step_spans: Found) -> Found:
     return [each for each in step_spans if each[0].net_ns <= DISTURBED * usual_ns[each[2]]]
 
 
-def _mark_ns(step_spans: Found, asleep: IntArray) -> float:
-    """Return the cost of recording one outermost span of a step, in ns.
-
-    Steps are compared with the steps that followed, since a machine's speed may change within seconds.
-    """
-    if len(asleep) < ENOUGH or len(step_spans) < ENOUGH:
-        return 0.0
-    begin = np.searchsorted(asleep[:, 0], [call.start_ns for call, _, _ in step_spans])
-    excess_ns = [
-        call.net_ns - np.percentile(asleep[i : i + NEIGHBOURS, 1], CALM)
-        for i, (call, _, _) in zip(np.minimum(begin, len(asleep) - ENOUGH).tolist(), step_spans, strict=True)
-    ]
-    spans = float(
-        np.median([len(top_level(spans_inside[:, 1], spans_inside[:, 2])) for _, spans_inside, _ in step_spans])
-    )
-    of_gaps = IN_GAPS * float(np.percentile(excess_ns, CALM))
-    return min(max(of_gaps / max(spans, 1.0), 0.0), MOST_MARK_NS)
-
-
-def lengths_of(records: Records, asleep: IntArray) -> IntArray:
-    """Return the start of each step and its length without nested records, in ns, sorted; shape (n, 2)."""
-    steps = records.take(asleep)
-    nested = records.take(np.setdiff1d(np.arange(len(records)), asleep))
-    top = top_level(nested.start, nested.end)
-    start, end = nested.start[top], nested.end[top]
-    total = np.concatenate(([0], np.cumsum(end - start)))
-    nested_ns = total[np.searchsorted(start, steps.end)] - total[np.searchsorted(start, steps.start)]
-    return np.column_stack((steps.start, np.maximum(steps.end - steps.start - nested_ns, 0) // steps.count))
-
-
 def _evened(models: Sequence[_StepModel]) -> list[_StepModel]:
     """Give steps of one kind the median length of each of their outermost parts.
 
@@ -441,15 +401,11 @@ def _first_part(template: Template, begun: NDArray[np.bool_]) -> Template | None
     return Template(starts, ends, template.owner[begun], template.calls[begun])
 
 
-def _net_template(call: Call, spans: IntArray, cost_ns: float) -> Template | None:
-    top = spans[top_level(spans[:, 1], spans[:, 2])]
-    starts, end_net = call.to_net(top[:, 1]), call.to_net(top[:, 2])
-    clock = net_clock((0, call.net_ns), starts, end_net, cost_ns)
-    if not len(spans) or clock.total_ns <= 0:
+def _net_template(call: Call, spans: IntArray) -> Template | None:
+    if not len(spans) or call.net_ns <= 0:
         return None
-    begins: FloatArray = clock.at(call.to_net(spans[:, 1])) / clock.total_ns
-    ends: FloatArray = clock.at(call.to_net(spans[:, 2])) / clock.total_ns
-    return Template(begins, ends, spans[:, 0], spans[:, 3])
+    starts, ends = (call.to_net(spans[:, column]) / call.net_ns for column in (1, 2))
+    return Template(starts, ends, spans[:, 0], spans[:, 3])
 
 
 def steps_among(records: Records, kinds: Kinds) -> IntArray:

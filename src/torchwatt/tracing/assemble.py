@@ -16,7 +16,7 @@ from torchwatt.core.meter import Event, IntArray
 from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import s_from_ns
-from torchwatt.tracing.asleep import Modules, Ran, Slots, StepBook, lengths_of, steps_among
+from torchwatt.tracing.asleep import Modules, Ran, Slots, StepBook, steps_among
 from torchwatt.tracing.backward import BackwardBook
 from torchwatt.tracing.columns import Columns
 from torchwatt.tracing.compose import Tree
@@ -174,7 +174,7 @@ class _Assembly:
 
     def _most_records(self, look: Look, kept: IntArray) -> int:
         """Return how many records can be filled within `most_filled` spans, as many each as a traced step has."""
-        steps, spans = max(len(look.traced) // 2, 1), np.count_nonzero(look.table[kept, KEY] != PROFILER_KEY)
+        steps, spans = max(len(look.traced) // 2, 1), int((look.table[kept, KEY] != PROFILER_KEY).sum())
         return max(self.view.most_filled * steps // max(spans, 1), LEAST_RECORDS)
 
     def _shows(self, call: Backward) -> bool:
@@ -313,7 +313,7 @@ class _Assembly:
         modules = Modules(self._ran(log), self.tree, self._module_slots(), look.nodes)
         book = StepBook(
             spans, look.skeletons, look.traced, modules, excluded=apart,
-            asleep=lengths_of(records, asleep), cpu=look.cpu, after_ns=round(log.margins.optimizer_after_ns),
+            cpu=look.cpu, after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))
         is_part = [bool(self.paths[log].signature(kinds.of[kind][3]).part) for kind in records.kind[asleep].tolist()]

@@ -270,7 +270,12 @@ def _widened(table: IntArray, mine: IntArray, calls: Sequence[Backward], margins
     calls_ns = np.array([(call.start_ns, call.end_ns) for call in calls], dtype=np.int64).reshape(-1, 2)
     rows = table[mine]
     bounds = np.concatenate((rows[:, START], calls_ns[:, 0])), np.concatenate((rows[:, END], calls_ns[:, 1]))
-    all_bounds = np.concatenate((table[:, START], calls_ns[:, 0])), np.concatenate((table[:, END], calls_ns[:, 1]))
+    beside = np.ones(len(table), dtype=np.bool_)
+    beside[mine[rows[:, KEY] == PROFILER_KEY]] = False
+    all_bounds = (
+        np.concatenate((table[beside, START], calls_ns[:, 0])),
+        np.concatenate((table[beside, END], calls_ns[:, 1])),
+    )
     widen_rows(rows, bounds, all_bounds, margins)
     touched = np.isin(calls_ns[:, 0], rows[rows[:, KEY] == PROFILER_KEY, END])
     wide = zip(*(each[len(mine) :].tolist() for each in bounds), strict=True)
@@ -288,13 +293,13 @@ def widen_rows(
     Args:
         rows: Of a log.
         bounds: Starts and ends of the rows, and then of backward calls; changed in place.
-        all_bounds: Starts and ends of all spans of the thread.
+        all_bounds: Starts and ends of all spans of the thread but the rows of profiler work.
         margins: To widen by.
     """
     own = np.flatnonzero(rows[:, KEY] == PROFILER_KEY)
     steps = np.flatnonzero((rows[:, KEY] == OPTIMIZER_KEY) & (rows[:, TASK] < 0))  # not inside a backward call
     widen_in_place(bounds, steps, own, all_bounds, (margins.optimizer_before_ns, margins.optimizer_after_ns))
-    all_bounds = np.concatenate((all_bounds[0], bounds[0])), np.concatenate((all_bounds[1], bounds[1]))
+    all_bounds = np.concatenate((all_bounds[0], bounds[0][steps])), np.concatenate((all_bounds[1], bounds[1][steps]))
     calls = np.arange(len(rows), len(bounds[0]))
     widen_in_place(bounds, calls, own, all_bounds, (margins.backward_before_ns, 0.0))
 

@@ -145,22 +145,44 @@ def widen_in_place(
         bounds: Starts and ends of spans, changed in place.
         which: Indices of the spans to widen.
         own: Indices of profiler work.
-        others: Starts and ends of all spans of the thread.
+        others: Starts and ends of all spans of the thread but this profiler work.
         margins_ns: Before and after each span.
     """
     start, end = bounds
     if not len(which):
         return
-    before, after = _touching(end, own, start[which]), _touching(start, own, end[which])
-    first = np.where(before >= 0, start[before], start[which])
-    last = np.where(after >= 0, end[after], end[which])
-    widened = widen(first, last, others, *margins_ns)
-    earlier, later = first - widened[0], widened[1] - last
+    before_ns, after_ns = (round(each) for each in margins_ns)
+    none_ns = np.zeros(len(which), dtype=np.int64)
+    touching = _touching(end, own, start[which])
+    bounds_ns = _with_own(others, bounds, np.setdiff1d(own, touching))
+    room_ns = before_ns + _length(bounds, touching)
+    earlier = start[which] - widen(start[which], end[which], bounds_ns, room_ns, none_ns)[0] - _length(bounds, touching)
+    earlier = np.maximum(earlier, 0)
     start[which] -= earlier
+    _move(bounds, touching, -earlier)
+    touching = _touching(start, own, end[which])
+    bounds_ns = _with_own((np.append(others[0], start[which]), others[1]), bounds, np.setdiff1d(own, touching))
+    room_ns = after_ns + _length(bounds, touching)
+    later = widen(start[which], end[which], bounds_ns, none_ns, room_ns)[1] - end[which] - _length(bounds, touching)
+    later = np.maximum(later, 0)
     end[which] += later
-    for moved, by in ((before, -earlier), (after, later)):
-        start[moved[moved >= 0]] += by[moved >= 0]
-        end[moved[moved >= 0]] += by[moved >= 0]
+    _move(bounds, touching, later)
+
+
+def _with_own(
+    others: tuple[IntArray, IntArray], bounds: tuple[IntArray, IntArray], own: IntArray
+) -> tuple[IntArray, IntArray]:
+    return np.concatenate((others[0], bounds[0][own])), np.concatenate((others[1], bounds[1][own]))
+
+
+def _length(bounds: tuple[IntArray, IntArray], own: IntArray) -> IntArray:
+    return np.where(own >= 0, bounds[1][own] - bounds[0][own], 0)
+
+
+def _move(bounds: tuple[IntArray, IntArray], own: IntArray, by_ns: IntArray) -> None:
+    """Move the profiler work with these indices, where there is any: -1 is none."""
+    for each in bounds:
+        each[own[own >= 0]] += by_ns[own >= 0]
 
 
 def _touching(bound: IntArray, own: IntArray, t_ns: IntArray) -> IntArray:
@@ -171,7 +193,11 @@ def _touching(bound: IntArray, own: IntArray, t_ns: IntArray) -> IntArray:
 
 
 def widen(
-    start_ns: IntArray, end_ns: IntArray, others: tuple[IntArray, IntArray], before_ns: float, after_ns: float
+    start_ns: IntArray,
+    end_ns: IntArray,
+    others: tuple[IntArray, IntArray],
+    before_ns: float | FloatArray,
+    after_ns: float | FloatArray,
 ) -> tuple[IntArray, IntArray]:
     """Widen spans by margins, at most to the next boundary of any span; return new starts and ends.
 
@@ -190,4 +216,4 @@ def widen(
     )
     latest = np.minimum(starts[np.searchsorted(starts, end_ns)], ends[np.searchsorted(ends, end_ns, side="right")])
     latest = np.where(latest == LAST, end_ns, latest)
-    return np.maximum(start_ns - round(before_ns), earliest), np.minimum(end_ns + round(after_ns), latest)
+    return np.maximum(start_ns - before_ns, earliest), np.minimum(end_ns + after_ns, latest)

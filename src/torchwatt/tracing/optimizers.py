@@ -11,7 +11,7 @@ from torchwatt.tracing.dynamo import is_dynamo_compiling
 from torchwatt.tracing.log import Log
 from torchwatt.tracing.quiet import Quiet
 from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, FORWARD_TASK, FULL, LIGHT, LIGHT_TASK, OFF, OPTIMIZER_KEY
+from torchwatt.tracing.rows import ASLEEP, FORWARD_TASK, FULL, LIGHT_TASK, OFF, OPTIMIZER_KEY
 from torchwatt.tracing.signatures import Signatures
 from torchwatt.tracing.wrappers import graph_task_id, sequence_nr
 
@@ -44,11 +44,10 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
 
     Each line counts: after a step's matrix products the caches are cold, and Python runs ten times slower.
     """
-    compiling, clock, seq, task = is_dynamo_compiling, host.clock_ns, sequence_nr, graph_task_id
+    compiling, clock, seq = is_dynamo_compiling, host.clock_ns, sequence_nr
     key_of, local, log_of = host.registry.by_id.get, host.local, host.log
     quiet, ident = host.quiet, threading.get_ident
     signatures = host.signatures
-    task_of = {FULL: FORWARD_TASK, LIGHT: LIGHT_TASK}
 
     def newcomer(optimizer: Any) -> int:
         host.look_closer()
@@ -68,8 +67,7 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
             log.in_place.optimizer_begins()
         log.read_cpu(clock())
         log.opened[key] = start = clock()
-        if log.mode == FULL or not log.inside:
-            log.add_own(began, start, seq(), task_of[log.mode])
+        _log_own(log, began, start, log.mode)
 
     def ended(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if compiling():
@@ -92,13 +90,8 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
         if new := key is None:
             key = newcomer(optimizer)
         if mode != ASLEEP:
-            start, graph = log.opened.pop(key, None), task()
-            if start is not None and (mode == FULL or not log.inside):
-                number = seq()
-                log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph))
+            _log_step(log, key, end, mode)
         quiet.note(optimizer, asleep=mode == ASLEEP)
-        if mode == FULL:
-            log.in_place.optimizer_ended()
         log.settle()
         log.ends.append((key, end))
         _take_lead(host, log, key, end, new=new)
@@ -106,10 +99,25 @@ def optimizer_hooks(host: Host) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks 
             host.step_ended(log, end)
             if quiet.asleep == log.ident and host.devices is None:
                 quiet.rest(id(optimizer), log.stride)
-        elif mode != ASLEEP and (mode == FULL or not log.inside):
-            log.add_own(end, clock(), seq(), task_of[mode])
+        elif mode != ASLEEP:
+            _log_own(log, end, clock(), mode)
 
     return begins, ended
+
+
+def _log_step(log: Log, key: int, end: int, mode: int) -> None:
+    """Log an optimizer step; in some traced steps, measure torch's work after it."""
+    start, number = log.opened.pop(key, None), sequence_nr()
+    if start is not None and (mode == FULL or not log.inside):
+        log.rows.append((OPTIMIZER_KEY, start, end, number, number, graph_task_id()))
+    if mode == FULL:
+        log.in_place.optimizer_ended()
+
+
+def _log_own(log: Log, began: int, end: int, mode: int) -> None:
+    """Log profiler work beside an optimizer step; inside an outermost call of an untraced step it is part of that."""
+    if mode == FULL or not log.inside:
+        log.add_own(began, end, sequence_nr(), FORWARD_TASK if mode == FULL else LIGHT_TASK)
 
 
 def _take_lead(host: Host, log: Log, key: int, end: int, *, new: bool) -> None:

@@ -199,7 +199,8 @@ class _Thread:
         start = np.concatenate((rows[:, START], np.array([call.start_ns for call in calls], dtype=np.int64)))
         end = np.concatenate((rows[:, END], np.array([call.end_ns for call in calls], dtype=np.int64)))
         kind = np.concatenate((_kinds(rows), np.full(len(calls), _GRADIENT)))
-        widen_rows(rows, (start, end), (start.copy(), end.copy()), self.log.margins)
+        beside = np.append(rows[:, KEY] != PROFILER_KEY, np.ones(len(calls), dtype=np.bool_))
+        widen_rows(rows, (start, end), (start[beside], end[beside]), self.log.margins)
         order = np.lexsort((-end, start))
         start, end, kind = start[order], end[order], kind[order]
         named = np.where(rows[:, KEY] == STEP_KEY, rows[:, TASK], rows[:, KEY])

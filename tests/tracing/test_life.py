@@ -330,7 +330,7 @@ def test_beyond_the_limit_steps_are_sampled_and_filled(has_steps):
         kept = run.tracer._hub.logs[0].total()
     trace = run.trace
     assert "SPANS_SAMPLED" in codes(trace)
-    assert kept < 700
+    assert kept < 1_000  # of each step that is not traced two spans, and the profiler work beside these and backward
     assert len(trace.steps) == 100
     assert calls(trace, "(root)", "forward") == calls(trace, "blocks.1.fc2", "forward") == 100
     assert sum(filled for *_, filled in spans(trace, "blocks.1.fc2", "forward")) > 70

@@ -196,8 +196,8 @@ def widen(
     start_ns: IntArray,
     end_ns: IntArray,
     all_bounds: tuple[IntArray, IntArray],
-    before_ns: float | FloatArray,
-    after_ns: float | FloatArray,
+    before_ns: IntArray,
+    after_ns: IntArray,
 ) -> tuple[IntArray, IntArray]:
     """Widen spans by margins, at most to the next boundary of any span; return new starts and ends.
 

@@ -283,10 +283,13 @@ class Tracer:
         if books is None or books.budget.share <= 0:
             return []
         budget = books.budget
-        cost, most_s = budget.total_ns / 1e9, budget.share * (end_ns - budget.start_ns + EARLY_NS) / 1e9
-        if cost <= TOLERATED * most_s:
+        cost_s, most_s = budget.total_ns / 1e9, budget.share * (end_ns - budget.start_ns + EARLY_NS) / 1e9
+        if cost_s <= TOLERATED * most_s:
             return []
-        text = f"tracing cost {cost:.3g} s where the budget allows {most_s:.3g} s: steps are short; trace with layers='off'"
+        text = (
+            f"tracing cost {cost_s:.3g} s where the budget allows {most_s:.3g} s: steps are short; "
+            "trace with layers='off'"
+        )
         return [Event(end_ns, "info", "BUDGET_EXCEEDED", "run", text)]
 
     def _logs(self, hub: Hub) -> tuple[Log, ...]:

@@ -1,0 +1,95 @@
+"""The profiler's own work beside the program's is booked to `(profiler)`, and to nothing else.
+
+The clock stands still but for the work of the program and for each reading, which takes long: so the profiler's work
+is large, and where it is booked does not depend on the machine.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.tracing.nets import traced
+from torchwatt.core.terms import PROFILER
+
+MS = 1_000_000
+READING_NS = 10 * MS  # the margins of torch's own work are real, and far shorter
+WORK_NS = {"forward": 1_000 * MS, "backward": 2_000 * MS, "optimizer": 500 * MS, "other": 300 * MS}
+STEPS = 12
+SPANS = 3  # in each step
+
+
+class SlowClock:
+    def __init__(self):
+        self.now_ns = 0
+
+    def __call__(self):
+        self.now_ns += READING_NS
+        return self.now_ns
+
+    def works(self, phase):
+        self.now_ns += WORK_NS[phase]
+
+
+class Timed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, clock):
+        ctx.clock = clock
+        clock.works("forward")
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.clock.works("backward")
+        return gradient, None
+
+
+class Net(nn.Module):
+    def __init__(self, clock):
+        super().__init__()
+        self.weight, self.clock = nn.Parameter(torch.ones(4)), clock
+
+    def forward(self, x):
+        return Timed.apply(x * self.weight, self.clock)
+
+
+class TimedSGD(torch.optim.SGD):
+    def step(self, closure=None):
+        self.param_groups[0]["clock"].works("optimizer")
+        return super().step(closure)
+
+
+def shares_of_time(trace):
+    """Return ns by phase of all that lies between the first span and the last; gaps between spans are `other`."""
+    order = np.lexsort((-trace.end_ns, trace.start_ns))
+    found, until_ns = dict.fromkeys((*WORK_NS, PROFILER), 0), None
+    for slot, start, end in zip(
+        *(column[order].tolist() for column in (trace.slot, trace.start_ns, trace.end_ns)), strict=True
+    ):
+        if until_ns is not None and start > until_ns:
+            found["other"] += start - until_ns
+        of = trace.slots[slot]
+        if until_ns is None or end > until_ns:  # the outermost spans only
+            found[PROFILER if of.fqn == PROFILER else of.phase] += end - max(start, until_ns or start)
+            until_ns = end
+    return found
+
+
+@pytest.mark.parametrize("budget", [0.0, 1.0], ids=["bounds only", "every call"])
+def test_profiler_work_beside_calls_is_no_work_of_the_program(budget):
+    clock = SlowClock()
+    net = Net(clock)
+    optimizer = TimedSGD([{"params": [net.weight], "clock": clock}], lr=1e-3)
+    with traced(net, overhead_budget=budget, windows=False, clock_ns=clock) as run:
+        for _ in range(STEPS):
+            y = net(torch.ones(4))
+            clock.works("other")
+            y.sum().backward()
+            optimizer.step()
+    found = shares_of_time(run.trace)
+    for phase, work_ns in WORK_NS.items():
+        # A reading that begins or ends a piece of work lies on one side of it.
+        more_ns = found[phase] - STEPS * work_ns
+        readings = more_ns / READING_NS / STEPS
+        assert -0.1 <= readings <= (SPANS if phase == "other" else 1) + 0.1, (phase, readings)
+    assert found[PROFILER] >= STEPS * SPANS * READING_NS

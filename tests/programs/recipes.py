@@ -124,8 +124,9 @@ def adversaries_with_penalty(parts: Parts):
                 update(parts, of_critic)
                 parts.steps["train"] += 1  # that of the generator shares a step with the last one
             of_generator.zero_grad()
+            noise = torch.randn(64, 32)
             parts.start("forward")
-            score = critic(generator(torch.randn(64, 32)))
+            score = critic(generator(noise))
             parts.start("other")
             backward(parts, -score.mean())
             update(parts, of_generator)
@@ -394,8 +395,9 @@ def triplets(parts: Parts):
 
     def run():
         for step in parts.rounds(120):
+            batches = [torch.randn(24, 128) for _ in range(3)]
             parts.start("forward")
-            anchor, near, far = (encoder(torch.randn(24, 128)) for _ in range(3))
+            anchor, near, far = map(encoder, batches)
             parts.start("other")
             loss = functional.triplet_margin_loss(anchor, near, far)
             if step % 4 == 1:

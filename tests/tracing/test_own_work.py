@@ -17,6 +17,7 @@ READING_NS = 10 * MS  # the margins of torch's own work are real, and far shorte
 WORK_NS = {"forward": 1_000 * MS, "backward": 2_000 * MS, "optimizer": 500 * MS, "other": 300 * MS}
 STEPS = 12
 SPANS = 3  # in each step
+MOST_READINGS = {"other": SPANS + 1.5}  # per step, that lie on the wrong side of a bound; of the other phases 1.1
 
 
 class SlowClock:
@@ -91,5 +92,5 @@ def test_profiler_work_beside_calls_is_no_work_of_the_program(budget):
         # A reading that begins or ends a piece of work lies on one side of it.
         more_ns = found[phase] - STEPS * work_ns
         readings = more_ns / READING_NS / STEPS
-        assert -0.1 <= readings <= (SPANS if phase == "other" else 1) + 0.1, (phase, readings)
+        assert -0.1 <= readings <= MOST_READINGS.get(phase, 1.1), (phase, readings)
     assert found[PROFILER] >= STEPS * SPANS * READING_NS

@@ -404,8 +404,8 @@ def _first_part(template: Template, begun: NDArray[np.bool_]) -> Template | None
 def _net_template(call: Call, spans: IntArray) -> Template | None:
     if not len(spans) or call.net_ns <= 0:
         return None
-    first, last = (call.to_net(spans[:, column]) / call.net_ns for column in (1, 2))
-    return Template(first, last, spans[:, 0], spans[:, 3])
+    starts, ends = (call.to_net(spans[:, column]) / call.net_ns for column in (1, 2))
+    return Template(starts, ends, spans[:, 0], spans[:, 3])
 
 
 def steps_among(records: Records, kinds: Kinds) -> IntArray:

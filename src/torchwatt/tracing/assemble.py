@@ -94,15 +94,17 @@ class _Assembly:
         self.kept: dict[Log, IntArray] = {}  # rows that are not among the records
         self.calls: dict[Log, list[Backward]] = {}
         for log in view.logs:
-            look = log.look()
+            snapshot = log.look()
             parts = split(
-                look.table, look.calls, look.kinds,
-                since_ns=view.start_ns, margins=log.margins, within_step=look.inside,
+                snapshot.table, snapshot.calls, snapshot.kinds,
+                since_ns=view.start_ns, margins=log.margins, within_step=snapshot.inside,
             )  # fmt: skip
             shown = [c for c in parts.calls if self._shows(c)]
-            self.looks[log], self.calls[log], self.kept[log] = look, shown, parts.kept
-            self.records[log] = self._shown_records(look, parts)
-        used = [look.table[:, KEY] for look in self.looks.values()] + [self._keys(look) for look in self.looks.values()]
+            self.looks[log], self.calls[log], self.kept[log] = snapshot, shown, parts.kept
+            self.records[log] = self._shown_records(snapshot, parts)
+        used = [snapshot.table[:, KEY] for snapshot in self.looks.values()] + [
+            self._keys(snapshot) for snapshot in self.looks.values()
+        ]
         self.used = np.unique(np.concatenate(used))
         self.names: Names = resolve(view.registry.roots, view.registry.facts, self.used, view.given)
         self.names.fqn.update({key: name for key, (name, _) in view.functions.items() if key in self.used})
@@ -124,18 +126,18 @@ class _Assembly:
         self.outermost = frozenset(self._outermost_keys())
         self.tree = self._tree()
         self.paths = {
-            log: paths_of(look.table, self.tree, view.signatures, self.outermost, self._siblings())
-            for log, look in self.looks.items()
+            log: paths_of(snapshot.table, self.tree, view.signatures, self.outermost, self._siblings())
+            for log, snapshot in self.looks.items()
         }
 
     def _tree(self) -> Tree:
         """Return the nesting of the modules that were called, and of similar ones."""
         called = {int(key) for key in self.used if key > 0}
         called.update(key for each in self.view.signatures for key in each.counts)
-        alike = {key: self._alike(key) for key in self.names.fqn}
-        like = {alike[key] for key in called if key in alike}
-        called.update(key for key, name in alike.items() if name in like)
-        return Tree(nearest_called(self.view.registry.parent, called), alike, self.names.fqn)
+        archetypes = {key: self._alike(key) for key in self.names.fqn}
+        like = {archetypes[key] for key in called if key in archetypes}
+        called.update(key for key, name in archetypes.items() if name in like)
+        return Tree(nearest_called(self.view.registry.parent, called), archetypes, self.names.fqn)
 
     def _siblings(self) -> Mapping[int, frozenset[int]]:
         """Map each module of a list or dict with optional members to all such members of it."""
@@ -146,9 +148,9 @@ class _Assembly:
 
     def _outermost_keys(self) -> Iterator[int]:
         """Yield the outermost modules of calls in steps that were not traced, and of traced calls."""
-        for look in self.looks.values():
-            yield from (kind[1] for kind in look.kinds.of if _is_forward(kind) and isinstance(kind[1], int))
-            yield from (int(look.table[call.row, KEY]) for call in traced_calls(look.table))
+        for snapshot in self.looks.values():
+            yield from (kind[1] for kind in snapshot.kinds.of if _is_forward(kind) and isinstance(kind[1], int))
+            yield from (int(snapshot.table[call.row, KEY]) for call in traced_calls(snapshot.table))
 
     def _alike(self, key: int) -> object:
         """Return class, size and name without its numbers: equal for modules that do the same in other blocks."""
@@ -156,25 +158,25 @@ class _Assembly:
         return facts, re.sub(r"\d+", "#", self.names.of(key))
 
     @staticmethod
-    def _keys(look: Look) -> IntArray:
-        return np.array([kind[1] for kind in look.kinds.of if kind[0] == "row"], dtype=np.int64)
+    def _keys(snapshot: Look) -> IntArray:
+        return np.array([kind[1] for kind in snapshot.kinds.of if kind[0] == "row"], dtype=np.int64)
 
-    def _shown_records(self, look: Look, new: Parts) -> Records:
+    def _shown_records(self, snapshot: Look, new: Parts) -> Records:
         """Return the records of the view: earlier ones and the log's own, merged until they fit the memory limit."""
-        records, g = join_records((look.records, shifted(new.records, look.runs, look.units))), 1
-        most = self._most_records(look, new.kept)
-        while len(records) > most:
+        records, g = join_records((snapshot.records, shifted(new.records, snapshot.runs, snapshot.units))), 1
+        most_records = self._most_records(snapshot, new.kept)
+        while len(records) > most_records:
             g *= 2
             coarser = merge(records, g)
             if len(coarser) == len(records) and g > FEW_UNITS:
                 break  # runs of a few units between traced steps cannot be merged further
             records = coarser
-        inside = (records.start >= self.view.start_ns) & (records.end <= self.view.end_ns)
-        return records.take(np.flatnonzero(inside))
+        is_shown = (records.start >= self.view.start_ns) & (records.end <= self.view.end_ns)
+        return records.take(np.flatnonzero(is_shown))
 
-    def _most_records(self, look: Look, kept: IntArray) -> int:
+    def _most_records(self, snapshot: Look, kept_rows: IntArray) -> int:
         """Return how many records can be filled within `most_filled` spans, as many each as a traced step has."""
-        steps, spans = max(len(look.traced) // 2, 1), int((look.table[kept, KEY] != PROFILER_KEY).sum())
+        steps, spans = max(len(snapshot.traced) // 2, 1), int((snapshot.table[kept_rows, KEY] != PROFILER_KEY).sum())
         return max(self.view.most_filled * steps // max(spans, 1), LEAST_RECORDS)
 
     def _shows(self, call: Backward) -> bool:
@@ -208,7 +210,7 @@ class _Assembly:
             activities=activities,
             cost_s=s_from_ns(self.view.cost_ns),
             untold_calls=self._untold_slots(),
-            traced_steps=sum(len(look.traced) // 2 for look in self.looks.values()),
+            traced_steps=sum(len(snapshot.traced) // 2 for snapshot in self.looks.values()),
             thread_busy=tuple(self._busy(log, number, arrays) for number, log in enumerate(self.view.logs)),
             windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
         )
@@ -268,14 +270,14 @@ class _Assembly:
     def _uncross(start: IntArray, end: IntArray, scopes: IntArray, calls: Sequence[Backward]) -> None:
         if not len(scopes):
             return
-        first = np.concatenate((start, np.array([c.start_ns for c in calls], dtype=np.int64)))
-        last = np.concatenate((end, np.array([c.end_ns for c in calls], dtype=np.int64)))
-        starts, ends = np.sort(first), np.sort(last)
+        all_starts = np.concatenate((start, np.array([c.start_ns for c in calls], dtype=np.int64)))
+        all_ends = np.concatenate((end, np.array([c.end_ns for c in calls], dtype=np.int64)))
+        starts, ends = np.sort(all_starts), np.sort(all_ends)
         began = np.searchsorted(starts, end[scopes]) - np.searchsorted(starts, start[scopes], side="right")
         ended = np.searchsorted(ends, end[scopes]) - np.searchsorted(ends, start[scopes], side="right")
         suspects = scopes[began != ended]  # beginnings and ends inside a span must be equal in number
-        uncross(first, last, suspects)
-        end[suspects] = last[suspects]
+        uncross(all_starts, all_ends, suspects)
+        end[suspects] = all_ends[suspects]
 
     def _light(self, log: Log, thread: int, book: BackwardBook) -> None:
         """Add the records of steps that were not traced, and the spans that fill them."""
@@ -304,28 +306,28 @@ class _Assembly:
 
     def _asleep(self, log: Log, thread: int) -> None:
         """Add spans that fill steps of which only the end was recorded, from steps whose bounds were recorded."""
-        records, kinds, look = self.records[log], self.looks[log].kinds, self.looks[log]
+        records, kinds, snapshot = self.records[log], self.looks[log].kinds, self.looks[log]
         asleep = steps_among(records, kinds)
         if not len(asleep):
             return
-        apart = [self._slot(key, backward=False) for key in (PROFILER_KEY, COMPILE_KEY)]
+        excluded = [self._slot(key, backward=False) for key in (PROFILER_KEY, COMPILE_KEY)]
         spans = self.columns.of_thread(thread)
-        modules = Modules(self._ran(log), self.tree, self._module_slots(), look.nodes)
+        modules = Modules(self._ran(log), self.tree, self._module_slots(), snapshot.nodes)
         book = StepBook(
-            spans, look.skeletons, look.traced, modules, excluded=apart,
-            cpu=look.cpu, after_ns=round(log.margins.optimizer_after_ns),
+            spans, snapshot.skeletons, snapshot.traced, modules, excluded=excluded,
+            cpu=snapshot.cpu, after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))
         is_part = [bool(self.paths[log].signature(kinds.of[kind][3]).part) for kind in records.kind[asleep].tolist()]
         self.by_hand[log] = self._by_hand(records, asleep[~np.array(is_part)], chosen)
-        rest = records.take(np.setdiff1d(asleep, [i for i, _ in chosen]))
-        if len(rest):
+        unfilled = records.take(np.setdiff1d(asleep, [i for i, _ in chosen]))
+        if len(unfilled):
             slot = self.columns.index(UNATTRIBUTED, "other")
-            self.columns.add(slot, rest.start, rest.end, thread=thread, filled=False, calls=0)
+            self.columns.add(slot, unfilled.start, unfilled.end, thread=thread, filled=False, calls=0)
         Filler(self.columns, thread, int).fill_records(records, chosen)
         self.passed[log] = list(self._passed(log, dict(chosen)))
-        self.filled_steps += int(records.count[asleep].sum()) - int(rest.count.sum())
-        self.unfilled_steps += int(rest.count.sum())
+        self.filled_steps += int(records.count[asleep].sum()) - int(unfilled.count.sum())
+        self.unfilled_steps += int(unfilled.count.sum())
         self.unlike |= book.unlike
         self.unfilled |= book.unfilled
         self.miscounted |= book.miscounted
@@ -337,9 +339,9 @@ class _Assembly:
     def _by_hand(self, records: Records, asleep: IntArray, chosen: Sequence[tuple[int, Template]]) -> IntArray:
         """Return steps that end with a backward call: end_ns, count, start of the first forward call; shape (n, 3)."""
         begins = {i for i, slot in enumerate(self.columns.slots) if slot.phase in {"forward", "data"}}
-        first = {i: template.first[np.isin(template.owner, list(begins))][:1].sum() for i, template in chosen}
+        forward_starts = {i: template.first[np.isin(template.owner, list(begins))][:1].sum() for i, template in chosen}
         start, end, count = records.start[asleep], records.end[asleep], records.count[asleep]
-        share = np.array([first.get(i, 0.0) for i in asleep.tolist()])
+        share = np.array([forward_starts.get(i, 0.0) for i in asleep.tolist()])
         return np.column_stack((end, count, start + (share * (end - start) / count).astype(np.int64)))
 
     def _passed(self, log: Log, chosen: Mapping[int, Template]) -> Iterator[tuple[int, int, int, int, int]]:
@@ -362,42 +364,42 @@ class _Assembly:
                 which = [] if template is None else np.flatnonzero(template.owner == slot)[: ran.counts[key]].tolist()
                 spans = [(template.first[j], template.last[j]) for j in which] if template is not None else []
                 each = ran.counts[key] * steps // max(len(spans), 1)
-                for first, last in spans or [(0.0, 0.0)]:
-                    yield start + round(first * each_ns), end - round((1.0 - last) * each_ns), each, key, steps
+                for begin, finish in spans or [(0.0, 0.0)]:
+                    yield start + round(begin * each_ns), end - round((1.0 - finish) * each_ns), each, key, steps
 
     def _growing(self, log: Log) -> set[int]:
         """Return the modules whose calls make a graph, or would with gradients enabled."""
         table, alive = self.looks[log].table, self.view.registry.module
         kinds = self.looks[log].kinds.of
-        grown = {int(what[1]) for what in kinds if _is_forward(what) and what[2] not in {0, FAILED_SIZE}}  # type: ignore[call-overload]
+        grown = {int(kind[1]) for kind in kinds if _is_forward(kind) and kind[2] not in {0, FAILED_SIZE}}  # type: ignore[call-overload]
         grown |= set(table[(table[:, KEY] > 0) & (table[:, SEQ1] > table[:, SEQ0]), KEY].tolist())
         roots = {root.key: alive(root.key) for root in self.view.registry.roots}
         return grown | {key for key, root in roots.items() if root is None or _wants_gradients(root)}
 
     def _ran(self, log: Log) -> Ran:
         """Return the modules that ran in the outermost calls of a thread."""
-        look, paths, records = self.looks[log], self.paths[log], self.records[log]
-        always = self.outermost.union(key for key, *_ in look.optimizers) | {BACKWARD_KEY}
-        found: list[tuple[int, Mapping[int, int], frozenset[int] | None]] = [
-            (int(look.table[call.row, START]), call.counts, None) for call in paths.calls
+        snapshot, paths, records = self.looks[log], self.paths[log], self.records[log]
+        always = self.outermost.union(key for key, *_ in snapshot.optimizers) | {BACKWARD_KEY}
+        calls_found: list[tuple[int, Mapping[int, int], frozenset[int] | None]] = [
+            (int(snapshot.table[call.row, START]), call.counts, None) for call in paths.calls
         ]
         for kind, start, count in zip(
             records.kind.tolist(), records.start.tolist(), records.count.tolist(), strict=True
         ):
-            what = look.kinds.of[kind]
-            if _is_forward(what):
-                ran = paths.signature(what[3])
+            description = snapshot.kinds.of[kind]
+            if _is_forward(description):
+                ran = paths.signature(description[3])
                 counts = {key: n * count for key, n in ran.counts.items()}
-                counts[what[1]] = count + counts.get(what[1], 0)
-                found.append((start, counts, ran.over | always))
-            elif what[0] == "backward":
-                found.append((start, {BACKWARD_KEY: count}, None))
-        found += [(call.start_ns, {BACKWARD_KEY: 1}, None) for call in self.calls[log]]
+                counts[description[1]] = count + counts.get(description[1], 0)
+                calls_found.append((start, counts, ran.over | always))
+            elif description[0] == "backward":
+                calls_found.append((start, {BACKWARD_KEY: count}, None))
+        calls_found += [(call.start_ns, {BACKWARD_KEY: 1}, None) for call in self.calls[log]]
         # The end of an optimizer step is the end of the step, which contains it.
-        found += [(end - 1, {key: 1}, None) for key, end, count in look.optimizers if count == 1]
-        found.sort(key=lambda each: each[0])
-        starts, ran_counts, over = zip(*found, strict=True) if found else ((), (), ())
-        return Ran(starts, ran_counts, over, always, _led_ns(look), frozenset().union(*paths.varying.values()))
+        calls_found += [(end - 1, {key: 1}, None) for key, end, count in snapshot.optimizers if count == 1]
+        calls_found.sort(key=lambda each: each[0])
+        starts, ran_counts, over = zip(*calls_found, strict=True) if calls_found else ((), (), ())
+        return Ran(starts, ran_counts, over, always, _led_ns(snapshot), frozenset().union(*paths.varying.values()))
 
     def _module_slots(self) -> Slots:
         """Return the module of each slot added so far."""
@@ -414,10 +416,10 @@ class _Assembly:
         backward = {i for i, slot in enumerate(slots) if slot.phase == "backward"}
 
         def beside(slot: int, key: int) -> int:
-            found = self.columns.index(self.names.of(key), slots[slot].phase)
+            index = self.columns.index(self.names.of(key), slots[slot].phase)
             if slot in backward:
-                backward.add(found)
-            return found
+                backward.add(index)
+            return index
 
         keys |= {i: BACKWARD_KEY for i, slot in enumerate(slots) if slot == Slot(UNATTRIBUTED, "backward")}
         number = Counter(self.names.of(key) for key in self.used if key > 0)
@@ -449,11 +451,11 @@ class _Assembly:
             counts, again = np.concatenate((counts, count)), again + [False] * len(count)
             calls = calls.with_training(begins, end - 1, count)
         order = np.argsort(backward_ns[:, 0], kind="stable")
-        apart = [*kinds.where("row", PROFILER_KEY), *kinds.where("row", AROUND_KEY)]
-        apart += of_step if len(begins) else ()
-        ours = records.take(np.flatnonzero(~np.isin(records.kind, apart)))
+        excluded = [*kinds.where("row", PROFILER_KEY), *kinds.where("row", AROUND_KEY)]
+        excluded += of_step if len(begins) else ()
+        ours = records.take(np.flatnonzero(~np.isin(records.kind, excluded)))
         own = rows[~np.isin(rows[:, KEY], (PROFILER_KEY, AROUND_KEY)), START]
-        seen = Evidence(
+        evidence = Evidence(
             view.start_ns, view.end_ns,
             starts_ns=np.sort(np.concatenate((own, ours.start, traced[:, 0], begins)).astype(np.int64)),
             calls=calls,
@@ -463,18 +465,18 @@ class _Assembly:
             unseen_ns=np.column_stack((asleep.start, asleep.end)),
             marks=[mark for mark in view.steps if mark[0] <= view.end_ns], resumed=view.resumed,
         )  # fmt: skip
-        return steps_of(seen)
+        return steps_of(evidence)
 
     def _optimizers(self, log: Log) -> list[list[OptimizerEnd]]:
         """Return the step ends of a thread's optimizers, on all threads; where it has none, those of each thread."""
-        inside = {
-            other: [each for each in look.optimizers if self.view.start_ns < each[1] <= self.view.end_ns]
-            for other, look in self.looks.items()
+        ends_inside = {
+            other_log: [each for each in snapshot.optimizers if self.view.start_ns < each[1] <= self.view.end_ns]
+            for other_log, snapshot in self.looks.items()
         }
-        if not inside[log]:
-            return [ends for ends in inside.values() if ends]
-        keys = {key for key, *_ in inside[log]}
-        ours = (each for ends in inside.values() for each in ends if each[0] in keys)
+        if not ends_inside[log]:
+            return [ends for ends in ends_inside.values() if ends]
+        keys = {key for key, *_ in ends_inside[log]}
+        ours = (each for ends in ends_inside.values() for each in ends if each[0] in keys)
         return [sorted(ours, key=lambda each: each[1])]
 
     def _outermost(self, log: Log, rows: IntArray, records: Records, kinds: Kinds) -> Calls:
@@ -482,28 +484,33 @@ class _Assembly:
         traced = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
         traced = traced[top_level(traced[:, START], traced[:, END])]
         traced = traced[traced[:, SEQ1] - traced[:, SEQ0] != FAILED_SIZE]
-        whole = [i for i, kind in enumerate(kinds.of) if _is_forward(kind) and kind[2] != FAILED_SIZE]
-        number = np.flatnonzero(np.isin(records.kind, whole))
+        outermost = [i for i, kind in enumerate(kinds.of) if _is_forward(kind) and kind[2] != FAILED_SIZE]
+        number = np.flatnonzero(np.isin(records.kind, outermost))
         light = records.take(number)
         of = [kinds.of[kind] for kind in light.kind.tolist()]
         passed = np.array(self.passed.get(log, ()), dtype=np.int64).reshape(-1, 5)
-        key = np.concatenate((traced[:, KEY], np.array([what[1] for what in of], dtype=np.int64), passed[:, 3]))
+        key = np.concatenate(
+            (traced[:, KEY], np.array([description[1] for description in of], dtype=np.int64), passed[:, 3])
+        )
         grown = np.concatenate((
-            traced[:, SEQ1] > traced[:, SEQ0], np.array([what[2] != 0 for what in of], dtype=np.bool_),
+            traced[:, SEQ1] > traced[:, SEQ0], np.array([description[2] != 0 for description in of], dtype=np.bool_),
             np.zeros(len(passed), dtype=np.bool_),
         ))  # fmt: skip
         start = np.concatenate((traced[:, START], _began(records)[number], passed[:, 0]))
         end = np.concatenate((traced[:, END], light.end, passed[:, 1]))
         count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count, passed[:, 2]))
-        inside = np.concatenate((
-            np.zeros(len(traced), dtype=np.bool_), np.array([lies_inside(what) for what in of], dtype=np.bool_),
+        within_round = np.concatenate((
+            np.zeros(len(traced), dtype=np.bool_),
+            np.array([lies_inside(description) for description in of], dtype=np.bool_),
             np.zeros(len(passed), dtype=np.bool_),
         ))  # fmt: skip
         rounds = np.concatenate((np.ones(len(traced), np.int64), _steps_beside(records, kinds)[number], passed[:, 4]))
         order = np.argsort(start, kind="stable")
         sizes = {each: self._params(each) for each in set(key.tolist())}
         main = np.isin(key, list(models_among(sizes, self.names.main, trained=bool(grown.any()))))
-        return Calls(start[order], end[order], count[order], grown[order], main[order], rounds[order], inside[order])
+        return Calls(
+            start[order], end[order], count[order], grown[order], main[order], rounds[order], within_round[order]
+        )
 
     def _params(self, key: int) -> int:
         """Return the parameters of a module with its submodules, or of the modules that a compiled function uses."""
@@ -513,8 +520,8 @@ class _Assembly:
         for root in self.view.registry.roots:
             for path, own in root.paths:
                 if own == key:
-                    below = {k for p, k in root.paths if p == path or not path or p.startswith(f"{path}.")}
-                    return sum(facts[k].params for k in below if k in facts)
+                    keys_below = {k for p, k in root.paths if p == path or not path or p.startswith(f"{path}.")}
+                    return sum(facts[k].params for k in keys_below if k in facts)
         return facts[key].params if key in facts else 0
 
     def _activities(self, steps: Sequence[Step], *, calls: bool) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
@@ -532,8 +539,9 @@ class _Assembly:
         if self.view.devices is None or not steps:
             return list(steps)
         done = self.view.devices.done(_bounds(steps), self.view.done_ns, calls=calls)
-        last = np.cumsum([step.count for step in steps])  # a step of zero length on the device was merged with another
-        which = np.minimum(np.searchsorted(last, np.cumsum([n for *_, n in done])), len(steps) - 1)
+        # A step of zero length on the device was merged with another.
+        end_numbers = np.cumsum([step.count for step in steps])
+        which = np.minimum(np.searchsorted(end_numbers, np.cumsum([n for *_, n in done])), len(steps) - 1)
         return [Step(*each, steps[i].stage) for each, i in zip(done, which.tolist(), strict=True)]
 
     def _notes(self, book: BackwardBook) -> list[Event]:
@@ -583,33 +591,33 @@ def _bounds(steps: Sequence[Step]) -> list[tuple[int, int, int]]:
 def _steps_beside(records: Records, kinds: Kinds) -> IntArray:
     """Return the number of steps around each record, from the step ends merged with it; at least 1."""
     _, group = np.unique(np.column_stack((records.run, records.unit)), axis=0, return_inverse=True)
-    found = np.zeros(len(records), dtype=np.int64)
+    counts = np.zeros(len(records), dtype=np.int64)
     for which in ([*kinds.where("row", STEP_KEY), *kinds.where("row", OPTIMIZER_KEY)], kinds.where("backward")):
         ends = np.bincount(group, records.count * np.isin(records.kind, which), len(records)).astype(np.int64)
-        found = np.where(found > 0, found, ends[group])  # backward calls where no optimizer steps
-    return np.maximum(found, 1)
+        counts = np.where(counts > 0, counts, ends[group])  # backward calls where no optimizer steps
+    return np.maximum(counts, 1)
 
 
 def _began(records: Records) -> IntArray:
-    """Return when the first call of each record may have begun: of several, when all that was put together did."""
-    _, first, group = np.unique(
+    """Return the earliest possible start of each record; of merged records, the start of the first of them."""
+    _, examples, group = np.unique(
         np.column_stack((records.run, records.unit)), axis=0, return_index=True, return_inverse=True
     )
-    return np.where(records.count > 1, records.start[first[group]], records.start)
+    return np.where(records.count > 1, records.start[examples[group]], records.start)
 
 
 def _wants_gradients(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _led_ns(look: Look) -> IntArray:
+def _led_ns(snapshot: Look) -> IntArray:
     """Return the start of the forward pass before each backward call, and of the call; shape (n, 2)."""
-    found = []
-    for call in look.calls:
-        rows = look.table[call.since : call.first]
+    starts = []
+    for call in snapshot.calls:
+        rows = snapshot.table[call.since : call.first]
         begun = rows[(rows[:, KEY] > 0) & (rows[:, SEQ1] > rows[:, SEQ0]), START]
-        found.append((int(begun.min()) if len(begun) else call.start_ns, call.start_ns))
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
+        starts.append((int(begun.min()) if len(begun) else call.start_ns, call.start_ns))
+    return np.array(starts, dtype=np.int64).reshape(-1, 2)
 
 
 def _is_forward(kind: tuple[Hashable, ...]) -> bool:

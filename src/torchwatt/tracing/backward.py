@@ -86,7 +86,7 @@ class BackwardBook:
     """Templates of the backward calls of some threads, and the spans made from them."""
 
     def __init__(self, looks: Mapping[Log, Look], paths: Mapping[Log, Paths]) -> None:
-        self._tables = {log: look.table for log, look in looks.items()}
+        self._tables = {log: snapshot.table for log, snapshot in looks.items()}
         self._paths = paths
         self._tree = next((each.tree for each in paths.values()), Tree({}, {}))
         self._catalogue: Catalogue[Model] = Catalogue()
@@ -101,22 +101,22 @@ class BackwardBook:
         self.mismatched = 0
         self.unfilled = 0
         self._counts: dict[int, Mapping[int, int]] = {}  # calls of each module before a backward call, by the call's id
-        for log, look in looks.items():
+        for log, snapshot in looks.items():
             before: Mapping[int, int] = {}
-            for call in look.calls:
+            for call in snapshot.calls:
                 # A second backward call through the same forward pass follows no other forward pass.
                 before = self._counts[id(call)] = self._forward(log, call) or before
         recorded: dict[Hashable, list[tuple[Backward, Model]]] = defaultdict(list)
-        for log, look in looks.items():
-            for call in look.calls:
+        for log, snapshot in looks.items():
+            for call in snapshot.calls:
                 model = self._study(log, call)
                 if model is not None:
                     recorded[plain(call.cache["keys"])[:1]].append((call, model))
-        self._recorded = {first: [model for _, model in calls] for first, calls in recorded.items()}  # not evened
-        for first, calls in recorded.items():
+        self._recorded = {key: [model for _, model in calls] for key, calls in recorded.items()}  # not evened
+        for key, calls in recorded.items():
             for (call, _), model in zip(calls, _undisturbed(calls), strict=True):
                 self._catalogue.add(plain(call.cache["keys"]), call.start_ns, model)
-                self._models[first].append(model)
+                self._models[key].append(model)
 
     def _study(self, log: Log, call: Backward) -> Model | None:
         """Return the model of a recorded call; None if it was not recorded."""
@@ -143,12 +143,12 @@ class BackwardBook:
             return None if net is None else Model(net, net, counts, length_ns)
         again = np.column_stack((modules[:, START], modules[:, END], modules[:, KEY], np.ones(len(modules), np.int64)))
         again[:, :2] = np.clip(again[:, :2], call.start_ns, call.end_ns)
-        both = np.concatenate((lanes[0], again))
-        both = both[np.lexsort((-both[:, 1], both[:, 0]))]
+        all_pieces = np.concatenate((lanes[0], again))
+        all_pieces = all_pieces[np.lexsort((-all_pieces[:, 1], all_pieces[:, 0]))]
         top = reserved[top_level(reserved[:, START], reserved[:, END])]
         inner = tuple((int(s), int(e)) for s, e in np.clip(top[:, [START, END]], call.start_ns, call.end_ns))
-        whole = _elastic(Call(call.start_ns, call.end_ns, inner), both)
-        return None if net is None or whole is None else Model(net, whole, counts, length_ns)
+        with_nested = _elastic(Call(call.start_ns, call.end_ns, inner), all_pieces)
+        return None if net is None or with_nested is None else Model(net, with_nested, counts, length_ns)
 
     def _forward(self, log: Log, call: Backward) -> Mapping[int, int]:
         """Return the calls of each module in the traced forward pass that led to a backward call."""
@@ -161,11 +161,11 @@ class BackwardBook:
     def pieces(self, log: Log, call: Backward) -> list[IntArray]:
         """Return the pieces of a recorded call, one table (start_ns, end_ns, owner, calls) per thread."""
         if "lanes" not in call.cache:
-            others = [table for other, table in self._tables.items() if other is not log]
-            lanes = join(call, self._tables[log], others)
+            other_tables = [table for other_log, table in self._tables.items() if other_log is not log]
+            lanes = join(call, self._tables[log], other_tables)
             call.cache["lanes"] = [np.array(lane, dtype=np.int64).reshape(-1, 4) for lane in lanes]
-        found: list[IntArray] = call.cache["lanes"]
-        return found
+        tables: list[IntArray] = call.cache["lanes"]
+        return tables
 
     def _on_clock(self, log: Log, call: Backward) -> Call:
         if "clock" not in call.cache:
@@ -180,7 +180,7 @@ class BackwardBook:
         """Add the spans of backward calls in traced steps; `slot_of` maps an owner's key to its backward slot."""
         bounds = np.array([call.cache["wide"] for call in calls], dtype=np.int64).T
         columns.add(columns.index(UNATTRIBUTED, "backward"), *bounds, thread=thread, filled=False, calls=1)
-        filler, one = Filler(columns, thread, slot_of), np.ones(1, dtype=np.int64)
+        filler, ones = Filler(columns, thread, slot_of), np.ones(1, dtype=np.int64)
         for call in calls:
             if call.nodes is not None:
                 for lane, table in enumerate(self.pieces(log, call)):
@@ -192,33 +192,35 @@ class BackwardBook:
             else:
                 counts = self._counts[id(call)]
                 ran = Signature(counts, frozenset(counts) | self._all_keys())
-                found = self._candidates(call.cache["keys"], ran)
+                candidates = self._candidates(call.cache["keys"], ran)
                 clock = self._on_clock(log, call)
                 length_ns = call.end_ns - call.start_ns
-                model, template = self._find(found, ran, call.start_ns, length_ns, 1, net=True)
-                template = template if model is None else self._told(model.net.fitted(clock.net_ns), found)
+                model, template = self._find(candidates, ran, call.start_ns, length_ns, 1, net=True)
+                template = template if model is None else self._told(model.net.fitted(clock.net_ns), candidates)
                 if template is not None:
-                    first, last = stretch(template, clock)
-                    filler.fill(template, first[None], last[None], one)
+                    starts, ends = stretch(template, clock)
+                    filler.fill(template, starts[None], ends[None], ones)
 
     def nearest(self, records: Records, kinds: Kinds, paths: Paths) -> Iterator[tuple[int, Template]]:
         """Yield each backward call among the records with the template that fills it."""
-        known: dict[int, tuple[Signature, frozenset[int], _Found]] = {}
+        by_kind: dict[int, tuple[Signature, frozenset[int], _Found]] = {}
         for i, (kind, start) in enumerate(zip(records.kind.tolist(), records.start.tolist(), strict=True)):
-            what = kinds.of[kind]
-            if what[0] != "backward":
+            description = kinds.of[kind]
+            if description[0] != "backward":
                 continue
-            if is_partial(what[1:]):
+            if is_partial(description[1:]):
                 self._leave_open(int(records.count[i]))
                 continue
-            if kind not in known:
-                ran, uncertain = _forward_of(what[1:], paths)
-                known[kind] = ran, uncertain, self._candidates(what[1:], ran)
-            ran, uncertain, found = known[kind]
+            if kind not in by_kind:
+                ran, uncertain = _forward_of(description[1:], paths)
+                by_kind[kind] = ran, uncertain, self._candidates(description[1:], ran)
+            ran, uncertain, candidates = by_kind[kind]
             count = int(records.count[i])
-            model, template = self._find(found, ran, start, float(records.end[i] - records.start[i]) / count, count)
+            model, template = self._find(
+                candidates, ran, start, float(records.end[i] - records.start[i]) / count, count
+            )
             if model is not None:
-                template = self._told(fitted(self._known(model, uncertain), records, i), found)
+                template = self._told(fitted(self._known(model, uncertain), records, i), candidates)
             if template is not None:
                 yield i, template
 
@@ -234,18 +236,18 @@ class BackwardBook:
         self.uncertain |= uncertain
         key = id(model), uncertain
         if key not in self._reassigned:
-            made = reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain) or None)
-            called = {owner for owner, calls in calls_of(made).items() if calls}
+            template = reassigned(model.whole.plain, lambda k: self._tree.enclosing(k, uncertain) or None)
+            called = {owner for owner, calls in calls_of(template).items() if calls}
             # Owners without calls have only the time of modules inside them.
-            made = untold(made, lambda owner: owner not in called)
-            self._reassigned[key] = ElasticTemplate(made, model.length_ns)
+            template = untold(template, lambda owner: owner not in called)
+            self._reassigned[key] = ElasticTemplate(template, model.length_ns)
         return self._reassigned[key]
 
-    def _told(self, template: Template, found: _Found) -> Template:
+    def _told(self, template: Template, candidates: _Found) -> Template:
         """Return a recorded call's template with calls marked unknown where similar recorded calls disagree."""
-        key = id(template), id(found)
+        key = id(template), id(candidates)
         if key not in self._left_open:  # references, so that the ids are not reused
-            self._left_open[key] = template, found, untold(template, found.untold)
+            self._left_open[key] = template, candidates, untold(template, candidates.untold)
         return self._left_open[key][2]
 
     def _candidates(self, keys: Sequence[Hashable], ran: Signature) -> _Found:
@@ -256,12 +258,12 @@ class BackwardBook:
         return _Found(entries, matched, differ.__contains__)
 
     def _find(
-        self, found: _Found, ran: Signature, t_ns: int, length_ns: float, count: int, *, net: bool = False
+        self, candidates: _Found, ran: Signature, t_ns: int, length_ns: float, count: int, *, net: bool = False
     ) -> tuple[Model | None, Template | None]:
         """Return the nearest recorded call after an equal forward pass, else a composed template."""
-        model = most_alike(found.entries, t_ns, length_ns)
+        model = most_alike(candidates.entries, t_ns, length_ns)
         if model is not None:
-            self.mismatched += count * (not found.matched)
+            self.mismatched += count * (not candidates.matched)
             return model, None
         composer = self._made(net=net)
         template = composer.compose(ran, length_ns) if ran.over else None
@@ -317,8 +319,9 @@ def _undisturbed(calls: Sequence[tuple[Backward, Model]]) -> list[Model]:
         even_out([getattr(model, name) for _, model in calls], away_ns) for name in ("net", "whole")
     )  # fmt: skip
     return [
-        replace(model, net=net, whole=whole) for (_, model), net, whole in zip(calls, nets, wholes, strict=True)
-    ]  # fmt: skip
+        replace(model, net=net, whole=with_nested)
+        for (_, model), net, with_nested in zip(calls, nets, wholes, strict=True)
+    ]
 
 
 def _elastic(call: Call, pieces: IntArray) -> ElasticTemplate | None:

@@ -272,11 +272,11 @@ def _widened(table: IntArray, mine: IntArray, calls: Sequence[Backward], margins
     bounds = np.concatenate((rows[:, START], calls_ns[:, 0])), np.concatenate((rows[:, END], calls_ns[:, 1]))
     beside = np.ones(len(table), dtype=np.bool_)
     beside[mine[rows[:, KEY] == PROFILER_KEY]] = False
-    others = (
+    all_bounds = (
         np.concatenate((table[beside, START], calls_ns[:, 0])),
         np.concatenate((table[beside, END], calls_ns[:, 1])),
     )
-    widen_rows(rows, bounds, others, margins)
+    widen_rows(rows, bounds, all_bounds, margins)
     touched = np.isin(calls_ns[:, 0], rows[rows[:, KEY] == PROFILER_KEY, END])
     wide = zip(*(each[len(mine) :].tolist() for each in bounds), strict=True)
     for call, has_own, each in zip(calls, touched.tolist(), wide, strict=True):
@@ -286,22 +286,22 @@ def _widened(table: IntArray, mine: IntArray, calls: Sequence[Backward], margins
 
 
 def widen_rows(
-    rows: IntArray, bounds: tuple[IntArray, IntArray], others: tuple[IntArray, IntArray], margins: Margins
+    rows: IntArray, bounds: tuple[IntArray, IntArray], all_bounds: tuple[IntArray, IntArray], margins: Margins
 ) -> None:
     """Widen optimizer steps and backward calls by torch's own work around them.
 
     Args:
         rows: Of a log.
         bounds: Starts and ends of the rows, and then of backward calls; changed in place.
-        others: Starts and ends of all spans of the thread but the rows of profiler work.
+        all_bounds: Starts and ends of all spans of the thread but the rows of profiler work.
         margins: To widen by.
     """
     own = np.flatnonzero(rows[:, KEY] == PROFILER_KEY)
     steps = np.flatnonzero((rows[:, KEY] == OPTIMIZER_KEY) & (rows[:, TASK] < 0))  # not inside a backward call
-    widen_in_place(bounds, steps, own, others, (margins.optimizer_before_ns, margins.optimizer_after_ns))
-    others = np.concatenate((others[0], bounds[0][steps])), np.concatenate((others[1], bounds[1][steps]))
+    widen_in_place(bounds, steps, own, all_bounds, (margins.optimizer_before_ns, margins.optimizer_after_ns))
+    all_bounds = np.concatenate((all_bounds[0], bounds[0][steps])), np.concatenate((all_bounds[1], bounds[1][steps]))
     calls = np.arange(len(rows), len(bounds[0]))
-    widen_in_place(bounds, calls, own, others, (margins.backward_before_ns, 0.0))
+    widen_in_place(bounds, calls, own, all_bounds, (margins.backward_before_ns, 0.0))
 
 
 def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_]:

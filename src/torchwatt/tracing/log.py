@@ -269,8 +269,8 @@ class Log:
         if len(self.skeletons) >= 2 * MAX_SKELETONS:
             pairs = np.frombuffer(self.skeletons, dtype=np.int64).reshape(-1, 2)[::2].copy()
             self.skeletons = array("q", pairs.ravel().tolist())
-            kept = {*pairs[:, 1].tolist(), *self.traced[1::2]}
-            self.nodes = {end: nodes for end, nodes in self.nodes.items() if end in kept}
+            kept_ends = {*pairs[:, 1].tolist(), *self.traced[1::2]}
+            self.nodes = {end: nodes for end, nodes in self.nodes.items() if end in kept_ends}
         self.skeletons.extend((start_ns, end_ns))
 
     def end_asleep(self, end_ns: int, signature: int = 0, *, goes_on: bool = False) -> None:
@@ -356,10 +356,10 @@ class Log:
         """Return a reader of later entries, or of all entries."""
         with self.lock:
             latest_ns = self.backwards[-1].end_ns if self.backwards and not from_start else 0
-            made = LogReader(self, 0 if from_start else self.total(), latest_ns)
+            reader = LogReader(self, 0 if from_start else self.total(), latest_ns)
             self.book_ends()
-            self._readers.append(made)
-            return made
+            self._readers.append(reader)
+            return reader
 
     def forget_reader(self, reader: LogReader) -> None:
         """Remove a reader."""
@@ -368,21 +368,21 @@ class Log:
 
     def rows_from(self, position: int) -> list[IntArray]:
         """Return the compacted rows from a position of the table on, in parts."""
-        found: list[IntArray] = []
+        parts: list[IntArray] = []
         at = self._compacted
         for chunk in reversed(self._chunks):
             if at <= position:
                 break
             at -= len(chunk)
-            found.insert(0, chunk[max(position - at, 0) :])
-        return found
+            parts.insert(0, chunk[max(position - at, 0) :])
+        return parts
 
     def recent(self) -> list[Row]:
         """Return the rows since the latest decision, compacted or not."""
         with self.lock:
-            first = self.stride.first_row - (self.total() - len(self.rows))
-            if first >= 0:
-                return self.rows[first:]
+            first_row = self.stride.first_row - (self.total() - len(self.rows))
+            if first_row >= 0:
+                return self.rows[first_row:]
             compact = [row for rows in self.rows_from(self.stride.first_row) for row in rows.tolist()]
             return [*map(tuple, compact), *self.rows]
 
@@ -393,13 +393,13 @@ class Log:
             Number of neighbouring units that a record stands for; 1: not merged.
         """
         with self.lock:
-            look, tail = self.look(), self._tail
+            snapshot, tail = self.look(), self._tail
             breaks = [*self.open_scopes, *self.skeletons]
             # Rows after the latest end of a step may belong to the next one, and are folded with it.
             until_ns = self.step_end or now_ns
-            later = [call for call in look.calls if call.end_ns > until_ns]
-            calls = [call for call in look.calls if self._folded_ns <= call.start_ns and call.end_ns <= until_ns]
-            body = look.table[tail:]
+            later = [call for call in snapshot.calls if call.end_ns > until_ns]
+            calls = [call for call in snapshot.calls if self._folded_ns <= call.start_ns and call.end_ns <= until_ns]
+            body = snapshot.table[tail:]
             late = len(body) - int(np.searchsorted(body[:, END], until_ns, side="right"))
             body = body[: len(body) - late]
             parts = split(
@@ -415,26 +415,26 @@ class Log:
                 self._records = merge(self._records, self._g)
                 if self._g == COARSEST:  # traced steps separate the records: the limit of spans makes those rarer
                     break
-            older = look.calls[: len(look.calls) - len(calls) - len(later)]
-            kept = np.arange(tail), parts.kept + tail, np.arange(len(look.table) - late, len(look.table))
-            self._drop(look.table, np.concatenate(kept), (*older, *parts.calls, *later))
+            older = snapshot.calls[: len(snapshot.calls) - len(calls) - len(later)]
+            kept_rows = np.arange(tail), parts.kept + tail, np.arange(len(snapshot.table) - late, len(snapshot.table))
+            self._drop(snapshot.table, np.concatenate(kept_rows), (*older, *parts.calls, *later))
             self._tail -= late
             self._folded_ns = until_ns
             return self._g
 
-    def _drop(self, table: IntArray, kept: IntArray, calls: tuple[Backward, ...]) -> None:
+    def _drop(self, table: IntArray, kept_rows: IntArray, calls: tuple[Backward, ...]) -> None:
         for reader in self._readers:
             reader.keep()
-            reader.moved(len(kept))
+            reader.moved(len(kept_rows))
         mask = np.zeros(len(table) + 1, dtype=np.int64)
-        mask[kept + 1] = 1
+        mask[kept_rows + 1] = 1
         place = np.cumsum(mask)  # old position -> new position
-        self._chunks = [table[kept]]
-        self._compacted = self._tail = len(kept)
+        self._chunks = [table[kept_rows]]
+        self._compacted = self._tail = len(kept_rows)
 
         def moved(call: Backward) -> Backward:
-            since, first, last = (int(place[i]) for i in (call.since, call.first, call.last))
-            return replace(call, since=since, first=first, last=last)
+            since, first_row, end_row = (int(place[i]) for i in (call.since, call.first, call.last))
+            return replace(call, since=since, first=first_row, last=end_row)
 
         self.backwards[:] = [moved(call) for call in calls]
         self.before = None if self.before is None else moved(self.before)

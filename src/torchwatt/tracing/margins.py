@@ -136,7 +136,7 @@ def widen_in_place(
     bounds: tuple[IntArray, IntArray],
     which: IntArray,
     own: IntArray,
-    others: tuple[IntArray, IntArray],
+    all_bounds: tuple[IntArray, IntArray],
     margins_ns: tuple[float, float],
 ) -> None:
     """Widen spans by margins; profiler work that touches a span moves outwards: torch's own work lies beyond it.
@@ -145,7 +145,7 @@ def widen_in_place(
         bounds: Starts and ends of spans, changed in place.
         which: Indices of the spans to widen.
         own: Indices of profiler work.
-        others: Starts and ends of all spans of the thread but this profiler work.
+        all_bounds: Starts and ends of all spans of the thread but this profiler work.
         margins_ns: Before and after each span.
     """
     start, end = bounds
@@ -154,14 +154,14 @@ def widen_in_place(
     before_ns, after_ns = (round(each) for each in margins_ns)
     none_ns = np.zeros(len(which), dtype=np.int64)
     touching = _touching(end, own, start[which])
-    bounds_ns = _with_own(others, bounds, np.setdiff1d(own, touching))
+    bounds_ns = _with_own(all_bounds, bounds, np.setdiff1d(own, touching))
     room_ns = before_ns + _length(bounds, touching)
     earlier = start[which] - widen(start[which], end[which], bounds_ns, room_ns, none_ns)[0] - _length(bounds, touching)
     earlier = np.maximum(earlier, 0)
     start[which] -= earlier
     _move(bounds, touching, -earlier)
     touching = _touching(start, own, end[which])
-    bounds_ns = _with_own((np.append(others[0], start[which]), others[1]), bounds, np.setdiff1d(own, touching))
+    bounds_ns = _with_own((np.append(all_bounds[0], start[which]), all_bounds[1]), bounds, np.setdiff1d(own, touching))
     room_ns = after_ns + _length(bounds, touching)
     later = widen(start[which], end[which], bounds_ns, none_ns, room_ns)[1] - end[which] - _length(bounds, touching)
     later = np.maximum(later, 0)
@@ -188,14 +188,14 @@ def _move(bounds: tuple[IntArray, IntArray], own: IntArray, by_ns: IntArray) -> 
 def _touching(bound: IntArray, own: IntArray, t_ns: IntArray) -> IntArray:
     """Return for each instant the index of the profiler work with this bound, else -1."""
     order = own[np.argsort(bound[own], kind="stable")]
-    found = np.append(order, -1)[np.searchsorted(bound[order], t_ns)]
-    return np.where((found >= 0) & (bound[found] == t_ns), found, -1)
+    touching = np.append(order, -1)[np.searchsorted(bound[order], t_ns)]
+    return np.where((touching >= 0) & (bound[touching] == t_ns), touching, -1)
 
 
 def widen(
     start_ns: IntArray,
     end_ns: IntArray,
-    others: tuple[IntArray, IntArray],
+    all_bounds: tuple[IntArray, IntArray],
     before_ns: IntArray,
     after_ns: IntArray,
 ) -> tuple[IntArray, IntArray]:
@@ -204,13 +204,13 @@ def widen(
     Args:
         start_ns: Of the spans.
         end_ns: Of the spans.
-        others: Starts and ends of all spans of the thread.
+        all_bounds: Starts and ends of all spans of the thread.
         before_ns: Margin before each.
         after_ns: Margin after each; the last span gets none, since what follows is unknown.
     """
     if not len(start_ns):
         return start_ns, end_ns
-    starts, ends = (np.concatenate(([FIRST], np.sort(each), [LAST])) for each in others)
+    starts, ends = (np.concatenate(([FIRST], np.sort(each), [LAST])) for each in all_bounds)
     earliest = np.maximum(
         ends[np.searchsorted(ends, start_ns, side="right") - 1], starts[np.searchsorted(starts, start_ns) - 1]
     )

@@ -235,7 +235,7 @@ class Stepping:
         if self._host.registry.dirty:
             self._host.registry.refresh()
         recent = log.recent() if before == FULL else ()
-        kept = sum(each.kept() for each in list(self._host.logs))
+        kept_rows = sum(each.kept() for each in list(self._host.logs))
         if before == FULL:
             self._study(log, recent, conductor)
         else:
@@ -246,7 +246,7 @@ class Stepping:
         if before != ASLEEP and sequence_nr() > log.stride.seq:
             can_sleep = False  # logged calls lead to a backward call that would not be logged
         cpu_ns = own_began if log.ident == threading.get_ident() else None
-        log.mode = conductor.decide(log.stride, began, log.total(), kept, can_sleep=can_sleep, cpu_ns=cpu_ns)
+        log.mode = conductor.decide(log.stride, began, log.total(), kept_rows, can_sleep=can_sleep, cpu_ns=cpu_ns)
         if self._host.devices is not None and self._host.devices.records(log):
             log.mode, log.stride.mode, log.stride.planned = FULL, FULL, 1
         self._mode_changed(log, before, recent, began)
@@ -300,12 +300,12 @@ class Stepping:
     def _arrange(self, log: Log, conductor: Conductor) -> None:
         """Install the wrapper of all modules if and only if a thread needs it."""
         (self._tracing.add if log.mode == FULL else self._tracing.discard)(log)
-        wanted = bool(self._tracing) or not (conductor.narrow or log.mode == ASLEEP or log.stride.skeleton)
-        if wanted == self._host.patches.module_is_on or not (wanted or conductor.can_narrow):
+        is_needed = bool(self._tracing) or not (conductor.narrow or log.mode == ASLEEP or log.stride.skeleton)
+        if is_needed == self._host.patches.module_is_on or not (is_needed or conductor.can_narrow):
             return
         with self._arranging:
             began = own_ns()
-            if wanted:
+            if is_needed:
                 self._host.patches.put_module()
             elif not self._host.patches.take_module():
                 conductor.can_narrow = False

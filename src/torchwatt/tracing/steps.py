@@ -47,17 +47,17 @@ class Calls:
     def take(self, which: NDArray[np.bool_] | IntArray) -> Calls:
         """Return some of the entries."""
         bounds, count = (self.start_ns[which], self.end_ns[which]), self.count[which]
-        grown, main, inside = self.grown[which], self.main[which], self.inside[which]
-        return Calls(*bounds, count, grown, main, self.rounds[which], inside)
+        grown, main, within_round = self.grown[which], self.main[which], self.inside[which]
+        return Calls(*bounds, count, grown, main, self.rounds[which], within_round)
 
     def with_training(self, start_ns: IntArray, end_ns: IntArray, count: IntArray) -> Calls:
         """Return these entries and calls of the model that made a graph, sorted by start."""
-        made = np.ones(len(start_ns), dtype=np.bool_)
+        made_graph = np.ones(len(start_ns), dtype=np.bool_)
         start, end = np.concatenate((self.start_ns, start_ns)), np.concatenate((self.end_ns, end_ns))
-        grown, main = np.concatenate((self.grown, made)), np.concatenate((self.main, made))
-        rounds_, inside = np.concatenate((self.rounds, count)), np.concatenate((self.inside, ~made))
-        whole = Calls(start, end, np.concatenate((self.count, count)), grown, main, rounds_, inside)
-        return whole.take(np.argsort(start, kind="stable"))
+        grown, main = np.concatenate((self.grown, made_graph)), np.concatenate((self.main, made_graph))
+        rounds_, within_round = np.concatenate((self.rounds, count)), np.concatenate((self.inside, ~made_graph))
+        merged = Calls(start, end, np.concatenate((self.count, count)), grown, main, rounds_, within_round)
+        return merged.take(np.argsort(start, kind="stable"))
 
     def __len__(self) -> int:
         return len(self.start_ns)
@@ -80,23 +80,23 @@ class Evidence:
     resumed: Mapping[int, int] = field(default_factory=lambda: NEVER)
 
 
-def steps_of(seen: Evidence) -> tuple[list[Step], bool]:
+def steps_of(evidence: Evidence) -> tuple[list[Step], bool]:
     """Return the steps, sorted, and whether they are calls of the model, where nothing else marks steps."""
-    if seen.marks:
-        steps = steps_between(seen.marks, seen.starts_ns, seen.origin_ns, seen.resumed)
-        return _with_stages(steps, seen), False
-    marks = marks_of(seen)
+    if evidence.marks:
+        steps = steps_between(evidence.marks, evidence.starts_ns, evidence.origin_ns, evidence.resumed)
+        return _with_stages(steps, evidence), False
+    marks = marks_of(evidence)
     if marks is not None:
-        return _rounds_and_evaluations(seen, marks), False
-    return _model_calls(seen.calls, INFERENCE), True
+        return _rounds_and_evaluations(evidence, marks), False
+    return _model_calls(evidence.calls, INFERENCE), True
 
 
-def marks_of(seen: Evidence) -> list[Mark] | None:
+def marks_of(evidence: Evidence) -> list[Mark] | None:
     """Return the ends of training rounds; None without training."""
-    if seen.optimizers:
-        forward_ns = seen.calls.start_ns[seen.calls.grown]
-        return sorted(mark for ends in seen.optimizers for mark in rounds(ends, forward_ns, seen.unseen_ns))
-    return _backward_rounds(seen) if len(seen.backward_ns) else None
+    if evidence.optimizers:
+        forward_ns = evidence.calls.start_ns[evidence.calls.grown]
+        return sorted(mark for ends in evidence.optimizers for mark in rounds(ends, forward_ns, evidence.unseen_ns))
+    return _backward_rounds(evidence) if len(evidence.backward_ns) else None
 
 
 def steps_between(
@@ -124,57 +124,57 @@ def steps_between(
     return [Step(*each) for each in zip(begins.tolist(), ends.tolist(), counts.tolist(), strict=True)]
 
 
-def _with_stages(steps: Sequence[Step], seen: Evidence) -> list[Step]:
+def _with_stages(steps: Sequence[Step], evidence: Evidence) -> list[Step]:
     """Set the stage of the user's own steps: training if a backward call or an optimizer step ended inside."""
-    optimizers = np.array([end for ends in seen.optimizers for _, end, _ in ends], dtype=np.int64)
-    ends = np.sort(np.concatenate((seen.backward_ns[:, 1], seen.unseen_ns[:, 1], optimizers)))
+    optimizers = np.array([end for ends in evidence.optimizers for _, end, _ in ends], dtype=np.int64)
+    ends = np.sort(np.concatenate((evidence.backward_ns[:, 1], evidence.unseen_ns[:, 1], optimizers)))
     bounds = np.array([(step.start_ns, step.end_ns) for step in steps], dtype=np.int64).reshape(-1, 2)
     trained = np.searchsorted(ends, bounds[:, 1], side="right") > np.searchsorted(ends, bounds[:, 0], side="right")
-    other = VALIDATION if len(ends) else INFERENCE
+    other_stage = VALIDATION if len(ends) else INFERENCE
     return [
-        Step(step.start_ns, step.end_ns, step.count, TRAIN if train else other)
+        Step(step.start_ns, step.end_ns, step.count, TRAIN if train else other_stage)
         for step, train in zip(steps, trained.tolist(), strict=True)
     ]
 
 
-def _backward_rounds(seen: Evidence) -> list[Mark]:
+def _backward_rounds(evidence: Evidence) -> list[Mark]:
     """Return the ends of rounds without an optimizer: the next span's start after a round's last backward call."""
-    start, end, count = seen.backward_ns[:, 0], seen.backward_ns[:, 1], seen.backward_count
-    before = np.searchsorted(seen.calls.start_ns[seen.calls.grown], start)
-    last = np.append(np.diff(before) > 0, True)  # the last backward call before the model is called again
-    groups = np.concatenate(([0], np.flatnonzero(last)[:-1] + 1))
-    first = np.add.reduceat(np.where(seen.backward_again, 0, count), groups)
-    ends, counts = end[last], np.where(first > 0, first, np.maximum.reduceat(count, groups))
-    following = np.append(seen.starts_ns, seen.end_ns)[np.searchsorted(seen.starts_ns, ends)]
+    start, end, count = evidence.backward_ns[:, 0], evidence.backward_ns[:, 1], evidence.backward_count
+    before = np.searchsorted(evidence.calls.start_ns[evidence.calls.grown], start)
+    is_end = np.append(np.diff(before) > 0, True)  # the last backward call before the model is called again
+    groups = np.concatenate(([0], np.flatnonzero(is_end)[:-1] + 1))
+    calls_of_round = np.add.reduceat(np.where(evidence.backward_again, 0, count), groups)
+    ends, counts = end[is_end], np.where(calls_of_round > 0, calls_of_round, np.maximum.reduceat(count, groups))
+    following = np.append(evidence.starts_ns, evidence.end_ns)[np.searchsorted(evidence.starts_ns, ends)]
     updates = np.maximum(following[:-1] - ends[:-1], 0)  # by hand, until the next span begins
     latest = ends[-1] + (int(np.median(updates)) if len(updates) else 0)
-    following[-1] = min(following[-1], latest, seen.end_ns)
+    following[-1] = min(following[-1], latest, evidence.end_ns)
     return list(zip(np.maximum(following, ends).tolist(), counts.tolist(), strict=True))
 
 
-def _rounds_and_evaluations(seen: Evidence, marks: Sequence[Mark]) -> list[Step]:
+def _rounds_and_evaluations(evidence: Evidence, marks: Sequence[Mark]) -> list[Step]:
     """Return the rounds as training steps, and evaluations between them as validation steps."""
-    evaluations = evaluations_of(seen, marks)
+    evaluations = evaluations_of(evidence, marks)
     ends = np.array([end for end, _ in marks], dtype=np.int64)
-    resumed = dict(seen.resumed)
+    resumed = dict(evidence.resumed)
     for at in evaluations.end_ns.tolist():
         after = int(np.searchsorted(ends, at))
         if after < len(ends):
             resumed[int(ends[after])] = at
-    steps = steps_between(marks, seen.starts_ns, seen.origin_ns, resumed)
+    steps = steps_between(marks, evidence.starts_ns, evidence.origin_ns, resumed)
     train = [Step(step.start_ns, step.end_ns, step.count, TRAIN) for step in steps]
     return sorted([*train, *_model_calls(evaluations, VALIDATION)], key=lambda step: step.start_ns)
 
 
-def evaluations_of(seen: Evidence, marks: Sequence[Mark]) -> Calls:
+def evaluations_of(evidence: Evidence, marks: Sequence[Mark]) -> Calls:
     """Return the calls outside rounds that evaluate the model."""
-    calls, ends = seen.calls, np.array([end for end, _ in marks], dtype=np.int64)
+    calls, ends = evidence.calls, np.array([end for end, _ in marks], dtype=np.int64)
     gap = np.searchsorted(ends, calls.start_ns, side="right")  # a call in gap i comes before the end of round i
     # Of a merged entry only the start of the first call is known.
-    began = calls.start_ns[calls.grown & (calls.count == 1)], seen.backward_ns[seen.backward_count == 1, 0]
+    began = calls.start_ns[calls.grown & (calls.count == 1)], evidence.backward_ns[evidence.backward_count == 1, 0]
     busy_ns = np.sort(np.concatenate(began))
     first_ns = np.append(busy_ns, np.iinfo(np.int64).max)[
-        np.searchsorted(busy_ns, np.concatenate(([seen.origin_ns], ends)))
+        np.searchsorted(busy_ns, np.concatenate(([evidence.origin_ns], ends)))
     ]
     further = np.minimum(calls.rounds - 1, len(ends) - gap)
     leading = (calls.start_ns < first_ns[gap]) | (gap == len(ends)) | (further > 0)
@@ -186,7 +186,7 @@ def evaluations_of(seen: Evidence, marks: Sequence[Mark]) -> Calls:
     evaluates = numbers > REGULAR_MORE * usual
     evaluates[len(ends)] |= numbers[len(ends)] > usual
     # Calls after the last round lead to no update, with or without gradients.
-    tail = calls.main & (gap == len(ends)) & ~_before_backward(calls, seen.backward_ns)
+    tail = calls.main & (gap == len(ends)) & ~_before_backward(calls, evidence.backward_ns)
     return calls.take((leading & evaluates[gap]) | (tail & evaluates[gap]) | (tail & calls.grown))
 
 

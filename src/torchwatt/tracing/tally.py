@@ -76,19 +76,19 @@ class Sums:
         self.rest: dict[Kind, float] = defaultdict(float)
 
     @classmethod
-    def of(cls, of_modules: Mapping[str, FloatArray], rest: Mapping[Kind, float]) -> Sums:
+    def of(cls, of_modules: Mapping[str, FloatArray], of_others: Mapping[Kind, float]) -> Sums:
         """Return the sums of these amounts."""
-        made = cls()
+        sums = cls()
         for phase, amounts in of_modules.items():
-            made.add_modules(phase, amounts)
-        made.rest.update(rest)
-        return made
+            sums.add_modules(phase, amounts)
+        sums.rest.update(of_others)
+        return sums
 
-    def add(self, other: Sums, factor: float = 1.0) -> None:
+    def add(self, sums: Sums, factor: float = 1.0) -> None:
         """Add other sums times a factor."""
-        for phase, amounts in other.of_modules.items():
+        for phase, amounts in sums.of_modules.items():
             self.add_modules(phase, factor * amounts)
-        for kind, amount in other.rest.items():
+        for kind, amount in sums.rest.items():
             self.rest[kind] += factor * amount
 
     def add_modules(self, phase: str, amounts: FloatArray) -> None:
@@ -132,13 +132,13 @@ class _Pattern:
             own_ns: By key of the module.
             length_ns: Of the whole call, without the window around it.
         """
-        known = self.ns.of_modules[BACKWARD]
-        n = max(len(known), len(own_ns))
-        before, now = np.pad(known, (0, n - len(known))), np.pad(own_ns, (0, n - len(own_ns)))
-        both = np.where((before > 0) & (now > 0), np.minimum(before, now), np.maximum(before, now))
+        shortest = self.ns.of_modules[BACKWARD]
+        n = max(len(shortest), len(own_ns))
+        before, added = np.pad(shortest, (0, n - len(shortest))), np.pad(own_ns, (0, n - len(own_ns)))
+        merged = np.where((before > 0) & (added > 0), np.minimum(before, added), np.maximum(before, added))
         rest_ns = max(length_ns - float(own_ns.sum()), 0.0)
         self.ns.rest[GRADIENT, 0] = min(self.ns.rest.get((GRADIENT, 0), rest_ns), rest_ns)
-        self.ns.of_modules[BACKWARD] = both
+        self.ns.of_modules[BACKWARD] = merged
         self.count += 1
 
 
@@ -207,8 +207,8 @@ class _Thread:
         key = np.concatenate((named, np.zeros(len(calls), dtype=np.int64)))[order]
         size = np.concatenate((rows[:, SEQ1] - rows[:, SEQ0], np.zeros(len(calls), dtype=np.int64)))[order]
         above = enclosing(start, end)
-        inside = np.flatnonzero(above != NOBODY)
-        own_ns = end - start - np.bincount(above[inside], (end - start)[inside], len(start)).astype(np.int64)
+        nested = np.flatnonzero(above != NOBODY)
+        own_ns = end - start - np.bincount(above[nested], (end - start)[nested], len(start)).astype(np.int64)
         top = _tops(above, kind)
         self._name_gradients(kind, key, top)
         return _Items(kind, key, start, end, np.maximum(own_ns, 0), top, size > 0, size == FAILED_SIZE)
@@ -223,23 +223,23 @@ class _Thread:
 
     def pairs(self) -> list[tuple[int, IntArray]]:
         """Return (0, traced steps) and (1, steps recorded by bounds), new ones only, as start_ns and end_ns."""
-        found = []
+        pairs = []
         for number, noted in enumerate((self.log.traced, self.log.skeletons)):
             flat = np.array(noted[:], dtype=np.int64)
-            both = flat[: len(flat) // 2 * 2].reshape(-1, 2)
-            found.append((number, both[(both[:, 0] >= self.pairs_ns) & (both[:, 1] <= self.until_ns)]))
-        self.pairs_ns = max((int(both[-1, 1]) for _, both in found if len(both)), default=self.pairs_ns)
-        return found
+            edges = flat[: len(flat) // 2 * 2].reshape(-1, 2)
+            pairs.append((number, edges[(edges[:, 0] >= self.pairs_ns) & (edges[:, 1] <= self.until_ns)]))
+        self.pairs_ns = max((int(edges[-1, 1]) for _, edges in pairs if len(edges)), default=self.pairs_ns)
+        return pairs
 
 
 def _kinds(rows: IntArray) -> IntArray:
     module = rows[:, KEY] > 0
-    found = np.full(len(rows), _OWN, dtype=np.int64)
-    found[module] = _FORWARD
-    found[module & (rows[:, TASK] >= 0)] = _BACKWARD
-    found[module & (rows[:, TASK] <= LIGHT_TASK)] = _CALL
-    found[rows[:, KEY] == STEP_KEY] = _STEP
-    return found
+    codes = np.full(len(rows), _OWN, dtype=np.int64)
+    codes[module] = _FORWARD
+    codes[module & (rows[:, TASK] >= 0)] = _BACKWARD
+    codes[module & (rows[:, TASK] <= LIGHT_TASK)] = _CALL
+    codes[rows[:, KEY] == STEP_KEY] = _STEP
+    return codes
 
 
 def _tops(above: IntArray, kind: IntArray) -> IntArray:
@@ -262,7 +262,7 @@ class Tally:
         logs: Returns those of all threads that belong to the session.
         marked: Returns the number of steps that the user marked; None where steps are to be found.
         start_ns: Start of the session.
-        given: Key of the model that the user named.
+        given_key: Key of the model that the user named.
     """
 
     def __init__(
@@ -273,9 +273,9 @@ class Tally:
         marked: Callable[[], int | None] = lambda: None,
         *,
         start_ns: int,
-        given: int | None = None,
+        given_key: int | None = None,
     ) -> None:
-        self._hub, self._own, self._given = hub, own, given
+        self._hub, self._own, self._given = hub, own, given_key
         self._logs, self._marked = logs, marked
         self._threads: dict[Log, _Thread] = {own: _Thread(own, from_start=False)}
         self._frontier_ns = start_ns
@@ -300,26 +300,26 @@ class Tally:
                 self._threads[log] = _Thread(log, from_start=True)
         ends = {thread: thread.read(roots) for thread in self._threads.values()}
         end_ns = max(thread.until_ns for thread in self._threads.values())
-        found = Stretch(self._frontier_ns, max(end_ns, self._frontier_ns))
+        stretch = Stretch(self._frontier_ns, max(end_ns, self._frontier_ns))
         news: list[News] = []
         for thread in self._threads.values():
             rows, calls = thread.done()
             items = thread.items(rows, calls)
             self.touched += len(items.kind)
-            self._book(items, found)
+            self._book(items, stretch)
             self._study(thread, items, calls)
             if thread.log is self._own:
                 news.append(self._news(items, ends))
-                found.pauses += _pauses(items)
+                stretch.pauses += _pauses(items)
         self._count.add(news[0], now_ns)
         marked = self._marked()
         self.steps = self._count.count() if marked is None else marked
         self.touched += self._count.looked_at
-        if found.end_ns <= self._frontier_ns:
+        if stretch.end_ns <= self._frontier_ns:
             return None
-        self._frontier_ns = found.end_ns
-        _fit(found)
-        return found
+        self._frontier_ns = stretch.end_ns
+        _fit(stretch)
+        return stretch
 
     def steps_now(self) -> int | None:
         """Return the number of steps so far without reading entries; None where only an update can find it."""
@@ -334,13 +334,13 @@ class Tally:
 
     def open(self, now_ns: int) -> Stretch:
         """Return the work since the latest stretch, as far as recorded: calls in progress are a gap."""
-        found = Stretch(self._frontier_ns, max(now_ns, self._frontier_ns))
+        stretch = Stretch(self._frontier_ns, max(now_ns, self._frontier_ns))
         for thread in self._threads.values():
             outer = thread.outer
-            self._book(thread.items(thread.rows, thread.calls), found)
+            self._book(thread.items(thread.rows, thread.calls), stretch)
             thread.outer = outer
-        _fit(found)
-        return found
+        _fit(stretch)
+        return stretch
 
     def close(self) -> None:
         """Detach from the logs."""
@@ -348,24 +348,24 @@ class Tally:
             thread.log.forget_reader(thread.reader)
 
     @staticmethod
-    def _book(items: _Items, found: Stretch) -> None:
+    def _book(items: _Items, stretch: Stretch) -> None:
         for number, phase in ((_FORWARD, FORWARD), (_BACKWARD, BACKWARD)):
             which = np.flatnonzero(items.kind == number)
-            found.ns.add_modules(phase, _by_key(items.key[which], items.own_ns[which]))
-            found.calls.add_modules(phase, _by_key(items.key[which]))
+            stretch.ns.add_modules(phase, _by_key(items.key[which], items.own_ns[which]))
+            stretch.calls.add_modules(phase, _by_key(items.key[which]))
         for kind, ns, count in _by_kind(items, np.flatnonzero(items.kind >= _CALL)):
-            found.ns.rest[kind] += ns
-            found.calls.rest[kind] += count
+            stretch.ns.rest[kind] += ns
+            stretch.calls.rest[kind] += count
         if len(items.start):
-            found.first_ns = min(found.first_ns or int(items.start[0]), int(items.start[0]))
-            found.last_ns = max(found.last_ns, int(items.end.max()))
+            stretch.first_ns = min(stretch.first_ns or int(items.start[0]), int(items.start[0]))
+            stretch.last_ns = max(stretch.last_ns, int(items.end.max()))
 
     def _study(self, thread: _Thread, items: _Items, calls: Sequence[Backward]) -> None:
         """Study how calls and steps are divided, from those with inner records."""
-        inside = np.flatnonzero(items.top != NOBODY)
-        top = items.top[inside]
+        nested = np.flatnonzero(items.top != NOBODY)
+        top = items.top[nested]
         for outer in np.unique(items.key[top]).tolist():
-            which = inside[items.key[top] == outer]
+            which = nested[items.key[top] == outer]
             pattern = self._patterns[CALL, outer]
             count = int((items.top[which] == which).sum())
             number = _by_key(items.key[which])
@@ -389,8 +389,8 @@ class Tally:
 
     def _study_backward(self, thread: _Thread, call: Backward, items: _Items) -> None:
         if "lanes" not in call.cache:
-            others = [log.table() for log in self._threads if log is not thread.log]
-            lanes = join(call, thread.log.table(), others)
+            other_tables = [log.table() for log in self._threads if log is not thread.log]
+            lanes = join(call, thread.log.table(), other_tables)
             call.cache["lanes"] = [np.array(lane, dtype=np.int64).reshape(-1, 4) for lane in lanes]
         at = np.flatnonzero((items.kind == _GRADIENT) & (items.end == call.end_ns))
         if not call.cache["lanes"] or not len(at):
@@ -400,8 +400,8 @@ class Tally:
         pieces = pieces[np.lexsort((-pieces[:, 1], pieces[:, 0]))]
         above = enclosing(pieces[:, 0], pieces[:, 1])
         length = pieces[:, 1] - pieces[:, 0]
-        inside = above != NOBODY
-        own_ns = np.maximum(length - np.bincount(above[inside], length[inside], len(length)), 0)
+        nested = above != NOBODY
+        own_ns = np.maximum(length - np.bincount(above[nested], length[nested], len(length)), 0)
         pattern, owned = self._patterns[GRADIENT, int(items.key[at[0]])], pieces[:, 2] > 0
         nodes = call.nodes if isinstance(call.nodes, Nodes) or call.nodes is None else call.nodes.nodes()
         began_ns = call.start_ns if nodes is None else int(nodes.start_ns.min())  # before that the window opens
@@ -412,19 +412,19 @@ class Tally:
             return
         step = np.minimum(np.searchsorted(bounds[:, 1], items.start, side="right"), len(bounds) - 1)
         within = (items.start >= bounds[step, 0]) & (items.start < bounds[step, 1]) & (items.kind != _STEP)
-        apart = (items.kind == _OWN) & np.isin(items.key, (PROFILER_KEY, COMPILE_KEY))  # does not recur
-        inside = within & ~apart
-        logged = np.flatnonzero(inside & (items.top != NOBODY))
+        excluded = (items.kind == _OWN) & np.isin(items.key, (PROFILER_KEY, COMPILE_KEY))  # does not recur
+        in_step = within & ~excluded
+        logged = np.flatnonzero(in_step & (items.top != NOBODY))
         total = float(np.diff(bounds, axis=1).sum())
         for number in (_FORWARD, _BACKWARD):  # summed as the call that is recorded without module calls
-            which = logged if number == _FORWARD else np.flatnonzero(inside & (items.kind == _BACKWARD))
+            which = logged if number == _FORWARD else np.flatnonzero(in_step & (items.kind == _BACKWARD))
             keys = items.key[items.top[which]] if number == _FORWARD else np.zeros(len(which), dtype=np.int64)
             for key in np.unique(keys).tolist():
                 mine = which[keys == key]
                 call: Kind = (CALL if number == _FORWARD else GRADIENT, key)
                 pattern.ns.rest[call] += float(items.own_ns[mine].sum())
                 pattern.calls.rest[call] += int((items.top[mine] == mine).sum())
-        for kind, ns, count in _by_kind(items, np.flatnonzero(inside & (items.kind >= _CALL))):
+        for kind, ns, count in _by_kind(items, np.flatnonzero(in_step & (items.kind >= _CALL))):
             pattern.ns.rest[kind] += ns
             pattern.calls.rest[kind] += count
         pattern.count += len(bounds)
@@ -434,8 +434,8 @@ class Tally:
         outer = np.flatnonzero(((items.kind == _CALL) | (items.top == np.arange(len(items.top)))) & ~items.failed)
         key, grown = items.key[outer], items.grown[outer]
         self._trained |= bool(grown.any())
-        one = np.ones(len(outer), dtype=np.int64)
-        calls = Calls(items.start[outer], items.end[outer], one, grown, np.isin(key, self._main(key)), one, one == 0)
+        ones = np.ones(len(outer), dtype=np.int64)
+        calls = Calls(items.start[outer], items.end[outer], ones, grown, np.isin(key, self._main(key)), ones, ones == 0)
         bounds = np.column_stack((items.start, items.end))
         own = next(each for thread, each in ends.items() if thread.log is self._own)
         self._optimizers.update(key for key, *_ in own)
@@ -445,9 +445,9 @@ class Tally:
             optimizers = [sorted(ours, key=lambda each: each[1])]
         gradients, steps = bounds[items.kind == _GRADIENT], bounds[items.kind == _STEP]
         if not any(optimizers):  # steps recorded by their ends only, which a backward call ended
-            whole = steps[[not self._is_part(task) for task in items.key[items.kind == _STEP].tolist()]]
-            start, end = whole.T
-            calls = calls.with_training(start, end - 1, np.ones(len(whole), dtype=np.int64))
+            whole_steps = steps[[not self._is_part(task) for task in items.key[items.kind == _STEP].tolist()]]
+            start, end = whole_steps.T
+            calls = calls.with_training(start, end - 1, np.ones(len(whole_steps), dtype=np.int64))
             gradients = np.concatenate((gradients, np.column_stack((end - 1, end))))
             gradients = gradients[np.argsort(gradients[:, 0], kind="stable")]
         return News(calls, gradients, steps, optimizers)
@@ -475,55 +475,57 @@ class Tally:
             used[: len(part)] |= part > 0
         used[list(calls)] = True
         registry = self._hub.registry
-        known = len(registry.roots), len(registry.facts), int(used.sum())
-        if known != self._named or registry.dirty:
+        state = len(registry.roots), len(registry.facts), int(used.sum())
+        if state != self._named or registry.dirty:
             if registry.dirty:
                 registry.refresh()
             self._names = resolve(registry.roots, registry.facts, np.flatnonzero(used), self._given)
-            self._named = known
+            self._named = state
         return self._names
 
     def spread(self, sums: Sums) -> Sums:
         """Return sums in which calls and steps are divided among modules, as far as known."""
         self.names(sums)  # sets the names by which similar modules are grouped
-        found = Sums.of(sums.of_modules, {})
-        rest = dict(sums.rest)
-        steps = rest.pop((STEP, 0), 0.0)
+        sums_by_module = Sums.of(sums.of_modules, {})
+        of_others = dict(sums.rest)
+        steps = of_others.pop((STEP, 0), 0.0)
         pattern = self._patterns[STEP, 1] if self._patterns[STEP, 1].count else self._patterns[STEP, 0]
         shares = pattern.ns.rest if pattern.ns.total() > 0 else {(OWN, 0): 1.0}
-        whole = sum(shares.values())
+        total_share = sum(shares.values())
         for each, part in shares.items():
-            rest[each] = rest.get(each, 0.0) + steps * part / whole
-        for (kind, key), amount in rest.items():
-            inside = self._inside(kind, key)
-            if inside is not None:
-                found.add(inside, amount / inside.total())
+            of_others[each] = of_others.get(each, 0.0) + steps * part / total_share
+        for (kind, key), amount in of_others.items():
+            division = self._inside(kind, key)
+            if division is not None:
+                sums_by_module.add(division, amount / division.total())
             elif kind == CALL:
-                found.add_modules(FORWARD, _only(key, amount))
+                sums_by_module.add_modules(FORWARD, _only(key, amount))
             else:
-                found.rest[kind, key] += amount
-        return found
+                sums_by_module.rest[kind, key] += amount
+        return sums_by_module
 
     def _inside(self, kind: str, key: int) -> Sums | None:
         """Return the division of calls of a kind; for backward calls without one, that of others; None: unknown."""
-        known = self._patterns.get((kind, key))
-        if kind == GRADIENT and (known is None or not known.count):
-            known = next((each for (name, _), each in self._patterns.items() if name == GRADIENT and each.count), None)
-        if known is None or known.ns.total() <= 0:
+        pattern = self._patterns.get((kind, key))
+        if kind == GRADIENT and (pattern is None or not pattern.count):
+            pattern = next(
+                (each for (name, _), each in self._patterns.items() if name == GRADIENT and each.count), None
+            )
+        if pattern is None or pattern.ns.total() <= 0:
             return None
-        return self._calm(known.ns) if kind == GRADIENT else known.ns
+        return self._calm(pattern.ns) if kind == GRADIENT else pattern.ns
 
     def _calm(self, ns: Sums) -> Sums:
         """Limit modules with far more time than similar ones: another program ran during their few calls."""
-        found = Sums.of(ns.of_modules, ns.rest)
-        amounts = found.of_modules[BACKWARD]
-        alike: dict[object, list[int]] = defaultdict(list)
+        limited = Sums.of(ns.of_modules, ns.rest)
+        amounts = limited.of_modules[BACKWARD]
+        groups: dict[object, list[int]] = defaultdict(list)
         for key in np.flatnonzero(amounts).tolist():
-            alike[self._hub.registry.facts.get(key), re.sub(r"\d+", "#", self._names.of(key))].append(key)
-        for keys in alike.values():
+            groups[self._hub.registry.facts.get(key), re.sub(r"\d+", "#", self._names.of(key))].append(key)
+        for keys in groups.values():
             if len(keys) >= MANY_ALIKE:
                 amounts[keys] = np.minimum(amounts[keys], FAR_MORE * np.median(amounts[keys]))
-        return found
+        return limited
 
     def device_shares(self, device: str) -> Mapping[Slot, float]:
         """Return a device's ns by slot, and its idle ns, in its recorded windows."""
@@ -536,45 +538,45 @@ class Tally:
                 self.touched += len(activity)
                 _add_activity(self._devices.setdefault(activity.device, defaultdict(float)), activity)
         self._device_windows = len(windows)
-        found: dict[Slot, float] = defaultdict(float)
+        busy_ns: dict[Slot, float] = defaultdict(float)
         for slot, ns in self._devices.get(device, {}).items():
             key = slot.fqn.removeprefix(KEY_MARK)
             named = slot.fqn.startswith(KEY_MARK) and key.isdecimal()
-            found[Slot(self._names.of(int(key)), slot.phase) if named else slot] += ns
-        return found
+            busy_ns[Slot(self._names.of(int(key)), slot.phase) if named else slot] += ns
+        return busy_ns
 
     def calls_of(self, calls: Sums) -> dict[int, int | None]:
         """Return the number of calls of each module; None where it is unknown for some calls."""
-        found = Sums()
-        found.add_modules(FORWARD, calls.of_modules[FORWARD])
+        totals = Sums()
+        totals.add_modules(FORWARD, calls.of_modules[FORWARD])
         unseen: set[int] = set()
-        rest = dict(calls.rest)
-        steps, pattern = rest.pop((STEP, 0), 0.0), self._patterns[STEP, 1]
+        of_others = dict(calls.rest)
+        steps, pattern = of_others.pop((STEP, 0), 0.0), self._patterns[STEP, 1]
         pattern = pattern if pattern.count else self._patterns[STEP, 0]
         for (kind, key), count in pattern.calls.rest.items():
-            rest[kind, key] = rest.get((kind, key), 0.0) + steps * count / pattern.count
-        for (kind, key), count in rest.items():
+            of_others[kind, key] = of_others.get((kind, key), 0.0) + steps * count / pattern.count
+        for (kind, key), count in of_others.items():
             if kind == CALL and count:
-                known = self._patterns.get((CALL, key))
-                if known is None or not known.count:
-                    found.add_modules(FORWARD, _only(key, count))
+                division = self._patterns.get((CALL, key))
+                if division is None or not division.count:
+                    totals.add_modules(FORWARD, _only(key, count))
                 else:
-                    found.add(Sums.of({FORWARD: known.calls.of_modules[FORWARD]}, {}), count / known.count)
+                    totals.add(Sums.of({FORWARD: division.calls.of_modules[FORWARD]}, {}), count / division.count)
                     unseen.update(self._varying)
-        counts = found.of_modules[FORWARD]
+        counts = totals.of_modules[FORWARD]
         return {key: None if key in unseen else round(counts[key]) for key in np.flatnonzero(counts).tolist()}
 
     def slots(self, sums: Sums) -> dict[Slot, float]:
         """Return divided sums by the slots of the report."""
-        names, found = self.names(sums), dict[Slot, float]()
+        names, by_slot = self.names(sums), dict[Slot, float]()
         amounts = (
             (self._slot(phase, key, names), float(part[key]))
             for phase, part in sums.of_modules.items()
             for key in np.flatnonzero(part).tolist()
         )
         for slot, amount in (*amounts, *((self._slot(*kind, names), each) for kind, each in sums.rest.items())):
-            found[slot] = found.get(slot, 0.0) + amount
-        return found
+            by_slot[slot] = by_slot.get(slot, 0.0) + amount
+        return by_slot
 
     def _slot(self, kind: str, key: int, names: Names) -> Slot:
         if kind in {FORWARD, BACKWARD}:
@@ -588,10 +590,10 @@ class Tally:
 
 def _by_kind(items: _Items, which: IntArray) -> Iterator[tuple[Kind, float, int]]:
     """Yield the kind, own ns and number of intervals other than logged module calls."""
-    both, number = np.unique(np.column_stack((items.kind, items.key))[which], axis=0, return_inverse=True)
-    ns = np.bincount(number.ravel(), items.own_ns[which], len(both))
-    count = np.bincount(number.ravel(), minlength=len(both))
-    for (kind, key), own_ns, n in zip(both.tolist(), ns.tolist(), count.tolist(), strict=True):
+    kind_and_key, number = np.unique(np.column_stack((items.kind, items.key))[which], axis=0, return_inverse=True)
+    ns = np.bincount(number.ravel(), items.own_ns[which], len(kind_and_key))
+    count = np.bincount(number.ravel(), minlength=len(kind_and_key))
+    for (kind, key), own_ns, n in zip(kind_and_key.tolist(), ns.tolist(), count.tolist(), strict=True):
         name = _KINDS[kind]
         yield (name, 0 if name == STEP else key), own_ns, n
 
@@ -628,19 +630,19 @@ def _by_key(key: IntArray, weights: IntArray | FloatArray | None = None) -> Floa
 
 
 def _only(key: int, amount: float) -> FloatArray:
-    found = np.zeros(key + 1)
-    found[key] = amount
-    return found
+    amounts = np.zeros(key + 1)
+    amounts[key] = amount
+    return amounts
 
 
-def _fit(found: Stretch) -> None:
+def _fit(stretch: Stretch) -> None:
     """Scale the work to at most the length of the stretch: concurrent threads share it; the remainder is a gap."""
-    length_ns, ran_ns = found.end_ns - found.start_ns, found.ns.total()
+    length_ns, ran_ns = stretch.end_ns - stretch.start_ns, stretch.ns.total()
     if ran_ns > length_ns:
-        whole = Sums()
-        whole.add(found.ns, length_ns / ran_ns)
-        found.ns = whole
-    found.gap_ns = max(length_ns - ran_ns, 0.0)
+        scaled = Sums()
+        scaled.add(stretch.ns, length_ns / ran_ns)
+        stretch.ns = scaled
+    stretch.gap_ns = max(length_ns - ran_ns, 0.0)
 
 
 def _params(hub: Hub, key: int) -> int:
@@ -650,5 +652,5 @@ def _params(hub: Hub, key: int) -> int:
         return named[1]
     registry = hub.registry
     root = next((root for root in registry.roots if root.key == key), None)
-    below = {key} if root is None else {own for _, own in root.paths}
-    return sum(registry.facts[own].params for own in below if own in registry.facts)
+    keys_below = {key} if root is None else {own for _, own in root.paths}
+    return sum(registry.facts[own].params for own in keys_below if own in registry.facts)

@@ -64,8 +64,8 @@ class Tracer:
             raise ConfigError(f"overhead_budget must be from 0 to 1, not {overhead_budget}")
         if max_spans < 1:
             raise ConfigError(f"max_spans must be at least 1, not {max_spans}")
-        given = models if model is None else (("", model),)
-        self._models = tuple((name, weakref.ref(each)) for name, each in given)
+        named_models = models if model is None else (("", model),)
+        self._models = tuple((name, weakref.ref(each)) for name, each in named_models)
         self._windows = windows
         self._budget = overhead_budget
         self._max_spans = max_spans
@@ -200,7 +200,7 @@ class Tracer:
             lambda: self._logs(hub) if self._log is not None else (),
             lambda: self._marks.steps if self._marks is not None else None,
             start_ns=start_ns,
-            given=self._given,
+            given_key=self._given,
         )
 
     def pay(self, cost_ns: int) -> None:
@@ -220,7 +220,7 @@ class Tracer:
                 if hub is None:
                     raise TraceError("stop() before start()")
                 try:
-                    self._trace = self._assemble(hub, last=hub.users == 1, done_ns=done_ns)
+                    self._trace = self._assemble(hub, is_last=hub.users == 1, done_ns=done_ns)
                 finally:
                     self._leave(hub)
             return self._trace
@@ -238,7 +238,7 @@ class Tracer:
         release(hub)
 
     def _assemble(
-        self, hub: Hub, *, last: bool = False, most_filled: int | None = None, done_ns: int | None = None
+        self, hub: Hub, *, is_last: bool = False, most_filled: int | None = None, done_ns: int | None = None
     ) -> Trace:
         from torchwatt.tracing.assemble import MAX_FILLED, View, assemble
 
@@ -246,9 +246,9 @@ class Tracer:
             return EMPTY_TRACE  # a forked child: the parent has the trace
         end = self._clock_ns()
         done = end if done_ns is None else min(done_ns, end)
-        if last and self._log is not None:
+        if is_last and self._log is not None:
             hub.stepping.end_part(self._log, done)  # what ran after the last step ended before the session did
-        if last and hub.devices is not None:
+        if is_last and hub.devices is not None:
             hub.devices.abandon()
         events = [event for event in list(hub.events) if event.t_ns >= self._start_ns or event.severity == "warning"]
         events += self._overspent(end)
@@ -266,7 +266,7 @@ class Tracer:
             resumed=self._marks.resumed() if self._marks is not None else {},
             devices=hub.devices,
             most_filled=most_filled or MAX_FILLED,
-            is_last=last,
+            is_last=is_last,
             cost_ns=hub.stepping.spent_ns() - self._spent_ns,
         )
         try:
@@ -283,11 +283,12 @@ class Tracer:
         if books is None or books.budget.share <= 0:
             return []
         budget = books.budget
-        cost, most = budget.total_ns / 1e9, budget.share * (end_ns - budget.start_ns + EARLY_NS) / 1e9
-        if cost <= TOLERATED * most:
+        cost_s, most_s = budget.total_ns / 1e9, budget.share * (end_ns - budget.start_ns + EARLY_NS) / 1e9
+        if cost_s <= TOLERATED * most_s:
             return []
         text = (
-            f"tracing cost {cost:.3g} s where the budget allows {most:.3g} s: steps are short; trace with layers='off'"
+            f"tracing cost {cost_s:.3g} s where the budget allows {most_s:.3g} s: steps are short; "
+            "trace with layers='off'"
         )
         return [Event(end_ns, "info", "BUDGET_EXCEEDED", "run", text)]
 

@@ -187,9 +187,9 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
     compiling, local, new_log, outermost = is_dynamo_compiling, host.local, host.log, _outermost(host)
     quiet, ident, module, grad_enabled = host.quiet, threading.get_ident, nn.Module, torch.is_grad_enabled
     clock = host.clock_ns
-    counted, called, known = host.signatures.counted, host.quiet.called.append, host.registry.by_id
+    counted, called, keys = host.signatures.counted, host.quiet.called.append, host.registry.by_id
     outermost_newcomer = _outermost_newcomer(host)
-    may_answer, answer = answering(host, outermost_newcomer, sequence_nr, graph_task_id)
+    may_answer, record_answer = answering(host, outermost_newcomer, sequence_nr, graph_task_id)
     own, direct = "__call__" in vars(owner), owner.__mro__[1] is module  # no class in between could be patched
 
     def wrap(original: Wrapped) -> Wrapped:  # noqa: C901 - as above
@@ -210,7 +210,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
                 else:
                     if quiet.asleep == me and quiet.calls < MOST_QUIET and (quiet.calls or grad_enabled()):
                         quiet.calls += 1
-                        if id(self) not in known:
+                        if id(self) not in keys:
                             outermost_newcomer(self)
                         called(id(self))
                         try:
@@ -227,7 +227,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
                     except AttributeError:
                         log = new_log()
                     if log.answers and may_answer(log):
-                        return answer(call, log, start, self, args, kwargs)
+                        return record_answer(call, log, start, self, args, kwargs)
                     if quiet.asleep == me and quiet.calls == MOST_QUIET:
                         quiet.calls, log.calls_asleep = MOST_QUIET + 1, MOST_QUIET  # the log continues the count
                     if not log.inside and log.mode != OFF:
@@ -241,7 +241,7 @@ def class_call(host: Host, owner: Any) -> Callable[[Wrapped], Wrapped]:  # noqa:
                 drop_own_frames(error)
                 raise
 
-        host.registry.calls_code |= {f.__code__ for f in (__call__, below, outermost, answer)}
+        host.registry.calls_code |= {f.__code__ for f in (__call__, below, outermost, record_answer)}
         return __call__
 
     return wrap
@@ -278,8 +278,8 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, int, Any, Any, Any], Any]:
             return y
         finally:
             end, s1 = clock(), s0 + FAILED_SIZE if failed else sequence_nr()
-            known = (quiet.alone or not signatures.counted) and not failed
-            number = signatures.number(called[before:]) if known else UNKNOWN
+            is_counted = (quiet.alone or not signatures.counted) and not failed
+            number = signatures.number(called[before:]) if is_counted else UNKNOWN
             del called[before:]
             log.rows.append((key, start, end, s0, s1, LIGHT_TASK - number))
 
@@ -315,11 +315,11 @@ def _outermost(host: Host) -> Callable[[Wrapped, Log, int, Any, Any, Any], Any]:
         try:
             if task() >= 0:
                 return call(module, *args, **kwargs)
-            apart = not grad_enabled()  # an evaluation, not part of a training step
-            if log.stepless or log.mode == ASLEEP or apart:
+            without_gradients = not grad_enabled()  # an evaluation, not part of a training step
+            if log.stepless or log.mode == ASLEEP or without_gradients:
                 step = True
                 host.outermost_begins(log)
-            if log.mode == LIGHT or (log.mode == ASLEEP and apart):
+            if log.mode == LIGHT or (log.mode == ASLEEP and without_gradients):
                 log.settle()
                 records = True
                 return logged(call, log, began, module, args, kwargs)
@@ -364,18 +364,18 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
     log_of, clock = host.log, host.clock_ns
     quiet, ident = host.quiet, threading.get_ident
     compiled = host.compiled_calls
-    counted, called, one = host.signatures.counted, host.quiet.called, (BACKWARD,)
+    counted, called, backward_entry = host.signatures.counted, host.quiet.called, (BACKWARD,)
     ending = _ending(host)
 
     def bare(log: Log, began: int, since: int, original: Wrapped, args: Any, kwargs: Any) -> Any:
         reduces, start = log.takes_reducers(), clock()
         log.add_own(began, start, seq(), LIGHT_TASK)
-        first = log.total()
+        first_row = log.total()
         try:
             return original(*args, **kwargs)
         finally:
             end = clock()
-            log.backward_ended(Backward(start, end, since, first, log.total(), light=True, reduces=reduces))
+            log.backward_ended(Backward(start, end, since, first_row, log.total(), light=True, reduces=reduces))
             log.stride.backwards += 1
 
     def run(original: Wrapped, args: Any, kwargs: Any) -> Any:
@@ -384,7 +384,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
             try:
                 return original(*args, **kwargs)
             finally:
-                called[before:] = one  # recomputed modules are no calls of the forward pass
+                called[before:] = backward_entry  # recomputed modules are no calls of the forward pass
                 quiet.nodes_before += seq() - number
         began = clock()
         log = log_of()
@@ -395,13 +395,13 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
             finally:
                 if log.mode == ASLEEP and log.calls_asleep and task() < 0:
                     host.backward_ended(log, fresh=True)
-        since, first, number = log.since, log.total(), seq()
-        unseen = log.deaf = first == since and log.mode == LIGHT and seq() > log.stride.seq
+        since, first_row, number = log.since, log.total(), seq()
+        unseen = log.deaf = first_row == since and log.mode == LIGHT and seq() > log.stride.seq
         if unseen:
             host.look_closer()  # a forward pass was not recorded
         log.read_cpu(clock())
         try:
-            if log.mode == FULL or (first > since and log.rows and log.rows[-1][TASK] > LIGHT_TASK):
+            if log.mode == FULL or (first_row > since and log.rows and log.rows[-1][TASK] > LIGHT_TASK):
                 return host.run_backward(began, original, args, kwargs)
             return bare(log, began, since, original, args, kwargs)
         finally:
@@ -413,7 +413,7 @@ def backward_call(host: Host) -> Callable[[Wrapped], Wrapped]:  # noqa: C901, PL
             log.add_own(end, clock(), log.stride.seq, FORWARD_TASK if log.mode == FULL else LIGHT_TASK)
             log.since = log.total()
             if log.lead_optimizer is None:
-                host.backward_ended(log, fresh=first > since or unseen)
+                host.backward_ended(log, fresh=first_row > since or unseen)
 
     def counting(original: Wrapped, args: Any, kwargs: Any) -> Any:
         before = len(called)

@@ -15,7 +15,8 @@ from tests.support.worlds import World
 
 from torchwatt.audit import Seal, verify, write_bundle
 from torchwatt.audit.describe import schema_markdown
-from torchwatt.carbon import Asked, plan
+from torchwatt.carbon import Asked
+from torchwatt.carbon.plan import plan
 from torchwatt.core.report import Report
 from torchwatt.session.options import Options
 from torchwatt.session.settle import Bounds, Outcome, settle

@@ -109,9 +109,9 @@ def test_a_lake_takes_them_beside_todays(tmp_path):
     pytest.importorskip("duckdb")
     from tests.support.reports import sample_report
     from torchwatt.audit import write_bundle
-    from torchwatt.audit.fleet import ingest
     from torchwatt.audit.fleet.check import check_lake
     from torchwatt.audit.fleet.engine import connect
+    from torchwatt.audit.fleet.ingest import ingest
     from torchwatt.audit.fleet.lake import open_lake
 
     runs = tmp_path / "runs"

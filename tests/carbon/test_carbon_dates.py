@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.carbon.worlds import NOON, planned, usage
-from torchwatt.carbon import price
+from torchwatt.carbon.price import price
 from torchwatt.core.errors import ConfigError, FactorError
 
 KWH_J = 3.6e6

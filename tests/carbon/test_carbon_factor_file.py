@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from tests.carbon.worlds import found, planned, usage
-from torchwatt.carbon import Subject, price
+from torchwatt.carbon import Subject
+from torchwatt.carbon.price import price
 from torchwatt.core.errors import FactorError
 
 KWH_J = 3.6e6

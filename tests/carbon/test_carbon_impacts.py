@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tests.carbon.worlds import found, planned, usage
 from torchwatt.audit.formula import evaluate
-from torchwatt.carbon import price
 from torchwatt.carbon.arithmetic import Quantity, combine
+from torchwatt.carbon.price import price
 from torchwatt.core.errors import FactorError
 from torchwatt.core.terms import PROVENANCES
 

@@ -10,8 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.carbon.worlds import HOUR, NOON, found, usage
-from torchwatt.carbon import Asked, plan, price
+from torchwatt.carbon import Asked
 from torchwatt.carbon.electricity_maps_api import fetch_hours
+from torchwatt.carbon.plan import plan
+from torchwatt.carbon.price import price
 from torchwatt.core.errors import FactorError
 
 KWH_J = 3.6e6

@@ -4,7 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from torchwatt.carbon import Asked, Subject, Usage, plan, price
+from torchwatt.carbon import Asked, Subject, Usage
+from torchwatt.carbon.plan import plan
+from torchwatt.carbon.price import price
 from torchwatt.core.errors import FactorError
 from torchwatt.core.hours import hour_of, hour_start
 

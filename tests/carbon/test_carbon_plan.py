@@ -3,8 +3,10 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.carbon.worlds import HISTORY_OLD, HOUR, NOON, found, history, planned, usage
-from torchwatt.carbon import Asked, plan, price
+from torchwatt.carbon import Asked
+from torchwatt.carbon.plan import plan
 from torchwatt.carbon.presets import facilities, facility
+from torchwatt.carbon.price import price
 from torchwatt.core.errors import ConfigError, FactorError
 
 KWH_J = 3.6e6

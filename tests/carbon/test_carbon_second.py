@@ -8,7 +8,8 @@ from types import ModuleType
 import pytest
 
 from tests.carbon.worlds import found, planned, usage
-from torchwatt.carbon import price, second
+from torchwatt.carbon import second
+from torchwatt.carbon.price import price
 
 KWH_J = 3.6e6
 

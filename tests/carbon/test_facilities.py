@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from torchwatt.carbon import price
 from torchwatt.carbon.presets import facilities, facility
+from torchwatt.carbon.price import price
 from torchwatt.core.errors import FactorError
 from torchwatt.core.units import J_PER_KWH
 

@@ -2,7 +2,8 @@
 
 from datetime import UTC, datetime
 
-from torchwatt.carbon import Asked, Subject, Usage, plan
+from torchwatt.carbon import Asked, Subject, Usage
+from torchwatt.carbon.plan import plan
 from torchwatt.core.hours import hour_of
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -7,7 +7,8 @@ import pytest
 
 from tests.support.reports import bare_report, sample_report
 from torchwatt.audit import write_bundle
-from torchwatt.carbon import Asked, plan, second
+from torchwatt.carbon import Asked, second
+from torchwatt.carbon.plan import plan
 from torchwatt.session.grams import with_grams
 
 FACTORS = """\

@@ -11,7 +11,8 @@ from tests.exports.test_boamps import DECLARED
 from tests.support.reports import HOSTILE, named_report, sample_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.audit.exports import FORMATS, export
-from torchwatt.audit.fleet import ingest, open_lake
+from torchwatt.audit.fleet import open_lake
+from torchwatt.audit.fleet.ingest import ingest
 from torchwatt.cli.parser import run
 
 LONG = ("x" * 131_073, "\x01" * 200_000, '"' * 150_000, "\u00e9\u2028" * 80_000, "\ud800" * 140_000, "a,b\n" * 9**5)

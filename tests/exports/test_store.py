@@ -7,7 +7,8 @@ import pytest
 from tests.exports.conftest import priced
 from tests.support.reports import HOUR_NS, RUN_ID, bare_report, sample_report
 from torchwatt.audit import read_bundle, verify
-from torchwatt.audit.store import Store, default_store, shares, sums
+from torchwatt.audit.store import Store, default_store, shares
+from torchwatt.audit.store.sums import sums
 from torchwatt.core.errors import BundleError, ConfigError
 
 

@@ -5,7 +5,8 @@ import os
 import pytest
 
 from tests.support.fleet import write_fleet
-from torchwatt.audit.fleet import ingest, open_lake
+from torchwatt.audit.fleet import open_lake
+from torchwatt.audit.fleet.ingest import ingest
 
 RUNS = range(2, 42)
 

@@ -7,8 +7,10 @@ from math import fsum
 import pytest
 
 from tests.support.shared_fleet import BREAKS, G_PER_KWH, Fleet, break_some, ingest_at_once, make_bundles, write_jobs
-from torchwatt.audit.fleet import check_lake, connect, ingest, open_lake, rollup, script
-from torchwatt.audit.store import Store, shares, sums
+from torchwatt.audit.fleet import check_lake, connect, open_lake, rollup, script
+from torchwatt.audit.fleet.ingest import ingest
+from torchwatt.audit.store import Store, shares
+from torchwatt.audit.store.sums import sums
 
 REL = 1e-9
 

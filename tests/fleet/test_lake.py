@@ -24,7 +24,8 @@ from tests.support.bundles import rich_report
 from tests.support.reports import HOSTILE, another_report, sample_report
 from tests.support.shared_fleet import resealed
 from torchwatt.audit import write_bundle
-from torchwatt.audit.fleet import check_lake, connect, ingest, open_lake, rollup, script
+from torchwatt.audit.fleet import check_lake, connect, open_lake, rollup, script
+from torchwatt.audit.fleet.ingest import ingest
 from torchwatt.audit.fleet.lake import Lake, LocalFiles
 from torchwatt.audit.fleet.paths import decoded, encoded, part, run_of
 from torchwatt.core.errors import BundleError, ConfigError, TorchwattError

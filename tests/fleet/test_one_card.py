@@ -8,8 +8,10 @@ import pytest
 
 from tests.conftest import run_script
 from tests.support.nvml_simulator import PowerTrace, Scenario
-from torchwatt.audit.fleet import ingest, open_lake, rollup
-from torchwatt.audit.store import Store, sums
+from torchwatt.audit.fleet import open_lake, rollup
+from torchwatt.audit.fleet.ingest import ingest
+from torchwatt.audit.store import Store
+from torchwatt.audit.store.sums import sums
 
 POWER_W = 500.0
 PROGRAM = """

@@ -283,7 +283,9 @@ def machine(data: bytes, folder: Path) -> None:
 def factors(data: bytes, folder: Path) -> None:
     """Price a kilowatt-hour with a file of factors or hours."""
     from tests.carbon.worlds import usage
-    from torchwatt.carbon import Asked, plan, price
+    from torchwatt.carbon import Asked
+    from torchwatt.carbon.plan import plan
+    from torchwatt.carbon.price import price
 
     path = _put(folder, "f.csv", data)
     applied = plan(Asked(factors=path), NEW_YEAR)
@@ -350,7 +352,8 @@ def bundle_verify(data: bytes, folder: Path) -> None:
 def bundle_use(data: bytes, folder: Path) -> None:
     """Show, export, reprice and keep a bundle that somebody sent."""
     from torchwatt.audit.exports import FORMATS, export
-    from torchwatt.audit.store import Store, sums
+    from torchwatt.audit.store import Store
+    from torchwatt.audit.store.sums import sums
     from torchwatt.carbon import Asked
     from torchwatt.cli.show import show
     from torchwatt.session.reprice import reprice
@@ -389,7 +392,8 @@ def chain(data: bytes, folder: Path) -> None:
 @target(seeds.stores, "bytes")
 def store_index(data: bytes, folder: Path) -> None:
     """Look into a store whose index is anybody's."""
-    from torchwatt.audit.store import Store, sums
+    from torchwatt.audit.store import Store
+    from torchwatt.audit.store.sums import sums
 
     _put(folder, "index.sqlite", data)
     store = Store(folder)

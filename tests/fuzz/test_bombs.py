@@ -19,7 +19,7 @@ from pathlib import Path
 from unittest import mock
 from torchwatt.core.errors import TorchwattError
 from torchwatt.audit import read_bundle, verify
-from torchwatt.carbon import Asked, plan
+import torchwatt.carbon.plan
 from torchwatt.carbon import electricity_maps_api as api
 from torchwatt.core.hours import hour_start
 from torchwatt.sensors.calibrations import load_calibrations
@@ -40,9 +40,12 @@ def answer(_):
         opener.return_value.open.return_value = Endless()
         api.fetch_hours([1], zone="FR", token="t", at=hour_start(1))
 
+def factors(path):
+    options = torchwatt.carbon.plan.Asked(factors=path)
+    return torchwatt.carbon.plan.plan(options, hour_start(0))
+
 read = {"trace": read_trace, "power": read_power_log, "recording": load_recording, "calibrations": load_calibrations,
-        "factors": lambda path: plan(Asked(factors=path), hour_start(0)), "verify": verify, "bundle": read_bundle,
-        "answer": answer}
+        "factors": factors, "verify": verify, "bundle": read_bundle, "answer": answer}
 # 8 GiB of addresses: whoever wants to hold ten gigabytes dies here and not the machine.
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 told = {}

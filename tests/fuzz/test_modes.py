@@ -17,7 +17,8 @@ from tests.support.reports import sample_report
 from tests.support.worlds import World
 from torchwatt.audit import Seal, write_bundle
 from torchwatt.audit.exports import export
-from torchwatt.audit.fleet import ingest, open_lake
+from torchwatt.audit.fleet import open_lake
+from torchwatt.audit.fleet.ingest import ingest
 from torchwatt.audit.store import Store
 from torchwatt.carbon import Asked
 from torchwatt.core.errors import BundleError

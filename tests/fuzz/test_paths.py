@@ -16,7 +16,8 @@ from tests.support.bundles import rich_report
 from tests.support.fleet import write_fleet
 from tests.support.ranks import record
 from torchwatt.audit import read_bundle, verify, write_bundle
-from torchwatt.audit.fleet import check_lake, ingest, open_lake, rollup
+from torchwatt.audit.fleet import check_lake, open_lake, rollup
+from torchwatt.audit.fleet.ingest import ingest
 from torchwatt.audit.rebuild import rebuild
 from torchwatt.audit.store import Store
 from torchwatt.carbon import Asked

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from torchwatt.carbon.iso import CANADA
 from torchwatt.core.errors import FactorError
 from torchwatt.core.extras import install_command
 
@@ -93,8 +94,6 @@ def usa() -> tuple[Place, ...]:
 
 def canada() -> tuple[Place, ...]:
     """Return the provinces of Canada, computed from their mix of fuels as codecarbon does."""
-    from torchwatt.carbon.iso import CANADA
-
     letters = {name: code for code, name in CANADA.items()}
     rows = _read("get_country_energy_mix_data", "can")
     return tuple(

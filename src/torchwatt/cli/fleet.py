@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from torchwatt.audit.fleet import ROLLUPS, check_lake, ingest, open_lake, rollup, script
-from torchwatt.audit.fleet.ingest import summary
+from torchwatt.audit.fleet import ROLLUPS, check_lake, open_lake, rollup, script
+from torchwatt.audit.fleet.ingest import ingest, summary
 from torchwatt.audit.lexical import escape
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.plain_text import printable

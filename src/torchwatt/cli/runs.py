@@ -8,7 +8,8 @@ from typing import IO
 
 from torchwatt.audit.counted_run import RunShare
 from torchwatt.audit.seal import MANIFEST
-from torchwatt.audit.store import Group, Store, StoredRun, shares, sums
+from torchwatt.audit.store import Group, Store, StoredRun, shares
+from torchwatt.audit.store.sums import sums
 from torchwatt.cli.recover import not_recovered
 from torchwatt.core.plain_text import printable
 from torchwatt.views import DASH, format_energy, format_mass, format_time

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from math import fsum
 from typing import cast
 
-from torchwatt.carbon import HOW_TO_GET_GRAMS, Note, Plan, Priced, Subject, Usage, price
+from torchwatt.carbon import HOW_TO_GET_GRAMS, Note, Plan, Priced, Subject, Usage
+from torchwatt.carbon.price import price
 from torchwatt.core.errors import FactorError
 from torchwatt.core.hours import NS_PER_HOUR, HourEnergy, hour_energies
 from torchwatt.core.meter import Event, Severity

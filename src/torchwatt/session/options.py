@@ -13,7 +13,8 @@ from typing import Any, TypeAlias, TypedDict
 
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.audit.store import PROJECT, default_store, project_name
-from torchwatt.carbon import Asked, Plan, plan
+from torchwatt.carbon import Asked, Plan
+from torchwatt.carbon.plan import plan
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.replay import ReplayedPower
 from torchwatt.core.terms import Slot

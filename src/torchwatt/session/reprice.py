@@ -16,8 +16,10 @@ from torchwatt.audit import Bundle, read_bundle
 from torchwatt.audit.exports.cells import AS_RUN, number, text, when
 from torchwatt.audit.reprice import write_repriced
 from torchwatt.audit.seal import NO_SEAL, Seal
-from torchwatt.carbon import Asked, Note, Priced, Subject, Usage, plan, price
+from torchwatt.carbon import Asked, Note, Priced, Subject, Usage
 from torchwatt.carbon.grids import Grid
+from torchwatt.carbon.plan import plan
+from torchwatt.carbon.price import price
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.factor import Factor
 from torchwatt.core.hours import hour_of

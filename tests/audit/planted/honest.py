@@ -17,7 +17,8 @@ from tests.tracing_files.build import BASE_NS, module, pair, save
 from torchwatt.attribution.jobs.merge import merge
 from torchwatt.attribution.jobs.record import jobs_sum
 from torchwatt.audit import write_bundle
-from torchwatt.carbon import Asked, plan, second
+from torchwatt.carbon import Asked, second
+from torchwatt.carbon.plan import plan
 from torchwatt.core.report import Report
 from torchwatt.session.grams import with_grams
 from torchwatt.session.options import Options

@@ -70,7 +70,8 @@ def _method(bundle: Bundle) -> str:
     building = f"PUE {pue:g} is not in the energy above." if pue else "No PUE was given: cooling is not in it."
     return (
         f"Energy was taken by torchwatt {text(run, 'tool_version')} from the meters of the machine itself: "
-        f"{plain(', '.join(parts))}.{coverage_text} Not metered: {plain(excluded)}; network and storage. {building} "
+        f"{plain(', '.join(parts))}.{coverage_text} "
+        f"Not metered: {plain(excluded)}; network and storage. {building} "
         f"Every counter reading and the joules of each layer are in the audit bundle of run {text(run, 'run_id')}."
     )
 

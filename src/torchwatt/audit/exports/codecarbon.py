@@ -55,7 +55,7 @@ def _row(bundle: Bundle) -> dict[str, str | float | int | None]:
     site_water = of_kind(factors_of(bundle, water), "wue")
     zone, _, part = text(run, "zone").partition("/")
     return {
-        "timestamp": f"{when(run, 'ended_at'):%Y-%m-%dT%H:%M:%S}",  # UTC; CodeCarbon writes local time without a zone
+        "timestamp": f"{when(run, 'ended_at'):%Y-%m-%dT%H:%M:%S}",  # UTC; CodeCarbon writes local time
         "project_name": _safe(text(run, "name")),
         "run_id": text(run, "run_id"),
         "experiment_id": _safe(text(run, "parent_run_id")),

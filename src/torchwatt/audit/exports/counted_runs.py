@@ -100,7 +100,8 @@ def run_of_text(content: str, name: str = "") -> CountedRun:
         raise BundleError(f"{content[:80]!r} is not the metered devices of a run: {error}") from error
 
 
-def _device_of(device_id: Any, kind: Any, energy_j: Any, key: Any, machine: Any, scope: Any, raw: Any) -> CountedDevice:  # noqa: PLR0917  one a cell
+def _device_of(*cells: Any) -> CountedDevice:
+    device_id, kind, energy_j, key, machine, scope, raw = cells
     counter = None if raw is None else Counter(_whole(raw[0]), _whole(raw[1]), _number(raw[2]), _whole(raw[3]))
     names = (_text(device_id), _text(kind))
     return CountedDevice(*names, _number(energy_j), _text(key), _text(machine), _text(scope), counter)

@@ -93,7 +93,8 @@ def _boundary(bundle: Bundle) -> Iterator[str]:
     yield ""
     yield f"- inside: {plain(text(run, 'boundary').replace(';', ', '))}"
     yield f"- left out: {plain(text(run, 'boundary_excluded').replace(';', ', '))}; network and storage"
-    yield f"- from {when(run, 'started_at'):%Y-%m-%d %H:%M:%S} to {when(run, 'ended_at'):%Y-%m-%d %H:%M:%S} UTC"
+    start, end = when(run, "started_at"), when(run, "ended_at")
+    yield f"- from {start:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC"
     yield f"- run {text(run, 'run_id')}, torchwatt {text(run, 'tool_version')}, status {text(run, 'status')}"
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from torchwatt.attribution.jobs.merge import merge as merge_job
-from torchwatt.carbon import plan
+from torchwatt.carbon.plan import plan
 from torchwatt.session.grams import with_grams
 from torchwatt.session.jobs.job_run import JobRun
 from torchwatt.session.jobs.spool import read_job

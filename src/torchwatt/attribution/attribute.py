@@ -87,8 +87,8 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
         known_as[meter.domain] = found.meter
         curves.append(curve)
         blank = _blank(found, curve, recording, start_ns, end_ns)
-        if known.baseline:
-            blank = replace(blank, static_w=_static_w(found, start_ns))
+        if known.baseline and blank.known_s > 0:
+            blank = replace(blank, static_w=_static_w(found, start_ns, curve.total_j / blank.known_s))
         if meter.domain.kind in HOST_KINDS:
             ledgers.append(_host_ledger(found, blank, split(curve, trace, recording.get(PROCESS_CPU))))
         else:
@@ -259,8 +259,11 @@ def _host_ledger(found: Metered, blank: Ledger, host: Split) -> Ledger:
     return replace(ledger, sentence=how_known(found, ledger, host.fit))
 
 
-def _static_w(found: Metered, start_ns: int) -> float | None:
-    """Return the mean power of the idle baseline before the run, if at least 0.1 s of it are known."""
+def _static_w(found: Metered, start_ns: int, mean_w: float) -> float | None:
+    """Return the mean power of the idle baseline before the run, if at least 0.1 s of it are known.
+
+    A device that was busy then draws less at rest: `mean_w`, the mean power of the run, is the most.
+    """
     curve = found.curve
     if curve.start_ns >= start_ns or found.meter.provenance != "measured":
         return None
@@ -269,11 +272,13 @@ def _static_w(found: Metered, start_ns: int) -> float | None:
     known_ns = int(np.diff(known, axis=1).sum())
     if known_ns < NS_PER_S // 10:
         return None
-    return float(np.diff(curve.at(known), axis=1).sum()) / (known_ns / NS_PER_S)
+    return min(float(np.diff(curve.at(known), axis=1).sum()) / (known_ns / NS_PER_S), mean_w)
 
 
 def _with_counter(head: Ledger, recording: Recording, found: Metered, curve: EnergyCurve) -> Ledger:
-    """Add the counter's own readings at both ends, so that the joules can be recomputed by hand."""
+    """Add the counter's own readings at both ends, so that its joules can be recomputed by hand."""
+    if curve.method != "counter":
+        return head
     channel = found.meter.channel("counter")
     series = recording.get(channel.key) if channel is not None else None
     if channel is None or series is None:

@@ -28,7 +28,7 @@ MOST_CONNECTIONS = 8  # served at a time; a scraper opens one
 LONGEST_S = 5.0  # from accepting a connection to the end of the response
 SPARE_DESCRIPTORS = 64  # of the limit (ulimit -n), reserved for the measured program
 # RFC 3986: an address of IPv6 in brackets, or a name; then a port.
-_HOST = re.compile(r"(?:\[([0-9a-fA-F:.]+(?:%25[\w.-]+)?)\]|([^\s/?#@\\:\[\]]+))(?::\d{0,5})?", re.ASCII)
+_HOST = re.compile(r"(?:\[([0-9a-fA-F.]*:[0-9a-fA-F:.]*(?:%25[\w.-]+)?)\]|([^\s/?#@\\:,\[\]]+))(?::\d{0,5})?", re.ASCII)
 _ACCEPT_PAUSE_S, _ENDING_PAUSE_S = 0.2, 0.005
 
 

@@ -20,7 +20,7 @@ from torchwatt.attribution.power import INTERVAL_MEAN, integrate, usable
 from torchwatt.attribution.scopes import by_scope
 from torchwatt.attribution.sentence import SELDOM, UNSEEN, how_known
 from torchwatt.attribution.split import Split, split
-from torchwatt.attribution.unseen import slow_intervals, unseen
+from torchwatt.attribution.unseen import LEAST_STEPS, slow_intervals, unseen, updates_of, window_s
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.errors import SensorError
 from torchwatt.core.instants import interpolate
@@ -33,6 +33,7 @@ from torchwatt.core.units import NS_PER_S
 
 SELDOM_REL = 0.1  # readings that leave so much of the joules open are a warning
 PHASES_UNSEEN = "PHASES_UNSEEN"  # an event: the run is partial, for most of a step was never sampled
+MOST_OF_PERIOD = 0.9  # a sensor that looks at so much of its period sees everything
 OVER_LIMIT = 1.25  # boards exceed their limit for moments, and meters by some per cent
 PROCESS_CPU, CHILDREN_CPU = "process/process_cpu", "process/children_cpu"
 # Below this part of one CPU, or of the CPU time of the process and its children, child processes are not reported.
@@ -134,7 +135,7 @@ def with_unseen(
     found, said = _read_seldom(found, curve, power)
     below, above = missed.band(curve.total_j, (curve.end_ns - curve.start_ns) / NS_PER_S)
     if missed.share <= 0:
-        return found, curve, said
+        return _without_steps(found, power) if len(steps) < LEAST_STEPS else found, curve, said
     lo, hi = found.meter.accuracy_rel or (0.0, 0.0)
     band = ((1 + lo) * (1 + below) - 1, (1 + hi) * (1 + above) - 1)
     note = f"{UNSEEN}: {missed.share:.0%} of the run's phases met no update of the power sensor"
@@ -149,6 +150,19 @@ def with_unseen(
     )
     told = Event(curve.end_ns, "warning", PHASES_UNSEEN, domain, message)
     return replace(found, meter=meter), curve, [*said, told]
+
+
+def _without_steps(found: Metered, power: Series) -> Metered:
+    """Mark a meter as unchecked whose sensor is known to look at a part of the time, in a run without steps."""
+    period_s = updates_of(power).period_s
+    window, _ = window_s(power, found.meter.model, period_s)
+    if not 0 < window < MOST_OF_PERIOD * period_s:
+        return found
+    note = (
+        f"{UNCHECKED}: the power sensor looks at {window * 1e3:.3g} ms of every {period_s * 1e3:.3g} ms, without a "
+        "counter, and work that repeats in sync with it is partly unseen"
+    )
+    return replace(found, meter=replace(found.meter, notes=(*found.meter.notes, note)))
 
 
 def _read_seldom(found: Metered, curve: EnergyCurve, power: Series) -> tuple[Metered, list[Event]]:

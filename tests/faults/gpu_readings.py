@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.faults.nvml import GROUP, WATTS, both, energy_j, gpus, holds
 from tests.faults.registry import Seen, fault, proved
+from tests.faults.virtual import sealed
 from tests.support.nvml_simulator import PowerTrace
 from torchwatt.audit import verify, write_bundle
 from torchwatt.core.report import Report
@@ -211,10 +212,10 @@ def _inside(report: Report, truth_j: float) -> None:
     proofs=["tests/attribution/test_cross_check.py"],
 )
 def lying_counter(folder: Path) -> Iterator[Seen]:
-    for gain in (0.001, 0.7, 1.3, 2.15):
+    for gain in (0.0, 0.001, 0.7, 1.3, 2.15, 1000.0):
         for seconds in (0.3, 1.0, 3.0, 6.0):
             report = gpus(folder, first={"counter_gain": gain}, seconds=seconds)
-            _inside(report, WATTS[0] * seconds)
+            _inside(sealed(report, folder), WATTS[0] * seconds)
             yield Seen.of(report, files=False)
 
 
@@ -233,7 +234,44 @@ def slow_counter(folder: Path) -> Iterator[Seen]:
             assert abs(ledger.energy_j - WATTS[0] * seconds) < 0.02 * WATTS[0] * seconds + 5
             assert ledger.method == "power_integral"
             assert "publishes every" in ledger.sentence
-            yield both(report)
+            yield both(sealed(report, folder))
+
+
+@fault(
+    GROUP,
+    "milliwatts from a GPU that works, for a moment or half of the time; no counter",
+    sees="`partial`; `ZERO_READING`, `SAMPLE_GAP`: a board that answers draws more than half a watt",
+    keeps="the joules of the rest",
+)
+def next_to_nothing(folder: Path) -> Iterator[Seen]:
+    for watts in (0.001, 0.3):
+        yield both(gpus(folder, f"force watts={watts} from_s=2 until_s=2.1", first=NO_COUNTER))
+        yield both(gpus(folder, f"force watts={watts} from_s=2 until_s=4", first=NO_COUNTER))
+
+
+@fault(
+    GROUP,
+    "a power sensor that repeats one value for two seconds, and changed at every update before; no counter",
+    sees="`POWER_FROZEN`",
+    keeps="the joules by that value, with the warning",
+)
+def frozen_for_two_seconds(folder: Path) -> Iterator[Seen]:
+    first = NO_COUNTER | {"power": PowerTrace.steps((0.0, 100.0), (3.0, 600.0))}
+    yield Seen.of(gpus(folder, "hold sensor=power from_s=2 until_s=4.5", first=first), files=False)
+
+
+@fault(
+    GROUP,
+    "a quiet moment before the run in which the device drew more than in the run",
+    sees="nothing: static power is at most the mean power of the run",
+    keeps="the joules of the run",
+)
+def busy_before(folder: Path) -> Iterator[Seen]:
+    for first in ({}, NO_COUNTER):
+        power = PowerTrace.steps((0.0, 600.0), (0.9, 100.0))
+        report = sealed(gpus(folder, first={**first, "power": power}), folder)
+        holds(report, "gpu:0", 100.0, rel=0.05)
+        yield Seen.of(report, files=False)
 
 
 @fault(
@@ -246,7 +284,8 @@ def above_limit(folder: Path) -> Iterator[Seen]:
     for first in ({}, NO_COUNTER):
         report = gpus(folder, first={**first, "limit_w": 700, "power": 1500.0}, seconds=2)
         assert "unchecked" in report.ledgers[0].sentence
-        yield Seen.of(report, files=False)
+        yield Seen.of(sealed(report, folder), files=False)
+    yield Seen.of(sealed(gpus(folder, first={"limit_mw": 1000}, seconds=1), folder), files=False)
 
 
 @fault(
@@ -256,7 +295,7 @@ def above_limit(folder: Path) -> Iterator[Seen]:
     keeps="the joules by that value, with the warning",
 )
 def frozen_both(folder: Path) -> Iterator[Seen]:
-    yield both(gpus(folder, "hold sensor=counter from_s=2", "hold sensor=power from_s=2", seconds=6))
+    yield both(sealed(gpus(folder, "hold sensor=counter from_s=2", "hold sensor=power from_s=2", seconds=6), folder))
 
 
 @fault(
@@ -271,6 +310,9 @@ def in_step(folder: Path) -> Iterator[Seen]:
     parts = [("a", n / 10, n / 10 + 0.09) for n in range(59)]
     report = gpus(folder, first=first, seconds=6, model="hopper", parts=parts)
     _inside(report, 350.0 * 6)
+    yield Seen.of(report, files=False)
+    report = gpus(folder, first=first, seconds=6, model="hopper")
+    _inside(sealed(report, folder), 350.0 * 6)  # without steps nobody knows: the meter is called unchecked
     yield Seen.of(report, files=False)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tests.faults.registry import Seen, fault
-from tests.faults.virtual import Bench, layers
+from tests.faults.virtual import Bench, layers, sealed
 from torchwatt.core.report import Report
 from torchwatt.sensors.protocol import Discovery, MeteredSource
 from torchwatt.sensors.rapl import discover_rapl
@@ -194,13 +194,14 @@ def wrap(folder: Path) -> Iterator[Seen]:
 @fault(
     GROUP,
     "it wraps, and `max_energy_range_uj` is missing, empty, 0, negative or too small",
-    sees="`COUNTER_RESET`, with the joules that were bridged",
+    sees="`COUNTER_RESET`, with the joules that were bridged; the wrong range is not in the bundle",
     keeps="the whole run: the one interval at the power around it",
 )
 def wrap_of_unknown_range(folder: Path) -> Iterator[Seen]:
-    for said in (None, "", "0", "-1", "words", "1000"):
-        tree = Tree(folder, start_uj=RANGE_UJ - 150_000_000, range_uj=said)
-        yield looked(tree.bench().report(), whole=True)
+    for said in (None, "", "0", "-1", "words", "1", "1000", "7000000001", str(2**63), str(2**64)):
+        for start_uj in (RANGE_UJ - 150_000_000, START_UJ):
+            report = Tree(folder, start_uj=start_uj, range_uj=said).bench().report()
+            yield looked(sealed(report, folder), whole=True)
 
 
 @fault(
@@ -251,6 +252,7 @@ def frozen(folder: Path) -> Iterator[Seen]:
         tree.says = lambda s, uj, b=end_s, at_uj=at_uj: str(at_uj if 2.0 < s < b else uj)
         bench = tree.bench(6.0)
         report = bench.report(layers(bench.start_ns, [("in it", 1.5, 3.0), ("after", 4.0, 5.5)]))
+        sealed(report, folder)
         # Where it moves on with all that it had held back, nothing is missing.
         yield looked(report, whole=end_s < 90)
 

@@ -28,6 +28,7 @@ from torchwatt.views import to_html_page, to_text
 
 GROUP = "The user's program"
 LIFE = "tests/session/test_lifecycle.py::"
+CLOSED = "tests/session/test_closed_descriptors.py::"
 NAMES = (
     *HOSTILE, "nul\0nul", "\ud800 half a pair", "\u202egnp.exe", "\x1b]0;title\x07", "n" * 10_000, "a\r\nb",
     IDLE, OPTIMIZER, ROOT, "=1+1", "../../etc/passwd", "</script>", "\u2028\u2029", "🔥" * 300,
@@ -233,4 +234,32 @@ proved(
         LIFE + "test_a_fault_of_ours_at_the_end_never_takes_the_users_place",
         LIFE + "test_even_if_nothing_can_be_settled_the_users_exception_passes",
     ],
+)
+proved(
+    GROUP,
+    "all descriptors are closed, as daemons do, and their numbers become files of the program",
+    sees="nothing more in the program's files; of what could not be read on the events of a lost meter",
+    keeps="the program's files and exit status; the report",
+    by=[
+        CLOSED + "test_a_program_that_closes_all_descriptors_keeps_its_files_and_its_exit_status",
+        CLOSED + "test_a_number_that_became_another_file_is_neither_used_nor_closed",
+        CLOSED + "test_a_journal_is_not_appended_to_the_programs_file",
+        CLOSED + "test_the_programs_file_is_not_read_as_a_counter",
+    ],
+)
+proved(
+    GROUP,
+    "`time.monotonic_ns` is replaced, as by libraries that freeze time in tests",
+    sees="CLOCK_REPLACED: times of steps and layers are those of the program's clock",
+    keeps="the joules and the duration of the run, by the system's clock",
+    by=[
+        "tests/session/test_replaced_clock.py::test_a_run_lasts_as_long_as_it_lasted_and_says_that_its_clock_was_replaced"
+    ],
+)
+proved(
+    GROUP,
+    "`sys.modules` is emptied at the script's end (`torchwatt run`)",
+    sees="nothing; where a function was replaced that a report needs, one sentence",
+    keeps="the script's exit status, and the report",
+    by=["tests/cli/test_cleared_modules.py::test_a_program_without_its_modules_ends_as_it_would"],
 )

@@ -6,8 +6,10 @@ import mmap
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 
+from torchwatt.audit import verify, write_bundle
 from torchwatt.core.meter import Event, Recording, SamplerStats
 from torchwatt.core.report import Report
 from torchwatt.core.trace import EMPTY_TRACE, Span, Trace, trace_from_spans
@@ -109,6 +111,13 @@ def report_of(
     """Settle a recording over a window of the virtual clock."""
     bounds = Bounds(start_ns, end_ns, UNIX_NS + start_ns - START_NS)
     return settle("virtual", Options(), bounds, recording, trace, Outcome("complete", events=events))
+
+
+def sealed(report: Report, folder: Path) -> Report:
+    """Check that a report makes a bundle in which `verify` finds nothing, and return it."""
+    found = verify(write_bundle(report, folder / f"bundle{len(list(folder.iterdir()))}"))
+    assert found.ok, str(found)
+    return report
 
 
 def layers(start_ns: int, parts: Sequence[tuple[str, float, float]]) -> Trace:

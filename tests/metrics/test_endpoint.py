@@ -183,7 +183,8 @@ def test_idle_strangers_do_not_cost_a_training_its_trace(tmp_path):
     ("header", "host"),
     [
         ("a", "a"), ("A:1", "a"), ("[::1]:2", "::1"), ("a@b", ""), ("a/b", ""), ("a b", ""), ("[", ""), ("", ""),
-        (":", ""), ("a:b:c", "a"), ("\\a", ""),
+        (":", ""), ("a:b:c", ""), ("\\a", ""), ("[::1%25eth0]evil", ""), ("[::1]evil:1", ""), ("[a]", ""), ("a:x", ""),
+        ("[::1%25lo]:2", "::1%25lo"), ("a\tb", ""), ("a,b", ""), ("localhost:", "localhost"),
     ],
 )  # fmt: skip
 def test_a_host_is_read_from_its_header(header, host):

@@ -20,7 +20,7 @@ from torchwatt.attribution.power import INTERVAL_MEAN, integrate, usable
 from torchwatt.attribution.scopes import by_scope
 from torchwatt.attribution.sentence import SELDOM, UNSEEN, how_known
 from torchwatt.attribution.split import Split, split
-from torchwatt.attribution.unseen import slow_intervals, unseen
+from torchwatt.attribution.unseen import LEAST_STEPS, slow_intervals, unseen, updates_of, window_s
 from torchwatt.core.curve import EnergyCurve
 from torchwatt.core.errors import SensorError
 from torchwatt.core.instants import interpolate
@@ -33,6 +33,7 @@ from torchwatt.core.units import NS_PER_S
 
 SELDOM_REL = 0.1  # readings that leave so much of the joules open are a warning
 PHASES_UNSEEN = "PHASES_UNSEEN"  # an event: the run is partial, for most of a step was never sampled
+MOST_OF_PERIOD = 0.9  # a sensor that looks at so much of its period sees everything
 OVER_LIMIT = 1.25  # boards exceed their limit for moments, and meters by some per cent
 PROCESS_CPU, CHILDREN_CPU = "process/process_cpu", "process/children_cpu"
 # Below this part of one CPU, or of the CPU time of the process and its children, child processes are not reported.
@@ -87,8 +88,8 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
         known_as[meter.domain] = found.meter
         curves.append(curve)
         blank = _blank(found, curve, recording, start_ns, end_ns)
-        if known.baseline:
-            blank = replace(blank, static_w=_static_w(found, start_ns))
+        if known.baseline and blank.known_s > 0:
+            blank = replace(blank, static_w=_static_w(found, start_ns, curve.total_j / blank.known_s))
         if meter.domain.kind in HOST_KINDS:
             ledgers.append(_host_ledger(found, blank, split(curve, trace, recording.get(PROCESS_CPU))))
         else:
@@ -134,7 +135,7 @@ def with_unseen(
     found, said = _read_seldom(found, curve, power)
     below, above = missed.band(curve.total_j, (curve.end_ns - curve.start_ns) / NS_PER_S)
     if missed.share <= 0:
-        return found, curve, said
+        return _without_steps(found, power) if len(steps) < LEAST_STEPS else found, curve, said
     lo, hi = found.meter.accuracy_rel or (0.0, 0.0)
     band = ((1 + lo) * (1 + below) - 1, (1 + hi) * (1 + above) - 1)
     note = f"{UNSEEN}: {missed.share:.0%} of the run's phases met no update of the power sensor"
@@ -149,6 +150,19 @@ def with_unseen(
     )
     told = Event(curve.end_ns, "warning", PHASES_UNSEEN, domain, message)
     return replace(found, meter=meter), curve, [*said, told]
+
+
+def _without_steps(found: Metered, power: Series) -> Metered:
+    """Mark a meter as unchecked whose sensor is known to look at a part of the time, in a run without steps."""
+    period_s = updates_of(power).period_s
+    window, _ = window_s(power, found.meter.model, period_s)
+    if not 0 < window < MOST_OF_PERIOD * period_s:
+        return found
+    note = (
+        f"{UNCHECKED}: the power sensor looks at {window * 1e3:.3g} ms of every {period_s * 1e3:.3g} ms, without a "
+        "counter, and work that repeats in sync with it is partly unseen"
+    )
+    return replace(found, meter=replace(found.meter, notes=(*found.meter.notes, note)))
 
 
 def _read_seldom(found: Metered, curve: EnergyCurve, power: Series) -> tuple[Metered, list[Event]]:
@@ -259,8 +273,11 @@ def _host_ledger(found: Metered, blank: Ledger, host: Split) -> Ledger:
     return replace(ledger, sentence=how_known(found, ledger, host.fit))
 
 
-def _static_w(found: Metered, start_ns: int) -> float | None:
-    """Return the mean power of the idle baseline before the run, if at least 0.1 s of it are known."""
+def _static_w(found: Metered, start_ns: int, mean_w: float) -> float | None:
+    """Return the mean power of the idle baseline before the run, if at least 0.1 s of it are known.
+
+    A device that was busy then draws less at rest: `mean_w`, the mean power of the run, is the most.
+    """
     curve = found.curve
     if curve.start_ns >= start_ns or found.meter.provenance != "measured":
         return None
@@ -269,11 +286,13 @@ def _static_w(found: Metered, start_ns: int) -> float | None:
     known_ns = int(np.diff(known, axis=1).sum())
     if known_ns < NS_PER_S // 10:
         return None
-    return float(np.diff(curve.at(known), axis=1).sum()) / (known_ns / NS_PER_S)
+    return min(float(np.diff(curve.at(known), axis=1).sum()) / (known_ns / NS_PER_S), mean_w)
 
 
 def _with_counter(head: Ledger, recording: Recording, found: Metered, curve: EnergyCurve) -> Ledger:
-    """Add the counter's own readings at both ends, so that the joules can be recomputed by hand."""
+    """Add the counter's own readings at both ends, so that its joules can be recomputed by hand."""
+    if curve.method != "counter":
+        return head
     channel = found.meter.channel("counter")
     series = recording.get(channel.key) if channel is not None else None
     if channel is None or series is None:

@@ -38,6 +38,8 @@ SLOW_NS, ENOUGH_PUBLICATIONS = NS_PER_S // 2, 10
 SLOW_COUNTER = "the energy counter"  # in the note, and so in the domain's sentence
 MOST_GAPS = 5  # reported one by one
 FROZEN_POWER_NS = 3 * NS_PER_S
+# Of a sensor that changed so many times, and never repeated a value for a tenth of that time.
+FROZEN_LIVELY_NS, CHANGES = 2 * NS_PER_S, 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,10 +238,13 @@ def _frozen_power(
         return []
     change = np.flatnonzero((np.diff(power.raw) != 0) | (np.diff(power.t_ns) > GAP_NS))  # none across a gap
     firsts, lasts = np.concatenate(([0], change + 1)), np.concatenate((change, [len(power) - 1]))
-    longest = int(np.argmax(power.t_ns[lasts] - power.t_ns[firsts]))
+    lengths_ns = power.t_ns[lasts] - power.t_ns[firsts]
+    longest = int(np.argmax(lengths_ns))
     first, last = int(firsts[longest]), int(lasts[longest])
     start_ns, end_ns = int(power.t_ns[first]), int(power.t_ns[last])
-    if end_ns - start_ns < FROZEN_POWER_NS:
+    others_ns = np.delete(lengths_ns, longest)
+    lively = len(others_ns) >= CHANGES and end_ns - start_ns >= CHANGES * int(others_ns.max())
+    if end_ns - start_ns < (FROZEN_LIVELY_NS if lively else FROZEN_POWER_NS):
         return []
     stuck_w = float(power.raw[first] * power.channel.scale)
     seconds = (end_ns - start_ns) / NS_PER_S

@@ -163,8 +163,11 @@ def _counter(ledger: Ledger | None, meter: Meter | None) -> Row:
     if ledger is None or ledger.counter_start_raw is None or ledger.counter_end_raw is None:
         return {}
     wraps, modulus = ledger.counter_wraps or 0, (channel.modulus if channel is not None else None) or 0
-    if max(ledger.counter_start_raw, ledger.counter_end_raw, modulus) >= MOST_RAW:
+    largest = max(ledger.counter_start_raw, ledger.counter_end_raw)
+    if largest >= MOST_RAW:
         return {}
+    if not wraps and not largest < modulus < MOST_RAW:
+        modulus = 0  # what the driver says of its range is wrong, and no joules rest on it
     unit_j = ledger.counter_unit_j or 0.0
     difference_j = (ledger.counter_end_raw - ledger.counter_start_raw + wraps * modulus) * unit_j
     return {

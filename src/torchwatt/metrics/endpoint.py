@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ MISSING = f"prometheus_client is missing: {install_command('prometheus_client')}
 MOST_CONNECTIONS = 8  # served at a time; a scraper opens one
 LONGEST_S = 5.0  # from accepting a connection to the end of the response
 SPARE_DESCRIPTORS = 64  # of the limit (ulimit -n), reserved for the measured program
+# RFC 3986: an address of IPv6 in brackets, or a name; then a port.
+_HOST = re.compile(r"(?:\[([0-9a-fA-F.]*:[0-9a-fA-F:.]*(?:%25[\w.-]+)?)\]|([^\s/?#@\\:,\[\]]+))(?::\d{0,5})?", re.ASCII)
 _ACCEPT_PAUSE_S, _ENDING_PAUSE_S = 0.2, 0.005
 
 
@@ -228,10 +231,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 def host_of(header: str) -> str:
     """Return the host of a Host header in lower case, without port and brackets; empty if it is invalid."""
-    try:
-        return urlsplit(f"//{header}").hostname or "" if not set(header) & set("/?#@\\ ") else ""
-    except ValueError:
-        return ""
+    found = _HOST.fullmatch(header)
+    return (found[1] or found[2]).lower() if found else ""
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

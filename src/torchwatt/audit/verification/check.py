@@ -161,6 +161,8 @@ class _Check:
             self.known["run.run_id"] = frozenset(cells["run_id"] for _, cells in rows)
             if len(rows) != 1:
                 self.findings.add("KEY", "run.csv", "one row", expected=1, found=len(rows))
+            if not rows:
+                self.facts.broken.add("run")  # no law can look at it
         run_id = text(self.facts.run, "run_id")
         if run_id and not RUN_NAME.fullmatch(run_id):
             self.findings.add(

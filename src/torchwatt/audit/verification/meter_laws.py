@@ -37,6 +37,7 @@ CROSS_CHECK_S, CROSS_CHECK_REL = 5.0, 0.25
 SHORT_S, SHORT_FACTOR = 0.5, 3.0
 # What says that two routes to the same joules are apart.
 APART = METER_LOSSES | {"CROSS_CHECK", "SCOPE_UNKNOWN", "MODULE_COUNTER"}
+OVER_LIMIT = frozenset({"OVER_LIMIT"})  # says that a meter claims more than its limit
 HOLE_NS, HOLE_REL = 2_000_000_000, 10.0
 EDGE_NS = 1_000_000
 METERS_OF_DEVICES = ("rapl", "nvml")  # beginnings of sensors that count what everybody uses
@@ -230,7 +231,7 @@ class MeterLaws:
         limit_w, static_w = number(row, "power_limit_w"), number(row, "static_w")
         low = 1 + min(number(row, "sensor_accuracy_lo_rel") or 0.0, 0.0)
         least_w = max(energy_j * low - Z90 * (number(row, "reading_u_j") or 0.0), 0.0) / known_s
-        if limit_w and least_w > MOST_OFF_LIMIT * limit_w:
+        if limit_w and least_w > MOST_OFF_LIMIT * limit_w and not self.facts.events_of(name, OVER_LIMIT):
             self._tell(
                 name,
                 "LAW",
@@ -276,7 +277,9 @@ class MeterLaws:
         if curve is None or self.facts.merged:
             return
         seen = (curve.last_ns - curve.first_ns - curve.silent_ns) / 1e9 / seconds if seconds > 0 else 1.0
-        if coverage > seen + 1e-3:
+        # A counter that stands still is known until half an interval after its last step.
+        between = curve.usual_ns / 1e9 / seconds if seconds > 0 else 0.0
+        if coverage > seen + max(1e-3, between):
             self._tell(name, "LAW", "coverage_ratio", "is more than the curve covers", f"at most {seen:.6g}", coverage)
         hole = curve.hole_ns > max(HOLE_NS, HOLE_REL * curve.usual_ns)
         missed = number(self.facts.run, "sampler_missed") or 0

@@ -153,6 +153,7 @@ CALLS: dict[str, Callable[[Any, Any], float]] = {
     "throttle": _throttle,  # bit mask
 }
 POWERS = frozenset(via for via in CALLS if "power" in via)
+LEAST_MW = 500.0  # a board that answers draws more
 
 
 class NvmlReader:
@@ -169,14 +170,14 @@ class NvmlReader:
         self._nvml = load_nvml()
 
     def read(self, key: str) -> float:
-        """Return a channel's raw value; 0 W raises SensorError, because a working GPU draws power."""
+        """Return a channel's raw value; almost 0 W raises SensorError, because a GPU that answers draws power."""
         uuid, via = self._channels[key]
         with self._translated(key, uuid, via):
             if via == USERS:
                 return float(users_of(listed_pids(self._nvml, self._handle(uuid)), self._pid))
             raw = CALLS[via](self._nvml, self._handle(uuid))
-        if raw == 0 and via in POWERS:
-            raise SensorError(f"{key}: the sensor reads 0 W, which is not valid", code="ZERO_READING")
+        if 0 <= raw < LEAST_MW and via in POWERS:
+            raise SensorError(f"{key}: the sensor reads {raw / 1e3:g} W, which is not valid", code="ZERO_READING")
         return raw
 
     def take(self, key: str) -> list[Sample]:

@@ -1197,6 +1197,112 @@ def measurement_and_first_seal_changed(f: Forger, _: str) -> list[Place]:
     return [("run", f.run)]
 
 
+# What follows from other cells, and is said otherwise
+
+
+@plant("factors", "usage", "embodied", "total", "sci")
+@plant("counter", "energy", "pue")
+def another_dominant_uncertainty(f: Forger, what: str) -> list[Place]:
+    wanted = {"criterion": "sci"} if what == "sci" else {"criterion": "gwp", "phase": what}
+    row = f.row("impact", **(wanted if what in {"usage", "embodied", "total", "sci"} else {"criterion": "gwp"}))
+    honest = row["dominant_uncertainty"]
+    other = {"energy": "energy_j", "pue": "wue"}.get(what, "lifetime" if honest != "lifetime" else "energy_j")
+    row["dominant_uncertainty"] = other if other != honest else "wue"
+    return [("impact", row)]
+
+
+@plant("hours factors counter")
+def an_hour_with_an_uncertainty_of_its_own(f: Forger, _: str) -> list[Place]:
+    row = f.rows("hourly")[0]
+    row["reading_u_j"] = "0.001"
+    return [("hourly", row)]
+
+
+@plant("counter", "share_ratio", "embodied_lifetime_s", "reserved_s", "memory_bytes")
+def a_device_says_what_no_writer_knows(f: Forger, column: str) -> list[Place]:
+    row = f.metered()[0]
+    row[column] = {"share_ratio": "0.25", "memory_bytes": "8"}.get(column, "1000000.0")
+    return [("device", row)]
+
+
+@plant("counter", "flops", "bytes_moved", "rank")
+def a_layer_says_what_no_writer_knows(f: Forger, column: str) -> list[Place]:
+    row = f.rows("layer")[0]
+    row[column] = "7" if column == "rank" else "1000000.0"
+    return [("layer", row)]
+
+
+@plant("counter cpu job", "gpu:7", "dram:3")
+def event_about_a_device_that_is_not_there(f: Forger, subject: str) -> list[Place]:
+    f.add_event("READ_SELDOM", subject)
+    return [("event", f.rows("event")[0])]
+
+
+@plant("counter cpu imported job")
+def events_out_of_order(f: Forger, _: str) -> list[Place]:
+    f.add_event("NOTE", "run", severity="info")
+    row = f.rows("event")[0]
+    row["t_ns"], row["t"] = "1000000000", later(f.run["started_at"], seconds=1)
+    f.add_event("NOTE", "run", severity="info")
+    events = f.tables["event"]
+    events.insert(0, events.pop(1))
+    for number, each in enumerate(events):
+        each["event_index"] = str(number)
+    return [("event", events[1])]
+
+
+def long_window(f: Forger) -> Cells:
+    """Lengthen a window to the whole run; return it with the run's interval."""
+    row = f.rows("window")[0]
+    row["t_start_ns"], row["t_end_ns"] = "0", str(int(float(f.run["duration_s"]) * 1e9))
+    row.update(kind="other", name="all", energy_j=f.run["energy_it_j"])
+    return row
+
+
+@plant("cpu", "narrower", "none")
+def a_long_window_with_another_interval(f: Forger, what: str) -> list[Place]:
+    row = long_window(f)
+    energy = float(row["energy_j"])
+    known = f.run["energy_it_hi_j"] and what == "narrower"
+    row["energy_lo_j"] = repr(energy * 0.999) if known else ("" if f.run["energy_it_hi_j"] else "0.0")
+    row["energy_hi_j"] = repr(energy * 1.001) if known else ("" if f.run["energy_it_hi_j"] else repr(energy * 2))
+    return [("window", row)]
+
+
+@plant("cpu gpu")
+def a_short_window_with_an_interval_over_repeats(f: Forger, _: str) -> list[Place]:
+    row = next(row for row in f.rows("window", kind="step") if row["energy_j"])
+    row["energy_lo_j"], row["energy_hi_j"] = "0.0", repr(float(row["energy_j"]) * 2)
+    return [("window", row)]
+
+
+@plant("cpu gpu", "lo", "hi")
+def a_window_narrower_than_its_meters(f: Forger, end: str) -> list[Place]:
+    row = next(row for row in f.rows("window", kind="step") if row[f"energy_systematic_{end}_j"])
+    row[f"energy_systematic_{end}_j"] = row["energy_j"]
+    return [("window", row)]
+
+
+@plant("counter gpu")
+def interval_over_repeats_narrowed_below(f: Forger, _: str) -> list[Place]:
+    row = next(row for row in f.metered() if row["energy_lo_j"])
+    row["energy_lo_j"] = repr(float(row["energy_j"]) * 0.9999)
+    f.settle()
+    return [("device", row)]
+
+
+@plant("counter cpu")
+def a_driver_of_no_device(f: Forger, _: str) -> list[Place]:
+    f.run["driver_version"] = "570.1"
+    return [("run", f.run)]
+
+
+@plant("counter cpu", "ab_run", "assumed")
+def a_method_for_an_overhead_that_is_not_there(f: Forger, method: str) -> list[Place]:
+    f.run.update(tracing_cost_s="", overhead_ratio="", overhead_method=method)
+    return [("run", f.run)]
+
+
 def numbers() -> Iterator[tuple[str, int]]:
     """Return how many defects there are of each kind."""
     kinds = dict.fromkeys(each.kind for each in PLANTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +36,13 @@ from torchwatt.audit.verification.seals import check_chain, check_signature
 from torchwatt.audit.verification.share_laws import ShareLaws
 from torchwatt.core.errors import BundleError
 
+# Columns of versions 2.0 and 2.1 that no writer of them fills: who states them has them from nowhere.
+NEVER_STATED: Mapping[str, tuple[str, ...]] = {
+    "device": ("partition", "memory_bytes", "share_ratio", "embodied_lifetime_s", "embodied_factor_id", "reserved_s"),
+    "window": ("reading_u_j", "units", "parent_window_id", "cell_id"),
+    "layer": ("module_parent", "rank", "flops", "bytes_moved", "dtype"),
+    "hourly": ("reading_u_j",),
+}
 Path_ = str | os.PathLike[str]
 
 
@@ -238,9 +245,19 @@ class _Check:
                 self.facts.broken.add(table)
             self.rows[file] += len(piece.rows)
             keys.look(piece)
+            self._never_stated(table, file, piece)
             yield piece
         if self._unreadable() > before:
             self.facts.broken.add(table)
+
+    def _never_stated(self, table: str, file: str, piece: Piece) -> None:
+        for column in () if self.facts.old or self.newer else NEVER_STATED.get(table, ()):
+            if not any(value is not None for value in piece.columns[column]):
+                continue
+            for row, value in zip(piece.rows, piece.columns[column], strict=True):
+                if value is not None and row not in piece.bad:
+                    reason = "is stated, and nothing that torchwatt reads says it"
+                    self.findings.add("LAW", file, reason, row=row, column=column, expected="nothing", found=value)
 
     def _unreadable(self) -> int:
         return self.findings.unreadable

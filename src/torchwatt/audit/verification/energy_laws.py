@@ -17,6 +17,8 @@ from torchwatt.core.terms import OTHER_PROCESSES, PROVENANCES, RESERVED, UNATTRI
 BEST_OF_METHOD = {"fit": "apportioned", "time_share": "apportioned", "load_model": "modelled"}
 SLACK = 5.0  # standard uncertainties: far beyond any interval, and far below a forged digit
 HOUR = timedelta(hours=1)
+BLOCKS = 12  # of the run: an interval over repeats is stated for no window shorter than one
+EDGE_NS = 1_000  # by which a window may be as long as a block
 BOOKS_REL = 1e-9  # how exactly a ledger promises to balance (core.ledger)
 
 
@@ -241,6 +243,9 @@ class WindowLaws:
                     expected=f"at most {limit_j!r}", found=joules,
                 )  # fmt: skip
             self._words(row, cells)
+            if joules is not None and not self.facts.old:
+                self._repeats(row, cells, joules, end - start)
+                self._bands(row, cells, joules)
             index = int(number(cells, "window_id") or 0)
             if cells["parent_window_id"] is not None and number(cells, "parent_window_id") == index:
                 self.findings.add(
@@ -249,6 +254,40 @@ class WindowLaws:
             self.facts.windows[index] = WindowFact(
                 row, text(cells, "kind"), int(start), int(end), joules, text(cells, "name")
             )
+
+    def _repeats(self, row: int, cells: Row, joules: float, long_ns: float) -> None:
+        """Another repeat differs in a long window as in the whole run; of a short one nothing is stated."""
+        total_j, run_ns = number(self.facts.run, "energy_it_j"), self.facts.duration_s() * 1e9
+        short = long_ns * BLOCKS < run_ns - EDGE_NS
+        if not short and long_ns * BLOCKS < run_ns + EDGE_NS:
+            return  # as long as a block, to what duration_s tells
+        for end in ("lo", "hi"):
+            end_j, found = number(self.facts.run, f"energy_it_{end}_j"), number(cells, f"energy_{end}_j")
+            expected = None if short or end_j is None or not total_j else joules * end_j / total_j
+            if expected is None and found is None:
+                continue
+            if expected is None or found is None or not same(expected, found, rel=BOOKS_REL):
+                self.findings.add(
+                    "DERIVED", self.file, "is not the run's interval, in proportion to the window's joules", row=row,
+                    column=f"energy_{end}_j", expected="nothing" if expected is None else expected, found=found,
+                )  # fmt: skip
+
+    def _bands(self, row: int, cells: Row, joules: float) -> None:
+        """The joules of a window have the bands of their meters: no more and no less than one of them states."""
+        counted, total_j = self.facts.counted.values(), number(self.facts.run, "energy_it_j") or 0.0
+        for end in ("lo", "hi"):
+            column = f"energy_systematic_{end}_j"
+            bands = [number(device, f"sensor_accuracy_{end}_rel") for device in counted]
+            stated, found = [band for band in bands if band is not None], number(cells, column)
+            slack_j = BOOKS_REL * total_j
+            if found is None or not stated:
+                continue
+            least_j, most_j = (max(joules * (1 + band), 0.0) for band in (min(stated), max(stated)))
+            if len(stated) < len(bands) or not least_j - slack_j <= found <= most_j + slack_j:
+                self.findings.add(
+                    "DERIVED", self.file, "is not of the bands of the meters", row=row, column=column,
+                    expected=f"{least_j!r} to {most_j!r}" if len(stated) == len(bands) else "nothing", found=found,
+                )  # fmt: skip
 
     def _words(self, row: int, cells: Row) -> None:
         """A window lies between readings: it is derived, at best; its units are among those of the run."""

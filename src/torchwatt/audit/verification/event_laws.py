@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from datetime import datetime, timedelta
 
 from torchwatt.audit.schema import Row
@@ -13,6 +15,7 @@ from torchwatt.audit.verification.run_laws import ids_of, later
 
 FILE = "event.csv"
 LATEST_S = 600.0  # after the end of a run: it is put together then
+_DOMAIN = re.compile(r"(node[0-9]+/)?(gpu|cpu|dram|ram|psys|module)(:[0-9]+)?")
 YEAR_CODES = frozenset({"FACTOR_YEAR"})
 SILENT_CODES = frozenset({"SAMPLE_GAP"})  # joules of some time of a meter without a counter are unknown
 
@@ -24,6 +27,7 @@ class EventLaws:
         self.facts = facts
         self.findings = findings
         self.last = (0, -1)  # row, event_index
+        self.last_ns = -math.inf
 
     def look(self, piece: Piece) -> None:
         """Check the numbers and the times, and remember which codes there are."""
@@ -36,6 +40,8 @@ class EventLaws:
                 )  # fmt: skip
             self.last = (row, index)
             self._time(row, cells)
+            self._order(row, cells)
+            self._subject(row, cells)
             self._remember(row, cells)
 
     def _time(self, row: int, cells: Row) -> None:
@@ -51,6 +57,29 @@ class EventLaws:
         if expected is None or abs(t - expected) > timedelta(microseconds=2):
             self.findings.add(
                 "DERIVED", FILE, "is not run.started_at and t_ns", row=row, column="t", expected=expected, found=t,
+            )  # fmt: skip
+
+    def _order(self, row: int, cells: Row) -> None:
+        """Events are in the order of time: the writer sorts them."""
+        t_ns = number(cells, "t_ns")
+        if t_ns is None or self.facts.old:
+            return
+        if t_ns < self.last_ns:
+            self.findings.add(
+                "KEY", FILE, "comes before the event in the row above it", row=row, column="t_ns",
+                expected=f"at least {self.last_ns:.0f}", found=t_ns,
+            )  # fmt: skip
+        self.last_ns = max(t_ns, self.last_ns)
+
+    def _subject(self, row: int, cells: Row) -> None:
+        """An event about a domain is about one that has a row, metered or not."""
+        subject = text(cells, "subject")
+        if self.facts.old or "device" in self.facts.broken or subject in self.facts.devices:
+            return
+        if _DOMAIN.fullmatch(subject):
+            self.findings.add(
+                "REFERENCE", FILE, "is no device of the run", row=row, column="subject",
+                expected=", ".join(sorted(self.facts.devices)), found=subject,
             )  # fmt: skip
 
     def _remember(self, row: int, cells: Row) -> None:

@@ -21,6 +21,7 @@ from torchwatt.core.terms import PROVENANCES
 AS_RUN = "as_run"
 _SCENARIO = re.compile(r"as_run|repriced:[A-Za-z0-9][A-Za-z0-9._-]*")
 INTERVAL_REL = 1e-9
+NOT_STATED = "not stated for"  # how dominant_uncertainty names the inputs without an interval
 HOUR = timedelta(hours=1)
 Key = tuple[str, ...]
 Ends = tuple[float | None, float | None]
@@ -281,8 +282,10 @@ class ImpactLaws:
                 formula = f"(usage+embodied)/{units!r}"
             value = evaluate(formula, names)
             expected = _combined(lambda at: evaluate(formula, at), names, value, ends)
+            moved = _moved(lambda at: evaluate(formula, at), names, value, ends)
         except (BundleError, KeyError, OverflowError, ZeroDivisionError):
             return  # told by `_value`
+        self._dominant(row, cells, moved, ends)
         for column, wanted in zip(("lo", "hi"), expected, strict=True):
             found = number(cells, column)
             agree = (
@@ -294,11 +297,35 @@ class ImpactLaws:
                 reason = "is not what the intervals of its inputs give"
                 self._tell("DERIVED", row, column, reason, "nothing" if wanted is None else wanted, found)
 
-    def _parts(self, cells: Row) -> tuple[dict[str, float], dict[str, Ends]]:
+    def _dominant(self, row: int, cells: Row, moved: Mapping[str, float], ends: Mapping[str, Ends]) -> None:
+        """Compare the input that the interval mostly comes from; of inputs that move it alike, any will do."""
+        found = text(cells, "dominant_uncertainty")
+        if not found:
+            return  # who states nothing contradicts nothing
+        if cells["phase"] == "total":
+            parts = [self._part(cells, name) for name in ("usage", "embodied")]
+            told = {name: text(part, "dominant_uncertainty") for name, part in zip(ends, parts, strict=True)}
+            unstated = [told[name] for name, (lo, _) in ends.items() if lo is None]
+            expected = {"; ".join(unstated)} if unstated else {told[name] for name in _largest(moved)}
+        elif unstated := [name for name, (lo, hi) in ends.items() if lo is None or hi is None]:
+            names = ", ".join(sorted(unstated))
+            expected = {f"{NOT_STATED} {names}"}
+            found = f"{NOT_STATED} {', '.join(sorted(found.removeprefix(NOT_STATED).strip().split(', ')))}"
+        else:
+            expected = set(_largest(moved)) | (set() if any(moved.values()) else {"duration_s"})
+        if found not in expected:
+            reason = "is not the input that the interval mostly comes from"
+            said = cells["dominant_uncertainty"]
+            self._tell("DERIVED", row, "dominant_uncertainty", reason, " or ".join(sorted(expected)), said)
+
+    def _part(self, cells: Row, phase: str) -> Row:
+        """Return the row of usage or of embodied that a total or a score adds up."""
         criterion = "gwp" if cells["criterion"] == "sci" else text(cells, "criterion")
-        usage = self.rows[_key({**cells, "criterion": criterion}, "usage")]
-        made = self.rows[_key({**cells, "criterion": criterion, "accounting_method": "na"}, "embodied")]
-        rows = {"usage": usage, "embodied": made}
+        method = text(cells, "accounting_method") if phase == "usage" else "na"
+        return self.rows[_key({**cells, "criterion": criterion, "accounting_method": method}, phase)]
+
+    def _parts(self, cells: Row) -> tuple[dict[str, float], dict[str, Ends]]:
+        rows = {phase: self._part(cells, phase) for phase in ("usage", "embodied")}
         values = {name: number(row, "value") or 0.0 for name, row in rows.items()}
         return values, {name: (number(row, "lo"), number(row, "hi")) for name, row in rows.items()}
 
@@ -381,6 +408,22 @@ def _combined(
         down, up = (compute({**names, name: end}) - value for end in (lo, hi))
         low, high = hypot(low, min(down, up, 0.0)), hypot(high, max(down, up, 0.0))
     return max(value - low, 0.0), value + high
+
+
+def _moved(
+    compute: Callable[[Mapping[str, float]], float], names: Mapping[str, float], value: float, ends: Mapping[str, Ends]
+) -> dict[str, float]:
+    """Return how far each input moves a result to either side, as far as all of them state an interval."""
+    stated = {name: [end for end in pair if end is not None] for name, pair in ends.items()}
+    if any(len(pair) < 2 for pair in stated.values()):
+        return {}
+    return {name: max(abs(compute({**names, name: end}) - value) for end in pair) for name, pair in stated.items()}
+
+
+def _largest(moved: Mapping[str, float]) -> list[str]:
+    """Return the inputs that move a result furthest; several where they do so alike."""
+    most = max(moved.values(), default=0.0)
+    return [name for name, found in moved.items() if found >= most * (1 - INTERVAL_REL)]
 
 
 def _holds(factor: Row, hour: datetime) -> bool:

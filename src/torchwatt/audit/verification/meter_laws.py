@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from math import sqrt
 
 from torchwatt.audit.schema import Row
+from torchwatt.audit.verification.derived import same
 from torchwatt.audit.verification.facts import Facts, number, text
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.audit.verification.run_laws import Z90
@@ -66,6 +67,7 @@ class MeterLaws:
             self._band(name, row)
             self._readings(name, row)
             self._power(name, row)
+            self._repeats(name, row)
             if "event" not in self.facts.broken:
                 self._coverage(name, row)
             self._identity(name, row, machines)
@@ -251,6 +253,18 @@ class MeterLaws:
         if apart is not None and _far(apart, known_s) and not told:
             reason = "is far from 0, and no event CROSS_CHECK says so"
             self._tell(name, "LAW", "cross_check_rel_diff", reason, "", apart)
+
+    def _repeats(self, name: str, row: Row) -> None:
+        """What another repeat would give lies as far below the joules as above them; of ranks, sums do not."""
+        energy_j, lo_j, hi_j = (number(row, f"energy_{end}j") for end in ("", "lo_", "hi_"))
+        if energy_j is None or self.facts.old or self.facts.merged:
+            return
+        expected = None if hi_j is None else max(2 * energy_j - hi_j, 0.0)
+        if (expected is None) != (lo_j is None) or (
+            expected is not None and lo_j is not None and not same(expected, lo_j, rel=1e-9, scale=energy_j)
+        ):
+            reason = "is not as far from energy_j as energy_hi_j is"
+            self._tell(name, "DERIVED", "energy_lo_j", reason, "nothing" if expected is None else expected, lo_j)
 
     # How much of the run is known
 

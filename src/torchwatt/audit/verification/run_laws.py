@@ -37,7 +37,7 @@ def check_run(facts: Facts, file: str, findings: Findings) -> None:
                 expected="nothing" if value is None else value, found=found,
             )  # fmt: skip
     _times(facts, file, findings)
-    for column, reason, wanted in (*_words(facts), *_family(facts)):
+    for column, reason, wanted in (*_words(facts), *_follows(facts), *_family(facts)):
         findings.add("LAW", file, reason, row=1, column=column, expected=wanted, found=facts.run[column])
 
 
@@ -85,6 +85,19 @@ def _words(facts: Facts) -> Iterator[tuple[str, str, str]]:
     cost_s = number(run, "tracing_cost_s")
     if cost_s is not None and cost_s > TRACING_REL * facts.duration_s() + TRACING_S:
         yield "tracing_cost_s", "is more time than the run took", f"at most {facts.duration_s()!r}"
+
+
+def _follows(facts: Facts) -> Iterator[tuple[str, str, str]]:
+    """Yield what follows from the devices and from tracing_cost_s, and does not: (column, reason, expected)."""
+    run = facts.run
+    if facts.old:
+        return
+    drivers = {text(row, "driver_version") for row in facts.devices.values()} - {""}
+    if not facts.merged and set(text(run, "driver_version").split(";")) - {""} != drivers:
+        yield "driver_version", "is not that of the devices", ";".join(sorted(drivers)) or "nothing"
+    if (run["tracing_cost_s"] is None) != (run["overhead_method"] is None):
+        timed = run["tracing_cost_s"] is not None
+        yield "overhead_method", "says how tracing_cost_s is known", "self_timed" if timed else "nothing"
 
 
 def _family(facts: Facts) -> Iterator[tuple[str, str, str]]:

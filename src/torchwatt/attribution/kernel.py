@@ -128,8 +128,8 @@ def nominal(family: str | None, sensor: str, period_s: float) -> tuple[Kernel, s
         return ONE_SECOND, f"power.draw of {family} is a one-second average"
     if sensor == POWER_SAMPLES:
         ring = RINGS.get(family or "")
-        told = f"nominal for the ring of {family}" if ring else "unknown ring, taken to average its whole period"
-        return ring or Kernel(period_s), told
+        source = f"nominal for the ring of {family}" if ring else "unknown ring, taken to average its whole period"
+        return ring or Kernel(period_s), source
     if family is None:
         return Kernel(period_s), "unknown sensor, taken to average its whole period"
     return FAMILIES[family], f"nominal for {family}"

@@ -51,8 +51,10 @@ def extremes(values: FloatArray, max_points: int) -> list[int]:
         return list(range(len(values)))
     keep: set[int] = set()
     for part in np.array_split(np.arange(len(values)), max(max_points // 2, 1)):
-        known = part[~np.isnan(values[part])]
-        keep |= {int(known[np.argmin(values[known])]), int(known[np.argmax(values[known])])} if len(known) else set()
+        finite = part[~np.isnan(values[part])]
+        keep |= (
+            {int(finite[np.argmin(values[finite])]), int(finite[np.argmax(values[finite])])} if len(finite) else set()
+        )
         keep |= set(part[np.isnan(values[part])][:1].tolist())
     return sorted(keep)
 
@@ -85,13 +87,13 @@ def _svg(lines: Sequence[Line], duration_s: float) -> str:
     parts += [_x_tick(scale, t, per) for t in x_ticks]
     parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 4, f"time since start ({unit})", "end"))
     parts.append(_text(4, 14, "power", "start"))
-    left = _LEFT + 20
+    legend_x = _LEFT + 20
     for index, line in enumerate(lines):
         color = COLORS[index % len(COLORS)]
         parts.append(_polyline(scale, line, color))
-        parts.append(f'<rect x="{left}" y="6" width="14" height="4" rx="2" fill="{color}"/>')
-        parts.append(_text(left + 19, 13, line.domain, "start"))
-        left += 40 + 7 * len(line.domain)
+        parts.append(f'<rect x="{legend_x}" y="6" width="14" height="4" rx="2" fill="{color}"/>')
+        parts.append(_text(legend_x + 19, 13, line.domain, "start"))
+        legend_x += 40 + 7 * len(line.domain)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
         f'height="{_HEIGHT}" font-family="system-ui, sans-serif" font-size="12" fill="{_GREY}">{"".join(parts)}</svg>'
@@ -127,9 +129,9 @@ def _x_tick(scale: _Scale, value: float, per: float) -> str:
 
 
 def _polyline(scale: _Scale, line: Line, color: str) -> str:
-    known = ~np.isnan(line.power_w)
-    stretches = np.split(np.arange(len(known)), np.flatnonzero(np.diff(known.astype(int))) + 1)
-    return "".join(_stretch(scale, line, part, color) for part in stretches if known[part[0]])
+    is_known = ~np.isnan(line.power_w)
+    stretches = np.split(np.arange(len(is_known)), np.flatnonzero(np.diff(is_known.astype(int))) + 1)
+    return "".join(_stretch(scale, line, part, color) for part in stretches if is_known[part[0]])
 
 
 def _stretch(scale: _Scale, line: Line, part: IntArray, color: str) -> str:

@@ -68,16 +68,16 @@ def layer_sums(report: Report) -> tuple[LayerSum, ...]:
 def ties(layers: Sequence[LayerSum]) -> frozenset[str]:
     """Return the names whose order cannot be told from the one before: the difference's interval includes 0."""
     return frozenset(
-        below.fqn
-        for above, below in pairwise(layers)
-        if tied(half_interval(above.entries), half_interval(below.entries))
+        lower.fqn
+        for upper, lower in pairwise(layers)
+        if tied(half_interval(upper.entries), half_interval(lower.entries))
     )
 
 
-def tied(above: tuple[float, float | None], below: tuple[float, float | None]) -> bool:
+def tied(upper: tuple[float, float | None], lower: tuple[float, float | None]) -> bool:
     """Tell whether two numbers, each with half its 90 % interval, may as well be in the other order."""
-    halves = [half for _, half in (above, below) if half is not None]
-    return len(halves) == 2 and above[0] - below[0] <= hypot(*halves)
+    halves = [half for _, half in (upper, lower) if half is not None]
+    return len(halves) == 2 and upper[0] - lower[0] <= hypot(*halves)
 
 
 def half_interval(entries: Sequence[Entry]) -> tuple[float, float | None]:
@@ -94,7 +94,7 @@ def class_names(report: Report) -> dict[str, str]:
 
 def _layer(fqn: str, entries: Sequence[Entry], class_name: str) -> LayerSum:
     by_phase = {phase: [e for e in entries if e.phase == phase] for phase in PHASES}
-    phases = {phase: _phase(found) for phase, found in by_phase.items() if found}
+    phases = {phase: _phase(phase_entries) for phase, phase_entries in by_phase.items() if phase_entries}
     return LayerSum(fqn, class_name, phases, tuple(entries))
 
 
@@ -108,8 +108,8 @@ def _phase(entries: Sequence[Entry]) -> PhaseSum:
 
 
 def _sum_known(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else fsum(value for value in known if value is not None)
+    amounts = list(values)
+    return None if None in amounts else fsum(value for value in amounts if value is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,6 @@ def fold(layers: Sequence[LayerSum], shown: int) -> tuple[tuple[LayerSum, ...], 
     """Keep the first `shown`; the rest is counted, never dropped. One too many is shown rather than folded."""
     if len(layers) <= shown + 1:
         return tuple(layers), None
-    rest = layers[shown:]
-    energy_j = fsum(entry.energy_self_j for layer in rest for entry in layer.entries)
-    return tuple(layers[:shown]), Folded(len(rest), energy_j)
+    folded = layers[shown:]
+    energy_j = fsum(entry.energy_self_j for layer in folded for entry in layer.entries)
+    return tuple(layers[:shown]), Folded(len(folded), energy_j)

@@ -26,8 +26,8 @@ def text(value: object) -> str:
 
 def tag(name: str, content: str = "", style: str = "", **attributes: str) -> str:
     """Write one element around content that is HTML already."""
-    given = {"style": style} | attributes if style else attributes
-    written = "".join(f' {key.rstrip("_")}="{value}"' for key, value in given.items())
+    named = {"style": style} | attributes if style else attributes
+    written = "".join(f' {key.rstrip("_")}="{value}"' for key, value in named.items())
     return f"<{name}{written}>{content}</{name}>"
 
 
@@ -46,11 +46,11 @@ def chip(content: str) -> str:
     )
 
 
-def bar(parts: list[tuple[str, float]], whole: float) -> str:
+def bar(parts: list[tuple[str, float]], total: float) -> str:
     """Return the style of a bar of stacked parts over the whole: a gradient with hard stops."""
     stops, at = [], 0.0
     for color, value in parts:
-        start, at = at, at + (100 * value / whole if whole > 0 else 0.0)
+        start, at = at, at + (100 * value / total if total > 0 else 0.0)
         if at > start:
             stops += [f"{color} {start:.2f}%", f"{color} {min(at, 100):.2f}%"]
     stops += [f"{TRACK} {min(at, 100):.2f}%", f"{TRACK} 100%"]

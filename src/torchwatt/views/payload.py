@@ -67,7 +67,7 @@ def _payload(report: Report, booked: Books, layers: int, points: int, events: in
         },
         "notes": [text(note) for note in summary.head_notes(report)],
         "power_w": number(report.mean_power_w),
-        "carbon": {"value_g": number(report.carbon_g), "text": carbon.grams, "how": text(carbon.how)},
+        "carbon": {"value_g": number(report.carbon_g), "text": carbon.grams, "how": text(carbon.basis)},
         "rates": [
             {"label": text(rate.label), "value": rate.value, "detail": rate.detail} for rate in summary.rates(report)
         ],
@@ -142,10 +142,10 @@ def _curve(report: Report, index: int, points: int) -> dict[str, Any]:
     }
 
 
-def layers_payload(booked: Books, most: int) -> dict[str, Any]:
-    """Return the tree of the `most` biggest modules, the rest as rows of their parents, and the reserved names."""
+def layers_payload(booked: Books, max_modules: int) -> dict[str, Any]:
+    """Return the tree of the `max_modules` largest modules, the others folded into their parents; and reserved rows."""
     rows: list[dict[str, Any]] = []
-    for node in fold_tree(booked.tops, most):
+    for node in fold_tree(booked.tops, max_modules):
         _flatten(node, None, rows)
     # `folded` is what older reports left out at the end; now it is a row of its parent.
     return {"layers": rows, "reserved": [_booked(layer) for layer in booked.reserved], "folded": None}
@@ -181,7 +181,7 @@ def _booked(layer: LayerSum) -> dict[str, Any]:
     return {
         "fqn": text(layer.fqn),
         "class": text(layer.class_name),
-        "self_j": _by_phase({phase: found.energy_j for phase, found in layer.phases.items()}),
+        "self_j": _by_phase({phase: phase_sum.energy_j for phase, phase_sum in layer.phases.items()}),
         "interval_j": {p: [number(f.lo_j), number(f.hi_j)] for p, f in layer.phases.items() if f.lo_j is not None},
         "calls": same_calls([entry.calls for entry in layer.entries]),
         "provenance": layer.provenance,

@@ -49,7 +49,8 @@ def across(report: Report) -> tuple[Across, ...]:
         for entry in part.entries:
             by_slot[entry.fqn, entry.phase][part.rank].append(entry.energy_self_j)
     rows = [
-        _across(*slot, {rank: fsum(joules) for rank, joules in found.items()}, parts) for slot, found in by_slot.items()
+        _across(*slot, {rank: fsum(joules) for rank, joules in joules_of_rank.items()}, parts)
+        for slot, joules_of_rank in by_slot.items()
     ]
     ordered = sorted(rows, key=lambda row: (-row.sum_j, row.name, row.phase))
     half_j = _half_j(report)
@@ -61,17 +62,17 @@ def across(report: Report) -> tuple[Across, ...]:
 
 def _half_j(report: Report) -> dict[tuple[str, str], float | None]:
     """Return half the 90 % interval of each row of the job's books; None where a part of it has none."""
-    found: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    entries_of_slot: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for ledger in report.counted:
         for entry in ledger.entries:
-            found[entry.fqn, entry.phase].append(entry)
-    return {slot: half_interval(entries)[1] for slot, entries in found.items()}
+            entries_of_slot[entry.fqn, entry.phase].append(entry)
+    return {slot: half_interval(entries)[1] for slot, entries in entries_of_slot.items()}
 
 
-def _across(name: str, phase: str, found: dict[int, float], parts: Sequence[RankPart]) -> Across:
-    joules = {part.rank: found.get(part.rank, 0.0) for part in parts}
-    most = max(joules, key=lambda rank: (joules[rank], -rank))
-    return Across(name, phase, fsum(joules.values()), min(joules.values()), joules[most], most, len(parts))
+def _across(name: str, phase: str, energy_of_rank: dict[int, float], parts: Sequence[RankPart]) -> Across:
+    joules = {part.rank: energy_of_rank.get(part.rank, 0.0) for part in parts}
+    max_rank = max(joules, key=lambda rank: (joules[rank], -rank))
+    return Across(name, phase, fsum(joules.values()), min(joules.values()), joules[max_rank], max_rank, len(parts))
 
 
 def whole(report: Report) -> Across | None:
@@ -88,17 +89,17 @@ def no_rank_j(report: Report) -> float:
 
 def device_j(part: RankPart, *, host: bool) -> float | None:
     """Return a rank's joules on the host's domains, or on its own devices; None where it has none."""
-    found = [e.energy_self_j for e in part.entries if (e.domain.kind in HOST) == host]
-    return fsum(found) if found else None
+    parts_j = [e.energy_self_j for e in part.entries if (e.domain.kind in HOST) == host]
+    return fsum(parts_j) if parts_j else None
 
 
 def skew_s(report: Report) -> tuple[float, float, float] | None:
     """Return how far ranks began apart, ended apart, and differed in duration; None where less than two are known."""
-    known = [(p.start_ns, p.end_ns) for p in report.ranks if p.start_ns is not None and p.end_ns is not None]
-    if len(known) < 2:
+    spans = [(p.start_ns, p.end_ns) for p in report.ranks if p.start_ns is not None and p.end_ns is not None]
+    if len(spans) < 2:
         return None
-    starts, ends = [start for start, _ in known], [end for _, end in known]
-    lengths = [end - start for start, end in known]
+    starts, ends = [start for start, _ in spans], [end for _, end in spans]
+    lengths = [end - start for start, end in spans]
     return _spread_s(starts), _spread_s(ends), _spread_s(lengths)
 
 

@@ -46,11 +46,11 @@ def layer_rows(report: Report) -> list[dict[str, Any]]:
     row may as well come before the one above it: their difference's interval includes 0.
     """
     classes = class_names(report)
-    inside = containers((entry.fqn for ledger in report.counted for entry in ledger.entries), classes)
+    container_of = containers((entry.fqn for ledger in report.counted for entry in ledger.entries), classes)
     rows = []
     for ledger in report.counted:
         total = {
-            stage: totals(((e.fqn, e.phase, e.energy_self_j) for e in ledger.entries if e.stage == stage), inside)
+            stage: totals(((e.fqn, e.phase, e.energy_self_j) for e in ledger.entries if e.stage == stage), container_of)
             for stage in sorted({entry.stage for entry in ledger.entries})
         }
         ordered = sorted(ledger.entries, key=lambda e: (-e.energy_self_j, e.fqn, e.phase, e.stage))
@@ -74,7 +74,7 @@ def _container_row(
     ledger: Ledger, fqn: str, phase: Phase, stage: str, total_j: float, module_class: str | None
 ) -> dict[str, Any]:
     """Write a module to which nothing is booked itself in this phase: by the books its self energy is 0."""
-    known = {
+    values = {
         "domain": str(ledger.domain),
         "fqn": fqn,
         "phase": phase,
@@ -88,7 +88,7 @@ def _container_row(
         "counted": ledger.counted,
         "tied": False,
     }
-    return {column: known.get(column) for column in LAYER_COLUMNS}
+    return {column: values.get(column) for column in LAYER_COLUMNS}
 
 
 def _half(entry: Entry) -> tuple[float, float | None]:

@@ -80,44 +80,44 @@ class Carbon:
     """Grams as text, or the sentence that says how to get them."""
 
     grams: str
-    how: str
+    basis: str
     notes: tuple[str, ...] = ()
 
 
 def carbon(report: Report) -> Carbon:
     """Return the grams with the factors behind them."""
     impact = _of_run(report, "usage", "location")
-    beside = _beside(report)
+    notes = _beside(report)
     if impact is None:
-        return Carbon(DASH, report.carbon_hint or NO_CARBON, beside)
+        return Carbon(DASH, report.carbon_hint or NO_CARBON, notes)
     used = [factor for factor in report.factors if factor.factor_id in impact.factor_ids]
-    how = _factor_texts(used)
+    parts = _factor_texts(used)
     if impact.lo is not None and impact.hi is not None:
-        most = SPOKEN.get(impact.dominant_uncertainty, impact.dominant_uncertainty)
-        how.append(f"{format_mass(impact.lo)} to {format_mass(impact.hi)}, mostly from {most}")
-    how.append(f"{impact.provenance}, weakest input {impact.weakest_input}")
-    said = dict.fromkeys(f"{f.zone or f.kind}: {f.coverage_note}" for f in used if f.coverage_note)
-    return Carbon(f"{format_mass(impact.value)} CO2e", " · ".join(how), (*said, *beside))
+        uncertainty = SPOKEN.get(impact.dominant_uncertainty, impact.dominant_uncertainty)
+        parts.append(f"{format_mass(impact.lo)} to {format_mass(impact.hi)}, mostly from {uncertainty}")
+    parts.append(f"{impact.provenance}, weakest input {impact.weakest_input}")
+    coverage_notes = dict.fromkeys(f"{f.zone or f.kind}: {f.coverage_note}" for f in used if f.coverage_note)
+    return Carbon(f"{format_mass(impact.value)} CO2e", " · ".join(parts), (*coverage_notes, *notes))
 
 
 def _of_run(report: Report, phase: str, method: str) -> Impact | None:
-    wanted = ("run", "gwp", phase, method)
-    found = (i for i in report.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == wanted)
-    return next(found, None)
+    key = ("run", "gwp", phase, method)
+    impacts = (i for i in report.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == key)
+    return next(impacts, None)
 
 
 def _beside(report: Report) -> tuple[str, ...]:
     """Return what stands beside the location-based grams and is never added to them unseen."""
     market = _of_run(report, "usage", "market")
-    made, total = _of_run(report, "embodied", "na"), _of_run(report, "total", "location")
+    embodied, total = _of_run(report, "embodied", "na"), _of_run(report, "total", "location")
     score = next((i for i in report.impacts if i.criterion == "sci"), None)
     lines = []
     if market is not None:
         used = [factor for factor in report.factors if factor.factor_id in market.factor_ids]
         lines.append(f"market-based: {format_mass(market.value)} CO2e ({' · '.join(_factor_texts(used))})")
-    if made is not None:
-        whole = f"; with it {format_mass(total.value)}" if total is not None else ""
-        lines.append(f"the hardware's share (embodied): {format_mass(made.value)} CO2e{whole}")
+    if embodied is not None:
+        sum_text = f"; with it {format_mass(total.value)}" if total is not None else ""
+        lines.append(f"the hardware's share (embodied): {format_mass(embodied.value)} CO2e{sum_text}")
     if score is not None:
         lines.append(f"SCI: {format_mass(score.value)} CO2e per {score.unit.partition('/')[2].strip('{}')}")
     return tuple(lines)
@@ -126,8 +126,8 @@ def _beside(report: Report) -> tuple[str, ...]:
 def _factor_texts(used: Sequence[Factor]) -> list[str]:
     """Return each factor in words; the hours of one grid in one."""
     hours = [factor for factor in used if factor.temporal_resolution == "hour"]
-    others = [factor for factor in used if factor.temporal_resolution != "hour"]
-    texts = [_factor_text(factor) for factor in sorted(others, key=lambda f: f.kind)]
+    yearly = [factor for factor in used if factor.temporal_resolution != "hour"]
+    texts = [_factor_text(factor) for factor in sorted(yearly, key=lambda f: f.kind)]
     if hours:
         values = [factor.value for factor in hours]
         estimated = sum(bool(factor.is_estimated) for factor in hours)
@@ -170,12 +170,12 @@ def domains(report: Report) -> tuple[DomainText, ...]:
 
 def shown_domains(report: Report) -> tuple[tuple[DomainText, ...], str]:
     """Return the domains with the most joules, and a sentence about the rest: a large job has hundreds."""
-    found = domains(report)
-    if len(found) <= MOST_DOMAINS:
-        return found, ""
-    named = {item.domain for item in found[:MOST_DOMAINS]}
+    texts = domains(report)
+    if len(texts) <= MOST_DOMAINS:
+        return texts, ""
+    named = {item.domain for item in texts[:MOST_DOMAINS]}
     rest_j = fsum(ledger.energy_j for ledger in report.counted if str(ledger.domain) not in named)
-    return found[:MOST_DOMAINS], f"and {len(found) - MOST_DOMAINS} more domains with {format_energy(rest_j)}"
+    return texts[:MOST_DOMAINS], f"and {len(texts) - MOST_DOMAINS} more domains with {format_energy(rest_j)}"
 
 
 def _domain(report: Report, ledger: Ledger) -> DomainText:
@@ -206,9 +206,9 @@ _HEAD = (
 
 def head_notes(report: Report) -> tuple[str, ...]:
     """Return what the total does and does not contain, where that is not what the reader expects; one sentence each."""
-    found = sorted((e for e in report.events if e.code in _HEAD), key=lambda e: (_HEAD.index(e.code), e.subject))
-    said = ("run", *(e.subject for e in found if e.message.startswith(e.subject)))
-    return tuple(e.message if e.subject in said else f"{e.subject}: {e.message}" for e in found)
+    events = sorted((e for e in report.events if e.code in _HEAD), key=lambda e: (_HEAD.index(e.code), e.subject))
+    prefixed = ("run", *(e.subject for e in events if e.message.startswith(e.subject)))
+    return tuple(e.message if e.subject in prefixed else f"{e.subject}: {e.message}" for e in events)
 
 
 def modelled_instead(report: Report, gone: Unavailable) -> bool:
@@ -244,14 +244,14 @@ class Rate:
 
 def rates(report: Report) -> tuple[Rate, ...]:
     """Return joules per step and per counted unit."""
-    found = list(step_rates(report))
+    energy_rates = list(step_rates(report))
     for unit, count in sorted(report.units.items()):
-        found.append(
+        energy_rates.append(
             Rate(
                 f"per {unit}", format_energy(report.energy_per(count)), f"{format_count(count)} counted, total / count"
             )
         )
-    return tuple(found)
+    return tuple(energy_rates)
 
 
 STAGES = {TRAIN: "training step", VALIDATION: "validation step", INFERENCE: "inference step", "": "other step"}
@@ -270,15 +270,15 @@ def step_rates(report: Report) -> tuple[Rate, ...]:
 
 
 def _step_rate(report: Report, steps: Sequence[Step], name: str, many: str) -> Rate:
-    known = [joules / s.count for s in steps if (joules := step_j(report, s)) is not None]
+    known_j = [joules / s.count for s in steps if (joules := step_j(report, s)) is not None]
     seconds = median((step.end_ns - step.start_ns) / step.count / 1e9 for step in steps)
     count = sum(step.count for step in steps)
     words = [f"{count}{many} {'step' if count == 1 and not many else 'steps'} of {format_time(seconds)}"]
-    if known and count > 1:
-        words.insert(0, f"median; from {format_interval(min(known), max(known))}")
-    if known and len(known) < len(steps):
-        words.append(f"{len(steps) - len(known)} without a meter")
-    return Rate(f"per {name}", format_energy(median(known)) if known else DASH, " · ".join(words))
+    if known_j and count > 1:
+        words.insert(0, f"median; from {format_interval(min(known_j), max(known_j))}")
+    if known_j and len(known_j) < len(steps):
+        words.append(f"{len(steps) - len(known_j)} without a meter")
+    return Rate(f"per {name}", format_energy(median(known_j)) if known_j else DASH, " · ".join(words))
 
 
 def step_j(report: Report, step: Step) -> float | None:
@@ -300,8 +300,8 @@ def cost(report: Report) -> str:
         share = report.tracing_cost_s / report.duration_s if report.duration_s > 0 else None
         words.append(f"tracing {format_time(report.tracing_cost_s)} ({format_share(share)} of the run)")
     if report.traced_steps:
-        others = ", the others filled in from them" if report.traced_steps < report.step_count else ""
-        words.append(f"{report.traced_steps} of {report.step_count} steps traced{others}")
+        filled = ", the others filled in from them" if report.traced_steps < report.step_count else ""
+        words.append(f"{report.traced_steps} of {report.step_count} steps traced{filled}")
     return " · ".join(words)
 
 

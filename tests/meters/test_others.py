@@ -53,7 +53,7 @@ def test_a_card_whose_processes_cannot_be_seen_counts_and_the_head_says_so(run_o
     found = run_on(CardMachine().h100(300.0, users=(NOT_HERE,)), program(2.5))
     assert counts(found)
     assert found["rows"]["gpu:0"] == ["(unattributed)"]
-    sentence = "gpu:0 is in the total, though it may be that only others used it"
+    sentence = "gpu:0 is in the total, though possibly only other processes used it"
     assert sentence in head_of(found)
     assert sentence in found["html"]
     assert any(sentence in note for note in found["notes"])

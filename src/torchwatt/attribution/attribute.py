@@ -108,9 +108,10 @@ def over_limit(metered: Metered, curve: EnergyCurve) -> tuple[Metered, list[Even
     mean_w = curve.mean_w(curve.start_ns, curve.end_ns)
     if not 0 < OVER_LIMIT * limit_w < (mean_w or 0.0):
         return metered, []
-    text = f"it says {mean_w:.4g} W where the device's limit is {limit_w:.4g} W"
+    text = f"the mean power is {mean_w:.4g} W, above the device's limit of {limit_w:.4g} W"
     meter = replace(metered.meter, notes=(*metered.meter.notes, f"{UNCHECKED}: {text}"))
-    event = Event(curve.end_ns, "warning", "OVER_LIMIT", str(metered.meter.domain), f"{text}: one of the two is wrong")
+    message = f"{text}: the meter or the limit is wrong"
+    event = Event(curve.end_ns, "warning", "OVER_LIMIT", str(metered.meter.domain), message)
     return replace(metered, meter=meter), [event]
 
 
@@ -144,8 +145,8 @@ def with_unseen(
         return replace(metered, meter=meter), curve, sparse_events
     message = (
         f"steps run in sync with the power sensor: {missed.share:.0%} of a step was never sampled, and there is no "
-        "counter. The joules rest on the rest of it, and their interval on the device's limits; vary the length of the "
-        "steps, or meter a run that lasts longer"
+        "counter. The joules are those of the sampled part, and their interval assumes anything from zero "
+        "to the device's limit for the remainder; vary the length of the steps, or meter a longer run"
     )
     event = Event(curve.end_ns, "warning", PHASES_UNSEEN, domain, message)
     return replace(metered, meter=meter), curve, [*sparse_events, event]
@@ -164,7 +165,7 @@ def _read_seldom(metered: Metered, curve: EnergyCurve, power: Series) -> tuple[M
     change_w = float(np.ptp(watts, axis=1).max())
     message = (
         f"power was read every {every_s:.3g} s and changed by up to {change_w:.3g} W from one reading to the next: "
-        f"in between it may have been anything from one to the other, so {curve.total_j:.4g} J are good to "
+        f"power in between is unknown, so the {curve.total_j:.4g} J have an uncertainty of "
         f"+-{half_j:.3g} J (90 %); log at least once a second"
     )
     return replace(metered, meter=meter), [
@@ -196,7 +197,7 @@ def _metered(meter: Meter, recording: Recording, window: tuple[int, int]) -> Met
     try:
         return metered(meter, recording, window)
     except SensorError as error:
-        return Unavailable(str(meter.domain), f"its readings make no curve: {error}")
+        return Unavailable(str(meter.domain), f"its readings are unusable: {error}")
 
 
 def _says_nothing(metered: Metered, curve: EnergyCurve) -> bool:
@@ -206,9 +207,9 @@ def _says_nothing(metered: Metered, curve: EnergyCurve) -> bool:
 
 def _why_nothing(curve: EnergyCurve | None) -> str:
     if curve is None or curve.silent:
-        return "no reading inside the run"
+        return "no reading during the run"
     seconds = (curve.end_ns - curve.start_ns) / NS_PER_S
-    return f"the meter did not move in {seconds:.3g} s: it is frozen, or too slow for so short a run"
+    return f"the meter's value did not change in {seconds:.3g} s: it is frozen, or too slow for a run of this length"
 
 
 def _window(metered: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:

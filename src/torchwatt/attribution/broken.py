@@ -43,7 +43,7 @@ def late_events(series: Series) -> list[Event]:
     if not len(out):
         return []
     longest_s = float(series.late_ns.max()) / NS_PER_S
-    message = f"{len(out)} reads took up to {longest_s:.3g} s: of no known instant, left out for those that followed"
+    message = f"{len(out)} reads took up to {longest_s:.3g} s: their instants are unknown, and later readings are used"
     return [event(series.channel, int(series.t_ns[out[0]]), "COUNTER_LATE", message)]
 
 
@@ -92,7 +92,7 @@ def left_out(channel: Channel, t_ns: IntArray, raw: FloatArray, keep: BoolArray)
     if not len(out):
         return []
     first_j = float(raw[out[0]] * channel.scale)
-    message = f"{len(out)} of {len(raw)} readings are none, the first {first_j:.4g} J: left out, the counter came back"
+    message = f"{len(out)} of {len(raw)} readings are excursions, the first to {first_j:.4g} J: discarded"
     return [event(channel, int(t_ns[out[0]]), "COUNTER_JUMP", message)]
 
 
@@ -122,7 +122,7 @@ def lost_events(channel: Channel, spans: Spans) -> list[Event]:
             channel,
             hi,
             "COUNTER_LOST",
-            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, after which the counter had started again: the joules of "
+            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, after which the counter had restarted: the joules of "
             "that time are unknown, and not counted",
         )
         for lo, hi in spans
@@ -172,17 +172,17 @@ def still(
         caught_up_j = step_j[stop] if stop < len(step_j) else 0.0
         if missed_j - caught_up_j < 0.5 * missed_j:
             keep[start + 1 : stop + 1] = False
-            consequence = "and then made up for it: when within that time its joules were used is not known"
+            consequence = "and then caught up: the distribution of its joules within that time is unknown"
         elif power_known:
             bridged.append((int(t_ns[start]), int(t_ns[stop])))
             add_j[start:stop] = np.diff(integral[start : stop + 1])
             consequence = (
-                f"while the power sensor showed {missed_j:.1f} J; that stretch is taken from the integrated power"
+                f"while the power sensor showed {missed_j:.1f} J; that interval is taken from the integrated power"
             )
         else:
             silent.append((int(t_ns[start]), int(t_ns[stop])))
             consequence = "and no power was read: the joules of that time are unknown, and not counted"
-        message = f"the counter stood still for {length_ns / NS_PER_S:.2f} s {consequence}"
+        message = f"the counter did not change for {length_ns / NS_PER_S:.2f} s {consequence}"
         events.append(event(channel, int(t_ns[start]), "COUNTER_FROZEN", message))
     return Still(add_j, tuple(silent), tuple(bridged), keep, tuple(events))
 

@@ -109,8 +109,8 @@ def _unsure(series: Series, t_ns: IntArray, step_j: FloatArray) -> tuple[tuple[t
             series.channel,
             hi,
             "COUNTER_UNSURE",
-            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, in which the counter may have gone round more than once: "
-            "the energy of that time is not known, and counted too low if it did",
+            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, in which the counter may have wrapped more than once: "
+            "the energy of that time is unknown, and too low if it did",
         )
         for lo, hi in spans
     ]

@@ -68,8 +68,8 @@ def check_counter(
     if comparison.off > CROSS_CHECK_REL:
         meter = _widened(meter, comparison, slow=slow)
     if comparison.resolution > USELESS_REL:
-        text = f"{comparison.seconds:.2g} s of counter and power agree to {comparison.off:.0%}, which is good to ±"
-        return _noted(meter, f"{UNCHECKED}: {text}{min(comparison.resolution, 1.0):.0%} only"), []
+        text = f"{comparison.seconds:.2g} s of counter and power agree to {comparison.off:.0%}, with a resolution of ±"
+        return _noted(meter, f"{UNCHECKED}: {text}{min(comparison.resolution, 1.0):.0%}"), []
     return meter, []
 
 
@@ -125,7 +125,7 @@ def _widened(meter: Meter, comparison: Comparison, *, slow: bool) -> Meter:
         (comparison.power_j, comparison.counter_j) if slow else (comparison.counter_j, comparison.power_j)
     )
     if booked_j <= 0:
-        return _noted(meter, f"{UNCHECKED}: it says nothing where the other route says {other_j:.4g} J")
+        return _noted(meter, f"{UNCHECKED}: it gives no joules, the other method {other_j:.4g} J")
     lo, hi = meter.accuracy_rel or (0.0, 0.0)
     ratio, more = other_j / booked_j, 1.0 + min(comparison.resolution, 1.0)
     band = (min(lo, ratio / more * (1 + lo) - 1), max(hi, ratio * more * (1 + hi) - 1))

@@ -89,7 +89,7 @@ def metered(meter: Meter, recording: Recording, window: tuple[int, int] | None =
             from_readings, events=(*from_readings.events, *broken.late_events(read), *_absurd_events(meter, recording))
         )
     if integral is None or power is None or window is None:
-        return Unavailable(str(meter.domain), "the meter was found but gave fewer than two readings")
+        return Unavailable(str(meter.domain), "the meter was found, and returned fewer than two readings")
     t_ns, energy_j, silent = integral
     events = [*_gap_events(meter, silent, *window), *_absurd_events(meter, recording)]
     events += _frozen_power(meter, power.between(*window))
@@ -99,9 +99,7 @@ def metered(meter: Meter, recording: Recording, window: tuple[int, int] | None =
     u_j = float(np.hypot(reading_u_j(power, integral, *window), bridged_j / np.sqrt(3.0)))
     curve = EnergyCurve(meter.domain, t_ns, energy_j, method, meter.provenance, u_j, silent=silent)
     if slow_s:
-        note = (
-            f"{SLOW_COUNTER} publishes every {slow_s:.2g} s, too seldom for so short a run: integrated power is booked"
-        )
+        note = f"{SLOW_COUNTER} publishes every {slow_s:.2g} s, too slow for this run: integrated power is used"
         meter = replace(meter, notes=(*meter.notes, note))
     return Metered(meter, curve, tuple(events), silent=silent)
 
@@ -204,8 +202,8 @@ def _cross_check(meter: Meter, curve: EnergyCurve, integral: Integral | None) ->
     if off <= CROSS_CHECK_REL:
         return []
     message = (
-        f"the counter says {counted_j:.4g} J, the integrated power {other_j:.4g} J ({off:.0%} apart); "
-        "the counter is booked: treat both with care"
+        f"the counter gives {counted_j:.4g} J, integrated power {other_j:.4g} J ({off:.0%} apart); "
+        "the counter is used, and one of the two is wrong"
     )
     return [Event(curve.end_ns, "warning", "CROSS_CHECK", str(meter.domain), message)]
 
@@ -215,7 +213,7 @@ def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...], start_ns: int
     parts = [(max(lo, start_ns), min(hi, end_ns)) for lo, hi in silent if min(hi, end_ns) > max(lo, start_ns)]
     if len(parts) > MOST_GAPS:
         all_s = sum(hi - lo for lo, hi in parts) / NS_PER_S
-        message = f"no power reading in {len(parts)} stretches, {all_s:.2f} s together: their energy is not counted"
+        message = f"no power reading in {len(parts)} intervals, {all_s:.2f} s together: their energy is not counted"
         return [Event(parts[0][0], "warning", "SAMPLE_GAP", str(meter.domain), message)]
     return [
         Event(
@@ -236,8 +234,8 @@ def _absurd_events(meter: Meter, recording: Recording) -> list[Event]:
         bad = np.flatnonzero(absurd(series)) if series is not None else np.zeros(0, dtype=np.int64)
         if series is not None and len(bad):
             worst_w = float(series.raw[bad[0]] * series.channel.scale)
-            summary = f"{len(bad)} of {len(series)} readings are no power, the first {worst_w:.6g} W"
-            message = f"{series.channel.key}: {summary}: left out"
+            summary = f"{len(bad)} of {len(series)} power readings out of range, the first {worst_w:.6g} W"
+            message = f"{series.channel.key}: {summary}: discarded"
             events.append(Event(int(series.t_ns[bad[0]]), "warning", "POWER_ABSURD", str(meter.domain), message))
     return events
 
@@ -266,8 +264,8 @@ def _frozen_power(
         seen_w = curve.between(start_ns, end_ns) / seconds
         if abs(seen_w - stuck_w) <= CROSS_CHECK_REL * max(seen_w, stuck_w):
             return []
-    message = f"the power sensor said {stuck_w:.6g} W without change for {seconds:.1f} s"
+    message = f"the power sensor repeated {stuck_w:.6g} W for {seconds:.1f} s"
     tail = "; it may be stuck" if alone else "; the counter disagrees and is booked"
     if alone and curve is not None:
-        tail += ", and the counter beside it stood still: the joules of that time rest on this value"
+        tail += ", and the counter did not change either: the joules of that time are based on this value"
     return [Event(start_ns, "warning", "POWER_FROZEN", str(meter.domain), message + tail)]

@@ -83,7 +83,7 @@ def fit_device(
     idle_w = priors.idle_w.get(activity.device, quiet_w)
     result = DeviceFit(columns, None, "", idle_w, updates)
     if power is None or updates is None:
-        return replace(result, reason="no power sensor, or one that hardly ever changes")
+        return replace(result, reason="no power sensor, or its value hardly changes")
     if columns.count == 0:
         return replace(result, reason="no work on the device")
     watched = _watched(activity, columns, updates, parts, idle_w, priors)
@@ -116,13 +116,13 @@ def _solve(
         return replace(result, reason="no sensor kernel")
     readings = coarse.inside(result.kernel.kernel)
     if len(readings) < MIN_ROWS:
-        return replace(result, reason=f"only {len(readings)} readings while the work was watched")
+        return replace(result, reason=f"only {len(readings)} readings while the work was recorded")
     locked = result.phase_gap is not None and result.phase_gap > LOCKED_GAP
     kernel = result.kernel if locked else _kernel(coarse, readings, result.kernel, sensor)
     estimate = _estimate(watched, kernel.kernel, replays)
     reason = estimate.reason if estimate is not None else "too few readings"
     if locked and replays is None:
-        reason = f"steps run in step with the sensor: {result.phase_gap:.0%} of a step's phases were never read"
+        reason = f"steps run in step with the sensor: {result.phase_gap:.0%} of the step was never sampled"
     return replace(result, kernel=kernel, estimate=estimate, reason=reason)
 
 

@@ -67,8 +67,8 @@ def _events(metered: Metered, curve: EnergyCurve, activity: Activity, books: Dev
     if not books.fit.fitted:
         fix = ""
         if "in step with the sensor" in books.fit.reason:
-            fix = "; a random pause of up to 1 ms a step (dither) or a replay of the layers would tell them apart"
-        message = f"layers got their share of busy time: {books.fit.reason}{fix}"
+            fix = "; a random pause of up to 1 ms a step (dither) or a replay of the layers would distinguish them"
+        message = f"joules are split by busy time: {books.fit.reason}{fix}"
         events.append(Event(curve.start_ns, "warning", "TIME_SHARE", domain, message))
     if books.fit.columns.pooled:
         message = f"{books.fit.columns.pooled} small kinds of work were pooled by signature before the fit"
@@ -102,7 +102,7 @@ def _no_device_timeline(metered: Metered, curve: EnergyCurve, trace: Trace) -> l
     if len(trace) == 0:
         return []
     message = (
-        "the device's joules are booked to (unattributed): which layer's kernels ran when is not known from the host's "
-        "spans alone"
+        "the device's joules are booked to (unattributed): the host's spans alone do not show when each "
+        "layer's kernels ran"
     )
     return [Event(curve.start_ns, "info", "NO_DEVICE_TIMELINE", str(metered.meter.domain), message)]

@@ -87,7 +87,7 @@ class _Here:
 def _use(users: frozenset[DeviceUsers], cuda_state: _Here, *, elsewhere: bool) -> Use:
     """Classify a device that neither torch nor NVML's list shows as used by this process."""
     if DeviceUsers.HIDDEN in users:
-        return Use("unknown", "NVML lists processes on it that cannot be seen from here, as in a container")
+        return Use("unknown", "NVML lists processes on it that are not visible to this process, as in a container")
     if proof := _proof(users, cuda_state, elsewhere=elsewhere):
         return Use("others", proof)
     why = "which files this process and its children have loaded cannot be read"
@@ -95,7 +95,7 @@ def _use(users: frozenset[DeviceUsers], cuda_state: _Here, *, elsewhere: bool) -
         why = "CUDA is loaded"
     if cuda_state.initialised:
         why = "CUDA was initialised"
-    return Use("unknown", f"{why}, and NVML lists this process on no card, as in a container that hides processes")
+    return Use("unknown", f"{why}, and NVML lists this process on no GPU, as in a container that hides processes")
 
 
 def _proof(users: frozenset[DeviceUsers], cuda_state: _Here, *, elsewhere: bool) -> str:
@@ -103,9 +103,9 @@ def _proof(users: frozenset[DeviceUsers], cuda_state: _Here, *, elsewhere: bool)
     if cuda_state.child_library is False and cuda_state.own_library is False and not cuda_state.initialised:
         return "neither this process nor a child of it has loaded CUDA"
     if cuda_state.child_library is False and cuda_state.domains:
-        return "this process has its CUDA contexts on other cards, and no child has loaded CUDA"
+        return "this process has its CUDA contexts on other GPUs, and no child has loaded CUDA"
     if elsewhere:
-        return "NVML lists this process, or a child of it, on other cards and not on this one"
+        return "NVML lists this process, or a child of it, on other GPUs and not on this one"
     return "" if cuda_state.initialised or DeviceUsers.EMPTY in users else "NVML lists no process of this run on it"
 
 
@@ -118,7 +118,7 @@ def set_apart(ledger: Ledger, use: Use | None, module: str = "") -> tuple[Ledger
         return ledger, []
     name = str(ledger.domain)
     if use.user == "unknown":
-        message = f"{name} is in the total, though it may be that only others used it: {use.why}"
+        message = f"{name} is in the total, though possibly only other processes used it: {use.why}"
         return ledger, [Event(0, "warning", "DEVICE_USER_UNKNOWN", name, message)]
     where = f"in {module}, in the row {OTHER_PROCESSES}" if module else "not in the total"
     message = f"{name} was not used by this run ({use.why}): its {ledger.energy_j:.4g} J are {where}"

@@ -104,7 +104,7 @@ class Estimator:
         scores = _meat(sums, prior)
         result = posterior(total, prior, scores, sums.timing * LAG_SD_S)
         share_w = two_powers(sums.total, prior.mean_w, float(prior.covariance[-1, -1]))
-        reason = "" if gain >= MIN_GAIN or pseudo is not None else "the sensor cannot tell the layers apart"
+        reason = "" if gain >= MIN_GAIN or pseudo is not None else "the readings cannot distinguish the layers"
         return Estimate(result, prior, share_w, gain, self._rows, sums.clusters, reason)
 
     def _refine(self, rows: Rows) -> tuple[Prior, Sums]:

@@ -73,7 +73,7 @@ def fit_power(exposure: Exposure, idle: np.ndarray, group: IntArray | None = Non
     equal = _spread(NO_SPREAD * float(mean_w.mean()), mean_w, idle_sd_w)
     gain = prior.evidence_nats - evidence(total, equal, mean_w)
     if gain < MIN_GAIN_NATS:
-        return _time_share(mean_w[place], idle, gain, "the readings cannot tell the layers apart")
+        return _time_share(mean_w[place], idle, gain, "the readings cannot distinguish the layers")
     fitted = posterior(total, prior)
     fitted = posterior(total, prior, _scores(exposure, place, fitted.power_w))
     floor_w = FLOOR_REL * float(np.average(mean_w[place], weights=exposure.time_s() + 1e-12))

@@ -71,7 +71,7 @@ class SensorModel:
             kernel = Kernel(**{name: float(value) for name, value in values["kernel"].items()})
             numbers = {name: float(values[name]) for name in ("period_s", "rms_w", "gain", "offset_w")}
             if not all(abs(value) < _LARGEST for value in (*astuple(kernel), *numbers.values())):
-                raise ValueError("a number is not finite, or no sensor has it")  # noqa: TRY301  # one message for all
+                raise ValueError("a number is not finite, or out of range")  # noqa: TRY301  # one message for all
             return cls(kernel, source=str(values["source"]), **numbers)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"not a sensor model: {error}; delete the cached file and calibrate again") from error

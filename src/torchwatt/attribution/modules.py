@@ -68,7 +68,7 @@ def _filled(module: Ledger, gpus: Sequence[Ledger], host_rows: Callable[[float],
     host_j = module.energy_j - fsum(gpu.energy_j for gpu in gpus)
     names = ", ".join(str(gpu.domain) for gpu in gpus) or "no GPU"
     if host_j <= 0:
-        message = f"; the parts ({names}) say more than the module: not split."
+        message = f"; the parts ({names}) exceed the module: not split."
         return replace(module, sentence=module.sentence.removesuffix(".") + message)
     rows = _added(module.domain, [*(entry for gpu in gpus for entry in gpu.entries), *host_rows(host_j)])
     rows[0] = replace(rows[0], energy_self_j=module.energy_j - total_self_j(rows[1:]))

@@ -48,8 +48,8 @@ def _clean(power: Series) -> Series:
 def _why_not(samples: Series, start_ns: int, end_ns: int) -> str:
     heard, later_on = _heard(samples, start_ns, end_ns)
     if heard < LEAST_YET or heard + later_on < LEAST_HEARD:
-        return f"they are there for {heard:.0%} of the run"
-    return "" if publications(samples) is not None else "they hardly ever change"
+        return f"they cover {heard:.0%} of the run"
+    return "" if publications(samples) is not None else "their value hardly changes"
 
 
 def _heard(samples: Series, start_ns: int, end_ns: int) -> tuple[float, float]:

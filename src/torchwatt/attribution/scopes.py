@@ -33,7 +33,6 @@ PUBLISHED_S = 0.1  # latency of a counter at one end: the longest publication in
 APART_REL = 0.1
 # Distance of the counter from the scope that it follows, as a part of the distance between the two: power sensors are
 # accurate to 5 %, and a quarter of a module's power is its CPU's and memory's.
-# are good to 5 %, and a quarter of a module's power is its CPU's and memory's.
 NEAR = 0.35
 # Two GPUs whose module power agrees to this, in total and in each second, are on one module.
 ALIKE_REL, ALIKE_SECOND_REL = 0.02, 0.1
@@ -125,12 +124,10 @@ def _scope(counter_j: float, gpu_j: float, module_j: float, seconds: float) -> t
     late = counter_j / seconds * PUBLISHED_S / apart_j
     place = (counter_j - gpu_j) / apart_j  # 0 at scope GPU, 1 at scope MODULE
     if late > NEAR:
-        return "unknown", f"too short to tell the two: {comparison}"
+        return "unknown", f"too short to distinguish the two: {comparison}"
     if abs(place) <= NEAR:
         return "gpu", comparison
-    return (
-        ("module", comparison) if abs(place - 1) <= NEAR else ("unknown", f"it follows none of the two: {comparison}")
-    )
+    return ("module", comparison) if abs(place - 1) <= NEAR else ("unknown", f"it matches neither: {comparison}")
 
 
 def _at_gpu_scope(channel: Channel) -> bool:
@@ -180,9 +177,9 @@ def _by_power(meter: Meter, compared: Compared) -> Meter:
         upper_ratio = max(compared.counter_j, compared.module_j) / compared.gpu_j
         lower_ratio = min(compared.counter_j / compared.gpu_j, 1.0)
         band = (min(band[0], lower_ratio * (1 + band[0]) - 1), max(band[1], upper_ratio * (1 + band[1]) - 1))
-    source = f"{meter.accuracy_source}; widened to what the energy counter says, for its scope is not known"
+    source = f"{meter.accuracy_source}; widened to the energy counter, whose scope is unknown"
     unsure = replace(meter, channels=channels, accuracy_rel=band, accuracy_source=source)
-    return _noted(unsure, f"the energy counter may cover the GPU or its module, which cannot be told: {compared.why}")
+    return _noted(unsure, f"the energy counter may cover the GPU or its module: {compared.why}")
 
 
 def _without_module_ring(gpu: Meter, recording: Recording) -> Meter:
@@ -202,7 +199,7 @@ def _without_module_ring(gpu: Meter, recording: Recording) -> Meter:
         return gpu
     channels = tuple(channel for channel in gpu.channels if not channel.stamped)
     return _noted(
-        replace(gpu, channels=channels), "the driver's own samples are of the module: layers are fitted to polls"
+        replace(gpu, channels=channels), "the driver's own samples cover the module: layers are fitted to polled power"
     )
 
 
@@ -215,8 +212,8 @@ def _scope_event(meter: Meter, compared: Compared, recording: Recording) -> Even
         )
         return Event(t_ns, "info", "MODULE_COUNTER", str(meter.domain), message)
     message = (
-        f"whether the energy counter covers the GPU or its module cannot be told ({compared.why}): power at scope GPU "
-        "is booked, and its interval reaches to the counter"
+        f"it is unknown whether the energy counter covers the GPU or its module ({compared.why}): power at scope GPU "
+        "is used, and its interval extends to the counter"
     )
     return Event(t_ns, "warning", "SCOPE_UNKNOWN", str(meter.domain), message)
 

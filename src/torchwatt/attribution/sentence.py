@@ -27,15 +27,15 @@ def how_known(metered: Metered, ledger: Ledger, split_method: Fit | DeviceBooks 
         parts.append("the run's ends lie between two of its publications")
     parts += [note for note in metered.meter.notes if note.startswith(COUNTER_COVERS)]
     if metered.meter.scope == "device":
-        parts.append("the whole device, everyone's work on it included")
+        parts.append("the whole device, including the work of other processes")
     else:
         parts.append("this process's share")
     band = metered.meter.accuracy_rel
     if band is not None:
-        parts.append(f"meter good to {band[0]:+.0%}..{band[1]:+.0%}")
+        parts.append(f"meter accuracy {band[0]:+.0%}..{band[1]:+.0%}")
     parts += [note for note in metered.meter.notes if note.startswith((UNCHECKED, SELDOM, UNSEEN))]
     if ledger.coverage < FULL_COVERAGE:
-        parts.append(f"known for {ledger.coverage:.1%} of the run")
+        parts.append(f"metered for {ledger.coverage:.1%} of the run")
     parts += _device(split_method) if isinstance(split_method, DeviceBooks) else [_layers(split_method)]
     return f"{ledger.domain}: " + "; ".join(parts) + "."
 
@@ -58,7 +58,7 @@ def _device(books: DeviceBooks) -> list[str]:
     if _streams_overlap(books):
         parts.append("streams that ran together share the static power equally and add their dynamic power")
     if books.unwatched_s > 0:
-        parts.append(f"{books.unwatched_s:.3g} s of work were not watched: (unattributed)")
+        parts.append(f"{books.unwatched_s:.3g} s of work were not recorded: (unattributed)")
     return parts
 
 
@@ -82,8 +82,8 @@ def _estimated(books: DeviceBooks) -> list[str]:
     slots = books.measured[:-1][books.time_s[:-1] > 0]
     weak = int((slots < SHOW_SELF).sum())
     if not weak:
-        return ["every slot is measured by more than half"]
-    return [f"{weak} of {len(slots)} slots are estimates: what the readings measured is their enclosing module"]
+        return ["the readings determine more than half of every slot"]
+    return [f"{weak} of {len(slots)} slots are estimates: the readings determine only their enclosing modules"]
 
 
 def _streams_overlap(books: DeviceBooks) -> bool:

@@ -143,7 +143,7 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
             booked = _with_lag(booked, _booked(curve, named, idle, group, lag.ns + TRIAL_NS)[2], lag)
     else:
         exposure = expose(named, curve.t_ns, curve.energy_j, len(slots), curve.unheard())
-        fit = share_by_time(exposure, idle, "a model of load knows no layers")
+        fit = share_by_time(exposure, idle, "the load model has no per-layer information")
         booked = apportion(exposure, fit)
     grid = grid_of(curve, trace, len(slots))
     by_step = expose(named, grid.t_ns, curve.at(grid.t_ns), len(slots))

@@ -1,10 +1,10 @@
 """Uncertainty of integrated power between the sensor's updates, at the run's ends, and from unsampled step phases.
 
-A sensor that updates every 100 ms and looks at 25 of them says nothing of the other 75 (arXiv 2312.02741). Where steps
-and updates drift past each other, all phases of a step are seen in time, and the error of the mean is that of a sample.
-Where they run in step, the same phases are seen again and again, and of the others nothing is known but that a device
-draws no less than nothing and no more than its limit. Between two readings that are seconds apart, as in saved logs,
-power may have been anything from one to the other.
+A sensor that updates every 100 ms and averages over 25 ms does not sample the other 75 ms (arXiv 2312.02741). If the
+step length and the update period are incommensurate, all phases of a step are sampled in time, and the error of the
+mean is that of a random sample. If steps run in sync with the updates, the same phases are sampled every time; power in
+the other phases is bounded only by 0 W and the device's limit. Between readings that are seconds apart, as in saved
+logs, power is bounded by assuming that it stays between the two readings.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ class Line:
 def power_line(report: Report, curve: EnergyCurve, max_points: int = MAX_POINTS) -> Line:
     """Return a domain's power with at most `max_points` points.
 
-    A curve knows the mean power of each interval, so it is drawn as steps where there is room for them, and
-    otherwise by the middles of its intervals, of which the least and the most of each stretch stay. Where nothing
-    was read the power is NaN: a gap in the line.
+    A curve has the mean power of each interval. It is drawn as steps if they fit into `max_points`; otherwise by the
+    middles of the intervals, decimated to the minimum and maximum of equal parts. Intervals without readings are
+    NaN: gaps in the line.
     """
     power_w, t_s = curve.power_w(), (curve.t_ns - report.start_ns) / 1e9
     if 2 * len(power_w) <= max_points:
@@ -46,7 +46,7 @@ def power_line(report: Report, curve: EnergyCurve, max_points: int = MAX_POINTS)
 
 
 def extremes(values: FloatArray, max_points: int) -> list[int]:
-    """Return indices, in order, of the least and the most in each of `max_points / 2` equal stretches."""
+    """Return ascending indices of the minimum and the maximum of each of `max_points / 2` equal parts."""
     if len(values) <= max_points:
         return list(range(len(values)))
     keep: set[int] = set()
@@ -69,7 +69,7 @@ def ticks(top: float, count: int = 5) -> list[float]:
 
 
 def to_image(report: Report) -> str:
-    """Return the curves as a `data:` address of an SVG picture; empty where nothing was metered."""
+    """Return the curves as a `data:` address of an SVG picture; "" if nothing was metered."""
     lines = [power_line(report, curve) for curve in report.curves]
     lines = [line for line in lines if len(line.t_s)]
     lines.sort(key=lambda line: -float(np.nan_to_num(line.power_w).mean()))
@@ -119,7 +119,7 @@ def _y_tick(scale: _Scale, power_w: float, label: str) -> str:
 
 
 def _power_labels(ticks_w: Sequence[float]) -> list[str]:
-    """Write all ticks of an axis in the unit that fits the last of them."""
+    """Format all ticks of an axis in the unit of the largest."""
     size, unit = next(((s, u) for s, u in _UNITS if ticks_w[-1] >= s), _UNITS[-1])
     return [f"{tick_w / size:.4g} {unit}" for tick_w in ticks_w]
 

@@ -1,4 +1,4 @@
-"""A report as HTML that a notebook keeps whole, also one that is not trusted (see `markup`)."""
+"""The report as HTML that also untrusted notebooks display unchanged (see `markup`)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def to_html_fragment(report: Report, max_bytes: int | None = None) -> str:
     """Return the report as one `<div>`: no style sheet, no script, nothing fetched, every number as text.
 
     Args:
-        report: What to show.
-        max_bytes: Fold layers until it is smaller; what is folded is counted in its parent, with its joules.
+        report: The report to show.
+        max_bytes: Fold layers into their parents until the result is smaller.
     """
     upper = _head(report) + _domains(report) + _missing(report) + _curve(report)
     lower = rank_block(report) + _events(report) + _foot(report)
@@ -41,7 +41,7 @@ def to_html_fragment(report: Report, max_bytes: int | None = None) -> str:
 
 
 def heading(content: str) -> str:
-    """Write the title of a block."""
+    """Return the title of a block."""
     return tag("div", content, "font-size:15px;font-weight:600;margin:14px 0 6px 0")
 
 
@@ -103,7 +103,7 @@ def _domain(item: summary.DomainText) -> str:
 
 
 def _missing(report: Report) -> str:
-    """Name what has no meter on one line, which opens to why and to what would help."""
+    """Return one line with the domains without a meter, which expands to reasons and fixes."""
     if not report.unavailable:
         return ""
     shown = {gone.domain: " (modelled instead)" if summary.modelled_instead(report, gone) else f" {DASH}"
@@ -138,7 +138,7 @@ def _events(report: Report) -> str:
     table = tag("table", head + rows, "font-size:12px;margin:4px 0;border-collapse:separate", cellspacing="6")
     more = tag("div", muted(f"and {len(events) - _MAX_EVENTS} more")) if len(events) > _MAX_EVENTS else ""
     worrying = len(summary.worrying(report))
-    title = tag("summary", f"Events ({len(events)}, {worrying} to look at)", "font-weight:600;cursor:pointer")
+    title = tag("summary", f"Events ({len(events)}, {worrying} warnings and errors)", "font-weight:600;cursor:pointer")
     opened = " open" if worrying else ""
     return f'{_windows(report)}<details{opened} style="margin-top:14px">{title}{table}{more}</details>'
 
@@ -151,7 +151,7 @@ def _event(report: Report, event: Event) -> str:
 
 
 def _windows(report: Report) -> str:
-    """Write the sessions nested in this one."""
+    """Return the nested sessions."""
     if not report.windows:
         return ""
     lines = [
@@ -176,7 +176,7 @@ def _foot(report: Report) -> str:
     return (
         tag(
             "div",
-            f"{muted('How a number is known:', '11px')} {legend}",
+            f"{muted('Provenance of the numbers:', '11px')} {legend}",
             f"border-top:{RULE};margin-top:16px;padding-top:8px",
         )
         + footer

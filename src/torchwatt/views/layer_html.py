@@ -1,4 +1,4 @@
-"""The layers as HTML: the biggest as a table with bars, all of them as a tree that opens."""
+"""The layers as HTML: the largest as a table with bars, all of them as an expandable tree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchwatt.views.tree import Books, Node, fold_tree, smaller
 MAX_MODULES = 500  # of the tree
 _TOP_LAYERS = 12
 _MAX_NAME = 64
-# Said, and not left to the page: some take the padding of tables away. Where cells are many, once a table: cellspacing.
+# Explicit, since some pages remove the padding of tables; tables with many cells use cellspacing instead.
 _PADDING = "padding:3px 6px"
 _NUMBER = "display:inline-block;width:76px"
 _NUMBERS = "float:right;text-align:right;white-space:nowrap"
@@ -31,7 +31,7 @@ _DETAIL = (
     "J/call",
     "method",
     "provenance",
-    "carried",
+    "extrapolated",
 )
 
 
@@ -104,7 +104,7 @@ def _right(content: str) -> str:
 
 
 def _split(by_phase: dict[Phase, float]) -> tuple[float | None, float | None, float | None]:
-    """Return forward, backward and the sum of the others; None where a phase was not seen."""
+    """Return forward, backward and the sum of the others; None for a phase without entries."""
     remaining_j = [energy_j for phase, energy_j in by_phase.items() if phase not in {"forward", "backward"}]
     return by_phase.get("forward"), by_phase.get("backward"), fsum(remaining_j) if remaining_j else None
 
@@ -153,7 +153,7 @@ def _node_line(node: Node, scale_j: float, run_j: float) -> str:
 
 
 def _details(node: Node) -> str:
-    """Return what is booked to the module itself, one line a domain and phase."""
+    """Return the module's own entries, one line per domain and phase."""
     if node.layer is None:
         return ""
     head = tag("tr", "".join(tag("th", name) for name in _DETAIL), align="right")

@@ -1,4 +1,4 @@
-"""What each layer used, over all domains that count; and which of them to show."""
+"""Sum the energy of each layer over the counted domains, and select the layers to show."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TIED = "~ may as well come before the layer above: the interval of their differe
 class PhaseSum:
     """One layer in one phase, added up over domains.
 
-    The interval says what another repeat of the run would give. Its ends are added up too: wider than 90 % if the
-    domains vary independently, never narrower. None where one of the domains has none.
+    `lo_j` to `hi_j` is the 90 % interval between repeats of the run. The bounds of the domains are added, so it is too
+    wide if the domains vary independently, never too narrow. None if a domain has no interval.
     """
 
     energy_j: float
@@ -50,12 +50,12 @@ class LayerSum:
 
     @property
     def reserved(self) -> bool:
-        """Return whether this is no module."""
+        """Return whether this is a reserved row, not a module."""
         return self.fqn in RESERVED
 
 
 def layer_sums(report: Report) -> tuple[LayerSum, ...]:
-    """Return every name of the books, most joules first."""
+    """Return one sum for every module and reserved name, most joules first."""
     classes = class_names(report)
     by_fqn: dict[str, list[Entry]] = defaultdict(list)
     for ledger in report.counted:
@@ -66,7 +66,7 @@ def layer_sums(report: Report) -> tuple[LayerSum, ...]:
 
 
 def ties(layers: Sequence[LayerSum]) -> frozenset[str]:
-    """Return the names whose order cannot be told from the one before: the difference's interval includes 0."""
+    """Return the layers whose order is uncertain: the interval of the difference from the layer before includes 0."""
     return frozenset(
         lower.fqn
         for upper, lower in pairwise(layers)
@@ -75,13 +75,13 @@ def ties(layers: Sequence[LayerSum]) -> frozenset[str]:
 
 
 def tied(upper: tuple[float, float | None], lower: tuple[float, float | None]) -> bool:
-    """Tell whether two numbers, each with half its 90 % interval, may as well be in the other order."""
+    """Return whether the order of two values is uncertain, each given with half its 90 % interval."""
     halves = [half for _, half in (upper, lower) if half is not None]
     return len(halves) == 2 and upper[0] - lower[0] <= hypot(*halves)
 
 
 def half_interval(entries: Sequence[Entry]) -> tuple[float, float | None]:
-    """Return the joules of some entries, and half their 90 % interval; None where one of them has none."""
+    """Return the joules of some entries, and half their 90 % interval; None if an entry has no interval."""
     energy_j = fsum(entry.energy_self_j for entry in entries)
     hi_j = _sum_known(entry.energy_self_hi_j for entry in entries)
     return energy_j, None if hi_j is None else hi_j - energy_j
@@ -114,14 +114,14 @@ def _sum_known(values: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """Layers that are not shown: how many names, how many joules."""
+    """The number and the joules of the layers that are not shown."""
 
     layers: int
     energy_j: float
 
 
 def fold(layers: Sequence[LayerSum], shown: int) -> tuple[tuple[LayerSum, ...], Folded | None]:
-    """Keep the first `shown`; the rest is counted, never dropped. One too many is shown rather than folded."""
+    """Keep the first `shown` layers and sum the others; a single remaining layer is shown instead of summed."""
     if len(layers) <= shown + 1:
         return tuple(layers), None
     folded = layers[shown:]

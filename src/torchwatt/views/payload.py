@@ -1,4 +1,4 @@
-"""What the front ends draw: one versioned JSON value, small enough to be saved in a notebook."""
+"""The report as one versioned JSON value for the front ends, small enough to be saved in a notebook."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_BYTES = 95_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TEXT = 300
-_HALF_WAY = len("-1.2345")  # the longest that may be half-way between two numbers as they are shown
+_HALF_WAY = len("-1.2345")  # the most characters of a value half-way between two displayed numbers
 # (layers, points of each curve, events, domains), tried in turn until the value is small enough.
 _CAPS = (
     (400, 300, 50, 64),
@@ -36,7 +36,7 @@ _CAPS = (
 
 
 def to_payload(report: Report) -> dict[str, Any]:
-    """Return the report as a JSON value below 95 KB; what does not fit is folded and counted."""
+    """Return the report as a JSON value below 95 KB; layers that do not fit are folded into their parents."""
     booked = books(report)
     value: dict[str, Any] = {}
     for caps in _CAPS:
@@ -93,9 +93,9 @@ _SOFTWARE = ("torchwatt", "python", "torch", "os")  # no host name in a notebook
 
 
 def number(value: float | None) -> float | None:
-    """Keep six figures; a number that is none, or missing, is null.
+    """Round to six figures; missing and non-finite numbers are null.
 
-    Where the six end like 1.235, a front end that rounds them to three may go the other way than Python: all are kept.
+    A value whose six figures end in 5 is kept unrounded, since a front end may round a tie differently from Python.
     """
     if value is None or not isfinite(value):
         return None
@@ -108,7 +108,7 @@ def _ends(bounds: tuple[float | None, float | None] | None) -> list[float | None
 
 
 def text(value: str) -> str:
-    """Keep a text short, and sendable."""
+    """Truncate a text, and replace lone surrogates."""
     # A lone surrogate would break the message to the browser.
     return value[:_MAX_TEXT].encode("utf-8", "replace").decode()
 
@@ -147,14 +147,14 @@ def layers_payload(booked: Books, max_modules: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for node in fold_tree(booked.tops, max_modules):
         _flatten(node, None, rows)
-    # `folded` is what older reports left out at the end; now it is a row of its parent.
+    # `folded` held the omitted layers in older reports; they are now rows of their parents.
     return {"layers": rows, "reserved": [_booked(layer) for layer in booked.reserved], "folded": None}
 
 
 def _flatten(node: Node, parent: int | None, rows: list[dict[str, Any]]) -> None:
-    """Write the tree as rows; `parent` is the index of a row before.
+    """Append the tree as rows; `parent` is the index of the parent's row, which comes earlier.
 
-    `static_j` is the part of the total that is known to be static; `static_whole` says whether all of it is known.
+    `static_j` is the part of the total that is known to be static; `static_whole` is true if all of it is known.
     """
     index = len(rows)
     total_j = _by_phase(node.total_by_phase)

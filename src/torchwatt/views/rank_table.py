@@ -14,14 +14,14 @@ from torchwatt.views.layers import TIED
 from torchwatt.views.markup import muted, tag, text
 from torchwatt.views.numbers import DASH, format_energy
 
-MOST_RANKS = 32  # more are told by the extremes; all are in rank.csv
+MOST_RANKS = 32  # beyond, the ranks with the most and the fewest joules are shown; all are in rank.csv
 MOST_LAYERS = 12
 _MARK = " ~"
 _ACROSS = ("layer", "phase", "sum", "min", "max", "max/mean", "of rank")
 
 
 def rank_lines(report: Report, width: int) -> list[str]:
-    """Return both tables as lines; none where the report is no job's."""
+    """Return both tables as lines; empty for a report without ranks."""
     if not report.ranks:
         return []
     shown, left_out = _shown(report)
@@ -37,7 +37,7 @@ def rank_lines(report: Report, width: int) -> list[str]:
 
 
 def rank_block(report: Report) -> str:
-    """Return both tables as HTML; nothing where the report is no job's."""
+    """Return both tables as HTML; empty for a report without ranks."""
     if not report.ranks:
         return ""
     shown, left_out = _shown(report)
@@ -71,7 +71,7 @@ def _shown(report: Report) -> tuple[list[RankPart], int]:
 
 
 def _across_rows(report: Report) -> list[tuple[str, ...]]:
-    """Return the largest rows across ranks, and communication wherever it stands."""
+    """Return the rows with the most joules across ranks, and always those of communication."""
     rows = ranks.across(report)
     shown = rows[:MOST_LAYERS]
     shown += tuple(row for row in rows[MOST_LAYERS:] if row.name == COMMUNICATION or row.phase == "communication")
@@ -85,7 +85,7 @@ def _across_rows(report: Report) -> list[tuple[str, ...]]:
 
 
 def _aligned(rows: Sequence[Sequence[str]], width: int, left_columns: tuple[int, ...]) -> list[str]:
-    """Write columns as wide as their cells; the last takes what is left of the line, the first gives way."""
+    """Align columns to their cells; the widest column is truncated if the line is too long."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     spare = width - 2 * (len(widths) - 1) - sum(widths)
     wide = widths.index(max(widths))

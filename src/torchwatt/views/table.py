@@ -36,8 +36,8 @@ def to_text(report: Report, *, max_layers: int = 20, width: int = 100) -> str:
     """Return a report as a table; ASCII but for `±`, `—`, `·` and the user's own names.
 
     Args:
-        report: What to show.
-        max_layers: How many layers to list; the rest is one line with its joules.
+        report: The report to show.
+        max_layers: How many layers to list; the others are summed in one line.
         width: Characters a line, 88 or more.
     """
     width = max(width, 88)
@@ -79,24 +79,24 @@ def _domains(report: Report, width: int) -> list[str]:
         lines += _labelled("", item.sentence, width)
     lines += _labelled("", remainder, width)
     for gone in report.unavailable:
-        # The fix is in the events file, the page and `torchwatt doctor`: a table in a terminal says it once, shortly.
+        # The fix is in the events file, the page and `torchwatt doctor`; the terminal only refers to it.
         substitute = "no meter, modelled instead" if summary.modelled_instead(report, gone) else DASH
         reason = _ascii(printable(f"{substitute} · {gone.reason}"))
         lines.append(_cut_end(f"{gone.domain:{_LABEL - 1}} {reason}", width))
     if report.unavailable and any(gone.fix for gone in report.unavailable):
-        lines += _labelled("", "`torchwatt doctor` says what would help", width)
+        lines += _labelled("", "`torchwatt doctor` lists what would help", width)
     return lines
 
 
 @dataclass(frozen=True, slots=True)
 class _Sheet:
-    """What the lines of the table need to know."""
+    """Totals and layout that all lines of the layer table share."""
 
     total_j: Mapping[str, Mapping[Phase, float]]
     run_j: float
     name_width: int
-    backward: bool  # anything ran backward: then a layer without it is worth a line
-    ties: frozenset[str]  # whose order cannot be told from the layer above
+    backward: bool  # the run has a backward pass, so each module gets a line for it
+    ties: frozenset[str]  # layers whose order is uncertain
 
 
 def _layers(report: Report, max_layers: int, width: int) -> list[str]:
@@ -134,7 +134,7 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
 def _listed(
     layers: Sequence[LayerSum], max_layers: int, root: LayerSum, container_of: Container[str]
 ) -> tuple[tuple[LayerSum, ...], Folded | None]:
-    """Keep the layers that used most themselves, and the model as a whole, whose total contains all its modules."""
+    """Keep the layers with the most joules of their own, and the root module, whose total contains all modules."""
     shown, folded = fold(layers, max_layers)
     if max_layers == 0 or ROOT not in container_of or any(layer.fqn == ROOT for layer in shown):
         return shown, folded
@@ -144,7 +144,7 @@ def _listed(
 
 
 def _layer(layer: LayerSum, sheet: _Sheet, *, is_module: bool) -> Iterator[str]:
-    """Write a module's forward and backward even where one of them is unknown: a missing line reads like zero."""
+    """Yield a module's forward and backward lines even if one is unknown: a missing line would read as zero."""
     phases: list[Phase] = (["forward", "backward"] if sheet.backward else ["forward"]) if is_module else []
     phases += [phase for phase in layer.phases if phase not in phases]
     name = printable(layer.fqn) + (" ~" if layer.fqn in sheet.ties else "")
@@ -204,7 +204,7 @@ def _tail(report: Report, width: int) -> list[str]:
 
 
 def _labelled(label: str, text: str, width: int) -> list[str]:
-    """Write a label and its text, wrapped under itself."""
+    """Return a label and its text, wrapped with a hanging indent."""
     if not text:
         return []
     label = printable(label)
@@ -218,7 +218,7 @@ def _ascii(text: str) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """Shorten at the front: the end of a dotted name tells layers apart."""
+    """Truncate the front of a dotted name, since its end distinguishes layers."""
     return text if len(text) <= width else "..." + text[-(width - 3) :]
 
 

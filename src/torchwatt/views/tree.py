@@ -1,4 +1,4 @@
-"""Self and total: who contains whom, by dotted name. Every view takes its totals from here, before it folds any."""
+"""The tree of modules by dotted name, with self and total energy; all views take their totals from here."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torchwatt.core.report import Report
 from torchwatt.core.terms import RESERVED, ROOT, Phase
 from torchwatt.views.layers import LayerSum, class_names, layer_sums
 
-MAX_DEPTH = 32  # levels of a tree that are shown: deeper ones are indented beyond a page, and recursion ends somewhere
-TOP = ""  # contains what nothing else contains
+MAX_DEPTH = 32  # levels of a tree that are shown, to bound indentation and recursion
+TOP = ""  # the container of names without another one
 
 
 def containers(names: Iterable[str], modules: Collection[str] = ()) -> dict[str, str]:
-    """Return what directly contains each name, for the names themselves and all that contain them, innermost first.
+    """Return the direct container of each name and of each of its containers, innermost first.
 
     `a.b` is in `a`, and `a` is in `TOP` or in `(root)`, which contains every name of the main model: those whose first
-    part is one of `modules`, or, where the modules are not known, all of them. Reserved names contain nothing and are
-    in nothing: they are left out.
+    part is one of `modules`, or, where the modules are not known, all of them. Reserved names have no
+    container and are omitted.
     """
     named = [name for name in names if name not in RESERVED]
     rooted = ROOT in modules or ROOT in named
@@ -41,11 +41,11 @@ def containers(names: Iterable[str], modules: Collection[str] = ()) -> dict[str,
 def totals(
     booked: Iterable[tuple[str, Phase, float]], container_of: Mapping[str, str]
 ) -> dict[str, dict[Phase, float]]:
-    """Return by name and phase what is booked to it and to all that it contains.
+    """Return total joules by name and phase: its own, and those of everything inside it.
 
     Args:
-        booked: Name, phase and joules; reserved names have no total and are passed by.
-        container_of: What contains each name, innermost first (see `containers`).
+        booked: Name, phase and joules; reserved names are skipped.
+        container_of: The container of each name, innermost first (see `containers`).
     """
     parts: dict[str, dict[Phase, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, phase, energy_j in booked:
@@ -60,9 +60,9 @@ def totals(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One module of the tree: `layer` is what is booked to itself, None for a pure container.
+    """One module of the tree; `layer` holds its own entries, None for a pure container.
 
-    Where `smaller` is not 0 it stands for so many modules, inside of what contains them, that are not shown.
+    If `smaller` is not 0, the node stands for that number of folded modules of its parent.
     """
 
     name: str
@@ -70,8 +70,8 @@ class Node:
     layer: LayerSum | None
     children: tuple[Node, ...]
     total_by_phase: Mapping[Phase, float]
-    static_by_phase: Mapping[Phase, float]  # the part of the total that is known to be static power
-    static_whole: bool  # whether that is all of it
+    static_by_phase: Mapping[Phase, float]  # the known static part of the total
+    static_whole: bool  # whether the static part of all entries is known
     count: int = 1  # modules: itself and all inside it
     smaller: int = 0
 
@@ -103,7 +103,7 @@ def tree(layers: Sequence[LayerSum], modules: Collection[str] = ()) -> tuple[Nod
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Books:
-    """What a report books to modules and to reserved names, each most joules first, and its modules as a tree."""
+    """A report's modules and reserved rows, each most joules first, and its modules as a tree."""
 
     modules: tuple[LayerSum, ...]
     reserved: tuple[LayerSum, ...]
@@ -111,7 +111,7 @@ class Books:
 
 
 def books(report: Report) -> Books:
-    """Add up a report once, for views that then show more or less of it."""
+    """Sum a report by layer, and build its tree."""
     everything = layer_sums(report)
     modules = tuple(layer for layer in everything if not layer.reserved)
     reserved = tuple(layer for layer in everything if layer.reserved)
@@ -161,7 +161,7 @@ def _sum_by_phase(values: Iterable[Mapping[Phase, float]]) -> dict[Phase, float]
 
 
 def smaller(count: int) -> str:
-    """Return what stands for so many modules that are not shown."""
+    """Return the name of a row for `count` folded modules."""
     return f"({count} smaller)"
 
 

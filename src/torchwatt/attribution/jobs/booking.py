@@ -101,7 +101,7 @@ def _of_several(domain: Domain, ledger: Ledger, owners: Sequence[Seen]) -> Booke
         for view in owners
         if view.ledger is not None and view.rank in shares
     }
-    note = f"split between {len(owners)} ranks by the time that each kept it busy" if parts else "of no known rank"
+    note = f"split between {len(owners)} ranks by their busy time on it" if parts else "not allocated to any rank"
     return _closed(domain, ledger, parts, note)
 
 

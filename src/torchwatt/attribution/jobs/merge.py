@@ -33,7 +33,7 @@ def merge(job: Job) -> Report:
     """
     rank_reports = reports(job)
     if not rank_reports:
-        raise BundleError(f"job {job.name}: no rank left a report: {_named(job.lost) or 'nothing to merge'}")
+        raise BundleError(f"job {job.name}: no rank wrote a report: {_named(job.lost) or 'nothing to merge'}")
     clock = clocks(job)
     metered = groups(job)
     booked = [(group, books) for group in metered if (books := book(group, job)) is not None]

@@ -41,7 +41,7 @@ class Job:
             )
         twice = sorted(self.records.keys() & more.records.keys())
         if twice:
-            raise BundleError(f"job {self.name}: rank {twice[0]} is there twice; each joule is counted once")
+            raise BundleError(f"job {self.name}: rank {twice[0]} occurs twice; remove one of its records")
         return Job(self.name, self.world_size, {**self.records, **more.records}, {**self.lost, **more.lost})
 
     @property
@@ -64,7 +64,7 @@ def jobs_sum(records: Iterable[RankRecord]) -> Job:
     """
     jobs = [job_of(record) for record in records]
     if not jobs:
-        raise BundleError("no rank left anything: nothing to merge")
+        raise BundleError("no rank wrote a record: nothing to merge")
     total = jobs[0]
     for job in jobs[1:]:
         total = total + job

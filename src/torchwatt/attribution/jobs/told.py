@@ -20,7 +20,7 @@ QUIET = frozenset({"RANK"})  # reported by every rank of itself, and listed in t
 
 def reason_of(job: Job, rank: int) -> str:
     """Return the reason why a rank has no report."""
-    return job.lost.get(rank) or job.records[rank].lost or "left no report"
+    return job.lost.get(rank) or job.records[rank].lost or "wrote no report"
 
 
 def gone_of(job: Job, metered: Sequence[Group]) -> tuple[Unavailable, ...]:
@@ -94,7 +94,7 @@ def _late(parts: Sequence[RankPart]) -> Iterator[Event]:
     for part in parts:
         if part.start_ns is not None and part.start_ns - min(began) > LATE_NS:
             late_s = (part.start_ns - min(began)) / NS_PER_S
-            message = f"rank {part.rank} began {late_s:.3g} s after the first; those that waited for it drew power"
+            message = f"rank {part.rank} began {late_s:.3g} s after the first; the ranks that waited for it drew power"
             yield Event(part.start_ns, "warning", "RANK_LATE", f"rank:{part.rank}", message)
 
 
@@ -111,5 +111,5 @@ def _clocks(parts: Sequence[RankPart], start_ns: int) -> Iterator[Event]:
 def _apart(metered: Sequence[Group], start_ns: int) -> Iterator[Event]:
     for group in metered:
         if not any(view.ledger for view in group.looks):
-            message = f"no rank of the job has {group.domain}: it was metered, and is not in the total"
+            message = f"no rank of the job uses {group.domain}: it was metered, and is not in the total"
             yield Event(start_ns, "info", "DEVICE_OF_NO_RANK", str(group.domain), message)

@@ -226,4 +226,4 @@ def test_a_model_of_load_is_never_fitted_to_layers():
     modelled = replace(measured, meters=(replace(measured.meters[0], provenance="modelled"),))
     ledger = ledger_of(world, modelled)
     assert {(e.method, e.provenance) for e in ledger.entries} == {("load_model", "modelled")}
-    assert "a model of load knows no layers" in ledger.sentence
+    assert "the load model has no per-layer information" in ledger.sentence

@@ -145,7 +145,7 @@ def test_unwatched_time_is_nobodys_and_idle_time_is_idle(minute):
     assert rows[UNATTRIBUTED].method == "counter"
     assert rows[IDLE].energy_self_j == pytest.approx(75 * rows[IDLE].time_self_s, rel=0.1)
     assert fsum(e.time_self_s for e in ledger.entries) == pytest.approx(ledger.known_s, rel=1e-6)
-    assert "not watched" in ledger.sentence
+    assert "not recorded" in ledger.sentence
 
 
 def test_records_that_no_module_claims_share_the_row_of_unwatched_time(minute):

@@ -26,7 +26,7 @@ def exposure(slots, rows=40):
 def test_time_share_books_every_joule_however_many_slots_there_are(slots):
     seen = exposure(slots)
     idle = np.arange(slots) == slots - 1
-    fit = share_by_time(seen, idle, "a model of load knows no layers")
+    fit = share_by_time(seen, idle, "the load model has no per-layer information")
     booked = apportion(seen, fit)
     assert booked.energy_j.sum() == pytest.approx(seen.energy_j.sum(), rel=1e-9)
     few = slots <= MOST_SHARING

@@ -37,8 +37,8 @@ POLLED = readings(INSTANT, (0, 60))
     [
         (readings(FINE, (0, 60)), ""),
         (readings(FINE, (0, 30), (33, 60)), ""),  # a hole of a few seconds
-        (readings(FINE, (0, 20)), "they are there for 33% of the run"),  # a ring that froze
-        (readings(FINE, (0, 60), values=2e5), "they hardly ever change"),
+        (readings(FINE, (0, 20)), "they cover 33% of the run"),  # a ring that froze
+        (readings(FINE, (0, 60), values=2e5), "their value hardly changes"),
         (readings(FINE, (0, 60), values=0.0), ""),  # none is left, and nothing to say of them
     ],
     ids=["whole", "hole", "froze", "same", "zero"],
@@ -54,8 +54,8 @@ def test_layers_are_fitted_to_the_drivers_samples_where_they_are_there_throughou
 def test_samples_that_were_not_read_yet_are_missed_only_where_they_are_half_of_the_run():
     fine = readings(FINE, (0, 8))
     assert finest([POLLED, fine], ORIGIN_NS, ORIGIN_NS + 9 * S)[1] == ""
-    assert finest([POLLED, fine], ORIGIN_NS, ORIGIN_NS + 12 * S)[1] == "they are there for 66% of the run"
-    assert finest([POLLED, fine], ORIGIN_NS + 7 * S, ORIGIN_NS + 10 * S)[1] == "they are there for 33% of the run"
+    assert finest([POLLED, fine], ORIGIN_NS, ORIGIN_NS + 12 * S)[1] == "they cover 66% of the run"
+    assert finest([POLLED, fine], ORIGIN_NS + 7 * S, ORIGIN_NS + 10 * S)[1] == "they cover 33% of the run"
 
 
 def test_the_drivers_samples_alone_are_better_than_nothing():

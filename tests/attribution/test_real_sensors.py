@@ -77,7 +77,7 @@ def test_the_a100s_energy_is_the_meters_though_it_looks_at_a_quarter_of_the_time
     kernel = calibrate_square_wave(edges_ns, recording.power).kernel  # its lag is that of this load
     during = (seen.at_s - kernel.lag_s - kernel.window_s > edges_s[0]) & (seen.at_s - kernel.lag_s < edges_s[-1])
     rows = look(load, seen.at_s[during], seen.power_w[during], kernel)
-    levels_w = np.linalg.lstsq(rows.seen, rows.power_w, rcond=None)[0]
+    levels_w = np.linalg.lstsq(rows.design, rows.power_w, rcond=None)[0]
     on_s, all_s = float((edges_s[1::2] - edges_s[0::2]).sum()), float(edges_s[-1] - edges_s[0])
     found_w = (float(levels_w @ [on_s, all_s - on_s]) / all_s - model.offset_w) / model.gain
     truth_w = recording.meter_w[(recording.meter_ns >= edges_ns[0]) & (recording.meter_ns < edges_ns[-1])].mean()

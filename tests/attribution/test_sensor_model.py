@@ -61,7 +61,7 @@ def test_rows_are_what_filtering_sample_by_sample_gives(kernel):
     work = records((0.30, 0.31, 0), (0.31, 0.325, 1), (0.32, 0.34, 0), (0.36, 0.3601, 1))
     at_s = np.array([0.312, 0.33, 0.345, 0.37, 0.40])
     rows = look(work, at_s, np.zeros(5), kernel)
-    np.testing.assert_allclose(rows.seen[:, :2], brute(work, at_s, kernel), atol=2e-3)
+    np.testing.assert_allclose(rows.design[:, :2], brute(work, at_s, kernel), atol=2e-3)
 
 
 @settings(max_examples=40, deadline=None)
@@ -73,9 +73,9 @@ def test_a_row_adds_up_to_one_and_reading_in_parts_changes_nothing(spans, kernel
     work = records(*((a * 1e-3, (a + n) * 1e-3, c) for a, n, c in spans), columns=3)
     at_s = np.arange(1, 12) * 0.0101
     whole = look(work, at_s, at_s, kernel)
-    np.testing.assert_allclose(whole.seen.sum(axis=1), 1.0)
+    np.testing.assert_allclose(whole.design.sum(axis=1), 1.0)
     parts = stack([look(work, at_s[:4], at_s[:4], kernel), look(work, at_s[4:], at_s[4:], kernel)])
-    np.testing.assert_allclose(parts.seen, whole.seen, atol=1e-6)
+    np.testing.assert_allclose(parts.design, whole.design, atol=1e-6)
 
 
 def test_the_slope_of_a_row_is_its_derivative():
@@ -85,7 +85,7 @@ def test_the_slope_of_a_row_is_its_derivative():
     at_s = np.linspace(0.4, 0.9, 20)
     kernel, step_s = Kernel(0.02, 0.01), 1e-6
     here, later = (look(work, at_s + d, at_s, kernel) for d in (0.0, step_s))
-    np.testing.assert_allclose((later.seen - here.seen) / step_s, here.slope, atol=1e-2)
+    np.testing.assert_allclose((later.design - here.design) / step_s, here.slope, atol=1e-2)
 
 
 @settings(max_examples=15, deadline=None)
@@ -199,7 +199,7 @@ def rows_of_world(seed=0, count=900, columns=6):
     work = Records(edges[:-1][busy], edges[1:][busy], column[busy], np.zeros(busy.sum(), dtype=bool), columns)
     at_s = 1.0 + np.arange(count) * 0.1
     rows = look(work, at_s, at_s, Kernel(0.025))
-    said_w = rows.seen @ power_w + 3 * rng.standard_normal(count)
+    said_w = rows.design @ power_w + 3 * rng.standard_normal(count)
     return replace(rows, power_w=said_w), power_w
 
 
@@ -214,8 +214,8 @@ def test_readings_may_come_in_chunks():
     rows, power_w = rows_of_world()
     whole = solved([rows])
     chunks = solved([rows.take(slice(i, i + 50)) for i in range(0, 900, 50)])
-    np.testing.assert_allclose(chunks.found.power_w, whole.found.power_w, rtol=1e-9)
-    np.testing.assert_allclose(whole.found.power_w, power_w, rtol=0.03)
+    np.testing.assert_allclose(chunks.posterior.power_w, whole.posterior.power_w, rtol=1e-9)
+    np.testing.assert_allclose(whole.posterior.power_w, power_w, rtol=0.03)
 
 
 def test_old_readings_are_folded_and_nothing_is_lost(monkeypatch):
@@ -225,7 +225,7 @@ def test_old_readings_are_folded_and_nothing_is_lost(monkeypatch):
     monkeypatch.setattr("torchwatt.attribution.estimate.OPEN_NUMBERS", 200 * 7)
     folded = solved([rows.take(slice(i, i + 50)) for i in range(0, 900, 50)])
     assert folded.rows == whole.rows
-    np.testing.assert_allclose(folded.found.power_w, power_w, rtol=0.03)
-    sd = np.sqrt(np.diag(whole.found.robust))
-    assert np.all(np.abs(folded.found.power_w - whole.found.power_w) < 2 * sd)
-    assert np.sqrt(np.diag(folded.found.robust)) == pytest.approx(sd, rel=0.5)
+    np.testing.assert_allclose(folded.posterior.power_w, power_w, rtol=0.03)
+    sd = np.sqrt(np.diag(whole.posterior.robust))
+    assert np.all(np.abs(folded.posterior.power_w - whole.posterior.power_w) < 2 * sd)
+    assert np.sqrt(np.diag(folded.posterior.robust)) == pytest.approx(sd, rel=0.5)

@@ -72,7 +72,7 @@ def power_lost(folder: Path) -> Iterator[Seen]:
 @fault(
     GROUP,
     "a GPU that is away for the whole run, and there before and after",
-    sees="`unavailable`: no reading inside the run; `SENSOR_LOST`, `SENSOR_BACK`",
+    sees="`unavailable`: no reading during the run; `SENSOR_LOST`, `SENSOR_BACK`",
     keeps="the other meters; of this one nothing, and no 0",
 )
 def away_for_all(folder: Path) -> Iterator[Seen]:

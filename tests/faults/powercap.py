@@ -260,7 +260,7 @@ def frozen(folder: Path) -> Iterator[Seen]:
 @fault(
     GROUP,
     "a counter that always says the same, or always 0",
-    sees="`unavailable`: the meter did not move; `partial`",
+    sees="`unavailable`: the meter did not change; `partial`",
     keeps="the other meters; of this one nothing, and no 0",
 )
 def dead(folder: Path) -> Iterator[Seen]:
@@ -268,7 +268,7 @@ def dead(folder: Path) -> Iterator[Seen]:
         tree = Tree(folder)
         tree.says = lambda *_, said=said: said
         report = tree.bench().report()
-        assert any("did not move" in u.reason or "no reading" in u.reason for u in report.unavailable)
+        assert any("did not change" in u.reason or "no reading" in u.reason for u in report.unavailable)
         yield looked(report, whole=False)
 
 

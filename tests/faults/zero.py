@@ -123,7 +123,7 @@ def _in_views(report: Report) -> Iterator[str]:
     page = re.sub(r"<(style|script|svg).*?</\1>", " ", to_html_page(report), flags=re.DOTALL)
     for view, text in (("text", to_text(report)), ("html", html.unescape(re.sub(r"<[^>]*>", " ", page)))):
         for line in text.splitlines():
-            if _NOTHING.search(line) and " 0 W, which is no reading" not in line and "said 0 W" not in line:
+            if _NOTHING.search(line) and " 0 W, which is not valid" not in line and "repeated 0 W" not in line:
                 yield f"{view}: {line.strip()[:160]}"
 
 

@@ -189,5 +189,5 @@ def test_the_same_rank_twice_and_ranks_of_two_jobs_are_refused():
         job_of(record(0, 2)) + job_of(record(1, 2, job="other"))
     with pytest.raises(BundleError, match="ranks of two jobs"):
         job_of(record(0, 2)) + job_of(record(1, 3))
-    with pytest.raises(BundleError, match="no rank left a report"):
+    with pytest.raises(BundleError, match="no rank wrote a report"):
         merge(Job("made", 2, {}, {0: "left nothing"}))

@@ -53,7 +53,7 @@ def test_a_card_whose_processes_cannot_be_seen_counts_and_the_head_says_so(run_o
     found = run_on(CardMachine().h100(300.0, users=(NOT_HERE,)), program(2.5))
     assert counts(found)
     assert found["rows"]["gpu:0"] == ["(unattributed)"]
-    sentence = "gpu:0 is in the total, though it may be that only others used it"
+    sentence = "gpu:0 is in the total, though possibly only other processes used it"
     assert sentence in head_of(found)
     assert sentence in found["html"]
     assert any(sentence in note for note in found["notes"])
@@ -122,7 +122,7 @@ def recorded(seen, library):
 
 def whose(seen, library, cuda=None):
     found = uses(recorded(seen, library), EMPTY_TRACE, cuda, 0, 5_000_000_000)
-    return [found[f"gpu:{index}"].whose for index in range(len(seen))]
+    return [found[f"gpu:{index}"].user for index in range(len(seen))]
 
 
 NOBODY, OTHERS, OURS_SEEN, HIDDEN, EMPTY = (float(one) for one in DeviceUsers)
@@ -160,4 +160,4 @@ def test_what_proves_that_a_card_is_others(seen, library, cuda, expected):
 
 def test_a_card_that_the_user_named_counts_whoever_used_it():
     found = uses(recorded([[OTHERS], [OTHERS]], NO_CUDA), EMPTY_TRACE, None, 0, 5_000_000_000, frozenset({"gpu:1"}))
-    assert {name: use.whose for name, use in found.items()} == {"gpu:0": "others", "gpu:1": "ours"}
+    assert {name: use.user for name, use in found.items()} == {"gpu:0": "others", "gpu:1": "ours"}

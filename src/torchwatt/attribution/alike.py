@@ -24,18 +24,18 @@ _INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 
 def alike_groups(slots: Sequence[Slot], modules: Iterable[ModuleInfo]) -> IntArray:
     """Return a group number for each slot, the same for alike modules in one phase; -1: no other is alike."""
-    known = {module.fqn: module for module in modules}
+    module_by_name = {module.fqn: module for module in modules}
     kinds: dict[tuple[object, ...], list[int]] = {}
     for number, slot in enumerate(slots):
-        module = known.get(slot.fqn)
+        module = module_by_name.get(slot.fqn)
         if module is not None and _INDEX.search(slot.fqn):
             place = _INDEX.sub("*", slot.fqn)
             key = (slot.phase, place, module.class_name, module.params, module.param_bytes)
             kinds.setdefault(key, []).append(number)
-    found = np.full(len(slots), -1, dtype=np.int64)
+    group_of_slot = np.full(len(slots), -1, dtype=np.int64)
     for group, members in enumerate(members for members in kinds.values() if len(members) > 1):
-        found[members] = group
-    return found
+        group_of_slot[members] = group
+    return group_of_slot
 
 
 def share_strength(
@@ -74,19 +74,24 @@ def _levels(each: FloatArray, variance: FloatArray) -> list[IntArray]:
 
     Sorted values are cut in two where that explains most, as long as it explains more than cutting noise would.
     """
-    todo, found = [np.argsort(each, kind="stable")], []
+    todo, levels = [np.argsort(each, kind="stable")], []
     while todo:
         level = todo.pop()
         weight = np.cumsum(1.0 / variance[level])
         pull = np.cumsum(each[level] / variance[level])
-        below, above = weight[:-1], weight[-1] - weight[:-1]
-        explained = below * above / weight[-1] * (pull[:-1] / below - (pull[-1] - pull[:-1]) / above) ** 2
+        lower_weight, upper_weight = weight[:-1], weight[-1] - weight[:-1]
+        explained = (
+            lower_weight
+            * upper_weight
+            / weight[-1]
+            * (pull[:-1] / lower_weight - (pull[-1] - pull[:-1]) / upper_weight) ** 2
+        )
         if len(level) > 1 and explained.max() > _explained_by_chance(len(level)):
             cut = int(np.argmax(explained)) + 1
             todo += [level[:cut], level[cut:]]
         else:
-            found.append(level)
-    return found
+            levels.append(level)
+    return levels
 
 
 def _explained_by_chance(count: int) -> float:
@@ -108,8 +113,8 @@ def _shrunk_level(each: FloatArray, variance: FloatArray) -> tuple[FloatArray, F
     freedom = len(each) - 1
     least, usual = (_between(each, variance, chance) for chance in (_chi_square_95(freedom), freedom))
     moved, likely = (mean + _kept(true, variance) * (each - mean) for true in (least, usual))
-    kept = _kept(usual, variance)
-    return moved, kept * variance + (1.0 - kept) ** 2 / weight.sum() + (likely - moved) ** 2
+    retained = _kept(usual, variance)
+    return moved, retained * variance + (1.0 - retained) ** 2 / weight.sum() + (likely - moved) ** 2
 
 
 def _kept(true: float, variance: FloatArray) -> FloatArray:

@@ -53,7 +53,7 @@ class Attribution:
     meters: tuple[Meter, ...] = ()  # as identified: a counter may turn out to cover a module
 
 
-def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, known: Known = NOTHING) -> Attribution:
+def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, priors: Known = NOTHING) -> Attribution:
     """Book the window's joules of every meter to the slots of the trace.
 
     Readings before `start_ns` are the idle baseline and those after `end_ns` let slow counters publish; neither is
@@ -61,7 +61,7 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
     """
     scoped = by_scope(recording, (start_ns, end_ns))
     recording = scoped.recording
-    used = uses(recording, trace, known.cuda, start_ns, end_ns, known.named)
+    used = uses(recording, trace, priors.cuda, start_ns, end_ns, priors.named)
     home = homes(recording.meters)
     ledgers: list[Ledger] = []
     curves: list[EnergyCurve] = []
@@ -72,128 +72,129 @@ def attribute(recording: Recording, trace: Trace, start_ns: int, end_ns: int, kn
     for meter in recording.meters:
         if all(channel.quantity == "gauge" for channel in meter.channels):
             continue  # gauges only: no energy
-        found = _metered(meter, recording, (start_ns, end_ns))
-        if isinstance(found, Unavailable):
-            unavailable.append(found)
+        metered = _metered(meter, recording, (start_ns, end_ns))
+        if isinstance(metered, Unavailable):
+            unavailable.append(metered)
             continue
-        events += [event for event in found.events if (event.code, event.subject) not in told_of]
-        curve = _window(found, start_ns, end_ns)
-        if curve is None or _says_nothing(found, curve):
+        events += [event for event in metered.events if (event.code, event.subject) not in told_of]
+        curve = _window(metered, start_ns, end_ns)
+        if curve is None or _says_nothing(metered, curve):
             unavailable.append(Unavailable(str(meter.domain), _why_nothing(curve)))
             continue
-        found, curve, said = with_unseen(found, curve, recording, trace)
-        events += said
-        found, over = over_limit(found, curve)
+        metered, curve, meter_events = with_unseen(metered, curve, recording, trace)
+        events += meter_events
+        metered, over = over_limit(metered, curve)
         events += over
-        known_as[meter.domain] = found.meter
+        known_as[meter.domain] = metered.meter
         curves.append(curve)
-        blank = _blank(found, curve, recording, start_ns, end_ns)
-        if known.baseline and blank.known_s > 0:
-            blank = replace(blank, static_w=_static_w(found, start_ns, curve.total_j / blank.known_s))
+        blank = _blank(metered, curve, recording, start_ns, end_ns)
+        if priors.baseline and blank.known_s > 0:
+            blank = replace(blank, static_w=_static_w(metered, start_ns, curve.total_j / blank.known_s))
         if meter.domain.kind in HOST_KINDS:
-            ledgers.append(_host_ledger(found, blank, split(curve, trace, recording.get(PROCESS_CPU))))
+            ledgers.append(_host_ledger(metered, blank, split(curve, trace, recording.get(PROCESS_CPU))))
         else:
-            ledger, said = device_ledger(found, blank, curve, recording, trace, known)
-            ledger, told = set_apart(ledger, used.get(str(meter.domain)), home.get(str(meter.domain), ""))
+            ledger, meter_events = device_ledger(metered, blank, curve, recording, trace, priors)
+            ledger, use_events = set_apart(ledger, used.get(str(meter.domain)), home.get(str(meter.domain), ""))
             ledgers.append(ledger)
-            events += (*said, *(replace(event, t_ns=end_ns) for event in told))
+            events += (*meter_events, *(replace(event, t_ns=end_ns) for event in use_events))
     meters = tuple(known_as.get(meter.domain, meter) for meter in recording.meters)
-    whole = contained(ledgers, curves, meters, trace, recording.get(PROCESS_CPU))
-    return Attribution(add_bands(whole, meters), tuple(curves), tuple(unavailable), tuple(events), meters)
+    nested = contained(ledgers, curves, meters, trace, recording.get(PROCESS_CPU))
+    return Attribution(add_bands(nested, meters), tuple(curves), tuple(unavailable), tuple(events), meters)
 
 
-def over_limit(found: Metered, curve: EnergyCurve) -> tuple[Metered, list[Event]]:
+def over_limit(metered: Metered, curve: EnergyCurve) -> tuple[Metered, list[Event]]:
     """Mark a meter as unchecked whose mean power exceeds the device's own power limit; either may be wrong."""
-    told = found.meter.fact("power_limit_w") or ""
-    limit_w = float(told) if re.fullmatch(r"\d+(\.\d*)?", told) else 0.0
+    declared_limit = metered.meter.fact("power_limit_w") or ""
+    limit_w = float(declared_limit) if re.fullmatch(r"\d+(\.\d*)?", declared_limit) else 0.0
     mean_w = curve.mean_w(curve.start_ns, curve.end_ns)
     if not 0 < OVER_LIMIT * limit_w < (mean_w or 0.0):
-        return found, []
-    text = f"it says {mean_w:.4g} W where the device's limit is {limit_w:.4g} W"
-    meter = replace(found.meter, notes=(*found.meter.notes, f"{UNCHECKED}: {text}"))
-    event = Event(curve.end_ns, "warning", "OVER_LIMIT", str(found.meter.domain), f"{text}: one of the two is wrong")
-    return replace(found, meter=meter), [event]
+        return metered, []
+    text = f"the mean power is {mean_w:.4g} W, above the device's limit of {limit_w:.4g} W"
+    meter = replace(metered.meter, notes=(*metered.meter.notes, f"{UNCHECKED}: {text}"))
+    message = f"{text}: the meter or the limit is wrong"
+    event = Event(curve.end_ns, "warning", "OVER_LIMIT", str(metered.meter.domain), message)
+    return replace(metered, meter=meter), [event]
 
 
 def with_unseen(
-    found: Metered, curve: EnergyCurve, recording: Recording, trace: Trace
+    metered: Metered, curve: EnergyCurve, recording: Recording, trace: Trace
 ) -> tuple[Metered, EnergyCurve, list[Event]]:
     """Widen the interval of integrated power by the parts of the run that the sensor did not sample."""
-    power = series_of(recording, found.meter, "power")
-    if power is None or curve.method != "power_integral" or found.meter.provenance != "measured":
-        return found, curve, []
+    power = series_of(recording, metered.meter, "power")
+    if power is None or curve.method != "power_integral" or metered.meter.provenance != "measured":
+        return metered, curve, []
     if power.channel.sensor in INTERVAL_MEAN:
-        return found, curve, []
-    domain = str(found.meter.domain)
+        return metered, curve, []
+    domain = str(metered.meter.domain)
     work = next((activity for activity in trace.activities if activity.device == domain), None)
     counts = trace.step_counts or (1,) * len(trace.steps)
     steps = [(start, end, count) for (start, end), count in zip(trace.steps, counts, strict=True)]
     if work is not None and work.steps:
         steps = [(start, end, 1) for start, end in work.steps]
-    missed = unseen(power, found.meter, curve.start_ns, curve.end_ns, steps)
+    missed = unseen(power, metered.meter, curve.start_ns, curve.end_ns, steps)
     curve = replace(curve, u_j=float(np.hypot(curve.u_j, missed.u_j)))
-    found, said = _read_seldom(found, curve, power)
-    below, above = missed.band(curve.total_j, (curve.end_ns - curve.start_ns) / NS_PER_S)
+    metered, sparse_events = _read_seldom(metered, curve, power)
+    lower_rel, upper_rel = missed.band(curve.total_j, (curve.end_ns - curve.start_ns) / NS_PER_S)
     if missed.share <= 0:
-        return _without_steps(found, power) if len(steps) < LEAST_STEPS else found, curve, said
-    lo, hi = found.meter.accuracy_rel or (0.0, 0.0)
-    band = ((1 + lo) * (1 + below) - 1, (1 + hi) * (1 + above) - 1)
+        return _without_steps(metered, power) if len(steps) < LEAST_STEPS else metered, curve, sparse_events
+    lo, hi = metered.meter.accuracy_rel or (0.0, 0.0)
+    band = ((1 + lo) * (1 + lower_rel) - 1, (1 + hi) * (1 + upper_rel) - 1)
     note = f"{UNSEEN}: {missed.share:.0%} of the run's phases met no update of the power sensor"
-    source = "; ".join(filter(None, (found.meter.accuracy_source, "widened by the phases that were never sampled")))
-    meter = replace(found.meter, accuracy_rel=band, accuracy_source=source, notes=(*found.meter.notes, note))
+    source = "; ".join(filter(None, (metered.meter.accuracy_source, "widened by the phases that were never sampled")))
+    meter = replace(metered.meter, accuracy_rel=band, accuracy_source=source, notes=(*metered.meter.notes, note))
     if missed.share <= LOCKED_GAP:
-        return replace(found, meter=meter), curve, said
+        return replace(metered, meter=meter), curve, sparse_events
     message = (
         f"steps run in sync with the power sensor: {missed.share:.0%} of a step was never sampled, and there is no "
-        "counter. The joules rest on the rest of it, and their interval on the device's limits; vary the length of the "
-        "steps, or meter a run that lasts longer"
+        "counter. The joules are those of the sampled part, and their interval assumes anything from zero "
+        "to the device's limit for the remainder; vary the length of the steps, or meter a longer run"
     )
-    told = Event(curve.end_ns, "warning", PHASES_UNSEEN, domain, message)
-    return replace(found, meter=meter), curve, [*said, told]
+    event = Event(curve.end_ns, "warning", PHASES_UNSEEN, domain, message)
+    return replace(metered, meter=meter), curve, [*sparse_events, event]
 
 
-def _without_steps(found: Metered, power: Series) -> Metered:
+def _without_steps(metered: Metered, power: Series) -> Metered:
     """Mark a meter as unchecked whose sensor is known to look at a part of the time, in a run without steps."""
     period_s = updates_of(power).period_s
-    window, _ = window_s(power, found.meter.model, period_s)
+    window, _ = window_s(power, metered.meter.model, period_s)
     if not 0 < window < MOST_OF_PERIOD * period_s:
-        return found
+        return metered
     note = (
         f"{UNCHECKED}: the power sensor looks at {window * 1e3:.3g} ms of every {period_s * 1e3:.3g} ms, without a "
         "counter, and work that repeats in sync with it is partly unseen"
     )
-    return replace(found, meter=replace(found.meter, notes=(*found.meter.notes, note)))
+    return replace(metered, meter=replace(metered.meter, notes=(*metered.meter.notes, note)))
 
 
-def _read_seldom(found: Metered, curve: EnergyCurve, power: Series) -> tuple[Metered, list[Event]]:
+def _read_seldom(metered: Metered, curve: EnergyCurve, power: Series) -> tuple[Metered, list[Event]]:
     """Say how seldom power was read, where seconds lie between two readings, and what that means for the joules."""
     edges, watts = slow_intervals(power, curve.start_ns, curve.end_ns)
     if not len(edges):
-        return found, []
+        return metered, []
     every_s = float(np.median(np.diff(power.t_ns))) / NS_PER_S
-    meter = replace(found.meter, notes=(*found.meter.notes, f"{SELDOM} every {every_s:.3g} s"))
+    meter = replace(metered.meter, notes=(*metered.meter.notes, f"{SELDOM} every {every_s:.3g} s"))
     half_j = Z90 * curve.u_j
     if half_j <= SELDOM_REL * curve.total_j:
-        return replace(found, meter=meter), []
+        return replace(metered, meter=meter), []
     change_w = float(np.ptp(watts, axis=1).max())
     message = (
         f"power was read every {every_s:.3g} s and changed by up to {change_w:.3g} W from one reading to the next: "
-        f"in between it may have been anything from one to the other, so {curve.total_j:.4g} J are good to "
+        f"power in between is unknown, so the {curve.total_j:.4g} J have an uncertainty of "
         f"+-{half_j:.3g} J (90 %); log at least once a second"
     )
-    return replace(found, meter=meter), [
-        Event(curve.end_ns, "warning", "READ_SELDOM", str(found.meter.domain), message)
+    return replace(metered, meter=meter), [
+        Event(curve.end_ns, "warning", "READ_SELDOM", str(metered.meter.domain), message)
     ]
 
 
 def _children(recording: Recording, start_ns: int, end_ns: int) -> list[Event]:
     """Return an event with the CPU time of child processes, which is neither traced nor idle."""
-    found = [recording.get(key) for key in (CHILDREN_CPU, PROCESS_CPU)]
-    if any(series is None or len(series) < 2 for series in found):
+    cpu_times = [recording.get(key) for key in (CHILDREN_CPU, PROCESS_CPU)]
+    if any(series is None or len(series) < 2 for series in cpu_times):
         return []
     children_s, all_s = (
         float(np.diff(interpolate([start_ns, end_ns], s.t_ns, np.maximum.accumulate(s.raw) * s.channel.scale))[0])
-        for s in found
+        for s in cpu_times
         if s is not None
     )
     if children_s <= CHILDREN_SHARE * max((end_ns - start_ns) / NS_PER_S, all_s):
@@ -210,36 +211,36 @@ def _metered(meter: Meter, recording: Recording, window: tuple[int, int]) -> Met
     try:
         return metered(meter, recording, window)
     except SensorError as error:
-        return Unavailable(str(meter.domain), f"its readings make no curve: {error}")
+        return Unavailable(str(meter.domain), f"its readings are unusable: {error}")
 
 
-def _says_nothing(found: Metered, curve: EnergyCurve) -> bool:
+def _says_nothing(metered: Metered, curve: EnergyCurve) -> bool:
     """Return whether a measured curve has no joules: a device always draws power, so the meter is faulty."""
-    return curve.total_j <= 0 and found.meter.provenance == "measured"
+    return curve.total_j <= 0 and metered.meter.provenance == "measured"
 
 
 def _why_nothing(curve: EnergyCurve | None) -> str:
     if curve is None or curve.silent:
-        return "no reading inside the run"
+        return "no reading during the run"
     seconds = (curve.end_ns - curve.start_ns) / NS_PER_S
-    return f"the meter did not move in {seconds:.3g} s: it is frozen, or too slow for so short a run"
+    return f"the meter's value did not change in {seconds:.3g} s: it is frozen, or too slow for a run of this length"
 
 
-def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
+def _window(metered: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     """Cut the curve to the run.
 
     A counter that keeps up with its polls is cut at its first and last reading inside the run, so that its joules are
     the difference of two readings that an auditor can look up. Other curves are cut at the run's own ends, and so is a
     counter with readings on both sides whose readings inside cover too little of the run, such as those of a slow log.
     """
-    curve = found.curve
-    if found.polls is None or curve.method != "counter":
+    curve = metered.curve
+    if metered.polls is None or curve.method != "counter":
         return curve.clip(start_ns, end_ns)
-    poll_ns, poll_j = found.polls
-    inside = np.flatnonzero((poll_ns >= start_ns) & (poll_ns <= end_ns))
-    if len(inside) < 2:
+    poll_ns, poll_j = metered.polls
+    polls_in_run = np.flatnonzero((poll_ns >= start_ns) & (poll_ns <= end_ns))
+    if len(polls_in_run) < 2:
         return curve.clip(start_ns, end_ns)
-    ends = inside[[0, -1]]
+    ends = polls_in_run[[0, -1]]
     on_both_sides = poll_ns[0] <= start_ns and end_ns <= poll_ns[-1]
     if on_both_sides and int(np.diff(poll_ns[ends])[0]) < LEAST_COVERAGE * (end_ns - start_ns):
         return curve.clip(start_ns, end_ns)
@@ -249,11 +250,11 @@ def _window(found: Metered, start_ns: int, end_ns: int) -> EnergyCurve | None:
     return replace(curve, t_ns=t_ns, energy_j=np.clip(energy_j, *poll_j[ends]) - poll_j[ends[0]])
 
 
-def _blank(found: Metered, curve: EnergyCurve, recording: Recording, start_ns: int, end_ns: int) -> Ledger:
+def _blank(metered: Metered, curve: EnergyCurve, recording: Recording, start_ns: int, end_ns: int) -> Ledger:
     """Return the ledger without its entries."""
-    known_ns = curve.end_ns - curve.start_ns - found.unknown_between(curve.start_ns, curve.end_ns)
+    known_ns = curve.end_ns - curve.start_ns - metered.unknown_between(curve.start_ns, curve.end_ns)
     head = Ledger(
-        domain=found.meter.domain,
+        domain=metered.meter.domain,
         energy_j=0.0,
         entries=(),
         method=curve.method,
@@ -261,39 +262,39 @@ def _blank(found: Metered, curve: EnergyCurve, recording: Recording, start_ns: i
         known_s=known_ns / NS_PER_S,
         window_s=(end_ns - start_ns) / NS_PER_S,
         energy_u_j=curve.u_j,
-        cross_check_j=_cross_check_j(curve, recording, found),
+        cross_check_j=_cross_check_j(curve, recording, metered),
     )
-    return _with_counter(head, recording, found, curve)
+    return _with_counter(head, recording, metered, curve)
 
 
-def _host_ledger(found: Metered, blank: Ledger, host: Split) -> Ledger:
-    entries = host.entries(blank.static_w, found.meter.accuracy_rel)
+def _host_ledger(metered: Metered, blank: Ledger, host: Split) -> Ledger:
+    entries = host.entries(blank.static_w, metered.meter.accuracy_rel)
     lo_j, hi_j = host.interval_j
     ledger = replace(blank, energy_j=host.curve.total_j, energy_lo_j=lo_j, energy_hi_j=hi_j, entries=entries)
-    return replace(ledger, sentence=how_known(found, ledger, host.fit))
+    return replace(ledger, sentence=how_known(metered, ledger, host.fit))
 
 
-def _static_w(found: Metered, start_ns: int, mean_w: float) -> float | None:
+def _static_w(metered: Metered, start_ns: int, mean_w: float) -> float | None:
     """Return the mean power of the idle baseline before the run, if at least 0.1 s of it are known.
 
     A device that was busy then draws less at rest: `mean_w`, the mean power of the run, is the most.
     """
-    curve = found.curve
-    if curve.start_ns >= start_ns or found.meter.provenance != "measured":
+    curve = metered.curve
+    if curve.start_ns >= start_ns or metered.meter.provenance != "measured":
         return None
     # A silent interval has unknown joules, and no reliable mean power.
-    known = without(np.array([[curve.start_ns, min(start_ns, curve.end_ns)]]), found.silent)
-    known_ns = int(np.diff(known, axis=1).sum())
+    known_parts = without(np.array([[curve.start_ns, min(start_ns, curve.end_ns)]]), metered.silent)
+    known_ns = int(np.diff(known_parts, axis=1).sum())
     if known_ns < NS_PER_S // 10:
         return None
-    return min(float(np.diff(curve.at(known), axis=1).sum()) / (known_ns / NS_PER_S), mean_w)
+    return min(float(np.diff(curve.at(known_parts), axis=1).sum()) / (known_ns / NS_PER_S), mean_w)
 
 
-def _with_counter(head: Ledger, recording: Recording, found: Metered, curve: EnergyCurve) -> Ledger:
+def _with_counter(head: Ledger, recording: Recording, metered: Metered, curve: EnergyCurve) -> Ledger:
     """Add the counter's own readings at both ends, so that its joules can be recomputed by hand."""
     if curve.method != "counter":
         return head
-    channel = found.meter.channel("counter")
+    channel = metered.meter.channel("counter")
     series = recording.get(channel.key) if channel is not None else None
     if channel is None or series is None:
         return head
@@ -305,15 +306,15 @@ def _with_counter(head: Ledger, recording: Recording, found: Metered, curve: Ene
         counter_start_raw=int(raw[0]),
         counter_end_raw=int(raw[-1]),
         counter_unit_j=channel.scale,
-        counter_wraps=found.wraps_between(curve.start_ns, curve.end_ns),
+        counter_wraps=metered.wraps_between(curve.start_ns, curve.end_ns),
     )
 
 
-def _cross_check_j(curve: EnergyCurve, recording: Recording, found: Metered) -> float | None:
+def _cross_check_j(curve: EnergyCurve, recording: Recording, metered: Metered) -> float | None:
     """Integrate the power sensor over the same window as the counter; None without both."""
-    channel = found.meter.channel("power")
+    channel = metered.meter.channel("power")
     series = recording.get(channel.key) if channel is not None else None
-    if found.meter.channel("counter") is None or series is None:
+    if metered.meter.channel("counter") is None or series is None:
         return None
-    there = usable(series)
-    return integral_between(integrate(there), curve.start_ns, curve.end_ns) if len(there) > 1 else None
+    readings = usable(series)
+    return integral_between(integrate(readings), curve.start_ns, curve.end_ns) if len(readings) > 1 else None

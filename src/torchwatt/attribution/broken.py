@@ -43,7 +43,7 @@ def late_events(series: Series) -> list[Event]:
     if not len(out):
         return []
     longest_s = float(series.late_ns.max()) / NS_PER_S
-    message = f"{len(out)} reads took up to {longest_s:.3g} s: of no known instant, left out for those that followed"
+    message = f"{len(out)} reads took up to {longest_s:.3g} s: their instants are unknown, and later readings are used"
     return [event(series.channel, int(series.t_ns[out[0]]), "COUNTER_LATE", message)]
 
 
@@ -76,10 +76,10 @@ def meant(channel: Channel, t_ns: IntArray, raw: FloatArray) -> BoolArray:
     bad = np.flatnonzero(no_energy)
     i = 0
     while i + 1 < len(bad):
-        first, last = bad[i], bad[i + 1] + 1  # readings on both sides of the excursion
-        back = steps(channel, t_ns[[first, last]], raw[[first, last]])[2]
+        before, after = bad[i], bad[i + 1] + 1  # readings on both sides of the excursion
+        back = steps(channel, t_ns[[before, after]], raw[[before, after]])[2]
         if not back[0] and (step[bad[i]] < 0) != (step[bad[i + 1]] < 0):
-            keep[first + 1 : last] = False
+            keep[before + 1 : after] = False
             i += 2
         else:
             i += 1
@@ -91,8 +91,8 @@ def left_out(channel: Channel, t_ns: IntArray, raw: FloatArray, keep: BoolArray)
     out = np.flatnonzero(~keep)
     if not len(out):
         return []
-    first = float(raw[out[0]] * channel.scale)
-    message = f"{len(out)} of {len(raw)} readings are none, the first {first:.4g} J: left out, the counter came back"
+    first_j = float(raw[out[0]] * channel.scale)
+    message = f"{len(out)} of {len(raw)} readings are excursions, the first to {first_j:.4g} J: discarded"
     return [event(channel, int(t_ns[out[0]]), "COUNTER_JUMP", message)]
 
 
@@ -122,7 +122,7 @@ def lost_events(channel: Channel, spans: Spans) -> list[Event]:
             channel,
             hi,
             "COUNTER_LOST",
-            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, after which the counter had started again: the joules of "
+            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, after which the counter had restarted: the joules of "
             "that time are unknown, and not counted",
         )
         for lo, hi in spans
@@ -131,9 +131,9 @@ def lost_events(channel: Channel, spans: Spans) -> list[Event]:
 
 def bridge_event(channel: Channel, t_ns: int, bridge_j: float, step_j: float, *, by_power: bool) -> Event:
     """Return an event on a counter that went backwards or jumped, with the source of that interval's joules."""
-    how = "the integrated power" if by_power else "the mean power around it"
-    code, what = ("COUNTER_RESET", "went backwards") if step_j < 0 else ("COUNTER_JUMP", f"jumped by {step_j:.3g} J")
-    return event(channel, t_ns, code, f"the counter {what}; {bridge_j:.3g} J of that interval are taken from {how}")
+    source = "the integrated power" if by_power else "the mean power around it"
+    code, fault = ("COUNTER_RESET", "went backwards") if step_j < 0 else ("COUNTER_JUMP", f"jumped by {step_j:.3g} J")
+    return event(channel, t_ns, code, f"the counter {fault}; {bridge_j:.3g} J of that interval are taken from {source}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,25 +163,27 @@ def still(
     starts, ends = np.concatenate(([0], changes + 1)), np.concatenate((changes, [len(step_j)]))
     typical_ns = np.median(np.diff(t_ns[changes + 1])) if len(changes) > 2 else 0.0
     long = t_ns[ends] - t_ns[starts] >= max(FROZEN_NS, 10 * typical_ns)
-    for first, last in zip(starts[long].tolist(), ends[long].tolist(), strict=True):
-        length_ns = int(t_ns[last] - t_ns[first])
-        known = bool(by_power[first:last].all())
-        if not known and length_ns < GAP_NS:
+    for start, stop in zip(starts[long].tolist(), ends[long].tolist(), strict=True):
+        length_ns = int(t_ns[stop] - t_ns[start])
+        power_known = bool(by_power[start:stop].all())
+        if not power_known and length_ns < GAP_NS:
             continue
-        missed_j = integral[last] - integral[first] if known else moving_w * length_ns / NS_PER_S
-        caught_up_j = step_j[last] if last < len(step_j) else 0.0
+        missed_j = integral[stop] - integral[start] if power_known else moving_w * length_ns / NS_PER_S
+        caught_up_j = step_j[stop] if stop < len(step_j) else 0.0
         if missed_j - caught_up_j < 0.5 * missed_j:
-            keep[first + 1 : last + 1] = False
-            told = "and then made up for it: when within that time its joules were used is not known"
-        elif known:
-            bridged.append((int(t_ns[first]), int(t_ns[last])))
-            add_j[first:last] = np.diff(integral[first : last + 1])
-            told = f"while the power sensor showed {missed_j:.1f} J; that stretch is taken from the integrated power"
+            keep[start + 1 : stop + 1] = False
+            consequence = "and then caught up: the distribution of its joules within that time is unknown"
+        elif power_known:
+            bridged.append((int(t_ns[start]), int(t_ns[stop])))
+            add_j[start:stop] = np.diff(integral[start : stop + 1])
+            consequence = (
+                f"while the power sensor showed {missed_j:.1f} J; that interval is taken from the integrated power"
+            )
         else:
-            silent.append((int(t_ns[first]), int(t_ns[last])))
-            told = "and no power was read: the joules of that time are unknown, and not counted"
-        message = f"the counter stood still for {length_ns / NS_PER_S:.2f} s {told}"
-        events.append(event(channel, int(t_ns[first]), "COUNTER_FROZEN", message))
+            silent.append((int(t_ns[start]), int(t_ns[stop])))
+            consequence = "and no power was read: the joules of that time are unknown, and not counted"
+        message = f"the counter did not change for {length_ns / NS_PER_S:.2f} s {consequence}"
+        events.append(event(channel, int(t_ns[start]), "COUNTER_FROZEN", message))
     return Still(add_j, tuple(silent), tuple(bridged), keep, tuple(events))
 
 

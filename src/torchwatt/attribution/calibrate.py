@@ -45,11 +45,11 @@ def calibrate_square_wave(edges_ns: IntArray, power: Series, start: Kernel | Non
     Raises:
         SensorError: Too few readings, or they follow the load too little.
     """
-    seen = _published(power)
-    edges_s = (edges_ns[: len(edges_ns) // 2 * 2] - seen.origin_ns) / NS_PER_S
+    updates = _published(power)
+    edges_s = (edges_ns[: len(edges_ns) // 2 * 2] - updates.origin_ns) / NS_PER_S
     none = np.zeros(len(edges_s) // 2, dtype=np.int64)
     load = Records(edges_s[0::2], edges_s[1::2], none, none.astype(np.bool_), 1)
-    model = _calibrate(load, seen, start, f"a square wave of {len(none)} pulses")
+    model = _calibrate(load, updates, start, f"a square wave of {len(none)} pulses")
     return replace(model, gain=1.0, offset_w=0.0)
 
 
@@ -67,9 +67,9 @@ def calibrate_beside_meter(
     Raises:
         SensorError: Too few readings, or they follow the meter too little.
     """
-    seen = _published(power)
-    samples = signal_records(meter_ns, meter_w, seen.origin_ns)
-    return _calibrate(samples, seen, start, f"a second meter at {len(meter_ns) / _length_s(meter_ns):.0f} Hz")
+    updates = _published(power)
+    samples = signal_records(meter_ns, meter_w, updates.origin_ns)
+    return _calibrate(samples, updates, start, f"a second meter at {len(meter_ns) / _length_s(meter_ns):.0f} Hz")
 
 
 def signal_records(t_ns: IntArray, watts: FloatArray, origin_ns: int) -> Records:
@@ -83,50 +83,50 @@ def predict(
     model: SensorModel, meter_ns: IntArray, meter_w: FloatArray, power: Series
 ) -> tuple[FloatArray, FloatArray]:
     """Return the published readings inside a meter's recording, and the model's predictions of them, in W."""
-    seen = _published(power)
-    records = signal_records(meter_ns, meter_w, seen.origin_ns)
-    timed = _stretched(seen, model.period_s / seen.period_s, _middle_s(seen))
-    inside = _inside(records, timed, model.kernel)
-    rows = look(records, inside.at_s, inside.power_w, model.kernel)
-    return inside.power_w, np.asarray(model.gain * rows.seen[:, 0] + model.offset_w, dtype=np.float64)
+    updates = _published(power)
+    records = signal_records(meter_ns, meter_w, updates.origin_ns)
+    timed = _stretched(updates, model.period_s / updates.period_s, _middle_s(updates))
+    usable = _inside(records, timed, model.kernel)
+    rows = look(records, usable.at_s, usable.power_w, model.kernel)
+    return usable.power_w, np.asarray(model.gain * rows.design[:, 0] + model.offset_w, dtype=np.float64)
 
 
 def _published(power: Series) -> Publications:
-    seen = publications(power)
-    if seen is None:
+    updates = publications(power)
+    if updates is None:
         raise SensorError(f"{power.channel.key}: the sensor never changed while the load did; calibrate with more load")
-    return seen
+    return updates
 
 
 def _length_s(t_ns: IntArray) -> float:
     return float(t_ns[-1] - t_ns[0]) / NS_PER_S
 
 
-def _inside(records: Records, seen: Publications, kernel: Kernel) -> Publications:
+def _inside(records: Records, updates: Publications, kernel: Kernel) -> Publications:
     """Keep the readings whose window and low-pass memory lie inside the signal."""
-    first = float(records.start_s.min()) if records.weight is not None else -np.inf
-    last = float(records.end_s.max()) if records.weight is not None else np.inf
-    keep = (seen.at_s - kernel.reach_s >= first) & (seen.at_s - kernel.lag_s <= last)
-    return replace(seen, at_s=seen.at_s[keep], power_w=seen.power_w[keep])
+    start_s = float(records.start_s.min()) if records.weight is not None else -np.inf
+    end_s = float(records.end_s.max()) if records.weight is not None else np.inf
+    keep = (updates.at_s - kernel.reach_s >= start_s) & (updates.at_s - kernel.lag_s <= end_s)
+    return replace(updates, at_s=updates.at_s[keep], power_w=updates.power_w[keep])
 
 
-def _calibrate(records: Records, seen: Publications, start: Kernel | None, source: str) -> SensorModel:
+def _calibrate(records: Records, updates: Publications, start: Kernel | None, source: str) -> SensorModel:
     """Search with the readings that every response may use, then refine with all that the fitted one may use."""
-    used = _inside(records, _inside(records, seen, WIDEST), replace(WIDEST, lag_s=LAGS_S[0]))
+    used = _inside(records, _inside(records, updates, WIDEST), replace(WIDEST, lag_s=LAGS_S[0]))
     if len(used) < MIN_READINGS:
         raise SensorError(f"only {len(used)} readings during the load; calibrate for longer")
-    period_s = min(seen.period_s, WIDEST.window_s)
+    period_s = min(updates.period_s, WIDEST.window_s)
     trials = [k for k in candidates(start or Kernel(period_s), period_s) if k.window_s <= WIDEST.window_s]
-    fit = _Fit(records, used, _middle_s(seen))
+    fit = _Fit(records, used, _middle_s(updates))
     kernel, stretch_s = _search(replace(fit, records=_thinned(records)), trials)
-    more = _inside(records, seen, replace(kernel, lag_s=kernel.lag_s + 2 * STRETCH_S))
+    more = _inside(records, updates, replace(kernel, lag_s=kernel.lag_s + 2 * STRETCH_S))
     fit = _Fit(records, _inside(records, more, replace(kernel, lag_s=kernel.lag_s - 2 * STRETCH_S)), fit.about_s)
     kernel, stretch_s, total = _refine(fit, kernel, stretch_s, low_pass=kernel.tau_s > 0)
     gain, offset_w, _ = fit.levels(kernel, stretch_s)
-    if total > 0.5 * float(((fit.seen.power_w - fit.seen.power_w.mean()) ** 2).sum()):
+    if total > 0.5 * float(((fit.updates.power_w - fit.updates.power_w.mean()) ** 2).sum()):
         raise SensorError("the readings do not follow the load; is it the right device, and are the clocks the same?")
-    period_s = seen.period_s * (1.0 + stretch_s / fit.length_s)
-    return SensorModel(kernel, period_s, float(np.sqrt(total / len(fit.seen))), source, gain, offset_w)
+    period_s = updates.period_s * (1.0 + stretch_s / fit.length_s)
+    return SensorModel(kernel, period_s, float(np.sqrt(total / len(fit.updates))), source, gain, offset_w)
 
 
 def _thinned(records: Records) -> Records:
@@ -134,11 +134,11 @@ def _thinned(records: Records) -> Records:
     if records.weight is None:
         return records
     long_s = records.end_s - records.start_s
-    first = np.arange(0, len(long_s), max(int(THIN_S / np.median(long_s)), 1))
-    total_s = np.add.reduceat(long_s, first)
-    weight = np.add.reduceat(long_s * records.weight, first) / total_s
-    start_s = records.start_s[first]
-    return Records(start_s, start_s + total_s, records.column[first], records.filled[first], 1, weight)
+    starts = np.arange(0, len(long_s), max(int(THIN_S / np.median(long_s)), 1))
+    total_s = np.add.reduceat(long_s, starts)
+    weight = np.add.reduceat(long_s * records.weight, starts) / total_s
+    start_s = records.start_s[starts]
+    return Records(start_s, start_s + total_s, records.column[starts], records.filled[starts], 1, weight)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,18 +146,18 @@ class _Fit:
     """A signal and the readings that are fitted to it."""
 
     records: Records
-    seen: Publications
+    updates: Publications
     about_s: float  # the clock is stretched about this instant
 
     @property
     def length_s(self) -> float:
-        return float(np.ptp(self.seen.at_s))
+        return float(np.ptp(self.updates.at_s))
 
     def levels(self, kernel: Kernel, stretch_s: float = 0.0) -> tuple[float, float, float]:
         """Return gain, offset and the remaining sum of squares."""
-        timed = _stretched(self.seen, 1.0 + stretch_s / self.length_s, self.about_s)
+        timed = _stretched(self.updates, 1.0 + stretch_s / self.length_s, self.about_s)
         rows = look(self.records, timed.at_s, timed.power_w, kernel)
-        x, y = rows.seen[:, 0], rows.power_w
+        x, y = rows.design[:, 0], rows.power_w
         spread = float(((x - x.mean()) ** 2).sum())
         gain = float((x - x.mean()) @ y) / spread if spread > 0 else 0.0
         offset_w = float(y.mean()) - gain * float(x.mean())
@@ -172,17 +172,17 @@ def _search(fit: _Fit, trials: list[Kernel]) -> tuple[Kernel, float]:
     best = sorted((_best_lag(fit, kernel) for kernel in trials), key=fit.squares)
     boxcars = [kernel for kernel in best if kernel.tau_s == 0]
     plain = min((_refine(fit, kernel, low_pass=False) for kernel in boxcars[:TRIED]), key=itemgetter(2))
-    found = min((_refine(fit, kernel, low_pass=True) for kernel in (*best[:TRIED], plain[0])), key=itemgetter(2))
-    return found[:2] if found[2] < (1 - WORTH) * plain[2] else plain[:2]
+    low_pass = min((_refine(fit, kernel, low_pass=True) for kernel in (*best[:TRIED], plain[0])), key=itemgetter(2))
+    return low_pass[:2] if low_pass[2] < (1 - WORTH) * plain[2] else plain[:2]
 
 
-def _middle_s(seen: Publications) -> float:
-    return float(seen.at_s[0] + seen.at_s[-1]) / 2
+def _middle_s(updates: Publications) -> float:
+    return float(updates.at_s[0] + updates.at_s[-1]) / 2
 
 
-def _stretched(seen: Publications, factor: float, about_s: float) -> Publications:
+def _stretched(updates: Publications, factor: float, about_s: float) -> Publications:
     """Stretch the readings' clock by a factor, since the polls determine the period only roughly."""
-    return replace(seen, at_s=about_s + (seen.at_s - about_s) * factor)
+    return replace(updates, at_s=about_s + (updates.at_s - about_s) * factor)
 
 
 def _best_lag(fit: _Fit, kernel: Kernel) -> Kernel:
@@ -202,5 +202,5 @@ def _refine(fit: _Fit, kernel: Kernel, stretch_s: float = 0.0, *, low_pass: bool
     start = np.array([np.log(kernel.window_s), kernel.lag_s, stretch_s, np.sqrt(max(kernel.tau_s, 1e-3))])
     size = np.array([0.2, 0.003, 0.001, 0.02])
     n = 4 if low_pass else 3
-    best, cost = simplex(lambda x: fit.levels(*at(x))[2], start[:n], size[:n], most=250, close=1e-6)
+    best, cost = simplex(lambda x: fit.levels(*at(x))[2], start[:n], size[:n], max_evaluations=250, close=1e-6)
     return (*at(best), cost)

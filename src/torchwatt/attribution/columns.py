@@ -41,29 +41,29 @@ class Columns:
         return int(self.seconds.shape[1])
 
 
-def columns_of(activity: Activity, most: int = MAX_COLUMNS) -> Columns:
+def columns_of(activity: Activity, max_columns: int = MAX_COLUMNS) -> Columns:
     """Return the columns of an activity."""
     long_s = (activity.end_ns - activity.start_ns) / NS_PER_S
     signature = activity.signature if len(activity.signature) else np.zeros(len(activity), dtype=np.int64)
     pair = activity.slot * max(len(activity.signatures), 1) + signature
     names, of_record = np.unique(pair, return_inverse=True)
     slot_of, signature_of = np.divmod(names, max(len(activity.signatures), 1))
-    merged, pooled = _pool(_seconds(of_record, long_s, len(names)), signature_of, most)
+    merged, pooled = _pool(_seconds(of_record, long_s, len(names)), signature_of, max_columns)
     of_record = merged[of_record]
     count = int(merged.max(initial=-1)) + 1
     seconds = np.zeros((len(activity.slots), count))
     np.add.at(seconds, (activity.slot, of_record), long_s)
-    one = np.zeros(count, dtype=np.int64)  # any of the pairs behind a column: all have its signature
-    one[merged] = np.arange(len(names))
+    pair_of_column = np.zeros(count, dtype=np.int64)  # any of the pairs behind a column: all have its signature
+    pair_of_column[merged] = np.arange(len(names))
     kinds = _kinds(activity.slots, slot_of, signature_of)
     return Columns(
         activity.slots,
         np.asarray(of_record, dtype=np.int64),
         seconds,
         equal_share_s(activity),
-        np.asarray(signature_of[one] if len(activity.signature) else np.arange(count)),
-        kinds[slot_of[one]],
-        _numbers([slot.fqn for slot in activity.slots])[slot_of[one]],
+        np.asarray(signature_of[pair_of_column] if len(activity.signature) else np.arange(count)),
+        kinds[slot_of[pair_of_column]],
+        _numbers([slot.fqn for slot in activity.slots])[slot_of[pair_of_column]],
         pooled,
     )
 
@@ -91,20 +91,20 @@ def _seconds(index: IntArray, long_s: FloatArray, count: int) -> FloatArray:
     return np.asarray(np.bincount(index, long_s, count), dtype=np.float64)
 
 
-def _pool(time_s: FloatArray, signature: IntArray, most: int) -> tuple[IntArray, int]:
+def _pool(time_s: FloatArray, signature: IntArray, max_columns: int) -> tuple[IntArray, int]:
     """Keep the longest columns and pool the others by signature; return new numbers and how many were pooled."""
-    if len(time_s) <= most:
+    if len(time_s) <= max_columns:
         return np.arange(len(time_s)), 0
     by_time = np.argsort(-time_s, kind="stable")
-    apart = np.zeros(len(time_s), dtype=np.bool_)
-    apart[by_time[: most // 2]] = True
-    name = np.where(apart, np.arange(len(time_s)), len(time_s) + signature)
-    rest = np.unique(name[~apart])
-    if len(rest) > most - most // 2:  # too many signatures as well: the smallest are one column
-        by_signature = np.bincount(np.searchsorted(rest, name[~apart]), time_s[~apart])
-        small = rest[np.argsort(-by_signature, kind="stable")[most - most // 2 - 1 :]]
+    separate = np.zeros(len(time_s), dtype=np.bool_)
+    separate[by_time[: max_columns // 2]] = True
+    name = np.where(separate, np.arange(len(time_s)), len(time_s) + signature)
+    pooled_names = np.unique(name[~separate])
+    if len(pooled_names) > max_columns - max_columns // 2:  # too many signatures as well: the smallest are one column
+        by_signature = np.bincount(np.searchsorted(pooled_names, name[~separate]), time_s[~separate])
+        small = pooled_names[np.argsort(-by_signature, kind="stable")[max_columns - max_columns // 2 - 1 :]]
         name[np.isin(name, small)] = small[0]
-    return np.unique(name, return_inverse=True)[1], int((~apart).sum())
+    return np.unique(name, return_inverse=True)[1], int((~separate).sum())
 
 
 def _kinds(slots: tuple[Slot, ...], slot_of: IntArray, signature_of: IntArray) -> IntArray:
@@ -112,7 +112,7 @@ def _kinds(slots: tuple[Slot, ...], slot_of: IntArray, signature_of: IntArray) -
     sets: list[list[int]] = [[] for _ in slots]
     for slot, signature in zip(slot_of.tolist(), signature_of.tolist(), strict=True):
         sets[slot].append(signature)
-    return _numbers([(slot.phase, tuple(found)) for slot, found in zip(slots, sets, strict=True)])
+    return _numbers([(slot.phase, tuple(slot_signatures)) for slot, slot_signatures in zip(slots, sets, strict=True)])
 
 
 def _numbers(names: Sequence[Hashable]) -> IntArray:

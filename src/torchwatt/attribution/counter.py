@@ -91,8 +91,8 @@ def _meant(series: Series) -> tuple[IntArray, FloatArray, list[Event]]:
 
 
 def _wrap_events(series: Series, t_ns: tuple[int, ...]) -> list[Event]:
-    told = "the counter wrapped and was unwrapped"
-    return [Event(t, "info", "COUNTER_WRAP", str(series.channel.domain), told) for t in t_ns]
+    message = "the counter wrapped and was unwrapped"
+    return [Event(t, "info", "COUNTER_WRAP", str(series.channel.domain), message) for t in t_ns]
 
 
 def _unsure(series: Series, t_ns: IntArray, step_j: FloatArray) -> tuple[tuple[tuple[int, int], ...], list[Event]]:
@@ -109,8 +109,8 @@ def _unsure(series: Series, t_ns: IntArray, step_j: FloatArray) -> tuple[tuple[t
             series.channel,
             hi,
             "COUNTER_UNSURE",
-            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, in which the counter may have gone round more than once: "
-            "the energy of that time is not known, and counted too low if it did",
+            f"no reading for {(hi - lo) / NS_PER_S:.3g} s, in which the counter may have wrapped more than once: "
+            "the energy of that time is unknown, and too low if it did",
         )
         for lo, hi in spans
     ]

@@ -27,6 +27,6 @@ def counting(recording: Recording, used: Mapping[str, Use], *, early: bool = Fal
             del names[str(meter.domain)]
         names[str(group[0].domain)] = f"module:{index}"
     unsure = {name for name, scope in scopes.items() if scope == "unknown"} if early else set()
-    out = unsure | {name for name, use in used.items() if use.whose == "others" and scopes.get(name) != "module"}
+    out = unsure | {name for name, use in used.items() if use.user == "others" and scopes.get(name) != "module"}
     out |= {str(meter.domain) for meter in meters if (groups or unsure) and meter.domain.kind in INSIDE}
     return {domain: name for domain, name in names.items() if domain not in out}

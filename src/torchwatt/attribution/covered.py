@@ -14,24 +14,24 @@ from torchwatt.core.units import NS_PER_S
 
 def stretches(activity: Activity, start_ns: int, end_ns: int) -> IntArray:
     """Return the covered intervals inside a window: (n, 2) instants, disjoint and in order."""
-    asked = activity.covered or ((start_ns, end_ns),)
-    found: list[list[int]] = []
-    for lo, hi in sorted((max(a, start_ns), min(b, end_ns)) for a, b in asked):
+    windows = activity.covered or ((start_ns, end_ns),)
+    merged: list[list[int]] = []
+    for lo, hi in sorted((max(a, start_ns), min(b, end_ns)) for a, b in windows):
         if hi <= lo:
             continue
-        if found and lo <= found[-1][1]:
-            found[-1][1] = max(found[-1][1], hi)
+        if merged and lo <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], hi)
         else:
-            found.append([lo, hi])
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
+            merged.append([lo, hi])
+    return np.array(merged, dtype=np.int64).reshape(-1, 2)
 
 
 def without(parts: IntArray, silent: Sequence[tuple[int, int]]) -> IntArray:
     """Subtract silent intervals, in which the energy is unknown."""
-    found = [(int(lo), int(hi)) for lo, hi in parts]
+    remaining = [(int(lo), int(hi)) for lo, hi in parts]
     for a, b in silent:
-        found = [(lo, hi) for p, q in found for lo, hi in ((p, min(q, a)), (max(p, b), q)) if hi > lo]
-    return np.array(found, dtype=np.int64).reshape(-1, 2)
+        remaining = [(lo, hi) for p, q in remaining for lo, hi in ((p, min(q, a)), (max(p, b), q)) if hi > lo]
+    return np.array(remaining, dtype=np.int64).reshape(-1, 2)
 
 
 def clip(activity: Activity, parts: IntArray) -> Activity:
@@ -39,11 +39,11 @@ def clip(activity: Activity, parts: IntArray) -> Activity:
     if len(parts) == 0:
         empty = np.zeros(0, dtype=np.int64)
         return _take(activity, empty, empty, empty)
-    first = np.searchsorted(parts[:, 1], activity.start_ns, side="right")
-    last = np.searchsorted(parts[:, 0], activity.end_ns, side="left") - 1
-    count = np.maximum(last - first + 1, 0)
+    first_part = np.searchsorted(parts[:, 1], activity.start_ns, side="right")
+    last_part = np.searchsorted(parts[:, 0], activity.end_ns, side="left") - 1
+    count = np.maximum(last_part - first_part + 1, 0)
     which = np.repeat(np.arange(len(count)), count)
-    part = first[which] + np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
+    part = first_part[which] + np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
     start_ns = np.maximum(activity.start_ns[which], parts[part, 0])
     end_ns = np.minimum(activity.end_ns[which], parts[part, 1])
     return _take(activity, which, start_ns, end_ns)

@@ -59,17 +59,17 @@ def check_counter(
     counter = series_of(recording, meter, "counter")
     if counter is None or meter.provenance != "measured":
         return meter, []
-    found = compare(meter, recording, counter)
-    if isinstance(found, str):
-        return _noted(meter, f"{UNCHECKED}: {found}"), []
+    comparison = compare(meter, recording, counter)
+    if isinstance(comparison, str):
+        return _noted(meter, f"{UNCHECKED}: {comparison}"), []
     slow = window is not None and bool(too_slow_s(counter, *window))
-    if found.disputed:
-        return _widened(meter, found, slow=slow), [_event(meter, found, slow=slow)]
-    if found.off > CROSS_CHECK_REL:
-        meter = _widened(meter, found, slow=slow)
-    if found.resolution > USELESS_REL:
-        text = f"{found.seconds:.2g} s of counter and power agree to {found.off:.0%}, which is good to ±"
-        return _noted(meter, f"{UNCHECKED}: {text}{min(found.resolution, 1.0):.0%} only"), []
+    if comparison.disputed:
+        return _widened(meter, comparison, slow=slow), [_event(meter, comparison, slow=slow)]
+    if comparison.off > CROSS_CHECK_REL:
+        meter = _widened(meter, comparison, slow=slow)
+    if comparison.resolution > USELESS_REL:
+        text = f"{comparison.seconds:.2g} s of counter and power agree to {comparison.off:.0%}, with a resolution of ±"
+        return _noted(meter, f"{UNCHECKED}: {text}{min(comparison.resolution, 1.0):.0%}"), []
     return meter, []
 
 
@@ -82,28 +82,30 @@ def compare(meter: Meter, recording: Recording, counter: Series) -> Comparison |
     if power is None:
         return "there is no second meter beside the counter"
     integral = integrate(power)
-    made = _made(meter, counter, power, integral)
+    checked = _made(meter, counter, power, integral)
     changed = np.flatnonzero(np.diff(counter.raw) != 0) + 1
-    if made is None or len(changed) < 2:
+    if checked is None or len(changed) < 2:
         return "the counter changed less than twice"
     ends = np.array([[*counter.t_ns[changed[[0, -1]]]]])
-    ends = np.clip(ends, max(made.curve.start_ns, int(power.t_ns[0])), min(made.curve.end_ns, int(power.t_ns[-1])))
-    both = without(ends, (*integral[2], *made.curve.silent, *made.leaning))
-    both = both[np.diff(both, axis=1)[:, 0] > 0]
-    if not len(both):
+    ends = np.clip(
+        ends, max(checked.curve.start_ns, int(power.t_ns[0])), min(checked.curve.end_ns, int(power.t_ns[-1]))
+    )
+    common = without(ends, (*integral[2], *checked.curve.silent, *checked.leaning))
+    common = common[np.diff(common, axis=1)[:, 0] > 0]
+    if not len(common):
         return "counter and power were never read at the same time"
-    seconds = float(np.diff(both, axis=1).sum()) / NS_PER_S
-    counter_j = float(np.diff(made.curve.at(both), axis=1).sum())
-    power_j = float(np.diff(interpolate(both, *integral[:2]), axis=1).sum())
+    seconds = float(np.diff(common, axis=1).sum()) / NS_PER_S
+    counter_j = float(np.diff(checked.curve.at(common), axis=1).sum())
+    power_j = float(np.diff(interpolate(common, *integral[:2]), axis=1).sum())
     every = updates_of(power)
     longest_s = window_s(power, meter.model, every.period_s)[1]
-    sampled_j = Z90 * sampling_u_j(power, every, int(both[0, 0]), int(both[-1, 1]), longest_s)
+    sampled_j = Z90 * sampling_u_j(power, every, int(common[0, 0]), int(common[-1, 1]), longest_s)
     dated = float(np.median(np.diff(counter.t_ns))) / NS_PER_S / seconds
-    changes = int((np.diff(power.between(int(both[0, 0]), int(both[-1, 1])).raw) != 0).sum())
+    changes = int((np.diff(power.between(int(common[0, 0]), int(common[-1, 1])).raw) != 0).sum())
     least = 0 if seconds < SLOWEST_UPDATE_S else 1  # a sensor that is constant for longer is not a slow one
     few = 1.0 / (changes + 2) if least <= changes < FEW_CHANGES else 0.0
     resolution = sampled_j / power_j + dated + few if power_j > 0 else 1.0
-    return Comparison(counter_j, power_j, seconds, resolution, int(both[-1, 1]))
+    return Comparison(counter_j, power_j, seconds, resolution, int(common[-1, 1]))
 
 
 def _made(meter: Meter, counter: Series, power: Series, integral: Integral) -> Metered | None:
@@ -117,31 +119,33 @@ def _noted(meter: Meter, note: str) -> Meter:
     return replace(meter, notes=(*meter.notes, note))
 
 
-def _widened(meter: Meter, found: Comparison, *, slow: bool) -> Meter:
+def _widened(meter: Meter, comparison: Comparison, *, slow: bool) -> Meter:
     """Widen the band to the other method's result, and by its resolution beyond."""
-    booked_j, other_j = (found.power_j, found.counter_j) if slow else (found.counter_j, found.power_j)
+    booked_j, other_j = (
+        (comparison.power_j, comparison.counter_j) if slow else (comparison.counter_j, comparison.power_j)
+    )
     if booked_j <= 0:
-        return _noted(meter, f"{UNCHECKED}: it says nothing where the other route says {other_j:.4g} J")
+        return _noted(meter, f"{UNCHECKED}: it gives no joules, the other method {other_j:.4g} J")
     lo, hi = meter.accuracy_rel or (0.0, 0.0)
-    ratio, more = other_j / booked_j, 1.0 + min(found.resolution, 1.0)
+    ratio, more = other_j / booked_j, 1.0 + min(comparison.resolution, 1.0)
     band = (min(lo, ratio / more * (1 + lo) - 1), max(hi, ratio * more * (1 + hi) - 1))
-    other = "the counter" if slow else "integrated power"
-    source = f"{meter.accuracy_source}; widened to {other}, which disagrees"
+    other_method = "the counter" if slow else "integrated power"
+    source = f"{meter.accuracy_source}; widened to {other_method}, which disagrees"
     return replace(meter, accuracy_rel=band, accuracy_source=source)
 
 
-def _event(meter: Meter, found: Comparison, *, slow: bool) -> Event:
+def _event(meter: Meter, comparison: Comparison, *, slow: bool) -> Event:
     """Return an event on the disagreement; a GPU's counter with the higher value may cover more than the GPU."""
-    watts = f"{found.counter_j / found.seconds:.4g} W"
-    beside = f"{found.power_j / found.seconds:.4g} W over {found.seconds:.3g} s"
-    if meter.domain.kind == "gpu" and not slow and found.counter_j > found.power_j:
+    watts = f"{comparison.counter_j / comparison.seconds:.4g} W"
+    power_text = f"{comparison.power_j / comparison.seconds:.4g} W over {comparison.seconds:.3g} s"
+    if meter.domain.kind == "gpu" and not slow and comparison.counter_j > comparison.power_j:
         message = (
-            f"the energy counter says {watts}, power at scope GPU {beside}, and the power of a module cannot be read: "
-            "the counter is booked, it may cover more than the GPU, and its interval reaches to the power"
+            f"the energy counter says {watts}, power at scope GPU {power_text}, and the power of a module cannot be "
+            "read: the counter is booked, it may cover more than the GPU, and its interval reaches to the power"
         )
-        return Event(found.end_ns, "warning", "SCOPE_UNKNOWN", str(meter.domain), message)
+        return Event(comparison.end_ns, "warning", "SCOPE_UNKNOWN", str(meter.domain), message)
     message = (
-        f"the energy counter says {watts}, integrated power {beside}: {'power' if slow else 'the counter'} is booked, "
-        f"and its interval reaches to the {'counter' if slow else 'power'}"
+        f"the energy counter says {watts}, integrated power {power_text}: {'power' if slow else 'the counter'} is "
+        f"booked, and its interval reaches to the {'counter' if slow else 'power'}"
     )
-    return Event(found.end_ns, "warning", "CROSS_CHECK", str(meter.domain), message)
+    return Event(comparison.end_ns, "warning", "CROSS_CHECK", str(meter.domain), message)

@@ -85,11 +85,13 @@ def metered(meter: Meter, recording: Recording, window: tuple[int, int] | None =
     if counter is not None and window is not None and integral is not None and knows(integral, *window):
         slow_s = too_slow_s(counter, *window)
     if counter is not None and not slow_s:
-        made = from_counter(meter, counter, power, integral)
+        from_readings = from_counter(meter, counter, power, integral)
         read = recording.get(counter.channel.key) or counter
-        return replace(made, events=(*made.events, *broken.late_events(read), *_absurd_events(meter, recording)))
+        return replace(
+            from_readings, events=(*from_readings.events, *broken.late_events(read), *_absurd_events(meter, recording))
+        )
     if integral is None or power is None or window is None:
-        return Unavailable(str(meter.domain), "the meter was found but gave fewer than two readings")
+        return Unavailable(str(meter.domain), "the meter was found, and returned fewer than two readings")
     t_ns, energy_j, silent = integral
     events = [*_gap_events(meter, silent, *window), *_absurd_events(meter, recording)]
     events += _frozen_power(meter, power.between(*window))
@@ -99,9 +101,7 @@ def metered(meter: Meter, recording: Recording, window: tuple[int, int] | None =
     u_j = float(np.hypot(reading_u_j(power, integral, *window), bridged_j / np.sqrt(3.0)))
     curve = EnergyCurve(meter.domain, t_ns, energy_j, method, meter.provenance, u_j, silent=silent)
     if slow_s:
-        note = (
-            f"{SLOW_COUNTER} publishes every {slow_s:.2g} s, too seldom for so short a run: integrated power is booked"
-        )
+        note = f"{SLOW_COUNTER} publishes every {slow_s:.2g} s, too slow for this run: integrated power is used"
         meter = replace(meter, notes=(*meter.notes, note))
     return Metered(meter, curve, tuple(events), silent=silent)
 
@@ -115,14 +115,14 @@ def _holes(recording: Recording, power: Series | None, window: tuple[int, int] |
 def series_of(recording: Recording, meter: Meter, quantity: str) -> Series | None:
     """Return the usable readings of a meter's counter or power, in time order; None where there are fewer than two."""
     for channel in meter.channels:
-        found = recording.get(channel.key) if channel.quantity == quantity else None
-        if found is None:
+        series = recording.get(channel.key) if channel.quantity == quantity else None
+        if series is None:
             continue
-        found = usable(found) if quantity == "power" else dated(found)
-        keep = later(found.t_ns)
-        found = Series(found.channel, found.t_ns[keep], found.raw[keep], found.late_ns[keep])
-        if len(found) >= 2:
-            return found
+        series = usable(series) if quantity == "power" else dated(series)
+        keep = later(series.t_ns)
+        series = Series(series.channel, series.t_ns[keep], series.raw[keep], series.late_ns[keep])
+        if len(series) >= 2:
+            return series
     return None
 
 
@@ -148,22 +148,37 @@ def too_slow_s(counter: Series, start_ns: int, end_ns: int) -> float:
 
 def from_counter(meter: Meter, counter: Series, power: Series | None, integral: Integral | None) -> Metered:
     """Build a meter's curve from its counter, with power readings to bridge its faults."""
-    found = unwrap(counter, integral)
+    unwrapped = unwrap(counter, integral)
     # A curve with more than half of its joules from integrated power does not count as a counter's.
-    leaning = found.bridged_j > 0.5 * max(float(found.energy_j[-1]), 1e-12)
-    cross_j = integral_between(integral, int(found.t_ns[0]), int(found.t_ns[-1])) if integral is not None else None
+    leaning = unwrapped.bridged_j > 0.5 * max(float(unwrapped.energy_j[-1]), 1e-12)
+    cross_j = (
+        integral_between(integral, int(unwrapped.t_ns[0]), int(unwrapped.t_ns[-1])) if integral is not None else None
+    )
     method: Method = "power_integral" if leaning and integral is not None else "counter"
     curve = EnergyCurve(
-        meter.domain, found.t_ns, found.energy_j, method, meter.provenance, found.u_j, cross_j, found.silent
+        meter.domain,
+        unwrapped.t_ns,
+        unwrapped.energy_j,
+        method,
+        meter.provenance,
+        unwrapped.u_j,
+        cross_j,
+        unwrapped.silent,
     )
-    events = [*found.events, *_cross_check(meter, curve, integral)]
+    events = [*unwrapped.events, *_cross_check(meter, curve, integral)]
     # A slow counter's last reading is old; cutting a run there would lose up to one publication.
-    polls = None if found.coarse else (found.poll_ns, found.poll_j)
+    polls = None if unwrapped.coarse else (unwrapped.poll_ns, unwrapped.poll_j)
     if power is not None:
-        bridged = [(a, b) for a, b in found.bridged if knows(integral, a, b)] if integral is not None else []
+        bridged = [(a, b) for a, b in unwrapped.bridged if knows(integral, a, b)] if integral is not None else []
         events += _frozen_power(meter, power, curve, bridged)
     return Metered(
-        meter, curve, tuple(events), polls=polls, wrap_ns=found.wrap_ns, silent=found.silent, leaning=found.bridged
+        meter,
+        curve,
+        tuple(events),
+        polls=polls,
+        wrap_ns=unwrapped.wrap_ns,
+        silent=unwrapped.silent,
+        leaning=unwrapped.bridged,
     )
 
 
@@ -179,18 +194,18 @@ def _cross_check(meter: Meter, curve: EnergyCurve, integral: Integral | None) ->
     if integral is None:
         return []
     t_ns, energy_j, silent = integral
-    both = np.array([[max(curve.start_ns, int(t_ns[0])), min(curve.end_ns, int(t_ns[-1]))]])
-    both = without(both, (*silent, *curve.silent))
-    if np.diff(both, axis=1).sum() < CROSS_CHECK_NS:
+    common = np.array([[max(curve.start_ns, int(t_ns[0])), min(curve.end_ns, int(t_ns[-1]))]])
+    common = without(common, (*silent, *curve.silent))
+    if np.diff(common, axis=1).sum() < CROSS_CHECK_NS:
         return []
-    counted_j = float(np.diff(curve.at(both), axis=1).sum())
-    other_j = float(np.diff(interpolate(both, t_ns, energy_j), axis=1).sum())
+    counted_j = float(np.diff(curve.at(common), axis=1).sum())
+    other_j = float(np.diff(interpolate(common, t_ns, energy_j), axis=1).sum())
     off = abs(counted_j - other_j) / max(other_j, counted_j, 1e-12)
     if off <= CROSS_CHECK_REL:
         return []
     message = (
-        f"the counter says {counted_j:.4g} J, the integrated power {other_j:.4g} J ({off:.0%} apart); "
-        "the counter is booked: treat both with care"
+        f"the counter gives {counted_j:.4g} J, integrated power {other_j:.4g} J ({off:.0%} apart); "
+        "the counter is used, and one of the two is wrong"
     )
     return [Event(curve.end_ns, "warning", "CROSS_CHECK", str(meter.domain), message)]
 
@@ -200,7 +215,7 @@ def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...], start_ns: int
     parts = [(max(lo, start_ns), min(hi, end_ns)) for lo, hi in silent if min(hi, end_ns) > max(lo, start_ns)]
     if len(parts) > MOST_GAPS:
         all_s = sum(hi - lo for lo, hi in parts) / NS_PER_S
-        message = f"no power reading in {len(parts)} stretches, {all_s:.2f} s together: their energy is not counted"
+        message = f"no power reading in {len(parts)} intervals, {all_s:.2f} s together: their energy is not counted"
         return [Event(parts[0][0], "warning", "SAMPLE_GAP", str(meter.domain), message)]
     return [
         Event(
@@ -217,13 +232,13 @@ def _gap_events(meter: Meter, silent: tuple[tuple[int, int], ...], start_ns: int
 def _absurd_events(meter: Meter, recording: Recording) -> list[Event]:
     """Return events on power readings outside the physical range, which were discarded."""
     events = []
-    for one in (recording.get(c.key) for c in meter.channels if c.quantity == "power"):
-        bad = np.flatnonzero(absurd(one)) if one is not None else np.zeros(0, dtype=np.int64)
-        if one is not None and len(bad):
-            worst_w = float(one.raw[bad[0]] * one.channel.scale)
-            said = f"{len(bad)} of {len(one)} readings are no power, the first {worst_w:.6g} W"
-            message = f"{one.channel.key}: {said}: left out"
-            events.append(Event(int(one.t_ns[bad[0]]), "warning", "POWER_ABSURD", str(meter.domain), message))
+    for series in (recording.get(c.key) for c in meter.channels if c.quantity == "power"):
+        bad = np.flatnonzero(absurd(series)) if series is not None else np.zeros(0, dtype=np.int64)
+        if series is not None and len(bad):
+            worst_w = float(series.raw[bad[0]] * series.channel.scale)
+            summary = f"{len(bad)} of {len(series)} power readings out of range, the first {worst_w:.6g} W"
+            message = f"{series.channel.key}: {summary}: discarded"
+            events.append(Event(int(series.t_ns[bad[0]]), "warning", "POWER_ABSURD", str(meter.domain), message))
     return events
 
 
@@ -237,16 +252,16 @@ def _frozen_power(
     if power.channel.sensor in {"tdp_model", "ram_model"} or len(power) < 2:
         return []
     change = np.flatnonzero((np.diff(power.raw) != 0) | (np.diff(power.t_ns) > GAP_NS))  # none across a gap
-    firsts, lasts = np.concatenate(([0], change + 1)), np.concatenate((change, [len(power) - 1]))
-    lengths_ns = power.t_ns[lasts] - power.t_ns[firsts]
+    starts, stops = np.concatenate(([0], change + 1)), np.concatenate((change, [len(power) - 1]))
+    lengths_ns = power.t_ns[stops] - power.t_ns[starts]
     longest = int(np.argmax(lengths_ns))
-    first, last = int(firsts[longest]), int(lasts[longest])
-    start_ns, end_ns = int(power.t_ns[first]), int(power.t_ns[last])
-    others_ns = np.delete(lengths_ns, longest)
-    lively = len(others_ns) >= CHANGES and end_ns - start_ns >= CHANGES * int(others_ns.max())
+    start, stop = int(starts[longest]), int(stops[longest])
+    start_ns, end_ns = int(power.t_ns[start]), int(power.t_ns[stop])
+    shorter_ns = np.delete(lengths_ns, longest)
+    lively = len(shorter_ns) >= CHANGES and end_ns - start_ns >= CHANGES * int(shorter_ns.max())
     if end_ns - start_ns < (FROZEN_LIVELY_NS if lively else FROZEN_POWER_NS):
         return []
-    stuck_w = float(power.raw[first] * power.channel.scale)
+    stuck_w = float(power.raw[start] * power.channel.scale)
     seconds = (end_ns - start_ns) / NS_PER_S
     leaning_ns = sum(max(min(b, end_ns) - max(a, start_ns), 0) for a, b in bridged)
     alone = curve is None or 2 * leaning_ns > end_ns - start_ns
@@ -254,8 +269,8 @@ def _frozen_power(
         seen_w = curve.between(start_ns, end_ns) / seconds
         if abs(seen_w - stuck_w) <= CROSS_CHECK_REL * max(seen_w, stuck_w):
             return []
-    said = f"the power sensor said {stuck_w:.6g} W without change for {seconds:.1f} s"
+    message = f"the power sensor repeated {stuck_w:.6g} W for {seconds:.1f} s"
     tail = "; it may be stuck" if alone else "; the counter disagrees and is booked"
     if alone and curve is not None:
-        tail += ", and the counter beside it stood still: the joules of that time rest on this value"
-    return [Event(start_ns, "warning", "POWER_FROZEN", str(meter.domain), said + tail)]
+        tail += ", and the counter did not change either: the joules of that time are based on this value"
+    return [Event(start_ns, "warning", "POWER_FROZEN", str(meter.domain), message + tail)]

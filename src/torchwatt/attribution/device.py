@@ -53,20 +53,20 @@ class Watched:
     """A device's work and its sensor's readings on one clock, and the intervals in which the work was recorded."""
 
     records: Records
-    seen: Publications
+    updates: Publications
     parts: IntArray
     shape: Structure
     idle_w: float | None
 
     def inside(self, kernel: Kernel) -> Publications:
         """Return the readings whose window lies inside the recorded intervals."""
-        at_s = self.seen.at_s
-        keep = wholly_inside(self.parts, self.seen.origin_ns, at_s - kernel.reach_s, at_s - kernel.lag_s)
-        return replace(self.seen, at_s=at_s[keep], power_w=self.seen.power_w[keep])
+        at_s = self.updates.at_s
+        keep = wholly_inside(self.parts, self.updates.origin_ns, at_s - kernel.reach_s, at_s - kernel.lag_s)
+        return replace(self.updates, at_s=at_s[keep], power_w=self.updates.power_w[keep])
 
 
 def fit_device(
-    activity: Activity, parts: IntArray, power: Series | None, family: str | None, known: Known
+    activity: Activity, parts: IntArray, power: Series | None, family: str | None, priors: Known
 ) -> DeviceFit:
     """Estimate the powers of a device's columns.
 
@@ -75,21 +75,21 @@ def fit_device(
         parts: The covered intervals of the run, (n, 2) instants.
         power: Polls of the power sensor, or the driver's own samples; those before the run included.
         family: The sensor's family by the device's name, where known.
-        known: Calibrations, idle watts, replays, work.
+        priors: Calibrations, idle watts, replays, work.
     """
     columns = columns_of(activity)
-    seen = publications(power) if power is not None else None
-    quiet_w = _quiet_w(seen, int(parts[0, 0])) if known.baseline else None
-    idle_w = known.idle_w.get(activity.device, quiet_w)
-    result = DeviceFit(columns, None, "", idle_w, seen)
-    if power is None or seen is None:
-        return replace(result, reason="no power sensor, or one that hardly ever changes")
+    updates = publications(power) if power is not None else None
+    quiet_w = _quiet_w(updates, int(parts[0, 0])) if priors.baseline else None
+    idle_w = priors.idle_w.get(activity.device, quiet_w)
+    result = DeviceFit(columns, None, "", idle_w, updates)
+    if power is None or updates is None:
+        return replace(result, reason="no power sensor, or its value hardly changes")
     if columns.count == 0:
         return replace(result, reason="no work on the device")
-    watched = _watched(activity, columns, seen, parts, idle_w, known)
-    kernel, why = nominal(known.families.get(activity.device, family), power.channel.sensor, seen.period_s)
-    sensor = known.sensors.get(power.channel.key)
-    replays = replayed(known.replays.get(activity.device, ()), columns)
+    watched = _watched(activity, columns, updates, parts, idle_w, priors)
+    kernel, why = nominal(priors.families.get(activity.device, family), power.channel.sensor, updates.period_s)
+    sensor = priors.sensors.get(power.channel.key)
+    replays = replayed(priors.replays.get(activity.device, ()), columns)
     marks_s = _marks(activity, watched)
     result = replace(
         result, kernel=KernelFit(kernel, 0.0, why), phase_gap=phase_gap(watched.inside(kernel).at_s, marks_s)
@@ -97,15 +97,15 @@ def fit_device(
     coarse = watched
     if columns.count > KERNEL_COLUMNS:
         pooled = columns_of(activity, KERNEL_COLUMNS)
-        coarse = _watched(activity, pooled, seen, parts, idle_w, known)
+        coarse = _watched(activity, pooled, updates, parts, idle_w, priors)
     return _solve(result, watched, coarse, sensor, replays)
 
 
 def _watched(
-    activity: Activity, columns: Columns, seen: Publications, parts: IntArray, idle_w: float | None, known: Known
+    activity: Activity, columns: Columns, updates: Publications, parts: IntArray, idle_w: float | None, priors: Known
 ) -> Watched:
-    shape = structure((columns.signature, columns.kind, columns.module), rates(known.work, activity, columns))
-    return Watched(records_of(activity, columns, seen.origin_ns), seen, parts, shape, idle_w)
+    shape = structure((columns.signature, columns.kind, columns.module), rates(priors.work, activity, columns))
+    return Watched(records_of(activity, columns, updates.origin_ns), updates, parts, shape, idle_w)
 
 
 def _solve(
@@ -114,43 +114,43 @@ def _solve(
     """Check identifiability, then fit the response, then the powers."""
     if result.kernel is None:
         return replace(result, reason="no sensor kernel")
-    inside = coarse.inside(result.kernel.kernel)
-    if len(inside) < MIN_ROWS:
-        return replace(result, reason=f"only {len(inside)} readings while the work was watched")
+    readings = coarse.inside(result.kernel.kernel)
+    if len(readings) < MIN_ROWS:
+        return replace(result, reason=f"only {len(readings)} readings while the work was recorded")
     locked = result.phase_gap is not None and result.phase_gap > LOCKED_GAP
-    kernel = result.kernel if locked else _kernel(coarse, inside, result.kernel, sensor)
+    kernel = result.kernel if locked else _kernel(coarse, readings, result.kernel, sensor)
     estimate = _estimate(watched, kernel.kernel, replays)
     reason = estimate.reason if estimate is not None else "too few readings"
     if locked and replays is None:
-        reason = f"steps run in step with the sensor: {result.phase_gap:.0%} of a step's phases were never read"
+        reason = f"steps run in step with the sensor: {result.phase_gap:.0%} of the step was never sampled"
     return replace(result, kernel=kernel, estimate=estimate, reason=reason)
 
 
-def _kernel(watched: Watched, inside: Publications, start: KernelFit, sensor: SensorModel | None) -> KernelFit:
+def _kernel(watched: Watched, readings: Publications, start: KernelFit, sensor: SensorModel | None) -> KernelFit:
     """Fit the response, or only the lag where the sensor is calibrated."""
     if sensor is None:
-        return fit_kernel(watched.records, inside, watched.shape, start.kernel, start.why, watched.idle_w)
-    kernel = fit_lag(watched.records, inside, watched.shape, sensor.kernel, watched.idle_w)
+        return fit_kernel(watched.records, readings, watched.shape, start.kernel, start.why, watched.idle_w)
+    kernel = fit_lag(watched.records, readings, watched.shape, sensor.kernel, watched.idle_w)
     return KernelFit(kernel, 0.0, f"calibrated: {sensor.source}")
 
 
 def _estimate(watched: Watched, kernel: Kernel, replays: Moments | None) -> Estimate | None:
-    seen = watched.inside(kernel)
+    updates = watched.inside(kernel)
     estimator = Estimator(watched.shape, watched.records.columns, watched.idle_w)
-    for first in range(0, len(seen), CHUNK):
-        part = slice(first, first + CHUNK)
-        estimator.add(look(watched.records, seen.at_s[part], seen.power_w[part], kernel))
+    for start in range(0, len(updates), CHUNK):
+        part = slice(start, start + CHUNK)
+        estimator.add(look(watched.records, updates.at_s[part], updates.power_w[part], kernel))
     return estimator.solve(replays)
 
 
-def _quiet_w(seen: Publications | None, start_ns: int) -> float | None:
+def _quiet_w(updates: Publications | None, start_ns: int) -> float | None:
     """Return the mean reading before the run; None with too few."""
-    if seen is None:
+    if updates is None:
         return None
-    quiet = seen.power_w[seen.at_s < (start_ns - seen.origin_ns) / NS_PER_S - SETTLE_S]
+    quiet = updates.power_w[updates.at_s < (start_ns - updates.origin_ns) / NS_PER_S - SETTLE_S]
     return float(quiet.mean()) if len(quiet) >= MIN_QUIET else None
 
 
 def _marks(activity: Activity, watched: Watched) -> FloatArray:
     steps = np.array([start for start, _ in activity.steps], dtype=np.int64)
-    return marks_of(watched.records.start_s, watched.records.column, (steps - watched.seen.origin_ns) / NS_PER_S)
+    return marks_of(watched.records.start_s, watched.records.column, (steps - watched.updates.origin_ns) / NS_PER_S)

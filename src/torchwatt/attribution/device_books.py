@@ -74,7 +74,7 @@ class DeviceBooks:
 
 
 def device_books(
-    curve: EnergyCurve, activity: Activity, trace: Trace, power: Series | None, family: str | None, known: Known
+    curve: EnergyCurve, activity: Activity, trace: Trace, power: Series | None, family: str | None, priors: Known
 ) -> DeviceBooks | None:
     """Split a device's curve; None where nothing was recorded on it."""
     unheard = curve.unheard_ns()
@@ -82,7 +82,7 @@ def device_books(
     if len(parts) == 0:
         return None
     watched = clip(activity, parts)
-    fit = fit_device(watched, parts, power, family, known)
+    fit = fit_device(watched, parts, power, family, priors)
     watched_j = float(np.diff(curve.at(parts), axis=1).sum())
     watched_s = float(np.diff(parts, axis=1).sum()) / NS_PER_S
     jacobian = _jacobian(fit, watched_s)
@@ -129,17 +129,17 @@ def _spread(curve: EnergyCurve, watched: Activity, trace: Trace, parts: IntArray
     still = expose(Pieces(lo, hi, nobody, nobody > 0, np.ones(len(lo))), grid.t_ns, energy_j, 1).mix(np.ones(1))
     known_s = np.diff(interpolate(grid.t_ns, parts.ravel(), _watched_s(parts)))
     unknown_s = np.maximum(np.diff(grid.t_ns) / NS_PER_S - known_s, 0.0)
-    seen = expose(work, grid.t_ns, energy_j, count + 2)
-    rows = np.arange(seen.rows)
-    whole = replace(
-        seen,
-        row=np.concatenate((seen.row, rows, rows)),
-        column=np.concatenate((seen.column, np.full(len(rows), count), np.full(len(rows), count + 1))),
-        seconds=np.concatenate((seen.seconds, np.maximum(still - unknown_s, 0.0), unknown_s)),
-        filled_s=np.concatenate((seen.filled_s, np.zeros(2 * len(rows)))),
+    recorded = expose(work, grid.t_ns, energy_j, count + 2)
+    rows = np.arange(recorded.rows)
+    complete = replace(
+        recorded,
+        row=np.concatenate((recorded.row, rows, rows)),
+        column=np.concatenate((recorded.column, np.full(len(rows), count), np.full(len(rows), count + 1))),
+        seconds=np.concatenate((recorded.seconds, np.maximum(still - unknown_s, 0.0), unknown_s)),
+        filled_s=np.concatenate((recorded.filled_s, np.zeros(2 * len(rows)))),
     )
     slots = (*watched.slots, Slot(IDLE, "other"), Slot(UNATTRIBUTED, "other"))
-    return spread_of(whole, power_w, grid, slots, {})
+    return spread_of(complete, power_w, grid, slots, {})
 
 
 def _watched_s(parts: IntArray) -> FloatArray:
@@ -162,13 +162,13 @@ def _jacobian(fit: DeviceFit, watched_s: float) -> FloatArray:
 
 def _by_fit(estimate: Estimate, jacobian: FloatArray, energy_j: float) -> tuple[FloatArray, FloatArray, FloatArray]:
     time_s = jacobian.sum(axis=0)
-    held = lift_to_idle(hold_to_total(estimate.found, time_s, energy_j, GAIN_SD_REL * energy_j))
+    held = lift_to_idle(hold_to_total(estimate.posterior, time_s, energy_j, GAIN_SD_REL * energy_j))
     booked_j = jacobian @ held.power_w
     # Clusters show errors that the noise model lacks, but they are few: use the wider of the two, and Student's t.
     variance = np.maximum(*(_variance(jacobian, matrix) for matrix in (held.robust, held.model)))
     few = float(student_quantile(max(estimate.clusters - 1, 2))) / Z90
     sd_j, sampling_j = (
-        np.sqrt(np.maximum(found, 0.0)) * few for found in (variance, _variance(jacobian, held.sampling))
+        np.sqrt(np.maximum(variances, 0.0)) * few for variances in (variance, _variance(jacobian, held.sampling))
     )
     return booked_j * (energy_j / booked_j.sum()), sd_j, sampling_j
 
@@ -211,7 +211,7 @@ def _measured(fit: DeviceFit, jacobian: FloatArray) -> tuple[FloatArray | None, 
         return None, none
     if not fit.fitted:
         return np.zeros(len(slots) + 1), none
-    before, after = fit.estimate.prior.covariance, fit.estimate.found.robust
+    before, after = fit.estimate.prior.covariance, fit.estimate.posterior.robust
     own = measured_share(jacobian, before, after)
     groups: dict[tuple[str, str], list[int]] = {}
     for i, slot in enumerate(slots):
@@ -240,7 +240,7 @@ def entries(
     """Return one entry for every slot with time or joules; `band` is the meter's."""
     rows = {slot: i for i, slot in enumerate(books.slots)}
     exact_j, half_j = _exact(books), books.half_j
-    made = [
+    slot_entries = [
         add_band(
             _entry(books, i, float(exact_j[i]), static_w, calls.get(slot, 0), None if half_j is None else half_j[i]),
             band,
@@ -251,9 +251,9 @@ def entries(
     ]
     nobody = Slot(UNATTRIBUTED, "other")
     if books.unwatched_s > 0 and nobody not in rows:
-        rest = _unwatched(books, float(exact_j[-1]), static_w, None if half_j is None else half_j[-1])
-        made.append(add_band(rest, band))
-    return tuple(made)
+        unrecorded = _unwatched(books, float(exact_j[-1]), static_w, None if half_j is None else half_j[-1])
+        slot_entries.append(add_band(unrecorded, band))
+    return tuple(slot_entries)
 
 
 def _exact(books: DeviceBooks) -> FloatArray:

@@ -23,50 +23,52 @@ from torchwatt.core.units import NS_PER_S
 
 
 def device_ledger(
-    found: Metered, blank: Ledger, curve: EnergyCurve, recording: Recording, trace: Trace, known: Known
+    metered: Metered, blank: Ledger, curve: EnergyCurve, recording: Recording, trace: Trace, priors: Known
 ) -> tuple[Ledger, list[Event]]:
     """Return a device's ledger and the events of its attribution."""
     books = None
-    name = str(found.meter.domain)
+    name = str(metered.meter.domain)
     activity = next((a for a in trace.activities if a.device == name and len(a)), None)
-    told: list[Event] = []
+    ring_events: list[Event] = []
     if activity is not None:
-        powers = [recording.get(c.key) for c in found.meter.channels if c.quantity == "power"]
-        power, why = finest([one for one in powers if one is not None], curve.start_ns, curve.end_ns)
+        powers = [recording.get(c.key) for c in metered.meter.channels if c.quantity == "power"]
+        power, why = finest([series for series in powers if series is not None], curve.start_ns, curve.end_ns)
         if why:
             message = f"layers were fitted to polled power, not to the driver's own samples: {why}"
-            told = [Event(curve.start_ns, "info", "RING_UNUSED", name, message)]
-        books = device_books(curve, activity, trace, power, family_of(found.meter.model), known)
+            ring_events = [Event(curve.start_ns, "info", "RING_UNUSED", name, message)]
+        books = device_books(curve, activity, trace, power, family_of(metered.meter.model), priors)
     if books is None or activity is None:
         interval_j = whole_interval_j(curve, trace)
         lo_j, hi_j = interval_j
-        whole = _whole(found, curve, blank.static_w, interval_j)
-        ledger = replace(blank, energy_j=curve.total_j, energy_lo_j=lo_j, energy_hi_j=hi_j, entries=(whole,))
-        return replace(ledger, sentence=how_known(found, ledger, None)), _no_device_timeline(found, curve, trace)
-    rows = entries(books, blank.static_w, _calls(trace, curve), found.meter.accuracy_rel)
+        entry = _whole(metered, curve, blank.static_w, interval_j)
+        ledger = replace(blank, energy_j=curve.total_j, energy_lo_j=lo_j, energy_hi_j=hi_j, entries=(entry,))
+        return replace(ledger, sentence=how_known(metered, ledger, None)), _no_device_timeline(metered, curve, trace)
+    rows = entries(books, blank.static_w, _calls(trace, curve), metered.meter.accuracy_rel)
     lo_j, hi_j = books.interval_j
     ledger = replace(blank, energy_j=curve.total_j, energy_lo_j=lo_j, energy_hi_j=hi_j, entries=rows)
-    return replace(ledger, sentence=how_known(found, ledger, books)), told + _events(found, curve, activity, books)
+    return replace(ledger, sentence=how_known(metered, ledger, books)), ring_events + _events(
+        metered, curve, activity, books
+    )
 
 
 def _calls(trace: Trace, curve: EnergyCurve) -> dict[Slot, int | None]:
     """Count the host's calls of each slot inside the curve, since kernels are not calls; None: unknown."""
-    inside = (trace.end_ns > curve.start_ns) & (trace.start_ns < curve.end_ns)
-    counts = np.bincount(trace.slot[inside], trace.calls[inside], len(trace.slots))
+    overlaps = (trace.end_ns > curve.start_ns) & (trace.start_ns < curve.end_ns)
+    counts = np.bincount(trace.slot[overlaps], trace.calls[overlaps], len(trace.slots))
     return {
         slot: None if i in trace.untold_calls else int(count)
         for i, (slot, count) in enumerate(zip(trace.slots, counts, strict=True))
     }
 
 
-def _events(found: Metered, curve: EnergyCurve, activity: Activity, books: DeviceBooks) -> list[Event]:
-    domain = str(found.meter.domain)
+def _events(metered: Metered, curve: EnergyCurve, activity: Activity, books: DeviceBooks) -> list[Event]:
+    domain = str(metered.meter.domain)
     events = [Event(curve.start_ns, "info", "ACTIVITY", domain, note) for note in activity.notes]
     if not books.fit.fitted:
         fix = ""
         if "in step with the sensor" in books.fit.reason:
-            fix = "; a random pause of up to 1 ms a step (dither) or a replay of the layers would tell them apart"
-        message = f"layers got their share of busy time: {books.fit.reason}{fix}"
+            fix = "; a random pause of up to 1 ms a step (dither) or a replay of the layers would distinguish them"
+        message = f"joules are split by busy time: {books.fit.reason}{fix}"
         events.append(Event(curve.start_ns, "warning", "TIME_SHARE", domain, message))
     if books.fit.columns.pooled:
         message = f"{books.fit.columns.pooled} small kinds of work were pooled by signature before the fit"
@@ -75,7 +77,7 @@ def _events(found: Metered, curve: EnergyCurve, activity: Activity, books: Devic
 
 
 def _whole(
-    found: Metered, curve: EnergyCurve, static_w: float | None, interval_j: tuple[float, float] | tuple[None, None]
+    metered: Metered, curve: EnergyCurve, static_w: float | None, interval_j: tuple[float, float] | tuple[None, None]
 ) -> Entry:
     """Book a domain without a device timeline to one row, as measured."""
     known_s = (curve.end_ns - curve.start_ns - sum(hi - lo for lo, hi in curve.unheard_ns())) / NS_PER_S
@@ -92,15 +94,15 @@ def _whole(
         known_s,
         0,
         curve.method,
-        found.meter.provenance,
+        metered.meter.provenance,
     )
 
 
-def _no_device_timeline(found: Metered, curve: EnergyCurve, trace: Trace) -> list[Event]:
+def _no_device_timeline(metered: Metered, curve: EnergyCurve, trace: Trace) -> list[Event]:
     if len(trace) == 0:
         return []
     message = (
-        "the device's joules are booked to (unattributed): which layer's kernels ran when is not known from the host's "
-        "spans alone"
+        "the device's joules are booked to (unattributed): the host's spans alone do not show when each "
+        "layer's kernels ran"
     )
-    return [Event(curve.start_ns, "info", "NO_DEVICE_TIMELINE", str(found.meter.domain), message)]
+    return [Event(curve.start_ns, "info", "NO_DEVICE_TIMELINE", str(metered.meter.domain), message)]

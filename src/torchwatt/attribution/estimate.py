@@ -42,16 +42,16 @@ class Sums:
         """Return the moments of all folds."""
         return sum(self.folds[1:], self.folds[0])
 
-    def __add__(self, other: Sums) -> Sums:
-        folds = tuple(a + b for a, b in zip(self.folds, other.folds, strict=True))
-        return Sums(folds, self.scores + other.scores, self.timing + other.timing, self.clusters + other.clusters)
+    def __add__(self, more: Sums) -> Sums:
+        folds = tuple(a + b for a, b in zip(self.folds, more.folds, strict=True))
+        return Sums(folds, self.scores + more.scores, self.timing + more.timing, self.clusters + more.clusters)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
     """Powers of all columns, idle last, in the sensor's own watts; `time_share_w` are those of time share."""
 
-    found: Posterior
+    posterior: Posterior
     prior: Prior
     time_share_w: FloatArray
     gain: float  # cross-validated, over time share
@@ -102,22 +102,22 @@ class Estimator:
         if pseudo is not None:
             total = total + _scaled(pseudo, prior.noise_w**2)
         scores = _meat(sums, prior)
-        found = posterior(total, prior, scores, sums.timing * LAG_SD_S)
+        result = posterior(total, prior, scores, sums.timing * LAG_SD_S)
         share_w = two_powers(sums.total, prior.mean_w, float(prior.covariance[-1, -1]))
-        reason = "" if gain >= MIN_GAIN or pseudo is not None else "the sensor cannot tell the layers apart"
-        return Estimate(found, prior, share_w, gain, self._rows, sums.clusters, reason)
+        reason = "" if gain >= MIN_GAIN or pseudo is not None else "the readings cannot distinguish the layers"
+        return Estimate(result, prior, share_w, gain, self._rows, sums.clusters, reason)
 
     def _refine(self, rows: Rows) -> tuple[Prior, Sums]:
         """Alternate between powers, the slow gain and the weights of readings."""
         gain, weight = np.ones(len(rows)), np.ones(len(rows))
-        mean_w, idle_sd_w = first_guess(moments(rows.seen, rows.power_w, weight) + self._folded.total, self._idle_w)
+        mean_w, idle_sd_w = first_guess(moments(rows.design, rows.power_w, weight) + self._folded.total, self._idle_w)
         sizes_w = self._prior.size_w if self._prior is not None else None
         total = (self._folded + sums_of(rows, gain, weight, mean_w)).total
         prior = learn(total, self._shape, mean_w, idle_sd_w, sizes_w)
         for _ in range(ROUNDS):
             power_w = posterior(total, prior).power_w
             gain = slow_gain(rows, power_w)
-            residual_w = rows.power_w - gain * (rows.seen @ power_w)
+            residual_w = rows.power_w - gain * (rows.design @ power_w)
             weight = reading_weights(rows, residual_w, power_w)
             total = (self._folded + sums_of(rows, gain, weight, power_w)).total
             mean_w = two_powers(total, mean_w, idle_sd_w**2)
@@ -155,14 +155,14 @@ def empty_sums(columns: int) -> Sums:
 
 def sums_of(rows: Rows, gain: FloatArray, weight: FloatArray, power_w: FloatArray) -> Sums:
     """Fold rows into sums, at these gains, weights and powers."""
-    seen = rows.seen * gain[:, None]
+    design = rows.design * gain[:, None]
     cluster = np.floor(rows.at_s / CLUSTER_S).astype(np.int64)
     fold = cluster % FOLDS
-    folds = tuple(moments(seen[fold == f], rows.power_w[fold == f], weight[fold == f]) for f in range(FOLDS))
-    pulled = weight * (rows.power_w - seen @ power_w)
+    folds = tuple(moments(design[fold == f], rows.power_w[fold == f], weight[fold == f]) for f in range(FOLDS))
+    pulled = weight * (rows.power_w - design @ power_w)
     edges = np.flatnonzero(np.diff(cluster)) + 1
-    each = np.add.reduceat(seen * pulled[:, None], np.concatenate(([0], edges)), axis=0)
-    timing = seen.T @ (weight * gain * (rows.slope @ power_w))
+    each = np.add.reduceat(design * pulled[:, None], np.concatenate(([0], edges)), axis=0)
+    timing = design.T @ (weight * gain * (rows.slope @ power_w))
     return Sums(folds, each.T @ each, timing, len(each))
 
 

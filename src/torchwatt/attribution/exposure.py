@@ -52,12 +52,12 @@ class Exposure:
         """Yield dense blocks of rows, so that memory does not grow with the run."""
         order = np.argsort(self.row, kind="stable")
         row, column, seconds = self.row[order], self.column[order], self.seconds[order]
-        for first in range(0, self.rows, BLOCK_ROWS):
-            last = min(first + BLOCK_ROWS, self.rows)
-            lo, hi = np.searchsorted(row, [first, last])
-            flat = (row[lo:hi] - first) * self.columns + column[lo:hi]
-            dense = _sums(flat, seconds[lo:hi], (last - first) * self.columns)
-            yield slice(first, last), dense.reshape(last - first, self.columns)
+        for start in range(0, self.rows, BLOCK_ROWS):
+            stop = min(start + BLOCK_ROWS, self.rows)
+            lo, hi = np.searchsorted(row, [start, stop])
+            flat = (row[lo:hi] - start) * self.columns + column[lo:hi]
+            dense = _sums(flat, seconds[lo:hi], (stop - start) * self.columns)
+            yield slice(start, stop), dense.reshape(stop - start, self.columns)
 
 
 def _sums(index: IntArray, values: FloatArray, length: int) -> FloatArray:
@@ -77,15 +77,15 @@ def expose(
         columns: The number of slots.
         unheard: Of the n intervals, those with unknown joules: they are left out, since 0 J would count as 0 W.
     """
-    first = np.searchsorted(t_ns, pieces.start_ns, side="right") - 1
-    last = np.searchsorted(t_ns, pieces.end_ns, side="left") - 1
-    first, last = np.maximum(first, 0), np.minimum(last, len(t_ns) - 2)
-    count = np.maximum(last - first + 1, 0)
+    first_row = np.searchsorted(t_ns, pieces.start_ns, side="right") - 1
+    last_row = np.searchsorted(t_ns, pieces.end_ns, side="left") - 1
+    first_row, last_row = np.maximum(first_row, 0), np.minimum(last_row, len(t_ns) - 2)
+    count = np.maximum(last_row - first_row + 1, 0)
     which = np.repeat(np.arange(len(count)), count)
-    row = first[which] + np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
+    row = first_row[which] + np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
     overlap_ns = np.minimum(pieces.end_ns[which], t_ns[row + 1]) - np.maximum(pieces.start_ns[which], t_ns[row])
     seconds = np.maximum(overlap_ns, 0) / NS_PER_S * pieces.weight[which]
-    found = Exposure(
+    exposure = Exposure(
         row,
         pieces.slot[which],
         seconds,
@@ -94,17 +94,17 @@ def expose(
         np.diff(t_ns) / NS_PER_S,
         columns,
     )
-    return found if unheard is None or not unheard.any() else _heard(found, ~unheard)
+    return exposure if unheard is None or not unheard.any() else _heard(exposure, ~unheard)
 
 
 def _heard(exposure: Exposure, rows: BoolArray) -> Exposure:
     """Keep the intervals selected by `rows`."""
-    inside = rows[exposure.row]
+    selected = rows[exposure.row]
     return Exposure(
-        (np.cumsum(rows) - 1)[exposure.row[inside]],
-        exposure.column[inside],
-        exposure.seconds[inside],
-        exposure.filled_s[inside],
+        (np.cumsum(rows) - 1)[exposure.row[selected]],
+        exposure.column[selected],
+        exposure.seconds[selected],
+        exposure.filled_s[selected],
         exposure.energy_j[rows],
         exposure.length_s[rows],
         exposure.columns,

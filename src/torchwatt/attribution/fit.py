@@ -73,13 +73,13 @@ def fit_power(exposure: Exposure, idle: np.ndarray, group: IntArray | None = Non
     equal = _spread(NO_SPREAD * float(mean_w.mean()), mean_w, idle_sd_w)
     gain = prior.evidence_nats - evidence(total, equal, mean_w)
     if gain < MIN_GAIN_NATS:
-        return _time_share(mean_w[place], idle, gain, "the readings cannot tell the layers apart")
-    found = posterior(total, prior)
-    found = posterior(total, prior, _scores(exposure, place, found.power_w))
+        return _time_share(mean_w[place], idle, gain, "the readings cannot distinguish the layers")
+    fitted = posterior(total, prior)
+    fitted = posterior(total, prior, _scores(exposure, place, fitted.power_w))
     floor_w = FLOOR_REL * float(np.average(mean_w[place], weights=exposure.time_s() + 1e-12))
-    power_w = np.maximum(found.power_w[place], floor_w)
+    power_w = np.maximum(fitted.power_w[place], floor_w)
     more = _shared_readings(exposure, power_w)
-    spread, sampling = _wider(found) * more, found.sampling * more
+    spread, sampling = _wider(fitted) * more, fitted.sampling * more
     at = np.ix_(place, place)
     return Fit(power_w, spread[at], "fit", gain, "", prior.noise_w, sampling[at])
 
@@ -137,15 +137,15 @@ def _means(total: Moments) -> tuple[FloatArray, float]:
 def _total(exposure: Exposure, place: IntArray) -> Moments:
     total = nothing(int(place.max(initial=0)) + 1)
     for rows, dense in exposure.blocks():
-        seen = _gathered(dense, place)
-        total += moments(seen, exposure.energy_j[rows], np.ones(len(seen)))
+        columns_s = _gathered(dense, place)
+        total += moments(columns_s, exposure.energy_j[rows], np.ones(len(columns_s)))
     return total
 
 
 def _gathered(dense: FloatArray, place: IntArray) -> FloatArray:
-    seen = np.zeros((len(dense), int(place.max(initial=0)) + 1))
-    np.add.at(seen.T, place, dense.T)
-    return seen
+    columns_s = np.zeros((len(dense), int(place.max(initial=0)) + 1))
+    np.add.at(columns_s.T, place, dense.T)
+    return columns_s
 
 
 def _scores(exposure: Exposure, place: IntArray, power_w: FloatArray) -> FloatArray:
@@ -154,17 +154,17 @@ def _scores(exposure: Exposure, place: IntArray, power_w: FloatArray) -> FloatAr
     stretch = np.arange(exposure.rows) * CLUSTERS // exposure.rows
     each = np.zeros((CLUSTERS, count))
     for rows, dense in exposure.blocks():
-        seen = _gathered(dense, place)
-        rest_j = exposure.energy_j[rows] - seen @ power_w
-        np.add.at(each, stretch[rows], seen * rest_j[:, None])
+        columns_s = _gathered(dense, place)
+        residual_j = exposure.energy_j[rows] - columns_s @ power_w
+        np.add.at(each, stretch[rows], columns_s * residual_j[:, None])
     return np.asarray(each.T @ each * (CLUSTERS / (CLUSTERS - 1)), dtype=np.float64)
 
 
-def _wider(found: Posterior) -> FloatArray:
+def _wider(fitted: Posterior) -> FloatArray:
     """Widen the modelled covariance, column by column, to the variation between parts of the run."""
-    ratio = np.diag(found.robust) / np.maximum(np.diag(found.model), 1e-30)
+    ratio = np.diag(fitted.robust) / np.maximum(np.diag(fitted.model), 1e-30)
     widen = np.sqrt(np.maximum(ratio, 1.0))
-    return np.asarray(found.model * np.outer(widen, widen), dtype=np.float64)
+    return np.asarray(fitted.model * np.outer(widen, widen), dtype=np.float64)
 
 
 def _shared_readings(exposure: Exposure, power_w: FloatArray) -> float:
@@ -173,10 +173,10 @@ def _shared_readings(exposure: Exposure, power_w: FloatArray) -> float:
     Two intervals share a reading, so its error appears in both with opposite signs: a moving average whose spectral
     density is at most 1 + 2 |rho_1| times that of white noise, reached by layers that alternate with the readings.
     """
-    rest = exposure.energy_j - exposure.mix(power_w)
-    rest = rest - rest.mean()
-    power = float(rest @ rest)
-    return 1.0 + 2.0 * abs(float(rest[1:] @ rest[:-1])) / power if power > 0 else 1.0
+    residual_j = exposure.energy_j - exposure.mix(power_w)
+    residual_j = residual_j - residual_j.mean()
+    power = float(residual_j @ residual_j)
+    return 1.0 + 2.0 * abs(float(residual_j[1:] @ residual_j[:-1])) / power if power > 0 else 1.0
 
 
 def _time_share(mean_w: FloatArray, idle: np.ndarray, gain: float, reason: str) -> Fit:

@@ -29,12 +29,12 @@ class Verdict:
 
 def phase_gap(at_s: FloatArray, marks_s: FloatArray) -> float | None:
     """Return the share of a step's phases without a reading; None with too few steps or readings."""
-    inside = (at_s >= marks_s[0]) & (at_s < marks_s[-1]) if len(marks_s) > 3 else np.zeros(0, dtype=np.bool_)
-    bins = min(PHASE_BINS, int(inside.sum()) // 8)
+    in_marks = (at_s >= marks_s[0]) & (at_s < marks_s[-1]) if len(marks_s) > 3 else np.zeros(0, dtype=np.bool_)
+    bins = min(PHASE_BINS, int(in_marks.sum()) // 8)
     if bins < 5:
         return None
-    before = np.searchsorted(marks_s, at_s[inside], side="right") - 1
-    phase = (at_s[inside] - marks_s[before]) / (marks_s[before + 1] - marks_s[before])
+    before = np.searchsorted(marks_s, at_s[in_marks], side="right") - 1
+    phase = (at_s[in_marks] - marks_s[before]) / (marks_s[before + 1] - marks_s[before])
     hit = np.bincount(np.minimum((phase * bins).astype(np.int64), bins - 1), minlength=bins)
     return float((hit == 0).mean())
 
@@ -58,11 +58,11 @@ def cross_validated_gain(folds: list[Moments], prior: Prior) -> float:
     total = sum(folds[1:], folds[0])
     fit = equal = 0.0
     for fold in folds:
-        rest = total - fold
-        if fold.rows == 0 or rest.rows == 0:
+        training = total - fold
+        if fold.rows == 0 or training.rows == 0:
             continue
-        fit += fold.about(posterior(rest, prior).power_w).square
-        equal += fold.about(two_powers(rest, prior.mean_w, prior.covariance[-1, -1])).square
+        fit += fold.about(posterior(training, prior).power_w).square
+        equal += fold.about(two_powers(training, prior.mean_w, prior.covariance[-1, -1])).square
     return 1.0 - fit / equal if equal > 0 else 0.0
 
 

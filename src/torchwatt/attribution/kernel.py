@@ -71,7 +71,7 @@ class SensorModel:
             kernel = Kernel(**{name: float(value) for name, value in values["kernel"].items()})
             numbers = {name: float(values[name]) for name in ("period_s", "rms_w", "gain", "offset_w")}
             if not all(abs(value) < _LARGEST for value in (*astuple(kernel), *numbers.values())):
-                raise ValueError("a number is not finite, or no sensor has it")  # noqa: TRY301  # one message for all
+                raise ValueError("a number is not finite, or out of range")  # noqa: TRY301  # one message for all
             return cls(kernel, source=str(values["source"]), **numbers)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"not a sensor model: {error}; delete the cached file and calibrate again") from error
@@ -128,8 +128,8 @@ def nominal(family: str | None, sensor: str, period_s: float) -> tuple[Kernel, s
         return ONE_SECOND, f"power.draw of {family} is a one-second average"
     if sensor == POWER_SAMPLES:
         ring = RINGS.get(family or "")
-        told = f"nominal for the ring of {family}" if ring else "unknown ring, taken to average its whole period"
-        return ring or Kernel(period_s), told
+        source = f"nominal for the ring of {family}" if ring else "unknown ring, taken to average its whole period"
+        return ring or Kernel(period_s), source
     if family is None:
         return Kernel(period_s), "unknown sensor, taken to average its whole period"
     return FAMILIES[family], f"nominal for {family}"

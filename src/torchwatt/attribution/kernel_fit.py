@@ -46,40 +46,40 @@ class _Sample:
 
 
 def fit_kernel(
-    records: Records, seen: Publications, shape: Structure, start: Kernel, why: str, idle_w: float | None
+    records: Records, updates: Publications, shape: Structure, start: Kernel, why: str, idle_w: float | None
 ) -> KernelFit:
     """Choose window, low-pass and lag by the marginal likelihood of the columns' powers.
 
     Args:
         records: The device's work on the clock of the publications.
-        seen: Publications whose windows lie where the work is known.
+        updates: Publications whose windows lie where the work is known.
         shape: Groups of similar columns.
         start: The nominal response; it is kept unless another gains more than 6 nats.
         why: Source of the nominal response.
         idle_w: The idle baseline.
     """
-    few = _sample(records, seen, SCREEN_READINGS)
+    few = _sample(records, updates, SCREEN_READINGS)
     best, sizes_w = start, None
     # Twice: effect sizes are learnt at the best response so far, and used to compare responses in the second round.
     for _ in range(2):
         judge, sizes_w = _judge(few, shape, best, idle_w, sizes_w)
-        scored = [_best_lag(judge, kernel) for kernel in candidates(start, seen.period_s)]
+        scored = [_best_lag(judge, kernel) for kernel in candidates(start, updates.period_s)]
         best = min(scored, key=lambda pair: pair[1])[0]
-    many = _sample(records, seen, FIT_READINGS)
+    many = _sample(records, updates, FIT_READINGS)
     judge, _ = _judge(many, shape, best, idle_w, sizes_w)
-    kept, kept_cost = _refine_lag(judge, scored[0][0])
+    nominal_response, kept_cost = _refine_lag(judge, scored[0][0])
     fitted, cost = _refine(judge, best)
     gained = kept_cost - cost
     if gained > DECISIVE_NATS:
         return KernelFit(fitted, gained, f"fitted to the readings ({gained:.0f} nats over {why})")
-    return KernelFit(_lag_if_sure(judge, kept, kept_cost), 0.0, why)
+    return KernelFit(_lag_if_sure(judge, nominal_response, kept_cost), 0.0, why)
 
 
-def fit_lag(records: Records, seen: Publications, shape: Structure, kernel: Kernel, idle_w: float | None) -> Kernel:
+def fit_lag(records: Records, updates: Publications, shape: Structure, kernel: Kernel, idle_w: float | None) -> Kernel:
     """Return a calibrated response with its lag fitted: clocks differ from run to run."""
-    judge, _ = _judge(_sample(records, seen, SCREEN_READINGS), shape, kernel, idle_w, None)
+    judge, _ = _judge(_sample(records, updates, SCREEN_READINGS), shape, kernel, idle_w, None)
     start, _ = _best_lag(judge, kernel)
-    judge, _ = _judge(_sample(records, seen, FIT_READINGS), shape, start, idle_w, None)
+    judge, _ = _judge(_sample(records, updates, FIT_READINGS), shape, start, idle_w, None)
     return _lag_if_sure(judge, *_refine_lag(judge, start), known_s=kernel.lag_s)
 
 
@@ -91,8 +91,8 @@ def _judge(
 ) -> tuple[Judge, FloatArray]:
     """Return the cost function of a response in nats, with effect sizes fixed at those of this one."""
     rows = sample.rows(kernel)
-    one = np.ones(len(rows))
-    total = moments(rows.seen, rows.power_w, one)
+    equal_weight = np.ones(len(rows))
+    total = moments(rows.design, rows.power_w, equal_weight)
     mean_w, idle_sd_w = first_guess(total, idle_w)
     prior = learn(total, shape, mean_w, idle_sd_w, sizes_w)
     count = len(mean_w) - 1
@@ -100,9 +100,9 @@ def _judge(
     matrix = covariance(shape, prior.size_w, busy_w, idle_sd_w, count)
 
     def cost(trial: Kernel) -> float:
-        found = sample.rows(trial)
+        trial_rows = sample.rows(trial)
         belief = 0.5 * (trial.lag_s / LAG_BELIEF_S) ** 2
-        return belief - evidence(moments(found.seen, found.power_w, one), matrix, mean_w)
+        return belief - evidence(moments(trial_rows.design, trial_rows.power_w, equal_weight), matrix, mean_w)
 
     return cost, prior.size_w
 
@@ -119,7 +119,10 @@ def _best_lag(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
 
 def _refine_lag(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
     best, cost = simplex(
-        lambda x: judge(replace(kernel, lag_s=_within_lags(x[0]))), np.array([kernel.lag_s]), np.array([0.002]), most=24
+        lambda x: judge(replace(kernel, lag_s=_within_lags(x[0]))),
+        np.array([kernel.lag_s]),
+        np.array([0.002]),
+        max_evaluations=24,
     )
     return replace(kernel, lag_s=_within_lags(best[0])), cost
 
@@ -137,7 +140,7 @@ def _refine(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
         return Kernel(float(np.clip(np.exp(x[0]), MIN_WINDOW_S, 2.0)), float(min(x[1] ** 2, 0.5)), _within_lags(x[2]))
 
     start = np.array([np.log(kernel.window_s), np.sqrt(max(kernel.tau_s, 2.5e-4)), kernel.lag_s])
-    best, cost = simplex(lambda x: judge(at(x)), start, np.array([0.1, 0.015, 0.002]), most=90, close=0.02)
+    best, cost = simplex(lambda x: judge(at(x)), start, np.array([0.1, 0.015, 0.002]), max_evaluations=90, close=0.02)
     fitted = at(best)
     plain, plain_cost = _refine_boxcar(judge, fitted)
     return (plain, plain_cost) if plain_cost - cost < 1.0 else (fitted, cost)
@@ -150,7 +153,7 @@ def _refine_boxcar(judge: Judge, kernel: Kernel) -> tuple[Kernel, float]:
     def at(x: FloatArray) -> Kernel:
         return Kernel(float(np.clip(np.exp(x[0]), MIN_WINDOW_S, 2.0)), 0.0, _within_lags(x[1]))
 
-    best, cost = simplex(lambda x: judge(at(x)), start, np.array([0.1, 0.002]), most=40, close=0.02)
+    best, cost = simplex(lambda x: judge(at(x)), start, np.array([0.1, 0.002]), max_evaluations=40, close=0.02)
     return at(best), cost
 
 
@@ -158,18 +161,18 @@ def _within_lags(lag_s: float) -> float:
     return float(np.clip(lag_s, *LAGS_S))
 
 
-def _sample(records: Records, seen: Publications, most: int) -> _Sample:
+def _sample(records: Records, updates: Publications, max_readings: int) -> _Sample:
     """Select parts spread over the run, with few enough readings and records to try many responses."""
-    density = len(records.start_s) / max(len(seen), 1)
-    most = max(min(most, int(FIT_RECORDS / max(density, 1e-9))), 60)
-    if len(seen) <= most:
-        parts = [slice(0, len(seen))]
+    density = len(records.start_s) / max(len(updates), 1)
+    max_readings = max(min(max_readings, int(FIT_RECORDS / max(density, 1e-9))), 60)
+    if len(updates) <= max_readings:
+        parts = [slice(0, len(updates))]
     else:
-        starts = np.linspace(0, len(seen) - most // STRETCHES, STRETCHES).astype(int)
-        parts = [slice(int(a), int(a) + most // STRETCHES) for a in starts]
+        starts = np.linspace(0, len(updates) - max_readings // STRETCHES, STRETCHES).astype(int)
+        parts = [slice(int(a), int(a) + max_readings // STRETCHES) for a in starts]
     stretches = []
     for part in parts:
-        at_s = seen.at_s[part]
+        at_s = updates.at_s[part]
         around = records.between(float(at_s[0]) - 2.5, float(at_s[-1]) + MARGIN_S)
-        stretches.append((at_s, seen.power_w[part], around))
+        stretches.append((at_s, updates.power_w[part], around))
     return _Sample(tuple(stretches))

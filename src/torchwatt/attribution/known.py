@@ -67,24 +67,24 @@ def rates(work: Mapping[str | Slot, tuple[float, float]], activity: Activity, co
     if not work:
         return None
     total = np.zeros((columns.count, 2))
-    known = np.zeros(columns.count, dtype=np.bool_)
+    has_rate = np.zeros(columns.count, dtype=np.bool_)
     time_s = columns.seconds.sum(axis=0)
     records = np.bincount(columns.of_record, minlength=columns.count)
     for column in range(columns.count):
         each = work.get(activity.signatures[columns.signature[column]]) if len(activity.signature) else None
         if each is not None:
-            total[column], known[column] = np.asarray(each) * records[column], True
+            total[column], has_rate[column] = np.asarray(each) * records[column], True
     for slot, in_slot in enumerate(columns.seconds):
-        whole = work.get(columns.slots[slot])
-        mine = (in_slot > 0) & ~known
-        if whole is not None and mine.any():
-            total[mine] = np.asarray(whole) * (in_slot[mine] / in_slot[mine].sum())[:, None]
-            known |= mine
-    if known.sum() < 3:
+        run_work = work.get(columns.slots[slot])
+        mine = (in_slot > 0) & ~has_rate
+        if run_work is not None and mine.any():
+            total[mine] = np.asarray(run_work) * (in_slot[mine] / in_slot[mine].sum())[:, None]
+            has_rate |= mine
+    if has_rate.sum() < 3:
         return None
     rate = total / np.maximum(time_s, 1e-12)[:, None]
-    rate /= np.maximum(rate[known].max(axis=0), 1e-12)
-    rate[~known] = rate[known].mean(axis=0)
+    rate /= np.maximum(rate[has_rate].max(axis=0), 1e-12)
+    rate[~has_rate] = rate[has_rate].mean(axis=0)
     return np.asarray(rate, dtype=np.float64)
 
 

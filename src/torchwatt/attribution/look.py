@@ -40,12 +40,12 @@ class Records:
 class Rows:
     """Readings and their weights by column. The last column is idle: one minus all others, so a row adds up to 1.
 
-    `slope` is the derivative of `seen` by the instant of the reading, per second: the effect of an error of timing.
+    `slope` is the derivative of `design` by the instant of the reading, per second: the effect of an error of timing.
     """
 
     at_s: FloatArray  # (M,)
     power_w: FloatArray  # (M,)
-    seen: FloatArray  # (M, C + 1)
+    design: FloatArray  # (M, C + 1)
     slope: FloatArray  # (M, C + 1)
     filled: FloatArray  # (M,) share of the work in the window that was carried over
 
@@ -54,14 +54,14 @@ class Rows:
 
     def take(self, keep: np.ndarray) -> Rows:
         """Return some of the rows."""
-        return Rows(self.at_s[keep], self.power_w[keep], self.seen[keep], self.slope[keep], self.filled[keep])
+        return Rows(self.at_s[keep], self.power_w[keep], self.design[keep], self.slope[keep], self.filled[keep])
 
 
 def stack(parts: list[Rows]) -> Rows:
     """Concatenate rows of several intervals."""
     if len(parts) == 1:
         return parts[0]
-    names = ("at_s", "power_w", "seen", "slope", "filled")
+    names = ("at_s", "power_w", "design", "slope", "filled")
     return Rows(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
@@ -79,13 +79,15 @@ def look(records: Records, at_s: FloatArray, power_w: FloatArray, kernel: Kernel
     pieces = _cut(records.between(float(grid[0]), float(grid[-1])), grid)
     seconds = _table(pieces.interval + 1, pieces, pieces.end_s - pieces.start_s, len(grid))
     total = np.cumsum(seconds, axis=0)
-    seen = total[after] - total[before]
+    design = total[after] - total[before]
     level = _filtered(pieces, grid, kernel.tau_s) if kernel.tau_s > 0 else _running(pieces, grid)
     rise = level[after] - level[before]
     if kernel.tau_s > 0:
-        seen -= kernel.tau_s * rise
+        design -= kernel.tau_s * rise
     filled = _filled_share(pieces, len(grid), before, after)
-    return Rows(at_s, power_w, _with_idle(seen / kernel.window_s, 1.0), _with_idle(rise / kernel.window_s, 0.0), filled)
+    return Rows(
+        at_s, power_w, _with_idle(design / kernel.window_s, 1.0), _with_idle(rise / kernel.window_s, 0.0), filled
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,11 +105,11 @@ class _Pieces:
 
 
 def _cut(records: Records, grid: FloatArray) -> _Pieces:
-    first = np.maximum(np.searchsorted(grid, records.start_s, side="right") - 1, 0)
-    last = np.minimum(np.searchsorted(grid, records.end_s, side="left") - 1, len(grid) - 2)
-    count = np.maximum(last - first + 1, 0)
+    first_edge = np.maximum(np.searchsorted(grid, records.start_s, side="right") - 1, 0)
+    last_edge = np.minimum(np.searchsorted(grid, records.end_s, side="left") - 1, len(grid) - 2)
+    count = np.maximum(last_edge - first_edge + 1, 0)
     which = np.repeat(np.arange(len(count)), count)
-    interval = first[which] + np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
+    interval = first_edge[which] + np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
     hi = grid[interval + 1]
     end = records.end_s[which]
     return _Pieces(
@@ -150,8 +152,8 @@ def _filled_share(pieces: _Pieces, edges: int, before: IntArray, after: IntArray
     long = pieces.end_s - pieces.start_s
     work = np.concatenate(([0.0], np.cumsum(np.bincount(pieces.interval, long, edges - 1))))
     part = np.concatenate(([0.0], np.cumsum(np.bincount(pieces.interval, long * pieces.filled, edges - 1))))
-    seen = work[after] - work[before]
-    share = np.divide(part[after] - part[before], seen, out=np.zeros(len(before)), where=seen > 0)
+    worked_s = work[after] - work[before]
+    share = np.divide(part[after] - part[before], worked_s, out=np.zeros(len(before)), where=worked_s > 0)
     return np.asarray(share, dtype=np.float64)
 
 

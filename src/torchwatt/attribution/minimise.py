@@ -10,7 +10,12 @@ from torchwatt.core.meter import FloatArray
 
 
 def simplex(
-    function: Callable[[FloatArray], float], start: FloatArray, size: FloatArray, *, most: int, close: float = 1e-3
+    function: Callable[[FloatArray], float],
+    start: FloatArray,
+    size: FloatArray,
+    *,
+    max_evaluations: int,
+    close: float = 1e-3,
 ) -> tuple[FloatArray, float]:
     """Minimise a function of a few variables (Nelder and Mead, The Computer Journal 7, 1965).
 
@@ -18,7 +23,7 @@ def simplex(
         function: May return infinity for invalid arguments.
         start: The first corner.
         size: Distance of the other corners from it, per variable.
-        most: Approximate limit of evaluations.
+        max_evaluations: Approximate limit of evaluations.
         close: Stop when the values at all corners differ by less.
 
     Returns:
@@ -27,7 +32,7 @@ def simplex(
     points = [start, *(start + np.eye(len(start))[i] * size[i] for i in range(len(start)))]
     values = [function(point) for point in points]
     spent = len(points)
-    while spent < most:
+    while spent < max_evaluations:
         order = np.argsort(values)
         points, values = [points[i] for i in order], [values[i] for i in order]
         if values[-1] - values[0] < close:
@@ -54,9 +59,9 @@ def _move(
         points[-1], values[-1] = mirrored, value
         return spent
     inner = (centre + (mirrored if value < values[-1] else points[-1])) / 2
-    inside = function(inner)
-    if inside < min(value, values[-1]):
-        points[-1], values[-1] = inner, inside
+    inner_value = function(inner)
+    if inner_value < min(value, values[-1]):
+        points[-1], values[-1] = inner, inner_value
         return spent + 1
     for i in range(1, len(points)):
         points[i] = (points[i] + points[0]) / 2

@@ -42,38 +42,38 @@ def contained(
     home = {gpu: module for gpu, module in homes(meters).items() if module in modules}
     lines = {str(curve.domain): curve for curve in curves}
     by_name = {str(ledger.domain): ledger for ledger in ledgers}
-    made = []
+    nested = []
     for ledger in ledgers:
         name = str(ledger.domain)
         if name in modules:
-            inside = [by_name[gpu] for gpu, module in home.items() if module == name and gpu in by_name]
-            made.append(_filled(ledger, inside, _host_rows(lines[name], trace, process_cpu)))
+            gpu_ledgers = [by_name[gpu] for gpu, module in home.items() if module == name and gpu in by_name]
+            nested.append(_filled(ledger, gpu_ledgers, _host_rows(lines[name], trace, process_cpu)))
         elif name in home:
-            made.append(_part(ledger, home[name]))
+            nested.append(_part(ledger, home[name]))
         elif ledger.domain.kind in INSIDE:
-            made.append(_part(ledger, ", ".join(modules)))
+            nested.append(_part(ledger, ", ".join(modules)))
         else:
-            made.append(ledger)
-    return tuple(made)
+            nested.append(ledger)
+    return tuple(nested)
 
 
-def _part(ledger: Ledger, whole: str) -> Ledger:
+def _part(ledger: Ledger, module: str) -> Ledger:
     """Take a ledger out of the total, since its joules are inside a module's."""
-    sentence = ledger.sentence.removesuffix(".") + f"; a part of {whole}, not added to the total."
-    return replace(ledger, counted=False, part_of=whole, sentence=sentence)
+    sentence = ledger.sentence.removesuffix(".") + f"; a part of {module}, not added to the total."
+    return replace(ledger, counted=False, part_of=module, sentence=sentence)
 
 
 def _filled(module: Ledger, gpus: Sequence[Ledger], host_rows: Callable[[float], tuple[Entry, ...]]) -> Ledger:
     """Return the module's ledger with the rows of its parts; unsplit where the parts exceed the module."""
-    rest_j = module.energy_j - fsum(gpu.energy_j for gpu in gpus)
+    host_j = module.energy_j - fsum(gpu.energy_j for gpu in gpus)
     names = ", ".join(str(gpu.domain) for gpu in gpus) or "no GPU"
-    if rest_j <= 0:
-        message = f"; the parts ({names}) say more than the module: not split."
+    if host_j <= 0:
+        message = f"; the parts ({names}) exceed the module: not split."
         return replace(module, sentence=module.sentence.removesuffix(".") + message)
-    rows = _added(module.domain, [*(entry for gpu in gpus for entry in gpu.entries), *host_rows(rest_j)])
+    rows = _added(module.domain, [*(entry for gpu in gpus for entry in gpu.entries), *host_rows(host_j)])
     rows[0] = replace(rows[0], energy_self_j=module.energy_j - total_self_j(rows[1:]))
-    said = f"rows of {names}, and of CPU and memory ({rest_j:.4g} J, module less GPU) by the host's time."
-    sentence = module.sentence.removesuffix(".").replace("not split into layers", "") + said
+    addition = f"rows of {names}, and of CPU and memory ({host_j:.4g} J, module less GPU) by the host's time."
+    sentence = module.sentence.removesuffix(".").replace("not split into layers", "") + addition
     return replace(module, entries=tuple(rows), sentence=sentence)
 
 
@@ -81,8 +81,8 @@ def _host_rows(module: EnergyCurve, trace: Trace, process_cpu: Series | None) ->
     """Return a function that books the module's remaining joules to the host's rows, at their mean power."""
     ends_ns = np.array([module.start_ns, module.end_ns], dtype=np.int64)
 
-    def rows(rest_j: float) -> tuple[Entry, ...]:
-        flat = EnergyCurve(module.domain, ends_ns, np.array([0.0, rest_j]), module.method, module.provenance)
+    def rows(host_j: float) -> tuple[Entry, ...]:
+        flat = EnergyCurve(module.domain, ends_ns, np.array([0.0, host_j]), module.method, module.provenance)
         return split(flat, trace, process_cpu).entries(None, None)
 
     return rows
@@ -99,16 +99,16 @@ def _added(domain: Domain, entries: Iterable[Entry]) -> list[Entry]:
 
 def _sum(domain: Domain, same: Sequence[Entry]) -> Entry:
     """Add rows of different meters: joules, and the half-widths of their intervals in quadrature."""
-    first = max(same, key=lambda entry: entry.energy_self_j)
+    largest = max(same, key=lambda entry: entry.energy_self_j)
     if len(same) == 1:
-        return replace(first, domain=domain)
+        return replace(largest, domain=domain)
     energy_j = total_self_j(same)
-    below = [None if e.energy_self_lo_j is None else e.energy_self_j - e.energy_self_lo_j for e in same]
-    above = [None if e.energy_self_hi_j is None else e.energy_self_hi_j - e.energy_self_j for e in same]
-    low_j, high_j = _root(below), _root(above)
+    lower_widths = [None if e.energy_self_lo_j is None else e.energy_self_j - e.energy_self_lo_j for e in same]
+    upper_widths = [None if e.energy_self_hi_j is None else e.energy_self_hi_j - e.energy_self_j for e in same]
+    low_j, high_j = _root(lower_widths), _root(upper_widths)
     static_j = _all_of([e.energy_static_j for e in same])
     return replace(
-        first,
+        largest,
         domain=domain,
         energy_self_j=energy_j,
         energy_self_lo_j=None if low_j is None else max(energy_j - low_j, 0.0),

@@ -18,14 +18,12 @@ class Moments:
     square: float
     rows: float
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.gram + other.gram, self.pull + other.pull, self.square + other.square, self.rows + other.rows
-        )
+    def __add__(self, more: Moments) -> Moments:
+        return Moments(self.gram + more.gram, self.pull + more.pull, self.square + more.square, self.rows + more.rows)
 
-    def __sub__(self, other: Moments) -> Moments:
+    def __sub__(self, fewer: Moments) -> Moments:
         return Moments(
-            self.gram - other.gram, self.pull - other.pull, self.square - other.square, self.rows - other.rows
+            self.gram - fewer.gram, self.pull - fewer.pull, self.square - fewer.square, self.rows - fewer.rows
         )
 
     def about(self, power_w: FloatArray) -> Moments:
@@ -35,10 +33,10 @@ class Moments:
         return Moments(self.gram, pull, max(square, 0.0), self.rows)
 
 
-def moments(seen: FloatArray, power_w: FloatArray, weight: FloatArray) -> Moments:
+def moments(design: FloatArray, power_w: FloatArray, weight: FloatArray) -> Moments:
     """Return the moments of rows with weights (mean 1 to keep the noise's scale)."""
-    weighted = seen * weight[:, None]
-    return Moments(weighted.T @ seen, weighted.T @ power_w, float(power_w @ (weight * power_w)), float(len(power_w)))
+    weighted = design * weight[:, None]
+    return Moments(weighted.T @ design, weighted.T @ power_w, float(power_w @ (weight * power_w)), float(len(power_w)))
 
 
 def nothing(columns: int) -> Moments:

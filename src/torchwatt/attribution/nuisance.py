@@ -15,15 +15,15 @@ CELL_S = 0.5
 
 def slow_gain(rows: Rows, power_w: FloatArray) -> FloatArray:
     """Return each reading's common gain: readings over model, smoothed over 8 s; its weighted mean is 1."""
-    model_w = rows.seen @ power_w
+    model_w = rows.design @ power_w
     cell = np.floor((rows.at_s - rows.at_s[0]) / CELL_S).astype(np.int64)
     cells = int(cell[-1]) + 1
-    both = np.bincount(cell, rows.power_w * model_w, cells)
-    own = np.bincount(cell, model_w**2, cells)
+    products = np.bincount(cell, rows.power_w * model_w, cells)
+    squares = np.bincount(cell, model_w**2, cells)
     reach = round(2 * GAIN_SMOOTH_S / CELL_S)
     bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) * CELL_S / (GAIN_SMOOTH_S / 2)) ** 2)
-    both, own = (np.convolve(values, bell)[reach : reach + cells] for values in (both, own))
-    gain = np.divide(both, own, out=np.ones(cells), where=own > 0)
+    products, squares = (np.convolve(values, bell)[reach : reach + cells] for values in (products, squares))
+    gain = np.divide(products, squares, out=np.ones(cells), where=squares > 0)
     middles = (np.arange(cells) + 0.5) * CELL_S + rows.at_s[0]
     each = np.interp(rows.at_s, middles, gain)
     each /= float(np.average(each, weights=model_w**2 + 1e-12))
@@ -56,9 +56,9 @@ def _non_negative(design: FloatArray, values: FloatArray) -> FloatArray:
     best, best_cost = np.zeros(design.shape[1]), np.inf
     for bits in range(2 ** (design.shape[1] - 1)):
         use = [0, *(i + 1 for i in range(design.shape[1] - 1) if bits >> i & 1)]
-        found = np.linalg.lstsq(design[:, use], values, rcond=None)[0]
-        cost = float(((design[:, use] @ found - values) ** 2).sum())
-        if np.all(found >= 0) and cost < best_cost:
+        coefficients = np.linalg.lstsq(design[:, use], values, rcond=None)[0]
+        cost = float(((design[:, use] @ coefficients - values) ** 2).sum())
+        if np.all(coefficients >= 0) and cost < best_cost:
             best, best_cost = np.zeros(design.shape[1]), cost
-            best[use] = found
+            best[use] = coefficients
     return best

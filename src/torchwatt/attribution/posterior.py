@@ -71,32 +71,32 @@ def effective_columns(total: Moments, prior: Prior) -> float:
     return float((values / (prior.noise_w**2 + values)).sum())
 
 
-def hold_to_total(found: Posterior, time_s: FloatArray, energy_j: float, energy_sd_j: float) -> Posterior:
+def hold_to_total(free: Posterior, time_s: FloatArray, energy_j: float, energy_sd_j: float) -> Posterior:
     """Condition the powers on the metered energy, so that time_s @ power_w equals it.
 
     Uncertain powers move first, p + VT (E - T'p) / (T'VT + u^2). The remaining gap is the sensor's own gain, by which
     the total is uncertain by u, and scales all powers alike.
     """
-    pull = found.robust @ time_s
+    pull = free.robust @ time_s
     variance = float(time_s @ pull) + energy_sd_j**2
     if variance > 0:
-        gap_j = energy_j - float(time_s @ found.power_w)
-        power_w = found.power_w + pull * (gap_j / variance)
-        robust = found.robust - np.outer(pull, pull) / variance
-        model_pull = found.model @ time_s
-        model = found.model - np.outer(model_pull, model_pull) / (float(time_s @ model_pull) + energy_sd_j**2)
+        gap_j = energy_j - float(time_s @ free.power_w)
+        power_w = free.power_w + pull * (gap_j / variance)
+        robust = free.robust - np.outer(pull, pull) / variance
+        model_pull = free.model @ time_s
+        model = free.model - np.outer(model_pull, model_pull) / (float(time_s @ model_pull) + energy_sd_j**2)
     else:
-        power_w, robust, model = found.power_w, found.robust, found.model
+        power_w, robust, model = free.power_w, free.robust, free.model
     moved = np.eye(len(time_s)) - np.outer(pull, time_s) / variance if variance > 0 else np.eye(len(time_s))
     booked_j = float(time_s @ power_w)
     scale = energy_j / booked_j if booked_j > 0 else 1.0
-    sampling = moved @ found.sampling @ moved.T
+    sampling = moved @ free.sampling @ moved.T
     return Posterior(power_w * scale, model * scale**2, robust * scale**2, sampling * scale**2)
 
 
-def lift_to_idle(found: Posterior) -> Posterior:
+def lift_to_idle(free: Posterior) -> Posterior:
     """Constrain columns to at least idle power: condition those below on being equal to it, in at most 8 rounds."""
-    power_w, matrix = found.power_w, found.robust
+    power_w, matrix = free.power_w, free.robust
     held = np.zeros(len(power_w) - 1, dtype=np.bool_)
     for _ in range(FLOOR_ROUNDS):
         low = power_w[:-1] < power_w[-1] - 1e-9
@@ -109,7 +109,7 @@ def lift_to_idle(found: Posterior) -> Posterior:
         tie[:, -1] = -1.0
         inner = tie @ matrix @ tie.T
         inner += 1e-9 * np.diag(np.diag(inner)) + 1e-12 * np.eye(len(which))
-        gap = tie @ found.power_w
-        power_w = found.power_w - matrix @ tie.T @ np.linalg.solve(inner, gap)
+        gap = tie @ free.power_w
+        power_w = free.power_w - matrix @ tie.T @ np.linalg.solve(inner, gap)
     power_w = np.maximum(power_w, 0.0)
-    return Posterior(power_w, found.model, found.robust, found.sampling)
+    return Posterior(power_w, free.model, free.robust, free.sampling)

@@ -54,13 +54,13 @@ def discarded(series: Series) -> Spans:
     """Return the intervals with unusable readings only, bounded midway to the usable ones."""
     bad = ~_is_usable(series)
     edges = np.flatnonzero(np.diff(np.concatenate(([False], bad, [False])).astype(np.int8))).reshape(-1, 2)
-    t_ns, last = series.t_ns, len(series) - 1
+    t_ns, last_index = series.t_ns, len(series) - 1
     return tuple(
         (
-            int(t_ns[first] - (t_ns[first] - t_ns[first - 1]) // 2) if first else int(t_ns[0]),
-            int(t_ns[after - 1] + (t_ns[after] - t_ns[after - 1]) // 2) if after <= last else int(t_ns[last]),
+            int(t_ns[start] - (t_ns[start] - t_ns[start - 1]) // 2) if start else int(t_ns[0]),
+            int(t_ns[stop - 1] + (t_ns[stop] - t_ns[stop - 1]) // 2) if stop <= last_index else int(t_ns[last_index]),
         )
-        for first, after in edges.tolist()
+        for start, stop in edges.tolist()
     )
 
 
@@ -69,10 +69,10 @@ def holes(series: Series, start_ns: int, end_ns: int) -> tuple[Spans, Spans]:
 
     Short, rare failures are bridged, since power was as in the readings around; long or frequent ones are unknown.
     """
-    inside = [(max(a, start_ns), min(b, end_ns)) for a, b in discarded(series) if a < end_ns and b > start_ns]
-    long_ns = [b - a for a, b in inside]
+    clipped = [(max(a, start_ns), min(b, end_ns)) for a, b in discarded(series) if a < end_ns and b > start_ns]
+    long_ns = [b - a for a, b in clipped]
     few = sum(long_ns) <= BRIDGED_REL * (end_ns - start_ns) and max(long_ns, default=0) <= BRIDGED_NS
-    return ((), tuple(inside)) if few else (tuple(inside), ())
+    return ((), tuple(clipped)) if few else (tuple(clipped), ())
 
 
 def cut(series: Series, gone: Spans) -> Series:
@@ -97,8 +97,8 @@ def absurd(series: Series) -> BoolArray:
 
 def later(t_ns: IntArray) -> BoolArray:
     """Return which timestamps are later than all before them: a clock that stops or goes back gives no times."""
-    first = np.ones(min(len(t_ns), 1), dtype=np.bool_)
-    return np.concatenate((first, t_ns[1:] > np.maximum.accumulate(t_ns)[:-1]))
+    always = np.ones(min(len(t_ns), 1), dtype=np.bool_)
+    return np.concatenate((always, t_ns[1:] > np.maximum.accumulate(t_ns)[:-1]))
 
 
 def gap_ns(series: Series) -> int:
@@ -131,10 +131,10 @@ def reading_u_j(series: Series, integral: Integral, start_ns: int, end_ns: int) 
     Two ends, each off by at most half a reading interval at the mean power. With fewer than three readings in the run,
     the spread of all readings is used.
     """
-    inside = len(series.between(start_ns, end_ns))
-    if inside < FEW_READINGS:
+    count = len(series.between(start_ns, end_ns))
+    if count < FEW_READINGS:
         spread_w = float(np.std(series.raw)) * series.channel.scale
-        return spread_w * (end_ns - start_ns) / NS_PER_S / sqrt(inside + 1.0)
+        return spread_w * (end_ns - start_ns) / NS_PER_S / sqrt(count + 1.0)
     return float(np.median(np.diff(integral[1]))) / sqrt(6.0)
 
 
@@ -150,11 +150,11 @@ def integrate(series: Series, gone: Spans = ()) -> Integral:
     power_w = series.raw * series.channel.scale
     dt_ns = np.diff(series.t_ns)
     mean_w = power_w[1:] if series.channel.sensor in INTERVAL_MEAN else (power_w[1:] + power_w[:-1]) / 2
-    known = dt_ns <= gap_ns(series)
+    is_known = dt_ns <= gap_ns(series)
     for lo, hi in gone:
-        known &= (series.t_ns[1:] <= lo) | (series.t_ns[:-1] >= hi)
-    step_j = np.where(known, mean_w * dt_ns / NS_PER_S, 0.0)
-    silent = tuple((int(series.t_ns[i]), int(series.t_ns[i + 1])) for i in np.flatnonzero(~known))
+        is_known &= (series.t_ns[1:] <= lo) | (series.t_ns[:-1] >= hi)
+    step_j = np.where(is_known, mean_w * dt_ns / NS_PER_S, 0.0)
+    silent = tuple((int(series.t_ns[i]), int(series.t_ns[i + 1])) for i in np.flatnonzero(~is_known))
     return series.t_ns, np.concatenate(([0.0], np.cumsum(step_j))), silent
 
 
@@ -163,7 +163,7 @@ def knows(integral: Integral, start_ns: IntArray | int, end_ns: IntArray | int) 
     t_ns, _, silent = integral
     edge_ns = max(EDGE_READINGS * int(np.median(np.diff(t_ns))), EDGE_NS) if len(t_ns) > 1 else 0
     lo, hi = np.asarray(start_ns), np.asarray(end_ns)
-    inside = (t_ns[0] - edge_ns <= lo) & (hi <= t_ns[-1] + edge_ns)
+    is_known = (t_ns[0] - edge_ns <= lo) & (hi <= t_ns[-1] + edge_ns)
     for a, b in silent:
-        inside &= (hi <= a) | (lo >= b)
-    return np.asarray(inside, dtype=np.bool_)
+        is_known &= (hi <= a) | (lo >= b)
+    return np.asarray(is_known, dtype=np.bool_)

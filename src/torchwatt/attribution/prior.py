@@ -54,12 +54,14 @@ class Prior:
 
 def structure(groups: tuple[IntArray, ...], features: FloatArray | None = None) -> Structure:
     """Return the structure with informative groups only: no singletons throughout, no duplicate grouping."""
-    kept: list[IntArray] = []
+    informative: list[IntArray] = []
     for group in groups:
         _, number = np.unique(group, return_inverse=True)
-        if number.max(initial=-1) + 1 < len(number) and not any(np.array_equal(number, other) for other in kept):
-            kept.append(np.asarray(number, dtype=np.int64))
-    return Structure(tuple(kept), features)
+        if number.max(initial=-1) + 1 < len(number) and not any(
+            np.array_equal(number, previous) for previous in informative
+        ):
+            informative.append(np.asarray(number, dtype=np.int64))
+    return Structure(tuple(informative), features)
 
 
 def covariance(shape: Structure, size_w: FloatArray, busy_w: float, idle_sd_w: float, count: int) -> FloatArray:
@@ -71,10 +73,10 @@ def covariance(shape: Structure, size_w: FloatArray, busy_w: float, idle_sd_w: f
     if shape.features is not None:
         for i, size in enumerate(size_w[1 + len(shape.groups) :]):
             total += size**2 * np.outer(shape.features[:, i], shape.features[:, i])
-    whole = np.zeros((count + 1, count + 1))
-    whole[:count, :count] = total
-    whole[count, count] = idle_sd_w**2
-    return whole
+    with_idle = np.zeros((count + 1, count + 1))
+    with_idle[:count, :count] = total
+    with_idle[count, count] = idle_sd_w**2
+    return with_idle
 
 
 def learn(
@@ -95,11 +97,13 @@ def learn(
     start = np.log(start_w / busy_w if start_w is not None else np.full(shape.effects, START_REL))
 
     def cost(log_rel: FloatArray) -> float:
-        found = _evidence(about, covariance(shape, np.exp(log_rel) * busy_w, busy_w, idle_sd_w, count))
-        return -found[0] + 0.5 * float((((log_rel - np.log(START_REL)) / LOG_SD) ** 2).sum())
+        likelihood = _evidence(about, covariance(shape, np.exp(log_rel) * busy_w, busy_w, idle_sd_w, count))
+        return -likelihood[0] + 0.5 * float((((log_rel - np.log(START_REL)) / LOG_SD) ** 2).sum())
 
-    most = 25 * shape.effects if count <= 150 else 12 * shape.effects
-    best, _ = simplex(cost, np.clip(start, -6, 2), np.full(shape.effects, 0.7), most=most, close=0.05)
+    max_evaluations = 25 * shape.effects if count <= 150 else 12 * shape.effects
+    best, _ = simplex(
+        cost, np.clip(start, -6, 2), np.full(shape.effects, 0.7), max_evaluations=max_evaluations, close=0.05
+    )
     size_w = np.exp(best) * busy_w
     matrix = covariance(shape, size_w, busy_w, idle_sd_w, count)
     nats, noise_w = _evidence(about, matrix)

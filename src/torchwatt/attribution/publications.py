@@ -110,21 +110,21 @@ def lock(brackets: _Brackets) -> tuple[float, float, float] | None:
     Returns:
         a, T and the standard deviation of the instants around the grid, in seconds; None where no grid fits.
     """
-    apart = np.diff(brackets.middle_s)
+    distances_s = np.diff(brackets.middle_s)
     # Some publications repeat the value before: distances near the smallest are one period.
-    single = apart < 1.5 * np.quantile(apart, 0.1)
-    period_s = float(np.median(apart[single]))
+    single = distances_s < 1.5 * np.quantile(distances_s, 0.1)
+    period_s = float(np.median(distances_s[single]))
     if period_s <= 2 * float(np.median(brackets.half_s)):
         return None  # a change at nearly every poll: the sensor is faster than the polls
     count = len(brackets.middle_s)
-    known = MIN_CHANGES
-    start_s, period_s = _first(_Brackets(brackets.before_s[:known], brackets.seen_s[:known]), period_s)
+    used = MIN_CHANGES
+    start_s, period_s = _first(_Brackets(brackets.before_s[:used], brackets.seen_s[:used]), period_s)
     while True:
-        part = _Brackets(brackets.before_s[:known], brackets.seen_s[:known])
+        part = _Brackets(brackets.before_s[:used], brackets.seen_s[:used])
         start_s, period_s = _grow(part, start_s, period_s)
-        if known == count:
+        if used == count:
             break
-        known = min(2 * known, count)
+        used = min(2 * used, count)
     k = np.round((brackets.middle_s - start_s) / period_s)
     miss = _miss(brackets, start_s + k * period_s)
     admitted = float((np.abs(miss) <= TOLERANCE_S).mean())
@@ -135,14 +135,14 @@ def lock(brackets: _Brackets) -> tuple[float, float, float] | None:
 
 def _first(brackets: _Brackets, about_s: float) -> tuple[float, float]:
     """Return the line most consistent with the first brackets, among periods within 15 % of the distance of changes."""
-    found: list[tuple[float, float, float]] = []
+    lines: list[tuple[float, float, float]] = []
     for period_s in about_s * np.linspace(0.85, 1.15, 241):
         k = np.round((brackets.middle_s - brackets.middle_s[0]) / period_s)
         late, early = brackets.seen_s - k * period_s, brackets.before_s - k * period_s
         start_s = float(late.min() + early.max()) / 2  # middle of the starts that fit all brackets, or nearest to it
-        found.append((float((_miss(brackets, start_s + k * period_s) ** 2).sum()), start_s, float(period_s)))
-    least = min(found)[0]
-    admitted = [(start_s, period_s) for miss, start_s, period_s in found if miss <= least + 1e-12]
+        lines.append((float((_miss(brackets, start_s + k * period_s) ** 2).sum()), start_s, float(period_s)))
+    least = min(lines)[0]
+    admitted = [(start_s, period_s) for miss, start_s, period_s in lines if miss <= least + 1e-12]
     return admitted[len(admitted) // 2]
 
 
@@ -202,12 +202,12 @@ def _on_grid(
     origin_ns: int, t_s: FloatArray, power_w: FloatArray, start_s: float, period_s: float, sd_s: float
 ) -> Publications:
     """Take the value of every publication from the poll nearest to the middle of its period."""
-    first = int(np.ceil((t_s[0] - start_s) / period_s))
-    last = int(np.floor((t_s[-1] - start_s) / period_s))
-    at_s = np.asarray(start_s + np.arange(first, last + 1) * period_s, dtype=np.float64)
-    wanted = at_s + period_s / 2
-    after = np.clip(np.searchsorted(t_s, wanted), 1, len(t_s) - 1)
-    nearest = after - (wanted - t_s[after - 1] < t_s[after] - wanted)
-    seen = np.abs(t_s[nearest] - wanted) < 0.4 * period_s  # otherwise no poll saw it
-    at_s, value_w = at_s[seen], np.asarray(power_w[nearest[seen]], dtype=np.float64)
+    first_period = int(np.ceil((t_s[0] - start_s) / period_s))
+    last_period = int(np.floor((t_s[-1] - start_s) / period_s))
+    at_s = np.asarray(start_s + np.arange(first_period, last_period + 1) * period_s, dtype=np.float64)
+    middles_s = at_s + period_s / 2
+    after = np.clip(np.searchsorted(t_s, middles_s), 1, len(t_s) - 1)
+    nearest = after - (middles_s - t_s[after - 1] < t_s[after] - middles_s)
+    has_poll = np.abs(t_s[nearest] - middles_s) < 0.4 * period_s  # otherwise no poll saw it
+    at_s, value_w = at_s[has_poll], np.asarray(power_w[nearest[has_poll]], dtype=np.float64)
     return Publications(origin_ns, at_s, value_w, period_s, locked=True, timing_sd_s=sd_s)

@@ -30,32 +30,32 @@ def finest(powers: Sequence[Series], start_ns: int, end_ns: int) -> tuple[Series
         start_ns: Start of the run.
         end_ns: Its end.
     """
-    there = [found for found in map(_clean, powers) if len(found) >= 2]
-    there.sort(key=lambda found: found.channel.sensor != "nvml_power_instant")
-    stamped = [found for found in there if found.channel.stamped]
-    polled = [found for found in there if not found.channel.stamped]
+    usable_powers = [power for power in map(_clean, powers) if len(power) >= 2]
+    usable_powers.sort(key=lambda power: power.channel.sensor != "nvml_power_instant")
+    stamped = [power for power in usable_powers if power.channel.stamped]
+    polled = [power for power in usable_powers if not power.channel.stamped]
     why = _why_not(stamped[0], start_ns, end_ns) if stamped and polled else ""
-    first = [*polled, *stamped] if why else [*stamped, *polled]
-    return (first[0] if first else None), why
+    ordered = [*polled, *stamped] if why else [*stamped, *polled]
+    return (ordered[0] if ordered else None), why
 
 
 def _clean(power: Series) -> Series:
-    found = usable(power)
-    keep = later(found.t_ns)
-    return Series(found.channel, found.t_ns[keep], found.raw[keep], found.late_ns[keep])
+    readings = usable(power)
+    keep = later(readings.t_ns)
+    return Series(readings.channel, readings.t_ns[keep], readings.raw[keep], readings.late_ns[keep])
 
 
 def _why_not(samples: Series, start_ns: int, end_ns: int) -> str:
     heard, later_on = _heard(samples, start_ns, end_ns)
     if heard < LEAST_YET or heard + later_on < LEAST_HEARD:
-        return f"they are there for {heard:.0%} of the run"
-    return "" if publications(samples) is not None else "they hardly ever change"
+        return f"they cover {heard:.0%} of the run"
+    return "" if publications(samples) is not None else "their value hardly changes"
 
 
 def _heard(samples: Series, start_ns: int, end_ns: int) -> tuple[float, float]:
     """Return the share of a run without gaps in the samples, and the share that may be read later."""
-    inside = samples.between(start_ns, end_ns).t_ns
-    apart = np.diff(np.concatenate(([start_ns], inside, [end_ns])))
-    silent = np.where(apart > GAP_PERIODS * samples.channel.period_ns, apart, 0)
+    instants_ns = samples.between(start_ns, end_ns).t_ns
+    distances_ns = np.diff(np.concatenate(([start_ns], instants_ns, [end_ns])))
+    silent = np.where(distances_ns > GAP_PERIODS * samples.channel.period_ns, distances_ns, 0)
     whole_ns = max(end_ns - start_ns, 1)
     return 1.0 - float(silent.sum()) / whole_ns, min(float(silent[-1]), TAIL_NS) / whole_ns

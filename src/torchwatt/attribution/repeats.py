@@ -74,35 +74,37 @@ def grid_of(curve: EnergyCurve, trace: Trace, columns: int, steps: Sequence[tupl
     owner[_touches_silence(curve, t_ns)] = -1
     block = np.full(len(owner), -1)
     stage: list[int] = []
-    most = min(BLOCKS, len(curve.t_ns) // 2)
+    max_blocks = min(BLOCKS, len(curve.t_ns) // 2)
     for number, name in enumerate(sorted(set(stages))):
         mine = np.flatnonzero((owner > 0) & (np.array(stages)[owner] == name))
-        if min(most, len(mine)) < LEAST_BLOCKS:
+        if min(max_blocks, len(mine)) < LEAST_BLOCKS:
             continue
-        for part in np.array_split(mine, min(most, len(mine))):
+        for part in np.array_split(mine, min(max_blocks, len(mine))):
             block[part] = len(stage)
             stage.append(number)
     return Grid(t_ns, block, np.where(owner >= 0, counts[owner], 1.0), np.array(stage, dtype=np.int64))
 
 
-def _merge_steps(trace: Trace, steps: Sequence[tuple[int, int]], most: int) -> tuple[IntArray, list[str], FloatArray]:
-    """Return start, stage and number of steps, with neighbours merged where there are more than `most`."""
+def _merge_steps(
+    trace: Trace, steps: Sequence[tuple[int, int]], max_rows: int
+) -> tuple[IntArray, list[str], FloatArray]:
+    """Return start, stage and number of steps, with neighbours merged where there are more than `max_rows`."""
     stages = trace.step_stages if len(trace.step_stages) == len(steps) else ("",) * len(steps)
     counts = trace.step_counts if len(trace.step_counts) == len(steps) else (1,) * len(steps)
-    size = -(-len(steps) // most)
-    first = np.arange(0, len(steps), size)
-    starts = np.array([start for start, _ in steps], dtype=np.int64)[first]
-    names = ["+".join(sorted(set(stages[i : i + size]))) for i in first.tolist()]
-    return starts, names, np.add.reduceat(np.array(counts, dtype=np.float64), first)
+    size = -(-len(steps) // max_rows)
+    starts_of_rows = np.arange(0, len(steps), size)
+    starts = np.array([start for start, _ in steps], dtype=np.int64)[starts_of_rows]
+    names = ["+".join(sorted(set(stages[i : i + size]))) for i in starts_of_rows.tolist()]
+    return starts, names, np.add.reduceat(np.array(counts, dtype=np.float64), starts_of_rows)
 
 
 def _by_time(curve: EnergyCurve) -> Grid:
-    most = min(BLOCKS, len(curve.t_ns) // 2)
-    t_ns = np.unique(equally_apart(curve.start_ns, curve.end_ns, max(most, 1) + 1))
+    max_blocks = min(BLOCKS, len(curve.t_ns) // 2)
+    t_ns = np.unique(equally_apart(curve.start_ns, curve.end_ns, max(max_blocks, 1) + 1))
     heard = np.flatnonzero(~_touches_silence(curve, t_ns))
-    block, known = np.full(len(t_ns) - 1, -1), len(heard) if len(heard) >= LEAST_BLOCKS else 0
-    block[heard[:known]] = np.arange(known)
-    return Grid(t_ns, block, np.ones(len(block)), np.zeros(known, dtype=np.int64))
+    block, block_count = np.full(len(t_ns) - 1, -1), len(heard) if len(heard) >= LEAST_BLOCKS else 0
+    block[heard[:block_count]] = np.arange(block_count)
+    return Grid(t_ns, block, np.ones(len(block)), np.zeros(block_count, dtype=np.int64))
 
 
 def _touches_silence(curve: EnergyCurve, t_ns: IntArray) -> np.ndarray:
@@ -181,21 +183,21 @@ def spread_of(
     total_j = _drift(parts.energy_j[:, None], common[:, None], grid, once)[0]
     drift_j, traced_j, freedom = (np.zeros(parts.columns) for _ in range(3))
     wide = max(CHUNK_NUMBERS // max(parts.rows, 1), 1)
-    for first in range(0, parts.columns, wide):
-        mine = (parts.column >= first) & (parts.column < first + wide)
-        count = min(wide, parts.columns - first)
-        at = parts.row[mine], parts.column[mine] - first
+    for start in range(0, parts.columns, wide):
+        mine = (parts.column >= start) & (parts.column < start + wide)
+        count = min(wide, parts.columns - start)
+        at = parts.row[mine], parts.column[mine] - start
         own, carried, template = (np.zeros((parts.rows, count)) for _ in range(3))
         np.add.at(own, at, joules[mine])
         np.add.at(carried, at, (joules * filled)[mine])
         np.add.at(template, at, parts.filled_s[mine])
-        template /= np.maximum(by_phase[:, phase[first : first + count]], 1e-12)
-        part = slice(first, first + count)
+        template /= np.maximum(by_phase[:, phase[start : start + count]], 1e-12)
+        part = slice(start, start + count)
         share = carried.sum(axis=0) / np.maximum(own.sum(axis=0), 1e-12)
         alone = _drift(own, _relative_spread(own, grid), grid, once)
         drift_j[part] = share * _drift(own, common[:, None], grid, once) + (1.0 - share) * alone
-        known = np.array([rel_sd.get(first + i, ASSUMED_REL_SD) for i in range(count)])
-        error_j, freedom[part] = _traced_error(own, carried, template, parts.energy_j, known)
+        assumed_rel = np.array([rel_sd.get(start + i, ASSUMED_REL_SD) for i in range(count)])
+        error_j, freedom[part] = _traced_error(own, carried, template, parts.energy_j, assumed_rel)
         traced_j[part] = share * error_j  # of what was traced itself nothing was carried over
     return Spread(float(total_j), float(_freedom(grid)), drift_j, traced_j, freedom)
 
@@ -208,10 +210,10 @@ def reading_shares_j(curve: EnergyCurve, energy_j: FloatArray) -> FloatArray:
 def whole_interval_j(curve: EnergyCurve, trace: Trace) -> tuple[float, float] | tuple[None, None]:
     """Return the 90 % interval between repeats of an unsplit domain's joules; None where it cannot be estimated."""
     grid = grid_of(curve, trace, 1)
-    one = np.arange(len(grid.block))
+    rows = np.arange(len(grid.block))
     seconds = np.diff(grid.t_ns) / NS_PER_S
     joules = np.diff(curve.at(grid.t_ns))
-    parts = Exposure(one, np.zeros_like(one), seconds, np.zeros(len(one)), joules, seconds, 1)
+    parts = Exposure(rows, np.zeros_like(rows), seconds, np.zeros(len(rows)), joules, seconds, 1)
     spread = spread_of(parts, np.ones(1), grid, (Slot(UNATTRIBUTED, "other"),), {})
     if spread is None:
         return None, None
@@ -229,10 +231,10 @@ def _freedom(grid: Grid) -> int:
 
 def _relative_spread(joules: FloatArray, grid: Grid) -> FloatArray:
     """Return (stages, columns): SD between blocks of a stage, per step and relative to their mean."""
-    found = grid.block >= 0
-    count = np.bincount(grid.block[found], grid.steps[found], len(grid.stage))
+    in_block = grid.block >= 0
+    count = np.bincount(grid.block[in_block], grid.steps[in_block], len(grid.stage))
     sums = np.zeros((len(grid.stage), joules.shape[1]))
-    np.add.at(sums, grid.block[found], joules[found])
+    np.add.at(sums, grid.block[in_block], joules[in_block])
     each = sums / count[:, None]
     length_s = float(grid.t_ns[-1] - grid.t_ns[0]) / NS_PER_S
     rows = []
@@ -244,18 +246,18 @@ def _relative_spread(joules: FloatArray, grid: Grid) -> FloatArray:
     return np.stack(rows)
 
 
-def flicker_ratio(apart: float, blocks: int) -> float:
+def flicker_ratio(distance: float, blocks: int) -> float:
     """Return the variance between runs over that between the blocks of one run, of flicker noise.
 
     Barnes, Tables of bias functions B1 and B2 (NBS Technical Note 375, 1969): the effect of 1/f noise on averages over
     times with pauses between them, and over consecutive times.
 
     Args:
-        apart: From the start of a run to that of the next, in lengths of a run, at least 1.
+        distance: From the start of a run to that of the next, in lengths of a run, at least 1.
         blocks: Number of blocks of the run.
     """
-    before = (apart - 1.0) ** 2 * np.log(apart - 1.0) if apart > 1.0 else 0.0
-    between = ((apart + 1.0) ** 2 * np.log(apart + 1.0) + before) / 2.0 - apart**2 * np.log(apart)
+    before = (distance - 1.0) ** 2 * np.log(distance - 1.0) if distance > 1.0 else 0.0
+    between = ((distance + 1.0) ** 2 * np.log(distance + 1.0) + before) / 2.0 - distance**2 * np.log(distance)
     within = blocks * np.log(blocks) / (blocks - 1)
     return float(between / within)
 
@@ -302,10 +304,10 @@ def _traced_error(
     share = np.divide(value / scale, size, out=np.zeros_like(size), where=size > 0)
     together = (size**2).sum(axis=0)
     freedom = 1.0 / np.maximum(together, 1e-12) - 1.0
-    seen = (size * (share - mean) ** 2).sum(axis=0) / np.maximum(1.0 - together, 1e-9)
+    observed = (size * (share - mean) ** 2).sum(axis=0) / np.maximum(1.0 - together, 1e-9)
     prior = np.where(assumed_rel > 0, ASSUMED_FREEDOM, 0.0)
     all_ = np.maximum(freedom + prior, 1e-9)
-    variance = (freedom * seen + prior * (assumed_rel * mean) ** 2) / all_ * together
+    variance = (freedom * observed + prior * (assumed_rel * mean) ** 2) / all_ * together
     return np.sqrt(variance) * scale, np.maximum(all_, 1.0)
 
 

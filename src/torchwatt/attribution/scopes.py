@@ -33,7 +33,6 @@ PUBLISHED_S = 0.1  # latency of a counter at one end: the longest publication in
 APART_REL = 0.1
 # Distance of the counter from the scope that it follows, as a part of the distance between the two: power sensors are
 # accurate to 5 %, and a quarter of a module's power is its CPU's and memory's.
-# are good to 5 %, and a quarter of a module's power is its CPU's and memory's.
 NEAR = 0.35
 # Two GPUs whose module power agrees to this, in total and in each second, are on one module.
 ALIKE_REL, ALIKE_SECOND_REL = 0.02, 0.1
@@ -97,16 +96,16 @@ def compare(meter: Meter, recording: Recording) -> Compared | None:
     if counter is None or recording.get(counter.key) is None or module is None or gpu is None:
         return None
     try:
-        made = metered(meter, recording)
+        built = metered(meter, recording)
     except SensorError:
         return None
-    if isinstance(made, Unavailable):
+    if isinstance(built, Unavailable):
         return None
-    curve = made.curve
-    both = _common(curve.start_ns, curve.end_ns, (gpu, module), made.silent)
-    seconds = float(np.diff(both, axis=1).sum()) / NS_PER_S
-    counter_j = float(np.diff(curve.at(both), axis=1).sum())
-    gpu_j, module_j = (float(np.diff(interpolate(both, t_ns, j), axis=1).sum()) for t_ns, j, _ in (gpu, module))
+    curve = built.curve
+    common = _common(curve.start_ns, curve.end_ns, (gpu, module), built.silent)
+    seconds = float(np.diff(common, axis=1).sum()) / NS_PER_S
+    counter_j = float(np.diff(curve.at(common), axis=1).sum())
+    gpu_j, module_j = (float(np.diff(interpolate(common, t_ns, j), axis=1).sum()) for t_ns, j, _ in (gpu, module))
     if seconds * NS_PER_S >= LEAST_NS and module_j - gpu_j <= APART_REL * gpu_j:
         return None
     scope, why = _scope(counter_j, gpu_j, module_j, seconds)
@@ -125,12 +124,10 @@ def _scope(counter_j: float, gpu_j: float, module_j: float, seconds: float) -> t
     late = counter_j / seconds * PUBLISHED_S / apart_j
     place = (counter_j - gpu_j) / apart_j  # 0 at scope GPU, 1 at scope MODULE
     if late > NEAR:
-        return "unknown", f"too short to tell the two: {comparison}"
+        return "unknown", f"too short to distinguish the two: {comparison}"
     if abs(place) <= NEAR:
         return "gpu", comparison
-    return (
-        ("module", comparison) if abs(place - 1) <= NEAR else ("unknown", f"it follows none of the two: {comparison}")
-    )
+    return ("module", comparison) if abs(place - 1) <= NEAR else ("unknown", f"it matches neither: {comparison}")
 
 
 def _at_gpu_scope(channel: Channel) -> bool:
@@ -141,19 +138,19 @@ def _at_gpu_scope(channel: Channel) -> bool:
 def _integral(series: Series | None) -> Integral | None:
     if series is None:
         return None
-    there = usable(series)
-    keep = later(there.t_ns)
+    readings = usable(series)
+    keep = later(readings.t_ns)
     if keep.sum() < 2:
         return None
-    return integrate(Series(there.channel, there.t_ns[keep], there.raw[keep], there.late_ns[keep]))
+    return integrate(Series(readings.channel, readings.t_ns[keep], readings.raw[keep], readings.late_ns[keep]))
 
 
 def _common(start_ns: int, end_ns: int, integrals: Sequence[Integral], silent: Sequence[tuple[int, int]]) -> IntArray:
     """Return the intervals in which everything was read, (n, 2) instants."""
     lo = max(start_ns, *(int(t_ns[0]) for t_ns, _, _ in integrals))
     hi = min(end_ns, *(int(t_ns[-1]) for t_ns, _, _ in integrals))
-    whole = np.array([[lo, hi]] if hi > lo else [], dtype=np.int64).reshape(-1, 2)
-    return without(whole, (*silent, *(gap for _, _, gaps in integrals for gap in gaps)))
+    window = np.array([[lo, hi]] if hi > lo else [], dtype=np.int64).reshape(-1, 2)
+    return without(window, (*silent, *(gap for _, _, gaps in integrals for gap in gaps)))
 
 
 def _dropped(channel: Channel, by_domain: dict[Domain, Compared | None]) -> bool:
@@ -177,12 +174,12 @@ def _by_power(meter: Meter, compared: Compared) -> Meter:
         return _noted(replace(meter, channels=channels), note)
     band = meter.accuracy_rel
     if band is not None and compared.gpu_j > 0:
-        most = max(compared.counter_j, compared.module_j) / compared.gpu_j
-        least = min(compared.counter_j / compared.gpu_j, 1.0)
-        band = (min(band[0], least * (1 + band[0]) - 1), max(band[1], most * (1 + band[1]) - 1))
-    source = f"{meter.accuracy_source}; widened to what the energy counter says, for its scope is not known"
+        upper_ratio = max(compared.counter_j, compared.module_j) / compared.gpu_j
+        lower_ratio = min(compared.counter_j / compared.gpu_j, 1.0)
+        band = (min(band[0], lower_ratio * (1 + band[0]) - 1), max(band[1], upper_ratio * (1 + band[1]) - 1))
+    source = f"{meter.accuracy_source}; widened to the energy counter, whose scope is unknown"
     unsure = replace(meter, channels=channels, accuracy_rel=band, accuracy_source=source)
-    return _noted(unsure, f"the energy counter may cover the GPU or its module, which cannot be told: {compared.why}")
+    return _noted(unsure, f"the energy counter may cover the GPU or its module: {compared.why}")
 
 
 def _without_module_ring(gpu: Meter, recording: Recording) -> Meter:
@@ -194,14 +191,16 @@ def _without_module_ring(gpu: Meter, recording: Recording) -> Meter:
     ring = _integral(recording.get(rings[0].key))
     if ring is None:
         return gpu
-    both = _common(int(ring[0][0]), int(ring[0][-1]), (ring, module, polled), ())
+    common = _common(int(ring[0][0]), int(ring[0][-1]), (ring, module, polled), ())
     ring_j, module_j, gpu_j = (
-        float(np.diff(interpolate(both, t_ns, joules), axis=1).sum()) for t_ns, joules, _ in (ring, module, polled)
+        float(np.diff(interpolate(common, t_ns, joules), axis=1).sum()) for t_ns, joules, _ in (ring, module, polled)
     )
     if abs(ring_j - gpu_j) <= abs(ring_j - module_j):
         return gpu
-    kept = tuple(channel for channel in gpu.channels if not channel.stamped)
-    return _noted(replace(gpu, channels=kept), "the driver's own samples are of the module: layers are fitted to polls")
+    channels = tuple(channel for channel in gpu.channels if not channel.stamped)
+    return _noted(
+        replace(gpu, channels=channels), "the driver's own samples cover the module: layers are fitted to polled power"
+    )
 
 
 def _scope_event(meter: Meter, compared: Compared, recording: Recording) -> Event:
@@ -213,8 +212,8 @@ def _scope_event(meter: Meter, compared: Compared, recording: Recording) -> Even
         )
         return Event(t_ns, "info", "MODULE_COUNTER", str(meter.domain), message)
     message = (
-        f"whether the energy counter covers the GPU or its module cannot be told ({compared.why}): power at scope GPU "
-        "is booked, and its interval reaches to the counter"
+        f"it is unknown whether the energy counter covers the GPU or its module ({compared.why}): power at scope GPU "
+        "is used, and its interval extends to the counter"
     )
     return Event(t_ns, "warning", "SCOPE_UNKNOWN", str(meter.domain), message)
 
@@ -231,42 +230,44 @@ def covering_groups(covering: Sequence[Meter], recording: Recording) -> list[lis
     return groups
 
 
-def _together(one: Meter, other: Meter, recording: Recording) -> bool:
-    beside = {meter.fact("cpu_affinity") or "" for meter in (one, other)} - {""}
-    if len(beside) > 1:
+def _together(gpu: Meter, candidate: Meter, recording: Recording) -> bool:
+    affinities = {meter.fact("cpu_affinity") or "" for meter in (gpu, candidate)} - {""}
+    if len(affinities) > 1:
         return False
-    first, second = (_integral(recording.get(f"{meter.domain}/{MODULE_POWER}")) for meter in (one, other))
-    if first is None or second is None:
+    meter_power, candidate_power = (
+        _integral(recording.get(f"{meter.domain}/{MODULE_POWER}")) for meter in (gpu, candidate)
+    )
+    if meter_power is None or candidate_power is None:
         return False
-    both = _common(int(first[0][0]), int(first[0][-1]), (first, second), ())
-    if not len(both):
+    common = _common(int(meter_power[0][0]), int(meter_power[0][-1]), (meter_power, candidate_power), ())
+    if not len(common):
         return False
-    cuts = np.arange(both[0, 0], both[0, 1] + 1, NS_PER_S) if np.diff(both[0]) >= NS_PER_S else both[0]
-    a_j, b_j = (np.diff(interpolate(cuts, *integral[:2])) for integral in (first, second))
-    alike = abs(fsum(a_j) - fsum(b_j)) <= ALIKE_REL * fsum(a_j)
-    return alike and bool(np.all(np.abs(a_j - b_j) <= ALIKE_SECOND_REL * np.maximum(a_j, b_j)))
+    cuts = np.arange(common[0, 0], common[0, 1] + 1, NS_PER_S) if np.diff(common[0]) >= NS_PER_S else common[0]
+    a_j, b_j = (np.diff(interpolate(cuts, *integral[:2])) for integral in (meter_power, candidate_power))
+    equal_total = abs(fsum(a_j) - fsum(b_j)) <= ALIKE_REL * fsum(a_j)
+    return equal_total and bool(np.all(np.abs(a_j - b_j) <= ALIKE_SECOND_REL * np.maximum(a_j, b_j)))
 
 
 def _module(index: int, group: Sequence[Meter]) -> Meter:
     """Return the meter of a module: the counter of the first of its GPUs, and the power at scope MODULE."""
-    first, domain = group[0], Domain("module", index)
+    first_gpu, domain = group[0], Domain("module", index)
     parts = [str(meter.domain) for meter in group]
     channels = []
-    for channel in first.channels:
+    for channel in first_gpu.channels:
         if channel.quantity == "counter":
             channels.append(replace(channel, domain=domain))
         elif channel.name == MODULE_POWER:
             channels.append(replace(channel, domain=domain, name="power", quantity="power"))
-    facts = tuple((name, value) for name, value in first.facts if name in {"driver", "cpu_affinity"})
+    facts = tuple((name, value) for name, value in first_gpu.facts if name in {"driver", "cpu_affinity"})
     return Meter(
         domain,
         tuple(channels),
-        first.provenance,
+        first_gpu.provenance,
         "device",
-        first.model,
-        first.vendor,
-        first.accuracy_rel,
-        first.accuracy_source,
+        first_gpu.model,
+        first_gpu.vendor,
+        first_gpu.accuracy_rel,
+        first_gpu.accuracy_source,
         shared=any(meter.shared for meter in group),
         notes=(f"the energy counter of {parts[0]}, which covers {', '.join(parts)}, their CPU and memory",),
         facts=(*facts, (CONTAINS, ";".join(parts))),
@@ -277,9 +278,9 @@ def _moved(module: Meter, recording: Recording) -> list[Series]:
     """Return the readings of a module, which are stored under its first GPU."""
     gpu = (module.fact(CONTAINS) or "").partition(";")[0]
     names = {"energy": "energy", "power": MODULE_POWER}
-    found = ((channel, recording.get(f"{gpu}/{names[channel.name]}")) for channel in module.channels)
+    readings = ((channel, recording.get(f"{gpu}/{names[channel.name]}")) for channel in module.channels)
     return [
         replace(series, channel=replace(channel, period_ns=series.channel.period_ns))
-        for channel, series in found
+        for channel, series in readings
         if series is not None
     ]

@@ -20,23 +20,23 @@ _METER = {
 }
 
 
-def how_known(found: Metered, ledger: Ledger, how: Fit | DeviceBooks | None) -> str:
+def how_known(metered: Metered, ledger: Ledger, split_method: Fit | DeviceBooks | None) -> str:
     """Return the sentence on a domain's method, its layers' method, and the meter's band."""
     parts = [_METER.get(ledger.method, ledger.method)]
-    if ledger.method == "counter" and found.polls is None:
+    if ledger.method == "counter" and metered.polls is None:
         parts.append("the run's ends lie between two of its publications")
-    parts += [note for note in found.meter.notes if note.startswith(COUNTER_COVERS)]
-    if found.meter.scope == "device":
-        parts.append("the whole device, everyone's work on it included")
+    parts += [note for note in metered.meter.notes if note.startswith(COUNTER_COVERS)]
+    if metered.meter.scope == "device":
+        parts.append("the whole device, including the work of other processes")
     else:
         parts.append("this process's share")
-    band = found.meter.accuracy_rel
+    band = metered.meter.accuracy_rel
     if band is not None:
-        parts.append(f"meter good to {band[0]:+.0%}..{band[1]:+.0%}")
-    parts += [note for note in found.meter.notes if note.startswith((UNCHECKED, SELDOM, UNSEEN))]
+        parts.append(f"meter accuracy {band[0]:+.0%}..{band[1]:+.0%}")
+    parts += [note for note in metered.meter.notes if note.startswith((UNCHECKED, SELDOM, UNSEEN))]
     if ledger.coverage < FULL_COVERAGE:
-        parts.append(f"known for {ledger.coverage:.1%} of the run")
-    parts += _device(how) if isinstance(how, DeviceBooks) else [_layers(how)]
+        parts.append(f"metered for {ledger.coverage:.1%} of the run")
+    parts += _device(split_method) if isinstance(split_method, DeviceBooks) else [_layers(split_method)]
     return f"{ledger.domain}: " + "; ".join(parts) + "."
 
 
@@ -58,18 +58,18 @@ def _device(books: DeviceBooks) -> list[str]:
     if _streams_overlap(books):
         parts.append("streams that ran together share the static power equally and add their dynamic power")
     if books.unwatched_s > 0:
-        parts.append(f"{books.unwatched_s:.3g} s of work were not watched: (unattributed)")
+        parts.append(f"{books.unwatched_s:.3g} s of work were not recorded: (unattributed)")
     return parts
 
 
 def _sensor(books: DeviceBooks) -> list[str]:
-    seen, kernel = books.fit.publications, books.fit.kernel
-    if seen is None:
+    updates, kernel = books.fit.publications, books.fit.kernel
+    if updates is None:
         return []
-    grid = "locked to the polls" if seen.locked else "not periodic, dated between two polls"
-    parts = [f"published every {seen.period_s * 1e3:.5g} ms ({grid})"]
-    if seen.stamped:
-        parts = [f"read from the driver's ring every {seen.period_s * 1e3:.3g} ms"]
+    grid = "locked to the polls" if updates.locked else "not periodic, dated between two polls"
+    parts = [f"published every {updates.period_s * 1e3:.5g} ms ({grid})"]
+    if updates.stamped:
+        parts = [f"read from the driver's ring every {updates.period_s * 1e3:.3g} ms"]
     if kernel is not None:
         age_s = kernel.kernel.lag_s + kernel.kernel.window_s / 2 + kernel.kernel.tau_s
         parts.append(f"each the mean of a {kernel.kernel}, {age_s * 1e3:.3g} ms old ({kernel.why})")
@@ -82,8 +82,8 @@ def _estimated(books: DeviceBooks) -> list[str]:
     slots = books.measured[:-1][books.time_s[:-1] > 0]
     weak = int((slots < SHOW_SELF).sum())
     if not weak:
-        return ["every slot is measured by more than half"]
-    return [f"{weak} of {len(slots)} slots are estimates: what the readings measured is their enclosing module"]
+        return ["the readings determine more than half of every slot"]
+    return [f"{weak} of {len(slots)} slots are estimates: the readings determine only their enclosing modules"]
 
 
 def _streams_overlap(books: DeviceBooks) -> bool:

@@ -123,8 +123,8 @@ class Split:
 
 def calls_of(trace: Trace, curve: EnergyCurve, slots: int) -> FloatArray:
     """Count the calls of each slot inside the curve."""
-    inside = (trace.end_ns > curve.start_ns) & (trace.start_ns < curve.end_ns)
-    return np.asarray(np.bincount(trace.slot[inside], trace.calls[inside], slots), dtype=np.float64)
+    overlaps = (trace.end_ns > curve.start_ns) & (trace.start_ns < curve.end_ns)
+    return np.asarray(np.bincount(trace.slot[overlaps], trace.calls[overlaps], slots), dtype=np.float64)
 
 
 def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split:
@@ -143,7 +143,7 @@ def split(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> Split
             booked = _with_lag(booked, _booked(curve, named, idle, group, lag.ns + TRIAL_NS)[2], lag)
     else:
         exposure = expose(named, curve.t_ns, curve.energy_j, len(slots), curve.unheard())
-        fit = share_by_time(exposure, idle, "a model of load knows no layers")
+        fit = share_by_time(exposure, idle, "the load model has no per-layer information")
         booked = apportion(exposure, fit)
     grid = grid_of(curve, trace, len(slots))
     by_step = expose(named, grid.t_ns, curve.at(grid.t_ns), len(slots))
@@ -172,8 +172,8 @@ def moving(curve: EnergyCurve) -> EnergyCurve:
     bound = np.concatenate((unheard, [True])) | np.concatenate(([True], unheard))
     keep = ~still | bound
     for end in np.flatnonzero(still & bound).tolist():  # constant at the end of a part
-        last = int(np.flatnonzero(keep[:end])[-1])  # the point of its latest move
-        keep[last] = bound[last]
+        latest_move = int(np.flatnonzero(keep[:end])[-1])  # the point of its latest move
+        keep[latest_move] = bound[latest_move]
     if keep.all():
         return curve
     return replace(curve, t_ns=curve.t_ns[keep], energy_j=curve.energy_j[keep])

@@ -61,14 +61,14 @@ def _parents(start: IntArray, end: IntArray) -> IntArray:
     parent = np.full(len(start), NOBODY, dtype=np.int64)
     above = np.flatnonzero(depth <= 0)
     for level in range(1, int(depth.max(initial=0)) + 1):
-        here = np.flatnonzero(depth == level)
-        if len(here) == 0 or len(above) == 0:
+        at_level = np.flatnonzero(depth == level)
+        if len(at_level) == 0 or len(above) == 0:
             continue
-        place = np.searchsorted(above, here) - 1
-        known = place >= 0
-        parent[here[known]] = above[place[known]]
-        end[here[known]] = np.minimum(end[here[known]], end[parent[here[known]]])
-        above = here
+        place = np.searchsorted(above, at_level) - 1
+        has_parent = place >= 0
+        parent[at_level[has_parent]] = above[place[has_parent]]
+        end[at_level[has_parent]] = np.minimum(end[at_level[has_parent]], end[parent[at_level[has_parent]]])
+        above = at_level
     return parent
 
 
@@ -110,17 +110,21 @@ def _busy(trace: Trace) -> FloatArray:
 
 
 def _gap_only(start_ns: int, end_ns: int) -> Pieces:
-    one = np.ones(1)
-    return Pieces(np.array([start_ns]), np.array([end_ns]), np.array([NOBODY]), np.zeros(1, dtype=np.bool_), one)
+    full_weight = np.ones(1)
+    return Pieces(
+        np.array([start_ns]), np.array([end_ns]), np.array([NOBODY]), np.zeros(1, dtype=np.bool_), full_weight
+    )
 
 
 def _split_at_each_other(lo: IntArray, hi: IntArray, span: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     """Cut every interval wherever another begins or ends, so that equal starts mean equal intervals."""
     cuts = np.unique(np.concatenate((lo, hi)))
-    first, last = np.searchsorted(cuts, lo), np.searchsorted(cuts, hi)
-    which = np.repeat(np.arange(len(lo)), last - first)
-    place = np.arange(len(which)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
-    begin = first[which] + place
+    first_cut, last_cut = np.searchsorted(cuts, lo), np.searchsorted(cuts, hi)
+    which = np.repeat(np.arange(len(lo)), last_cut - first_cut)
+    place = np.arange(len(which)) - np.repeat(
+        np.cumsum(last_cut - first_cut) - (last_cut - first_cut), last_cut - first_cut
+    )
+    begin = first_cut[which] + place
     return cuts[begin], cuts[begin + 1], span[which]
 
 

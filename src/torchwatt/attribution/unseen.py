@@ -1,10 +1,10 @@
 """Uncertainty of integrated power between the sensor's updates, at the run's ends, and from unsampled step phases.
 
-A sensor that updates every 100 ms and looks at 25 of them says nothing of the other 75 (arXiv 2312.02741). Where steps
-and updates drift past each other, all phases of a step are seen in time, and the error of the mean is that of a sample.
-Where they run in step, the same phases are seen again and again, and of the others nothing is known but that a device
-draws no less than nothing and no more than its limit. Between two readings that are seconds apart, as in saved logs,
-power may have been anything from one to the other.
+A sensor that updates every 100 ms and averages over 25 ms does not sample the other 75 ms (arXiv 2312.02741). If the
+step length and the update period are incommensurate, all phases of a step are sampled in time, and the error of the
+mean is that of a random sample. If steps run in sync with the updates, the same phases are sampled every time; power in
+the other phases is bounded only by 0 W and the device's limit. Between readings that are seconds apart, as in saved
+logs, power is bounded by assuming that it stays between the two readings.
 """
 
 from __future__ import annotations
@@ -86,16 +86,26 @@ def updates_of(power: Series) -> Updates:
     """
     origin_ns, watts = int(power.t_ns[0]), power.raw * power.channel.scale
     poll_s = float(np.median(np.diff(power.t_ns))) / NS_PER_S
-    seen = publications(power)
-    if seen is not None and seen.locked and (seen.stamped or seen.period_s > POLLS * poll_s):
-        return Updates(seen.origin_ns, seen.at_s, seen.power_w, seen.period_s, max(seen.timing_sd_s, TOLERANCE_S))
+    sensor_updates = publications(power)
+    if (
+        sensor_updates is not None
+        and sensor_updates.locked
+        and (sensor_updates.stamped or sensor_updates.period_s > POLLS * poll_s)
+    ):
+        return Updates(
+            sensor_updates.origin_ns,
+            sensor_updates.at_s,
+            sensor_updates.power_w,
+            sensor_updates.period_s,
+            max(sensor_updates.timing_sd_s, TOLERANCE_S),
+        )
     t_s = (power.t_ns - origin_ns) / NS_PER_S
     changed = np.flatnonzero(np.diff(watts) != 0) + 1
     if len(changed) < 2:
         return Updates(origin_ns, t_s, watts, poll_s, float(t_s[-1]))
     period_s = float(np.median(np.diff(t_s[changed])))
-    first = np.concatenate(([0], changed))
-    return Updates(origin_ns, t_s[first], watts[first], period_s, poll_s / sqrt(12.0))
+    changes = np.concatenate(([0], changed))
+    return Updates(origin_ns, t_s[changes], watts[changes], period_s, poll_s / sqrt(12.0))
 
 
 def window_s(power: Series, model: str, period_s: float) -> tuple[float, float]:
@@ -126,11 +136,11 @@ def unseen(
     limit_w = _limit_w(meter, power)
     u_j = sampling_u_j(power, every, start_ns, end_ns, most_s)
     u_j = float(np.hypot(u_j, between_readings_j(power, start_ns, end_ns) / Z90))
-    inside = [(a, b, n) for a, b, n in steps if a >= start_ns and b <= end_ns and b > a]
-    if sum(n for *_, n in inside) < LEAST_STEPS:
+    run_steps = [(a, b, n) for a, b, n in steps if a >= start_ns and b <= end_ns and b > a]
+    if sum(n for *_, n in run_steps) < LEAST_STEPS:
         return Unseen(u_j, 0.0, limit_w)
-    of_run = min(sum(b - a for a, b, _ in inside) / (end_ns - start_ns), 1.0)
-    share, grain = unseen_phases(every, inside, sure_s)
+    of_run = min(sum(b - a for a, b, _ in run_steps) / (end_ns - start_ns), 1.0)
+    share, grain = unseen_phases(every, run_steps, sure_s)
     # A change between two sampled phases may be anywhere between them.
     seen_w = every.between(start_ns, end_ns).power_w
     between_j = of_run * grain * (float(np.ptp(seen_w)) if len(seen_w) else 0.0) * (end_ns - start_ns) / NS_PER_S
@@ -143,11 +153,11 @@ def sampling_u_j(power: Series, every: Updates, start_ns: int, end_ns: int, most
     The spread of the updates, as of a sample, and at both ends the variation of power over an update's age.
     """
     seconds = (end_ns - start_ns) / NS_PER_S
-    inside = every.between(start_ns, end_ns).power_w
-    spread_w = float(np.std(inside if len(inside) > 2 else power.raw * power.channel.scale))
+    sampled_w = every.between(start_ns, end_ns).power_w
+    spread_w = float(np.std(sampled_w if len(sampled_w) > 2 else power.raw * power.channel.scale))
     old_s = max(most_s, every.period_s)
     ends_j = [_range_w(power, t_ns, old_s) * old_s / 2 for t_ns in (start_ns, end_ns)]
-    sample_j = ALIKE * spread_w * seconds / sqrt(max(len(inside), 1))
+    sample_j = ALIKE * spread_w * seconds / sqrt(max(len(sampled_w), 1))
     return float(np.hypot(sample_j, sum(ends_j) / Z90))
 
 
@@ -201,15 +211,15 @@ def unseen_phases(every: Updates, steps: Sequence[tuple[int, int, int]], window:
         return 0.0 if _strays(starts, counts, step_s) else 1.0, 0.0
     begin_s = (starts - every.origin_ns) / NS_PER_S
     row = np.searchsorted(begin_s, every.at_s, side="right") - 1
-    known = (row >= 0) & (every.at_s < ((ends - every.origin_ns) / NS_PER_S)[row])
-    phase = np.sort((every.at_s[known] - begin_s[row[known]]) / length_s[row[known]] % 1.0)
+    in_step = (row >= 0) & (every.at_s < ((ends - every.origin_ns) / NS_PER_S)[row])
+    phase = np.sort((every.at_s[in_step] - begin_s[row[in_step]]) / length_s[row[in_step]] % 1.0)
     if not len(phase):
         return 1.0, 0.0
-    apart = np.diff(np.append(phase, phase[0] + 1.0))
+    phase_gaps = np.diff(np.append(phase, phase[0] + 1.0))
     fine = max(float(np.log(len(phase))) / len(phase), FINE)
     # Expected number of gaps of that length by chance: a longer gap counts in full.
-    by_chance = len(phase) * np.maximum(1.0 - apart, 0.0) ** (len(phase) - 1) > CHANCE
-    gaps = np.maximum(apart - window / step_s, 0.0)
+    by_chance = len(phase) * np.maximum(1.0 - phase_gaps, 0.0) ** (len(phase) - 1) > CHANCE
+    gaps = np.maximum(phase_gaps - window / step_s, 0.0)
     share = float(np.maximum(gaps - np.where(by_chance, fine, 0.0), 0.0).sum()) + MISSED / len(phase)
     return min(share, 1.0), min(float(gaps.max()), fine)
 
@@ -220,8 +230,8 @@ def _strays(starts: IntArray, counts: IntArray, step_s: float) -> bool:
     at_s = (starts - starts[0]) / NS_PER_S
     if len(at_s) < LEAST_STEPS:
         return False
-    slope, first = np.polyfit(number, at_s, 1)
-    return float(np.std(at_s - (first + slope * number))) > STRAYING * step_s
+    slope, offset = np.polyfit(number, at_s, 1)
+    return float(np.std(at_s - (offset + slope * number))) > STRAYING * step_s
 
 
 def _limit_w(meter: Meter, power: Series) -> float:

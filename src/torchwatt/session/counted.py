@@ -40,6 +40,6 @@ class Counted:
             return counting(Recording(session.feed.meters, ()), {})
         recording = session.feed.snapshot(max(now_ns - BACK_NS, 0))
         used = uses(recording, EMPTY_TRACE, cuda_use(recording.meters), session.start_ns, now_ns)
-        self._ours |= {name for name, use in used.items() if use.whose == "ours"}
+        self._ours |= {name for name, use in used.items() if use.user == "ours"}
         foreign_uses = {name: use for name, use in used.items() if name not in self._ours}
         return counting(recording, foreign_uses, early=now_ns - session.start_ns < EARLY_NS)

@@ -34,9 +34,9 @@ class Line:
 def power_line(report: Report, curve: EnergyCurve, max_points: int = MAX_POINTS) -> Line:
     """Return a domain's power with at most `max_points` points.
 
-    A curve knows the mean power of each interval, so it is drawn as steps where there is room for them, and
-    otherwise by the middles of its intervals, of which the least and the most of each stretch stay. Where nothing
-    was read the power is NaN: a gap in the line.
+    A curve has the mean power of each interval. It is drawn as steps if they fit into `max_points`; otherwise by the
+    middles of the intervals, decimated to the minimum and maximum of equal parts. Intervals without readings are
+    NaN: gaps in the line.
     """
     power_w, t_s = curve.power_w(), (curve.t_ns - report.start_ns) / 1e9
     if 2 * len(power_w) <= max_points:
@@ -46,13 +46,15 @@ def power_line(report: Report, curve: EnergyCurve, max_points: int = MAX_POINTS)
 
 
 def extremes(values: FloatArray, max_points: int) -> list[int]:
-    """Return indices, in order, of the least and the most in each of `max_points / 2` equal stretches."""
+    """Return ascending indices of the minimum and the maximum of each of `max_points / 2` equal parts."""
     if len(values) <= max_points:
         return list(range(len(values)))
     keep: set[int] = set()
     for part in np.array_split(np.arange(len(values)), max(max_points // 2, 1)):
-        known = part[~np.isnan(values[part])]
-        keep |= {int(known[np.argmin(values[known])]), int(known[np.argmax(values[known])])} if len(known) else set()
+        finite = part[~np.isnan(values[part])]
+        keep |= (
+            {int(finite[np.argmin(values[finite])]), int(finite[np.argmax(values[finite])])} if len(finite) else set()
+        )
         keep |= set(part[np.isnan(values[part])][:1].tolist())
     return sorted(keep)
 
@@ -67,7 +69,7 @@ def ticks(top: float, count: int = 5) -> list[float]:
 
 
 def to_image(report: Report) -> str:
-    """Return the curves as a `data:` address of an SVG picture; empty where nothing was metered."""
+    """Return the curves as a `data:` address of an SVG picture; "" if nothing was metered."""
     lines = [power_line(report, curve) for curve in report.curves]
     lines = [line for line in lines if len(line.t_s)]
     lines.sort(key=lambda line: -float(np.nan_to_num(line.power_w).mean()))
@@ -85,13 +87,13 @@ def _svg(lines: Sequence[Line], duration_s: float) -> str:
     parts += [_x_tick(scale, t, per) for t in x_ticks]
     parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 4, f"time since start ({unit})", "end"))
     parts.append(_text(4, 14, "power", "start"))
-    left = _LEFT + 20
+    legend_x = _LEFT + 20
     for index, line in enumerate(lines):
         color = COLORS[index % len(COLORS)]
         parts.append(_polyline(scale, line, color))
-        parts.append(f'<rect x="{left}" y="6" width="14" height="4" rx="2" fill="{color}"/>')
-        parts.append(_text(left + 19, 13, line.domain, "start"))
-        left += 40 + 7 * len(line.domain)
+        parts.append(f'<rect x="{legend_x}" y="6" width="14" height="4" rx="2" fill="{color}"/>')
+        parts.append(_text(legend_x + 19, 13, line.domain, "start"))
+        legend_x += 40 + 7 * len(line.domain)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
         f'height="{_HEIGHT}" font-family="system-ui, sans-serif" font-size="12" fill="{_GREY}">{"".join(parts)}</svg>'
@@ -117,7 +119,7 @@ def _y_tick(scale: _Scale, power_w: float, label: str) -> str:
 
 
 def _power_labels(ticks_w: Sequence[float]) -> list[str]:
-    """Write all ticks of an axis in the unit that fits the last of them."""
+    """Format all ticks of an axis in the unit of the largest."""
     size, unit = next(((s, u) for s, u in _UNITS if ticks_w[-1] >= s), _UNITS[-1])
     return [f"{tick_w / size:.4g} {unit}" for tick_w in ticks_w]
 
@@ -127,9 +129,9 @@ def _x_tick(scale: _Scale, value: float, per: float) -> str:
 
 
 def _polyline(scale: _Scale, line: Line, color: str) -> str:
-    known = ~np.isnan(line.power_w)
-    stretches = np.split(np.arange(len(known)), np.flatnonzero(np.diff(known.astype(int))) + 1)
-    return "".join(_stretch(scale, line, part, color) for part in stretches if known[part[0]])
+    is_known = ~np.isnan(line.power_w)
+    stretches = np.split(np.arange(len(is_known)), np.flatnonzero(np.diff(is_known.astype(int))) + 1)
+    return "".join(_stretch(scale, line, part, color) for part in stretches if is_known[part[0]])
 
 
 def _stretch(scale: _Scale, line: Line, part: IntArray, color: str) -> str:

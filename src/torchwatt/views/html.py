@@ -1,4 +1,4 @@
-"""A report as HTML that a notebook keeps whole, also one that is not trusted (see `markup`)."""
+"""The report as HTML that also untrusted notebooks display unchanged (see `markup`)."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def to_html_fragment(report: Report, max_bytes: int | None = None) -> str:
     """Return the report as one `<div>`: no style sheet, no script, nothing fetched, every number as text.
 
     Args:
-        report: What to show.
-        max_bytes: Fold layers until it is smaller; what is folded is counted in its parent, with its joules.
+        report: The report to show.
+        max_bytes: Fold layers into their parents until the result is smaller.
     """
-    above = _head(report) + _domains(report) + _missing(report) + _curve(report)
-    below = rank_block(report) + _events(report) + _foot(report)
-    booked, found = books(report), ""
+    upper = _head(report) + _domains(report) + _missing(report) + _curve(report)
+    lower = rank_block(report) + _events(report) + _foot(report)
+    booked, fragment = books(report), ""
     for max_modules in _CAPS:
-        blocks = above + layers_block(booked, report.energy_j, max_modules) + below
-        found = tag("div", blocks, "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
-        if max_bytes is None or len(found.encode()) < max_bytes:
+        blocks = upper + layers_block(booked, report.energy_j, max_modules) + lower
+        fragment = tag("div", blocks, "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
+        if max_bytes is None or len(fragment.encode()) < max_bytes:
             break
-    return found
+    return fragment
 
 
 def heading(content: str) -> str:
-    """Write the title of a block."""
+    """Return the title of a block."""
     return tag("div", content, "font-size:15px;font-weight:600;margin:14px 0 6px 0")
 
 
@@ -49,43 +49,47 @@ def _head(report: Report) -> str:
     title = tag("span", text(report.name or "torchwatt run"), "font-size:20px;font-weight:600")
     words = [format_time(report.duration_s), report.exit_reason]
     status = muted(text(report.status), "13px") if report.status == "complete" else tag("b", chip(report.status))
-    rest = muted(text(" · ".join(w for w in words if w)), "13px")
-    line = tag("div", f"{title} &nbsp;{status} {muted('·', '13px')} {rest}", "margin:4px 0 10px 0")
+    details = muted(text(" · ".join(w for w in words if w)), "13px")
+    line = tag("div", f"{title} &nbsp;{status} {muted('·', '13px')} {details}", "margin:4px 0 10px 0")
     notes = "".join(tag("div", text(note)) for note in summary.head_notes(report))
     return line + tag("div", "".join(_figures(report)), _CARDS) + notes
 
 
 def _figures(report: Report) -> list[str]:
-    known = report.provenance
-    energy = format_wh(report.energy_j) if known else "nothing was metered"
+    provenance = report.provenance
+    energy = format_wh(report.energy_j) if provenance else "nothing was metered"
     repeat = summary.bounds_text(report.energy_j, report.interval_j)
     repeat = f"{summary.REPEAT}: {repeat}" if repeat else ""
     words = (energy, summary.coverage_text(report), repeat, summary.systematic_text(report))
     energy = " · ".join(word for word in words if word)
     carbon = summary.carbon(report)
+    basis = " ".join((carbon.basis, *carbon.notes)) if carbon.grams == DASH else carbon.basis
     part = "metered part of the run" if summary.coverage_text(report) else "run"
-    power = f"over the {part}, all counted domains together" if known else "nothing was metered"
+    power = f"over the {part}, all counted domains together" if provenance else "nothing was metered"
     cards = [
-        _figure("energy", format_energy(report.energy_j), energy, known),
-        _figure("mean power", format_power(report.mean_power_w), power, known and "derived"),
-        _figure("carbon", carbon.grams, " ".join((carbon.how, *carbon.notes)) if carbon.grams == DASH else carbon.how,
-                None if carbon.grams == DASH else "derived"),
+        _figure("energy", format_energy(report.energy_j), energy, provenance),
+        _figure("mean power", format_power(report.mean_power_w), power, provenance and "derived"),
+        _figure("carbon", carbon.grams, basis, None if carbon.grams == DASH else "derived"),
     ]  # fmt: skip
     cards += [_figure(rate.label, rate.value, rate.detail, None) for rate in summary.rates(report)]
     return cards
 
 
-def _figure(label: str, value: str, below: str, known: str | None) -> str:
-    pill = f" &nbsp;{chip(known)}" if known else ""
+def _figure(label: str, value: str, detail: str, provenance: str | None) -> str:
+    pill = f" &nbsp;{chip(provenance)}" if provenance else ""
     body = tag("div", muted(text(label)) + pill)
     body += tag("div", text(value), "font-size:22px;font-weight:600;white-space:nowrap;margin:2px 0")
-    return tag("div", body + tag("div", muted(text(below))), _CARD)
+    return tag("div", body + tag("div", muted(text(detail))), _CARD)
 
 
 def _domains(report: Report) -> str:
-    shown, rest = summary.shown_domains(report)
+    shown, remainder = summary.shown_domains(report)
     cards = "".join(_domain(item) for item in shown)
-    return heading("Domains") + tag("div", cards, _CARDS) + tag("div", muted(text(rest))) * bool(rest) if cards else ""
+    return (
+        heading("Domains") + tag("div", cards, _CARDS) + tag("div", muted(text(remainder))) * bool(remainder)
+        if cards
+        else ""
+    )
 
 
 def _domain(item: summary.DomainText) -> str:
@@ -99,12 +103,12 @@ def _domain(item: summary.DomainText) -> str:
 
 
 def _missing(report: Report) -> str:
-    """Name what has no meter on one line, which opens to why and to what would help."""
+    """Return one line with the domains without a meter, which expands to reasons and fixes."""
     if not report.unavailable:
         return ""
     shown = {gone.domain: " (modelled instead)" if summary.modelled_instead(report, gone) else f" {DASH}"
              for gone in report.unavailable}  # fmt: skip
-    names = ", ".join(f"{text(domain)}{muted(known)}" for domain, known in shown.items())
+    names = ", ".join(f"{text(domain)}{muted(substitute)}" for domain, substitute in shown.items())
     lines = []
     for gone in report.unavailable:
         fix = f"<br>{muted(text(f'Fix: {gone.fix}'))}" if gone.fix else ""
@@ -134,7 +138,7 @@ def _events(report: Report) -> str:
     table = tag("table", head + rows, "font-size:12px;margin:4px 0;border-collapse:separate", cellspacing="6")
     more = tag("div", muted(f"and {len(events) - _MAX_EVENTS} more")) if len(events) > _MAX_EVENTS else ""
     worrying = len(summary.worrying(report))
-    title = tag("summary", f"Events ({len(events)}, {worrying} to look at)", "font-weight:600;cursor:pointer")
+    title = tag("summary", f"Events ({len(events)}, {worrying} warnings and errors)", "font-weight:600;cursor:pointer")
     opened = " open" if worrying else ""
     return f'{_windows(report)}<details{opened} style="margin-top:14px">{title}{table}{more}</details>'
 
@@ -147,7 +151,7 @@ def _event(report: Report, event: Event) -> str:
 
 
 def _windows(report: Report) -> str:
-    """Write the sessions nested in this one."""
+    """Return the nested sessions."""
     if not report.windows:
         return ""
     lines = [
@@ -168,12 +172,12 @@ def _foot(report: Report) -> str:
         f"{name} {report.software[name]}" for name in ("torchwatt", "python", "torch", "os") if name in report.software
     ]
     lines.append(f"Run {report.run_id}" + (f" · {' · '.join(versions)}" if versions else ""))
-    below = "".join(tag("div", muted(text(line), "11px")) for line in lines)
+    footer = "".join(tag("div", muted(text(line), "11px")) for line in lines)
     return (
         tag(
             "div",
-            f"{muted('How a number is known:', '11px')} {legend}",
+            f"{muted('Provenance of the numbers:', '11px')} {legend}",
             f"border-top:{RULE};margin-top:16px;padding-top:8px",
         )
-        + below
+        + footer
     )

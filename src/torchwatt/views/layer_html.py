@@ -1,4 +1,4 @@
-"""The layers as HTML: the biggest as a table with bars, all of them as a tree that opens."""
+"""The layers as HTML: the largest as a table with bars, all of them as an expandable tree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchwatt.views.tree import Books, Node, fold_tree, smaller
 MAX_MODULES = 500  # of the tree
 _TOP_LAYERS = 12
 _MAX_NAME = 64
-# Said, and not left to the page: some take the padding of tables away. Where cells are many, once a table: cellspacing.
+# Explicit, since some pages remove the padding of tables; tables with many cells use cellspacing instead.
 _PADDING = "padding:3px 6px"
 _NUMBER = "display:inline-block;width:76px"
 _NUMBERS = "float:right;text-align:right;white-space:nowrap"
@@ -31,7 +31,7 @@ _DETAIL = (
     "J/call",
     "method",
     "provenance",
-    "carried",
+    "extrapolated",
 )
 
 
@@ -53,31 +53,31 @@ def _title() -> str:
 
 def _top_table(layers: Sequence[LayerSum], reserved: Sequence[LayerSum], run_j: float) -> str:
     shown, folded = fold(layers, _TOP_LAYERS)
-    whole = max((layer.energy_j for layer in (*shown, *reserved)), default=0.0)
+    scale_j = max((layer.energy_j for layer in (*shown, *reserved)), default=0.0)
     head = tag("tr", "".join(tag("th", name, f"{_PADDING};text-align:{'left' if i in {0, 7} else 'right'}")
                              for i, name in enumerate(_HEAD)))  # fmt: skip
     unordered = ties(layers)
-    rows = [_row(layer, whole, run_j, tied=layer.fqn in unordered) for layer in shown]
+    rows = [_row(layer, scale_j, run_j, tied=layer.fqn in unordered) for layer in shown]
     if folded is not None:
         rows.append(_folded_row(folded, run_j))
-    rows += [_row(layer, whole, run_j) for layer in reserved]
+    rows += [_row(layer, scale_j, run_j) for layer in reserved]
     total_j = fsum(e.energy_self_j for layer in (*layers, *reserved) for e in layer.entries)
     rows.append(_sum_row(total_j, run_j))
     style = "width:100%;border-collapse:collapse;font-size:12px;margin:0"
-    below = tag("div", muted(TIED)) * any(layer.fqn in unordered for layer in shown)
-    return tag("table", head + "".join(rows), style, cellpadding="4") + below
+    legend = tag("div", muted(TIED)) * any(layer.fqn in unordered for layer in shown)
+    return tag("table", head + "".join(rows), style, cellpadding="4") + legend
 
 
-def _row(layer: LayerSum, whole: float, run_j: float, *, tied: bool = False) -> str:
-    forward, backward, other = _split({phase: found.energy_j for phase, found in layer.phases.items()})
+def _row(layer: LayerSum, scale_j: float, run_j: float, *, tied: bool = False) -> str:
+    forward, backward, remainder = _split({phase: phase_sum.energy_j for phase, phase_sum in layer.phases.items()})
     name = text(_short(layer.fqn)) + (f" {muted(text(layer.class_name[:40]), '11px')}" if layer.class_name else "")
     name += f" {muted('~')}" * tied
-    parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, other or 0.0)]
+    parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, remainder or 0.0)]
     cells = [
         tag("td", name, f"{_PADDING};text-align:left;word-break:break-all" + (";opacity:0.8" if layer.reserved else ""))
     ]
-    cells += [_right(format_energy(value)) for value in (forward, backward, other, layer.energy_j)]
-    cells.append(tag("td", tag("div", "", bar(parts, whole)), "width:24%;min-width:90px"))
+    cells += [_right(format_energy(value)) for value in (forward, backward, remainder, layer.energy_j)]
+    cells.append(tag("td", tag("div", "", bar(parts, scale_j)), "width:24%;min-width:90px"))
     cells += [
         _right(format_share(_share(layer.energy_j, run_j))),
         tag("td", chip(layer.provenance), f"{_PADDING};text-align:left"),
@@ -104,9 +104,9 @@ def _right(content: str) -> str:
 
 
 def _split(by_phase: dict[Phase, float]) -> tuple[float | None, float | None, float | None]:
-    """Return forward, backward and the sum of the others; None where a phase was not seen."""
-    others = [energy_j for phase, energy_j in by_phase.items() if phase not in {"forward", "backward"}]
-    return by_phase.get("forward"), by_phase.get("backward"), fsum(others) if others else None
+    """Return forward, backward and the sum of the others; None for a phase without entries."""
+    remaining_j = [energy_j for phase, energy_j in by_phase.items() if phase not in {"forward", "backward"}]
+    return by_phase.get("forward"), by_phase.get("backward"), fsum(remaining_j) if remaining_j else None
 
 
 def _share(energy_j: float, run_j: float) -> float | None:
@@ -121,39 +121,39 @@ def _whole_tree(booked: Books, run_j: float, max_modules: int) -> str:
     if not booked.tops:
         return ""
     nodes = fold_tree(booked.tops, max_modules)
-    whole = max((node.total_j for node in nodes), default=0.0)
-    rows = "".join(_node(node, whole, run_j, open_=len(nodes) == 1) for node in nodes)
+    scale_j = max((node.total_j for node in nodes), default=0.0)
+    rows = "".join(_node(node, scale_j, run_j, open_=len(nodes) == 1) for node in nodes)
     named = ("forward", "backward", "total", "share")
     head = " ".join(tag("span", name, _NUMBER) for name in named) + tag("span", "", "display:inline-block;width:150px")
-    what = tag("b", "Module tree") + f" {muted('total, children included; open a module for what is its own')}"
+    title = tag("b", "Module tree") + f" {muted('total, children included; open a module for what is its own')}"
     style = f"margin:18px 0 2px 0;border-bottom:{RULE};padding-bottom:3px"
-    return tag("div", tag("span", muted(head), _NUMBERS) + what, style) + rows
+    return tag("div", tag("span", muted(head), _NUMBERS) + title, style) + rows
 
 
-def _node(node: Node, whole: float, run_j: float, *, open_: bool = False) -> str:
+def _node(node: Node, scale_j: float, run_j: float, *, open_: bool = False) -> str:
     if node.smaller:
-        return tag("div", _node_line(node, whole, run_j), "padding:2px 0 2px 16px")
-    children = "".join(_node(child, whole, run_j, open_=len(node.children) == 1) for child in node.children)
-    line = tag("summary", _node_line(node, whole, run_j), "cursor:pointer;padding:2px 0")
-    inside = tag("div", _details(node) + children, "margin-left:16px")
-    return f"<details{' open' if open_ or node.fqn == ROOT else ''}>{line}{inside}</details>"
+        return tag("div", _node_line(node, scale_j, run_j), "padding:2px 0 2px 16px")
+    children = "".join(_node(child, scale_j, run_j, open_=len(node.children) == 1) for child in node.children)
+    line = tag("summary", _node_line(node, scale_j, run_j), "cursor:pointer;padding:2px 0")
+    content = tag("div", _details(node) + children, "margin-left:16px")
+    return f"<details{' open' if open_ or node.fqn == ROOT else ''}>{line}{content}</details>"
 
 
-def _node_line(node: Node, whole: float, run_j: float) -> str:
-    forward, backward, other = _split(dict(node.total_by_phase))
+def _node_line(node: Node, scale_j: float, run_j: float) -> str:
+    forward, backward, remainder = _split(dict(node.total_by_phase))
     numbers = [format_energy(v) for v in (forward, backward, node.total_j)] + [
         format_share(_share(node.total_j, run_j))
     ]
-    parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, other or 0.0)]
+    parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, remainder or 0.0)]
     spans = " ".join(tag("span", number, _NUMBER) for number in numbers)
-    block = f"display:inline-block;width:140px;margin-left:10px;vertical-align:middle;{bar(parts, whole)}"
+    block = f"display:inline-block;width:140px;margin-left:10px;vertical-align:middle;{bar(parts, scale_j)}"
     name = muted(node.name) if node.smaller else text(_short(node.name))
     kind = f" {muted(text(node.layer.class_name[:40]), '11px')}" if node.layer and node.layer.class_name else ""
     return f"{tag('span', spans + tag('span', '&nbsp;', block), _NUMBERS)}{name}{kind}"
 
 
 def _details(node: Node) -> str:
-    """Return what is booked to the module itself, one line a domain and phase."""
+    """Return the module's own entries, one line per domain and phase."""
     if node.layer is None:
         return ""
     head = tag("tr", "".join(tag("th", name) for name in _DETAIL), align="right")

@@ -1,4 +1,4 @@
-"""What each layer used, over all domains that count; and which of them to show."""
+"""Sum the energy of each layer over the counted domains, and select the layers to show."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TIED = "~ may as well come before the layer above: the interval of their differe
 class PhaseSum:
     """One layer in one phase, added up over domains.
 
-    The interval says what another repeat of the run would give. Its ends are added up too: wider than 90 % if the
-    domains vary independently, never narrower. None where one of the domains has none.
+    `lo_j` to `hi_j` is the 90 % interval between repeats of the run. The bounds of the domains are added, so it is too
+    wide if the domains vary independently, never too narrow. None if a domain has no interval.
     """
 
     energy_j: float
@@ -50,12 +50,12 @@ class LayerSum:
 
     @property
     def reserved(self) -> bool:
-        """Return whether this is no module."""
+        """Return whether this is a reserved row, not a module."""
         return self.fqn in RESERVED
 
 
 def layer_sums(report: Report) -> tuple[LayerSum, ...]:
-    """Return every name of the books, most joules first."""
+    """Return one sum for every module and reserved name, most joules first."""
     classes = class_names(report)
     by_fqn: dict[str, list[Entry]] = defaultdict(list)
     for ledger in report.counted:
@@ -66,22 +66,22 @@ def layer_sums(report: Report) -> tuple[LayerSum, ...]:
 
 
 def ties(layers: Sequence[LayerSum]) -> frozenset[str]:
-    """Return the names whose order cannot be told from the one before: the difference's interval includes 0."""
+    """Return the layers whose order is uncertain: the interval of the difference from the layer before includes 0."""
     return frozenset(
-        below.fqn
-        for above, below in pairwise(layers)
-        if tied(half_interval(above.entries), half_interval(below.entries))
+        lower.fqn
+        for upper, lower in pairwise(layers)
+        if tied(half_interval(upper.entries), half_interval(lower.entries))
     )
 
 
-def tied(above: tuple[float, float | None], below: tuple[float, float | None]) -> bool:
-    """Tell whether two numbers, each with half its 90 % interval, may as well be in the other order."""
-    halves = [half for _, half in (above, below) if half is not None]
-    return len(halves) == 2 and above[0] - below[0] <= hypot(*halves)
+def tied(upper: tuple[float, float | None], lower: tuple[float, float | None]) -> bool:
+    """Return whether the order of two values is uncertain, each given with half its 90 % interval."""
+    halves = [half for _, half in (upper, lower) if half is not None]
+    return len(halves) == 2 and upper[0] - lower[0] <= hypot(*halves)
 
 
 def half_interval(entries: Sequence[Entry]) -> tuple[float, float | None]:
-    """Return the joules of some entries, and half their 90 % interval; None where one of them has none."""
+    """Return the joules of some entries, and half their 90 % interval; None if an entry has no interval."""
     energy_j = fsum(entry.energy_self_j for entry in entries)
     hi_j = _sum_known(entry.energy_self_hi_j for entry in entries)
     return energy_j, None if hi_j is None else hi_j - energy_j
@@ -94,7 +94,7 @@ def class_names(report: Report) -> dict[str, str]:
 
 def _layer(fqn: str, entries: Sequence[Entry], class_name: str) -> LayerSum:
     by_phase = {phase: [e for e in entries if e.phase == phase] for phase in PHASES}
-    phases = {phase: _phase(found) for phase, found in by_phase.items() if found}
+    phases = {phase: _phase(phase_entries) for phase, phase_entries in by_phase.items() if phase_entries}
     return LayerSum(fqn, class_name, phases, tuple(entries))
 
 
@@ -108,22 +108,22 @@ def _phase(entries: Sequence[Entry]) -> PhaseSum:
 
 
 def _sum_known(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else fsum(value for value in known if value is not None)
+    amounts = list(values)
+    return None if None in amounts else fsum(value for value in amounts if value is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """Layers that are not shown: how many names, how many joules."""
+    """The number and the joules of the layers that are not shown."""
 
     layers: int
     energy_j: float
 
 
 def fold(layers: Sequence[LayerSum], shown: int) -> tuple[tuple[LayerSum, ...], Folded | None]:
-    """Keep the first `shown`; the rest is counted, never dropped. One too many is shown rather than folded."""
+    """Keep the first `shown` layers and sum the others; a single remaining layer is shown instead of summed."""
     if len(layers) <= shown + 1:
         return tuple(layers), None
-    rest = layers[shown:]
-    energy_j = fsum(entry.energy_self_j for layer in rest for entry in layer.entries)
-    return tuple(layers[:shown]), Folded(len(rest), energy_j)
+    folded = layers[shown:]
+    energy_j = fsum(entry.energy_self_j for layer in folded for entry in layer.entries)
+    return tuple(layers[:shown]), Folded(len(folded), energy_j)

@@ -1,4 +1,4 @@
-"""What the live view draws: one value when a run begins, one message a beat."""
+"""JSON messages of the live view: one at the start of a run, then one for each update."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torchwatt.views.payload import layers_payload, number, text
 from torchwatt.views.tree import books
 
 SCHEMA, VERSION = "torchwatt.live", 1
-MAX_LAYERS = 150  # modules of a message; the rest is folded in what contains it
+MAX_LAYERS = 150  # modules of a message; smaller ones are folded into their parents
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point of the line: mean watts since the point before by domain, None where no meter answered."""
+    """A point of the power curves: mean watts since the previous point by domain; None without a reading."""
 
     t_s: float
     power_w: Mapping[str, float | None]
@@ -33,7 +33,7 @@ def begin_payload(
     *,
     traces: bool,
 ) -> dict[str, Any]:
-    """Return what is known when a run begins."""
+    """Return the first message of a run."""
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -57,14 +57,14 @@ def beat_payload(
     carbon_g: float | None,
     as_of_s: float,
 ) -> dict[str, Any]:
-    """Return one beat without layers.
+    """Return one update, without layers.
 
     Args:
-        points: The last ones of the line, the newest last.
+        points: The latest points, the newest last.
         domains_j: Joules so far by domain.
         power_w: Watts now by domain.
         carbon_g: Grams so far.
-        as_of_s: Until when all joules are known; a meter that answers once a second is late.
+        as_of_s: Seconds since the start up to which all joules are known; slow meters lag behind.
     """
     t_s = points[-1].t_s if points else 0.0
     return {
@@ -82,12 +82,12 @@ def beat_payload(
 
 
 def live_steps(steps: int, step_j: float | None) -> dict[str, Any]:
-    """Return how many steps have ended, and the joules of one."""
+    """Return the number of completed steps, and the joules of one as text."""
     return {"steps": steps, "per_step": "" if step_j is None else format_energy(step_j)}
 
 
 def live_layers(report: Report) -> dict[str, Any]:
-    """Return the layers until the end of a report."""
+    """Return the layers of a report so far, with the time up to which they are complete."""
     return {"layers": {"as_of_s": number(report.duration_s), **layers_payload(books(report), MAX_LAYERS)}}
 
 

@@ -1,8 +1,8 @@
-"""The small HTML that survives: what JupyterLab's sanitiser keeps in a notebook that is not trusted.
+"""Write the subset of HTML that JupyterLab's sanitiser keeps in an untrusted notebook.
 
 It keeps inline styles only, of these properties, and colours only as names, `#hex`, `rgb()` and `rgba()`:
-`currentColor` and `var()` are dropped. So colours here are half transparent, over a page that may be light
-or dark, and text has the colour of the page.
+`currentColor` and `var()` are dropped. So colours here are half transparent, for light and dark pages, and text has
+the colour of the page.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ COLOR_OF_PHASE: Mapping[Phase, str] = {"forward": FORWARD, "backward": BACKWARD}
 
 
 def text(value: object) -> str:
-    """Escape anybody's text for a text node or a quoted attribute."""
+    """Escape untrusted text for a text node or a quoted attribute."""
     return escape(printable(str(value)), quote=True)
 
 
 def tag(name: str, content: str = "", style: str = "", **attributes: str) -> str:
-    """Write one element around content that is HTML already."""
-    given = {"style": style} | attributes if style else attributes
-    written = "".join(f' {key.rstrip("_")}="{value}"' for key, value in given.items())
+    """Return one element around content that is already HTML."""
+    named = {"style": style} | attributes if style else attributes
+    written = "".join(f' {key.rstrip("_")}="{value}"' for key, value in named.items())
     return f"<{name}{written}>{content}</{name}>"
 
 
 def muted(content: str, size: str = "12px") -> str:
-    """Write small, less important text."""
+    """Return content in small, half transparent text."""
     return tag("span", content, f"opacity:0.72;font-size:{size}")
 
 
 def chip(content: str) -> str:
-    """Write one word in a pill: how a number is known."""
+    """Return a word in a rounded border, such as the provenance of a number."""
     return tag(
         "span",
         text(content),
@@ -46,11 +46,11 @@ def chip(content: str) -> str:
     )
 
 
-def bar(parts: list[tuple[str, float]], whole: float) -> str:
+def bar(parts: list[tuple[str, float]], total: float) -> str:
     """Return the style of a bar of stacked parts over the whole: a gradient with hard stops."""
     stops, at = [], 0.0
     for color, value in parts:
-        start, at = at, at + (100 * value / whole if whole > 0 else 0.0)
+        start, at = at, at + (100 * value / total if total > 0 else 0.0)
         if at > start:
             stops += [f"{color} {start:.2f}%", f"{color} {min(at, 100):.2f}%"]
     stops += [f"{TRACK} {min(at, 100):.2f}%", f"{TRACK} 100%"]

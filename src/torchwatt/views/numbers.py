@@ -1,4 +1,4 @@
-"""Numbers for people: three significant figures, a unit that fits, and a dash where nothing is known."""
+"""Format numbers with three significant figures and a suitable unit; unknown values are a dash."""
 
 from __future__ import annotations
 

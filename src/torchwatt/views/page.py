@@ -1,4 +1,4 @@
-"""A report as one file: the fragment in a page that needs nothing else, in light and dark."""
+"""The report as a self-contained HTML page, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ summary:hover, tr:hover { background: rgba(128,128,128,.09); }
 
 
 def to_html_page(report: Report) -> str:
-    """Return a whole page; nothing is fetched, so it works on a machine without a network and in ten years."""
+    """Return a complete page without external resources."""
     title = text(f"{report.name or 'run'} · torchwatt")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

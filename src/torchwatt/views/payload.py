@@ -1,4 +1,4 @@
-"""What the front ends draw: one versioned JSON value, small enough to be saved in a notebook."""
+"""The report as one versioned JSON value for the front ends, small enough to be saved in a notebook."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_BYTES = 95_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TEXT = 300
-_HALF_WAY = len("-1.2345")  # the longest that may be half-way between two numbers as they are shown
+_HALF_WAY = len("-1.2345")  # the most characters of a value half-way between two displayed numbers
 # (layers, points of each curve, events, domains), tried in turn until the value is small enough.
 _CAPS = (
     (400, 300, 50, 64),
@@ -36,7 +36,7 @@ _CAPS = (
 
 
 def to_payload(report: Report) -> dict[str, Any]:
-    """Return the report as a JSON value below 95 KB; what does not fit is folded and counted."""
+    """Return the report as a JSON value below 95 KB; layers that do not fit are folded into their parents."""
     booked = books(report)
     value: dict[str, Any] = {}
     for caps in _CAPS:
@@ -67,7 +67,7 @@ def _payload(report: Report, booked: Books, layers: int, points: int, events: in
         },
         "notes": [text(note) for note in summary.head_notes(report)],
         "power_w": number(report.mean_power_w),
-        "carbon": {"value_g": number(report.carbon_g), "text": carbon.grams, "how": text(carbon.how)},
+        "carbon": {"value_g": number(report.carbon_g), "text": carbon.grams, "how": text(carbon.basis)},
         "rates": [
             {"label": text(rate.label), "value": rate.value, "detail": rate.detail} for rate in summary.rates(report)
         ],
@@ -93,9 +93,9 @@ _SOFTWARE = ("torchwatt", "python", "torch", "os")  # no host name in a notebook
 
 
 def number(value: float | None) -> float | None:
-    """Keep six figures; a number that is none, or missing, is null.
+    """Round to six figures; missing and non-finite numbers are null.
 
-    Where the six end like 1.235, a front end that rounds them to three may go the other way than Python: all are kept.
+    A value whose six figures end in 5 is kept unrounded, since a front end may round a tie differently from Python.
     """
     if value is None or not isfinite(value):
         return None
@@ -108,7 +108,7 @@ def _ends(bounds: tuple[float | None, float | None] | None) -> list[float | None
 
 
 def text(value: str) -> str:
-    """Keep a text short, and sendable."""
+    """Truncate a text, and replace lone surrogates."""
     # A lone surrogate would break the message to the browser.
     return value[:_MAX_TEXT].encode("utf-8", "replace").decode()
 
@@ -142,19 +142,19 @@ def _curve(report: Report, index: int, points: int) -> dict[str, Any]:
     }
 
 
-def layers_payload(booked: Books, most: int) -> dict[str, Any]:
-    """Return the tree of the `most` biggest modules, the rest as rows of their parents, and the reserved names."""
+def layers_payload(booked: Books, max_modules: int) -> dict[str, Any]:
+    """Return the tree of the `max_modules` largest modules, the others folded into their parents; and reserved rows."""
     rows: list[dict[str, Any]] = []
-    for node in fold_tree(booked.tops, most):
+    for node in fold_tree(booked.tops, max_modules):
         _flatten(node, None, rows)
-    # `folded` is what older reports left out at the end; now it is a row of its parent.
+    # `folded` held the omitted layers in older reports; they are now rows of their parents.
     return {"layers": rows, "reserved": [_booked(layer) for layer in booked.reserved], "folded": None}
 
 
 def _flatten(node: Node, parent: int | None, rows: list[dict[str, Any]]) -> None:
-    """Write the tree as rows; `parent` is the index of a row before.
+    """Append the tree as rows; `parent` is the index of the parent's row, which comes earlier.
 
-    `static_j` is the part of the total that is known to be static; `static_whole` says whether all of it is known.
+    `static_j` is the part of the total that is known to be static; `static_whole` is true if all of it is known.
     """
     index = len(rows)
     total_j = _by_phase(node.total_by_phase)
@@ -181,7 +181,7 @@ def _booked(layer: LayerSum) -> dict[str, Any]:
     return {
         "fqn": text(layer.fqn),
         "class": text(layer.class_name),
-        "self_j": _by_phase({phase: found.energy_j for phase, found in layer.phases.items()}),
+        "self_j": _by_phase({phase: phase_sum.energy_j for phase, phase_sum in layer.phases.items()}),
         "interval_j": {p: [number(f.lo_j), number(f.hi_j)] for p, f in layer.phases.items() if f.lo_j is not None},
         "calls": same_calls([entry.calls for entry in layer.entries]),
         "provenance": layer.provenance,

@@ -14,43 +14,43 @@ from torchwatt.views.layers import TIED
 from torchwatt.views.markup import muted, tag, text
 from torchwatt.views.numbers import DASH, format_energy
 
-MOST_RANKS = 32  # more are told by the extremes; all are in rank.csv
+MOST_RANKS = 32  # beyond, the ranks with the most and the fewest joules are shown; all are in rank.csv
 MOST_LAYERS = 12
 _MARK = " ~"
 _ACROSS = ("layer", "phase", "sum", "min", "max", "max/mean", "of rank")
 
 
 def rank_lines(report: Report, width: int) -> list[str]:
-    """Return both tables as lines; none where the report is no job's."""
+    """Return both tables as lines; empty for a report without ranks."""
     if not report.ranks:
         return []
     shown, left_out = _shown(report)
     rows = [ranks.HEAD, *(ranks.cells(part) for part in shown)]
-    lines = [*wrap(f"ranks: {ranks.sentence(report)}", width), *_aligned(rows, width, left=(2, 9))]
+    lines = [*wrap(f"ranks: {ranks.sentence(report)}", width), *_aligned(rows, width, left_columns=(2, 9))]
     if left_out:
         lines.append(f"... {left_out} more ranks, in rank.csv")
-    found = _across_rows(report)
-    if found:
-        lines += ["", "layers across ranks", *_aligned([_ACROSS, *found], width, left=(0, 1))]
-        lines += [TIED] if any(name.endswith(_MARK) for name, *_ in found) else []
+    across_rows = _across_rows(report)
+    if across_rows:
+        lines += ["", "layers across ranks", *_aligned([_ACROSS, *across_rows], width, left_columns=(0, 1))]
+        lines += [TIED] if any(name.endswith(_MARK) for name, *_ in across_rows) else []
     return [line.replace("µ", "u") for line in lines]
 
 
 def rank_block(report: Report) -> str:
-    """Return both tables as HTML; nothing where the report is no job's."""
+    """Return both tables as HTML; empty for a report without ranks."""
     if not report.ranks:
         return ""
     shown, left_out = _shown(report)
-    found = tag("div", "Ranks", "font-size:15px;font-weight:600;margin:14px 0 6px 0")
-    found += tag("div", muted(text(ranks.sentence(report))), "margin:0 0 6px 0")
-    found += _html(ranks.HEAD, [ranks.cells(part) for part in shown], left=(2, 9))
+    blocks = tag("div", "Ranks", "font-size:15px;font-weight:600;margin:14px 0 6px 0")
+    blocks += tag("div", muted(text(ranks.sentence(report))), "margin:0 0 6px 0")
+    blocks += _html(ranks.HEAD, [ranks.cells(part) for part in shown], left_columns=(2, 9))
     if left_out:
-        found += tag("div", muted(f"and {left_out} more ranks, in rank.csv"))
+        blocks += tag("div", muted(f"and {left_out} more ranks, in rank.csv"))
     rows = _across_rows(report)
     if rows:
-        found += tag("div", "Layers across ranks", "font-size:15px;font-weight:600;margin:14px 0 6px 0")
-        found += _html(_ACROSS, rows, left=(0, 1)) + _legend(rows)
-    return found
+        blocks += tag("div", "Layers across ranks", "font-size:15px;font-weight:600;margin:14px 0 6px 0")
+        blocks += _html(_ACROSS, rows, left_columns=(0, 1)) + _legend(rows)
+    return blocks
 
 
 def _legend(rows: Sequence[tuple[str, ...]]) -> str:
@@ -66,26 +66,26 @@ def _shown(report: Report) -> tuple[list[RankPart], int]:
     even = sorted((part for part in parts if part.status == "complete"), key=lambda p: -(p.energy_j or 0.0))
     half = max((MOST_RANKS - len(odd)) // 2, 1)
     shown = [*odd[:MOST_RANKS], *even[:half], *even[len(even) - half :]]
-    kept = sorted({part.rank: part for part in shown}.values(), key=lambda part: part.rank)
-    return kept, len(parts) - len(kept)
+    chosen = sorted({part.rank: part for part in shown}.values(), key=lambda part: part.rank)
+    return chosen, len(parts) - len(chosen)
 
 
 def _across_rows(report: Report) -> list[tuple[str, ...]]:
-    """Return the largest rows across ranks, and communication wherever it stands."""
-    found = ranks.across(report)
-    kept = found[:MOST_LAYERS]
-    kept += tuple(row for row in found[MOST_LAYERS:] if row.name == COMMUNICATION or row.phase == "communication")
+    """Return the rows with the most joules across ranks, and always those of communication."""
+    rows = ranks.across(report)
+    shown = rows[:MOST_LAYERS]
+    shown += tuple(row for row in rows[MOST_LAYERS:] if row.name == COMMUNICATION or row.phase == "communication")
     return [
         (
             printable(row.name) + _MARK * row.tied, row.phase, format_energy(row.sum_j), format_energy(row.min_j),
             format_energy(row.max_j), DASH if row.imbalance is None else f"{row.imbalance:.2f}", str(row.max_rank),
         )
-        for row in kept
+        for row in shown
     ]  # fmt: skip
 
 
-def _aligned(rows: Sequence[Sequence[str]], width: int, left: tuple[int, ...]) -> list[str]:
-    """Write columns as wide as their cells; the last takes what is left of the line, the first gives way."""
+def _aligned(rows: Sequence[Sequence[str]], width: int, left_columns: tuple[int, ...]) -> list[str]:
+    """Align columns to their cells; the widest column is truncated if the line is too long."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     spare = width - 2 * (len(widths) - 1) - sum(widths)
     wide = widths.index(max(widths))
@@ -95,14 +95,14 @@ def _aligned(rows: Sequence[Sequence[str]], width: int, left: tuple[int, ...]) -
         cells = []
         for i, (cell, room) in enumerate(zip(row, widths, strict=True)):
             cut = cell if len(cell) <= room else cell[: room - 3] + "..."
-            cells.append(cut.ljust(room) if i in left else cut.rjust(room))
+            cells.append(cut.ljust(room) if i in left_columns else cut.rjust(room))
         lines.append("  ".join(cells).rstrip())
     return lines
 
 
-def _html(head: Sequence[str], rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> str:
+def _html(head: Sequence[str], rows: Sequence[Sequence[str]], left_columns: tuple[int, ...]) -> str:
     def line(kind: str, row: Sequence[str]) -> str:
-        align = ["text-align:left" if i in left else "text-align:right" for i in range(len(row))]
+        align = ["text-align:left" if i in left_columns else "text-align:right" for i in range(len(row))]
         return tag("tr", "".join(tag(kind, text(cell), style) for cell, style in zip(row, align, strict=True)))
 
     body = line("th", head) + "".join(line("td", row) for row in rows)

@@ -1,4 +1,4 @@
-"""What the ranks of a merged job used: each of them, and each layer across them. Numbers only; the views write them."""
+"""Compare the energy of the ranks of a merged job: each rank, and each layer across ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOST = frozenset({"cpu", "dram", "ram", "psys"})
 
 @dataclass(frozen=True, slots=True)
 class Across:
-    """One row of the books across the ranks that were metered: a rank without it counts as 0 joules of it."""
+    """The joules of one row across the metered ranks; a rank without this row counts as 0 J."""
 
     name: str
     phase: str
@@ -27,17 +27,17 @@ class Across:
     min_j: float
     max_j: float
     max_rank: int
-    ranks: int  # how many were metered
-    tied: bool = False  # whether it may as well come before the row above it
+    ranks: int  # number of metered ranks
+    tied: bool = False  # the interval of the difference from the row above includes 0
 
     @property
     def imbalance(self) -> float | None:
-        """Return max over mean: 1 is even, the number of ranks is all on one; None of nothing."""
+        """Return maximum over mean: 1 if all are equal, the number of ranks if only one has joules; None for 0 J."""
         return self.max_j * self.ranks / self.sum_j if self.sum_j > 0 else None
 
 
 def metered(report: Report) -> tuple[RankPart, ...]:
-    """Return the ranks whose joules are known."""
+    """Return the ranks with entries."""
     return tuple(part for part in report.ranks if part.entries)
 
 
@@ -49,7 +49,8 @@ def across(report: Report) -> tuple[Across, ...]:
         for entry in part.entries:
             by_slot[entry.fqn, entry.phase][part.rank].append(entry.energy_self_j)
     rows = [
-        _across(*slot, {rank: fsum(joules) for rank, joules in found.items()}, parts) for slot, found in by_slot.items()
+        _across(*slot, {rank: fsum(joules) for rank, joules in joules_of_rank.items()}, parts)
+        for slot, joules_of_rank in by_slot.items()
     ]
     ordered = sorted(rows, key=lambda row: (-row.sum_j, row.name, row.phase))
     half_j = _half_j(report)
@@ -60,18 +61,18 @@ def across(report: Report) -> tuple[Across, ...]:
 
 
 def _half_j(report: Report) -> dict[tuple[str, str], float | None]:
-    """Return half the 90 % interval of each row of the job's books; None where a part of it has none."""
-    found: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    """Return half the 90 % interval of each row of the job; None if an entry has no interval."""
+    entries_of_slot: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for ledger in report.counted:
         for entry in ledger.entries:
-            found[entry.fqn, entry.phase].append(entry)
-    return {slot: half_interval(entries)[1] for slot, entries in found.items()}
+            entries_of_slot[entry.fqn, entry.phase].append(entry)
+    return {slot: half_interval(entries)[1] for slot, entries in entries_of_slot.items()}
 
 
-def _across(name: str, phase: str, found: dict[int, float], parts: Sequence[RankPart]) -> Across:
-    joules = {part.rank: found.get(part.rank, 0.0) for part in parts}
-    most = max(joules, key=lambda rank: (joules[rank], -rank))
-    return Across(name, phase, fsum(joules.values()), min(joules.values()), joules[most], most, len(parts))
+def _across(name: str, phase: str, energy_of_rank: dict[int, float], parts: Sequence[RankPart]) -> Across:
+    joules = {part.rank: energy_of_rank.get(part.rank, 0.0) for part in parts}
+    max_rank = max(joules, key=lambda rank: (joules[rank], -rank))
+    return Across(name, phase, fsum(joules.values()), min(joules.values()), joules[max_rank], max_rank, len(parts))
 
 
 def whole(report: Report) -> Across | None:
@@ -82,23 +83,23 @@ def whole(report: Report) -> Across | None:
 
 
 def no_rank_j(report: Report) -> float:
-    """Return joules of the job's machines that no rank used."""
+    """Return the joules of the job's machines that are not allocated to any rank."""
     return fsum(e.energy_self_j for ledger in report.counted for e in ledger.entries if e.fqn == NO_RANK)
 
 
 def device_j(part: RankPart, *, host: bool) -> float | None:
     """Return a rank's joules on the host's domains, or on its own devices; None where it has none."""
-    found = [e.energy_self_j for e in part.entries if (e.domain.kind in HOST) == host]
-    return fsum(found) if found else None
+    parts_j = [e.energy_self_j for e in part.entries if (e.domain.kind in HOST) == host]
+    return fsum(parts_j) if parts_j else None
 
 
 def skew_s(report: Report) -> tuple[float, float, float] | None:
-    """Return how far ranks began apart, ended apart, and differed in duration; None where less than two are known."""
-    known = [(p.start_ns, p.end_ns) for p in report.ranks if p.start_ns is not None and p.end_ns is not None]
-    if len(known) < 2:
+    """Return the ranges of start, end and duration of the ranks in seconds; None with fewer than two known."""
+    spans = [(p.start_ns, p.end_ns) for p in report.ranks if p.start_ns is not None and p.end_ns is not None]
+    if len(spans) < 2:
         return None
-    starts, ends = [start for start, _ in known], [end for _, end in known]
-    lengths = [end - start for start, end in known]
+    starts, ends = [start for start, _ in spans], [end for _, end in spans]
+    lengths = [end - start for start, end in spans]
     return _spread_s(starts), _spread_s(ends), _spread_s(lengths)
 
 
@@ -107,7 +108,7 @@ def _spread_s(times_ns: Sequence[int]) -> float:
 
 
 def cells(part: RankPart) -> tuple[str, ...]:
-    """Return one rank in words: rank, node, devices, total, device, host, communication, CPU time, time, status."""
+    """Return the cells of one rank: rank, node, devices, total, device, host, communication, CPU time, time, status."""
     devices = sorted({str(entry.domain) for entry in part.entries if entry.domain.kind not in HOST})
     status = part.status if not part.reason else f"{part.status}: {part.reason}"
     return (
@@ -128,7 +129,7 @@ HEAD = ("rank", "node", "device", "energy", "on device", "on host", "communic.",
 
 
 def sentence(report: Report) -> str:
-    """Say what the ranks have in common: how many are there, how even they are, how far apart."""
+    """Describe the job: number of ranks, imbalance, differences in time, unallocated joules, clock error."""
     missing = [part.rank for part in report.ranks if not part.entries]
     words = [f"{len(report.ranks) - len(missing)} of {len(report.ranks)} ranks"]
     total = whole(report)
@@ -140,8 +141,8 @@ def sentence(report: Report) -> str:
         words.append(f"began {began} apart, ended {ended} apart, durations differ by {length}")
     rest_j = no_rank_j(report)
     if rest_j > 0:
-        words.append(f"{format_energy(rest_j)} of the machines went to no rank")
+        words.append(f"{format_energy(rest_j)} of the machines not allocated to any rank")
     bounds = [part.clock_bound_ns for part in report.ranks if part.clock_method == "store"]
     if bounds:
-        words.append(f"clocks known to {format_time(max(b for b in bounds if b is not None) / 1e9)}")
+        words.append(f"clock error at most {format_time(max(b for b in bounds if b is not None) / 1e9)}")
     return " · ".join(words)

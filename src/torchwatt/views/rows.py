@@ -42,15 +42,15 @@ LAYER_COLUMNS = (
 def layer_rows(report: Report) -> list[dict[str, Any]]:
     """Return one row per (domain, fqn, phase, stage), most joules first within its domain; None is unknown.
 
-    A module that used nothing itself has a row for each phase in which something inside it did. `tied` is true where a
-    row may as well come before the one above it: their difference's interval includes 0.
+    A module without own entries has a row for each phase of the modules inside it. `tied`: the interval of the
+    difference from the row above includes 0.
     """
     classes = class_names(report)
-    inside = containers((entry.fqn for ledger in report.counted for entry in ledger.entries), classes)
+    container_of = containers((entry.fqn for ledger in report.counted for entry in ledger.entries), classes)
     rows = []
     for ledger in report.counted:
         total = {
-            stage: totals(((e.fqn, e.phase, e.energy_self_j) for e in ledger.entries if e.stage == stage), inside)
+            stage: totals(((e.fqn, e.phase, e.energy_self_j) for e in ledger.entries if e.stage == stage), container_of)
             for stage in sorted({entry.stage for entry in ledger.entries})
         }
         ordered = sorted(ledger.entries, key=lambda e: (-e.energy_self_j, e.fqn, e.phase, e.stage))
@@ -73,8 +73,8 @@ def layer_rows(report: Report) -> list[dict[str, Any]]:
 def _container_row(
     ledger: Ledger, fqn: str, phase: Phase, stage: str, total_j: float, module_class: str | None
 ) -> dict[str, Any]:
-    """Write a module to which nothing is booked itself in this phase: by the books its self energy is 0."""
-    known = {
+    """Return the row of a module without own entries in this phase: its self energy is 0."""
+    values = {
         "domain": str(ledger.domain),
         "fqn": fqn,
         "phase": phase,
@@ -88,7 +88,7 @@ def _container_row(
         "counted": ledger.counted,
         "tied": False,
     }
-    return {column: known.get(column) for column in LAYER_COLUMNS}
+    return {column: values.get(column) for column in LAYER_COLUMNS}
 
 
 def _half(entry: Entry) -> tuple[float, float | None]:

@@ -1,4 +1,4 @@
-"""The sentences and numbers that every view of a report shares."""
+"""Texts and numbers of a report that all views share."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NO_CARBON = "No carbon: give region= (such as 'FRA') or intensity_g_per_kwh=."
 MOST_DOMAINS = 24
 
 PROVENANCE_MEANING = {
-    "measured": "a meter's own difference",
-    "derived": "arithmetic on the others",
+    "measured": "the difference of two readings of a meter",
+    "derived": "calculated from other numbers",
     "apportioned": "a share of a measured total",
-    "sourced": "a published number",
-    "modelled": "no meter, a model",
-    "declared": "the user said so",
-    "assumed": "our default",
+    "sourced": "a published factor",
+    "modelled": "calculated by a model, without a meter",
+    "declared": "stated by the user",
+    "assumed": "a default of torchwatt",
 }
 
 
@@ -43,27 +43,27 @@ REPEAT, METER = "90 % of repeats", "another meter"
 
 
 def energy_text(report: Report) -> str:
-    """Return the total with what another repeat would give, 90 %: the basis of every interval of a row."""
+    """Return the total with its 90 % interval between repeats, and the coverage."""
     bounds = bounds_text(report.energy_j, report.interval_j)
     energy = f"{format_energy(report.energy_j)} ({REPEAT}: {bounds})" if bounds else format_energy(report.energy_j)
     return " · ".join(word for word in (energy, coverage_text(report)) if word)
 
 
 def coverage_text(report: Report) -> str:
-    """Say for which part of the run the total was metered, where that is below 95 %; else empty."""
+    """Return the metered share of the run if it is below 95 %, else ""."""
     if not report.counted or report.coverage >= LEAST_COVERAGE:
         return ""
     return f"metered for {report.coverage * 100:.1f} % of the run"
 
 
 def systematic_text(report: Report) -> str:
-    """Return what another meter would say of the total: the meters' bands, stated here and nowhere else."""
+    """Return the interval of the total due to the accuracy of the meters, the same in every repeat."""
     bounds = bounds_text(report.energy_j, report.systematic_j)
     return f"{METER}: {bounds}" if bounds else ""
 
 
 def bounds_text(energy_j: float | None, bounds: tuple[float, float] | None) -> str:
-    """Return an interval in the unit of its value; empty where there is none."""
+    """Return an interval in the unit of its value; "" without an interval."""
     if energy_j is None or bounds is None:
         return ""
     if energy_j >= J_PER_KWH:
@@ -72,62 +72,62 @@ def bounds_text(energy_j: float | None, bounds: tuple[float, float] | None) -> s
     return format_interval(*bounds)
 
 
-SPOKEN = {"energy_j": "the joules"}  # what an uncertainty comes from, in words where it is no factor of a source
+SPOKEN = {"energy_j": "the joules"}  # labels of sources of uncertainty that are not factors
 
 
 @dataclass(frozen=True, slots=True)
 class Carbon:
-    """Grams as text, or the sentence that says how to get them."""
+    """Grams as text, their factors or how to get them, and notes."""
 
     grams: str
-    how: str
+    basis: str
     notes: tuple[str, ...] = ()
 
 
 def carbon(report: Report) -> Carbon:
     """Return the grams with the factors behind them."""
     impact = _of_run(report, "usage", "location")
-    beside = _beside(report)
+    notes = _beside(report)
     if impact is None:
-        return Carbon(DASH, report.carbon_hint or NO_CARBON, beside)
+        return Carbon(DASH, report.carbon_hint or NO_CARBON, notes)
     used = [factor for factor in report.factors if factor.factor_id in impact.factor_ids]
-    how = _factor_texts(used)
+    parts = _factor_texts(used)
     if impact.lo is not None and impact.hi is not None:
-        most = SPOKEN.get(impact.dominant_uncertainty, impact.dominant_uncertainty)
-        how.append(f"{format_mass(impact.lo)} to {format_mass(impact.hi)}, mostly from {most}")
-    how.append(f"{impact.provenance}, weakest input {impact.weakest_input}")
-    said = dict.fromkeys(f"{f.zone or f.kind}: {f.coverage_note}" for f in used if f.coverage_note)
-    return Carbon(f"{format_mass(impact.value)} CO2e", " · ".join(how), (*said, *beside))
+        uncertainty = SPOKEN.get(impact.dominant_uncertainty, impact.dominant_uncertainty)
+        parts.append(f"{format_mass(impact.lo)} to {format_mass(impact.hi)}, mostly from {uncertainty}")
+    parts.append(f"{impact.provenance}, weakest input {impact.weakest_input}")
+    coverage_notes = dict.fromkeys(f"{f.zone or f.kind}: {f.coverage_note}" for f in used if f.coverage_note)
+    return Carbon(f"{format_mass(impact.value)} CO2e", " · ".join(parts), (*coverage_notes, *notes))
 
 
 def _of_run(report: Report, phase: str, method: str) -> Impact | None:
-    wanted = ("run", "gwp", phase, method)
-    found = (i for i in report.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == wanted)
-    return next(found, None)
+    key = ("run", "gwp", phase, method)
+    impacts = (i for i in report.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == key)
+    return next(impacts, None)
 
 
 def _beside(report: Report) -> tuple[str, ...]:
-    """Return what stands beside the location-based grams and is never added to them unseen."""
+    """Return the market-based and embodied grams and the SCI score, which the main value does not include."""
     market = _of_run(report, "usage", "market")
-    made, total = _of_run(report, "embodied", "na"), _of_run(report, "total", "location")
+    embodied, total = _of_run(report, "embodied", "na"), _of_run(report, "total", "location")
     score = next((i for i in report.impacts if i.criterion == "sci"), None)
     lines = []
     if market is not None:
         used = [factor for factor in report.factors if factor.factor_id in market.factor_ids]
         lines.append(f"market-based: {format_mass(market.value)} CO2e ({' · '.join(_factor_texts(used))})")
-    if made is not None:
-        whole = f"; with it {format_mass(total.value)}" if total is not None else ""
-        lines.append(f"the hardware's share (embodied): {format_mass(made.value)} CO2e{whole}")
+    if embodied is not None:
+        sum_text = f"; with it {format_mass(total.value)}" if total is not None else ""
+        lines.append(f"the hardware's share (embodied): {format_mass(embodied.value)} CO2e{sum_text}")
     if score is not None:
         lines.append(f"SCI: {format_mass(score.value)} CO2e per {score.unit.partition('/')[2].strip('{}')}")
     return tuple(lines)
 
 
 def _factor_texts(used: Sequence[Factor]) -> list[str]:
-    """Return each factor in words; the hours of one grid in one."""
+    """Return a text for each factor; hourly factors of one grid share a text."""
     hours = [factor for factor in used if factor.temporal_resolution == "hour"]
-    others = [factor for factor in used if factor.temporal_resolution != "hour"]
-    texts = [_factor_text(factor) for factor in sorted(others, key=lambda f: f.kind)]
+    yearly = [factor for factor in used if factor.temporal_resolution != "hour"]
+    texts = [_factor_text(factor) for factor in sorted(yearly, key=lambda f: f.kind)]
     if hours:
         values = [factor.value for factor in hours]
         estimated = sum(bool(factor.is_estimated) for factor in hours)
@@ -146,11 +146,11 @@ def _factor_text(factor: Factor) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DomainText:
-    """One domain in words."""
+    """The texts of one domain."""
 
     domain: str
     energy: str
-    bounds: str  # what another repeat would give, 90 %; empty where that is not known
+    bounds: str  # 90 % between repeats; "" if unknown
     share: str
     provenance: str
     meter: str
@@ -158,7 +158,7 @@ class DomainText:
 
     @property
     def energy_and_bounds(self) -> str:
-        """Return both on one line."""
+        """Return energy and bounds on one line."""
         return f"{self.energy} ({REPEAT}: {self.bounds})" if self.bounds else self.energy
 
 
@@ -169,13 +169,13 @@ def domains(report: Report) -> tuple[DomainText, ...]:
 
 
 def shown_domains(report: Report) -> tuple[tuple[DomainText, ...], str]:
-    """Return the domains with the most joules, and a sentence about the rest: a large job has hundreds."""
-    found = domains(report)
-    if len(found) <= MOST_DOMAINS:
-        return found, ""
-    named = {item.domain for item in found[:MOST_DOMAINS]}
+    """Return the domains with the most joules, and a sentence on the others: a large job has hundreds."""
+    texts = domains(report)
+    if len(texts) <= MOST_DOMAINS:
+        return texts, ""
+    named = {item.domain for item in texts[:MOST_DOMAINS]}
     rest_j = fsum(ledger.energy_j for ledger in report.counted if str(ledger.domain) not in named)
-    return found[:MOST_DOMAINS], f"and {len(found) - MOST_DOMAINS} more domains with {format_energy(rest_j)}"
+    return texts[:MOST_DOMAINS], f"and {len(texts) - MOST_DOMAINS} more domains with {format_energy(rest_j)}"
 
 
 def _domain(report: Report, ledger: Ledger) -> DomainText:
@@ -197,7 +197,7 @@ def _share(ledger: Ledger, total_j: float) -> str:
     return format_share(ledger.energy_j / total_j) if total_j > 0 else DASH
 
 
-# What a reader must know before the first number: whose joules are in the total, and whose are not.
+# Events on what the total includes and excludes; shown above the first number.
 _HEAD = (
     "DEVICE_USER_UNKNOWN", "CARDS_BY_INDEX", "OTHER_PROCESSES", "OTHER_CARDS", "SCOPE_UNKNOWN", "MODULE_COUNTER",
     "CHILD_PROCESSES",
@@ -205,37 +205,37 @@ _HEAD = (
 
 
 def head_notes(report: Report) -> tuple[str, ...]:
-    """Return what the total does and does not contain, where that is not what the reader expects; one sentence each."""
-    found = sorted((e for e in report.events if e.code in _HEAD), key=lambda e: (_HEAD.index(e.code), e.subject))
-    said = ("run", *(e.subject for e in found if e.message.startswith(e.subject)))
-    return tuple(e.message if e.subject in said else f"{e.subject}: {e.message}" for e in found)
+    """Return a sentence for each unexpected inclusion in, or exclusion from, the total."""
+    events = sorted((e for e in report.events if e.code in _HEAD), key=lambda e: (_HEAD.index(e.code), e.subject))
+    prefixed = ("run", *(e.subject for e in events if e.message.startswith(e.subject)))
+    return tuple(e.message if e.subject in prefixed else f"{e.subject}: {e.message}" for e in events)
 
 
 def modelled_instead(report: Report, gone: Unavailable) -> bool:
-    """Return whether what has no meter is in the total all the same, by a model."""
+    """Return whether a model replaces this missing meter in the total."""
     kind = kind_of(gone.domain)
     return any(ledger.domain.kind == kind and ledger.provenance == "modelled"
                for ledger in report.counted)  # fmt: skip
 
 
 def _meter_words(report: Report, ledger: Ledger) -> list[str]:
-    """Say what the ledger's sentence does not: scope, band and coverage are in it."""
+    """Return the meter's name, other users, static power and cross-check, which the ledger's sentence lacks."""
     meter = report.meter(str(ledger.domain))
     words = []
     if meter is not None:
         words.append(f"{meter.vendor} {meter.model}".strip() if meter.vendor not in meter.model else meter.model)
         if meter.shared:
-            words.append("others' joules inside")
+            words.append("includes other processes")
     if ledger.static_w is not None:
         words.append(f"static {ledger.static_w:.3g} W")
     if ledger.cross_check_j is not None and ledger.energy_j > 0:
-        words.append(f"other route {(ledger.cross_check_j / ledger.energy_j - 1) * 100:+.1f} %")
+        words.append(f"cross-check by integrated power: {(ledger.cross_check_j / ledger.energy_j - 1) * 100:+.1f} %")
     return [word for word in words if word]
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Joules per something: `175 J` per `step`, and what else is known about it."""
+    """Joules per unit: `175 J` per `step`, with details."""
 
     label: str
     value: str
@@ -244,21 +244,21 @@ class Rate:
 
 def rates(report: Report) -> tuple[Rate, ...]:
     """Return joules per step and per counted unit."""
-    found = list(step_rates(report))
+    energy_rates = list(step_rates(report))
     for unit, count in sorted(report.units.items()):
-        found.append(
+        energy_rates.append(
             Rate(
                 f"per {unit}", format_energy(report.energy_per(count)), f"{format_count(count)} counted, total / count"
             )
         )
-    return tuple(found)
+    return tuple(energy_rates)
 
 
 STAGES = {TRAIN: "training step", VALIDATION: "validation step", INFERENCE: "inference step", "": "other step"}
 
 
 def step_rates(report: Report) -> tuple[Rate, ...]:
-    """Return joules per step, stage by stage: the median of the steps whose joules are known. Training comes first."""
+    """Return the median joules per step of each stage, over steps with known joules; training first."""
     by_stage: dict[str, list[Step]] = defaultdict(list)
     for step in report.steps:
         by_stage[step.stage].append(step)
@@ -270,25 +270,25 @@ def step_rates(report: Report) -> tuple[Rate, ...]:
 
 
 def _step_rate(report: Report, steps: Sequence[Step], name: str, many: str) -> Rate:
-    known = [joules / s.count for s in steps if (joules := step_j(report, s)) is not None]
+    known_j = [joules / s.count for s in steps if (joules := step_j(report, s)) is not None]
     seconds = median((step.end_ns - step.start_ns) / step.count / 1e9 for step in steps)
     count = sum(step.count for step in steps)
     words = [f"{count}{many} {'step' if count == 1 and not many else 'steps'} of {format_time(seconds)}"]
-    if known and count > 1:
-        words.insert(0, f"median; from {format_interval(min(known), max(known))}")
-    if known and len(known) < len(steps):
-        words.append(f"{len(steps) - len(known)} without a meter")
-    return Rate(f"per {name}", format_energy(median(known)) if known else DASH, " · ".join(words))
+    if known_j and count > 1:
+        words.insert(0, f"median; from {format_interval(min(known_j), max(known_j))}")
+    if known_j and len(known_j) < len(steps):
+        words.append(f"{len(steps) - len(known_j)} without a meter")
+    return Rate(f"per {name}", format_energy(median(known_j)) if known_j else DASH, " · ".join(words))
 
 
 def step_j(report: Report, step: Step) -> float | None:
-    """Return a step's joules over all counted domains, None where one of them was not known."""
+    """Return a step's joules over all counted domains; None if one of them is unknown."""
     parts = [step.energy_j.get(str(ledger.domain)) for ledger in report.counted]
     return fsum(p for p in parts if p is not None) if parts and None not in parts else None
 
 
 def cost(report: Report) -> str:
-    """Say what measuring itself cost."""
+    """Describe the overhead of sampling and tracing."""
     sampler = report.sampler
     words = ["not sampled"]
     if sampler.mode != "none":
@@ -300,8 +300,8 @@ def cost(report: Report) -> str:
         share = report.tracing_cost_s / report.duration_s if report.duration_s > 0 else None
         words.append(f"tracing {format_time(report.tracing_cost_s)} ({format_share(share)} of the run)")
     if report.traced_steps:
-        others = ", the others filled in from them" if report.traced_steps < report.step_count else ""
-        words.append(f"{report.traced_steps} of {report.step_count} steps traced{others}")
+        filled = ", the others filled in from them" if report.traced_steps < report.step_count else ""
+        words.append(f"{report.traced_steps} of {report.step_count} steps traced{filled}")
     return " · ".join(words)
 
 

@@ -36,8 +36,8 @@ def to_text(report: Report, *, max_layers: int = 20, width: int = 100) -> str:
     """Return a report as a table; ASCII but for `±`, `—`, `·` and the user's own names.
 
     Args:
-        report: What to show.
-        max_layers: How many layers to list; the rest is one line with its joules.
+        report: The report to show.
+        max_layers: How many layers to list; the others are summed in one line.
         width: Characters a line, 88 or more.
     """
     width = max(width, 88)
@@ -62,7 +62,7 @@ def _head(report: Report, width: int) -> list[str]:
         lines += _labelled("", note, width)
     lines += _labelled("power", f"{format_power(report.mean_power_w)} mean", width)
     grams = "" if carbon.grams == DASH else f"{carbon.grams} · "
-    lines += _labelled("carbon", grams + carbon.how, width)
+    lines += _labelled("carbon", grams + carbon.basis, width)
     for note in carbon.notes:
         lines += _labelled("", note, width)
     for rate in summary.rates(report):
@@ -72,31 +72,31 @@ def _head(report: Report, width: int) -> list[str]:
 
 def _domains(report: Report, width: int) -> list[str]:
     lines = []
-    shown, rest = summary.shown_domains(report)
+    shown, remainder = summary.shown_domains(report)
     for item in shown:
         numbers = f"{item.energy_and_bounds} · {item.share} · {item.provenance}"
         lines += _labelled(item.domain, numbers + (f" · {item.meter}" if item.meter else ""), width)
         lines += _labelled("", item.sentence, width)
-    lines += _labelled("", rest, width)
+    lines += _labelled("", remainder, width)
     for gone in report.unavailable:
-        # The fix is in the events file, the page and `torchwatt doctor`: a table in a terminal says it once, shortly.
-        known = "no meter, modelled instead" if summary.modelled_instead(report, gone) else DASH
-        reason = _ascii(printable(f"{known} · {gone.reason}"))
+        # The fix is in the events file, the page and `torchwatt doctor`; the terminal only refers to it.
+        substitute = "no meter, modelled instead" if summary.modelled_instead(report, gone) else DASH
+        reason = _ascii(printable(f"{substitute} · {gone.reason}"))
         lines.append(_cut_end(f"{gone.domain:{_LABEL - 1}} {reason}", width))
     if report.unavailable and any(gone.fix for gone in report.unavailable):
-        lines += _labelled("", "`torchwatt doctor` says what would help", width)
+        lines += _labelled("", "`torchwatt doctor` lists what would help", width)
     return lines
 
 
 @dataclass(frozen=True, slots=True)
 class _Sheet:
-    """What the lines of the table need to know."""
+    """Totals and layout that all lines of the layer table share."""
 
     total_j: Mapping[str, Mapping[Phase, float]]
     run_j: float
     name_width: int
-    backward: bool  # anything ran backward: then a layer without it is worth a line
-    ties: frozenset[str]  # whose order cannot be told from the layer above
+    backward: bool  # the run has a backward pass, so each module gets a line for it
+    ties: frozenset[str]  # layers whose order is uncertain
 
 
 def _layers(report: Report, max_layers: int, width: int) -> list[str]:
@@ -107,10 +107,10 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
     entries = [entry for ledger in report.counted for entry in ledger.entries]
     backward = any(entry.phase == "backward" for entry in entries)
     modules = class_names(report)
-    inside = containers((entry.fqn for entry in entries), modules)
-    total_j = totals(((entry.fqn, entry.phase, entry.energy_self_j) for entry in entries), inside)
+    container_of = containers((entry.fqn for entry in entries), modules)
+    total_j = totals(((entry.fqn, entry.phase, entry.energy_self_j) for entry in entries), container_of)
     sheet = _Sheet(total_j, report.energy_j, width - _FIXED, backward, ties(layers))
-    shown, folded = _listed(layers, max(max_layers, 0), LayerSum(ROOT, modules.get(ROOT, ""), {}, ()), inside)
+    shown, folded = _listed(layers, max(max_layers, 0), LayerSum(ROOT, modules.get(ROOT, ""), {}, ()), container_of)
     over = " + ".join(str(ledger.domain) for ledger in report.counted)
     lines = [f"layers, {over}", _line("layer", [name for name, _ in _COLUMNS], sheet), "-" * width]
     for layer in shown:
@@ -122,9 +122,9 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
             lines += _reserved(layer, sheet)
     booked_j = fsum(entry.energy_self_j for entry in entries)
     share = format_share(booked_j / sheet.run_j if sheet.run_j > 0 else None)
-    known = str(report.provenance or DASH)
+    provenance = str(report.provenance or DASH)
     interval = format_interval(*report.interval_j) if report.interval_j is not None else ""
-    cells = ["", format_energy(booked_j), interval, "", share, known]
+    cells = ["", format_energy(booked_j), interval, "", share, provenance]
     lines += ["-" * width, _line("all of the above", cells, sheet)]
     if any(layer.fqn in sheet.ties for layer in shown):
         lines.append(TIED)
@@ -132,19 +132,19 @@ def _layers(report: Report, max_layers: int, width: int) -> list[str]:
 
 
 def _listed(
-    layers: Sequence[LayerSum], most: int, root: LayerSum, inside: Container[str]
+    layers: Sequence[LayerSum], max_layers: int, root: LayerSum, container_of: Container[str]
 ) -> tuple[tuple[LayerSum, ...], Folded | None]:
-    """Keep the layers that used most themselves, and the model as a whole, whose total contains all its modules."""
-    shown, folded = fold(layers, most)
-    if most == 0 or ROOT not in inside or any(layer.fqn == ROOT for layer in shown):
+    """Keep the layers with the most joules of their own, and the root module, whose total contains all modules."""
+    shown, folded = fold(layers, max_layers)
+    if max_layers == 0 or ROOT not in container_of or any(layer.fqn == ROOT for layer in shown):
         return shown, folded
     root = next((layer for layer in layers if layer.fqn == ROOT), root)
-    shown, folded = fold([layer for layer in layers if layer.fqn != ROOT], most - 1)
+    shown, folded = fold([layer for layer in layers if layer.fqn != ROOT], max_layers - 1)
     return (root, *shown), folded
 
 
 def _layer(layer: LayerSum, sheet: _Sheet, *, is_module: bool) -> Iterator[str]:
-    """Write a module's forward and backward even where one of them is unknown: a missing line reads like zero."""
+    """Yield a module's forward and backward lines even if one is unknown: a missing line would read as zero."""
     phases: list[Phase] = (["forward", "backward"] if sheet.backward else ["forward"]) if is_module else []
     phases += [phase for phase in layer.phases if phase not in phases]
     name = printable(layer.fqn) + (" ~" if layer.fqn in sheet.ties else "")
@@ -159,17 +159,17 @@ def _reserved(layer: LayerSum, sheet: _Sheet) -> Iterator[str]:
 
 
 def _cells(layer: LayerSum, phase: Phase, sheet: _Sheet) -> list[str]:
-    found: PhaseSum | None = layer.phases.get(phase)
-    if found is None:
+    phase_sum: PhaseSum | None = layer.phases.get(phase)
+    if phase_sum is None:
         total = sheet.total_j.get(layer.fqn, {}).get(phase)
         return [phase, DASH, DASH, format_energy(total), DASH, DASH]
     return [
         "" if layer.fqn == f"({phase})" else phase,
-        format_energy(found.energy_j),
-        format_interval(found.lo_j, found.hi_j),
+        format_energy(phase_sum.energy_j),
+        format_interval(phase_sum.lo_j, phase_sum.hi_j),
         DASH if layer.reserved else format_energy(sheet.total_j[layer.fqn][phase]),
-        format_share(found.energy_j / sheet.run_j if sheet.run_j > 0 else None),
-        found.provenance,
+        format_share(phase_sum.energy_j / sheet.run_j if sheet.run_j > 0 else None),
+        phase_sum.provenance,
     ]
 
 
@@ -204,7 +204,7 @@ def _tail(report: Report, width: int) -> list[str]:
 
 
 def _labelled(label: str, text: str, width: int) -> list[str]:
-    """Write a label and its text, wrapped under itself."""
+    """Return a label and its text, wrapped with a hanging indent."""
     if not text:
         return []
     label = printable(label)
@@ -218,7 +218,7 @@ def _ascii(text: str) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """Shorten at the front: the end of a dotted name tells layers apart."""
+    """Truncate the front of a dotted name, since its end distinguishes layers."""
     return text if len(text) <= width else "..." + text[-(width - 3) :]
 
 

@@ -1,4 +1,4 @@
-"""Self and total: who contains whom, by dotted name. Every view takes its totals from here, before it folds any."""
+"""The tree of modules by dotted name, with self and total energy; all views take their totals from here."""
 
 from __future__ import annotations
 
@@ -12,55 +12,57 @@ from torchwatt.core.report import Report
 from torchwatt.core.terms import RESERVED, ROOT, Phase
 from torchwatt.views.layers import LayerSum, class_names, layer_sums
 
-MAX_DEPTH = 32  # levels of a tree that are shown: deeper ones are indented beyond a page, and recursion ends somewhere
-TOP = ""  # contains what nothing else contains
+MAX_DEPTH = 32  # levels of a tree that are shown, to bound indentation and recursion
+TOP = ""  # the container of names without another one
 
 
 def containers(names: Iterable[str], modules: Collection[str] = ()) -> dict[str, str]:
-    """Return what directly contains each name, for the names themselves and all that contain them, innermost first.
+    """Return the direct container of each name and of each of its containers, innermost first.
 
     `a.b` is in `a`, and `a` is in `TOP` or in `(root)`, which contains every name of the main model: those whose first
-    part is one of `modules`, or, where the modules are not known, all of them. Reserved names contain nothing and are
-    in nothing: they are left out.
+    part is one of `modules`, or, where the modules are not known, all of them. Reserved names have no
+    container and are omitted.
     """
     named = [name for name in names if name not in RESERVED]
     rooted = ROOT in modules or ROOT in named
     tops = {module.partition(".")[0] for module in modules}
-    inside: dict[str, str] = {ROOT: TOP} if rooted else {}
+    container_of: dict[str, str] = {ROOT: TOP} if rooted else {}
     for name in named:
         inner = name
-        while inner not in inside and inner.rfind(".") > 0:
+        while inner not in container_of and inner.rfind(".") > 0:
             container = inner.rpartition(".")[0]
-            inside[inner] = container
+            container_of[inner] = container
             inner = container
-        if inner not in inside:
-            inside[inner] = ROOT if rooted and (not modules or inner in tops) else TOP
-    return dict(sorted(inside.items(), key=lambda item: (item[0] == ROOT, -item[0].count("."))))
+        if inner not in container_of:
+            container_of[inner] = ROOT if rooted and (not modules or inner in tops) else TOP
+    return dict(sorted(container_of.items(), key=lambda item: (item[0] == ROOT, -item[0].count("."))))
 
 
-def totals(booked: Iterable[tuple[str, Phase, float]], inside: Mapping[str, str]) -> dict[str, dict[Phase, float]]:
-    """Return by name and phase what is booked to it and to all that it contains.
+def totals(
+    booked: Iterable[tuple[str, Phase, float]], container_of: Mapping[str, str]
+) -> dict[str, dict[Phase, float]]:
+    """Return total joules by name and phase: its own, and those of everything inside it.
 
     Args:
-        booked: Name, phase and joules; reserved names have no total and are passed by.
-        inside: What contains each name, innermost first (see `containers`).
+        booked: Name, phase and joules; reserved names are skipped.
+        container_of: The container of each name, innermost first (see `containers`).
     """
     parts: dict[str, dict[Phase, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, phase, energy_j in booked:
         parts[name][phase].append(energy_j)
-    found: dict[str, dict[Phase, float]] = {}
-    for name, container in inside.items():
-        found[name] = {phase: fsum(joules) for phase, joules in parts.pop(name, {}).items()}
-        for phase, total_j in found[name].items():
+    total_of_name: dict[str, dict[Phase, float]] = {}
+    for name, container in container_of.items():
+        total_of_name[name] = {phase: fsum(joules) for phase, joules in parts.pop(name, {}).items()}
+        for phase, total_j in total_of_name[name].items():
             parts[container][phase].append(total_j)
-    return found
+    return total_of_name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One module of the tree: `layer` is what is booked to itself, None for a pure container.
+    """One module of the tree; `layer` holds its own entries, None for a pure container.
 
-    Where `smaller` is not 0 it stands for so many modules, inside of what contains them, that are not shown.
+    If `smaller` is not 0, the node stands for that number of folded modules of its parent.
     """
 
     name: str
@@ -68,8 +70,8 @@ class Node:
     layer: LayerSum | None
     children: tuple[Node, ...]
     total_by_phase: Mapping[Phase, float]
-    static_by_phase: Mapping[Phase, float]  # the part of the total that is known to be static power
-    static_whole: bool  # whether that is all of it
+    static_by_phase: Mapping[Phase, float]  # the known static part of the total
+    static_whole: bool  # whether the static part of all entries is known
     count: int = 1  # modules: itself and all inside it
     smaller: int = 0
 
@@ -82,24 +84,26 @@ class Node:
 def tree(layers: Sequence[LayerSum], modules: Collection[str] = ()) -> tuple[Node, ...]:
     """Return the top nodes, most joules first; reserved names are not in it."""
     own = {layer.fqn: layer for layer in layers if not layer.reserved}
-    inside = containers(own, modules)
+    container_of = containers(own, modules)
     entries = [entry for layer in own.values() for entry in layer.entries]
-    total = totals(((e.fqn, e.phase, e.energy_self_j) for e in entries), inside)
-    static = totals(((e.fqn, e.phase, e.energy_static_j) for e in entries if e.energy_static_j is not None), inside)
-    unknown = totals(((e.fqn, e.phase, 1.0) for e in entries if e.energy_static_j is None), inside)
+    total = totals(((e.fqn, e.phase, e.energy_self_j) for e in entries), container_of)
+    static = totals(
+        ((e.fqn, e.phase, e.energy_static_j) for e in entries if e.energy_static_j is not None), container_of
+    )
+    unknown = totals(((e.fqn, e.phase, 1.0) for e in entries if e.energy_static_j is None), container_of)
     children: dict[str, list[Node]] = defaultdict(list)
-    for fqn, container in inside.items():
-        below = _sorted(children.pop(fqn, ()))
+    for fqn, container in container_of.items():
+        node_children = _sorted(children.pop(fqn, ()))
         name = fqn if container in {TOP, ROOT} else fqn.removeprefix(f"{container}.")
-        count = 1 + sum(node.count for node in below)
-        node = Node(name, fqn, own.get(fqn), below, total[fqn], static[fqn], not unknown[fqn], count)
+        count = 1 + sum(node.count for node in node_children)
+        node = Node(name, fqn, own.get(fqn), node_children, total[fqn], static[fqn], not unknown[fqn], count)
         children[container].append(node)
     return _sorted(children[TOP])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Books:
-    """What a report books to modules and to reserved names, each most joules first, and its modules as a tree."""
+    """A report's modules and reserved rows, each most joules first, and its modules as a tree."""
 
     modules: tuple[LayerSum, ...]
     reserved: tuple[LayerSum, ...]
@@ -107,45 +111,45 @@ class Books:
 
 
 def books(report: Report) -> Books:
-    """Add up a report once, for views that then show more or less of it."""
+    """Sum a report by layer, and build its tree."""
     everything = layer_sums(report)
     modules = tuple(layer for layer in everything if not layer.reserved)
     reserved = tuple(layer for layer in everything if layer.reserved)
     return Books(modules, reserved, tree(modules, class_names(report)))
 
 
-def fold_tree(tops: Sequence[Node], most: int) -> tuple[Node, ...]:
-    """Keep the `most` modules of most joules, each with all that contains it; the rest is "(n smaller)" in its parent.
+def fold_tree(tops: Sequence[Node], max_modules: int) -> tuple[Node, ...]:
+    """Keep the `max_modules` modules with the most joules, and their containers; fold the others into "(n smaller)".
 
     Totals stay as they are. A module that would be the only one to be folded in its parent is shown instead.
     """
-    kept: list[Node] = []
+    expanded: list[Node] = []
     waiting = [(-node.total_j, node.fqn, node, 1) for node in tops]
     heapq.heapify(waiting)
-    while waiting and len(kept) < most:
+    while waiting and len(expanded) < max_modules:
         _, _, node, depth = heapq.heappop(waiting)
-        kept.append(node)
+        expanded.append(node)
         if depth < MAX_DEPTH:
             for child in node.children:
                 heapq.heappush(waiting, (-child.total_j, child.fqn, child, depth + 1))
     shown: dict[str, Node] = {}
-    for node in reversed(kept):  # a container was kept before what is inside it
+    for node in reversed(expanded):  # a container was kept before what is inside it
         shown[node.fqn] = replace(node, children=_folded(node.children, shown, node.fqn))
     return _folded(tops, shown, TOP)
 
 
 def _folded(siblings: Sequence[Node], shown: Mapping[str, Node], container: str) -> tuple[Node, ...]:
-    rest = [node for node in siblings if node.fqn not in shown]
-    found = [shown[node.fqn] for node in siblings if node.fqn in shown]
-    count = sum(node.count for node in rest)
+    folded = [node for node in siblings if node.fqn not in shown]
+    visible = [shown[node.fqn] for node in siblings if node.fqn in shown]
+    count = sum(node.count for node in folded)
     if count <= 1:
-        return tuple(found + rest)
+        return tuple(visible + folded)
     name = smaller(count)
     fqn = name if container in {TOP, ROOT} else f"{container}.{name}"
-    total = _sum_by_phase(node.total_by_phase for node in rest)
-    static = _sum_by_phase(node.static_by_phase for node in rest)
-    whole = all(node.static_whole for node in rest)
-    return (*found, Node(name, fqn, None, (), total, static, whole, count, smaller=count))
+    total = _sum_by_phase(node.total_by_phase for node in folded)
+    static = _sum_by_phase(node.static_by_phase for node in folded)
+    static_whole = all(node.static_whole for node in folded)
+    return (*visible, Node(name, fqn, None, (), total, static, static_whole, count, smaller=count))
 
 
 def _sum_by_phase(values: Iterable[Mapping[Phase, float]]) -> dict[Phase, float]:
@@ -157,7 +161,7 @@ def _sum_by_phase(values: Iterable[Mapping[Phase, float]]) -> dict[Phase, float]
 
 
 def smaller(count: int) -> str:
-    """Return what stands for so many modules that are not shown."""
+    """Return the name of a row for `count` folded modules."""
     return f"({count} smaller)"
 
 

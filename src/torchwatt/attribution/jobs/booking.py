@@ -38,8 +38,12 @@ def book(group: Group, job: Job) -> Booked | None:
     if group.added:
         return _added(group)
     if owners:
-        one = owners[0].rank if len(owners) == 1 else None
-        return _of_several(group.domain, ledger, owners) if one is None else _whole(group.domain, ledger, one)
+        sole_owner = owners[0].rank if len(owners) == 1 else None
+        return (
+            _of_several(group.domain, ledger, owners)
+            if sole_owner is None
+            else _whole(group.domain, ledger, sole_owner)
+        )
     ranks = [rank for rank in job.ranks if job.records[rank].facts.host == group.host]
     if len(ranks) == 1 and job.records[ranks[0]].facts.place.local_world_size == 1:
         return _whole(group.domain, ledger, ranks[0])
@@ -58,26 +62,27 @@ def _renamed(ledger: Ledger, domain: Domain, entries: tuple[Entry, ...]) -> Ledg
 
 def _added(group: Group) -> Booked:
     """Sum the modelled shares of the ranks, which by design add up to the machine's."""
-    found = [(look.rank, look.ledger) for look in group.looks if look.ledger is not None]
+    shares = [(view.rank, view.ledger) for view in group.looks if view.ledger is not None]
     parts = {
-        rank: tuple(replace(entry, domain=group.domain) for entry in ledger.entries) for rank, ledger in found
+        rank: tuple(replace(entry, domain=group.domain) for entry in ledger.entries) for rank, ledger in shares
     }  # fmt: skip
-    first = found[0][1]
-    us = [ledger.energy_u_j for _, ledger in found]
+    first_ledger = shares[0][1]
+    method = first_ledger.sentence.partition(": ")[2]
+    us = [ledger.energy_u_j for _, ledger in shares]
     total = replace(
-        first,
+        first_ledger,
         domain=group.domain,
-        counted=any(ledger.counted for _, ledger in found),
+        counted=any(ledger.counted for _, ledger in shares),
         energy_j=fsum(entry.energy_self_j for entries in parts.values() for entry in entries),
         entries=summed(group.domain, parts.values()),
-        provenance=weakest(*(ledger.provenance for _, ledger in found)),
-        known_s=first.window_s - max(ledger.window_s - ledger.known_s for _, ledger in found),
+        provenance=weakest(*(ledger.provenance for _, ledger in shares)),
+        known_s=first_ledger.window_s - max(ledger.window_s - ledger.known_s for _, ledger in shares),
         energy_u_j=None if None in us else float(np.sqrt(fsum(u * u for u in us if u is not None))),
-        energy_lo_j=_all(ledger.energy_lo_j for _, ledger in found),
-        energy_hi_j=_all(ledger.energy_hi_j for _, ledger in found),
+        energy_lo_j=_all(ledger.energy_lo_j for _, ledger in shares),
+        energy_hi_j=_all(ledger.energy_hi_j for _, ledger in shares),
         static_w=None,
         cross_check_j=None,
-        sentence=f"{group.domain}: the shares of {len(found)} ranks, added; {first.sentence.partition(': ')[2]}",
+        sentence=f"{group.domain}: the shares of {len(shares)} ranks, added; {method}",
         counter_start_raw=None,
         counter_end_raw=None,
         counter_unit_j=None,
@@ -88,15 +93,15 @@ def _added(group: Group) -> Booked:
 
 def _of_several(domain: Domain, ledger: Ledger, owners: Sequence[Seen]) -> Booked:
     """Split a device that several ranks used by the busy time that each recorded on it."""
-    busy_s = {look.rank: _busy_s(look.ledger) for look in owners}
+    busy_s = {view.rank: _busy_s(view.ledger) for view in owners}
     total_s = fsum(busy_s.values())
     shares = {rank: seconds / total_s for rank, seconds in busy_s.items()} if total_s > 0 else {}
     parts = {
-        look.rank: _scaled(look.ledger.entries, domain, ledger, shares[look.rank])
-        for look in owners
-        if look.ledger is not None and look.rank in shares
+        view.rank: _scaled(view.ledger.entries, domain, ledger, shares[view.rank])
+        for view in owners
+        if view.ledger is not None and view.rank in shares
     }
-    note = f"split between {len(owners)} ranks by the time that each kept it busy" if parts else "of no known rank"
+    note = f"split between {len(owners)} ranks by their busy time on it" if parts else "not allocated to any rank"
     return _closed(domain, ledger, parts, note)
 
 
@@ -107,8 +112,10 @@ def _busy_s(ledger: Ledger | None) -> float:
 def _scaled(entries: Sequence[Entry], domain: Domain, ledger: Ledger, share: float) -> tuple[Entry, ...]:
     wanted_j, have_j = ledger.energy_j * share, fsum(entry.energy_self_j for entry in entries)
     if have_j < LEAST_J:  # its own view of the device has no layers
-        known = _share_of(ledger)
-        return (Entry(domain, UNATTRIBUTED, "other", wanted_j, None, None, None, None, 0.0, 0, "time_share", known),)
+        provenance = _share_of(ledger)
+        return (
+            Entry(domain, UNATTRIBUTED, "other", wanted_j, None, None, None, None, 0.0, 0, "time_share", provenance),
+        )
     return tuple(
         replace(
             _bare(entry, domain),
@@ -127,12 +134,12 @@ def _by_cpu(domain: Domain, ledger: Ledger, head: Seen, ranks: Sequence[RankFact
     """
     window = (head.record.report.start_ns, head.record.report.end_ns) if head.record.report is not None else (0, 0)
     used = {facts.place.rank: cpu_within(facts, *window) for facts in ranks}
-    known = {rank: seconds for rank, seconds in used.items() if seconds is not None}
-    busy_s = max(fsum(known.values()), head.record.facts.host_busy_s or 0.0)
+    cpu_s_of_rank = {rank: seconds for rank, seconds in used.items() if seconds is not None}
+    busy_s = max(fsum(cpu_s_of_rank.values()), head.record.facts.host_busy_s or 0.0)
     parts = {
-        facts.place.rank: _cut(domain, ledger, ledger.energy_j * known[facts.place.rank] / busy_s, facts)
+        facts.place.rank: _cut(domain, ledger, ledger.energy_j * cpu_s_of_rank[facts.place.rank] / busy_s, facts)
         for facts in ranks
-        if busy_s > 0 and known.get(facts.place.rank)
+        if busy_s > 0 and cpu_s_of_rank.get(facts.place.rank)
     }
     return _closed(domain, ledger, parts, f"split between {len(parts)} ranks by their CPU time")
 
@@ -172,12 +179,12 @@ def _share_of(ledger: Ledger) -> Provenance:
 def _closed(domain: Domain, ledger: Ledger, parts: Parts, note: str) -> Booked:
     """Book the joules of no rank to `(no rank)`, so that the entries add up to the meter."""
     booked = summed(domain, parts.values())
-    rest_j = ledger.energy_j - fsum(entry.energy_self_j for entry in booked)
-    rest = Entry(
-        domain, NO_RANK, "other", rest_j, None, None, None, None, 0.0, 0, _method(ledger), _share_of(ledger)
+    unallocated_j = ledger.energy_j - fsum(entry.energy_self_j for entry in booked)
+    unallocated = Entry(
+        domain, NO_RANK, "other", unallocated_j, None, None, None, None, 0.0, 0, _method(ledger), _share_of(ledger)
     )  # fmt: skip
     # A remainder below the precision of the sum is rounding.
-    entries = (*booked, rest) if rest_j > 1e-10 * ledger.energy_j or not booked else booked
+    entries = (*booked, unallocated) if unallocated_j > 1e-10 * ledger.energy_j or not booked else booked
     total = _renamed(ledger, domain, entries)
     return Booked(replace(total, sentence=f"{total.sentence.rstrip('.')}; {note}."), parts)
 
@@ -197,41 +204,41 @@ def summed(domain: Domain, parts: Iterable[Sequence[Entry]]) -> tuple[Entry, ...
     for entries in parts:
         for entry in entries:
             by_row[entry.fqn, entry.phase, entry.stage].append(entry)
-    return tuple(_sum(domain, row, found) for row, found in sorted(by_row.items()))
+    return tuple(_sum(domain, row, row_entries) for row, row_entries in sorted(by_row.items()))
 
 
-def _sum(domain: Domain, row: tuple[str, Phase, str], found: list[Entry]) -> Entry:
-    if len(found) == 1:
-        return replace(found[0], domain=domain)
-    time_s = fsum(entry.time_self_s for entry in found)
-    carried_s = fsum(entry.carried_share * entry.time_self_s for entry in found)
-    methods = {entry.method for entry in found}
+def _sum(domain: Domain, row: tuple[str, Phase, str], entries: list[Entry]) -> Entry:
+    if len(entries) == 1:
+        return replace(entries[0], domain=domain)
+    time_s = fsum(entry.time_self_s for entry in entries)
+    carried_s = fsum(entry.carried_share * entry.time_self_s for entry in entries)
+    methods = {entry.method for entry in entries}
     return Entry(
         domain=domain,
         fqn=row[0],
         phase=row[1],
         stage=row[2],
-        energy_self_j=fsum(entry.energy_self_j for entry in found),
-        energy_self_lo_j=_all(entry.energy_self_lo_j for entry in found),
-        energy_self_hi_j=_all(entry.energy_self_hi_j for entry in found),
-        energy_systematic_lo_j=_all(entry.energy_systematic_lo_j for entry in found),
-        energy_systematic_hi_j=_all(entry.energy_systematic_hi_j for entry in found),
-        energy_static_j=_all(entry.energy_static_j for entry in found),
-        energy_dynamic_j=_all(entry.energy_dynamic_j for entry in found),
+        energy_self_j=fsum(entry.energy_self_j for entry in entries),
+        energy_self_lo_j=_all(entry.energy_self_lo_j for entry in entries),
+        energy_self_hi_j=_all(entry.energy_self_hi_j for entry in entries),
+        energy_systematic_lo_j=_all(entry.energy_systematic_lo_j for entry in entries),
+        energy_systematic_hi_j=_all(entry.energy_systematic_hi_j for entry in entries),
+        energy_static_j=_all(entry.energy_static_j for entry in entries),
+        energy_dynamic_j=_all(entry.energy_dynamic_j for entry in entries),
         time_self_s=time_s,
-        calls=_all_calls([entry.calls for entry in found]),
+        calls=_all_calls([entry.calls for entry in entries]),
         method=methods.pop() if len(methods) == 1 else "time_share",
-        provenance=weakest(*(entry.provenance for entry in found)),
+        provenance=weakest(*(entry.provenance for entry in entries)),
         carried_share=min(carried_s / time_s, 1.0) if time_s > 0 else 0.0,
     )
 
 
 def _all(values: Iterable[float | None]) -> float | None:
-    known = list(values)
-    return None if None in known else fsum(value for value in known if value is not None)
+    amounts = list(values)
+    return None if None in amounts else fsum(value for value in amounts if value is not None)
 
 
 def _all_calls(calls: Sequence[int | None]) -> int | None:
     """Return the sum of calls; None where some are unknown."""
-    known = [each for each in calls if each is not None]
-    return sum(known) if len(known) == len(calls) else None
+    known_calls = [each for each in calls if each is not None]
+    return sum(known_calls) if len(known_calls) == len(calls) else None

@@ -27,16 +27,20 @@ class Clock:
     @property
     def bound_ns(self) -> int | None:
         """Return the maximum error of a time in ns; None where it rests on wall clocks, whose error is unknown."""
-        return None if self.method == "wall_clock" else max((look.bound_ns for look in self.looks), default=0)
+        return (
+            None
+            if self.method == "wall_clock"
+            else max((measurement.bound_ns for measurement in self.looks), default=0)
+        )
 
     def shift(self, t_ns: IntArray) -> IntArray:
         """Return instants on the job's clock."""
         if not self.looks:
             return t_ns
-        first = self.looks[0].offset_ns  # subtracted: offsets are larger than a float represents to the nanosecond
-        at = np.array([look.t_ns for look in self.looks], dtype=np.int64)
-        more = np.array([look.offset_ns - first for look in self.looks], dtype=np.float64)
-        return np.asarray(t_ns + first + interpolate(t_ns, at, more).round().astype(np.int64), dtype=np.int64)
+        base_ns = self.looks[0].offset_ns  # subtracted: offsets are larger than a float represents to the nanosecond
+        at = np.array([measurement.t_ns for measurement in self.looks], dtype=np.int64)
+        more = np.array([measurement.offset_ns - base_ns for measurement in self.looks], dtype=np.float64)
+        return np.asarray(t_ns + base_ns + interpolate(t_ns, at, more).round().astype(np.int64), dtype=np.int64)
 
     def one(self, t_ns: int) -> int:
         """Return one instant on the job's clock."""
@@ -55,28 +59,28 @@ def clocks(job: Job) -> Mapping[str, Clock]:
     by_host: dict[str, list[RankRecord]] = {}
     for rank in job.ranks:
         by_host.setdefault(job.records[rank].facts.host, []).append(job.records[rank])
-    measured = {host: looks for host, found in by_host.items() if (looks := _best(found))}
-    known = {host: Clock(looks, "store") for host, looks in measured.items()}
+    measured = {host: measurements for host, records in by_host.items() if (measurements := _best(records))}
+    clock_of_host = {host: Clock(measurements, "store") for host, measurements in measured.items()}
     if 0 in job.records:
-        known[job.records[0].facts.host] = SAME
-    if not known:  # without rank 0 and measurements: the first machine's clock is used
-        known[job.records[job.ranks[0]].facts.host] = SAME
-    anchor = _anchor(by_host, known)
-    return {host: known.get(host) or _by_wall(found, anchor) for host, found in by_host.items()}
+        clock_of_host[job.records[0].facts.host] = SAME
+    if not clock_of_host:  # without rank 0 and measurements: the first machine's clock is used
+        clock_of_host[job.records[job.ranks[0]].facts.host] = SAME
+    anchor = _anchor(by_host, clock_of_host)
+    return {host: clock_of_host.get(host) or _by_wall(records, anchor) for host, records in by_host.items()}
 
 
 def _best(records: list[RankRecord]) -> tuple[Look, ...]:
     """Return the measurements of the rank with the smallest error bound."""
-    seen = [record.facts.clock for record in records if record.facts.clock]
-    return min(seen, key=lambda looks: max(look.bound_ns for look in looks), default=())
+    measured = [record.facts.clock for record in records if record.facts.clock]
+    return min(measured, key=lambda measurements: max(measurement.bound_ns for measurement in measurements), default=())
 
 
-def _anchor(by_host: Mapping[str, list[RankRecord]], known: Mapping[str, Clock]) -> int:
+def _anchor(by_host: Mapping[str, list[RankRecord]], clock_of_host: Mapping[str, Clock]) -> int:
     """Return unix time minus the job's clock, from a machine whose clock is known."""
     for host, records in by_host.items():
         for record in records:
-            if host in known and record.report is not None:
-                return record.report.start_unix_ns - known[host].one(record.report.start_ns)
+            if host in clock_of_host and record.report is not None:
+                return record.report.start_unix_ns - clock_of_host[host].one(record.report.start_ns)
     return 0
 
 

@@ -16,11 +16,11 @@ from torchwatt.core.terms import Domain
 
 def curve_of(group: Group, clock: Mapping[str, Clock]) -> EnergyCurve | None:
     """Return the device's curve, or the sum of the shares that its ranks modelled."""
-    its = clock[group.host]
+    machine_clock = clock[group.host]
     if not group.added:
         curve = group.holder.curve
-        return None if curve is None else _moved(curve, group.domain, its)
-    curves = [_moved(look.curve, group.domain, its) for look in group.looks if look.curve is not None]
+        return None if curve is None else _moved(curve, group.domain, machine_clock)
+    curves = [_moved(view.curve, group.domain, machine_clock) for view in group.looks if view.curve is not None]
     return _sum(curves) if curves else None
 
 
@@ -39,13 +39,13 @@ def _sum(curves: Sequence[EnergyCurve]) -> EnergyCurve:
         return curves[0]
     t_ns = np.unique(np.concatenate([curve.t_ns for curve in curves]))
     energy_j = np.sum([curve.at(t_ns) - curve.at(t_ns[:1]) for curve in curves], axis=0)
-    first = curves[0]
+    first_curve = curves[0]
     return EnergyCurve(
-        first.domain,
+        first_curve.domain,
         t_ns,
         np.maximum.accumulate(energy_j - energy_j[0]),
-        first.method,
-        first.provenance,
+        first_curve.method,
+        first_curve.provenance,
         sqrt(fsum(curve.u_j**2 for curve in curves)),
         None,
         tuple(sorted({hole for curve in curves for hole in curve.silent})),

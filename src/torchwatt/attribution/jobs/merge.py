@@ -31,17 +31,17 @@ def merge(job: Job) -> Report:
     Raises:
         BundleError: No rank left a report.
     """
-    found = reports(job)
-    if not found:
-        raise BundleError(f"job {job.name}: no rank left a report: {_named(job.lost) or 'nothing to merge'}")
+    rank_reports = reports(job)
+    if not rank_reports:
+        raise BundleError(f"job {job.name}: no rank wrote a report: {_named(job.lost) or 'nothing to merge'}")
     clock = clocks(job)
     metered = groups(job)
     booked = [(group, books) for group in metered if (books := book(group, job)) is not None]
     curves = tuple(curve for group in metered if (curve := curve_of(group, clock)) is not None)
     start_ns = min(_shifted(job, clock, rank)[0] for rank in _present(job))
     end_ns = max(_shifted(job, clock, rank)[1] for rank in _present(job))
-    first = found[0]
-    anchor_ns = first.start_unix_ns - _shifted(job, clock, _present(job)[0])[0]
+    first_report = rank_reports[0]
+    anchor_ns = first_report.start_unix_ns - _shifted(job, clock, _present(job)[0])[0]
     booked = [(group, replace(books, ledger=_inside(books.ledger, group, metered))) for group, books in booked]
     counted = [books for _, books in booked if books.ledger.counted]
     parts = tuple(_part(job, clock, rank, counted) for rank in range(job.world_size))
@@ -53,7 +53,7 @@ def merge(job: Job) -> Report:
     meters = tuple(meter for group in metered if (meter := _meter(group)) is not None)
     return Report(
         run_id=_run_id(job),
-        name=first.name,
+        name=first_report.name,
         status=status,
         start_ns=start_ns,
         end_ns=end_ns,
@@ -67,15 +67,15 @@ def merge(job: Job) -> Report:
             *(lost_part(ledger.domain, ledger.coverage, end_ns) for ledger in away),
         ),
         steps=_steps(job, clock, curves),
-        modules=_modules(found),
-        units=_units(found),
-        sampler=_sampler(found),
-        tracing_cost_s=max((r.tracing_cost_s for r in found if r.tracing_cost_s is not None), default=None),
-        traced_steps=next((report.traced_steps for report in found if report.steps), None),  # of those in `steps`
+        modules=_modules(rank_reports),
+        units=_units(rank_reports),
+        sampler=_sampler(rank_reports),
+        tracing_cost_s=max((r.tracing_cost_s for r in rank_reports if r.tracing_cost_s is not None), default=None),
+        traced_steps=next((report.traced_steps for report in rank_reports if report.steps), None),
         exit_reason=reason,
-        software=first.software,
+        software=first_report.software,
         declared={
-            **first.declared, "job_id": job.name, "world_size": job.world_size, "node_count": len(nodes(job)),
+            **first_report.declared, "job_id": job.name, "world_size": job.world_size, "node_count": len(nodes(job)),
         },
         ranks=parts,
     )  # fmt: skip
@@ -85,13 +85,13 @@ def _inside(ledger: Ledger, group: Group, metered: Sequence[Group]) -> Ledger:
     """Translate the names of containing domains from the rank's to the job's."""
     if not ledger.part_of:
         return ledger
-    here = {
-        str(look.ledger.domain): str(one.domain)
-        for one in metered
-        for look in one.looks
-        if look.rank == group.holder.rank and look.ledger is not None
+    job_names = {
+        str(view.ledger.domain): str(other_group.domain)
+        for other_group in metered
+        for view in other_group.looks
+        if view.rank == group.holder.rank and view.ledger is not None
     }
-    return replace(ledger, part_of=", ".join(here.get(name, name) for name in ledger.part_of.split(", ")))
+    return replace(ledger, part_of=", ".join(job_names.get(name, name) for name in ledger.part_of.split(", ")))
 
 
 def _present(job: Job) -> list[int]:
@@ -110,15 +110,15 @@ def _part(job: Job, clock: Mapping[str, Clock], rank: int, booked: list[Booked])
         return RankPart(rank, None, None, "", "missing", job.lost.get(rank, "left nothing"))
     facts, report = record.facts, record.report
     place = facts.place
-    told = RankPart(
+    part = RankPart(
         rank, nodes(job)[facts.host], place.local_rank, facts.host, "missing", reason_of(job, rank), facts.run_id
     )
     if report is None:
-        return told
+        return part
     start_ns, end_ns = _shifted(job, clock, rank)
-    its = clock[facts.host]
+    machine_clock = clock[facts.host]
     return replace(
-        told,
+        part,
         status=cast("RankStatus", report.status),
         reason=report.exit_reason,
         start_ns=start_ns,
@@ -126,8 +126,8 @@ def _part(job: Job, clock: Mapping[str, Clock], rank: int, booked: list[Booked])
         cpu_s=facts.cpu_s,
         host_busy_s=facts.host_busy_s if facts.shared else None,
         step_count=report.step_count,
-        clock_method=its.method,
-        clock_bound_ns=its.bound_ns,
+        clock_method=machine_clock.method,
+        clock_bound_ns=machine_clock.bound_ns,
         entries=tuple(entry for books in booked for entry in books.parts.get(rank, ())),
     )
 
@@ -189,42 +189,42 @@ def _steps(job: Job, clock: Mapping[str, Clock], curves: Iterable[EnergyCurve]) 
         record = job.records[rank]
         report = cast("Report", record.report)
         if report.steps:
-            one = clock[record.facts.host].one
-            return tuple(_step(step, one(step.start_ns), one(step.end_ns), lines) for step in report.steps)
+            shift = clock[record.facts.host].one
+            return tuple(_step(step, shift(step.start_ns), shift(step.end_ns), lines) for step in report.steps)
     return ()
 
 
 def _step(step: Step, start_ns: int, end_ns: int, curves: list[EnergyCurve]) -> Step:
-    known = {str(c.domain): c.between(start_ns, end_ns) for c in curves if c.knows(start_ns, end_ns)}
-    return replace(step, start_ns=start_ns, end_ns=end_ns, energy_j=known)
+    known_j = {str(c.domain): c.between(start_ns, end_ns) for c in curves if c.knows(start_ns, end_ns)}
+    return replace(step, start_ns=start_ns, end_ns=end_ns, energy_j=known_j)
 
 
-def _modules(found: Iterable[Report]) -> tuple[ModuleInfo, ...]:
+def _modules(reports: Iterable[Report]) -> tuple[ModuleInfo, ...]:
     """Return every module once; a sharded one counts the parameters of its largest shard."""
-    known: dict[str, ModuleInfo] = {}
-    for report in found:
+    module_by_name: dict[str, ModuleInfo] = {}
+    for report in reports:
         for module in report.modules:
-            old = known.get(module.fqn)
+            old = module_by_name.get(module.fqn)
             if old is None or module.params > old.params:
-                known[module.fqn] = module
-    return tuple(known.values())
+                module_by_name[module.fqn] = module
+    return tuple(module_by_name.values())
 
 
-def _units(found: Iterable[Report]) -> dict[str, float]:
+def _units(reports: Iterable[Report]) -> dict[str, float]:
     counts: dict[str, list[float]] = {}
-    for report in found:
+    for report in reports:
         for unit, n in report.units.items():
             counts.setdefault(unit, []).append(n)
     return {unit: fsum(values) for unit, values in counts.items()}
 
 
-def _sampler(found: tuple[Report, ...]) -> SamplerStats:
+def _sampler(reports: tuple[Report, ...]) -> SamplerStats:
     """Sum the cost of sampling over all ranks; other statistics remain with each rank."""
-    modes = {report.sampler.mode for report in found}
+    modes = {report.sampler.mode for report in reports}
     return SamplerStats(
         mode=modes.pop() if len(modes) == 1 else "thread",
-        cpu_s=fsum(report.sampler.cpu_s for report in found),
-        wall_s=max(report.sampler.wall_s for report in found),
-        missed={"all": sum(sum(report.sampler.missed.values()) for report in found)},
-        reads={"all": sum(sum(report.sampler.reads.values()) for report in found)},
+        cpu_s=fsum(report.sampler.cpu_s for report in reports),
+        wall_s=max(report.sampler.wall_s for report in reports),
+        missed={"all": sum(sum(report.sampler.missed.values()) for report in reports)},
+        reads={"all": sum(sum(report.sampler.reads.values()) for report in reports)},
     )

@@ -41,13 +41,13 @@ class Group:
     @property
     def owners(self) -> tuple[Seen, ...]:
         """Return the views of ranks that own this device."""
-        return tuple(look for look in self.looks if look.own)
+        return tuple(view for view in self.looks if view.own)
 
     @property
     def holder(self) -> Seen:
         """Return the best view of the device: owners first, then the longest known, then the lowest rank."""
-        found = [look for look in self.owners if look.ledger] or [look for look in self.looks if look.ledger]
-        return max(found or self.looks, key=lambda look: (look.ledger.known_s if look.ledger else 0.0, -look.rank))
+        metered = [view for view in self.owners if view.ledger] or [view for view in self.looks if view.ledger]
+        return max(metered or self.looks, key=lambda view: (view.ledger.known_s if view.ledger else 0.0, -view.rank))
 
 
 def nodes(job: Job) -> Mapping[str, int]:
@@ -58,21 +58,21 @@ def nodes(job: Job) -> Mapping[str, int]:
 
 def groups(job: Job) -> tuple[Group, ...]:
     """Return every meter of the job once; with a single machine, domain names have no node."""
-    found: dict[tuple[str, str], list[Seen]] = defaultdict(list)
+    views_of_meter: dict[tuple[str, str], list[Seen]] = defaultdict(list)
     for rank in job.ranks:
         record = job.records[rank]
-        for name, look in _looks(rank, record):
-            found[record.facts.host, record.facts.devices.get(name, name)].append(look)
+        for name, view in _looks(rank, record):
+            views_of_meter[record.facts.host, record.facts.devices.get(name, name)].append(view)
     node = nodes(job)
     many = len(node) > 1
     taken: dict[str, set[str]] = defaultdict(set)
-    made = []
-    for (host, _), looks in sorted(found.items(), key=lambda item: (node[item[0][0]], _order(item[1]))):
-        domain = _free(_domain(looks), taken[host])
+    meter_groups = []
+    for (host, _), views in sorted(views_of_meter.items(), key=lambda item: (node[item[0][0]], _order(item[1]))):
+        domain = _free(_domain(views), taken[host])
         placed = Domain(domain.kind, domain.index, node[host] if many else None)
-        scope = next((look.meter.scope for look in looks if look.meter is not None), "device")
-        made.append(Group(placed, host, tuple(looks), added=scope == "process"))
-    return tuple(made)
+        scope = next((view.meter.scope for view in views if view.meter is not None), "device")
+        meter_groups.append(Group(placed, host, tuple(views), added=scope == "process"))
+    return tuple(meter_groups)
 
 
 def _looks(rank: int, record: RankRecord) -> list[tuple[str, Seen]]:
@@ -88,16 +88,22 @@ def _looks(rank: int, record: RankRecord) -> list[tuple[str, Seen]]:
     ]
 
 
-def _order(looks: list[Seen]) -> tuple[str, int, int]:
-    domain = _domain(looks)
-    return domain.kind, -1 if domain.index is None else domain.index, looks[0].rank
+def _order(views: list[Seen]) -> tuple[str, int, int]:
+    domain = _domain(views)
+    return domain.kind, -1 if domain.index is None else domain.index, views[0].rank
 
 
-def _domain(looks: list[Seen]) -> Domain:
+def _domain(views: list[Seen]) -> Domain:
     """Return the domain as numbered by NVML: a rank's gpu:0 depends on its visible devices."""
-    first = looks[0]
-    domain = first.ledger.domain if first.ledger is not None else first.curve.domain if first.curve else Domain("gpu")
-    return Domain(domain.kind, first.record.facts.numbers.get(str(domain), domain.index))
+    first_view = views[0]
+    domain = (
+        first_view.ledger.domain
+        if first_view.ledger is not None
+        else first_view.curve.domain
+        if first_view.curve
+        else Domain("gpu")
+    )
+    return Domain(domain.kind, first_view.record.facts.numbers.get(str(domain), domain.index))
 
 
 def _free(domain: Domain, taken: set[str]) -> Domain:

@@ -28,21 +28,21 @@ class Job:
     records: Mapping[int, RankRecord] = field(default_factory=dict)
     lost: Mapping[int, str] = field(default_factory=dict)  # ranks without a readable record, and the reason
 
-    def __add__(self, other: Job) -> Job:
+    def __add__(self, more: Job) -> Job:
         """Merge two parts of one job.
 
         Raises:
             BundleError: They are parts of two jobs, or both contain the same rank.
         """
-        if (self.name, self.world_size) != (other.name, other.world_size):
+        if (self.name, self.world_size) != (more.name, more.world_size):
             raise BundleError(
-                f"ranks of two jobs: {self.name} of {self.world_size} ranks and {other.name} of {other.world_size}; "
+                f"ranks of two jobs: {self.name} of {self.world_size} ranks and {more.name} of {more.world_size}; "
                 "merge each job by itself"
             )
-        twice = sorted(self.records.keys() & other.records.keys())
+        twice = sorted(self.records.keys() & more.records.keys())
         if twice:
-            raise BundleError(f"job {self.name}: rank {twice[0]} is there twice; each joule is counted once")
-        return Job(self.name, self.world_size, {**self.records, **other.records}, {**self.lost, **other.lost})
+            raise BundleError(f"job {self.name}: rank {twice[0]} occurs twice; remove one of its records")
+        return Job(self.name, self.world_size, {**self.records, **more.records}, {**self.lost, **more.lost})
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ def jobs_sum(records: Iterable[RankRecord]) -> Job:
     """
     jobs = [job_of(record) for record in records]
     if not jobs:
-        raise BundleError("no rank left anything: nothing to merge")
+        raise BundleError("no rank wrote a record: nothing to merge")
     total = jobs[0]
     for job in jobs[1:]:
         total = total + job

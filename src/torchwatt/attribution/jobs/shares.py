@@ -42,23 +42,23 @@ def cpu_points(recording: Recording, key: str, start_ns: int, end_ns: int) -> tu
     series = recording.get(key)
     if series is None or len(series) < 2:
         return ()
-    known = _distinct(series)
-    if len(known.t_ns) < 2:
+    readings = _distinct(series)
+    if len(readings.t_ns) < 2:
         return ()
-    lo, hi = max(start_ns, int(known.t_ns[0])), min(end_ns, int(known.t_ns[-1]))
+    lo, hi = max(start_ns, int(readings.t_ns[0])), min(end_ns, int(readings.t_ns[-1]))
     if hi <= lo:
         return ()
-    inside = known.t_ns[(known.t_ns > lo) & (known.t_ns < hi)]
-    t_ns = np.concatenate(([lo], inside, [hi]))
-    raw = interpolate(t_ns, known.t_ns, np.maximum.accumulate(known.raw)) * known.channel.scale
+    inner_ns = readings.t_ns[(readings.t_ns > lo) & (readings.t_ns < hi)]
+    t_ns = np.concatenate(([lo], inner_ns, [hi]))
+    raw = interpolate(t_ns, readings.t_ns, np.maximum.accumulate(readings.raw)) * readings.channel.scale
     return tuple(zip(t_ns.tolist(), raw.tolist(), strict=True))
 
 
 def _distinct(series: Series) -> Series:
     """Keep finite readings, one an instant."""
     keep = np.isfinite(series.raw)
-    t_ns, first = np.unique(series.t_ns[keep], return_index=True)
-    raw = series.raw[keep][first]
+    t_ns, indices = np.unique(series.t_ns[keep], return_index=True)
+    raw = series.raw[keep][indices]
     return Series(series.channel, t_ns, raw, np.zeros_like(t_ns))
 
 
@@ -66,8 +66,8 @@ def thinned(points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...
     """Keep the ends and at most some hundred points between: enough to interpolate CPU time in a part of the run."""
     if len(points) <= MOST_POINTS:
         return tuple(points)
-    wanted = np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int))
-    return tuple(points[i] for i in wanted.tolist())
+    chosen = np.unique(np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int))
+    return tuple(points[i] for i in chosen.tolist())
 
 
 def nothing_traced(cpu_s: float) -> tuple[HostShare, ...]:
